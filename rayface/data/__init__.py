@@ -1,0 +1,1 @@
+"""Tar shards of faces: format, conversion, drawing and streaming."""

@@ -1,0 +1,1 @@
+"""Verification, identification, protocols and export of trained models."""
