@@ -1,0 +1,46 @@
+# Everything runs in .venv, which is made on first use and kept until pyproject.toml or constraints.txt change.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help demo test lint types format clean
+
+help:
+	@echo "make demo    draw faces, train on them with several workers, evaluate (a few minutes)"
+	@echo "make test    run the tests; ARGS='-k name' is passed on to pytest"
+	@echo "make lint    ruff check, ruff format --check"
+	@echo "make types   mypy"
+	@echo "make format  ruff check --fix, ruff format"
+	@echo "make clean   remove .venv, caches and the demo's files"
+
+demo: $(INSTALLED)
+	$(VENV)/bin/python examples/demo.py
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+types: $(INSTALLED)
+	$(VENV)/bin/python -m mypy rayface
+
+format: $(INSTALLED)
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
+
+# The stamp is written last: an interrupted installation is done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "rayface needs Python 3.11 or newer: none found on PATH; try make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing rayface into $(VENV) (once, about two minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev,onnx]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
