@@ -1,0 +1,260 @@
+"""The one typed config tree: preset, then file, then `key=value`; unknown keys are refused."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Paths = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DataConfig:
+    """What is read, and what is done to an image before the backbone sees it."""
+
+    train: Paths = ()
+    """Dataset directory, or a list of them trained on as one."""
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 112
+    max_corrupt_fraction: Fraction = 1e-3
+    """Share of the samples that may be damaged before a run stops."""
+    chunk_images: Positive = 8
+    """Neighbours in a shard that are read with one request; raise to 64 on object stores."""
+    window_images: Positive = 4096
+    """Images shuffled together; a read task decodes one window."""
+    readers: NotNegative = 0
+    """Windows decoded at once; 0: from the free CPUs of the cluster."""
+    flip: bool = True
+    shift: NotNegative = 0
+    """Largest random crop shift, pixels of image_size."""
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BackboneConfig:
+    name: str = "r50"
+    embedding_size: Positive = 512
+    width: Annotated[float, Field(gt=0)] | None = None
+    """Multiplies every channel count; None: the backbone's own."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class HeadConfig:
+    name: str = "partial_fc"
+    margin: str = "cosface"
+    margin_value: float | None = None
+    """The margin m; None: the paper's default."""
+    scale: Annotated[float, Field(gt=0)] = 64.0
+    conflict_threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
+    margin_gradient: Literal["straight_through", "exact"] = "straight_through"
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    center_update: Literal["sparse", "dense"] = "sparse"
+    storage_dtype: Literal["fp32", "bf16"] = "fp32"
+    compute_dtype: Literal["fp32", "bf16"] = "fp32"
+    logit_memory: Positive = 512 * 2**20
+    """Bytes of logits kept at once."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OptimConfig:
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
+    """Largest norm of the backbone's gradient."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ScheduleConfig:
+    name: Literal["polynomial", "multi_step", "constant"] = "polynomial"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    power: Annotated[float, Field(gt=0)] = 1.0
+    milestones: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Epochs after which multi_step multiplies the rate by gamma."""
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainConfig:
+    epochs: Annotated[float, Field(gt=0)] = 20
+    batch_size: Positive = 128
+    """Global: over all workers."""
+    num_workers: Positive = 1
+    cpus_per_worker: Positive = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the backbone. auto: bf16 where the device has fast bf16 products."""
+    seed: NotNegative = 0
+    output: str | None = None
+    """Run directory, on a disk that all nodes share; None: the next free runs/NAME-001."""
+    checkpoint_every: NotNegative = 0
+    """Steps; 0: once an epoch."""
+    keep_checkpoints: Positive = 3
+    log_every: Positive = 10
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluateConfig:
+    every: NotNegative = 0
+    """Steps; 0: before the first and after the last."""
+    pairs: str | None = None
+    data: str | None = None
+    """Dataset directory that holds the members named in pairs."""
+    batch_size: Positive = 256
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrackingConfig:
+    enabled: bool = True
+    uri: str | None = None
+    """MLflow: a server, or sqlite:///FILE. None: MLFLOW_TRACKING_URI, else mlflow.db beside the runs."""
+    experiment: str = "rayface"
+    timeout: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds that the end of a run waits for MLflow; what is not delivered then stays in the spool."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Config:
+    name: str = "run"
+    """Starts the names of run directories and of MLflow runs."""
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    head: HeadConfig = HeadConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+_ADAPTER = TypeAdapter(Config)
+_GROUPS = {f.name for f in fields(Config) if is_dataclass(f.default)}
+
+
+def load(
+    preset: str | None = None, file: Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
+    """Resolve preset, then YAML file, then overrides.
+
+    Raises:
+        ValueError: one line with the key, its value, the rule and the remedy.
+    """
+    from rayface.presets import preset_values
+
+    tree = preset_values(preset) if preset else {}
+    if file is not None:
+        _merge(tree, _read_yaml(file), source=str(file))
+    return with_overrides(_build(tree), overrides)
+
+
+def with_overrides(config: Config, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
+    """A config with some keys changed, by `["a.b=c", ...]` (values in YAML) or `{"a.b": value}`.
+
+    Raises:
+        ValueError: an unknown key (the nearest one is named) or a value that breaks its rule.
+    """
+    if not isinstance(overrides, Mapping):
+        overrides = dict(_parse_override(text) for text in overrides)
+    tree = to_dict(config)
+    for key, value in overrides.items():
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(tree, nested, source=key)
+    return _build(tree)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dict of YAML's types."""
+    return {k: _plain(v) for k, v in asdict(config).items()}
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted key to value, in the order of the tree."""
+    out: dict[str, Any] = {}
+    for key, value in to_dict(config).items():
+        if isinstance(value, dict):
+            out.update({f"{key}.{k}": v for k, v in value.items()})
+        else:
+            out[key] = value
+    return out
+
+
+def dump(config: Config, path: Path) -> None:
+    """Write the resolved config as YAML that `load` reads."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ValueError(f"{text!r}: must be key=value, for example head.sample_rate=0.1")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key.strip(), value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}: give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: must hold keys and values, for example 'head: {{sample_rate: 0.1}}'")
+    return tree
+
+
+def _merge(tree: dict[str, Any], changes: Mapping[str, Any], *, source: str, at: str = "") -> None:
+    for key, value in changes.items():
+        path = f"{at}{key}"
+        _check_known(path, source)
+        if isinstance(value, Mapping) and isinstance(tree.get(key, {}), dict):
+            _merge(tree.setdefault(key, {}), value, source=source, at=f"{path}.")
+        elif path in _GROUPS:
+            raise ValueError(f"{path}: {value!r}: is a group of keys: set one of them, as {path}.KEY=VALUE")
+        else:
+            tree[key] = value
+
+
+def _check_known(path: str, source: str) -> None:
+    known = [*flat(Config()), *_GROUPS]
+    if path in known:
+        return
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    hint = f": did you mean {near[0]}?" if near else ": see the keys in rayface/config.py"
+    where = f" (in {source})" if source != path else ""
+    raise ValueError(f"{path}: is not a config key{where}{hint}")
+
+
+def _build(tree: dict[str, Any]) -> Config:
+    try:
+        return _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and "[" not in part)
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise ValueError(f"{key}: {first['input']!r}: {message}") from error

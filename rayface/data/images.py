@@ -1,0 +1,103 @@
+"""JPEG bytes to uint8 images, and uint8 images to what a network is trained on."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+
+def decode_jpeg(jpeg: bytes, size: int) -> NDArray[np.uint8]:
+    """One JPEG as RGB (size, size, 3); a larger one is scaled down while it is decoded.
+
+    Raises:
+        ValueError: when the bytes are not a JPEG that can be decoded.
+    """
+    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    image = simplejpeg.decode_jpeg(jpeg, min_height=size, min_width=size)
+    if image.shape[:2] != (size, size):
+        shrink = min(height, width) > size
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    return image
+
+
+def decode_jpegs(jpegs: Sequence[bytes], size: int) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """Decode many JPEGs: images (n, size, size, 3) RGB, and the reason for each one that could not be.
+
+    The places of bad ones are left black; the caller decides what stands there.
+    """
+    images = np.zeros((len(jpegs), size, size, 3), np.uint8)
+    bad: dict[int, str] = {}
+    for i, jpeg in enumerate(jpegs):
+        try:
+            images[i] = decode_jpeg(jpeg, size)
+        except ValueError as error:
+            bad[i] = str(error)
+    return images, bad
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1], kept channels_last in memory."""
+    return images.permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
+
+
+def augment(
+    images: torch.Tensor,
+    rows: slice,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    flip: bool,
+    shift: int,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+) -> torch.Tensor:
+    """Random mirror, crop shift and colour jitter, each drawn for every image of the *global* batch.
+
+    A rank draws for all B images and keeps its own, so that an image is treated alike on any number of
+    ranks.
+
+    Args:
+        images: uint8 (n, h, w, 3), the rank's part, on the device where the work is done.
+        rows: the rank's part of the global batch.
+        batch_size: global batch B.
+        generator: CPU generator, seeded by the caller for the step.
+        flip: mirror half of the images.
+        shift: largest crop shift in pixels; the edge is black.
+        brightness, contrast, saturation: largest relative change, 0.2 for +-20 %.
+
+    Returns:
+        float32 (n, 3, h, w), normalised to [-1, 1] before the jitter and not clipped after it.
+    """
+    draws = torch.rand(6, batch_size, generator=generator)[:, rows].to(images.device)
+    if flip:
+        images = torch.where((draws[0] < 0.5).view(-1, 1, 1, 1), images.flip(2), images)
+    if shift:
+        images = _shift(images, draws[1], draws[2], shift)
+    x = normalize(images)
+    if brightness:
+        x = x * (1 + brightness * (2 * draws[3] - 1)).view(-1, 1, 1, 1)
+    if contrast:
+        mean = x.mean((1, 2, 3), keepdim=True)
+        x = mean + (x - mean) * (1 + contrast * (2 * draws[4] - 1)).view(-1, 1, 1, 1)
+    if saturation:
+        gray = x.mean(1, keepdim=True)
+        x = gray + (x - gray) * (1 + saturation * (2 * draws[5] - 1)).view(-1, 1, 1, 1)
+    return x
+
+
+def _shift(images: torch.Tensor, draw_x: torch.Tensor, draw_y: torch.Tensor, shift: int) -> torch.Tensor:
+    """Move every image by its own whole number of pixels in [-shift, shift]."""
+    n, height, width, _ = images.shape
+    padded = F.pad(images, (0, 0, shift, shift, shift, shift))
+    span = 2 * shift + 1
+    dx = (draw_x * span).long().clamp_(max=2 * shift)
+    dy = (draw_y * span).long().clamp_(max=2 * shift)
+    rows = dy[:, None] + torch.arange(height, device=images.device)
+    columns = dx[:, None] + torch.arange(width, device=images.device)
+    batch = torch.arange(n, device=images.device)
+    return padded[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
