@@ -1,0 +1,274 @@
+"""The thread that hands the journals of a run to MLflow."""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayface.tracking.journal import read_records
+from rayface.tracking.server import ENVIRONMENT, MAX_METRICS, Server, Settings, checked_uri, mask_credentials
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 60.0
+MAX_CLOSING_BACKOFF_SECONDS = 2.0
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """How far a spool has got at one place (`target`); kept in `delivered.json`."""
+
+    target: str
+    run_id: str | None = None
+    cursors: dict[str, int] = field(default_factory=dict)
+    artifacts: list[tuple[str, str]] = field(default_factory=list)  # read from the journals, not yet sent
+    finish: dict[str, Any] | None = None  # the last finish record, once it is read
+    ended: bool = False  # MLflow knows it
+
+
+class Delivery:
+    """A daemon thread that hands the journals of a folder to MLflow, and never disturbs the run.
+
+    Errors do not raise: they are kept in `last_error` (without credentials), and what failed is tried again
+    with growing pauses.
+
+    Args:
+        folder: the spool; every `*.jsonl` in it is a journal, also one that appears later.
+        uri: MLflow's tracking URI; the folder of a `sqlite:///` file is created.
+        experiment: its name; it is created if missing.
+        run_name: the name of the run.
+        tags: labels of the run.
+
+    Raises:
+        ValueError: MLflow cannot store at `uri`.
+    """
+
+    def __init__(self, folder: Path, *, uri: str, experiment: str, run_name: str, tags: Mapping[str, str]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "tracking.json"
+        old = Settings(**json.loads(path.read_text())) if path.exists() else None
+        self._settings = Settings(
+            uri=checked_uri(uri),
+            experiment=experiment,
+            run_name=run_name,
+            tags=dict(tags),
+            spool_id=old.spool_id if old else uuid.uuid4().hex,
+            created=old.created if old else time.time(),
+        )
+        if old != self._settings:
+            _write_json(path, asdict(self._settings))
+        self.last_error: str | None = None
+        self._lasting_error: str | None = None
+        self._progress = self._load_progress()
+        self._server: Server | None = None
+        self._closing = threading.Event()
+        self._deadline = math.inf
+        self._delivered = False
+        self._thread = threading.Thread(target=self._run, name="rayface-tracking", daemon=True)
+
+    @classmethod
+    def of(cls, folder: Path) -> "Delivery":
+        """Return a delivery with the settings that an earlier one left in `folder`.
+
+        Raises:
+            ValueError: no delivery was ever made from there.
+        """
+        path = Path(folder) / "tracking.json"
+        if not path.is_file():
+            raise ValueError(f"spool {folder} must hold a tracking.json: give the directory of a run that was tracked")
+        old = Settings(**json.loads(path.read_text()))
+        return cls(folder, uri=old.uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags)
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run, None as long as MLflow has not been reached."""
+        return self._progress.run_id
+
+    @property
+    def uri(self) -> str:
+        """The tracking URI as it may be shown: without credentials."""
+        return mask_credentials(self._settings.uri)
+
+    def start(self) -> None:
+        """Start sending."""
+        self._thread.start()
+
+    def close(self, timeout: float) -> bool:
+        """Send what is left and stop.
+
+        Args:
+            timeout: seconds to wait at most; what is not sent then stays in the spool.
+
+        Returns:
+            True when everything is delivered.
+        """
+        self._deadline = time.monotonic() + timeout
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return self._delivered
+
+    def _run(self) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        failures, locked = 0, False
+        with (self.folder / "delivery.lock").open("w") as lock:
+            while time.monotonic() < self._deadline:
+                closing = self._closing.is_set()  # before the round: what was logged before close() is in it
+                try:
+                    if not locked:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        locked = True
+                        self._progress = self._load_progress()  # another process may have got further
+                    complete = self._round()
+                    failures = 0
+                    self.last_error = self._lasting_error
+                # a tracking store is a plug-in that may raise anything, and nothing may end the delivery
+                except Exception as error:
+                    complete = False
+                    failures += 1
+                    self._note(error)
+                if complete and closing:
+                    self._delivered = True
+                    return
+                self._pause(failures)
+
+    def _pause(self, failures: int) -> None:
+        if not failures:
+            self._closing.wait(POLL_SECONDS)
+            return
+        longest = MAX_CLOSING_BACKOFF_SECONDS if self._closing.is_set() else MAX_BACKOFF_SECONDS
+        seconds = min(0.5 * 2 ** min(failures, 10), longest) * random.uniform(0.5, 1.0)
+        if self._closing.is_set():
+            time.sleep(max(0.0, min(seconds, self._deadline - time.monotonic())))
+        else:
+            self._closing.wait(seconds)
+
+    def _note(self, error: Exception | str) -> None:
+        if isinstance(error, BlockingIOError):
+            error = "another process is delivering this spool"
+        text = mask_credentials(" ".join(str(error).split()))[:500]
+        if text != self.last_error:
+            logger.warning("tracking at %s: %s; the run goes on, the spool is kept", self.uri, text)
+        self.last_error = text
+
+    def _note_lasting(self, text: str) -> None:
+        """Note what trying again does not heal: it stays the last error when deliveries succeed."""
+        self._note(text)
+        self._lasting_error = self.last_error
+
+    def _round(self) -> bool:
+        """Send everything that is there; True when nothing is left."""
+        progress = self._progress
+        for path in sorted(self.folder.glob("*.jsonl")):
+            while True:
+                records, end = self._next_records(path)
+                if end == progress.cursors.get(path.name, 0):
+                    break
+                self._send(path.name, records)
+                progress.cursors[path.name] = end
+                self._save()
+        while progress.artifacts:
+            self._connected().log_artifact(self.folder, *progress.artifacts[0])
+            progress.artifacts.pop(0)
+            self._save()
+        if progress.finish and not progress.ended:
+            self._connected().end(progress.finish["status"], progress.finish["time"])
+            progress.ended = True
+            self._save()
+        return True
+
+    def _next_records(self, path: Path) -> tuple[list[dict[str, Any]], int]:
+        """Return the next records of a journal, at most one batch of metrics, and where the rest begins."""
+        end = self._progress.cursors.get(path.name, 0)
+        if end > path.stat().st_size:
+            end = 0  # another file under the same name; what it has in common with the old one, MLflow drops
+        records: list[dict[str, Any]] = []
+        num_metrics = 0
+        for record, next_end in read_records(path, end):
+            if record is None:
+                self._note_lasting(f"{path.name}: the line before byte {next_end} is no record, left out")
+            else:
+                num_metrics += len(record["values"]) if record["kind"] == "metrics" else 0
+                if records and num_metrics > MAX_METRICS:
+                    break
+                records.append(record)
+            end = next_end
+        return records, end
+
+    def _send(self, journal: str, records: list[dict[str, Any]]) -> None:
+        progress = self._progress
+        sent = [record for record in records if record["kind"] in ("metrics", "params", "tags")]
+        for record in records:
+            if record["kind"] == "finish":
+                progress.finish = {**record, "journal": journal}
+                progress.ended = False
+            elif progress.finish and progress.finish["journal"] == journal:
+                progress.finish = None  # the run was resumed
+        if progress.ended and not progress.finish:
+            self._connected().reopen()
+            progress.ended = False
+        if sent and (refused := self._connected().log(sent)):
+            self._note_lasting(refused)
+        artifacts = [(record["path"], record["folder"]) for record in records if record["kind"] == "artifact"]
+        progress.artifacts += [artifact for artifact in artifacts if artifact not in progress.artifacts]
+
+    def _connected(self) -> "Server":
+        if self._server is None:
+            server = Server(self._settings, self._progress.run_id)
+            self._progress.run_id = server.run_id
+            self._save()
+            self._server = server
+        return self._server
+
+    def _load_progress(self) -> _Progress:
+        target = f"{self.uri} {self._settings.experiment}"
+        path = self.folder / "delivered.json"
+        if path.exists():
+            progress = _Progress(**json.loads(path.read_text()))
+            if progress.target == target:
+                return progress
+        return _Progress(target=target)  # a place that knows nothing of this run is told everything
+
+    def _save(self) -> None:
+        _write_json(self.folder / "delivered.json", asdict(self._progress))
+
+
+def deliver(folder: Path, timeout: float) -> bool:
+    """Send what a run's spool still holds, with the settings of that run.
+
+    Args:
+        folder: the spool of the run.
+        timeout: seconds to try for at most.
+
+    Returns:
+        True when everything is delivered.
+
+    Raises:
+        ValueError: `folder` is no spool.
+    """
+    delivery = Delivery.of(folder)
+    delivery.start()
+    return delivery.close(timeout)
+
+
+def _write_json(path: Path, value: object) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    # only the owner reads it: a tracking URI may hold a password
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

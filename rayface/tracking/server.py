@@ -1,0 +1,181 @@
+"""MLflow as a delivery needs it."""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+MAX_METRICS = 1000  # MLflow's limits for one call of log_batch
+MAX_PARAMS_AND_TAGS = 100
+MAX_KEY = 250
+MAX_PARAM_VALUE = 6000
+MAX_TAG_VALUE = 8000
+
+# MLflow's own defaults let one call on a dead server block for four minutes; to try again is the delivery's
+# job. Its tracebacks would land in the middle of a progress display. The user's own settings win.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def mask_credentials(text: str) -> str:
+    """Return `text` with the `user:password@` of every URI in it replaced by `***@`."""
+    return re.sub(r"(://)[^/\s@]+@", r"\1***@", text)
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """Where a spool goes; kept in `tracking.json`."""
+
+    uri: str
+    experiment: str
+    run_name: str
+    tags: dict[str, str]
+    spool_id: str
+    created: float
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def checked_uri(uri: str) -> str:
+    """Return `uri`, a sqlite file as an absolute path in a folder that exists.
+
+    Raises:
+        ValueError: it is a folder, which MLflow no longer writes to, or its folder cannot be made.
+    """
+    path = _sqlite_path(uri)
+    if path is None:
+        if uri.startswith("file:") or ("://" not in uri and uri != "databricks"):
+            raise ValueError(
+                f"tracking.uri {uri!r} must be sqlite:///FILE, http(s)://SERVER or another database: "
+                "MLflow no longer writes to folders"
+            )
+        return uri
+    path = path.absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"tracking.uri {uri!r} must be in a folder that can be made: {error.strerror}") from error
+    _, mark, options = uri.partition("?")
+    return f"sqlite:///{path}{mark}{options}"
+
+
+class Server:
+    """MLflow as a delivery needs it; making one finds or makes the run."""
+
+    def __init__(self, settings: Settings, run_id: str | None) -> None:
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # a note for each of its migrations
+        import mlflow
+
+        self._client = mlflow.MlflowClient(tracking_uri=settings.uri)
+        self._entities = mlflow.entities
+        self._error = mlflow.exceptions.MlflowException
+        self.run_id = run_id or self._find_or_create_run(settings)
+        self._log_tags(settings.tags)
+
+    def _find_or_create_run(self, settings: Settings) -> str:
+        experiment = self._client.get_experiment_by_name(settings.experiment)
+        if experiment is None:
+            database = _sqlite_path(settings.uri)
+            # MLflow's default is a folder in whatever the current directory is
+            artifacts = None if database is None else (database.parent / "mlartifacts").as_uri()
+            experiment_id = self._client.create_experiment(settings.experiment, artifact_location=artifacts)
+        else:
+            experiment_id = experiment.experiment_id
+        found = self._client.search_runs(
+            [experiment_id], f"tags.`rayface.spool_id` = '{settings.spool_id}'", max_results=1
+        )
+        if found:
+            return found[0].info.run_id
+        run = self._client.create_run(
+            experiment_id,
+            start_time=int(settings.created * 1000),
+            tags={"rayface.spool_id": settings.spool_id},
+            run_name=settings.run_name,
+        )
+        return run.info.run_id
+
+    def log(self, records: list[dict[str, Any]]) -> str | None:
+        """Log metrics, params and tags; the reason why MLflow refused some of them, if it did.
+
+        A server that does not answer raises. What it never takes is left out, so that the rest gets through.
+        """
+        metrics, refused = [], None
+        for record in records:
+            try:
+                if record["kind"] == "metrics":
+                    metrics += [
+                        self._entities.Metric(_key(key), float(value), int(record["time"] * 1000), record["step"])
+                        for key, value in record["values"].items()
+                    ]
+                elif record["kind"] == "params":
+                    self._log_params(record["values"])
+                else:
+                    self._log_tags(record["values"])
+            except self._error as error:
+                refused = self._permanent(error)
+        for batch in _batches(metrics, MAX_METRICS):
+            try:
+                self._client.log_batch(self.run_id, metrics=batch)
+            except self._error as error:
+                refused = self._permanent(error)
+        return refused
+
+    def _permanent(self, error: Exception) -> str:
+        if getattr(error, "error_code", "") != "INVALID_PARAMETER_VALUE":
+            raise error
+        return f"refused by MLflow: {error}"
+
+    def _log_params(self, values: dict[str, str]) -> None:
+        known = self._client.get_run(self.run_id).data.params
+        wanted = {_key(key): _shortened(value, MAX_PARAM_VALUE) for key, value in values.items()}
+        new = [self._entities.Param(key, value) for key, value in wanted.items() if key not in known]
+        for batch in _batches(new, MAX_PARAMS_AND_TAGS):
+            self._client.log_batch(self.run_id, params=batch)
+        # MLflow refuses to change a param; a resumed run may well have other settings
+        self._log_tags({f"changed.{key}": value for key, value in wanted.items() if known.get(key, value) != value})
+
+    def _log_tags(self, values: Mapping[str, str]) -> None:
+        tags = [self._entities.RunTag(_key(key), _shortened(value, MAX_TAG_VALUE)) for key, value in values.items()]
+        for batch in _batches(tags, MAX_PARAMS_AND_TAGS):
+            self._client.log_batch(self.run_id, tags=batch)
+
+    def log_artifact(self, spool: Path, path: str, folder: str) -> None:
+        """Send a file or a folder; one that is gone is left out."""
+        source = spool / path
+        if source.is_dir():
+            self._client.log_artifacts(self.run_id, str(source), folder or None)
+        elif source.exists():
+            self._client.log_artifact(self.run_id, str(source), folder or None)
+        else:
+            logger.warning("tracking: artifact %s is gone, left out", source)
+
+    def end(self, status: str, seconds: float) -> None:
+        """Tell MLflow how and when the run ended."""
+        self._client.set_terminated(self.run_id, status, int(seconds * 1000))
+
+    def reopen(self) -> None:
+        """Tell MLflow that a run that had ended goes on."""
+        self._client.update_run(self.run_id, status="RUNNING")
+
+
+def _key(key: str) -> str:
+    return re.sub(r"[^\w\-. :/]", "_", key)[:MAX_KEY]
+
+
+def _shortened(value: str, limit: int) -> str:
+    note = f" ... [{len(value)} characters]"
+    return value if len(value) <= limit else value[: limit - len(note)] + note
+
+
+def _batches(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
