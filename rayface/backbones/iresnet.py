@@ -24,9 +24,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.downsample = (
-            nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))
             if shortcut
             else nn.Identity()
         )
@@ -91,6 +89,4 @@ class IResNet(nn.Module):
 
 def _stage(in_channels: int, channels: int, num_blocks: int) -> nn.Sequential:
     first = ResidualBlock(in_channels, channels, 2, shortcut=True)
-    return nn.Sequential(
-        first, *(ResidualBlock(channels, channels, 1, shortcut=False) for _ in range(1, num_blocks))
-    )
+    return nn.Sequential(first, *(ResidualBlock(channels, channels, 1, shortcut=False) for _ in range(1, num_blocks)))

@@ -17,9 +17,7 @@ def test_embeds_square_images_of_any_size(image_size: int) -> None:
 def test_mini_is_r18_at_a_quarter_of_its_width() -> None:
     mini = build_backbone("mini", image_size=56, embedding_size=256)
     narrow = build_backbone("r18", image_size=56, embedding_size=256, width=0.25)
-    assert {k: v.shape for k, v in mini.state_dict().items()} == {
-        k: v.shape for k, v in narrow.state_dict().items()
-    }
+    assert {k: v.shape for k, v in mini.state_dict().items()} == {k: v.shape for k, v in narrow.state_dict().items()}
     assert mini.conv1.out_channels == 16
 
 

@@ -1,0 +1,68 @@
+"""The backbones by name."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from rayface.backbones.iresnet import IResNet
+
+# What a name stands for; every entry takes embedding_size, image_size, width and dropout, some take more.
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "mini": partial(IResNet, (2, 2, 2, 2), stem_channels=16),  # for CPUs, at 56 x 56 and 256-d
+    "r18": partial(IResNet, (2, 2, 2, 2)),
+    "r34": partial(IResNet, (3, 4, 6, 3)),
+    "r50": partial(IResNet, (3, 4, 14, 3)),
+    "r100": partial(IResNet, (3, 13, 30, 3)),
+    "r200": partial(IResNet, (6, 26, 60, 6)),
+}
+
+
+def build_backbone(
+    name: str,
+    *,
+    embedding_size: int = 512,
+    image_size: int = 112,
+    width: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> nn.Module:
+    """Build the net called `name`: (N, 3, image_size, image_size) in [-1, 1] -> (N, embedding_size), raw.
+
+    `width` multiplies the named net's own channels (None: as published), `dropout` is the rate before the
+    last linear layer, `options` are the net's own (`checkpointing`, ...). Weights are random, drawn from
+    torch's global generator.
+
+    Raises ValueError for an unknown name or option and for a value out of range.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"backbone.name {name!r} is not a known backbone; {_suggestion(name, BACKBONES)}")
+    net = BACKBONES[name]
+    accepted = inspect.signature(net).parameters
+    for option in options:
+        if option not in accepted:
+            raise ValueError(f"backbone.{option} is not an option of {name}; {_suggestion(option, accepted)}")
+    _check("embedding_size", embedding_size, embedding_size >= 1, "must be at least 1")
+    _check("image_size", image_size, image_size >= 16, "must be at least 16 pixels; 112 is usual")
+    _check("width", width, width is None or width > 0, "must be above 0; 1.0 is the published net")
+    _check("dropout", dropout, 0 <= dropout < 1, "must be in [0, 1)")
+    return net(
+        embedding_size=embedding_size,
+        image_size=image_size,
+        width=1.0 if width is None else width,
+        dropout=dropout,
+        **options,
+    )
+
+
+def _suggestion(name: str, known: Any) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(known))}"
+
+
+def _check(field: str, value: float | None, valid: bool, rule: str) -> None:
+    if not valid:
+        raise ValueError(f"backbone.{field} {value} {rule}")
