@@ -1,0 +1,79 @@
+"""cluster.yaml is what `ray up` accepts, and agrees with the versions we pin."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def pinned(package: str) -> str:
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    return pins[package]
+
+
+def test_rays_own_schema_accepts_it(config: dict[str, Any]) -> None:
+    validate_config(prepare_config(config))
+
+
+def test_a_misspelt_key_would_be_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match="head_node_typ"):
+        validate_config(prepare_config({**config, "head_node_typ": "head"}))
+
+
+def test_every_ray_version_in_it_is_the_pinned_one(config: dict[str, Any]) -> None:
+    text = (ROOT / "cluster.yaml").read_text()
+    versions = re.findall(r"\bray(?:\[[\w,]+\])?==([\d.]+)", text) + re.findall(r"/ray:([\d.]+)-", text)
+    assert len(versions) == 3
+    assert set(versions) == {pinned("ray")}
+    assert "py311" in config["docker"]["head_image"]
+    assert "py311" in config["docker"]["worker_image"]
+
+
+def test_the_head_takes_no_work_and_every_worker_has_gpus(config: dict[str, Any]) -> None:
+    types = dict(config["available_node_types"])
+    head = types.pop(config["head_node_type"])
+    assert head["resources"] == {"CPU": 0}
+    assert types
+    for worker in types.values():
+        cpus, gpus = worker["resources"]["CPU"], worker["resources"]["GPU"]
+        assert gpus >= 1
+        assert cpus >= 4 * gpus  # decoding for a GPU takes some
+        assert 0 <= worker["min_workers"] <= worker["max_workers"] <= config["max_workers"]
+    assert "-gpu" in config["docker"]["worker_image"]
+
+
+def test_only_ssh_leads_in(config: dict[str, Any]) -> None:
+    (start,) = [c for c in config["head_start_ray_commands"] if "--head" in c]
+    assert "--dashboard-host=127.0.0.1" in start
+    assert not any("0.0.0.0" in command for command in config["head_start_ray_commands"])
+    for node in config["available_node_types"].values():
+        assert node["node_config"]["SecurityGroupIds"]  # or Ray opens port 22 to the internet
+    assert "IpPermissions" not in str(config["provider"])
+
+
+def test_it_installs_this_checkout_with_our_pins(config: dict[str, Any]) -> None:
+    ((remote, local),) = config["file_mounts"].items()
+    assert (ROOT / local / "pyproject.toml").is_file()
+    (install,) = config["setup_commands"]
+    assert f"-c {remote}/constraints.txt" in install
+    assert f'-e "{remote}[' in install
+
+
+def test_placeholders_are_marked() -> None:
+    for line in (ROOT / "cluster.yaml").read_text().splitlines():
+        if re.search(r"\b(ami|sg|fs)-0000", line) or "us-west-2" in line:
+            assert "# CHANGE" in line, line
