@@ -1,0 +1,64 @@
+"""What a worker knows about the others: rank, device, and the few collectives that training needs."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This worker's place among all workers."""
+
+    rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+
+def use_cores(world: World) -> None:
+    """Share the machine's cores among its CPU workers; Ray gives each one thread whatever is idle."""
+    if world.device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices faster than fp32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
+    """bf16 autocast, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def average_buffers(module: torch.nn.Module, world: World) -> None:
+    """Replace floating-point buffers (batch-norm statistics) by their mean over the ranks; one all-reduce."""
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if world.size == 1 or not buffers:
+        return
+    flat = torch.cat([b.detach().reshape(-1).float() for b in buffers])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
+def gather_rows(rows: torch.Tensor, counts: list[int], world: World) -> torch.Tensor:
+    """Rows of all ranks in order of rank: (counts[rank], ...) -> (sum(counts), ...); one all-gather.
+
+    Args:
+        rows: this rank's rows, on the device of the process group.
+        counts: rows of every rank; may differ.
+    """
+    if world.size == 1:
+        return rows
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

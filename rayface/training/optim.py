@@ -1,0 +1,19 @@
+"""Optimizers of the backbone; the head moves its class centers itself."""
+
+from torch import nn, optim
+
+
+def build_optimizer(
+    name: str, module: nn.Module, *, lr: float, momentum: float, weight_decay: float
+) -> optim.Optimizer:
+    """SGD with momentum, or AdamW; weight decay on every trainable parameter, as arcface_torch has it.
+
+    Raises:
+        ValueError: for another name.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if name == "sgd":
+        return optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    if name == "adamw":
+        return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    raise ValueError(f"optim.name: {name!r}: must be sgd or adamw")
