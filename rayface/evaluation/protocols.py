@@ -1,0 +1,183 @@
+"""Evaluation sets of face pairs: read them, embed them, measure."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from rayface.data.images import decode_jpegs, normalize
+from rayface.data.shards import Fault, open_dataset, read_samples
+from rayface.evaluation.identification import tar_at_far
+from rayface.evaluation.verification import ten_fold_accuracy
+
+COLUMNS = ("path_a", "path_b", "is_same", "fold")
+FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSet:
+    """Pairs of faces: `images` uint8 RGB (n, size, size, 3), and for P pairs the places `a` and `b` in it."""
+
+    name: str
+    images: NDArray[np.uint8]
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+    is_same: NDArray[np.bool_]
+    fold: NDArray[np.int64]
+
+
+def load_pairs(pairs_csv: str | Path, data: str | Path, *, image_size: int) -> PairSet:
+    """Read a pairs csv and the images that it names, each once.
+
+    Args:
+        pairs_csv: columns `path_a,path_b,is_same,fold`: names of tar members, 0 or 1, and the fold's number.
+        data: the dataset directory that holds the members.
+        image_size: side of the images, pixels.
+
+    Raises:
+        ValueError: a column or a member is missing, a value is out of range, or an image cannot be decoded.
+    """
+    rows = list(_rows(Path(pairs_csv)))
+    members = list(dict.fromkeys(member for row in rows for member in row[:2]))
+    place = {member: i for i, member in enumerate(members)}
+    return PairSet(
+        name=Path(pairs_csv).stem,
+        images=_images(members, data, image_size, str(pairs_csv)),
+        a=np.array([place[row[0]] for row in rows], np.int64),
+        b=np.array([place[row[1]] for row in rows], np.int64),
+        is_same=np.array([row[2] for row in rows], bool),
+        fold=np.array([row[3] for row in rows], np.int64),
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str, bool, int]]:
+    if not path.is_file():
+        raise ValueError(f"pairs {path} must be a csv file with the columns {','.join(COLUMNS)}; there is no such file")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"pairs {path} must have the columns {','.join(COLUMNS)}; it lacks {', '.join(missing)}")
+        empty = True
+        for row in reader:
+            empty = False
+            if row["is_same"] not in ("0", "1"):
+                raise ValueError(f"pairs {path} line {reader.line_num}: is_same {row['is_same']!r} must be 0 or 1")
+            if not (row["fold"] or "").isdecimal():
+                raise ValueError(f"pairs {path} line {reader.line_num}: fold {row['fold']!r} must be a number from 0")
+            yield row["path_a"], row["path_b"], row["is_same"] == "1", int(row["fold"])
+    if empty:
+        raise ValueError(f"pairs {path} must list at least one pair; it has none")
+
+
+def _key(member: str) -> str:
+    """The key of a tar member: its name up to the first dot of the last part."""
+    folder, slash, name = member.rpartition("/")
+    return folder + slash + name.partition(".")[0]
+
+
+def _images(members: Sequence[str], data: str | Path, image_size: int, pairs: str) -> NDArray[np.uint8]:
+    dataset = open_dataset(data)
+    row_of_key = {key: i for i, key in enumerate(dataset.keys())}
+    missing = [member for member in members if _key(member) not in row_of_key]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"pairs {pairs} name {missing[0]}{more}, not found in {data}: give the dataset they are made for"
+        )
+    rows = np.array([row_of_key[_key(member)] for member in members])
+    order = np.argsort(rows)  # neighbours in a shard are read together
+    samples = read_samples([shard.path for shard in dataset.shards], dataset.index.select(rows[order]))
+    jpegs = []
+    for sample in samples:
+        if isinstance(sample, Fault):
+            raise ValueError(f"pairs {pairs} need a damaged image: {sample}")
+        jpegs.append(sample.jpeg)
+    images, bad = decode_jpegs(jpegs, image_size)
+    for i in bad:
+        raise ValueError(f"pairs {pairs} need {members[order[i]]} of {data}, which is not a JPEG that can be decoded")
+    return images[np.argsort(order)]
+
+
+def embed_images(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    flip: bool = True,
+    amp: Literal["bf16"] | None = None,
+) -> NDArray[np.float32]:
+    """Embed images as the protocols do: the embedding of the image plus that of its mirror image, normalised.
+
+    Args:
+        model: (n, 3, size, size) in [-1, 1] -> (n, D), on `device`; used in evaluation mode, which is undone after.
+        images: uint8 RGB (n, size, size, 3).
+        batch_size: images at a time; the mirror images come on top.
+        device: where the model is.
+        flip: add the mirror image.
+        amp: "bf16" for autocast; the sum and the norm are float32 all the same.
+
+    Returns:
+        (n, D) float32 of length 1.
+    """
+    device = torch.device(device)
+    cast = torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else nullcontext()
+    parts = []
+    with _evaluating(model), torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = normalize(torch.from_numpy(images[start : start + batch_size]).to(device))
+            with cast:
+                total = model(batch).float()
+                if flip:
+                    total = total + model(batch.flip(3)).float()
+            parts.append(F.normalize(total, dim=1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode and, at the end, back in the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def evaluate_pairs(embeddings: NDArray[np.float32], pairs: PairSet) -> dict[str, Any]:
+    """Measure verification on a set of pairs.
+
+    Args:
+        embeddings: (n, D), one for each of the set's images.
+        pairs: the set.
+
+    Returns:
+        accuracy_mean, accuracy_std (over the folds), tar_at_far {"1e-03": rate, ...} for the rates that the number of
+        impostor pairs can resolve, num_pairs.
+
+    Raises:
+        ValueError: see `ten_fold_accuracy`.
+    """
+    a, b = embeddings[pairs.a], embeddings[pairs.b]
+    mean, std = ten_fold_accuracy(a, b, pairs.is_same, pairs.fold)
+    score = np.einsum("nd,nd->n", a, b, dtype=np.float64)
+    genuine, impostor = score[pairs.is_same], score[~pairs.is_same]
+    fars = [far for far in FARS if far * len(impostor) >= 1] if len(genuine) else []
+    tars = tar_at_far(genuine, impostor, fars) if fars else np.empty(0)
+    return {
+        "accuracy_mean": mean,
+        "accuracy_std": std,
+        "tar_at_far": {f"{far:.0e}": float(tar) for far, tar in zip(fars, tars, strict=True)},
+        "num_pairs": len(pairs.is_same),
+    }

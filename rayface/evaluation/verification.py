@@ -1,0 +1,110 @@
+"""Verification, 1:1: is it the same person? Accuracy over ten folds, and the ROC."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+NUM_FOLDS = 10
+THRESHOLDS = np.arange(0, 4, 0.01)  # squared distances of unit vectors
+
+
+def ten_fold_accuracy(
+    a: ArrayLike, b: ArrayLike, is_same: ArrayLike, fold: ArrayLike | None = None
+) -> tuple[float, float]:
+    """Measure how often pairs are told right, with a threshold that the tested pairs had no say in.
+
+    The protocol of LFW, CFP-FP, AgeDB-30, CALFW and CPLFW: a pair is called the same when the squared distance of
+    its unit embeddings is below a threshold; the threshold, one of 0, 0.01 .. 3.99, is the (lowest) best one on
+    all folds but the tested one.
+
+    Args:
+        a: (N, D) embeddings; they are normalised here, so raw ones give the same result.
+        b: (N, D) embeddings they are compared with.
+        is_same: (N,) bool, the truth.
+        fold: (N,) int, the fold of each pair; None for tenths in the order given.
+
+    Returns:
+        mean and standard deviation of the folds' accuracies.
+
+    Raises:
+        ValueError: shapes do not fit, an embedding is zero or not finite, or there are fewer than two folds.
+    """
+    first, second, same = _checked(a, b, is_same)
+    folds = _tenths(len(same)) if fold is None else np.unique(np.asarray(fold), return_inverse=True)[1]
+    if folds.shape != same.shape:
+        raise ValueError(f"fold has shape {folds.shape}, it must be one fold per pair: {same.shape}")
+    num_folds = int(folds.max()) + 1
+    if num_folds < 2:
+        raise ValueError("fold must name at least 2 folds: the threshold comes from the pairs outside the fold")
+    distance = ((first - second) ** 2).sum(1)
+    # a pair is called the same from this threshold on
+    called_same = np.searchsorted(THRESHOLDS, distance, side="right")
+    counts = np.zeros((2, num_folds, len(THRESHOLDS) + 1), np.int64)
+    np.add.at(counts, (same.astype(int), folds, called_same), 1)
+    num_called = counts[:, :, :-1].cumsum(2)
+    num_right = num_called[1] + counts[0].sum(1, keepdims=True) - num_called[0]  # (folds, thresholds)
+    best = (num_right.sum(0) - num_right).argmax(1)
+    accuracy = num_right[np.arange(num_folds), best] / np.bincount(folds)
+    return float(accuracy.mean()), float(accuracy.std())
+
+
+def roc(
+    a: ArrayLike, b: ArrayLike, is_same: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Trace the share of right and of wrong acceptances over all thresholds.
+
+    A pair is accepted when its cosine is at least the threshold.
+
+    Args:
+        a: (N, D) embeddings, raw or normalised.
+        b: (N, D) embeddings they are compared with.
+        is_same: (N,) bool, the truth; both kinds must occur.
+
+    Returns:
+        FAR, TAR and thresholds, (M,) each: from (0, 0) at infinity down through every cosine that occurs, to (1, 1).
+
+    Raises:
+        ValueError: shapes do not fit, an embedding is zero or not finite, or there are no pairs of one kind.
+    """
+    first, second, same = _checked(a, b, is_same)
+    if same.all() or not same.any():
+        raise ValueError("is_same must hold both genuine and impostor pairs: a ROC compares the two")
+    cosine = (first * second).sum(1)
+    order = np.argsort(-cosine, kind="stable")
+    cosine, same = cosine[order], same[order]
+    last_of_ties = np.append(cosine[1:] != cosine[:-1], True)
+    tar = np.append(0, same.cumsum()[last_of_ties]) / same.sum()
+    far = np.append(0, (~same).cumsum()[last_of_ties]) / (~same).sum()
+    return far, tar, np.append(np.inf, cosine[last_of_ties])
+
+
+def _tenths(num_pairs: int) -> NDArray[np.intp]:
+    """Folds in the order of the pairs; the first ones get one more where the pairs do not divide."""
+    if num_pairs < NUM_FOLDS:
+        raise ValueError(f"there are {num_pairs} pairs, {NUM_FOLDS} folds need {NUM_FOLDS}: give more or name folds")
+    sizes = [len(part) for part in np.array_split(np.arange(num_pairs), NUM_FOLDS)]
+    return np.repeat(np.arange(NUM_FOLDS), sizes)
+
+
+def _checked(
+    a: ArrayLike, b: ArrayLike, is_same: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    first, second, same = np.asarray(a, np.float64), np.asarray(b, np.float64), np.asarray(is_same, bool)
+    if first.ndim != 2 or first.shape != second.shape or same.shape != first.shape[:1]:
+        raise ValueError(
+            f"a, b and is_same have shapes {first.shape}, {second.shape}, {same.shape}; "
+            "they must be (N, D), (N, D) and (N,)"
+        )
+    return normalised(first), normalised(second), same
+
+
+def normalised(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rows of (N, D) `embeddings` at length 1.
+
+    Raises:
+        ValueError: a row is zero or not finite.
+    """
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if bad.size:
+        raise ValueError(f"embedding {bad[0]} has length {norms[bad[0], 0]}, it must be finite and above 0")
+    return embeddings / norms
