@@ -1,0 +1,177 @@
+"""Datasets of tar shards: open one or several directories as one, with an index of every sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .manifest import Part, digest_of, load_part, read_parquet
+from .samples import Fault, SampleIndex
+from .storage import DataError, join, normalise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A tar file: absolute path or URI, samples and bytes as counted, and its digest where it is known."""
+
+    path: str
+    num_images: int
+    num_bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One or several dataset directories as one label space; small enough to send to workers but for `index`.
+
+    `index` holds the readable samples in shard order (24 bytes each); `identities` are names by label, or None;
+    `faults` were found while opening; `digest` names the content, for provenance.
+    """
+
+    roots: tuple[str, ...]
+    name: str
+    num_classes: int
+    num_images: int
+    image_size: tuple[int, int] | None
+    layout: str
+    licence: str
+    source: str
+    parent: dict[str, Any] | None
+    created_by: str
+    shards: tuple[Shard, ...]
+    index: SampleIndex = field(repr=False)
+    identities: tuple[str, ...] | None = field(repr=False)
+    faults: tuple[Fault, ...]
+    digest: str
+    key_files: tuple[tuple[str, np.ndarray | None], ...] = field(repr=False, default=())
+
+    def shard_paths(self) -> list[str]:
+        """Return the paths that `index.shard` counts, as read_samples wants them."""
+        return [shard.path for shard in self.shards]
+
+    def keys(self) -> list[str]:
+        """Return the key of every sample in index order, read from the index files (about 100 bytes of memory each)."""
+        return self.key_column().to_pylist()
+
+    def key_column(self) -> pa.ChunkedArray:
+        """Return the keys as an Arrow column: a tenth of the memory of `keys`."""
+        columns = []
+        for path, rows in self.key_files:
+            column = read_parquet(path, ["key"])["key"]
+            columns.append(column if rows is None else column.take(pa.array(rows)))
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=pa.string())
+
+
+def open_dataset(paths: str | Path | Sequence[str | Path], *, max_corrupt_fraction: float = 1e-3) -> Dataset:
+    """Open one or several dataset directories (local or URI) as one dataset.
+
+    Labels are joined by identity name where every directory has identities.parquet; else they are one label space.
+    Directories without dataset.json are scanned once, in parallel, and remembered in the user's cache.
+    Raises DataError, one line, for a missing folder, no shards, a damaged manifest, or where more than
+    `max_corrupt_fraction` of all samples are lost. Memory: 24 bytes a sample.
+    """
+    if not 0 <= max_corrupt_fraction <= 1:
+        raise ValueError(f"data.max_corrupt_fraction {max_corrupt_fraction}: must be from 0 to 1")
+    roots = [normalise(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not roots:
+        raise ValueError("data: no dataset directory is given")
+    if len(set(roots)) != len(roots):
+        raise ValueError(f"data: {next(r for r in roots if roots.count(r) > 1)} is given twice")
+    parts = [load_part(root) for root in roots]
+    faults = [fault for part in parts for fault in part.faults]
+    num_images = sum(len(part.table) for part in parts)
+    refuse_corruption(faults, num_images, max_corrupt_fraction)
+    if num_images == 0:
+        raise DataError(f"{', '.join(roots)}: the dataset has no samples")
+    identities, label_maps, num_classes = _join_labels(parts)
+    first = parts[0].manifest
+    return Dataset(
+        roots=tuple(roots),
+        name="+".join(part.manifest.name for part in parts),
+        num_classes=num_classes,
+        num_images=num_images,
+        image_size=_common([part.manifest.image_size for part in parts]),
+        # A mixture is only as well shuffled as its worst part.
+        layout=_common([part.manifest.layout for part in parts]) or "by_identity",
+        licence=_listed([part.manifest.licence for part in parts]),
+        source=_listed([part.manifest.source for part in parts]),
+        parent=first.parent if len(parts) == 1 else None,
+        created_by=_listed([part.manifest.created_by for part in parts]),
+        shards=tuple(shard for part in parts for shard in _shards(part)),
+        index=_join_indices(parts, label_maps),
+        identities=identities,
+        faults=tuple(faults),
+        digest=_joint_digest([digest_of(part.manifest) for part in parts]),
+        key_files=tuple((part.keys_file, part.rows) for part in parts),
+    )
+
+
+def refuse_corruption(faults: Sequence[Fault], num_good: int, max_corrupt_fraction: float) -> None:
+    """Raise DataError where the samples lost by `faults` are more than the fraction allowed of all there were."""
+    lost = sum(fault.num_lost for fault in faults)
+    total = num_good + lost
+    if lost > max_corrupt_fraction * total:
+        first = next(fault for fault in faults if fault.num_lost)
+        raise DataError(
+            f"{lost} of {total} samples are corrupt, more than data.max_corrupt_fraction={max_corrupt_fraction:g} "
+            f"allows; the first: {first}; repair the shards (`rayface check` names every fault) or raise "
+            "data.max_corrupt_fraction"
+        )
+
+
+def _shards(part: Part) -> list[Shard]:
+    counts = np.bincount(part.table["shard"].to_numpy(), minlength=len(part.manifest.shards)).tolist()
+    return [
+        Shard(path=join(part.root, entry.path), num_images=count, num_bytes=entry.num_bytes, sha256=entry.sha256)
+        for entry, count in zip(part.manifest.shards, counts, strict=True)
+    ]
+
+
+def _join_labels(parts: list[Part]) -> tuple[tuple[str, ...] | None, list[np.ndarray | None], int]:
+    """Return joint identity names, each part's map from own to joint labels (None: as they are), the class count."""
+    if len(parts) == 1 or not all(part.identities for part in parts):
+        num_classes = max(part.manifest.num_classes for part in parts)
+        own = parts[0].identities if len(parts) == 1 else None
+        return tuple(own) if own else None, [None] * len(parts), num_classes
+    joint: dict[str, int] = {}
+    maps: list[np.ndarray | None] = []
+    for part in parts:
+        names = part.identities or []
+        maps.append(np.array([joint.setdefault(name, len(joint)) for name in names], np.int32))
+    return tuple(joint), maps, len(joint)
+
+
+def _join_indices(parts: list[Part], label_maps: list[np.ndarray | None]) -> SampleIndex:
+    columns: list[list[np.ndarray]] = [[], [], [], [], []]
+    num_shards = 0
+    for part, label_map in zip(parts, label_maps, strict=True):
+        own = part.table["label"].to_numpy()
+        values = (
+            part.table["shard"].to_numpy() + np.int32(num_shards),
+            part.table["offset"].to_numpy(),
+            part.table["num_bytes"].to_numpy(),
+            own if label_map is None else label_map[own],
+            own,
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+        num_shards += len(part.manifest.shards)
+    return SampleIndex(*(np.concatenate(column) for column in columns))
+
+
+def _common(values: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def _listed(values: list[str]) -> str:
+    return "; ".join(dict.fromkeys(value for value in values if value))
+
+
+def _joint_digest(digests: list[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

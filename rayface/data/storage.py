@@ -1,0 +1,228 @@
+"""Files on a local disk or anything pyarrow.fs opens: ranged reads, and writes that appear whole or not at all."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+
+class DataError(ValueError):
+    """A dataset that cannot be used; the message is one line and names the file, the rule and the remedy."""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One entry of a folder; size in bytes, mtime in ns since 1970 (0 where the store keeps none)."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+def _open_filesystem(uri: str) -> tuple[Any, str]:
+    return pafs.FileSystem.from_uri(uri)
+
+
+# Opening an S3 filesystem asks the network for the bucket's region: once per folder is enough.
+_filesystem = functools.lru_cache(maxsize=256)(_open_filesystem)
+
+
+def locate(path: str) -> tuple[Any, str]:
+    """Return (pyarrow filesystem, path inside it) of a plain path or URI; DataError for an unknown scheme."""
+    if "://" not in path:
+        return pafs.LocalFileSystem(), os.path.abspath(path)
+    base, question, query = path.partition("?")
+    folder, _, name = base.rstrip("/").rpartition("/")
+    try:
+        if folder.endswith(("/", ":")):
+            return _filesystem(path)
+        filesystem, inside = _filesystem(folder + question + query)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be opened ({_one_line(error)})") from None
+    return filesystem, f"{inside}/{name}"
+
+
+def normalise(path: str | Path) -> str:
+    """Return an absolute local path, or the URI as it is (file:// becomes a plain path)."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return locate(text)[1]
+    if "://" in text:
+        return text
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path or URI of `name` in `folder`; a URI's query string stays at the end."""
+    base, question, query = folder.partition("?") if "://" in folder else (folder, "", "")
+    return f"{base.rstrip('/')}/{name}{question}{query}"
+
+
+def is_local(path: str) -> bool:
+    return "://" not in path
+
+
+def list_files(folder: str) -> list[FileInfo]:
+    """Return the files directly in `folder`, by name; DataError where it is not a folder that can be read."""
+    filesystem, inside = locate(folder)
+    try:
+        if filesystem.get_file_info(inside).type != pafs.FileType.Directory:
+            raise DataError(f"{folder}: no such dataset folder")
+        entries = filesystem.get_file_info(pafs.FileSelector(inside))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{folder}: cannot be listed ({_one_line(error)})") from None
+    files = [FileInfo(e.base_name, e.size, e.mtime_ns or 0) for e in entries if e.type == pafs.FileType.File]
+    return sorted(files, key=lambda file: file.name)
+
+
+class Source:
+    """Random access to one file: `read(offset, count)`, `size`; thread-safe; a context manager."""
+
+    def __init__(self, path: str):
+        self._file: Any = None
+        self._fd = -1
+        try:
+            if is_local(path):
+                self._fd = os.open(path, os.O_RDONLY)
+                self.size = os.fstat(self._fd).st_size
+            else:
+                filesystem, inside = locate(path)
+                self._file = filesystem.open_input_file(inside)
+                self.size = self._file.size()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot be read ({_one_line(error)})") from None
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return the bytes at `offset`, fewer than `count` only at the end of the file."""
+        if self._file is not None:
+            return self._file.read_at(count, offset)
+        data = os.pread(self._fd, count, offset)
+        while len(data) < count:  # Linux returns at most 2 GiB at once, and signals may cut a read short
+            more = os.pread(self._fd, count - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        elif self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def windowed(source: Source, width: int) -> Callable[[int, int], bytes]:
+    """Return fetch(offset, count) that reads `source` at least `width` bytes at a time, for reading forward.
+
+    The window before the last is kept, so that a short step back over its edge costs no second read.
+    """
+    windows = [(0, b""), (0, b"")]
+
+    def fetch(offset: int, count: int) -> bytes:
+        for start, window in windows:
+            at = offset - start
+            if at >= 0 and at + count <= len(window):
+                return window[at : at + count]
+        windows[1] = windows[0]
+        windows[0] = (offset, source.read(offset, max(width, count)))
+        return windows[0][1][:count]
+
+    return fetch
+
+
+class AtomicFile:
+    """A file that appears under its name only when `commit` has made it durable; write to its `stream`.
+
+    Local: a temporary name, fsync, rename. Object stores publish a file when it is closed, so no other name is needed.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        if is_local(path):
+            self._temporary = temporary_name(path)
+            self.stream: Any = open(self._temporary, "wb")  # noqa: SIM115 (closed in commit or abandon)
+        else:
+            filesystem, inside = locate(path)
+            self.stream = filesystem.open_output_stream(inside)
+
+    def commit(self) -> None:
+        if is_local(self.path):
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+        self.stream.close()
+        if is_local(self.path):
+            os.replace(self._temporary, self.path)
+            _sync_folder(os.path.dirname(self.path))
+
+    def abandon(self) -> None:
+        """Close without publishing (local); an object store keeps what was written, marked unfinished by its folder."""
+        self.stream.close()
+        if is_local(self.path):
+            os.unlink(self._temporary)
+
+
+def temporary_name(path: str) -> str:
+    """Return the name a local file has while it is written; hidden, and never taken for a shard."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.tmp")
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a small file so that it appears whole or not at all."""
+    file = AtomicFile(path)
+    file.stream.write(data)
+    file.commit()
+
+
+def make_folder(folder: str) -> None:
+    """Make a folder and those above it; DataError where that cannot be done."""
+    filesystem, inside = locate(folder)
+    try:
+        filesystem.create_dir(inside, recursive=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{folder}: cannot be written ({_one_line(error)})") from None
+
+
+def list_names(folder: str) -> list[str]:
+    """Return the names of all entries of an existing folder, subfolders included."""
+    filesystem, inside = locate(folder)
+    return sorted(entry.base_name for entry in filesystem.get_file_info(pafs.FileSelector(inside)))
+
+
+def delete(path: str) -> None:
+    """Delete one file."""
+    filesystem, inside = locate(path)
+    filesystem.delete_file(inside)
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the whole of a small file; DataError where it cannot be read."""
+    with Source(path) as source:
+        return source.read(0, source.size)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,244 @@
+"""Write datasets: deterministic tar shards, index, identities and manifest, safe to interrupt and run again."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import re
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import rayface
+
+from .dataset import Dataset, open_dataset
+from .manifest import IDENTITIES, INDEX, INDEX_SCHEMA, MANIFEST, UNFINISHED, Manifest, ShardEntry
+from .storage import AtomicFile, DataError, delete, is_local, join, list_names, make_folder, normalise, write_bytes
+from .tar import encode_member, end_of_archive, split_name
+
+DEFAULT_SHARD_SIZE = 256 * 2**20
+_OURS = re.compile(rf"shard-\d{{6,}}\.tar|{re.escape(MANIFEST)}|{re.escape(INDEX)}|{re.escape(IDENTITIES)}|\..+\.tmp")
+
+
+def write_dataset(
+    out: str | Path,
+    samples: Iterable[tuple[str, int, bytes]],
+    *,
+    name: str,
+    identities: Sequence[str],
+    image_size: tuple[int, int] | None,
+    layout: str = "shuffled",
+    licence: str = "",
+    source: str = "",
+    parent: dict[str, Any] | None = None,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+) -> Dataset:
+    """Write (key, label, JPEG bytes) samples, in their order, as a dataset; return it opened.
+
+    Labels are positions in `identities`, keys are unique and without dots, shards hold at most `shard_size` bytes.
+    The same samples give the same bytes. An interrupted write is begun anew when run again. Memory: one sample, 8 bytes
+    for each written, and the index of one shard. DataError where `out` holds anything or cannot be written.
+    """
+    with ShardWriter(
+        out,
+        name=name,
+        identities=identities,
+        image_size=image_size,
+        layout=layout,
+        licence=licence,
+        source=source,
+        parent=parent,
+        shard_size=shard_size,
+    ) as writer:
+        for key, label, jpeg in samples:
+            writer.add(key, label, jpeg)
+        return writer.finish()
+
+
+class ShardWriter:
+    """What write_dataset does, a sample at a time: `add`, then `finish`; a context manager that lets go on errors."""
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        name: str,
+        identities: Sequence[str],
+        image_size: tuple[int, int] | None,
+        layout: str = "shuffled",
+        licence: str = "",
+        source: str = "",
+        parent: dict[str, Any] | None = None,
+        shard_size: int = DEFAULT_SHARD_SIZE,
+    ):
+        self.identities = _checked_identities(identities)
+        if shard_size < 1:
+            raise ValueError(f"shard_size {shard_size}: must be a positive number of bytes")
+        self.shard_size = shard_size
+        self.manifest = Manifest(
+            name=name,
+            num_classes=len(self.identities),
+            num_images=0,
+            image_size=image_size,
+            layout=layout,  # type: ignore[arg-type]  # pydantic refuses what is no layout
+            licence=licence,
+            source=source,
+            parent=parent,
+            created_by=f"rayface {rayface.__version__}",
+            shards=[],
+        )
+        self.counts = np.zeros(len(self.identities), np.int64)
+        self.root = normalise(out)
+        self._hashes = array("q")
+        self._shard: AtomicFile | None = None
+        self._lock = _claim(self.root)
+        self._index = AtomicFile(join(self.root, INDEX))
+        self._parquet = pq.ParquetWriter(self._index.stream, INDEX_SCHEMA)
+
+    def add(self, key: str, label: int, jpeg: bytes) -> None:
+        """Append a sample; ValueError for a key that is no key or a label that is no identity."""
+        if split_name(key + ".jpg") != (key, "jpg") or not _is_safe(key):
+            raise ValueError(f"key {key!r}: must be a relative name without dots and control characters")
+        if not 0 <= label < len(self.identities):
+            raise ValueError(f"label {label} of {key}: must be from 0 to {len(self.identities) - 1}, one per identity")
+        sample = encode_member(f"{key}.jpg", jpeg) + encode_member(f"{key}.cls", b"%d" % label)
+        if self._shard and self._size + len(sample) + 1024 > self.shard_size:
+            self._close_shard()
+        if self._shard is None:
+            self._open_shard()
+        assert self._shard is not None
+        for column, value in zip(self._rows, (key, self._size, len(sample), label), strict=True):
+            column.append(value)
+        self._hashes.append(hash(key))
+        self.counts[label] += 1
+        self._write(sample)
+
+    def finish(self) -> Dataset:
+        """Close the last shard, write index, identities and, last, dataset.json; return the dataset opened."""
+        if self._shard:
+            self._close_shard()
+        if not self.manifest.shards:
+            raise DataError(f"{self.root}: there are no samples to write")
+        self._parquet.close()
+        self._index.commit()
+        self._refuse_duplicates()
+        numbers = pa.array(np.arange(len(self.identities)))
+        columns = {"label": numbers, "identity": pa.array(self.identities), "num_images": pa.array(self.counts)}
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns), buffer)
+        write_bytes(join(self.root, IDENTITIES), buffer.getvalue())
+        self.manifest.num_images = int(self.counts.sum())
+        write_bytes(join(self.root, MANIFEST), self.manifest.to_json())
+        delete(join(self.root, UNFINISHED))
+        return open_dataset(self.root, max_corrupt_fraction=0)
+
+    def _open_shard(self) -> None:
+        name = f"shard-{len(self.manifest.shards):06d}.tar"
+        self._shard = AtomicFile(join(self.root, name))
+        self._name, self._size, self._hash = name, 0, hashlib.sha256()
+        self._rows: tuple[list[str], array, array, array] = ([], array("q"), array("i"), array("i"))
+
+    def _write(self, data: bytes) -> None:
+        assert self._shard is not None
+        self._shard.stream.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    def _close_shard(self) -> None:
+        assert self._shard is not None
+        self._write(end_of_archive(self._size))
+        self._shard.commit()
+        keys, offsets, sizes, labels = self._rows
+        number = np.full(len(keys), len(self.manifest.shards), np.int32)
+        columns = [keys, number, offsets, sizes, labels]
+        arrays = [pa.array(c, type=f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)]
+        self._parquet.write_table(pa.table(arrays, schema=INDEX_SCHEMA))
+        entry = ShardEntry(path=self._name, num_images=len(keys), num_bytes=self._size, sha256=self._hash.hexdigest())
+        self.manifest.shards.append(entry)
+        self._shard = None
+
+    def _refuse_duplicates(self) -> None:
+        """64-bit hashes, 8 bytes a sample, tell whether keys are unique; only where they are not, the keys are read."""
+        hashes = np.sort(np.frombuffer(self._hashes, np.int64))
+        if not (hashes[1:] == hashes[:-1]).any():
+            return
+        with pq.ParquetFile(join(self.root, INDEX)) if is_local(self.root) else _remote_index(self.root) as file:
+            seen: set[str] = set()
+            for batch in file.iter_batches(columns=["key"]):
+                for key in batch["key"].to_pylist():
+                    if key in seen:
+                        raise DataError(f"{self.root}: key {key!r} occurs twice; keys must be unique in a dataset")
+                    seen.add(key)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        if kind is not None:
+            for file in (self._shard, self._index):
+                if file is not None:
+                    file.abandon()
+        if self._lock >= 0:
+            os.close(self._lock)
+
+
+def _remote_index(root: str) -> pq.ParquetFile:
+    from .storage import locate
+
+    filesystem, inside = locate(join(root, INDEX))
+    return pq.ParquetFile(filesystem.open_input_file(inside))
+
+
+def _checked_identities(identities: Sequence[str]) -> list[str]:
+    names = [str(name) for name in identities]
+    if not names:
+        raise ValueError("identities: must name at least one identity")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"identities: {twice!r} occurs twice; names must be unique")
+    return names
+
+
+def _is_safe(key: str) -> bool:
+    return not key.startswith("/") and key.isprintable() and "\\" not in key
+
+
+def _claim(root: str) -> int:
+    """Make `root` ours: refuse one that is in use, clear what an interrupted writer left; return the lock's fd."""
+    make_folder(root)
+    names = list_names(root)
+    foreign = [name for name in names if name != UNFINISHED]
+    if foreign and UNFINISHED not in names:
+        raise DataError(f"{root}: is not empty ({foreign[0]}); give a new folder, existing data is never overwritten")
+    lock = -1
+    try:
+        if is_local(root):
+            lock = os.open(join(root, UNFINISHED), os.O_CREAT | os.O_RDWR, 0o644)
+            _lock(root, lock)
+        else:
+            write_bytes(join(root, UNFINISHED), b"")
+        for name in foreign:
+            if _OURS.fullmatch(name):
+                delete(join(root, name))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{root}: cannot be written ({error})") from None
+    return lock
+
+
+def _lock(root: str, fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            os.close(fd)
+            raise DataError(f"{root}: another process is writing this dataset now") from None
+        # Some network filesystems have no locks; the rename of finished files still protects the data.
