@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+
+from rayface.evaluation.verification import roc, ten_fold_accuracy
+
+
+def pairs(num_pairs=83, num_dimensions=4, seed=0, noise=0.6):
+    """Random pairs that overlap: some of either kind are on the wrong side of any threshold."""
+    random = np.random.default_rng(seed)
+    a = random.normal(size=(num_pairs, num_dimensions))
+    is_same = random.random(num_pairs) < 0.5
+    b = np.where(is_same[:, None], a + noise * random.normal(size=a.shape), random.normal(size=a.shape))
+    return a, b, is_same
+
+
+def unit(vectors):
+    return [vector / np.sqrt((vector**2).sum()) for vector in np.asarray(vectors, np.float64)]
+
+
+def slow_folds(num_pairs):
+    """The rule of scikit-learn's KFold without shuffling: the first folds take one more."""
+    folds, fold = [], 0
+    for size in [num_pairs // 10 + (i < num_pairs % 10) for i in range(10)]:
+        folds += [fold] * size
+        fold += 1
+    return folds
+
+
+def slow_accuracy(a, b, is_same, folds):
+    distances = [float(((x - y) ** 2).sum()) for x, y in zip(unit(a), unit(b), strict=True)]
+    accuracies = []
+    for tested in sorted(set(folds)):
+        best, best_right = None, -1
+        for step in range(400):
+            threshold = np.arange(0, 4, 0.01)[step]
+            right = sum(
+                (d < threshold) == s for d, s, f in zip(distances, is_same, folds, strict=True) if f != tested
+            )
+            if right > best_right:
+                best, best_right = threshold, right
+        inside = [
+            (d < best) == s for d, s, f in zip(distances, is_same, folds, strict=True) if f == tested
+        ]
+        accuracies.append(sum(inside) / len(inside))
+    return np.mean(accuracies), np.std(accuracies)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ten_fold_accuracy_equals_the_slow_one(seed):
+    a, b, is_same = pairs(seed=seed)
+    wanted = slow_accuracy(a, b, is_same, slow_folds(len(is_same)))
+    np.testing.assert_allclose(ten_fold_accuracy(a, b, is_same), wanted, rtol=0, atol=1e-12)
+    assert 0.5 < wanted[0] < 1
+
+
+def test_named_folds_may_be_any_numbers_in_any_order():
+    a, b, is_same = pairs(num_pairs=40, seed=7)
+    fold = np.random.default_rng(1).choice([3, 11, 5], 40)
+    wanted = slow_accuracy(a, b, is_same, list(fold))
+    np.testing.assert_allclose(ten_fold_accuracy(a, b, is_same, fold), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_distance_equal_to_the_threshold_is_called_different():
+    a = np.tile([[1.0, 0.0]], (20, 1))
+    is_same = np.arange(20) % 2 == 0
+    b = np.where(is_same[:, None], a, -a)  # squared distances 0 and 4
+    assert ten_fold_accuracy(a, b, is_same) == (1.0, 0.0)
+    # 0 is not below the lowest threshold, 0: nothing is told apart when all are equal
+    assert ten_fold_accuracy(a, a, is_same)[0] == 0.5
+
+
+def test_accuracy_does_not_depend_on_lengths():
+    a, b, is_same = pairs()
+    assert ten_fold_accuracy(a * 7, b / 3, is_same) == ten_fold_accuracy(a, b, is_same)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_roc_equals_the_slow_one(seed):
+    a, b, is_same = pairs(num_pairs=30, seed=seed)
+    b[3], a[3], b[4], a[4] = b[5], a[5], b[5], a[5]  # ties
+    far, tar, thresholds = roc(a, b, is_same)
+    cosine = [float(x @ y) for x, y in zip(unit(a), unit(b), strict=True)]
+    for i, threshold in enumerate(thresholds):
+        accepted = np.array([c >= threshold - 1e-12 for c in cosine])
+        assert far[i] == pytest.approx(accepted[~is_same].mean(), abs=1e-12)
+        assert tar[i] == pytest.approx(accepted[is_same].mean(), abs=1e-12)
+    assert (far[0], tar[0], far[-1], tar[-1]) == (0, 0, 1, 1)
+    assert (np.diff(thresholds) < 0).all()
+    assert (np.diff(far) >= 0).all()
+    assert (np.diff(tar) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a, b, s: (a[:, :2], b, s), "shapes"),
+        (lambda a, b, s: (a, b, s[:-1]), "shapes"),
+        (lambda a, b, s: (a * 0, b, s), "length 0.0"),
+        (lambda a, b, s: (a + np.nan, b, s), "length nan"),
+        (lambda a, b, s: (a[:9], b[:9], s[:9]), "9 pairs"),
+    ],
+)
+def test_wrong_input_is_named(change, words):
+    with pytest.raises(ValueError, match=words):
+        ten_fold_accuracy(*change(*pairs()))
+
+
+def test_wrong_folds_and_kinds_are_named():
+    a, b, is_same = pairs()
+    with pytest.raises(ValueError, match="at least 2 folds"):
+        ten_fold_accuracy(a, b, is_same, np.zeros(len(a)))
+    with pytest.raises(ValueError, match="one fold per pair"):
+        ten_fold_accuracy(a, b, is_same, [0, 1])
+    with pytest.raises(ValueError, match="both genuine and impostor"):
+        roc(a, b, np.ones(len(a)))
