@@ -97,9 +97,9 @@ def _images(members: Sequence[str], data: str | Path, image_size: int, pairs: st
     order = np.argsort(rows)  # neighbours in a shard are read together
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index.select(rows[order]))
     jpegs = []
-    for sample in samples:
+    for i, sample in zip(order, samples, strict=True):
         if isinstance(sample, Fault):
-            raise ValueError(f"pairs {pairs} need a damaged image: {sample}")
+            raise ValueError(f"pairs {pairs} need {members[i]}, which is damaged: {sample}")
         jpegs.append(sample.jpeg)
     images, bad = decode_jpegs(jpegs, image_size)
     for i in bad:

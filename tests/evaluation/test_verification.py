@@ -19,11 +19,8 @@ def unit(vectors):
 
 def slow_folds(num_pairs):
     """The rule of scikit-learn's KFold without shuffling: the first folds take one more."""
-    folds, fold = [], 0
-    for size in [num_pairs // 10 + (i < num_pairs % 10) for i in range(10)]:
-        folds += [fold] * size
-        fold += 1
-    return folds
+    sizes = [num_pairs // 10 + (fold < num_pairs % 10) for fold in range(10)]
+    return [fold for fold, size in enumerate(sizes) for _ in range(size)]
 
 
 def slow_accuracy(a, b, is_same, folds):
@@ -33,14 +30,10 @@ def slow_accuracy(a, b, is_same, folds):
         best, best_right = None, -1
         for step in range(400):
             threshold = np.arange(0, 4, 0.01)[step]
-            right = sum(
-                (d < threshold) == s for d, s, f in zip(distances, is_same, folds, strict=True) if f != tested
-            )
+            right = sum((d < threshold) == s for d, s, f in zip(distances, is_same, folds, strict=True) if f != tested)
             if right > best_right:
                 best, best_right = threshold, right
-        inside = [
-            (d < best) == s for d, s, f in zip(distances, is_same, folds, strict=True) if f == tested
-        ]
+        inside = [(d < best) == s for d, s, f in zip(distances, is_same, folds, strict=True) if f == tested]
         accuracies.append(sum(inside) / len(inside))
     return np.mean(accuracies), np.std(accuracies)
 
