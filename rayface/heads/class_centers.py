@@ -1,0 +1,162 @@
+"""The class centers of one rank: a contiguous range of rows of the logical (C, D) matrix, and how its rows move."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from rayface.heads.sampling import keyed_generator
+
+OPTIMIZERS = ("sgd", "adamw")
+INIT_BLOCK = 4096  # rows drawn from one key; fixes the initial matrix for every world size
+Block = Tensor | slice  # rows of the local range: sorted distinct int64 (n,), or a slice that needs no copy
+
+
+def class_range(num_classes: int, world_size: int, rank: int) -> tuple[int, int]:
+    """Return (first, last + 1) of the classes that a rank holds: C // W, one more for the first C % W ranks."""
+    share, rest = divmod(num_classes, world_size)
+    first = rank * share + min(rank, rest)
+    return first, first + share + (rank < rest)
+
+
+def initial_rows(first: int, last: int, width: int, seed: int, out: Tensor) -> None:
+    """Fill out with rows first..last-1 of the initial N(0, .01) matrix, the same for any split into ranks.
+
+    Drawn on the CPU in threads, so the numbers do not depend on the device either.
+    """
+
+    def fill(block: int) -> None:
+        start = block * INIT_BLOCK
+        values = torch.empty(INIT_BLOCK, width).normal_(0, 0.01, generator=keyed_generator("cpu", seed, "init", block))
+        lo, hi = max(first, start), min(last, start + INIT_BLOCK)
+        out[lo - first : hi - first].copy_(values[lo - start : hi - start])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, range(first // INIT_BLOCK, -(-last // INIT_BLOCK))))
+
+
+class Workspace:
+    """Buffers kept between steps: fresh pages cost more than the arithmetic done in them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def get(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised contiguous tensor; the same name gives the same memory again."""
+        size = shape[0] * shape[1]
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < size:
+            buffer = torch.empty(size, dtype=dtype, device=self._device)
+            self._buffers[name, dtype] = buffer
+        return buffer[:size].view(shape)
+
+
+class ClassCenters:
+    """Rows of the class centers and of the optimiser's moments, read and updated block by block.
+
+    Memory: rows x width x (1 + moments) numbers of the storage type; nothing else of that size exists at any time.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        width: int,
+        *,
+        optimizer: str,
+        momentum: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.optimizer, self.momentum, self.betas, self.eps = optimizer, momentum, betas, eps
+        self.weight_decay = weight_decay
+        self.device = device
+        self.values = torch.zeros(num_rows, width, dtype=dtype, device=device)
+        self.moments: dict[str, Tensor] = {}
+        for name in self._moment_names():
+            self.moments[name] = torch.zeros_like(self.values)
+        if optimizer == "adamw":
+            self.moments["updates"] = torch.zeros(num_rows, 1, dtype=torch.int32, device=device)
+        self.workspace = Workspace(device)
+
+    def _moment_names(self) -> tuple[str, ...]:
+        if self.optimizer == "adamw":
+            return "exp_avg", "exp_avg_sq"
+        return ("momentum",) if self.momentum else ()
+
+    @property
+    def math_dtype(self) -> torch.dtype:
+        """fp64 for fp64 storage, else fp32."""
+        return torch.float64 if self.values.dtype == torch.float64 else torch.float32
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def read(self, block: Block) -> Tensor:
+        """Return the centers of a block, (n, D) in the math type; a view of the storage where that is possible."""
+        return self._read("centers", self.values, block)
+
+    def _read(self, name: str, storage: Tensor, block: Block) -> Tensor:
+        if isinstance(block, slice):
+            rows = storage[block]
+        else:
+            rows = self.workspace.get(name, (block.numel(), storage.shape[1]), storage.dtype)
+            torch.index_select(storage, 0, block, out=rows)
+        if rows.dtype in (self.math_dtype, torch.int32):
+            return rows
+        return self.workspace.get(name, (rows.shape[0], rows.shape[1]), self.math_dtype).copy_(rows)
+
+    def _write(self, storage: Tensor, block: Block, rows: Tensor) -> None:
+        if isinstance(block, slice):
+            if rows.data_ptr() != storage[block].data_ptr():
+                storage[block] = rows
+        else:
+            storage.index_copy_(0, block, rows.to(storage.dtype))
+
+    def update(self, block: Block, gradient: Tensor, lr: float) -> None:
+        """Move a block by the gradient with respect to its unit rows, (n, D) math type, which is overwritten.
+
+        The chain rule through w / |w| is applied here, where the rows are at hand: d/dw = (g - (g . u) u) / |w|.
+        A row of zeros has no direction and gets no gradient.
+        """
+        rows = self.read(block)
+        inverse = inverse_norms(rows)
+        radial = torch.linalg.vecdot(gradient, rows).unsqueeze_(1)
+        gradient.mul_(inverse)
+        pull = radial.mul_(inverse.pow(3)).neg_()
+        if self.optimizer == "sgd":
+            self._sgd(block, rows, gradient.addcmul_(rows, pull.add_(self.weight_decay)), lr)
+        else:
+            self._adamw(block, rows, gradient.addcmul_(rows, pull), lr)
+
+    def _sgd(self, block: Block, rows: Tensor, gradient: Tensor, lr: float) -> None:
+        if self.momentum:
+            velocity = self._read("momentum", self.moments["momentum"], block)
+            gradient = velocity.mul_(self.momentum).add_(gradient)
+            self._write(self.moments["momentum"], block, velocity)
+        self._write(self.values, block, rows.add_(gradient, alpha=-lr))
+
+    def _adamw(self, block: Block, rows: Tensor, gradient: Tensor, lr: float) -> None:
+        first = self._read("exp_avg", self.moments["exp_avg"], block)
+        second = self._read("exp_avg_sq", self.moments["exp_avg_sq"], block)
+        # counted by row: a class first seen at step 10,000 starts as any other did at step 1
+        count = self._read("updates", self.moments["updates"], block).add_(1)
+        age = count.to(self.math_dtype)
+        first.lerp_(gradient, 1 - self.betas[0])
+        second.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
+        root = torch.sqrt(second, out=gradient).div_((1 - self.betas[1] ** age).sqrt_()).add_(self.eps)
+        rows.mul_(1 - lr * self.weight_decay)
+        step = torch.div(first, root, out=root).mul_(-lr / (1 - self.betas[0] ** age))
+        self._write(self.values, block, rows.add_(step))
+        self._write(self.moments["exp_avg"], block, first)
+        self._write(self.moments["exp_avg_sq"], block, second)
+        self._write(self.moments["updates"], block, count)
+
+
+def inverse_norms(rows: Tensor) -> Tensor:
+    """Return 1 / |row|, (n, 1), and 0 for rows shorter than 1e-12."""
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(norms < 1e-12, 0.0, norms.clamp_min(1e-12).reciprocal())

@@ -1,0 +1,270 @@
+"""Partial FC: the class layer of face recognition, split over ranks by classes and sampled (arXiv 2203.15565)."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rayface.heads.class_centers import OPTIMIZERS, Block, ClassCenters, class_range, initial_rows
+from rayface.heads.margin_loss import MarginLoss
+from rayface.heads.margins import Margin
+from rayface.heads.sampling import keyed_generator, sample_rows
+from rayface.heads.sharded_softmax import Ranks, ShardSoftmax, Term
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+CENTER_UPDATES = ("sparse", "dense")
+GATHERED_LABEL = "labels must be int64 class numbers, one per embedding"
+
+
+class PartialFC:
+    """Margin softmax over the class centers of all ranks, of which each step uses the positives and a random part.
+
+    Rank k holds a contiguous range of C // W (+1 for k < C % W) rows, starting from the same logical N(0, .01) matrix
+    for every W. A step is `loss(...)`, `backward()`, `step(lr)`. The embeddings' gradient is W times that of the global
+    mean, to cancel the data-parallel mean of the backbone's gradients; the centers' is that of the global mean and stays
+    in the head, in factors.
+    Several losses before one step add up, as for any parameter (gradient accumulation); `discard` forgets them.
+
+    Collectives a step: one all-gather (embeddings and labels), one all-reduce (2 B numbers), one reduce-scatter (B D
+    numbers, in backward).
+    Memory: rows x D x (1 + moments of the optimiser) in the storage type, `logit_memory` bytes, and chunks of a few MB.
+
+    Args:
+        sample_rate: part of its rows a rank uses in a step, in (0, 1]; all positives always.
+        center_update: "sparse" moves the used rows only (the paper); "dense" lets momentum and weight decay move all
+            rows in each step (arcface_torch's V2).
+        optimizer: "sgd" (torch.optim.SGD) or "adamw" (torch.optim.AdamW; its step is counted by row).
+        storage_dtype: "fp32", "bf16" or "fp64"; None: torch's default type, and fp64 once fp64 centers are loaded.
+        compute_dtype: type of the three matrix products, "fp32" or "bf16"; sums are fp32.
+        logit_memory: bytes that exponentials of logits may take; what does not fit is computed twice.
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        margin: Margin,
+        *,
+        sample_rate: float = 1.0,
+        center_update: str = "sparse",
+        optimizer: str = "sgd",
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        seed: int = 0,
+        storage_dtype: str | None = None,
+        compute_dtype: str = "fp32",
+        logit_memory: int = 512_000_000,
+        device: torch.device | str = "cpu",
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        _check_choice("center_update", center_update, CENTER_UPDATES)
+        _check_choice("optimizer", optimizer, OPTIMIZERS)
+        _check_choice("compute_dtype", compute_dtype, ("fp32", "bf16"))
+        if storage_dtype is not None:
+            _check_choice("storage_dtype", storage_dtype, tuple(DTYPES))
+        if not 0 < sample_rate <= 1:
+            raise ValueError(f"head.sample_rate {sample_rate} must be in (0, 1]; 1 uses every class in every step")
+        if num_classes < 1 or embedding_size < 1:
+            raise ValueError(f"head of {num_classes} classes and {embedding_size} numbers: both must be at least 1")
+        if logit_memory < 1:
+            raise ValueError(f"head.logit_memory {logit_memory} must be a positive number of bytes")
+        self.ranks = Ranks(process_group)
+        self.embedding_size, self.num_classes = embedding_size, num_classes
+        self.sample_rate, self.center_update, self.seed = sample_rate, center_update, seed
+        self.step_count = 0
+        self.first, self.last = class_range(num_classes, self.ranks.size, self.ranks.rank)
+        self._adopts_fp64 = storage_dtype is None
+        self._options: dict[str, Any] = {
+            "optimizer": optimizer,
+            "momentum": momentum,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "device": torch.device(device),
+        }
+        self._softmax_options: dict[str, Any] = {"compute_dtype": compute_dtype, "logit_memory": logit_memory}
+        self.margin = margin
+        self._anchor = torch.zeros((), requires_grad=True)  # gives losses a gradient even of constant embeddings
+        self._terms: list[Term] = []
+        self._allocate(DTYPES[storage_dtype] if storage_dtype else torch.get_default_dtype())
+        initial_rows(self.first, self.last, embedding_size, seed, self.store.values)
+
+    def _allocate(self, dtype: torch.dtype) -> None:
+        rows = self.last - self.first
+        self.store = ClassCenters(rows, self.embedding_size, dtype=dtype, **self._options)
+        bf16 = self._softmax_options["compute_dtype"] == "bf16"
+        self.softmax = ShardSoftmax(
+            self.store,
+            self.margin,
+            product_dtype=torch.bfloat16 if bf16 else self.store.math_dtype,
+            logit_memory=self._softmax_options["logit_memory"],
+        )
+
+    @property
+    def centers(self) -> Tensor:
+        """The centers of this rank's class range, (local rows, D), in the storage type; a live view."""
+        return self.store.values
+
+    @property
+    def row_range(self) -> tuple[int, int, int]:
+        """First class, last class + 1 of this rank, and the number of all classes."""
+        return self.first, self.last, self.num_classes
+
+    @torch.no_grad()
+    def load_centers(self, centers: Tensor) -> None:
+        """Take this rank's range of a global (C, D) matrix; forgets gradients that wait for a step, keeps the moments.
+
+        Raises:
+            ValueError: another shape.
+        """
+        wanted = (self.num_classes, self.embedding_size)
+        if tuple(centers.shape) != wanted:
+            raise ValueError(f"centers of shape {tuple(centers.shape)} must be {wanted}, all classes of all ranks")
+        self.discard()
+        if self._adopts_fp64 and centers.dtype == torch.float64 and self.store.values.dtype != torch.float64:
+            self._allocate(torch.float64)
+        self.store.values.copy_(centers[self.first : self.last])
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss over the global batch, a scalar that is the same on every rank.
+
+        Args:
+            embeddings: (B_local, D), raw, the same B_local on every rank.
+            labels: (B_local,) global class numbers, int64.
+        Raises:
+            ValueError: wrong shapes, NaN or infinite embeddings, labels outside [0, C): on every rank at once.
+        """
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
+            raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} must be (batch, {self.embedding_size})")
+        if labels.shape != embeddings.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(f"labels of shape {tuple(labels.shape)}, {labels.dtype}: {GATHERED_LABEL}")
+        value: Tensor = MarginLoss.apply(embeddings, self._anchor, labels, self, torch.is_grad_enabled())
+        return value
+
+    def choose_rows(self, targets: Tensor) -> Tensor | None:
+        """Return the sorted local rows of the next step for the local rows that are targets; None for all.
+
+        Depends on nothing but the targets and (seed, step, rank, losses since the last step).
+        """
+        if self.sample_rate == 1.0:
+            return None
+        num_rows = self.last - self.first
+        key = (self.seed, "rows", self.step_count, len(self._terms), self.ranks.rank)
+        size = int(self.sample_rate * num_rows)
+        return sample_rows(num_rows, torch.unique(targets), size, keyed_generator(targets.device, *key))
+
+    def margin_generator(self) -> torch.Generator:
+        """Return the generator of margins drawn at random in the next step, the same on every rank."""
+        return keyed_generator("cpu", self.seed, "margin", self.step_count, len(self._terms))
+
+    def keep(self, term: Term, factor: Tensor) -> None:
+        """Take the gradient of a loss, times factor (), until the next step."""
+        if any(term is known for known in self._terms):
+            term.factor = term.factor + factor  # type: ignore[operator]
+        else:
+            term.factor = factor
+            self._terms.append(term)
+
+    def discard(self) -> None:
+        """Forget the gradients that wait for `step` (a skipped step: infinite loss scale, NaN)."""
+        for term in self._terms:
+            self.softmax.release(term)
+        self._terms.clear()
+
+    @torch.no_grad()
+    def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
+        """Move the centers by the gradients of all losses since the last step.
+
+        Args:
+            lr: learning rate of this step.
+            grad_scale: what the losses were multiplied by before backward (a loss scaler's factor).
+        Raises:
+            RuntimeError: no loss has been differentiated since the last step.
+        """
+        if not self._terms:
+            raise RuntimeError("head.step without a gradient: call loss(...).backward() first")
+        for term in self._terms:
+            assert term.factor is not None
+            term.factor = term.factor / grad_scale
+        weighted = [term.weighted_units(self.softmax.product_dtype) for term in self._terms]
+        for block, spans in self._update_blocks():
+            self.store.update(block, self._gradient(block, spans, weighted), lr)
+        self.discard()
+        self.step_count += 1
+
+    def _update_blocks(self) -> Iterator[tuple[Block, list[tuple[int, int]]]]:
+        """Yield the blocks of rows that move, and the places of each term's rows within them."""
+        term = self._terms[0]
+        size = self.softmax.chunk_rows(term.unit.shape[0])
+        if len(self._terms) == 1 and (term.rows is None or self.center_update == "sparse"):
+            for lo in range(0, term.num_rows, size):
+                hi = min(lo + size, term.num_rows)
+                yield term.block(lo, hi), [(lo, hi)]
+            return
+        used = None
+        if self.center_update == "sparse" and all(term.rows is not None for term in self._terms):
+            used = torch.unique(torch.cat([term.rows for term in self._terms if term.rows is not None]))
+        total = self.last - self.first if used is None else used.numel()
+        edges = [*range(0, total, size), total]
+        spans = [term.spans(edges, used) for term in self._terms]
+        for index, (lo, hi) in enumerate(pairwise(edges)):
+            block = slice(lo, hi) if used is None else used[lo:hi]
+            yield block, [(places[index], places[index + 1]) for places in spans]
+
+    def _gradient(self, block: Block, spans: list[tuple[int, int]], weighted: list[Tensor]) -> Tensor:
+        """Return the sum of all terms' gradients by the unit rows of a block, (n, D) math type."""
+        rows = block.stop - block.start if isinstance(block, slice) else block.numel()
+        space, dtype = self.softmax.workspace, self.store.math_dtype
+        total = space.get("gradient", (rows, self.embedding_size), dtype)
+        if len(spans) == 1 and spans[0][1] - spans[0][0] == rows:
+            return self.softmax.center_gradient(self._terms[0], weighted[0], *spans[0], out=total)
+        total.zero_()
+        for term, units, (lo, hi) in zip(self._terms, weighted, spans, strict=True):
+            part = space.get("part", (hi - lo, self.embedding_size), dtype)
+            self.softmax.center_gradient(term, units, lo, hi, out=part)
+            total.index_add_(0, term.places_in(block, lo, hi), part)
+        return total
+
+    def state(self) -> dict[str, Any]:
+        """Return live tensors of this rank's rows and plain numbers; see `row_range` for where the rows belong.
+
+        Keys: "centers" (n, D) and the moments ("momentum" (n, D), or "exp_avg", "exp_avg_sq" (n, D) and "updates" (n,
+        1) int32), each a block of rows row_range[0]..row_range[1]-1 of a logical matrix of C rows; "step" int; "margin"
+        dict of floats.
+        """
+        return {
+            "centers": self.store.values,
+            **self.store.moments,
+            "step": self.step_count,
+            "margin": self.margin.state(),
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take what `state` returned at the same class range (tensors may have been resharded meanwhile).
+
+        Raises:
+            ValueError: a part is missing or of another shape.
+        """
+        self.discard()
+        for name, mine in [("centers", self.store.values), *self.store.moments.items()]:
+            if name not in state:
+                raise ValueError(f"head state has no {name!r}: it was saved with another head.optimizer")
+            if state[name].shape != mine.shape:
+                raise ValueError(f"head state {name!r} of shape {tuple(state[name].shape)} must be {tuple(mine.shape)}")
+            if state[name].data_ptr() != mine.data_ptr():
+                mine.copy_(state[name])
+        self.step_count = int(state["step"])
+        self.margin.load_state(state["margin"])
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"head.{name} {value!r} must be one of {', '.join(choices)}")

@@ -1,0 +1,60 @@
+"""Which classes a step uses: positives plus uniformly random others, in time and memory of the sample."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def keyed_generator(device: torch.device | str, *key: int | str) -> torch.Generator:
+    """Return a generator that depends on nothing but the key, such as (seed, step, rank)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def sample_without_replacement(population: int, size: int, generator: torch.Generator) -> Tensor:
+    """Return a uniformly random subset of range(population), sorted int64 (size,), in O(size) memory.
+
+    Drawing with replacement until enough distinct numbers are there treats all numbers alike, so given how many
+    distinct ones were drawn, every set of that many is equally likely; a uniform choice of which to drop keeps that.
+    """
+    device = generator.device
+    if not 0 <= size <= population:
+        raise ValueError(f"sample size {size} must be between 0 and the population of {population}")
+    if 2 * size > population:
+        kept = torch.ones(population, dtype=torch.bool, device=device)
+        kept[sample_without_replacement(population, population - size, generator)] = False
+        return kept.nonzero().squeeze(1)
+    distinct = torch.empty(0, dtype=torch.int64, device=device)
+    while distinct.numel() < size:
+        # a draw is new with probability > 1/2, and the expected shortfall is made up in few rounds
+        missing = size - distinct.numel()
+        drawn = torch.randint(population, (missing + missing // 8 + 16,), generator=generator, device=device)
+        distinct = torch.unique(torch.cat([distinct, drawn]))
+    surplus = distinct.numel() - size
+    if surplus:
+        dropped = torch.randperm(distinct.numel(), generator=generator, device=device)[:surplus]
+        kept = torch.ones(distinct.numel(), dtype=torch.bool, device=device)
+        kept[dropped] = False
+        distinct = distinct[kept]
+    return distinct
+
+
+def sample_rows(num_rows: int, positives: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Return the rows a step uses: all positives, filled up with random others to `size` rows.
+
+    Args:
+        num_rows: rows of this rank's class range.
+        positives: (P,) int64, sorted and distinct rows that are targets of the batch.
+        size: wanted number of rows; more positives than that are all kept, alone.
+    Returns:
+        sorted int64 rows, (max(P, size),).
+    """
+    num_positives = positives.numel()
+    if num_positives >= size:
+        return positives
+    drawn = sample_without_replacement(num_rows - num_positives, size - num_positives, generator)
+    # the j-th row that is no positive: j plus the number of positives at or below it
+    gaps = positives - torch.arange(num_positives, device=positives.device)
+    negatives = drawn + torch.searchsorted(gaps, drawn, right=True)
+    return torch.cat([positives, negatives]).sort().values
