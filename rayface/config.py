@@ -57,8 +57,9 @@ class HeadConfig:
     margin_value: float | None = None
     """The margin m; None: the paper's default."""
     scale: Annotated[float, Field(gt=0)] = 64.0
-    conflict_threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    margin_gradient: Literal["straight_through", "exact"] = "straight_through"
+    conflict_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    margin_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the margin, as {gradient: exact} for arcface or {m1: 1, m2: 0.3, m3: 0.2} for combined."""
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     center_update: Literal["sparse", "dense"] = "sparse"
     storage_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -182,6 +183,15 @@ def to_dict(config: Config) -> dict[str, Any]:
     return {k: _plain(v) for k, v in asdict(config).items()}
 
 
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+        ValueError: a value that breaks its rule.
+    """
+    return _build(dict(tree))
+
+
 def flat(config: Config) -> dict[str, Any]:
     """Dotted key to value, in the order of the tree."""
     out: dict[str, Any] = {}
@@ -232,7 +242,7 @@ def _merge(tree: dict[str, Any], changes: Mapping[str, Any], *, source: str, at:
     for key, value in changes.items():
         path = f"{at}{key}"
         _check_known(path, source)
-        if isinstance(value, Mapping) and isinstance(tree.get(key, {}), dict):
+        if isinstance(value, Mapping) and path in _GROUPS:
             _merge(tree.setdefault(key, {}), value, source=source, at=f"{path}.")
         elif path in _GROUPS:
             raise ValueError(f"{path}: {value!r}: is a group of keys: set one of them, as {path}.KEY=VALUE")

@@ -27,7 +27,7 @@ class Batch:
     Attributes:
         step: step of the run.
         rows: the rank's part of the global batch.
-        images: uint8 (n, size, size, 3) RGB, read-only memory of the object store.
+        images: uint8 (n, size, size, 3) RGB.
         labels: int64 (n,), global.
         faults: damaged samples of the window, the same list on every rank; given with its first batch.
     """
@@ -163,24 +163,16 @@ def _cut(row: dict[str, pa.Scalar], plan: SamplePlan, step: int, rows: slice) ->
         yield Batch(
             step=step + i - place,
             rows=rows,
-            images=_tensor(images[part]),
-            labels=_tensor(labels[part]),
+            images=torch.from_numpy(images[part].copy()),
+            labels=torch.from_numpy(labels[part].copy()),
             faults=faults if i == place else (),
         )
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    # Torch warns of read-only arrays; nothing here writes to a batch, and a copy would cost a pass over it.
-    array = array.view()
-    return torch.frombuffer(array.data, dtype=torch.uint8 if array.dtype == np.uint8 else torch.int64).view(array.shape)
 
 
 class _WindowSource(Datasource):
     """Read tasks for Ray Data: one for each window, cheap to send because the index is in the object store."""
 
-    def __init__(
-        self, dataset: Dataset, plan: SamplePlan, image_size: int, world_size: int, windows: range
-    ) -> None:
+    def __init__(self, dataset: Dataset, plan: SamplePlan, image_size: int, world_size: int, windows: range) -> None:
         super().__init__()
         self._plan, self._image_size, self._world_size, self._windows = plan, image_size, world_size, windows
         self._data = ray.put(([s.path for s in dataset.shards], dataset.index))
@@ -243,9 +235,7 @@ def read_window(
         )
 
 
-def _load(
-    shards: Sequence[str], index: SampleIndex, ids: Ids, image_size: int
-) -> tuple[np.ndarray, dict[int, Fault]]:
+def _load(shards: Sequence[str], index: SampleIndex, ids: Ids, image_size: int) -> tuple[np.ndarray, dict[int, Fault]]:
     """Images in the order of ids, and the fault of each place that has none."""
     # Neighbours in a shard are read with one request, so read in the order of the shards.
     order = np.argsort(ids, kind="stable")

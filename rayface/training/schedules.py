@@ -49,13 +49,9 @@ def polynomial(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0,
     return ByStep(optimizer, _with_warmup(factor, warmup_steps))
 
 
-def multi_step(
-    optimizer: Optimizer, *, milestones: Sequence[int], gamma: float = 0.1, warmup_steps: int = 0
-) -> ByStep:
+def multi_step(optimizer: Optimizer, *, milestones: Sequence[int], gamma: float = 0.1, warmup_steps: int = 0) -> ByStep:
     """Linear warm-up; times `gamma` from each of the `milestones` (steps) on."""
-    return ByStep(
-        optimizer, _with_warmup(lambda step: gamma ** sum(step >= m for m in milestones), warmup_steps)
-    )
+    return ByStep(optimizer, _with_warmup(lambda step: gamma ** sum(step >= m for m in milestones), warmup_steps))
 
 
 def constant(optimizer: Optimizer, *, warmup_steps: int = 0) -> ByStep:

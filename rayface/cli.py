@@ -1,0 +1,254 @@
+"""The command line: one verb each, no logic.
+
+Exit codes: 0 done, 1 failed while running, 2 the input is wrong, 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from rayface import __version__
+
+app = typer.Typer(
+    name="rayface",
+    help="Very-large-scale face-recognition training on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout instead of a table.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local Ray.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's logs, and tracebacks of errors.")]
+Seed = Annotated[int, typer.Option(min=0, help="Every seed is another result; the same seed is the same one.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, dotted.")]
+ShardSize = Annotated[str, typer.Option(help="Largest shard, as 256MB.")]
+
+
+@app.command()
+def synth(
+    out: Annotated[str, typer.Argument(help="Directory to make.")],
+    identities: Annotated[int, typer.Option(min=1)] = 200,
+    images_per_identity: Annotated[int, typer.Option(min=1)] = 20,
+    seed: Seed = 0,
+    pairs: Annotated[int, typer.Option(min=0, help="Also write pairs.csv with so many pairs to verify.")] = 0,
+    image_size: Annotated[int, typer.Option(min=16)] = 112,
+    shard_size: ShardSize = "256MB",
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Draw a set of faces; nobody's likeness, the same for a seed."""
+    from rayface.data.synth import synthesize
+
+    dataset = synthesize(
+        out,
+        identities=identities,
+        images_per_identity=images_per_identity,
+        seed=seed,
+        pairs=pairs,
+        image_size=image_size,
+        shard_size=parse_bytes(shard_size),
+    )
+    _show(f"drawn into {out}", _dataset_facts(dataset, out), json)
+
+
+@app.command()
+def convert(
+    src: Annotated[str, typer.Argument(help="What there is.")],
+    out: Annotated[str, typer.Argument(help="Dataset directory to make.")],
+    source: Annotated[str, typer.Option("--from", help="Kind of SRC: folder (one of images for each identity).")],
+    shard_size: ShardSize = "256MB",
+    layout: Annotated[str, typer.Option(help="shuffled or by_identity.")] = "shuffled",
+    seed: Seed = 0,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Convert face images to a dataset of tar shards."""
+    from rayface.data.convert import converter
+
+    dataset = converter(source)(src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed)
+    _show(f"converted into {out}", _dataset_facts(dataset, out), json)
+
+
+@app.command()
+def check(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Dataset directory.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Also compare digests and decode every image.")] = False,
+    write_manifest: Annotated[bool, typer.Option("--write-manifest", help="Write dataset.json into DIR.")] = False,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Count a dataset and name every fault in it; exit code 1 where there are faults."""
+    from rayface.data.check import check as check_dataset
+
+    report = check_dataset(directory, deep=deep, write_manifest=write_manifest)
+    facts = report.facts()
+    if json:
+        _show("", {**facts, "faults": [str(fault) for fault in report.faults]}, json)
+    else:
+        for fault in report.faults:
+            typer.echo(str(fault), err=True)
+        _show(f"checked {directory}", facts, json)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of config keys.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Train a model into a run directory, logged to MLflow."""
+    from rayface.display import follow_training
+    from rayface.training.run_directory import resolve
+    from rayface.training.trainer import train as train_model
+
+    resolved = resolve(preset, config, overrides or [], resume=resume)
+    result = train_model(resolved, resume=resume, address=address, debug=debug, follow=follow_training)
+    _show("trained", result, json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
+    pairs: Annotated[str, typer.Option(help="CSV of pairs: path_a,path_b,is_same,fold.")],
+    data: Annotated[str, typer.Option(help="Dataset directory that holds the members named in the pairs.")],
+    out: Annotated[Path, typer.Option(help="Directory for evaluation.json and the ROC curve.")],
+    backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Measure verification accuracy (10 folds, mirrored images added) on pairs."""
+    from rayface.evaluation.jobs import evaluate_on_pairs
+
+    _show("evaluated", evaluate_on_pairs(model, pairs, data, out, backbone=backbone, batch_size=batch_size), json)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
+    onnx: Annotated[Path, typer.Option(help="File to write.")],
+    backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Export a model to ONNX with a dynamic batch, checked against PyTorch."""
+    from rayface.evaluation.export import export_onnx, load_model
+
+    result = export_onnx(load_model(model, backbone=backbone), onnx)
+    _show("exported", {"onnx": str(onnx), **result}, json)
+
+
+@app.command()
+def sync(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for MLflow.")] = 60.0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Deliver to MLflow what a run could not, because the server was down."""
+    from rayface.tracking import deliver
+
+    delivered = deliver(run / "journal", timeout)
+    _show("synced", {"run": str(run), "delivered": delivered}, json)
+    raise typer.Exit(0 if delivered else 1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from text as 256MB, 1GB or 1000000 (powers of 1024).
+
+    Raises:
+        ValueError: anything else.
+    """
+    number = text.strip().upper().removesuffix("B")
+    factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:], 1)
+    digits = number.rstrip("KMGT")
+    if not digits.isdecimal() or int(digits) == 0:
+        raise ValueError(f"size {text!r}: must be a number of bytes above 0, for example 256MB")
+    return int(digits) * factor
+
+
+def _dataset_facts(dataset: Any, out: str) -> dict[str, Any]:
+    return {
+        "dataset": out,
+        "images": dataset.num_images,
+        "identities": dataset.num_classes,
+        "shards": len(dataset.shards),
+        "faults": len(dataset.faults),
+    }
+
+
+def _show(title: str, result: dict[str, Any], as_json: bool) -> None:
+    from rayface.display import json_line, result_table
+
+    if as_json:
+        json_line(result)
+    else:
+        result_table(title, {name.replace("_", " "): _text(value) for name, value in result.items()})
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items()) or "-"
+    return str(value)
+
+
+def main() -> None:
+    """Run the command line; errors are one line on stderr unless --debug asks for the traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Abort:
+        _end("interrupted", 130)
+    except click.ClickException as error:
+        _end(error.format_message(), 2)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        wrong_input = isinstance(error, ValueError)
+        text = " ".join(str(error).split()) or "no message"
+        unknown = not wrong_input and not isinstance(error, RuntimeError)
+        _end(
+            f"{type(error).__name__}: {text[:2000]} (--debug shows more)" if unknown else text, 2 if wrong_input else 1
+        )
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(message: str, code: int) -> None:
+    typer.echo(f"rayface: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What a person at the terminal sees: progress on stderr, a table or one line of JSON on stdout."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_POLL_SECONDS = 0.5
+_PLAIN_SECONDS = 15.0  # between lines where stderr is no terminal
+
+
+def result_table(title: str, rows: Mapping[str, str]) -> None:
+    """Print names and values as a table on stdout; a long value is folded, never cut."""
+    table = Table(title=title, show_header=False, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def json_line(result: Mapping[str, Any]) -> None:
+    """Print a result as one line of JSON on stdout."""
+    Console(soft_wrap=True, markup=False, highlight=False, color_system=None).print(json.dumps(result))
+
+
+@contextmanager
+def counting(label: str, total: int | None = None) -> Iterator[Progress]:
+    """A progress bar on stderr for a job that counts its own items: advance task 0 of what is yielded."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        progress.add_task(label, total=total)
+        yield progress
+
+
+@contextmanager
+def follow_training(run: Path, total_steps: int) -> Iterator[None]:
+    """Show a run's journal while it is written: images/s, loss, learning rate, accuracy, time left."""
+    console = Console(stderr=True)
+    console.print(f"run directory {run}", highlight=False)
+    follower = _Follower(run / "journal" / "rank0.jsonl")
+    show = _show_bar if console.is_terminal else _show_lines
+    done = threading.Event()
+    thread = threading.Thread(target=show, args=(console, follower, total_steps, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=5)
+
+
+class _Follower:
+    """The newest value of every metric in a journal that is still being written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # A resumed run's journal begins with what was shown before.
+        self._offset = path.stat().st_size if path.exists() else 0
+        self.step = 0
+        self.values: dict[str, float] = {}
+
+    def read(self) -> bool:
+        """Take in new lines; True if there were any."""
+        if not self._path.exists():
+            return False
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            record = json.loads(line)
+            if record["kind"] == "metrics":
+                self.step = max(self.step, record["step"])
+                self.values.update({k: float(v) for k, v in record["values"].items()})
+        return bool(whole)
+
+    def line(self) -> str:
+        """What is known, in a few words."""
+        names = {
+            "train/loss": "loss {:.3f}",
+            "train/lr": "lr {:.4g}",
+            "train/images_per_second": "{:,.0f} images/s",
+            "eval/accuracy": "accuracy {:.2%}",
+        }
+        return "  ".join(text.format(self.values[name]) for name, text in names.items() if name in self.values)
+
+
+def _show_bar(console: Console, follower: _Follower, total_steps: int, done: threading.Event) -> None:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[line]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        task = progress.add_task("starting workers", total=total_steps, line="")
+        while not done.wait(_POLL_SECONDS):
+            if follower.read():
+                progress.update(task, description="training", completed=follower.step, line=follower.line())
+        follower.read()
+        progress.update(task, completed=follower.step, line=follower.line())
+
+
+def _show_lines(console: Console, follower: _Follower, total_steps: int, done: threading.Event) -> None:
+    shown = 0.0
+    while not done.wait(_POLL_SECONDS):
+        if follower.read() and time.monotonic() - shown >= _PLAIN_SECONDS:
+            shown = time.monotonic()
+            console.print(f"step {follower.step}/{total_steps}  {follower.line()}", highlight=False)
+    follower.read()
+    console.print(f"step {follower.step}/{total_steps}  {follower.line()}", highlight=False)

@@ -1,0 +1,40 @@
+"""Evaluation of a finished model, from its file to a folder of results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rayface.evaluation.export import load_model
+from rayface.evaluation.protocols import embed_images, evaluate_pairs, load_pairs
+
+
+def evaluate_on_pairs(
+    model: str, pairs: str, data: str, out: Path, *, backbone: str | None = None, batch_size: int = 256
+) -> dict[str, Any]:
+    """Measure a model on verification pairs and write OUT/evaluation.json.
+
+    Runs on CUDA where there is one, in float32, in this process.
+
+    Args:
+        model: run directory, model.safetensors, or a published checkpoint with `backbone`.
+        pairs: CSV with path_a, path_b, is_same, fold.
+        data: dataset directory that holds the members.
+        out: directory, made if missing.
+
+    Raises:
+        ValueError: bad input, one line.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_model(model, backbone=backbone, device=device)
+    pair_set = load_pairs(pairs, data, image_size=loaded.info["image_size"])
+    module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    embeddings = embed_images(module, pair_set.images, batch_size=batch_size, device=device)
+    result = {"model": str(model), "pairs": str(pairs), **evaluate_pairs(embeddings, pair_set)}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "evaluation.json").write_text(json.dumps(result, indent=1))
+    except OSError as error:
+        raise ValueError(f"--out: {out}: cannot be written: {error.strerror}: choose another directory") from error
+    return result

@@ -1,0 +1,369 @@
+"""What every worker runs: one training step after the other, checkpoints and evaluation between them."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from rayface.backbones import build_backbone
+from rayface.config import Config, HeadConfig
+from rayface.data.images import augment
+from rayface.data.plan import SamplePlan
+from rayface.data.stream import Batch, FaultCounter
+from rayface.evaluation.export import save_model
+from rayface.evaluation.protocols import PairSet, embed_images, evaluate_pairs, load_pairs
+from rayface.evaluation.verification import roc
+from rayface.heads import build_head, build_margin
+from rayface.heads.margins import Margin
+from rayface.tracking import Journal
+from rayface.training import checkpoint
+from rayface.training.distributed import World, autocast, average_buffers, fast_bf16, gather_rows, use_cores
+from rayface.training.optim import build_optimizer
+from rayface.training.schedules import build_schedule
+
+
+class TrainingStoppedError(RuntimeError):
+    """A run that cannot go on; the message is for the user, one line."""
+
+
+class Training:
+    """One worker's share of a run, from the first step or from a checkpoint to the model on disk.
+
+    Args:
+        config: the resolved config.
+        run: the run directory, seen by all workers.
+        world: this worker's place.
+        plan: which sample is in which step.
+        num_classes: of the joint label space.
+        dataset_facts: name, digest and licence of the training data, for the model's card.
+        known_faults: damaged samples found when the dataset was opened.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        world: World,
+        plan: SamplePlan,
+        *,
+        num_classes: int,
+        dataset_facts: dict[str, str],
+        known_faults: tuple[Any, ...] = (),
+    ) -> None:
+        use_cores(world)
+        self.config, self.run, self.world, self.plan = config, run, world, plan
+        self.dataset_facts = dataset_facts
+        self.total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
+        self.bf16 = {"fp32": False, "bf16": True, "auto": fast_bf16(world.device)}[config.train.precision]
+        torch.manual_seed(config.train.seed)
+        self._backbone_args: dict[str, Any] = {
+            "embedding_size": config.backbone.embedding_size,
+            "image_size": config.data.image_size,
+            "width": config.backbone.width,
+            "dropout": config.backbone.dropout,
+        }
+        backbone = build_backbone(config.backbone.name, **self._backbone_args)
+        self.backbone = backbone.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.head = _build_head(config, num_classes, world)
+        self.optimizer = build_optimizer(
+            config.optim.name,
+            self.backbone,
+            lr=config.optim.lr,
+            momentum=config.optim.momentum,
+            weight_decay=config.optim.weight_decay,
+        )
+        self.schedule = build_schedule(
+            **vars(config.schedule),
+            optimizer=self.optimizer,
+            total_steps=self.total_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+        )
+        self.step = self._restore()
+        self.forward = _data_parallel(self.backbone, world)
+        self.faults = FaultCounter(plan.num_samples, config.data.max_corrupt_fraction, known_faults)
+        self.pairs = _load_pairs(config)
+        self.journal = Journal(run / "journal" / "rank0.jsonl") if world.rank == 0 else None
+        self._meter = _Meter(self.step)
+        self._last_evaluation: dict[str, Any] = {}
+        self.loss = math.nan
+
+    def fit(self, batches: Iterator[Batch]) -> None:
+        """Train on the batches up to the last step, then evaluate and save the model."""
+        every = self.config.evaluate.every
+        if self.step == 0:
+            self.evaluate()
+        self._meter.restart(self.step)
+        for batch in self._meter.waiting_for(batches):
+            loss = self.train_step(batch)
+            self.step = batch.step + 1
+            last = self.step == self.total_steps
+            self._log(loss, last)
+            if every and self.step % every == 0 and not last:
+                self.evaluate()
+                self._meter.restart(self.step)
+            if last or self.step % self._checkpoint_every() == 0:
+                self.save_checkpoint()
+        if self.step < self.total_steps:
+            raise RuntimeError(f"the stream ended at step {self.step} of {self.total_steps}")
+        self.finish()
+
+    def train_step(self, batch: Batch) -> float:
+        """One step on this rank's part of the global batch; the mean loss over the global batch, before it."""
+        self._note_faults(batch)
+        images, labels = self._prepare(batch)
+        with autocast(self.world.device, self.bf16):
+            embeddings = self.forward(images)
+        loss = self._loss(embeddings.float(), labels, batch.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.optim.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optim.clip_norm)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise self._stopped(f"the loss of step {batch.step} is {value}")
+        self.optimizer.step()
+        self.head.step(self.optimizer.param_groups[0]["lr"])
+        self.schedule.step(value)
+        return value
+
+    def evaluate(self) -> None:
+        """Verification accuracy on the pairs, the images shared among the ranks."""
+        if self.pairs is None:
+            return
+        average_buffers(self.backbone, self.world)
+        n, world = len(self.pairs.images), self.world
+        bounds = [rank * n // world.size for rank in range(world.size + 1)]
+        own = embed_images(
+            self.backbone,
+            self.pairs.images[bounds[world.rank] : bounds[world.rank + 1]],
+            batch_size=self.config.evaluate.batch_size,
+            device=world.device,
+            amp="bf16" if self.bf16 else None,
+        )
+        counts = [last - first for first, last in pairwise(bounds)]
+        embeddings = gather_rows(torch.from_numpy(own).to(world.device), counts, world).cpu().numpy()
+        if self.journal is None:
+            return
+        result = evaluate_pairs(embeddings, self.pairs)
+        far, tar, _ = roc(embeddings[self.pairs.a], embeddings[self.pairs.b], self.pairs.is_same)
+        self._last_evaluation = result
+        self.journal.metrics({"eval/accuracy": result["accuracy_mean"]}, self.step)
+        _write_json(self.run / "evaluation.json", {**result, "step": self.step, "roc": _thin(far, tar)})
+
+    def save_checkpoint(self) -> Path:
+        """Write the whole state; every rank must call it."""
+        average_buffers(self.backbone, self.world)
+        progress = {
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "batch_size": self.plan.batch_size,
+            "schedule": self.schedule.state_dict(),
+            "head": {k: v for k, v in self.head.state().items() if not isinstance(v, torch.Tensor)},
+        }
+        folder = checkpoint.save(self.run, self._state(), progress, keep=self.config.train.keep_checkpoints)
+        self._meter.restart(self.step)
+        return folder
+
+    def finish(self) -> None:
+        """Evaluate and write the model and the result of the run."""
+        self.evaluate()
+        if self.journal is None:
+            return
+        save_model(
+            self.run,
+            self.backbone,
+            name=self.config.backbone.name,
+            backbone_args=self._backbone_args,
+            image_size=self.config.data.image_size,
+            embedding_size=self.config.backbone.embedding_size,
+            licence=self.dataset_facts["licence"],
+            training_digest=self.dataset_facts["digest"],
+            metrics=self._last_evaluation,
+        )
+        _write_json(
+            self.run / "result.json",
+            {"steps": self.step, "faults": len(self.faults), "loss": self.loss, **self._last_evaluation},
+        )
+        self.journal.close()
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint, if there is one; the step to go on from."""
+        saved = checkpoint.all_in(self.run)
+        if not saved:
+            return 0
+        optimizer = checkpoint.empty_like_saved(saved[-1], "optimizer.")
+        progress = checkpoint.load(saved[-1], {**self._state(with_optimizer=False), **optimizer})
+        checkpoint.load_optimizer_state(self.optimizer, optimizer)
+        self.head.load_state({**self.head.state(), **progress["head"]})
+        self.schedule.load_state_dict(progress["schedule"])
+        return int(progress["step"])
+
+    def _state(self, *, with_optimizer: bool = True) -> checkpoint.State:
+        state = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
+        first, _, num_classes = self.head.row_range
+        for key, rows in self.head.state().items():
+            if isinstance(rows, torch.Tensor):
+                state[f"head.{key}"] = checkpoint.RowShard.of(rows, first, num_classes)
+        return {**state, **(checkpoint.optimizer_state(self.optimizer) if with_optimizer else {})}
+
+    def _prepare(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented images and labels on the device; all randomness of a step is a function of (seed, step)."""
+        data, device = self.config.data, self.world.device
+        seeds = np.random.SeedSequence([self.config.train.seed, batch.step]).generate_state(2, np.uint64)
+        torch.manual_seed(int(seeds[0] >> 1) + self.world.rank)  # dropout
+        images = augment(
+            batch.images.to(device, non_blocking=True),
+            batch.rows,
+            self.plan.batch_size,
+            torch.Generator().manual_seed(int(seeds[1] >> 1)),
+            flip=data.flip,
+            shift=data.shift,
+            brightness=data.brightness,
+            contrast=data.contrast,
+            saturation=data.saturation,
+        )
+        return images.contiguous(memory_format=torch.channels_last), batch.labels.to(device, non_blocking=True)
+
+    def _log(self, loss: float, last: bool) -> None:
+        self.loss = loss
+        if self.journal is None or not (last or self.step % self.config.train.log_every == 0):
+            return
+        steps_per_second, waiting = self._meter.read(self.step)
+        self.journal.metrics(
+            {
+                "train/loss": loss,
+                "train/lr": self.optimizer.param_groups[0]["lr"],
+                "train/epoch": self.step / self.plan.steps_per_epoch,
+                "train/images_per_second": steps_per_second * self.plan.batch_size,
+                "train/waiting_for_data": waiting,
+                "data/faults": len(self.faults),
+            },
+            self.step,
+        )
+
+    def _note_faults(self, batch: Batch) -> None:
+        new = self.faults.add(batch.faults)
+        if new and self.journal is not None:
+            with (self.run / "faults.log").open("a") as file:
+                file.writelines(f"{fault}\n" for fault in new)
+
+    def _loss(self, embeddings: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+        try:
+            loss: torch.Tensor = self.head.loss(embeddings, labels)
+            return loss
+        except ValueError as error:  # NaN embeddings, on every rank at once
+            raise self._stopped(f"step {step}: {error}") from error
+
+    def _stopped(self, reason: str) -> TrainingStoppedError:
+        whole = checkpoint.all_in(self.run)
+        last_good = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+        return TrainingStoppedError(
+            f"{reason}; {last_good}; go on with --resume and a lower optim.lr (now {self.config.optim.lr:g}) "
+            "or train.precision=fp32"
+        )
+
+    def _checkpoint_every(self) -> int:
+        return self.config.train.checkpoint_every or self.plan.steps_per_epoch
+
+
+class _Meter:
+    """Steps a second and the share of time spent waiting for data, since the last restart or reading."""
+
+    def __init__(self, step: int) -> None:
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
+
+    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, with the time that each took to come counted as waiting."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def read(self, step: int) -> tuple[float, float]:
+        """Steps a second and share of time waited, since the last reading; starts anew."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        reading = (step - self._step) / elapsed, self._waited / elapsed
+        self.restart(step)
+        return reading
+
+
+def build_config_margin(head: HeadConfig) -> Margin:
+    """The margin that a config asks for.
+
+    Raises:
+        ValueError: an unknown margin or option, or a value out of range.
+    """
+    options = {"scale": head.scale, **head.margin_options}
+    if head.margin_value is not None:
+        options["margin"] = head.margin_value
+    if head.conflict_threshold is not None:
+        options["conflict_threshold"] = head.conflict_threshold
+    try:
+        return build_margin(head.margin, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"head.margin_options: {head.margin_options!r}: {head.margin} does not take them all"
+        ) from error
+
+
+def _build_head(config: Config, num_classes: int, world: World) -> Any:
+    head = config.head
+    return build_head(
+        head.name,
+        embedding_size=config.backbone.embedding_size,
+        num_classes=num_classes,
+        margin=build_config_margin(head),
+        sample_rate=head.sample_rate,
+        center_update=head.center_update,
+        optimizer=config.optim.name,
+        momentum=config.optim.momentum,
+        weight_decay=config.optim.weight_decay,
+        storage_dtype=head.storage_dtype,
+        compute_dtype=head.compute_dtype,
+        logit_memory=head.logit_memory,
+        seed=config.train.seed,
+        device=world.device,
+    )
+
+
+def _data_parallel(backbone: torch.nn.Module, world: World) -> torch.nn.Module:
+    if world.size == 1:
+        return backbone
+    # Batch-norm statistics stay each rank's own while training, and are averaged when they are used.
+    return DistributedDataParallel(
+        backbone,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def _load_pairs(config: Config) -> PairSet | None:
+    if config.evaluate.pairs is None or config.evaluate.data is None:
+        return None
+    return load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=config.data.image_size)
+
+
+def _thin(far: np.ndarray, tar: np.ndarray, points: int = 500) -> dict[str, list[float]]:
+    """At most `points` of a curve, evenly by place: what a plot shows."""
+    keep = np.unique(np.linspace(0, len(far) - 1, points).astype(int))
+    return {"far": [float(x) for x in far[keep]], "tar": [float(x) for x in tar[keep]]}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.replace(path)

@@ -1,0 +1,245 @@
+"""The driver's side of a training run: claim a run directory, start the workers, follow them, gather the results."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from rayface import config as configs
+from rayface import report, tracking
+from rayface.config import Config
+from rayface.data.plan import SamplePlan
+from rayface.data.shards import DataError, Dataset, open_dataset
+from rayface.session import ray_session
+from rayface.tracking.journal import Status
+from rayface.training.loop import TrainingStoppedError, build_config_margin
+from rayface.training.run_directory import RESULT, claim
+from rayface.training.worker import train_worker
+
+
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    address: str | None = None,
+    debug: bool = False,
+    follow: Callable[[Path, int], contextlib.AbstractContextManager[None]] = lambda run, steps: (
+        contextlib.nullcontext()
+    ),
+) -> dict[str, Any]:
+    """Train a model into a run directory.
+
+    Args:
+        config: resolved; `train.output` names the run directory, None takes a new one under runs/.
+        resume: go on from the last checkpoint of the run directory.
+        address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
+        debug: show the logs of Ray.
+        follow: called with the run directory and the number of steps; its context spans the training and may
+            show the journal's progress.
+
+    Returns:
+        run, model, report, tracking, steps, images_per_second, seconds, faults, loss and, with pairs, the results
+        of the evaluation and accuracy_before.
+
+    Raises:
+        ValueError: bad input; one line.
+        TrainingStoppedError: the run could not go on; one line.
+    """
+    _check(config)
+    dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
+    plan = _plan(config, dataset)
+    run = claim(config, resume)
+    configs.dump(replace(config, train=replace(config.train, output=str(run))), run / "config.yaml")
+    start = time.time()
+    with _tracked(config, run, dataset) as (journal, delivery):
+        num_cpus = config.train.num_workers * config.train.cpus_per_worker
+        with ray_session(address, num_cpus=num_cpus, debug=debug):
+            _check_devices(config)
+            total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
+            with follow(run, total_steps):
+                _fit(config, run, dataset, plan)
+        result = _gather(run, dataset, seconds=time.time() - start)
+        for path, folder in _artifacts(run):
+            journal.artifact(path, folder)
+    delivered = delivery is None or not delivery.last_error
+    return {**result, "tracking": delivery.uri if delivery else None, "tracking_delivered": delivered}
+
+
+def _check(config: Config) -> None:
+    train, data = config.train, config.data
+    if not data.train:
+        raise ValueError("data.train: is not set: must be a dataset directory, for example data.train=faces")
+    if train.batch_size % train.num_workers:
+        down = train.batch_size // train.num_workers * train.num_workers
+        near = f"{down} or {down + train.num_workers}" if down else str(train.num_workers)
+        raise ValueError(
+            f"train.batch_size: {train.batch_size}: must be a multiple of train.num_workers={train.num_workers}: "
+            f"use {near}"
+        )
+    build_config_margin(config.head)
+    if (config.evaluate.pairs is None) != (config.evaluate.data is None):
+        raise ValueError("evaluate.pairs: needs evaluate.data beside it, the dataset that holds the named members")
+    for path in (config.evaluate.pairs, config.evaluate.data):
+        if path is not None and "://" not in path and not Path(path).exists():
+            raise ValueError(f"evaluate: {path}: does not exist: give the path of the pairs csv and of its dataset")
+
+
+def _check_devices(config: Config) -> None:
+    if config.train.device == "cuda":
+        have = ray.cluster_resources().get("GPU", 0)
+        if have < config.train.num_workers:
+            raise ValueError(
+                f"train.num_workers: {config.train.num_workers}: needs as many GPUs, the cluster has {have:g}: "
+                "use fewer workers or train.device=cpu"
+            )
+
+
+def _plan(config: Config, dataset: Dataset) -> SamplePlan:
+    return SamplePlan(
+        num_samples=len(dataset.index),
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        chunk_images=config.data.chunk_images,
+        window_images=config.data.window_images,
+    )
+
+
+@contextlib.contextmanager
+def _tracked(
+    config: Config, run: Path, dataset: Dataset
+) -> Iterator[tuple[tracking.Journal, tracking.Delivery | None]]:
+    """Journal and delivery of a run; whatever happens inside, the run's end is told and waited for."""
+    journal = tracking.Journal(run / "journal" / "driver.jsonl")
+    delivery = _delivery(config, run) if config.tracking.enabled else None
+    journal.params(configs.flat(config))
+    journal.params({"dataset.name": dataset.name, "dataset.digest": dataset.digest})
+    journal.params({"dataset.num_classes": dataset.num_classes, "dataset.num_images": len(dataset.index)})
+    journal.artifact(run / "config.yaml")
+    journal.tags({"git_commit": _git_commit(), "run_directory": str(run)})
+    status: Status = "FAILED"
+    try:
+        yield journal, delivery
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        journal.finish(status)
+        journal.close()
+        if delivery is not None:
+            delivery.close(config.tracking.timeout)
+
+
+def _delivery(config: Config, run: Path) -> tracking.Delivery:
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.parent / 'mlflow.db'}"
+    delivery = tracking.Delivery(
+        run / "journal", uri=uri, experiment=config.tracking.experiment, run_name=run.name, tags={}
+    )
+    delivery.start()
+    return delivery
+
+
+def _git_commit() -> str:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
+    gpu = config.train.device == "cuda" or (config.train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
+    job = {
+        "config": configs.to_dict(config),
+        "run": str(run),
+        "num_classes": dataset.num_classes,
+        "plan": plan,
+        "facts": {"name": dataset.name, "digest": dataset.digest, "licence": dataset.licence},
+        "faults": dataset.faults,
+        "reserved": {key: value * config.train.num_workers for key, value in resources.items()},
+    }
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=gpu, resources_per_worker=resources),
+        # Ray resumes a run whose name it has seen; ours are resumed from our own checkpoints, under a new name.
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:12], storage_path=str(run / "ray"), failure_config=FailureConfig(max_failures=0)
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: Exception) -> Exception:
+    """What the user should read: the workers' own message where they stopped for a reason they know."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    causes = [getattr(f, "_base_exc", f) for f in failures.values()]
+    for cause in causes:
+        if isinstance(cause, TrainingStoppedError | DataError | ValueError):
+            return type(cause)(" ".join(str(cause).split()))
+    for cause in causes:
+        found = re.search(r"DataError: (.+)", str(cause))
+        if found:  # raised in a read task, which Ray wraps in text
+            return DataError(found[1])
+    return error
+
+
+def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:
+    """Plots, report and the numbers that the run is remembered by."""
+    metrics = tracking.read_metrics(run / "journal")
+    result = json.loads((run / RESULT).read_text())
+    speeds = sorted(value for _, value, _ in metrics.get("train/images_per_second", []))
+    result["images_per_second"] = speeds[len(speeds) // 2] if speeds else 0.0
+    result["seconds"] = seconds
+    accuracy = metrics.get("eval/accuracy")
+    if accuracy:
+        result["accuracy_before"] = accuracy[0][1]
+    result = {"run": str(run), "model": str(run / "model.safetensors"), "report": str(run / "report.html"), **result}
+    (run / RESULT).write_text(json.dumps(result, indent=1))
+    curve = json.loads((run / "evaluation.json").read_text())["roc"] if accuracy else None
+    report.training_report(
+        run,
+        title=run.name,
+        metrics=metrics,
+        table=_table(result, dataset),
+        roc=(curve["far"], curve["tar"]) if curve else None,
+    )
+    return result
+
+
+def _table(result: dict[str, Any], dataset: Dataset) -> list[tuple[str, str]]:
+    rows = [
+        ("data", f"{dataset.name}: {len(dataset.index):,} images, {dataset.num_classes:,} classes"),
+        ("steps", f"{result['steps']:,}"),
+        ("images/s", f"{result['images_per_second']:,.0f}"),
+        ("seconds", f"{result['seconds']:,.0f}"),
+        ("damaged samples", f"{result['faults']:,}"),
+    ]
+    if "accuracy_mean" in result:
+        before = result["accuracy_before"]
+        rows.insert(
+            0, ("accuracy", f"{result['accuracy_mean']:.2%} ± {result['accuracy_std']:.2%}, before {before:.2%}")
+        )
+    return rows
+
+
+def _artifacts(run: Path) -> list[tuple[Path, str]]:
+    names = ("model.safetensors", "model.json", "report.html", "evaluation.json", RESULT)
+    files = [(run / name, "") for name in names if (run / name).exists()]
+    return files + [(path, "plots") for path in sorted((run / "plots").glob("*"))]

@@ -1,0 +1,63 @@
+"""The function that Ray Train runs on every worker: its place, its stream, its share of the training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train.collective import broadcast_from_rank_zero
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.data.plan import SamplePlan
+from rayface.data.shards import open_dataset
+from rayface.data.stream import executions, split_streams, train_batches
+from rayface.training.distributed import World
+from rayface.training.loop import Training
+
+
+def train_worker(job: dict[str, Any]) -> None:
+    """Run the job that the driver describes; returns when the model is on disk."""
+    context = ray.train.get_context()
+    config, plan = configs.from_dict(job["config"]), job["plan"]
+    world = World(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        local_size=context.get_local_world_size(),
+        device=ray.train.torch.get_device(),
+    )
+    training = Training(
+        config,
+        Path(job["run"]),
+        world,
+        plan,
+        num_classes=job["num_classes"],
+        dataset_facts=job["facts"],
+        known_faults=job["faults"],
+    )
+    span = {"start": training.step, "stop": training.total_steps}
+    streams = _streams(config, plan, world, job["reserved"], **span)
+    training.fit(train_batches(streams, plan, rank=world.rank, world_size=world.size, **span))
+
+
+def _streams(
+    config: Config, plan: SamplePlan, world: World, reserved: dict[str, float], *, start: int, stop: int
+) -> Iterator[tuple[int, Any]]:
+    """This rank's share of each Ray Data execution; rank 0 starts them and deals them out."""
+    dataset = None
+    for first, last in executions(plan, start, stop):
+        streams = None
+        if world.rank == 0:
+            dataset = dataset or open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
+            streams = split_streams(
+                dataset,
+                plan,
+                image_size=config.data.image_size,
+                world_size=world.size,
+                first_window=first,
+                last_window=last,
+                readers=config.data.readers,
+                reserved=reserved,
+            )
+        yield first, broadcast_from_rank_zero(streams)[world.rank]
