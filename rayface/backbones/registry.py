@@ -9,6 +9,10 @@ from typing import Any
 from torch import nn
 
 from rayface.backbones.iresnet import IResNet
+from rayface.backbones.mixfacenet import MIXNET_M, MIXNET_S, MixFaceNet
+from rayface.backbones.mobilefacenet import MobileFaceNet
+from rayface.backbones.vargfacenet import VarGFaceNet
+from rayface.backbones.vit import VisionTransformer
 
 # What a name stands for; every entry takes embedding_size, image_size, width and dropout, some take more.
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -18,6 +22,20 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "r50": partial(IResNet, (3, 4, 14, 3)),
     "r100": partial(IResNet, (3, 13, 30, 3)),
     "r200": partial(IResNet, (6, 26, 60, 6)),
+    "mbf": partial(MobileFaceNet, (1, 4, 6, 2), scale=2),
+    "mbf_large": partial(MobileFaceNet, (2, 8, 12, 4), scale=4),
+    "mixfacenet_xs": partial(MixFaceNet, MIXNET_S, 16, scale=0.5, last_channels=512),
+    "mixfacenet_s": partial(MixFaceNet, MIXNET_S, 16),
+    "mixfacenet_m": partial(MixFaceNet, MIXNET_M, 24),
+    "shufflemixfacenet_xs": partial(MixFaceNet, MIXNET_S, 16, scale=0.5, last_channels=512, shuffle=True),
+    "shufflemixfacenet_s": partial(MixFaceNet, MIXNET_S, 16, shuffle=True),
+    "shufflemixfacenet_m": partial(MixFaceNet, MIXNET_M, 24, shuffle=True),
+    "vargfacenet": VarGFaceNet,
+    "vit_t": partial(VisionTransformer, 256, 12),
+    "vit_s": partial(VisionTransformer, 512, 12),
+    "vit_b": partial(VisionTransformer, 512, 24),
+    "vit_l": partial(VisionTransformer, 768, 24, drop_path=0.05, mask_ratio=0.05),
+    "vit_h": partial(VisionTransformer, 1024, 48, drop_path=0.05, mask_ratio=0.05),
 }
 
 

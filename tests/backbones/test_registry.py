@@ -8,7 +8,7 @@ from rayface.backbones import BACKBONES, build_backbone
 def test_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"backbone\.name 'r19' is not a known backbone; did you mean 'r18'"):
         build_backbone("r19")
-    with pytest.raises(ValueError, match="known are mini, r100"):
+    with pytest.raises(ValueError, match="known are mbf, mbf_large, mini"):
         build_backbone("????")
 
 
