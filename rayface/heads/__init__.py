@@ -3,11 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
-from rayface.heads.margins import MARGINS, Margin
+from rayface.heads.adaptive_margins import AdaFace, CurricularFace, ElasticFace, MagFace
+from rayface.heads.margins import ArcFace, CombinedMargin, CosFace, Margin
 from rayface.heads.partial_fc import PartialFC
 
 __all__ = ["HEADS", "MARGINS", "PartialFC", "build_head", "build_margin"]
 
+MARGINS: dict[str, Callable[..., Margin]] = {
+    "cosface": CosFace,
+    "arcface": ArcFace,
+    "combined": CombinedMargin,
+    "adaface": AdaFace,
+    "elasticface": ElasticFace,
+    "magface": MagFace,
+    "curricularface": CurricularFace,
+}
 HEADS: dict[str, Callable[..., Any]] = {"partial_fc": PartialFC}
 
 

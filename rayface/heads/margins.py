@@ -2,12 +2,11 @@
 
 A head asks a margin for three things: the target's logit (a function of the target's cosine and the embedding's norm,
 differentiated by autograd on vectors of one number per sample), what happens to the other cosines, and the range
-these may take. The running statistics some margins keep are updated from the gathered global batch, so they are the same on
-every rank and need no collective of their own.
+these may take. The running statistics some margins keep are updated from the gathered global batch, so they are the
+same on every rank and need no collective of their own.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -143,9 +142,13 @@ class CombinedMargin(Margin):
         """Return cos(m1 theta + m2) - m3, (B,)."""
         if self.m1 == 1.0 and self.m2 == 0.0:
             return cosine - self.m3
+        return self.add_angle(cosine, self.m1, self.m2) - self.m3
+
+    def add_angle(self, cosine: Tensor, factor: float, angle_added: float | Tensor) -> Tensor:
+        """Return cos(factor theta + angle_added), (B,), with the gradient asked for."""
         if self.gradient == "exact":
-            return torch.cos(self.m1 * _angle(cosine) + self.m2) - self.m3
-        moved = torch.cos(self.m1 * torch.acos(cosine.detach()) + self.m2) - self.m3
+            return torch.cos(factor * angle(cosine) + angle_added)
+        moved = torch.cos(factor * torch.acos(cosine.detach().clamp(-1, 1)) + angle_added)
         return moved + (cosine - cosine.detach())
 
 
@@ -172,12 +175,14 @@ class ArcFace(CombinedMargin):
         super().__init__(scale, m2=margin, conflict_threshold=conflict_threshold, gradient=gradient)
 
 
-def _angle(cosine: Tensor) -> Tensor:
+def angle(cosine: Tensor) -> Tensor:
     """Return acos with a slope that stays below 1000, so that cos = +-1 gives no infinite gradient."""
     return _SafeAcos.apply(cosine)
 
 
 class _SafeAcos(torch.autograd.Function):
+    """acos for cosines in [-1, 1], rounding errors allowed for."""
+
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, cosine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine)
@@ -187,10 +192,3 @@ class _SafeAcos(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
         (cosine,) = ctx.saved_tensors
         return -gradient * (1 - cosine * cosine).clamp_min(1e-6).rsqrt()
-
-
-MARGINS: dict[str, Callable[..., Margin]] = {
-    "cosface": CosFace,
-    "arcface": ArcFace,
-    "combined": CombinedMargin,
-}

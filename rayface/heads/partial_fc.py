@@ -24,8 +24,8 @@ class PartialFC:
 
     Rank k holds a contiguous range of C // W (+1 for k < C % W) rows, starting from the same logical N(0, .01) matrix
     for every W. A step is `loss(...)`, `backward()`, `step(lr)`. The embeddings' gradient is W times that of the global
-    mean, to cancel the data-parallel mean of the backbone's gradients; the centers' is that of the global mean and stays
-    in the head, in factors.
+    mean, to cancel the data-parallel mean of the backbone's gradients; the centers' is that of the global mean and
+    stays in the head, in factors.
     Several losses before one step add up, as for any parameter (gradient accumulation); `discard` forgets them.
 
     Collectives a step: one all-gather (embeddings and labels), one all-reduce (2 B numbers), one reduce-scatter (B D
@@ -159,6 +159,10 @@ class PartialFC:
         key = (self.seed, "rows", self.step_count, len(self._terms), self.ranks.rank)
         size = int(self.sample_rate * num_rows)
         return sample_rows(num_rows, torch.unique(targets), size, keyed_generator(targets.device, *key))
+
+    def last_rows(self) -> Tensor | None:
+        """Return the local rows that the last differentiated loss used, sorted (n,), or None for all."""
+        return self._terms[-1].rows
 
     def margin_generator(self) -> torch.Generator:
         """Return the generator of margins drawn at random in the next step, the same on every rank."""

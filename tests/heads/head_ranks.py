@@ -1,0 +1,54 @@
+"""One rank of a process group that works through the oracle's cases: head_ranks.py RANK WORLD_SIZE RENDEZVOUS OUT."""
+
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from head_oracle import Case, cases
+from torch import Tensor
+
+from rayface.heads import PartialFC, build_margin
+
+
+def solve(case: Case, rank: int, world_size: int) -> dict[str, Any]:
+    """Return this rank's losses, gradients, used classes, and rows."""
+    centers = case.centers()
+    head = PartialFC(case.width, case.num_classes, build_margin(case.margin, **case.margin_args), **case.head_args)
+    head.load_centers(centers.to(case.dtype))
+    share = case.batch // world_size
+    losses, gradients, used = [], [], []
+    for index, (x, y) in enumerate(case.batches(centers)):
+        x = x[rank * share : (rank + 1) * share].to(case.dtype).requires_grad_()
+        value = head.loss(x, y[rank * share : (rank + 1) * share])
+        value.backward()
+        losses.append(value.detach())
+        gradients.append(x.grad / world_size)
+        used.append(used_classes(head))
+        if (index + 1) % case.losses_per_step == 0:
+            head.step(case.lr)
+    state = {k: v for k, v in head.state().items() if isinstance(v, Tensor)}
+    return {
+        "losses": torch.stack(losses),
+        "gradients": torch.stack(gradients),
+        "used": torch.stack(used),
+        **{f"state {k}": v.clone() for k, v in state.items()},
+    }
+
+
+def used_classes(head: PartialFC) -> Tensor:
+    """Return which classes of this rank the last loss used, (C,) bool, all others false."""
+    used = torch.zeros(head.num_classes, dtype=torch.bool)
+    rows = head.last_rows()
+    used[head.first : head.last] = True if rows is None else False
+    if rows is not None:
+        used[head.first + rows] = True
+    return used
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    own, size = int(sys.argv[1]), int(sys.argv[2])
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=own, world_size=size)
+    torch.save({case.name: solve(case, own, size) for case in cases()}, f"{sys.argv[4]}.{own}")
+    dist.destroy_process_group()

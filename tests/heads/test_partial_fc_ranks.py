@@ -1,0 +1,70 @@
+"""Partial FC on 1, 2 and 3 real gloo processes against the float64 oracle, gradients included."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import head_oracle
+import pytest
+import torch
+from torch import Tensor
+
+CASES = {case.name: case for case in head_oracle.cases()}
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory):
+    """Return a function that runs all cases on W processes, once."""
+    done: dict[int, list[dict]] = {}
+
+    def run(world_size: int) -> list[dict]:
+        if world_size not in done:
+            folder = tmp_path_factory.mktemp(f"ranks{world_size}")
+            script = Path(__file__).parent / "head_ranks.py"
+            command = [sys.executable, str(script)]
+            ranks = [
+                subprocess.Popen([*command, str(rank), str(world_size), str(folder / "meet"), str(folder / "out")])
+                for rank in range(world_size)
+            ]
+            try:
+                assert [rank.wait(timeout=120) for rank in ranks] == [0] * world_size
+            finally:
+                for rank in ranks:
+                    rank.kill()
+            done[world_size] = [torch.load(f"{folder}/out.{k}", weights_only=True) for k in range(world_size)]
+        return done[world_size]
+
+    return run
+
+
+def relative(ours: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference relative to the largest wanted value."""
+    return ((ours.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_matches_the_oracle(solved, name: str, world_size: int) -> None:
+    """Losses, embedding gradients, centers and moments."""
+    case, parts = CASES[name], [part[name] for part in solved(world_size)]
+    used = torch.stack([part["used"] for part in parts]).any(0)
+    wanted = head_oracle.run(case, list(used))
+    for part in parts:
+        assert relative(part["losses"], wanted["losses"]) < case.bound
+        assert torch.equal(part["losses"], parts[0]["losses"])
+    assert relative(torch.cat([p["gradients"] for p in parts], 1), wanted["gradients"]) < case.bound
+    assert relative(torch.cat([p["state centers"] for p in parts]), wanted["centers"]) < case.bound
+    for ours, theirs in (("momentum", "m"), ("exp_avg", "m"), ("exp_avg_sq", "v")):
+        if f"state {ours}" in parts[0]:
+            assert relative(torch.cat([p[f"state {ours}"] for p in parts]), wanted[theirs]) < case.bound
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_sampled_ranks_use_their_share(solved, world_size: int) -> None:
+    """Every rank uses int(r n) of its n rows, or all its positives where these are more."""
+    case = CASES["arcface sparse sampled"]
+    for rank, part in enumerate(solved(world_size)):
+        rows = case.num_classes // world_size + (rank < case.num_classes % world_size)
+        for used in part[case.name]["used"]:
+            assert used.sum() >= int(0.3 * rows)
+            assert used.sum() <= max(int(0.3 * rows), case.batch)
