@@ -16,11 +16,14 @@ MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
 
 # MLflow's own defaults let one call on a dead server block for four minutes; to try again is the delivery's
-# job. Its tracebacks would land in the middle of a progress display. The user's own settings win.
+# job. Its tracebacks, links and bars would land in the middle of a progress display or of --json. The user's own
+# settings win.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
@@ -109,45 +112,46 @@ class Server:
 
         A server that does not answer raises. What it never takes is left out, so that the rest gets through.
         """
-        metrics, refused = [], None
+        metrics: list[Any] = []
+        refused = None
         for record in records:
-            try:
-                if record["kind"] == "metrics":
-                    metrics += [
-                        self._entities.Metric(_key(key), float(value), int(record["time"] * 1000), record["step"])
-                        for key, value in record["values"].items()
-                    ]
-                elif record["kind"] == "params":
-                    self._log_params(record["values"])
-                else:
-                    self._log_tags(record["values"])
-            except self._error as error:
-                refused = self._permanent(error)
-        for batch in _batches(metrics, MAX_METRICS):
-            try:
-                self._client.log_batch(self.run_id, metrics=batch)
-            except self._error as error:
-                refused = self._permanent(error)
-        return refused
+            values = record["values"]
+            if record["kind"] == "metrics":
+                when, step = int(record["time"] * 1000), record["step"]
+                metrics += [self._entities.Metric(_key(key), float(values[key]), when, step) for key in values]
+            elif record["kind"] == "params":
+                refused = self._log_params(values) or refused
+            else:
+                refused = self._log_tags(values) or refused
+        return self._log_batches("metrics", metrics, MAX_METRICS) or refused
 
-    def _permanent(self, error: Exception) -> str:
-        if getattr(error, "error_code", "") != "INVALID_PARAMETER_VALUE":
-            raise error
-        return f"refused by MLflow: {error}"
-
-    def _log_params(self, values: dict[str, str]) -> None:
+    def _log_params(self, values: dict[str, str]) -> str | None:
         known = self._client.get_run(self.run_id).data.params
         wanted = {_key(key): _shortened(value, MAX_PARAM_VALUE) for key, value in values.items()}
         new = [self._entities.Param(key, value) for key, value in wanted.items() if key not in known]
-        for batch in _batches(new, MAX_PARAMS_AND_TAGS):
-            self._client.log_batch(self.run_id, params=batch)
         # MLflow refuses to change a param; a resumed run may well have other settings
-        self._log_tags({f"changed.{key}": value for key, value in wanted.items() if known.get(key, value) != value})
+        changed = {f"changed.{key}": value for key, value in wanted.items() if known.get(key, value) != value}
+        return self._log_batches("params", new, MAX_PARAMS_AND_TAGS) or self._log_tags(changed)
 
-    def _log_tags(self, values: Mapping[str, str]) -> None:
-        tags = [self._entities.RunTag(_key(key), _shortened(value, MAX_TAG_VALUE)) for key, value in values.items()]
-        for batch in _batches(tags, MAX_PARAMS_AND_TAGS):
-            self._client.log_batch(self.run_id, tags=batch)
+    def _log_tags(self, values: Mapping[str, str]) -> str | None:
+        tags = [self._entities.RunTag(_key(key), _shortened(values[key], MAX_TAG_VALUE)) for key in values]
+        return self._log_batches("tags", tags, MAX_PARAMS_AND_TAGS)
+
+    def _log_batches(self, kind: str, items: list[Any], size: int) -> str | None:
+        """Log `items` by `size`; where a batch is refused, its halves, down to the one that is at fault."""
+        refused = None
+        for start in range(0, len(items), size):
+            batch = items[start : start + size]
+            try:
+                self._client.log_batch(self.run_id, **{kind: batch})
+            except self._error as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
+                if len(batch) > 1:
+                    refused = self._log_batches(kind, batch, (len(batch) + 1) // 2)
+                else:
+                    refused = f"MLflow refused {kind} {batch[0].key!r}: {error}"
+        return refused
 
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
         """Send a file or a folder; one that is gone is left out."""
@@ -175,7 +179,3 @@ def _key(key: str) -> str:
 def _shortened(value: str, limit: int) -> str:
     note = f" ... [{len(value)} characters]"
     return value if len(value) <= limit else value[: limit - len(note)] + note
-
-
-def _batches(items: list[Any], size: int) -> list[list[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,376 @@
+"""Delivery to real MLflow stores: what is in the journals is there afterwards, once."""
+
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from rayface.tracking import Delivery, Journal, deliver, mask_credentials
+from rayface.tracking.server import ENVIRONMENT, Server
+
+TIMEOUT = 60
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    """One sqlite store for all tests of this file, in a folder that is not there yet; making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/deep/down/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """A delivery sets what the user has not; take that back."""
+    for name in ENVIRONMENT:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def delivery(spool, uri, **changes):
+    settings = {"uri": uri, "experiment": "faces", "run_name": "test", "tags": {"commit": "abc"}} | changes
+    return Delivery(spool, **settings)
+
+
+def deliver_all(spool, uri, **changes):
+    sender = delivery(spool, uri, **changes)
+    sender.start()
+    assert sender.close(TIMEOUT), sender.last_error
+    return sender
+
+
+def client(uri):
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def history(uri, run_id, key):
+    return [(point.step, point.value) for point in client(uri).get_metric_history(run_id, key)]
+
+
+def runs(uri, experiment="faces"):
+    found = client(uri).get_experiment_by_name(experiment)
+    return [] if found is None else client(uri).search_runs([found.experiment_id])
+
+
+def forget(spool, **changes):
+    """Put the notes of a delivery back to an earlier state, as after a crash before they were written."""
+    path = spool / "delivered.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_everything_arrives(tmp_path, uri):
+    run = tmp_path / "run"
+    spool = run / "tracking"
+    driver, worker = Journal(spool / "driver.jsonl"), Journal(spool / "rank0.jsonl")
+    driver.params({"long": "x" * 9000, "empty": "", **{f"p{i}": i for i in range(120)}})
+    for step in range(400):
+        worker.metrics({"loss": 1 / (step + 1), "lr": 0.1, "images@s": step}, step)
+    worker.metrics({"nan": math.nan, "up": math.inf}, 400)
+    (run / "report.html").write_text("report")
+    (run / "plots").mkdir()
+    (run / "plots" / "loss.png").write_bytes(b"png")
+    driver.artifact(run / "report.html")
+    driver.artifact(run / "plots", "plots")
+    driver.artifact(run / "gone.txt")
+    driver.finish("FINISHED")
+
+    sender = deliver_all(spool, uri)
+    assert sender.last_error is None
+    found = client(uri).get_run(sender.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "test"
+    end = json.loads((spool / "driver.jsonl").read_text().splitlines()[-1])["time"]
+    assert found.info.end_time == int(end * 1000)
+    assert len(found.data.params) == 122
+    assert found.data.params["p119"] == "119"
+    assert len(found.data.params["long"]) == 6000
+    assert found.data.params["long"].endswith("[9000 characters]")
+    assert found.data.tags["commit"] == "abc"
+    assert history(uri, sender.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(400)]
+    assert history(uri, sender.run_id, "images_s") == [(step, step) for step in range(400)]  # MLflow allows no @
+    assert math.isnan(found.data.metrics["nan"])
+    assert found.data.metrics["up"] > 1e300
+    written = json.loads((spool / "rank0.jsonl").read_text().splitlines()[0])["time"]
+    first = client(uri).get_metric_history(sender.run_id, "loss")[0]
+    assert first.timestamp == int(written * 1000)
+    artifacts = client(uri).list_artifacts(sender.run_id)
+    assert [entry.path for entry in artifacts] == ["plots", "report.html"]
+    assert not Path("mlruns").exists()
+
+
+def test_nothing_arrives_twice(tmp_path, uri):
+    spool = tmp_path / "run" / "tracking"
+    journal = Journal(spool / "driver.jsonl")
+    journal.params({"a": 1})
+    for step in range(30):
+        journal.metrics({"loss": step, "bad": math.nan}, step)
+    journal.artifact(journal.path)
+    num_runs = len(runs(uri))
+    run_id = deliver_all(spool, uri).run_id
+
+    forget(spool, cursors={})  # the answers got lost
+    journal.metrics({"loss": 30}, 30)
+    assert deliver_all(spool, uri).run_id == run_id
+    forget(spool, cursors={}, run_id=None)  # and so did the run that had just been made
+    assert deliver_all(spool, uri).run_id == run_id
+    assert history(uri, run_id, "loss") == [(step, step) for step in range(31)]
+    assert len(history(uri, run_id, "bad")) == 30
+    assert client(uri).get_run(run_id).data.params == {"a": "1"}
+    assert len(runs(uri)) == num_runs + 1
+
+
+def test_a_batch_whose_answer_is_lost_is_sent_again_and_counted_once(tmp_path, uri, monkeypatch):
+    import mlflow
+
+    log_batch = mlflow.MlflowClient.log_batch
+    failures = iter([False, True, True])  # the tags get through, then two answers are lost
+
+    def loses_answers(self, *arguments, **named):
+        log_batch(self, *arguments, **named)
+        if next(failures, False):
+            raise ConnectionError("connection reset by http://me:secret@host/")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", loses_answers)
+    monkeypatch.setattr("rayface.tracking.delivery.MAX_BACKOFF_SECONDS", 0.1)
+    spool = tmp_path / "run" / "tracking"
+    journal = Journal(spool / "driver.jsonl")
+    for step in range(5):
+        journal.metrics({"loss": step}, step)
+    sender = deliver_all(spool, uri)
+    assert next(failures, None) is None
+    assert sender.last_error is None  # it has passed
+    assert history(uri, sender.run_id, "loss") == [(step, step) for step in range(5)]
+
+
+def test_a_resumed_run_goes_on(tmp_path, uri):
+    spool = tmp_path / "run" / "tracking"
+    journal = Journal(spool / "driver.jsonl")
+    journal.params({"lr": 0.1, "epochs": 5})
+    journal.metrics({"loss": 1.0}, 0)
+    journal.finish("FAILED")
+    journal.close()
+    run_id = deliver_all(spool, uri).run_id
+    assert client(uri).get_run(run_id).info.status == "FAILED"
+
+    journal = Journal(spool / "driver.jsonl")
+    journal.params({"lr": 0.2, "epochs": 5, "new": "yes"})
+    journal.metrics({"loss": 1.0}, 0)
+    journal.metrics({"loss": 0.5}, 1)
+    sender = deliver_all(spool, uri, tags={"commit": "def"})
+    assert sender.run_id == run_id
+    assert sender.last_error is None
+    found = client(uri).get_run(run_id)
+    assert found.info.status == "RUNNING"
+    assert found.data.params == {"lr": "0.1", "epochs": "5", "new": "yes"}
+    assert found.data.tags["changed.lr"] == "0.2"
+    assert "changed.epochs" not in found.data.tags
+    assert found.data.tags["commit"] == "def"
+    assert history(uri, run_id, "loss") == [(0, 1.0), (1, 0.5)]
+    journal.finish("FINISHED")
+    assert deliver(spool, TIMEOUT)
+    assert client(uri).get_run(run_id).info.status == "FINISHED"
+
+
+def test_another_store_is_told_everything(tmp_path, uri):
+    spool = tmp_path / "run" / "tracking"
+    Journal(spool / "driver.jsonl").metrics({"loss": 1.0}, 0)
+    first = deliver_all(spool, uri)
+    second = deliver_all(spool, uri, experiment="other")
+    assert first.run_id != second.run_id
+    assert history(uri, second.run_id, "loss") == [(0, 1.0)]
+
+
+def test_what_mlflow_refuses_does_not_hold_up_the_rest(tmp_path, uri, caplog):
+    spool = tmp_path / "run" / "tracking"
+    journal = Journal(spool / "driver.jsonl")
+    journal.metrics({"a": 1.0, "not//allowed": 2.0, "b": 3.0}, 0)
+    journal.params({"c": 1, "../d": 2})
+    with journal.path.open("ab") as file:
+        file.write(b"smashed\n")
+    journal.metrics({"a": 4.0}, 1)
+    sender = delivery(spool, uri)
+    sender.start()
+    assert sender.close(TIMEOUT)
+    assert "not//allowed" in sender.last_error
+    assert "is no record" in caplog.text
+    data = client(uri).get_run(sender.run_id).data
+    assert data.metrics == {"a": 4.0, "b": 3.0}
+    assert data.params == {"c": "1"}
+
+
+def test_two_processes_do_not_deliver_one_spool(tmp_path, uri):
+    spool = tmp_path / "run" / "tracking"
+    Journal(spool / "driver.jsonl").metrics({"loss": 1.0}, 0)
+    first = delivery(spool, uri)
+    first.start()
+    deadline = time.monotonic() + TIMEOUT
+    while first.run_id is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = delivery(spool, uri)
+    second.start()
+    assert not second.close(1)
+    assert second.last_error == "another process is delivering this spool"
+    assert first.close(TIMEOUT)
+    assert deliver(spool, TIMEOUT)
+
+
+def test_the_users_environment_wins(tmp_path, uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    deliver_all(tmp_path / "tracking", uri)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+
+
+def test_nothing_is_made_for_an_empty_spool(tmp_path, uri):
+    assert deliver_all(tmp_path / "tracking", uri).run_id is None
+
+
+def test_credentials_are_not_shown(tmp_path, caplog, monkeypatch):
+    assert mask_credentials("to http://me:secret@host:1/x failed") == "to http://***@host:1/x failed"
+    assert mask_credentials("postgresql+psycopg://me@host/db a@b.c") == "postgresql+psycopg://***@host/db a@b.c"
+    uri = "http://me:secret@127.0.0.1:9"
+
+    def fails(self, settings, run_id):
+        raise OSError(f"no answer from {settings.uri}")
+
+    monkeypatch.setattr(Server, "__init__", fails)
+    Journal(tmp_path / "driver.jsonl").metrics({"loss": 1.0}, 0)
+    sender = delivery(tmp_path, uri)
+    with caplog.at_level(logging.DEBUG):
+        sender.start()
+        assert not sender.close(0.5)
+    assert sender.uri == "http://***@127.0.0.1:9"
+    assert sender.last_error == "no answer from http://***@127.0.0.1:9"
+    assert "no answer" in caplog.text
+    assert "secret" not in caplog.text
+    assert (tmp_path / "tracking.json").stat().st_mode & 0o077 == 0  # the URI is in it
+
+
+def test_wrong_settings_are_named(tmp_path):
+    for uri in ("./mlruns", "file:///mlruns"):
+        with pytest.raises(ValueError, match=r"tracking\.uri .* must be sqlite"):
+            delivery(tmp_path, uri)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="folder that can be made"):
+        delivery(tmp_path, f"sqlite:///{tmp_path}/file/mlflow.db")
+    with pytest.raises(ValueError, match=r"must hold a tracking\.json"):
+        deliver(tmp_path / "none", 1)
+
+
+def test_a_relative_sqlite_file_is_remembered_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    delivery(tmp_path / "spool", "sqlite:///s.db?timeout=5")
+    kept = json.loads((tmp_path / "spool" / "tracking.json").read_text())
+    assert kept["uri"] == f"sqlite:///{tmp_path}/s.db?timeout=5"
+
+
+class MlflowServer:
+    """A real server on a loopback port, that can be killed and started again."""
+
+    def __init__(self, folder):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.folder = folder
+        self.process = None
+
+    @property
+    def uri(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        command = f"mlflow server --host 127.0.0.1 --port {self.port} --workers 1".split()
+        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        stores += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command, *stores],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )
+
+    def wait(self):
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                    return
+            except (urllib.error.URLError, OSError):
+                assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+                time.sleep(0.2)
+        raise AssertionError("the MLflow server did not come up")
+
+    def kill(self):
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # its own session: the server and its worker
+            self.process.wait()
+            self.process = None
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_late_and_dies_in_between(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("rayface.tracking.delivery.MAX_BACKOFF_SECONDS", 0.5)
+    monkeypatch.setattr("rayface.tracking.delivery.POLL_SECONDS", 0.05)
+    (tmp_path / "store").mkdir()
+    server = MlflowServer(tmp_path / "store")
+    run = tmp_path / "run"
+    journal = Journal(run / "tracking" / "rank0.jsonl")
+    sender = delivery(run / "tracking", server.uri)
+    step = 0
+
+    def train(num_steps):
+        nonlocal step
+        begin = time.monotonic()
+        for _ in range(num_steps):
+            journal.metrics({"loss": 1 / (step + 1), "nan": math.nan}, step)
+            step += 1
+        assert time.monotonic() - begin < 1, "logging must not wait for the server"
+
+    try:
+        sender.start()
+        journal.params({"lr": 0.1})
+        train(1200)
+        while sender.last_error is None:
+            time.sleep(0.05)
+        assert sender.run_id is None
+        server.start()
+        server.wait()
+        for _ in range(600):  # until the first steps are there; more come all the time
+            train(1)
+            time.sleep(0.05)
+            if sender.run_id and len(history(server.uri, sender.run_id, "loss")) >= 1200:
+                break
+        server.kill()
+        train(1500)
+        (run / "report.html").write_text("the report")
+        journal.artifact(run / "report.html", "final")
+        journal.finish("FINISHED")
+        assert not sender.close(1)
+        server.start()
+        server.wait()
+        assert deliver(run / "tracking", TIMEOUT)  # what `rayface sync` does, later
+        assert capfd.readouterr() == ("", "")
+        assert len(runs(server.uri)) == 1
+        found = runs(server.uri)[0]
+        assert found.info.run_id == sender.run_id
+        assert found.info.status == "FINISHED"
+        assert found.data.params == {"lr": "0.1"}
+        assert history(server.uri, sender.run_id, "loss") == [(i, 1 / (i + 1)) for i in range(step)]
+        assert len(history(server.uri, sender.run_id, "nan")) == step
+        local = client(server.uri).download_artifacts(sender.run_id, "final/report.html", str(tmp_path))
+        assert Path(local).read_text() == "the report"
+    finally:
+        server.kill()

@@ -1,0 +1,95 @@
+import json
+import math
+
+import pytest
+
+from rayface.tracking import Journal, read_metrics
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_record_is_one_line_on_disk_at_once(tmp_path):
+    path = tmp_path / "run" / "tracking" / "rank0.jsonl"
+    journal = Journal(path)
+    assert journal.last_step == -1
+    journal.metrics({"loss": 1.5, "lr": 0.1}, 3)
+    journal.params({"head.margin": 0.4, "none": None})
+    journal.tags({})
+    journal.finish("FINISHED")
+    written = lines(path)
+    assert [record["kind"] for record in written] == ["metrics", "params", "finish"]
+    assert (written[0]["step"], written[0]["values"]) == (3, {"loss": 1.5, "lr": 0.1})
+    assert written[1]["values"] == {"head.margin": "0.4", "none": "None"}
+    assert journal.last_step == 3
+    journal.close()
+    journal.close()
+
+
+def test_numbers_that_json_lacks_come_back(tmp_path):
+    journal = Journal(tmp_path / "a.jsonl")
+    journal.metrics({"nan": math.nan, "up": math.inf, "down": -math.inf}, 0)
+    assert "NaN" not in (tmp_path / "a.jsonl").read_text()  # which is not JSON
+    metrics = read_metrics(tmp_path)
+    assert math.isnan(metrics["nan"][0][1])
+    assert (metrics["up"][0][1], metrics["down"][0][1]) == (math.inf, -math.inf)
+
+
+def test_replayed_steps_are_not_written_again(tmp_path):
+    path = tmp_path / "a.jsonl"
+    journal = Journal(path)
+    for step in range(10):
+        journal.metrics({"loss": 10 - step}, step)
+    journal.metrics({"accuracy": 0.5}, 9)  # another name at the same step is no replay
+    journal.close()
+    journal = Journal(path)
+    assert journal.last_step == 9
+    for step in range(7, 12):  # resumed from a checkpoint at step 7
+        journal.metrics({"loss": -1}, step)
+    journal.metrics({"accuracy": 0.6}, 9)
+    metrics = read_metrics(tmp_path)
+    assert [(step, value) for step, value, _ in metrics["loss"]] == [(s, 10 - s) for s in range(10)] + [
+        (10, -1),
+        (11, -1),
+    ]
+    assert [value for _, value, _ in metrics["accuracy"]] == [0.5]
+
+
+@pytest.mark.parametrize("torn", [b'{"kind": "metrics", "ti', b"\xff\xfe{"])
+def test_a_torn_last_line_is_cut_off(tmp_path, torn):
+    path = tmp_path / "a.jsonl"
+    Journal(path).metrics({"loss": 1.0}, 0)
+    with path.open("ab") as file:
+        file.write(torn)
+    assert [step for step, _, _ in read_metrics(tmp_path)["loss"]] == [0]
+    Journal(path).metrics({"loss": 2.0}, 1)
+    assert [step for step, _, _ in read_metrics(tmp_path)["loss"]] == [0, 1]
+    assert len(lines(path)) == 2
+
+
+def test_lines_that_are_no_records_are_passed_over(tmp_path):
+    path = tmp_path / "a.jsonl"
+    Journal(path).metrics({"loss": 1.0}, 0)
+    with path.open("ab") as file:
+        file.write(b"[1, 2]\n\x00\x00\n")
+    Journal(path).metrics({"loss": 2.0}, 1)
+    assert [value for _, value, _ in read_metrics(tmp_path)["loss"]] == [1.0, 2.0]
+
+
+def test_metrics_of_several_journals_are_joined_by_step(tmp_path):
+    Journal(tmp_path / "b.jsonl").metrics({"loss": 2.0}, 2)
+    Journal(tmp_path / "a.jsonl").metrics({"loss": 5.0, "lr": 0.1}, 5)
+    metrics = read_metrics(tmp_path)
+    assert [(step, value) for step, value, _ in metrics["loss"]] == [(2, 2.0), (5, 5.0)]
+    assert metrics["lr"][0][2] > 1e9
+    assert read_metrics(tmp_path / "nothing") == {}
+
+
+def test_an_artifact_of_the_run_moves_with_it(tmp_path):
+    journal = Journal(tmp_path / "run" / "tracking" / "driver.jsonl")
+    journal.artifact(tmp_path / "run" / "plots" / "loss.png", "plots")
+    journal.artifact(tmp_path / "elsewhere.txt")
+    written = lines(journal.path)
+    assert written[0]["path"] == "../plots/loss.png"
+    assert written[1]["path"] == str(tmp_path / "elsewhere.txt")
