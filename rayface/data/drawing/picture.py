@@ -1,0 +1,128 @@
+"""Draws a face: pure functions of a person, a picture's circumstances and a size. No Ray, no torch, no files.
+
+Deterministic: the picture `index` of person `number` of a set depends on (seed, number, index) alone.
+"""
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from rayface.data.drawing import features
+from rayface.data.drawing.canvas import RELIEF, Canvas, ellipse
+from rayface.data.drawing.portrait import Array, Identity, View
+
+_GRAIN = 256  # side of the tile of film grain
+
+
+@lru_cache(maxsize=256)
+def sample_identity(seed: int, number: int) -> Identity:
+    """Person `number` of the set `seed`; other seeds hold other people."""
+    return Identity.sample(np.random.default_rng(np.random.SeedSequence((seed, number))))
+
+
+def sample_view(seed: int, number: int, index: int) -> View:
+    """The circumstances of picture `index` of person `number`."""
+    # seed sequences pad with zeros: the 1 keeps picture 0 apart from the person
+    rng = np.random.default_rng(np.random.SeedSequence((seed, number, index, 1)))
+    return View.sample(rng, sample_identity(seed, number))
+
+
+def landmarks(identity: Identity, view: View, size: int = 112) -> Array:
+    """Left eye, right eye, nose tip, left and right corner of the mouth in the drawn picture, (5, 2) pixels (x, y)."""
+    f = identity
+    points = np.array(
+        [
+            (-f.eye_spacing, 0.0),
+            (f.eye_spacing, 0.0),
+            (0.0, f.nose_length),
+            (-f.mouth_width, f.mouth_height),
+            (f.mouth_width, f.mouth_height),
+        ]
+    )
+    depth = points[:, 0] ** 2 * RELIEF
+    depth[2] = features.NOSE_DEPTH
+    canvas = Canvas(view, size)
+    return canvas.project(points, depth) * canvas.unit
+
+
+def draw_face(identity: Identity, view: View, size: int = 112) -> Array:
+    """Draws one picture.
+
+    Args:
+        size: side in pixels; even, at least 16.
+
+    Returns:
+        (size, size, 3) uint8 RGB.
+    """
+    canvas = Canvas(view, size)
+    features.draw(canvas, identity, view)
+    return _develop(_lit(canvas, view, size), view)
+
+
+def _lit(canvas: Canvas, view: View, size: int) -> Array:
+    """The head in its light in front of the backdrop, (size, size, 3) float32."""
+    layer = cv2.resize(canvas.layer, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    shadow = cv2.GaussianBlur(canvas.shadow, (0, 0), 1.5 * canvas.unit)
+    light = cv2.resize(_light_map(canvas, view), shadow.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    light *= shadow * np.float32(1 / 255)
+    head = layer[..., :3] * cv2.resize(light, (size, size), interpolation=cv2.INTER_LINEAR)
+    cover = layer[..., 3:] / 255
+    return head + _backdrop(view, size) * (1 - cover)
+
+
+@lru_cache
+def _grid(side: int) -> Array:
+    """Crop coordinates of the cells of a coarse grid, (side * side, 2)."""
+    line = (np.arange(side) + 0.5) * (112 / side)
+    return np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+
+
+def _light_map(canvas: Canvas, view: View, side: int = 28) -> Array:
+    """Lambert's law on an ellipsoid the size of the head, (side, side, 3)."""
+    centre = canvas.project(np.array(((0.0, 8.0),)), -12.0)[0]
+    n = (_grid(side) - centre) / (46 * view.scale, 62 * view.scale)
+    radius = np.sqrt((n * n).sum(1)).clip(1e-6)
+    xy = n * (np.minimum(radius, 0.97) / radius)[:, None]
+    facing = xy @ view.light[:2] + np.sqrt(1 - (xy * xy).sum(1)) * view.light[2]
+    # the soft foot of the ramp: light creeps a little around the edge of a face
+    lambert = np.maximum(facing + 0.15, 0) / 1.15
+    glow = view.ambient + view.diffuse * lambert[:, None] * view.light_colour
+    glow /= view.ambient + 0.62 * view.diffuse  # the camera meters for the face
+    return glow.reshape(side, side, 3).astype(np.float32)
+
+
+def _backdrop(view: View, size: int, side: int = 28) -> Array:
+    """Two colours running into each other, with blurred shapes, (size, size, 3) float32."""
+    direction = np.array((np.cos(view.backdrop_angle), np.sin(view.backdrop_angle)))
+    ramp = ((_grid(side) / 56 - 1) @ direction * 0.4 + 0.5).clip(0, 1)[:, None]
+    image = (view.backdrop[0] * (1 - ramp) + view.backdrop[1] * ramp).reshape(side, side, 3).astype(np.uint8)
+    for x, y, radius, *colour in view.blobs.tolist():
+        outline = (ellipse(x * side, y * side, radius * side, radius * side, 16) * 16).astype(np.int32)
+        cv2.fillPoly(image, [outline], colour, cv2.LINE_8, 4)
+    image = cv2.resize(cv2.GaussianBlur(image, (0, 0), 1.6), (size, size), interpolation=cv2.INTER_LINEAR)
+    return image.astype(np.float32)
+
+
+@lru_cache
+def _grain() -> Array:
+    """A tile of film grain of deviation 1: luminance and a little colour."""
+    rng = np.random.default_rng(0)
+    tile = rng.standard_normal((_GRAIN, _GRAIN, 1)) * 0.8 + rng.standard_normal((_GRAIN, _GRAIN, 3)) * 0.6
+    return tile.astype(np.float32)
+
+
+def _develop(image: Array, view: View) -> Array:
+    """Exposure, contrast, focus and grain, to uint8."""
+    image = image * np.float32(view.exposure / 255)
+    image = np.clip(image, 1e-3, None) ** np.float32(1.15 * view.contrast)
+    image = image * 1.4 / (1 + 0.4 * image)  # highlights roll off instead of clipping
+    image = image * 255
+    size = image.shape[0]
+    if view.blur > 0.2:
+        image = cv2.GaussianBlur(image, (0, 0), view.blur * size / 112)
+    top, left = (view.cover_place[:2] * 1e6).astype(int) % (_GRAIN - size if size < _GRAIN else 1)
+    grain = _grain()[top : top + size, left : left + size]
+    if grain.shape[0] != size:
+        grain = np.resize(_grain(), image.shape)
+    return np.clip(np.rint(image + grain * np.float32(view.noise)), 0, 255).astype(np.uint8)
