@@ -130,17 +130,21 @@ def _mouth(canvas: Canvas, f: Identity, view: View) -> None:
     lower = floor + arch**0.7 * f.lower_lip
     x = t * width
     depth = 4.0
-    band = lambda a, b: np.concatenate([np.stack([x, a], 1), np.stack([x, b], 1)[::-1]])  # noqa: E731
-    canvas.fill(band(roof, lower), f.lip, depth)
-    canvas.fill(band(upper, np.maximum(roof, upper)), f.lip * 0.88, depth)
+    canvas.fill(_between(x, roof, lower), f.lip, depth)
+    canvas.fill(_between(x, upper, np.maximum(roof, upper)), f.lip * 0.88, depth)
     if opened > 0.5:
-        canvas.fill(band(roof, floor), np.array((72, 24, 30.0)), depth)
-        canvas.fill(band(roof, np.minimum(floor, roof + 1.9 * arch**0.5)), WHITE * 0.95, depth)
+        canvas.fill(_between(x, roof, floor), np.array((72, 24, 30.0)), depth)
+        canvas.fill(_between(x, roof, np.minimum(floor, roof + 1.9 * arch**0.5)), WHITE * 0.95, depth)
     else:
         canvas.stroke(np.stack([x, seam], 1), mix(f.lip * 0.5, DARK, 0.3), 0.9, depth)
     shine = np.stack([x[5:12], (floor + arch * f.lower_lip * 0.45)[5:12]], 1)
     canvas.stroke(shine, mix(f.lip, 255.0, 0.28), 0.9, depth)
     canvas.fill(both(ellipse(width + 0.4, y - smile * 0.65, 0.9, 0.8, 8)), f.skin * (0.62, 0.5, 0.48), depth)
+
+
+def _between(x: Array, upper: Array, lower: Array) -> Array:
+    """The outline of the area between two lines over the same x."""
+    return np.stack([np.concatenate([x, x[::-1]]), np.concatenate([upper, lower[::-1]])], 1)
 
 
 def _lids(f: Identity, view: View) -> tuple[Array, Array, Array]:
@@ -161,7 +165,7 @@ def _eyes(canvas: Canvas, f: Identity, view: View) -> None:
     fold = np.stack([x, upper - 1.5 - 1.2 * f.eye_fold - 0.5 * view.brow_raise], 1)[2:-1]
     tear = ellipse(top[0, 0] + 0.5, top[0, 1] + 0.4, 0.8, 0.7, 8)
     thin, crease = f.skin * (0.66, 0.55, 0.5), f.skin * (0.74, 0.64, 0.6)
-    canvas.fill(both(np.concatenate([top, bottom[::-1]])), WHITE * 0.96)
+    canvas.fill(both(_between(x, upper, lower)), WHITE * 0.96)
     if view.eyes_open > 0.2:
         _irises(canvas, f, view, (x, upper, lower))
     canvas.stroke(both(np.concatenate([top, wing])), mix(DARK, f.hair, 0.2), 0.9 + 0.8 * f.lashes)
@@ -191,8 +195,7 @@ def _brows(canvas: Canvas, f: Identity, view: View) -> None:
     tilt = f.brow_tilt + view.frown
     y = -f.brow_height - view.brow_raise + (0.5 - t) * tilt * 18 - np.sin(np.pi * t**1.3) * f.brow_arch
     half = f.brow_thickness * (0.45 + 0.75 * np.sin(np.pi * (0.28 + 0.7 * t)))
-    outline = np.stack([np.concatenate([x, x[::-1]]), np.concatenate([y - half, (y + half)[::-1]])], 1)
-    canvas.fill(both(outline), mix(f.hair * 0.72, f.skin, 0.12))
+    canvas.fill(both(_between(x, y - half, y + half)), mix(f.hair * 0.72, f.skin, 0.12))
 
 
 def _nose(canvas: Canvas, f: Identity, view: View) -> None:

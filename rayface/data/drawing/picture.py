@@ -50,7 +50,7 @@ def draw_face(identity: Identity, view: View, size: int = 112) -> Array:
     """Draws one picture.
 
     Args:
-        size: side in pixels; even, at least 16.
+        size: side in pixels; even, 16 to 256.
 
     Returns:
         (size, size, 3) uint8 RGB.
@@ -121,8 +121,6 @@ def _develop(image: Array, view: View) -> Array:
     size = image.shape[0]
     if view.blur > 0.2:
         image = cv2.GaussianBlur(image, (0, 0), view.blur * size / 112)
-    top, left = (view.cover_place[:2] * 1e6).astype(int) % (_GRAIN - size if size < _GRAIN else 1)
+    top, left = (view.cover_place[:2] * 1e6).astype(int) % (_GRAIN - size + 1)
     grain = _grain()[top : top + size, left : left + size]
-    if grain.shape[0] != size:
-        grain = np.resize(_grain(), image.shape)
     return np.clip(np.rint(image + grain * np.float32(view.noise)), 0, 255).astype(np.uint8)
