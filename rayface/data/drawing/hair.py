@@ -100,4 +100,6 @@ def _locks(canvas: Canvas, f: Identity, arc: Array, line: Array) -> None:
         middle = middle + np.where(np.arange(len(inner)) % 2, 4, -4)[:, None]
     locks = curve(np.stack([inner * 0.96 + outer * 0.04, middle, outer * 0.93 + inner * 0.07], 1), steps=3)
     for k, tone in enumerate((1.2, 0.78, 1.08)):
-        canvas.stroke(locks[k::3], f.hair * tone + (tone > 1) * 7, 0.8, -17.0)
+        group = locks[k::3]
+        depth = np.tile(np.linspace(-15.0, -22.0, group.shape[1]), len(group))  # as in `front`
+        canvas.stroke(group, f.hair * tone + (tone > 1) * 7, 0.8, depth)
