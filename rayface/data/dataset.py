@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .manifest import Part, digest_of, load_part, read_parquet
+from .directory import Part, load_part
+from .manifest import digest_of, read_parquet
 from .samples import Fault, SampleIndex
 from .storage import DataError, join, normalise
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +14,10 @@ from .tar import Fetch, Gap, Member, TarError, iter_members, read_member, split_
 
 JPEG_SUFFIXES = ("jpg", "jpeg")
 _MAX_LABEL = 2**31 - 1
-_MAX_LABEL_BYTES = 64
-_RUN_BYTES = 32 << 20  # the longest stretch fetched by one read
+MAX_LABEL_BYTES = 64  # what is read of a .cls member; more is no label anyway
 _SEQUENTIAL_WINDOW = 4 << 20
 _REMOTE_WINDOW = 16 << 20
 _INDEX_WINDOW = 2048  # a .cls header and its data in one read, without the JPEG after it
-_REMOTE_THREADS = 16
 
 
 class Sample(NamedTuple):  # not a dataclass: made thousands of times a second
@@ -35,13 +32,18 @@ class Sample(NamedTuple):  # not a dataclass: made thousands of times a second
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Damage in a shard; `num_lost` samples are known to be lost by it (0: nothing but a rule was broken)."""
+    """Damage in a shard; `num_lost` samples are known to be lost by it (0: nothing but a rule was broken).
+
+    `kind` sorts faults for a summary: header, truncated, missing member, label, duplicate key, special file, jpeg,
+    index, image (of a converter), or (of whole shards) size, count, digest, unlisted.
+    """
 
     shard: str
     member: str | None
     offset: int
     reason: str
     num_lost: int = 1
+    kind: str = "jpeg"
 
     def __str__(self) -> str:
         return f"{self.shard}: {self.member + ' ' if self.member else ''}at byte {self.offset}: {self.reason}"
@@ -148,22 +150,24 @@ class _Judge:
         if jpeg is None or label is None:
             present, missing = (jpeg, "cls") if jpeg else (label, "jpg")
             assert present is not None
-            return _Incomplete(key, missing, self._fault(present, f"no .{missing} member with this key"))
+            fault = self._fault(present, "missing member", f"no .{missing} member with this key")
+            return _Incomplete(key, missing, fault)
         for member in (jpeg, label):
             if not member.is_file:
-                return self._fault(member, f"a link or special file (tar type {member.type.decode()})")
+                reason = f"a link or special file (tar type {member.type.decode()})"
+                return self._fault(member, "special file", reason)
         if key in self.seen:
-            return self._fault(first, f"duplicate key {key} in this shard")
+            return self._fault(first, "duplicate key", f"duplicate key {key} in this shard")
         self.seen.add(key)
         data = self.fetch(jpeg.data, jpeg.size) if self.read_jpeg else b""
         try:
-            value = parse_label(self.fetch(label.data, min(label.size, _MAX_LABEL_BYTES)), self.num_classes)
+            value = parse_label(self.fetch(label.data, min(label.size, MAX_LABEL_BYTES)), self.num_classes)
         except ValueError as error:
-            return self._fault(label, str(error))
+            return self._fault(label, "label", str(error))
         return Sample(key, value, data, first.offset, group[-1][1].end - first.offset)
 
-    def _fault(self, member: Member, reason: str) -> Fault:
-        return Fault(shard=self.shard, member=member.name, offset=member.offset, reason=reason)
+    def _fault(self, member: Member, kind: str, reason: str) -> Fault:
+        return Fault(shard=self.shard, member=member.name, offset=member.offset, reason=reason, kind=kind)
 
 
 def _explain_gaps(shard: str, entries: Iterator[Sample | Fault | _Incomplete | Gap | None]) -> Iterator[Sample | Fault]:
@@ -197,100 +201,30 @@ def _explain_gaps(shard: str, entries: Iterator[Sample | Fault | _Incomplete | G
 
 def _gap_faults(shard: str, gap: Gap, lost: dict[str, str]) -> Iterator[Fault]:
     for key, suffix in lost.items():
-        yield Fault(shard=shard, member=f"{key}.{suffix}", offset=gap.offset, reason=gap.reason)
+        yield Fault(shard=shard, member=f"{key}.{suffix}", offset=gap.offset, reason=gap.reason, kind=gap.kind)
     if not lost:
-        num_lost = 0 if gap.harmless else 1
-        yield Fault(shard=shard, member=gap.member, offset=gap.offset, reason=gap.reason, num_lost=num_lost)
+        yield Fault(
+            shard=shard,
+            member=gap.member,
+            offset=gap.offset,
+            reason=gap.reason,
+            num_lost=0 if gap.harmless else 1,
+            kind=gap.kind,
+        )
 
 
-def read_samples(shards: Sequence[str], index: SampleIndex) -> list[Sample | Fault]:
-    """Read the samples of `index` from `shards`, in the order of the index; a Fault stands where one cannot be read.
-
-    Samples that lie side by side in a shard, in whatever order they are asked for, are fetched by one read of at most
-    32 MiB; object stores are asked by up to 16 threads. Headers are checked again, the label must be `source_label`.
-    """
-    out: list[Sample | Fault | None] = [None] * len(index)
-    order = np.lexsort((index.offset, index.shard))
-    for number, ids in _split_where(order, np.diff(index.shard[order]) != 0):
-        shard = shards[int(index.shard[number])]
-        _read_shard(shard, index, ids, out)
-    return out  # type: ignore[return-value]  # every place is filled
-
-
-def _split_where(order: np.ndarray, breaks: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Split `order` after the positions where `breaks` is true: (first id, ids) of every part."""
-    parts = np.split(order, np.flatnonzero(breaks) + 1) if len(order) else []
-    return [(int(part[0]), part) for part in parts]
-
-
-def _read_shard(shard: str, index: SampleIndex, ids: np.ndarray, out: list[Sample | Fault | None]) -> None:
-    """Fill `out` at `ids`, all of one shard and in the order of their offsets."""
-    offsets = index.offset[ids]
-    ends = offsets + index.num_bytes[ids]
-    breaks = (offsets[1:] != ends[:-1]) | (offsets[1:] // _RUN_BYTES != offsets[:-1] // _RUN_BYTES)
-    runs = np.flatnonzero(np.concatenate(([True], breaks, [True])))
-    positions, starts, stops = ids.tolist(), offsets.tolist(), ends.tolist()
-    labels = index.source_label[ids].tolist()
+def locate_member(shard: str, offset: int, num_bytes: int, suffixes: Sequence[str]) -> tuple[str | None, int]:
+    """Return name and byte offset of a sample's member with one of `suffixes`; (None, `offset`) where there is none."""
     try:
-        source = Source(shard)
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{shard}: ")
-        for i, position in enumerate(positions):
-            out[position] = Fault(shard=shard, member=None, offset=starts[i], reason=reason)
-        return
-
-    def read_run(bounds: tuple[int, int]) -> None:
-        first, last = bounds
-        base = starts[first]
-        data = source.read(base, stops[last - 1] - base)
-        fetch = _slicer(data, base)
-        for i in range(first, last):
-            out[positions[i]] = _parse_sample(shard, fetch, starts[i], stops[i], labels[i])
-
-    bounds = list(zip(runs[:-1].tolist(), runs[1:].tolist(), strict=True))
-    with source:
-        if is_local(shard) or len(bounds) == 1:
-            for run in bounds:
-                read_run(run)
-        else:
-            with ThreadPoolExecutor(min(_REMOTE_THREADS, len(bounds))) as pool:
-                list(pool.map(read_run, bounds))
-
-
-def _slicer(data: bytes, base: int) -> Callable[[int, int], bytes]:
-    def fetch(offset: int, count: int) -> bytes:
-        return data[offset - base : offset - base + count]
-
-    return fetch
-
-
-def _parse_sample(shard: str, fetch: Fetch, start: int, stop: int, expected: int) -> Sample | Fault:
-    """Parse the members in [start, stop): exactly one key, with .jpg, .cls and the expected label."""
-    jpeg = label = None
-    key = name = ""
-    at = start
-    try:
-        while at < stop:
-            member = read_member(fetch, at, stop)
-            if member is None:
-                raise TarError(at, "zeros where the index has a tar header")
-            name = member.name
-            own_key, suffix = split_name(name)
-            if own_key and member.type not in b"3456":
-                if key and own_key != key:
-                    raise TarError(at, f"not a member of sample {key}, which the index has here", name)
-                key = own_key
-                if suffix == "cls" and member.is_file:
-                    label = parse_label(fetch(member.data, min(member.size, _MAX_LABEL_BYTES)))
-                    if label != expected:
-                        raise TarError(at, f"label is {label}, the index says {expected}", name)
-                elif suffix in JPEG_SUFFIXES and member.is_file and jpeg is None:
-                    jpeg = fetch(member.data, member.size)
-            at = member.end
-        if jpeg is None or label is None:
-            raise TarError(start, f"no .{'jpg' if jpeg is None else 'cls'} member with this key", name)
-    except TarError as error:
-        return Fault(shard=shard, member=error.member, offset=error.offset, reason=error.reason)
-    except ValueError as error:
-        return Fault(shard=shard, member=name, offset=at, reason=str(error))
-    return Sample(key, label, jpeg, start, stop - start)
+        with Source(shard) as source:
+            at = offset
+            while at < offset + num_bytes:
+                member = read_member(source.read, at, offset + num_bytes)
+                if member is None:
+                    break
+                if split_name(member.name)[1] in suffixes:
+                    return member.name, member.offset
+                at = member.end
+    except (TarError, ValueError):
+        pass  # the sample cannot be parsed: its beginning is the best that can be named
+    return None, offset

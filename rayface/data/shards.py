@@ -4,7 +4,8 @@ A dataset is a folder of WebDataset tars (KEY.jpg + KEY.cls) with dataset.json, 
 """
 
 from .dataset import Dataset, Shard, open_dataset, refuse_corruption
-from .samples import Fault, Sample, SampleIndex, read_samples, scan_shard
+from .random_access import read_samples
+from .samples import Fault, Sample, SampleIndex, scan_shard
 from .storage import DataError
 from .writer import DEFAULT_SHARD_SIZE, ShardWriter, write_dataset
 

@@ -46,7 +46,7 @@ def locate(path: str) -> tuple[Any, str]:
             return _filesystem(path)
         filesystem, inside = _filesystem(folder + question + query)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be opened ({_one_line(error)})") from None
+        raise DataError(f"{path}: cannot be opened ({one_line(error)})") from None
     return filesystem, f"{inside}/{name}"
 
 
@@ -78,7 +78,7 @@ def list_files(folder: str) -> list[FileInfo]:
             raise DataError(f"{folder}: no such dataset folder")
         entries = filesystem.get_file_info(pafs.FileSelector(inside))
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{folder}: cannot be listed ({_one_line(error)})") from None
+        raise DataError(f"{folder}: cannot be listed ({one_line(error)})") from None
     files = [FileInfo(e.base_name, e.size, e.mtime_ns or 0) for e in entries if e.type == pafs.FileType.File]
     return sorted(files, key=lambda file: file.name)
 
@@ -98,7 +98,7 @@ class Source:
                 self._file = filesystem.open_input_file(inside)
                 self.size = self._file.size()
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: cannot be read ({_one_line(error)})") from None
+            raise DataError(f"{path}: cannot be read ({one_line(error)})") from None
 
     def read(self, offset: int, count: int) -> bytes:
         """Return the bytes at `offset`, fewer than `count` only at the end of the file."""
@@ -170,7 +170,9 @@ class AtomicFile:
             _sync_folder(os.path.dirname(self.path))
 
     def abandon(self) -> None:
-        """Close without publishing (local); an object store keeps what was written, marked unfinished by its folder."""
+        """Close without publishing, unless committed; an object store keeps the part that was written."""
+        if self.stream.closed:
+            return
         self.stream.close()
         if is_local(self.path):
             os.unlink(self._temporary)
@@ -203,7 +205,7 @@ def make_folder(folder: str) -> None:
     try:
         filesystem.create_dir(inside, recursive=True)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{folder}: cannot be written ({_one_line(error)})") from None
+        raise DataError(f"{folder}: cannot be written ({one_line(error)})") from None
 
 
 def list_names(folder: str) -> list[str]:
@@ -224,5 +226,5 @@ def read_bytes(path: str) -> bytes:
         return source.read(0, source.size)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

@@ -16,11 +16,11 @@ Fetch = Callable[[int, int], bytes]  # (offset, count) -> the bytes there, fewer
 
 
 class TarError(Exception):
-    """Damage at byte `offset`; `member` is the name where the header still told it; `cut` where the file ends early."""
+    """Damage at byte `offset`; `member` where the header still named it; kind "truncated" where the file ends early."""
 
-    def __init__(self, offset: int, reason: str, member: str | None = None, cut: bool = False):
+    def __init__(self, offset: int, reason: str, member: str | None = None, kind: str = "header"):
         super().__init__(reason)
-        self.offset, self.reason, self.member, self.cut = offset, reason, member, cut
+        self.offset, self.reason, self.member, self.kind = offset, reason, member, kind
 
 
 class Member(NamedTuple):
@@ -46,6 +46,7 @@ class Gap(NamedTuple):
     reason: str
     member: str | None = None
     harmless: bool = False
+    kind: str = "header"
 
 
 def _number(field: bytes, what: str) -> int:
@@ -108,7 +109,7 @@ def read_member(fetch: Fetch, offset: int, limit: int) -> Member | None:
                 raise TarError(at, "an extension header has no member after it", name)
             return None
         if len(block) < BLOCK:
-            raise TarError(at, f"truncated: {len(block)} of 512 header bytes are left", name, cut=True)
+            raise TarError(at, f"truncated: {len(block)} of 512 header bytes are left", name, kind="truncated")
         try:
             own_name, own_size, kind = parse_header(block)
             data = at + BLOCK
@@ -122,7 +123,7 @@ def read_member(fetch: Fetch, offset: int, limit: int) -> Member | None:
         if kind in b"123456":
             size = 0  # links, devices and directories carry no data whatever their size field says
         if data + size > limit:
-            raise TarError(offset, f"truncated: {size} bytes of data, {limit - data} left", name, cut=True)
+            raise TarError(offset, f"truncated: {size} bytes of data, {limit - data} left", name, kind="truncated")
         return Member(name, offset, data, size, min(data + -(-size // BLOCK) * BLOCK, limit), kind)
 
 
@@ -133,7 +134,7 @@ def _extension(
     if size > _MAX_EXTENSION:
         raise ValueError(f"extension header of {size} bytes")
     if data + size > limit:
-        raise TarError(data - BLOCK, f"truncated: {size} bytes of data, {limit - data} left", name, cut=True)
+        raise TarError(data - BLOCK, f"truncated: {size} bytes of data, {limit - data} left", name, kind="truncated")
     if kind == b"L":
         name = _text(fetch(data, size).rstrip(b"\0"))
     elif kind == b"x":
@@ -153,8 +154,8 @@ def iter_members(fetch: Fetch, limit: int) -> Iterator[Member | Gap]:
         try:
             member = read_member(fetch, at, limit)
         except TarError as error:
-            if error.cut:
-                yield Gap(error.offset, limit, error.reason, error.member)
+            if error.kind == "truncated":
+                yield Gap(error.offset, limit, error.reason, error.member, kind=error.kind)
                 return
             end = _next_header(fetch, error.offset + 1, limit)
             yield Gap(error.offset, end, f"{error.reason}, {end - error.offset} bytes skipped", error.member)
@@ -172,7 +173,7 @@ def iter_members(fetch: Fetch, limit: int) -> Iterator[Member | Gap]:
         reason = f"zeros inside the archive, {end - start} bytes skipped"
         yield Gap(start, end, reason, harmless=end == at)
         at = end
-    yield Gap(limit, limit, "truncated: no end-of-archive marker", harmless=True)
+    yield Gap(limit, limit, "truncated: no end-of-archive marker", harmless=True, kind="truncated")
 
 
 def _skip_zeros(fetch: Fetch, at: int, limit: int) -> int:

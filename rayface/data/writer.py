@@ -9,6 +9,7 @@ import io
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,8 @@ import pyarrow.parquet as pq
 import rayface
 
 from .dataset import Dataset, open_dataset
-from .manifest import IDENTITIES, INDEX, INDEX_SCHEMA, MANIFEST, UNFINISHED, Manifest, ShardEntry
+from .manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, ShardEntry, read_parquet
+from .scan import INDEX_SCHEMA, index_table
 from .storage import AtomicFile, DataError, delete, is_local, join, list_names, make_folder, normalise, write_bytes
 from .tar import encode_member, end_of_archive, split_name
 
@@ -106,7 +108,7 @@ class ShardWriter:
 
     def add(self, key: str, label: int, jpeg: bytes) -> None:
         """Append a sample; ValueError for a key that is no key or a label that is no identity."""
-        if split_name(key + ".jpg") != (key, "jpg") or not _is_safe(key):
+        if not key or split_name(key + ".jpg") != (key, "jpg") or not _is_safe(key):
             raise ValueError(f"key {key!r}: must be a relative name without dots and control characters")
         if not 0 <= label < len(self.identities):
             raise ValueError(f"label {label} of {key}: must be from 0 to {len(self.identities) - 1}, one per identity")
@@ -131,15 +133,16 @@ class ShardWriter:
         self._parquet.close()
         self._index.commit()
         self._refuse_duplicates()
-        numbers = pa.array(np.arange(len(self.identities)))
-        columns = {"label": numbers, "identity": pa.array(self.identities), "num_images": pa.array(self.counts)}
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(columns), buffer)
-        write_bytes(join(self.root, IDENTITIES), buffer.getvalue())
+        write_bytes(join(self.root, IDENTITIES), identities_file(self.identities, self.counts))
         self.manifest.num_images = int(self.counts.sum())
         write_bytes(join(self.root, MANIFEST), self.manifest.to_json())
         delete(join(self.root, UNFINISHED))
         return open_dataset(self.root, max_corrupt_fraction=0)
+
+    @property
+    def num_images(self) -> int:
+        """Samples added so far."""
+        return len(self._hashes)
 
     def _open_shard(self) -> None:
         name = f"shard-{len(self.manifest.shards):06d}.tar"
@@ -159,9 +162,7 @@ class ShardWriter:
         self._shard.commit()
         keys, offsets, sizes, labels = self._rows
         number = np.full(len(keys), len(self.manifest.shards), np.int32)
-        columns = [keys, number, offsets, sizes, labels]
-        arrays = [pa.array(c, type=f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)]
-        self._parquet.write_table(pa.table(arrays, schema=INDEX_SCHEMA))
+        self._parquet.write_table(index_table((keys, number, offsets, sizes, labels)))
         entry = ShardEntry(path=self._name, num_images=len(keys), num_bytes=self._size, sha256=self._hash.hexdigest())
         self.manifest.shards.append(entry)
         self._shard = None
@@ -171,18 +172,17 @@ class ShardWriter:
         hashes = np.sort(np.frombuffer(self._hashes, np.int64))
         if not (hashes[1:] == hashes[:-1]).any():
             return
-        with pq.ParquetFile(join(self.root, INDEX)) if is_local(self.root) else _remote_index(self.root) as file:
-            seen: set[str] = set()
-            for batch in file.iter_batches(columns=["key"]):
-                for key in batch["key"].to_pylist():
-                    if key in seen:
-                        raise DataError(f"{self.root}: key {key!r} occurs twice; keys must be unique in a dataset")
-                    seen.add(key)
+        seen: set[str] = set()
+        for key in read_parquet(join(self.root, INDEX), ["key"])["key"].to_pylist():
+            if key in seen:
+                raise DataError(f"{self.root}: key {key!r} occurs twice; keys must be unique in a dataset")
+            seen.add(key)
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        self._parquet.close()  # before its stream; harmless when it is closed
         if kind is not None:
             for file in (self._shard, self._index):
                 if file is not None:
@@ -191,11 +191,12 @@ class ShardWriter:
             os.close(self._lock)
 
 
-def _remote_index(root: str) -> pq.ParquetFile:
-    from .storage import locate
-
-    filesystem, inside = locate(join(root, INDEX))
-    return pq.ParquetFile(filesystem.open_input_file(inside))
+def identities_file(names: Sequence[str], counts: np.ndarray) -> bytes:
+    """Return the bytes of identities.parquet: names and numbers of images by label."""
+    buffer = io.BytesIO()
+    columns = {"label": np.arange(len(names), dtype=np.int64), "identity": list(names), "num_images": counts}
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
 
 
 def _checked_identities(identities: Sequence[str]) -> list[str]:
@@ -203,13 +204,13 @@ def _checked_identities(identities: Sequence[str]) -> list[str]:
     if not names:
         raise ValueError("identities: must name at least one identity")
     if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise ValueError(f"identities: {twice!r} occurs twice; names must be unique")
     return names
 
 
 def _is_safe(key: str) -> bool:
-    return not key.startswith("/") and key.isprintable() and "\\" not in key
+    return not key.startswith("/") and ".." not in key.split("/") and min(key) >= " "
 
 
 def _claim(root: str) -> int:

@@ -1,0 +1,195 @@
+"""Check a dataset directory: every header, label and count; with `deep` every digest and every image."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .dataset import Shard
+from .directory import count_faults, refuse_unfinished, scan_jobs, unlisted_faults
+from .manifest import (
+    IDENTITIES,
+    INDEX,
+    MANIFEST,
+    Manifest,
+    manifest_of_scan,
+    read_identities,
+    read_manifest,
+    read_parquet,
+    shard_entries,
+    shard_files,
+)
+from .samples import Fault
+from .scan import INDEX_SCHEMA, ShardScan, joint_table, scan_shards
+from .storage import DataError, FileInfo, join, list_files, normalise, write_bytes
+from .writer import identities_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `check` found: readable samples, classes, shards as counted, every fault, and their `counts` by kind."""
+
+    path: str
+    num_images: int
+    num_classes: int
+    num_bytes: int
+    shards: tuple[Shard, ...]
+    faults: tuple[Fault, ...]
+    counts: dict[str, int]
+    deep: bool
+    manifest_written: bool
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    @property
+    def num_lost(self) -> int:
+        """Samples known to be lost."""
+        return sum(fault.num_lost for fault in self.faults)
+
+
+def check(
+    path: str | Path,
+    *,
+    deep: bool = False,
+    write_manifest: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Read every shard of a dataset directory from front to back, in parallel, and hold it against its manifest.
+
+    `deep` also compares each shard's sha256 with the manifest and decodes every JPEG (in processes for large sets:
+    scripts that call it need a `__main__` guard). `write_manifest` writes dataset.json, index.parquet and, where it is
+    missing, identities.parquet with label texts as names; what cannot be read is left out. `progress` hears
+    (shards done, of). Raises DataError where there is no dataset or the directory cannot be written.
+    """
+    root = normalise(path)
+    files = list_files(root)
+    names = {file.name for file in files}
+    refuse_unfinished(root, names)
+    shards = shard_files(files)
+    if not shards:
+        raise DataError(f"{root}: no tar shards (*.tar) in this folder")
+    manifest = read_manifest(root) if MANIFEST in names else None
+    ordered = _in_manifest_order(shards, manifest)
+    num_classes = manifest.num_classes if manifest else None
+    jobs = scan_jobs(root, ordered, num_classes, deep=deep, digest=deep or write_manifest)
+    scans = scan_shards(jobs, sum(file.size for file in shards), progress)
+    faults = [fault for scan in scans for fault in scan.faults]
+    if manifest:
+        faults += _held_against_manifest(root, manifest, ordered, scans)
+        if INDEX in names:
+            faults += _held_against_index(root, manifest, ordered, scans)
+    found = _counted(root, manifest, ordered, scans)
+    if IDENTITIES in names:
+        found.num_classes = len(read_identities(root, found.num_classes, exact=manifest is not None))
+    if write_manifest:
+        _write_manifest(root, found, scans, names)
+    return Report(
+        path=root,
+        num_images=found.num_images,
+        num_classes=found.num_classes,
+        num_bytes=sum(entry.num_bytes for entry in found.shards),
+        shards=tuple(Shard(**{**entry.model_dump(), "path": join(root, entry.path)}) for entry in found.shards),
+        faults=tuple(faults),
+        counts=_counts(faults),
+        deep=deep,
+        manifest_written=write_manifest,
+    )
+
+
+def _counts(faults: Sequence[Fault]) -> dict[str, int]:
+    """Return the number of faults of each kind, most frequent first."""
+    return dict(Counter(fault.kind for fault in faults).most_common())
+
+
+def _in_manifest_order(shards: list[FileInfo], manifest: Manifest | None) -> list[str]:
+    """Return shard names as the manifest orders them, the unlisted last; the index counts shards in that order."""
+    present = [file.name for file in shards]
+    listed = [entry.path for entry in manifest.shards if entry.path in present] if manifest else []
+    return listed + [name for name in present if name not in set(listed)]
+
+
+def _counted(root: str, manifest: Manifest | None, names: list[str], scans: list[ShardScan]) -> Manifest:
+    """Return the manifest as it should be: the old one's description with the counts that were found."""
+    found = manifest_of_scan(root, names, scans)
+    if manifest is None:
+        return found
+    return manifest.model_copy(update={"num_images": found.num_images, "shards": shard_entries(names, scans)})
+
+
+def _held_against_manifest(root: str, manifest: Manifest, names: list[str], scans: list[ShardScan]) -> list[Fault]:
+    faults = unlisted_faults(root, manifest, names) + count_faults(root, manifest, names, scans)
+    by_name = dict(zip(names, scans, strict=True))
+    for entry in manifest.shards:
+        scan = by_name.get(entry.path)
+        if scan is None:
+            continue
+        shard = join(root, entry.path)
+        if scan.num_bytes != entry.num_bytes:
+            reason = f"{scan.num_bytes} bytes are there, {MANIFEST} says {entry.num_bytes}"
+            faults.append(Fault(shard=shard, member=None, offset=0, reason=reason, num_lost=0, kind="size"))
+        elif scan.sha256 and entry.sha256 and scan.sha256 != entry.sha256:
+            reason = f"sha256 is {scan.sha256[:12]}..., {MANIFEST} says {entry.sha256[:12]}..."
+            faults.append(Fault(shard=shard, member=None, offset=0, reason=reason, num_lost=0, kind="digest"))
+    total = sum(entry.num_images for entry in manifest.shards)
+    if manifest.num_images != total:
+        reason = f"num_images is {manifest.num_images}, its shards have {total}"
+        faults.append(Fault(shard=join(root, MANIFEST), member=None, offset=0, reason=reason, num_lost=0, kind="count"))
+    return faults
+
+
+def _held_against_index(root: str, manifest: Manifest, names: list[str], scans: list[ShardScan]) -> list[Fault]:
+    """Compare index.parquet with what each shard holds: a fault for every sample that it misses or has wrong."""
+    path = join(root, INDEX)
+    table = read_parquet(path, INDEX_SCHEMA.names)
+    faults = []
+    by_name = dict(zip(names, scans, strict=True))
+    for number, entry in enumerate(manifest.shards):
+        scan = by_name.get(entry.path)
+        if scan is None:
+            continue
+        rows = table.filter(pa.array(table["shard"].to_numpy() == number))
+        lost = {(fault.shard, fault.member) for fault in scan.faults}
+        for key, offset in _differing(scan.table, rows):
+            shard = join(root, entry.path)
+            if (shard, f"{key}.jpg") in lost or (shard, f"{key}.cls") in lost:
+                continue  # already named by the scan
+            reason = f"{INDEX} and shard differ about this sample"
+            faults.append(
+                Fault(shard=shard, member=f"{key}.jpg", offset=offset, reason=reason, num_lost=0, kind="index")
+            )
+    return faults
+
+
+def _differing(found: pa.Table, rows: pa.Table) -> list[tuple[str, int]]:
+    """Return (key, offset) of the samples that only one of the two has, or has otherwise."""
+    columns = ["key", "offset", "num_bytes", "label"]
+    if all(found[name].equals(rows[name].cast(found[name].type)) for name in columns):
+        return []
+    a, b = (set(zip(*(table[name].to_pylist() for name in columns), strict=True)) for table in (found, rows))
+    return sorted({(row[0], row[1]) for row in a ^ b}, key=lambda pair: pair[1])
+
+
+def _write_manifest(root: str, manifest: Manifest, scans: list[ShardScan], names: set[str]) -> None:
+    """Write index, identities where there are none, and dataset.json last."""
+    table = joint_table(scans)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    counts = np.bincount(table["label"].to_numpy(), minlength=manifest.num_classes)
+    texts = [str(label) for label in range(manifest.num_classes)]
+    try:
+        write_bytes(join(root, INDEX), buffer.getvalue())
+        if IDENTITIES not in names:
+            write_bytes(join(root, IDENTITIES), identities_file(texts, counts))
+        write_bytes(join(root, MANIFEST), manifest.to_json())
+    except (OSError, pa.ArrowException) as error:
+        remedy = "without --write-manifest the manifest is kept in the user's cache"
+        raise DataError(f"{root}: cannot be written ({' '.join(str(error).split())}); {remedy}") from None

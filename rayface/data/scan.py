@@ -1,0 +1,156 @@
+"""Scan whole shards in parallel: for an index, and with `deep` for digests and images that cannot be decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+
+from .random_access import read_samples
+from .samples import JPEG_SUFFIXES, Fault, Sample, SampleIndex, locate_member, scan_shard
+from .storage import Source
+
+INDEX_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "shard": pa.int32(),
+        "offset": pa.int64(),
+        "num_bytes": pa.int32(),
+        "label": pa.int32(),
+    }
+)
+PROCESSES_FROM_BYTES = 1 << 30  # below this, starting processes takes longer than the work
+_DIGEST_CHUNK = 8 << 20
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanJob:
+    """What to do with one shard: its number in the index, the classes there are, deep decoding, the digest."""
+
+    number: int
+    path: str
+    num_classes: int | None = None
+    deep: bool = False
+    digest: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardScan:
+    """What a shard holds: its rows of the index (INDEX_SCHEMA), its faults, its sha256 and its first image's size."""
+
+    table: pa.Table
+    faults: list[Fault]
+    num_bytes: int
+    sha256: str | None
+    image_size: tuple[int, int] | None
+
+
+def scan_shards(
+    jobs: Sequence[ScanJob], num_bytes: int, done: Callable[[int, int], None] | None = None
+) -> list[ShardScan]:
+    """Scan shards of `num_bytes` together, in parallel; `done(shards, of)` hears of progress."""
+    results = []
+    for result in parallel_map(scan_one, jobs, processes=num_bytes >= PROCESSES_FROM_BYTES):
+        results.append(result)
+        if done:
+            done(len(results), len(jobs))
+    return results
+
+
+def scan_one(job: ScanJob) -> ShardScan:
+    """Do one ScanJob."""
+    keys: list[str] = []
+    offsets, sizes, labels, faults = array("q"), array("i"), array("i"), []
+    for entry in scan_shard(job.path, num_classes=job.num_classes, read_jpeg=job.deep):
+        if isinstance(entry, Sample) and job.deep:
+            entry = _decoded(job.path, entry)
+        if isinstance(entry, Fault):
+            faults.append(entry)
+            continue
+        keys.append(entry.key)
+        for column, value in ((offsets, entry.offset), (sizes, entry.num_bytes), (labels, entry.label)):
+            column.append(value)
+    columns = (keys, np.full(len(keys), job.number, np.int32), offsets, sizes, labels)
+    table = index_table(columns)
+    size, sha256 = _digest(job.path) if job.digest else (_size(job.path), None)
+    return ShardScan(table=table, faults=faults, num_bytes=size, sha256=sha256, image_size=_first_size(job.path, table))
+
+
+def index_table(columns: Iterable[Sequence[object] | np.ndarray]) -> pa.Table:
+    """Return rows of the index from its five columns."""
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, INDEX_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=INDEX_SCHEMA)
+
+
+def joint_table(scans: Sequence[ShardScan]) -> pa.Table:
+    return pa.concat_tables([INDEX_SCHEMA.empty_table(), *(scan.table for scan in scans)])
+
+
+def _decoded(shard: str, sample: Sample) -> Sample | Fault:
+    """Return the sample where its JPEG decodes without a warning, else the fault, at the JPEG's own header."""
+    try:
+        simplejpeg.decode_jpeg(sample.jpeg)
+    except ValueError as error:
+        name, offset = locate_member(shard, sample.offset, sample.num_bytes, JPEG_SUFFIXES)
+        return Fault(shard=shard, member=name, offset=offset, reason=f"bad JPEG: {error}", kind="jpeg")
+    return sample
+
+
+def _first_size(shard: str, table: pa.Table) -> tuple[int, int] | None:
+    """Return (height, width) of the first image; None where there is none to ask."""
+    if not len(table):
+        return None
+    first = [np.array([table[name][0].as_py()]) for name in ("offset", "num_bytes", "label", "label")]
+    sample = read_samples([shard], SampleIndex(np.zeros(1, np.int32), *first))[0]
+    if isinstance(sample, Fault):
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(sample.jpeg)
+    except ValueError:
+        return None
+    return height, width
+
+
+def _size(path: str) -> int:
+    with Source(path) as source:
+        return source.size
+
+
+def _digest(path: str) -> tuple[int, str]:
+    digest, at = hashlib.sha256(), 0
+    with Source(path) as source:
+        while chunk := source.read(at, _DIGEST_CHUNK):
+            digest.update(chunk)
+            at += len(chunk)
+    return at, digest.hexdigest()
+
+
+def parallel_map(function: Callable[[_In], _Out], items: Sequence[_In], *, processes: bool) -> Iterable[_Out]:
+    """Yield function(item) in order, from processes (for much Python work) or from threads (which hide latency)."""
+    cores = len(os.sched_getaffinity(0))
+    done = 0
+    if processes and cores > 1 and len(items) > 1:
+        try:
+            # Not fork: it would copy the locks of Arrow's and torch's threads in whatever state they are.
+            with ProcessPoolExecutor(min(cores, len(items)), mp_context=get_context("spawn")) as pool:
+                for result in pool.map(function, items):
+                    yield result
+                    done += 1
+            return
+        except BrokenProcessPool:
+            pass  # a script without a __main__ guard cannot start processes; threads do the same, slower
+    with ThreadPoolExecutor(max(1, min(32, 2 * cores, len(items) - done))) as threads:
+        yield from threads.map(function, items[done:])

@@ -1,0 +1,166 @@
+"""Checking: sound sets pass, every fault is named at its member and byte, missing manifests are written."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+
+from rayface.data import scan
+from rayface.data.check import check
+from rayface.data.shards import DataError, open_dataset, write_dataset
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def jpeg(seed: int) -> bytes:
+    image = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    return simplejpeg.encode_jpeg(image)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    samples = [(f"k{i}", i % 4, jpeg(i)) for i in range(12)]
+    write_dataset(tmp_path / "set", samples, name="set", identities="abcd", image_size=(32, 32), shard_size=12000)
+    return tmp_path / "set"
+
+
+def patch(path: Path, offset: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_sound_set_passes(folder: Path, deep: bool) -> None:
+    heard: list[tuple[int, int]] = []
+    report = check(folder, deep=deep, progress=lambda *a: heard.append(a))
+    assert report.ok
+    assert (report.num_images, report.num_classes, report.faults, report.counts) == (12, 4, (), {})
+    assert report.shards == open_dataset(folder).shards or not deep
+    assert len(report.shards) > 2
+    assert heard[-1] == (len(report.shards), len(report.shards))
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_deep_finds_a_bad_jpeg_and_the_digest(folder: Path, processes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if processes:
+        monkeypatch.setattr(scan, "PROCESSES_FROM_BYTES", 0)
+    dataset = open_dataset(folder)
+    shard = Path(dataset.shards[1].path)
+    row = int(np.flatnonzero(dataset.index.shard == 1)[1])
+    offset = int(dataset.index.offset[row])
+    patch(shard, offset + 512 + 200, b"\xff\xd9" * 100)
+    assert check(folder).ok
+    report = check(folder, deep=True)
+    assert report.counts == {"jpeg": 1, "digest": 1}
+    bad = next(fault for fault in report.faults if fault.kind == "jpeg")
+    assert (bad.shard, bad.member, bad.offset) == (str(shard), f"k{row}.jpg", offset)
+    assert "bad JPEG" in bad.reason
+    assert report.num_images == 11
+    assert report.num_lost == 1
+
+
+def test_every_kind_is_counted(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    paths = [Path(shard.path) for shard in dataset.shards]
+    first = {n: int(np.flatnonzero(dataset.index.shard == n)[0]) for n in range(len(paths))}
+    patch(paths[0], 0, b"\xff" * 512)
+    size = int(dataset.index.num_bytes[first[1]])
+    patch(paths[1], size - 512, b"x")  # the label of the second shard's first sample
+    with open(paths[2], "r+b") as file:
+        file.truncate(int(dataset.index.offset[first[2]]) + 600)
+    shutil.copy(paths[1], folder / "more.tar")
+    report = check(folder)
+    assert not report.ok
+    shown = [fault for fault in report.faults if fault.kind not in ("count", "index")]
+    named = {(Path(fault.shard).name, fault.member, fault.offset, fault.kind) for fault in shown}
+    assert named == {
+        (paths[0].name, f"k{first[0]}.jpg", 0, "header"),
+        (paths[1].name, f"k{first[1]}.cls", size - 1024, "label"),
+        (paths[2].name, f"k{first[2]}.jpg", 0, "truncated"),
+        (paths[2].name, None, 0, "size"),
+        ("more.tar", None, 0, "unlisted"),
+        ("more.tar", f"k{first[1]}.cls", size - 1024, "label"),
+    }
+    assert report.num_images + report.num_lost >= 12
+
+
+def test_index_is_compared(folder: Path) -> None:
+    table = pq.read_table(folder / "index.parquet")
+    offsets = table["offset"].to_pylist()
+    offsets[1] += 512
+    pq.write_table(table.set_column(2, table.schema.field(2), [offsets]), folder / "index.parquet")
+    report = check(folder)
+    assert set(report.counts) == {"index"}
+    assert {fault.member for fault in report.faults} == {"k1.jpg"}
+    assert check(folder, write_manifest=True).manifest_written
+    assert check(folder, deep=True).ok
+
+
+def bare(folder: Path) -> Path:
+    for name in ("dataset.json", "index.parquet", "identities.parquet"):
+        (folder / name).unlink()
+    return folder
+
+
+def test_write_manifest_for_bare_shards(folder: Path) -> None:
+    before = open_dataset(folder)
+    report = check(bare(folder), write_manifest=True)
+    assert report.ok
+    after = open_dataset(folder)
+    assert after.shards == before.shards
+    assert after.digest == before.digest
+    assert after.keys() == before.keys()
+    assert after.index.offset.tolist() == before.index.offset.tolist()
+    assert after.image_size == (32, 32)
+    assert after.identities == ("0", "1", "2", "3")
+    counts = pq.read_table(folder / "identities.parquet")["num_images"].to_pylist()
+    assert counts == [3, 3, 3, 3]
+    assert check(folder, deep=True).ok
+
+
+def test_write_manifest_keeps_descriptions_and_names(folder: Path) -> None:
+    manifest = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**manifest, "licence": "mine", "num_images": 99}))
+    report = check(folder, write_manifest=True)
+    assert report.counts == {"count": 1}
+    dataset = open_dataset(folder)
+    assert (dataset.licence, dataset.identities, dataset.num_images) == ("mine", tuple("abcd"), 12)
+    assert json.loads((folder / "dataset.json").read_text())["num_images"] == 12
+
+
+def test_read_only_folder_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare(folder)
+
+    def refuse(path: str, data: bytes) -> None:
+        raise PermissionError(30, "Read-only file system", path)
+
+    if os.geteuid():
+        folder.chmod(0o555)
+    else:  # root writes anywhere
+        monkeypatch.setattr("rayface.data.check.write_bytes", refuse)
+    with pytest.raises(DataError, match="cannot be written") as caught:
+        check(folder, write_manifest=True)
+    folder.chmod(0o755)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_dataset_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such dataset folder"):
+        check(tmp_path / "none")
+    with pytest.raises(DataError, match="no tar shards"):
+        check(tmp_path)
+
+
+def test_real_faces(faces: Path) -> None:
+    report = check(faces / "celeba_wild")
+    assert report.ok
+    assert (report.num_images, report.num_classes, len(report.shards)) == (6028, 290, 4)

@@ -1,0 +1,139 @@
+"""Converting a folder of images: what is copied, what is encoded anew, what is refused."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+import webdataset
+
+from rayface.data.convert import CONVERTERS, convert_folder, unique_keys
+from rayface.data.shards import DataError, Sample, read_samples
+
+
+def picture(seed: int, height: int = 112, width: int = 112) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def save(path: Path, image: np.ndarray) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = cv2.imencode(path.suffix.lower(), image)[1].tobytes()
+    path.write_bytes(data)
+    return data
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """Three identities with five images each."""
+    for n, name in enumerate(("Ann Lee", "bob", "cy")):
+        for i in range(5):
+            save(tmp_path / "people" / name / f"{i}.jpg", picture(10 * n + i))
+    return tmp_path / "people"
+
+
+def test_folder_becomes_shuffled_shards(people: Path, tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    dataset = convert_folder(people, tmp_path / "out", shard_size=40000, progress=lambda *a: heard.append(a))
+    assert dataset.identities == ("Ann Lee", "bob", "cy")
+    assert (dataset.num_images, dataset.layout, dataset.image_size, dataset.name) == (15, "shuffled", (112, 112), "out")
+    assert (dataset.source, dataset.faults) == ("folder people", ())
+    assert heard == [(i, 15) for i in range(1, 16)]
+    assert len(dataset.shards) > 1
+    samples = read_samples(dataset.shard_paths(), dataset.index)
+    for sample in samples:
+        assert isinstance(sample, Sample)
+        name, number = sample.key.rsplit("_", 1)
+        label = ["Ann_Lee", "bob", "cy"].index(name)
+        assert label == sample.label
+        assert sample.jpeg == (people / dataset.identities[label] / f"{number}.jpg").read_bytes()  # byte for byte
+    keys = dataset.keys()
+    assert keys != sorted(keys)
+    assert Counter(s["cls"] for s in webdataset.WebDataset(dataset.shard_paths(), shardshuffle=False)) == {
+        b"0": 5,
+        b"1": 5,
+        b"2": 5,
+    }
+
+
+def test_seed_and_layout_set_the_order(people: Path, tmp_path: Path) -> None:
+    def tars(name: str, **kwargs: object) -> list[bytes]:
+        convert_folder(people, tmp_path / name, name="same", **kwargs)
+        return [path.read_bytes() for path in sorted((tmp_path / name).iterdir())]
+
+    assert tars("a", seed=1) == tars("b", seed=1)
+    assert tars("c", seed=2) != tars("d", seed=1)
+    dataset = convert_folder(people, tmp_path / "e", layout="by_identity")
+    assert dataset.layout == "by_identity"
+    assert dataset.keys() == sorted(dataset.keys())
+
+
+def test_other_kinds_and_sizes_are_encoded(tmp_path: Path) -> None:
+    src = tmp_path / "in"
+    images = {name: picture(i) for i, name in enumerate(("a.png", "b.WEBP", "c.bmp"))}
+    for name, image in images.items():
+        save(src / "p" / name, image)
+    save(src / "p" / "big.jpg", picture(7, 224, 224))
+    save(src / "p" / "tall.jpg", picture(8, 300, 150))
+    save(src / "p" / "small.jpeg", picture(9, 50, 50))
+    dataset = convert_folder(src, tmp_path / "out", layout="by_identity")
+    samples = {s.key: s for s in read_samples(dataset.shard_paths(), dataset.index) if isinstance(s, Sample)}
+    decoded = {key: simplejpeg.decode_jpeg(s.jpeg, colorspace="BGR").astype(int) for key, s in samples.items()}
+    assert {image.shape for image in decoded.values()} == {(112, 112, 3)}
+    for name, image in images.items():
+        assert np.abs(decoded[f"p_{name[0]}"] - image).mean() < 6
+    tall = cv2.resize(picture(8, 300, 150), (112, 112), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(decoded["p_tall"] - tall).mean() < 6  # whole image, not a crop
+
+
+def test_unreadable_images_are_faults(people: Path, tmp_path: Path) -> None:
+    whole = (people / "bob" / "1.jpg").read_bytes()
+    (people / "bob" / "1.jpg").write_bytes(whole[: len(whole) // 2])
+    (people / "bob" / "2.jpg").write_bytes(b"")
+    (people / "bob" / "3.png").write_bytes(b"not a picture")
+    save(people / "stray.jpg", picture(3))
+    dataset = convert_folder(people, tmp_path / "out")
+    assert dataset.num_images == 13
+    assert sorted(str(fault.member) for fault in dataset.faults) == ["bob/1.jpg", "bob/2.jpg", "bob/3.png", "stray.jpg"]
+    assert {fault.kind for fault in dataset.faults} == {"image"}
+
+
+def test_links_that_lead_out_are_not_followed(people: Path, tmp_path: Path) -> None:
+    save(tmp_path / "secret" / "x.jpg", picture(99))
+    os.symlink(tmp_path / "secret" / "x.jpg", people / "bob" / "link.jpg")
+    os.symlink(tmp_path / "secret", people / "eve")
+    os.symlink(people, people / "cy" / "loop")
+    os.symlink(people / "cy" / "0.jpg", people / "cy" / "inside.jpg")
+    dataset = convert_folder(people, tmp_path / "out")
+    assert dataset.num_images == 16
+    assert dataset.identities == ("Ann Lee", "bob", "cy")
+    assert sorted(str(fault.member) for fault in dataset.faults) == ["bob/link.jpg", "cy/loop", "eve"]
+
+
+def test_keys_are_flat_safe_and_unique() -> None:
+    paths = ["a/b.c/x.1.jpg", "a/b_c/x_1.png", "a/b_c/x_1.jpg", "ü/1.jpg", "a/../b.jpg", "n/bad\udcff\n.jpg"]
+    keys = ["a_b_c_x_1", "a_b_c_x_1-2", "a_b_c_x_1-3", "ü_1", "a____b", "n_bad__"]
+    assert unique_keys(paths) == keys
+
+
+def test_unusable_input_is_one_line(tmp_path: Path) -> None:
+    def refused(words: str, **kwargs: object) -> None:
+        with pytest.raises(ValueError, match=words) as caught:
+            convert_folder(tmp_path / "in", tmp_path / "out", **kwargs)
+        assert "\n" not in str(caught.value)
+
+    refused("no such folder")
+    (tmp_path / "in" / "p").mkdir(parents=True)
+    refused("no images")
+    refused("layout 'sorted'", layout="sorted")
+    refused("quality 0", quality=0)
+    (tmp_path / "in" / "p" / "x.jpg").write_bytes(b"x")
+    refused("none of 1 images can be read")
+    save(tmp_path / "in" / "p" / "x.jpg", picture(0))
+    convert_folder(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(DataError, match="not empty"):
+        convert_folder(tmp_path / "in", tmp_path / "out")
+    assert list(CONVERTERS) == ["folder"]

@@ -1,0 +1,198 @@
+"""Writing: deterministic bytes, readable by others, refused where it would destroy, safe to kill and run again."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+import rayface
+from rayface.data.shards import DataError, Dataset, ShardWriter, open_dataset, read_samples, write_dataset
+
+NAMES = ["ann", "bob", "cy"]
+
+
+def samples(num: int = 12, prefix: str = "k") -> list[tuple[str, int, bytes]]:
+    return [(f"{prefix}{i}", i % 3, b"\xff\xd8" + bytes([i]) * (100 * i + 1)) for i in range(num)]
+
+
+def write(out: Path, items: Iterable[tuple[str, int, bytes]], **kwargs: object) -> Dataset:
+    settings = {"name": "set", "identities": NAMES, "image_size": (112, 112), "shard_size": 8000, **kwargs}
+    return write_dataset(out, items, **settings)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    parent = {"path": "elsewhere", "digest": "abc"}
+    dataset = write(tmp_path / "out", samples(), licence="CC0", source="drawn", parent=parent)
+    assert (dataset.num_images, dataset.num_classes, dataset.identities) == (12, 3, tuple(NAMES))
+    manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    shards = manifest.pop("shards")
+    assert manifest == {
+        "name": "set",
+        "num_classes": 3,
+        "num_images": 12,
+        "image_size": [112, 112],
+        "layout": "shuffled",
+        "licence": "CC0",
+        "source": "drawn",
+        "parent": parent,
+        "created_by": f"rayface {rayface.__version__}",
+    }
+    assert sum(shard["num_images"] for shard in shards) == 12
+    for shard in shards:
+        data = (tmp_path / "out" / shard["path"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["num_bytes"], shard["sha256"])
+    identities = pq.read_table(tmp_path / "out" / "identities.parquet").to_pydict()
+    assert identities == {"label": [0, 1, 2], "identity": NAMES, "num_images": [4, 4, 4]}
+    index = pq.read_table(tmp_path / "out" / "index.parquet")
+    assert index.column_names == ["key", "shard", "offset", "num_bytes", "label"]
+    assert {path.name[0] for path in (tmp_path / "out").iterdir()} == {"s", "d", "i"}  # nothing hidden is left
+    read = read_samples(dataset.shard_paths(), dataset.index)
+    assert [(s.key, s.label, s.jpeg) for s in read] == samples()
+
+
+def test_others_read_it(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "out", [*samples(), ("é" * 60, 1, b"long")])
+    expected = [*samples(), ("é" * 60, 1, b"long")]
+    paths = dataset.shard_paths()
+    assert len(paths) > 1
+    loaded = webdataset.WebDataset(paths, shardshuffle=False, empty_check=False)
+    assert [(s["__key__"], int(s["cls"]), s["jpg"]) for s in loaded] == expected
+    names = []
+    for path in paths:
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            names += [member.name for member in members]
+            assert {(m.mtime, m.uid, m.gid, m.mode, m.type) for m in members} == {(0, 0, 0, 0o644, tarfile.REGTYPE)}
+        listed = subprocess.run(["tar", "-tf", path], capture_output=True, text=True, check=True)
+        assert not listed.stderr
+    assert names == [f"{key}.{suffix}" for key, _, _ in expected for suffix in ("jpg", "cls")]
+
+
+def test_two_writes_are_byte_identical(tmp_path: Path) -> None:
+    write(tmp_path / "a", samples())
+    write(tmp_path / "b", iter(samples()))
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_shard_size_is_a_limit(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "out", samples(40), shard_size=30720)
+    assert all(shard.num_bytes <= 30720 for shard in dataset.shards)
+    one_each = write(tmp_path / "tiny", samples(3), shard_size=1)
+    assert [shard.num_images for shard in one_each.shards] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("key", ["a.b", "", "/etc/x", "../x", "a/../b", "a\nb", "a\0b", "x/"])
+def test_keys_that_are_no_keys(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="must be a relative name without dots"):
+        write(tmp_path / "out", [(key, 0, b"x")])
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_out_of_range(tmp_path: Path, label: int) -> None:
+    with pytest.raises(ValueError, match=f"label {label} of k: must be from 0 to 2"):
+        write(tmp_path / "out", [("k", label, b"x")])
+
+
+def test_duplicates_and_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="key 'k3' occurs twice"):
+        write(tmp_path / "a", [*samples(), ("k3", 0, b"x")])
+    with pytest.raises(DataError, match="no samples"):
+        write(tmp_path / "b", [])
+    with pytest.raises(ValueError, match="'x' occurs twice"):
+        write(tmp_path / "c", samples(), identities=["x", "y", "x"])
+    with pytest.raises(ValueError, match="layout"):
+        write(tmp_path / "d", samples(), layout="sorted")
+
+
+def test_existing_data_is_never_overwritten(tmp_path: Path) -> None:
+    write(tmp_path / "out", samples())
+    before = digests(tmp_path / "out")
+    with pytest.raises(DataError, match="is not empty"):
+        write(tmp_path / "out", samples(3))
+    assert digests(tmp_path / "out") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "shard-000000.tar").write_bytes(b"precious")
+    with pytest.raises(DataError, match="is not empty"):
+        write(tmp_path / "mine", samples())
+    (tmp_path / "empty").mkdir()
+    assert write(tmp_path / "empty", samples()).num_images == 12
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written") as caught:
+        write(tmp_path / "file" / "out", samples())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_half_way_leaves_no_dataset(tmp_path: Path) -> None:
+    def failing() -> Iterator[tuple[str, int, bytes]]:
+        yield from samples()
+        raise RuntimeError("source broke")
+
+    with pytest.raises(RuntimeError, match="source broke"):
+        write(tmp_path / "out", failing())
+    with pytest.raises(DataError, match="never finished"):
+        open_dataset(tmp_path / "out")
+    assert write(tmp_path / "out", samples()).num_images == 12
+    write(tmp_path / "clean", samples())
+    assert digests(tmp_path / "out") == digests(tmp_path / "clean")
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    settings = {"name": "x", "identities": NAMES, "image_size": None}
+    with ShardWriter(tmp_path / "out", **settings) as first:
+        first.add("k", 0, b"x")
+        with pytest.raises(DataError, match="another process is writing"):
+            ShardWriter(tmp_path / "out", **settings)
+        assert first.finish().num_images == 1
+
+
+SLOW_WRITER = """
+import sys, time
+from rayface.data.shards import write_dataset
+def samples():
+    for i in range(12):
+        yield f"k{i}", i % 3, b"\\xff\\xd8" + bytes([i]) * (100 * i + 1)
+        if i == 7:
+            print("half", flush=True)
+            time.sleep(60)
+names = ["ann", "bob", "cy"]
+write_dataset(sys.argv[1], samples(), name="set", identities=names, image_size=(112, 112), shard_size=8000)
+"""
+
+
+def test_killed_and_run_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, "-c", SLOW_WRITER, str(out)], stdout=subprocess.PIPE, env=env)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"half\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    left = sorted(path.name for path in out.iterdir())
+    assert "shard-000000.tar" in left
+    assert "dataset.json" not in left
+    with pytest.raises(DataError, match="never finished"):
+        open_dataset(out)
+    (out / "notes.txt").write_text("not ours")
+    started = time.monotonic()
+    write(out, samples())
+    assert time.monotonic() - started < 30
+    (out / "notes.txt").unlink()
+    write(tmp_path / "clean", samples())
+    assert digests(out) == digests(tmp_path / "clean")
