@@ -70,9 +70,11 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Convert face images to a dataset of tar shards."""
-    from rayface.data.convert import converter
+    from rayface.data.convert import CONVERTERS
 
-    dataset = converter(source)(src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed)
+    if source not in CONVERTERS:
+        raise ValueError(f"--from: {source!r}: must be one of {', '.join(CONVERTERS)}")
+    dataset = CONVERTERS[source](src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed)
     _show(f"converted into {out}", _dataset_facts(dataset, out), json)
 
 
@@ -89,9 +91,16 @@ def check(
     from rayface.data.check import check as check_dataset
 
     report = check_dataset(directory, deep=deep, write_manifest=write_manifest)
-    facts = report.facts()
+    facts = {
+        "dataset": directory,
+        "images": report.num_images,
+        "identities": report.num_classes,
+        "shards": len(report.shards),
+        "bytes": report.num_bytes,
+        "faults": report.counts,
+    }
     if json:
-        _show("", {**facts, "faults": [str(fault) for fault in report.faults]}, json)
+        _show("", {**facts, "fault_list": [str(fault) for fault in report.faults]}, json)
     else:
         for fault in report.faults:
             typer.echo(str(fault), err=True)

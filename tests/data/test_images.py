@@ -1,0 +1,70 @@
+"""Decoding and augmentation against slow definitions."""
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+
+from rayface.data.images import augment, decode_jpeg, decode_jpegs, normalize
+
+OFF = {"flip": False, "shift": 0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([255 * x / width, 255 * y / height, 127 + 60 * np.sin(x / 9)], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [112, 56, 64, 28, 128])
+def test_decode_scales_to_size(size):
+    image = decode_jpeg(simplejpeg.encode_jpeg(smooth(112, 112), quality=95), size)
+    assert image.shape == (size, size, 3)
+    x = np.arange(size)
+    assert np.abs(image[..., 0].astype(float) - 255 * (x + 0.5) / size).mean() < 6
+
+
+def test_bad_jpegs_are_named_and_the_others_kept():
+    good = simplejpeg.encode_jpeg(smooth(112, 112))
+    images, bad = decode_jpegs([good, b"", good[: len(good) // 2], good], 56)
+    assert sorted(bad) == [1, 2]
+    assert np.array_equal(images[0], images[3])
+    assert not images[1].any()
+
+
+def test_normalize_spans_minus_one_to_one():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 1, 2, 3)
+    assert normalize(images)[0, 0, 0].tolist() == [-1.0, 1.0]
+
+
+def test_shift_and_flip_against_a_slow_loop():
+    images = torch.randint(0, 256, (6, 9, 7, 3), dtype=torch.uint8)
+    got = augment(images, slice(0, 6), 6, torch.Generator().manual_seed(5), **{**OFF, "flip": True, "shift": 2})
+    draws = torch.rand(6, 6, generator=torch.Generator().manual_seed(5))
+    for i in range(6):
+        image = images[i].flip(1) if draws[0, i] < 0.5 else images[i]
+        dx, dy = int(draws[1, i] * 5) - 2, int(draws[2, i] * 5) - 2
+        want = torch.zeros_like(image)
+        for y in range(9):
+            for x in range(7):
+                if 0 <= y + dy < 9 and 0 <= x + dx < 7:
+                    want[y, x] = image[y + dy, x + dx]
+        assert torch.equal(got[i], normalize(want[None])[0])
+
+
+def test_jitter_is_what_its_name_says():
+    images = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
+    x = normalize(images)
+    draws = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
+    for row, name, fixed in [(3, "brightness", None), (4, "contrast", (1, 2, 3)), (5, "saturation", 1)]:
+        got = augment(images, slice(0, 4), 4, torch.Generator().manual_seed(1), **{**OFF, name: 0.5})
+        centre = torch.zeros(1) if fixed is None else x.mean(fixed, keepdim=True)
+        factor = (0.5 + draws[row]).view(-1, 1, 1, 1)
+        assert torch.allclose(got, centre + factor * (x - centre), atol=1e-5)
+
+
+def test_an_image_is_treated_alike_on_any_number_of_ranks():
+    images = torch.randint(0, 256, (6, 8, 8, 3), dtype=torch.uint8)
+    options = {"flip": True, "shift": 2, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
+    whole = augment(images, slice(0, 6), 6, torch.Generator().manual_seed(9), **options)
+    part = augment(images[4:6], slice(4, 6), 6, torch.Generator().manual_seed(9), **options)
+    assert torch.equal(whole[4:6], part)

@@ -1,0 +1,67 @@
+"""The sample plan: every sample once an epoch, the same global batch for any number of workers."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from rayface.data.plan import SamplePlan
+from rayface.data.stream import executions, rank_rows
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "chunk", "window"),
+    [(1000, 10, 8, 64), (997, 10, 8, 64), (64, 64, 1, 1), (130, 7, 16, 20), (5, 2, 8, 4)],
+)
+def test_an_epoch_holds_every_sample_at_most_once_and_leaves_less_than_a_batch(n, batch, chunk, window):
+    plan = SamplePlan(num_samples=n, batch_size=batch, chunk_images=chunk, window_images=window, seed=3)
+    for epoch in range(2):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        seen = np.concatenate([plan.batch(step) for step in steps])
+        assert len(np.unique(seen)) == len(seen) == n // batch * batch
+        assert seen.min() >= 0
+        assert seen.max() < n
+
+
+def test_windows_are_the_batches_of_their_steps():
+    plan = SamplePlan(num_samples=500, batch_size=9, window_images=50)
+    step = 0
+    for window in range(2 * plan.windows_per_epoch):
+        for batch in plan.window(window):
+            assert np.array_equal(batch, plan.batch(step))
+            step += 1
+    assert step == 2 * plan.steps_per_epoch
+
+
+def test_order_differs_by_epoch_and_by_seed_and_repeats():
+    plan = SamplePlan(num_samples=640, batch_size=64, seed=1)
+    again = SamplePlan(num_samples=640, batch_size=64, seed=1)
+    other = SamplePlan(num_samples=640, batch_size=64, seed=2)
+    assert np.array_equal(plan.batch(3), again.batch(3))
+    assert not np.array_equal(plan.batch(3), plan.batch(3 + plan.steps_per_epoch))
+    assert not np.array_equal(plan.batch(3), other.batch(3))
+
+
+def test_chunks_of_one_window_come_from_the_whole_dataset():
+    plan = SamplePlan(num_samples=100_000, batch_size=100, chunk_images=8, window_images=1000)
+    assert np.std(plan.window(0)) > 0.2 * plan.num_samples
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_share_the_global_batch_without_gap_or_overlap(world_size):
+    rows = [rank_rows(30, rank, world_size) for rank in range(world_size)]
+    assert np.array_equal(np.concatenate([np.arange(30)[r] for r in rows]), np.arange(30))
+
+
+def test_executions_cover_the_steps():
+    plan = SamplePlan(num_samples=1000, batch_size=1, window_images=1)
+    ranges = list(executions(plan, 5, 9001))
+    assert ranges[0][0] == 5
+    assert ranges[-1][1] == 9001
+    assert all(end == start for (_, end), (start, _) in pairwise(ranges))
+    assert list(executions(plan, 7, 7)) == []
+
+
+def test_a_dataset_smaller_than_a_batch_is_refused():
+    with pytest.raises(ValueError, match=r"train.batch_size: 64: must not exceed the 10 samples"):
+        SamplePlan(num_samples=10, batch_size=64)

@@ -1,0 +1,80 @@
+"""The stream through a real Ray Data: every rank gets its rows of the plan's batches, damaged samples are counted."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayface.data.plan import SamplePlan
+from rayface.data.shards import DataError, Dataset, open_dataset
+from rayface.data.stream import Batch, FaultCounter, split_streams, train_batches
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def read(dataset: Dataset, plan: SamplePlan, world_size: int, start: int, stop: int) -> list[list[Batch]]:
+    """The batches of every rank, read at the same time as training would."""
+    first, last = plan.window_of(start)[0], plan.window_of(stop - 1)[0] + 1
+    streams = split_streams(
+        dataset,
+        plan,
+        image_size=56,
+        world_size=world_size,
+        first_window=first,
+        last_window=last,
+        readers=2,
+        reserved={},
+    )
+
+    def rank_batches(rank: int) -> list[Batch]:
+        span = iter([(first, streams[rank])])
+        return list(train_batches(span, plan, start=start, stop=stop, rank=rank, world_size=world_size))
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(rank_batches, range(world_size)))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_global_batch_of_a_step_is_the_plans_for_any_number_of_workers(drawn, world_size):
+    dataset = open_dataset(drawn)
+    plan = SamplePlan(num_samples=len(dataset.index), batch_size=12, seed=4, window_images=60)
+    start, stop = 7, 2 * plan.steps_per_epoch - 3  # from within a window into the second epoch
+    ranks = read(dataset, plan, world_size, start, stop)
+    assert all([b.step for b in batches] == list(range(start, stop)) for batches in ranks)
+    for parts in zip(*ranks, strict=True):
+        ids = plan.batch(parts[0].step)
+        labels = np.concatenate([part.labels.numpy() for part in parts])
+        assert np.array_equal(labels, dataset.index.label[ids])
+        assert {part.images.shape[1:] for part in parts} == {(56, 56, 3)}
+        assert [part.rows.stop for part in parts][-1] == plan.batch_size
+
+
+def damaged_copy(drawn: Path, folder: Path, at: list[int], dataset: Dataset) -> Path:
+    """A copy of the set with bytes of some samples' JPEGs overwritten."""
+    shutil.copytree(drawn, folder)
+    for i in at:
+        shard = folder / Path(dataset.shards[dataset.index.shard[i]].path).name
+        with shard.open("r+b") as file:
+            file.seek(int(dataset.index.offset[i]) + 512)
+            file.write(b"\0" * 64)
+    return folder
+
+
+def test_damaged_images_are_replaced_counted_and_named(drawn, tmp_path):
+    copy = damaged_copy(drawn, tmp_path / "set", [3, 50], open_dataset(drawn))
+    dataset = open_dataset(copy)
+    plan = SamplePlan(num_samples=len(dataset.index), batch_size=12, window_images=60)
+    (batches,) = read(dataset, plan, 1, 0, 2 * plan.steps_per_epoch)
+    counter = FaultCounter(len(dataset.index), 0.01)
+    new = [fault for batch in batches for fault in counter.add(batch.faults)]
+    assert len(counter) == len(new) == 2  # each epoch meets them; each counts once
+    keys = dataset.keys()
+    assert {fault.member for fault in new} == {f"{keys[3]}.jpg", f"{keys[50]}.jpg"}
+    assert {fault.offset for fault in new} == {int(dataset.index.offset[i]) for i in (3, 50)}
+    for batch in batches:
+        assert all(image.float().std() > 1 for image in batch.images)  # none is black
+        assert len(batch.labels) == 12
+    with pytest.raises(DataError, match=r"2 of 240 samples are damaged, more than data.max_corrupt_fraction=0.001"):
+        FaultCounter(240, 0.001).add(new)

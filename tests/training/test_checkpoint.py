@@ -1,0 +1,79 @@
+"""Checkpoints by real gloo processes: class ranges of any size, any number of ranks, nothing half written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from rayface.heads.class_centers import class_range
+from rayface.training import checkpoint
+
+NUM_CLASSES = 10
+FULL = torch.arange(NUM_CLASSES * 4.0).view(NUM_CLASSES, 4)
+
+
+def save_and_load_all(rank: int, world_size: int, folder: str) -> None:
+    run = Path(folder)
+    if world_size > 1:
+        store = f"file://{run}/store-{world_size}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    first, last = class_range(NUM_CLASSES, world_size, rank)
+    shard = checkpoint.RowShard.of(FULL[first:last].clone(), first, NUM_CLASSES)
+    state = {"head.centers": shard, "backbone.weight": torch.full((3,), 7.0)}
+    checkpoint.save(run, state, {"step": world_size}, keep=5)
+    for saved in checkpoint.all_in(run):
+        rows, weight = torch.zeros(last - first, 4), torch.zeros(3)
+        target = {"head.centers": checkpoint.RowShard.of(rows, first, NUM_CLASSES), "backbone.weight": weight}
+        progress = checkpoint.load(saved, target)
+        assert torch.equal(rows, FULL[first:last])
+        assert weight.tolist() == [7.0] * 3
+        assert saved == checkpoint.folder_of(run, progress["step"])
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def test_loads_on_any_number_of_ranks(tmp_path):
+    for world_size in (3, 2):
+        mp.spawn(save_and_load_all, (world_size, str(tmp_path)), world_size)
+    save_and_load_all(0, 1, str(tmp_path))
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000001", "step_00000002", "step_00000003"]
+
+
+def test_keeps_the_newest_and_ignores_what_is_not_whole(tmp_path):
+    for step in (5, 10, 15):
+        checkpoint.save(tmp_path, {"w": torch.ones(2)}, {"step": step}, keep=2)
+    (tmp_path / "checkpoints" / "step_00000020").mkdir()
+    (tmp_path / "checkpoints" / ".step_00000025.tmp").mkdir()
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000010", "step_00000015"]
+    assert json.loads((checkpoint.all_in(tmp_path)[-1] / checkpoint.PROGRESS).read_text()) == {"step": 15}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_optimizer_goes_on_as_if_never_stopped(kind, tmp_path):
+    def build() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 2)
+        made = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+        return net, made(net.parameters(), lr=0.1, **({"momentum": 0.9} if kind == "sgd" else {}))
+
+    def step(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        net(torch.ones(4, 3)).square().mean().backward()
+        optimizer.step()
+
+    net, optimizer = build()
+    step(net, optimizer)
+    weights = {f"net.{k}": v for k, v in net.state_dict().items()}
+    checkpoint.save(tmp_path, {**weights, **checkpoint.optimizer_state(optimizer)}, {"step": 1}, keep=1)
+    other, other_optimizer = build()
+    saved = checkpoint.all_in(tmp_path)[-1]
+    tensors = checkpoint.empty_like_saved(saved, "optimizer.")
+    checkpoint.load(saved, {**{f"net.{k}": v for k, v in other.state_dict().items()}, **tensors})
+    checkpoint.load_optimizer_state(other_optimizer, tensors)
+    for _ in range(3):
+        step(net, optimizer)
+        step(other, other_optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
