@@ -21,7 +21,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def verification_set(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synth") / "set"
-    synthesize(folder, identities=40, images_per_identity=6, seed=7, pairs=200, processes=1)
+    synthesize(folder, identities=40, images_per_identity=8, seed=7, pairs=400, processes=1)
     return folder
 
 
@@ -32,18 +32,18 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     for processes in (1, 2):
-        synthesize(tmp_path / str(processes), identities=30, images_per_identity=5, pairs=20, processes=processes)
+        synthesize(tmp_path / str(processes), identities=20, images_per_identity=5, pairs=20, processes=processes)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_the_set_reads_back(verification_set):
     dataset = open_dataset(verification_set)
-    assert (dataset.num_classes, dataset.num_images, dataset.image_size) == (40, 240, (112, 112))
+    assert (dataset.num_classes, dataset.num_images, dataset.image_size) == (40, 320, (112, 112))
     assert (dataset.licence, dataset.source, dataset.layout) == ("CC0-1.0", "drawn by rayface synth", "shuffled")
     assert dataset.identities[7] == "identity-000007"
     assert not dataset.faults
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index)
-    assert sorted(s.key for s in samples) == [f"{i:06d}_{k:04d}" for i in range(40) for k in range(6)]
+    assert sorted(s.key for s in samples) == [f"{i:06d}_{k:04d}" for i in range(40) for k in range(8)]
     assert all(int(s.key[:6]) == s.label for s in samples)
     assert simplejpeg.decode_jpeg(samples[0].jpeg).shape == (112, 112, 3)
 
@@ -71,13 +71,13 @@ def test_another_seed_draws_other_people_in_another_order(tmp_path):
 def test_pairs_are_ten_balanced_folds_without_a_person_in_two(verification_set):
     rows = rows_of(verification_set)
     assert list(rows[0]) == ["path_a", "path_b", "is_same", "fold"]
-    assert [int(row["fold"]) for row in rows] == sorted(list(range(10)) * 20)
+    assert [int(row["fold"]) for row in rows] == sorted(list(range(10)) * 40)
     people = {}
     for row in rows:
         a, b = row["path_a"][:6], row["path_b"][:6]
         assert (a == b) == (row["is_same"] == "1")
         people.setdefault(row["fold"], set()).update((a, b))
-    assert all(sum(row["is_same"] == "1" for row in rows if row["fold"] == fold) == 10 for fold in people)
+    assert all(sum(row["is_same"] == "1" for row in rows if row["fold"] == fold) == 20 for fold in people)
     assert all(people[f].isdisjoint(people[g]) for f, g in combinations(people, 2))
     assert len({frozenset((row["path_a"], row["path_b"])) for row in rows}) == len(rows)
     keys = open_dataset(verification_set).keys()
@@ -85,17 +85,16 @@ def test_pairs_are_ten_balanced_folds_without_a_person_in_two(verification_set):
     assert members.issuperset(row[column] for row in rows for column in ("path_a", "path_b"))
 
 
-def test_bare_pixels_are_near_chance(tmp_path):
-    folder = tmp_path / "set"
-    dataset = synthesize(folder, identities=60, images_per_identity=10, seed=1, pairs=1000, processes=1)
+def test_bare_pixels_are_near_chance(verification_set):
+    dataset = open_dataset(verification_set)
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index)
     place = {f"{sample.key}.jpg": row for row, sample in enumerate(samples)}
     pixels = np.stack([simplejpeg.decode_jpeg(sample.jpeg)[::2, ::2].ravel() for sample in samples]).astype(np.float32)
     pixels -= pixels.mean(1, keepdims=True)
-    rows = rows_of(folder)
+    rows = rows_of(verification_set)
     a, b = (pixels[[place[row[column]] for row in rows]] for column in ("path_a", "path_b"))
     accuracy, _ = ten_fold_accuracy(a, b, np.array([row["is_same"] == "1" for row in rows]))
-    assert accuracy < 0.68
+    assert accuracy < 0.70
 
 
 def test_an_output_that_holds_something_is_refused(verification_set):
