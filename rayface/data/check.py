@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,10 @@ def check(
         found.num_classes = len(read_identities(root, found.num_classes, exact=manifest is not None))
     if write_manifest:
         _write_manifest(root, found, scans, names)
+    return _report(root, found, faults, deep, write_manifest)
+
+
+def _report(root: str, found: Manifest, faults: list[Fault], deep: bool, manifest_written: bool) -> Report:
     return Report(
         path=root,
         num_images=found.num_images,
@@ -99,15 +103,10 @@ def check(
         num_bytes=sum(entry.num_bytes for entry in found.shards),
         shards=tuple(Shard(**{**entry.model_dump(), "path": join(root, entry.path)}) for entry in found.shards),
         faults=tuple(faults),
-        counts=_counts(faults),
+        counts=dict(Counter(fault.kind for fault in faults).most_common()),
         deep=deep,
-        manifest_written=write_manifest,
+        manifest_written=manifest_written,
     )
-
-
-def _counts(faults: Sequence[Fault]) -> dict[str, int]:
-    """Return the number of faults of each kind, most frequent first."""
-    return dict(Counter(fault.kind for fault in faults).most_common())
 
 
 def _in_manifest_order(shards: list[FileInfo], manifest: Manifest | None) -> list[str]:

@@ -79,11 +79,7 @@ def open_dataset(paths: str | Path | Sequence[str | Path], *, max_corrupt_fracti
     """
     if not 0 <= max_corrupt_fraction <= 1:
         raise ValueError(f"data.max_corrupt_fraction {max_corrupt_fraction}: must be from 0 to 1")
-    roots = [normalise(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    if not roots:
-        raise ValueError("data: no dataset directory is given")
-    if len(set(roots)) != len(roots):
-        raise ValueError(f"data: {next(r for r in roots if roots.count(r) > 1)} is given twice")
+    roots = _checked_roots([paths] if isinstance(paths, str | Path) else paths)
     parts = [load_part(root) for root in roots]
     faults = [fault for part in parts for fault in part.faults]
     num_images = sum(len(part.table) for part in parts)
@@ -111,6 +107,15 @@ def open_dataset(paths: str | Path | Sequence[str | Path], *, max_corrupt_fracti
         digest=_joint_digest([digest_of(part.manifest) for part in parts]),
         key_files=tuple((part.keys_file, part.rows) for part in parts),
     )
+
+
+def _checked_roots(paths: Sequence[str | Path]) -> list[str]:
+    roots = [normalise(path) for path in paths]
+    if not roots:
+        raise ValueError("data: no dataset directory is given")
+    if len(set(roots)) != len(roots):
+        raise ValueError(f"data: {next(r for r in roots if roots.count(r) > 1)} is given twice")
+    return roots
 
 
 def refuse_corruption(faults: Sequence[Fault], num_good: int, max_corrupt_fraction: float) -> None:

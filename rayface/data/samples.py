@@ -14,6 +14,7 @@ from .tar import Fetch, Gap, Member, TarError, iter_members, read_member, split_
 
 JPEG_SUFFIXES = ("jpg", "jpeg")
 _MAX_LABEL = 2**31 - 1
+_MAX_SAMPLE_BYTES = 2**31 - 1  # what the index can count
 MAX_LABEL_BYTES = 64  # what is read of a .cls member; more is no label anyway
 _SEQUENTIAL_WINDOW = 4 << 20
 _REMOTE_WINDOW = 16 << 20
@@ -147,6 +148,7 @@ class _Judge:
             return None
         first = group[0][1]
         key = split_name(first.name)[0]
+        num_bytes = group[-1][1].end - first.offset
         if jpeg is None or label is None:
             present, missing = (jpeg, "cls") if jpeg else (label, "jpg")
             assert present is not None
@@ -156,6 +158,8 @@ class _Judge:
             if not member.is_file:
                 reason = f"a link or special file (tar type {member.type.decode()})"
                 return self._fault(member, "special file", reason)
+        if num_bytes > _MAX_SAMPLE_BYTES:
+            return self._fault(first, "special file", f"sample of {num_bytes} bytes, more than {_MAX_SAMPLE_BYTES}")
         if key in self.seen:
             return self._fault(first, "duplicate key", f"duplicate key {key} in this shard")
         self.seen.add(key)
@@ -164,7 +168,7 @@ class _Judge:
             value = parse_label(self.fetch(label.data, min(label.size, MAX_LABEL_BYTES)), self.num_classes)
         except ValueError as error:
             return self._fault(label, "label", str(error))
-        return Sample(key, value, data, first.offset, group[-1][1].end - first.offset)
+        return Sample(key, value, data, first.offset, num_bytes)
 
     def _fault(self, member: Member, kind: str, reason: str) -> Fault:
         return Fault(shard=self.shard, member=member.name, offset=member.offset, reason=reason, kind=kind)
