@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rayface.tracking.journal import read_records
 from rayface.tracking.server import ENVIRONMENT, MAX_METRICS, Server, Settings, checked_uri, mask_credentials
@@ -128,7 +128,7 @@ class Delivery:
                 closing = self._closing.is_set()  # before the round: what was logged before close() is in it
                 try:
                     if not locked:
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        _take(lock)
                         locked = True
                         self._progress = self._load_progress()  # another process may have got further
                     complete = self._round()
@@ -261,6 +261,17 @@ def deliver(folder: Path, timeout: float) -> bool:
     delivery = Delivery.of(folder)
     delivery.start()
     return delivery.close(timeout)
+
+
+def _take(lock: IO[str]) -> None:
+    """Lock a file until it is closed; BlockingIOError where another process has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        # some network file systems have no locks; two deliveries at once send twice what MLflow then drops
+        logger.debug("no lock on %s: %s", lock.name, error)
 
 
 def _write_json(path: Path, value: object) -> None:
