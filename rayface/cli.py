@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from rayface import __version__
@@ -20,6 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# Typer brings its own copy of click or uses the installed one, by version: take the class from what it exports.
+_USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout instead of a table.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local Ray.")]
@@ -236,12 +238,10 @@ def main() -> None:
     """Run the command line; errors are one line on stderr unless --debug asks for the traceback."""
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         _end("interrupted", 130)
-    except click.ClickException as error:
-        _end(error.format_message(), 2)
-    except KeyboardInterrupt:
-        _end("interrupted", 130)
+    except _USAGE_ERROR as error:
+        _end(" ".join(error.format_message().split()), 2)
     except Exception as error:
         if "--debug" in sys.argv:
             raise

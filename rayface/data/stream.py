@@ -14,6 +14,7 @@ from ray.data.block import BlockMetadata
 
 from rayface.data.images import decode_jpegs
 from rayface.data.plan import Ids, SamplePlan
+from rayface.data.samples import JPEG_SUFFIXES, locate_member
 from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, read_samples
 
 # One Ray Data execution: its tasks are put into the object store at its start, 2 ms each.
@@ -46,12 +47,14 @@ class FaultCounter:
     """
 
     def __init__(self, num_samples: int, max_corrupt_fraction: float, known: Sequence[Fault] = ()) -> None:
-        self._num_samples = num_samples + len(known)
+        self._lost = {(f.shard, f.offset): f.num_lost for f in known}
+        self._num_samples = num_samples + sum(self._lost.values())
         self._limit = max_corrupt_fraction
-        self._seen = {(f.shard, f.offset) for f in known}
 
-    def __len__(self) -> int:
-        return len(self._seen)
+    @property
+    def num_lost(self) -> int:
+        """Damaged samples so far, those known from the start included."""
+        return sum(self._lost.values())
 
     def add(self, faults: Sequence[Fault]) -> list[Fault]:
         """Count faults; the ones not seen before are returned.
@@ -59,11 +62,11 @@ class FaultCounter:
         Raises:
             DataError: above the limit.
         """
-        new = [f for f in faults if (f.shard, f.offset) not in self._seen]
-        self._seen.update((f.shard, f.offset) for f in new)
-        if new and len(self._seen) > self._limit * self._num_samples:
+        new = [f for f in faults if (f.shard, f.offset) not in self._lost]
+        self._lost.update({(f.shard, f.offset): f.num_lost for f in new})
+        if new and self.num_lost > self._limit * self._num_samples:
             raise DataError(
-                f"{len(self._seen)} of {self._num_samples} samples are damaged, more than "
+                f"{self.num_lost} of {self._num_samples} samples are damaged, more than "
                 f"data.max_corrupt_fraction={self._limit:g} allows; the last is {new[-1]}; "
                 "see `rayface check --deep` for all"
             )
@@ -250,6 +253,6 @@ def _load(shards: Sequence[str], index: SampleIndex, ids: Ids, image_size: int) 
             faults[int(order[i])] = sample
         elif i in bad:
             shard = shards[index.shard[ids[order[i]]]]
-            member = f"{sample.key}.jpg"
-            faults[int(order[i])] = Fault(shard=shard, member=member, offset=sample.offset, reason=bad[i])
+            member, offset = locate_member(shard, sample.offset, sample.num_bytes, JPEG_SUFFIXES)
+            faults[int(order[i])] = Fault(shard=shard, member=member, offset=offset, reason=bad[i])
     return images, faults

@@ -189,7 +189,7 @@ class Training:
         )
         _write_json(
             self.run / "result.json",
-            {"steps": self.step, "faults": len(self.faults), "loss": self.loss, **self._last_evaluation},
+            {"steps": self.step, "faults": self.faults.num_lost, "loss": self.loss, **self._last_evaluation},
         )
         self.journal.close()
 
@@ -243,7 +243,7 @@ class Training:
                 "train/epoch": self.step / self.plan.steps_per_epoch,
                 "train/images_per_second": steps_per_second * self.plan.batch_size,
                 "train/waiting_for_data": waiting,
-                "data/faults": len(self.faults),
+                "data/faults": self.faults.num_lost,
             },
             self.step,
         )

@@ -8,17 +8,19 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from rayface import config as configs
 from rayface import report, tracking
+from rayface.backbones import build_backbone
 from rayface.config import Config
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import DataError, Dataset, open_dataset
@@ -60,10 +62,11 @@ def train(
     _check(config)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
     plan = _plan(config, dataset)
+    _check_backbone(config)
     run = claim(config, resume)
     configs.dump(replace(config, train=replace(config.train, output=str(run))), run / "config.yaml")
     start = time.time()
-    with _tracked(config, run, dataset) as (journal, delivery):
+    with _tracked(config, run, dataset) as tracked:
         num_cpus = config.train.num_workers * config.train.cpus_per_worker
         with ray_session(address, num_cpus=num_cpus, debug=debug):
             _check_devices(config)
@@ -72,9 +75,8 @@ def train(
                 _fit(config, run, dataset, plan)
         result = _gather(run, dataset, seconds=time.time() - start)
         for path, folder in _artifacts(run):
-            journal.artifact(path, folder)
-    delivered = delivery is None or not delivery.last_error
-    return {**result, "tracking": delivery.uri if delivery else None, "tracking_delivered": delivered}
+            tracked.journal.artifact(path, folder)
+    return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
 
 
 def _check(config: Config) -> None:
@@ -89,11 +91,28 @@ def _check(config: Config) -> None:
             f"use {near}"
         )
     build_config_margin(config.head)
+    if config.tracking.uri and tracking.mask_credentials(config.tracking.uri) != config.tracking.uri:
+        raise ValueError(
+            "tracking.uri: must not hold a password, it is logged: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD instead"
+        )
     if (config.evaluate.pairs is None) != (config.evaluate.data is None):
         raise ValueError("evaluate.pairs: needs evaluate.data beside it, the dataset that holds the named members")
     for path in (config.evaluate.pairs, config.evaluate.data):
         if path is not None and "://" not in path and not Path(path).exists():
             raise ValueError(f"evaluate: {path}: does not exist: give the path of the pairs csv and of its dataset")
+
+
+def _check_backbone(config: Config) -> None:
+    """Build it without memory: a name or size that cannot be is found before workers start."""
+    with torch.device("meta"):
+        build_backbone(
+            config.backbone.name,
+            embedding_size=config.backbone.embedding_size,
+            image_size=config.data.image_size,
+            width=config.backbone.width,
+            dropout=config.backbone.dropout,
+        )
 
 
 def _check_devices(config: Config) -> None:
@@ -116,13 +135,19 @@ def _plan(config: Config, dataset: Dataset) -> SamplePlan:
     )
 
 
+@dataclass(kw_only=True)
+class _Tracked:
+    journal: tracking.Journal
+    uri: str | None = None
+    delivered: bool | None = None
+
+
 @contextlib.contextmanager
-def _tracked(
-    config: Config, run: Path, dataset: Dataset
-) -> Iterator[tuple[tracking.Journal, tracking.Delivery | None]]:
-    """Journal and delivery of a run; whatever happens inside, the run's end is told and waited for."""
-    journal = tracking.Journal(run / "journal" / "driver.jsonl")
+def _tracked(config: Config, run: Path, dataset: Dataset) -> Iterator[_Tracked]:
+    """The driver's journal of a run; whatever happens inside, the run's end is told and waited for."""
     delivery = _delivery(config, run) if config.tracking.enabled else None
+    journal = tracking.Journal(run / "journal" / "driver.jsonl")
+    tracked = _Tracked(journal=journal, uri=delivery.uri if delivery else None)
     journal.params(configs.flat(config))
     journal.params({"dataset.name": dataset.name, "dataset.digest": dataset.digest})
     journal.params({"dataset.num_classes": dataset.num_classes, "dataset.num_images": len(dataset.index)})
@@ -130,7 +155,7 @@ def _tracked(
     journal.tags({"git_commit": _git_commit(), "run_directory": str(run)})
     status: Status = "FAILED"
     try:
-        yield journal, delivery
+        yield tracked
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -139,7 +164,7 @@ def _tracked(
         journal.finish(status)
         journal.close()
         if delivery is not None:
-            delivery.close(config.tracking.timeout)
+            tracked.delivered = delivery.close(config.tracking.timeout)
 
 
 def _delivery(config: Config, run: Path) -> tracking.Delivery:

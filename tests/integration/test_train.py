@@ -1,0 +1,154 @@
+"""Training runs on a real local Ray: any number of workers, resume, NaN, names, what is left behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.evaluation.export import load_model
+from rayface.tracking import read_metrics
+from rayface.training import checkpoint
+from rayface.training.loop import TrainingStoppedError
+from rayface.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def settings(drawn: Path, run: Path, **changes: object) -> Config:
+    """A tiny run on the drawn set; `changes` are dotted keys with __ for the dot."""
+    base = {
+        "data.train": str(drawn),
+        "data.window_images": 60,
+        "train.output": str(run),
+        "train.batch_size": 24,
+        "train.log_every": 1,
+        "train.precision": "fp32",
+        "tracking.enabled": False,
+    }
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return configs.with_overrides(configs.load("debug"), {**base, **dotted})
+
+
+def losses(run: Path) -> np.ndarray:
+    return np.array([value for _, value, _ in read_metrics(run / "journal")["train/loss"]])
+
+
+def test_losses_are_the_same_for_any_number_of_workers(drawn, tmp_path):
+    curves = {}
+    for workers in (1, 2, 3):
+        run = tmp_path / f"workers-{workers}"
+        options = {"backbone__name": "plain", "backbone__dropout": 0.0, "data__shift": 2, "data__brightness": 0.2}
+        train(settings(drawn, run, train__num_workers=workers, train__epochs=2, **options))
+        curves[workers] = losses(run)
+    assert len(curves[1]) == 20
+    assert curves[1][-1] < 0.8 * curves[1][0]
+    assert curves[2] == pytest.approx(curves[1], rel=1e-4)
+    assert curves[3] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(drawn, tmp_path):
+    common = {"schedule__name": "constant", "train__num_workers": 2, "backbone__dropout": 0.2, "head__sample_rate": 0.5}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(settings(drawn, whole, train__epochs=2, **common))
+    train(settings(drawn, parts, train__epochs=1, train__checkpoint_every=7, **common))
+    # As if it had been stopped after step 7 of 20: the later checkpoint and the results are gone.
+    (parts / "result.json").unlink()
+    for saved in checkpoint.all_in(parts)[1:]:
+        (saved / checkpoint.PROGRESS).unlink()
+    train(settings(drawn, parts, train__epochs=2, **common), resume=True)
+    assert np.array_equal(losses(parts), losses(whole))
+    a, b = (load_model(run).module.state_dict() for run in (whole, parts))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_model_report_and_results_and_its_name_is_taken(drawn, tmp_path):
+    run = tmp_path / "run"
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = settings(
+        drawn,
+        run,
+        train__epochs=3,
+        evaluate__pairs=str(drawn / "pairs.csv"),
+        evaluate__data=str(drawn),
+        evaluate__every=10,
+        tracking__enabled=True,
+        tracking__uri=store,
+        tracking__experiment="tests",
+    )
+    result = train(config)
+    assert result["steps"] == 30
+    assert result["tracking_delivered"]
+    assert result["num_pairs"] == 100
+    assert configs.load(file=run / "config.yaml").train.output == str(run)
+    accuracy = read_metrics(run / "journal")["eval/accuracy"]
+    assert [step for step, _, _ in accuracy] == [0, 10, 20, 30]
+    assert accuracy[-1][1] == result["accuracy_mean"]
+    assert json.loads((run / "model.json").read_text())["backbone"] == "mini"
+    assert (run / "report.html").stat().st_size > 10_000
+    check_mlflow(store, run)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="holds a finished run: choose another directory"):
+            train(config, resume=resume)
+
+
+def check_mlflow(store: str, run: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    (logged,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["head.margin"] == "cosface"
+    assert len(logged.data.params["dataset.digest"]) >= 32
+    assert "git_commit" in logged.data.tags
+    history = [(m.step, m.value) for m in client.get_metric_history(logged.info.run_id, "train/loss")]
+    assert sorted(history) == [(s, v) for s, v, _ in read_metrics(run / "journal")["train/loss"]]
+    names = {artifact.path for artifact in client.list_artifacts(logged.info.run_id)}
+    assert {"config.yaml", "model.safetensors", "report.html", "plots"} <= names
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(drawn, tmp_path):
+    run = tmp_path / "run"
+    config = settings(drawn, run, optim__lr=1e18, optim__clip_norm=None, train__checkpoint_every=1)
+    with pytest.raises(TrainingStoppedError) as caught:
+        train(config)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(checkpoint.all_in(run)[-1]) in message
+    assert "optim.lr (now 1e+18)" in message
+    assert not (run / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__train": []}, "data.train: is not set"),
+        ({"data__train": "/nowhere/faces"}, "/nowhere/faces"),
+        ({"train__num_workers": 5}, "must be a multiple of train.num_workers=5: use 20 or 25"),
+        ({"train__batch_size": 1000}, "must not exceed the 240 samples"),
+        ({"head__margin": "cosfac"}, "head.margin 'cosfac' must be one of"),
+        ({"evaluate__pairs": "x.csv"}, "needs evaluate.data"),
+        ({"train__device": "cuda"}, "needs as many GPUs, the cluster has 0"),
+        ({"backbone__name": "r51"}, "r51"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line_before_anything_starts(drawn, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=r".") as caught:
+        train(settings(drawn, tmp_path / "run", **changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_that_cannot_be_used(drawn, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        train(settings(drawn, tmp_path / "file" / "run"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thing").write_text("")
+    with pytest.raises(ValueError, match="is not empty: go on with --resume"):
+        train(settings(drawn, tmp_path / "full"))
+    with pytest.raises(ValueError, match="is not a run directory"):
+        train(settings(drawn, tmp_path / "full"), resume=True)

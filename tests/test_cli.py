@@ -1,0 +1,120 @@
+"""The command line as a user meets it: exit codes, one line for errors, one line of JSON for results."""
+
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rayface import __version__, cli
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    monkeypatch.setattr(sys, "argv", ["rayface", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rayface.data.synth import synthesize
+
+    out = tmp_path_factory.mktemp("small") / "set"
+    synthesize(out, identities=4, images_per_identity=10, processes=1)
+    return out
+
+
+def test_version_and_help(call):
+    assert call("--version")[:2] == (0, f"{__version__}\n")
+    code, out, _ = call("--help")
+    assert code == 0
+    assert all(verb in out for verb in ("synth", "convert", "check", "train", "evaluate", "export", "sync"))
+
+
+def test_synth_and_check(call, tmp_path):
+    out_dir = tmp_path / "set"
+    code, out, _ = call("synth", out_dir, "--identities=3", "--images-per-identity=4", "--json")
+    assert code == 0
+    assert json.loads(out) == {"dataset": str(out_dir), "images": 12, "identities": 3, "shards": 1, "faults": 0}
+    code, out, _ = call("check", out_dir, "--deep")
+    assert code == 0
+    assert "12" in out
+    code, _, err = call("synth", out_dir)
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+def test_check_names_faults_and_fails(call, small, tmp_path):
+    shard = next(small.glob("*.tar"))
+    copy = tmp_path / shard.name
+    copy.write_bytes(shard.read_bytes()[:100_000])
+    code, _, err = call("check", tmp_path)
+    assert code == 1
+    assert shard.name in err
+    assert "at byte" in err
+
+
+def test_convert_from_folder(call, tmp_path):
+    for person in ("ann", "bob"):
+        (tmp_path / "src" / person).mkdir(parents=True)
+        for i in range(3):
+            image = np.full((120, 100, 3), 40 * i + 20, np.uint8)
+            cv2.imwrite(str(tmp_path / "src" / person / f"{i}.jpg"), image)
+    code, out, _ = call("convert", tmp_path / "src", tmp_path / "out", "--from=folder", "--json")
+    assert code == 0
+    assert json.loads(out)["images"] == 6
+    with tarfile.open(next((tmp_path / "out").glob("*.tar"))) as tar:
+        assert len(tar.getnames()) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "data.train: is not set"),
+        (["train", "data.train=/nowhere"], "/nowhere"),
+        (["train", "--preset=minni"], "did you mean mini"),
+        (["train", "head.sample_rat=1"], "did you mean head.sample_rate"),
+        (["train", "--resume"], "--resume: no unfinished run"),
+        (["check", "/nowhere"], "/nowhere"),
+        (["convert", "/nowhere", "out", "--from=folder"], "/nowhere"),
+        (["convert", ".", "out", "--from=zip"], "--from: 'zip': must be one of folder"),
+        (["synth", "out", "--shard-size=big"], "size 'big'"),
+        (["synth", "out", "--identities=0"], "identities"),
+        (["evaluate", "--model=/nowhere", "--pairs=p.csv", "--data=d", "--out=o"], "/nowhere"),
+        (["export", "--model=/nowhere", "--onnx=m.onnx"], "/nowhere"),
+        (["sync", "/nowhere"], "/nowhere"),
+        (["nosuchverb"], "nosuchverb"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(call, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rayface", "check", "/nowhere", "--debug"])
+    with pytest.raises(ValueError, match="/nowhere"):
+        cli.main()
+
+
+@pytest.mark.parametrize(("text", "value"), [("256MB", 256 * 2**20), ("1g", 2**30), ("1000", 1000), ("5KB", 5120)])
+def test_sizes(text, value):
+    assert cli.parse_bytes(text) == value
