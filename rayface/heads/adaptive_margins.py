@@ -162,8 +162,8 @@ class CurricularFace(Margin):
         return torch.where(beyond, cosine - self.margin * math.sin(self.margin), torch.cos(theta + self.margin))
 
     def range(self) -> tuple[float, float]:
-        """Return -1 and the largest c (t + c)."""
-        return -1.0, max(1.0, 1.0 + self.t)
+        """Return -1 and the largest |c (t + c)|."""
+        return -1.0, 1.0 + abs(self.t)
 
     def state(self) -> dict[str, float]:
         """Return t."""

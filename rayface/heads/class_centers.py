@@ -1,5 +1,6 @@
 """The class centers of one rank: a contiguous range of rows of the logical (C, D) matrix, and how its rows move."""
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -25,11 +26,17 @@ def initial_rows(first: int, last: int, width: int, seed: int, out: Tensor) -> N
     Drawn on the CPU in threads, so the numbers do not depend on the device either.
     """
 
+    in_place = out.device.type == "cpu" and out.dtype == torch.float32
+
     def fill(block: int) -> None:
+        generator = keyed_generator("cpu", seed, "init", block)
         start = block * INIT_BLOCK
-        values = torch.empty(INIT_BLOCK, width).normal_(0, 0.01, generator=keyed_generator("cpu", seed, "init", block))
         lo, hi = max(first, start), min(last, start + INIT_BLOCK)
-        out[lo - first : hi - first].copy_(values[lo - start : hi - start])
+        if in_place and hi - lo == INIT_BLOCK:
+            out[lo - first : hi - first].normal_(0, 0.01, generator=generator)
+        else:
+            values = torch.empty(INIT_BLOCK, width).normal_(0, 0.01, generator=generator)
+            out[lo - first : hi - first].copy_(values[lo - start : hi - start])
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fill, range(first // INIT_BLOCK, -(-last // INIT_BLOCK))))
@@ -38,8 +45,8 @@ def initial_rows(first: int, last: int, width: int, seed: int, out: Tensor) -> N
 class Workspace:
     """Buffers kept between steps: fresh pages cost more than the arithmetic done in them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, pinned: bool = False) -> None:
+        self._device, self._pinned = device, pinned
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def get(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -47,7 +54,7 @@ class Workspace:
         size = shape[0] * shape[1]
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
-            buffer = torch.empty(size, dtype=dtype, device=self._device)
+            buffer = torch.empty(size, dtype=dtype, device=self._device, pin_memory=self._pinned)
             self._buffers[name, dtype] = buffer
         return buffer[:size].view(shape)
 
@@ -56,6 +63,11 @@ class ClassCenters:
     """Rows of the class centers and of the optimiser's moments, read and updated block by block.
 
     Memory: rows x width x (1 + moments) numbers of the storage type; nothing else of that size exists at any time.
+    bf16 storage rounds stochastically, so that updates smaller than its resolution are right on average.
+
+    Args:
+        host_memory: keep the storage in (with a GPU: pinned) host memory and move only the blocks that are worked on.
+        seed: of the rounding.
     """
 
     def __init__(
@@ -70,17 +82,22 @@ class ClassCenters:
         weight_decay: float,
         dtype: torch.dtype,
         device: torch.device,
+        host_memory: bool,
+        seed: int,
     ) -> None:
         self.optimizer, self.momentum, self.betas, self.eps = optimizer, momentum, betas, eps
         self.weight_decay = weight_decay
         self.device = device
-        self.values = torch.zeros(num_rows, width, dtype=dtype, device=device)
-        self.moments: dict[str, Tensor] = {}
-        for name in self._moment_names():
-            self.moments[name] = torch.zeros_like(self.values)
+        pinned = host_memory and device.type != "cpu"
+        home = torch.device("cpu") if host_memory else device
+        self.values = torch.empty(num_rows, width, dtype=dtype, device=home, pin_memory=pinned)
+        # written, not only reserved: a machine too small says so now, not after a thousand steps
+        self.moments = {name: torch.empty_like(self.values, pin_memory=pinned).zero_() for name in self._moment_names()}
         if optimizer == "adamw":
-            self.moments["updates"] = torch.zeros(num_rows, 1, dtype=torch.int32, device=device)
-        self.workspace = Workspace(device)
+            self.moments["updates"] = torch.zeros(num_rows, 1, dtype=torch.int32, device=home, pin_memory=pinned)
+        self._workspace = Workspace(device)
+        self._staging = Workspace(home, pinned) if host_memory else None
+        self._rounding = StochasticRounding(seed, device) if dtype == torch.bfloat16 else None
 
     def _moment_names(self) -> tuple[str, ...]:
         if self.optimizer == "adamw":
@@ -95,26 +112,40 @@ class ClassCenters:
     def __len__(self) -> int:
         return self.values.shape[0]
 
+    def begin_step(self, step: int) -> None:
+        """Make what is drawn at random in the coming updates depend on the step alone."""
+        if self._rounding is not None:
+            self._rounding.begin_step(step)
+
     def read(self, block: Block) -> Tensor:
         """Return the centers of a block, (n, D) in the math type; a view of the storage where that is possible."""
         return self._read("centers", self.values, block)
 
+    def owns(self, rows: Tensor) -> bool:
+        """Return whether what `read` returned is a view of the storage, not to be written to."""
+        return rows.untyped_storage().data_ptr() == self.values.untyped_storage().data_ptr()
+
     def _read(self, name: str, storage: Tensor, block: Block) -> Tensor:
+        count = block.stop - block.start if isinstance(block, slice) else block.numel()
+        shape = (count, storage.shape[1])
         if isinstance(block, slice):
             rows = storage[block]
         else:
-            rows = self.workspace.get(name, (block.numel(), storage.shape[1]), storage.dtype)
-            torch.index_select(storage, 0, block, out=rows)
-        if rows.dtype in (self.math_dtype, torch.int32):
+            space = self._staging or self._workspace
+            rows = space.get(name, shape, storage.dtype)
+            torch.index_select(storage, 0, block.to(storage.device), out=rows)
+        wanted = torch.int32 if storage.dtype == torch.int32 else self.math_dtype
+        if rows.dtype == wanted and self._staging is None:
             return rows
-        return self.workspace.get(name, (rows.shape[0], rows.shape[1]), self.math_dtype).copy_(rows)
+        return self._workspace.get(name, shape, wanted).copy_(rows)
 
     def _write(self, storage: Tensor, block: Block, rows: Tensor) -> None:
-        if isinstance(block, slice):
-            if rows.data_ptr() != storage[block].data_ptr():
-                storage[block] = rows
-        else:
-            storage.index_copy_(0, block, rows.to(storage.dtype))
+        if self._rounding is not None and rows.is_floating_point():
+            self._rounding.round_(rows)
+        if not isinstance(block, slice):
+            storage.index_copy_(0, block.to(storage.device), rows.to(storage))
+        elif rows.data_ptr() != storage[block].data_ptr():
+            storage[block] = rows
 
     def update(self, block: Block, gradient: Tensor, lr: float) -> None:
         """Move a block by the gradient with respect to its unit rows, (n, D) math type, which is overwritten.
@@ -160,3 +191,36 @@ def inverse_norms(rows: Tensor) -> Tensor:
     """Return 1 / |row|, (n, 1), and 0 for rows shorter than 1e-12."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return torch.where(norms < 1e-12, 0.0, norms.clamp_min(1e-12).reciprocal())
+
+
+class StochasticRounding:
+    """Rounds fp32 to what bf16 holds, up or down at random with the exact value as mean.
+
+    Noise comes from one pool at a random place for each block: drawing it anew for every number would cost more than
+    the update itself. The place depends on (seed, step) and how many blocks came before in the step.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._seed, self._device = seed, device
+        self._places = random.Random(f"{seed} 0")
+        self._pool = torch.empty(0, dtype=torch.int32, device=device)
+
+    def begin_step(self, step: int) -> None:
+        """Start the places of a step."""
+        self._places = random.Random(f"{self._seed} {step}")
+
+    def round_(self, rows: Tensor) -> None:
+        """Round a contiguous fp32 tensor in place."""
+        size = rows.numel()
+        if self._pool.numel() < 2 * size:
+            # a shuffled multiple of all 65536 values: as a whole exactly uniform, so no rounding drifts
+            places = torch.randperm(
+                -(-2 * size // (1 << 16)) << 16,
+                device=self._device,
+                generator=keyed_generator(self._device, self._seed, "rounding"),
+            )
+            self._pool = places.bitwise_and_(0xFFFF).to(torch.int32)
+        start = self._places.randrange(self._pool.numel() - size + 1)
+        bits = rows.view(torch.int32).view(-1)
+        # a carry out of the lower half happens with probability lower / 65536
+        bits.add_(self._pool[start : start + size]).bitwise_and_(-65536)

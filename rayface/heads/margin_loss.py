@@ -22,9 +22,11 @@ class MarginLoss(torch.autograd.Function):
     def forward(
         ctx: Any, embeddings: Tensor, anchor: Tensor, labels: Tensor, head: PartialFC, differentiate: bool
     ) -> Tensor:
-        batch = _gather_batch(embeddings, labels, head)
         ctx.head, ctx.dtype = head, embeddings.dtype
-        value, ctx.outcome = _evaluate(head, batch, differentiate)
+        # the head chooses the type of each product itself
+        with torch.autocast(embeddings.device.type, enabled=False):
+            batch = _gather_batch(embeddings, labels, head)
+            value, ctx.outcome = _evaluate(head, batch, differentiate)
         return value
 
     @staticmethod
@@ -103,13 +105,16 @@ def _check_batch(norms: Tensor, labels: Tensor, num_classes: int, num_ranks: int
 def _evaluate(head: PartialFC, batch: _Batch, differentiate: bool) -> tuple[Tensor, _Outcome | None]:
     """Return the loss, and what its gradients need unless that is not wanted."""
     margin, ranks = head.margin, head.ranks
-    term, target_units = _new_term(head, batch, differentiate)
+    term, target_units = _new_term(head, batch)
     cosine = torch.linalg.vecdot(batch.unit, target_units).clamp_(-1, 1)  # 0 where another rank has the class
     if margin.needs_target_cosines:
         ranks.sum_(cosine)
         if differentiate:
             margin.observe(cosine, batch.norms)
         term.hardness = margin.hardness(cosine)
+    term.base = exponent_base(margin, head.num_classes, cosine.dtype)
+    if differentiate and term.base is not None:
+        term.kept = head.softmax.keep_buffer(term.num_rows, len(cosine))
     sums, pulls, base = _accumulate(head, term, differentiate)
     if margin.needs_target_cosines and pulls is not None:
         # the one all-reduce is spent, so this sum stands in for the reduce-scatter too
@@ -134,7 +139,7 @@ class _Sums:
     base: Tensor | float
 
 
-def _new_term(head: PartialFC, batch: _Batch, differentiate: bool) -> tuple[Term, Tensor]:
+def _new_term(head: PartialFC, batch: _Batch) -> tuple[Term, Tensor]:
     """Choose the rows; return the term and the unit centers of the targets this rank holds, (B, D), else zeros."""
     local = (batch.labels >= head.first) & (batch.labels < head.last)
     samples = local.nonzero().squeeze(1)
@@ -153,10 +158,8 @@ def _new_term(head: PartialFC, batch: _Batch, differentiate: bool) -> tuple[Term
         num_rows=num_rows,
         positions=classes if rows is None else torch.searchsorted(rows, classes),
         samples=samples,
-        base=exponent_base(head.margin, head.num_classes, batch.unit.dtype),
+        step=head.step_count,
     )
-    if differentiate and term.base is not None:
-        term.kept = head.softmax.keep_buffer(num_rows, len(batch.norms))
     return term, target_units
 
 

@@ -37,8 +37,10 @@ class PartialFC:
         center_update: "sparse" moves the used rows only (the paper); "dense" lets momentum and weight decay move all
             rows in each step (arcface_torch's V2).
         optimizer: "sgd" (torch.optim.SGD) or "adamw" (torch.optim.AdamW; its step is counted by row).
-        storage_dtype: "fp32", "bf16" or "fp64"; None: torch's default type, and fp64 once fp64 centers are loaded.
+        storage_dtype: of centers and moments, "fp32", "bf16" (rounded stochastically) or "fp64"; None: torch's default
+            type, and fp64 once fp64 centers are loaded.
         compute_dtype: type of the three matrix products, "fp32" or "bf16"; sums are fp32.
+        host_memory: keep centers and moments in host memory (pinned with a GPU) and move only the rows in use.
         logit_memory: bytes that exponentials of logits may take; what does not fit is computed twice.
     Raises:
         ValueError: an argument out of its range.
@@ -61,6 +63,7 @@ class PartialFC:
         storage_dtype: str | None = None,
         compute_dtype: str = "fp32",
         logit_memory: int = 512_000_000,
+        host_memory: bool = False,
         device: torch.device | str = "cpu",
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -88,6 +91,8 @@ class PartialFC:
             "eps": eps,
             "weight_decay": weight_decay,
             "device": torch.device(device),
+            "host_memory": host_memory,
+            "seed": seed,
         }
         self._softmax_options: dict[str, Any] = {"compute_dtype": compute_dtype, "logit_memory": logit_memory}
         self.margin = margin
@@ -170,6 +175,8 @@ class PartialFC:
 
     def keep(self, term: Term, factor: Tensor) -> None:
         """Take the gradient of a loss, times factor (), until the next step."""
+        if term.step != self.step_count:
+            raise RuntimeError("backward of a loss from before the last head.step: its centers have moved since")
         if any(term is known for known in self._terms):
             term.factor = term.factor + factor  # type: ignore[operator]
         else:
@@ -197,6 +204,7 @@ class PartialFC:
         for term in self._terms:
             assert term.factor is not None
             term.factor = term.factor / grad_scale
+        self.store.begin_step(self.step_count)
         weighted = [term.weighted_units(self.softmax.product_dtype) for term in self._terms]
         for block, spans in self._update_blocks():
             self.store.update(block, self._gradient(block, spans, weighted), lr)

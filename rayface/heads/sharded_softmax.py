@@ -87,7 +87,8 @@ class Term:
     num_rows: int
     positions: Tensor  # (P,) where in rows the targets lie, ascending
     samples: Tensor  # (P,) whose targets they are
-    base: Tensor | float | None  # of the exponents; None: the maximum of the logits
+    step: int  # of the head when the loss was taken
+    base: Tensor | float | None = None  # of the exponents; None: the maximum of the logits
     hardness: Tensor | None = None  # (B,) what the margin knows of each sample
     kept: Tensor | None = None  # (k, B) exponentials of the first k rows
     weight: Tensor | None = None  # (B,) d loss / d X, times the scale
@@ -196,7 +197,10 @@ class ShardSoftmax:
     def _chunk(self, term: Term, lo: int, hi: int) -> "_Chunk":
         """Compute the logits of places lo..hi-1, targets taken out, conflicts and margin applied."""
         rows = self.centers.read(term.block(lo, hi))
-        units = self.workspace.get("units", (hi - lo, rows.shape[1]), self.product_dtype)
+        if rows.dtype == self.product_dtype and not self.centers.owns(rows):
+            units = rows
+        else:
+            units = self.workspace.get("units", (hi - lo, rows.shape[1]), self.product_dtype)
         torch.mul(rows, inverse_norms(rows), out=units)
         if term.keeps(hi):
             logits = term.kept[lo:hi]  # type: ignore[index]

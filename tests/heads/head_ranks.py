@@ -1,6 +1,7 @@
 """One rank of a process group that works through the oracle's cases: head_ranks.py RANK WORLD_SIZE RENDEZVOUS OUT."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ def solve(case: Case, rank: int, world_size: int) -> dict[str, Any]:
     head.load_centers(centers.to(case.dtype))
     share = case.batch // world_size
     losses, gradients, used = [], [], []
+    calls = count_collectives()
     for index, (x, y) in enumerate(case.batches(centers)):
         x = x[rank * share : (rank + 1) * share].to(case.dtype).requires_grad_()
         value = head.loss(x, y[rank * share : (rank + 1) * share])
@@ -32,15 +34,35 @@ def solve(case: Case, rank: int, world_size: int) -> dict[str, Any]:
         "losses": torch.stack(losses),
         "gradients": torch.stack(gradients),
         "used": torch.stack(used),
+        "collectives": torch.tensor([calls[name] / len(losses) for name in COLLECTIVES]),
         **{f"state {k}": v.clone() for k, v in state.items()},
     }
+
+
+COLLECTIVES = {name: getattr(dist, name) for name in ("all_gather_single", "all_reduce", "reduce_scatter_single")}
+
+
+def count_collectives() -> dict[str, int]:
+    """Return counters of calls from now on."""
+    calls = dict.fromkeys(COLLECTIVES, 0)
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return COLLECTIVES[name](*args, **kwargs)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(dist, name, counted(name))
+    return calls
 
 
 def used_classes(head: PartialFC) -> Tensor:
     """Return which classes of this rank the last loss used, (C,) bool, all others false."""
     used = torch.zeros(head.num_classes, dtype=torch.bool)
     rows = head.last_rows()
-    used[head.first : head.last] = True if rows is None else False
+    used[head.first : head.last] = rows is None
     if rows is not None:
         used[head.first + rows] = True
     return used

@@ -68,3 +68,14 @@ def test_sampled_ranks_use_their_share(solved, world_size: int) -> None:
         for used in part[case.name]["used"]:
             assert used.sum() >= int(0.3 * rows)
             assert used.sum() <= max(int(0.3 * rows), case.batch)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_collectives_of_a_step(solved, name: str) -> None:
+    """One all-gather, one all-reduce, one reduce-scatter; a maximum more where the scale is no safe bound."""
+    calls = solved(2)[0][name]["collectives"].tolist()
+    extra = 1 if "large" in name else 0
+    # CurricularFace must know the target cosines first; its second all-reduce replaces the reduce-scatter
+    wanted = [1, 2 + extra, 0] if "curricular" in name else [1, 1 + extra, 1]
+    assert calls == wanted
+    assert solved(1)[0][name]["collectives"].tolist() == [0, 0, 0]

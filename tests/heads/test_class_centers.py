@@ -1,0 +1,102 @@
+"""Storage of the class centers: ranges, the initial matrix, rounding, host memory."""
+
+import pytest
+import torch
+
+from rayface.heads.class_centers import INIT_BLOCK, ClassCenters, StochasticRounding, class_range, initial_rows
+
+
+@pytest.mark.parametrize(("classes", "ranks"), [(10, 3), (2, 5), (1, 1), (9000, 4)])
+def test_ranges_are_contiguous_and_even(classes: int, ranks: int) -> None:
+    """Every class has one rank; sizes differ by one at most, larger first."""
+    ranges = [class_range(classes, ranks, rank) for rank in range(ranks)]
+    assert [c for first, last in ranges for c in range(first, last)] == list(range(classes))
+    sizes = [last - first for first, last in ranges]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_initial_matrix_does_not_depend_on_the_split(dtype: torch.dtype) -> None:
+    """Three ranks draw the rows that one draws, across the borders of the keyed blocks."""
+    classes = 2 * INIT_BLOCK + 100
+    whole = torch.empty(classes, 3, dtype=dtype)
+    initial_rows(0, classes, 3, 7, whole)
+    for rank in range(3):
+        first, last = class_range(classes, 3, rank)
+        part = torch.empty(last - first, 3, dtype=dtype)
+        initial_rows(first, last, 3, 7, part)
+        assert torch.equal(part, whole[first:last])
+    assert whole.float().std().item() == pytest.approx(0.01, rel=0.02)
+    assert abs(whole.float().mean().item()) < 3e-4
+    assert whole.unique(dim=0).shape[0] == classes or dtype == torch.bfloat16
+
+
+def centers(**changes) -> ClassCenters:
+    """Return a small store of ones."""
+    settings = {
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 1e-2,
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "host_memory": False,
+        "seed": 0,
+    }
+    store = ClassCenters(50, 8, **(settings | changes))
+    store.values.copy_(torch.linspace(-1, 1, 400).view(50, 8))
+    return store
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("block", [slice(3, 20), torch.tensor([0, 4, 5, 49])])
+def test_host_memory_moves_the_same_rows(optimizer: str, block) -> None:
+    """Staged reads and writes end where in-place ones do, and touch no other row."""
+    near, far = centers(optimizer=optimizer), centers(optimizer=optimizer, host_memory=True)
+    before = near.values.clone()
+    gradient = torch.randn(near.values[block].shape, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        near.update(block, gradient.clone(), 0.1)
+        far.update(block, gradient.clone(), 0.1)
+    assert torch.equal(near.values, far.values)
+    for name in near.moments:
+        assert torch.equal(near.moments[name], far.moments[name])
+    still = torch.ones(50, dtype=torch.bool)
+    still[block] = False
+    assert torch.equal(near.values[still], before[still])
+    assert (near.values[~still] != before[~still]).any(1).all()
+
+
+def test_stochastic_rounding_is_right_on_average() -> None:
+    """A value between two bf16 neighbours goes up as often as it is near the upper one."""
+    value = 1.0 + 0.3 * 2**-7
+    rounding = StochasticRounding(0, torch.device("cpu"))
+    rows = torch.full((400, 256), value)
+    rounding.round_(rows)
+    assert set(rows.unique().tolist()) == {1.0, 1.0 + 2**-7}
+    assert rows.mean().item() == pytest.approx(value, abs=5e-5)
+    assert torch.equal(rows, rows.bfloat16().float())
+
+
+def test_bf16_storage_follows_small_updates() -> None:
+    """A thousand updates below bf16's resolution add up; rounding to nearest would stand still."""
+    store = centers(dtype=torch.bfloat16, momentum=0.0, weight_decay=0.01)
+    store.values.fill_(1.0)
+    for step in range(400):
+        store.begin_step(step)
+        store.update(slice(0, 50), torch.zeros(50, 8), 0.1)  # decay alone: times 0.999
+    assert store.values.float().mean().item() == pytest.approx(0.999**400, rel=0.01)
+
+
+def test_rounding_repeats_for_the_same_step() -> None:
+    """A resumed run rounds as the first one did."""
+    results = []
+    for _ in range(2):
+        rounding = StochasticRounding(3, torch.device("cpu"))
+        rounding.begin_step(17)
+        rows = torch.linspace(0, 1, 64).view(8, 8).clone()
+        rounding.round_(rows)
+        results.append(rows)
+    assert torch.equal(results[0], results[1])
