@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "debug": {
         "name": "debug",
         "data": {"image_size": 32, "window_images": 256},
-        "backbone": {"name": "mini", "embedding_size": 64, "width": 0.125},
+        "backbone": {"name": "mini", "embedding_size": 64, "width": 0.5},
         "head": {"margin": "cosface", "margin_value": 0.1, "scale": 16.0},
         "optim": {"lr": 0.1},
         "train": {"epochs": 1, "batch_size": 32, "num_workers": 1, "log_every": 1},

@@ -63,13 +63,13 @@ class Training:
         self.total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
         self.bf16 = {"fp32": False, "bf16": True, "auto": fast_bf16(world.device)}[config.train.precision]
         torch.manual_seed(config.train.seed)
-        self._backbone_args: dict[str, Any] = {
-            "embedding_size": config.backbone.embedding_size,
-            "image_size": config.data.image_size,
-            "width": config.backbone.width,
-            "dropout": config.backbone.dropout,
-        }
-        backbone = build_backbone(config.backbone.name, **self._backbone_args)
+        backbone = build_backbone(
+            config.backbone.name,
+            embedding_size=config.backbone.embedding_size,
+            image_size=config.data.image_size,
+            width=config.backbone.width,
+            dropout=config.backbone.dropout,
+        )
         self.backbone = backbone.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = _build_head(config, num_classes, world)
         self.optimizer = build_optimizer(
@@ -180,7 +180,7 @@ class Training:
             self.run,
             self.backbone,
             name=self.config.backbone.name,
-            backbone_args=self._backbone_args,
+            backbone_args={"width": self.config.backbone.width},
             image_size=self.config.data.image_size,
             embedding_size=self.config.backbone.embedding_size,
             licence=self.dataset_facts["licence"],

@@ -11,33 +11,10 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A local Ray whose workers also know the backbone `plain`: no batch statistics, no dropout."""
+    """A local Ray with more CPUs than the machine has, as nothing here depends on speed."""
     import ray
 
-    def register_plain() -> None:
-        from torch import nn
-
-        from rayface.backbones import BACKBONES
-
-        def plain(*, embedding_size: int, image_size: int, width: float, dropout: float) -> nn.Module:
-            del width, dropout
-            return nn.Sequential(
-                nn.Conv2d(3, 8, 5, 4, 2),
-                nn.PReLU(8),
-                nn.Flatten(),
-                nn.Linear(8 * (image_size // 4) ** 2, embedding_size),
-            )
-
-        BACKBONES["plain"] = plain
-
-    register_plain()
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        runtime_env={"worker_process_setup_hook": register_plain},
-    )
+    ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 
