@@ -1,14 +1,18 @@
 """Every verb under `ray job submit`, on a head node of this test's own."""
 
+import contextlib
 import json
 import os
+import random
 import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,22 +22,33 @@ BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[2]
 
 
+TOKEN = secrets.token_hex(32)
+
+
+def environment() -> dict[str, str]:
+    """Of the head and of who submits to it: Ray's token authentication, and no other cluster."""
+    others = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return {**others, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port below the range from which Ray's own processes are given theirs."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, "ray start has ended"
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {TOKEN}"})
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=2):
+            return
         time.sleep(0.3)
-    raise TimeoutError(f"nothing listens on port {port} after {seconds} s")
+    raise TimeoutError(f"{url} does not answer after {seconds} s")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +57,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     dashboard, log = free_port(), tmp_path_factory.mktemp("head") / "log"
     # Ray's sockets live below its temporary folder and their paths are limited to 107 characters.
     scratch = Path(f"/tmp/rf-{os.getpid()}")
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with log.open("wb") as out:
         process = subprocess.Popen(
             [
@@ -52,11 +66,12 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             ],
             stdout=out,
             stderr=out,
-            env=environment,
+            env=environment(),
         )
     try:
-        wait_for(dashboard, process)
-        yield f"http://127.0.0.1:{dashboard}"
+        url = f"http://127.0.0.1:{dashboard}"
+        wait_for(url, process)
+        yield url
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
@@ -67,7 +82,12 @@ def submit(head: str, working_dir: Path, *arguments: str) -> dict[str, object]:
     """Submit a verb, wait for it, and return its line of JSON."""
     command = [BIN / "ray", "job", "submit", f"--address={head}", "--working-dir", working_dir, "--"]
     done = subprocess.run(
-        [*command, BIN / "rayface", *arguments, "--json"], capture_output=True, text=True, timeout=300, check=False
+        [*command, BIN / "rayface", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=environment(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if re.match(r"\{.*\}\s*$", line)]
