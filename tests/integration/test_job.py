@@ -28,7 +28,7 @@ TOKEN = secrets.token_hex(32)
 def environment() -> dict[str, str]:
     """Of the head and of who submits to it: Ray's token authentication, and no other cluster."""
     others = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return {**others, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    return {**others, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 
 
 def free_port() -> int:
