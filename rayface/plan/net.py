@@ -1,0 +1,121 @@
+"""What a backbone costs: parameters, multiply-adds, and the bytes that its forward pass keeps for the backward one."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from rayface.backbones import build_backbone
+from rayface.backbones.counting import count_macs, count_parameters
+from rayface.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetSize:
+    """A backbone in numbers; bytes are those of one rank in training."""
+
+    parameters: int
+    trainable: int
+    buffer_bytes: int
+    macs: int
+    """Of one image's forward pass."""
+    bytes_per_image: int
+    """Kept from the forward pass, for each image of the rank's batch."""
+    bytes_fixed: int
+    """Kept whatever the batch: weights cast to bf16, statistics of normalisations."""
+    recomputed_bytes_per_image: int = 0
+    """Of the largest block while it is computed again; 0 without recomputation."""
+
+    def activation_bytes(self, images: int) -> int:
+        """Return the bytes kept for the backward pass of a batch."""
+        return self.bytes_fixed + (self.bytes_per_image + self.recomputed_bytes_per_image) * images
+
+
+def net_size(config: Config, *, bf16: bool, recompute: bool = False) -> NetSize:
+    """Measure the backbone that a config names; nothing of its size is allocated.
+
+    Args:
+        bf16: its products run under bf16 autocast.
+        recompute: as with the backbone's option `checkpointing`.
+
+    Raises:
+        ValueError: an unknown name, a value out of range, or a backbone that cannot recompute.
+    """
+    backbone = config.backbone
+    return _net_size(
+        backbone.name,
+        bf16,
+        recompute,
+        embedding_size=backbone.embedding_size,
+        image_size=config.data.image_size,
+        width=backbone.width,
+        dropout=backbone.dropout,
+    )
+
+
+@lru_cache(maxsize=64)
+def _net_size(name: str, bf16: bool, recompute: bool, **arguments: Any) -> NetSize:
+    def build(**options: Any) -> nn.Module:
+        with torch.device("meta"):
+            return build_backbone(name, **arguments, **options)
+
+    image_size, options = arguments["image_size"], {"checkpointing": True} if recompute else {}
+    # batch norm refuses a batch of one; two sizes part what grows with the batch from what does not
+    two, four = (saved_bytes(build(**options), n, image_size, bf16=bf16)[0] for n in (2, 4))
+    blocks = [saved_bytes(build(), n, image_size, bf16=bf16)[1] for n in (2, 4)] if recompute else [0, 0]
+    plain = build()
+    return NetSize(
+        parameters=count_parameters(plain),
+        trainable=sum(p.numel() for p in plain.parameters() if p.requires_grad),
+        buffer_bytes=sum(b.numel() * b.element_size() for b in plain.buffers()),
+        macs=count_macs(plain, image_size),
+        bytes_per_image=(four - two) // 2,
+        bytes_fixed=two - (four - two),
+        recomputed_bytes_per_image=(blocks[1] - blocks[0]) // 2,
+    )
+
+
+def saved_bytes(net: nn.Module, images: int, image_size: int, *, bf16: bool) -> tuple[int, int]:
+    """Return what autograd keeps after a training forward pass, parameters and buffers of the net not counted.
+
+    Args:
+        net: just built on the meta device; is of no use afterwards.
+
+    Returns:
+        bytes kept in all, and bytes kept inside the largest block.
+    """
+    # fake tensors take no memory either, and know autocast, which meta does not
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        net.to_empty(device="cpu")
+        net.train()
+        counter, largest, before = SavedBytes(net), [0], [0]
+        # `checkpointing` runs the members of a net's own lists a second time
+        lists = [child for child in net.children() if isinstance(child, nn.Sequential | nn.ModuleList)]
+        for block in (member for members in lists for member in members):
+            block.register_forward_pre_hook(lambda *_: before.append(counter.total))
+            block.register_forward_hook(lambda *_: largest.append(counter.total - before[-1]))
+        with counter, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            net(torch.zeros(images, 3, image_size, image_size))
+    return counter.total, max(largest)
+
+
+class SavedBytes(saved_tensors_hooks):
+    """Counts the storages that autograd saves while it is entered, each once, those of the net itself left out."""
+
+    def __init__(self, net: nn.Module) -> None:
+        own = {t.untyped_storage()._cdata for t in [*net.parameters(), *net.buffers()]}
+        self.total = 0
+        self._seen: dict[int, torch.Tensor] = {}  # the tensors too: a freed storage's number is given out again
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own and storage._cdata not in self._seen:
+                self._seen[storage._cdata] = tensor
+                self.total += storage.nbytes()
+            return tensor
+
+        super().__init__(pack, lambda tensor: tensor)

@@ -1,0 +1,253 @@
+"""What a run will take, before it is started: memory, time and network of a rank, and the largest C that fits."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rayface.config import Config, load, with_overrides
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.manifest import Manifest, read_manifest
+from rayface.data.storage import DataError, normalise
+from rayface.plan.memory import Job, host_memory, job_of, memory
+from rayface.plan.preflight import GB, check_fits, largest_num_classes
+from rayface.plan.timing import Rates, network_bytes, step_seconds, step_total
+
+# Published counts, identities and images (arXiv 2203.15565 and the sets' papers). They serve planning only: a run takes
+# its counts from dataset.json.
+PUBLISHED_COUNTS = {
+    "webface42m": (2_059_906, 42_474_557),
+    "webface12m": (617_970, 12_720_066),
+    "webface8m": (411_980, 8_465_386),
+    "webface4m": (205_990, 4_235_242),
+    "glint360k": (360_232, 17_091_657),
+    "ms1mv3": (93_431, 5_179_510),
+    "ms1mv2": (85_742, 5_822_653),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Of a dataset, and where they are from; no number of images: no hours."""
+
+    num_classes: int
+    num_images: int | None
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run's memory, time and network; every number is computed when it is asked for."""
+
+    config: Config
+    job: Job
+    counts: Counts
+    rates: Rates
+    memory_per_device: int | None
+
+    @cached_property
+    def memory(self) -> dict[str, int]:
+        """Bytes of a rank's device by part."""
+        return memory(self.job)
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of a step by part."""
+        return step_seconds(self.job, self.rates)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of all ranks together."""
+        return self.job.batch_size / step_total(self.seconds)
+
+    @property
+    def epoch_hours(self) -> float | None:
+        """Hours of an epoch's whole steps; None where the number of images is not known."""
+        if self.counts.num_images is None:
+            return None
+        steps = self.counts.num_images // self.job.batch_size
+        return steps * step_total(self.seconds) / 3600
+
+    @property
+    def largest_num_classes(self) -> int | None:
+        """The largest C that fits; None where the memory of a device is not known."""
+        if self.memory_per_device is None:
+            return None
+        return largest_num_classes(self.with_classes, self.memory_per_device)
+
+    @cached_property
+    def refusal(self) -> str | None:
+        """What does not fit and what to change, one line; None where all fits or the memory is not known."""
+        if self.memory_per_device is None:
+            return None
+        try:
+            check_fits(
+                self.config,
+                self.counts.num_classes,
+                self.memory_per_device,
+                gpu=self.job.gpu,
+                recompute=self.job.recompute,
+            )
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def with_classes(self, num_classes: int) -> Job:
+        """Return the job for another number of classes."""
+        return replace(self.job, num_classes=num_classes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers: bytes, seconds, hours."""
+        hours = self.epoch_hours
+        return {
+            "name": self.config.name,
+            **asdict(self.counts),
+            "num_workers": self.job.num_workers,
+            "batch_size": self.job.batch_size,
+            "memory": self.memory,
+            "memory_total": sum(self.memory.values()),
+            "host_memory": host_memory(self.job),
+            "dense_memory_total": sum(memory(self.job, "dense").values()),
+            "memory_per_device": self.memory_per_device,
+            "fits": None if self.memory_per_device is None else self.refusal is None,
+            "refusal": self.refusal,
+            "largest_num_classes": self.largest_num_classes,
+            "seconds": self.seconds,
+            "step_seconds": step_total(self.seconds),
+            "images_per_second": self.images_per_second,
+            "epoch_hours": hours,
+            "run_hours": None if hours is None else hours * self.config.train.epochs,
+            "network_bytes": network_bytes(self.job),
+            "backbone_macs": self.job.net.macs,
+            "rates": asdict(self.rates),
+        }
+
+    def table(self) -> dict[str, str]:
+        """Return what to show a person, by name."""
+        job, numbers = self.job, self.as_dict()
+        verdict = "no" if self.refusal else "yes"
+        rows = {
+            "data": f"{job.num_classes:,} classes, {_or(self.counts.num_images, ',')} images, {self.counts.source}",
+            "workers": f"{job.num_workers} with {job.images} images each, {'GPU' if job.gpu else 'CPU'}",
+            **{name.replace("_", " "): _gb(size) for name, size in self.memory.items() if size},
+            "memory of a worker": f"{_gb(numbers['memory_total'])}, dense with full logits "
+            f"{_gb(numbers['dense_memory_total'])}",
+            "host memory": _gb(numbers["host_memory"]) if job.host_memory else "",
+            "fits": "" if self.memory_per_device is None else f"{verdict}, {_gb(self.memory_per_device)}",
+            "largest C that fits": _or(numbers["largest_num_classes"], ",", ""),
+            "step": f"{numbers['step_seconds'] * 1e3:,.1f} ms: "
+            + ", ".join(f"{name.replace('_', ' ')} {value * 1e3:.2f}" for name, value in self.seconds.items() if value),
+            "network": f"{sum(numbers['network_bytes'].values()) / 1e6:,.1f} MB a worker sends in a step",
+            "images/s": f"{self.images_per_second:,.0f}",
+            "hours": f"{_or(numbers['epoch_hours'], '.2f')} an epoch, {_or(numbers['run_hours'], ',.1f')} a run",
+            "assumed": ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in asdict(self.rates).items()),
+        }
+        return {name: text for name, text in rows.items() if text}
+
+
+def make_plan(
+    config: Config,
+    *,
+    preset: str | None = None,
+    num_classes: int | None = None,
+    num_images: int | None = None,
+    memory_per_device: int | None = None,
+    rates: Rates | None = None,
+    recompute: bool = False,
+) -> Plan:
+    """Plan a run of train.num_workers ranks, each with a GPU unless train.device=cpu.
+
+    Args:
+        preset: whose published counts are taken where neither data.train nor the counts say them.
+        num_classes, num_images: counts of a dataset that is not there yet.
+        memory_per_device: bytes of a GPU, or of a CPU worker's share; None: nothing is refused.
+        recompute: the backbone computes its blocks' activations twice.
+
+    Raises:
+        ValueError: counts that are missing or said twice, or settings that cannot be; one line.
+    """
+    train = config.train
+    if train.batch_size % train.num_workers:
+        raise ValueError(
+            f"train.batch_size: {train.batch_size}: must be a multiple of the {train.num_workers} workers: "
+            "change it, --gpus or train.num_workers"
+        )
+    counts = _counts(config, preset, num_classes, num_images)
+    return Plan(
+        config=config,
+        job=job_of(config, counts.num_classes, gpu=train.device != "cpu", recompute=recompute),
+        counts=counts,
+        rates=rates or Rates(),
+        memory_per_device=memory_per_device,
+    )
+
+
+def plan_run(
+    preset: str | None,
+    file: Path | None,
+    overrides: Sequence[str],
+    *,
+    num_workers: int | None,
+    rates: Mapping[str, float],
+    plot: Path | None,
+    **options: Any,
+) -> Plan:
+    """Plan the run that `rayface train` would start with these arguments.
+
+    Args:
+        preset, file, overrides: as of `config.load`.
+        num_workers: in place of train.num_workers; None: as configured.
+        rates: of Rates.
+        plot: PNG file to draw, or None.
+        options: of `make_plan`.
+
+    Raises:
+        ValueError: bad input; one line.
+    """
+    config = load(preset, file, overrides)
+    if num_workers is not None:
+        config = with_overrides(config, {"train.num_workers": num_workers})
+    plan = make_plan(config, preset=preset, rates=Rates(**rates), **options)
+    if plot is not None:
+        from rayface.plan.drawing import draw_plan  # matplotlib takes a second to import
+
+        draw_plan(plan, plot)
+    return plan
+
+
+def _counts(config: Config, preset: str | None, num_classes: int | None, num_images: int | None) -> Counts:
+    if num_images is not None and num_images < 1:
+        raise ValueError(f"--num-images: {num_images}: must be at least 1")
+    if config.data.train:
+        if num_classes is not None or num_images is not None:
+            raise ValueError("--num-classes: data.train is set and has counts of its own: give one of the two")
+        return _dataset_counts(config)
+    if num_classes is not None:
+        return Counts(num_classes=num_classes, num_images=num_images, source="as given")
+    if preset in PUBLISHED_COUNTS:
+        classes, images = PUBLISHED_COUNTS[preset]
+        note = "published counts, for planning only"
+        return Counts(num_classes=classes, num_images=num_images or images, source=note)
+    known = ", ".join(PUBLISHED_COUNTS)
+    raise ValueError(f"--num-classes: is not set: give it, data.train=DIR, or a --preset of {known}")
+
+
+def _dataset_counts(config: Config) -> Counts:
+    if len(config.data.train) == 1:
+        with suppress(DataError):  # a bare directory is counted below, where a damaged or missing one is refused
+            return _counted(read_manifest(normalise(config.data.train[0])))
+    return _counted(open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction))
+
+
+def _counted(found: Manifest | Dataset) -> Counts:
+    return Counts(num_classes=found.num_classes, num_images=found.num_images, source=f"counted in {found.name}")
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:,.2f} GB"
+
+
+def _or(value: float | None, form: str, otherwise: str = "-") -> str:
+    return otherwise if value is None else format(value, form)

@@ -1,0 +1,142 @@
+"""Whether a run fits, before it starts; and if not, which setting to change."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rayface.config import Config, with_overrides
+from rayface.plan.memory import Job, job_of, memory
+
+GB = 2**30
+
+
+def check_fits(
+    config: Config, num_classes: int, memory_per_device: int, *, gpu: bool = True, recompute: bool = False
+) -> None:
+    """Refuse a run that needs more than a device has.
+
+    Args:
+        num_classes: C, of the joint label space.
+        memory_per_device: bytes that one rank may take: of its GPU, or its share of a machine's memory.
+        gpu: the ranks have GPUs.
+        recompute: the backbone computes its blocks' activations twice.
+
+    Raises:
+        ValueError: one line: what does not fit, its largest parts, and settings each of which would do.
+    """
+    parts = memory(job_of(config, num_classes, gpu=gpu, recompute=recompute))
+    total = sum(parts.values())
+    if total <= memory_per_device:
+        return
+
+    def fits(overrides: dict[str, Any]) -> bool:
+        changed = job_of(with_overrides(config, overrides), num_classes, gpu=gpu, recompute=recompute)
+        return sum(memory(changed).values()) <= memory_per_device
+
+    largest = sorted(parts.items(), key=lambda part: -part[1])[:2]
+    named = " and ".join(f"{name.replace('_', ' ')} {_gb(size)}" for name, size in largest)
+    raise ValueError(
+        f"memory: {num_classes:,} classes need {_gb(total)} a worker ({named}): must be at most "
+        f"{_gb(memory_per_device)}: {_remedy(config, fits)}"
+    )
+
+
+def largest_num_classes(job: Callable[[int], Job], memory_per_device: int) -> int:
+    """Return the largest C whose ranks fit, by bisection; 0 where not even one class does.
+
+    Args:
+        job: the job for a number of classes.
+    """
+
+    def fits(num_classes: int) -> bool:
+        return sum(memory(job(num_classes)).values()) <= memory_per_device
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high) and high < 2**40:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def memory_per_worker(*, gpu: bool, workers_per_machine: int) -> int | None:
+    """Return the bytes that a worker on a machine like this one may take; None where that cannot be known here.
+
+    With GPUs: the memory of this machine's first one. Else: what is free of the machine's memory, shared out.
+    """
+    if gpu:
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    free = _free_memory()
+    return None if free is None else free // max(1, workers_per_machine)
+
+
+def _remedy(config: Config, fits: Callable[[dict[str, Any]], bool]) -> str:
+    """The settings that would each be enough; at most three."""
+    enough = [f"{key}={value}" for key, value in _candidates(config, fits)]
+    if enough:
+        return f"use {' or '.join(enough[:3])}"
+    together = {"head.storage_dtype": "bf16", "head.compute_dtype": "bf16", "head.sample_rate": 0.1}
+    if fits(together):
+        return "use " + " with ".join(f"{key}={value}" for key, value in together.items())
+    return "no single setting is enough: use more of train.num_workers and a smaller train.batch_size together"
+
+
+def _candidates(config: Config, fits: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[str, Any]]:
+    head, train = config.head, config.train
+    tries: list[tuple[str, list[Any]]] = [
+        ("head.storage_dtype", ["bf16"] if head.storage_dtype == "fp32" else []),
+        ("train.num_workers", [n for n in _doublings(train.num_workers, 4096) if train.batch_size % n == 0]),
+        ("train.batch_size", [b for b in _halvings(train.batch_size) if b % train.num_workers == 0 and b > 1]),
+        ("head.sample_rate", [rate for rate in (0.3, 0.1, 0.05) if rate < head.sample_rate]),
+        ("head.logit_memory", _halvings(head.logit_memory)[:6]),
+    ]
+    if hasattr(head, "host_memory"):
+        tries.insert(1, ("head.host_memory", [] if head.host_memory else [True]))
+    for key, values in tries:
+        found = next((value for value in values if fits({key: value})), None)
+        if found is not None:
+            yield key, found
+
+
+def _doublings(start: int, stop: int) -> list[int]:
+    return [start * 2**i for i in range(1, max(1, math.ceil(math.log2(stop / start))))]
+
+
+def _halvings(start: int) -> list[int]:
+    return [start // 2**i for i in range(1, start.bit_length())]
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:,.1f} GB"
+
+
+def _free_memory() -> int | None:
+    """Bytes that this machine, or the container it is, can still give."""
+    machine = _sizes(Path("/proc/meminfo")).get("MemAvailable:")
+    group = Path("/sys/fs/cgroup")
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if machine is None or limit is None or used is None:
+        return None if machine is None else machine * 1024
+    # what the container holds of files can be given back
+    return min(machine * 1024, limit - used + _sizes(group / "memory.stat").get("inactive_file", 0))
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """The first two words of every line."""
+    try:
+        return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
+    except OSError:
+        return {}
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such limit: no file, or "max"
+        return None

@@ -1,0 +1,103 @@
+"""Seconds of a step from rates: products, memory traffic, and collectives by the ring formulas."""
+
+from dataclasses import dataclass
+
+from rayface.plan.memory import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a rank's device and link reach.
+
+    The defaults are assumptions for planning, of the order of a current data-centre GPU, and measurements of nothing.
+    """
+
+    gemm_tflops: float = 400.0
+    """Large bf16 matrix products, 10^12 operations a second; a multiply-add is two."""
+    fp32_tflops: float = 40.0
+    """Large fp32 matrix products."""
+    memory_bandwidth: float = 2000.0
+    """GB/s of reading or writing device memory."""
+    link_bandwidth: float = 50.0
+    """GB/s that a rank sends while it receives as much: of the slowest link of the ring."""
+    backbone_efficiency: float = 0.25
+    """Share of the rate of large products that the backbone reaches.
+
+    For scale: r50's published 5,004 images/s on 8 V100 (published.py) are 23.7 tera-operations a second each, a fifth
+    of the peak that the maker states.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"--{name.replace('_', '-')}: {value:g}: must be above 0")
+        if self.backbone_efficiency > 1:
+            raise ValueError(f"--backbone-efficiency: {self.backbone_efficiency:g}: must be at most 1")
+
+
+def step_seconds(job: Job, rates: Rates) -> dict[str, float]:
+    """Return the seconds of the parts of a step; see `step_total` for what of them passes one after the other.
+
+    Not in the model: latencies, waiting for data, evaluation and checkpoints.
+    """
+    link = 1e9 * rates.link_bandwidth
+    backbone_rate = rates.gemm_tflops if job.bf16 else rates.fp32_tflops
+    head_rate = rates.gemm_tflops if job.compute_bytes == 2 else rates.fp32_tflops
+    sent = network_bytes(job)
+    return {
+        "backbone": 2 * backbone_macs(job) / (1e12 * backbone_rate * rates.backbone_efficiency),
+        "head_products": 2 * head_macs(job) / (1e12 * head_rate),
+        "head_memory": head_traffic(job) / (1e9 * rates.memory_bandwidth),
+        "optimizer_memory": backbone_traffic(job) / (1e9 * rates.memory_bandwidth),
+        **{name: count / link for name, count in sent.items()},
+    }
+
+
+def step_total(seconds: dict[str, float]) -> float:
+    """Return the seconds of a step: the gradients travel while the backward pass, two thirds of the backbone, runs."""
+    hidden = min(seconds["all_reduce_gradients"], seconds["backbone"] * 2 / 3)
+    return sum(seconds.values()) - hidden
+
+
+def backbone_macs(job: Job) -> int:
+    """Multiply-adds of a rank's backbone in a step: forward, and twice that backward; recomputing is a forward more."""
+    return (4 if job.recompute else 3) * job.net.macs * job.images
+
+
+def head_macs(job: Job) -> int:
+    """Multiply-adds of the head's three products, and the logits that are computed twice."""
+    one = job.batch_size * job.embedding_size
+    return one * (3 * job.sampled_rows + job.sampled_rows - job.kept_rows)
+
+
+def head_traffic(job: Job) -> int:
+    """Bytes that the head reads and writes besides: rows, moments, exponentials."""
+    # the forward reads centers and writes unit rows, which two products read
+    forward = job.sampled_rows * job.embedding_size * (job.storage_bytes + 3 * job.compute_bytes)
+    # the update writes and reads the gradient, and reads and writes centers and moments
+    moved = job.rows if job.updates_all_rows else job.sampled_rows
+    update = moved * job.embedding_size * (2 * 4 + 2 * job.storage_bytes * (1 + job.moments))
+    # logits are written, made exponentials, summed, and read by two products
+    logits = 6 * job.sampled_rows * job.batch_size * job.compute_bytes
+    return forward + update + logits
+
+
+def backbone_traffic(job: Job) -> int:
+    """Bytes that clipping and the backbone's optimizer read and write, fp32."""
+    # the norm reads gradients, clipping reads and writes them; the update reads them, and moves weights and moments
+    return 4 * job.net.trainable * (1 + 2 + 1 + 2 * (1 + job.backbone_moments))
+
+
+def network_bytes(job: Job) -> dict[str, float]:
+    """Bytes that a rank sends in a step by collective, with ring algorithms of W ranks.
+
+    All-gather and reduce-scatter of n bytes in all send n (W - 1) / W, an all-reduce twice that.
+    """
+    ring = (job.num_workers - 1) / job.num_workers
+    embedding = 4 * job.batch_size * job.embedding_size
+    return {
+        "all_gather": ring * (embedding + 8 * job.batch_size),  # embeddings with their labels
+        "all_reduce": 2 * ring * 2 * 4 * job.batch_size,  # sums and target cosines
+        "reduce_scatter": ring * embedding,
+        "all_reduce_gradients": 2 * ring * 4 * job.net.trainable,
+    }
