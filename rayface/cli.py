@@ -131,6 +131,52 @@ def train(
 
 
 @app.command()
+def plan(
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of config keys.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Workers; default: train.num_workers.")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, as 80GB: refuse what does not fit.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="C, where there is no dataset yet.")] = None,
+    num_images: Annotated[int | None, typer.Option(min=1, help="Of an epoch, where there is no dataset yet.")] = None,
+    gemm_tflops: Annotated[float, typer.Option(help="Large bf16 matrix products.")] = 400.0,
+    fp32_tflops: Annotated[float, typer.Option(help="Large fp32 matrix products.")] = 40.0,
+    memory_bandwidth: Annotated[float, typer.Option(help="Of device memory, GB/s.")] = 2000.0,
+    link_bandwidth: Annotated[float, typer.Option(help="Of a worker, each way, GB/s.")] = 50.0,
+    backbone_efficiency: Annotated[float, typer.Option(help="Share of the products' rate it reaches.")] = 0.25,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Compute activations of blocks twice.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="PNG of memory and images/s against the classes.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a training run will take, and refuse what cannot fit."""
+    from rayface.plan.planning import plan_run
+
+    rates = {
+        "gemm_tflops": gemm_tflops,
+        "fp32_tflops": fp32_tflops,
+        "memory_bandwidth": memory_bandwidth,
+        "link_bandwidth": link_bandwidth,
+        "backbone_efficiency": backbone_efficiency,
+    }
+    planned = plan_run(
+        preset,
+        config,
+        overrides or [],
+        num_workers=gpus,
+        memory_per_device=parse_bytes(gpu_memory) if gpu_memory else None,
+        num_classes=num_classes,
+        num_images=num_images,
+        rates=rates,
+        recompute=recompute,
+        plot=plot,
+    )
+    _show("planned", planned.as_dict() if json else planned.table(), json)
+    if planned.refusal:
+        raise ValueError(planned.refusal)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
     pairs: Annotated[str, typer.Option(help="CSV of pairs: path_a,path_b,is_same,fold.")],
