@@ -24,6 +24,7 @@ from rayface.backbones import build_backbone
 from rayface.config import Config
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import DataError, Dataset, open_dataset
+from rayface.plan.preflight import check_fits, memory_per_worker
 from rayface.session import ray_session
 from rayface.tracking.journal import Status
 from rayface.training.loop import TrainingStoppedError, build_config_margin
@@ -70,6 +71,7 @@ def train(
         num_cpus = config.train.num_workers * config.train.cpus_per_worker
         with ray_session(address, num_cpus=num_cpus, debug=debug):
             _check_devices(config)
+            _check_memory(config, dataset.num_classes)
             total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
             with follow(run, total_steps):
                 _fit(config, run, dataset, plan)
@@ -123,6 +125,20 @@ def _check_devices(config: Config) -> None:
                 f"train.num_workers: {config.train.num_workers}: needs as many GPUs, the cluster has {have:g}: "
                 "use fewer workers or train.device=cpu"
             )
+
+
+def _check_memory(config: Config, num_classes: int) -> None:
+    """Refuse what cannot fit a machine like the driver's, which the workers' machines are taken to be."""
+    machines = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    share = -(-config.train.num_workers // max(1, machines))
+    available = memory_per_worker(gpu=_uses_gpu(config), workers_per_machine=share)
+    if available is not None:
+        check_fits(config, num_classes, available, gpu=_uses_gpu(config))
+
+
+def _uses_gpu(config: Config) -> bool:
+    device = config.train.device
+    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
 def _plan(config: Config, dataset: Dataset) -> SamplePlan:
@@ -185,7 +201,7 @@ def _git_commit() -> str:
 
 
 def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
-    gpu = config.train.device == "cuda" or (config.train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    gpu = _uses_gpu(config)
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = {
         "config": configs.to_dict(config),
