@@ -93,6 +93,11 @@ def test_time_by_hand(job):
     assert step_total(seconds) == pytest.approx(sum(seconds.values()) - hidden)
 
 
+def test_positives_are_always_used(job):
+    assert replace(job, num_classes=2000).sampled_rows == 64
+    assert replace(job, num_classes=100).sampled_rows == 25
+
+
 def test_one_worker_sends_nothing(job):
     assert not any(network_bytes(replace(job, num_workers=1)).values())
 

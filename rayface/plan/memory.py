@@ -61,10 +61,10 @@ class Job:
 
     @property
     def sampled_rows(self) -> int:
-        """Rows that a step uses: as many positives as there can be, filled up to the sample rate."""
+        """Rows that a step uses: the sample rate's, or the positives where one rank may have more of them."""
         if self.sample_rate == 1:
             return self.rows
-        return min(self.rows, max(int(self.sample_rate * self.rows), 1))
+        return min(self.rows, max(int(self.sample_rate * self.rows), self.batch_size))
 
     @property
     def chunk_rows(self) -> int:
