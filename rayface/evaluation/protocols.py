@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from rayface.data.images import decode_jpegs, normalize
+from rayface.data.decode import decode_jpegs
+from rayface.data.images import normalize
 from rayface.data.shards import Fault, open_dataset, read_samples
 from rayface.evaluation.identification import tar_at_far
 from rayface.evaluation.verification import ten_fold_accuracy

@@ -12,7 +12,8 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import open_dataset
-from rayface.data.stream import executions, split_streams, train_batches
+from rayface.data.stream import train_batches
+from rayface.data.windows import executions, split_streams
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 

@@ -5,7 +5,8 @@ import pytest
 import simplejpeg
 import torch
 
-from rayface.data.images import augment, decode_jpeg, decode_jpegs, normalize
+from rayface.data.decode import decode_jpeg, decode_jpegs
+from rayface.data.images import augment, normalize
 
 OFF = {"flip": False, "shift": 0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 

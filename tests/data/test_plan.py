@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rayface.data.plan import SamplePlan
-from rayface.data.stream import executions, rank_rows
+from rayface.data.windows import executions, rank_rows
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import DataError, Dataset, open_dataset
-from rayface.data.stream import Batch, FaultCounter, split_streams, train_batches
+from rayface.data.stream import Batch, FaultCounter, train_batches
+from rayface.data.windows import split_streams
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
