@@ -144,16 +144,18 @@ class CurricularFace(Margin):
         self.t += self.momentum * (cosine.mean().item() - self.t)
 
     def hardness(self, cosine: Tensor) -> Tensor:
-        """Return cos(theta + m): what another class's cosine must exceed to be hard."""
-        return torch.cos(torch.acos(cosine.clamp(-1, 1)) + self.margin)
+        """Return (2, B): cos(theta + m), which another class's cosine must exceed to be hard, and t as it is now."""
+        threshold = torch.cos(torch.acos(cosine.clamp(-1, 1)) + self.margin)
+        return torch.stack([threshold, torch.full_like(threshold, self.t)])
 
     def bend_(self, logits: Tensor, hardness: Tensor | None) -> Tensor | None:
         """Reweigh the hard ones."""
         assert hardness is not None
-        hard = logits > self.scale * hardness
+        threshold, t = hardness
+        hard = logits > self.scale * threshold
         cosine = logits / self.scale
-        logits.copy_(torch.where(hard, logits * (self.t + cosine), logits))
-        return torch.where(hard, self.t + 2 * cosine, torch.ones((), dtype=logits.dtype, device=logits.device))
+        logits.copy_(torch.where(hard, logits * (t + cosine), logits))
+        return torch.where(hard, t + 2 * cosine, 1.0)
 
     def target(self, cosine: Tensor, norms: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the target's logit over the scale, (B,)."""

@@ -48,14 +48,18 @@ class Margin:
         """Update running statistics from the global batch: target cosines (B,) and norms (B,)."""
 
     def hardness(self, cosine: Tensor) -> Tensor | None:
-        """Return what `bend_` needs to know of each sample, (B,), from its target cosine."""
+        """Return what `bend_` needs to know of each sample, (B,) or (k, B), from its target cosine (B,).
+
+        A loss whose logits are computed again later, when statistics have moved on, gets this tensor again.
+        """
         return None
 
     def bend_(self, logits: Tensor, hardness: Tensor | None) -> Tensor | None:
         """Change the other classes' scaled cosines in place; return d(new)/d(old), or None where it is 1.
 
         Args:
-            logits: (n, B) or any shape that broadcasts against hardness (B,), scale times cosine.
+            logits: (n, B), scale times cosine.
+            hardness: what `hardness` returned.
         """
         return None
 

@@ -16,7 +16,6 @@ from rayface.heads.sharded_softmax import Ranks, ShardSoftmax, Term
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 CENTER_UPDATES = ("sparse", "dense")
-GATHERED_LABEL = "labels must be int64 class numbers, one per embedding"
 
 
 class PartialFC:
@@ -70,14 +69,8 @@ class PartialFC:
         _check_choice("center_update", center_update, CENTER_UPDATES)
         _check_choice("optimizer", optimizer, OPTIMIZERS)
         _check_choice("compute_dtype", compute_dtype, ("fp32", "bf16"))
-        if storage_dtype is not None:
-            _check_choice("storage_dtype", storage_dtype, tuple(DTYPES))
-        if not 0 < sample_rate <= 1:
-            raise ValueError(f"head.sample_rate {sample_rate} must be in (0, 1]; 1 uses every class in every step")
-        if num_classes < 1 or embedding_size < 1:
-            raise ValueError(f"head of {num_classes} classes and {embedding_size} numbers: both must be at least 1")
-        if logit_memory < 1:
-            raise ValueError(f"head.logit_memory {logit_memory} must be a positive number of bytes")
+        _check_choice("storage_dtype", storage_dtype or "fp32", tuple(DTYPES))
+        _check_numbers(sample_rate, num_classes, embedding_size, logit_memory)
         self.ranks = Ranks(process_group)
         self.embedding_size, self.num_classes = embedding_size, num_classes
         self.sample_rate, self.center_update, self.seed = sample_rate, center_update, seed
@@ -112,6 +105,11 @@ class PartialFC:
             logit_memory=self._softmax_options["logit_memory"],
         )
 
+    def _adopt_type(self, centers: Tensor) -> None:
+        fp64 = torch.float64
+        if self._adopts_fp64 and centers.dtype == fp64 and self.store.values.dtype != fp64:
+            self._allocate(fp64)
+
     @property
     def centers(self) -> Tensor:
         """The centers of this rank's class range, (local rows, D), in the storage type; a live view."""
@@ -133,8 +131,7 @@ class PartialFC:
         if tuple(centers.shape) != wanted:
             raise ValueError(f"centers of shape {tuple(centers.shape)} must be {wanted}, all classes of all ranks")
         self.discard()
-        if self._adopts_fp64 and centers.dtype == torch.float64 and self.store.values.dtype != torch.float64:
-            self._allocate(torch.float64)
+        self._adopt_type(centers)
         self.store.values.copy_(centers[self.first : self.last])
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -149,7 +146,7 @@ class PartialFC:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
             raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} must be (batch, {self.embedding_size})")
         if labels.shape != embeddings.shape[:1] or labels.dtype != torch.int64:
-            raise ValueError(f"labels of shape {tuple(labels.shape)}, {labels.dtype}: {GATHERED_LABEL}")
+            raise ValueError(f"labels of shape {tuple(labels.shape)}, {labels.dtype} must be int64, one per embedding")
         value: Tensor = MarginLoss.apply(embeddings, self._anchor, labels, self, torch.is_grad_enabled())
         return value
 
@@ -266,6 +263,8 @@ class PartialFC:
             ValueError: a part is missing or of another shape.
         """
         self.discard()
+        if "centers" in state:
+            self._adopt_type(state["centers"])
         for name, mine in [("centers", self.store.values), *self.store.moments.items()]:
             if name not in state:
                 raise ValueError(f"head state has no {name!r}: it was saved with another head.optimizer")
@@ -280,3 +279,12 @@ class PartialFC:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"head.{name} {value!r} must be one of {', '.join(choices)}")
+
+
+def _check_numbers(sample_rate: float, num_classes: int, embedding_size: int, logit_memory: int) -> None:
+    if not 0 < sample_rate <= 1:
+        raise ValueError(f"head.sample_rate {sample_rate} must be in (0, 1]; 1 uses every class in every step")
+    if num_classes < 1 or embedding_size < 1:
+        raise ValueError(f"head of {num_classes} classes and {embedding_size} numbers: both must be at least 1")
+    if logit_memory < 1:
+        raise ValueError(f"head.logit_memory {logit_memory} must be a positive number of bytes")

@@ -89,7 +89,7 @@ class Term:
     samples: Tensor  # (P,) whose targets they are
     step: int  # of the head when the loss was taken
     base: Tensor | float | None = None  # of the exponents; None: the maximum of the logits
-    hardness: Tensor | None = None  # (B,) what the margin knows of each sample
+    hardness: Tensor | None = None  # what the margin knows of each sample
     kept: Tensor | None = None  # (k, B) exponentials of the first k rows
     weight: Tensor | None = None  # (B,) d loss / d X, times the scale
     target_weight: Tensor | None = None  # (P,) d loss / d target cosine

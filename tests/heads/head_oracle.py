@@ -183,6 +183,13 @@ def cases() -> list[Case]:
         Case("curricularface", margin="curricularface", width=4),
         Case("curricularface sampled", margin="curricularface", width=4, head_args={"sample_rate": 0.5}),
         Case("curricularface large", margin="curricularface", width=4, margin_args={"scale": 900.0}),
+        Case(
+            "curricularface accumulated",
+            margin="curricularface",
+            width=4,
+            losses_per_step=2,
+            head_args={"logit_memory": 1200},
+        ),
         Case("one class", num_classes=1),
         Case("two classes", num_classes=2, margin="arcface", head_args={"sample_rate": 0.5}),
         Case("one range", special="one range", head_args={"sample_rate": 0.3}),

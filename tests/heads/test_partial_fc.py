@@ -65,6 +65,15 @@ def test_resume_repeats_the_run() -> None:
     assert make(margin=ArcFace(), seed=6).centers.ne(straight.centers).any()
 
 
+def test_resume_in_float64() -> None:
+    """A head that adopted float64 comes back as one."""
+    first, second = make(), make()
+    first.load_centers(torch.randn(C, D, dtype=torch.float64))
+    train(first, 2)
+    second.load_state(first.state())
+    assert torch.equal(second.centers, first.centers)
+
+
 def test_host_memory_changes_nothing() -> None:
     """Rows moved to the device and back: the same run."""
     near, far = make(), make(host_memory=True)
