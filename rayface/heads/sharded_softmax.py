@@ -148,7 +148,7 @@ class ShardSoftmax:
 
     def chunk_rows(self, batch: int) -> int:
         """Return how many rows are worked on at once: what fits the caches of a CPU, or fills a GPU."""
-        usual = 2048 if self.centers.device.type == "cpu" else 16384
+        usual = 4096 if self.centers.device.type == "cpu" else 16384
         return max(1, min(usual, self.logit_memory // (2 * batch * self.centers.math_dtype.itemsize)))
 
     def keep_buffer(self, num_rows: int, batch: int) -> Tensor:
