@@ -291,12 +291,10 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        wrong_input = isinstance(error, ValueError)
         text = " ".join(str(error).split()) or "no message"
-        unknown = not wrong_input and not isinstance(error, RuntimeError)
-        _end(
-            f"{type(error).__name__}: {text[:2000]} (--debug shows more)" if unknown else text, 2 if wrong_input else 1
-        )
+        if not isinstance(error, ValueError | RuntimeError):
+            text = f"{type(error).__name__}: {text[:2000]} (--debug shows more)"
+        _end(text, getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1))
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -48,6 +48,8 @@ class BackboneConfig:
     width: Annotated[float, Field(gt=0)] | None = None
     """Multiplies every channel count; None: the backbone's own."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -105,6 +107,9 @@ class TrainConfig:
     """Steps; 0: once an epoch."""
     keep_checkpoints: Positive = 3
     log_every: Positive = 10
+    """Steps; a request to stop is looked for as often."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """After Ctrl-C or SIGTERM: what the workers get to save a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

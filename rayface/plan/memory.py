@@ -95,6 +95,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     if num_classes < 1:
         raise ValueError(f"--num-classes: {num_classes}: must be at least 1")
     head, train = config.head, config.train
+    recompute = recompute or config.backbone.checkpointing
     bf16 = train.precision == "bf16" or (train.precision == "auto" and (gpu or fast_bf16(torch.device("cpu"))))
     moments = 2 if config.optim.name == "adamw" else int(config.optim.momentum > 0)
     return Job(

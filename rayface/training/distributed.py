@@ -62,3 +62,12 @@ def gather_rows(rows: torch.Tensor, counts: list[int], world: World) -> torch.Te
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def agreed(flag: bool, world: World) -> bool:
+    """Whether rank 0 says yes; one broadcast of a number."""
+    if world.size == 1:
+        return flag
+    answer = torch.tensor(int(flag), device=world.device)
+    dist.broadcast(answer, src=0)
+    return bool(answer.item())

@@ -23,8 +23,8 @@ from rayface.evaluation.verification import roc
 from rayface.heads import build_head, build_margin
 from rayface.heads.margins import Margin
 from rayface.tracking import Journal
-from rayface.training import checkpoint
-from rayface.training.distributed import World, autocast, average_buffers, fast_bf16, gather_rows, use_cores
+from rayface.training import checkpoint, interrupt
+from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, gather_rows, use_cores
 from rayface.training.optim import build_optimizer
 from rayface.training.schedules import build_schedule
 
@@ -69,6 +69,7 @@ class Training:
             image_size=config.data.image_size,
             width=config.backbone.width,
             dropout=config.backbone.dropout,
+            checkpointing=config.backbone.checkpointing,
         )
         self.backbone = backbone.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = _build_head(config, num_classes, world)
@@ -108,8 +109,11 @@ class Training:
             if every and self.step % every == 0 and not last:
                 self.evaluate()
                 self._meter.restart(self.step)
-            if last or self.step % self._checkpoint_every() == 0:
+            stop = not last and self._asked_to_stop()
+            if last or stop or self.step % self._checkpoint_every() == 0:
                 self.save_checkpoint()
+            if stop:
+                return
         if self.step < self.total_steps:
             raise RuntimeError(f"the stream ended at step {self.step} of {self.total_steps}")
         self.finish()
@@ -268,6 +272,12 @@ class Training:
             f"{reason}; {last_good}; go on with --resume and a lower optim.lr (now {self.config.optim.lr:g}) "
             "or train.precision=fp32"
         )
+
+    def _asked_to_stop(self) -> bool:
+        """Rank 0 looks, all ranks answer alike."""
+        if self.step % self.config.train.log_every:
+            return False
+        return agreed(self.world.rank == 0 and interrupt.requested(self.run), self.world)
 
     def _checkpoint_every(self) -> int:
         return self.config.train.checkpoint_every or self.plan.steps_per_epoch

@@ -27,6 +27,8 @@ from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.plan.preflight import check_fits, memory_per_worker
 from rayface.session import ray_session
 from rayface.tracking.journal import Status
+from rayface.training import checkpoint
+from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
 from rayface.training.loop import TrainingStoppedError, build_config_margin
 from rayface.training.run_directory import RESULT, claim
 from rayface.training.worker import train_worker
@@ -59,6 +61,7 @@ def train(
     Raises:
         ValueError: bad input; one line.
         TrainingStoppedError: the run could not go on; one line.
+        TrainingInterruptedError: by Ctrl-C or SIGTERM, after a checkpoint; one line.
     """
     _check(config)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
@@ -114,6 +117,7 @@ def _check_backbone(config: Config) -> None:
             image_size=config.data.image_size,
             width=config.backbone.width,
             dropout=config.backbone.dropout,
+            checkpointing=config.backbone.checkpointing,
         )
 
 
@@ -173,7 +177,7 @@ def _tracked(config: Config, run: Path, dataset: Dataset) -> Iterator[_Tracked]:
     try:
         yield tracked
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TrainingInterruptedError):
         status = "KILLED"
         raise
     finally:
@@ -221,10 +225,20 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
             name=uuid.uuid4().hex[:12], storage_path=str(run / "ray"), failure_config=FailureConfig(max_failures=0)
         ),
     )
-    try:
+
+    def fit() -> None:
         trainer.fit()
+
+    try:
+        with terminable():
+            run_interruptibly(fit, run, config.train.grace_seconds)
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
+    except KeyboardInterrupt as error:
+        saved = checkpoint.all_in(run)
+        where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
+        message = f"interrupted; {where}; go on with: rayface train --resume train.output={run}"
+        raise TrainingInterruptedError(message, error) from error
 
 
 def _cause(error: Exception) -> Exception:

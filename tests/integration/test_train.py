@@ -1,6 +1,10 @@
 """Training runs on a real local Ray: any number of workers, resume, NaN, names, what is left behind."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +193,24 @@ def test_outputs_that_cannot_be_used(drawn, tmp_path):
         train(settings(drawn, tmp_path / "full"))
     with pytest.raises(ValueError, match="is not a run directory"):
         train(settings(drawn, tmp_path / "full"), resume=True)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_saves_a_checkpoint_and_says_how_to_go_on(drawn, tmp_path, sent, code):
+    run = tmp_path / "run"
+    arguments = ["--preset=debug", f"data.train={drawn}", f"train.output={run}", "train.epochs=10000"]
+    command = [sys.executable, "-m", "rayface.cli", "train", *arguments, "tracking.enabled=false"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        journal = run / "journal" / "rank0.jsonl"
+        deadline = time.monotonic() + 120
+        while not (journal.exists() and read_metrics(journal.parent)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == code
+    (saved,) = checkpoint.all_in(run)[-1:]
+    last = read_metrics(journal.parent)["train/loss"][-1][0]
+    assert json.loads((saved / checkpoint.PROGRESS).read_text())["step"] == last
+    assert f"the last checkpoint is {saved}; go on with: rayface train --resume train.output={run}" in errors

@@ -1,0 +1,91 @@
+"""Ctrl-C and SIGTERM: the driver asks the workers to stop, they save a checkpoint and leave together."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+REQUEST = "stop"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as Ray and schedulers send it; treated as Ctrl-C but for the exit code."""
+
+
+class TrainingInterruptedError(RuntimeError):
+    """A run that was asked to stop and did; the message says how to go on.
+
+    Attributes:
+        exit_code: of the command line, 130 for Ctrl-C and 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, cause: KeyboardInterrupt) -> None:
+        super().__init__(message)
+        self.exit_code = 143 if isinstance(cause, Terminated) else 130
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Turn SIGTERM into `Terminated` while inside; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raise_terminated(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_interruptibly(function: Callable[[], None], run: Path, grace: float) -> None:
+    """Call `function` in a thread; when interrupted, put the request into the run directory and wait for it to end.
+
+    Ray Train would answer Ctrl-C in the main thread with an exit of its own that loses the step.
+
+    Args:
+        grace: seconds that the workers get to save a checkpoint; a second interrupt does not wait.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+        BaseException: whatever `function` raised.
+    """
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:  # raised again in the thread that waits
+            failures.append(error)
+        finally:
+            done.set()
+
+    clear(run)
+    # Not Thread.join: Python 3.11 takes a thread for dead whose join was interrupted.
+    done = threading.Event()
+    threading.Thread(target=call, daemon=True, name="rayface-fit").start()
+    try:
+        while not done.wait(0.5):
+            pass
+    except KeyboardInterrupt:
+        (run / REQUEST).touch()
+        done.wait(grace)
+        clear(run)
+        raise
+    if failures:
+        raise failures[0]
+
+
+def requested(run: Path) -> bool:
+    """Whether the driver asked for a stop; to be asked by one rank, which tells the others."""
+    return (run / REQUEST).exists()
+
+
+def clear(run: Path) -> None:
+    """Forget a request."""
+    (run / REQUEST).unlink(missing_ok=True)
