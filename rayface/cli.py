@@ -225,6 +225,45 @@ def sync(
     raise typer.Exit(0 if delivered else 1)
 
 
+bench = typer.Typer(help="Measure this machine; ratios are of things measured in one run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("head")
+def bench_head(
+    classes: Annotated[int, typer.Option("--classes", "-C", min=1)] = 1_000_000,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Over all workers.")] = 256,
+    sample_rate: Annotated[float, typer.Option("--sample-rate", "-r")] = 0.1,
+    dtype: Annotated[str, typer.Option(help="Of the matrix products: fp32 or bf16.")] = "fp32",
+    storage_dtype: Annotated[str, typer.Option(help="Of centers and momentum: fp32 or bf16.")] = "fp32",
+    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    workers: Annotated[int, typer.Option(min=1)] = 1,
+    steps: Annotated[int, typer.Option(min=1)] = 5,
+    logit_memory: Annotated[str, typer.Option(help="As head.logit_memory.")] = "512MB",
+    straightforward: Annotated[bool, typer.Option("--straightforward", help="Measure the plain way too.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Seconds and memory of a class layer's step, against its three bare matrix products."""
+    from rayface.bench.head import bench_head as measure
+
+    result = measure(
+        classes,
+        batch_size,
+        sample_rate,
+        dtype,
+        workers,
+        steps,
+        embedding_size=embedding_size,
+        storage_dtype=storage_dtype,
+        logit_memory=parse_bytes(logit_memory),
+        straightforward=straightforward,
+        device=device,
+    )
+    _show("class layer, a step", result, json)
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,

@@ -68,6 +68,8 @@ class HeadConfig:
     compute_dtype: Literal["fp32", "bf16"] = "fp32"
     logit_memory: Positive = 512 * 2**20
     """Bytes of logits kept at once."""
+    host_memory: bool = False
+    """Keep the centers in pinned host memory and move only the rows of a step to the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -22,7 +22,7 @@ from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, read_sam
 
 # One Ray Data execution: its tasks are put into the object store at its start, 2 ms each.
 _WINDOWS_PER_EXECUTION = 4096
-_PACE_SECONDS = 0.02
+_PACE_SECONDS = 0.05
 
 
 def rank_rows(batch_size: int, rank: int, world_size: int) -> slice:

@@ -113,7 +113,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
         logit_memory=head.logit_memory,
         masks_conflicts=head.conflict_threshold is not None,
         updates_all_rows=head.center_update == "dense",
-        host_memory=bool(getattr(head, "host_memory", False)) and gpu,
+        host_memory=head.host_memory and gpu,
         gpu=gpu,
         bf16=bf16,
         recompute=recompute,

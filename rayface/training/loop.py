@@ -344,6 +344,7 @@ def _build_head(config: Config, num_classes: int, world: World) -> Any:
         storage_dtype=head.storage_dtype,
         compute_dtype=head.compute_dtype,
         logit_memory=head.logit_memory,
+        host_memory=head.host_memory,
         seed=config.train.seed,
         device=world.device,
     )
