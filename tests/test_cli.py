@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, one line for errors, one line of JSON for results."""
 
 import json
+import os
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -107,6 +109,29 @@ def test_wrong_input_is_one_line_and_exit_code_2(call, monkeypatch, tmp_path, ar
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_shard_and_a_label_out_of_range_stop_training_before_it_starts(call, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    truncated = shutil.copytree(small, tmp_path / "truncated")
+    shard = next(truncated.glob("*.tar"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    code, _, err = call("train", "--preset=debug", f"data.train={truncated}")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert shard.name in err
+    assert "truncated" in err
+    wrong = shutil.copytree(small, tmp_path / "wrong")
+    for name in ("index.parquet", "identities.parquet"):
+        (wrong / name).unlink()
+    manifest = json.loads((wrong / "dataset.json").read_text())
+    (wrong / "dataset.json").write_text(json.dumps({**manifest, "num_classes": 2}))
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
+    code, _, err = call("train", "--preset=debug", f"data.train={wrong}")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "label" in err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_debug_shows_the_traceback(monkeypatch):

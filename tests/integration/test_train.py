@@ -15,6 +15,7 @@ from rayface import config as configs
 from rayface.backbones import registry
 from rayface.config import Config
 from rayface.evaluation.export import load_model
+from rayface.evaluation.jobs import evaluate_on_pairs
 from rayface.tracking import read_metrics
 from rayface.training import checkpoint, trainer
 from rayface.training.loop import TrainingStoppedError
@@ -214,3 +215,26 @@ def test_an_interrupt_saves_a_checkpoint_and_says_how_to_go_on(drawn, tmp_path, 
     last = read_metrics(journal.parent)["train/loss"][-1][0]
     assert json.loads((saved / checkpoint.PROGRESS).read_text())["step"] == last
     assert f"the last checkpoint is {saved}; go on with: rayface train --resume train.output={run}" in errors
+
+
+def test_real_faces_from_two_directories_to_an_evaluated_model(faces, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
+    config = settings(
+        faces,
+        tmp_path / "run",
+        data__train=[str(faces / "celeba_wild"), str(faces / "celeba_small")],
+        evaluate__pairs=str(faces / "lfw_pairs" / "lfw_pairs.csv"),
+        evaluate__data=str(faces / "lfw_pairs"),
+        train__num_workers=2,
+        train__batch_size=128,
+        train__epochs=0.2,
+    )
+    result = train(config)
+    assert result["steps"] == 20
+    assert result["faults"] == 0
+    assert result["num_pairs"] == 6000
+    assert 0.5 < result["accuracy_mean"] < 0.9
+    assert set(result["tar_at_far"]) == {"1e-01", "1e-02", "1e-03"}
+    loaded = evaluate_on_pairs(str(tmp_path / "run"), config.evaluate.pairs, config.evaluate.data, tmp_path / "out")
+    # The run evaluates under its own precision, the verb in float32.
+    assert loaded["accuracy_mean"] == pytest.approx(result["accuracy_mean"], abs=0.01)
