@@ -51,6 +51,59 @@ def test_keeps_the_newest_and_ignores_what_is_not_whole(tmp_path):
     assert json.loads((checkpoint.all_in(tmp_path)[-1] / checkpoint.PROGRESS).read_text()) == {"step": 15}
 
 
+def save_small(run: Path, step: int, *, keep: int = 2, **progress: object) -> None:
+    checkpoint.save(run, {"w": torch.full((2,), float(step))}, {"step": step, **progress}, keep=keep)
+
+
+def names(run: Path) -> list[str]:
+    return [p.name.removeprefix("step_000000") for p in checkpoint.all_in(run)]
+
+
+def test_keeps_the_best_beside_the_newest(tmp_path):
+    for step, accuracy in ((10, 0.5), (20, 0.8), (30, 0.8), (40, None), (50, 0.7)):
+        save_small(tmp_path, step, accuracy=accuracy)
+    assert names(tmp_path) == ["20", "40", "50"]
+    assert checkpoint.best_in(tmp_path) == checkpoint.folder_of(tmp_path, 20)
+    save_small(tmp_path, 60, keep=1, accuracy=0.9)
+    assert names(tmp_path) == ["60"]
+
+
+def test_what_a_killed_run_left_is_removed_and_a_write_is_whole(tmp_path):
+    (tmp_path / "checkpoints" / ".step_00000025.tmp").mkdir(parents=True)
+    save_small(tmp_path, 30)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert checkpoint.verify(folder) == []
+    digests = json.loads((folder / "digests.json").read_text())["files"]
+    assert {*digests, "digests.json"} == {p.name for p in folder.iterdir()}
+
+
+def test_a_damaged_newest_one_is_put_aside_for_the_one_before(tmp_path, caplog):
+    for step in (10, 20, 30):
+        save_small(tmp_path, step, keep=3)
+    for step in (20, 30):
+        data = checkpoint.folder_of(tmp_path, step) / "__0_0.distcp"
+        data.write_bytes(data.read_bytes()[:-1] + b"x")
+    chosen, faults = checkpoint.newest_whole(tmp_path)
+    assert chosen == checkpoint.folder_of(tmp_path, 10)
+    assert len(faults) == 2
+    assert "step_00000030 is damaged, step_00000010 is used instead" in caplog.text
+    assert (tmp_path / "faults.log").read_text().count("sha256") == 2
+    assert (tmp_path / "checkpoints" / "damaged_step_00000030").is_dir()
+    save_small(tmp_path, 15, keep=1)  # the one gone on from was kept until here
+    assert names(tmp_path) == ["15"]
+
+
+def test_none_whole_is_one_clear_error_and_leaves_all_as_it_is(tmp_path):
+    assert checkpoint.newest_whole(tmp_path) == (None, [])
+    for step in (10, 20):
+        save_small(tmp_path, step)
+        (checkpoint.folder_of(tmp_path, step) / ".metadata").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="none of its checkpoints is whole") as caught:
+        checkpoint.newest_whole(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["10", "20"]
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_optimizer_goes_on_as_if_never_stopped(kind, tmp_path):
     def build() -> tuple[torch.nn.Module, torch.optim.Optimizer]:

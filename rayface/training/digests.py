@@ -1,0 +1,84 @@
+"""Whether a folder of files is what was written: sizes and sha256 of every file in digests.json."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+DIGESTS = "digests.json"
+_READERS = 8  # hashing lets go of the interpreter, so threads read and hash at the same time
+
+Digests = dict[str, dict[str, Any]]
+
+
+def digests_of(folder: Path, names: Iterable[str]) -> Digests:
+    """Size in bytes and sha256 of files of a folder, {name: {"bytes": ..., "sha256": ...}}."""
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
+
+
+def write_digests(folder: Path, digests: Digests) -> None:
+    """Write digests.json, and have the folder on disk with all its names."""
+    write_synced(folder / DIGESTS, json.dumps({"files": digests}, indent=1))
+    sync_folder(folder)
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a folder: a file missing, of another size or content, or unreadable; empty if it is whole.
+
+    Reads every byte unless a size is wrong already; 256 KB of memory for each of 8 threads.
+    """
+    try:
+        digests: Digests = json.loads((folder / DIGESTS).read_text())["files"]
+        wanted = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in digests.items()}
+    except FileNotFoundError:
+        return [f"{folder / DIGESTS}: is missing"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return [f"{folder / DIGESTS}: cannot be read: {type(error).__name__}: {error}"]
+    faults = [_size_fault(folder / name, size) for name, (size, _) in wanted.items()]
+    if not any(faults):
+        with ThreadPoolExecutor(_READERS) as pool:
+            faults = list(pool.map(lambda name: _content_fault(folder / name, wanted[name][1]), wanted))
+    return [fault for fault in faults if fault]
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a text file and have it on disk."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk: a rename in it survives a power cut only then."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _size_fault(path: Path, wanted: int) -> str | None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path}: is missing"
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}"
+    return None if size == wanted else f"{path}: has {size:,} bytes, {wanted:,} were written"
+
+
+def _content_fault(path: Path, wanted: str) -> str | None:
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}"
+    return None if found == wanted else f"{path}: has sha256 {found[:12]}..., {wanted[:12]}... was written"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
