@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rayface.tracking.journal import CHECKPOINT_FAULTS
+
 _POLL_SECONDS = 0.5
 _PLAIN_SECONDS = 15.0  # between lines where stderr is no terminal
 
@@ -72,6 +74,7 @@ class _Follower:
         self._offset = path.stat().st_size if path.exists() else 0
         self.step = 0
         self.values: dict[str, float] = {}
+        self._warnings: list[str] = []
 
     def read(self) -> bool:
         """Take in new lines; True if there were any."""
@@ -87,7 +90,14 @@ class _Follower:
             if record["kind"] == "metrics":
                 self.step = max(self.step, record["step"])
                 self.values.update({k: float(v) for k, v in record["values"].items()})
+            elif record["kind"] == "tags" and CHECKPOINT_FAULTS in record["values"]:
+                self._warnings.append(record["values"][CHECKPOINT_FAULTS])
         return bool(whole)
+
+    def show_warnings(self, console: Console) -> None:
+        """Print, once, what a person must know of the run besides its numbers."""
+        while self._warnings:
+            console.print(f"warning: {self._warnings.pop(0)}", style="yellow", highlight=False, markup=False)
 
     def line(self) -> str:
         """What is known, in a few words."""
@@ -113,16 +123,21 @@ def _show_bar(console: Console, follower: _Follower, total_steps: int, done: thr
         task = progress.add_task("starting workers", total=total_steps, line="")
         while not done.wait(_POLL_SECONDS):
             if follower.read():
+                follower.show_warnings(console)
                 progress.update(task, description="training", completed=follower.step, line=follower.line())
         follower.read()
+        follower.show_warnings(console)
         progress.update(task, completed=follower.step, line=follower.line())
 
 
 def _show_lines(console: Console, follower: _Follower, total_steps: int, done: threading.Event) -> None:
     shown = 0.0
     while not done.wait(_POLL_SECONDS):
-        if follower.read() and time.monotonic() - shown >= _PLAIN_SECONDS:
+        new = follower.read()
+        follower.show_warnings(console)
+        if new and time.monotonic() - shown >= _PLAIN_SECONDS:
             shown = time.monotonic()
             console.print(f"step {follower.step}/{total_steps}  {follower.line()}", highlight=False)
     follower.read()
+    follower.show_warnings(console)
     console.print(f"step {follower.step}/{total_steps}  {follower.line()}", highlight=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+CHECKPOINT_FAULTS = "checkpoint_faults"  # tag: damaged checkpoints that a resumed run did not take
 
 
 class Journal:

@@ -270,9 +270,9 @@ def _on_every_rank(action: Callable[[], T], group: Group) -> list[T]:
     if dist.is_initialized():
         outcomes = [None] * dist.get_world_size(group)
         dist.all_gather_object(outcomes, outcome, group=group)
-    for rank, (_, error) in enumerate(outcomes):
-        if error is not None:
-            raise CheckpointError(f"rank {rank}: {error}")
+    for rank, (_, failure) in enumerate(outcomes):
+        if failure is not None:
+            raise CheckpointError(f"rank {rank}: {failure}")
     return [result for result, _ in outcomes]
 
 

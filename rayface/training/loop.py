@@ -1,5 +1,6 @@
 """What every worker runs: one training step after the other, checkpoints and evaluation between them."""
 
+import contextlib
 import json
 import math
 import time
@@ -23,7 +24,9 @@ from rayface.evaluation.verification import roc
 from rayface.heads import build_head, build_margin
 from rayface.heads.margins import Margin
 from rayface.tracking import Journal
+from rayface.tracking.journal import CHECKPOINT_FAULTS
 from rayface.training import checkpoint, interrupt
+from rayface.training.checkpoint_writer import CheckpointWriter
 from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, gather_rows, use_cores
 from rayface.training.optim import build_optimizer
 from rayface.training.schedules import build_schedule
@@ -86,11 +89,13 @@ class Training:
             total_steps=self.total_steps,
             steps_per_epoch=plan.steps_per_epoch,
         )
+        self.journal = Journal(run / "journal" / "rank0.jsonl") if world.rank == 0 else None
+        self.checkpoints = CheckpointWriter(run, keep=config.train.keep_checkpoints)
+        self.accuracy: float | None = None  # of the last evaluation; known to rank 0
         self.step = self._restore()
         self.forward = _data_parallel(self.backbone, world)
         self.faults = FaultCounter(plan.num_samples, config.data.max_corrupt_fraction, known_faults)
         self.pairs = _load_pairs(config)
-        self.journal = Journal(run / "journal" / "rank0.jsonl") if world.rank == 0 else None
         self._meter = _Meter(self.step)
         self._last_evaluation: dict[str, Any] = {}
         self.loss = math.nan
@@ -113,6 +118,7 @@ class Training:
             if last or stop or self.step % self._checkpoint_every() == 0:
                 self.save_checkpoint()
             if stop:
+                self.checkpoints.wait()
                 return
         if self.step < self.total_steps:
             raise RuntimeError(f"the stream ended at step {self.step} of {self.total_steps}")
@@ -157,27 +163,29 @@ class Training:
             return
         result = evaluate_pairs(embeddings, self.pairs)
         far, tar, _ = roc(embeddings[self.pairs.a], embeddings[self.pairs.b], self.pairs.is_same)
-        self._last_evaluation = result
+        self._last_evaluation, self.accuracy = result, result["accuracy_mean"]
         self.journal.metrics({"eval/accuracy": result["accuracy_mean"]}, self.step)
         _write_json(self.run / "evaluation.json", {**result, "step": self.step, "roc": _thin(far, tar)})
 
-    def save_checkpoint(self) -> Path:
-        """Write the whole state; every rank must call it."""
+    def save_checkpoint(self) -> None:
+        """Copy the whole state and begin to write it; every rank must call it."""
         average_buffers(self.backbone, self.world)
         progress = {
             "step": self.step,
             "total_steps": self.total_steps,
             "batch_size": self.plan.batch_size,
+            "accuracy": self.accuracy,
+            "dataset": self.dataset_facts,
             "schedule": self.schedule.state_dict(),
             "head": {k: v for k, v in self.head.state().items() if not isinstance(v, torch.Tensor)},
         }
-        folder = checkpoint.save(self.run, self._state(), progress, keep=self.config.train.keep_checkpoints)
+        self.checkpoints.save(self._state(), progress)
         self._meter.restart(self.step)
-        return folder
 
     def finish(self) -> None:
         """Evaluate and write the model and the result of the run."""
         self.evaluate()
+        self.checkpoints.wait()
         if self.journal is None:
             return
         save_model(
@@ -198,15 +206,18 @@ class Training:
         self.journal.close()
 
     def _restore(self) -> int:
-        """Load the newest checkpoint, if there is one; the step to go on from."""
-        saved = checkpoint.all_in(self.run)
-        if not saved:
+        """Load the newest checkpoint that is whole, if there is one; the step to go on from."""
+        saved, faults = self.checkpoints.newest_whole()
+        if faults and self.journal is not None:
+            self.journal.tags({CHECKPOINT_FAULTS: "; ".join(faults)})
+        if saved is None:
             return 0
-        optimizer = checkpoint.empty_like_saved(saved[-1], "optimizer.")
-        progress = checkpoint.load(saved[-1], {**self._state(with_optimizer=False), **optimizer})
+        optimizer = checkpoint.empty_like_saved(saved, "optimizer.")
+        progress = checkpoint.load(saved, {**self._state(with_optimizer=False), **optimizer})
         checkpoint.load_optimizer_state(self.optimizer, optimizer)
         self.head.load_state({**self.head.state(), **progress["head"]})
         self.schedule.load_state_dict(progress["schedule"])
+        self.accuracy = progress["accuracy"]
         return int(progress["step"])
 
     def _state(self, *, with_optimizer: bool = True) -> checkpoint.State:
@@ -266,6 +277,8 @@ class Training:
             raise self._stopped(f"step {step}: {error}") from error
 
     def _stopped(self, reason: str) -> TrainingStoppedError:
+        with contextlib.suppress(checkpoint.CheckpointError):  # the reason to stop is what the user has to read
+            self.checkpoints.wait()
         whole = checkpoint.all_in(self.run)
         last_good = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
         return TrainingStoppedError(

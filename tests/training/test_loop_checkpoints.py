@@ -1,0 +1,136 @@
+"""The training loop and its checkpoints, in one process without Ray: a damaged one, the best one, the end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from rayface import config as configs
+from rayface.data.plan import SamplePlan
+from rayface.data.stream import Batch
+from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
+from rayface.training import checkpoint
+from rayface.training.distributed import World
+from rayface.training.loop import Training, TrainingStoppedError
+
+PLAN = SamplePlan(num_samples=24, batch_size=4)
+FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
+
+
+def training(run: Path, *overrides: str, rank: int = 0, size: int = 1) -> Training:
+    base = ["train.epochs=2", "train.checkpoint_every=3", "train.precision=fp32", "train.log_every=1"]
+    config = configs.load("debug", None, ["data.image_size=32", "data.train=unused", *base, *overrides])
+    world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
+    return Training(config, run, world, PLAN, num_classes=6, dataset_facts=FACTS)
+
+
+def batches(start: int, stop: int, rows: slice = slice(0, 4)):
+    for step in range(start, stop):
+        random = np.random.default_rng(step)
+        images = torch.from_numpy(random.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+        labels = torch.from_numpy(random.integers(0, 6, 4))
+        yield Batch(step=step, rows=rows, images=images[rows], labels=labels[rows], faults=())
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def damage(folder: Path) -> None:
+    data = folder / "__0_0.distcp"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(bytes(content))
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(tmp_path):
+    whole, parts = training(tmp_path / "whole"), training(tmp_path / "parts")
+    whole.fit(batches(0, 12))
+    with pytest.raises(RuntimeError, match="the stream ended at step 8"):
+        parts.fit(batches(0, 8))
+    parts.checkpoints.wait()
+    damage(checkpoint.folder_of(tmp_path / "parts", 6))
+    resumed = training(tmp_path / "parts")
+    assert resumed.step == 3
+    resumed.fit(batches(3, 12))
+    for name, tensor in whole.backbone.state_dict().items():
+        assert torch.equal(tensor, resumed.backbone.state_dict()[name]), name
+    assert torch.equal(whole.head.centers, resumed.head.centers)
+    assert "step_00000006 is damaged, step_00000003 is used instead" in (tmp_path / "parts/faults.log").read_text()
+    records = [record for record, _ in read_records(tmp_path / "parts" / "journal" / "rank0.jsonl", 0)]
+    (told,) = [r["values"][CHECKPOINT_FAULTS] for r in records if r["kind"] == "tags"]
+    assert "step_00000006 is damaged" in told
+
+
+def train_on_a_rank(rank: int, folder: str) -> None:
+    torch.manual_seed(rank)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    place, rows = {"rank": rank, "size": 2}, slice(2 * rank, 2 * rank + 2)
+    whole = training(Path(folder) / "whole", **place)
+    whole.fit(batches(0, 12, rows))
+    parts = training(Path(folder) / "parts", **place)
+    with pytest.raises(RuntimeError, match="the stream ended at step 8"):
+        parts.fit(batches(0, 8, rows))
+    parts.checkpoints.wait()
+    if rank == 0:
+        damage(checkpoint.folder_of(Path(folder) / "parts", 6))
+    dist.barrier()
+    resumed = training(Path(folder) / "parts", **place)
+    assert resumed.step == 3
+    resumed.fit(batches(3, 12, rows))
+    for name, tensor in whole.backbone.state_dict().items():
+        assert torch.equal(tensor, resumed.backbone.state_dict()[name]), name
+    assert torch.equal(whole.head.centers, resumed.head.centers)
+    dist.destroy_process_group()
+
+
+def test_two_ranks_go_on_from_the_same_checkpoint(tmp_path):
+    mp.spawn(train_on_a_rank, (str(tmp_path),), 2)
+
+
+def test_the_best_checkpoint_is_kept_also_over_a_resume(tmp_path, monkeypatch):
+    accuracies = {0: 0.5, 3: 0.9, 6: 0.7, 9: 0.8, 12: 0.8}
+
+    def evaluate(self: Training) -> None:
+        self.accuracy = accuracies[self.step]
+
+    monkeypatch.setattr(Training, "evaluate", evaluate)
+    options = ["evaluate.every=3", "train.keep_checkpoints=1"]
+    first = training(tmp_path / "run", *options)
+    with pytest.raises(RuntimeError, match="the stream ended"):
+        first.fit(batches(0, 7))
+    first.checkpoints.wait()
+    resumed = training(tmp_path / "run", *options)
+    assert (resumed.step, resumed.accuracy) == (6, 0.7)
+    resumed.fit(batches(6, 12))
+    saved = {p.name: json.loads((p / checkpoint.PROGRESS).read_text()) for p in checkpoint.all_in(tmp_path / "run")}
+    assert {name: progress["accuracy"] for name, progress in saved.items()} == {
+        "step_00000003": 0.9,
+        "step_00000012": 0.8,
+    }
+    assert saved["step_00000012"]["dataset"] == FACTS
+
+
+def test_a_run_is_done_only_when_its_last_checkpoint_is_on_disk(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", fail)
+    run = tmp_path / "run"
+    with pytest.raises(checkpoint.CheckpointError, match="No space left on device"):
+        training(run, "train.epochs=0.5").fit(batches(0, 3))
+    assert not (run / "result.json").exists()
+
+
+def test_a_loss_that_is_not_finite_names_the_checkpoint_that_was_being_written(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(TrainingStoppedError) as caught:
+        training(run, "optim.lr=1e18", "optim.clip_norm=null", "train.checkpoint_every=1").fit(batches(0, 12))
+    assert str(checkpoint.all_in(run)[-1]) in str(caught.value)
