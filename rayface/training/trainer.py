@@ -64,53 +64,25 @@ def train(
         TrainingStoppedError, CheckpointError: the run could not go on; one line.
         TrainingInterruptedError: by Ctrl-C or SIGTERM, after a checkpoint; one line.
     """
-    config = _absolute(config)
     _check(config)
-    check_output(config, resume)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
     plan = _plan(config, dataset)
     _check_backbone(config)
-    num_cpus = config.train.num_workers * config.train.cpus_per_worker
-    with ray_session(address, num_cpus=num_cpus, debug=debug):
-        _check_resources(config, say)
-        _check_memory(config, dataset.num_classes)
-        with claimed(config, resume) as run:
-            check_data(run, _data_facts(dataset))
-            configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
-            return _train_in(run, config, dataset, plan, follow)
-
-
-def _train_in(
-    run: Path, config: Config, dataset: Dataset, plan: SamplePlan, follow: Follow
-) -> dict[str, Any]:
+    run = claim(config, resume)
+    configs.dump(replace(config, train=replace(config.train, output=str(run))), run / "config.yaml")
     start = time.time()
-    (run / "faults.log").write_text("".join(f"{fault}\n" for fault in dataset.faults))
     with _tracked(config, run, dataset) as tracked:
-        total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
-        with follow(run, total_steps):
-            _fit(config, run, dataset, plan)
+        num_cpus = config.train.num_workers * config.train.cpus_per_worker
+        with ray_session(address, num_cpus=num_cpus, debug=debug):
+            _check_devices(config)
+            _check_memory(config, dataset.num_classes)
+            total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
+            with follow(run, total_steps):
+                _fit(config, run, dataset, plan)
         result = _gather(run, dataset, seconds=time.time() - start)
         for path, folder in _artifacts(run):
             tracked.journal.artifact(path, folder)
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
-
-
-def _absolute(config: Config) -> Config:
-    """Paths as workers find them: they run in another directory."""
-    evaluate = config.evaluate
-    return replace(
-        config,
-        data=replace(config.data, train=tuple(normalise(path) for path in config.data.train)),
-        evaluate=replace(
-            evaluate,
-            pairs=evaluate.pairs and str(Path(evaluate.pairs).absolute()),
-            data=evaluate.data and normalise(evaluate.data),
-        ),
-    )
-
-
-def _data_facts(dataset: Dataset) -> dict[str, Any]:
-    return {"digest": dataset.digest, "num_images": len(dataset.index), "num_classes": dataset.num_classes}
 
 
 def _check(config: Config) -> None:
