@@ -32,7 +32,9 @@ def rayface(*arguments: str) -> dict[str, object]:
 def draw(name: str, *options: str) -> Path:
     """A drawn set, kept from an earlier demo if it is whole."""
     out = ROOT / "data" / name
-    if not (out / "dataset.json").exists():
+    whole = (out / "dataset.json").exists() and (out / "pairs.csv").exists() == ("--pairs" in options)
+    if not whole:
+        shutil.rmtree(out, ignore_errors=True)
         rayface("synth", str(out), *options)
     return out
 

@@ -10,11 +10,27 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from text as 256MB, 1GB or 1000000 (powers of 1024).
+
+    Raises:
+        ValueError: anything else.
+    """
+    number = text.strip().upper().removesuffix("B")
+    factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:], 1)
+    digits = number.rstrip("KMGT")
+    if not digits.isdecimal() or int(digits) == 0:
+        raise ValueError(f"size {text!r}: must be a number of bytes above 0, for example 256MB")
+    return int(digits) * factor
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
+Bytes = Annotated[Positive, BeforeValidator(lambda v: parse_bytes(v) if isinstance(v, str) else v)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
 
@@ -66,7 +82,7 @@ class HeadConfig:
     center_update: Literal["sparse", "dense"] = "sparse"
     storage_dtype: Literal["fp32", "bf16"] = "fp32"
     compute_dtype: Literal["fp32", "bf16"] = "fp32"
-    logit_memory: Positive = 512 * 2**20
+    logit_memory: Bytes = 512 * 2**20
     """Bytes of logits kept at once."""
     host_memory: bool = False
     """Keep the centers in pinned host memory and move only the rows of a step to the GPU."""
@@ -99,6 +115,8 @@ class TrainConfig:
     """Global: over all workers."""
     num_workers: Positive = 1
     cpus_per_worker: Positive = 1
+    wait_for_nodes: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds; on a cluster (not a local Ray), how long nodes may take to come before a run is refused."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the backbone. auto: bf16 where the device has fast bf16 products."""

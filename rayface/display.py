@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,18 +34,20 @@ def json_line(result: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def counting(label: str, total: int | None = None) -> Iterator[Progress]:
-    """A progress bar on stderr for a job that counts its own items: advance task 0 of what is yielded."""
+def counting(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr for a job that counts: call what is yielded with (done, total)."""
+    console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     ) as progress:
-        progress.add_task(label, total=total)
-        yield progress
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -2,10 +2,16 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+from ray.autoscaler.sdk import request_resources
+
+from rayface import machine
+
+_POLL_SECONDS = 2.0
 
 
 @contextmanager
@@ -18,7 +24,7 @@ def ray_session(address: str | None = None, *, num_cpus: int = 1, debug: bool = 
         debug: show the logs of Ray and of its workers.
 
     Raises:
-        ValueError: when the cluster does not answer or has fewer CPUs.
+        ValueError: when the cluster does not answer.
     """
     if ray.is_initialized():
         yield
@@ -33,20 +39,56 @@ def ray_session(address: str | None = None, *, num_cpus: int = 1, debug: bool = 
             ray.init(address, logging_level=level, log_to_driver=debug)
         else:
             ray.init(
-                num_cpus=max(os.cpu_count() or 1, num_cpus),
+                "local",  # None would join a Ray that somebody started on this machine
+                num_cpus=max(machine.num_cpus(), num_cpus),
                 include_dashboard=False,
                 logging_level=level,
                 log_to_driver=debug,
             )
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        raise ValueError(f"--address: {address}: no Ray cluster answers: {text}") from error
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        where = f"--address: {address}: no Ray cluster answers" if address else "no local Ray could be started"
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
     try:
-        have = ray.cluster_resources().get("CPU", 0)
-        if have < num_cpus:
-            raise ValueError(
-                f"train.num_workers: needs {num_cpus} CPUs, the cluster has {have:g}: use fewer workers or add nodes"
-            )
         yield
     finally:
         ray.shutdown()
+
+
+def require(
+    bundle: Mapping[str, float], count: int, *, wait: float, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Wait until the cluster has room for `count` workers of one `bundle` each; an autoscaler is asked for nodes.
+
+    Args:
+        bundle: resources of a worker, {"CPU": 1.0, "GPU": 1.0}; it must fit into one node.
+        wait: seconds; nodes that are asked for take minutes to come.
+        say: told, once, that there is something to wait for.
+
+    Raises:
+        ValueError: when there is not enough room after that time.
+    """
+    places = _places(bundle)
+    if places >= count:
+        return
+    needs = " and ".join(f"{value:g} {name}" for name, value in bundle.items())
+    if wait > 0:
+        say(f"waiting up to {wait:g} s for nodes: {count} workers of {needs} each, room for {places}")
+        request_resources(bundles=[dict(bundle)] * count)
+    deadline = time.monotonic() + wait
+    try:
+        while places < count and time.monotonic() < deadline:
+            time.sleep(min(_POLL_SECONDS, wait))
+            places = _places(bundle)
+    finally:
+        if wait > 0:
+            request_resources(bundles=[])
+    if places < count:
+        raise ValueError(
+            f"train.num_workers: {count}: each needs {needs}, the cluster has room for {places}: "
+            "use fewer workers, add nodes, or raise train.wait_for_nodes"
+        )
+
+
+def _places(bundle: Mapping[str, float]) -> int:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(node.get(name, 0) // value for name, value in bundle.items())) for node in nodes)

@@ -134,10 +134,11 @@ def test_a_truncated_shard_and_a_label_out_of_range_stop_training_before_it_star
     assert not (tmp_path / "runs").exists()
 
 
-def test_debug_shows_the_traceback(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["rayface", "check", "/nowhere", "--debug"])
-    with pytest.raises(ValueError, match="/nowhere"):
-        cli.main()
+def test_debug_shows_the_traceback_and_ends_with_the_same_code(call):
+    code, _, err = call("check", "/nowhere", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.endswith("rayface: /nowhere: no such dataset folder\n")
 
 
 @pytest.mark.parametrize(("text", "value"), [("256MB", 256 * 2**20), ("1g", 2**30), ("1000", 1000), ("5KB", 5120)])

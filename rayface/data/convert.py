@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from rayface.machine import num_cpus
+
 from .dataset import Dataset
 from .samples import Fault
 from .storage import DataError
@@ -85,7 +87,7 @@ def convert_folder(
 def _ordered(load: Callable[[int], bytes | Fault], numbers: Sequence[int]) -> Iterator[tuple[int, bytes | Fault]]:
     """Yield (number, load(number)) in order, loaded by threads at most _AHEAD images ahead (OpenCV frees the GIL)."""
     waiting: deque[tuple[int, Future[bytes | Fault]]] = deque()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(num_cpus()) as pool:
         for number in itertools.chain(numbers, itertools.repeat(-1, _AHEAD)):
             if number >= 0:
                 waiting.append((number, pool.submit(load, number)))

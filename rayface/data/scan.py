@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -15,6 +14,8 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import simplejpeg
+
+from rayface.machine import num_cpus
 
 from .random_access import read_samples
 from .samples import JPEG_SUFFIXES, Fault, Sample, SampleIndex, locate_member, scan_shard
@@ -140,7 +141,7 @@ def _digest(path: str) -> tuple[int, str]:
 
 def parallel_map(function: Callable[[_In], _Out], items: Sequence[_In], *, processes: bool) -> Iterable[_Out]:
     """Yield function(item) in order, from processes (for much Python work) or from threads (which hide latency)."""
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cpus()
     done = 0
     if processes and cores > 1 and len(items) > 1:
         try:

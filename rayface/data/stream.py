@@ -40,7 +40,7 @@ class FaultCounter:
     """
 
     def __init__(self, num_samples: int, max_corrupt_fraction: float, known: Sequence[Fault] = ()) -> None:
-        self._lost = {(f.shard, f.offset): f.num_lost for f in known}
+        self._lost = {(f.shard, f.member, f.offset): f.num_lost for f in known}
         self._num_samples = num_samples + sum(self._lost.values())
         self._limit = max_corrupt_fraction
 
@@ -55,8 +55,8 @@ class FaultCounter:
         Raises:
             DataError: above the limit.
         """
-        new = [f for f in faults if (f.shard, f.offset) not in self._lost]
-        self._lost.update({(f.shard, f.offset): f.num_lost for f in new})
+        new = [f for f in faults if (f.shard, f.member, f.offset) not in self._lost]
+        self._lost.update({(f.shard, f.member, f.offset): f.num_lost for f in new})
         if new and self.num_lost > self._limit * self._num_samples:
             raise DataError(
                 f"{self.num_lost} of {self._num_samples} samples are damaged, more than "

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -16,6 +15,7 @@ import simplejpeg
 from rayface.data.drawing import draw_face, sample_identity, sample_view
 from rayface.data.shards import Dataset, write_dataset
 from rayface.data.storage import join, normalise, write_bytes
+from rayface.machine import num_cpus
 
 NUM_FOLDS = 10
 _CHUNK = 64  # images a task
@@ -51,7 +51,7 @@ def synthesize(
         ValueError: an argument out of range, or `out` is not empty.
     """
     _check(identities, images_per_identity, seed, image_size, processes, pairs)
-    workers = processes or min(_num_cpus(), 1 + identities * images_per_identity // _WORTH_A_PROCESS)
+    workers = processes or min(num_cpus(), 1 + identities * images_per_identity // _WORTH_A_PROCESS)
     rows = _pair_rows(identities, images_per_identity, seed, pairs) if pairs else []
     dataset = write_dataset(
         out,
@@ -86,12 +86,6 @@ def _check(
         raise ValueError(f"image_size {image_size}: must be even; take {image_size + 1}")
     if pairs % (2 * NUM_FOLDS):
         raise ValueError(f"pairs {pairs}: must be a multiple of {2 * NUM_FOLDS}, for {NUM_FOLDS} balanced folds")
-
-
-def _num_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _key(number: int, index: int) -> str:

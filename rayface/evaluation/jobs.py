@@ -8,12 +8,14 @@ import torch
 
 from rayface.evaluation.export import load_model
 from rayface.evaluation.protocols import embed_images, evaluate_pairs, load_pairs
+from rayface.evaluation.verification import roc, thinned
+from rayface.report import training_plots
 
 
 def evaluate_on_pairs(
     model: str, pairs: str, data: str, out: Path, *, backbone: str | None = None, batch_size: int = 256
 ) -> dict[str, Any]:
-    """Measure a model on verification pairs and write OUT/evaluation.json.
+    """Measure a model on verification pairs and write OUT/evaluation.json and OUT/plots/roc.png.
 
     Runs on CUDA where there is one, in float32, in this process.
 
@@ -32,9 +34,11 @@ def evaluate_on_pairs(
     module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     embeddings = embed_images(module, pair_set.images, batch_size=batch_size, device=device)
     result = {"model": str(model), "pairs": str(pairs), **evaluate_pairs(embeddings, pair_set)}
+    far, tar, _ = roc(embeddings[pair_set.a], embeddings[pair_set.b], pair_set.is_same)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(json.dumps(result, indent=1))
+        (out / "evaluation.json").write_text(json.dumps({**result, "roc": thinned(far, tar)}, indent=1))
+        training_plots(out, metrics={}, roc=(far, tar))
     except OSError as error:
         raise ValueError(f"--out: {out}: cannot be written: {error.strerror}: choose another directory") from error
     return result

@@ -108,3 +108,9 @@ def normalised(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
     if bad.size:
         raise ValueError(f"embedding {bad[0]} has length {norms[bad[0], 0]}, it must be finite and above 0")
     return embeddings / norms
+
+
+def thinned(far: NDArray[np.float64], tar: NDArray[np.float64], points: int = 500) -> dict[str, list[float]]:
+    """At most `points` of a ROC curve, evenly by place: what a plot shows, as {"far": [...], "tar": [...]}."""
+    keep = np.unique(np.linspace(0, len(far) - 1, points).astype(int))
+    return {"far": [float(x) for x in far[keep]], "tar": [float(x) for x in tar[keep]]}

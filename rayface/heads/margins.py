@@ -15,7 +15,7 @@ GRADIENTS = ("straight_through", "exact")
 
 
 class Margin:
-    """Base of the margins: plain scaled cosines, with the optional conflict filter (methods: PFC*, arXiv 2203.15565).
+    """Base of the margins: plain scaled cosines, with the optional conflict filter (PFC*, arXiv 2203.15565).
 
     Args:
         scale: the factor s on every logit, > 0.

@@ -17,6 +17,9 @@ from torch import Tensor
 from rayface.heads.class_centers import Block, ClassCenters, Workspace, inverse_norms
 from rayface.heads.margins import Margin
 
+# Rows worked on at once: what fits the caches of a CPU, what fills a GPU.
+CPU_CHUNK_ROWS, GPU_CHUNK_ROWS = 4096, 16384
+
 
 class Ranks:
     """The collectives of a process group; free of cost without one."""
@@ -148,7 +151,7 @@ class ShardSoftmax:
 
     def chunk_rows(self, batch: int) -> int:
         """Return how many rows are worked on at once: what fits the caches of a CPU, or fills a GPU."""
-        usual = 4096 if self.centers.device.type == "cpu" else 16384
+        usual = CPU_CHUNK_ROWS if self.centers.device.type == "cpu" else GPU_CHUNK_ROWS
         return max(1, min(usual, self.logit_memory // (2 * batch * self.centers.math_dtype.itemsize)))
 
     def keep_buffer(self, num_rows: int, batch: int) -> Tensor:

@@ -96,8 +96,7 @@ def _candidates(config: Config, fits: Callable[[dict[str, Any]], bool]) -> Itera
         ("head.sample_rate", [rate for rate in (0.3, 0.1, 0.05) if rate < head.sample_rate]),
         ("head.logit_memory", _halvings(head.logit_memory)[:6]),
     ]
-    if hasattr(head, "host_memory"):
-        tries.insert(1, ("head.host_memory", [] if head.host_memory else [True]))
+    tries.insert(1, ("head.host_memory", [] if head.host_memory else [True]))
     for key, values in tries:
         found = next((value for value in values if fits({key: value})), None)
         if found is not None:

@@ -284,3 +284,13 @@ def _on_rank_0(action: Callable[[], T], group: Group) -> T:
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def set_aside(run: Path, step: int, *, rename: bool) -> list[Path]:
+    """Give checkpoints of `step` and later another name, so that no resume takes them; the ones that are left."""
+    every = all_in(run)
+    good = [folder for folder in every if folder.name < folder_of(run, step).name]
+    if rename:
+        for folder in every[len(good) :]:
+            folder.rename(folder.with_name(f"not_finite_{folder.name}"))
+    return good

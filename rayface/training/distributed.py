@@ -1,11 +1,12 @@
 """What a worker knows about the others: rank, device, and the few collectives that training needs."""
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+from rayface.machine import num_cpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class World:
 def use_cores(world: World) -> None:
     """Share the machine's cores among its CPU workers; Ray gives each one thread whatever is idle."""
     if world.device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
+        torch.set_num_threads(max(1, num_cpus() // world.local_size))
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -43,13 +43,14 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_interruptibly(function: Callable[[], None], run: Path, grace: float) -> None:
+def run_interruptibly(function: Callable[[], None], run: Path, grace: float, *, finished: Callable[[], bool]) -> None:
     """Call `function` in a thread; when interrupted, put the request into the run directory and wait for it to end.
 
     Ray Train would answer Ctrl-C in the main thread with an exit of its own that loses the step.
 
     Args:
         grace: seconds that the workers get to save a checkpoint; a second interrupt does not wait.
+        finished: whether all is done: then an interrupt came too late to change anything and is ignored.
 
     Raises:
         KeyboardInterrupt: it was interrupted.
@@ -76,7 +77,8 @@ def run_interruptibly(function: Callable[[], None], run: Path, grace: float) -> 
         (run / REQUEST).touch()
         done.wait(grace)
         clear(run)
-        raise
+        if not (done.is_set() and not failures and finished()):
+            raise
     if failures:
         raise failures[0]
 

@@ -14,22 +14,24 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from rayface.backbones import build_backbone
-from rayface.config import Config, HeadConfig
+from rayface.config import Config
 from rayface.data.images import augment
 from rayface.data.plan import SamplePlan
 from rayface.data.stream import Batch, FaultCounter
 from rayface.evaluation.export import save_model
 from rayface.evaluation.protocols import PairSet, embed_images, evaluate_pairs, load_pairs
-from rayface.evaluation.verification import roc
-from rayface.heads import build_head, build_margin
-from rayface.heads.margins import Margin
+from rayface.evaluation.verification import roc, thinned
+from rayface.heads import build_head
 from rayface.tracking import Journal
 from rayface.tracking.journal import CHECKPOINT_FAULTS
 from rayface.training import checkpoint, interrupt
 from rayface.training.checkpoint_writer import CheckpointWriter
 from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, gather_rows, use_cores
+from rayface.training.margin import build_config_margin
 from rayface.training.optim import build_optimizer
 from rayface.training.schedules import build_schedule
+
+OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
 
 
 class TrainingStoppedError(RuntimeError):
@@ -133,11 +135,12 @@ class Training:
         loss = self._loss(embeddings.float(), labels, batch.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.config.optim.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optim.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optim.clip_norm or math.inf)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise self._stopped(f"the loss of step {batch.step} is {value}")
+            raise self._stopped(f"the loss of step {batch.step} is {value}", bad_from=batch.step)
+        if not math.isfinite(norm):
+            raise self._stopped(f"the gradient of step {batch.step} is not finite", bad_from=batch.step + 1)
         self.optimizer.step()
         self.head.step(self.optimizer.param_groups[0]["lr"])
         self.schedule.step(value)
@@ -165,7 +168,7 @@ class Training:
         far, tar, _ = roc(embeddings[self.pairs.a], embeddings[self.pairs.b], self.pairs.is_same)
         self._last_evaluation, self.accuracy = result, result["accuracy_mean"]
         self.journal.metrics({"eval/accuracy": result["accuracy_mean"]}, self.step)
-        _write_json(self.run / "evaluation.json", {**result, "step": self.step, "roc": _thin(far, tar)})
+        _write_json(self.run / "evaluation.json", {**result, "step": self.step, "roc": thinned(far, tar)})
 
     def save_checkpoint(self) -> None:
         """Copy the whole state and begin to write it; every rank must call it."""
@@ -199,10 +202,13 @@ class Training:
             training_digest=self.dataset_facts["digest"],
             metrics=self._last_evaluation,
         )
-        _write_json(
-            self.run / "result.json",
-            {"steps": self.step, "faults": self.faults.num_lost, "loss": self.loss, **self._last_evaluation},
-        )
+        outcome = {
+            "steps": self.step,
+            "faults": self.faults.num_lost,
+            "loss": self.loss if math.isfinite(self.loss) else None,  # None: resumed after the last step
+            **self._last_evaluation,
+        }
+        _write_json(self.run / OUTCOME, outcome)
         self.journal.close()
 
     def _restore(self) -> int:
@@ -274,16 +280,20 @@ class Training:
             loss: torch.Tensor = self.head.loss(embeddings, labels)
             return loss
         except ValueError as error:  # NaN embeddings, on every rank at once
-            raise self._stopped(f"step {step}: {error}") from error
+            raise self._stopped(f"step {step}: {error}", bad_from=step) from error
 
-    def _stopped(self, reason: str) -> TrainingStoppedError:
+    def _stopped(self, reason: str, *, bad_from: int) -> TrainingStoppedError:
+        """What to raise on every rank; checkpoints of step `bad_from` and later hold the damage and are set aside."""
         with contextlib.suppress(checkpoint.CheckpointError):  # the reason to stop is what the user has to read
             self.checkpoints.wait()
-        whole = checkpoint.all_in(self.run)
-        last_good = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+        good = checkpoint.set_aside(self.run, bad_from, rename=self.world.rank == 0)
+        way_on = (
+            f"the last good checkpoint is {good[-1]}; go on from it with --resume and"
+            if good
+            else "there is no good checkpoint yet; start again with"
+        )
         return TrainingStoppedError(
-            f"{reason}; {last_good}; go on with --resume and a lower optim.lr (now {self.config.optim.lr:g}) "
-            "or train.precision=fp32"
+            f"{reason}; {way_on} a lower optim.lr (now {self.config.optim.lr:g}) or train.precision=fp32"
         )
 
     def _asked_to_stop(self) -> bool:
@@ -323,25 +333,6 @@ class _Meter:
         return reading
 
 
-def build_config_margin(head: HeadConfig) -> Margin:
-    """The margin that a config asks for.
-
-    Raises:
-        ValueError: an unknown margin or option, or a value out of range.
-    """
-    options = {"scale": head.scale, **head.margin_options}
-    if head.margin_value is not None:
-        options["margin"] = head.margin_value
-    if head.conflict_threshold is not None:
-        options["conflict_threshold"] = head.conflict_threshold
-    try:
-        return build_margin(head.margin, **options)
-    except TypeError as error:
-        raise ValueError(
-            f"head.margin_options: {head.margin_options!r}: {head.margin} does not take them all"
-        ) from error
-
-
 def _build_head(config: Config, num_classes: int, world: World) -> Any:
     head = config.head
     return build_head(
@@ -379,12 +370,6 @@ def _load_pairs(config: Config) -> PairSet | None:
     if config.evaluate.pairs is None or config.evaluate.data is None:
         return None
     return load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=config.data.image_size)
-
-
-def _thin(far: np.ndarray, tar: np.ndarray, points: int = 500) -> dict[str, list[float]]:
-    """At most `points` of a curve, evenly by place: what a plot shows."""
-    keep = np.unique(np.linspace(0, len(far) - 1, points).astype(int))
-    return {"far": [float(x) for x in far[keep]], "tar": [float(x) for x in tar[keep]]}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

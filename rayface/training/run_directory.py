@@ -1,9 +1,12 @@
 """Run directories: which one a run gets, and what must hold to go on in one."""
 
 import contextlib
+import fcntl
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rayface import config as configs
 from rayface.config import Config
@@ -56,32 +59,68 @@ def newest_unfinished(name: str) -> Path:
     Raises:
         ValueError: when there is none.
     """
-    found = [p for p in sorted(Path("runs").glob(f"{name}-*")) if not (p / RESULT).exists()]
+    found = [path for _, path in sorted(_numbered(name).items()) if not (path / RESULT).exists()]
     if not found:
         raise ValueError(f"--resume: no unfinished run {name}-* under runs/: name the run with train.output=DIR")
     return found[-1]
 
 
-def claim(config: Config, resume: bool) -> Path:
-    """The run directory: a new one, or with resume one that is not finished; never one that holds a run."""
+def check_output(config: Config, resume: bool) -> None:
+    """Refuse, without making anything, an output that cannot be a run's: it holds one, or is not empty.
+
+    Raises:
+        ValueError: one line.
+    """
     if config.train.output is None:
-        return _next_free(config.name)
+        return
+    if "://" in config.train.output:
+        raise ValueError(
+            f"train.output: {config.train.output}: must be a path on a disk that all nodes share, not a URI: "
+            "mount the storage"
+        )
     run = Path(config.train.output).absolute()
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"train.output: {run}: is a file: choose another directory")
     if (run / RESULT).exists():
         raise ValueError(f"train.output: {run}: holds a finished run: choose another directory")
     if resume:
         _check_unchanged(config_of(run), config)
-        return run
-    if run.exists() and any(run.iterdir()):
+    elif run.exists() and any(run.iterdir()):
         raise ValueError(f"train.output: {run}: is not empty: go on with --resume, or choose another directory")
+
+
+@contextlib.contextmanager
+def claimed(config: Config, resume: bool) -> Iterator[Path]:
+    """The run directory, made if need be, and kept from other drivers while inside; never one that holds a run.
+
+    Raises:
+        ValueError: one line; also when another driver is at work in it.
+    """
+    check_output(config, resume)
+    run = _next_free(config.name) if config.train.output is None else Path(config.train.output).absolute()
     _make(run)
-    return run
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"train.output: {run}: a run is at work in it: wait for it, or stop it first") from error
+        except OSError:
+            pass  # a disk without locks
+        yield run
+
+
+def _numbered(name: str) -> dict[int, Path]:
+    """Run directories NAME-001, NAME-002, ... under runs/ by number."""
+    found = {}
+    for path in Path("runs").absolute().glob(f"{name}-*"):
+        if match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name):
+            found[int(match[1])] = path
+    return found
 
 
 def _next_free(name: str) -> Path:
     root = Path("runs").absolute()
-    taken = [int(m[1]) for p in root.glob(f"{name}-*") if (m := re.fullmatch(rf"{re.escape(name)}-(\d+)", p.name))]
-    for number in range(max(taken, default=0) + 1, 10**6):
+    for number in range(max(_numbered(name), default=0) + 1, 10**6):
         run = root / f"{name}-{number:03d}"
         with contextlib.suppress(FileExistsError):  # another run may take the same number at this moment
             _make(run, exist_ok=False)
@@ -99,6 +138,25 @@ def _make(run: Path, exist_ok: bool = True) -> None:
         raise ValueError(
             f"train.output: {run}: cannot be written: {error.strerror}: choose another directory"
         ) from error
+
+
+def check_data(run: Path, facts: dict[str, Any]) -> None:
+    """Hold the data against what the run was started with; the first time, remember it in data.json.
+
+    Raises:
+        ValueError: when it has changed: the plan of the samples, and so the run, would be another one.
+    """
+    path = run / "data.json"
+    if not path.exists():
+        path.write_text(json.dumps(facts, indent=1))
+        return
+    before = json.loads(path.read_text())
+    for key, value in facts.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"data.train: {key} is {value}, the run was started with {before.get(key)}: must stay for --resume: "
+                "start a new run on changed data"
+            )
 
 
 def _check_unchanged(old: Config, new: Config) -> None:

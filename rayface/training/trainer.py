@@ -24,15 +24,20 @@ from rayface.backbones import build_backbone
 from rayface.config import Config
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import DataError, Dataset, open_dataset
+from rayface.data.storage import normalise
+from rayface.evaluation.protocols import load_pairs
 from rayface.plan.preflight import check_fits, memory_per_worker
-from rayface.session import ray_session
+from rayface.session import ray_session, require
 from rayface.tracking.journal import Status
 from rayface.training import checkpoint
 from rayface.training.checkpoint import CheckpointError
 from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
-from rayface.training.loop import TrainingStoppedError, build_config_margin
-from rayface.training.run_directory import RESULT, claim
+from rayface.training.loop import OUTCOME, TrainingStoppedError
+from rayface.training.margin import build_config_margin
+from rayface.training.run_directory import RESULT, check_data, check_output, claimed
 from rayface.training.worker import train_worker
+
+Follow = Callable[[Path, int], contextlib.AbstractContextManager[None]]
 
 
 def train(
@@ -41,9 +46,8 @@ def train(
     resume: bool = False,
     address: str | None = None,
     debug: bool = False,
-    follow: Callable[[Path, int], contextlib.AbstractContextManager[None]] = lambda run, steps: (
-        contextlib.nullcontext()
-    ),
+    follow: Follow = lambda run, steps: contextlib.nullcontext(),
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Train a model into a run directory.
 
@@ -54,6 +58,7 @@ def train(
         debug: show the logs of Ray.
         follow: called with the run directory and the number of steps; its context spans the training and may
             show the journal's progress.
+        say: told what the run waits for before it can start.
 
     Returns:
         run, model, report, tracking, steps, images_per_second, seconds, faults, loss and, with pairs, the results
@@ -64,25 +69,52 @@ def train(
         TrainingStoppedError, CheckpointError: the run could not go on; one line.
         TrainingInterruptedError: by Ctrl-C or SIGTERM, after a checkpoint; one line.
     """
+    config = _absolute(config)
     _check(config)
+    check_output(config, resume)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
     plan = _plan(config, dataset)
     _check_backbone(config)
-    run = claim(config, resume)
-    configs.dump(replace(config, train=replace(config.train, output=str(run))), run / "config.yaml")
+    num_cpus = config.train.num_workers * config.train.cpus_per_worker
+    with ray_session(address, num_cpus=num_cpus, debug=debug):
+        on_cluster = bool(address or os.environ.get("RAY_ADDRESS"))
+        _check_resources(config, config.train.wait_for_nodes if on_cluster else 0.0, say)
+        _check_memory(config, dataset.num_classes)
+        with claimed(config, resume) as run:
+            check_data(run, _data_facts(dataset))
+            configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
+            return _train_in(run, config, dataset, plan, follow)
+
+
+def _train_in(run: Path, config: Config, dataset: Dataset, plan: SamplePlan, follow: Follow) -> dict[str, Any]:
     start = time.time()
+    (run / "faults.log").write_text("".join(f"{fault}\n" for fault in dataset.faults))
     with _tracked(config, run, dataset) as tracked:
-        num_cpus = config.train.num_workers * config.train.cpus_per_worker
-        with ray_session(address, num_cpus=num_cpus, debug=debug):
-            _check_devices(config)
-            _check_memory(config, dataset.num_classes)
-            total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
-            with follow(run, total_steps):
-                _fit(config, run, dataset, plan)
+        total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
+        with follow(run, total_steps):
+            _fit(config, run, dataset, plan)
         result = _gather(run, dataset, seconds=time.time() - start)
         for path, folder in _artifacts(run):
             tracked.journal.artifact(path, folder)
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
+
+
+def _absolute(config: Config) -> Config:
+    """Paths as workers find them: they run in another directory."""
+    evaluate = config.evaluate
+    return replace(
+        config,
+        data=replace(config.data, train=tuple(normalise(path) for path in config.data.train)),
+        evaluate=replace(
+            evaluate,
+            pairs=evaluate.pairs and str(Path(evaluate.pairs).absolute()),
+            data=evaluate.data and normalise(evaluate.data),
+        ),
+    )
+
+
+def _data_facts(dataset: Dataset) -> dict[str, Any]:
+    return {"digest": dataset.digest, "num_images": len(dataset.index), "num_classes": dataset.num_classes}
 
 
 def _check(config: Config) -> None:
@@ -107,6 +139,11 @@ def _check(config: Config) -> None:
     for path in (config.evaluate.pairs, config.evaluate.data):
         if path is not None and "://" not in path and not Path(path).exists():
             raise ValueError(f"evaluate: {path}: does not exist: give the path of the pairs csv and of its dataset")
+    if config.evaluate.pairs and config.evaluate.data:
+        # Once here, where its errors reach the user before a worker starts.
+        load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=16)
+    if config.schedule.name == "multi_step" and not config.schedule.milestones:
+        raise ValueError("schedule.milestones: (): must list the epochs at which multi_step lowers the rate: [8, 14]")
 
 
 def _check_backbone(config: Config) -> None:
@@ -122,23 +159,27 @@ def _check_backbone(config: Config) -> None:
         )
 
 
-def _check_devices(config: Config) -> None:
-    if config.train.device == "cuda":
-        have = ray.cluster_resources().get("GPU", 0)
-        if have < config.train.num_workers:
-            raise ValueError(
-                f"train.num_workers: {config.train.num_workers}: needs as many GPUs, the cluster has {have:g}: "
-                "use fewer workers or train.device=cpu"
-            )
+def _check_resources(config: Config, wait: float, say: Callable[[str], None]) -> None:
+    """Wait for the nodes that the workers need; on a cluster of no GPUs yet, CPUs first, as they come together."""
+    train = config.train
+    if train.device != "cuda":
+        require({"CPU": train.cpus_per_worker}, train.num_workers, wait=wait, say=say)
+    if _uses_gpu(config):
+        require({"CPU": train.cpus_per_worker, "GPU": 1}, train.num_workers, wait=wait, say=say)
 
 
 def _check_memory(config: Config, num_classes: int) -> None:
-    """Refuse what cannot fit a machine like the driver's, which the workers' machines are taken to be."""
-    machines = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-    share = -(-config.train.num_workers // max(1, machines))
-    available = memory_per_worker(gpu=_uses_gpu(config), workers_per_machine=share)
+    """Refuse what cannot fit, as seen from where a worker would be: the driver's machine may be another kind."""
+    gpu = _uses_gpu(config)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU" if gpu else "CPU", 0) > 0]
+    share = -(-config.train.num_workers // max(1, len(nodes)))
+    if [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]:
+        available = memory_per_worker(gpu=gpu, workers_per_machine=share)
+    else:
+        place = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=int(gpu))(memory_per_worker)
+        available = ray.get(place.remote(gpu=gpu, workers_per_machine=share))
     if available is not None:
-        check_fits(config, num_classes, available, gpu=_uses_gpu(config))
+        check_fits(config, num_classes, available, gpu=gpu)
 
 
 def _uses_gpu(config: Config) -> bool:
@@ -232,7 +273,7 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
 
     try:
         with terminable():
-            run_interruptibly(fit, run, config.train.grace_seconds)
+            run_interruptibly(fit, run, config.train.grace_seconds, finished=(run / OUTCOME).exists)
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     except KeyboardInterrupt as error:
@@ -244,22 +285,25 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
 
 def _cause(error: Exception) -> Exception:
     """What the user should read: the workers' own message where they stopped for a reason they know."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    causes = [getattr(f, "_base_exc", f) for f in failures.values()]
-    for cause in causes:
-        if isinstance(cause, TrainingStoppedError | CheckpointError | DataError | ValueError):
-            return type(cause)(" ".join(str(cause).split()))
-    for cause in causes:
-        found = re.search(r"DataError: (.+)", str(cause))
-        if found:  # raised in a read task, which Ray wraps in text
+    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
+    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
+    for cause in causes.values():
+        line = " ".join(str(cause).split())
+        for known in (TrainingStoppedError, CheckpointError, DataError, ValueError):
+            if isinstance(cause, known):
+                return known(line)
+        if found := re.search(r"DataError: (.+)", str(cause)):  # raised in a read task, which Ray wraps in text
             return DataError(found[1])
+    for rank, cause in causes.items():
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        return TrainingStoppedError(f"worker {rank} failed: {lines[-1].strip()} (--debug shows more)")
     return error
 
 
 def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:
     """Plots, report and the numbers that the run is remembered by."""
     metrics = tracking.read_metrics(run / "journal")
-    result = json.loads((run / RESULT).read_text())
+    result = json.loads((run / OUTCOME).read_text())
     speeds = sorted(value for _, value, _ in metrics.get("train/images_per_second", []))
     result["images_per_second"] = speeds[len(speeds) // 2] if speeds else 0.0
     result["seconds"] = seconds
@@ -267,7 +311,6 @@ def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:
     if accuracy:
         result["accuracy_before"] = accuracy[0][1]
     result = {"run": str(run), "model": str(run / "model.safetensors"), "report": str(run / "report.html"), **result}
-    (run / RESULT).write_text(json.dumps(result, indent=1))
     curve = json.loads((run / "evaluation.json").read_text())["roc"] if accuracy else None
     report.training_report(
         run,
@@ -276,6 +319,7 @@ def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:
         table=_table(result, dataset),
         roc=(curve["far"], curve["tar"]) if curve else None,
     )
+    (run / RESULT).write_text(json.dumps(result, indent=1))  # last: it says that the run is finished
     return result
 
 

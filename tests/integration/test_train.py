@@ -98,7 +98,8 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(drawn, tmp_path):
     train(settings(drawn, whole, train__epochs=2, **common))
     train(settings(drawn, parts, train__epochs=1, **common))
     # As if it had been stopped after step 7 of 20: the later checkpoint and the results are gone.
-    (parts / "result.json").unlink()
+    for name in ("result.json", "outcome.json"):
+        (parts / name).unlink()
     for saved in checkpoint.all_in(parts)[1:]:
         (saved / checkpoint.PROGRESS).unlink()
     train(settings(drawn, parts, train__epochs=2, **common), resume=True)
@@ -152,16 +153,24 @@ def check_mlflow(store: str, run: Path) -> None:
     assert {"config.yaml", "model.safetensors", "report.html", "plots"} <= names
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(drawn, tmp_path):
+def test_a_loss_that_is_not_finite_stops_names_the_last_good_checkpoint_and_can_be_resumed(drawn, tmp_path):
     run = tmp_path / "run"
-    config = settings(drawn, run, optim__lr=1e18, optim__clip_norm=None, train__checkpoint_every=1)
+    common = {"train__checkpoint_every": 1, "schedule__name": "constant"}
+    train(settings(drawn, run, train__epochs=0.5, **common))
+    (run / "result.json").unlink()
     with pytest.raises(TrainingStoppedError) as caught:
-        train(config)
+        train(settings(drawn, run, optim__lr=1e18, optim__clip_norm=None, **common), resume=True)
     message = str(caught.value)
+    good = checkpoint.all_in(run)[-1]
     assert "\n" not in message
-    assert str(checkpoint.all_in(run)[-1]) in message
+    assert f"the last good checkpoint is {good};" in message
     assert "optim.lr (now 1e+18)" in message
     assert not (run / "result.json").exists()
+    # What was saved with the broken weights is set aside, so a resume does not meet them again.
+    assert list((run / "checkpoints").glob("not_finite_*"))
+    result = train(settings(drawn, run, optim__lr=0.01, **common), resume=True)
+    assert result["steps"] == 10
+    assert np.isfinite(result["loss"])
 
 
 @pytest.mark.parametrize(
@@ -173,7 +182,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(draw
         ({"train__batch_size": 1000}, "must not exceed the 240 samples"),
         ({"head__margin": "cosfac"}, "head.margin 'cosfac' must be one of"),
         ({"evaluate__pairs": "x.csv"}, "needs evaluate.data"),
-        ({"train__device": "cuda"}, "needs as many GPUs, the cluster has 0"),
+        ({"train__device": "cuda"}, "train.num_workers: 1: each needs 1 CPU and 1 GPU, the cluster has room for 0"),
+        ({"train__num_workers": 6}, "train.num_workers: 6: each needs 1 CPU, the cluster has room for 4"),
+        ({"train__output": "s3://bucket/run"}, "must be a path on a disk that all nodes share"),
         ({"backbone__name": "r51"}, "r51"),
     ],
 )
@@ -182,6 +193,7 @@ def test_bad_settings_are_refused_in_one_line_before_anything_starts(drawn, tmp_
         train(settings(drawn, tmp_path / "run", **changes))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_outputs_that_cannot_be_used(drawn, tmp_path):
