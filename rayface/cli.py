@@ -1,15 +1,17 @@
 """The command line: one verb each, no logic.
 
-Exit codes: 0 done, 1 failed while running, 2 the input is wrong, 130 interrupted.
+Exit codes: 0 done, 1 failed while running, 2 the input is wrong, 130 interrupted, 143 terminated.
 """
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rayface import __version__
+from rayface.config import parse_bytes
 
 app = typer.Typer(
     name="rayface",
@@ -24,7 +26,9 @@ app = typer.Typer(
 _USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout instead of a table.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local Ray.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster, if the verb uses one; default: RAY_ADDRESS or a local Ray.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's logs, and tracebacks of errors.")]
 Seed = Annotated[int, typer.Option(min=0, help="Every seed is another result; the same seed is the same one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, dotted.")]
@@ -73,10 +77,16 @@ def convert(
 ) -> None:
     """Convert face images to a dataset of tar shards."""
     from rayface.data.convert import CONVERTERS
+    from rayface.display import counting
 
     if source not in CONVERTERS:
         raise ValueError(f"--from: {source!r}: must be one of {', '.join(CONVERTERS)}")
-    dataset = CONVERTERS[source](src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed)
+    with counting("converting") as progress:
+        dataset = CONVERTERS[source](
+            src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed, progress=progress
+        )
+    for fault in dataset.faults:
+        typer.echo(str(fault), err=True)
     _show(f"converted into {out}", _dataset_facts(dataset, out), json)
 
 
@@ -91,8 +101,10 @@ def check(
 ) -> None:
     """Count a dataset and name every fault in it; exit code 1 where there are faults."""
     from rayface.data.check import check as check_dataset
+    from rayface.display import counting
 
-    report = check_dataset(directory, deep=deep, write_manifest=write_manifest)
+    with counting("checking") as progress:
+        report = check_dataset(directory, deep=deep, write_manifest=write_manifest, progress=progress)
     facts = {
         "dataset": directory,
         "images": report.num_images,
@@ -126,7 +138,14 @@ def train(
     from rayface.training.trainer import train as train_model
 
     resolved = resolve(preset, config, overrides or [], resume=resume)
-    result = train_model(resolved, resume=resume, address=address, debug=debug, follow=follow_training)
+    result = train_model(
+        resolved,
+        resume=resume,
+        address=address,
+        debug=debug,
+        follow=follow_training,
+        say=lambda text: typer.echo(text, err=True),
+    )
     _show("trained", result, json)
 
 
@@ -339,20 +358,6 @@ def _root(
         raise typer.Exit
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes from text as 256MB, 1GB or 1000000 (powers of 1024).
-
-    Raises:
-        ValueError: anything else.
-    """
-    number = text.strip().upper().removesuffix("B")
-    factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:], 1)
-    digits = number.rstrip("KMGT")
-    if not digits.isdecimal() or int(digits) == 0:
-        raise ValueError(f"size {text!r}: must be a number of bytes above 0, for example 256MB")
-    return int(digits) * factor
-
-
 def _dataset_facts(dataset: Any, out: str) -> dict[str, Any]:
     return {
         "dataset": out,
@@ -394,7 +399,7 @@ def main() -> None:
         _end(" ".join(error.format_message().split()), 2)
     except Exception as error:
         if "--debug" in sys.argv:
-            raise
+            traceback.print_exc()
         text = " ".join(str(error).split()) or "no message"
         if not isinstance(error, ValueError | RuntimeError):
             text = f"{type(error).__name__}: {text[:2000]} (--debug shows more)"
