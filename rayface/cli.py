@@ -283,6 +283,28 @@ def bench_head(
     _show("class layer, a step", result, json)
 
 
+@bench.command("nms")
+def bench_nms(
+    faces: Annotated[int, typer.Option(min=1)] = 1_000_000,
+    identities: Annotated[int, typer.Option(min=1)] = 50_000,
+    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    keep: Annotated[float, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = 0.6,
+    dtype: Annotated[str, typer.Option(help="Of the stored embeddings: fp16 or fp32.")] = "fp16",
+    threads: Annotated[int, typer.Option(min=1, help="Of the matrix products.")] = 1,
+    loop_identities: Annotated[int, typer.Option(min=1, help="Drawn for the double loop; its time is scaled.")] = 500,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Faces a second of Face-NMS on drawn embeddings, against a plain double loop on some of them."""
+    from rayface.bench.nms import bench_nms as measure
+
+    result = measure(
+        faces, identities, embedding_size, keep, dtype, threads, loop_identities=loop_identities, seed=seed
+    )
+    _show("Face-NMS", result, json)
+
+
 checkpoints = typer.Typer(help="Look into a checkpoint and take parts out of it.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoint")
 CheckpointDir = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint, or a run directory: its newest.")]
