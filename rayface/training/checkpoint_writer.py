@@ -35,6 +35,10 @@ class CheckpointWriter:
         self.wait()
         return checkpoint.newest_whole(self._run, group=self._group)
 
+    def reserve(self, state: State) -> None:
+        """Take the memory for a copy now: a machine too small shall fail at the start, not at the first checkpoint."""
+        self._copy(state)
+
     def save(self, state: State, progress: dict[str, Any]) -> None:
         """Take a copy of the state and begin to write it, after the last one is written; every rank must call it.
 

@@ -95,6 +95,7 @@ class Training:
         self.checkpoints = CheckpointWriter(run, keep=config.train.keep_checkpoints)
         self.accuracy: float | None = None  # of the last evaluation; known to rank 0
         self.step = self._restore()
+        self.checkpoints.reserve(self._state())
         self.forward = _data_parallel(self.backbone, world)
         self.faults = FaultCounter(plan.num_samples, config.data.max_corrupt_fraction, known_faults)
         self.pairs = _load_pairs(config)

@@ -57,8 +57,9 @@ def test_training_goes_on_before_anything_is_written_and_cannot_change_it(tmp_pa
 def test_one_write_at_a_time_into_the_same_memory(tmp_path, held):
     writer, order = CheckpointWriter(tmp_path, keep=5), []
     weight = torch.ones(3)
-    writer.save({"w": weight}, {"step": 1})
+    writer.reserve({"w": weight})
     buffer = writer._buffers["w"].data_ptr()
+    writer.save({"w": weight}, {"step": 1})
 
     def save_next() -> None:
         writer.save({"w": torch.full((3,), 2.0)}, {"step": 2})

@@ -15,7 +15,7 @@ from rayface.data.stream import Batch
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
 from rayface.training import checkpoint
 from rayface.training.distributed import World
-from rayface.training.loop import Training, TrainingStoppedError
+from rayface.training.loop import OUTCOME, Training, TrainingStoppedError
 
 PLAN = SamplePlan(num_samples=24, batch_size=4)
 FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
@@ -126,11 +126,22 @@ def test_a_run_is_done_only_when_its_last_checkpoint_is_on_disk(tmp_path, monkey
     run = tmp_path / "run"
     with pytest.raises(checkpoint.CheckpointError, match="No space left on device"):
         training(run, "train.epochs=0.5").fit(batches(0, 3))
-    assert not (run / "result.json").exists()
+    assert not (run / OUTCOME).exists()
 
 
-def test_a_loss_that_is_not_finite_names_the_checkpoint_that_was_being_written(tmp_path):
+def test_a_loss_that_is_not_finite_waits_for_the_checkpoint_that_is_being_written_and_sets_it_aside(tmp_path):
     run = tmp_path / "run"
+    broken = training(run, "train.checkpoint_every=1")
+
+    def poisoned():
+        for batch in batches(0, 12):
+            if batch.step == 5:
+                next(broken.backbone.parameters()).data.fill_(torch.nan)
+            yield batch
+
     with pytest.raises(TrainingStoppedError) as caught:
-        training(run, "optim.lr=1e18", "optim.clip_norm=null", "train.checkpoint_every=1").fit(batches(0, 12))
-    assert str(checkpoint.all_in(run)[-1]) in str(caught.value)
+        broken.fit(poisoned())
+    good = checkpoint.folder_of(run, 4)
+    assert checkpoint.all_in(run)[-1] == good
+    assert f"the last good checkpoint is {good}" in str(caught.value)
+    assert (run / "checkpoints" / "not_finite_step_00000005").is_dir()
