@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from rayface.backbones import build_backbone
 from rayface.config import Config
 from rayface.data.images import augment
 from rayface.data.plan import SamplePlan
@@ -27,8 +26,8 @@ from rayface.tracking.journal import CHECKPOINT_FAULTS
 from rayface.training import checkpoint, interrupt
 from rayface.training.checkpoint_writer import CheckpointWriter
 from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, gather_rows, use_cores
-from rayface.training.margin import build_config_margin
 from rayface.training.optim import build_optimizer
+from rayface.training.parts import build_config_backbone, build_config_margin
 from rayface.training.schedules import build_schedule
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
@@ -68,14 +67,7 @@ class Training:
         self.total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
         self.bf16 = {"fp32": False, "bf16": True, "auto": fast_bf16(world.device)}[config.train.precision]
         torch.manual_seed(config.train.seed)
-        backbone = build_backbone(
-            config.backbone.name,
-            embedding_size=config.backbone.embedding_size,
-            image_size=config.data.image_size,
-            width=config.backbone.width,
-            dropout=config.backbone.dropout,
-            checkpointing=config.backbone.checkpointing,
-        )
+        backbone = build_config_backbone(config)
         self.backbone = backbone.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = _build_head(config, num_classes, world)
         self.optimizer = build_optimizer(

@@ -20,7 +20,6 @@ from ray.train.torch import TorchTrainer
 
 from rayface import config as configs
 from rayface import report, tracking
-from rayface.backbones import build_backbone
 from rayface.config import Config
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import DataError, Dataset, open_dataset
@@ -33,7 +32,7 @@ from rayface.training import checkpoint
 from rayface.training.checkpoint import CheckpointError
 from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
 from rayface.training.loop import OUTCOME, TrainingStoppedError
-from rayface.training.margin import build_config_margin
+from rayface.training.parts import build_config_backbone, build_config_margin
 from rayface.training.run_directory import RESULT, check_data, check_output, claimed
 from rayface.training.worker import train_worker
 
@@ -149,14 +148,7 @@ def _check(config: Config) -> None:
 def _check_backbone(config: Config) -> None:
     """Build it without memory: a name or size that cannot be is found before workers start."""
     with torch.device("meta"):
-        build_backbone(
-            config.backbone.name,
-            embedding_size=config.backbone.embedding_size,
-            image_size=config.data.image_size,
-            width=config.backbone.width,
-            dropout=config.backbone.dropout,
-            checkpointing=config.backbone.checkpointing,
-        )
+        build_config_backbone(config)
 
 
 def _check_resources(config: Config, wait: float, say: Callable[[str], None]) -> None:

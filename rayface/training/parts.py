@@ -1,6 +1,9 @@
-"""The margin that a config asks for."""
+"""Parts that a config asks for, built alike on the driver, which checks, and on the workers."""
 
-from rayface.config import HeadConfig
+from torch import nn
+
+from rayface.backbones import build_backbone
+from rayface.config import Config, HeadConfig
 from rayface.heads import build_margin
 from rayface.heads.margins import Margin
 
@@ -20,3 +23,21 @@ def build_config_margin(head: HeadConfig) -> Margin:
         return build_margin(head.margin, **options)
     except TypeError as error:
         raise ValueError(f"head.margin_options: {options!r}: {head.margin} does not take them all") from error
+
+
+def build_config_backbone(config: Config) -> nn.Module:
+    """Build it with random weights for data.image_size.
+
+    Raises:
+        ValueError: an unknown name or a value out of range.
+    """
+    backbone = config.backbone
+    options = {"checkpointing": True} if backbone.checkpointing else {}
+    return build_backbone(
+        backbone.name,
+        embedding_size=backbone.embedding_size,
+        image_size=config.data.image_size,
+        width=backbone.width,
+        dropout=backbone.dropout,
+        **options,
+    )
