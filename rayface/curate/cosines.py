@@ -1,8 +1,6 @@
 """Cosines in float32, and decisions about them as if they were in float64."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,40 +58,33 @@ def batch_cosines(embeddings: Floats, batch: Batch) -> NDArray[np.float32]:
     return products
 
 
-def above_in_batch(
+def alike_in_batch(
     embeddings: Floats, batch: Batch, cosines: NDArray[np.float32], threshold: float, block_bytes: int
-) -> Bools:
-    """Return (b, m, m): which pairs have a higher cosine than the threshold."""
+) -> tuple[Ints, Ints]:
+    """Return the pairs of faces with a higher cosine than the threshold, as two arrays of places in batch.rows.ravel().
 
-    def exact(at: tuple[Ints, ...]) -> NDArray[np.float64]:
-        identity, left, right = at
-        return _exact(embeddings, batch.rows[identity, left], batch.rows[identity, right], block_bytes)
-
-    return _above(cosines, threshold, margin(embeddings), exact)
+    Each pair once, the lower place first.
+    """
+    width = cosines.shape[1]
+    unsure = margin(embeddings)
+    likely = cosines > threshold - unsure
+    likely &= np.triu(np.ones((width, width), bool), 1)
+    at = np.flatnonzero(likely)
+    face, right = np.divmod(at, width)
+    left, right = face, face // width * width + right
+    near = np.flatnonzero(cosines.ravel()[at] <= threshold + unsure)
+    rows = batch.rows.ravel()
+    refused = near[_exact(embeddings, rows[left[near]], rows[right[near]], block_bytes) <= threshold]
+    return np.delete(left, refused), np.delete(right, refused)
 
 
 def above_between(embeddings: Floats, left: Ints, right: Ints, threshold: float, block_bytes: int) -> Bools:
     """Return (p, q): which of the rows left (p,) and right (q,) have a higher cosine than the threshold."""
-    units = (unit_rows(embeddings, side).astype(np.float32) for side in (left, right))
-    return _above(
-        _products(*units),
-        threshold,
-        margin(embeddings),
-        lambda at: _exact(embeddings, left[at[0]], right[at[1]], block_bytes),
-    )
-
-
-def _above(
-    cosines: NDArray[np.float32],
-    threshold: float,
-    unsure: float,
-    exact: Callable[[tuple[Ints, ...]], NDArray[np.float64]],
-) -> Bools:
-    """Which cosines are above the threshold; those within unsure of it are asked of exact, by their places."""
+    cosines = _products(*(unit_rows(embeddings, side).astype(np.float32) for side in (left, right)))
+    unsure = margin(embeddings)
     above = cosines > threshold + unsure
-    near: Any = np.nonzero((cosines > threshold - unsure) != above)
-    if len(near[0]):
-        above[near] = exact(near) > threshold
+    near = np.nonzero((cosines > threshold - unsure) != above)
+    above[near] = _exact(embeddings, left[near[0]], right[near[1]], block_bytes) > threshold
     return above
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rayface.curate.cosines import above_between, above_in_batch, batch_cosines, margin, unit_rows
+from rayface.curate.cosines import above_between, alike_in_batch, batch_cosines, margin, unit_rows
 from rayface.curate.identities import (
     BLOCK_BYTES,
     Batch,
@@ -98,8 +98,8 @@ def suppress_many(
     found = Selection(np.ones(len(values), bool), np.zeros(len(values), np.float32), np.full(len(values), -1, np.int64))
 
     def identity_bytes(faces: int) -> int:
-        # the rows as stored and in float32; cosines, their like while sorted out, and two masks
-        return faces * (size * (values.itemsize + 4) + 10 * faces + 64)
+        # the rows as stored and in float32; cosines, a mask of them, and pairs, at worst all of them
+        return faces * (size * (values.itemsize + 4) + 40 * faces + 64)
 
     sizes = np.diff(bounds)
     limit = _largest(identity_bytes, block_bytes)
@@ -127,23 +127,25 @@ def _suppress_batch(
     cosines = batch_cosines(values, batch)
     counts = np.count_nonzero(batch.valid, axis=1)
     scores = np.where(batch.valid, 1 - cosines.sum(axis=2) / counts[:, None], -np.inf)
-    cosines.reshape(len(cosines), -1)[:, :: cosines.shape[2] + 1] = -2  # a face is not alike to itself
-    above = above_in_batch(values, batch, cosines, threshold, block_bytes)
+    left, right = alike_in_batch(values, batch, cosines, threshold, block_bytes)
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
     # the order matters only where there is something to drop
-    close = above.any(axis=(1, 2)) & (ranked[:, :-1] < ranked[:, 1:] + _SCORE_MARGIN * margin(values)).any(axis=1)
+    close = np.zeros(len(scores), bool)
+    close[left // scores.shape[1]] = True
+    close &= (ranked[:, :-1] < ranked[:, 1:] + _SCORE_MARGIN * margin(values)).any(axis=1)
     step = max(1, block_bytes // (cosines.shape[1] * values.shape[1] * 16))
     unsure = np.flatnonzero(close)
     for part in (unsure[k : k + step] for k in range(0, len(unsure), step)):
         scores[part] = _batch_scores(values, batch.rows[part], batch.valid[part])
         order[part] = np.argsort(-scores[part], axis=1, kind="stable")
-    kept, by = _scan(above, order, batch.valid)
+    kept, by = _choose(order, left, right)
+    kept &= batch.valid
     _bring_back(kept, by, order, batch.valid, min_images)
     places = batch.rows[batch.valid]
     found.kept[places] = kept[batch.valid]
     found.score[places] = scores[batch.valid]
-    found.suppressed_by[places] = np.where(by < 0, -1, batch.rows[:, :1] + by)[batch.valid]
+    found.suppressed_by[places] = np.where(by < 0, -1, batch.rows.ravel()[by])[batch.valid]
 
 
 def _suppress_large(
@@ -160,11 +162,11 @@ def _suppress_large(
         faces = members[by[members] < 0]
         if len(faces) == 0:
             continue
-        above = above_between(values, faces, faces, threshold, block_bytes)
-        chosen, within = _scan(above[None], np.arange(len(faces))[None], np.ones((1, len(faces)), bool))
-        keepers, dropped = faces[chosen[0]], ~chosen[0]
+        alike = np.triu(above_between(values, faces, faces, threshold, block_bytes), 1)
+        chosen, within = (part[0] for part in _choose(np.arange(len(faces))[None], *np.nonzero(alike)))
+        keepers = faces[chosen]
         found.kept[keepers] = True
-        by[faces[dropped]] = faces[within[0][dropped]]
+        by[faces[~chosen]] = faces[within[~chosen]]
         for later in blocks[k + 1 :]:
             others = later[by[later] < 0]
             above = above_between(values, keepers, others, threshold, block_bytes)
@@ -194,32 +196,42 @@ def _scores_of_one(values: Floats, rows: Ints) -> NDArray[np.float64]:
     return np.round(scores, _SCORE_DECIMALS)
 
 
-def _scan(over: Bools, order: Ints, valid: Bools) -> tuple[Bools, Ints]:
-    """The greedy choice, for all identities of a batch at once, one place in their orders at a time.
+def _choose(order: Ints, left: Ints, right: Ints) -> tuple[Bools, Ints]:
+    """The greedy choice of all identities of a batch at once.
+
+    In rounds: a face is kept once none of the undecided ones it is alike to comes before it, and those alike to a kept
+    face are dropped. That is what going through the order gives, in a few rounds instead of a step for each face.
 
     Args:
-        over: (b, m, m) too alike; the diagonal is not looked at.
         order: (b, m) faces by falling score.
+        left, right: pairs of faces that are too alike, places in order.ravel().
     Returns:
-        kept (b, m) and suppressed_by (b, m), places in the identity or -1.
+        kept (b, m), and suppressed_by (b, m): places in order.ravel(), the first by order, or -1.
     """
-    each, size = np.arange(len(valid)) * valid.shape[1], valid.shape[1]
-    alive, kept, by = valid.copy(), np.zeros_like(valid), np.full(valid.shape, -1, np.int64)
-    dropped = np.empty_like(valid)
-    for face in order.T:
-        at = each + face
-        chosen = alive.ravel().take(at)
-        if not chosen.any():
-            continue
-        kept.ravel()[at] = chosen
-        alive.ravel()[at] = False
-        np.take(over.reshape(-1, size), at, axis=0, out=dropped, mode="clip")  # other modes copy once more
-        dropped &= alive
-        dropped &= chosen[:, None]
-        places = np.flatnonzero(dropped)
-        by.ravel()[places] = face[places // size]
-        alive.ravel()[places] = False
-    return kept, by
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), axis=1)
+    ranks = rank.ravel()
+    swapped = ranks[left] > ranks[right]
+    first, second = np.where(swapped, right, left), np.where(swapped, left, right)
+    kept, undecided = np.ones(len(ranks), bool), np.ones(len(ranks), bool)
+    before, after = first, second
+    while len(before):
+        free = undecided.copy()
+        free[after] = False
+        dropped = after[free[before]]
+        kept[dropped] = False
+        undecided[dropped] = False
+        undecided &= ~free
+        going = undecided[before] & undecided[after]
+        before, after = before[going], after[going]
+    by = np.full(len(ranks), -1, np.int64)
+    decisive = kept[first]
+    first, second = first[decisive], second[decisive]
+    earliest = np.full(len(ranks), len(ranks))
+    np.minimum.at(earliest, second, ranks[first])
+    winner = ranks[first] == earliest[second]
+    by[second[winner]] = first[winner]
+    return kept.reshape(order.shape), by.reshape(order.shape)
 
 
 def _bring_back(kept: Bools, by: Ints, order: Ints, valid: Bools, min_images: int) -> None:

@@ -13,6 +13,7 @@ Bools = NDArray[np.bool_]
 BLOCK_BYTES = 16 * 2**20  # fits a core's share of the cache, and has hundreds of ordinary identities
 
 _LIKE_SIZE = 0.75
+_UNIT = 8  # of widths: batched products are up to twice as fast at multiples of it
 
 
 class Selection(NamedTuple):
@@ -24,7 +25,7 @@ class Selection(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """b identities of like size, padded to the m faces of the largest."""
+    """b identities of like size, padded to m faces, a little more than the largest has."""
 
     identities: Ints  # (b,)
     rows: Ints  # (b, m), of the embeddings; a padded place repeats its identity's last face
@@ -107,10 +108,11 @@ def batches(offsets: Ints, identities: Ints, identity_bytes: Callable[[int], int
     first = 0
     while first < len(ordered):
         largest = int(sizes[first])
-        count = max(1, block_bytes // identity_bytes(largest))
+        width = largest if largest <= _UNIT else -(-largest // _UNIT) * _UNIT
+        count = max(1, block_bytes // identity_bytes(width))
         alike = int(np.searchsorted(-sizes, -_LIKE_SIZE * largest, side="right"))
         last = min(first + count, alike)
-        members, places = ordered[first:last], np.arange(largest)
+        members, places = ordered[first:last], np.arange(width)
         counts = sizes[first:last, None]
         rows = offsets[members][:, None] + np.minimum(places, counts - 1)
         yield Batch(members, rows, places < counts)
