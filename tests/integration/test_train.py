@@ -214,15 +214,18 @@ def test_an_interrupt_saves_a_checkpoint_and_says_how_to_go_on(drawn, tmp_path, 
     run = tmp_path / "run"
     arguments = ["--preset=debug", f"data.train={drawn}", f"train.output={run}", "train.epochs=10000"]
     command = [sys.executable, "-m", "rayface.cli", "train", *arguments, "tracking.enabled=false"]
+    journal = run / "journal" / "rank0.jsonl"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        journal = run / "journal" / "rank0.jsonl"
-        deadline = time.monotonic() + 120
-        while not (journal.exists() and read_metrics(journal.parent)):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        process.send_signal(sent)
-        _, errors = process.communicate(timeout=120)
+        try:
+            deadline = time.monotonic() + 300
+            while not (journal.exists() and read_metrics(journal.parent)):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            process.send_signal(sent)
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == code
     (saved,) = checkpoint.all_in(run)[-1:]
     last = read_metrics(journal.parent)["train/loss"][-1][0]
