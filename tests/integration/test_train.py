@@ -215,7 +215,12 @@ def test_an_interrupt_saves_a_checkpoint_and_says_how_to_go_on(drawn, tmp_path, 
     arguments = ["--preset=debug", f"data.train={drawn}", f"train.output={run}", "train.epochs=10000"]
     command = [sys.executable, "-m", "rayface.cli", "train", *arguments, "tracking.enabled=false"]
     journal = run / "journal" / "rank0.jsonl"
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts() -> None:
+        """A test run in the background ignores SIGINT, and what it starts inherits that."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
         try:
             deadline = time.monotonic() + 300
             while not (journal.exists() and read_metrics(journal.parent)):
