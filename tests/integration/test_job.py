@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A head node on loopback with a dashboard, stopped by its pid."""
     dashboard, log = free_port(), tmp_path_factory.mktemp("head") / "log"
     # Ray's sockets live below its temporary folder and their paths are limited to 107 characters.
-    scratch = Path(f"/tmp/rf-{os.getpid()}")
+    scratch = Path(tempfile.mkdtemp(prefix="rf"))
     with log.open("wb") as out:
         process = subprocess.Popen(
             [
