@@ -82,12 +82,15 @@ def train(
         with claimed(config, resume) as run:
             check_data(run, _data_facts(dataset))
             configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
-            return _train_in(run, config, dataset, plan, follow)
+            return _train_in(run, config, dataset, plan, follow, resume=resume)
 
 
-def _train_in(run: Path, config: Config, dataset: Dataset, plan: SamplePlan, follow: Follow) -> dict[str, Any]:
+def _train_in(
+    run: Path, config: Config, dataset: Dataset, plan: SamplePlan, follow: Follow, *, resume: bool
+) -> dict[str, Any]:
     start = time.time()
-    (run / "faults.log").write_text("".join(f"{fault}\n" for fault in dataset.faults))
+    if not resume:
+        (run / "faults.log").write_text("".join(f"{fault}\n" for fault in dataset.faults))
     with _tracked(config, run, dataset) as tracked:
         total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
         with follow(run, total_steps):
