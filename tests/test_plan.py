@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,7 +243,9 @@ def test_what_fits_is_not_refused_and_what_never_fits_says_so(small):
 def test_training_refuses_before_workers_start(small, monkeypatch):
     from rayface.training import trainer
 
-    machine = {"Alive": True, "Resources": {"CPU": 2.0}}
+    machine = {"Alive": True, "NodeID": "here", "Resources": {"CPU": 2.0}}
+    here = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(trainer.ray, "get_runtime_context", lambda: here)
     monkeypatch.setattr(trainer.ray, "nodes", lambda: [machine, {"Alive": False, "Resources": {}}])
     monkeypatch.setattr(trainer.ray, "cluster_resources", lambda: {"CPU": 2.0})
     shares: list[int] = []
