@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rayface import __version__, cli
+from rayface.config import parse_bytes
 
 
 def run(
@@ -143,4 +144,4 @@ def test_debug_shows_the_traceback_and_ends_with_the_same_code(call):
 
 @pytest.mark.parametrize(("text", "value"), [("256MB", 256 * 2**20), ("1g", 2**30), ("1000", 1000), ("5KB", 5120)])
 def test_sizes(text, value):
-    assert cli.parse_bytes(text) == value
+    assert parse_bytes(text) == value

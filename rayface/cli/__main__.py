@@ -1,0 +1,3 @@
+from rayface.cli import main
+
+main()

@@ -1,0 +1,68 @@
+"""Benchmarks: ratios of things measured in one run."""
+
+from typing import Annotated
+
+import typer
+
+from rayface.cli.common import Debug, Json, Seed, app, show_result
+from rayface.config import parse_bytes
+
+bench = typer.Typer(help="Measure this machine; ratios are of things measured in one run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("head")
+def bench_head(
+    classes: Annotated[int, typer.Option("--classes", "-C", min=1)] = 1_000_000,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Over all workers.")] = 256,
+    sample_rate: Annotated[float, typer.Option("--sample-rate", "-r")] = 0.1,
+    dtype: Annotated[str, typer.Option(help="Of the matrix products: fp32 or bf16.")] = "fp32",
+    storage_dtype: Annotated[str, typer.Option(help="Of centers and momentum: fp32 or bf16.")] = "fp32",
+    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    workers: Annotated[int, typer.Option(min=1)] = 1,
+    steps: Annotated[int, typer.Option(min=1)] = 5,
+    logit_memory: Annotated[str, typer.Option(help="As head.logit_memory.")] = "512MB",
+    straightforward: Annotated[bool, typer.Option("--straightforward", help="Measure the plain way too.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Seconds and memory of a class layer's step, against its three bare matrix products."""
+    from rayface.bench.head import bench_head as measure
+
+    result = measure(
+        classes,
+        batch_size,
+        sample_rate,
+        dtype,
+        workers,
+        steps,
+        embedding_size=embedding_size,
+        storage_dtype=storage_dtype,
+        logit_memory=parse_bytes(logit_memory),
+        straightforward=straightforward,
+        device=device,
+    )
+    show_result("class layer, a step", result, json)
+
+
+@bench.command("nms")
+def bench_nms(
+    faces: Annotated[int, typer.Option(min=1)] = 1_000_000,
+    identities: Annotated[int, typer.Option(min=1)] = 50_000,
+    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    keep: Annotated[float, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = 0.6,
+    dtype: Annotated[str, typer.Option(help="Of the stored embeddings: fp16 or fp32.")] = "fp16",
+    threads: Annotated[int, typer.Option(min=1, help="Of the matrix products.")] = 1,
+    loop_identities: Annotated[int, typer.Option(min=1, help="Drawn for the double loop; its time is scaled.")] = 500,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Faces a second of Face-NMS on drawn embeddings, against a plain double loop on some of them."""
+    from rayface.bench.nms import bench_nms as measure
+
+    result = measure(
+        faces, identities, embedding_size, keep, dtype, threads, loop_identities=loop_identities, seed=seed
+    )
+    show_result("Face-NMS", result, json)

@@ -1,0 +1,72 @@
+"""Verbs of checkpoints: show, verify, export, reshard."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayface.cli.common import Debug, Json, app, show_result
+
+checkpoints = typer.Typer(help="Look into a checkpoint and take parts out of it.", no_args_is_help=True)
+app.add_typer(checkpoints, name="checkpoint")
+CheckpointDir = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint, or a run directory: its newest.")]
+
+
+@checkpoints.command("show")
+def checkpoint_show(directory: CheckpointDir, json: Json = False, debug: Debug = False) -> None:
+    """Say what a checkpoint holds and whether it is whole."""
+    from rayface.training.checkpoint_tools import show, table
+
+    shown = show(directory)
+    show_result("checkpoint", shown if json else table(shown), json)
+
+
+@checkpoints.command("verify")
+def checkpoint_verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint, or a run directory: all of its.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare every byte with the digests; exit code 1 where there are faults, each is named."""
+    from rayface.training.checkpoint_tools import verify
+
+    found = verify(directory)
+    faults = [fault for reasons in found.values() for fault in reasons]
+    for fault in faults:
+        typer.echo(fault, err=True)
+    names = {name: "damaged" if reasons else "whole" for name, reasons in found.items()}
+    show_result("verified", {"whole": not faults, "checkpoints": names, **({"faults": faults} if json else {})}, json)
+    raise typer.Exit(1 if faults else 0)
+
+
+@checkpoints.command("export")
+def checkpoint_export(
+    directory: CheckpointDir,
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and model.json.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the backbone of a checkpoint as a model."""
+    from rayface.training.checkpoint_tools import export
+
+    show_result("exported", export(directory, out), json)
+
+
+@checkpoints.command("reshard")
+def checkpoint_reshard(
+    directory: CheckpointDir,
+    out: Annotated[Path, typer.Option(help="New folder for centers.safetensors, or a file for each rank.")],
+    ranks: Annotated[int, typer.Option("--ranks", "-W", min=1, help="Files to split the class centers into.")] = 1,
+    from_arcface: Annotated[
+        bool,
+        typer.Option(
+            "--from-arcface", help="DIR holds arcface_torch's checkpoint_gpu_K.pt or rank_K_softmax_weight.pt."
+        ),
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Merge the class centers of all ranks into one safetensors matrix, or split them for so many ranks."""
+    from rayface.training.checkpoint_tools import reshard
+
+    show_result("resharded", reshard(directory, out, ranks=ranks, from_arcface=from_arcface), json)

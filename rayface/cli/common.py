@@ -1,0 +1,54 @@
+"""The app, and what its verbs share: options, and how a result is shown."""
+
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="rayface",
+    help="Very-large-scale face-recognition training on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout instead of a table.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster, if the verb uses one; default: RAY_ADDRESS or a local Ray.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's logs, and tracebacks of errors.")]
+Seed = Annotated[int, typer.Option(min=0, help="Every seed is another result; the same seed is the same one.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, dotted.")]
+ShardSize = Annotated[str, typer.Option(help="Largest shard, as 256MB.")]
+
+
+def dataset_facts(dataset: Any, out: str) -> dict[str, Any]:
+    return {
+        "dataset": out,
+        "images": dataset.num_images,
+        "identities": dataset.num_classes,
+        "shards": len(dataset.shards),
+        "faults": len(dataset.faults),
+    }
+
+
+def show_result(title: str, result: dict[str, Any], as_json: bool) -> None:
+    from rayface.display import json_line, result_table
+
+    if as_json:
+        json_line(result)
+    else:
+        result_table(title, {name.replace("_", " "): _text(value) for name, value in result.items()})
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items()) or "-"
+    return str(value)

@@ -1,0 +1,95 @@
+"""Verbs of data: synth, convert, check."""
+
+from typing import Annotated
+
+import typer
+
+from rayface.cli.common import Address, Debug, Json, Seed, ShardSize, app, dataset_facts, show_result
+from rayface.config import parse_bytes
+
+
+@app.command()
+def synth(
+    out: Annotated[str, typer.Argument(help="Directory to make.")],
+    identities: Annotated[int, typer.Option(min=1)] = 200,
+    images_per_identity: Annotated[int, typer.Option(min=1)] = 20,
+    seed: Seed = 0,
+    pairs: Annotated[int, typer.Option(min=0, help="Also write pairs.csv with so many pairs to verify.")] = 0,
+    image_size: Annotated[int, typer.Option(min=16)] = 112,
+    shard_size: ShardSize = "256MB",
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Draw a set of faces; nobody's likeness, the same for a seed."""
+    from rayface.data.synth import synthesize
+
+    dataset = synthesize(
+        out,
+        identities=identities,
+        images_per_identity=images_per_identity,
+        seed=seed,
+        pairs=pairs,
+        image_size=image_size,
+        shard_size=parse_bytes(shard_size),
+    )
+    show_result(f"drawn into {out}", dataset_facts(dataset, out), json)
+
+
+@app.command()
+def convert(
+    src: Annotated[str, typer.Argument(help="What there is.")],
+    out: Annotated[str, typer.Argument(help="Dataset directory to make.")],
+    source: Annotated[str, typer.Option("--from", help="Kind of SRC: folder (one of images for each identity).")],
+    shard_size: ShardSize = "256MB",
+    layout: Annotated[str, typer.Option(help="shuffled or by_identity.")] = "shuffled",
+    seed: Seed = 0,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Convert face images to a dataset of tar shards."""
+    from rayface.data.convert import CONVERTERS
+    from rayface.display import counting
+
+    if source not in CONVERTERS:
+        raise ValueError(f"--from: {source!r}: must be one of {', '.join(CONVERTERS)}")
+    with counting("converting") as progress:
+        dataset = CONVERTERS[source](
+            src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed, progress=progress
+        )
+    for fault in dataset.faults:
+        typer.echo(str(fault), err=True)
+    show_result(f"converted into {out}", dataset_facts(dataset, out), json)
+
+
+@app.command()
+def check(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Dataset directory.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Also compare digests and decode every image.")] = False,
+    write_manifest: Annotated[bool, typer.Option("--write-manifest", help="Write dataset.json into DIR.")] = False,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Count a dataset and name every fault in it; exit code 1 where there are faults."""
+    from rayface.data.check import check as check_dataset
+    from rayface.display import counting
+
+    with counting("checking") as progress:
+        report = check_dataset(directory, deep=deep, write_manifest=write_manifest, progress=progress)
+    facts = {
+        "dataset": directory,
+        "images": report.num_images,
+        "identities": report.num_classes,
+        "shards": len(report.shards),
+        "bytes": report.num_bytes,
+        "faults": report.counts,
+    }
+    if json:
+        show_result("", {**facts, "fault_list": [str(fault) for fault in report.faults]}, json)
+    else:
+        for fault in report.faults:
+            typer.echo(str(fault), err=True)
+        show_result(f"checked {directory}", facts, json)
+    raise typer.Exit(0 if report.ok else 1)

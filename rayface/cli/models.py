@@ -1,0 +1,42 @@
+"""Verbs of models: evaluate, export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayface.cli.common import Address, Debug, Json, app, show_result
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
+    pairs: Annotated[str, typer.Option(help="CSV of pairs: path_a,path_b,is_same,fold.")],
+    data: Annotated[str, typer.Option(help="Dataset directory that holds the members named in the pairs.")],
+    out: Annotated[Path, typer.Option(help="Directory for evaluation.json and the ROC curve.")],
+    backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Measure verification accuracy (10 folds, mirrored images added) on pairs."""
+    from rayface.evaluation.jobs import evaluate_on_pairs
+
+    show_result("evaluated", evaluate_on_pairs(model, pairs, data, out, backbone=backbone, batch_size=batch_size), json)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
+    onnx: Annotated[Path, typer.Option(help="File to write.")],
+    backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Export a model to ONNX with a dynamic batch, checked against PyTorch."""
+    from rayface.evaluation.export import export_onnx, load_model
+
+    result = export_onnx(load_model(model, backbone=backbone), onnx)
+    show_result("exported", {"onnx": str(onnx), **result}, json)

@@ -1,0 +1,97 @@
+"""Verbs of training: train, plan, sync."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayface.cli.common import Address, Debug, Json, Overrides, app, show_result
+from rayface.config import parse_bytes
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of config keys.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Train a model into a run directory, logged to MLflow."""
+    from rayface.display import follow_training
+    from rayface.training.run_directory import resolve
+    from rayface.training.trainer import train as train_model
+
+    resolved = resolve(preset, config, overrides or [], resume=resume)
+    result = train_model(
+        resolved,
+        resume=resume,
+        address=address,
+        debug=debug,
+        follow=follow_training,
+        say=lambda text: typer.echo(text, err=True),
+    )
+    show_result("trained", result, json)
+
+
+@app.command()
+def plan(
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of config keys.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Workers; default: train.num_workers.")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, as 80GB: refuse what does not fit.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="C, where there is no dataset yet.")] = None,
+    num_images: Annotated[int | None, typer.Option(min=1, help="Of an epoch, where there is no dataset yet.")] = None,
+    gemm_tflops: Annotated[float, typer.Option(help="Large bf16 matrix products.")] = 400.0,
+    fp32_tflops: Annotated[float, typer.Option(help="Large fp32 matrix products.")] = 40.0,
+    memory_bandwidth: Annotated[float, typer.Option(help="Of device memory, GB/s.")] = 2000.0,
+    link_bandwidth: Annotated[float, typer.Option(help="Of a worker, each way, GB/s.")] = 50.0,
+    backbone_efficiency: Annotated[float, typer.Option(help="Share of the products' rate it reaches.")] = 0.25,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Compute activations of blocks twice.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="PNG of memory and images/s against the classes.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a training run will take, and refuse what cannot fit."""
+    from rayface.plan.planning import plan_run
+
+    rates = {
+        "gemm_tflops": gemm_tflops,
+        "fp32_tflops": fp32_tflops,
+        "memory_bandwidth": memory_bandwidth,
+        "link_bandwidth": link_bandwidth,
+        "backbone_efficiency": backbone_efficiency,
+    }
+    planned = plan_run(
+        preset,
+        config,
+        overrides or [],
+        num_workers=gpus,
+        memory_per_device=parse_bytes(gpu_memory) if gpu_memory else None,
+        num_classes=num_classes,
+        num_images=num_images,
+        rates=rates,
+        recompute=recompute,
+        plot=plot,
+    )
+    show_result("planned", planned.as_dict() if json else planned.table(), json)
+    if planned.refusal:
+        raise ValueError(planned.refusal)
+
+
+@app.command()
+def sync(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for MLflow.")] = 60.0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Deliver to MLflow what a run could not, because the server was down."""
+    from rayface.tracking import deliver
+
+    delivered = deliver(run / "journal", timeout)
+    show_result("synced", {"run": str(run), "delivered": delivered}, json)
+    raise typer.Exit(0 if delivered else 1)
