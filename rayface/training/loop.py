@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from rayface.config import Config
 from rayface.data.images import augment
@@ -20,14 +18,14 @@ from rayface.data.stream import Batch, FaultCounter
 from rayface.evaluation.export import save_model
 from rayface.evaluation.protocols import PairSet, embed_images, evaluate_pairs, load_pairs
 from rayface.evaluation.verification import roc, thinned
-from rayface.heads import build_head
 from rayface.tracking import Journal
 from rayface.tracking.journal import CHECKPOINT_FAULTS
 from rayface.training import checkpoint, interrupt
 from rayface.training.checkpoint_writer import CheckpointWriter
 from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, gather_rows, use_cores
+from rayface.training.meter import Meter
 from rayface.training.optim import build_optimizer
-from rayface.training.parts import build_config_backbone, build_config_margin
+from rayface.training.parts import build_config_backbone, build_config_head, data_parallel
 from rayface.training.schedules import build_schedule
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
@@ -69,7 +67,7 @@ class Training:
         torch.manual_seed(config.train.seed)
         backbone = build_config_backbone(config)
         self.backbone = backbone.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.head = _build_head(config, num_classes, world)
+        self.head = build_config_head(config, num_classes, world)
         self.optimizer = build_optimizer(
             config.optim.name,
             self.backbone,
@@ -88,10 +86,10 @@ class Training:
         self.accuracy: float | None = None  # of the last evaluation; known to rank 0
         self.step = self._restore()
         self.checkpoints.reserve(self._state())
-        self.forward = _data_parallel(self.backbone, world)
+        self.forward = data_parallel(self.backbone, world)
         self.faults = FaultCounter(plan.num_samples, config.data.max_corrupt_fraction, known_faults)
         self.pairs = _load_pairs(config)
-        self._meter = _Meter(self.step)
+        self._meter = Meter(self.step)
         self._last_evaluation: dict[str, Any] = {}
         self.loss = math.nan
 
@@ -297,66 +295,6 @@ class Training:
 
     def _checkpoint_every(self) -> int:
         return self.config.train.checkpoint_every or self.plan.steps_per_epoch
-
-
-class _Meter:
-    """Steps a second and the share of time spent waiting for data, since the last restart or reading."""
-
-    def __init__(self, step: int) -> None:
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
-
-    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, with the time that each took to come counted as waiting."""
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            self._waited += time.perf_counter() - start
-            yield batch
-
-    def read(self, step: int) -> tuple[float, float]:
-        """Steps a second and share of time waited, since the last reading; starts anew."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        reading = (step - self._step) / elapsed, self._waited / elapsed
-        self.restart(step)
-        return reading
-
-
-def _build_head(config: Config, num_classes: int, world: World) -> Any:
-    head = config.head
-    return build_head(
-        head.name,
-        embedding_size=config.backbone.embedding_size,
-        num_classes=num_classes,
-        margin=build_config_margin(head),
-        sample_rate=head.sample_rate,
-        center_update=head.center_update,
-        optimizer=config.optim.name,
-        momentum=config.optim.momentum,
-        weight_decay=config.optim.weight_decay,
-        storage_dtype=head.storage_dtype,
-        compute_dtype=head.compute_dtype,
-        logit_memory=head.logit_memory,
-        host_memory=head.host_memory,
-        seed=config.train.seed,
-        device=world.device,
-    )
-
-
-def _data_parallel(backbone: torch.nn.Module, world: World) -> torch.nn.Module:
-    if world.size == 1:
-        return backbone
-    # Batch-norm statistics stay each rank's own while training, and are averaged when they are used.
-    return DistributedDataParallel(
-        backbone,
-        device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
 
 
 def _load_pairs(config: Config) -> PairSet | None:

@@ -1,11 +1,15 @@
 """Parts that a config asks for, built alike on the driver, which checks, and on the workers."""
 
+from typing import Any
+
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rayface.backbones import build_backbone
 from rayface.config import Config, HeadConfig
-from rayface.heads import build_margin
+from rayface.heads import build_head, build_margin
 from rayface.heads.margins import Margin
+from rayface.training.distributed import World
 
 
 def build_config_margin(head: HeadConfig) -> Margin:
@@ -40,4 +44,39 @@ def build_config_backbone(config: Config) -> nn.Module:
         width=backbone.width,
         dropout=backbone.dropout,
         **options,
+    )
+
+
+def build_config_head(config: Config, num_classes: int, world: World) -> Any:
+    """Build this rank's part of the class layer."""
+    head = config.head
+    return build_head(
+        head.name,
+        embedding_size=config.backbone.embedding_size,
+        num_classes=num_classes,
+        margin=build_config_margin(head),
+        sample_rate=head.sample_rate,
+        center_update=head.center_update,
+        optimizer=config.optim.name,
+        momentum=config.optim.momentum,
+        weight_decay=config.optim.weight_decay,
+        storage_dtype=head.storage_dtype,
+        compute_dtype=head.compute_dtype,
+        logit_memory=head.logit_memory,
+        host_memory=head.host_memory,
+        seed=config.train.seed,
+        device=world.device,
+    )
+
+
+def data_parallel(backbone: nn.Module, world: World) -> nn.Module:
+    """The backbone with gradients averaged over the ranks; itself where there is one rank."""
+    if world.size == 1:
+        return backbone
+    # Batch-norm statistics stay each rank's own while training, and are averaged when they are used.
+    return DistributedDataParallel(
+        backbone,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
     )

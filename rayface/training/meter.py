@@ -1,0 +1,33 @@
+"""Speed of the step loop, and what it waits for."""
+
+import time
+from collections.abc import Iterator
+
+from rayface.data.stream import Batch
+
+
+class Meter:
+    """Steps a second and the share of time spent waiting for data, since the last restart or reading."""
+
+    def __init__(self, step: int) -> None:
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
+
+    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, with the time that each took to come counted as waiting."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def read(self, step: int) -> tuple[float, float]:
+        """Steps a second and share of time waited, since the last reading; starts anew."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        reading = (step - self._step) / elapsed, self._waited / elapsed
+        self.restart(step)
+        return reading
