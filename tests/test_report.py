@@ -75,6 +75,12 @@ def test_a_report_stands_alone(tmp_path, metrics):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.yaml", "plots", "report.html"]
 
 
+def test_a_browser_draws_the_report(tmp_path, metrics, browser):
+    seen = browser(training_report(tmp_path, title="mini-001", metrics=metrics, table=[], roc=ROC))
+    assert seen.console == []
+    assert Page(seen.dom).tags.count("svg") == 5
+
+
 def test_plots_are_pictures(tmp_path, metrics):
     files = training_plots(tmp_path, metrics=metrics, roc=ROC)
     assert list(files) == ALL
