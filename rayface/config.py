@@ -27,6 +27,23 @@ def parse_bytes(text: str) -> int:
     return int(digits) * factor
 
 
+def parse_paths(field: str, text: str) -> tuple[str, ...]:
+    """One path, or several written as '[a,b]', as data.train takes them.
+
+    Raises:
+        ValueError: brackets that hold no list of paths.
+    """
+    if not text.startswith("["):
+        return (text,)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values = None
+    if not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{field}: {text!r}: must be a directory, or several as '[a,b]'")
+    return tuple(values)
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]

@@ -1,0 +1,212 @@
+"""Embeddings on disk: parquet files with key, label and embedding, ours or anyone's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayface.curate.identities import Floats, Ints
+from rayface.data.storage import AtomicFile, DataError, join, list_files, locate, normalise, one_line
+
+MANIFEST = "embeddings.json"
+_PART = b"rayface"  # metadata key of a part of ours
+_TYPES = {"fp16": pa.float16(), "fp32": pa.float32()}
+_DTYPES = {"halffloat": np.float16, "float": np.float32}
+Dtype = Literal["fp16", "fp32"]
+
+
+class Rows(NamedTuple):
+    """n faces."""
+
+    keys: pa.Array  # (n,) string
+    labels: Ints  # (n,)
+    embeddings: Floats  # (n, D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingFile:
+    path: str
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """A set of embedding files; small enough to send to workers.
+
+    Attributes:
+        files: in the order of their names.
+        size: length of an embedding, D.
+        dtype: "float16" or "float32".
+    """
+
+    files: tuple[EmbeddingFile, ...]
+    size: int
+    dtype: str
+
+    @property
+    def num_rows(self) -> int:
+        return sum(file.num_rows for file in self.files)
+
+
+def open_embeddings(path: str | Path) -> Embeddings:
+    """Look at embeddings without reading them.
+
+    Args:
+        path: a parquet file, or a folder of them (local or URI): `key` string, `label` integer, `embedding` fixed-size
+            list of float16 or float32.
+
+    Raises:
+        DataError: one line; a missing column, another type, files of different dimension, no rows.
+    """
+    root = normalise(path)
+    if root.partition("?")[0].endswith(".parquet"):
+        paths = [root]
+    else:
+        names = [file.name for file in list_files(root)]
+        if JOB in names and MANIFEST not in names:
+            raise DataError(f"{root}: the embeddings were never finished; run the command that writes them again")
+        paths = [join(root, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
+    if not paths:
+        raise DataError(f"{root}: no parquet files in this folder; give what `rayface embed` wrote")
+    files, kinds = [], []
+    for each in paths:
+        with _opened(each) as file:
+            kinds.append(_kind(each, file.schema_arrow))
+            files.append(EmbeddingFile(path=each, num_rows=file.metadata.num_rows))
+    for each, kind in zip(paths, kinds, strict=True):
+        if kind != kinds[0]:
+            raise DataError(
+                f"{each}: embedding: is {kind[1]} of length {kind[0]}, in {paths[0]} it is {kinds[0][1]} of length "
+                f"{kinds[0][0]}; all files must come from one model"
+            )
+    size, dtype = kinds[0]
+    found = Embeddings(files=tuple(files), size=size, dtype=dtype)
+    if found.num_rows == 0:
+        raise DataError(f"{root}: has no rows; there is nothing to choose from")
+    return found
+
+
+JOB = "job.json"  # what is being embedded, beside parts that are not all there yet
+
+
+def _opened(path: str) -> pq.ParquetFile:
+    filesystem, inside = locate(path)
+    try:
+        return pq.ParquetFile(filesystem.open_input_file(inside))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as parquet ({one_line(error)})") from None
+
+
+def _kind(path: str, schema: pa.Schema) -> tuple[int, str]:
+    for name in ("key", "label", "embedding"):
+        if name not in schema.names:
+            raise DataError(f"{path}: has no column {name}; embeddings need key, label and embedding")
+    key, label, embedding = (schema.field(name).type for name in ("key", "label", "embedding"))
+    if not (pa.types.is_string(key) or pa.types.is_large_string(key)):
+        raise DataError(f"{path}: key: is {key}, must be string")
+    if not pa.types.is_integer(label):
+        raise DataError(f"{path}: label: is {label}, must be int64")
+    if not pa.types.is_fixed_size_list(embedding) or str(embedding.value_type) not in _DTYPES:
+        raise DataError(f"{path}: embedding: is {embedding}, must be a fixed-size list of float16 or float32")
+    return embedding.list_size, np.dtype(_DTYPES[str(embedding.value_type)]).name
+
+
+def read_labels(file: EmbeddingFile) -> tuple[pa.ChunkedArray, Ints]:
+    """Read keys and labels of a file.
+
+    Raises:
+        DataError: a key or a label is missing, or a label is negative.
+    """
+    with _opened(file.path) as parquet:
+        table = parquet.read(columns=["key", "label"])
+    for name in ("key", "label"):
+        if table[name].null_count:
+            raise DataError(f"{file.path}: {name}: {table[name].null_count} rows have none; every face needs one")
+    labels = table["label"].to_numpy().astype(np.int64)
+    if len(labels) and labels.min() < 0:
+        raise DataError(f"{file.path}: label: {labels.min()}: must not be negative")
+    return table["key"].cast(pa.string()), labels
+
+
+def read_rows(path: str, start: int, stop: int) -> Rows:
+    """Read rows [start, stop) of a file, the row groups that hold them only.
+
+    Raises:
+        DataError: an embedding is missing, zero, or not finite; its key is named.
+    """
+    with _opened(path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        ends = np.cumsum(sizes)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        before = int(ends[first] - sizes[first])
+        table = file.read_row_groups(list(range(first, last + 1)), columns=["key", "label", "embedding"])
+    table = table.slice(start - before, stop - start).combine_chunks()
+    keys, labels, lists = (table[name].chunk(0) for name in ("key", "label", "embedding"))
+    size = lists.type.list_size
+    if lists.null_count or lists.flatten().null_count:
+        raise DataError(f"{path}: embedding: rows {start} to {stop - 1} have empty ones; every face needs one")
+    embeddings = lists.flatten().to_numpy().reshape(-1, size)
+    _check_directions(path, keys, embeddings)
+    return Rows(keys.cast(pa.string()), labels.to_numpy().astype(np.int64), embeddings)
+
+
+def _check_directions(path: str, keys: pa.Array, embeddings: NDArray[Any]) -> None:
+    # A sum of squares in float32 shows all three faults at once; what overflows it is looked at again.
+    wide = embeddings.astype(np.float32)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        squares = np.einsum("nd,nd->n", wide, wide)
+    for row in np.flatnonzero(~(np.isfinite(squares) & (squares > 0))).tolist():
+        values = wide[row]
+        if not np.isfinite(values).all():
+            raise DataError(f"{path}: embedding of {keys[row]}: has NaN or infinity in it; embed the face anew")
+        if not values.any():
+            raise DataError(f"{path}: embedding of {keys[row]}: is all zeros, without a direction; embed the face anew")
+
+
+def write_part(
+    path: str, batches: Iterable[tuple[list[str], Ints, Floats]], *, size: int, dtype: Dtype, note: dict[str, Any]
+) -> int:
+    """Write a parquet file of embeddings, which appears whole or not at all; return its rows.
+
+    Args:
+        batches: (keys, labels (n,), embeddings (n, D)), each a row group.
+        note: kept in the file's metadata for `part_note`; taken after the last batch.
+    """
+    kind = _TYPES[dtype]
+    schema = pa.schema({"key": pa.string(), "label": pa.int64(), "embedding": pa.list_(kind, size)})
+    file = AtomicFile(path)
+    num_rows = 0
+    try:
+        with pq.ParquetWriter(file.stream, schema, compression="none", use_dictionary=False) as writer:
+            for keys, labels, embeddings in batches:
+                values = pa.array(embeddings.astype(kind.to_pandas_dtype()).ravel(), kind)
+                lists = pa.FixedSizeListArray.from_arrays(values, size)
+                writer.write_table(pa.table([pa.array(keys, pa.string()), pa.array(labels), lists], schema=schema))
+                num_rows += len(keys)
+            writer.add_key_value_metadata({_PART: json.dumps(note).encode()})
+        file.commit()
+    finally:
+        file.abandon()
+    return num_rows
+
+
+def part_note(path: str) -> tuple[int, dict[str, Any]]:
+    """Return the rows of a part that `write_part` wrote, and its note.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata
+        note = (metadata.metadata or {}).get(_PART)
+        if note is None:
+            raise DataError(f"{path}: was not written by rayface; give a folder of its own")
+        return metadata.num_rows, json.loads(note)

@@ -1,0 +1,99 @@
+"""Work in parts, as jobs of Ray Data: independent, safe to run twice, one line for an error of the user's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from rayface.data.storage import DataError
+
+Progress = Callable[[int, int], None]  # (parts done, parts in all)
+
+
+@contextmanager
+def quiet_data(debug: bool) -> Iterator[None]:
+    """Keep Ray Data's notes of every execution out of the terminal, unless `debug`."""
+    logger = logging.getLogger("ray.data")
+    before = logger.level
+    logger.setLevel(before if debug else logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def each_part(work: Callable[[int], dict[str, Any]], parts: Sequence[int], done: Progress) -> Iterator[dict[str, Any]]:
+    """Call work(part) for every part on the cluster's CPUs and yield what it returns, in any order.
+
+    Args:
+        work: what it holds is sent to every task, so large things go by reference; returns what JSON can hold.
+
+    Raises:
+        DataError: the first ValueError of a part; RuntimeError for anything else that fails.
+    """
+
+    def call(batch: dict[str, Any]) -> dict[str, Any]:
+        return _answer(lambda: work(int(batch["part"][0])))
+
+    if parts:
+        yield from _results(_blocks(parts).map_batches(call, batch_size=1, num_cpus=1), len(parts), done)
+
+
+def each_part_by_actors(
+    worker: type,
+    arguments: dict[str, Any],
+    parts: Sequence[int],
+    done: Progress,
+    *,
+    actors: int,
+    num_cpus: float,
+    num_gpus: float,
+) -> Iterator[dict[str, Any]]:
+    """As each_part, by actors that are worker(**arguments) and are called with a part."""
+
+    class Caller:
+        def __init__(self) -> None:
+            self.worker = worker(**arguments)
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            return _answer(lambda: self.worker(int(batch["part"][0])))
+
+    if parts:
+        mapped = _blocks(parts).map_batches(
+            Caller, batch_size=1, compute=ActorPoolStrategy(size=actors), num_cpus=num_cpus, num_gpus=num_gpus
+        )
+        yield from _results(mapped, len(parts), done)
+
+
+def _blocks(parts: Sequence[int]) -> ray.data.Dataset:
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with DataContext.current(context):
+        return ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
+
+
+def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    # A ValueError is an answer: Ray would wrap it in a page of text, and try the task again.
+    try:
+        return {"result": [json.dumps(call())]}
+    except ValueError as error:
+        return {"result": [json.dumps({"error": str(error)})]}
+
+
+def _results(mapped: ray.data.Dataset, total: int, done: Progress) -> Iterator[dict[str, Any]]:
+    try:
+        for count, row in enumerate(mapped.iter_rows(), 1):
+            result = json.loads(row["result"])
+            if "error" in result:
+                raise DataError(result["error"])
+            done(count, total)
+            yield result
+    except ray.exceptions.RayError as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RuntimeError(f"a task failed: {lines[-1].strip()} (--debug shows more)") from error
