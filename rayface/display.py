@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,17 @@ def result_table(title: str, rows: Mapping[str, str]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
+    Console().print(table)
+
+
+def columns(title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows of the same names as a table on stdout, the names above; numbers to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name, value in rows[0].items():
+        table.add_column(name, style="cyan" if name == next(iter(rows[0])) else None, no_wrap=True)
+        table.columns[-1].justify = "right" if value[:1].isdecimal() else "left"
+    for row in rows:
+        table.add_row(*row.values())
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""Verbs of models: evaluate, export."""
+"""Verbs of models: backbones, evaluate, export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,40 @@ from typing import Annotated
 import typer
 
 from rayface.cli.common import Address, Debug, Json, app, show_result
+
+
+@app.command()
+def backbones(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all.")] = None,
+    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    image_size: Annotated[int, typer.Option(min=16, help="Side of an aligned face, pixels.")] = 112,
+    measure: Annotated[bool, typer.Option("--measure", help="Also measure images/s embedded here.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a measured batch.")] = 16,
+    device: Annotated[str, typer.Option(help="Where to measure: cpu or cuda.")] = "cpu",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the backbones: parameters, multiply-adds, paper; with --measure their speed on this machine."""
+    from rayface.backbones.table import backbone_table
+    from rayface.display import columns, json_line
+
+    sizes = {"embedding_size": embedding_size, "image_size": image_size}
+    rows = backbone_table(names or (), **sizes, measure=measure, batch_size=batch_size, device=device)
+    if json:
+        json_line({"backbones": rows})
+        return
+    shown = [
+        {
+            "backbone": row["name"],
+            "parameters": f"{row['parameters'] / 1e6:,.3f}M",
+            "MACs": f"{row['macs'] / 1e9:,.3f}G",
+            "dim": str(row["embedding_size"]),
+            **({"images/s": f"{row['images_per_second']:,.3g}"} if measure else {}),
+            "paper (arXiv)": row["paper"],
+        }
+        for row in rows
+    ]
+    columns(f"backbones at {image_size} x {image_size}", shown)
 
 
 @app.command()

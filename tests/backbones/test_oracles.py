@@ -27,10 +27,15 @@ def conv(w: State, key: str, x: torch.Tensor, stride: int = 1, padding: int = 0)
     return F.conv2d(x, weight, w.get(f"{key}.bias"), stride, padding, groups=x.shape[1] // weight.shape[1])
 
 
+def count(w: State, key: str) -> range:
+    """The numbers of the modules in the list called `key`."""
+    return range(1 + max(int(name[len(key) + 1 :].split(".")[0]) for name in w if name.startswith(f"{key}.")))
+
+
 def iresnet(w: State, x: torch.Tensor) -> torch.Tensor:
     x = prelu(w, "prelu", bn(w, "bn1", conv(w, "conv1", x, padding=1)))
     for stage in range(1, 5):
-        for block in range(2):
+        for block in count(w, f"layer{stage}"):
             k, stride = f"layer{stage}.{block}", 2 if block == 0 else 1
             y = prelu(w, f"{k}.prelu", bn(w, f"{k}.bn2", conv(w, f"{k}.conv1", bn(w, f"{k}.bn1", x), padding=1)))
             y = bn(w, f"{k}.bn3", conv(w, f"{k}.conv2", y, stride, 1))
@@ -50,11 +55,16 @@ def mobilefacenet(w: State, x: torch.Tensor) -> torch.Tensor:
         x = block(f"{key}.layers.1", block(f"{key}.layers.0", x), stride, 1)
         return block(f"{key}.layers.2", x, active=False)
 
-    x = block("layers.1", block("layers.0", x, 2, 1), 1, 1)
-    for stage, num_blocks in ((2, 4), (4, 6), (6, 2)):
-        x = bottleneck(f"layers.{stage}", x, 2)
-        for i in range(num_blocks):
-            x = x + bottleneck(f"layers.{stage + 1}.layers.{i}", x, 1)
+    def bottlenecks(key: str, x: torch.Tensor) -> torch.Tensor:
+        for i in count(w, f"{key}.layers"):
+            x = x + bottleneck(f"{key}.layers.{i}", x, 1)
+        return x
+
+    x = block("layers.0", x, 2, 1)
+    # a first stage of one block is one grouped convolution instead
+    x = block("layers.1", x, 1, 1) if "layers.1.layers.0.weight" in w else bottlenecks("layers.1", x)
+    for stage in (2, 4, 6):
+        x = bottlenecks(f"layers.{stage + 1}", bottleneck(f"layers.{stage}", x, 2))
     x = block("features.layers.0", block("conv_sep", x), active=False).flatten(1)
     return bn(w, "features.layers.3", x @ w["features.layers.2.weight"].T)
 
@@ -68,7 +78,7 @@ def vit(w: State, images: torch.Tensor) -> torch.Tensor:
     patches = images.unfold(2, 9, 9).unfold(3, 9, 9).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
     x = patches @ w["patch_embed.proj.weight"].flatten(1).T + w["patch_embed.proj.bias"] + w["pos_embed"]
     width = x.shape[2]
-    for i in range(12):
+    for i in count(w, "blocks"):
         k = f"blocks.{i}"
         q, key, v = (layer_norm(w, f"{k}.norm1", x) @ w[f"{k}.attn.qkv.weight"].T).split(width, dim=2)
         heads = []
@@ -109,13 +119,45 @@ def mixfacenet(w: State, x: torch.Tensor, *, shuffle: bool) -> torch.Tensor:
         return torch.cat([y[:, 0::2], y[:, 1::2]], 1) if shuffle else y
 
     x = unit("features.init_block.conv2", block("features.init_block.conv1", x, "prelu", 2), "prelu", 1)
-    for stage, num_units, halving in ((1, 2, None), (2, 4, 1), (3, 3, 1), (4, 6, 4)):
-        for i in range(1, num_units + 1):
+    units = {stage: len({key.split(".")[2] for key in w if f"stage{stage}." in key}) for stage in range(1, 5)}
+    for stage, halving in ((1, None), (2, 1), (3, 1), (4, 1 + units[4] // 2)):
+        for i in range(1, units[stage] + 1):
             activation = "prelu" if stage == 1 else "swish"
             x = unit(f"features.stage{stage}.unit{i}", x, activation, 2 if i == halving else 1)
     x = block("tail", x, "prelu")
     x = bn(w, "feautre_layer.dw_conv.bn", conv(w, "feautre_layer.dw_conv.conv", x))
     return bn(w, "features_norm", conv(w, "feautre_layer.pw_conv.conv", x).flatten(1))
+
+
+def vargfacenet(w: State, x: torch.Tensor) -> torch.Tensor:
+    def norm(key: str, x: torch.Tensor, active: bool = True) -> torch.Tensor:
+        x = bn(w, f"{key}.1", x, eps=2e-5)
+        return prelu(w, f"{key}.2", x) if active else x
+
+    def separable(key: str, x: torch.Tensor, stride: int = 1, active: bool = True) -> torch.Tensor:
+        x = norm(f"{key}.0", conv(w, f"{key}.0.0", x, stride, 1))
+        return norm(f"{key}.1", conv(w, f"{key}.1.0", x), active)
+
+    def normal(key: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        y = separable(f"{key}.second", separable(f"{key}.first", x, stride), active=False)
+        gate = prelu(w, f"{key}.se.gate.1", conv(w, f"{key}.se.gate.0", y.mean((2, 3), keepdim=True)))
+        y = y * torch.sigmoid(conv(w, f"{key}.se.gate.2", gate))
+        return prelu(w, f"{key}.prelu", y + (separable(f"{key}.shortcut", x, 2, False) if stride == 2 else x))
+
+    def down(key: str, x: torch.Tensor) -> torch.Tensor:
+        y = separable(f"{key}.left", x, 2, False) + separable(f"{key}.right", x, 2, False)
+        y = separable(f"{key}.second", prelu(w, f"{key}.merge", y), active=False)
+        return prelu(w, f"{key}.prelu", y + separable(f"{key}.shortcut", x, 2, False))
+
+    x = x * 127.5 / 128  # (pixel - 127.5) / 128, as published
+    x = normal("head.1", norm("head.0", conv(w, "head.0.0", x, padding=1)), 2)
+    for stage, num_units in enumerate((3, 7, 4)):
+        x = down(f"stages.{stage}.0", x)
+        for i in range(1, num_units):
+            x = normal(f"stages.{stage}.{i}", x)
+    x = norm("expand", conv(w, "expand.0", x))
+    x = norm("embed.1", conv(w, "embed.1.0", norm("embed.0", conv(w, "embed.0.0", x), False))).flatten(1)
+    return bn(w, "embed.5", x @ w["embed.4.weight"].T + w["embed.4.bias"], eps=2e-5)
 
 
 def randomised(net: nn.Module) -> nn.Module:
@@ -132,10 +174,16 @@ def randomised(net: nn.Module) -> nn.Module:
     ("name", "width", "oracle"),
     [
         ("r18", 0.125, iresnet),
+        ("r34", 0.0625, iresnet),
         ("mbf", 0.125, mobilefacenet),
+        ("mbf_large", 0.0625, mobilefacenet),
         ("vit_t", 0.25, vit),
-        ("mixfacenet_s", 0.5, lambda w, x: mixfacenet(w, x, shuffle=False)),
+        ("vit_h", 0.03125, vit),
+        ("mixfacenet_xs", 1.0, lambda w, x: mixfacenet(w, x, shuffle=False)),
+        ("mixfacenet_m", 0.5, lambda w, x: mixfacenet(w, x, shuffle=False)),
         ("shufflemixfacenet_s", 0.5, lambda w, x: mixfacenet(w, x, shuffle=True)),
+        ("shufflemixfacenet_m", 0.5, lambda w, x: mixfacenet(w, x, shuffle=True)),
+        ("vargfacenet", 0.4, vargfacenet),
     ],
 )
 def test_embeddings_are_those_written_out(
