@@ -117,12 +117,34 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ScheduleConfig:
-    name: Literal["polynomial", "multi_step", "constant"] = "polynomial"
+    name: Literal["polynomial", "multi_step", "cosine", "plateau", "fastface", "constant"] = "polynomial"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Not with plateau and fastface."""
     power: Annotated[float, Field(gt=0)] = 1.0
     milestones: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Epochs after which multi_step multiplies the rate by gamma."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    # From here on: of fastface; plateau takes alpha, tolerance, decay and max_decays.
+    detector: Literal["ema", "haar_window"] = "ema"
+    alpha: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Rate of a moving mean, a step."""
+    beta: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    threshold: Annotated[float, Field(gt=0)] | None = None
+    """Below it the loss counts as flat. ema: loss a step, None: 5e-5; haar_window: loss, None: 0.06."""
+    lambda_total: Annotated[float, Field(gt=0)] | None = None
+    """For ema: threshold * total steps, with alpha = beta = alpha_total / total steps; in place of those three."""
+    alpha_total: Annotated[float, Field(gt=0)] = 200.0
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of all steps that the loss is flat before the rate is lowered."""
+    decay: Annotated[float, Field(gt=1)] = 2.0
+    """The rate is divided by it."""
+    max_decays: NotNegative = 8
+    """Since the start or the last restart."""
+    window: Annotated[int, Field(gt=1, multiple_of=2)] = 4000
+    """Steps of haar_window."""
+    restart_after: Positive | None = None
+    """Plateaus in a row after which the rate is multiplied by restart_factor instead; None: never."""
+    restart_factor: Annotated[float, Field(gt=1)] = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

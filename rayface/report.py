@@ -40,7 +40,7 @@ PALETTE = {
     "violet": "#7a4fc4",
 }
 PNG_DPI = 200
-WIDE, HALF = (10.0, 3.6), (5.6, 3.4)  # inches
+WIDE, HALF, TALL = (10.0, 3.6), (5.6, 3.4), (10.0, 7.2)  # inches
 ROUND = [1, 2, 4, 5, 10]  # what ticks may be multiples of
 MAX_POINTS = 1500  # a curve with more shows no more
 SMOOTHING_WINDOW = 0.04  # of the points of a curve
@@ -97,7 +97,7 @@ def training_plots(
     """Write `plots/NAME.png` in the run directory for what `metrics` and `roc` hold.
 
     Returns:
-        the files by name: loss, accuracy, roc, lr, throughput.
+        the files by name: loss, accuracy, roc, schedule (of one that follows the loss), lr, throughput.
     """
     return _write_pngs(run_dir, _draw(metrics, roc))
 
@@ -127,6 +127,8 @@ def _draw(metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] | None
         plots.append(Plot("accuracy", "Verification accuracy", _accuracy(*curve)))
     if roc is not None:
         plots.append(Plot("roc", "ROC at the last step", _roc(np.asarray(roc[0]), np.asarray(roc[1]))))
+    if {"loss", "loss_mean", "detector", "threshold", "lr"} <= curves.keys():
+        plots.append(Plot("schedule", "Loss, how fast it falls, learning rate", _schedule(curves), wide=True))
     if (curve := curves.get("lr")) is not None:
         plots.append(Plot("lr", "Learning rate", _lr(*curve)))
     if (curve := curves.get("images_per_second")) is not None:
@@ -137,6 +139,11 @@ def _draw(metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] | None
 def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, facecolor=PALETTE["surface"], layout="constrained")
     axes = figure.add_subplot()
+    _style(axes, x, y)
+    return figure, axes
+
+
+def _style(axes: Axes, x: str, y: str) -> None:
     axes.set_facecolor(PALETTE["surface"])
     axes.grid(True, color=PALETTE["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
@@ -146,7 +153,6 @@ def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
     axes.tick_params(colors=PALETTE["muted"], labelsize=9, length=0, pad=5)
     axes.set_xlabel(x, color=PALETTE["muted"], fontsize=9)
     axes.set_ylabel(y, color=PALETTE["muted"], fontsize=9)
-    return figure, axes
 
 
 def _step_axes(size: tuple[float, float], y: str, steps: NDArray[np.float64]) -> tuple[Figure, Axes]:
@@ -172,6 +178,31 @@ def _lr(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
     figure, axes = _step_axes(HALF, "learning rate", steps)
     axes.plot(*_thinned(steps, values), color=PALETTE["orange"], linewidth=2)
     axes.set_ylim(bottom=0)
+    return figure
+
+
+def _schedule(curves: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """FastFace's view of a run, three panels over the same steps."""
+    figure, first = _step_axes(TALL, "loss", curves["loss"][0])
+    grid = figure.add_gridspec(3, hspace=0.06)
+    first.set_subplotspec(grid[0])
+    panels = [first, figure.add_subplot(grid[1], sharex=first), figure.add_subplot(grid[2], sharex=first)]
+    for axes, name in zip(panels, ("loss", "E", "learning rate"), strict=True):
+        _style(axes, "", name)
+        axes.tick_params(labelbottom=axes is panels[-1])
+    panels[-1].set_xlabel("step", color=PALETTE["muted"], fontsize=9)
+    first.plot(*_thinned(*curves["loss"]), color=PALETTE["blue"], alpha=0.4, linewidth=0.9, label="as logged")
+    first.plot(*_thinned(*curves["loss_mean"]), color=PALETTE["blue"], linewidth=2, label="its moving mean")
+    panels[1].plot(*_thinned(*curves["detector"]), color=PALETTE["violet"], linewidth=1.5, label="E")
+    threshold = float(curves["threshold"][1, -1])
+    panels[1].axhline(
+        threshold, color=PALETTE["ink"], linewidth=1.2, linestyle=(0, (4, 3)), label=f"threshold {threshold:.3g}"
+    )
+    panels[2].plot(*_thinned(*curves["lr"]), color=PALETTE["orange"], linewidth=2, drawstyle="steps-post")
+    panels[2].set_yscale("log", base=2)
+    panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    for axes in panels[:2]:
+        _legend(axes)
     return figure
 
 

@@ -91,6 +91,18 @@ def test_plots_are_pictures(tmp_path, metrics):
         assert picture.std() > 5
 
 
+def test_a_schedule_that_follows_the_loss_is_drawn_with_it(tmp_path, metrics):
+    values = np.linspace(1, 0, 54)
+    followed = {"loss_mean": values, "detector": values[2:], "threshold": [0.3]}
+    metrics.update({f"train/{name}": series(points) for name, points in followed.items()})
+    files = training_plots(tmp_path, metrics=metrics)
+    assert "schedule" in files
+    assert cv2.imread(str(files["schedule"])).shape == (1440, 2000, 3)
+    page = Page(training_report(tmp_path, title="fast", metrics=metrics, table=[]).read_text())
+    assert "threshold 0.3" in page.words
+    assert len(page.ids) == len(set(page.ids))
+
+
 def test_what_is_not_there_is_left_out(tmp_path):
     metrics = {"loss": series([math.nan, math.nan]), "lr": series([0.1])}
     assert list(training_plots(tmp_path, metrics=metrics)) == ["lr"]

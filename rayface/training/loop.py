@@ -256,6 +256,7 @@ class Training:
                 "train/images_per_second": steps_per_second * self.plan.batch_size,
                 "train/waiting_for_data": waiting,
                 "data/faults": self.faults.num_lost,
+                **{f"train/{key}": value for key, value in self.schedule.metrics().items()},
             },
             self.step,
         )

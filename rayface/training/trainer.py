@@ -34,6 +34,7 @@ from rayface.training.interrupt import TrainingInterruptedError, run_interruptib
 from rayface.training.loop import OUTCOME, TrainingStoppedError
 from rayface.training.parts import build_config_backbone, build_config_margin
 from rayface.training.run_directory import RESULT, check_data, check_output, claimed
+from rayface.training.schedules import build_schedule
 from rayface.training.worker import train_worker
 
 Follow = Callable[[Path, int], contextlib.AbstractContextManager[None]]
@@ -144,8 +145,10 @@ def _check(config: Config) -> None:
     if config.evaluate.pairs and config.evaluate.data:
         # Once here, where its errors reach the user before a worker starts.
         load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=16)
-    if config.schedule.name == "multi_step" and not config.schedule.milestones:
-        raise ValueError("schedule.milestones: (): must list the epochs at which multi_step lowers the rate: [8, 14]")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    build_schedule(
+        **vars(config.schedule), optimizer=torch.optim.SGD([parameter], lr=1.0), total_steps=1, steps_per_epoch=1
+    )
 
 
 def _check_backbone(config: Config) -> None:

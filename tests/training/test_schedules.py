@@ -1,19 +1,50 @@
 """Schedules against their formulas."""
 
+import json
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from rayface.training.schedules import build_schedule
+from rayface import config as configs
+from rayface.training.detectors import EmaDetector, HaarWindowDetector
+from rayface.training.schedules import SCHEDULES, FastFace, build_schedule
+
+LR = 0.2
+
+
+def sgd() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
 
 
 def run(name: str, steps: int, **options: object) -> list[float]:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+    optimizer = sgd()
     schedule = build_schedule(name, optimizer, total_steps=steps, steps_per_epoch=10, **options)
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        schedule.step(1.0)
-    return rates
+    return rates(schedule, optimizer, [1.0] * steps)
+
+
+def rates(schedule, optimizer, losses) -> list[float]:
+    """The rate that every step is done with."""
+    used = []
+    for loss in losses:
+        used.append(optimizer.param_groups[0]["lr"])
+        schedule.step(loss)
+    return used
+
+
+def fastface(total_steps: int, losses, **options) -> list[float]:
+    """Rates as factors of the first one. alpha = beta = 1 makes E the loss won in the last step."""
+    optimizer = sgd()
+    given = {"alpha": 1.0, "beta": 1.0, "threshold": 0.5, **options}
+    return [rate / LR for rate in rates(FastFace(optimizer, total_steps=total_steps, **given), optimizer, losses)]
+
+
+def noisy(steps: int, seed: int = 0) -> np.ndarray:
+    """A loss that falls, with noise, to a floor, and then falls again."""
+    places = np.arange(steps)
+    curve = 10 * np.exp(-places / 60) + 5 * (places < steps / 2) + 3
+    return curve + np.random.default_rng(seed).normal(0, 0.3, steps)
 
 
 def test_polynomial_with_warmup():
@@ -32,22 +63,208 @@ def test_multi_step():
     assert rates == pytest.approx([0.2] * 10 + [0.02] * 15 + [0.002] * 15)
 
 
+def test_cosine():
+    rates = run("cosine", 50, warmup_epochs=1)
+    assert rates[:10] == pytest.approx([0.2 * (k + 1) / 10 for k in range(10)])
+    assert rates[10:] == pytest.approx([0.1 * (1 + math.cos(math.pi * (k - 10) / 40)) for k in range(10, 50)])
+
+
 def test_constant():
     assert run("constant", 20, warmup_epochs=0.5) == pytest.approx([0.04 * (k + 1) for k in range(5)] + [0.2] * 15)
 
 
-@pytest.mark.parametrize("name", ["polynomial", "multi_step", "constant"])
-def test_state_goes_on_where_it_was(name):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
-    options = {"total_steps": 30, "steps_per_epoch": 10, "warmup_epochs": 1, "milestones": (2,)}
-    schedule = build_schedule(name, optimizer, **options)
-    for _ in range(17):
+def test_plateau():
+    optimizer = sgd()
+    options = {"alpha": 1.0, "tolerance": 0.1, "decay": 10.0, "max_decays": 2}  # tolerance: 3 steps of 30
+    schedule = build_schedule("plateau", optimizer, total_steps=30, steps_per_epoch=10, **options)
+    # Its best at step 2, hardly better at 3; four steps without progress lower the rate for step 7 and then for 11.
+    used = rates(schedule, optimizer, [9.0, 8.0, 7.0, 6.9999, *[7.5] * 20])
+    assert used == pytest.approx([0.2] * 7 + [0.02] * 4 + [0.002] * 13)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.1, 0.1), (0.02, 0.3), (1.0, 0.5), (1e-3, 1e-3)])
+def test_ema_detector_equals_the_published_recurrence_and_the_moving_mean_of_a_moving_mean(a, b):
+    losses = noisy(3000)
+    # In long doubles: with rates near 0 the recurrence loses digits.
+    x = losses.astype(np.longdouble)
+    p, q = np.longdouble(a), np.longdouble(b)
+    e = [np.longdouble(0), p * (x[0] - x[1])]
+    inner, outer = x[0] - x[1], p * (x[0] - x[1])
+    mean = x[0]
+    detector = EmaDetector(a, b)
+    detector.update(float(losses[0]))
+    assert detector.value is None
+    for t in range(1, len(losses)):
+        detector.update(float(losses[t]))
+        if t > 1:
+            e.append((2 - p - q) * e[-1] - (1 - p) * (1 - q) * e[-2] + p * q * (x[t - 1] - x[t]))
+            inner = (1 - q) * inner + q * (x[t - 1] - x[t])
+            outer = (1 - p) * outer + p * inner
+        mean = (1 - p) * mean + p * x[t]
+        assert abs(detector.value - e[t]) < 1e-12
+        assert abs(outer - e[t]) < 1e-12
+        assert abs(detector.loss_mean - mean) < 1e-12
+
+
+def test_ema_detector_begins_as_published():
+    detector = EmaDetector(0.1, 0.2)
+    for loss in (5.0, 4.0, 3.5):
+        detector.update(loss)
+    first = 0.1 * (5.0 - 4.0)
+    assert detector.value == pytest.approx((2 - 0.3) * first + 0.1 * 0.2 * (4.0 - 3.5), abs=1e-15)
+
+
+@pytest.mark.parametrize("m", [2, 10, 64])
+def test_haar_window_detector_equals_the_slow_one(m):
+    losses = noisy(500)
+    detector = HaarWindowDetector(m)
+    for t, loss in enumerate(losses):
+        detector.update(loss)
+        means = [losses[k - m + 1 : k + 1].mean() for k in range(m - 1, t + 1)][-m:]
+        if len(means) < m:
+            assert detector.value is None
+        else:
+            slow = np.mean(means[: m // 2]) - np.mean(means[m // 2 :])
+            assert detector.value == pytest.approx(slow, abs=1e-12)
+            assert detector.loss_mean == pytest.approx(means[-1], abs=1e-12)
+
+
+def test_fastface_waits_for_the_tolerance_and_acts_on_the_next_step():
+    # tolerance: 3 steps. E exists from step 1 on; steps 1, 2, 3 count, step 4 acts, step 5 is done with the new rate.
+    assert fastface(30, [1.0] * 14, tolerance=0.1) == [1] * 5 + [1 / 2] * 4 + [1 / 4] * 4 + [1 / 8]
+
+
+def test_fastface_begins_to_count_anew_when_the_loss_falls():
+    losses = [9, 9, 9, 9, 8, 8, 8, 8, 8, 8]  # at step 4 the loss falls by 1, when three flat steps were counted
+    assert fastface(30, losses, tolerance=0.1) == [1] * 9 + [1 / 2]
+
+
+def test_fastface_keeps_the_rate_when_the_decays_are_used_up():
+    assert fastface(30, [1.0] * 60, tolerance=0.1, max_decays=3)[-40:] == [1 / 8] * 40
+    assert fastface(30, [1.0] * 10, tolerance=0.1, max_decays=0) == [1] * 10
+
+
+def test_fastface_restarts_after_a_row_of_plateaus():
+    # Two steps a plateau: two decays, the third plateau restarts to no more than the first rate, and anew.
+    row = [1, 1, 1 / 2, 1 / 2, 1 / 4, 1 / 4]
+    assert fastface(10, [1.0] * 19, tolerance=0.1, restart_after=3) == [1, *row, *row, *row]
+    half = [1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8]
+    assert fastface(10, [1.0] * 13, tolerance=0.1, restart_after=3, restart_factor=2.0)[7:] == half
+
+
+def test_fastface_recovery_ends_a_row_of_plateaus():
+    losses = [9.0] * 6 + [8.0] * 6  # E is back at the threshold at step 6, after two plateaus
+    expected = [1, 1, 1, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 4, 1 / 4, 1 / 8, 1 / 8, 1 / 16]
+    assert fastface(10, losses, tolerance=0.1, restart_after=3) == expected
+    assert fastface(10, [9.0] * 12, tolerance=0.1, restart_after=3)[7:] == [1, 1, 1 / 2, 1 / 2, 1 / 4]
+
+
+def test_a_restart_gives_the_decays_back():
+    found = fastface(10, [1.0] * 40, tolerance=0.1, max_decays=2, restart_after=3)
+    assert found[-8:] == fastface(10, [1.0] * 40, tolerance=0.1, restart_after=3)[-8:]
+
+
+def test_haar_window_with_restarts_follows_the_rows_of_plateaus():
+    m = 4
+    losses = [float(20 - k) for k in range(10)] + [10.0] * 40
+    found = fastface(50, losses, detector="haar_window", window=m, tolerance=0.04, threshold=0.06, restart_after=4)
+    factors = [factor for k, factor in enumerate(found) if k == 0 or factor != found[k - 1]]
+    assert factors[:6] == [1, 1 / 2, 1 / 4, 1 / 8, 1 / 2, 1 / 4]  # the fourth plateau in a row: times four
+    first = found.index(1 / 2)
+    # The loss is flat from step 10 on; 2 m - 2 steps later no falling loss is left in the window.
+    assert first == 10 + (2 * m - 2) + 3
+    assert found[first : first + 9] == [1 / 2] * 3 + [1 / 4] * 3 + [1 / 8] * 3
+
+
+def test_lambda_total_carries_a_setting_over_to_other_numbers_of_steps():
+    for total in (100, 10_000):
+        schedule = FastFace(sgd(), total_steps=total, lambda_total=10.0, alpha_total=50.0)
+        assert schedule.threshold == pytest.approx(10.0 / total)
+        assert schedule.detector.alpha == schedule.detector.beta == pytest.approx(50 / total)
+    assert FastFace(sgd(), total_steps=10, lambda_total=1.0).detector.alpha == 1.0
+    # Twice the steps for the same curve, without noise: the rate falls at the same shares of the training.
+    decays = {}
+    for total in (2000, 4000):
+        optimizer = sgd()
+        schedule = FastFace(optimizer, total_steps=total, lambda_total=3.0, alpha_total=100.0)
+        used = rates(schedule, optimizer, 10 * np.exp(-np.arange(total) / total * 6))
+        decays[total] = [k / total for k in range(1, total) if used[k] != used[k - 1]]
+    assert len(decays[2000]) > 3
+    assert decays[4000] == pytest.approx(decays[2000], abs=2e-3)
+
+
+def test_the_usual_threshold_of_a_detector():
+    assert FastFace(sgd(), total_steps=10).threshold == 5e-5
+    assert FastFace(sgd(), total_steps=10, detector="haar_window").threshold == 0.06
+
+
+def test_metrics_for_the_journal():
+    schedule = FastFace(sgd(), total_steps=10, alpha=0.5, beta=0.5, threshold=0.1)
+    assert schedule.metrics() == {"threshold": 0.1}
+    schedule.step(4.0)
+    schedule.step(2.0)
+    assert schedule.metrics() == {"threshold": 0.1, "detector": 1.0, "loss_mean": 3.0}
+
+
+STATES = [
+    ("polynomial", {"warmup_epochs": 1}),
+    ("multi_step", {"warmup_epochs": 1, "milestones": (2,)}),
+    ("cosine", {"warmup_epochs": 1}),
+    ("constant", {"warmup_epochs": 1}),
+    ("plateau", {"alpha": 0.3, "tolerance": 0.01, "decay": 2.0, "max_decays": 8}),
+    ("fastface", {"lambda_total": 20.0, "alpha_total": 50.0, "tolerance": 0.02, "restart_after": 2}),
+    ("fastface", {"detector": "haar_window", "window": 20, "tolerance": 0.02, "restart_after": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), STATES)
+def test_a_schedule_resumed_at_any_step_goes_on_as_if_it_had_not_stopped(name, options):
+    losses = [float(loss) for loss in noisy(400)]
+    times = {"total_steps": 400, "steps_per_epoch": 40}
+    optimizer = sgd()
+    whole = rates(build_schedule(name, optimizer, **times, **options), optimizer, losses)
+    assert name == "constant" or len(set(whole)) > 1
+    for stop in (1, 13, 150, 333):
+        schedule = build_schedule(name, optimizer := sgd(), **times, **options)
+        before = rates(schedule, optimizer, losses[:stop])
+        state = json.loads(json.dumps(schedule.state_dict()))  # as a checkpoint keeps it
+        resumed = build_schedule(name, optimizer := sgd(), **times, **options)
+        resumed.load_state_dict(state)
+        assert before + rates(resumed, optimizer, losses[stop:]) == whole
+
+
+def test_a_checkpoint_of_another_schedule_is_refused():
+    ours = build_schedule("fastface", sgd(), total_steps=10, steps_per_epoch=5)
+    for name, options in STATES:
+        if name != "fastface" or options.get("detector"):
+            other = build_schedule(name, sgd(), total_steps=10, steps_per_epoch=5, **options)
+            with pytest.raises(ValueError, match="another kind of schedule"):
+                ours.load_state_dict(other.state_dict())
+    small, large = (FastFace(sgd(), total_steps=10, detector="haar_window", window=m) for m in (4, 8))
+    with pytest.raises(ValueError, match=r"schedule\.window: 8: the run was started with 4"):
+        large.load_state_dict(small.state_dict())
+
+
+def test_every_schedule_is_built_from_the_config():
+    for name in SCHEDULES:
+        config = configs.with_overrides(configs.Config(), {"schedule.name": name, "schedule.milestones": [2]})
+        schedule = build_schedule(**vars(config.schedule), optimizer=sgd(), total_steps=10, steps_per_epoch=5)
         schedule.step(1.0)
-    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
-    build_schedule(name, other, **options).load_state_dict(schedule.state_dict())
-    assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+        assert schedule.state_dict()
 
 
-def test_unknown_name():
-    with pytest.raises(ValueError, match=r"schedule.name: 'cosin'"):
-        run("cosin", 2)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "cosin"}, r"schedule.name: 'cosin': must be one of polynomial"),
+        ({"name": "multi_step"}, r"schedule.milestones: \(\): must list"),
+        ({"name": "fastface", "warmup_epochs": 2.0}, r"schedule.warmup_epochs: 2: must be 0 with fastface"),
+        ({"name": "fastface", "detector": "haar"}, r"schedule.detector: 'haar': must be"),
+        ({"name": "fastface", "detector": "haar_window", "window": 3}, r"schedule.window: 3: must be even"),
+        ({"name": "fastface", "detector": "haar_window", "lambda_total": 1.0}, r"schedule.lambda_total: 1: is for"),
+        ({"name": "fastface", "threshold": 0.1, "lambda_total": 1.0}, r"in place of threshold"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_schedule(**changes, optimizer=sgd(), total_steps=10, steps_per_epoch=5)
