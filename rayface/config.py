@@ -167,6 +167,8 @@ class TrainConfig:
     keep_checkpoints: Positive = 3
     log_every: Positive = 10
     """Steps; a request to stop is looked for as often."""
+    max_failures: NotNegative = 3
+    """How often workers that died, or lost each other, are started again from the last checkpoint."""
     grace_seconds: Annotated[float, Field(ge=0)] = 30.0
     """After Ctrl-C or SIGTERM: what the workers get to save a checkpoint."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rayface.tracking.journal import CHECKPOINT_FAULTS
+from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
 
 _POLL_SECONDS = 0.5
 _PLAIN_SECONDS = 15.0  # between lines where stderr is no terminal
@@ -103,8 +103,10 @@ class _Follower:
             if record["kind"] == "metrics":
                 self.step = max(self.step, record["step"])
                 self.values.update({k: float(v) for k, v in record["values"].items()})
-            elif record["kind"] == "tags" and CHECKPOINT_FAULTS in record["values"]:
-                self._warnings.append(record["values"][CHECKPOINT_FAULTS])
+            elif record["kind"] == "tags":
+                self._warnings += [
+                    record["values"][key] for key in (CHECKPOINT_FAULTS, RECOVERY) if key in record["values"]
+                ]
         return bool(whole)
 
     def show_warnings(self, console: Console) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+RECOVERY = "recovery"  # tag: why training did not go straight on, and from where it does
 CHECKPOINT_FAULTS = "checkpoint_faults"  # tag: damaged checkpoints that a resumed run did not take
 
 

@@ -59,6 +59,7 @@ class CheckpointWriter:
 
         Raises:
             CheckpointError: the last one could not be written.
+            RuntimeError: the ranks lost each other meanwhile.
         """
         if self._thread is not None:
             self._thread.join()
@@ -68,7 +69,8 @@ class CheckpointWriter:
             raise error
         if error is not None:  # not agreed among the ranks, as when one of them is gone
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            raise CheckpointError(f"checkpoint of {self._run} could not be written: {reason}") from error
+            kind = RuntimeError if isinstance(error, RuntimeError) else CheckpointError
+            raise kind(f"checkpoint of {self._run} could not be written: {reason}") from error
 
     def _write(self, state: State, progress: dict[str, Any]) -> None:
         try:

@@ -74,7 +74,7 @@ def run_interruptibly(function: Callable[[], None], run: Path, grace: float, *, 
         while not done.wait(0.5):
             pass
     except KeyboardInterrupt:
-        (run / REQUEST).touch()
+        request(run)
         done.wait(grace)
         clear(run)
         if not (done.is_set() and not failures and finished()):
@@ -83,8 +83,13 @@ def run_interruptibly(function: Callable[[], None], run: Path, grace: float, *, 
         raise failures[0]
 
 
+def request(run: Path) -> None:
+    """Ask the workers to save a checkpoint and end."""
+    (run / REQUEST).touch()
+
+
 def requested(run: Path) -> bool:
-    """Whether the driver asked for a stop; to be asked by one rank, which tells the others."""
+    """Whether a stop was asked for; to be asked by one rank, which tells the others."""
     return (run / REQUEST).exists()
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from rayface.evaluation.export import save_model
 from rayface.evaluation.protocols import PairSet, embed_images, evaluate_pairs, load_pairs
 from rayface.evaluation.verification import roc, thinned
 from rayface.tracking import Journal
-from rayface.tracking.journal import CHECKPOINT_FAULTS
+from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
 from rayface.training import checkpoint, interrupt
 from rayface.training.checkpoint_writer import CheckpointWriter
 from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, gather_rows, use_cores
 from rayface.training.meter import Meter
 from rayface.training.optim import build_optimizer
 from rayface.training.parts import build_config_backbone, build_config_head, data_parallel
+from rayface.training.restarts import restarts
 from rayface.training.schedules import build_schedule
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
@@ -92,14 +93,22 @@ class Training:
         self._meter = Meter(self.step)
         self._last_evaluation: dict[str, Any] = {}
         self.loss = math.nan
+        self.restarts = restarts(run)
+        if self.restarts:
+            reason = f"{self.restarts[-1]}: workers were started again, {world.size} of them"
+            self._tell(f"{reason}; training goes on from step {self.step} (restart {len(self.restarts)})")
 
-    def fit(self, batches: Iterator[Batch]) -> None:
-        """Train on the batches up to the last step, then evaluate and save the model."""
+    def fit(self, batches_from: Callable[[int], Iterator[Batch]]) -> None:
+        """Train up to the last step, then evaluate and save the model.
+
+        Args:
+            batches_from: step to this rank's batches from there on.
+        """
         every = self.config.evaluate.every
         if self.step == 0:
             self.evaluate()
         self._meter.restart(self.step)
-        for batch in self._meter.waiting_for(batches):
+        for batch in self._meter.waiting_for(batches_from(self.step)):
             loss = self.train_step(batch)
             self.step = batch.step + 1
             last = self.step == self.total_steps
@@ -112,6 +121,8 @@ class Training:
                 self.save_checkpoint()
             if stop:
                 self.checkpoints.wait()
+                if self.world.rank == 0:
+                    interrupt.clear(self.run)
                 return
         if self.step < self.total_steps:
             raise RuntimeError(f"the stream ended at step {self.step} of {self.total_steps}")
@@ -255,11 +266,20 @@ class Training:
                 "train/epoch": self.step / self.plan.steps_per_epoch,
                 "train/images_per_second": steps_per_second * self.plan.batch_size,
                 "train/waiting_for_data": waiting,
+                "train/restarts": len(self.restarts),
                 "data/faults": self.faults.num_lost,
                 **{f"train/{key}": value for key, value in self.schedule.metrics().items()},
             },
             self.step,
         )
+
+    def _tell(self, text: str) -> None:
+        """Say on the terminal, in MLflow and in faults.log why training did not go straight on."""
+        if self.journal is None:
+            return
+        self.journal.tags({RECOVERY: text})
+        with (self.run / "faults.log").open("a") as file:
+            file.write(f"{text}\n")
 
     def _note_faults(self, batch: Batch) -> None:
         new = self.faults.add(batch.faults)
@@ -276,7 +296,7 @@ class Training:
 
     def _stopped(self, reason: str, *, bad_from: int) -> TrainingStoppedError:
         """What to raise on every rank; checkpoints of step `bad_from` and later hold the damage and are set aside."""
-        with contextlib.suppress(checkpoint.CheckpointError):  # the reason to stop is what the user has to read
+        with contextlib.suppress(RuntimeError):  # the reason to stop is what the user has to read
             self.checkpoints.wait()
         good = checkpoint.set_aside(self.run, bad_from, rename=self.world.rank == 0)
         way_on = (

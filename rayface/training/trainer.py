@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import subprocess
 import time
 import uuid
@@ -22,19 +21,20 @@ from rayface import config as configs
 from rayface import report, tracking
 from rayface.config import Config
 from rayface.data.plan import SamplePlan
-from rayface.data.shards import DataError, Dataset, open_dataset
+from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import normalise
 from rayface.evaluation.protocols import load_pairs
 from rayface.plan.preflight import check_fits, memory_per_worker
 from rayface.session import ray_session, require
 from rayface.tracking.journal import Status
 from rayface.training import checkpoint
-from rayface.training.checkpoint import CheckpointError
 from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
-from rayface.training.loop import OUTCOME, TrainingStoppedError
+from rayface.training.loop import OUTCOME
 from rayface.training.parts import build_config_backbone, build_config_margin
+from rayface.training.restarts import clear_restarts
 from rayface.training.run_directory import RESULT, check_data, check_output, claimed
 from rayface.training.schedules import build_schedule
+from rayface.training.supervisor import Supervisor, cause_of
 from rayface.training.worker import train_worker
 
 Follow = Callable[[Path, int], contextlib.AbstractContextManager[None]]
@@ -254,7 +254,6 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
         "plan": plan,
         "facts": {"name": dataset.name, "digest": dataset.digest, "licence": dataset.licence},
         "faults": dataset.faults,
-        "reserved": {key: value * config.train.num_workers for key, value in resources.items()},
     }
     trainer = TorchTrainer(
         train_worker,
@@ -262,40 +261,27 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
         scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=gpu, resources_per_worker=resources),
         # Ray resumes a run whose name it has seen; ours are resumed from our own checkpoints, under a new name.
         run_config=RunConfig(
-            name=uuid.uuid4().hex[:12], storage_path=str(run / "ray"), failure_config=FailureConfig(max_failures=0)
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(run / "ray"),
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
+            callbacks=[Supervisor(run, config.train.grace_seconds)],
         ),
     )
 
     def fit() -> None:
         trainer.fit()
 
+    clear_restarts(run)
     try:
         with terminable():
             run_interruptibly(fit, run, config.train.grace_seconds, finished=(run / OUTCOME).exists)
     except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+        raise cause_of(error) from error
     except KeyboardInterrupt as error:
         saved = checkpoint.all_in(run)
         where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
         message = f"interrupted; {where}; go on with: rayface train --resume train.output={run}"
         raise TrainingInterruptedError(message, error) from error
-
-
-def _cause(error: Exception) -> Exception:
-    """What the user should read: the workers' own message where they stopped for a reason they know."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
-    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
-    for cause in causes.values():
-        line = " ".join(str(cause).split())
-        for known in (TrainingStoppedError, CheckpointError, DataError, ValueError):
-            if isinstance(cause, known):
-                return known(line)
-        if found := re.search(r"DataError: (.+)", str(cause)):  # raised in a read task, which Ray wraps in text
-            return DataError(found[1])
-    for rank, cause in causes.items():
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        return TrainingStoppedError(f"worker {rank} failed: {lines[-1].strip()} (--debug shows more)")
-    return error
 
 
 def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:

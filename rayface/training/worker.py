@@ -12,7 +12,7 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import open_dataset
-from rayface.data.stream import train_batches
+from rayface.data.stream import Batch, train_batches
 from rayface.data.windows import executions, split_streams
 from rayface.training.distributed import World
 from rayface.training.loop import Training
@@ -37,16 +37,18 @@ def train_worker(job: dict[str, Any]) -> None:
         dataset_facts=job["facts"],
         known_faults=job["faults"],
     )
-    span = {"start": training.step, "stop": training.total_steps}
-    streams = _streams(config, plan, world, job["reserved"], **span)
-    training.fit(train_batches(streams, plan, rank=world.rank, world_size=world.size, **span))
+
+    def batches_from(step: int) -> Iterator[Batch]:
+        span = {"start": step, "stop": training.total_steps}
+        streams = _streams(config, plan, world, **span)
+        return train_batches(streams, plan, rank=world.rank, world_size=world.size, **span)
+
+    training.fit(batches_from)
 
 
-def _streams(
-    config: Config, plan: SamplePlan, world: World, reserved: dict[str, float], *, start: int, stop: int
-) -> Iterator[tuple[int, Any]]:
+def _streams(config: Config, plan: SamplePlan, world: World, *, start: int, stop: int) -> Iterator[tuple[int, Any]]:
     """This rank's share of each Ray Data execution; rank 0 starts them and deals them out."""
-    dataset = None
+    dataset, gpus = None, int(world.device.type == "cuda")
     for first, last in executions(plan, start, stop):
         streams = None
         if world.rank == 0:
@@ -59,6 +61,6 @@ def _streams(
                 first_window=first,
                 last_window=last,
                 readers=config.data.readers,
-                reserved=reserved,
+                reserved={"CPU": float(world.size * config.train.cpus_per_worker), "GPU": float(world.size * gpus)},
             )
         yield first, broadcast_from_rank_zero(streams)[world.rank]

@@ -14,7 +14,7 @@ def local_ray() -> Iterator[None]:
     """A local Ray with more CPUs than the machine has, as nothing here depends on speed."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -36,6 +36,10 @@ def batches(start: int, stop: int, rows: slice = slice(0, 4)):
         yield Batch(step=step, rows=rows, images=images[rows], labels=labels[rows], faults=())
 
 
+def batches_to(stop: int, rows: slice = slice(0, 4)):
+    return lambda start: batches(start, stop, rows)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     before = torch.get_num_threads()
@@ -52,14 +56,14 @@ def damage(folder: Path) -> None:
 
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(tmp_path):
     whole, parts = training(tmp_path / "whole"), training(tmp_path / "parts")
-    whole.fit(batches(0, 12))
+    whole.fit(batches_to(12))
     with pytest.raises(RuntimeError, match="the stream ended at step 8"):
-        parts.fit(batches(0, 8))
+        parts.fit(batches_to(8))
     parts.checkpoints.wait()
     damage(checkpoint.folder_of(tmp_path / "parts", 6))
     resumed = training(tmp_path / "parts")
     assert resumed.step == 3
-    resumed.fit(batches(3, 12))
+    resumed.fit(batches_to(12))
     for name, tensor in whole.backbone.state_dict().items():
         assert torch.equal(tensor, resumed.backbone.state_dict()[name]), name
     assert torch.equal(whole.head.centers, resumed.head.centers)
@@ -74,17 +78,17 @@ def train_on_a_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     place, rows = {"rank": rank, "size": 2}, slice(2 * rank, 2 * rank + 2)
     whole = training(Path(folder) / "whole", **place)
-    whole.fit(batches(0, 12, rows))
+    whole.fit(batches_to(12, rows))
     parts = training(Path(folder) / "parts", **place)
     with pytest.raises(RuntimeError, match="the stream ended at step 8"):
-        parts.fit(batches(0, 8, rows))
+        parts.fit(batches_to(8, rows))
     parts.checkpoints.wait()
     if rank == 0:
         damage(checkpoint.folder_of(Path(folder) / "parts", 6))
     dist.barrier()
     resumed = training(Path(folder) / "parts", **place)
     assert resumed.step == 3
-    resumed.fit(batches(3, 12, rows))
+    resumed.fit(batches_to(12, rows))
     for name, tensor in whole.backbone.state_dict().items():
         assert torch.equal(tensor, resumed.backbone.state_dict()[name]), name
     assert torch.equal(whole.head.centers, resumed.head.centers)
@@ -105,11 +109,11 @@ def test_the_best_checkpoint_is_kept_also_over_a_resume(tmp_path, monkeypatch):
     options = ["evaluate.every=3", "train.keep_checkpoints=1"]
     first = training(tmp_path / "run", *options)
     with pytest.raises(RuntimeError, match="the stream ended"):
-        first.fit(batches(0, 7))
+        first.fit(batches_to(7))
     first.checkpoints.wait()
     resumed = training(tmp_path / "run", *options)
     assert (resumed.step, resumed.accuracy) == (6, 0.7)
-    resumed.fit(batches(6, 12))
+    resumed.fit(batches_to(12))
     saved = {p.name: json.loads((p / checkpoint.PROGRESS).read_text()) for p in checkpoint.all_in(tmp_path / "run")}
     assert {name: progress["accuracy"] for name, progress in saved.items()} == {
         "step_00000003": 0.9,
@@ -125,7 +129,7 @@ def test_a_run_is_done_only_when_its_last_checkpoint_is_on_disk(tmp_path, monkey
     monkeypatch.setattr(checkpoint, "save", fail)
     run = tmp_path / "run"
     with pytest.raises(checkpoint.CheckpointError, match="No space left on device"):
-        training(run, "train.epochs=0.5").fit(batches(0, 3))
+        training(run, "train.epochs=0.5").fit(batches_to(3))
     assert not (run / OUTCOME).exists()
 
 
@@ -133,14 +137,14 @@ def test_a_loss_that_is_not_finite_waits_for_the_checkpoint_that_is_being_writte
     run = tmp_path / "run"
     broken = training(run, "train.checkpoint_every=1")
 
-    def poisoned():
-        for batch in batches(0, 12):
+    def poisoned(start):
+        for batch in batches(start, 12):
             if batch.step == 5:
                 next(broken.backbone.parameters()).data.fill_(torch.nan)
             yield batch
 
     with pytest.raises(TrainingStoppedError) as caught:
-        broken.fit(poisoned())
+        broken.fit(poisoned)
     good = checkpoint.folder_of(run, 4)
     assert checkpoint.all_in(run)[-1] == good
     assert f"the last good checkpoint is {good}" in str(caught.value)

@@ -1,0 +1,24 @@
+"""How often and why the workers of a run were started again: written by the controller, told by rank 0."""
+
+import json
+from pathlib import Path
+
+RESTARTS = "restarts.json"
+
+
+def clear_restarts(run: Path) -> None:
+    """Begin to count: a driver counts its own."""
+    (run / RESTARTS).unlink(missing_ok=True)
+
+
+def add_restart(run: Path, reason: str) -> None:
+    """Note, before workers are started again, why."""
+    temporary = run / f".{RESTARTS}.tmp"
+    temporary.write_text(json.dumps([*restarts(run), reason], indent=1))
+    temporary.replace(run / RESTARTS)
+
+
+def restarts(run: Path) -> list[str]:
+    """The reasons so far, oldest first."""
+    path = run / RESTARTS
+    return list(json.loads(path.read_text())) if path.exists() else []

@@ -1,0 +1,107 @@
+"""What happens when workers fail: a reason that stays stops the run, any other starts them again."""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+from rayface.data.shards import DataError
+from rayface.training import interrupt
+from rayface.training.checkpoint import CheckpointError
+from rayface.training.loop import TrainingStoppedError
+from rayface.training.restarts import add_restart
+
+_KNOWN = (TrainingStoppedError, CheckpointError, DataError, ValueError)
+# What machines, networks and other workers do to a worker; everything else comes again in the next attempt.
+_PASSING = (RayError, RuntimeError, OSError)
+
+
+class Supervisor(WorkerGroupCallback, ControllerCallback):
+    """Lives in Ray Train's controller, which starts failed workers again: notes why, and stops what would fail again.
+
+    Args:
+        run: the run directory.
+        grace: seconds that workers get to save a checkpoint before their number changes.
+    """
+
+    def __init__(self, run: Path, grace: float) -> None:
+        self._run, self._grace = run, grace
+        self._training = False
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        self._training = True
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        failures = worker_group_status.errors
+        if not failures:
+            return
+        self._training = False
+        cause = lasting_cause(failures)
+        if cause is not None:
+            raise cause  # Ray Train does not try again after an error of the controller
+        add_restart(self._run, describe(failures))
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Have healthy workers save a checkpoint before others take their place, so that no step is done twice."""
+        if not self._training:
+            return
+        self._training = False
+        interrupt.request(self._run)
+        deadline = time.monotonic() + self._grace
+        while interrupt.requested(self._run) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        interrupt.clear(self._run)
+        add_restart(self._run, f"the cluster has room for {resize_decision.num_workers} workers")
+
+
+def cause_of(error: Exception) -> Exception:
+    """What the user should read of an error of Ray Train: the workers' own message where they know the reason."""
+    inner = getattr(error, "controller_failure", None)
+    if isinstance(inner, _KNOWN):
+        return inner
+    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
+    cause = lasting_cause(failures)
+    if isinstance(cause, _KNOWN):
+        return cause
+    if failures:
+        return TrainingStoppedError(f"{describe(failures)} (--debug shows more)")
+    line = " ".join(str(inner or error).split())
+    return TrainingStoppedError(f"Ray Train stopped: {line[:500]} (--debug shows more)")
+
+
+def lasting_cause(failures: dict[int, Exception]) -> Exception | None:
+    """The error among those of the workers that another attempt would meet again, in one line; None: try again."""
+    causes = _causes(failures)
+    for cause in causes.values():
+        line = " ".join(str(cause).split())
+        for known in _KNOWN:
+            if isinstance(cause, known):
+                return known(line)
+        if found := re.search(r"DataError: (.+)", str(cause)):  # raised in a read task, which Ray wraps in text
+            return DataError(found[1])
+    if all(isinstance(cause, _PASSING) for cause in causes.values()):
+        return None
+    return TrainingStoppedError(f"{describe(failures)} (--debug shows more)")
+
+
+def describe(failures: dict[int, Exception]) -> str:
+    """Which worker failed and how, in one line; a dead one rather than those that lost their connection to it."""
+    causes = _causes(failures)
+    dead = [rank for rank, cause in causes.items() if isinstance(cause, RayActorError)]
+    if dead:
+        return f"worker {' and '.join(map(str, dead))} died"
+    rank, cause = next(iter(causes.items()))
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return f"worker {rank} failed: {lines[-1].strip()[:500]}"
+
+
+def _causes(failures: dict[int, Exception]) -> dict[int, Exception]:
+    """What Ray Train has wrapped: an error raised in a worker, or why it does not answer."""
+    found = {}
+    for rank, failure in failures.items():
+        inner = getattr(failure, "_base_exc", failure)
+        found[rank] = getattr(inner, "health_check_failure", inner)
+    return found
