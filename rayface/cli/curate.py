@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Overrides, app, show_result
+from rayface.cli.common import Address, Debug, Json, Overrides, Seed, app, show_result
+from rayface.config import parse_bytes
 
 Data = Annotated[str, typer.Option(help="Dataset directory, or several as one: '[A,B]', as data.train.")]
 
@@ -53,3 +54,57 @@ def embed(
     shown = ("model", "data", "num_rows", "num_classes", "embedding_size", "flip", "parts_skipped", "seconds")
     facts = {name: result[name] for name in shown} | {"faults": len(result["faults"])}
     show_result(f"embedded into {out}", {"out": out, **result} if json else facts, json)
+
+
+@app.command()
+def prune(
+    out: Annotated[str, typer.Option(help="Folder for the core set; run again to go on in it.")],
+    overrides: Overrides = None,
+    embeddings: Annotated[str | None, typer.Option(help="Folder of parquet files, as `rayface embed` writes.")] = None,
+    data: Annotated[str | None, typer.Option(help="What was embedded, as --data of embed: writes a dataset.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Drop faces with a higher cosine than this.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = None,
+    method: Annotated[str, typer.Option(help="face_nms, random or herding.")] = "face_nms",
+    min_images: Annotated[int, typer.Option(help="Kept of every identity that has so many.")] = 1,
+    global_weight: Annotated[float, typer.Option(help="Of the sparsity among all faces in the score.")] = 0.0,
+    baseline: Annotated[list[str] | None, typer.Option(help="To compare with; default: random.")] = None,
+    seed: Seed = 0,
+    block_size: Annotated[str, typer.Option(help="Embeddings that a task holds at a time.")] = "64MB",
+    write_shards: Annotated[
+        bool, typer.Option("--write-shards", help="Copy what is kept into shards; else refer to those of --data.")
+    ] = False,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Choose a core set of the faces that were embedded, as a Ray Data job."""
+    from rayface.config import load, parse_paths
+    from rayface.curate.core_set import PruneSettings, build
+    from rayface.display import counting
+
+    settings = PruneSettings(
+        method=method,
+        threshold=threshold,
+        keep=keep,
+        min_images=min_images,
+        global_weight=global_weight,
+        seed=seed,
+        baselines=tuple(baseline or ("random",)),
+        block_size=parse_bytes(block_size),
+    )
+    if embeddings is None:
+        raise ValueError("--embeddings: is not given: must be a folder of embeddings, `rayface embed` makes one")
+    with counting("pruning") as progress:
+        result = build(
+            settings,
+            embeddings,
+            out,
+            data=parse_paths("--data", data) if data else None,
+            write_shards=write_shards,
+            config=load(overrides=overrides or []),
+            address=address,
+            debug=debug,
+            progress=progress,
+        )
+    facts = {name: value for name, value in result.items() if name not in ("config", "created_by")}
+    show_result(f"core set in {out}", {"out": out, **result} if json else facts, json)

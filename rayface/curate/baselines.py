@@ -1,5 +1,7 @@
 """What every other method has to beat at the same number of faces: chance, and herding."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -15,41 +17,49 @@ from rayface.curate.identities import (
     check_keep,
     check_min_images,
     check_offsets,
+    group_offsets,
 )
 
 _DECIMALS = 10  # what is equal but for rounding ties
 
 
-def random(offsets: ArrayLike, keep: float, *, min_images: int = 1, seed: int = 0) -> Selection:
-    """Keep faces by chance, of every identity the same share.
+def random(labels: ArrayLike, quota: Ints, *, seed: int = 0) -> Selection:
+    """Keep faces by chance.
 
     Args:
-        offsets: (I + 1,) where each identity begins, and N.
-        keep: share of all faces, in (0, 1]; see `quotas`.
-        min_images: kept of every identity that has so many, else all of it.
-        seed: the same draw for the same seed and offsets.
+        labels: (N,) in groups.
+        quota: (I,) faces to keep of each identity, in the order of the groups; see `quotas`.
+        seed: what an identity draws is a function of seed, label and its number of faces, whoever else is there.
     Returns:
         kept (N,), score (N,) in [0, 1) drawn for each face, suppressed_by (N,) all -1.
     Raises:
-        ValueError: wrong offsets, keep or min_images.
+        ValueError: labels that are not in groups.
     """
-    bounds = check_offsets(offsets)
-    sizes = np.diff(bounds)
-    quota = quotas(sizes, keep, min_images)
-    score = np.random.default_rng(seed).random(bounds[-1], np.float32)
-    identity = np.repeat(np.arange(len(sizes)), sizes)
+    bounds = group_offsets(labels)
+    identity = np.repeat(np.arange(len(quota)), np.diff(bounds))
+    place = np.arange(len(identity)) - bounds[identity]
+    words = _mixed(_mixed(_mixed(np.uint64(seed)) ^ np.asarray(labels, np.uint64)) ^ place.astype(np.uint64))
+    score = ((words >> np.uint64(40)) / 2**24).astype(np.float32)
     order = np.lexsort((-score, identity))
     kept = np.empty(len(score), bool)
-    kept[order] = np.arange(len(score)) - bounds[identity] < quota[identity]
+    kept[order] = place < quota[identity]
     return Selection(kept, score, np.full(len(score), -1, np.int64))
+
+
+def _mixed(words: Any) -> Any:
+    """The output function of splitmix64 (Steele et al. 2014): every bit depends on every bit."""
+    with np.errstate(over="ignore"):
+        words = words + np.uint64(0x9E3779B97F4A7C15)
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return words ^ (words >> np.uint64(31))
 
 
 def herding(
     embeddings: ArrayLike,
     offsets: ArrayLike,
-    keep: float,
+    quota: Ints,
     *,
-    min_images: int = 1,
     block_bytes: int = BLOCK_BYTES,
 ) -> Selection:
     """Keep of every identity the faces whose mean follows the identity's mean most closely, one after another.
@@ -59,18 +69,18 @@ def herding(
 
     Args:
         embeddings: (N, D) of any norm, the faces of an identity next to each other.
-        offsets, keep, min_images: as of `random`.
+        offsets: (I + 1,) where each identity begins, and N.
+        quota: (I,) faces to keep of each identity; see `quotas`.
         block_bytes: working memory, about; one identity takes 16 bytes for each value if that is more. An identity of n
             faces takes n * its quota * D multiplications.
     Returns:
         kept (N,), score (N,): 1 for the first chosen down to above 0 for the last, 0 for the others;
         suppressed_by (N,) all -1.
     Raises:
-        ValueError: wrong shapes or settings; NaN, infinity or a vector of zeros.
+        ValueError: wrong shapes; NaN, infinity or a vector of zeros.
     """
     values = check_embeddings(embeddings)
     bounds = check_offsets(offsets, len(values))
-    quota = quotas(np.diff(bounds), keep, min_images)
     score = np.zeros(len(values), np.float32)
     everyone = np.arange(len(quota))
     for batch in batches(bounds, everyone, lambda faces: 16 * faces * values.shape[1], block_bytes):

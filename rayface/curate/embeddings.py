@@ -137,18 +137,16 @@ def read_labels(file: EmbeddingFile) -> tuple[pa.ChunkedArray, Ints]:
 
 
 def read_rows(path: str, start: int, stop: int) -> Rows:
-    """Read rows [start, stop) of a file, the row groups that hold them only.
+    """Read rows [start, stop) of a parquet file, only the row groups that hold them, or of an Arrow file.
 
     Raises:
         DataError: an embedding is missing, zero, or not finite; its key is named.
     """
-    with _opened(path) as file:
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        ends = np.cumsum(sizes)
-        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-        before = int(ends[first] - sizes[first])
-        table = file.read_row_groups(list(range(first, last + 1)), columns=["key", "label", "embedding"])
-    table = table.slice(start - before, stop - start).combine_chunks()
+    if path.endswith(".arrow"):
+        with pa.memory_map(path) as mapped:
+            table = pa.Table.from_batches([pa.ipc.open_file(mapped).get_batch(0).slice(start, stop - start)])
+    else:
+        table = _parquet_rows(path, start, stop)
     keys, labels, lists = (table[name].chunk(0) for name in ("key", "label", "embedding"))
     size = lists.type.list_size
     if lists.null_count or lists.flatten().null_count:
@@ -156,6 +154,16 @@ def read_rows(path: str, start: int, stop: int) -> Rows:
     embeddings = lists.flatten().to_numpy().reshape(-1, size)
     _check_directions(path, keys, embeddings)
     return Rows(keys.cast(pa.string()), labels.to_numpy().astype(np.int64), embeddings)
+
+
+def _parquet_rows(path: str, start: int, stop: int) -> pa.Table:
+    with _opened(path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        ends = np.cumsum(sizes)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
+        before = int(ends[first]) - sizes[first]
+        table = file.read_row_groups(list(range(first, last + 1)), columns=["key", "label", "embedding"])
+    return table.slice(start - before, stop - start).combine_chunks()
 
 
 def _check_directions(path: str, keys: pa.Array, embeddings: NDArray[Any]) -> None:

@@ -68,6 +68,7 @@ def suppress_many(
     threshold: float,
     *,
     min_images: int = 1,
+    bonus: ArrayLike | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Selection:
     """Face-NMS of many identities: for each of them the same faces as `suppress`.
@@ -80,10 +81,11 @@ def suppress_many(
         embeddings: (N, D) of any norm, the faces of an identity next to each other; may be a memory map.
         offsets: (I + 1,) where each identity begins, and N; see `group_offsets`.
         threshold, min_images: as of `suppress`.
+        bonus: (N,) added to the scores that faces are ranked by.
         block_bytes: working memory, about, beside the result.
     Returns:
-        kept (N,), score (N,) float32 (within 1e-5 of `sparsity_scores`), suppressed_by (N,) int64: the first kept face,
-        in order of score, that is too alike; -1 for kept faces.
+        kept (N,), score (N,) float32 (within 1e-5 of `sparsity_scores` and bonus), suppressed_by (N,) int64: the first
+        kept face, in order of score, that is too alike; -1 for kept faces.
     Raises:
         ValueError: wrong shapes or settings; NaN, infinity or a vector of zeros (the first row found is named).
     """
@@ -94,6 +96,9 @@ def suppress_many(
         raise ValueError(f"threshold {threshold}: must be above -1 and at most 1, it is a cosine")
     if block_bytes < 1:
         raise ValueError(f"block_bytes {block_bytes}: must be above 0")
+    extra = np.zeros(len(values)) if bonus is None else np.asarray(bonus, np.float64)
+    if extra.shape != (len(values),):
+        raise ValueError(f"bonus shape {extra.shape}: must be ({len(values)},), one for each face")
     size = values.shape[1]
     found = Selection(np.ones(len(values), bool), np.zeros(len(values), np.float32), np.full(len(values), -1, np.int64))
 
@@ -104,10 +109,10 @@ def suppress_many(
     sizes = np.diff(bounds)
     limit = _largest(identity_bytes, block_bytes)
     for batch in batches(bounds, np.flatnonzero(sizes <= limit), identity_bytes, block_bytes):
-        _suppress_batch(values, batch, threshold, min_images, block_bytes, found)
+        _suppress_batch(values, batch, extra, threshold, min_images, block_bytes, found)
     for identity in np.flatnonzero(sizes > limit):
         rows = np.arange(bounds[identity], bounds[identity + 1])
-        _suppress_large(values, rows, threshold, min_images, limit, block_bytes, found)
+        _suppress_large(values, rows, extra, threshold, min_images, limit, block_bytes, found)
     return found
 
 
@@ -121,12 +126,18 @@ def _largest(identity_bytes: Callable[[int], int], block_bytes: int) -> int:
 
 
 def _suppress_batch(
-    values: Floats, batch: Batch, threshold: float, min_images: int, block_bytes: int, found: Selection
+    values: Floats,
+    batch: Batch,
+    bonus: NDArray[np.float64],
+    threshold: float,
+    min_images: int,
+    block_bytes: int,
+    found: Selection,
 ) -> None:
     """Put the selection of a batch of whole identities into found."""
     cosines = batch_cosines(values, batch)
     counts = np.count_nonzero(batch.valid, axis=1)
-    scores = np.where(batch.valid, 1 - cosines.sum(axis=2) / counts[:, None], -np.inf)
+    scores = np.where(batch.valid, 1 - cosines.sum(axis=2) / counts[:, None] + bonus[batch.rows], -np.inf)
     left, right = alike_in_batch(values, batch, cosines, threshold, block_bytes)
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
@@ -137,7 +148,7 @@ def _suppress_batch(
     step = max(1, block_bytes // (cosines.shape[1] * values.shape[1] * 16))
     unsure = np.flatnonzero(close)
     for part in (unsure[k : k + step] for k in range(0, len(unsure), step)):
-        scores[part] = _batch_scores(values, batch.rows[part], batch.valid[part])
+        scores[part] = _batch_scores(values, batch.rows[part], batch.valid[part], bonus)
         order[part] = np.argsort(-scores[part], axis=1, kind="stable")
     kept, by = _choose(order, left, right)
     kept &= batch.valid
@@ -149,10 +160,17 @@ def _suppress_batch(
 
 
 def _suppress_large(
-    values: Floats, rows: Ints, threshold: float, min_images: int, block: int, block_bytes: int, found: Selection
+    values: Floats,
+    rows: Ints,
+    bonus: NDArray[np.float64],
+    threshold: float,
+    min_images: int,
+    block: int,
+    block_bytes: int,
+    found: Selection,
 ) -> None:
     """Put the selection of one identity into found, comparing blocks of faces, in order of score."""
-    scores = _scores_of_one(values, rows)
+    scores = np.round(_scores_of_one(values, rows) + bonus[rows], _SCORE_DECIMALS)
     order = np.argsort(-scores, kind="stable")
     blocks = [rows[order[k : k + block]] for k in range(0, len(order), block)]
     found.score[rows] = scores
@@ -177,12 +195,12 @@ def _suppress_large(
     found.kept[rows], found.suppressed_by[rows] = kept[0], dropped_by[0]
 
 
-def _batch_scores(values: Floats, rows: Ints, valid: Bools) -> NDArray[np.float64]:
-    """(f, m) sparsity scores in float64 of identities of rows (f, m); minus infinity where padded."""
+def _batch_scores(values: Floats, rows: Ints, valid: Bools, bonus: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(f, m) scores in float64 of identities of rows (f, m); minus infinity where padded."""
     units = unit_rows(values, rows)
     units *= valid[..., None]
     mean = units.sum(axis=1) / np.count_nonzero(valid, axis=1)[:, None]
-    scores = 1 - np.einsum("fmd,fd->fm", units, mean)
+    scores = 1 - np.einsum("fmd,fd->fm", units, mean) + bonus[rows]
     return np.where(valid, np.round(scores, _SCORE_DECIMALS), -np.inf)
 
 

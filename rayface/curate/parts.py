@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +32,7 @@ def each_part(work: Callable[[int], dict[str, Any]], parts: Sequence[int], done:
     """Call work(part) for every part on the cluster's CPUs and yield what it returns, in any order.
 
     Args:
-        work: what it holds is sent to every task, so large things go by reference; returns what JSON can hold.
+        work: what it holds is sent to every task, so large things go by reference; returns a dict.
 
     Raises:
         DataError: the first ValueError of a part; RuntimeError for anything else that fails.
@@ -81,15 +81,15 @@ def _blocks(parts: Sequence[int]) -> ray.data.Dataset:
 def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     # A ValueError is an answer: Ray would wrap it in a page of text, and try the task again.
     try:
-        return {"result": [json.dumps(call())]}
+        return {"result": [pickle.dumps(call())]}
     except ValueError as error:
-        return {"result": [json.dumps({"error": str(error)})]}
+        return {"result": [pickle.dumps({"error": str(error)})]}
 
 
 def _results(mapped: ray.data.Dataset, total: int, done: Progress) -> Iterator[dict[str, Any]]:
     try:
         for count, row in enumerate(mapped.iter_rows(), 1):
-            result = json.loads(row["result"])
+            result = pickle.loads(row["result"])
             if "error" in result:
                 raise DataError(result["error"])
             done(count, total)

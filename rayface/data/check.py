@@ -75,9 +75,12 @@ def check(
     names = {file.name for file in files}
     refuse_unfinished(root, names)
     shards = shard_files(files)
+    manifest = read_manifest(root) if MANIFEST in names else None
+    if manifest and manifest.selection:
+        folder = manifest.shards[0].path.rpartition("/")[0]
+        raise DataError(f"{root}: has no shards, it is a selection of those of other datasets: check {folder}")
     if not shards:
         raise DataError(f"{root}: no tar shards (*.tar) in this folder")
-    manifest = read_manifest(root) if MANIFEST in names else None
     ordered = _in_manifest_order(shards, manifest)
     num_classes = manifest.num_classes if manifest else None
     jobs = scan_jobs(root, ordered, num_classes, deep=deep, digest=deep or write_manifest)

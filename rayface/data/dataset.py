@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .directory import Part, load_part
+from .directory import SOURCE_LABEL, Part, load_part
 from .manifest import digest_of, read_parquet
 from .samples import Fault, SampleIndex
 from .storage import DataError, join, normalise
@@ -158,12 +158,13 @@ def _join_indices(parts: list[Part], label_maps: list[np.ndarray | None]) -> Sam
     num_shards = 0
     for part, label_map in zip(parts, label_maps, strict=True):
         own = part.table["label"].to_numpy()
+        written = part.table[SOURCE_LABEL].to_numpy() if SOURCE_LABEL in part.table.column_names else own
         values = (
             part.table["shard"].to_numpy() + np.int32(num_shards),
             part.table["offset"].to_numpy(),
             part.table["num_bytes"].to_numpy(),
             own if label_map is None else label_map[own],
-            own,
+            written,
         )
         for column, value in zip(columns, values, strict=True):
             column.append(value)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from .scan import INDEX_SCHEMA, ScanJob, ShardScan, joint_table, scan_shards
 from .storage import DataError, FileInfo, join, list_files
 
 _COLUMNS = INDEX_SCHEMA.names[1:]  # all but the keys, which are read only when they are asked for
+SOURCE_LABEL = "source_label"  # column of a selection's index: the label as the shard says, where it is another one
 _CACHE_VERSION = 2
 _NAMED_LABELS = 1000  # labels out of range are named one by one up to here
 
@@ -58,6 +59,8 @@ def load_part(root: str) -> Part:
     refuse_unfinished(root, names)
     shards = shard_files(files)
     manifest = read_manifest(root) if MANIFEST in names else None
+    if manifest and manifest.selection:
+        shards = _selected_files(manifest)
     if not shards:
         raise DataError(f"{root}: no tar shards (*.tar) in this folder")
     part = _indexed(root, shards, manifest) if manifest and INDEX in names else _scanned(root, shards, manifest)
@@ -76,11 +79,22 @@ def refuse_unfinished(root: str, names: set[str]) -> None:
 # -- a directory with dataset.json and index.parquet
 
 
+def _selected_files(manifest: Manifest) -> list[FileInfo]:
+    """Return the shards elsewhere that a selection names, under their full paths."""
+    folders = dict.fromkeys(entry.path.rpartition("/")[0] for entry in manifest.shards)
+    found = {join(folder, file.name): file for folder in folders for file in list_files(folder)}
+    paths = [entry.path for entry in manifest.shards if entry.path in found]
+    return [replace(found[path], name=path) for path in paths]
+
+
 def _indexed(root: str, files: list[FileInfo], manifest: Manifest) -> Part:
     path = join(root, INDEX)
-    table = read_parquet(path, _COLUMNS)
+    schema = pa.schema([INDEX_SCHEMA.field(name) for name in _COLUMNS])
+    if manifest.selection:
+        schema = schema.append(pa.field(SOURCE_LABEL, pa.int32()))
+    table = read_parquet(path, schema.names)
     try:
-        table = table.cast(pa.schema([INDEX_SCHEMA.field(name) for name in _COLUMNS]))
+        table = table.cast(schema)
     except pa.ArrowException as error:
         raise DataError(f"{path}: {error}; {RECOUNT.format(root)}") from None
     shard = table["shard"].to_numpy()
@@ -138,7 +152,8 @@ def _found_again(shard: str, rows: pa.Table) -> np.ndarray:
     """Return which index rows a scan of their shard finds unchanged, at the same place."""
     samples = (entry for entry in scan_shard(shard, read_jpeg=False) if isinstance(entry, Sample))
     present = {(sample.offset, sample.num_bytes, sample.label) for sample in samples}
-    columns = (rows[name].to_pylist() for name in ("offset", "num_bytes", "label"))
+    label = SOURCE_LABEL if SOURCE_LABEL in rows.column_names else "label"
+    columns = (rows[name].to_pylist() for name in ("offset", "num_bytes", label))
     return np.array([row in present for row in zip(*columns, strict=True)], bool)
 
 

@@ -23,7 +23,7 @@ RECOUNT = "run `rayface check --write-manifest {}` to count the shards anew"
 
 
 class ShardEntry(BaseModel):
-    """A shard as dataset.json names it: `path` relative to the folder."""
+    """A shard as dataset.json names it: `path` is a name in the folder; of a selection, the path or URI of a shard."""
 
     path: str
     num_images: int = Field(ge=0)
@@ -43,10 +43,13 @@ class Manifest(BaseModel):
     source: str = ""
     parent: dict[str, Any] | None = None
     created_by: str = ""
+    selection: str | None = None
+    """Of a dataset that is some samples of shards elsewhere: sha256 over which ones; index.parquet lists them."""
     shards: list[ShardEntry]
 
     def to_json(self) -> bytes:
-        return (json.dumps(self.model_dump(), indent=1, ensure_ascii=False) + "\n").encode()
+        fields = self.model_dump(exclude=set() if self.selection else {"selection"})
+        return (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def shard_files(files: list[FileInfo]) -> list[FileInfo]:
@@ -63,7 +66,7 @@ def read_manifest(root: str) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise DataError(f"{path}: {where}: {first['msg']}; {RECOUNT.format(root)}") from None
-    for entry in manifest.shards:
+    for entry in manifest.shards if manifest.selection is None else ():
         if "/" in entry.path or entry.path in ("", ".", ".."):
             raise DataError(f"{path}: shards: {entry.path!r} must be the name of a file in this folder")
     return manifest
@@ -126,7 +129,8 @@ def shard_entries(names: list[str], scans: list[ShardScan]) -> list[ShardEntry]:
 
 
 def digest_of(manifest: Manifest) -> str:
-    """Return the sha256 over the shards' digests, or over names and sizes where one has none."""
+    """Return the sha256 over the shards' digests, or over names and sizes where one has none, and the selection."""
     full = all(entry.sha256 for entry in manifest.shards)
     lines = [entry.sha256 if full else f"{entry.path} {entry.num_bytes}" for entry in manifest.shards]
+    lines += [manifest.selection] if manifest.selection else []
     return hashlib.sha256("\n".join(str(line) for line in lines).encode()).hexdigest()

@@ -61,7 +61,9 @@ def normalise(path: str | Path) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """Return the path or URI of `name` in `folder`; a URI's query string stays at the end."""
+    """Return the path or URI of `name` in `folder`, an absolute `name` as it is; a URI's query string stays last."""
+    if name.startswith("/") or "://" in name:
+        return name
     base, question, query = folder.partition("?") if "://" in folder else (folder, "", "")
     return f"{base.rstrip('/')}/{name}{question}{query}"
 

@@ -27,21 +27,26 @@ def test_quotas_add_up_and_are_fair() -> None:
 
 def test_random_is_seeded_and_keeps_the_share_of_every_identity() -> None:
     """Another seed, another draw."""
-    offsets = np.arange(0, 2001, 20)
-    found = random(offsets, 0.6, seed=3)
+    labels = np.repeat(np.arange(100), 20)
+    quota = quotas(np.full(100, 20), 0.6)
+    found = random(labels, quota, seed=3)
     assert found.kept.reshape(100, 20).sum(axis=1).tolist() == [12] * 100
-    assert all((a == b).all() for a, b in zip(found, random(offsets, 0.6, seed=3), strict=True))
-    assert (found.kept != random(offsets, 0.6, seed=4).kept).any()
+    assert all((a == b).all() for a, b in zip(found, random(labels, quota, seed=3), strict=True))
+    assert (found.kept != random(labels, quota, seed=4).kept).any()
+    assert (random(labels[400:600], quota[20:30], seed=3).kept == found.kept[400:600]).all()  # whoever else is there
+    assert abs(found.score.mean() - 0.5) < 0.02
+    assert len(np.unique(found.score)) > 1990
     assert (found.suppressed_by == -1).all()
     kept, dropped = found.score[:20][found.kept[:20]], found.score[:20][~found.kept[:20]]
     assert kept.min() > dropped.max()
-    assert random(offsets, 0.05, min_images=3).kept.reshape(100, 20).sum(axis=1).tolist() == [3] * 100
+    few = quotas(np.full(100, 20), 0.05, min_images=3)
+    assert random(labels, few).kept.reshape(100, 20).sum(axis=1).tolist() == [3] * 100
 
 
 def test_herding_is_its_definition(drawn: Any) -> None:
     """Against the greedy choice written out: the next face is the one that brings the mean closest."""
     embeddings, offsets = drawn([1, 2, 5, 9, 14], size=16)
-    found = herding(embeddings, offsets, 0.6, block_bytes=1)
+    found = herding(embeddings, offsets, quotas(np.diff(offsets), 0.6), block_bytes=1)
     for first, last in itertools.pairwise(offsets):
         faces = embeddings[first:last].astype(np.float64)
         faces /= np.linalg.norm(faces, axis=1, keepdims=True)
@@ -57,8 +62,9 @@ def test_herding_is_its_definition(drawn: Any) -> None:
 def test_herding_does_not_depend_on_batches(drawn: Any) -> None:
     """Nor on anything but its input."""
     embeddings, offsets = drawn(np.random.default_rng(0).geometric(0.1, 100), dtype=np.float16)
-    whole = herding(embeddings, offsets, 0.6, min_images=2)
-    parts = herding(embeddings, offsets, 0.6, min_images=2, block_bytes=30_000)
+    quota = quotas(np.diff(offsets), 0.6, min_images=2)
+    whole = herding(embeddings, offsets, quota)
+    parts = herding(embeddings, offsets, quota, block_bytes=30_000)
     assert all((a == b).all() for a, b in zip(whole, parts, strict=True))
     assert whole.kept.sum() == round(0.6 * len(embeddings))
 
@@ -67,16 +73,14 @@ def test_herding_does_not_depend_on_batches(drawn: Any) -> None:
 def test_keep_is_a_share(keep: float) -> None:
     """In (0, 1]."""
     with pytest.raises(ValueError, match=r"^keep .* above 0 and at most 1"):
-        random([0, 4], keep)
-    with pytest.raises(ValueError, match=r"^keep .* above 0 and at most 1"):
-        herding(np.ones((4, 3)), [0, 4], keep)
+        quotas(np.array([4]), keep)
 
 
 def test_bad_input_gets_one_line() -> None:
     """As for Face-NMS."""
     with pytest.raises(ValueError, match=r"^embeddings row 1: all zeros"):
-        herding([[1.0, 0.0], [0.0, 0.0]], [0, 2], 0.5)
+        herding([[1.0, 0.0], [0.0, 0.0]], [0, 2], np.array([1]))
     with pytest.raises(ValueError, match=r"^min_images 0"):
-        random([0, 4], 0.5, min_images=0)
+        quotas(np.array([4]), 0.5, min_images=0)
     with pytest.raises(ValueError, match=r"^offsets: must climb"):
-        random([0, 4, 3], 0.5)
+        herding(np.ones((4, 3)), [0, 4, 3], np.array([1, 1]))

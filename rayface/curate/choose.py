@@ -1,0 +1,287 @@
+"""Decide, piece by piece, which faces are kept: by a threshold, or by the share that one is searched for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from numpy.typing import NDArray
+
+from rayface.curate.baselines import herding, quotas, random
+from rayface.curate.cosines import unit_rows
+from rayface.curate.embeddings import Rows
+from rayface.curate.face_nms import suppress_many
+from rayface.curate.identities import Floats, Ints, Selection
+from rayface.curate.keep_ratio import search_threshold
+from rayface.curate.parts import Progress, each_part
+from rayface.curate.pieces import Piece, Pieces, read_piece
+from rayface.data.storage import AtomicFile
+
+METHODS = ("face_nms", "random", "herding")
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "label": pa.int64(),
+        "kept": pa.bool_(),
+        "score": pa.float32(),
+        "suppressed_by": pa.string(),
+        "reason": pa.string(),
+    }
+)
+_REASONS = {"face_nms": "too alike", "random": "not drawn", "herding": "not chosen"}
+_SAMPLE_FACES = 50_000
+_SAMPLE_PIECES = 8
+_BLOCK = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How faces are chosen; the same rule keeps the same faces however they are cut into pieces.
+
+    Attributes:
+        method: one of METHODS.
+        threshold: of face_nms.
+        keep: share of all faces, of random and herding.
+        min_images: kept of every identity that has so many.
+        global_weight: of the sparsity among all faces in the score of face_nms.
+        seed: of random.
+    """
+
+    method: str
+    threshold: float | None = None
+    keep: float | None = None
+    min_images: int = 1
+    global_weight: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a rule needs to know of all faces: quota (I,) of each identity of labels (I,), mean direction (D,)."""
+
+    labels: Ints
+    quota: Ints | None = None
+    direction: NDArray[np.float64] | None = None
+
+
+def select_rows(rows: Rows, offsets: Ints, rule: Rule, context: Context) -> Selection:
+    """Apply a rule to whole identities."""
+    if rule.method == "face_nms":
+        assert rule.threshold is not None
+        bonus = None
+        if context.direction is not None:
+            bonus = rule.global_weight * (1 - _along(rows.embeddings, context.direction))
+        return suppress_many(rows.embeddings, offsets, rule.threshold, min_images=rule.min_images, bonus=bonus)
+    assert context.quota is not None
+    quota = context.quota[np.searchsorted(context.labels, rows.labels[offsets[:-1]])]
+    if rule.method == "random":
+        return random(rows.labels, quota, seed=rule.seed)
+    return herding(rows.embeddings, offsets, quota)
+
+
+class Chooser:
+    """Applies rules to all pieces on the cluster; what was decided is kept in files and not decided again.
+
+    Args:
+        folder: for the decisions, a parquet file (SCHEMA) for each rule and piece.
+    """
+
+    def __init__(self, pieces: Pieces, folder: Path, progress: Progress) -> None:
+        self._pieces, self._folder, self._progress = pieces, folder, progress
+        self._direction: NDArray[np.float64] | None = None
+
+    def search(self, keep: float, rule: Rule) -> Rule:
+        """Return the rule with the threshold that keeps a share of all faces, within .5 points.
+
+        Bisects on a sample of identities and verifies on all.
+
+        Raises:
+            ValueError: no threshold keeps this share.
+        """
+        rows, offsets = self._sample(rule.seed)
+        context = self._context(rule)
+
+        def of_sample(threshold: float) -> float:
+            return float(select_rows(rows, offsets, _with(rule, threshold), context).kept.mean())
+
+        def of_all(threshold: float) -> float:
+            return self.decide(_with(rule, threshold)) / self._pieces.num_rows
+
+        threshold, _ = search_threshold(keep, of_sample, of_all)
+        return _with(rule, threshold)
+
+    def decide(self, rule: Rule) -> int:
+        """Apply a rule to all pieces; return how many faces are kept."""
+        pieces, folder = self._pieces.pieces, self._decisions(rule)
+        folder.mkdir(parents=True, exist_ok=True)
+        shared = ray.put(self._context(rule))
+
+        def decide(part: int) -> dict[str, Any]:
+            torch.set_num_threads(1)
+            path = str(folder / _part_name(part))
+            if not Path(path).exists():
+                rows, offsets = read_piece(pieces[part])
+                found = select_rows(rows, offsets, rule, ray.get(shared))
+                _write(path, rows, found, _REASONS[rule.method])
+            return {"kept": int(np.count_nonzero(_kept(path)))}
+
+        return sum(result["kept"] for result in each_part(decide, range(len(pieces)), self._progress))
+
+    def decisions(self, rule: Rule) -> Iterator[pa.Table]:
+        """Yield what was decided, piece by piece."""
+        for part in range(len(self._pieces.pieces)):
+            yield pq.read_table(self._decisions(rule) / _part_name(part))
+
+    def compare(self, chosen: Rule, others: dict[str, Rule]) -> dict[str, dict[str, float]]:
+        """Measure what is left of all faces, by the chosen rule and by others.
+
+        Returns:
+            for "all", "chosen" and every other name: faces; mean_cosine, of a face to the other faces of its identity
+            (identities of two or more, mean over faces); for the others also shared, of the chosen faces.
+        """
+        pieces, folder = self._pieces.pieces, self._decisions(chosen)
+        contexts = ray.put({name: self._context(rule) for name, rule in others.items()})
+
+        def compare(part: int) -> dict[str, Any]:
+            torch.set_num_threads(1)
+            rows, offsets = read_piece(pieces[part])
+            ours = _kept(str(folder / _part_name(part)))
+            masks = {"all": np.ones(len(ours), bool), "chosen": ours}
+            for name, context in ray.get(contexts).items():
+                masks[name] = select_rows(rows, offsets, others[name], context).kept
+            sums = {name: _likeness(rows.embeddings, offsets, mask) for name, mask in masks.items()}
+            return {
+                "part": part,
+                "sums": {name: (*s, np.count_nonzero(ours & masks[name])) for name, s in sums.items()},
+            }
+
+        results = sorted(each_part(compare, range(len(pieces)), self._progress), key=lambda result: result["part"])
+        totals = {name: np.sum([result["sums"][name] for result in results], axis=0) for name in results[0]["sums"]}
+        found = {
+            name: {"faces": int(faces), "mean_cosine": float(cosines / max(1, paired)), "shared": float(shared / faces)}
+            for name, (faces, paired, cosines, shared) in totals.items()
+        }
+        for name in ("all", "chosen"):
+            del found[name]["shared"]
+        return found
+
+    def _decisions(self, rule: Rule) -> Path:
+        return self._folder / hashlib.sha256(json.dumps(asdict(rule)).encode()).hexdigest()[:16]
+
+    def _context(self, rule: Rule) -> Context:
+        labels, sizes = self._pieces.labels, self._pieces.sizes
+        if rule.method != "face_nms":
+            assert rule.keep is not None
+            return Context(labels=labels, quota=quotas(sizes, rule.keep, rule.min_images))
+        if rule.global_weight and self._direction is None:
+            self._direction = self._mean_direction()
+        return Context(labels=labels, direction=self._direction if rule.global_weight else None)
+
+    def _mean_direction(self) -> NDArray[np.float64]:
+        """The mean of all unit embeddings, (D,)."""
+        pieces = self._pieces.pieces
+
+        def add(part: int) -> dict[str, Any]:
+            embeddings = read_piece(pieces[part])[0].embeddings
+            return {"part": part, "sum": sum(units.sum(axis=0) for units in _units(embeddings))}
+
+        results = sorted(each_part(add, range(len(pieces)), self._progress), key=lambda result: result["part"])
+        total: NDArray[np.float64] = np.sum([result["sum"] for result in results], axis=0)
+        return total / self._pieces.num_rows
+
+    def _sample(self, seed: int) -> tuple[Rows, Ints]:
+        """About 50,000 faces: whole identities by chance, of a few pieces by chance."""
+        pieces = self._pieces.pieces
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(pieces))[:_SAMPLE_PIECES]).tolist()
+        budget = _SAMPLE_FACES // len(chosen)
+        results = each_part(lambda part: _some(pieces[part], part, budget, seed), chosen, self._progress)
+        parts = sorted(results, key=lambda result: result["part"])
+        rows = Rows(
+            pa.array([], pa.string()),
+            np.concatenate([part["labels"] for part in parts]),
+            np.concatenate([part["embeddings"] for part in parts]),
+        )
+        sizes = np.concatenate([part["sizes"] for part in parts])
+        return rows, np.r_[0, np.cumsum(sizes)]
+
+
+def _some(piece: Piece, part: int, budget: int, seed: int) -> dict[str, Any]:
+    rows, offsets = read_piece(piece)
+    order = np.random.default_rng([seed, part]).permutation(len(offsets) - 1)
+    sizes = np.diff(offsets)
+    count = int(np.searchsorted(np.cumsum(sizes[order]), budget)) + 1
+    few = np.sort(order[:count])
+    places = np.concatenate([np.arange(offsets[k], offsets[k + 1]) for k in few])
+    return {
+        "part": part,
+        "labels": rows.labels[places],
+        "embeddings": rows.embeddings[places],
+        "sizes": sizes[few],
+    }
+
+
+def _with(rule: Rule, threshold: float) -> Rule:
+    return Rule(**{**asdict(rule), "threshold": threshold})
+
+
+def _part_name(part: int) -> str:
+    return f"part-{part:06d}.parquet"
+
+
+def _kept(path: str) -> NDArray[np.bool_]:
+    return pq.read_table(path, columns=["kept"])["kept"].to_numpy()
+
+
+def _write(path: str, rows: Rows, found: Selection, reason: str) -> None:
+    by = pa.array(np.maximum(found.suppressed_by, 0), mask=found.suppressed_by < 0)
+    columns = [
+        rows.keys,
+        pa.array(rows.labels),
+        pa.array(found.kept),
+        pa.array(found.score),
+        rows.keys.take(by),
+        pa.array(np.where(found.kept, "kept", reason), pa.string()),
+    ]
+    file = AtomicFile(path)
+    try:
+        pq.write_table(pa.table(columns, schema=SCHEMA), file.stream)
+        file.commit()
+    finally:
+        file.abandon()
+
+
+def _units(embeddings: Floats) -> Iterator[NDArray[np.float64]]:
+    for start in range(0, len(embeddings), _BLOCK):
+        yield unit_rows(embeddings, np.arange(start, min(start + _BLOCK, len(embeddings))))
+
+
+def _along(embeddings: Floats, direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) f . direction of the unit embeddings f."""
+    return np.concatenate([units @ direction for units in _units(embeddings)])
+
+
+def _likeness(embeddings: Floats, offsets: Ints, mask: NDArray[np.bool_]) -> tuple[int, int, float]:
+    """Of the faces in mask: how many; those with others of their identity; the sum of their mean cosines to them.
+
+    Within n unit vectors f, the cosines of all pairs add up to |sum f|^2 - n.
+    """
+    identity = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    sums = np.zeros((len(offsets) - 1, embeddings.shape[1]))
+    done = 0
+    for units in _units(embeddings):
+        here = slice(done, done + len(units))
+        done += len(units)
+        np.add.at(sums, identity[here][mask[here]], units[mask[here]])
+    count = np.bincount(identity[mask], minlength=len(sums))
+    pairs = np.einsum("id,id->i", sums, sums) - count
+    several = count > 1
+    return int(count.sum()), int(count[several].sum()), float((pairs[several] / (count[several] - 1)).sum())

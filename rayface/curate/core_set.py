@@ -1,0 +1,231 @@
+"""The prune job: group embeddings by identity, choose faces, write the core set and a dataset of it.
+
+`build` reads from top to bottom; every stage leaves files that are found again when it is run again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import rayface
+from rayface.config import Config
+from rayface.curate.choose import METHODS, SCHEMA, Chooser, Rule
+from rayface.curate.embeddings import Embeddings, open_embeddings
+from rayface.curate.identities import check_keep, check_min_images
+from rayface.curate.parts import Progress, quiet_data
+from rayface.curate.pieces import group
+from rayface.curate.pruned_dataset import write_pruned
+from rayface.data.shards import DataError, Dataset, open_dataset
+from rayface.data.storage import AtomicFile, normalise, write_bytes
+from rayface.session import ray_session
+
+CORE_SET = "core_set.parquet"
+RESULT = "prune.json"
+_JOB = ".prune_job.json"
+_WORK = ".work"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSettings:
+    """What decides the core set.
+
+    Attributes:
+        method: face_nms, random or herding.
+        threshold: of the cosine, in (-1, 1]; face_nms drops faces that are more alike.
+        keep: share of the faces to keep, in (0, 1]; either this or threshold.
+        min_images: kept of every identity that has so many.
+        global_weight: what sparsity among all faces counts in the score, beside that within the identity (1).
+        seed: of random, and of the sample that the threshold is searched on.
+        baselines: others to compare with at the same ratio.
+        block_size: bytes of embeddings that a task holds.
+    """
+
+    method: str = "face_nms"
+    threshold: float | None = None
+    keep: float | None = None
+    min_images: int = 1
+    global_weight: float = 0.0
+    seed: int = 0
+    baselines: tuple[str, ...] = ("random",)
+    block_size: int = 64 * 2**20
+
+
+def build(
+    settings: PruneSettings,
+    embeddings: str | Path,
+    out: str | Path,
+    *,
+    data: Sequence[str] | None = None,
+    write_shards: bool = False,
+    config: Config = Config(),  # noqa: B008  # frozen
+    address: str | None = None,
+    debug: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Choose a core set of embedded faces.
+
+    Writes core_set.parquet (key, label, kept, score, suppressed_by, reason) and prune.json, and with `data` a dataset:
+    `out` is then trained on like any other. Two runs make the same core set; an interrupted one goes on when run again.
+
+    Args:
+        embeddings: folder of parquet files, as `rayface embed` writes them.
+        out: folder on a disk that all nodes share, new or of the same job.
+        data: the dataset that was embedded, or several as one.
+        write_shards: copy the kept samples into shards of their own; else the dataset refers to those of `data`.
+        progress: told how many parts of a stage of how many are done.
+
+    Returns:
+        what prune.json holds: method, threshold, keep wanted and got, counts, baselines, seconds, config.
+
+    Raises:
+        ValueError: bad input, one line.
+    """
+    start = time.monotonic()
+    check_settings(settings)
+    source = open_embeddings(embeddings)
+    dataset = open_dataset(data, max_corrupt_fraction=config.data.max_corrupt_fraction) if data else None
+    if write_shards and dataset is None:
+        raise ValueError("--write-shards: needs --data, the dataset that was embedded")
+    job = _job(settings, source, dataset, write_shards)
+    with _claimed(out, job) as root:
+        if (root / RESULT).exists():
+            return json.loads((root / RESULT).read_text())
+        with ray_session(address, debug=debug), quiet_data(debug):
+            pieces = group(source, root / _WORK / "runs", settings.block_size, progress)
+            chooser = Chooser(pieces, root / _WORK / "decisions", progress)
+            rule = _rule(settings, chooser)
+            kept = chooser.decide(rule)
+            _write_core_set(root / CORE_SET, chooser.decisions(rule))
+            baselines = _baselines(settings, kept / pieces.num_rows)
+            compared = chooser.compare(rule, baselines)
+            if dataset is not None:
+                counts = write_pruned(root, dataset, root / CORE_SET, write_shards=write_shards, progress=progress)
+        result = {
+            "method": rule.method,
+            "threshold": rule.threshold,
+            "keep_wanted": settings.keep,
+            "keep": kept / pieces.num_rows,
+            "faces_in": pieces.num_rows,
+            "faces_out": kept,
+            "identities": len(pieces.labels),
+            "min_images": settings.min_images,
+            "mean_cosine_before": compared["all"]["mean_cosine"],
+            "mean_cosine_after": compared["chosen"]["mean_cosine"],
+            "baselines": {name: compared[name] for name in baselines},
+            "dataset": counts if dataset is not None else None,
+            "seconds": time.monotonic() - start,
+            "config": job,
+            "created_by": f"rayface {rayface.__version__}",
+        }
+        write_bytes(str(root / RESULT), (json.dumps(result, indent=1) + "\n").encode())
+        shutil.rmtree(root / _WORK)
+    return result
+
+
+def check_settings(settings: PruneSettings) -> None:
+    """Raise ValueError, one line, for settings that cannot be."""
+    if settings.method not in METHODS:
+        raise ValueError(f"--method: {settings.method!r}: must be one of {', '.join(METHODS)}")
+    if (settings.threshold is None) == (settings.keep is None):
+        given = "both are" if settings.keep is not None else "neither is"
+        raise ValueError(f"--threshold, --keep: {given} given: must be one of the two, for example --keep 0.6")
+    if settings.threshold is not None and settings.method != "face_nms":
+        raise ValueError(f"--threshold: is of face_nms: give --keep for {settings.method}")
+    if settings.threshold is not None and not -1 < settings.threshold <= 1:
+        raise ValueError(f"--threshold: {settings.threshold}: must be above -1 and at most 1, it is a cosine")
+    if settings.keep is not None:
+        check_keep(settings.keep)
+    check_min_images(settings.min_images)
+    if settings.global_weight < 0:
+        raise ValueError(f"--global-weight: {settings.global_weight}: must be 0 or more")
+    for name in settings.baselines:
+        if name not in METHODS[1:]:
+            raise ValueError(f"--baseline: {name!r}: must be one of {', '.join(METHODS[1:])}")
+
+
+def _job(settings: PruneSettings, source: Embeddings, dataset: Dataset | None, write_shards: bool) -> dict[str, Any]:
+    """What must be the same to go on in a folder, and to find its result again."""
+    files = hashlib.sha256(json.dumps([asdict(file) for file in source.files]).encode()).hexdigest()
+    return {
+        **asdict(settings),
+        "baselines": list(settings.baselines),
+        "embeddings": files,
+        "dataset_digest": dataset.digest if dataset else None,
+        "write_shards": write_shards,
+    }
+
+
+@contextmanager
+def _claimed(out: str | Path, job: dict[str, Any]) -> Iterator[Path]:
+    """The output folder, new or of the same job, kept from other processes while inside."""
+    if "://" in normalise(out):
+        raise ValueError(f"--out: {out}: must be a folder on a disk that all nodes share, not a URI: mount the storage")
+    root = Path(normalise(out))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {root}: cannot be written: {error.strerror}: choose another directory") from error
+    names = sorted(path.name for path in root.iterdir() if path.name != ".lock")
+    if names and _JOB not in names:
+        raise DataError(f"--out: {root}: is not empty ({names[0]}): choose another directory")
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"--out: {root}: another process is at work in it: wait for it, or stop it first") from None
+        except OSError:
+            pass  # a disk without locks
+        before = json.loads((root / _JOB).read_text()) if _JOB in names else job
+        for key, value in job.items():
+            if before.get(key) != value:
+                raise DataError(
+                    f"--out: {root}: was begun with {key} {before.get(key)}, this is {value}: choose another directory"
+                )
+        write_bytes(str(root / _JOB), json.dumps(job, indent=1).encode())
+        yield root
+
+
+def _rule(settings: PruneSettings, chooser: Chooser) -> Rule:
+    """The rule of the core set; its threshold searched where a share is wanted."""
+    rule = Rule(
+        method=settings.method,
+        threshold=settings.threshold,
+        keep=settings.keep if settings.method != "face_nms" else None,
+        min_images=settings.min_images,
+        global_weight=settings.global_weight,
+        seed=settings.seed,
+    )
+    if settings.method == "face_nms" and settings.keep is not None:
+        return chooser.search(settings.keep, rule)
+    return rule
+
+
+def _baselines(settings: PruneSettings, keep: float) -> dict[str, Rule]:
+    return {
+        name: Rule(method=name, keep=keep, min_images=settings.min_images, seed=settings.seed)
+        for name in settings.baselines
+        if name != settings.method
+    }
+
+
+def _write_core_set(path: Path, tables: Iterator[pa.Table]) -> None:
+    file = AtomicFile(str(path))
+    try:
+        with pq.ParquetWriter(file.stream, SCHEMA) as writer:
+            for table in tables:
+                writer.write_table(table)
+        file.commit()
+    finally:
+        file.abandon()

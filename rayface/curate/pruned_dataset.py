@@ -1,0 +1,89 @@
+"""A dataset of the faces that a core set keeps: an index of the source's shards, or shards of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from rayface.curate.parts import Progress, each_part
+from rayface.data.selection import (
+    Selection,
+    select,
+    write_selected_shard,
+    write_selection,
+    write_shards_manifest,
+)
+from rayface.data.shards import DataError, Dataset
+
+
+def write_pruned(
+    root: Path, source: Dataset, core_set: Path, *, write_shards: bool, progress: Progress
+) -> dict[str, Any]:
+    """Write the kept faces as a dataset into `root`.
+
+    Memory, on the driver: the keys of both sides.
+
+    Returns:
+        images, classes, shards, and not_embedded: images of the source that the core set does not know.
+
+    Raises:
+        DataError: a key that is not in the source, or has another label there.
+    """
+    rows, known = _rows_of(core_set, source)
+    selection = select(source, rows)
+    name = root.name
+    if write_shards:
+        dataset = _write_shards(root, selection, name, progress)
+    else:
+        dataset = write_selection(str(root), selection, name=name)
+    return {
+        "images": dataset.num_images,
+        "classes": dataset.num_classes,
+        "shards": len(dataset.shards),
+        "not_embedded": source.num_images - known,
+    }
+
+
+def _rows_of(core_set: Path, source: Dataset) -> tuple[NDArray[np.int64], int]:
+    """Places of the kept faces in the source's index, and how many faces the core set knows."""
+    table = pq.read_table(core_set, columns=["key", "label", "kept"])
+    places = pc.index_in(table["key"], value_set=source.key_column().combine_chunks())
+    if places.null_count:
+        lost = table["key"].filter(pc.is_null(places))[0].as_py()
+        raise DataError(
+            f"--data: {', '.join(source.roots)}: has no key {lost!r} ({places.null_count} of {len(table)} are "
+            "missing): give the dataset that was embedded"
+        )
+    found = places.to_numpy().astype(np.int64)
+    labels = table["label"].to_numpy()
+    other = np.flatnonzero(source.index.label[found] != labels)
+    if len(other):
+        key, here = table["key"][int(other[0])].as_py(), source.index.label[found[other[0]]]
+        raise DataError(
+            f"--data: {', '.join(source.roots)}: label of {key} is {here}, the embeddings say {labels[other[0]]}: give "
+            "the datasets as they were embedded, in the same order"
+        )
+    return found[table["kept"].to_numpy()], len(table)
+
+
+def _write_shards(root: Path, selection: Selection, name: str, progress: Progress) -> Dataset:
+    """One task for each of the source's shards that has kept samples."""
+    source = selection.source
+    samples = source.index.select(selection.rows)
+    used = np.unique(samples.shard).tolist()
+    shared = ray.put((source.shard_paths(), samples, selection.labels))
+
+    def write(number: int) -> dict[str, Any]:
+        paths, all_samples, labels = ray.get(shared)
+        mine = np.flatnonzero(all_samples.shard == used[number])
+        scan = write_selected_shard(str(root), paths, all_samples.select(mine), labels[mine], number)
+        return {"number": number, "scan": scan}
+
+    results = sorted(each_part(write, range(len(used)), progress), key=lambda result: result["number"])
+    return write_shards_manifest(str(root), selection, [result["scan"] for result in results], name=name)

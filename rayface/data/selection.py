@@ -1,0 +1,180 @@
+"""Datasets that are some samples of another one: an index of its shards, or shards of their own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+import rayface
+
+from .dataset import Dataset, open_dataset
+from .directory import SOURCE_LABEL
+from .manifest import IDENTITIES, INDEX, MANIFEST, Manifest, ShardEntry
+from .random_access import read_samples
+from .samples import Fault, SampleIndex
+from .scan import INDEX_SCHEMA, ScanJob, ShardScan, joint_table, scan_one
+from .storage import AtomicFile, DataError, join, write_bytes
+from .tar import encode_member, end_of_archive
+from .writer import identities_file
+
+_CHUNK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Samples of a dataset.
+
+    Attributes:
+        rows: (n,) int64 places in the source's index, rising.
+        labels: (n,) int32. Those of the source; where a class lost all of its images, numbered anew without a hole.
+        identities: names by label, None where the source has none.
+        num_classes: of these labels.
+    """
+
+    source: Dataset
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int32]
+    identities: tuple[str, ...] | None
+    num_classes: int
+
+
+def select(source: Dataset, rows: NDArray[np.int64]) -> Selection:
+    """Choose samples by their places in the index; ValueError where none is left."""
+    if not len(rows):
+        raise ValueError("selection: no samples are left of the dataset")
+    rows = np.sort(rows)
+    labels, names, num_classes = source.index.label[rows], source.identities, source.num_classes
+    left = np.unique(labels)
+    if len(left) < len(np.unique(source.index.label)):
+        labels = np.searchsorted(left, labels).astype(np.int32)
+        names = tuple(names[label] for label in left) if names else None
+        num_classes = len(left)
+    return Selection(source=source, rows=rows, labels=labels, identities=names, num_classes=num_classes)
+
+
+def write_selection(out: str, selection: Selection, *, name: str) -> Dataset:
+    """Write a dataset that refers to the source's shards and lists the chosen samples; return it opened.
+
+    Memory: the keys of the chosen samples.
+    """
+    source, rows = selection.source, selection.rows
+    index = source.index.select(rows)
+    used, number = np.unique(index.shard, return_inverse=True)
+    keys = source.key_column().take(pa.array(rows))
+    columns = (keys, number, index.offset, index.num_bytes, selection.labels)
+    table = pa.table(
+        [
+            pa.array(column, field.type) if isinstance(column, np.ndarray) else column
+            for column, field in zip(columns, INDEX_SCHEMA, strict=True)
+        ],
+        schema=INDEX_SCHEMA,
+    ).append_column(SOURCE_LABEL, pa.array(index.source_label, pa.int32()))
+    digest = hashlib.sha256(source.digest.encode())
+    for part in (rows, selection.labels):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    counts = np.bincount(number).tolist()
+    shards = [source.shards[shard] for shard in used]
+    entries = [
+        ShardEntry(path=shard.path, num_images=count, num_bytes=shard.num_bytes, sha256=shard.sha256)
+        for shard, count in zip(shards, counts, strict=True)
+    ]
+    return _publish(out, selection, table, entries, name=name, chosen=digest.hexdigest())
+
+
+def write_selected_shard(
+    folder: str, shards: Sequence[str], samples: SampleIndex, labels: NDArray[np.int32], number: int
+) -> ShardScan:
+    """Copy samples of one shard into a tar of their own, unless it is there, and return a strict scan of it.
+
+    Args:
+        samples: of one shard, in its order; `labels` (n,) are what their .cls will say.
+        number: of the new shard.
+
+    Raises:
+        DataError: a sample cannot be read.
+    """
+    path = join(folder, shard_name(number))
+    job = ScanJob(number=number, path=path, digest=True)
+    try:
+        scan = scan_one(job)
+    except DataError:  # not there yet
+        _write_tar(path, _read(shards, samples, labels))
+        scan = scan_one(job)
+    if len(scan.table) != len(samples) or scan.faults:
+        raise DataError(f"{path}: has {len(scan.table)} of {len(samples)} samples: delete it and run again")
+    return scan
+
+
+def write_shards_manifest(out: str, selection: Selection, scans: Sequence[ShardScan], *, name: str) -> Dataset:
+    """Write index and manifest over the shards that write_selected_shard wrote; return the dataset opened."""
+    entries = [
+        ShardEntry(path=shard_name(number), num_images=len(scan.table), num_bytes=scan.num_bytes, sha256=scan.sha256)
+        for number, scan in enumerate(scans)
+    ]
+    return _publish(out, selection, joint_table(scans), entries, name=name, chosen=None)
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def _read(shards: Sequence[str], samples: SampleIndex, labels: NDArray[np.int32]) -> Iterator[tuple[str, int, bytes]]:
+    for start in range(0, len(samples), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        for sample, label in zip(read_samples(shards, samples.select(part)), labels[part].tolist(), strict=True):
+            if isinstance(sample, Fault):
+                raise DataError(f"{sample}; it was readable when it was embedded: embed the data anew")
+            yield sample.key, label, sample.jpeg
+
+
+def _write_tar(path: str, samples: Iterator[tuple[str, int, bytes]]) -> None:
+    file = AtomicFile(path)
+    try:
+        size = 0
+        for key, label, jpeg in samples:
+            members = encode_member(f"{key}.jpg", jpeg) + encode_member(f"{key}.cls", b"%d" % label)
+            size += file.stream.write(members)
+        file.stream.write(end_of_archive(size))
+        file.commit()
+    finally:
+        file.abandon()
+
+
+def _publish(
+    out: str, selection: Selection, table: pa.Table, entries: list[ShardEntry], *, name: str, chosen: str | None
+) -> Dataset:
+    """Write index, identities and, last, dataset.json."""
+    source = selection.source
+    index = AtomicFile(join(out, INDEX))
+    pq.write_table(table, index.stream)
+    index.commit()
+    if selection.identities:
+        counts = np.bincount(selection.labels, minlength=selection.num_classes)
+        write_bytes(join(out, IDENTITIES), identities_file(selection.identities, counts))
+    manifest = Manifest(
+        name=name,
+        num_classes=selection.num_classes,
+        num_images=len(selection.rows),
+        image_size=source.image_size,
+        layout=source.layout,  # type: ignore[arg-type]  # pydantic refuses what is no layout
+        licence=source.licence,
+        source=source.source,
+        parent=_parent(source),
+        created_by=f"rayface {rayface.__version__}",
+        selection=chosen,
+        shards=entries,
+    )
+    write_bytes(join(out, MANIFEST), manifest.to_json())
+    return open_dataset(out, max_corrupt_fraction=0)
+
+
+def _parent(source: Dataset) -> dict[str, Any]:
+    path = source.roots[0] if len(source.roots) == 1 else list(source.roots)
+    return {"path": path, "digest": source.digest}
