@@ -219,13 +219,15 @@ class _Rate:
     """The rates of an optimizer's groups as a factor of what they were first."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._groups = [(group, group["lr"]) for group in optimizer.param_groups]
+        # Not the groups themselves: loading an optimizer's state makes new ones.
+        self._optimizer = optimizer
+        self._first = [group["lr"] for group in optimizer.param_groups]
         self.factor = 1.0
 
     def set(self, factor: float) -> None:
         self.factor = factor
-        for group, base in self._groups:
-            group["lr"] = base * factor
+        for group, first in zip(self._optimizer.param_groups, self._first, strict=True):
+            group["lr"] = first * factor
 
 
 def _check_same(saved: dict[str, Any], own: dict[str, Any]) -> None:
