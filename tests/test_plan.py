@@ -52,7 +52,7 @@ def test_memory_of_the_class_layer_by_hand(job):
     assert parts["class_centers"] == parts["center_moments"] == rows * width * 4
     assert parts["logits"] == sampled * batch * 4  # 6.4 MB: all are kept
     chunk = 16384 * width * 4
-    assert parts["sampled_rows"] == 3 * chunk + 5 * 8 * sampled  # centers, momentum, gradient
+    assert parts["sampled_rows"] == 4 * chunk + 5 * 8 * sampled  # centers, momentum, gradient, its products by centers
     assert parts["gathered_embeddings"] == 8 * batch * (width + 2) * 4
     assert parts["ddp_buckets"] == 0
 

@@ -117,12 +117,20 @@ class ClassCenters:
         if self._rounding is not None:
             self._rounding.begin_step(step)
 
-    def read(self, block: Block) -> Tensor:
-        """Return the centers of a block, (n, D) in the math type; a view of the storage where that is possible."""
-        return self._read("centers", self.values, block)
+    def read(self, block: Block, fetched: Tensor | None = None) -> Tensor:
+        """Return the centers of a block, (n, D) in the math type; a view of what is there where that is possible.
+
+        Args:
+            fetched: the block's rows in the storage type, (n, D), if they are on the device already.
+        """
+        if fetched is None:
+            return self._read("centers", self.values, block)
+        if fetched.dtype == self.math_dtype:
+            return fetched
+        return self._workspace.get("centers", (fetched.shape[0], fetched.shape[1]), self.math_dtype).copy_(fetched)
 
     def owns(self, rows: Tensor) -> bool:
-        """Return whether what `read` returned is a view of the storage, not to be written to."""
+        """Return whether what `read` returned without `fetched` is a view of the storage, not to be written to."""
         return rows.untyped_storage().data_ptr() == self.values.untyped_storage().data_ptr()
 
     def _read(self, name: str, storage: Tensor, block: Block) -> Tensor:
@@ -147,28 +155,33 @@ class ClassCenters:
         elif rows.data_ptr() != storage[block].data_ptr():
             storage[block] = rows
 
-    def update(self, block: Block, gradient: Tensor, lr: float) -> None:
+    def update(self, block: Block, gradient: Tensor, lr: float, fetched: Tensor | None = None) -> None:
         """Move a block by the gradient with respect to its unit rows, (n, D) math type, which is overwritten.
+
+        So is `fetched`, the block's rows as of `read`.
 
         The chain rule through w / |w| is applied here, where the rows are at hand: d/dw = (g - (g . u) u) / |w|.
         A row of zeros has no direction and gets no gradient.
         """
-        rows = self.read(block)
+        rows = self.read(block, fetched)
         inverse = inverse_norms(rows)
-        radial = torch.linalg.vecdot(gradient, rows).unsqueeze_(1)
-        gradient.mul_(inverse)
+        products = self._workspace.get("products", (rows.shape[0], rows.shape[1]), rows.dtype)
+        radial = torch.mul(gradient, rows, out=products).sum(1, keepdim=True)
         pull = radial.mul_(inverse.pow(3)).neg_()
         if self.optimizer == "sgd":
-            self._sgd(block, rows, gradient.addcmul_(rows, pull.add_(self.weight_decay)), lr)
+            self._sgd(block, rows, gradient, inverse, pull.add_(self.weight_decay), lr)
         else:
-            self._adamw(block, rows, gradient.addcmul_(rows, pull), lr)
+            self._adamw(block, rows, gradient.mul_(inverse).addcmul_(rows, pull), lr)
 
-    def _sgd(self, block: Block, rows: Tensor, gradient: Tensor, lr: float) -> None:
+    def _sgd(self, block: Block, rows: Tensor, gradient: Tensor, inverse: Tensor, pull: Tensor, lr: float) -> None:
+        """Add the gradient's two parts straight to the momentum: a pass over memory less than adding them up first."""
         if self.momentum:
-            velocity = self._read("momentum", self.moments["momentum"], block)
-            gradient = velocity.mul_(self.momentum).add_(gradient)
-            self._write(self.moments["momentum"], block, velocity)
-        self._write(self.values, block, rows.add_(gradient, alpha=-lr))
+            step = self._read("momentum", self.moments["momentum"], block).mul_(self.momentum)
+            step.addcmul_(gradient, inverse).addcmul_(rows, pull)
+            self._write(self.moments["momentum"], block, step)
+        else:
+            step = gradient.mul_(inverse).addcmul_(rows, pull)
+        self._write(self.values, block, rows.add_(step, alpha=-lr))
 
     def _adamw(self, block: Block, rows: Tensor, gradient: Tensor, lr: float) -> None:
         first = self._read("exp_avg", self.moments["exp_avg"], block)

@@ -141,15 +141,12 @@ class _Sums:
 
 def _new_term(head: PartialFC, batch: _Batch) -> tuple[Term, Tensor]:
     """Choose the rows; return the term and the unit centers of the targets this rank holds, (B, D), else zeros."""
-    local = (batch.labels >= head.first) & (batch.labels < head.last)
-    samples = local.nonzero().squeeze(1)
-    classes = batch.labels[samples] - head.first
-    order = classes.argsort(stable=True)
-    samples, classes = samples[order], classes[order]
+    samples, classes = head.own_targets(batch.labels)
     centers = head.store.read(classes)
     target_units = torch.zeros_like(batch.unit)
     target_units[samples] = centers * inverse_norms(centers)
-    rows = head.choose_rows(classes)
+    fetched = head.fetched_rows(batch.labels)
+    rows = head.choose_rows(classes, head.place) if fetched is None else fetched.rows
     num_rows = head.last - head.first if rows is None else rows.numel()
     term = Term(
         unit=batch.unit,
@@ -159,6 +156,7 @@ def _new_term(head: PartialFC, batch: _Batch) -> tuple[Term, Tensor]:
         positions=classes if rows is None else torch.searchsorted(rows, classes),
         samples=samples,
         step=head.step_count,
+        fetched=fetched,
     )
     return term, target_units
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from rayface.heads.class_centers import OPTIMIZERS, Block, ClassCenters, class_range, initial_rows
 from rayface.heads.margin_loss import MarginLoss
 from rayface.heads.margins import Margin
+from rayface.heads.prefetch import FetchedRows, Place, RowPrefetch
 from rayface.heads.sampling import keyed_generator, sample_rows
 from rayface.heads.sharded_softmax import Ranks, ShardSoftmax, Term
 
@@ -28,8 +29,10 @@ class PartialFC:
     Several losses before one step add up, as for any parameter (gradient accumulation); `discard` forgets them.
 
     Collectives a step: one all-gather (embeddings and labels), one all-reduce (2 B numbers), one reduce-scatter (B D
-    numbers, in backward).
-    Memory: rows x D x (1 + moments of the optimiser) in the storage type, `logit_memory` bytes, and chunks of a few MB.
+    numbers, in backward). `prefetch`, where it is called and host_memory is set, adds an all-gather of the B labels
+    before the backbone; the loss's own still carries them, so that all ranks see alike whether the fetched rows serve.
+    Memory: rows x D x (1 + moments of the optimiser) in the storage type, `logit_memory` bytes, and chunks of a few MB;
+    with `prefetch` the sampled rows once more on the device, and with a GPU in pinned host memory.
 
     Args:
         sample_rate: part of its rows a rank uses in a step, in (0, 1]; all positives always.
@@ -98,6 +101,8 @@ class PartialFC:
         rows = self.last - self.first
         self.store = ClassCenters(rows, self.embedding_size, dtype=dtype, **self._options)
         bf16 = self._softmax_options["compute_dtype"] == "bf16"
+        on_host = self._options["host_memory"] and self.sample_rate < 1
+        self._prefetch = RowPrefetch(self.store) if on_host else None
         self.softmax = ShardSoftmax(
             self.store,
             self.margin,
@@ -130,6 +135,7 @@ class PartialFC:
         wanted = (self.num_classes, self.embedding_size)
         if tuple(centers.shape) != wanted:
             raise ValueError(f"centers of shape {tuple(centers.shape)} must be {wanted}, all classes of all ranks")
+        self._stop_prefetch()
         self.discard()
         self._adopt_type(centers)
         self.store.values.copy_(centers[self.first : self.last])
@@ -145,20 +151,63 @@ class PartialFC:
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
             raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} must be (batch, {self.embedding_size})")
-        if labels.shape != embeddings.shape[:1] or labels.dtype != torch.int64:
-            raise ValueError(f"labels of shape {tuple(labels.shape)}, {labels.dtype} must be int64, one per embedding")
+        if labels.shape != embeddings.shape[:1]:
+            raise ValueError(f"labels of shape {tuple(labels.shape)} must be one per embedding")
+        _check_labels(labels)
         value: Tensor = MarginLoss.apply(embeddings, self._anchor, labels, self, torch.is_grad_enabled())
         return value
 
-    def choose_rows(self, targets: Tensor) -> Tensor | None:
-        """Return the sorted local rows of the next step for the local rows that are targets; None for all.
+    @torch.no_grad()
+    def prefetch(self, labels: Tensor) -> None:
+        """Begin to fetch the rows of the next loss from host memory; call it before the backbone's forward pass.
 
-        Depends on nothing but the targets and (seed, step, rank, losses since the last step).
+        What a loss returns and how rows move does not depend on it, bit for bit: rows that were fetched for other
+        labels are not used. Does nothing, without a collective, unless host_memory is set and sample_rate is below 1.
+
+        Args:
+            labels: (B_local,) global class numbers, int64, of the next loss; every rank must call.
+        Raises:
+            ValueError: labels of another shape or type.
+        """
+        if labels.ndim != 1:
+            raise ValueError(f"labels of shape {tuple(labels.shape)} must be one per embedding")
+        _check_labels(labels)
+        if self._prefetch is None:
+            return
+        everyone, place = self.ranks.gather(labels[:, None]).squeeze(1), self.place
+
+        def choose() -> Tensor:
+            rows = self.choose_rows(self.own_targets(everyone)[1], place)
+            assert rows is not None
+            return rows
+
+        self._prefetch.start(everyone, place, choose)
+
+    def fetched_rows(self, labels: Tensor) -> FetchedRows | None:
+        """Return what `prefetch` fetched for the next loss if it was for these labels of the global batch, (B,)."""
+        return None if self._prefetch is None else self._prefetch.take(labels, self.place)
+
+    def own_targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which samples of the global batch have their class on this rank, and its local rows, ascending."""
+        samples = ((labels >= self.first) & (labels < self.last)).nonzero().squeeze(1)
+        classes = labels[samples] - self.first
+        order = classes.argsort(stable=True)
+        return samples[order], classes[order]
+
+    @property
+    def place(self) -> Place:
+        """The step, and how many losses of that step have been differentiated."""
+        return self.step_count, len(self._terms)
+
+    def choose_rows(self, targets: Tensor, place: Place) -> Tensor | None:
+        """Return the sorted local rows of a loss for the local rows that are targets; None for all.
+
+        Depends on nothing but the targets, (seed, rank) and the loss's place.
         """
         if self.sample_rate == 1.0:
             return None
         num_rows = self.last - self.first
-        key = (self.seed, "rows", self.step_count, len(self._terms), self.ranks.rank)
+        key = (self.seed, "rows", *place, self.ranks.rank)
         size = int(self.sample_rate * num_rows)
         return sample_rows(num_rows, torch.unique(targets), size, keyed_generator(targets.device, *key))
 
@@ -201,10 +250,11 @@ class PartialFC:
         for term in self._terms:
             assert term.factor is not None
             term.factor = term.factor / grad_scale
+        self._stop_prefetch()
         self.store.begin_step(self.step_count)
         weighted = [term.weighted_units(self.softmax.product_dtype) for term in self._terms]
         for block, spans in self._update_blocks():
-            self.store.update(block, self._gradient(block, spans, weighted), lr)
+            self.store.update(block, self._gradient(block, spans, weighted), lr, self._fetched(block, spans))
         self.discard()
         self.step_count += 1
 
@@ -241,6 +291,16 @@ class PartialFC:
             total.index_add_(0, term.places_in(block, lo, hi), part)
         return total
 
+    def _fetched(self, block: Block, spans: list[tuple[int, int]]) -> Tensor | None:
+        """Return the rows of a block where a lone term has fetched just these."""
+        (lo, hi), count = spans[0], block.stop - block.start if isinstance(block, slice) else block.numel()
+        return self._terms[0].fetched_rows(lo, hi) if len(spans) == 1 and hi - lo == count else None
+
+    def _stop_prefetch(self) -> None:
+        """Let nobody read what is about to be written."""
+        if self._prefetch is not None:
+            self._prefetch.cancel()
+
     def state(self) -> dict[str, Any]:
         """Return live tensors of this rank's rows and plain numbers; see `row_range` for where the rows belong.
 
@@ -262,6 +322,7 @@ class PartialFC:
         Raises:
             ValueError: a part is missing or of another shape.
         """
+        self._stop_prefetch()
         self.discard()
         if "centers" in state:
             self._adopt_type(state["centers"])
@@ -279,6 +340,11 @@ class PartialFC:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"head.{name} {value!r} must be one of {', '.join(choices)}")
+
+
+def _check_labels(labels: Tensor) -> None:
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels of shape {tuple(labels.shape)}, {labels.dtype} must be int64, one per embedding")
 
 
 def _check_numbers(sample_rate: float, num_classes: int, embedding_size: int, logit_memory: int) -> None:

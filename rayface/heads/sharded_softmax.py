@@ -16,9 +16,11 @@ from torch import Tensor
 
 from rayface.heads.class_centers import Block, ClassCenters, Workspace, inverse_norms
 from rayface.heads.margins import Margin
+from rayface.heads.prefetch import FetchedRows
 
 # Rows worked on at once: what fits the caches of a CPU, what fills a GPU.
-CPU_CHUNK_ROWS, GPU_CHUNK_ROWS = 4096, 16384
+CPU_CHUNK_ROWS, GPU_CHUNK_ROWS = 2048, 16384
+SLABS = 64  # parts of a chunk that are summed on their own
 
 
 class Ranks:
@@ -91,6 +93,7 @@ class Term:
     positions: Tensor  # (P,) where in rows the targets lie, ascending
     samples: Tensor  # (P,) whose targets they are
     step: int  # of the head when the loss was taken
+    fetched: FetchedRows | None = None  # the same rows with their centers, if they were fetched beforehand
     base: Tensor | float | None = None  # of the exponents; None: the maximum of the logits
     hardness: Tensor | None = None  # what the margin knows of each sample
     kept: Tensor | None = None  # (k, B) exponentials of the first k rows
@@ -136,6 +139,11 @@ class Term:
         """Return the local rows of places lo..hi-1."""
         return slice(lo, hi) if self.rows is None else self.rows[lo:hi]
 
+    def fetched_rows(self, lo: int, hi: int) -> Tensor | None:
+        """Return the centers of places lo..hi-1 in the storage type if they were fetched beforehand."""
+        there = None if self.fetched is None else self.fetched.centers
+        return None if there is None else there[lo:hi]
+
 
 class ShardSoftmax:
     """The arithmetic on one rank's rows.
@@ -170,7 +178,7 @@ class ShardSoftmax:
         """Take a term's memory back for the next one."""
         if term.kept is not None and term.kept.numel():
             self._spare = term.kept.view(-1)
-        term.kept = None
+        term.kept = term.fetched = None
 
     def accumulate(self, term: Term, want_pulls: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Run over the chunks once, before the denominators are known.
@@ -191,7 +199,7 @@ class ShardSoftmax:
                 if pulls is not None:
                     pulls.mul_(rescale[:, None])
             exponentials = _exponentials_(chunk.logits, peak if term.base is None else term.base)
-            sums += exponentials.sum(0, dtype=sums.dtype)
+            sums += _column_sums(exponentials, sums.dtype)
             chunk.damp_()
             if pulls is not None:
                 _add_product_(pulls, exponentials.T, chunk.units)
@@ -199,8 +207,9 @@ class ShardSoftmax:
 
     def _chunk(self, term: Term, lo: int, hi: int) -> "_Chunk":
         """Compute the logits of places lo..hi-1, targets taken out, conflicts and margin applied."""
-        rows = self.centers.read(term.block(lo, hi))
-        if rows.dtype == self.product_dtype and not self.centers.owns(rows):
+        fetched = term.fetched_rows(lo, hi)
+        rows = self.centers.read(term.block(lo, hi), fetched)
+        if rows.dtype == self.product_dtype and rows is not fetched and not self.centers.owns(rows):
             units = rows
         else:
             units = self.workspace.get("units", (hi - lo, rows.shape[1]), self.product_dtype)
@@ -257,6 +266,17 @@ class _Chunk:
             self.logits.mul_(self.slope)
         if self.conflicts is not None:
             self.logits.masked_fill_(self.conflicts, 0)
+
+
+def _column_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sums of the columns of (n, B), (B,).
+
+    Slab by slab first, so that a core adds up rows that it wrote itself: reading what another core has just written
+    cost seven times the sum where it was measured.
+    """
+    whole = len(values) // SLABS
+    sums = values[: whole * SLABS].view(SLABS, whole, values.shape[1]).sum(1, dtype=dtype).sum(0)
+    return sums + values[whole * SLABS :].sum(0, dtype=dtype)
 
 
 def _exponentials_(logits: Tensor, base: Tensor | float | None) -> Tensor:

@@ -187,7 +187,7 @@ def _row_workspace(job: Job) -> int:
     products = 0 if in_place else job.compute_bytes  # unit rows
     products += 2 if job.compute_bytes == 2 else 0  # the gradient in the products' type
     rounding = 8 if job.storage_bytes == 2 else 0
-    chunk = cells * (gathered * (1 + job.moments) + products + rounding + 4)  # and the gradient in fp32
+    chunk = cells * (gathered * (1 + job.moments) + products + rounding + 8)  # and the gradient and its products, fp32
     # sampling: the result, the draw, its sort and the merged list, int64 each
     return chunk + (5 * 8 * job.sampled_rows if indexed else 0)
 

@@ -132,6 +132,7 @@ class Training:
         """One step on this rank's part of the global batch; the mean loss over the global batch, before it."""
         self._note_faults(batch)
         images, labels = self._prepare(batch)
+        self.head.prefetch(labels)
         with autocast(self.world.device, self.bf16):
             embeddings = self.forward(images)
         loss = self._loss(embeddings.float(), labels, batch.step)

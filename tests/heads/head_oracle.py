@@ -23,6 +23,7 @@ class Case:
     head_args: dict[str, Any] = field(default_factory=dict)
     special: str = ""
     losses_per_step: int = 1
+    prefetch: bool = False
     norm: float = 1.0
     dtype: torch.dtype = torch.float64
     bound: float = 1e-10  # on the relative error of losses, gradients, centers and moments
@@ -189,6 +190,13 @@ def cases() -> list[Case]:
             width=4,
             losses_per_step=2,
             head_args={"logit_memory": 1200},
+        ),
+        # names of one length: the same data
+        Case("rows read late", head_args={"host_memory": True, "sample_rate": 0.4, "logit_memory": 1200}),
+        Case(
+            "rows read soon",
+            head_args={"host_memory": True, "sample_rate": 0.4, "logit_memory": 1200},
+            prefetch=True,
         ),
         Case("one class", num_classes=1),
         Case("two classes", num_classes=2, margin="arcface", head_args={"sample_rate": 0.5}),

@@ -22,7 +22,10 @@ def solve(case: Case, rank: int, world_size: int) -> dict[str, Any]:
     calls = count_collectives()
     for index, (x, y) in enumerate(case.batches(centers)):
         x = x[rank * share : (rank + 1) * share].to(case.dtype).requires_grad_()
-        value = head.loss(x, y[rank * share : (rank + 1) * share])
+        labels = y[rank * share : (rank + 1) * share]
+        if case.prefetch:
+            head.prefetch(labels)
+        value = head.loss(x, labels)
         value.backward()
         losses.append(value.detach())
         gradients.append(x.grad / world_size)

@@ -72,10 +72,21 @@ def test_sampled_ranks_use_their_share(solved, world_size: int) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_collectives_of_a_step(solved, name: str) -> None:
-    """One all-gather, one all-reduce, one reduce-scatter; a maximum more where the scale is no safe bound."""
+    """One all-gather, one all-reduce, one reduce-scatter; a maximum more where the scale is no safe bound.
+
+    Rows that are fetched early need the labels of all ranks early: a gather more.
+    """
     calls = solved(2)[0][name]["collectives"].tolist()
     extra = 1 if "large" in name else 0
     # CurricularFace must know the target cosines first; its second all-reduce replaces the reduce-scatter
-    wanted = [1, 2 + extra, 0] if "curricular" in name else [1, 1 + extra, 1]
+    wanted = [1, 2 + extra, 0] if "curricular" in name else [1 + CASES[name].prefetch, 1 + extra, 1]
     assert calls == wanted
     assert solved(1)[0][name]["collectives"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_rows_fetched_early_change_no_bit(solved, world_size: int) -> None:
+    """Losses, gradients and all state of every rank."""
+    for part in solved(world_size):
+        late, soon = part["rows read late"], part["rows read soon"]
+        assert all(torch.equal(late[key], soon[key]) for key in late if key != "collectives")
