@@ -41,7 +41,7 @@ def bench_nms(
     Args:
         keep: share of the faces to keep; the threshold for it is searched on a sample, not timed.
         dtype: of the stored embeddings, "fp16" or "fp32".
-        threads: of torch's products; the loop and the projection are for one.
+        threads: of Face-NMS; the loop runs on one, the projection is for 64 of them.
         loop_identities: drawn by chance, on which the double loop is timed; its seconds for all are scaled by faces.
     Returns:
         settings as given; "threshold", "kept"; "seconds" (of the best of three runs, as all times),

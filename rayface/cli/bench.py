@@ -53,7 +53,7 @@ def bench_nms(
     embedding_size: Annotated[int, typer.Option(min=1)] = 512,
     keep: Annotated[float, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = 0.6,
     dtype: Annotated[str, typer.Option(help="Of the stored embeddings: fp16 or fp32.")] = "fp16",
-    threads: Annotated[int, typer.Option(min=1, help="Of the matrix products.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of Face-NMS; the loop has one.")] = 1,
     loop_identities: Annotated[int, typer.Option(min=1, help="Drawn for the double loop; its time is scaled.")] = 500,
     seed: Seed = 0,
     json: Json = False,

@@ -1,0 +1,197 @@
+"""Face-NMS of whole identities, compiled by numba: no padding, no pair matrix, decided as in float64.
+
+A cosine is first taken from unit embeddings in 16-bit integers, which is off by a bounded amount; only where that bound
+does not decide is it computed in float64.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from rayface.curate.identities import Bools, Floats, Ints
+
+SCORE_DECIMALS = 12  # scores that are equal but for rounding are ties: the two faces of an identity of two always are
+MAX_BLOCK = 512  # rows; two such blocks of 16-bit integers fit a core's cache
+_ONE = 32767  # what 1 is in 16-bit integers
+_NONE = -1
+
+# Sums may be taken in any order; NaN and infinity stay what they are, for they must be found.
+_COMPILE: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz"},
+}
+
+
+@intrinsic
+def _widened(_context: Any, value: Any) -> Any:
+    """float16 bits (uint16) as float32, which numba lacks on CPUs; anything else as it is."""
+    result = types.float32 if value == types.uint16 else value
+
+    def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.args[0] != types.uint16:
+            return args[0]
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return result(value), codegen
+
+
+def suppress_identities(
+    values: Floats,
+    offsets: Ints,
+    bonus: NDArray[np.float64],
+    threshold: float,
+    min_images: int,
+    units: NDArray[np.int16],
+    kept: Bools,
+    score: NDArray[np.float32],
+    suppressed_by: Ints,
+) -> int:
+    """Fill kept, score and suppressed_by for the identities between offsets; see `face_nms.suppress_many`.
+
+    Runs without the GIL, on one thread. Compiled at the first call (seconds; kept in numba's cache).
+
+    Args:
+        values: (N, D) float16, float32 or float64, C-contiguous.
+        offsets: (k + 1,) rows where the identities begin, and where the last one ends.
+        bonus: (N,) added to the scores.
+        units: (2, rows of an identity that are compared at a time, D), to work in.
+    Returns:
+        the first row without a direction, else -1.
+    """
+    stored = values.view(np.uint16 if values.dtype == np.float16 else values.dtype)
+    stored.flags.writeable = False  # or what may be written and what may not would be compiled twice
+    extra = np.array(bonus[offsets[0] : offsets[-1]])
+    return int(_suppress(stored, offsets.copy(), extra, threshold, min_images, units, kept, score, suppressed_by))
+
+
+@njit(**_COMPILE)
+def _suppress(  # type: ignore[no-untyped-def]
+    values, offsets, bonus, threshold, min_images, units, kept, score, suppressed_by
+):
+    size, block = values.shape[1], units.shape[1]
+    most = np.diff(offsets).max()
+    mean, inverse, exact, order = np.empty(size), np.empty(most), np.empty(most), np.empty(most, np.int64)
+    left, right, left_rows, right_rows = units[0], units[1], np.empty(block, np.int64), np.empty(block, np.int64)
+    for k in range(len(offsets) - 1):
+        first, n = offsets[k], offsets[k + 1] - offsets[k]
+        faces, by = values[first : first + n], suppressed_by[first : first + n]
+        since = first - offsets[0]
+        bad = _score(faces, bonus[since : since + n], mean, inverse, exact)
+        if bad != _NONE:
+            return first + bad
+        _sort(exact, n, order)
+        by[:] = _NONE
+        for start in range(0, n, block):
+            a = _take(faces, inverse, order, start, min(n, start + block), by, left, left_rows)
+            _drop(faces, inverse, threshold, left, left_rows, a, left, left_rows, a, True, by)
+            for later in range(start + block, n, block):
+                b = _take(faces, inverse, order, later, min(n, later + block), by, right, right_rows)
+                _drop(faces, inverse, threshold, left, left_rows, a, right, right_rows, b, False, by)
+        _bring_back(order, n, min_images, by)
+        for i in range(n):
+            kept[first + i] = by[i] == _NONE
+            score[first + i] = exact[i]
+            if by[i] != _NONE:
+                by[i] += first
+    return _NONE
+
+
+@njit(**_COMPILE)
+def _score(faces, bonus, mean, inverse, exact):  # type: ignore[no-untyped-def]
+    """Fill inverse norms and the scores in float64; return a face without a direction, or -1."""
+    n, size = faces.shape
+    mean[:] = 0
+    for i in range(n):
+        square = 0.0
+        for d in range(size):
+            value = np.float64(_widened(faces[i, d]))
+            square += value * value
+        if not (0 < square < np.inf):
+            return i
+        inverse[i] = 1 / np.sqrt(square)
+        for d in range(size):
+            mean[d] += _widened(faces[i, d]) * inverse[i]
+    for i in range(n):
+        product = 0.0
+        for d in range(size):
+            product += _widened(faces[i, d]) * mean[d]
+        ones = 10.0**SCORE_DECIMALS
+        exact[i] = np.rint((1 - product * inverse[i] / n + bonus[i]) * ones) / ones
+    return _NONE
+
+
+@njit(**_COMPILE)
+def _sort(exact, n, order):  # type: ignore[no-untyped-def]
+    """Fill order with faces by falling score, ties by index."""
+    for i in range(n):
+        k = i
+        while k > 0 and exact[order[k - 1]] < exact[i]:
+            order[k] = order[k - 1]
+            k -= 1
+        order[k] = i
+
+
+@njit(**_COMPILE)
+def _take(faces, inverse, order, start, stop, by, units, rows):  # type: ignore[no-untyped-def]
+    """Put those of order[start:stop] that nothing dropped into rows, and their unit embeddings into units."""
+    count = 0
+    for k in range(start, stop):
+        i = order[k]
+        if by[i] == _NONE:
+            rows[count] = i
+            times = inverse[i] * _ONE
+            for d in range(faces.shape[1]):
+                units[count, d] = np.int16(np.rint(_widened(faces[i, d]) * times))
+            count += 1
+    return count
+
+
+@njit(**_COMPILE)
+def _drop(  # type: ignore[no-untyped-def]
+    faces, inverse, threshold, left, left_rows, num_left, right, right_rows, num_right, same, by
+):
+    """Drop right faces for the left ones, in order; among themselves if they are the same."""
+    size = faces.shape[1]
+    # a value is off by at most .51 (rounding), hence by Cauchy and Schwarz the product of unit embeddings by so much:
+    unsure = 1.02 * np.sqrt(size) / _ONE + 0.27 * size / _ONE**2
+    low, high = np.floor((threshold - unsure) * _ONE**2), np.ceil((threshold + unsure) * _ONE**2)
+    for a in range(num_left):
+        i = left_rows[a]
+        if by[i] != _NONE:
+            continue
+        for b in range(a + 1 if same else 0, num_right):
+            j = right_rows[b]
+            if by[j] != _NONE:
+                continue
+            product = np.int32(0)
+            for d in range(size):
+                product = np.int32(product + np.int32(left[a, d]) * np.int32(right[b, d]))
+            if product > high or (product >= low and _cosine(faces, inverse, i, j) > threshold):
+                by[j] = i
+
+
+@njit(**_COMPILE)
+def _cosine(faces, inverse, i, j):  # type: ignore[no-untyped-def]
+    """In float64, never above 1."""
+    product = 0.0
+    for d in range(faces.shape[1]):
+        product += np.float64(_widened(faces[i, d])) * np.float64(_widened(faces[j, d]))
+    return min(1.0, product * inverse[i] * inverse[j])
+
+
+@njit(**_COMPILE)
+def _bring_back(order, n, min_images, by):  # type: ignore[no-untyped-def]
+    """Keep the dropped faces of the highest score, where fewer than min_images are left."""
+    missing = min(min_images, n)
+    for i in range(n):
+        missing -= by[i] == _NONE
+    for k in range(n):
+        if missing > 0 and by[order[k]] != _NONE:
+            by[order[k]] = _NONE
+            missing -= 1
