@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
+from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, PREFLIGHT_WARNINGS, RECOVERY
 
 _POLL_SECONDS = 0.5
+_WARNINGS = (CHECKPOINT_FAULTS, PREFLIGHT_WARNINGS, RECOVERY)
 _PLAIN_SECONDS = 15.0  # between lines where stderr is no terminal
 
 
@@ -87,7 +88,7 @@ class _Follower:
         self._offset = path.stat().st_size if path.exists() else 0
         self.step = 0
         self.values: dict[str, float] = {}
-        self._warnings: list[str] = []
+        self._notes: list[str] = []
 
     def read(self) -> bool:
         """Take in new lines; True if there were any."""
@@ -104,15 +105,16 @@ class _Follower:
                 self.step = max(self.step, record["step"])
                 self.values.update({k: float(v) for k, v in record["values"].items()})
             elif record["kind"] == "tags":
-                self._warnings += [
-                    record["values"][key] for key in (CHECKPOINT_FAULTS, RECOVERY) if key in record["values"]
-                ]
+                self._notes += [f"pre-flight: {text}" for key, text in record["values"].items() if key == PREFLIGHT]
+                self._notes += [f"warning: {text}" for key, text in record["values"].items() if key in _WARNINGS]
         return bool(whole)
 
-    def show_warnings(self, console: Console) -> None:
+    def show_notes(self, console: Console) -> None:
         """Print, once, what a person must know of the run besides its numbers."""
-        while self._warnings:
-            console.print(f"warning: {self._warnings.pop(0)}", style="yellow", highlight=False, markup=False)
+        while self._notes:
+            note = self._notes.pop(0)
+            style = "yellow" if note.startswith("warning: ") else None
+            console.print(note, style=style, highlight=False, markup=False)
 
     def line(self) -> str:
         """What is known, in a few words."""
@@ -138,10 +140,10 @@ def _show_bar(console: Console, follower: _Follower, total_steps: int, done: thr
         task = progress.add_task("starting workers", total=total_steps, line="")
         while not done.wait(_POLL_SECONDS):
             if follower.read():
-                follower.show_warnings(console)
+                follower.show_notes(console)
                 progress.update(task, description="training", completed=follower.step, line=follower.line())
         follower.read()
-        follower.show_warnings(console)
+        follower.show_notes(console)
         progress.update(task, completed=follower.step, line=follower.line())
 
 
@@ -149,10 +151,10 @@ def _show_lines(console: Console, follower: _Follower, total_steps: int, done: t
     shown = 0.0
     while not done.wait(_POLL_SECONDS):
         new = follower.read()
-        follower.show_warnings(console)
+        follower.show_notes(console)
         if new and time.monotonic() - shown >= _PLAIN_SECONDS:
             shown = time.monotonic()
             console.print(f"step {follower.step}/{total_steps}  {follower.line()}", highlight=False)
     follower.read()
-    follower.show_warnings(console)
+    follower.show_notes(console)
     console.print(f"step {follower.step}/{total_steps}  {follower.line()}", highlight=False)

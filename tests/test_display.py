@@ -6,18 +6,19 @@ import threading
 from rich.console import Console
 
 from rayface.display import _Follower, _show_bar, _show_lines
-from rayface.tracking.journal import CHECKPOINT_FAULTS, Journal
+from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, Journal
 
 
-def test_a_damaged_checkpoint_is_told_once_at_the_terminal(tmp_path):
+def test_a_damaged_checkpoint_and_the_preflight_are_told_once_at_the_terminal(tmp_path):
     path = tmp_path / "rank0.jsonl"
     for show in (_show_bar, _show_lines):
         follower, shown, done = _Follower(path), io.StringIO(), threading.Event()
         journal = Journal(path)
         journal.tags({CHECKPOINT_FAULTS: "checkpoint step_2 is damaged, step_1 is used instead"})
-        journal.tags({"other": "tag"})
+        journal.tags({PREFLIGHT: "2 ranks on 1 node", "other": "tag"})
         journal.close()
         done.set()
         show(Console(file=shown, width=200), follower, 10, done)
         assert shown.getvalue().count("warning: checkpoint step_2 is damaged, step_1 is used instead") == 1
+        assert "\npre-flight: 2 ranks on 1 node\n" in shown.getvalue()
         assert "tag" not in shown.getvalue()

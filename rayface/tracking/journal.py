@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+PREFLIGHT = "preflight"  # tag: what the workers found of each other before the first step
+PREFLIGHT_WARNINGS = "preflight.warnings"  # tag: what of it should be better
 RECOVERY = "recovery"  # tag: why training did not go straight on, and from where it does
 CHECKPOINT_FAULTS = "checkpoint_faults"  # tag: damaged checkpoints that a resumed run did not take
 

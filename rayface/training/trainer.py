@@ -24,6 +24,7 @@ from rayface.data.plan import SamplePlan
 from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import normalise
 from rayface.evaluation.protocols import load_pairs
+from rayface.plan.memory import job_of
 from rayface.plan.preflight import check_fits, memory_per_worker
 from rayface.session import ray_session, require
 from rayface.tracking.journal import Status
@@ -89,14 +90,14 @@ def train(
 def _train_in(
     run: Path, config: Config, dataset: Dataset, plan: SamplePlan, follow: Follow, *, resume: bool
 ) -> dict[str, Any]:
-    start = time.time()
+    start = time.monotonic()
     if not resume:
         (run / "faults.log").write_text("".join(f"{fault}\n" for fault in dataset.faults))
     with _tracked(config, run, dataset) as tracked:
         total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
         with follow(run, total_steps):
             _fit(config, run, dataset, plan)
-        result = _gather(run, dataset, seconds=time.time() - start)
+        result = _gather(run, dataset, seconds=time.monotonic() - start)
         for path, folder in _artifacts(run):
             tracked.journal.artifact(path, folder)
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
@@ -254,6 +255,8 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
         "plan": plan,
         "facts": {"name": dataset.name, "digest": dataset.digest, "licence": dataset.licence},
         "faults": dataset.faults,
+        "shards": [shard.path for shard in dataset.shards[:1]],
+        "shape": job_of(config, dataset.num_classes, gpu=gpu),
     }
     trainer = TorchTrainer(
         train_worker,

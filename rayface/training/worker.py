@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 from ray.train.collective import broadcast_from_rank_zero
@@ -16,6 +17,7 @@ from rayface.data.stream import Batch, train_batches
 from rayface.data.windows import executions, split_streams
 from rayface.training.distributed import World
 from rayface.training.loop import Training
+from rayface.training.preflight import preflight
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -28,6 +30,11 @@ def train_worker(job: dict[str, Any]) -> None:
         local_size=context.get_local_world_size(),
         device=ray.train.torch.get_device(),
     )
+    found = (
+        preflight(world, Path(job["run"]), job["shards"], job["shape"], node=ray.util.get_node_ip_address())
+        if world.size > 1
+        else {}
+    )
     training = Training(
         config,
         Path(job["run"]),
@@ -37,6 +44,8 @@ def train_worker(job: dict[str, Any]) -> None:
         dataset_facts=job["facts"],
         known_faults=job["faults"],
     )
+    if training.journal is not None:
+        training.journal.tags(found)
 
     def batches_from(step: int) -> Iterator[Batch]:
         span = {"start": step, "stop": training.total_steps}

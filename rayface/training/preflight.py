@@ -1,0 +1,282 @@
+"""Before the first step of several workers: are all there, of one version, on one disk, and how fast is the link."""
+
+import hashlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+import rayface
+from rayface.data.storage import Source
+from rayface.plan.memory import Job
+from rayface.plan.timing import Rates, network_bytes, step_seconds
+from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
+from rayface.training.distributed import World
+from rayface.training.loop import TrainingStoppedError
+
+CLOCK_SECONDS = 2.0  # more apart, and the times in journals and logs of several nodes cannot be read together
+_REDUCED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+_PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}
+_FILES_SECONDS = 10.0  # a network disk may show another node's file this much later
+
+
+class PreflightError(TrainingStoppedError):
+    """Workers that cannot train together; one line, the same on every rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a rank says of itself."""
+
+    rank: int
+    node: str
+    device: str
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.node}"
+
+
+def preflight(
+    world: World, run: Path, shards: Sequence[str], shape: Job, *, node: str, timeout: float = 120.0
+) -> dict[str, str]:
+    """Check that the ranks can train together; every rank of the process group must call it.
+
+    Runs a barrier, a gather of a number, and six all-reduces, five of them of 4 MB (CPU) or 64 MB (GPU); the rest goes
+    through the store of the group.
+
+    Args:
+        run: the run directory; a folder is made in it and removed.
+        shards: tars to be read, of which each rank opens the first.
+        shape: the run as planned; says what a step sends.
+        node: this rank's address.
+        timeout: seconds that ranks wait for each other.
+
+    Returns:
+        tags for the journal.
+
+    Raises:
+        PreflightError: on all ranks.
+    """
+    facts = roll_call(world, node, timeout)
+    check_versions(facts)
+    _check_disk(world, facts, run, shards, timeout)
+    skew, ahead, behind = _clock_skew(world, facts)
+    bandwidth = _all_reduce_bandwidth(world, facts, timeout)
+    tflops = _product_tflops(world, bf16=shape.bf16)
+    shape = replace(shape, num_workers=world.size)
+    network, computing = _step_parts(shape, bandwidth, tflops)
+    moved = sum(network_bytes(shape).values())
+    nodes = len({fact.node for fact in facts})
+    warnings = _slow_link(bandwidth, network, computing) if nodes > 1 else []
+    if skew > CLOCK_SECONDS:
+        rule = f"should be under {CLOCK_SECONDS:g} s: set the clocks (NTP)"
+        warnings.append(f"pre-flight: the clock of {ahead} is {skew:.1f} s ahead of that of {behind}: {rule}")
+    return {
+        PREFLIGHT: (
+            f"{world.size} ranks on {nodes} node{'s' * (nodes > 1)} ({', '.join(sorted({f.device for f in facts}))}), "
+            f"clocks {skew:.2f} s apart, all-reduce {bandwidth:.2f} GB/s: {1e3 * network:.1f} ms for the "
+            f"{moved / 1e6:.1f} MB that a rank sends in a step"
+        ),
+        "preflight.all_reduce_gb_per_second": f"{bandwidth:.3f}",
+        "preflight.clock_skew_seconds": f"{skew:.3f}",
+        "preflight.network_seconds_per_step": f"{network:.5f}",
+        "preflight.ranks": json.dumps([asdict(fact) for fact in facts]),
+        **({PREFLIGHT_WARNINGS: "; ".join(warnings)} if warnings else {}),
+    }
+
+
+def roll_call(world: World, node: str, timeout: float) -> list[Facts]:
+    """What every rank says of itself, in order of rank.
+
+    Raises:
+        PreflightError: naming the ranks that did not answer in time.
+    """
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    own = Facts(rank=world.rank, node=node, device=device, versions=_versions())
+    return [Facts(**answer) for answer in _exchange(world, "facts", asdict(own), timeout)]
+
+
+def check_versions(facts: Sequence[Facts]) -> None:
+    """Refuse ranks that run other code than rank 0.
+
+    Raises:
+        PreflightError: naming the first of them.
+    """
+    first = facts[0]
+    for fact in facts:
+        for name, version in fact.versions.items():
+            if version != first.versions[name]:
+                raise PreflightError(
+                    f"pre-flight: {fact} has {name} {version}, {first} has {first.versions[name]}: must be the same "
+                    "everywhere: install the same on all nodes"
+                )
+
+
+def _exchange(world: World, name: str, own: Any, timeout: float, facts: Sequence[Facts] = ()) -> list[Any]:
+    """Every rank's value by the store of the process group; unlike a collective it knows who did not come."""
+    store = _get_default_store()
+    keys = [f"rayface.preflight.{name}.{rank}" for rank in range(world.size)]
+    store.set(keys[world.rank], json.dumps(own))
+    try:
+        store.wait(keys, timedelta(seconds=timeout))
+    except RuntimeError as error:  # of a time-out; some stores have no class of their own for it
+        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        if not missing:
+            raise
+        who = " and ".join(str(facts[rank]) if facts else f"rank {rank}" for rank in missing)
+        raise PreflightError(
+            f"pre-flight: {who} of {world.size} ranks did not answer within {timeout:g} s ({name}): must answer: look "
+            "at the logs of that worker and at the firewall between the nodes"
+        ) from error
+    return [json.loads(store.get(key)) for key in keys]
+
+
+def _check_disk(world: World, facts: Sequence[Facts], run: Path, shards: Sequence[str], timeout: float) -> None:
+    """Every rank writes a file that rank 0 must see, and reads a shard.
+
+    Raises:
+        PreflightError: naming the first rank that cannot.
+    """
+    folder = run / ".preflight"
+    errors = _exchange(world, "disk", _try(lambda: _touch_disk(folder, world.rank, shards)), timeout, facts)
+    seen = _see(folder, world.size) if world.rank == 0 and not any(errors) else []
+    seen = _exchange(world, "seen", seen, timeout, facts)[0]
+    if world.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    for fact, error in zip(facts, errors, strict=True):
+        if error:
+            raise PreflightError(f"pre-flight: {fact}: {error}: must be within reach of every node: mount it there")
+    for fact in facts:
+        if fact.rank not in seen:
+            raise PreflightError(
+                f"pre-flight: train.output: {run}: {facts[0]} does not see what {fact} writes there: must be one disk "
+                "that all nodes share: mount it on all, or name another"
+            )
+
+
+def _touch_disk(folder: Path, rank: int, shards: Sequence[str]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"rank_{rank}").write_text(str(rank))
+    with Source(shards[0]) as source:
+        source.read(0, min(source.size, 512))
+
+
+def _try(action: Callable[[], None]) -> str:
+    try:
+        action()
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _see(folder: Path, size: int) -> list[int]:
+    """Ranks whose file is there."""
+    deadline = time.monotonic() + _FILES_SECONDS
+    while True:
+        seen = [rank for rank in range(size) if (folder / f"rank_{rank}").is_file()]
+        if len(seen) == size or time.monotonic() > deadline:
+            return seen
+        time.sleep(0.2)
+
+
+def _clock_skew(world: World, facts: Sequence[Facts]) -> tuple[float, Facts, Facts]:
+    """Seconds between the clocks that are furthest apart, and their ranks, the one ahead first.
+
+    All read their clock when a barrier lets them go: exact to the milliseconds that this takes.
+    """
+    dist.barrier()
+    now = torch.tensor([time.time()], dtype=torch.float64, device=world.device)
+    clocks = [torch.empty_like(now) for _ in range(world.size)]
+    dist.all_gather(clocks, now)
+    times = torch.cat(clocks).cpu()
+    return float(times.max() - times.min()), facts[int(times.argmax())], facts[int(times.argmin())]
+
+
+def _all_reduce_bandwidth(world: World, facts: Sequence[Facts], timeout: float) -> float:
+    """GB/s that a rank sends in a ring all-reduce, the best of four after a first one that makes the connections.
+
+    Raises:
+        PreflightError: it does not end.
+    """
+    count = _REDUCED_BYTES[world.device.type] // 4
+    buffer = torch.zeros(count, device=world.device)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        try:
+            dist.all_reduce(buffer, async_op=True).wait(timedelta(seconds=timeout))
+        except RuntimeError as error:
+            nodes = ", ".join(sorted({fact.node for fact in facts}))
+            reason = " ".join(str(error).split())[:200]
+            raise PreflightError(
+                f"pre-flight: all-reduce between {world.size} ranks on {nodes}, seen by {facts[world.rank]}: {reason}: "
+                f"must end within {timeout:g} s: look at the firewall, or set NCCL_SOCKET_IFNAME or "
+                "GLOO_SOCKET_IFNAME to the interface between the nodes"
+            ) from error
+        _synchronize(world)
+        seconds.append(time.perf_counter() - start)
+    fastest = torch.tensor([min(seconds[1:])], dtype=torch.float64, device=world.device)
+    dist.all_reduce(fastest, op=dist.ReduceOp.MAX)
+    return 2 * (world.size - 1) / world.size * 4 * count / float(fastest) / 1e9
+
+
+def _product_tflops(world: World, *, bf16: bool) -> float:
+    """10^12 operations a second of a square product on this rank's device; the best of two."""
+    side = _PRODUCT_SIDE[world.device.type]
+    a = torch.ones(side, side, device=world.device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    seconds = []
+    for _ in range(3):
+        _synchronize(world)
+        start = time.perf_counter()
+        a @ a
+        _synchronize(world)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds[1:]) / 1e12
+
+
+def _step_parts(shape: Job, bandwidth: float, tflops: float) -> tuple[float, float]:
+    """Seconds of a step by the planner's model at the measured rates: for the network, and for the products."""
+    rates = Rates(gemm_tflops=tflops, fp32_tflops=tflops, link_bandwidth=bandwidth)
+    seconds = step_seconds(shape, rates)
+    network = sum(seconds[name] for name in network_bytes(shape))
+    return network, seconds["backbone"] + seconds["head_products"]
+
+
+def _slow_link(bandwidth: float, network: float, computing: float) -> list[str]:
+    if network <= computing:
+        return []
+    return [
+        f"pre-flight: all-reduce reaches {bandwidth:.3g} GB/s: by the plan the network takes {network:.3g} s of a step "
+        f"and the products {computing:.3g} s: should be the smaller part: use a larger train.batch_size, fewer "
+        "train.num_workers, or a faster interface (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)"
+    ]
+
+
+def _synchronize(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+
+
+def _versions() -> dict[str, str]:
+    """Of what has to be the same everywhere; of rayface also what its code is, which changes without its version."""
+    code = hashlib.sha256()
+    root = Path(rayface.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+        "rayface": f"{rayface.__version__} ({code.hexdigest()[:8]})",
+    }
