@@ -77,18 +77,18 @@ def training_report(
         the path of `report.html`.
     """
     plots = _draw(metrics, roc)
-    _write_pngs(run_dir, plots)
+    write_pngs(run_dir, plots)
     config = run_dir / "config.yaml"
-    page = _template("report.html").render(
+    page = load_template("report.html").render(
         title=title,
         table=table,
-        plots=[{"caption": plot.caption, "wide": plot.wide, "svg": _svg(plot)} for plot in plots],
+        plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
         palette=PALETTE,
         config=mask_credentials(config.read_text(encoding="utf-8")) if config.is_file() else "",
         version=rayface.__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    return _write(run_dir / "report.html", page.encode())
+    return write_file(run_dir / "report.html", page.encode())
 
 
 def training_plots(
@@ -99,7 +99,7 @@ def training_plots(
     Returns:
         the files by name: loss, accuracy, roc, schedule (of one that follows the loss), lr, throughput.
     """
-    return _write_pngs(run_dir, _draw(metrics, roc))
+    return write_pngs(run_dir, _draw(metrics, roc))
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -136,7 +136,8 @@ def _draw(metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] | None
     return plots
 
 
-def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
+def new_axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
+    """Return an empty figure of a size in inches, in the colours of the page, and its axes."""
     figure = Figure(figsize=size, facecolor=PALETTE["surface"], layout="constrained")
     axes = figure.add_subplot()
     _style(axes, x, y)
@@ -156,7 +157,7 @@ def _style(axes: Axes, x: str, y: str) -> None:
 
 
 def _step_axes(size: tuple[float, float], y: str, steps: NDArray[np.float64]) -> tuple[Figure, Axes]:
-    figure, axes = _axes(size, "step", y)
+    figure, axes = new_axes(size, "step", y)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
@@ -170,7 +171,7 @@ def _loss(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
     mean = smoothed(values)
     axes.plot(*_thinned(steps, values), color=PALETTE["blue"], alpha=0.4, linewidth=0.9, label="as logged")
     axes.plot(*_thinned(steps, mean), color=PALETTE["blue"], linewidth=2, label="moving mean")
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
@@ -202,7 +203,7 @@ def _schedule(curves: Mapping[str, NDArray[np.float64]]) -> Figure:
     panels[2].set_yscale("log", base=2)
     panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
     for axes in panels[:2]:
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -215,7 +216,7 @@ def _throughput(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figu
         middle, color=PALETTE["ink"], linewidth=1.2, linestyle=(0, (4, 3)), label=f"median {middle:,.0f}", zorder=3
     )
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    add_legend(axes)
     return figure
 
 
@@ -238,7 +239,7 @@ def _accuracy(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure
 
 
 def _roc(far: NDArray[np.float64], tar: NDArray[np.float64]) -> Figure:
-    figure, axes = _axes(HALF, "false acceptance rate", "true acceptance rate")
+    figure, axes = new_axes(HALF, "false acceptance rate", "true acceptance rate")
     lowest = float(far[far > 0].min(initial=1.0)) if (far < 1).any() else 0.1
     lowest = min(lowest, 0.1)
     axes.set_xscale("log")
@@ -264,7 +265,8 @@ def _roc(far: NDArray[np.float64], tar: NDArray[np.float64]) -> Figure:
     return figure
 
 
-def _legend(axes: Axes) -> None:
+def add_legend(axes: Axes) -> None:
+    """Add the legend of the curves that have a label."""
     axes.legend(frameon=False, fontsize=9, labelcolor=PALETTE["muted"], loc="best", ncols=2)
 
 
@@ -275,18 +277,19 @@ def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np
     return x[places], y[places]
 
 
-def _write_pngs(run_dir: Path, plots: Sequence[Plot]) -> dict[str, Path]:
+def write_pngs(run_dir: Path, plots: Sequence[Plot]) -> dict[str, Path]:
+    """Write `plots/NAME.png` for each plot; return the files by name."""
     folder = run_dir / "plots"
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for plot in plots:
         picture = io.BytesIO()
         FigureCanvasAgg(plot.figure).print_figure(picture, format="png", dpi=PNG_DPI)
-        files[plot.name] = _write(folder / f"{plot.name}.png", picture.getvalue())
+        files[plot.name] = write_file(folder / f"{plot.name}.png", picture.getvalue())
     return files
 
 
-def _svg(plot: Plot) -> Markup:
+def as_svg(plot: Plot) -> Markup:
     """The figure as an SVG element whose text is text and whose colours are the page's."""
     picture = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
@@ -303,14 +306,16 @@ def _svg(plot: Plot) -> Markup:
     return Markup(text)  # ours: captions are constants, and matplotlib escapes the text in it
 
 
-def _template(name: str) -> jinja2.Template:
+def load_template(name: str) -> jinja2.Template:
+    """Return a page of `templates/`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rayface"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template(name)
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_file(path: Path, content: bytes) -> Path:
+    """Write a file that appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(content)

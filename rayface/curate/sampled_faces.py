@@ -1,0 +1,106 @@
+"""What a report needs of a core set: counts of every identity, and the faces of a few."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayface.curate.embeddings import Embeddings
+from rayface.curate.identities import Bools, Floats, Ints
+from rayface.data.storage import locate
+
+_ROWS = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """The n faces of an identity and what was decided about them, in the order of their keys."""
+
+    label: int
+    keys: list[str]
+    kept: Bools
+    suppressed_by: list[str | None]
+    reasons: list[str]
+    embeddings: Floats
+
+
+def identity_counts(core_set: Path) -> tuple[Ints, Ints, Ints]:
+    """Return the labels of a core set, rising, and how many faces each has and keeps. Memory: a block of rows."""
+    labels: list[Ints] = []
+    counts: list[Ints] = []
+    for table in _tables(str(core_set), ["label", "kept"]):
+        own, place = np.unique(table["label"].to_numpy(), return_inverse=True)
+        kept = np.bincount(place, weights=table["kept"].to_numpy()).astype(np.int64)
+        labels.append(own)
+        counts.append(np.stack([np.bincount(place), kept], axis=1))
+    names, place = np.unique(np.concatenate(labels), return_inverse=True)
+    sums = np.zeros((len(names), 2), np.int64)
+    np.add.at(sums, place, np.concatenate(counts))
+    return names, sums[:, 0], sums[:, 1]
+
+
+def read_identities(core_set: Path, source: Embeddings, labels: Sequence[int]) -> list[Identity]:
+    """Return identities by label, in the order asked for; their faces' keys are unique in both places.
+
+    Reads labels of all, embeddings only of the row groups that hold one of them.
+    """
+    wanted = pa.array(sorted(labels), pa.int64())
+    columns = ["key", "label", "kept", "suppressed_by", "reason"]
+    decided = _where(_tables(str(core_set), columns), wanted).sort_by([("label", "ascending"), ("key", "ascending")])
+    embedded = pa.concat_tables(
+        _where(_tables(file.path, ["key", "label", "embedding"], wanted), wanted) for file in source.files
+    ).combine_chunks()
+    places = pc.index_in(decided["key"], value_set=embedded["key"].combine_chunks())
+    decided, places = decided.filter(pc.is_valid(places)), places.drop_null().to_numpy()
+    lists = embedded["embedding"].combine_chunks()
+    values = lists.flatten().to_numpy().reshape(-1, source.size)
+    own = decided["label"].to_numpy()
+    found = {}
+    for label in np.unique(own).tolist():
+        rows = decided.filter(pa.array(own == label)).to_pydict()
+        found[label] = Identity(
+            label=label,
+            keys=rows["key"],
+            kept=np.array(rows["kept"]),
+            suppressed_by=rows["suppressed_by"],
+            reasons=rows["reason"],
+            embeddings=values[places[own == label]],
+        )
+    return [found[label] for label in labels if label in found]
+
+
+def keys_of(core_set: Path, labels: Sequence[int], most: int) -> dict[int, list[str]]:
+    """Return up to `most` keys of each label."""
+    table = _where(_tables(str(core_set), ["key", "label"]), pa.array(labels, pa.int64()))
+    found: dict[int, list[str]] = {}
+    for key, label in zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True):
+        if len(found.setdefault(label, [])) < most:
+            found[label].append(key)
+    return found
+
+
+def _tables(path: str, columns: list[str], wanted: pa.Array | None = None) -> Iterator[pa.Table]:
+    """A file in blocks of rows; only row groups that have a wanted label."""
+    filesystem, inside = locate(path)
+    with pq.ParquetFile(filesystem.open_input_file(inside)) as file:
+        for group in range(file.num_row_groups):
+            if wanted is not None:
+                labels = file.read_row_group(group, columns=["label"])["label"]
+                if not pc.any(pc.is_in(labels.cast(pa.int64()), value_set=wanted)).as_py():
+                    continue
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+def _where(tables: Iterator[pa.Table], labels: pa.Array) -> pa.Table:
+    found: list[Any] = []
+    empty = None
+    for table in tables:
+        empty = table.slice(0, 0) if empty is None else empty
+        found.append(table.filter(pc.is_in(table["label"].cast(pa.int64()), value_set=labels)))
+    return pa.concat_tables(found)
