@@ -27,6 +27,7 @@ from rayface.training.loop import TrainingStoppedError
 CLOCK_SECONDS = 2.0  # more apart, and the times in journals and logs of several nodes cannot be read together
 _REDUCED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 _PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}
+_MARGIN_SECONDS = 10.0  # for which ranks wait longer for rank 0 than it does for them
 _FILES_SECONDS = 10.0  # a network disk may show another node's file this much later
 
 
@@ -124,22 +125,38 @@ def check_versions(facts: Sequence[Facts]) -> None:
 
 
 def _exchange(world: World, name: str, own: Any, timeout: float, facts: Sequence[Facts] = ()) -> list[Any]:
-    """Every rank's value by the store of the process group; unlike a collective it knows who did not come."""
+    """Every rank's value by the store of the process group; unlike a collective it knows who did not come.
+
+    Rank 0 gathers and publishes, so that the store is asked a few times a rank, however many there are.
+    """
     store = _get_default_store()
     keys = [f"rayface.preflight.{name}.{rank}" for rank in range(world.size)]
+    together = f"rayface.preflight.{name}"
     store.set(keys[world.rank], json.dumps(own))
-    try:
-        store.wait(keys, timedelta(seconds=timeout))
-    except RuntimeError as error:  # of a time-out; some stores have no class of their own for it
-        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        if not missing:
-            raise
-        who = " and ".join(str(facts[rank]) if facts else f"rank {rank}" for rank in missing)
+    if world.rank == 0:
+        missing = _missing(store, keys, timeout)
+        values = None if missing else [json.loads(value) for value in store.multi_get(keys)]
+        store.set(together, json.dumps({"missing": missing, "values": values}))
+    if _missing(store, [together], timeout + _MARGIN_SECONDS):
+        answer = {"missing": [0]}
+    else:
+        answer = json.loads(store.get(together))
+    if answer["missing"]:
+        who = " and ".join(str(facts[rank]) if facts else f"rank {rank}" for rank in answer["missing"])
         raise PreflightError(
             f"pre-flight: {who} of {world.size} ranks did not answer within {timeout:g} s ({name}): must answer: look "
             "at the logs of that worker and at the firewall between the nodes"
-        ) from error
-    return [json.loads(store.get(key)) for key in keys]
+        )
+    return list(answer["values"])
+
+
+def _missing(store: dist.Store, keys: Sequence[str], timeout: float) -> list[int]:
+    """Places of the keys that were not set in time."""
+    try:
+        store.wait(list(keys), timedelta(seconds=timeout))
+    except RuntimeError:  # some stores have no class of their own for a time-out
+        return [place for place, key in enumerate(keys) if not store.check([key])]
+    return []
 
 
 def _check_disk(world: World, facts: Sequence[Facts], run: Path, shards: Sequence[str], timeout: float) -> None:
