@@ -67,6 +67,10 @@ def prune(
     method: Annotated[str, typer.Option(help="face_nms, random or herding.")] = "face_nms",
     min_images: Annotated[int, typer.Option(help="Kept of every identity that has so many.")] = 1,
     global_weight: Annotated[float, typer.Option(help="Of the sparsity among all faces in the score.")] = 0.0,
+    proxy_fraction: Annotated[
+        float | None, typer.Option(help="Instead of --embeddings: train a proxy on this share of the identities.")
+    ] = None,
+    proxy_preset: Annotated[str, typer.Option(help="Recipe of the proxy; KEY=VALUE change it.")] = "mini",
     baseline: Annotated[list[str] | None, typer.Option(help="To compare with; default: random.")] = None,
     seed: Seed = 0,
     block_size: Annotated[str, typer.Option(help="Embeddings that a task holds at a time.")] = "64MB",
@@ -80,7 +84,8 @@ def prune(
     """Choose a core set of the faces that were embedded, as a Ray Data job."""
     from rayface.config import load, parse_paths
     from rayface.curate.core_set import PruneSettings, build
-    from rayface.display import counting
+    from rayface.curate.proxy import ProxySettings, prune_by_proxy
+    from rayface.display import counting, follow_training
 
     settings = PruneSettings(
         method=method,
@@ -92,19 +97,37 @@ def prune(
         baselines=tuple(baseline or ("random",)),
         block_size=parse_bytes(block_size),
     )
-    if embeddings is None:
-        raise ValueError("--embeddings: is not given: must be a folder of embeddings, `rayface embed` makes one")
-    with counting("pruning") as progress:
-        result = build(
+    if (embeddings is None) == (proxy_fraction is None):
+        raise ValueError(
+            "--embeddings, --proxy-fraction: must be one of the two: what `rayface embed` wrote, or a proxy to train"
+        )
+    paths = parse_paths("--data", data) if data else None
+    if embeddings is not None:
+        with counting("pruning") as progress:
+            result = build(
+                settings,
+                embeddings,
+                out,
+                data=paths,
+                write_shards=write_shards,
+                config=load(overrides=overrides or []),
+                address=address,
+                debug=debug,
+                progress=progress,
+            )
+    else:
+        if paths is None:
+            raise ValueError("--data: is not given: must be a dataset directory, what the proxy is to embed")
+        assert proxy_fraction is not None
+        result = prune_by_proxy(
             settings,
-            embeddings,
+            ProxySettings(fraction=proxy_fraction, config=load(proxy_preset, overrides=overrides or []), seed=seed),
+            paths,
             out,
-            data=parse_paths("--data", data) if data else None,
             write_shards=write_shards,
-            config=load(overrides=overrides or []),
             address=address,
             debug=debug,
-            progress=progress,
+            follow=follow_training,
         )
     facts = {name: value for name, value in result.items() if name not in ("config", "created_by")}
     show_result(f"core set in {out}", {"out": out, **result} if json else facts, json)

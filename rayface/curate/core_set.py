@@ -30,9 +30,11 @@ from rayface.curate.pruned_dataset import write_pruned
 from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.data.storage import AtomicFile, normalise, write_bytes
 from rayface.session import ray_session
+from rayface.tracking.job import tracked_job
 
 CORE_SET = "core_set.parquet"
 RESULT = "prune.json"
+PROXY = "proxy"  # folder of what was made on the way to the embeddings
 _JOB = ".prune_job.json"
 _WORK = ".work"
 
@@ -102,36 +104,45 @@ def build(
     with _claimed(out, job) as root:
         if (root / RESULT).exists():
             return json.loads((root / RESULT).read_text())
-        with ray_session(address, debug=debug), quiet_data(debug):
-            pieces = group(source, root / _WORK / "runs", settings.block_size, progress)
-            chooser = Chooser(pieces, root / _WORK / "decisions", progress)
-            rule = _rule(settings, chooser)
-            kept = chooser.decide(rule)
-            _write_core_set(root / CORE_SET, chooser.decisions(rule))
-            baselines = _baselines(settings, kept / pieces.num_rows)
-            compared = chooser.compare(rule, baselines)
-            if dataset is not None:
-                counts = write_pruned(root, dataset, root / CORE_SET, write_shards=write_shards, progress=progress)
-        result = {
-            "method": rule.method,
-            "threshold": rule.threshold,
-            "keep_wanted": settings.keep,
-            "keep": kept / pieces.num_rows,
-            "faces_in": pieces.num_rows,
-            "faces_out": kept,
-            "identities": len(pieces.labels),
-            "min_images": settings.min_images,
-            "mean_cosine_before": compared["all"]["mean_cosine"],
-            "mean_cosine_after": compared["chosen"]["mean_cosine"],
-            "baselines": {name: compared[name] for name in baselines},
-            "dataset": counts if dataset is not None else None,
-            "seconds": time.monotonic() - start,
-            "config": job,
-            "created_by": f"rayface {rayface.__version__}",
-        }
-        write_bytes(str(root / RESULT), (json.dumps(result, indent=1) + "\n").encode())
-        shutil.rmtree(root / _WORK)
-    return result
+        with tracked_job(root, config.tracking, job) as tracked:
+            with ray_session(address, debug=debug), quiet_data(debug):
+                result = _prune(settings, source, root, progress)
+                if dataset is not None:
+                    core_set = root / CORE_SET
+                    result["dataset"] = write_pruned(
+                        root, dataset, core_set, write_shards=write_shards, progress=progress
+                    )
+            result["seconds"] = time.monotonic() - start
+            result["config"] = job
+            result["created_by"] = f"rayface {rayface.__version__}"
+            write_bytes(str(root / RESULT), (json.dumps(result, indent=1) + "\n").encode())
+            shutil.rmtree(root / _WORK)
+            tracked.journal.metrics({k: v for k, v in result.items() if isinstance(v, int | float)}, step=0)
+            tracked.journal.artifact(root / RESULT)
+    return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
+
+
+def _prune(settings: PruneSettings, source: Embeddings, root: Path, progress: Progress) -> dict[str, Any]:
+    """Write the core set; return what was chosen, beside what other methods would have."""
+    pieces = group(source, root / _WORK / "runs", settings.block_size, progress)
+    chooser = Chooser(pieces, root / _WORK / "decisions", progress)
+    rule = _rule(settings, chooser)
+    kept = chooser.decide(rule)
+    _write_core_set(root / CORE_SET, chooser.decisions(rule))
+    baselines = _baselines(settings, kept / pieces.num_rows)
+    compared = chooser.compare(rule, baselines)
+    return {
+        "method": rule.method,
+        "threshold": rule.threshold,
+        "keep_wanted": settings.keep,
+        "keep": kept / pieces.num_rows,
+        "faces_in": pieces.num_rows,
+        "faces_out": kept,
+        "identities": len(pieces.labels),
+        "mean_cosine_before": compared["all"]["mean_cosine"],
+        "mean_cosine_after": compared["chosen"]["mean_cosine"],
+        "baselines": {name: compared[name] for name in baselines},
+    }
 
 
 def check_settings(settings: PruneSettings) -> None:
@@ -177,7 +188,7 @@ def _claimed(out: str | Path, job: dict[str, Any]) -> Iterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out: {root}: cannot be written: {error.strerror}: choose another directory") from error
-    names = sorted(path.name for path in root.iterdir() if path.name != ".lock")
+    names = sorted(path.name for path in root.iterdir() if path.name not in (".lock", PROXY))
     if names and _JOB not in names:
         raise DataError(f"--out: {root}: is not empty ({names[0]}): choose another directory")
     with (root / ".lock").open("w") as lock:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -25,10 +27,11 @@ from rayface.curate.parts import Progress, each_part_by_actors, quiet_data
 from rayface.data.decode import decode_jpegs
 from rayface.data.samples import JPEG_SUFFIXES, locate_member
 from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, open_dataset, read_samples
-from rayface.data.storage import join, list_names, make_folder, normalise, read_bytes, write_bytes
+from rayface.data.storage import is_local, join, list_names, make_folder, normalise, read_bytes, write_bytes
 from rayface.data.stream import FaultCounter
 from rayface.evaluation.embedder import Precision, load_embedder
 from rayface.session import ray_session
+from rayface.tracking.job import tracked_job
 
 CHUNK = 512  # images read and decoded at a time, and the rows of a row group
 
@@ -88,13 +91,28 @@ def embed(
     for note in parts.values():
         faults += counter.add([Fault(**fault) for fault in note["faults"]])
     missing = [number for number in range(len(dataset.shards)) if number not in parts]
-    with ray_session(address, debug=debug), quiet_data(debug):
-        work = _Work(settings=settings, dataset=dataset, root=root, job=job, device=config.train.device)
-        for done in work.embedded(missing, workers, progress):
-            parts[done["part"]] = done
-            faults += counter.add([Fault(**fault) for fault in done["faults"]])
-    facts = {"parts_skipped": len(dataset.shards) - len(missing), "seconds": time.monotonic() - start}
-    return _finish(root, job, settings, dataset, parts, faults, facts)
+    params = {**job, "model": settings.model, "data": dataset.roots, "dataset.name": dataset.name}
+    with _spool(root) as spool, tracked_job(spool, config.tracking, params) as tracked:
+        with ray_session(address, debug=debug), quiet_data(debug):
+            work = _Work(settings=settings, dataset=dataset, root=root, job=job, device=config.train.device)
+            for done in work.embedded(missing, workers, progress):
+                parts[done["part"]] = done
+                faults += counter.add([Fault(**fault) for fault in done["faults"]])
+        facts = {"parts_skipped": len(dataset.shards) - len(missing), "seconds": time.monotonic() - start}
+        manifest = _finish(root, job, settings, dataset, parts, faults, facts)
+        numbers = {"num_rows": manifest["num_rows"], "num_faults": len(faults), "seconds": facts["seconds"]}
+        tracked.journal.metrics(numbers, step=0)
+    return {**manifest, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
+
+
+@contextmanager
+def _spool(root: str) -> Iterator[Path]:
+    """Where the job's journal lies: in its folder, or in a temporary one where that is not on a disk."""
+    if is_local(root):
+        yield Path(root)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / root.rstrip("/").rpartition("/")[2]
 
 
 def _check(settings: EmbedSettings) -> None:

@@ -1,0 +1,50 @@
+"""Jobs other than training, told to MLflow."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayface.config import TrackingConfig
+from rayface.tracking.delivery import Delivery
+from rayface.tracking.journal import Journal, Status
+
+
+@dataclass(kw_only=True)
+class TrackedJob:
+    """A job's journal; `uri` is None where nothing is sent, `delivered` is known at the end."""
+
+    journal: Journal
+    uri: str | None = None
+    delivered: bool | None = None
+
+
+@contextmanager
+def tracked_job(folder: Path, config: TrackingConfig, params: Mapping[str, object]) -> Iterator[TrackedJob]:
+    """Log a job into `folder`/journal and hand it to MLflow; whatever happens inside, its end is told and waited for.
+
+    Args:
+        folder: the job's output on a local disk; its name is the run's, and mlflow.db is made beside it where neither
+            tracking.uri nor MLFLOW_TRACKING_URI says where to send.
+    """
+    delivery = None
+    if config.enabled:
+        uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
+        spool = folder / "journal"
+        delivery = Delivery(spool, uri=uri, experiment=config.experiment, run_name=folder.name, tags={})
+        delivery.start()
+    job = TrackedJob(journal=Journal(folder / "journal" / "driver.jsonl"), uri=delivery.uri if delivery else None)
+    job.journal.params(params)
+    status: Status = "FAILED"
+    try:
+        yield job
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        job.journal.finish(status)
+        job.journal.close()
+        if delivery is not None:
+            job.delivered = delivery.close(config.timeout)

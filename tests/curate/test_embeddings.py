@@ -1,0 +1,91 @@
+"""The parquet format: what is written is read, and bad files get one line each."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayface.curate.embeddings import open_embeddings, part_note, read_rows, write_part
+
+KEYS = [f"face{k}" for k in range(7)]
+LABELS = np.arange(7) // 2
+VECTORS = np.random.default_rng(0).standard_normal((7, 8)).astype(np.float32)
+
+
+def table(vectors: Any = VECTORS, kind: Any = None, **columns: Any) -> pa.Table:
+    kind = kind or pa.float32()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(vectors).ravel(), kind), np.shape(vectors)[1])
+    return pa.table({"key": KEYS, "label": LABELS, "embedding": lists, **columns})
+
+
+def put(folder: Path, *tables: pa.Table) -> Path:
+    for number, each in enumerate(tables):
+        pq.write_table(each, folder / f"{number}.parquet", row_group_size=3)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_a_part_is_read_as_it_was_written(tmp_path: Path, dtype: Any) -> None:
+    """Any range of rows, and the note beside them."""
+    batches = [(KEYS[:4], LABELS[:4], VECTORS[:4]), (KEYS[4:], LABELS[4:], VECTORS[4:])]
+    path = str(tmp_path / "part.parquet")
+    assert write_part(path, batches, size=8, dtype=dtype, note={"job": "x"}) == 7
+    assert part_note(path) == (7, {"job": "x"})
+    found = open_embeddings(tmp_path)
+    kind = np.float16 if dtype == "fp16" else np.float32
+    assert (found.num_rows, found.size, found.dtype) == (7, 8, kind.__name__)
+    for start, stop in ((0, 7), (2, 3), (3, 6), (6, 7)):
+        rows = read_rows(path, start, stop)
+        assert rows.keys.to_pylist() == KEYS[start:stop]
+        assert rows.labels.tolist() == LABELS[start:stop].tolist()
+        assert (rows.embeddings == VECTORS[start:stop].astype(kind)).all()
+
+
+def test_nothing_is_left_of_a_part_that_was_not_finished(tmp_path: Path) -> None:
+    """Neither under its name nor under another one."""
+
+    def broken() -> Any:
+        yield KEYS, LABELS, VECTORS
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_part(str(tmp_path / "part.parquet"), broken(), size=8, dtype="fp16", note={})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ([table().drop_columns(["label"])], "has no column label"),
+        ([table(label=[str(k) for k in range(7)])], "label: is string, must be int64"),
+        ([table(key=np.arange(7))], "key: is int64, must be string"),
+        ([table(embedding=VECTORS.tolist())], "must be a fixed-size list of float16 or float32"),
+        ([table(), table(VECTORS[:, :4])], "length 4, in .* length 8; all files must come from one model"),
+        ([table().slice(0, 0)], "has no rows"),
+        ([], "no parquet files in this folder"),
+    ],
+)
+def test_files_of_another_shape_are_refused(tmp_path: Path, tables: list[pa.Table], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        open_embeddings(put(tmp_path, *tables))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [([np.nan] * 8, "embedding of face4: has NaN"), ([np.inf] * 8, "face4: has NaN or inf"), ([0] * 8, "all zeros")],
+)
+def test_embeddings_without_a_direction_are_named(tmp_path: Path, row: list[float], message: str) -> None:
+    vectors = VECTORS.copy()
+    vectors[4] = row
+    path = put(tmp_path, table(vectors)) / "0.parquet"
+    with pytest.raises(ValueError, match=message):
+        read_rows(str(path), 0, 7)
+
+
+def test_what_overflows_a_square_still_has_a_direction(tmp_path: Path) -> None:
+    path = put(tmp_path, table(VECTORS * 1e30)) / "0.parquet"
+    assert len(read_rows(str(path), 0, 7).labels) == 7

@@ -1,0 +1,112 @@
+"""Datasets that are some samples of another one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayface.data.check import check
+from rayface.data.selection import select, write_selected_shard, write_selection, write_shards_manifest
+from rayface.data.shards import Dataset, Fault, open_dataset, read_samples, write_dataset
+
+
+def make(folder: Path, names: str = "abc", first: int = 0) -> Dataset:
+    """Four samples of each identity, in small shards."""
+    samples = ((f"{folder.name}{k}", k % len(names), b"\xff\xd8" + bytes([k])) for k in range(first, 4 * len(names)))
+    return write_dataset(folder, samples, name=folder.name, identities=list(names), image_size=None, shard_size=8192)
+
+
+def content(dataset: Dataset) -> list[tuple[str, int, bytes]]:
+    """Keys, labels and bytes, read through the index."""
+    samples = read_samples(dataset.shard_paths(), dataset.index)
+    assert not any(isinstance(sample, Fault) for sample in samples)
+    keys = [sample.key for sample in samples if not isinstance(sample, Fault)]
+    assert keys == dataset.keys()
+    jpegs = [sample.jpeg for sample in samples if not isinstance(sample, Fault)]
+    return list(zip(keys, dataset.index.label.tolist(), jpegs, strict=True))
+
+
+ROWS = np.array([9, 1, 4, 5])
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_selection_reads_like_any_dataset(tmp_path: Path, copied: bool) -> None:
+    """The chosen samples, in the source's order, and where they are from."""
+    source = make(tmp_path / "all")
+    chosen, out = select(source, ROWS), tmp_path / "some"
+    out.mkdir()
+    if copied:
+        samples = source.index.select(chosen.rows)
+        scans = []
+        for number, shard in enumerate(np.unique(samples.shard)):
+            mine = samples.shard == shard
+            for _ in range(2):  # the second time it is there
+                scan = write_selected_shard(
+                    str(out), source.shard_paths(), samples.select(mine), chosen.labels[mine], number
+                )
+            scans.append(scan)
+        found = write_shards_manifest(str(out), chosen, scans, name="some")
+        assert check(out, deep=False).ok
+    else:
+        found = write_selection(str(out), chosen, name="some")
+        with pytest.raises(ValueError, match=f"is a selection of those of other datasets: check {tmp_path}/all"):
+            check(out)
+    whole = content(source)
+    assert content(found) == [whole[row] for row in sorted(ROWS)]
+    assert found.identities == source.identities
+    assert found.parent == {"path": str(tmp_path / "all"), "digest": source.digest}
+    assert found.digest != source.digest
+
+
+def test_classes_that_lost_all_images_are_closed_up(tmp_path: Path) -> None:
+    """The others are numbered anew, by name as before; the shards keep saying the old number."""
+    source = make(tmp_path / "all")
+    rows = np.flatnonzero(source.index.label != 1)
+    out = tmp_path / "some"
+    out.mkdir()
+    found = write_selection(str(out), select(source, rows), name="some")
+    assert (found.num_classes, found.identities) == (2, ("a", "c"))
+    assert found.index.label.tolist() == [0, 1] * 4
+    assert found.index.source_label.tolist() == [0, 2] * 4
+    assert [row[0] for row in content(found)] == [source.keys()[row] for row in rows]
+
+
+def test_of_several_datasets_and_joined_with_another(tmp_path: Path) -> None:
+    """Labels go by identity name all the way."""
+    make(tmp_path / "one", "ab")
+    make(tmp_path / "two", "bc")
+    both = open_dataset([tmp_path / "one", tmp_path / "two"])
+    out = tmp_path / "some"
+    out.mkdir()
+    found = write_selection(str(out), select(both, np.flatnonzero(both.index.label > 0)), name="some")
+    assert found.identities == ("b", "c")
+    joined = open_dataset([tmp_path / "one", out])
+    names = {key: joined.identities[label] for key, label, _ in content(joined) if joined.identities}
+    assert {names[key] for key in names if key.startswith("two")} == {"b", "c"}
+    assert len(names) < len(content(joined))  # faces of `one` are in both
+
+
+def test_damage_of_the_source_is_found(tmp_path: Path) -> None:
+    source = make(tmp_path / "all")
+    out = tmp_path / "some"
+    out.mkdir()
+    write_selection(str(out), select(source, ROWS), name="some")
+    first = Path(source.shards[int(source.index.shard[1])].path)
+    first.write_bytes(first.read_bytes()[:600])
+    lost = open_dataset(out, max_corrupt_fraction=1)
+    assert lost.num_images < len(ROWS)
+    assert lost.faults[0].shard == str(first)
+    assert sum(fault.num_lost for fault in lost.faults) + lost.num_images == len(ROWS)
+
+
+def test_the_digest_tells_selections_apart(tmp_path: Path) -> None:
+    source = make(tmp_path / "all")
+    digests = set()
+    for name, rows in (("x", [1, 2]), ("y", [1, 3]), ("z", [1, 2])):
+        (tmp_path / name).mkdir()
+        digests.add(write_selection(str(tmp_path / name), select(source, np.array(rows)), name=name).digest)
+    assert len(digests) == 2
+    assert json.loads((tmp_path / "x" / "dataset.json").read_text())["num_images"] == 2
+    with pytest.raises(ValueError, match="no samples are left"):
+        select(source, np.array([], np.int64))
