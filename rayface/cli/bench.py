@@ -46,6 +46,27 @@ def bench_head(
     show_result("class layer, a step", result, json)
 
 
+@bench.command("embed")
+def bench_embed(
+    model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
+    data: Annotated[str, typer.Option(help="Dataset directory, or several as one: '[A,B]'.")],
+    backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="At least so many, in whole shards.")] = 4096,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the CPUs there are.")] = None,
+    flip: Annotated[bool, typer.Option(help="Add the embedding of the mirror image.")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Images a second of embedding shards, against the model alone on decoded images."""
+    from rayface.bench.embed import bench_embed as measure
+    from rayface.config import parse_paths
+    from rayface.curate.embed import EmbedSettings
+
+    settings = EmbedSettings(model=model, backbone=backbone, flip=flip)
+    show_result("embedding", measure(settings, parse_paths("--data", data), images, threads, device), json)
+
+
 @bench.command("nms")
 def bench_nms(
     faces: Annotated[int, typer.Option(min=1)] = 1_000_000,

@@ -97,6 +97,7 @@ class Chooser:
 
     def __init__(self, pieces: Pieces, folder: Path, progress: Progress) -> None:
         self._pieces, self._folder, self._progress = pieces, folder, progress
+        self._numbered = list(enumerate(pieces.pieces))
         self._direction: NDArray[np.float64] | None = None
 
     def search(self, keep: float, rule: Rule) -> Rule:
@@ -121,20 +122,20 @@ class Chooser:
 
     def decide(self, rule: Rule) -> int:
         """Apply a rule to all pieces; return how many faces are kept."""
-        pieces, folder = self._pieces.pieces, self._decisions(rule)
+        folder = self._decisions(rule)
         folder.mkdir(parents=True, exist_ok=True)
         shared = ray.put(self._context(rule))
 
-        def decide(part: int) -> dict[str, Any]:
+        def decide(numbered: tuple[int, Piece]) -> dict[str, Any]:
             torch.set_num_threads(1)
-            path = str(folder / _part_name(part))
+            path = str(folder / _part_name(numbered[0]))
             if not Path(path).exists():
-                rows, offsets = read_piece(pieces[part])
+                rows, offsets = read_piece(numbered[1])
                 found = select_rows(rows, offsets, rule, ray.get(shared))
                 _write(path, rows, found, _REASONS[rule.method])
             return {"kept": int(np.count_nonzero(_kept(path)))}
 
-        return sum(result["kept"] for result in each_part(decide, range(len(pieces)), self._progress))
+        return sum(result["kept"] for result in each_part(decide, self._numbered, self._progress))
 
     def decisions(self, rule: Rule) -> Iterator[pa.Table]:
         """Yield what was decided, piece by piece."""
@@ -148,12 +149,13 @@ class Chooser:
             for "all", "chosen" and every other name: faces; mean_cosine, of a face to the other faces of its identity
             (identities of two or more, mean over faces); for the others also shared, of the chosen faces.
         """
-        pieces, folder = self._pieces.pieces, self._decisions(chosen)
+        folder = self._decisions(chosen)
         contexts = ray.put({name: self._context(rule) for name, rule in others.items()})
 
-        def compare(part: int) -> dict[str, Any]:
+        def compare(numbered: tuple[int, Piece]) -> dict[str, Any]:
             torch.set_num_threads(1)
-            rows, offsets = read_piece(pieces[part])
+            part, piece = numbered
+            rows, offsets = read_piece(piece)
             ours = _kept(str(folder / _part_name(part)))
             masks = {"all": np.ones(len(ours), bool), "chosen": ours}
             for name, context in ray.get(contexts).items():
@@ -164,7 +166,7 @@ class Chooser:
                 "sums": {name: (*s, np.count_nonzero(ours & masks[name])) for name, s in sums.items()},
             }
 
-        results = sorted(each_part(compare, range(len(pieces)), self._progress), key=lambda result: result["part"])
+        results = sorted(each_part(compare, self._numbered, self._progress), key=lambda result: result["part"])
         totals = {name: np.sum([result["sums"][name] for result in results], axis=0) for name in results[0]["sums"]}
         found = {
             name: {"faces": int(faces), "mean_cosine": float(cosines / max(1, paired)), "shared": float(shared / faces)}
@@ -188,22 +190,21 @@ class Chooser:
 
     def _mean_direction(self) -> NDArray[np.float64]:
         """The mean of all unit embeddings, (D,)."""
-        pieces = self._pieces.pieces
 
-        def add(part: int) -> dict[str, Any]:
-            embeddings = read_piece(pieces[part])[0].embeddings
-            return {"part": part, "sum": sum(units.sum(axis=0) for units in _units(embeddings))}
+        def add(numbered: tuple[int, Piece]) -> dict[str, Any]:
+            embeddings = read_piece(numbered[1])[0].embeddings
+            return {"part": numbered[0], "sum": sum(units.sum(axis=0) for units in _units(embeddings))}
 
-        results = sorted(each_part(add, range(len(pieces)), self._progress), key=lambda result: result["part"])
+        results = sorted(each_part(add, self._numbered, self._progress), key=lambda result: result["part"])
         total: NDArray[np.float64] = np.sum([result["sum"] for result in results], axis=0)
         return total / self._pieces.num_rows
 
     def _sample(self, seed: int) -> tuple[Rows, Ints]:
         """About 50,000 faces: whole identities by chance, of a few pieces by chance."""
-        pieces = self._pieces.pieces
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(pieces))[:_SAMPLE_PIECES]).tolist()
-        budget = _SAMPLE_FACES // len(chosen)
-        results = each_part(lambda part: _some(pieces[part], part, budget, seed), chosen, self._progress)
+        few = np.sort(np.random.default_rng(seed).permutation(len(self._numbered))[:_SAMPLE_PIECES]).tolist()
+        budget = _SAMPLE_FACES // len(few)
+        chosen = [self._numbered[part] for part in few]
+        results = each_part(lambda numbered: _some(numbered[0], numbered[1], budget, seed), chosen, self._progress)
         parts = sorted(results, key=lambda result: result["part"])
         rows = Rows(
             pa.array([], pa.string()),
@@ -214,7 +215,7 @@ class Chooser:
         return rows, np.r_[0, np.cumsum(sizes)]
 
 
-def _some(piece: Piece, part: int, budget: int, seed: int) -> dict[str, Any]:
+def _some(part: int, piece: Piece, budget: int, seed: int) -> dict[str, Any]:
     rows, offsets = read_piece(piece)
     order = np.random.default_rng([seed, part]).permutation(len(offsets) - 1)
     sizes = np.diff(offsets)

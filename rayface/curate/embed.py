@@ -84,7 +84,7 @@ def embed(
     limit = config.data.max_corrupt_fraction
     dataset = open_dataset(data, max_corrupt_fraction=limit)
     root = normalise(out)
-    job = _job(settings, dataset)
+    job = job_of(settings, dataset)
     parts = _claim(root, job, dataset)
     counter = FaultCounter(dataset.num_images, limit, known=dataset.faults)
     faults = list(dataset.faults)
@@ -121,7 +121,7 @@ def _check(settings: EmbedSettings) -> None:
             raise ValueError(f"--{name}: {getattr(settings, name)!r}: must be {' or '.join(allowed)}")
 
 
-def _job(settings: EmbedSettings, dataset: Dataset) -> dict[str, Any]:
+def job_of(settings: EmbedSettings, dataset: Dataset) -> dict[str, Any]:
     """What must be the same for a part to count: the model, the data, and how."""
     embedder = load_embedder(settings.model, backbone=settings.backbone)
     facts = {
@@ -184,14 +184,14 @@ class _Work:
             cpus = max(1, places // actors)  # few shards: several CPUs for each
         arguments = {
             "settings": self.settings,
-            "data": ray.put((self.dataset.shard_paths(), self.dataset.index)),
             "root": self.root,
             "job": self.job,
             "threads": cpus,
             "device": "cuda" if gpu else "cpu",
         }
+        work = [shard_work(self.dataset, number) for number in missing]
         yield from each_part_by_actors(
-            ShardEmbedder, arguments, missing, progress, actors=actors, num_cpus=cpus, num_gpus=int(gpu)
+            ShardEmbedder, arguments, work, progress, actors=actors, num_cpus=cpus, num_gpus=int(gpu)
         )
 
 
@@ -206,14 +206,24 @@ def _room(device: str) -> tuple[bool, int, int]:
     return False, max(1, int(sum(node.get("CPU", 0) for node in nodes))), 1
 
 
+class ShardWork(NamedTuple):
+    """A shard to embed; `samples` count only this one."""
+
+    number: int
+    path: str
+    samples: SampleIndex
+
+
+def shard_work(dataset: Dataset, number: int) -> ShardWork:
+    samples = dataset.index.select(dataset.index.shard == number)
+    return ShardWork(number, dataset.shards[number].path, replace(samples, shard=np.zeros_like(samples.shard)))
+
+
 class ShardEmbedder:
     """An actor's work: hold the model, embed one shard after another."""
 
-    def __init__(
-        self, settings: EmbedSettings, data: ray.ObjectRef, root: str, job: dict[str, Any], threads: int, device: str
-    ) -> None:
+    def __init__(self, settings: EmbedSettings, root: str, job: dict[str, Any], threads: int, device: str) -> None:
         torch.set_num_threads(threads)
-        self.shards, self.index = ray.get(data)
         self.root, self.job, self.threads, self.dtype = root, job, threads, settings.dtype
         self.embedder = load_embedder(
             settings.model,
@@ -227,19 +237,18 @@ class ShardEmbedder:
                 f"model {settings.model}: is another one on a node of the cluster: put it on a shared disk"
             )
 
-    def __call__(self, part: int) -> dict[str, Any]:
-        samples = self.index.select(np.flatnonzero(self.index.shard == part))
+    def __call__(self, work: ShardWork) -> dict[str, Any]:
         note: dict[str, Any] = {"job": self.job["id"], "faults": []}
 
         def embedded() -> Iterator[tuple[list[str], Ints, NDArray[np.float32]]]:
-            for chunk in read_images(self.shards, samples, self.embedder.image_size, self.threads):
+            for chunk in read_images(work.path, work.samples, self.embedder.image_size, self.threads):
                 note["faults"] += [asdict(fault) for fault in chunk.faults]
                 if chunk.keys:
                     yield chunk.keys, chunk.labels, self.embedder(chunk.images)
 
-        path = join(self.root, _part_name(part))
+        path = join(self.root, _part_name(work.number))
         rows = write_part(path, embedded(), size=self.embedder.embedding_size, dtype=self.dtype, note=note)
-        return {"part": part, "rows": rows, "faults": note["faults"]}
+        return {"part": work.number, "rows": rows, "faults": note["faults"]}
 
 
 class Chunk(NamedTuple):
@@ -251,28 +260,27 @@ class Chunk(NamedTuple):
     faults: list[Fault]
 
 
-def read_images(shards: Sequence[str], samples: SampleIndex, image_size: int, threads: int) -> Iterator[Chunk]:
-    """Read and decode samples in their order, by threads that keep a chunk each ahead of the caller."""
+def read_images(shard: str, samples: SampleIndex, image_size: int, threads: int) -> Iterator[Chunk]:
+    """Read and decode samples of a shard in their order, by threads that keep a chunk each ahead of the caller."""
     waiting: deque[Future[Chunk]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(samples), CHUNK):
             part = samples.select(slice(start, start + CHUNK))
-            waiting.append(pool.submit(_read_chunk, shards, part, image_size))
+            waiting.append(pool.submit(_read_chunk, shard, part, image_size))
             if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _read_chunk(shards: Sequence[str], samples: SampleIndex, image_size: int) -> Chunk:
-    found = read_samples(shards, samples)
+def _read_chunk(shard: str, samples: SampleIndex, image_size: int) -> Chunk:
+    found = read_samples([shard], samples)
     images, bad = decode_jpegs([b"" if isinstance(s, Fault) else s.jpeg for s in found], image_size)
     keys, rows, faults = [], [], []
     for row, sample in enumerate(found):
         if isinstance(sample, Fault):
             faults.append(sample)
         elif row in bad:
-            shard = shards[samples.shard[row]]
             member, offset = locate_member(shard, sample.offset, sample.num_bytes, JPEG_SUFFIXES)
             faults.append(Fault(shard=shard, member=member, offset=offset, reason=bad[row]))
         else:

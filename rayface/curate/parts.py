@@ -6,13 +6,14 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from rayface.data.storage import DataError
 
+Part = TypeVar("Part")
 Progress = Callable[[int, int], None]  # (parts done, parts in all)
 
 
@@ -28,7 +29,9 @@ def quiet_data(debug: bool) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def each_part(work: Callable[[int], dict[str, Any]], parts: Sequence[int], done: Progress) -> Iterator[dict[str, Any]]:
+def each_part(
+    work: Callable[[Part], dict[str, Any]], parts: Sequence[Part], done: Progress
+) -> Iterator[dict[str, Any]]:
     """Call work(part) for every part on the cluster's CPUs and yield what it returns, in any order.
 
     Args:
@@ -39,7 +42,7 @@ def each_part(work: Callable[[int], dict[str, Any]], parts: Sequence[int], done:
     """
 
     def call(batch: dict[str, Any]) -> dict[str, Any]:
-        return _answer(lambda: work(int(batch["part"][0])))
+        return _answer(lambda: work(pickle.loads(batch["part"][0])))
 
     if parts:
         yield from _results(_blocks(parts).map_batches(call, batch_size=1, num_cpus=1), len(parts), done)
@@ -48,7 +51,7 @@ def each_part(work: Callable[[int], dict[str, Any]], parts: Sequence[int], done:
 def each_part_by_actors(
     worker: type,
     arguments: dict[str, Any],
-    parts: Sequence[int],
+    parts: Sequence[Part],
     done: Progress,
     *,
     actors: int,
@@ -62,7 +65,7 @@ def each_part_by_actors(
             self.worker = worker(**arguments)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return _answer(lambda: self.worker(int(batch["part"][0])))
+            return _answer(lambda: self.worker(pickle.loads(batch["part"][0])))
 
     if parts:
         mapped = _blocks(parts).map_batches(
@@ -71,11 +74,11 @@ def each_part_by_actors(
         yield from _results(mapped, len(parts), done)
 
 
-def _blocks(parts: Sequence[int]) -> ray.data.Dataset:
+def _blocks(parts: Sequence[Part]) -> ray.data.Dataset:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     with DataContext.current(context):
-        return ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
+        return ray.data.from_items([{"part": pickle.dumps(part)} for part in parts], override_num_blocks=len(parts))
 
 
 def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:

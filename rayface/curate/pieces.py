@@ -96,8 +96,9 @@ def _count(source: Embeddings, progress: Progress) -> _Counts:
     """Read keys and labels of all files once."""
     files = source.files
 
-    def count(part: int) -> dict[str, Any]:
-        keys, labels = read_labels(files[part])
+    def count(numbered: tuple[int, EmbeddingFile]) -> dict[str, Any]:
+        part, file = numbered
+        keys, labels = read_labels(file)
         run_labels, lengths = _runs(labels)
         known, sizes = np.unique(labels, return_counts=True)
         whole = len(known) == len(run_labels)
@@ -108,7 +109,7 @@ def _count(source: Embeddings, progress: Progress) -> _Counts:
     runs: list[Any] = [None] * len(files)
     hashes: list[NDArray[np.uint64]] = []
     labels, sizes = np.empty(0, np.int64), np.empty(0, np.int64)
-    for result in each_part(count, range(len(files)), progress):
+    for result in each_part(count, list(enumerate(files)), progress):
         runs[result["part"]] = result["runs"]
         hashes.append(np.frombuffer(result["hashes"], np.uint64))
         labels, inverse = np.unique(np.concatenate([labels, result["labels"]]), return_inverse=True)
@@ -184,16 +185,17 @@ def _shuffle(
     number = (ends - sizes) // block
     firsts = labels[np.flatnonzero(np.r_[True, number[1:] != number[:-1]])]
 
-    def sort(part: int) -> dict[str, Any]:
+    def sort(numbered: tuple[int, tuple[str, int, int]]) -> dict[str, Any]:
+        part, block = numbered
         path = folder / f"run-{part:06d}.arrow"
         if not path.exists():
-            _write_sorted(str(path), read_rows(*blocks[part]))
+            _write_sorted(str(path), read_rows(*block))
         with pa.memory_map(str(path)) as file:
             found = pa.ipc.open_file(file).get_batch(0)["label"].to_numpy()
             return {"part": part, "bounds": np.r_[np.searchsorted(found, firsts), len(found)]}
 
     bounds: list[Any] = [None] * len(blocks)
-    for result in each_part(sort, range(len(blocks)), progress):
+    for result in each_part(sort, list(enumerate(blocks)), progress):
         bounds[result["part"]] = result["bounds"].tolist()
     pieces = []
     for k in range(len(firsts)):

@@ -1,0 +1,353 @@
+"""embed and prune on a real Ray: nothing lost or repeated, the choice of a plain loop, safe to kill and run again."""
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rayface import config as configs
+from rayface.backbones import build_backbone
+from rayface.bench.nms import double_loop
+from rayface.config import Config
+from rayface.curate.core_set import PruneSettings, build
+from rayface.curate.embed import EmbedSettings, embed
+from rayface.curate.embeddings import open_embeddings
+from rayface.curate.parts import Progress
+from rayface.curate.pieces import group, read_piece
+from rayface.curate.proxy import ProxySettings, prune_by_proxy
+from rayface.data.check import check
+from rayface.data.decode import decode_jpegs
+from rayface.data.shards import Fault, open_dataset, read_samples
+from rayface.display import follow_training
+from rayface.evaluation.embedder import load_embedder
+from rayface.evaluation.export import save_model
+from rayface.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+QUIET = configs.load(overrides=["tracking.enabled=false"])
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small net that nobody trained."""
+    torch.manual_seed(0)
+    net = build_backbone("mini", embedding_size=SIZE, image_size=32, width=0.25)
+    net(torch.randn(16, 3, 32, 32))
+    folder = tmp_path_factory.mktemp("model")
+    save_model(
+        folder,
+        net,
+        name="mini",
+        backbone_args={"width": 0.25},
+        image_size=32,
+        embedding_size=SIZE,
+        licence="",
+        training_digest="",
+        metrics={},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedded(model: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn set, embedded."""
+    out = tmp_path_factory.mktemp("embedded") / "emb"
+    embed(EmbedSettings(model=str(model)), [str(drawn)], out, config=QUIET)
+    return out
+
+
+def read(folder: Path) -> dict[str, tuple[int, np.ndarray]]:
+    """Label and embedding by key; keys are unique."""
+    found: dict[str, tuple[int, np.ndarray]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path)
+        vectors = np.array(table["embedding"].to_pylist(), np.float32)
+        for key, label, vector in zip(table["key"].to_pylist(), table["label"].to_pylist(), vectors, strict=True):
+            assert key not in found
+            found[key] = (label, vector)
+    return found
+
+
+def test_every_image_is_embedded_once_as_the_model_does(embedded: Path, model: Path, drawn: Path) -> None:
+    """One file for each shard; the embedding of image and mirror image, of length 1."""
+    dataset = open_dataset(drawn)
+    found = read(embedded)
+    assert len(list(embedded.glob("*.parquet"))) == len(dataset.shards) > 1
+    assert {key: label for key, (label, _) in found.items()} == dict(
+        zip(dataset.keys(), dataset.index.label.tolist(), strict=True)
+    )
+    samples = read_samples(dataset.shard_paths(), dataset.index)
+    images, _ = decode_jpegs([sample.jpeg for sample in samples if not isinstance(sample, Fault)], 32)
+    wanted, dataset_keys = load_embedder(model)(images), dataset.keys()
+    assert np.abs(np.array([found[key][1] for key in dataset_keys]) - wanted).max() < 1e-3  # fp16
+    manifest = json.loads((embedded / "embeddings.json").read_text())
+    assert (manifest["num_rows"], manifest["flip"], manifest["faults"]) == (dataset.num_images, True, [])
+    assert sum(part["num_rows"] for part in manifest["parts"]) == dataset.num_images
+
+
+def test_embedding_goes_on_where_it_stopped_and_with_nothing_else(embedded: Path, model: Path, drawn: Path) -> None:
+    """Finished shards are not done again; another setting, model or dataset is refused."""
+    before = {path: path.read_bytes() for path in embedded.glob("*.parquet")}
+    lost = sorted(before)[1]
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in before if path != lost}
+    settings = EmbedSettings(model=str(model))
+    again = embed(settings, [str(drawn)], embedded, config=QUIET)
+    assert again["parts_skipped"] == len(before) - 1
+    assert {path: path.read_bytes() for path in embedded.glob("*.parquet")} == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    with pytest.raises(ValueError, match="holds embeddings with flip True, these would be with False"):
+        embed(replace(settings, flip=False), [str(drawn)], embedded, config=QUIET)
+    with pytest.raises(ValueError, match=r"--out: .* is not empty"):
+        embed(settings, [str(drawn)], drawn, config=QUIET)
+
+
+def test_damaged_samples_are_named_and_counted(model: Path, drawn: Path, tmp_path: Path) -> None:
+    """Up to the share that is allowed; all others are there."""
+    data, out = tmp_path / "data", tmp_path / "emb"
+    shutil.copytree(drawn, data)
+    dataset = open_dataset(data)
+    row = 5
+    shard = Path(dataset.shards[int(dataset.index.shard[row])].path)
+    content = bytearray(shard.read_bytes())
+    start = int(dataset.index.offset[row]) + 512
+    content[start : start + 200] = bytes(200)  # the JPEG's own header
+    shard.write_bytes(content)
+    settings = EmbedSettings(model=str(model), flip=False, dtype="fp32")
+    with pytest.raises(ValueError, match=r"1 of 240 samples are damaged, more than data.max_corrupt_fraction"):
+        embed(settings, [str(data)], out, config=QUIET)
+    allowed = configs.with_overrides(QUIET, ["data.max_corrupt_fraction=0.01"])
+    manifest = embed(settings, [str(data)], out, config=allowed)
+    assert manifest["num_rows"] == 239
+    assert dataset.keys()[row] in manifest["faults"][0]
+    assert str(shard) in manifest["faults"][0]
+    assert set(dataset.keys()) - set(read(out)) == {dataset.keys()[row]}
+
+
+@pytest.fixture(scope="module")
+def faces() -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Keys, labels and embeddings (float16) of 60 identities, a large one among them, in no order."""
+    random = np.random.default_rng(0)
+    sizes = np.r_[150, random.geometric(0.15, 59)]
+    labels = np.repeat(random.permutation(1000)[:60], sizes)
+    centers = np.repeat(random.standard_normal((60, SIZE)), sizes, axis=0)
+    noise = random.standard_normal(centers.shape) * random.uniform(0.3, 1.2, (len(centers), 1))
+    order = random.permutation(len(labels))
+    keys = [f"k{number:04d}" for number in random.permutation(len(labels))]
+    return keys, labels[order], (centers + noise)[order].astype(np.float16)
+
+
+def put(folder: Path, keys: list[str], labels: np.ndarray, vectors: np.ndarray, files: int = 3) -> Path:
+    """Write embeddings into a few files of small row groups."""
+    folder.mkdir()
+    for number, rows in enumerate(np.array_split(np.arange(len(keys)), files)):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors[rows].ravel()), vectors.shape[1])
+        table = pa.table({"key": [keys[row] for row in rows], "label": labels[rows], "embedding": lists})
+        pq.write_table(table, folder / f"{number}.parquet", row_group_size=50)
+    return folder
+
+
+def decided(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """What a core set says of each key, but the score, of which the last digits depend on its neighbours."""
+    rows = pq.read_table(folder / "core_set.parquet").to_pylist()
+    return {row["key"]: (row["label"], row["kept"], row["suppressed_by"], row["reason"]) for row in rows}
+
+
+def test_the_choice_is_that_of_a_plain_loop_however_the_rows_arrive(faces: Any, tmp_path: Path) -> None:
+    """Shuffled or by identity, in one piece or many."""
+    keys, labels, vectors = faces
+    place = {key: number for number, key in enumerate(keys)}
+    order = np.lexsort((keys, labels))
+    wanted: dict[str, bool] = {}
+    for _, group_ in itertools.groupby(order.tolist(), key=lambda row: labels[row]):
+        rows = list(group_)
+        wanted |= dict(zip([keys[row] for row in rows], double_loop(vectors[rows], 0.6), strict=True))
+    sorted_ = put(tmp_path / "sorted", [keys[row] for row in order], labels[order], vectors[order])
+    shuffled = put(tmp_path / "shuffled", keys, labels, vectors)
+    found = []
+    for source, block_size in itertools.product((shuffled, sorted_), (1500, 2**20)):
+        out = tmp_path / f"{source.name}{block_size}"
+        result = build(PruneSettings(threshold=0.6, block_size=block_size), source, out, config=QUIET)
+        found.append(decided(out))
+        assert result["faces_out"] == sum(wanted.values()) == sum(row[1] for row in found[-1].values())
+        assert result["mean_cosine_after"] < result["mean_cosine_before"]
+        assert result["baselines"]["random"]["faces"] == result["faces_out"]
+        assert not (out / ".work").exists()
+    assert all(other == found[0] for other in found)
+    assert {key: row[1] for key, row in found[0].items()} == wanted
+    for key, (label, kept, by, reason) in found[0].items():
+        assert label == labels[place[key]]
+        assert (by is None) == kept == (reason == "kept")
+        if by is not None:
+            a, b = (vectors[place[each]].astype(np.float64) for each in (key, by))
+            assert found[0][by][1]
+            assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.6
+
+
+def test_pieces_hold_whole_identities_and_no_more_than_a_block(faces: Any, tmp_path: Path) -> None:
+    """Every row once; a piece is at most a block and the identity that fills it."""
+    keys, labels, vectors = faces
+    block = 40
+    for name, order in (("shuffled", np.arange(len(keys))), ("sorted", np.argsort(labels, kind="stable"))):
+        source = put(tmp_path / name, [keys[row] for row in order], labels[order], vectors[order])
+        pieces = group(open_embeddings(source), tmp_path / f"runs_{name}", block * SIZE * 2, lambda done, total: None)
+        read_ = [read_piece(piece)[0] for piece in pieces.pieces]
+        assert sorted(key for rows in read_ for key in rows.keys.to_pylist()) == sorted(keys)
+        identities = [set(rows.labels.tolist()) for rows in read_]
+        assert sum(map(len, identities)) == len(set().union(*identities)) == 60
+        for piece, rows in zip(pieces.pieces, read_, strict=True):
+            assert piece.num_rows == len(rows.labels) < block + np.bincount(labels)[rows.labels].max()
+        assert (tmp_path / f"runs_{name}").exists() == (name == "shuffled")
+
+
+def stop_at(count: int) -> Progress:
+    """A progress that interrupts when it is called for the count-th time."""
+    calls = itertools.count(1)
+
+    def progress(done: int, total: int) -> None:
+        if next(calls) == count:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("stopped_at", [2, 9, 20, 33])
+def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(faces: Any, tmp_path: Path, stopped_at: int) -> None:
+    """In any of its stages; a finished one is told again without work, another one refused."""
+    source = put(tmp_path / "emb", *faces)
+    settings = PruneSettings(keep=0.6, block_size=3000)
+    build(settings, source, tmp_path / "whole", config=QUIET)
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        build(settings, source, out, config=QUIET, progress=stop_at(stopped_at))
+    result = build(settings, source, out, config=QUIET)
+    assert abs(result["keep"] - 0.6) <= 0.005
+    assert (out / "core_set.parquet").read_bytes() == (tmp_path / "whole" / "core_set.parquet").read_bytes()
+    assert build(settings, source, out, config=QUIET, progress=stop_at(1))["seconds"] == result["seconds"]
+    with pytest.raises(ValueError, match=r"was begun with keep 0.6, this is 0.5: choose another"):
+        build(replace(settings, keep=0.5), source, out, config=QUIET)
+
+
+def test_other_methods_and_guards(faces: Any, tmp_path: Path) -> None:
+    """Random and herding keep the share exactly; no identity falls below min_images; the global part changes ranks."""
+    keys, labels, _ = faces
+    source = put(tmp_path / "emb", *faces)
+    for method in ("random", "herding"):
+        build(PruneSettings(method=method, keep=0.6, block_size=4000), source, tmp_path / method, config=QUIET)
+        kept = [row[1] for row in decided(tmp_path / method).values()]
+        assert sum(kept) == round(0.6 * len(keys))
+    least = PruneSettings(threshold=0.0, min_images=3, block_size=4000)
+    build(least, source, tmp_path / "least", config=QUIET)
+    left = np.bincount([row[0] for row in decided(tmp_path / "least").values() if row[1]], minlength=1000)
+    assert (left >= np.minimum(np.bincount(labels, minlength=1000), 3)).all()
+    plain = PruneSettings(threshold=0.6)
+    build(plain, source, tmp_path / "plain", config=QUIET)
+    build(replace(plain, global_weight=1.0), source, tmp_path / "global", config=QUIET)
+    assert decided(tmp_path / "plain") != decided(tmp_path / "global")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda k, v: (k, np.where(np.arange(len(v))[:, None] == 7, np.nan, v)), "has NaN or infinity"),
+        (lambda k, v: (k, np.where(np.arange(len(v))[:, None] == 7, 0, v)), "is all zeros"),
+        (lambda k, v: ([*k[:-1], k[0]], v), "occurs 2 times: keys must be unique"),
+    ],
+)
+def test_bad_rows_get_one_line(faces: Any, tmp_path: Path, change: Callable[..., Any], message: str) -> None:
+    keys, labels, vectors = faces
+    keys, vectors = change(keys, vectors)
+    source = put(tmp_path / "emb", keys, labels, vectors.astype(np.float16))
+    with pytest.raises(ValueError, match=message) as raised:
+        build(PruneSettings(threshold=0.6), source, tmp_path / "out", config=QUIET)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (PruneSettings(keep=0.0), "keep 0.0: must be above 0 and at most 1"),
+        (PruneSettings(keep=1.2), "keep 1.2: must be above 0 and at most 1"),
+        (PruneSettings(), "neither is given"),
+        (PruneSettings(keep=0.5, threshold=0.5), "both are given"),
+        (PruneSettings(threshold=1.5), "--threshold: 1.5: must be above -1"),
+        (PruneSettings(method="random", threshold=0.5), "--threshold: is of face_nms"),
+        (PruneSettings(method="best", keep=0.5), "--method: 'best': must be one of"),
+        (PruneSettings(keep=0.5, min_images=0), "min_images 0: must be at least 1"),
+    ],
+)
+def test_bad_settings_get_one_line(tmp_path: Path, settings: PruneSettings, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(settings, tmp_path / "none", tmp_path / "out", config=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces: Any, tmp_path: Path) -> None:
+    """By reference and as shards; in embeddings of other faces, or with other labels, the key is named."""
+    for name, write_shards in (("reference", False), ("shards", True)):
+        out = tmp_path / name
+        result = build(
+            PruneSettings(keep=0.6), embedded, out, data=[str(drawn)], write_shards=write_shards, config=QUIET
+        )
+        dataset, source = open_dataset(out, max_corrupt_fraction=0), open_dataset(drawn)
+        kept = {key for key, row in decided(out).items() if row[1]}
+        assert set(dataset.keys()) == kept
+        assert result["dataset"]["images"] == dataset.num_images == result["faces_out"] == len(kept)
+        assert dataset.identities == source.identities
+        assert dataset.parent == {"path": str(drawn), "digest": source.digest}
+        labels = dict(zip(source.keys(), source.index.label.tolist(), strict=True))
+        assert all(
+            labels[key] == label for key, label in zip(dataset.keys(), dataset.index.label.tolist(), strict=True)
+        )
+    assert check(tmp_path / "shards", deep=True).ok
+    with pytest.raises(ValueError, match=r"has no key 'k\d+' \(\d+ of \d+ are missing\)"):
+        build(
+            PruneSettings(threshold=0.6),
+            put(tmp_path / "emb", *faces),
+            tmp_path / "other",
+            data=[str(drawn)],
+            config=QUIET,
+        )
+
+
+def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:
+    """Sample, train, embed, prune, and train on what is left, logged to MLflow; run again it does nothing twice."""
+    settings = [f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", "train.batch_size=24", "data.window_images=48"]
+    config: Config = configs.load("debug", overrides=settings)
+    proxy = ProxySettings(fraction=0.3, config=config)
+    out = tmp_path / "core"
+
+    def prune() -> dict[str, Any]:
+        return prune_by_proxy(PruneSettings(keep=0.6), proxy, [str(drawn)], out, follow=follow_training)
+
+    result = prune()
+    assert result["tracking_delivered"]
+    sample = open_dataset(out / "proxy" / "data")
+    assert (sample.num_classes, sample.num_images) == (6, 72)
+    assert abs(result["keep"] - 0.6) <= 0.005
+    weights = (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns
+    assert prune()["faces_out"] == result["faces_out"]
+    assert (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns == weights
+    with pytest.raises(ValueError, match=r"its proxy was begun with fraction 0\.3, this is 0\.5"):
+        prune_by_proxy(PruneSettings(keep=0.6), replace(proxy, fraction=0.5), [str(drawn)], out, follow=follow_training)
+    overrides = [f"data.train={out}", f"train.output={tmp_path / 'run'}", *settings]
+    trained = train(configs.load("debug", overrides=overrides), follow=follow_training)
+    assert trained["steps"] == result["faces_out"] // 24
+
+    import mlflow
+
+    runs = mlflow.MlflowClient(tracking_uri=settings[0].partition("=")[2]).search_runs(["1"])
+    logged = {run.info.run_name: run.data for run in runs}
+    assert set(logged) == {"core", "embeddings", "run"}
+    assert logged["core"].metrics["faces_out"] == result["faces_out"]
+    assert logged["core"].params["keep"] == "0.6"
