@@ -73,6 +73,15 @@ def prune(
     proxy_preset: Annotated[str, typer.Option(help="Recipe of the proxy; KEY=VALUE change it.")] = "mini",
     baseline: Annotated[list[str] | None, typer.Option(help="To compare with; default: random.")] = None,
     seed: Seed = 0,
+    outliers: Annotated[float | None, typer.Option(help="Look for faces below this cosine to their mean.")] = None,
+    duplicates: Annotated[float | None, typer.Option(help="Look for identities above this cosine.")] = None,
+    conflicts: Annotated[float | None, typer.Option(help="Look for faces of two identities above this cosine.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Embeddings of a test set; drops its identities.")] = None,
+    above: Annotated[float | None, typer.Option(help="Cosine above which an identity is one of --exclude.")] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="What to drop of what is found: outliers, conflicts, bytes (equal files).")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Give duplicate identities one label.")] = False,
     block_size: Annotated[str, typer.Option(help="Embeddings that a task holds at a time.")] = "64MB",
     write_shards: Annotated[
         bool, typer.Option("--write-shards", help="Copy what is kept into shards; else refer to those of --data.")
@@ -83,6 +92,7 @@ def prune(
 ) -> None:
     """Choose a core set of the faces that were embedded, as a Ray Data job."""
     from rayface.config import load, parse_paths
+    from rayface.curate.clean import CleanOptions
     from rayface.curate.core_set import PruneSettings, build
     from rayface.curate.proxy import ProxySettings, prune_by_proxy
     from rayface.display import counting, follow_training
@@ -95,6 +105,14 @@ def prune(
         global_weight=global_weight,
         seed=seed,
         baselines=tuple(baseline or ("random",)),
+        clean=CleanOptions(
+            outliers=outliers,
+            duplicates=duplicates,
+            conflicts=conflicts,
+            test=above,
+            drop=(*(drop or ()), *(("test",) if exclude else ())),
+            merge=merge,
+        ),
         block_size=parse_bytes(block_size),
     )
     if (embeddings is None) == (proxy_fraction is None):
@@ -109,6 +127,7 @@ def prune(
                 embeddings,
                 out,
                 data=paths,
+                exclude=exclude,
                 write_shards=write_shards,
                 config=load(overrides=overrides or []),
                 address=address,
@@ -124,6 +143,7 @@ def prune(
             ProxySettings(fraction=proxy_fraction, config=load(proxy_preset, overrides=overrides or []), seed=seed),
             paths,
             out,
+            exclude=exclude,
             write_shards=write_shards,
             address=address,
             debug=debug,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import pyarrow.parquet as pq
 import rayface
 from rayface.config import Config
 from rayface.curate.choose import METHODS, SCHEMA, Chooser, Rule
+from rayface.curate.clean import CleanOptions
+from rayface.curate.clean_job import Cleaned, clean_faces, write_findings
 from rayface.curate.embeddings import Embeddings, open_embeddings
 from rayface.curate.identities import check_keep, check_min_images
 from rayface.curate.parts import Progress, quiet_data
@@ -51,6 +54,7 @@ class PruneSettings:
         global_weight: what sparsity among all faces counts in the score, beside that within the identity (1).
         seed: of random, and of the sample that the threshold is searched on.
         baselines: others to compare with at the same ratio.
+        clean: what to look for, and drop or merge, before.
         block_size: bytes of embeddings that a task holds.
     """
 
@@ -61,6 +65,7 @@ class PruneSettings:
     global_weight: float = 0.0
     seed: int = 0
     baselines: tuple[str, ...] = ("random",)
+    clean: CleanOptions = field(default_factory=CleanOptions)
     block_size: int = 64 * 2**20
 
 
@@ -70,6 +75,7 @@ def build(
     out: str | Path,
     *,
     data: Sequence[str] | None = None,
+    exclude: str | Path | None = None,
     write_shards: bool = False,
     config: Config = Config(),  # noqa: B008  # frozen
     address: str | None = None,
@@ -85,6 +91,7 @@ def build(
         embeddings: folder of parquet files, as `rayface embed` writes them.
         out: folder on a disk that all nodes share, new or of the same job.
         data: the dataset that was embedded, or several as one.
+        exclude: embeddings of a test set, whose identities settings.clean.test looks for.
         write_shards: copy the kept samples into shards of their own; else the dataset refers to those of `data`.
         progress: told how many parts of a stage of how many are done.
 
@@ -100,17 +107,23 @@ def build(
     dataset = open_dataset(data, max_corrupt_fraction=config.data.max_corrupt_fraction) if data else None
     if write_shards and dataset is None:
         raise ValueError("--write-shards: needs --data, the dataset that was embedded")
-    job = _job(settings, source, dataset, write_shards)
+    test = open_embeddings(exclude) if exclude is not None else None
+    _check_clean(settings, source, test, dataset)
+    job = _job(settings, source, test, dataset, write_shards)
     with _claimed(out, job) as root:
         if (root / RESULT).exists():
             return json.loads((root / RESULT).read_text())
         with tracked_job(root, config.tracking, job) as tracked:
             with ray_session(address, debug=debug), quiet_data(debug):
-                result = _prune(settings, source, root, progress)
+                result, cleaned = _prune(settings, source, root, test, dataset, progress)
                 if dataset is not None:
-                    core_set = root / CORE_SET
                     result["dataset"] = write_pruned(
-                        root, dataset, core_set, write_shards=write_shards, progress=progress
+                        root,
+                        dataset,
+                        root / CORE_SET,
+                        merged=cleaned.merged if cleaned else {},
+                        write_shards=write_shards,
+                        progress=progress,
                     )
             result["seconds"] = time.monotonic() - start
             result["config"] = job
@@ -122,27 +135,45 @@ def build(
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
 
 
-def _prune(settings: PruneSettings, source: Embeddings, root: Path, progress: Progress) -> dict[str, Any]:
-    """Write the core set; return what was chosen, beside what other methods would have."""
+def _prune(
+    settings: PruneSettings,
+    source: Embeddings,
+    root: Path,
+    test: Embeddings | None,
+    dataset: Dataset | None,
+    progress: Progress,
+) -> tuple[dict[str, Any], Cleaned | None]:
+    """Write the core set; return what was chosen, beside what other methods would have, and what was cleaned."""
     pieces = group(source, root / _WORK / "runs", settings.block_size, progress)
+    cleaned = None
+    if settings.clean != CleanOptions():
+        copies = dataset if "bytes" in settings.clean.drop else None
+        cleaned = clean_faces(
+            pieces, source, root / _WORK / "clean", settings.clean, exclude=test, dataset=copies, progress=progress
+        )
+        pieces = group(cleaned.stays, root / _WORK / "clean_runs", settings.block_size, progress)
     chooser = Chooser(pieces, root / _WORK / "decisions", progress)
     rule = _rule(settings, chooser)
     kept = chooser.decide(rule)
-    _write_core_set(root / CORE_SET, chooser.decisions(rule))
+    tables = itertools.chain(chooser.decisions(rule), [cleaned.dropped] if cleaned else [])
+    _write_core_set(root / CORE_SET, tables)
     baselines = _baselines(settings, kept / pieces.num_rows)
     compared = chooser.compare(rule, baselines)
-    return {
+    result = {
         "method": rule.method,
         "threshold": rule.threshold,
         "keep_wanted": settings.keep,
         "keep": kept / pieces.num_rows,
-        "faces_in": pieces.num_rows,
+        "faces_in": source.num_rows,
+        "faces_cleaned": source.num_rows - pieces.num_rows,
+        "found": write_findings(cleaned.report, root / "found") if cleaned else {},
         "faces_out": kept,
         "identities": len(pieces.labels),
         "mean_cosine_before": compared["all"]["mean_cosine"],
         "mean_cosine_after": compared["chosen"]["mean_cosine"],
         "baselines": {name: compared[name] for name in baselines},
     }
+    return result, cleaned
 
 
 def check_settings(settings: PruneSettings) -> None:
@@ -166,16 +197,37 @@ def check_settings(settings: PruneSettings) -> None:
             raise ValueError(f"--baseline: {name!r}: must be one of {', '.join(METHODS[1:])}")
 
 
-def _job(settings: PruneSettings, source: Embeddings, dataset: Dataset | None, write_shards: bool) -> dict[str, Any]:
+def _check_clean(settings: PruneSettings, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> None:
+    if (settings.clean.test is None) != (test is None):
+        raise ValueError("--exclude, --above: must be given together: embeddings of a test set, and a cosine")
+    if test is not None and test.size != source.size:
+        raise ValueError(
+            f"--exclude: its embeddings are of length {test.size}, --embeddings of {source.size}: both must come from "
+            "one model"
+        )
+    if "bytes" in settings.clean.drop and dataset is None:
+        raise ValueError("--drop: bytes: needs --data, where the bytes are")
+
+
+def _digest(source: Embeddings | None) -> str | None:
+    """Of the files' names and rows."""
+    if source is None:
+        return None
+    return hashlib.sha256(json.dumps([asdict(file) for file in source.files]).encode()).hexdigest()
+
+
+def _job(
+    settings: PruneSettings, source: Embeddings, test: Embeddings | None, dataset: Dataset | None, write_shards: bool
+) -> dict[str, Any]:
     """What must be the same to go on in a folder, and to find its result again."""
-    files = hashlib.sha256(json.dumps([asdict(file) for file in source.files]).encode()).hexdigest()
-    return {
+    job = {
         **asdict(settings),
-        "baselines": list(settings.baselines),
-        "embeddings": files,
+        "embeddings": _digest(source),
+        "exclude": _digest(test),
         "dataset_digest": dataset.digest if dataset else None,
         "write_shards": write_shards,
     }
+    return json.loads(json.dumps(job))
 
 
 @contextmanager

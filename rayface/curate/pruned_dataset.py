@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from numpy.typing import NDArray
 
 from rayface.curate.parts import Progress, each_part
 from rayface.data.selection import (
@@ -23,9 +23,18 @@ from rayface.data.shards import DataError, Dataset
 
 
 def write_pruned(
-    root: Path, source: Dataset, core_set: Path, *, write_shards: bool, progress: Progress
+    root: Path,
+    source: Dataset,
+    core_set: Path,
+    *,
+    merged: Mapping[int, int],
+    write_shards: bool,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Write the kept faces as a dataset into `root`.
+
+    Args:
+        merged: labels of identities that the core set gives another label.
 
     Memory, on the driver: the keys of both sides.
 
@@ -35,8 +44,7 @@ def write_pruned(
     Raises:
         DataError: a key that is not in the source, or has another label there.
     """
-    rows, known = _rows_of(core_set, source)
-    selection = select(source, rows)
+    selection, known = _select(core_set, source, merged)
     name = root.name
     if write_shards:
         dataset = _write_shards(root, selection, name, progress)
@@ -50,8 +58,8 @@ def write_pruned(
     }
 
 
-def _rows_of(core_set: Path, source: Dataset) -> tuple[NDArray[np.int64], int]:
-    """Places of the kept faces in the source's index, and how many faces the core set knows."""
+def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple[Selection, int]:
+    """The kept faces, and how many faces the core set knows."""
     table = pq.read_table(core_set, columns=["key", "label", "kept"])
     places = pc.index_in(table["key"], value_set=source.key_column().combine_chunks())
     if places.null_count:
@@ -62,14 +70,18 @@ def _rows_of(core_set: Path, source: Dataset) -> tuple[NDArray[np.int64], int]:
         )
     found = places.to_numpy().astype(np.int64)
     labels = table["label"].to_numpy()
-    other = np.flatnonzero(source.index.label[found] != labels)
+    own = source.index.label[found].astype(np.int64)
+    for before, after in merged.items():
+        own[(own == before) & (labels == after)] = after
+    other = np.flatnonzero(own != labels)
     if len(other):
-        key, here = table["key"][int(other[0])].as_py(), source.index.label[found[other[0]]]
+        key, here = table["key"][int(other[0])].as_py(), own[other[0]]
         raise DataError(
             f"--data: {', '.join(source.roots)}: label of {key} is {here}, the embeddings say {labels[other[0]]}: give "
             "the datasets as they were embedded, in the same order"
         )
-    return found[table["kept"].to_numpy()], len(table)
+    kept = table["kept"].to_numpy()
+    return select(source, found[kept], labels[kept]), len(table)
 
 
 def _write_shards(root: Path, selection: Selection, name: str, progress: Progress) -> Dataset:

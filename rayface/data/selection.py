@@ -45,18 +45,25 @@ class Selection:
     num_classes: int
 
 
-def select(source: Dataset, rows: NDArray[np.int64]) -> Selection:
-    """Choose samples by their places in the index; ValueError where none is left."""
+def select(source: Dataset, rows: NDArray[np.int64], labels: NDArray[np.integer[Any]] | None = None) -> Selection:
+    """Choose samples by their places in the index; ValueError where none is left.
+
+    Args:
+        rows: (n,) in any order.
+        labels: (n,) where they are others than the source says, such as those of merged identities.
+    """
     if not len(rows):
         raise ValueError("selection: no samples are left of the dataset")
-    rows = np.sort(rows)
-    labels, names, num_classes = source.index.label[rows], source.identities, source.num_classes
-    left = np.unique(labels)
+    order = np.argsort(rows)
+    rows = rows[order]
+    own = source.index.label[rows] if labels is None else labels[order].astype(np.int32)
+    names, num_classes = source.identities, source.num_classes
+    left = np.unique(own)
     if len(left) < len(np.unique(source.index.label)):
-        labels = np.searchsorted(left, labels).astype(np.int32)
+        own = np.searchsorted(left, own).astype(np.int32)
         names = tuple(names[label] for label in left) if names else None
         num_classes = len(left)
-    return Selection(source=source, rows=rows, labels=labels, identities=names, num_classes=num_classes)
+    return Selection(source=source, rows=rows, labels=own, identities=names, num_classes=num_classes)
 
 
 def write_selection(out: str, selection: Selection, *, name: str) -> Dataset:

@@ -18,6 +18,7 @@ from rayface import config as configs
 from rayface.backbones import build_backbone
 from rayface.bench.nms import double_loop
 from rayface.config import Config
+from rayface.curate.clean import CleanOptions
 from rayface.curate.core_set import PruneSettings, build
 from rayface.curate.embed import EmbedSettings, embed
 from rayface.curate.embeddings import open_embeddings
@@ -254,6 +255,50 @@ def test_other_methods_and_guards(faces: Any, tmp_path: Path) -> None:
     build(plain, source, tmp_path / "plain", config=QUIET)
     build(replace(plain, global_weight=1.0), source, tmp_path / "global", config=QUIET)
     assert decided(tmp_path / "plain") != decided(tmp_path / "global")
+
+
+def test_what_is_wrong_is_found_and_dropped_or_merged_before(faces: Any, tmp_path: Path) -> None:
+    """An outlier, an identity under two labels, one of the test set; found only, and dropped where asked."""
+    keys, labels, vectors = faces
+    random = np.random.default_rng(1)
+    largest = np.bincount(labels).argmax()
+    rows = np.flatnonzero(labels == largest)
+    labels, vectors = labels.copy(), vectors.copy()
+    labels[rows[:70]] = 1001
+    vectors[rows[0]] = -vectors[rows].astype(np.float32).mean(axis=0)
+    taken = np.flatnonzero(labels == labels[labels < 1000][np.bincount(labels)[labels[labels < 1000]].argmin()])
+    source = put(tmp_path / "emb", keys, labels, vectors)
+    noisy = vectors[taken] + random.normal(0, 0.01, (len(taken), SIZE)).astype(np.float16)
+    test = put(tmp_path / "test", [f"t{k}" for k in taken], np.zeros(len(taken), int), noisy, files=1)
+    look = CleanOptions(outliers=-0.5, duplicates=0.95, test=0.99)
+    settings = PruneSettings(threshold=1.0, clean=look, block_size=3000)
+    result = build(settings, source, tmp_path / "found", exclude=test, config=QUIET)
+    assert result["found"] == {"outliers": 1, "duplicates": 1, "conflicts": 0, "bytes": 0, "test": 1}
+    assert (result["faces_cleaned"], result["faces_out"]) == (0, len(keys))
+    outliers = pq.read_table(tmp_path / "found" / "found" / "outliers.parquet")
+    assert outliers["key"].to_pylist() == [keys[rows[0]]]
+    asked = replace(settings, clean=replace(look, drop=("outliers", "test"), merge=True))
+    build(asked, source, tmp_path / "dropped", exclude=test, config=QUIET)
+    found = decided(tmp_path / "dropped")
+    assert set(found) == set(keys)
+    gone = {key: row[3] for key, row in found.items() if not row[1]}
+    assert gone == {keys[rows[0]]: "outlier"} | dict.fromkeys([keys[row] for row in taken], "in the test set")
+    assert {found[keys[row]][0] for row in rows[1:]} == {largest}
+    with pytest.raises(ValueError, match="--exclude, --above: must be given together"):
+        build(settings, source, tmp_path / "one", config=QUIET)
+
+
+def test_merged_identities_are_one_class_of_the_dataset(embedded: Path, drawn: Path, tmp_path: Path) -> None:
+    """The shards keep the labels that they have; equal files are dropped but one."""
+    look = CleanOptions(duplicates=-0.99, merge=True, drop=("bytes",))
+    result = build(
+        PruneSettings(threshold=1.0, clean=look), embedded, tmp_path / "out", data=[str(drawn)], config=QUIET
+    )
+    dataset = open_dataset(tmp_path / "out", max_corrupt_fraction=0)
+    assert (dataset.num_classes, dataset.num_images) == (1, 240)
+    assert result["found"]["bytes"] == 0
+    samples = read_samples(dataset.shard_paths(), dataset.index)
+    assert not any(isinstance(sample, Fault) for sample in samples)
 
 
 @pytest.mark.parametrize(
