@@ -25,6 +25,7 @@ from rayface.config import Config
 from rayface.curate.choose import METHODS, SCHEMA, Chooser, Rule
 from rayface.curate.clean import CleanOptions
 from rayface.curate.clean_job import Cleaned, clean_faces, write_findings
+from rayface.curate.curation_report import curation_report
 from rayface.curate.embeddings import Embeddings, open_embeddings
 from rayface.curate.identities import check_keep, check_min_images
 from rayface.curate.parts import Progress, quiet_data
@@ -84,8 +85,9 @@ def build(
 ) -> dict[str, Any]:
     """Choose a core set of embedded faces.
 
-    Writes core_set.parquet (key, label, kept, score, suppressed_by, reason) and prune.json, and with `data` a dataset:
-    `out` is then trained on like any other. Two runs make the same core set; an interrupted one goes on when run again.
+    Writes core_set.parquet (key, label, kept, score, suppressed_by, reason), prune.json and report.html, and with
+    `data` a dataset: `out` is then trained on like any other. Two runs make the same core set; an interrupted one goes
+    on when run again.
 
     Args:
         embeddings: folder of parquet files, as `rayface embed` writes them.
@@ -125,13 +127,24 @@ def build(
                         write_shards=write_shards,
                         progress=progress,
                     )
+            curation_report(
+                root,
+                root / CORE_SET,
+                source,
+                dataset=dataset,
+                found=cleaned.report if cleaned else None,
+                table=_table(result),
+                baselines=result["baselines"],
+                seed=settings.seed,
+            )
             result["seconds"] = time.monotonic() - start
             result["config"] = job
             result["created_by"] = f"rayface {rayface.__version__}"
             write_bytes(str(root / RESULT), (json.dumps(result, indent=1) + "\n").encode())
             shutil.rmtree(root / _WORK)
             tracked.journal.metrics({k: v for k, v in result.items() if isinstance(v, int | float)}, step=0)
-            tracked.journal.artifact(root / RESULT)
+            for name in (RESULT, "report.html"):
+                tracked.journal.artifact(root / name)
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
 
 
@@ -174,6 +187,16 @@ def _prune(
         "baselines": {name: compared[name] for name in baselines},
     }
     return result, cleaned
+
+
+def _table(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the report says first."""
+    rows = [("method", result["method"])]
+    if result["threshold"] is not None:
+        rows.append(("threshold", f"{result['threshold']:.4f}"))
+    rows.append(("mean cosine of a face to the others of its identity", f"{result['mean_cosine_before']:.3f}"))
+    rows.append(("the same of the faces kept", f"{result['mean_cosine_after']:.3f}"))
+    return rows
 
 
 def check_settings(settings: PruneSettings) -> None:
