@@ -135,7 +135,15 @@ def _by_size(sizes: Ints, kept: Ints) -> Figure:
     axes.set_ylim(0, 1.08)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
     for place, value in enumerate(share.tolist()):
-        axes.annotate(f"{value:.0%}", (place, value), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        axes.annotate(
+            f"{value:.0%}",
+            (place, value),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            color=PALETTE["ink"],
+            fontsize=8,
+        )
     return figure
 
 
@@ -168,8 +176,12 @@ def _found(found: CleanReport | None) -> list[Listing]:
         ("faces with the bytes of another", found.bytes, "same bytes"),
         ("pairs with an identity of the test set", found.test, "in the test set"),
     ]
-    rows = [[what, f"{len(part):,}", f"{gone.count(reason):,}" if reason else "-"] for what, part, reason in parts]
-    caption = "Faces are dropped only where that was asked for."
+    rows = [
+        [what, f"{len(part):,}", f"{gone.count(reason):,}" if reason else "-"]
+        for what, part, reason in parts
+        if len(part)
+    ]
+    caption = "Of what was looked for. Faces are dropped only where that was asked for."
     return [Listing(title="What looks wrong", caption=caption, columns=["what", "found", "faces dropped"], rows=rows)]
 
 

@@ -55,7 +55,7 @@ def dropped_sheet(identities: Sequence[Identity], names: Mapping[int, str]) -> S
             rows.append(Row(who=f"{_name(identity.label, names)}: {kept} of {total} kept", groups=_groups(identity)))
     return Sheet(
         title="Kept and dropped",
-        caption="Green: kept. Orange: dropped for the green face beside it, with the cosine of the two.",
+        caption="Green: kept. Orange: dropped for the first face of its group, with the cosine of the two.",
         rows=rows,
     )
 
@@ -77,7 +77,9 @@ def _groups(identity: Identity) -> list[list[Face]]:
         groups.append(faces)
         left -= len(faces)
     if groups:
-        return groups
+        alone = [row for row in np.flatnonzero(identity.kept).tolist() if row not in dropped_for]
+        faces = [Face(key=identity.keys[row], caption="kept", kind="kept") for row in alone[:left]]
+        return [*groups, faces] if faces else groups
     for kind, flag in (("kept", True), ("dropped", False)):
         few = np.flatnonzero(identity.kept == flag)[: _FACES_A_ROW // 2]
         groups.append([Face(key=identity.keys[row], caption=identity.reasons[row], kind=kind) for row in few])

@@ -141,7 +141,7 @@ def export(directory: Path, out: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Centers:
+class SavedCenters:
     """Class centers that are somewhere: read(first, last) gives rows first..last-1 of the (C, D) matrix."""
 
     num_classes: int
@@ -164,7 +164,7 @@ def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = 
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: is not empty: name a new folder")
-    centers = _arcface(directory) if from_arcface else _saved(_whole(directory))
+    centers = _arcface(directory) if from_arcface else saved_centers(directory)
     if not 1 <= ranks <= centers.num_classes:
         raise ValueError(f"--ranks {ranks}: must be from 1 to {centers.num_classes}, the number of classes")
     temporary = out.with_name(f".{out.name}.tmp")
@@ -224,12 +224,18 @@ def _arcface_weight(path: Path) -> torch.Tensor:
     return matrices.get("weight", next(iter(matrices.values())))
 
 
-def _arcface(folder: Path) -> _Centers:
+def _arcface(folder: Path) -> SavedCenters:
     whole = torch.cat(arcface_centers(folder))
-    return _Centers(num_classes=len(whole), width=whole.shape[1], read=lambda first, last: whole[first:last])
+    return SavedCenters(num_classes=len(whole), width=whole.shape[1], read=lambda first, last: whole[first:last])
 
 
-def _saved(folder: Path) -> _Centers:
+def saved_centers(directory: Path) -> SavedCenters:
+    """Return the class centers of a checkpoint or of a run (its newest), to be read in parts.
+
+    Raises:
+        ValueError: it is damaged or holds none.
+    """
+    folder = _whole(directory)
     saved = _tensors(folder).get(CENTERS)
     if saved is None:
         raise ValueError(f"DIR {folder}: has no {CENTERS}: its head keeps no class centers")
@@ -240,7 +246,7 @@ def _saved(folder: Path) -> _Centers:
         _load(folder, {CENTERS: RowShard.of(rows, first, num_classes)})
         return rows
 
-    return _Centers(num_classes=num_classes, width=width, read=read)
+    return SavedCenters(num_classes=num_classes, width=width, read=read)
 
 
 def _whole(directory: Path) -> Path:
