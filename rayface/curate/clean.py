@@ -195,20 +195,22 @@ def _owners(bounds: Ints, first: int, row: int, count: int) -> Ints:
 
 def _conflicts(values: Floats, bounds: Ints, index: CenterIndex, above: float, duplicates: Pairs) -> Pairs:
     """Pairs of alike faces of different identities, each once: those of the identities nearest to each face."""
-    known = set(zip(duplicates[0].tolist(), duplicates[1].tolist(), strict=True))
+    count = len(bounds) - 1
+    known = duplicates[0] * count + duplicates[1]
     found: dict[tuple[int, int], float] = {}
     for start in range(0, len(values), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, len(values)))
         units = unit_rows(values, rows)
-        own = _owners(bounds, 0, start, len(rows))
-        near = index.nearest(units.astype(np.float32), _NEAREST + 1)
-        for other in np.unique(near[near >= 0]).tolist():
-            asking = np.flatnonzero((near == other).any(axis=1) & (own != other))
-            asking = asking[[(min(k, other), max(k, other)) not in known for k in own[asking].tolist()]]
-            for first in range(int(bounds[other]), int(bounds[other + 1]), _BLOCK):
-                if len(asking) == 0:
-                    break
-                theirs = np.arange(first, min(first + _BLOCK, int(bounds[other + 1])))
+        other = index.nearest(units.astype(np.float32), _NEAREST + 1).ravel()
+        face = np.repeat(np.arange(len(rows)), _NEAREST + 1)
+        own = _owners(bounds, 0, start, len(rows))[face]
+        asked = (other >= 0) & (other != own)
+        asked &= ~np.isin(np.minimum(own, other) * count + np.maximum(own, other), known)
+        order = np.argsort(other[asked], kind="stable")
+        face, other = face[asked][order], other[asked][order]
+        for asking, their in _runs(face, other):
+            for first in range(int(bounds[their]), int(bounds[their + 1]), _BLOCK):
+                theirs = np.arange(first, min(first + _BLOCK, int(bounds[their + 1])))
                 cosines = units[asking] @ unit_rows(values, theirs).T
                 for i, j in np.argwhere(cosines > above).tolist():
                     pair = sorted((int(rows[asking[i]]), int(theirs[j])))
@@ -216,6 +218,13 @@ def _conflicts(values: Floats, bounds: Ints, index: CenterIndex, above: float, d
     pairs = sorted(found)
     both = np.array(pairs, np.int64).reshape(-1, 2)
     return both[:, 0], both[:, 1], np.array([found[pair] for pair in pairs])
+
+
+def _runs(values: Ints, groups: Ints) -> Iterator[tuple[Ints, int]]:
+    """Values by group, where groups rise."""
+    if len(groups):
+        starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
+        yield from zip(np.split(values, starts[1:]), groups[starts].tolist(), strict=True)
 
 
 def _copies(digests: NDArray[np.generic], cosines: NDArray[np.float64]) -> Pairs:

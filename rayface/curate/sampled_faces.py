@@ -1,9 +1,9 @@
 """What a report needs of a core set: counts of every identity, and the faces of a few."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,16 +45,18 @@ def identity_counts(core_set: Path) -> tuple[Ints, Ints, Ints]:
 
 
 def read_identities(core_set: Path, source: Embeddings, labels: Sequence[int]) -> list[Identity]:
-    """Return identities by label, in the order asked for; their faces' keys are unique in both places.
+    """Return identities by label, in the order asked for; embeddings are found by key, for labels may be merged.
 
-    Reads labels of all, embeddings only of the row groups that hold one of them.
+    Reads keys of all, embeddings only of the row groups that hold a wanted one.
     """
-    wanted = pa.array(sorted(labels), pa.int64())
+    if not labels:
+        return []
     columns = ["key", "label", "kept", "suppressed_by", "reason"]
-    decided = _where(_tables(str(core_set), columns), wanted).sort_by([("label", "ascending"), ("key", "ascending")])
-    embedded = pa.concat_tables(
-        _where(_tables(file.path, ["key", "label", "embedding"], wanted), wanted) for file in source.files
-    ).combine_chunks()
+    decided = _where(_tables(str(core_set), columns), "label", pa.array(labels, pa.int64()))
+    decided = decided.sort_by([("label", "ascending"), ("key", "ascending")])
+    keys = decided["key"].combine_chunks()
+    files = itertools.chain.from_iterable(_tables(file.path, ["key", "embedding"], keys) for file in source.files)
+    embedded = _where(files, "key", keys)
     places = pc.index_in(decided["key"], value_set=embedded["key"].combine_chunks())
     decided, places = decided.filter(pc.is_valid(places)), places.drop_null().to_numpy()
     lists = embedded["embedding"].combine_chunks()
@@ -76,7 +78,7 @@ def read_identities(core_set: Path, source: Embeddings, labels: Sequence[int]) -
 
 def keys_of(core_set: Path, labels: Sequence[int], most: int) -> dict[int, list[str]]:
     """Return up to `most` keys of each label."""
-    table = _where(_tables(str(core_set), ["key", "label"]), pa.array(labels, pa.int64()))
+    table = _where(_tables(str(core_set), ["key", "label"]), "label", pa.array(labels, pa.int64()))
     found: dict[int, list[str]] = {}
     for key, label in zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True):
         if len(found.setdefault(label, [])) < most:
@@ -84,23 +86,21 @@ def keys_of(core_set: Path, labels: Sequence[int], most: int) -> dict[int, list[
     return found
 
 
-def _tables(path: str, columns: list[str], wanted: pa.Array | None = None) -> Iterator[pa.Table]:
-    """A file in blocks of rows; only row groups that have a wanted label."""
+def _tables(path: str, columns: list[str], keys: pa.Array | None = None) -> Iterator[pa.Table]:
+    """A file in blocks of rows; only row groups that have a wanted key."""
     filesystem, inside = locate(path)
     with pq.ParquetFile(filesystem.open_input_file(inside)) as file:
         for group in range(file.num_row_groups):
-            if wanted is not None:
-                labels = file.read_row_group(group, columns=["label"])["label"]
-                if not pc.any(pc.is_in(labels.cast(pa.int64()), value_set=wanted)).as_py():
+            if keys is not None:
+                there = file.read_row_group(group, columns=["key"])["key"].cast(pa.string())
+                if not pc.any(pc.is_in(there, value_set=keys)).as_py():
                     continue
             for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
                 yield pa.Table.from_batches([batch])
 
 
-def _where(tables: Iterator[pa.Table], labels: pa.Array) -> pa.Table:
-    found: list[Any] = []
-    empty = None
-    for table in tables:
-        empty = table.slice(0, 0) if empty is None else empty
-        found.append(table.filter(pc.is_in(table["label"].cast(pa.int64()), value_set=labels)))
-    return pa.concat_tables(found)
+def _where(tables: Iterable[pa.Table], column: str, wanted: pa.Array) -> pa.Table:
+    """The rows with a wanted value."""
+    return pa.concat_tables(
+        table.filter(pc.is_in(table[column].cast(wanted.type), value_set=wanted)) for table in tables
+    )

@@ -121,6 +121,18 @@ def test_reads_counts_of_all_and_faces_of_a_few(pruned: Any) -> None:
         assert (identity.embeddings == pruned["values"][rows].astype(np.float16)).all()
 
 
+def test_merged_identities_are_found_by_key(pruned: Any, tmp_path: Path) -> None:
+    """Labels of a core set may be others than those of its embeddings."""
+    table = pq.read_table(pruned["root"] / "core_set.parquet")
+    merged = np.where(pruned["labels"] == 5, 2, pruned["labels"])
+    pq.write_table(table.set_column(1, "label", pa.array(merged)), tmp_path / "core_set.parquet")
+    (found,) = read_identities(tmp_path / "core_set.parquet", open_embeddings(pruned["root"] / "emb"), [2])
+    assert found.keys == sorted(pruned["keys"][merged == 2].tolist())
+    rows = [pruned["keys"].tolist().index(key) for key in found.keys]
+    assert (found.embeddings == pruned["values"][rows].astype(np.float16)).all()
+    assert read_identities(tmp_path / "core_set.parquet", open_embeddings(pruned["root"] / "emb"), []) == []
+
+
 def test_a_damaged_picture_is_left_out(pruned: Any, tmp_path: Path) -> None:
     """Its key stands there."""
     shard, index = Path(pruned["dataset"].shards[0].path), pruned["dataset"].index
