@@ -1,5 +1,6 @@
 """Verbs of curation: embed, prune."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,7 +65,8 @@ def prune(
     data: Annotated[str | None, typer.Option(help="What was embedded, as --data of embed: writes a dataset.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Drop faces with a higher cosine than this.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = None,
-    method: Annotated[str, typer.Option(help="face_nms, random or herding.")] = "face_nms",
+    method: Annotated[str, typer.Option(help="face_nms, random, herding, or diffprob with --head.")] = "face_nms",
+    head: Annotated[str | None, typer.Option(help="Of diffprob: the run whose model embedded the faces.")] = None,
     min_images: Annotated[int, typer.Option(help="Kept of every identity that has so many.")] = 1,
     global_weight: Annotated[float, typer.Option(help="Of the sparsity among all faces in the score.")] = 0.0,
     proxy_fraction: Annotated[
@@ -93,8 +95,9 @@ def prune(
     """Choose a core set of the faces that were embedded, as a Ray Data job."""
     from rayface.config import load, parse_paths
     from rayface.curate.clean import CleanOptions
-    from rayface.curate.core_set import PruneSettings, build
+    from rayface.curate.core_set import build
     from rayface.curate.proxy import ProxySettings, prune_by_proxy
+    from rayface.curate.prune_settings import PruneSettings
     from rayface.display import counting, follow_training
 
     settings = PruneSettings(
@@ -105,6 +108,7 @@ def prune(
         global_weight=global_weight,
         seed=seed,
         baselines=tuple(baseline or ("random",)),
+        head=str(Path(head).absolute()) if head else None,
         clean=CleanOptions(
             outliers=outliers,
             duplicates=duplicates,

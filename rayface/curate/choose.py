@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rayface.curate.baselines import herding, quotas, random
 from rayface.curate.cosines import unit_rows
+from rayface.curate.diffprob import diffprob, threshold_at, true_class_probabilities
 from rayface.curate.embeddings import Rows
 from rayface.curate.face_nms import suppress_many
 from rayface.curate.identities import Floats, Ints, Selection
@@ -26,7 +27,7 @@ from rayface.curate.parts import Progress, each_part
 from rayface.curate.pieces import Piece, Pieces, read_piece
 from rayface.data.storage import AtomicFile
 
-METHODS = ("face_nms", "random", "herding")
+METHODS = ("face_nms", "random", "herding", "diffprob")
 SCHEMA = pa.schema(
     {
         "key": pa.string(),
@@ -37,7 +38,7 @@ SCHEMA = pa.schema(
         "reason": pa.string(),
     }
 )
-_REASONS = {"face_nms": "too alike", "random": "not drawn", "herding": "not chosen"}
+_REASONS = {"face_nms": "too alike", "random": "not drawn", "herding": "not chosen", "diffprob": "as probable"}
 _SAMPLE_FACES = 50_000
 _SAMPLE_PIECES = 8
 _BLOCK = 4096
@@ -49,11 +50,12 @@ class Rule:
 
     Attributes:
         method: one of METHODS.
-        threshold: of face_nms.
+        threshold: of face_nms and diffprob.
         keep: share of all faces, of random and herding.
         min_images: kept of every identity that has so many.
         global_weight: of the sparsity among all faces in the score of face_nms.
         seed: of random.
+        head, scale: of diffprob; the run that the embeddings' model is of, and the scale that it was trained with.
     """
 
     method: str
@@ -62,6 +64,8 @@ class Rule:
     min_images: int = 1
     global_weight: float = 0.0
     seed: int = 0
+    head: str | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +85,23 @@ def select_rows(rows: Rows, offsets: Ints, rule: Rule, context: Context) -> Sele
         if context.direction is not None:
             bonus = rule.global_weight * (1 - _along(rows.embeddings, context.direction))
         return suppress_many(rows.embeddings, offsets, rule.threshold, min_images=rule.min_images, bonus=bonus)
+    if rule.method == "diffprob":
+        assert rule.threshold is not None
+        return diffprob(_probabilities(rows, rule), offsets, rule.threshold, min_images=rule.min_images)
     assert context.quota is not None
     quota = context.quota[np.searchsorted(context.labels, rows.labels[offsets[:-1]])]
     if rule.method == "random":
         return random(rows.labels, quota, seed=rule.seed)
     return herding(rows.embeddings, offsets, quota)
+
+
+def _probabilities(rows: Rows, rule: Rule) -> NDArray[np.float64]:
+    from rayface.training.checkpoint_tools import saved_centers  # seconds to import
+
+    assert rule.head is not None
+    assert rule.scale is not None
+    centers = saved_centers(Path(rule.head))
+    return true_class_probabilities(centers.read, centers.num_classes, rows.embeddings, rows.labels, scale=rule.scale)
 
 
 class Chooser:
@@ -110,15 +126,20 @@ class Chooser:
         """
         rows, offsets = self._sample(rule.seed)
         context = self._context(rule)
+        probabilities = _probabilities(rows, rule) if rule.method == "diffprob" else None
 
-        def of_sample(threshold: float) -> float:
-            return float(select_rows(rows, offsets, _with(rule, threshold), context).kept.mean())
+        def of_sample(place: float) -> float:
+            tried = _at(rule, place)
+            if probabilities is None:
+                return float(select_rows(rows, offsets, tried, context).kept.mean())
+            assert tried.threshold is not None
+            return float(diffprob(probabilities, offsets, tried.threshold, min_images=rule.min_images).kept.mean())
 
-        def of_all(threshold: float) -> float:
-            return self.decide(_with(rule, threshold)) / self._pieces.num_rows
+        def of_all(place: float) -> float:
+            return self.decide(_at(rule, place)) / self._pieces.num_rows
 
-        threshold, _ = search_threshold(keep, of_sample, of_all)
-        return _with(rule, threshold)
+        place, _ = search_threshold(keep, of_sample, of_all)
+        return _at(rule, place)
 
     def decide(self, rule: Rule) -> int:
         """Apply a rule to all pieces; return how many faces are kept."""
@@ -181,10 +202,10 @@ class Chooser:
 
     def _context(self, rule: Rule) -> Context:
         labels, sizes = self._pieces.labels, self._pieces.sizes
-        if rule.method != "face_nms":
+        if rule.method in ("random", "herding"):
             assert rule.keep is not None
             return Context(labels=labels, quota=quotas(sizes, rule.keep, rule.min_images))
-        if rule.global_weight and self._direction is None:
+        if rule.global_weight and rule.method == "face_nms" and self._direction is None:
             self._direction = self._mean_direction()
         return Context(labels=labels, direction=self._direction if rule.global_weight else None)
 
@@ -230,8 +251,9 @@ def _some(part: int, piece: Piece, budget: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _with(rule: Rule, threshold: float) -> Rule:
-    return Rule(**{**asdict(rule), "threshold": threshold})
+def _at(rule: Rule, place: float) -> Rule:
+    """The rule with the threshold at a place from -1, which keeps the least, to 1."""
+    return replace(rule, threshold=threshold_at(place) if rule.method == "diffprob" else place)
 
 
 def _part_name(part: int) -> str:

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,52 +22,26 @@ import pyarrow.parquet as pq
 
 import rayface
 from rayface.config import Config
-from rayface.curate.choose import METHODS, SCHEMA, Chooser, Rule
+from rayface.curate.choose import SCHEMA, Chooser, Rule
 from rayface.curate.clean import CleanOptions
 from rayface.curate.clean_job import Cleaned, clean_faces, write_findings
 from rayface.curate.curation_report import curation_report
 from rayface.curate.embeddings import Embeddings, open_embeddings
-from rayface.curate.identities import check_keep, check_min_images
 from rayface.curate.parts import Progress, quiet_data
 from rayface.curate.pieces import group
+from rayface.curate.prune_settings import PruneSettings, check_clean, check_settings
 from rayface.curate.pruned_dataset import write_pruned
 from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.data.storage import AtomicFile, normalise, write_bytes
 from rayface.session import ray_session
 from rayface.tracking.job import tracked_job
+from rayface.training.run_directory import config_of
 
 CORE_SET = "core_set.parquet"
 RESULT = "prune.json"
 PROXY = "proxy"  # folder of what was made on the way to the embeddings
 _JOB = ".prune_job.json"
 _WORK = ".work"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruneSettings:
-    """What decides the core set.
-
-    Attributes:
-        method: face_nms, random or herding.
-        threshold: of the cosine, in (-1, 1]; face_nms drops faces that are more alike.
-        keep: share of the faces to keep, in (0, 1]; either this or threshold.
-        min_images: kept of every identity that has so many.
-        global_weight: what sparsity among all faces counts in the score, beside that within the identity (1).
-        seed: of random, and of the sample that the threshold is searched on.
-        baselines: others to compare with at the same ratio.
-        clean: what to look for, and drop or merge, before.
-        block_size: bytes of embeddings that a task holds.
-    """
-
-    method: str = "face_nms"
-    threshold: float | None = None
-    keep: float | None = None
-    min_images: int = 1
-    global_weight: float = 0.0
-    seed: int = 0
-    baselines: tuple[str, ...] = ("random",)
-    clean: CleanOptions = field(default_factory=CleanOptions)
-    block_size: int = 64 * 2**20
 
 
 def build(
@@ -110,7 +84,7 @@ def build(
     if write_shards and dataset is None:
         raise ValueError("--write-shards: needs --data, the dataset that was embedded")
     test = open_embeddings(exclude) if exclude is not None else None
-    _check_clean(settings, source, test, dataset)
+    check_clean(settings, source, test, dataset)
     job = _job(settings, source, test, dataset, write_shards)
     with _claimed(out, job) as root:
         if (root / RESULT).exists():
@@ -170,7 +144,7 @@ def _prune(
     kept = chooser.decide(rule)
     tables = itertools.chain(chooser.decisions(rule), [cleaned.dropped] if cleaned else [])
     _write_core_set(root / CORE_SET, tables)
-    baselines = _baselines(settings, kept / pieces.num_rows)
+    baselines = _baselines(settings, chooser, kept / pieces.num_rows)
     compared = chooser.compare(rule, baselines)
     result = {
         "method": rule.method,
@@ -197,39 +171,6 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("mean cosine of a face to the others of its identity", f"{result['mean_cosine_before']:.3f}"))
     rows.append(("the same of the faces kept", f"{result['mean_cosine_after']:.3f}"))
     return rows
-
-
-def check_settings(settings: PruneSettings) -> None:
-    """Raise ValueError, one line, for settings that cannot be."""
-    if settings.method not in METHODS:
-        raise ValueError(f"--method: {settings.method!r}: must be one of {', '.join(METHODS)}")
-    if (settings.threshold is None) == (settings.keep is None):
-        given = "both are" if settings.keep is not None else "neither is"
-        raise ValueError(f"--threshold, --keep: {given} given: must be one of the two, for example --keep 0.6")
-    if settings.threshold is not None and settings.method != "face_nms":
-        raise ValueError(f"--threshold: is of face_nms: give --keep for {settings.method}")
-    if settings.threshold is not None and not -1 < settings.threshold <= 1:
-        raise ValueError(f"--threshold: {settings.threshold}: must be above -1 and at most 1, it is a cosine")
-    if settings.keep is not None:
-        check_keep(settings.keep)
-    check_min_images(settings.min_images)
-    if settings.global_weight < 0:
-        raise ValueError(f"--global-weight: {settings.global_weight}: must be 0 or more")
-    for name in settings.baselines:
-        if name not in METHODS[1:]:
-            raise ValueError(f"--baseline: {name!r}: must be one of {', '.join(METHODS[1:])}")
-
-
-def _check_clean(settings: PruneSettings, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> None:
-    if (settings.clean.test is None) != (test is None):
-        raise ValueError("--exclude, --above: must be given together: embeddings of a test set, and a cosine")
-    if test is not None and test.size != source.size:
-        raise ValueError(
-            f"--exclude: its embeddings are of length {test.size}, --embeddings of {source.size}: both must come from "
-            "one model"
-        )
-    if "bytes" in settings.clean.drop and dataset is None:
-        raise ValueError("--drop: bytes: needs --data, where the bytes are")
 
 
 def _digest(source: Embeddings | None) -> str | None:
@@ -288,22 +229,35 @@ def _rule(settings: PruneSettings, chooser: Chooser) -> Rule:
     rule = Rule(
         method=settings.method,
         threshold=settings.threshold,
-        keep=settings.keep if settings.method != "face_nms" else None,
+        keep=settings.keep,
         min_images=settings.min_images,
         global_weight=settings.global_weight,
         seed=settings.seed,
+        **_head(settings, settings.method),
     )
-    if settings.method == "face_nms" and settings.keep is not None:
-        return chooser.search(settings.keep, rule)
-    return rule
+    return _found(rule, chooser)
 
 
-def _baselines(settings: PruneSettings, keep: float) -> dict[str, Rule]:
-    return {
-        name: Rule(method=name, keep=keep, min_images=settings.min_images, seed=settings.seed)
+def _baselines(settings: PruneSettings, chooser: Chooser, keep: float) -> dict[str, Rule]:
+    rules = {
+        name: Rule(method=name, keep=keep, min_images=settings.min_images, seed=settings.seed, **_head(settings, name))
         for name in settings.baselines
         if name != settings.method
     }
+    return {name: _found(rule, chooser) for name, rule in rules.items()}
+
+
+def _found(rule: Rule, chooser: Chooser) -> Rule:
+    """The rule with its threshold, searched where it has one and a share is wanted."""
+    if rule.keep is None or rule.method in ("random", "herding"):
+        return rule
+    return chooser.search(rule.keep, replace(rule, keep=None))
+
+
+def _head(settings: PruneSettings, method: str) -> dict[str, Any]:
+    if method != "diffprob" or settings.head is None:
+        return {}
+    return {"head": settings.head, "scale": config_of(Path(settings.head)).head.scale}
 
 
 def _write_core_set(path: Path, tables: Iterator[pa.Table]) -> None:

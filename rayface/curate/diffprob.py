@@ -107,16 +107,18 @@ def diffprob_for_keep(
     """
     check_keep(keep)
 
-    def threshold_of(place: float) -> float:  # from -1, which keeps the least, to 1
-        return -1.0 if place >= 1 else 10 ** (_SMALLEST * (place + 1) / 2)
-
     def share(place: float) -> float:
-        found = diffprob(probabilities, offsets, threshold_of(place), min_images=min_images)
+        found = diffprob(probabilities, offsets, threshold_at(place), min_images=min_images)
         return float(found.kept.mean())
 
     place, _ = search_threshold(keep, share, share, tolerance=tolerance)
-    threshold = threshold_of(place)
+    threshold = threshold_at(place)
     return diffprob(probabilities, offsets, threshold, min_images=min_images), threshold
+
+
+def threshold_at(place: float) -> float:
+    """Return the threshold at a place from -1, which keeps the least, to 1, which keeps all."""
+    return -1.0 if place >= 1 else 10 ** (_SMALLEST * (place + 1) / 2)
 
 
 def _bring_back(kept: NDArray[np.bool_], by: Ints, order: Ints, bounds: Ints, min_images: int) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.curate.core_set import PROXY, PruneSettings, build, check_settings
+from rayface.curate.core_set import PROXY, build
 from rayface.curate.embed import EmbedSettings, embed
+from rayface.curate.prune_settings import PruneSettings, check_settings
 from rayface.data.selection import select, write_selection
 from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import normalise, write_bytes

@@ -19,12 +19,13 @@ from rayface.backbones import build_backbone
 from rayface.bench.nms import double_loop
 from rayface.config import Config
 from rayface.curate.clean import CleanOptions
-from rayface.curate.core_set import PruneSettings, build
+from rayface.curate.core_set import build
 from rayface.curate.embed import EmbedSettings, embed
 from rayface.curate.embeddings import open_embeddings
 from rayface.curate.parts import Progress
 from rayface.curate.pieces import group, read_piece
 from rayface.curate.proxy import ProxySettings, prune_by_proxy
+from rayface.curate.prune_settings import PruneSettings
 from rayface.data.check import check
 from rayface.data.decode import decode_jpegs
 from rayface.data.shards import Fault, open_dataset, read_samples
