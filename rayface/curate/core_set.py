@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 import rayface
 from rayface.config import Config
 from rayface.curate.choose import SCHEMA, Chooser, Rule
+from rayface.curate.claim import claimed
 from rayface.curate.clean import CleanOptions
 from rayface.curate.clean_job import Cleaned, clean_faces, write_findings
 from rayface.curate.curation_report import curation_report
@@ -31,7 +30,7 @@ from rayface.curate.parts import Progress, quiet_data
 from rayface.curate.pieces import group
 from rayface.curate.prune_settings import PruneSettings, check_clean, check_settings
 from rayface.curate.pruned_dataset import write_pruned
-from rayface.data.shards import DataError, Dataset, open_dataset
+from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import AtomicFile, normalise, write_bytes
 from rayface.session import ray_session
 from rayface.tracking.job import tracked_job
@@ -86,7 +85,10 @@ def build(
     test = open_embeddings(exclude) if exclude is not None else None
     check_clean(settings, source, test, dataset)
     job = _job(settings, source, test, dataset, write_shards)
-    with _claimed(out, job) as root:
+    if "://" in normalise(out):
+        raise ValueError(f"--out: {out}: must be a folder on a disk that all nodes share, not a URI: mount the storage")
+    root = Path(normalise(out))
+    with claimed(str(root), job, _JOB, beside=[PROXY]):
         if (root / RESULT).exists():
             return json.loads((root / RESULT).read_text())
         with tracked_job(root, config.tracking, job) as tracked:
@@ -112,6 +114,7 @@ def build(
                 seed=settings.seed,
             )
             result["seconds"] = time.monotonic() - start
+            result["embeddings"] = str(embeddings)
             result["config"] = job
             result["created_by"] = f"rayface {rayface.__version__}"
             write_bytes(str(root / RESULT), (json.dumps(result, indent=1) + "\n").encode())
@@ -192,36 +195,6 @@ def _job(
         "write_shards": write_shards,
     }
     return json.loads(json.dumps(job))
-
-
-@contextmanager
-def _claimed(out: str | Path, job: dict[str, Any]) -> Iterator[Path]:
-    """The output folder, new or of the same job, kept from other processes while inside."""
-    if "://" in normalise(out):
-        raise ValueError(f"--out: {out}: must be a folder on a disk that all nodes share, not a URI: mount the storage")
-    root = Path(normalise(out))
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out: {root}: cannot be written: {error.strerror}: choose another directory") from error
-    names = sorted(path.name for path in root.iterdir() if path.name not in (".lock", PROXY))
-    if names and _JOB not in names:
-        raise DataError(f"--out: {root}: is not empty ({names[0]}): choose another directory")
-    with (root / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"--out: {root}: another process is at work in it: wait for it, or stop it first") from None
-        except OSError:
-            pass  # a disk without locks
-        before = json.loads((root / _JOB).read_text()) if _JOB in names else job
-        for key, value in job.items():
-            if before.get(key) != value:
-                raise DataError(
-                    f"--out: {root}: was begun with {key} {before.get(key)}, this is {value}: choose another directory"
-                )
-        write_bytes(str(root / _JOB), json.dumps(job, indent=1).encode())
-        yield root
 
 
 def _rule(settings: PruneSettings, chooser: Chooser) -> Rule:

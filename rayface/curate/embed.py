@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 import rayface
 from rayface.config import Config
+from rayface.curate.claim import claimed
 from rayface.curate.embeddings import JOB, MANIFEST, Dtype, part_note, write_part
 from rayface.curate.identities import Ints
 from rayface.curate.parts import Progress, each_part_by_actors, quiet_data
 from rayface.data.decode import decode_jpegs
 from rayface.data.samples import JPEG_SUFFIXES, locate_member
 from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, open_dataset, read_samples
-from rayface.data.storage import is_local, join, list_names, make_folder, normalise, read_bytes, write_bytes
+from rayface.data.storage import is_local, join, list_names, normalise, write_bytes
 from rayface.data.stream import FaultCounter
 from rayface.evaluation.embedder import Precision, load_embedder
 from rayface.session import ray_session
@@ -85,14 +86,14 @@ def embed(
     dataset = open_dataset(data, max_corrupt_fraction=limit)
     root = normalise(out)
     job = job_of(settings, dataset)
-    parts = _claim(root, job, dataset)
-    counter = FaultCounter(dataset.num_images, limit, known=dataset.faults)
-    faults = list(dataset.faults)
-    for note in parts.values():
-        faults += counter.add([Fault(**fault) for fault in note["faults"]])
-    missing = [number for number in range(len(dataset.shards)) if number not in parts]
     params = {**job, "model": settings.model, "data": dataset.roots, "dataset.name": dataset.name}
-    with _spool(root) as spool, tracked_job(spool, config.tracking, params) as tracked:
+    with claimed(root, job, JOB), _spool(root) as spool, tracked_job(spool, config.tracking, params) as tracked:
+        parts = _finished(root, job, dataset)
+        counter = FaultCounter(dataset.num_images, limit, known=dataset.faults)
+        faults = list(dataset.faults)
+        for note in parts.values():
+            faults += counter.add([Fault(**fault) for fault in note["faults"]])
+        missing = [number for number in range(len(dataset.shards)) if number not in parts]
         with ray_session(address, debug=debug), quiet_data(debug):
             work = _Work(settings=settings, dataset=dataset, root=root, job=job, device=config.train.device)
             for done in work.embedded(missing, workers, progress):
@@ -140,22 +141,9 @@ def _part_name(number: int) -> str:
     return f"part-{number:06d}.parquet"
 
 
-def _claim(root: str, job: dict[str, Any], dataset: Dataset) -> dict[int, dict[str, Any]]:
-    """Make the folder ours, or go on in it: return the notes of the shards that are embedded."""
-    make_folder(root)
+def _finished(root: str, job: dict[str, Any], dataset: Dataset) -> dict[int, dict[str, Any]]:
+    """Return the notes of the shards that are embedded."""
     names = set(list_names(root))
-    if names and JOB not in names:
-        raise DataError(f"--out: {root}: is not empty ({min(names)}): choose another directory")
-    if JOB not in names:
-        write_bytes(join(root, JOB), json.dumps(job, indent=1).encode())
-        return {}
-    before = json.loads(read_bytes(join(root, JOB)))
-    for key, value in job.items():
-        if before.get(key) != value:
-            raise DataError(
-                f"--out: {root}: holds embeddings with {key} {before.get(key)}, these would be with {value}: choose "
-                "another directory"
-            )
     notes = {}
     for number, shard in enumerate(dataset.shards):
         if _part_name(number) in names:

@@ -20,6 +20,8 @@ MANIFEST = "embeddings.json"
 _PART = b"rayface"  # metadata key of a part of ours
 _TYPES = {"fp16": pa.float16(), "fp32": pa.float32()}
 _DTYPES = {"halffloat": np.float16, "float": np.float32}
+_ROWS = 8192  # decoded at a time
+_BUFFER = 2**20
 Dtype = Literal["fp16", "fp32"]
 
 
@@ -35,6 +37,8 @@ class Rows(NamedTuple):
 class EmbeddingFile:
     path: str
     num_rows: int
+    modified: int
+    """ns since 1970; 0 where the store keeps no times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,24 +71,19 @@ def open_embeddings(path: str | Path) -> Embeddings:
         DataError: one line; a missing column, another type, files of different dimension, no rows.
     """
     root = normalise(path)
-    if root.partition("?")[0].endswith(".parquet"):
-        paths = [root]
-    else:
-        names = [file.name for file in list_files(root)]
-        if JOB in names and MANIFEST not in names:
-            raise DataError(f"{root}: the embeddings were never finished; run the command that writes them again")
-        paths = [join(root, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
+    paths = _paths(root)
     if not paths:
         raise DataError(f"{root}: no parquet files in this folder; give what `rayface embed` wrote")
     files, kinds = [], []
-    for each in paths:
+    for each, modified in paths.items():
         with _opened(each) as file:
             kinds.append(_kind(each, file.schema_arrow))
-            files.append(EmbeddingFile(path=each, num_rows=file.metadata.num_rows))
+            files.append(EmbeddingFile(path=each, num_rows=file.metadata.num_rows, modified=modified))
+    first = files[0].path
     for each, kind in zip(paths, kinds, strict=True):
         if kind != kinds[0]:
             raise DataError(
-                f"{each}: embedding: is {kind[1]} of length {kind[0]}, in {paths[0]} it is {kinds[0][1]} of length "
+                f"{each}: embedding: is {kind[1]} of length {kind[0]}, in {first} it is {kinds[0][1]} of length "
                 f"{kinds[0][0]}; all files must come from one model"
             )
     size, dtype = kinds[0]
@@ -97,10 +96,27 @@ def open_embeddings(path: str | Path) -> Embeddings:
 JOB = "job.json"  # what is being embedded, beside parts that are not all there yet
 
 
+def _paths(root: str) -> dict[str, int]:
+    """The parquet files of a folder, or the one that is named, and when each was written."""
+    if root.partition("?")[0].endswith(".parquet"):
+        folder, _, wanted = root.partition("?")[0].rpartition("/")
+        return {root: next((file.mtime_ns for file in list_files(folder) if file.name == wanted), 0)}
+    files = list_files(root)
+    names = [file.name for file in files]
+    if JOB in names and MANIFEST not in names:
+        raise DataError(f"{root}: the embeddings were never finished; run the command that writes them again")
+    return {
+        join(root, file.name): file.mtime_ns
+        for file in files
+        if file.name.endswith(".parquet") and not file.name.startswith(".")
+    }
+
+
 def _opened(path: str) -> pq.ParquetFile:
     filesystem, inside = locate(path)
     try:
-        return pq.ParquetFile(filesystem.open_input_file(inside))
+        # Buffered: a column of a large row group is read page by page.
+        return pq.ParquetFile(filesystem.open_input_file(inside), buffer_size=_BUFFER)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet ({one_line(error)})") from None
 
@@ -161,9 +177,16 @@ def _parquet_rows(path: str, start: int, stop: int) -> pa.Table:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         ends = np.cumsum(sizes)
         first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
-        before = int(ends[first]) - sizes[first]
-        table = file.read_row_groups(list(range(first, last + 1)), columns=["key", "label", "embedding"])
-    return table.slice(start - before, stop - start).combine_chunks()
+        at = int(ends[first]) - sizes[first]
+        found = []
+        groups = list(range(first, last + 1))
+        for batch in file.iter_batches(_ROWS, row_groups=groups, columns=["key", "label", "embedding"]):
+            part = batch.slice(max(0, start - at), max(0, min(stop - at, len(batch)) - max(0, start - at)))
+            found += [part] if len(part) else []
+            at += len(batch)
+            if at >= stop:
+                break
+    return pa.Table.from_batches(found).combine_chunks()
 
 
 def _check_directions(path: str, keys: pa.Array, embeddings: NDArray[Any]) -> None:

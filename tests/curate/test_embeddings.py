@@ -44,6 +44,16 @@ def test_a_part_is_read_as_it_was_written(tmp_path: Path, dtype: Any) -> None:
         assert (rows.embeddings == VECTORS[start:stop].astype(kind)).all()
 
 
+def test_a_row_group_larger_than_what_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any range of rows of files that others wrote."""
+    monkeypatch.setattr("rayface.curate.embeddings._ROWS", 2)
+    path = tmp_path / "one.parquet"
+    pq.write_table(table(), path)
+    for start in range(7):
+        for stop in range(start + 1, 8):
+            assert read_rows(str(path), start, stop).keys.to_pylist() == KEYS[start:stop]
+
+
 def test_nothing_is_left_of_a_part_that_was_not_finished(tmp_path: Path) -> None:
     """Neither under its name nor under another one."""
 

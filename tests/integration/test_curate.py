@@ -108,7 +108,7 @@ def test_embedding_goes_on_where_it_stopped_and_with_nothing_else(embedded: Path
     assert again["parts_skipped"] == len(before) - 1
     assert {path: path.read_bytes() for path in embedded.glob("*.parquet")} == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    with pytest.raises(ValueError, match="holds embeddings with flip True, these would be with False"):
+    with pytest.raises(ValueError, match="was begun with flip True, this is False: choose another"):
         embed(replace(settings, flip=False), [str(drawn)], embedded, config=QUIET)
     with pytest.raises(ValueError, match=r"--out: .* is not empty"):
         embed(settings, [str(drawn)], drawn, config=QUIET)
@@ -223,7 +223,7 @@ def stop_at(count: int) -> Progress:
     return progress
 
 
-@pytest.mark.parametrize("stopped_at", [2, 9, 20, 33])
+@pytest.mark.parametrize("stopped_at", [2, 9, 20])
 def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(faces: Any, tmp_path: Path, stopped_at: int) -> None:
     """In any of its stages; a finished one is told again without work, another one refused."""
     source = put(tmp_path / "emb", *faces)
