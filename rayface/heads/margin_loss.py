@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rayface.heads.class_centers import inverse_norms
-from rayface.heads.sharded_softmax import Ranks, Term, exponent_base
+from rayface.heads.sharded_softmax import Layout, Ranks, Term, exponent_base
 
 if TYPE_CHECKING:
     from rayface.heads.partial_fc import PartialFC
@@ -20,20 +20,26 @@ class MarginLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, anchor: Tensor, labels: Tensor, head: PartialFC, differentiate: bool
+        ctx: Any,
+        embeddings: Tensor,
+        anchor: Tensor,
+        labels: Tensor,
+        head: PartialFC,
+        layout: Layout,
+        differentiate: bool,
     ) -> Tensor:
         ctx.head, ctx.dtype = head, embeddings.dtype
         # the head chooses the type of each product itself
         with torch.autocast(embeddings.device.type, enabled=False):
-            batch = _gather_batch(embeddings, labels, head)
+            batch = _gather_batch(embeddings, labels, head, layout)
             value, ctx.outcome = _evaluate(head, batch, differentiate)
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         head, outcome = ctx.head, ctx.outcome
         head.keep(outcome.term, gradient)
-        return outcome.embedding_gradient(head.ranks, gradient).to(ctx.dtype), None, None, None, None
+        return outcome.embedding_gradient(head.ranks, gradient).to(ctx.dtype), None, None, None, None, None
 
 
 @dataclass
@@ -44,6 +50,7 @@ class _Batch:
     inverse: Tensor  # (B, 1), one over the norm, or 0
     norms: Tensor  # (B,)
     labels: Tensor  # (B,) global
+    layout: Layout
 
 
 @dataclass
@@ -58,9 +65,8 @@ class _Outcome:
 
     def embedding_gradient(self, ranks: Ranks, factor: Tensor) -> Tensor:
         """Return this rank's (B_local, D), times the number of ranks (data-parallel training takes a mean)."""
-        size = self.pulls.shape[0] // ranks.size
-        own = slice(ranks.rank * size, (ranks.rank + 1) * size)
-        pulls = self.pulls[own] if self.complete else ranks.sum_own(self.pulls)
+        own = self.batch.layout.own
+        pulls = self.pulls[own] if self.complete else ranks.sum_own(self.pulls, self.batch.layout)
         unit = self.batch.unit[own]
         radial = torch.linalg.vecdot(pulls, unit)[:, None]
         gradient = (pulls - radial * unit) * self.batch.inverse[own]
@@ -69,23 +75,23 @@ class _Outcome:
         return gradient * (factor * ranks.size)
 
 
-def _gather_batch(embeddings: Tensor, labels: Tensor, head: PartialFC) -> _Batch:
+def _gather_batch(embeddings: Tensor, labels: Tensor, head: PartialFC, layout: Layout) -> _Batch:
     """Bring the batches of all ranks together in one collective, and check them."""
     dtype, width = head.store.math_dtype, embeddings.shape[1]
     local = embeddings.detach().to(dtype)
     if head.ranks.size > 1:
         # the labels travel as bits in further columns
         tail = labels.contiguous().view(dtype).view(len(labels), -1)
-        together = head.ranks.gather(torch.cat([local, tail], dim=1))
+        together = head.ranks.gather(torch.cat([local, tail], dim=1), layout)
         local = together[:, :width].contiguous()
         labels = together[:, width:].contiguous().view(torch.int64).view(-1)
     norms = torch.linalg.vector_norm(local, dim=1)
-    _check_batch(norms, labels, head.num_classes, head.ranks.size)
+    _check_batch(norms, labels, head.num_classes, layout)
     inverse = inverse_norms(local)
-    return _Batch(local * inverse, inverse, norms, labels)
+    return _Batch(local * inverse, inverse, norms, labels, layout)
 
 
-def _check_batch(norms: Tensor, labels: Tensor, num_classes: int, num_ranks: int) -> None:
+def _check_batch(norms: Tensor, labels: Tensor, num_classes: int, layout: Layout) -> None:
     """Raise for NaN and foreign labels; one transfer of one number from the device."""
     finite, known = torch.isfinite(norms), (labels >= 0) & (labels < num_classes)
     if bool((finite & known).all()):
@@ -93,7 +99,7 @@ def _check_batch(norms: Tensor, labels: Tensor, num_classes: int, num_ranks: int
     for name, good in (("embeddings", finite), ("labels", known)):
         if not bool(good.all()):
             place = int((~good).nonzero()[0, 0])
-            rank, row = divmod(place, len(labels) // num_ranks)
+            rank, row = layout.owner(place)
             where = f"row {row} of the batch of rank {rank}"
             if name == "embeddings":
                 raise ValueError(f"embeddings: {where} holds NaN or infinity; lower optim.lr or check the data")

@@ -1,6 +1,6 @@
 """Partial FC: the class layer of face recognition, split over ranks by classes and sampled (arXiv 2203.15565)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -140,12 +140,13 @@ class PartialFC:
         self._adopt_type(centers)
         self.store.values.copy_(centers[self.first : self.last])
 
-    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, embeddings: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Return the mean loss over the global batch, a scalar that is the same on every rank.
 
         Args:
-            embeddings: (B_local, D), raw, the same B_local on every rank.
+            embeddings: (B_local, D), raw.
             labels: (B_local,) global class numbers, int64.
+            counts: B_local of every rank; None: the same on all. The mean is over samples, whichever rank they are on.
         Raises:
             ValueError: wrong shapes, NaN or infinite embeddings, labels outside [0, C): on every rank at once.
         """
@@ -154,11 +155,12 @@ class PartialFC:
         if labels.shape != embeddings.shape[:1]:
             raise ValueError(f"labels of shape {tuple(labels.shape)} must be one per embedding")
         _check_labels(labels)
-        value: Tensor = MarginLoss.apply(embeddings, self._anchor, labels, self, torch.is_grad_enabled())
+        rows = self.ranks.layout(len(labels), counts)
+        value: Tensor = MarginLoss.apply(embeddings, self._anchor, labels, self, rows, torch.is_grad_enabled())
         return value
 
     @torch.no_grad()
-    def prefetch(self, labels: Tensor) -> None:
+    def prefetch(self, labels: Tensor, counts: Sequence[int] | None = None) -> None:
         """Begin to fetch the rows of the next loss from host memory; call it before the backbone's forward pass.
 
         What a loss returns and how rows move does not depend on it, bit for bit: rows that were fetched for other
@@ -166,6 +168,7 @@ class PartialFC:
 
         Args:
             labels: (B_local,) global class numbers, int64, of the next loss; every rank must call.
+            counts: as for `loss`.
         Raises:
             ValueError: labels of another shape or type.
         """
@@ -174,7 +177,8 @@ class PartialFC:
         _check_labels(labels)
         if self._prefetch is None:
             return
-        everyone, place = self.ranks.gather(labels[:, None]).squeeze(1), self.place
+        layout = self.ranks.layout(len(labels), counts)
+        everyone, place = self.ranks.gather(labels[:, None], layout).squeeze(1), self.place
 
         def choose() -> Tensor:
             rows = self.choose_rows(self.own_targets(everyone)[1], place)

@@ -8,6 +8,7 @@ being kept or computed again chunk by chunk.
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +24,38 @@ CPU_CHUNK_ROWS, GPU_CHUNK_ROWS = 2048, 16384
 SLABS = 64  # parts of a chunk that are summed on their own
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Which rows of the global batch are whose, where ranks may have different numbers of them."""
+
+    counts: tuple[int, ...]
+    rank: int
+
+    @property
+    def own(self) -> slice:
+        """The rank's rows of the global batch."""
+        first = sum(self.counts[: self.rank])
+        return slice(first, first + self.counts[self.rank])
+
+    @property
+    def even(self) -> bool:
+        return len(set(self.counts)) == 1
+
+    def places(self, device: torch.device) -> Tensor:
+        """Where the rows of the global batch lie when every rank's part is padded to the largest, (B,)."""
+        width = max(self.counts)
+        parts = [torch.arange(rank * width, rank * width + n, device=device) for rank, n in enumerate(self.counts)]
+        return torch.cat(parts)
+
+    def owner(self, row: int) -> tuple[int, int]:
+        """The rank of a row of the global batch, and its place there."""
+        for rank, count in enumerate(self.counts):
+            if row < count:
+                return rank, row
+            row -= count
+        raise IndexError(row)
+
+
 class Ranks:
     """The collectives of a process group; free of cost without one."""
 
@@ -32,15 +65,25 @@ class Ranks:
         self.size = 1 if alone else dist.get_world_size(group)
         self.rank = 0 if alone else dist.get_rank(group)
 
-    def gather(self, local: Tensor) -> Tensor:
-        """Return the rows of all ranks, (W n, k), from (n, k) of each; n must be the same on every rank."""
+    def layout(self, rows: int, counts: Sequence[int] | None) -> Layout:
+        """Return whose rows are whose; ValueError if `counts` is not for these ranks or does not say `rows` of us."""
+        counts = (rows,) * self.size if counts is None else tuple(counts)
+        if len(counts) != self.size or counts[self.rank] != rows:
+            raise ValueError(f"counts {counts} must be the rows of {self.size} ranks, {rows} of rank {self.rank}")
+        return Layout(counts, self.rank)
+
+    def gather(self, local: Tensor, layout: Layout) -> Tensor:
+        """Return the rows of all ranks, (B, k), from (n, k) of each; padded on the way where n differs."""
         if self.size == 1:
             return local
-        out = local.new_empty(self.size * local.shape[0], local.shape[1])
+        width = max(layout.counts)
+        if len(local) < width:
+            local = torch.cat([local, local.new_zeros(width - len(local), local.shape[1])])
+        out = local.new_empty(self.size * width, local.shape[1])
         # the first name is the newer one; the older still works but warns
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         gather(out, local.contiguous(), group=self.group)
-        return out
+        return out if layout.even else out[layout.places(out.device)]
 
     def sum_(self, values: Tensor) -> Tensor:
         """Replace values by their sum over ranks."""
@@ -54,14 +97,19 @@ class Ranks:
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return values
 
-    def sum_own(self, values: Tensor) -> Tensor:
-        """Return this rank's rows, (n, k), of the sum over ranks of (W n, k)."""
+    def sum_own(self, values: Tensor, layout: Layout) -> Tensor:
+        """Return this rank's rows, (n, k), of the sum over ranks of (B, k)."""
         if self.size == 1:
             return values
-        out = values.new_empty(values.shape[0] // self.size, values.shape[1])
+        width = max(layout.counts)
+        if not layout.even:
+            padded = values.new_zeros(self.size * width, values.shape[1])
+            padded[layout.places(values.device)] = values
+            values = padded
+        out = values.new_empty(width, values.shape[1])
         scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         scatter(out, values.contiguous(), group=self.group)
-        return out
+        return out[: layout.counts[self.rank]]
 
 
 def exponent_base(margin: Margin, num_classes: int, dtype: torch.dtype) -> float | None:

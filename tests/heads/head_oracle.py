@@ -16,7 +16,7 @@ class Case:
     name: str
     num_classes: int = 37
     width: int = 12
-    batch: int = 12  # divisible by 1, 2 and 3
+    batch: int = 12
     steps: int = 3
     margin: str = "cosface"
     margin_args: dict[str, Any] = field(default_factory=dict)
@@ -198,6 +198,8 @@ def cases() -> list[Case]:
             head_args={"host_memory": True, "sample_rate": 0.4, "logit_memory": 1200},
             prefetch=True,
         ),
+        Case("uneven", batch=11, head_args={"sample_rate": 0.5}),
+        Case("uneven curricularface accumulated", batch=7, margin="curricularface", width=4, losses_per_step=2),
         Case("one class", num_classes=1),
         Case("two classes", num_classes=2, margin="arcface", head_args={"sample_rate": 0.5}),
         Case("one range", special="one range", head_args={"sample_rate": 0.3}),

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,15 +18,15 @@ def solve(case: Case, rank: int, world_size: int) -> dict[str, Any]:
     centers = case.centers()
     head = PartialFC(case.width, case.num_classes, build_margin(case.margin, **case.margin_args), **case.head_args)
     head.load_centers(centers.to(case.dtype))
-    share = case.batch // world_size
+    edges = [r * case.batch // world_size for r in range(world_size + 1)]
+    own, counts = slice(edges[rank], edges[rank + 1]), [last - first for first, last in pairwise(edges)]
     losses, gradients, used = [], [], []
     calls = count_collectives()
     for index, (x, y) in enumerate(case.batches(centers)):
-        x = x[rank * share : (rank + 1) * share].to(case.dtype).requires_grad_()
-        labels = y[rank * share : (rank + 1) * share]
+        x, labels = x[own].to(case.dtype).requires_grad_(), y[own]
         if case.prefetch:
-            head.prefetch(labels)
-        value = head.loss(x, labels)
+            head.prefetch(labels, counts)
+        value = head.loss(x, labels, counts)
         value.backward()
         losses.append(value.detach())
         gradients.append(x.grad / world_size)
