@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -48,6 +48,18 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Bytes = Annotated[Positive, BeforeValidator(lambda v: parse_bytes(v) if isinstance(v, str) else v)]
+
+
+def _workers(value: Any) -> int | tuple[int, int]:
+    """A number of workers, or the least and the most."""
+    bounds = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in bounds)
+    if len(bounds) != 2 or not whole or not 1 <= bounds[0] <= bounds[1]:
+        raise ValueError("must be a number of workers above 0, or [least, most], for example [1, 3]")
+    return value if isinstance(value, int) else (bounds[0], bounds[1])
+
+
+Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
 
@@ -152,7 +164,8 @@ class TrainConfig:
     epochs: Annotated[float, Field(gt=0)] = 20
     batch_size: Positive = 128
     """Global: over all workers."""
-    num_workers: Positive = 1
+    num_workers: Workers = 1
+    """Or [least, most]: the run takes as many as the cluster has room for, and goes on when nodes leave or join."""
     cpus_per_worker: Positive = 1
     wait_for_nodes: Annotated[float, Field(ge=0)] = 600.0
     """Seconds; on a cluster (not a local Ray), how long nodes may take to come before a run is refused."""
@@ -169,8 +182,30 @@ class TrainConfig:
     """Steps; a request to stop is looked for as often."""
     max_failures: NotNegative = 3
     """How often workers that died, or lost each other, are started again from the last checkpoint."""
+    hang_timeout: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds without progress after which workers are started again, and the one that hangs is named; 0: never."""
+    on_nan: Literal["stop", "skip", "lower_lr"] = "stop"
+    """A loss or gradient that is not finite: stop; or go back to the last good checkpoint and leave that batch out, or
+    go on from there at a lower rate."""
+    nan_lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """What lower_lr multiplies the rate by, each time."""
+    max_rollbacks: NotNegative = 3
+    """So often in a run; then it stops."""
+    max_batch_per_worker: Annotated[int, Field(ge=2)] | None = None
+    """Images that a worker takes at once; a larger part of the global batch is worked through in pieces."""
+    resize: Literal["accumulate", "rescale_lr"] = "accumulate"
+    """With pieces: one step for the global batch, whatever the number of workers; or one step for each piece, its
+    rate in proportion to its share of the global batch."""
     grace_seconds: Annotated[float, Field(ge=0)] = 30.0
     """After Ctrl-C or SIGTERM: what the workers get to save a checkpoint."""
+
+    @property
+    def min_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -332,5 +367,6 @@ def _build(tree: dict[str, Any]) -> Config:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and "[" not in part)
-        message = first["msg"][0].lower() + first["msg"][1:]
+        text = first["msg"].removeprefix("Value error, ")
+        message = text[0].lower() + text[1:]
         raise ValueError(f"{key}: {first['input']!r}: {message}") from error

@@ -66,3 +66,16 @@ def test_bad_files_and_presets(tmp_path):
         config.load(file=file)
     with pytest.raises(ValueError, match="did you mean webface42m"):
         config.load("webface42")
+
+
+@pytest.mark.parametrize(("text", "bounds"), [("2", (2, 2)), ("[1, 3]", (1, 3))])
+def test_workers_are_a_number_or_the_least_and_the_most(text, bounds):
+    loaded = config.load(overrides=[f"train.num_workers={text}"])
+    assert (loaded.train.min_workers, loaded.train.max_workers) == bounds
+    assert config.from_dict(config.to_dict(loaded)) == loaded
+
+
+@pytest.mark.parametrize("text", ["0", "[3, 2]", "[1]", "[1, 2.5]", "many", "true"])
+def test_other_numbers_of_workers_are_refused(text):
+    with pytest.raises(ValueError, match=r"^train.num_workers: .*must be a number of workers above 0"):
+        config.load(overrides=[f"train.num_workers={text}"])

@@ -66,7 +66,7 @@ def prune_by_proxy(
     proxy = _tracked_in_one_place(proxy, folder.parent.parent)
     dataset = open_dataset(data, max_corrupt_fraction=proxy.config.data.max_corrupt_fraction)
     _check_same(folder, proxy, dataset)
-    num_cpus = proxy.config.train.num_workers * proxy.config.train.cpus_per_worker
+    num_cpus = proxy.config.train.max_workers * proxy.config.train.cpus_per_worker
     with ray_session(address, num_cpus=num_cpus, debug=debug):
         _sample_identities(folder / "data", proxy, dataset)
         _train(folder, proxy, address=address, debug=debug, follow=follow)

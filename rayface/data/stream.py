@@ -49,6 +49,14 @@ class FaultCounter:
         """Damaged samples so far, those known from the start included."""
         return sum(self._lost.values())
 
+    def state(self) -> list[list[Any]]:
+        """What was counted, as JSON."""
+        return [[*key, lost] for key, lost in self._lost.items()]
+
+    def load_state(self, state: list[list[Any]]) -> None:
+        """Count what an earlier part of the run has met as well."""
+        self._lost.update({(shard, member, offset): lost for shard, member, offset, lost in state})
+
     def add(self, faults: Sequence[Fault]) -> list[Fault]:
         """Count faults; the ones not seen before are returned.
 

@@ -1,7 +1,7 @@
 """Evaluation sets of face pairs: read them, embed them, measure."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,7 @@ def embed_images(
     device: str | torch.device = "cpu",
     flip: bool = True,
     amp: Literal["bf16"] | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
     """Embed images as the protocols do: the embedding of the image plus that of its mirror image, normalised.
 
@@ -126,6 +127,7 @@ def embed_images(
         device: where the model is.
         flip: add the mirror image.
         amp: "bf16" for autocast; the sum and the norm are float32 all the same.
+        done: called after every batch.
 
     Returns:
         (n, D) float32 of length 1.
@@ -141,6 +143,7 @@ def embed_images(
                 if flip:
                     total = total + model(batch.flip(3)).float()
             parts.append(F.normalize(total, dim=1).cpu().numpy())
+            done()
     return np.concatenate(parts)
 
 

@@ -102,7 +102,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     return Job(
         net=net_size(config, bf16=bf16, recompute=recompute),
         num_classes=num_classes,
-        num_workers=train.num_workers,
+        num_workers=train.min_workers,
         batch_size=train.batch_size,
         embedding_size=config.backbone.embedding_size,
         image_size=config.data.image_size,

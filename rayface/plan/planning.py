@@ -169,9 +169,9 @@ def make_plan(
         ValueError: counts that are missing or said twice, or settings that cannot be; one line.
     """
     train = config.train
-    if train.batch_size % train.num_workers:
+    if train.batch_size % train.min_workers:
         raise ValueError(
-            f"train.batch_size: {train.batch_size}: must be a multiple of the {train.num_workers} workers: "
+            f"train.batch_size: {train.batch_size}: must be a multiple of the {train.min_workers} workers: "
             "change it, --gpus or train.num_workers"
         )
     counts = _counts(config, preset, num_classes, num_images)

@@ -91,8 +91,8 @@ def _candidates(config: Config, fits: Callable[[dict[str, Any]], bool]) -> Itera
     head, train = config.head, config.train
     tries: list[tuple[str, list[Any]]] = [
         ("head.storage_dtype", ["bf16"] if head.storage_dtype == "fp32" else []),
-        ("train.num_workers", [n for n in _doublings(train.num_workers, 4096) if train.batch_size % n == 0]),
-        ("train.batch_size", [b for b in _halvings(train.batch_size) if b % train.num_workers == 0 and b > 1]),
+        ("train.num_workers", [n for n in _doublings(train.min_workers, 4096) if train.batch_size % n == 0]),
+        ("train.batch_size", [b for b in _halvings(train.batch_size) if b % train.min_workers == 0 and b > 1]),
         ("head.sample_rate", [rate for rate in (0.3, 0.1, 0.05) if rate < head.sample_rate]),
         ("head.logit_memory", _halvings(head.logit_memory)[:6]),
     ]

@@ -294,5 +294,7 @@ def set_aside(run: Path, step: int, *, rename: bool) -> list[Path]:
     good = [folder for folder in every if folder.name < folder_of(run, step).name]
     if rename:
         for folder in every[len(good) :]:
-            folder.rename(folder.with_name(f"not_finite_{folder.name}"))
+            aside = folder.with_name(f"not_finite_{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier roll-back from there
+            folder.rename(aside)
     return good

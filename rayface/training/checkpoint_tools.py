@@ -40,6 +40,8 @@ _SHOWN_KEYS = (
     "train.num_workers",
     "train.seed",
 )
+# Parts of progress.json that a table names; numbers of the head and damaged samples are not for reading.
+_SHOWN_STATE = ("epoch", "workers", "schedule", "recovery", "mlflow", "plan", "dataset")
 _FEW = 8  # tensors of one kind that a table names one by one
 
 
@@ -66,8 +68,9 @@ def show(directory: Path) -> dict[str, Any]:
     """What a checkpoint, or the newest of a run, holds; only a whole one is read further than its digests.
 
     Returns:
-        checkpoint, whole, faults and, of a whole one, step, total_steps, accuracy, bytes, config (main keys, if the run
-        is around it), tensors {name: {"shape", "dtype", "bytes"}}.
+        checkpoint, whole, faults and, of a whole one, step, total_steps, accuracy, epoch, workers, schedule, recovery
+        (roll-backs), mlflow (run_id, last_step), plan, dataset, damaged_samples, bytes, config (main keys), tensors
+        {name: {"shape", "dtype", "bytes"}}.
     """
     folder = checkpoints_in(directory)[-1]
     faults = checkpoint.verify(folder)
@@ -83,12 +86,16 @@ def show(directory: Path) -> dict[str, Any]:
         for name, saved in _tensors(folder).items()
     }
     run = folder.absolute().parent.parent
-    flat = configs.flat(config_of(run)) if (run / "config.yaml").is_file() else {}
+    if "config" in progress:
+        flat = configs.flat(configs.from_dict(progress["config"]))
+    else:
+        flat = configs.flat(config_of(run)) if (run / "config.yaml").is_file() else {}
     return {
         "checkpoint": str(folder),
         "whole": True,
         "faults": [],
-        **{key: progress.get(key) for key in ("step", "total_steps", "accuracy")},
+        **{key: progress.get(key) for key in ("step", "total_steps", "accuracy", *_SHOWN_STATE)},
+        "damaged_samples": sum(fault[-1] for fault in progress.get("faults", [])),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "config": {key: flat[key] for key in _SHOWN_KEYS if key in flat},
         "tensors": tensors,
@@ -97,8 +104,10 @@ def show(directory: Path) -> dict[str, Any]:
 
 def table(shown: dict[str, Any]) -> dict[str, Any]:
     """What `show` returned, for a person: many tensors of one kind are one row."""
-    rows = {key: value for key, value in shown.items() if key not in ("config", "tensors", "faults")}
-    rows |= {f"config {key}": value for key, value in shown.get("config", {}).items()}
+    rows: dict[str, Any] = {}
+    for key, value in shown.items():
+        if key not in ("tensors", "faults"):
+            rows |= {f"{key} {name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
     kinds: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, tensor in shown.get("tensors", {}).items():
         kinds[name.split(".")[0]][name] = tensor

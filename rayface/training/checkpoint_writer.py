@@ -1,7 +1,8 @@
-"""Checkpoints written beside the training: the step loop waits for a copy in memory, a thread for the disk."""
+"""Checkpoints written beside the training: a thread copies the class centers, while they rest, and writes."""
 
 import copy
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rayface.training.checkpoint import CheckpointError, RowShard, State
 class CheckpointWriter:
     """Writes a run's checkpoints, one at a time, while training goes on; every rank makes one.
 
+    Row shards (class centers and their moments) move only when the head steps, so the thread copies them while the
+    next forward and backward pass run; `copied` holds the step back until it has.
     The thread's collectives run on a gloo group of their own, so that they cannot meet those of the training.
     Memory: a copy of this rank's state in host memory (pinned where the state is on a GPU), kept between checkpoints.
 
@@ -29,6 +32,11 @@ class CheckpointWriter:
         self._buffers: State = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._copied = threading.Event()
+        self._copied.set()
+        self._waited = 0.0
+        self.timing: dict[str, float] | None = None
+        """Of the last checkpoint that was written: step, wait_seconds of the training for it, write_seconds."""
 
     def newest_whole(self) -> tuple[Path | None, list[str]]:
         """See `checkpoint.newest_whole`."""
@@ -40,19 +48,34 @@ class CheckpointWriter:
         self._copy(state)
 
     def save(self, state: State, progress: dict[str, Any]) -> None:
-        """Take a copy of the state and begin to write it, after the last one is written; every rank must call it.
+        """Begin to copy and to write the state, after the last one is written; every rank must call it.
 
         Args:
-            state: as for `checkpoint.save`; may change as soon as this returns.
+            state: as for `checkpoint.save`; row shards may change once `copied` has returned, the rest at once.
             progress: as for `checkpoint.save`.
         Raises:
             CheckpointError: the one before could not be written.
         """
+        start = time.perf_counter()
         self.wait()
-        copied, progress = self._copy(state), copy.deepcopy(progress)
+        shards = {name: tensor for name, tensor in state.items() if isinstance(tensor, RowShard)}
+        rest = self._copy({name: tensor for name, tensor in state.items() if name not in shards})
+        work = (shards, rest, copy.deepcopy(progress))
+        self._copied.clear()
         # A daemon: a worker that fails must be able to end while a write waits for ranks that are gone.
-        self._thread = threading.Thread(target=self._write, args=(copied, progress), daemon=True, name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=work, daemon=True, name="checkpoint")
         self._thread.start()
+        self._waited = time.perf_counter() - start
+
+    def copied(self) -> None:
+        """Return when row shards may change; to be called before every step of the head."""
+        start = time.perf_counter()
+        self._copied.wait()
+        self._waited += time.perf_counter() - start
+
+    @property
+    def writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Return when nothing is being written any more.
@@ -72,22 +95,30 @@ class CheckpointWriter:
             kind = RuntimeError if isinstance(error, RuntimeError) else CheckpointError
             raise kind(f"checkpoint of {self._run} could not be written: {reason}") from error
 
-    def _write(self, state: State, progress: dict[str, Any]) -> None:
+    def _write(self, shards: State, rest: State, progress: dict[str, Any]) -> None:
+        start = time.perf_counter()
         try:
+            try:
+                state = {**self._copy(shards), **rest}
+            finally:
+                self._copied.set()
             checkpoint.save(self._run, state, progress, keep=self._keep, group=self._group)
+            seconds = time.perf_counter() - start
+            self.timing = {"step": progress["step"], "wait_seconds": self._waited, "write_seconds": seconds}
         except BaseException as error:  # raised again in the thread that trains
             self._error = error
 
     def _copy(self, state: State) -> State:
         """The state in buffers of ours; a buffer of an earlier checkpoint serves again where it fits."""
-        used, buffers = self._buffers, {}
+        copies: State = {}
         for name, tensor in state.items():
             local = tensor.as_subclass(torch.Tensor).detach()
-            buffer = used.get(name)
+            buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
                 buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
-            buffers[name] = buffer.copy_(local, non_blocking=local.is_cuda)
+                self._buffers[name] = buffer
+            buffer.copy_(local, non_blocking=local.is_cuda)
+            copies[name] = tensor.over(buffer) if isinstance(tensor, RowShard) else buffer
         for device in {tensor.device for tensor in state.values() if tensor.is_cuda}:
             torch.cuda.synchronize(device)
-        self._buffers = buffers
-        return {n: s.over(buffers[n]) if isinstance(s, RowShard) else buffers[n] for n, s in state.items()}
+        return copies

@@ -1,39 +1,39 @@
 """What every worker runs: one training step after the other, checkpoints and evaluation between them."""
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from rayface import config as configs
 from rayface.config import Config
 from rayface.data.images import augment
 from rayface.data.plan import SamplePlan
 from rayface.data.stream import Batch, FaultCounter
 from rayface.evaluation.export import save_model
-from rayface.evaluation.protocols import PairSet, embed_images, evaluate_pairs, load_pairs
-from rayface.evaluation.verification import roc, thinned
 from rayface.tracking import Journal
 from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
 from rayface.training import checkpoint, interrupt
 from rayface.training.checkpoint_writer import CheckpointWriter
-from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, gather_rows, use_cores
+from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, use_cores
+from rayface.training.evaluating import Evaluation
 from rayface.training.meter import Meter
+from rayface.training.micro_batches import micro_batches, scaled_rate
 from rayface.training.optim import build_optimizer
-from rayface.training.parts import build_config_backbone, build_config_head, data_parallel
+from rayface.training.parts import build_config_backbone, build_config_head, data_parallel, unsynced
+from rayface.training.recovery import NotFiniteError, Recovery, stopped
 from rayface.training.restarts import restarts
+from rayface.training.run_directory import write_json
 from rayface.training.schedules import build_schedule
+from rayface.training.state import load_state, mlflow_run_id, whole_state
+from rayface.training.watchdog import Watchdog, bytes_being_written
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
-
-
-class TrainingStoppedError(RuntimeError):
-    """A run that cannot go on; the message is for the user, one line."""
 
 
 class Training:
@@ -85,13 +85,19 @@ class Training:
         self.journal = Journal(run / "journal" / "rank0.jsonl") if world.rank == 0 else None
         self.checkpoints = CheckpointWriter(run, keep=config.train.keep_checkpoints)
         self.accuracy: float | None = None  # of the last evaluation; known to rank 0
-        self.step = self._restore()
+        progress = self._restore()
+        self.step = int(progress["step"]) if progress else 0
+        self.recovery = Recovery(**progress.get("recovery", {})) if progress else Recovery()
         self.checkpoints.reserve(self._state())
         self.forward = data_parallel(self.backbone, world)
+        self._piece = config.train.max_batch_per_worker
+        self.watchdog = Watchdog(
+            run, world.rank, world.size, config.train.hang_timeout, lambda: bytes_being_written(run)
+        )
         self.faults = FaultCounter(plan.num_samples, config.data.max_corrupt_fraction, known_faults)
-        self.pairs = _load_pairs(config)
+        self.faults.load_state(progress.get("faults", []) if progress else [])
+        self.evaluation = Evaluation(config, run, world, bf16=self.bf16)
         self._meter = Meter(self.step)
-        self._last_evaluation: dict[str, Any] = {}
         self.loss = math.nan
         self.restarts = restarts(run)
         if self.restarts:
@@ -104,15 +110,34 @@ class Training:
         Args:
             batches_from: step to this rank's batches from there on.
         """
+        with self.watchdog:
+            if self.step == 0:
+                self.evaluate()
+                if self.config.train.on_nan != "stop":
+                    self.save_checkpoint()  # for a roll-back from the first steps
+            asked = None
+            while asked is None:
+                try:
+                    asked = self._train(batches_from(self.step))
+                except NotFiniteError as error:
+                    self._roll_back(error)
+            if not asked:
+                self.finish()
+
+    def _train(self, batches: Iterator[Batch]) -> bool:
+        """Train on the batches to the last step; whether it was asked to stop before."""
         every = self.config.evaluate.every
-        if self.step == 0:
-            self.evaluate()
         self._meter.restart(self.step)
-        for batch in self._meter.waiting_for(batches_from(self.step)):
-            loss = self.train_step(batch)
+        self.watchdog.at("start", self.step)
+        for batch in self._meter.waiting_for(batches):
+            self._note_faults(batch)
+            trained = batch.step not in self.recovery.skipped
+            if trained:
+                self.loss = self.train_step(batch)
             self.step = batch.step + 1
             last = self.step == self.total_steps
-            self._log(loss, last)
+            if trained:
+                self._log(last)
             if every and self.step % every == 0 and not last:
                 self.evaluate()
                 self._meter.restart(self.step)
@@ -123,75 +148,119 @@ class Training:
                 self.checkpoints.wait()
                 if self.world.rank == 0:
                     interrupt.clear(self.run)
-                return
+                return True
+            self.watchdog.at("data", self.step)
         if self.step < self.total_steps:
             raise RuntimeError(f"the stream ended at step {self.step} of {self.total_steps}")
-        self.finish()
+        return False
 
     def train_step(self, batch: Batch) -> float:
-        """One step on this rank's part of the global batch; the mean loss over the global batch, before it."""
-        self._note_faults(batch)
+        """One step on this rank's part of the global batch; the mean loss over the global batch, before it.
+
+        Raises:
+            NotFiniteError: on every rank alike, before anything is moved.
+        """
         images, labels = self._prepare(batch)
-        self.head.prefetch(labels)
-        with autocast(self.world.device, self.bf16):
-            embeddings = self.forward(images)
-        loss = self._loss(embeddings.float(), labels, batch.step)
+        pieces = micro_batches(self.plan.batch_size, self.world.rank, self.world.size, self._piece)
+        separate = self.config.train.resize == "rescale_lr"
+        value = 0.0
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optim.clip_norm or math.inf)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._stopped(f"the loss of step {batch.step} is {value}", bad_from=batch.step)
-        if not math.isfinite(norm):
-            raise self._stopped(f"the gradient of step {batch.step} is not finite", bad_from=batch.step + 1)
-        self.optimizer.step()
-        self.head.step(self.optimizer.param_groups[0]["lr"])
+        for piece in pieces:
+            last = piece is pieces[-1]
+            with contextlib.nullcontext() if last or separate else unsynced(self.forward):
+                loss = self._forward(images[piece.rows], labels[piece.rows], piece.counts, batch.step)
+                self.watchdog.at("backward", batch.step)
+                loss.backward(loss.new_tensor(1.0 if separate else piece.share))
+            value += piece.share * float(loss.detach())
+            if last or separate:
+                self._update(value, batch.step, piece.share if separate else 1.0)
         self.schedule.step(value)
         return value
 
+    def _forward(self, images: torch.Tensor, labels: torch.Tensor, counts: list[int], step: int) -> torch.Tensor:
+        self.watchdog.at("forward", step)
+        self.head.prefetch(labels, counts)
+        with autocast(self.world.device, self.bf16):
+            embeddings = self.forward(images)
+        self.watchdog.at("loss", step)
+        try:
+            loss: torch.Tensor = self.head.loss(embeddings.float(), labels, counts=counts)
+            return loss
+        except ValueError as error:  # NaN embeddings, on every rank at once
+            raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
+
+    def _update(self, value: float, step: int, share: float) -> None:
+        """Move the weights by the gradients that have come together, and forget these."""
+        self.watchdog.at("update", step)
+        norm = torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optim.clip_norm or math.inf)
+        if not math.isfinite(value):
+            raise NotFiniteError(f"the loss of step {step} is {value}", step=step, bad_from=step)
+        if not math.isfinite(norm):
+            raise NotFiniteError(f"the gradient of step {step} is not finite", step=step, bad_from=step + 1)
+        self.checkpoints.copied()
+        with scaled_rate(self.optimizer, share * self.recovery.rate_factor):
+            self.optimizer.step()
+            self.head.step(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _roll_back(self, error: NotFiniteError) -> None:
+        """Go back to the last good checkpoint; every rank has met the same error.
+
+        Raises:
+            TrainingStoppedError: where that is not wanted, was done often enough, or there is none.
+        """
+        train = self.config.train
+        with contextlib.suppress(RuntimeError):  # the reason is what the user has to read
+            self.checkpoints.wait()
+        may = self.recovery.may_roll_back(train)
+        # That of step 0 is the start itself, so a roll-back can always take it.
+        bad_from = max(1, error.bad_from) if may else error.bad_from
+        good = checkpoint.set_aside(self.run, bad_from, rename=self.world.rank == 0)
+        progress = self._restore() if may and good else None
+        if progress is None:
+            raise stopped(error, good, self.recovery.rollbacks, self.config.optim.lr) from error
+        self.step = int(progress["step"])
+        what = self.recovery.change(error.step, train)
+        self._tell(f"{error}: rolled back to step {self.step}, training goes on {what} ({self.recovery.rollbacks})")
+
     def evaluate(self) -> None:
-        """Verification accuracy on the pairs, the images shared among the ranks."""
-        if self.pairs is None:
-            return
-        average_buffers(self.backbone, self.world)
-        n, world = len(self.pairs.images), self.world
-        bounds = [rank * n // world.size for rank in range(world.size + 1)]
-        own = embed_images(
-            self.backbone,
-            self.pairs.images[bounds[world.rank] : bounds[world.rank + 1]],
-            batch_size=self.config.evaluate.batch_size,
-            device=world.device,
-            amp="bf16" if self.bf16 else None,
-        )
-        counts = [last - first for first, last in pairwise(bounds)]
-        embeddings = gather_rows(torch.from_numpy(own).to(world.device), counts, world).cpu().numpy()
-        if self.journal is None:
-            return
-        result = evaluate_pairs(embeddings, self.pairs)
-        far, tar, _ = roc(embeddings[self.pairs.a], embeddings[self.pairs.b], self.pairs.is_same)
-        self._last_evaluation, self.accuracy = result, result["accuracy_mean"]
-        self.journal.metrics({"eval/accuracy": result["accuracy_mean"]}, self.step)
-        _write_json(self.run / "evaluation.json", {**result, "step": self.step, "roc": thinned(far, tar)})
+        """Verification accuracy on the pairs, if there are any."""
+        self.watchdog.at("evaluate", self.step)
+        accuracy = self.evaluation.run(self.backbone, self.step, self.watchdog.alive)
+        if accuracy is not None and self.journal is not None:
+            self.accuracy = accuracy
+            self.journal.metrics({"eval/accuracy": accuracy}, self.step)
 
     def save_checkpoint(self) -> None:
         """Copy the whole state and begin to write it; every rank must call it."""
+        self.watchdog.at("checkpoint", self.step)
         average_buffers(self.backbone, self.world)
         progress = {
             "step": self.step,
+            "epoch": self.step / self.plan.steps_per_epoch,
+            "plan": vars(self.plan),
             "total_steps": self.total_steps,
             "batch_size": self.plan.batch_size,
             "accuracy": self.accuracy,
             "dataset": self.dataset_facts,
             "schedule": self.schedule.state_dict(),
+            "recovery": self.recovery.state(),
+            "faults": self.faults.state(),
+            "mlflow": {"run_id": mlflow_run_id(self.run), "last_step": self.journal.last_step if self.journal else -1},
+            "config": configs.to_dict(replace(self.config, train=replace(self.config.train, output=None))),
+            "workers": self.world.size,
             "head": {k: v for k, v in self.head.state().items() if not isinstance(v, torch.Tensor)},
         }
         self.checkpoints.save(self._state(), progress)
+        self._log_checkpoint()
         self._meter.restart(self.step)
 
     def finish(self) -> None:
         """Evaluate and write the model and the result of the run."""
         self.evaluate()
+        self.watchdog.at("checkpoint", self.step)
         self.checkpoints.wait()
+        self._log_checkpoint()
         if self.journal is None:
             return
         save_model(
@@ -203,39 +272,31 @@ class Training:
             embedding_size=self.config.backbone.embedding_size,
             licence=self.dataset_facts["licence"],
             training_digest=self.dataset_facts["digest"],
-            metrics=self._last_evaluation,
+            metrics=self.evaluation.result,
         )
         outcome = {
             "steps": self.step,
             "faults": self.faults.num_lost,
             "loss": self.loss if math.isfinite(self.loss) else None,  # None: resumed after the last step
-            **self._last_evaluation,
+            **self.evaluation.result,
         }
-        _write_json(self.run / OUTCOME, outcome)
+        write_json(self.run / OUTCOME, outcome)
         self.journal.close()
 
-    def _restore(self) -> int:
-        """Load the newest checkpoint that is whole, if there is one; the step to go on from."""
+    def _restore(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint that is whole, if there is one; its progress."""
         saved, faults = self.checkpoints.newest_whole()
         if faults and self.journal is not None:
             self.journal.tags({CHECKPOINT_FAULTS: "; ".join(faults)})
         if saved is None:
-            return 0
-        optimizer = checkpoint.empty_like_saved(saved, "optimizer.")
-        progress = checkpoint.load(saved, {**self._state(with_optimizer=False), **optimizer})
-        checkpoint.load_optimizer_state(self.optimizer, optimizer)
-        self.head.load_state({**self.head.state(), **progress["head"]})
+            return None
+        progress = load_state(saved, self.backbone, self.head, self.optimizer, self.world)
         self.schedule.load_state_dict(progress["schedule"])
         self.accuracy = progress["accuracy"]
-        return int(progress["step"])
+        return progress
 
-    def _state(self, *, with_optimizer: bool = True) -> checkpoint.State:
-        state = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
-        first, _, num_classes = self.head.row_range
-        for key, rows in self.head.state().items():
-            if isinstance(rows, torch.Tensor):
-                state[f"head.{key}"] = checkpoint.RowShard.of(rows, first, num_classes)
-        return {**state, **(checkpoint.optimizer_state(self.optimizer) if with_optimizer else {})}
+    def _state(self) -> checkpoint.State:
+        return whole_state(self.backbone, self.head, self.optimizer, self.world)
 
     def _prepare(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented images and labels on the device; all randomness of a step is a function of (seed, step)."""
@@ -255,24 +316,32 @@ class Training:
         )
         return images.contiguous(memory_format=torch.channels_last), batch.labels.to(device, non_blocking=True)
 
-    def _log(self, loss: float, last: bool) -> None:
-        self.loss = loss
+    def _log(self, last: bool) -> None:
         if self.journal is None or not (last or self.step % self.config.train.log_every == 0):
             return
         steps_per_second, waiting = self._meter.read(self.step)
         self.journal.metrics(
             {
-                "train/loss": loss,
-                "train/lr": self.optimizer.param_groups[0]["lr"],
+                "train/loss": self.loss,
+                "train/lr": self.optimizer.param_groups[0]["lr"] * self.recovery.rate_factor,
                 "train/epoch": self.step / self.plan.steps_per_epoch,
                 "train/images_per_second": steps_per_second * self.plan.batch_size,
                 "train/waiting_for_data": waiting,
                 "train/restarts": len(self.restarts),
+                "train/rollbacks": self.recovery.rollbacks,
+                "train/workers": self.world.size,
                 "data/faults": self.faults.num_lost,
                 **{f"train/{key}": value for key, value in self.schedule.metrics().items()},
             },
             self.step,
         )
+
+    def _log_checkpoint(self) -> None:
+        """How long the last checkpoint that is on disk took, and kept the training waiting."""
+        if self.journal is not None and self.checkpoints.timing is not None:
+            timing = dict(self.checkpoints.timing)
+            step = int(timing.pop("step"))
+            self.journal.metrics({f"checkpoint/{name}": value for name, value in timing.items()}, step)
 
     def _tell(self, text: str) -> None:
         """Say on the terminal, in MLflow and in faults.log why training did not go straight on."""
@@ -288,27 +357,6 @@ class Training:
             with (self.run / "faults.log").open("a") as file:
                 file.writelines(f"{fault}\n" for fault in new)
 
-    def _loss(self, embeddings: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
-        try:
-            loss: torch.Tensor = self.head.loss(embeddings, labels)
-            return loss
-        except ValueError as error:  # NaN embeddings, on every rank at once
-            raise self._stopped(f"step {step}: {error}", bad_from=step) from error
-
-    def _stopped(self, reason: str, *, bad_from: int) -> TrainingStoppedError:
-        """What to raise on every rank; checkpoints of step `bad_from` and later hold the damage and are set aside."""
-        with contextlib.suppress(RuntimeError):  # the reason to stop is what the user has to read
-            self.checkpoints.wait()
-        good = checkpoint.set_aside(self.run, bad_from, rename=self.world.rank == 0)
-        way_on = (
-            f"the last good checkpoint is {good[-1]}; go on from it with --resume and"
-            if good
-            else "there is no good checkpoint yet; start again with"
-        )
-        return TrainingStoppedError(
-            f"{reason}; {way_on} a lower optim.lr (now {self.config.optim.lr:g}) or train.precision=fp32"
-        )
-
     def _asked_to_stop(self) -> bool:
         """Rank 0 looks, all ranks answer alike."""
         if self.step % self.config.train.log_every:
@@ -317,15 +365,3 @@ class Training:
 
     def _checkpoint_every(self) -> int:
         return self.config.train.checkpoint_every or self.plan.steps_per_epoch
-
-
-def _load_pairs(config: Config) -> PairSet | None:
-    if config.evaluate.pairs is None or config.evaluate.data is None:
-        return None
-    return load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=config.data.image_size)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    temporary.replace(path)

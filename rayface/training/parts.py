@@ -1,5 +1,6 @@
 """Parts that a config asks for, built alike on the driver, which checks, and on the workers."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -67,6 +68,11 @@ def build_config_head(config: Config, num_classes: int, world: World) -> Any:
         seed=config.train.seed,
         device=world.device,
     )
+
+
+def unsynced(module: nn.Module) -> AbstractContextManager[None]:
+    """While inside, gradients of a data-parallel module add up on each rank and are not averaged yet."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def data_parallel(backbone: nn.Module, world: World) -> nn.Module:

@@ -164,3 +164,10 @@ def _check_unchanged(old: Config, new: Config) -> None:
     for key in _FOR_LIFE:
         if before[key] != now[key]:
             raise ValueError(f"{key}: {now[key]!r}: the run was started with {before[key]!r}: must stay for --resume")
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a file that is there only when it is whole."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.replace(path)

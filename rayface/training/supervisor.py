@@ -11,8 +11,9 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from rayface.data.shards import DataError
 from rayface.training import interrupt
 from rayface.training.checkpoint import CheckpointError
-from rayface.training.loop import TrainingStoppedError
-from rayface.training.restarts import add_restart
+from rayface.training.recovery import TrainingStoppedError
+from rayface.training.restarts import add_restart, restarts
+from rayface.training.watchdog import take_hang
 
 _KNOWN = (TrainingStoppedError, CheckpointError, DataError, ValueError)
 # What machines, networks and other workers do to a worker; everything else comes again in the next attempt.
@@ -42,7 +43,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         cause = lasting_cause(failures)
         if cause is not None:
             raise cause  # Ray Train does not try again after an error of the controller
-        add_restart(self._run, describe(failures))
+        add_restart(self._run, take_hang(self._run) or describe(failures))
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Have healthy workers save a checkpoint before others take their place, so that no step is done twice."""
@@ -57,7 +58,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         add_restart(self._run, f"the cluster has room for {resize_decision.num_workers} workers")
 
 
-def cause_of(error: Exception) -> Exception:
+def cause_of(error: Exception, run: Path) -> Exception:
     """What the user should read of an error of Ray Train: the workers' own message where they know the reason."""
     inner = getattr(error, "controller_failure", None)
     if isinstance(inner, _KNOWN):
@@ -67,7 +68,9 @@ def cause_of(error: Exception) -> Exception:
     if isinstance(cause, _KNOWN):
         return cause
     if failures:
-        return TrainingStoppedError(f"{describe(failures)} (--debug shows more)")
+        *before, last = restarts(run) or [describe(failures)]
+        again = f"; workers had been started again {len(before)} times (train.max_failures)" if before else ""
+        return TrainingStoppedError(f"{last}{again} (--debug shows more)")
     line = " ".join(str(inner or error).split())
     return TrainingStoppedError(f"Ray Train stopped: {line[:500]} (--debug shows more)")
 

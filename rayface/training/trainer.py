@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import time
@@ -15,7 +16,7 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from rayface import config as configs
 from rayface import report, tracking
@@ -37,6 +38,9 @@ from rayface.training.run_directory import RESULT, check_data, check_output, cla
 from rayface.training.schedules import build_schedule
 from rayface.training.supervisor import Supervisor, cause_of
 from rayface.training.worker import train_worker
+
+_RESIZE_SECONDS = 60.0  # between looks for room for more workers
+_GROUP_START_SECONDS = 60.0  # Ray Train's default
 
 Follow = Callable[[Path, int], contextlib.AbstractContextManager[None]]
 
@@ -76,7 +80,7 @@ def train(
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
     plan = _plan(config, dataset)
     _check_backbone(config)
-    num_cpus = config.train.num_workers * config.train.cpus_per_worker
+    num_cpus = config.train.max_workers * config.train.cpus_per_worker
     with ray_session(address, num_cpus=num_cpus, debug=debug):
         on_cluster = bool(address or os.environ.get("RAY_ADDRESS"))
         _check_resources(config, config.train.wait_for_nodes if on_cluster else 0.0, say)
@@ -125,12 +129,9 @@ def _check(config: Config) -> None:
     train, data = config.train, config.data
     if not data.train:
         raise ValueError("data.train: is not set: must be a dataset directory, for example data.train=faces")
-    if train.batch_size % train.num_workers:
-        down = train.batch_size // train.num_workers * train.num_workers
-        near = f"{down} or {down + train.num_workers}" if down else str(train.num_workers)
+    if train.batch_size < train.max_workers:
         raise ValueError(
-            f"train.batch_size: {train.batch_size}: must be a multiple of train.num_workers={train.num_workers}: "
-            f"use {near}"
+            f"train.num_workers: {train.max_workers}: must not exceed train.batch_size={train.batch_size}: use fewer"
         )
     build_config_margin(config.head)
     if config.tracking.uri and tracking.mask_credentials(config.tracking.uri) != config.tracking.uri:
@@ -162,16 +163,16 @@ def _check_resources(config: Config, wait: float, say: Callable[[str], None]) ->
     """Wait for the nodes that the workers need; on a cluster of no GPUs yet, CPUs first, as they come together."""
     train = config.train
     if train.device != "cuda":
-        require({"CPU": train.cpus_per_worker}, train.num_workers, wait=wait, say=say)
+        require({"CPU": train.cpus_per_worker}, train.min_workers, wait=wait, say=say)
     if _uses_gpu(config):
-        require({"CPU": train.cpus_per_worker, "GPU": 1}, train.num_workers, wait=wait, say=say)
+        require({"CPU": train.cpus_per_worker, "GPU": 1}, train.min_workers, wait=wait, say=say)
 
 
 def _check_memory(config: Config, num_classes: int) -> None:
     """Refuse what cannot fit, as seen from where a worker would be: the driver's machine may be another kind."""
     gpu = _uses_gpu(config)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU" if gpu else "CPU", 0) > 0]
-    share = -(-config.train.num_workers // max(1, len(nodes)))
+    share = -(-config.train.max_workers // max(1, len(nodes)))
     if [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]:
         available = memory_per_worker(gpu=gpu, workers_per_machine=share)
     else:
@@ -261,12 +262,22 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=job,
-        scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=config.train.num_workers,
+            use_gpu=gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+        ),
+        torch_config=TorchConfig(timeout_s=_collective_seconds(config)),
         # Ray resumes a run whose name it has seen; ours are resumed from our own checkpoints, under a new name.
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
             storage_path=str(run / "ray"),
-            failure_config=FailureConfig(max_failures=config.train.max_failures),
+            failure_config=FailureConfig(
+                max_failures=config.train.max_failures,
+                # A group that finds no room is tried again for as long as nodes may take to come.
+                controller_failure_limit=math.ceil(config.train.wait_for_nodes / _GROUP_START_SECONDS),
+            ),
             callbacks=[Supervisor(run, config.train.grace_seconds)],
         ),
     )
@@ -279,12 +290,17 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
         with terminable():
             run_interruptibly(fit, run, config.train.grace_seconds, finished=(run / OUTCOME).exists)
     except ray.train.TrainingFailedError as error:
-        raise cause_of(error) from error
+        raise cause_of(error, run) from error
     except KeyboardInterrupt as error:
         saved = checkpoint.all_in(run)
         where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
         message = f"interrupted; {where}; go on with: rayface train --resume train.output={run}"
         raise TrainingInterruptedError(message, error) from error
+
+
+def _collective_seconds(config: Config) -> int:
+    """When a collective gives up: after the watchdogs, which know which worker it waits for."""
+    return math.ceil(2 * config.train.hang_timeout + 60) if config.train.hang_timeout else 1800
 
 
 def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rayface.evaluation.export import load_model
 from rayface.evaluation.jobs import evaluate_on_pairs
 from rayface.tracking import read_metrics
 from rayface.training import checkpoint, trainer
-from rayface.training.loop import TrainingStoppedError
+from rayface.training.recovery import TrainingStoppedError
 from rayface.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -74,11 +74,14 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("plain")
 def test_losses_are_the_same_for_any_number_of_workers(drawn, tmp_path):
     curves = {}
-    for workers in (1, 2, 3):
+    # 23: no number of workers divides it. [1, 3]: as many as there is room for.
+    options = {"train__batch_size": 23, "data__shift": 2, "data__brightness": 0.2, "train__epochs": 2}
+    for workers, asked in ((1, 1), (2, 2), (3, [1, 3])):
         run = tmp_path / f"workers-{workers}"
-        options = {"backbone__name": "plain", "backbone__dropout": 0.0, "data__shift": 2, "data__brightness": 0.2}
-        train(settings(drawn, run, train__num_workers=workers, train__epochs=2, **options))
+        plain_net = {"backbone__name": "plain", "backbone__dropout": 0.0}
+        train(settings(drawn, run, train__num_workers=asked, **plain_net, **options))
         curves[workers] = losses(run)
+        assert read_metrics(run / "journal")["train/workers"][-1][1] == workers
     assert len(curves[1]) == 20
     assert curves[1][-1] < 0.8 * curves[1][0]
     assert curves[2] == pytest.approx(curves[1], rel=1e-4)
@@ -179,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_names_the_last_good_checkpoint_and_can_
     [
         ({"data__train": []}, "data.train: is not set"),
         ({"data__train": "/nowhere/faces"}, "/nowhere/faces"),
-        ({"train__num_workers": 5}, "must be a multiple of train.num_workers=5: use 20 or 25"),
+        ({"train__batch_size": 3, "train__num_workers": 4}, "train.num_workers: 4: must not exceed train.batch_size=3"),
         ({"train__batch_size": 1000}, "must not exceed the 240 samples"),
         ({"head__margin": "cosfac"}, "head.margin 'cosfac' must be one of"),
         ({"evaluate__pairs": "x.csv"}, "needs evaluate.data"),

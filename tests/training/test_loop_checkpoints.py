@@ -15,7 +15,8 @@ from rayface.data.stream import Batch
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
 from rayface.training import checkpoint
 from rayface.training.distributed import World
-from rayface.training.loop import OUTCOME, Training, TrainingStoppedError
+from rayface.training.loop import OUTCOME, Training
+from rayface.training.recovery import TrainingStoppedError
 
 PLAN = SamplePlan(num_samples=24, batch_size=4)
 FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}

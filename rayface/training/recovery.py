@@ -1,0 +1,62 @@
+"""A loss that is not finite: back to the last good checkpoint, without the batch or at a lower rate; or the end."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayface.config import TrainConfig
+
+
+class TrainingStoppedError(RuntimeError):
+    """A run that cannot go on; the message is for the user, one line."""
+
+
+class NotFiniteError(Exception):
+    """The loss or the gradient of a step is NaN or infinite, on every rank alike.
+
+    Args:
+        reason: what is not finite, in one line.
+        step: the step.
+        bad_from: checkpoints of this step and later may hold the damage.
+    """
+
+    def __init__(self, reason: str, *, step: int, bad_from: int) -> None:
+        super().__init__(reason)
+        self.step, self.bad_from = step, bad_from
+
+
+@dataclass(kw_only=True)
+class Recovery:
+    """What roll-backs have changed of the run; part of every checkpoint, so that a resumed run does the same."""
+
+    skipped: list[int] = field(default_factory=list)
+    """Steps whose batches are left out."""
+    rate_factor: float = 1.0
+    """What the schedule's learning rate is multiplied by."""
+    rollbacks: int = 0
+
+    def change(self, step: int, train: TrainConfig) -> str:
+        """Answer a step that was not finite as train.on_nan says; what will be done, in words."""
+        self.rollbacks += 1
+        if train.on_nan == "skip":
+            self.skipped.append(step)
+            return f"without the batch of step {step}"
+        self.rate_factor *= train.nan_lr_factor
+        return f"at {self.rate_factor:g} times the learning rate"
+
+    def may_roll_back(self, train: TrainConfig) -> bool:
+        return train.on_nan != "stop" and self.rollbacks < train.max_rollbacks
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def stopped(error: NotFiniteError, good: list[Path], rollbacks: int, lr: float) -> TrainingStoppedError:
+    """What a user reads who has to decide: the last good checkpoint and what to change."""
+    way_on = (
+        f"the last good checkpoint is {good[-1]}; go on from it with --resume and"
+        if good
+        else "there is no good checkpoint yet; start again with"
+    )
+    tried = f" after {rollbacks} roll-backs" if rollbacks else ""
+    return TrainingStoppedError(f"{error}{tried}; {way_on} a lower optim.lr (now {lr:g}) or train.precision=fp32")

@@ -1,0 +1,138 @@
+"""A thread in every worker that sees when training stands still, names the worker that is behind, and ends its own."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# In the order in which a step goes through them; evaluate and checkpoint belong to the step that follows.
+PHASES = ("start", "evaluate", "checkpoint", "data", "forward", "loss", "backward", "update", "finish")
+HANG = "hang"
+# Before the first batch Ray Data starts, reads and decodes a whole window.
+_START_SECONDS = 1800.0
+_EXIT_CODE = 70
+
+
+class Watchdog:
+    """Holds where this worker is, writes it to RUN/beats, and ends the process when it stays there too long.
+
+    Workers wait for each other in every step, so all stand still when one does. The one that is behind the others
+    (an earlier step, an earlier phase, or the last to come there) is the one that is named, in RUN/hang. Every worker
+    that sees it exits hard, so that Ray Train starts them again; the named one may not be able to.
+
+    Args:
+        run: the run directory.
+        rank, size: of this worker, and how many there are.
+        timeout: seconds without progress; 0: nothing is watched. The start, up to the first batch, gets 30 min. more.
+        progress: asked while a checkpoint is waited for: as long as the answer changes, something is done.
+    """
+
+    def __init__(self, run: Path, rank: int, size: int, timeout: float, progress: Callable[[], object]) -> None:
+        self._run, self._rank, self._size, self._timeout, self._progress = run, rank, size, timeout, progress
+        self._place, self._since = ("start", 0), time.monotonic()
+        self._seen: object = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+
+    def __enter__(self) -> "Watchdog":
+        self._since = time.monotonic()
+        if self._timeout:
+            if self._rank == 0:
+                take_hang(self._run)  # of the workers before
+            self._write()
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+
+    def at(self, phase: str, step: int) -> None:
+        """Say where the worker is now."""
+        self._place, self._since = (phase, step), time.monotonic()
+
+    def alive(self) -> None:
+        """Say that there is progress in the phase."""
+        self._since = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(5.0, self._timeout / 5)):
+            self._write()
+            if still := self.standstill(time.monotonic()):
+                self._report(still)
+                os._exit(_EXIT_CODE)
+
+    def standstill(self, now: float) -> float:
+        """Seconds without progress at the time `now`, 0 as long as they are not too many."""
+        phase = self._place[0]
+        if phase == "checkpoint" and (seen := self._progress()) != self._seen:
+            self._seen, self._since = seen, now
+        still = now - self._since
+        return still if still > self._timeout + (_START_SECONDS if phase == "start" else 0) else 0.0
+
+    def _write(self) -> None:
+        phase, step = self._place
+        beat = {"rank": self._rank, "step": step, "phase": phase, "seconds": time.monotonic() - self._since}
+        path = _beat_path(self._run, self._rank)
+        temporary = path.with_suffix(".tmp")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            temporary.write_text(json.dumps({**beat, "time": time.time()}))
+            temporary.replace(path)
+        except OSError:
+            pass  # a full disk is no reason to watch less
+
+    def _report(self, still: float) -> None:
+        behind = furthest_behind(self._run, self._size) or {"rank": self._rank, "step": self._place[1]}
+        where = f"step {behind['step']}, {behind.get('phase', self._place[0])}"
+        line = f"worker {behind['rank']} hangs: no progress for {still:.0f} s in {where} (train.hang_timeout)"
+        print(line, file=sys.stderr, flush=True)
+        try:
+            with (self._run / HANG).open("x") as file:  # the first to see it has the word
+                file.write(line)
+        except OSError:
+            pass
+
+
+def furthest_behind(run: Path, size: int) -> dict[str, Any] | None:
+    """The beat of the worker that the others wait for: rank, step, phase, seconds; None where none is known."""
+    beats = []
+    for rank in range(size):
+        try:
+            beats.append(json.loads(_beat_path(run, rank).read_text()))
+        except (OSError, ValueError):
+            continue
+    # Of those at the same place, the last to come: the others were there before, waiting.
+    return min(beats, key=lambda b: (b["step"], PHASES.index(b["phase"]), b["seconds"] - b["time"]), default=None)
+
+
+def take_hang(run: Path) -> str | None:
+    """What a watchdog reported, once."""
+    path = run / HANG
+    try:
+        line = path.read_text()
+        path.unlink()
+    except OSError:
+        return None
+    return line or None
+
+
+def bytes_being_written(run: Path) -> int:
+    """Size so far of the checkpoint that is being written."""
+    total = 0
+    for path in (run / "checkpoints").glob(".step_*.tmp/*"):
+        try:
+            total += path.stat().st_size
+        except OSError:
+            continue
+    return total
+
+
+def _beat_path(run: Path, rank: int) -> Path:
+    return run / "beats" / f"rank_{rank:05d}.json"

@@ -1,0 +1,72 @@
+"""Who hangs: the worker that is behind the others; and that all of them end."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from rayface.training.watchdog import Watchdog, furthest_behind, take_hang
+
+ARRIVED = {"seconds": 3.0, "time": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("places", "behind"),
+    [
+        ([(7, "loss"), (6, "update"), (7, "loss")], 1),
+        ([(7, "loss"), (7, "loss"), (7, "forward")], 2),
+        ([(7, "data"), (7, "checkpoint"), (7, "data")], 1),
+        ([(7, "loss"), (7, "loss"), None], 1),  # the last to come; no word of rank 2
+    ],
+)
+def test_the_one_that_is_behind_is_named(tmp_path, places, behind):
+    (tmp_path / "beats").mkdir()
+    for rank, place in enumerate(places):
+        if place is not None:
+            beat = {"rank": rank, "step": place[0], "phase": place[1], **ARRIVED, "seconds": 3.0 - rank}
+            (tmp_path / "beats" / f"rank_{rank:05d}.json").write_text(json.dumps(beat))
+    found = furthest_behind(tmp_path, 3)
+    assert found is not None
+    assert found["rank"] == behind
+
+
+def test_what_is_slow_but_goes_on_is_left_alone(tmp_path):
+    written = [1]
+    watchdog = Watchdog(tmp_path, 0, 1, 10.0, lambda: written[0])
+    assert watchdog.standstill(time.monotonic() + 11) == 0  # the start has more time
+    watchdog.at("forward", 1)
+    assert watchdog.standstill(time.monotonic() + 9) == 0
+    assert watchdog.standstill(time.monotonic() + 11) > 10
+    watchdog.alive()
+    assert watchdog.standstill(time.monotonic() + 9) == 0
+    watchdog.at("checkpoint", 2)
+    for later in (11, 22, 33):
+        written[0] += 1  # a file grows
+        assert watchdog.standstill(time.monotonic() + later) == 0
+    assert watchdog.standstill(time.monotonic() + 44) > 10
+
+
+def train_and_hang(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    with Watchdog(Path(folder), rank, 2, 5.0, lambda: None) as watchdog:
+        for step in range(5):
+            watchdog.at("forward", step)
+            if (rank, step) == (1, 3):
+                time.sleep(600)
+            watchdog.at("loss", step)
+            dist.all_reduce(torch.zeros(1))
+
+
+def test_workers_that_wait_for_one_another_end_and_say_for_whom(tmp_path):
+    with pytest.raises(mp.ProcessExitedException) as caught:
+        mp.spawn(train_and_hang, (str(tmp_path),), 2)
+    assert caught.value.exit_code == 70
+    told = take_hang(tmp_path)
+    assert told is not None
+    assert told.startswith("worker 1 hangs: no progress for ")
+    assert "in step 3, forward (train.hang_timeout)" in told
+    assert take_hang(tmp_path) is None
