@@ -1,5 +1,6 @@
 """Benchmarks: ratios of things measured in one run."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,3 +88,19 @@ def bench_nms(
         faces, identities, embedding_size, keep, dtype, threads, loop_identities=loop_identities, seed=seed
     )
     show_result("Face-NMS", result, json)
+
+
+@bench.command("checkpoint")
+def bench_checkpoint(
+    classes: Annotated[int, typer.Option("--classes", "-C", min=1)] = 500_000,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=2)] = 128,
+    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    directory: Annotated[Path | None, typer.Option(help="On the disk to measure; default: the temporary one.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Seconds that training waits for a checkpoint, against the seconds of its write."""
+    from rayface.bench.checkpoint import bench_checkpoint as measure
+
+    result = measure(classes, batch_size, embedding_size=embedding_size, directory=directory)
+    show_result("checkpoint", result, json)
