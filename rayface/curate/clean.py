@@ -19,6 +19,7 @@ DROPS = ("test", "bytes", "outliers", "conflicts")  # in order: the first that a
 REASONS = {"test": "in the test set", "bytes": "same bytes", "outliers": "outlier", "conflicts": "conflict"}
 _BLOCK = 4096  # rows
 _NEAREST = 4  # identities that a face is compared with
+_MAX_PAIRS = 1_000_000
 
 Pairs = tuple[Ints, Ints, NDArray[np.float64]]
 
@@ -89,7 +90,7 @@ def clean(
         test_embeddings, test_labels: (M, D), (M,) of the test set, for options.test.
         digests: (N,) of any type, equal where the bytes of two samples are.
     Returns:
-        what was found. Memory beside it: 12 * D bytes for each identity, 24 for each face, and blocks of 4,096 rows.
+        what was found. Memory beside it: 8 * D bytes for each identity, 40 for each face, and blocks of 4,096 rows.
         Identities are compared exactly up to `neighbours.EXACT` of them, approximately beyond.
     Raises:
         ValueError: wrong shapes or options; NaN, infinity or a vector of zeros.
@@ -215,6 +216,8 @@ def _conflicts(values: Floats, bounds: Ints, index: CenterIndex, above: float, d
                 for i, j in np.argwhere(cosines > above).tolist():
                     pair = sorted((int(rows[asking[i]]), int(theirs[j])))
                     found[pair[0], pair[1]] = float(cosines[i, j])
+        if len(found) > _MAX_PAIRS:
+            raise ValueError(f"conflicts {above}: more than {_MAX_PAIRS:,} pairs of faces are above it; raise it")
     pairs = sorted(found)
     both = np.array(pairs, np.int64).reshape(-1, 2)
     return both[:, 0], both[:, 1], np.array([found[pair] for pair in pairs])

@@ -9,7 +9,7 @@ from rayface.curate.identities import Ints
 EXACT = 20_000  # centers; more are searched in cells
 _PROBED = 32  # cells, of 4 * sqrt(centers)
 _BLOCK = 1024  # queries
-_MAX_PAIRS = 10_000_000
+_MAX_PAIRS = 1_000_000
 
 Floats32 = NDArray[np.float32]
 
@@ -32,7 +32,7 @@ class CenterIndex:
             index = faiss.IndexIVFFlat(self._coarse, size, cells, faiss.METRIC_INNER_PRODUCT)
             index.cp.spherical = True
             index.cp.seed = 1
-            index.cp.max_points_per_centroid = 64
+            index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 64
             index.nprobe = _PROBED
             index.train(centers)
             self._index = index
@@ -42,7 +42,7 @@ class CenterIndex:
         """Return pairs (query, center) of a higher cosine than the threshold, and these cosines.
 
         Raises:
-            ValueError: more than ten million pairs.
+            ValueError: more than a million pairs.
         """
         found: list[tuple[Ints, Ints, NDArray[np.float64]]] = []
         total = 0

@@ -147,6 +147,16 @@ def test_approximate_search_finds_near_centers() -> None:
     assert len(found) > 0.95 * len(everything)
 
 
+def test_too_many_pairs_are_refused(faces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they fill the memory."""
+    monkeypatch.setattr(module, "_MAX_PAIRS", 10)
+    monkeypatch.setattr("rayface.curate.neighbours._MAX_PAIRS", 10)
+    with pytest.raises(ValueError, match=r"^conflicts -0.9: more than 10 pairs of faces are above it; raise it"):
+        clean(*faces, CleanOptions(conflicts=-0.9))
+    with pytest.raises(ValueError, match=r"^cosine -0.9: more than 10 pairs of identities are above it; raise it"):
+        clean(*faces, CleanOptions(duplicates=-0.9))
+
+
 def test_bad_input_gets_one_line(faces: Any) -> None:
     """Named, with the rule."""
     embeddings, labels, keys = faces
