@@ -192,7 +192,8 @@ class TrainConfig:
     max_rollbacks: NotNegative = 3
     """So often in a run; then it stops."""
     max_batch_per_worker: Annotated[int, Field(ge=2)] | None = None
-    """Images that a worker takes at once; a larger part of the global batch is worked through in pieces."""
+    """Images that a worker takes at once; a larger part of the global batch is worked through in pieces. Until the step
+    the class layer keeps head.logit_memory for each of them."""
     resize: Literal["accumulate", "rescale_lr"] = "accumulate"
     """With pieces: one step for the global batch, whatever the number of workers; or one step for each piece, its
     rate in proportion to its share of the global batch."""

@@ -350,3 +350,13 @@ def test_wrong_input_is_one_line_and_exit_code_2(call, arguments, message):
 def test_presets_load_by_the_names_of_the_published_counts():
     for name in ("webface4m", "webface12m", "webface42m", "ms1mv3", "glint360k"):
         assert make_plan(with_overrides(load(name), TINY), preset=name).counts.num_images > 4_000_000
+
+
+def test_pieces_of_a_batch_need_the_activations_of_one_piece():
+    config = load("webface12m", overrides={"train.batch_size": 1024})
+    whole = memory(job_of(config, 10_000, gpu=True))
+    pieces = memory(job_of(with_overrides(config, {"train.max_batch_per_worker": 32}), 10_000, gpu=True))
+    assert pieces["activations"] == pytest.approx(whole["activations"] / 4, rel=0.1)
+    assert {k: v for k, v in pieces.items() if k != "activations"} == {
+        k: v for k, v in whole.items() if k != "activations"
+    }

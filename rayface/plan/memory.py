@@ -49,6 +49,8 @@ class Job:
     gpu: bool
     bf16: bool
     recompute: bool
+    piece: int | None
+    """Images that a rank takes at once; None: its whole part of the batch."""
 
     @property
     def images(self) -> int:
@@ -103,6 +105,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
         net=net_size(config, bf16=bf16, recompute=recompute),
         num_classes=num_classes,
         num_workers=train.min_workers,
+        piece=train.max_batch_per_worker,
         batch_size=train.batch_size,
         embedding_size=config.backbone.embedding_size,
         image_size=config.data.image_size,
@@ -158,7 +161,7 @@ def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
         "backbone_gradients": 4 * net.trainable,
         "backbone_optimizer": 4 * net.trainable * job.backbone_moments,
         "ddp_buckets": buckets,
-        "activations": net.activation_bytes(images),
+        "activations": net.activation_bytes(min(images, job.piece or images)),
         # as read, augmented, and laid out for the net
         "input_buffers": images * pixels * (1 + 4 + 4),
         "overhead": GPU_OVERHEAD if job.gpu else CPU_OVERHEAD,
