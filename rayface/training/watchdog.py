@@ -1,18 +1,20 @@
 """A thread in every worker that sees when training stands still, names the worker that is behind, and ends its own."""
 
-import json
+import contextlib
 import os
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import NamedTuple
 
 # In the order in which a step goes through them; evaluate and checkpoint belong to the step that follows.
 PHASES = ("start", "evaluate", "checkpoint", "data", "forward", "loss", "backward", "update", "finish")
 HANG = "hang"
+_BEAT = struct.Struct("<qqd")  # step, phase, unix seconds; written at every change, so that a stopped process left it
 # Before the first batch Ray Data starts, reads and decodes a whole window.
 _START_SECONDS = 1800.0
 _EXIT_CODE = 70
@@ -36,6 +38,7 @@ class Watchdog:
         self._run, self._rank, self._size, self._timeout, self._progress = run, rank, size, timeout, progress
         self._place, self._since = ("start", 0), time.monotonic()
         self._seen: object = None
+        self._file: int | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
@@ -44,6 +47,9 @@ class Watchdog:
         if self._timeout:
             if self._rank == 0:
                 take_hang(self._run)  # of the workers before
+            path = _beat_path(self._run, self._rank)
+            path.parent.mkdir(exist_ok=True)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             self._write()
             self._thread.start()
         return self
@@ -52,10 +58,15 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        if self._file is not None:
+            self._thread.join()
+            os.close(self._file)
+            self._file = None
 
     def at(self, phase: str, step: int) -> None:
         """Say where the worker is now."""
         self._place, self._since = (phase, step), time.monotonic()
+        self._write()
 
     def alive(self) -> None:
         """Say that there is progress in the phase."""
@@ -63,7 +74,9 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(min(5.0, self._timeout / 5)):
-            self._write()
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    os.fsync(self._file)  # for readers on other machines
             if still := self.standstill(time.monotonic()):
                 self._report(still)
                 os._exit(_EXIT_CODE)
@@ -77,21 +90,16 @@ class Watchdog:
         return still if still > self._timeout + (_START_SECONDS if phase == "start" else 0) else 0.0
 
     def _write(self) -> None:
+        if self._file is None:
+            return
         phase, step = self._place
-        beat = {"rank": self._rank, "step": step, "phase": phase, "seconds": time.monotonic() - self._since}
-        path = _beat_path(self._run, self._rank)
-        temporary = path.with_suffix(".tmp")
-        try:
-            path.parent.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps({**beat, "time": time.time()}))
-            temporary.replace(path)
-        except OSError:
-            pass  # a full disk is no reason to watch less
+        with contextlib.suppress(OSError):  # a full disk is no reason to watch less
+            os.pwrite(self._file, _BEAT.pack(step, PHASES.index(phase), time.time()), 0)
 
     def _report(self, still: float) -> None:
-        behind = furthest_behind(self._run, self._size) or {"rank": self._rank, "step": self._place[1]}
-        where = f"step {behind['step']}, {behind.get('phase', self._place[0])}"
-        line = f"worker {behind['rank']} hangs: no progress for {still:.0f} s in {where} (train.hang_timeout)"
+        behind = furthest_behind(self._run, self._size) or Beat(self._place[1], self._place[0], 0.0, self._rank)
+        where = f"step {behind.step}, {behind.phase}"
+        line = f"worker {behind.rank} hangs: no progress for {still:.0f} s in {where} (train.hang_timeout)"
         print(line, file=sys.stderr, flush=True)
         try:
             with (self._run / HANG).open("x") as file:  # the first to see it has the word
@@ -100,16 +108,24 @@ class Watchdog:
             pass
 
 
-def furthest_behind(run: Path, size: int) -> dict[str, Any] | None:
-    """The beat of the worker that the others wait for: rank, step, phase, seconds; None where none is known."""
+class Beat(NamedTuple):
+    """Where a worker is, and the unix seconds since when."""
+
+    step: int
+    phase: str
+    since: float
+    rank: int
+
+
+def furthest_behind(run: Path, size: int) -> Beat | None:
+    """The worker that the others wait for; None where none is known."""
     beats = []
     for rank in range(size):
-        try:
-            beats.append(json.loads(_beat_path(run, rank).read_text()))
-        except (OSError, ValueError):
-            continue
+        with contextlib.suppress(OSError, struct.error, IndexError):
+            step, phase, since = _BEAT.unpack(_beat_path(run, rank).read_bytes())
+            beats.append(Beat(step, PHASES[phase], since, rank))
     # Of those at the same place, the last to come: the others were there before, waiting.
-    return min(beats, key=lambda b: (b["step"], PHASES.index(b["phase"]), b["seconds"] - b["time"]), default=None)
+    return min(beats, key=lambda beat: (beat.step, PHASES.index(beat.phase), -beat.since), default=None)
 
 
 def take_hang(run: Path) -> str | None:
@@ -135,4 +151,4 @@ def bytes_being_written(run: Path) -> int:
 
 
 def _beat_path(run: Path, rank: int) -> Path:
-    return run / "beats" / f"rank_{rank:05d}.json"
+    return run / "beats" / f"rank_{rank:05d}"

@@ -1,6 +1,6 @@
 """Who hangs: the worker that is behind the others; and that all of them end."""
 
-import json
+import struct
 import time
 from pathlib import Path
 
@@ -9,9 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from rayface.training.watchdog import Watchdog, furthest_behind, take_hang
-
-ARRIVED = {"seconds": 3.0, "time": 1000.0}
+from rayface.training.watchdog import PHASES, Watchdog, furthest_behind, take_hang
 
 
 @pytest.mark.parametrize(
@@ -27,11 +25,11 @@ def test_the_one_that_is_behind_is_named(tmp_path, places, behind):
     (tmp_path / "beats").mkdir()
     for rank, place in enumerate(places):
         if place is not None:
-            beat = {"rank": rank, "step": place[0], "phase": place[1], **ARRIVED, "seconds": 3.0 - rank}
-            (tmp_path / "beats" / f"rank_{rank:05d}.json").write_text(json.dumps(beat))
+            beat = struct.pack("<qqd", place[0], PHASES.index(place[1]), 1000.0 + rank)
+            (tmp_path / "beats" / f"rank_{rank:05d}").write_bytes(beat)
     found = furthest_behind(tmp_path, 3)
     assert found is not None
-    assert found["rank"] == behind
+    assert (found.rank, found.step, found.phase) == (behind, *places[behind])
 
 
 def test_what_is_slow_but_goes_on_is_left_alone(tmp_path):
