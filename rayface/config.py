@@ -259,7 +259,7 @@ def load(
 
     tree = preset_values(preset) if preset else {}
     if file is not None:
-        _merge(tree, _read_yaml(file), source=str(file))
+        _merge(tree, read_yaml(file), source=str(file))
     return with_overrides(_build(tree), overrides)
 
 
@@ -326,7 +326,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:

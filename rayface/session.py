@@ -15,13 +15,16 @@ _POLL_SECONDS = 2.0
 
 
 @contextmanager
-def ray_session(address: str | None = None, *, num_cpus: int = 1, debug: bool = False) -> Iterator[None]:
+def ray_session(
+    address: str | None = None, *, num_cpus: int = 1, debug: bool = False, dashboard: bool = False
+) -> Iterator[None]:
     """Connect to Ray, or start a local one that is stopped at the end.
 
     Args:
         address: of a cluster; None: RAY_ADDRESS, else a local Ray.
         num_cpus: CPUs that the job needs; a local Ray offers them even on fewer cores.
         debug: show the logs of Ray and of its workers.
+        dashboard: of a local Ray; trials of Ray Tune may hang without.
 
     Raises:
         ValueError: when the cluster does not answer.
@@ -41,7 +44,7 @@ def ray_session(address: str | None = None, *, num_cpus: int = 1, debug: bool = 
             ray.init(
                 "local",  # None would join a Ray that somebody started on this machine
                 num_cpus=max(machine.num_cpus(), num_cpus),
-                include_dashboard=False,
+                include_dashboard=dashboard,
                 logging_level=level,
                 log_to_driver=debug,
             )

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rayface import __version__
-from rayface.cli import bench, checkpoint, curate, data, models, training  # noqa: F401  # they add their verbs
+from rayface.cli import bench, checkpoint, curate, data, models, training, tune  # noqa: F401  # they add their verbs
 from rayface.cli.common import app
 
 # Typer brings its own copy of click or uses the installed one, by version: take the class from what it exports.

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from rayface.config import TrackingConfig
 from rayface.tracking.journal import read_records
 from rayface.tracking.server import ENVIRONMENT, MAX_METRICS, Server, Settings, checked_uri, mask_credentials
 
@@ -243,6 +244,18 @@ class Delivery:
 
     def _save(self) -> None:
         _write_json(self.folder / "delivered.json", asdict(self._progress))
+
+
+def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str]) -> Delivery:
+    """Start to deliver a run's journals to where its settings, MLFLOW_TRACKING_URI or else mlflow.db beside it say.
+
+    Raises:
+        ValueError: MLflow cannot store there.
+    """
+    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.parent / 'mlflow.db'}"
+    delivery = Delivery(run / "journal", uri=uri, experiment=settings.experiment, run_name=run.name, tags=tags)
+    delivery.start()
+    return delivery
 
 
 def deliver(folder: Path, timeout: float) -> bool:

@@ -14,6 +14,7 @@ MAX_PARAMS_AND_TAGS = 100
 MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
+PARENT = "mlflow.parentRunId"  # tag: the run that this one is shown under
 
 # MLflow's own defaults let one call on a dead server block for four minutes; to try again is the delivery's
 # job. Its tracebacks, links and bars would land in the middle of a progress display or of --json. The user's own

@@ -7,9 +7,10 @@ import os
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -53,6 +54,8 @@ def train(
     debug: bool = False,
     follow: Follow = lambda run, steps: contextlib.nullcontext(),
     say: Callable[[str], None] = lambda text: None,
+    tags: Mapping[str, str] = MappingProxyType({}),
+    held_cpus: float = 0.0,
 ) -> dict[str, Any]:
     """Train a model into a run directory.
 
@@ -64,6 +67,8 @@ def train(
         follow: called with the run directory and the number of steps; its context spans the training and may
             show the journal's progress.
         say: told what the run waits for before it can start.
+        tags: of the MLflow run.
+        held_cpus: of the cluster, by runs at the same time; readers must not wait for these.
 
     Returns:
         run, model, report, tracking, steps, images_per_second, seconds, faults, loss and, with pairs, the results
@@ -88,19 +93,45 @@ def train(
         with claimed(config, resume) as run:
             check_data(run, _data_facts(dataset))
             configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
-            return _train_in(run, config, dataset, plan, follow, resume=resume)
+            return _train_in(run, config, dataset, plan, follow, resume=resume, tags=tags, held_cpus=held_cpus)
+
+
+def rehearse(config: Config) -> tuple[Config, int]:
+    """Check what can be checked without Ray.
+
+    Returns:
+        the config with absolute paths, and the number of training steps.
+
+    Raises:
+        ValueError: bad input; one line.
+    """
+    config = _absolute(config)
+    _check(config)
+    dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
+    return config, _num_steps(config, _plan(config, dataset))
+
+
+def _num_steps(config: Config, plan: SamplePlan) -> int:
+    return max(1, round(config.train.epochs * plan.steps_per_epoch))
 
 
 def _train_in(
-    run: Path, config: Config, dataset: Dataset, plan: SamplePlan, follow: Follow, *, resume: bool
+    run: Path,
+    config: Config,
+    dataset: Dataset,
+    plan: SamplePlan,
+    follow: Follow,
+    *,
+    resume: bool,
+    tags: Mapping[str, str],
+    held_cpus: float,
 ) -> dict[str, Any]:
     start = time.monotonic()
     if not resume:
         (run / "faults.log").write_text("".join(f"{fault}\n" for fault in dataset.faults))
-    with _tracked(config, run, dataset) as tracked:
-        total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
-        with follow(run, total_steps):
-            _fit(config, run, dataset, plan)
+    with _tracked(config, run, dataset, tags) as tracked:
+        with follow(run, _num_steps(config, plan)):
+            _fit(config, run, dataset, plan, held_cpus)
         result = _gather(run, dataset, seconds=time.monotonic() - start)
         for path, folder in _artifacts(run):
             tracked.journal.artifact(path, folder)
@@ -205,9 +236,9 @@ class _Tracked:
 
 
 @contextlib.contextmanager
-def _tracked(config: Config, run: Path, dataset: Dataset) -> Iterator[_Tracked]:
+def _tracked(config: Config, run: Path, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[_Tracked]:
     """The driver's journal of a run; whatever happens inside, the run's end is told and waited for."""
-    delivery = _delivery(config, run) if config.tracking.enabled else None
+    delivery = tracking.start(config.tracking, run, tags) if config.tracking.enabled else None
     journal = tracking.Journal(run / "journal" / "driver.jsonl")
     tracked = _Tracked(journal=journal, uri=delivery.uri if delivery else None)
     journal.params(configs.flat(config))
@@ -229,15 +260,6 @@ def _tracked(config: Config, run: Path, dataset: Dataset) -> Iterator[_Tracked]:
             tracked.delivered = delivery.close(config.tracking.timeout)
 
 
-def _delivery(config: Config, run: Path) -> tracking.Delivery:
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.parent / 'mlflow.db'}"
-    delivery = tracking.Delivery(
-        run / "journal", uri=uri, experiment=config.tracking.experiment, run_name=run.name, tags={}
-    )
-    delivery.start()
-    return delivery
-
-
 def _git_commit() -> str:
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
@@ -246,7 +268,7 @@ def _git_commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
+def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpus: float) -> None:
     gpu = _uses_gpu(config)
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = {
@@ -256,6 +278,7 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
         "plan": plan,
         "facts": {"name": dataset.name, "digest": dataset.digest, "licence": dataset.licence},
         "faults": dataset.faults,
+        "held_cpus": held_cpus,
         "shards": [shard.path for shard in dataset.shards[:1]],
         "shape": job_of(config, dataset.num_classes, gpu=gpu),
     }
@@ -292,10 +315,17 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan) -> None:
     except ray.train.TrainingFailedError as error:
         raise cause_of(error, run) from error
     except KeyboardInterrupt as error:
-        saved = checkpoint.all_in(run)
-        where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
-        message = f"interrupted; {where}; go on with: rayface train --resume train.output={run}"
-        raise TrainingInterruptedError(message, error) from error
+        raise _interrupted(run, error) from error
+    if not (run / OUTCOME).exists():  # a sweep put the request to stop into the run directory
+        raise _interrupted(run, KeyboardInterrupt())
+
+
+def _interrupted(run: Path, cause: KeyboardInterrupt) -> TrainingInterruptedError:
+    saved = checkpoint.all_in(run)
+    where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
+    return TrainingInterruptedError(
+        f"interrupted; {where}; go on with: rayface train --resume train.output={run}", cause
+    )
 
 
 def _collective_seconds(config: Config) -> int:

@@ -49,13 +49,15 @@ def train_worker(job: dict[str, Any]) -> None:
 
     def batches_from(step: int) -> Iterator[Batch]:
         span = {"start": step, "stop": training.total_steps}
-        streams = _streams(config, plan, world, **span)
+        streams = _streams(config, plan, world, held_cpus=job["held_cpus"], **span)
         return train_batches(streams, plan, rank=world.rank, world_size=world.size, **span)
 
     training.fit(batches_from)
 
 
-def _streams(config: Config, plan: SamplePlan, world: World, *, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+def _streams(
+    config: Config, plan: SamplePlan, world: World, *, held_cpus: float, start: int, stop: int
+) -> Iterator[tuple[int, Any]]:
     """This rank's share of each Ray Data execution; rank 0 starts them and deals them out."""
     dataset, gpus = None, int(world.device.type == "cuda")
     for first, last in executions(plan, start, stop):
@@ -70,6 +72,9 @@ def _streams(config: Config, plan: SamplePlan, world: World, *, start: int, stop
                 first_window=first,
                 last_window=last,
                 readers=config.data.readers,
-                reserved={"CPU": float(world.size * config.train.cpus_per_worker), "GPU": float(world.size * gpus)},
+                reserved={
+                    "CPU": world.size * config.train.cpus_per_worker + held_cpus,
+                    "GPU": float(world.size * gpus),
+                },
             )
         yield first, broadcast_from_rank_zero(streams)[world.rank]

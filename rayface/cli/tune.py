@@ -1,0 +1,33 @@
+"""Verb of sweeps: tune."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayface.cli.common import Address, Debug, Json, Overrides, app, show_result
+
+
+@app.command()
+def tune(
+    file: Annotated[Path, typer.Argument(help="Sweep file, as those in tune_configs/.")],
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="In place of the file's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest sweep of that file.")] = False,
+    json: Json = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Search config keys by many training runs: Ray Tune with Optuna, logged to MLflow."""
+    from rayface.tuning.sweep import tune as sweep
+
+    result = sweep(
+        file,
+        overrides or [],
+        preset=preset,
+        resume=resume,
+        address=address,
+        debug=debug,
+        say=lambda text: typer.echo(text, err=True),
+    )
+    show_result("swept", result, json)

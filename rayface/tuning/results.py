@@ -1,0 +1,102 @@
+"""What a sweep leaves: best.yaml, result.json, pictures and a page that shows them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+import rayface
+from rayface import config as configs
+from rayface import report
+from rayface.config import Config
+from rayface.tuning import figures
+from rayface.tuning.spec import PRUNE, Spec
+from rayface.tuning.study import best_trials
+
+
+def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> dict[str, Any]:
+    """Write all of it into the sweep's directory.
+
+    Returns:
+        what result.json holds.
+    """
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    best = best_trials(study)
+    states = [trial.state.name.lower() for trial in trials]
+    result: dict[str, Any] = {
+        "sweep": str(folder),
+        "report": str(folder / "report.html"),
+        "trials": len(trials),
+        **{name: states.count(name) for name in ("complete", "pruned", "fail")},
+        "seconds": seconds,
+    }
+    metrics = [objective.metric for objective in spec.objectives]
+    if best:
+        result["best"] = {
+            "trial": best[0].number,
+            **dict(zip(metrics, best[0].values, strict=True)),
+            "params": best[0].params,
+        }
+        result["best_config"] = str(folder / "best.yaml")
+        _write_best(base, best[0], folder / "best.yaml")
+    plots = figures.draw(study, spec)
+    figures.write_pngs(study, spec, folder / "plots")
+    page = report.load_template("sweep.html").render(
+        title=folder.name,
+        table=_table(result),
+        plots=plots,
+        config="",
+        plotly=figures.script(),
+        header=[
+            "trial",
+            "state",
+            *[objective.metric for objective in spec.objectives],
+            *spec.search,
+            "seconds",
+            "note",
+        ],
+        rows=[_row(trial, spec, {t.number for t in best}) for trial in trials],
+        palette=report.PALETTE,
+        version=rayface.__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    report.write_file(folder / "report.html", page.encode())
+    report.write_file(folder / "result.json", json.dumps(result, indent=1).encode())
+    return result
+
+
+def _write_best(base: Config, trial: FrozenTrial, path: Path) -> None:
+    params = {key: value for key, value in trial.params.items() if not key.startswith(PRUNE)}
+    config = configs.with_overrides(base, params)
+    configs.dump(replace(config, train=replace(config.train, output=None)), path)
+
+
+def _table(result: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if best := result.get("best"):
+        values = ", ".join(f"{key} {value:.4g}" for key, value in best.items() if key not in ("trial", "params"))
+        rows.append(("best", f"trial {best['trial']}: {values}"))
+        rows += [(key, _text(value)) for key, value in best["params"].items()]
+    rows.append(("trials", f"{result['complete']} complete, {result['pruned']} pruned, {result['fail']} failed"))
+    return [*rows, ("seconds", f"{result['seconds']:,.0f}")]
+
+
+def _row(trial: FrozenTrial, spec: Spec, best: set[int]) -> dict[str, Any]:
+    values: Sequence[float] = trial.values or []
+    cells = [str(trial.number), trial.state.name.lower()]
+    cells += [_text(values[k]) if k < len(values) else "-" for k in range(len(spec.objectives))]
+    cells += [_text(trial.params[key]) if key in trial.params else "-" for key in spec.search]
+    duration = trial.duration.total_seconds() if trial.duration else 0.0
+    return {
+        "cells": [*cells, f"{duration:,.0f}", trial.user_attrs.get("reason", "")],
+        "best": trial.number in best,
+    }
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

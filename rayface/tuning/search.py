@@ -1,0 +1,116 @@
+"""Between Ray Tune, which runs the trials, and the Optuna study, which chooses and judges them."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from rayface.training import interrupt
+from rayface.tuning.search_space import suggest
+from rayface.tuning.spec import Spec
+from rayface.tuning.study import interrupted, started
+
+Ended = Callable[[optuna.trial.FrozenTrial], None]
+
+
+class StudySearch(Searcher):
+    """Ray Tune's search algorithm, over a study.
+
+    Trials that were at work when the sweep broke off come first, under their own numbers. A trial that the
+    study's pruner gives up is asked to stop, as by Ctrl-C: it saves its checkpoint and ends its MLflow run.
+
+    Args:
+        study: as `open_study` returns it.
+        spec: with the space and the number of trials.
+        folder: where the trials' run directories are.
+        ended: called with every trial that has ended.
+    """
+
+    def __init__(self, study: optuna.Study, spec: Spec, folder: Path, ended: Ended) -> None:
+        super().__init__()
+        self._study, self._spec, self._folder, self._ended = study, spec, folder, ended
+        self._again = [trial.number for trial in interrupted(study)]
+        self._trials: dict[str, optuna.Trial] = {}
+        self._pruned: set[str] = set()
+        budget = spec.sweep.time_budget
+        self._deadline = math.inf if budget is None else time.monotonic() + budget
+        self._stopped = False
+
+    @property
+    def remaining(self) -> int:
+        """Trials to run, those that were interrupted included."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        new = self._spec.sweep.trials - len(started(self._study))
+        if self._spec.sweep.sampler == "grid":
+            new = min(new, len(waiting))
+        return max(0, new) + len(self._again)
+
+    def run_of(self, number: int) -> Path:
+        """The run directory of a trial."""
+        return self._folder / f"{number:04d}"
+
+    def stop(self) -> None:
+        """Start no more trials, and ask those at work to stop; they are left to a sweep that is resumed."""
+        self._stopped = True
+        for trial in self._trials.values():
+            self._ask_to_stop(trial.number)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True  # all of that is the study's
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # the study is the state
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._stopped or time.monotonic() > self._deadline or not self.remaining:
+            return Searcher.FINISHED
+        if self._again:
+            frozen = self._study.get_trials(deepcopy=False)[self._again.pop(0)]
+            trial = optuna.Trial(self._study, frozen._trial_id)
+        else:
+            trial = self._study.ask()
+        self._trials[trial_id] = trial
+        return {"run": str(self.run_of(trial.number)), "values": suggest(self._spec.search, trial)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        trial = self._trials[trial_id]
+        if result.get("state") != "RUNNING" or trial_id in self._pruned or self._spec.sweep.pruner == "none":
+            return
+        trial.report(result["value"], result["step"])
+        if math.isfinite(result["value"]) and trial.should_prune():
+            self._pruned.add(trial_id)
+            self._ask_to_stop(trial.number)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._trials.pop(trial_id)
+        result = result or {}
+        state = result.get("state")
+        facts: dict[str, Any] = {"run": str(self.run_of(trial.number))}
+        values: list[float] = []
+        if state == "COMPLETE" and not error:
+            ending, values = TrialState.COMPLETE, result["values"]
+            facts["seconds"] = result["seconds"]
+        elif state == "PRUNED" and trial_id in self._pruned and not error:
+            ending = TrialState.PRUNED
+        else:
+            ending = TrialState.FAIL
+            if self._stopped:
+                return
+            facts["reason"] = result.get("reason", "its process ended without a word")
+        for key, value in facts.items():
+            trial.set_user_attr(key, value)
+        self._study.tell(trial, values or None, state=ending)
+        self._ended(self._study.get_trials(deepcopy=False)[trial.number])
+
+    def _ask_to_stop(self, number: int) -> None:
+        with contextlib.suppress(FileNotFoundError):  # it has not begun
+            (self.run_of(number) / interrupt.REQUEST).touch()

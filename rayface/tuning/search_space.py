@@ -1,0 +1,118 @@
+"""Search spaces over config keys: ranges, choices, and parameters that exist only beside certain others."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
+
+Scalar = bool | int | float | str | None
+Number = int | float
+
+
+class Trial(Protocol):
+    """What a suggestion needs of an Optuna trial."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Parameter:
+    """The values that a key may take: `choices`, or a range `low` to `high` (integers where both are)."""
+
+    choices: tuple[Scalar, ...] | None = None
+    low: Number | None = None
+    high: Number | None = None
+    step: Number | None = None
+    log: bool = False
+    when: dict[str, Scalar | tuple[Scalar, ...]] | None = None
+    """Other parameters, named before this one, and the value (or one of the values) each must have."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Parameter":
+        if self.choices is not None:
+            if not self.choices or any(v is not None for v in (self.low, self.high, self.step)) or self.log:
+                raise ValueError("must have choices, or a range, not both")
+        elif self.low is None or self.high is None or not self.low <= self.high:
+            raise ValueError("must have choices, or low and high with low <= high")
+        elif self.log and (self.step is not None or self.low <= 0):
+            raise ValueError("log: needs low above 0 and no step")
+        elif self.step is not None and self.step <= 0:
+            raise ValueError("step: must be above 0")
+        return self
+
+    @property
+    def integer(self) -> bool:
+        return all(isinstance(value, int) for value in (self.low, self.high, self.step or 1))
+
+    def edges(self) -> tuple[Scalar, ...]:
+        """All choices, or both ends of the range."""
+        return self.choices if self.choices is not None else (self.low, self.high)
+
+    def grid(self) -> tuple[Scalar, ...] | None:
+        """Every value; None: there is no end of them."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None
+        assert self.high is not None
+        step = self.step or (1 if self.integer and not self.log else None)
+        if step is None:
+            return None
+        return tuple(self.low + k * step for k in range(int((self.high - self.low) / step + 1e-9) + 1))
+
+    def suggest(self, key: str, trial: Trial) -> Scalar:
+        """Ask the trial for a value."""
+        if self.choices is not None:
+            value: Scalar = trial.suggest_categorical(key, list(self.choices))
+            return value
+        assert self.low is not None
+        assert self.high is not None
+        if self.integer:
+            return trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
+
+    def applies(self, values: Mapping[str, Scalar]) -> bool:
+        """Whether the parameter exists beside these values of the ones before it."""
+        for key, wanted in (self.when or {}).items():
+            allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+            if key not in values or values[key] not in allowed:
+                return False
+        return True
+
+
+Space = Mapping[str, Parameter]
+
+
+def suggest(space: Space, trial: Trial) -> dict[str, Scalar]:
+    """A value for every parameter that applies, in the order of the space."""
+    values: dict[str, Scalar] = {}
+    for key, parameter in space.items():
+        if parameter.applies(values):
+            values[key] = parameter.suggest(key, trial)
+    return values
+
+
+def grid(space: Space) -> list[dict[str, Scalar]]:
+    """Every point of a space of choices and stepped ranges.
+
+    Raises:
+        ValueError: a range without steps.
+    """
+    return list(_grid(list(space.items()), {}))
+
+
+def _grid(rest: list[tuple[str, Parameter]], values: dict[str, Scalar]) -> Iterator[dict[str, Scalar]]:
+    if not rest:
+        yield values
+        return
+    (key, parameter), *others = rest
+    if not parameter.applies(values):
+        yield from _grid(others, values)
+        return
+    places = parameter.grid()
+    if places is None:
+        raise ValueError(f"search.{key}: is a range without an end of values: a grid needs choices, or a step")
+    for value in places:
+        yield from _grid(others, {**values, key: value})

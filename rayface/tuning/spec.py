@@ -1,0 +1,200 @@
+"""What a sweep file says: a base config, a search space, objectives, and how to search."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from rayface import config as configs
+from rayface.config import Config, Positive
+from rayface.curate.core_set import PruneSettings, check_settings
+from rayface.tuning.search_space import Parameter, grid
+
+_OWN = ("sweep.", "prune.")
+PRUNE = "prune."  # parameters of the prune stage, in front of a trial's training
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+# Objectives that are also logged while a run trains, and under which name: what a pruner can go by.
+WATCHED = {"accuracy_mean": "eval/accuracy", "loss": "train/loss"}
+# What a sweep that is resumed may be told anew; everything else would make its trials unlike each other.
+_FREE = {"sweep.trials", "sweep.concurrency", "sweep.time_budget", "sweep.output"}
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Objective:
+    metric: str = "accuracy_mean"
+    """A number in a run's result.json: accuracy_mean, loss, seconds, images_per_second, ..."""
+    mode: Literal["max", "min"] = "max"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SweepConfig:
+    """How to search."""
+
+    trials: Positive = 16
+    """In all, failed ones included; a grid ends earlier when it is exhausted."""
+    concurrency: Positive = 1
+    """Trials at once; each takes train.num_workers workers."""
+    time_budget: Seconds | None = None
+    """Seconds after which no more trials start."""
+    sampler: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
+    pruner: Literal["asha", "hyperband", "median", "none"] = "none"
+    """Stops trials early by their evaluations (evaluate.every) or losses."""
+    min_steps: Positive = 1
+    """Of training, before a trial may be pruned."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """asha, hyperband: one in so many trials goes on at each rung."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    storage: str | None = None
+    """Of the Optuna study: postgresql://..., mysql://...; None: sqlite in the sweep's directory."""
+    output: str | None = None
+    """Sweep directory, on a disk that all nodes share; None: the next free sweeps/NAME-001."""
+
+
+def _parameter(value: Any) -> Any:
+    return {"choices": value} if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Spec:
+    """A sweep file."""
+
+    preset: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    """What all trials have in common, as a file for `rayface train -c`."""
+    prune: dict[str, Any] | None = None
+    """Prune data.train first: embeddings (as `rayface embed` writes them), and settings as `rayface prune` has them."""
+    search: dict[str, Annotated[Parameter, BeforeValidator(_parameter)]] = Field(min_length=1)
+    """Dotted config key, or prune.SETTING, to a list of choices or a range."""
+    objectives: tuple[Objective, ...] = Field(default=(Objective(),), min_length=1)
+    heatmaps: tuple[tuple[str, str], ...] = ()
+    """Pairs of keys to draw the first objective over."""
+    sweep: SweepConfig = SweepConfig()
+
+
+_ADAPTER = TypeAdapter(Spec)
+
+
+def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tuple[Spec, Config]:
+    """Read a sweep file; `sweep.*` and `prune.*` overrides are the file's, all others config keys.
+
+    Raises:
+        ValueError: one line.
+    """
+    spec = _build(configs.read_yaml(file), file)
+    own = [text for text in overrides if text.startswith(_OWN)]
+    spec = _with_overrides(spec, own, file)
+    if preset is not None:
+        spec = replace(spec, preset=preset)
+    base = configs.with_overrides(configs.load(spec.preset), spec.config)
+    base = configs.with_overrides(base, [text for text in overrides if text not in own])
+    base = configs.with_overrides(base, {"train.output": None})
+    _check(spec, base)
+    return spec, base
+
+
+def dump(spec: Spec, base: Config, path: Path) -> None:
+    """Write what `load` reads, all of it resolved."""
+    tree = {**asdict(replace(spec, preset=None)), "config": configs.to_dict(base)}
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False))
+
+
+def check_resumable(overrides: Sequence[str]) -> None:
+    """Refuse overrides that would make the trials to come unlike those that are done.
+
+    Raises:
+        ValueError: one line.
+    """
+    for text in overrides:
+        if (key := text.partition("=")[0]) not in _FREE:
+            raise ValueError(f"{key}: must stay for --resume: only {', '.join(sorted(_FREE))} may be given")
+
+
+def _with_overrides(spec: Spec, overrides: Sequence[str], file: Path) -> Spec:
+    tree = json.loads(json.dumps(asdict(spec)))
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ValueError(f"{text!r}: must be key=value, for example sweep.trials=32")
+        group, _, name = key.partition(".")
+        tree[group] = {**(tree[group] or {}), name: yaml.safe_load(value)}
+    return _build(tree, file)
+
+
+def _build(tree: Mapping[str, Any], file: Path) -> Spec:
+    try:
+        return _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+        message = first["msg"]
+        if first["type"] == "unexpected_keyword_argument":
+            known = [f.name for f in fields(SweepConfig if key.startswith("sweep.") else Spec)]
+            near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+            message = "is not a key of sweep files" + (f": did you mean {near[0]}?" if near else "")
+        raise ValueError(f"{file}: {key}: {first['input']!r}: {message}") from error
+
+
+def _check(spec: Spec, base: Config) -> None:
+    before: list[str] = []
+    for key, parameter in spec.search.items():
+        for other in parameter.when or {}:
+            if other not in before:
+                raise ValueError(f"search.{key}.when: {other}: must be a parameter named before {key}")
+        if not key.startswith(PRUNE):
+            for value in parameter.edges():
+                configs.with_overrides(base, {key: value})
+        before.append(key)
+    for key in (key for pair in spec.heatmaps for key in pair):
+        if key not in spec.search:
+            raise ValueError(f"heatmaps: {key}: must be one of the parameters: {', '.join(spec.search)}")
+    _check_prune(spec)
+    _check_objectives(spec, base)
+    if spec.sweep.sampler == "grid":
+        grid(spec.search)
+
+
+def _check_prune(spec: Spec) -> None:
+    searched = {key.removeprefix(PRUNE): p.edges()[0] for key, p in spec.search.items() if key.startswith(PRUNE)}
+    if spec.prune is None and not searched:
+        return
+    if not (spec.prune or {}).get("embeddings"):
+        raise ValueError("prune.embeddings: is not set: name the folder that `rayface embed` wrote of data.train")
+    prune_settings({**(spec.prune or {}), **searched})
+
+
+def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
+    """What `rayface prune` calls them.
+
+    Raises:
+        ValueError: an unknown name, or a value that breaks its rule.
+    """
+    given = {key: value for key, value in values.items() if key != "embeddings"}
+    try:
+        settings = PruneSettings(**{"baselines": (), **given})
+    except TypeError as error:
+        raise ValueError(f"prune: {given!r}: must be settings of `rayface prune`: {error}") from error
+    check_settings(settings)
+    return settings
+
+
+def _check_objectives(spec: Spec, base: Config) -> None:
+    metrics = [objective.metric for objective in spec.objectives]
+    if "accuracy_mean" in metrics and base.evaluate.pairs is None:
+        raise ValueError("evaluate.pairs: is not set: objective accuracy_mean needs it, and evaluate.data")
+    pruner = spec.sweep.pruner
+    if pruner == "none":
+        return
+    if len(metrics) > 1:
+        raise ValueError(f"sweep.pruner: {pruner}: must be none with several objectives, as Optuna has it")
+    if metrics[0] not in WATCHED:
+        raise ValueError(f"sweep.pruner: {pruner}: needs an objective of {', '.join(WATCHED)}: change it, or use none")
+    if metrics[0] == "accuracy_mean" and base.evaluate.every == 0:
+        raise ValueError("evaluate.every: 0: a pruner goes by evaluations: say how many steps are between them")

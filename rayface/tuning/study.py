@@ -1,0 +1,91 @@
+"""The Optuna study of a sweep: what was tried, what comes next, which trial is worth going on with."""
+
+import warnings
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from rayface.tuning.search_space import grid
+from rayface.tuning.spec import Spec, SweepConfig
+
+
+def open_study(spec: Spec, name: str, storage: str, *, total_steps: int) -> optuna.Study:
+    """Make the study, or go on with it.
+
+    Args:
+        name: of the study in its storage.
+        storage: a URI of SQLAlchemy's; optuna-dashboard reads the same.
+        total_steps: of a trial's training, for hyperband.
+
+    Raises:
+        ValueError: the storage cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    try:
+        rdb = optuna.storages.RDBStorage(storage)
+        study = optuna.create_study(
+            storage=rdb,
+            study_name=name,
+            load_if_exists=True,
+            directions=[StudyDirection[f"{objective.mode.upper()}IMIZE"] for objective in spec.objectives],
+            pruner=_pruner(spec.sweep, total_steps),
+        )
+    except Exception as error:  # SQLAlchemy's drivers raise whatever they like
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(f"sweep.storage: the study cannot be opened: {type(error).__name__}: {text}") from error
+    study.sampler = _sampler(spec.sweep, len(study.get_trials(deepcopy=False)))
+    if spec.sweep.sampler == "grid" and not study.get_trials(deepcopy=False):
+        for point in grid(spec.search):
+            study.enqueue_trial(point)
+    return study
+
+
+def interrupted(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that were at work when a sweep ended without a word."""
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def started(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that have begun; those of a grid that wait are not among them."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The best trial; with several objectives those that no other beats in all, the best in the first one first."""
+    if not any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
+        return []
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    if len(study.directions) == 1:
+        return [study.best_trial]
+    return sorted(study.best_trials, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def _sampler(sweep: SweepConfig, num_trials: int) -> BaseSampler:
+    # A resumed sweep must not draw the first points once more.
+    seed = int(np.random.SeedSequence([sweep.seed, num_trials]).generate_state(1)[0])
+    if sweep.sampler == "tpe":
+        # Points that are at work count as bad ones, so that trials at the same time differ.
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    if sweep.sampler == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    if sweep.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _pruner(sweep: SweepConfig, total_steps: int) -> optuna.pruners.BasePruner:
+    if sweep.pruner == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=sweep.min_steps, reduction_factor=sweep.reduction_factor
+        )
+    if sweep.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(
+            min_resource=sweep.min_steps, max_resource=total_steps, reduction_factor=sweep.reduction_factor
+        )
+    if sweep.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=sweep.min_steps)
+    return optuna.pruners.NopPruner()

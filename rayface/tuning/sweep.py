@@ -1,0 +1,331 @@
+"""The driver's side of a sweep: claim its directory, run the trials, record them, gather the results."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune as ray_tune
+
+from rayface import config as configs
+from rayface import tracking
+from rayface.config import Config
+from rayface.session import ray_session
+from rayface.tracking.journal import Status
+from rayface.training.interrupt import TrainingInterruptedError, terminable
+from rayface.training.trainer import rehearse
+from rayface.tuning import spec as specs
+from rayface.tuning.results import write_results
+from rayface.tuning.search import StudySearch
+from rayface.tuning.spec import WATCHED, Spec
+from rayface.tuning.study import best_trials, open_study
+from rayface.tuning.trial import run_trial
+
+SPEC = "sweep.yaml"
+_TUNE_CPUS = 0.01  # a trial only waits for its workers; Ray Tune takes none for "no resources"
+Say = Callable[[str], None]
+
+
+def tune(
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    resume: bool = False,
+    address: str | None = None,
+    debug: bool = False,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Run the sweep that a file describes.
+
+    Args:
+        file: as rayface/tuning/spec.py has it.
+        overrides: `sweep.KEY=VALUE` say how to search, all others are config keys of every trial.
+        preset: in place of the file's.
+        resume: go on with a sweep of that file: sweep.output, else the newest of its name under sweeps/.
+        address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
+        debug: show the logs of Ray.
+        say: told of every trial that has ended.
+
+    Returns:
+        sweep (its directory), trials by how they ended, the best one with its values and parameters, seconds.
+
+    Raises:
+        ValueError: bad input; one line.
+        TrainingInterruptedError: by Ctrl-C or SIGTERM; one line.
+    """
+    spec, base, folder = _resumed(file, overrides) if resume else _new(file, overrides, preset)
+    base, total_steps = rehearse(base)
+    base = replace(base, tracking=_tracking(base, folder))
+    _quiet_tune(debug)
+    num_cpus = spec.sweep.concurrency * _cpus(base) + 1
+    with _claimed(folder), ray_session(address, num_cpus=num_cpus, debug=debug, dashboard=True):
+        if not resume:
+            specs.dump(spec, base, folder / SPEC)
+        _check_room(spec, base)
+        storage = spec.sweep.storage or f"sqlite:///{folder / 'study.db'}"
+        study = open_study(spec, str(folder), storage, total_steps=total_steps)
+        sweep = _Sweep(spec, base, folder, study, say)
+        with sweep.tracked():
+            sweep.run()
+            return sweep.finish()
+
+
+class _Sweep:
+    def __init__(self, spec: Spec, base: Config, folder: Path, study: optuna.Study, say: Say) -> None:
+        self._spec, self._base, self._folder, self._study, self._say = spec, base, folder, study, say
+        self._start = time.time()
+        self._journal = tracking.Journal(folder / "journal" / "driver.jsonl")
+        self._tags: dict[str, str] = {}  # of the trials' MLflow runs
+        self._search = StudySearch(study, spec, folder / "trials", self._ended)
+
+    @contextlib.contextmanager
+    def tracked(self) -> Iterator[None]:
+        """The sweep's own MLflow run; what its trials' runs must have to be nested in it is in `_tags`."""
+        settings = self._base.tracking
+        delivery = (
+            tracking.start(settings, self._folder, {"rayface.sweep": self._folder.name}) if settings.enabled else None
+        )
+        self._journal.params(configs.flat(self._base))
+        self._journal.params({f"search.{key}": _in_words(value) for key, value in self._spec.search.items()})
+        self._journal.artifact(self._folder / SPEC)
+        self._tags = {"rayface.sweep": self._folder.name}
+        status: Status = "FAILED"
+        try:
+            if delivery is not None:
+                self._tags.update(_nested_in(delivery, settings.timeout, self._say))
+            yield
+            status = "FINISHED"
+        except TrainingInterruptedError:
+            status = "KILLED"
+            raise
+        finally:
+            self._journal.finish(status)
+            self._journal.close()
+            if delivery is not None:
+                delivery.close(settings.timeout)
+
+    def run(self) -> None:
+        """Run what is left to run."""
+        remaining = self._search.remaining
+        if not remaining:
+            return
+        concurrency = self._spec.sweep.concurrency
+        metrics = [objective.metric for objective in self._spec.objectives]
+        watch = WATCHED.get(metrics[0]) if self._spec.sweep.pruner != "none" else None
+        trial = ray_tune.with_parameters(
+            run_trial,
+            base=configs.to_dict(self._base),
+            prune=self._spec.prune,
+            metrics=metrics,
+            watch=watch,
+            tags=self._tags,
+            held_cpus=(concurrency - 1) * _cpus(self._base) + concurrency * _TUNE_CPUS,
+        )
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(trial, {"CPU": _TUNE_CPUS}),
+            tune_config=ray_tune.TuneConfig(
+                search_alg=self._search,
+                num_samples=remaining,
+                max_concurrent_trials=concurrency,
+            ),
+            run_config=ray_tune.RunConfig(
+                name=uuid.uuid4().hex[:12], storage_path=str(self._folder / "ray"), verbose=0
+            ),
+        )
+        with terminable():
+            self._wait_for(lambda: tuner.fit())
+
+    def finish(self) -> dict[str, Any]:
+        """Write what came out, and tell MLflow."""
+        best = best_trials(self._study)
+        result = write_results(self._spec, self._base, self._folder, self._study, seconds=time.time() - self._start)
+        for path in (self._folder / "best.yaml", self._folder / "report.html", self._folder / "result.json"):
+            if path.exists():
+                self._journal.artifact(path)
+        for path in sorted((self._folder / "plots").glob("*")):
+            self._journal.artifact(path, "plots")
+        self._record_trials({trial.number for trial in best})
+        return result
+
+    def _wait_for(self, function: Callable[[], object]) -> None:
+        """Call it in a thread; when interrupted, let the trials save their checkpoints first."""
+        failures: list[BaseException] = []
+        done = threading.Event()
+
+        def call() -> None:
+            try:
+                function()
+            except BaseException as error:  # raised again in the thread that waits
+                failures.append(error)
+            finally:
+                done.set()
+
+        threading.Thread(target=call, daemon=True, name="rayface-tune").start()
+        try:
+            while not done.wait(0.5):
+                pass
+        except KeyboardInterrupt as error:
+            self._search.stop()
+            done.wait(self._base.train.grace_seconds)
+            message = f"interrupted; go on with: rayface tune FILE --resume sweep.output={self._folder}"
+            raise TrainingInterruptedError(message, error) from error
+        if failures:
+            raise failures[0]
+
+    def _ended(self, trial: FrozenTrial) -> None:
+        run = self._search.run_of(trial.number)
+        journal = tracking.Journal(run / "journal" / "sweep.jsonl")
+        journal.params(trial.params)
+        journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})
+        if trial.state == TrialState.FAIL:
+            journal.finish("FAILED")  # where its own process could not
+        journal.close()
+        best = best_trials(self._study)
+        metrics = [objective.metric for objective in self._spec.objectives]
+        ended = sum(other.state.is_finished() for other in self._study.get_trials(deepcopy=False))
+        values = trial.values if trial.state == TrialState.COMPLETE else []
+        curves = {f"trial/{metric}": value for metric, value in zip(metrics, values, strict=False)}
+        if best:
+            curves[f"best/{metrics[0]}"] = best[0].values[0]
+        self._journal.metrics(curves, ended)
+        self._say(_line(trial, metrics, best, self._spec.sweep.trials))
+
+    def _record_trials(self, best: set[int]) -> None:
+        """Tag the trials' MLflow runs, and send what could not be sent when they ended."""
+        for trial in self._study.get_trials(deepcopy=False):
+            run = self._search.run_of(trial.number)
+            if not trial.state.is_finished():
+                continue
+            journal = tracking.Journal(run / "journal" / "sweep.jsonl")
+            journal.tags({"best": str(trial.number in best).lower()})
+            journal.close()
+            if self._base.tracking.enabled:
+                delivery = tracking.start(self._base.tracking, run, self._tags)
+                if not delivery.close(self._base.tracking.timeout):
+                    self._say(
+                        f"MLflow at {delivery.uri} does not take the trials' tags: send them with rayface sync RUN"
+                    )
+                    return
+
+
+def _new(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
+    spec, base = specs.load(file, overrides, preset)
+    if spec.sweep.output is None:
+        return spec, base, _numbered(file.stem)
+    folder = Path(spec.sweep.output).absolute()
+    if (folder / SPEC).exists() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"sweep.output: {folder}: holds a sweep: go on with --resume, or choose another directory")
+    return spec, base, folder
+
+
+def _resumed(file: Path, overrides: Sequence[str]) -> tuple[Spec, Config, Path]:
+    specs.check_resumable(overrides)
+    given = [text.partition("=")[2] for text in overrides if text.startswith("sweep.output=")]
+    found = [Path(text).absolute() for text in given] or sorted(_existing(file.stem).values())[-1:]
+    if not found or not (found[-1] / SPEC).is_file():
+        where = found[-1] if found else f"sweeps/{file.stem}-*"
+        raise ValueError(f"--resume: {where}: no sweep there: name it with sweep.output=DIR")
+    spec, base = specs.load(found[-1] / SPEC, overrides)
+    return spec, base, found[-1]
+
+
+def _existing(name: str) -> dict[int, Path]:
+    found = {}
+    for path in Path("sweeps").absolute().glob(f"{name}-*"):
+        if match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name):
+            found[int(match[1])] = path
+    return found
+
+
+def _numbered(name: str) -> Path:
+    return Path("sweeps").absolute() / f"{name}-{max(_existing(name), default=0) + 1:03d}"
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The directory, made if need be, and kept from other drivers while inside."""
+    try:
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"sweep.output: {folder}: cannot be written: {error.strerror}: choose another") from error
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"sweep.output: {folder}: a sweep is at work in it: wait for it, or stop it") from error
+        except OSError:
+            pass  # a disk without locks
+        yield
+
+
+def _tracking(base: Config, folder: Path) -> configs.TrackingConfig:
+    """One place for the sweep and its trials."""
+    if base.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return base.tracking
+    return replace(base.tracking, uri=f"sqlite:///{folder.parent / 'mlflow.db'}")
+
+
+def _cpus(base: Config) -> int:
+    """What the workers of a trial hold."""
+    return base.train.max_workers * base.train.cpus_per_worker
+
+
+def _quiet_tune(debug: bool) -> None:
+    """Stdout is for the result, and a trial that fails is told of in one line."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if not debug:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _check_room(spec: Spec, base: Config) -> None:
+    """Trials that do not fit at once would wait for each other's workers."""
+    cpus = _cpus(base)
+    room = int(ray.cluster_resources().get("CPU", 0) // cpus)
+    if room < spec.sweep.concurrency:
+        raise ValueError(
+            f"sweep.concurrency: {spec.sweep.concurrency}: a trial needs {cpus} CPU, the cluster has room for {room}: "
+            "lower it, or train.num_workers"
+        )
+
+
+def _nested_in(delivery: tracking.Delivery, timeout: float, say: Say) -> dict[str, str]:
+    deadline = time.monotonic() + timeout
+    while delivery.run_id is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if delivery.run_id is None:
+        say(f"MLflow at {delivery.uri} does not answer: the trials' runs will not be nested in the sweep's")
+        return {}
+    return {tracking.PARENT: delivery.run_id}
+
+
+def _in_words(parameter: Any) -> str:
+    return json.dumps({key: value for key, value in vars(parameter).items() if value not in (None, False)})
+
+
+def _line(trial: FrozenTrial, metrics: Sequence[str], best: Sequence[FrozenTrial], num_trials: int) -> str:
+    values = trial.values if trial.state == TrialState.COMPLETE else []
+    found = ", ".join(f"{metric} {value:.4g}" for metric, value in zip(metrics, values, strict=False))
+    tried = " ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+    what = found or trial.user_attrs.get("reason", "")
+    text = f"trial {trial.number} of {num_trials}: {trial.state.name.lower()} {what}"
+    if best and best[0].number != trial.number:
+        text += f" (best {best[0].values[0]:.4g}, trial {best[0].number})"
+    return f"{text}: {tried}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)

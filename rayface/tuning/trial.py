@@ -1,0 +1,110 @@
+"""One trial: a training run like any other, in a process that Ray Tune starts."""
+
+import json
+import math
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.curate.core_set import build
+from rayface.tracking.journal import read_records
+from rayface.training.interrupt import TrainingInterruptedError
+from rayface.training.run_directory import RESULT
+from rayface.training.trainer import train
+from rayface.tuning.spec import PRUNE, prune_settings
+
+_POLL_SECONDS = 0.5
+
+
+def run_trial(
+    job: Mapping[str, Any],
+    *,
+    base: Mapping[str, Any],
+    prune: Mapping[str, Any] | None,
+    metrics: Sequence[str],
+    watch: str | None,
+    tags: Mapping[str, str],
+    held_cpus: float,
+) -> None:
+    """Prune if asked to, train with some keys changed, or go on with it, and report how it went to Ray Tune.
+
+    Args:
+        job: run (its directory) and values (by config key).
+        base: the config that the values change.
+        prune: as the sweep file has it.
+        metrics: what to take from the result.
+        watch: a metric of the journal to report while it trains.
+        tags: of the MLflow run.
+        held_cpus: by the other trials at the same time, and by Ray Tune.
+    """
+    run = Path(job["run"])
+    try:
+        values = {key: value for key, value in job["values"].items() if not key.startswith(PRUNE)}
+        config = configs.with_overrides(configs.from_dict(base), {**values, "train.output": str(run)})
+        if prune is not None:
+            config = _pruned(config, run, {**prune, **_of_stage(job["values"])})
+        result = _trained(config, run, watch, tags=tags, held_cpus=held_cpus)
+        numbers = [float(result.get(metric, math.nan)) for metric in metrics]
+        missing = [metric for metric, value in zip(metrics, numbers, strict=True) if not math.isfinite(value)]
+        if missing:
+            tune.report({"state": "FAIL", "reason": f"{', '.join(missing)}: no such number in the result"})
+        else:
+            tune.report({"state": "COMPLETE", "values": numbers, "seconds": result["seconds"]})
+    except TrainingInterruptedError:
+        tune.report({"state": "PRUNED"})
+    except Exception as error:  # a trial that fails says so, and the sweep goes on
+        text = " ".join(str(error).split()) or "no message"
+        tune.report({"state": "FAIL", "reason": f"{type(error).__name__}: {text}"[:1000]})
+
+
+def _pruned(config: Config, run: Path, settings: Mapping[str, Any]) -> Config:
+    """The config with the core set, beside the run, in place of the data that it is made of."""
+    core_set = run.with_name(f"{run.name}_core_set")
+    build(prune_settings(settings), settings["embeddings"], core_set, data=config.data.train, config=config)
+    return configs.with_overrides(config, {"data.train": str(core_set)})
+
+
+def _of_stage(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(PRUNE): value for key, value in values.items() if key.startswith(PRUNE)}
+
+
+def _trained(config: Config, run: Path, watch: str | None, **options: Any) -> dict[str, Any]:
+    if (run / RESULT).exists():  # it was finished when the sweep broke off
+        result: dict[str, Any] = json.loads((run / RESULT).read_text())
+        return result
+    resume = (run / "config.yaml").exists()
+    if run.exists() and not resume:  # it had not begun
+        shutil.rmtree(run)
+
+    @contextmanager
+    def follow(run: Path, total_steps: int) -> Iterator[None]:
+        done = threading.Event()
+        thread = threading.Thread(target=_report_evaluations, args=(run, watch, done), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    return train(config, resume=resume, follow=follow, **options)
+
+
+def _report_evaluations(run: Path, watch: str | None, done: threading.Event) -> None:
+    """Report every value of a journal's metric, but for that of step 0, until all is done."""
+    path, offset = run / "journal" / "rank0.jsonl", 0
+    while watch is not None:
+        last = done.wait(_POLL_SECONDS)
+        for record, end in read_records(path, offset) if path.exists() else ():
+            offset = end
+            if record and record["kind"] == "metrics" and watch in record["values"] and record["step"] > 0:
+                tune.report({"state": "RUNNING", "step": record["step"], "value": float(record["values"][watch])})
+        if last:
+            return

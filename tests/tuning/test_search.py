@@ -1,0 +1,156 @@
+"""The search without Ray: what it hands out, when it gives a trial up, what it leaves after a crash."""
+
+import math
+
+import pytest
+from ray.tune.search import Searcher
+
+from rayface.training.interrupt import REQUEST
+from rayface.tuning.search import StudySearch
+from rayface.tuning.search_space import Parameter
+from rayface.tuning.spec import Objective, Spec, SweepConfig
+from rayface.tuning.study import best_trials, open_study
+
+NAMES = Parameter(choices=("cosine", "constant"))
+SEARCH = {"optim.lr": Parameter(low=0.01, high=1.0, log=True), "schedule.name": NAMES}
+ACCURACY = Objective()
+
+
+class Desk:
+    """A search over a study on disk, with the trials that have ended."""
+
+    def __init__(self, folder, *, search=SEARCH, objectives=(ACCURACY,), **sweep):
+        self.spec = Spec(search=search, objectives=objectives, sweep=SweepConfig(**sweep))
+        self.folder = folder
+        self.study = open_study(self.spec, "test", f"sqlite:///{folder / 'study.db'}", total_steps=100)
+        self.ended = []
+        self.search = StudySearch(self.study, self.spec, folder / "trials", self.ended.append)
+
+    def start(self, name):
+        job = self.search.suggest(name)
+        if isinstance(job, dict):
+            (self.folder / "trials" / job["run"][-4:]).mkdir(parents=True, exist_ok=True)
+        return job
+
+    def report(self, name, step, value):
+        self.search.on_trial_result(name, {"state": "RUNNING", "step": step, "value": value})
+
+    def complete(self, name, *values):
+        self.search.on_trial_complete(name, {"state": "COMPLETE", "values": list(values), "seconds": 1.0})
+
+    def states(self):
+        return [trial.state.name for trial in self.study.get_trials()]
+
+
+def test_trials_end_as_they_report_and_the_sweep_goes_on(tmp_path):
+    desk = Desk(tmp_path, trials=4)
+    for name in "abcd":
+        job = desk.start(name)
+        assert set(job["values"]) == set(SEARCH)
+    assert desk.start("e") == Searcher.FINISHED
+    desk.complete("a", 0.8)
+    desk.search.on_trial_complete("b", {"state": "FAIL", "reason": "TrainingStoppedError: the loss is nan"})
+    desk.search.on_trial_complete("c", None, error=True)
+    desk.search.on_trial_complete("d", {"state": "PRUNED"})  # nobody asked it to stop
+    assert desk.states() == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
+    reasons = [trial.user_attrs.get("reason", "") for trial in desk.ended]
+    assert reasons[1:3] == ["TrainingStoppedError: the loss is nan", "its process ended without a word"]
+    assert [trial.number for trial in best_trials(desk.study)] == [0]
+
+
+def test_a_trial_that_falls_behind_is_asked_to_stop(tmp_path):
+    desk = Desk(tmp_path, trials=4, pruner="asha", min_steps=10, reduction_factor=2)
+    for name, value in zip("abcd", (0.9, 0.8, 0.7, 0.1), strict=True):
+        desk.start(name)
+        desk.report(name, 5, value)
+        desk.report(name, 10, value)
+    asked = [(tmp_path / "trials" / f"{number:04d}" / REQUEST).exists() for number in range(4)]
+    assert asked == [False, False, False, True] or asked == [False, True, True, True]
+    desk.search.on_trial_complete("d", {"state": "PRUNED"})
+    assert desk.states()[3] == "PRUNED"
+    assert desk.ended[0].intermediate_values == {5: 0.1, 10: 0.1}
+    desk.report("a", 20, math.nan)
+    desk.complete("a", 0.9)
+    assert desk.states()[0] == "COMPLETE"
+
+
+def test_after_a_crash_interrupted_trials_come_first_under_their_numbers(tmp_path):
+    desk = Desk(tmp_path, trials=5)
+    jobs = [desk.start(name) for name in "abc"]
+    desk.complete("b", 0.5)
+    again = Desk(tmp_path, trials=5)
+    assert again.search.remaining == 2 + 2
+    taken = [again.start(name) for name in "vwxy"]
+    assert taken[:2] == [jobs[0], jobs[2]]
+    assert [job["run"][-4:] for job in taken[2:]] == ["0003", "0004"]
+    assert again.start("z") == Searcher.FINISHED
+    for name in "vwxy":
+        again.complete(name, 0.4)
+    assert again.states() == ["COMPLETE"] * 5
+    assert [trial.number for trial in again.ended] == [0, 2, 3, 4]
+
+
+def test_new_points_after_a_crash_are_not_the_first_ones_again(tmp_path):
+    first = Desk(tmp_path, trials=2, sampler="random").start("a")
+    second = Desk(tmp_path, trials=9, sampler="random")
+    second.start("b")
+    assert second.start("c")["values"] != first["values"]
+
+
+def test_trials_stopped_with_the_sweep_are_left_for_later(tmp_path):
+    desk = Desk(tmp_path, trials=3)
+    job = desk.start("a")
+    desk.search.stop()
+    assert (tmp_path / "trials" / job["run"][-4:] / REQUEST).exists()
+    assert desk.start("b") == Searcher.FINISHED
+    desk.search.on_trial_complete("a", {"state": "PRUNED"})
+    assert desk.states() == ["RUNNING"]
+    assert desk.ended == []
+
+
+def test_no_trial_starts_after_the_time_budget(tmp_path):
+    assert Desk(tmp_path, trials=3, time_budget=1e-9).start("a") == Searcher.FINISHED
+
+
+def test_a_grid_hands_out_every_point_once_over_a_crash(tmp_path):
+    space = {"head.scale": Parameter(choices=(8, 16)), "schedule.name": NAMES}
+    desk = Desk(tmp_path, search=space, sampler="grid", trials=99)
+    assert desk.search.remaining == 4
+    points = [str(desk.start("a")["values"])]
+    desk.complete("a", 0.1)
+    again = Desk(tmp_path, search=space, sampler="grid", trials=99)
+    assert again.search.remaining == 3
+    points += [str(again.start(name)["values"]) for name in "bcd"]
+    assert again.start("e") == Searcher.FINISHED
+    assert len(set(points)) == 4
+
+
+def test_several_objectives_have_a_front(tmp_path):
+    objectives = (Objective(), Objective(metric="seconds", mode="min"))
+    desk = Desk(tmp_path, objectives=objectives, trials=3)
+    for name, values in zip("abc", [(0.9, 20.0), (0.8, 10.0), (0.7, 30.0)], strict=True):
+        desk.start(name)
+        desk.complete(name, *values)
+    assert [trial.number for trial in best_trials(desk.study)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [("tpe", "asha"), ("cmaes", "hyperband"), ("gp", "median"), ("random", "none"), ("grid", "asha")],
+)
+def test_every_sampler_and_every_pruner(tmp_path, sampler, pruner):
+    space = {**SEARCH, "optim.lr": Parameter(low=0.1, high=0.5, step=0.1)}
+    desk = Desk(tmp_path, search=space, sampler=sampler, pruner=pruner, trials=5)
+    for number in range(5):
+        values = desk.start(str(number))["values"]
+        desk.report(str(number), 1, values["optim.lr"])
+        desk.complete(str(number), values["optim.lr"])
+    assert desk.states()[:5] == ["COMPLETE"] * 5
+    assert best_trials(desk.study)[0].values[0] == max(t.values[0] for t in desk.ended)
+
+
+def test_a_storage_that_cannot_be_opened(tmp_path):
+    spec = Spec(search=SEARCH)
+    with pytest.raises(ValueError, match=r"sweep\.storage: the study cannot be opened") as caught:
+        open_study(spec, "test", f"sqlite:///{tmp_path}/missing/study.db", total_steps=1)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,57 @@
+"""Search spaces: what they suggest, what they refuse, their grids."""
+
+import optuna
+import pytest
+from pydantic import ValidationError
+
+from rayface.tuning.search_space import Parameter, grid, suggest
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+SPACE = {
+    "optim.lr": Parameter(low=0.01, high=1.0, log=True),
+    "train.batch_size": Parameter(low=16, high=64, step=16),
+    "schedule.name": Parameter(choices=("polynomial", "fastface")),
+    "schedule.decay": Parameter(choices=(2.0, 4.0), when={"schedule.name": "fastface"}),
+    "schedule.power": Parameter(low=1.0, high=2.0, when={"schedule.name": ("polynomial", "cosine")}),
+}
+
+
+def test_values_are_in_their_ranges_and_conditions_hold():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = [suggest(SPACE, study.ask()) for _ in range(60)]
+    assert all(0.01 <= values["optim.lr"] <= 1 for values in seen)
+    assert 15 < sum(values["optim.lr"] < 0.1 for values in seen) < 45  # half of a log range
+    assert {values["train.batch_size"] for values in seen} == {16, 32, 48, 64}
+    for values in seen:
+        fast = values["schedule.name"] == "fastface"
+        assert ("schedule.decay" in values) == fast
+        assert ("schedule.power" in values) == (not fast)
+    assert list(seen[0])[:3] == ["optim.lr", "train.batch_size", "schedule.name"]
+
+
+def test_the_grid_is_every_point_and_none_twice():
+    space = {key: parameter for key, parameter in SPACE.items() if key not in ("optim.lr", "schedule.power")}
+    points = grid(space)
+    assert len(points) == 4 * (1 + 2)
+    assert len({str(point) for point in points}) == 12
+    assert {"train.batch_size": 16, "schedule.name": "polynomial"} in points
+    assert {"train.batch_size": 64, "schedule.name": "fastface", "schedule.decay": 4.0} in points
+    assert Parameter(low=0.0, high=0.4, step=0.1).grid() == pytest.approx((0, 0.1, 0.2, 0.3, 0.4))
+    with pytest.raises(ValueError, match=r"search\.optim\.lr: is a range without an end of values"):
+        grid(SPACE)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"low": 1},
+        {"low": 2, "high": 1},
+        {"choices": ()},
+        {"choices": (1,), "low": 0},
+        {"low": 0, "high": 1, "log": True},
+    ],
+)
+def test_parameters_that_cannot_be(given):
+    with pytest.raises(ValidationError):
+        Parameter(**given)

@@ -1,0 +1,86 @@
+"""Sweep files: what is read, refused and written again."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rayface.tuning import spec as specs
+
+CONFIGS = Path(__file__).parents[2] / "tune_configs"
+PLACES = ["data.train=faces", "evaluate.pairs=pairs.csv", "evaluate.data=faces"]
+
+
+def write(tmp_path, **groups):
+    path = tmp_path / "try.yaml"
+    path.write_text(yaml.safe_dump({"search": {"optim.lr": {"low": "1e-2", "high": 1}}, **groups}))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("preset", [None, "debug"])
+def test_every_file_of_ours_is_read(path, preset):
+    extra = ["prune.embeddings=emb"] if path.stem == "face_nms" else []
+    spec, base = specs.load(path, [*PLACES, *extra, "sweep.trials=3"], preset)
+    assert spec.sweep.trials == 3
+    assert base.data.train == ("faces",)
+    assert base.backbone.embedding_size == (64 if preset else 256)
+
+
+def test_file_preset_and_overrides_come_together_and_are_read_back(tmp_path):
+    file = write(tmp_path, preset="mini", config={"optim": {"momentum": 0.8}}, sweep={"trials": 5})
+    spec, base = specs.load(file, [*PLACES, "train.epochs=3", "sweep.pruner=asha", "evaluate.every=9"])
+    assert (base.optim.momentum, base.train.epochs, base.backbone.name) == (0.8, 3, "mini")
+    assert (spec.sweep.trials, spec.sweep.pruner) == (5, "asha")
+    assert spec.search["optim.lr"].low == 0.01
+    specs.dump(spec, base, tmp_path / "again.yaml")
+    again, same = specs.load(tmp_path / "again.yaml", [])
+    assert same == base
+    assert again.search == spec.search
+    assert again.sweep == spec.sweep
+
+
+@pytest.mark.parametrize(
+    ("groups", "overrides", "message"),
+    [
+        ({"serch": {}}, [], "serch.*is not a key of sweep files: did you mean search"),
+        ({"sweep": {"trails": 3}}, [], "sweep.trails: 3: is not a key of sweep files: did you mean trials"),
+        ({"search": {"optim.rate": [1]}}, [], "optim.rate: is not a config key"),
+        ({"search": {"optim.lr": [0.1, -1]}}, [], "optim.lr: -1"),
+        ({"search": {"optim.lr": {"low": 2, "high": 1}}}, [], "low <= high"),
+        (
+            {"search": {"optim.lr": {"low": 1, "high": 2, "when": {"head.scale": 1}}}},
+            [],
+            "must be a parameter named",
+        ),
+        ({"heatmaps": [["optim.lr", "head.scale"]]}, [], "heatmaps: head.scale: must be one of the parameters"),
+        ({}, ["sweep.pruner=asha"], "evaluate.every: 0: a pruner goes by evaluations"),
+        ({"objectives": [{"metric": "seconds", "mode": "min"}]}, ["sweep.pruner=median"], "needs an objective of"),
+        ({"sweep": {"sampler": "grid"}}, [], "a grid needs choices, or a step"),
+        ({"search": {"prune.keep": [0.5]}}, [], "prune.embeddings: is not set"),
+        ({"search": {"prune.kep": [0.5]}}, ["prune.embeddings=e"], "must be settings of `rayface prune`"),
+        ({"search": {"prune.keep": [1.5]}}, ["prune.embeddings=e"], "1.5"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, groups, overrides, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        specs.load(write(tmp_path, **groups), [*PLACES, *overrides])
+    assert "\n" not in str(caught.value)
+
+
+def test_several_objectives_cannot_be_pruned(tmp_path):
+    two = [{"metric": "accuracy_mean", "mode": "max"}, {"metric": "seconds", "mode": "min"}]
+    with pytest.raises(ValueError, match="must be none with several objectives"):
+        specs.load(write(tmp_path, objectives=two), [*PLACES, "sweep.pruner=asha", "evaluate.every=5"])
+
+
+def test_accuracy_needs_pairs(tmp_path):
+    with pytest.raises(ValueError, match=r"evaluate\.pairs: is not set: objective accuracy_mean needs it"):
+        specs.load(write(tmp_path), ["data.train=faces"])
+
+
+def test_only_how_much_to_search_may_change_on_resume():
+    specs.check_resumable(["sweep.trials=9", "sweep.time_budget=60"])
+    for key in ("sweep.sampler", "optim.lr"):
+        with pytest.raises(ValueError, match=f"{key}: must stay for --resume"):
+            specs.check_resumable([f"{key}=1"])
