@@ -15,10 +15,10 @@ from rayface.backbones import build_backbone
 from rayface.config import Config, load, with_overrides
 from rayface.heads import CosFace, PartialFC
 from rayface.plan import Job, Rates, check_fits, job_of, largest_num_classes, make_plan, memory, step_seconds
-from rayface.plan.memory import DENSE_LOGIT_COPIES, GPU_OVERHEAD
+from rayface.plan.memory import DENSE_LOGIT_COPIES, GPU_OVERHEAD, host_memory
 from rayface.plan.net import SavedBytes, net_size
-from rayface.plan.preflight import memory_per_worker
-from rayface.plan.published import error_table, fit, table_rows
+from rayface.plan.preflight import check_host_fits, memory_per_worker
+from rayface.plan.published import as_table, fit, table_rows
 from rayface.plan.timing import head_macs, head_traffic, network_bytes, step_total
 
 SMALL = {
@@ -201,7 +201,7 @@ def test_the_published_table_is_met():
     unfitted = [abs(row.error) for row in rows if row.fitted is None]
     assert max(unfitted) < 0.07
     assert sum(unfitted) / len(unfitted) < 0.025
-    assert error_table().count("\n") == 27
+    assert [row["error"] for row in as_table(rows)][:2] == ["-1.3 %", "-1.5 %"]
 
 
 def test_the_two_constants_are_what_the_fit_gives():
@@ -257,6 +257,14 @@ def test_training_refuses_before_workers_start(small, monkeypatch):
     with pytest.raises(ValueError, match="memory: 50,000,000 classes need"):
         trainer._check_memory(config, 50_000_000)
     assert shares == [4, 4]
+
+
+def test_host_memory_of_gpu_workers_is_refused_too(small):
+    config = with_overrides(small, {"head.host_memory": True, "head.sample_rate": 0.1, "train.num_workers": 2})
+    needed = host_memory(job_of(config, 1_000_000, gpu=True))
+    check_host_fits(config, 1_000_000, needed)
+    with pytest.raises(ValueError, match=r"host memory: 1,000,000 classes need .* head\.storage_dtype=bf16"):
+        check_host_fits(config, 1_000_000, needed - 1)
 
 
 def test_memory_of_this_machine_is_shared_out():
@@ -318,6 +326,43 @@ def test_command_line_table_says_what_is_assumed(call):
         assert word in " ".join(out.split())
 
 
+def test_command_line_takes_measured_rates(call, tmp_path):
+    file = tmp_path / "rates.json"
+    file.write_text(json.dumps({"workers": 2, "fp32_tflops": 0.25, "memory_bandwidth": 30}))
+    asked = ("--num-classes=10", *TINY, f"--rates={file}", "--memory-bandwidth=40")
+    rates = json.loads(call(*asked, "--json")[1])["rates"]
+    assert (rates["fp32_tflops"], rates["memory_bandwidth"], rates["gemm_tflops"]) == (0.25, 40, Rates().gemm_tflops)
+    text = " ".join(call(*asked)[1].split())
+    assert "measured fp32 tflops 0.25, memory bandwidth 40" in text
+    file.write_text('{"fp32_tflops": "fast"}')
+    assert call(*asked)[0] == 2
+
+
+def test_command_line_shows_the_published_table(call):
+    code, out, _ = call("--published")
+    assert code == 0
+    assert "model parallel" in out
+    assert out.count(" %") == len(table_rows())
+    assert "…" not in out
+    found = json.loads(call("--published", "--json")[1])["results"]
+    assert max(abs(row["error"]) for row in found) < 0.07
+
+
+def test_the_copy_for_checkpoints_is_counted(job):
+    on_cpu = replace(job, gpu=False)
+    parts = memory(on_cpu)
+    state = ("backbone_weights", "backbone_optimizer", "class_centers", "center_moments")
+    assert parts["checkpoint_copy"] == total({name: parts[name] for name in state})
+    assert "checkpoint_copy" not in memory(job) | memory(on_cpu, "dense")
+    assert host_memory(on_cpu) == 0
+    assert host_memory(job) == parts["checkpoint_copy"]
+    away = replace(job, host_memory=True, fetches_rows=True)
+    head = parts["class_centers"] + parts["center_moments"]
+    fetched = 25_000 * 64 * 4
+    assert host_memory(away) == host_memory(job) + head + fetched
+    assert memory(away)["sampled_rows"] == memory(job)["sampled_rows"] + fetched
+
+
 def test_command_line_refuses_after_showing(call):
     code, out, err = call("--num-classes=90000000", "--gpus=2", "--gpu-memory=8GB", "--json", *TINY)
     assert code == 2
@@ -338,6 +383,9 @@ def test_command_line_refuses_after_showing(call):
         (["--num-classes=10", "--gpu-memory=lots"], "size 'lots'"),
         (["--num-classes=10", "--plot=plan.jpg", *TINY], "--plot: plan.jpg: must end in .png"),
         (["data.train=/nowhere"], "/nowhere"),
+        (["--num-classes=10", "head.margin=foo"], "head.margin 'foo' must be one of adaface, arcface"),
+        (["--num-classes=10", "head.margin_options={m9: 1}"], "head.margin_options: "),
+        (["--num-classes=10", "--rates=/nowhere.json"], "--rates: /nowhere.json: must be what `rayface bench rates"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(call, arguments, message):

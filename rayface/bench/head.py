@@ -3,18 +3,14 @@
 import resource
 import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
+from rayface.bench.processes import check_device, in_processes, now
 from rayface.heads import CosFace, PartialFC
 
 WARM_UP = 2
@@ -49,12 +45,13 @@ def bench_head(
         the steps; "ratio" of the two; "peak_bytes" of a worker (resident memory, or GPU memory), "state_bytes" of its
         centers and momentum; "straightforward": its "step_seconds" and "peak_bytes", or None.
     Raises:
-        ValueError: counts that cannot be; a batch that workers cannot share.
+        ValueError: counts that cannot be, a batch that workers cannot share, a device that is not there.
     """
     if workers < 1 or steps < 1:
         raise ValueError(f"workers {workers} and steps {steps} must be at least 1")
     if batch_size < workers or batch_size % workers:
         raise ValueError(f"batch_size {batch_size} must be a multiple of workers {workers}")
+    check_device(device, workers)
     settings = {
         "num_classes": num_classes,
         "batch_size": batch_size,
@@ -69,42 +66,41 @@ def bench_head(
     }
     # bad settings are said here, in one line, not in a worker
     PartialFC(1, num_classes, CosFace(), sample_rate=sample_rate, compute_dtype=dtype, storage_dtype=storage_dtype)
-    measured = _in_processes(_measure_ours, workers, settings)
-    plain = _in_processes(_measure_straightforward, 1, settings | {"workers": 1}) if straightforward else None
+    measured = in_processes(_measure_ours, workers, settings)
+    plain = in_processes(_measure_straightforward, 1, settings | {"workers": 1}) if straightforward else None
     return {**settings, **measured, "straightforward": plain}
 
 
-def _in_processes(work: Callable[[dict[str, Any]], dict[str, Any]], count: int, settings: dict[str, Any]) -> dict:
-    """Run work in fresh processes of one group; return what rank 0 found."""
-    context = mp.get_context("spawn")
-    answers = context.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        threads = max(1, torch.get_num_threads() // count)
-        mp.spawn(_worker, (count, f"{folder}/meet", threads, work, settings, answers), nprocs=count)
-    return answers.get()
+def bench_scaling(
+    classes: Sequence[int], batch_size: int, *, sampled_rows: int, **options: Any
+) -> list[dict[str, Any]]:
+    """Return what `bench_head` measures for each number of classes, sampled_rows of them used in every step.
+
+    Args:
+        options: of `bench_head`.
+    Raises:
+        ValueError: as `bench_head`; more sampled rows than classes.
+    """
+    if not 0 < sampled_rows <= min(classes):
+        raise ValueError(f"--sampled-rows: {sampled_rows}: must be from 1 to the fewest --classes, {min(classes)}")
+    # a hair more, so that int(rate * count) does not fall short of the rows asked for
+    return [bench_head(count, batch_size, min(1.0, (sampled_rows + 1e-3) / count), **options) for count in classes]
 
 
-def _worker(
-    rank: int,
-    count: int,
-    meeting: str,
-    threads: int,
-    work: Callable[[dict[str, Any]], dict[str, Any]],
-    settings: dict[str, Any],
-    answers: Any,
-) -> None:
-    torch.set_num_threads(threads)
-    torch.manual_seed(rank)
-    if settings["device"] == "cuda":
-        torch.cuda.set_device(rank)
-    if count > 1:
-        backend = "nccl" if settings["device"] == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=Path(meeting).as_uri(), rank=rank, world_size=count)
-    found = work(settings)
-    if rank == 0:
-        answers.put(found)
-    if count > 1:
-        dist.destroy_process_group()
+def as_table(results: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return what to show a person of several results."""
+    return [
+        {
+            "classes": f"{found['num_classes']:,}",
+            "rows": f"{int(found['sample_rate'] * found['num_classes']):,}",
+            "step s": f"{found['step_seconds']:.3f}",
+            "products s": f"{found['products_seconds']:.3f}",
+            "ratio": f"{found['ratio']:.2f}",
+            "peak GB": f"{found['peak_bytes'] / 1e9:.2f}",
+            "state GB": f"{found['state_bytes'] / 1e9:.2f}",
+        }
+        for found in results
+    ]
 
 
 def _measure_ours(settings: dict[str, Any]) -> dict[str, Any]:
@@ -121,11 +117,11 @@ def _measure_ours(settings: dict[str, Any]) -> dict[str, Any]:
 
     def step() -> tuple[float, float]:
         embeddings, labels = _batch(settings)
-        start = _now(settings)
+        start = now(settings["device"])
         head.loss(embeddings, labels).backward()
-        middle = _now(settings)
+        middle = now(settings["device"])
         head.step(0.1)
-        return middle - start, _now(settings) - middle
+        return middle - start, now(settings["device"]) - middle
 
     for _ in range(WARM_UP):
         step()
@@ -134,9 +130,9 @@ def _measure_ours(settings: dict[str, Any]) -> dict[str, Any]:
     times, bare = [], []
     for _ in range(settings["steps"]):
         times.append(step())
-        start = _now(settings)
+        start = now(settings["device"])
         products()
-        bare.append(_now(settings) - start)
+        bare.append(now(settings["device"]) - start)
     seconds = [sum(pair) for pair in times]
     state = [v for v in head.state().values() if isinstance(v, Tensor)]
     return {
@@ -183,7 +179,7 @@ def _measure_straightforward(settings: dict[str, Any]) -> dict[str, Any]:
     times = []
     for _ in range(WARM_UP + settings["steps"]):
         embeddings, labels = _batch(settings)
-        start = _now(settings)
+        start = now(settings["device"])
         rows, places = None, labels
         if settings["sample_rate"] < 1:
             scores = torch.rand(len(centers), device=centers.device)
@@ -197,14 +193,8 @@ def _measure_straightforward(settings: dict[str, Any]) -> dict[str, Any]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        times.append(_now(settings) - start)
+        times.append(now(settings["device"]) - start)
     return {"step_seconds": statistics.median(times[WARM_UP:]), "peak_bytes": _peak_bytes(settings)}
-
-
-def _now(settings: dict[str, Any]) -> float:
-    if settings["device"] == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _peak_bytes(settings: dict[str, Any]) -> int:

@@ -1,11 +1,11 @@
 """Benchmarks: ratios of things measured in one run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rayface.cli.common import Debug, Json, Seed, app, show_result
+from rayface.cli.common import Debug, Json, Seed, app, show_result, show_results
 from rayface.config import parse_bytes
 
 bench = typer.Typer(help="Measure this machine; ratios are of things measured in one run.", no_args_is_help=True)
@@ -14,9 +14,10 @@ app.add_typer(bench, name="bench")
 
 @bench.command("head")
 def bench_head(
-    classes: Annotated[int, typer.Option("--classes", "-C", min=1)] = 1_000_000,
+    classes: Annotated[list[int] | None, typer.Option("--classes", "-C", min=1, help="May be repeated.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Over all workers.")] = 256,
     sample_rate: Annotated[float, typer.Option("--sample-rate", "-r")] = 0.1,
+    sampled_rows: Annotated[int | None, typer.Option(help="Rows of a step, in place of --sample-rate.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the matrix products: fp32 or bf16.")] = "fp32",
     storage_dtype: Annotated[str, typer.Option(help="Of centers and momentum: fp32 or bf16.")] = "fp32",
     embedding_size: Annotated[int, typer.Option(min=1)] = 512,
@@ -29,22 +30,43 @@ def bench_head(
     debug: Debug = False,
 ) -> None:
     """Seconds and memory of a class layer's step, against its three bare matrix products."""
+    from rayface.bench.head import as_table, bench_scaling
     from rayface.bench.head import bench_head as measure
 
-    result = measure(
-        classes,
-        batch_size,
-        sample_rate,
-        dtype,
-        workers,
-        steps,
-        embedding_size=embedding_size,
-        storage_dtype=storage_dtype,
-        logit_memory=parse_bytes(logit_memory),
-        straightforward=straightforward,
-        device=device,
-    )
-    show_result("class layer, a step", result, json)
+    counts = classes or [1_000_000]
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "workers": workers,
+        "steps": steps,
+        "embedding_size": embedding_size,
+        "storage_dtype": storage_dtype,
+        "logit_memory": parse_bytes(logit_memory),
+        "straightforward": straightforward,
+        "device": device,
+    }
+    if sampled_rows is not None:
+        results = bench_scaling(counts, batch_size, sampled_rows=sampled_rows, **options)
+    else:
+        results = [measure(count, batch_size, sample_rate, **options) for count in counts]
+    if len(results) == 1:
+        show_result("class layer, a step", results[0], json)
+    else:
+        show_results("class layer, a step", results, as_table(results), json)
+
+
+@bench.command("rates")
+def bench_rates(
+    workers: Annotated[int, typer.Option(help="Processes, or GPUs, that work at the same time.")] = 2,
+    size: Annotated[int, typer.Option(help="Of the square matrices.")] = 2048,
+    megabytes: Annotated[int, typer.Option(help="Of what is copied, and of what is reduced over the link.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Matrix products, memory and link of this machine: with --json, a file for `rayface plan --rates`."""
+    from rayface.bench.rates import bench_rates as measure
+
+    show_result("rates", measure(workers=workers, size=size, megabytes=megabytes, device=device), json)
 
 
 @bench.command("embed")

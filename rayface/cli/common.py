@@ -42,6 +42,16 @@ def show_result(title: str, result: dict[str, Any], as_json: bool) -> None:
         result_table(title, {name.replace("_", " "): _text(value) for name, value in result.items()})
 
 
+def show_results(title: str, results: list[dict[str, Any]], table: list[dict[str, str]], as_json: bool) -> None:
+    """Show several results of one kind: all of each as {"results": [...]}, or the table's columns."""
+    from rayface.display import columns, json_line
+
+    if as_json:
+        json_line({"results": results})
+    else:
+        columns(title, table)
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]

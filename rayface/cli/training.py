@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Overrides, app, show_result
+from rayface.cli.common import Address, Debug, Json, Overrides, app, show_result, show_results
 from rayface.config import parse_bytes
 
 
@@ -45,20 +45,28 @@ def plan(
     gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, as 80GB: refuse what does not fit.")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="C, where there is no dataset yet.")] = None,
     num_images: Annotated[int | None, typer.Option(min=1, help="Of an epoch, where there is no dataset yet.")] = None,
-    gemm_tflops: Annotated[float, typer.Option(help="Large bf16 matrix products.")] = 400.0,
-    fp32_tflops: Annotated[float, typer.Option(help="Large fp32 matrix products.")] = 40.0,
-    memory_bandwidth: Annotated[float, typer.Option(help="Of device memory, GB/s.")] = 2000.0,
-    link_bandwidth: Annotated[float, typer.Option(help="Of a worker, each way, GB/s.")] = 50.0,
-    backbone_efficiency: Annotated[float, typer.Option(help="Share of the products' rate it reaches.")] = 0.25,
+    rates: Annotated[Path | None, typer.Option(help="What `rayface bench rates --json` printed.")] = None,
+    gemm_tflops: Annotated[float | None, typer.Option(help="Large bf16 matrix products.")] = None,
+    fp32_tflops: Annotated[float | None, typer.Option(help="Large fp32 matrix products.")] = None,
+    memory_bandwidth: Annotated[float | None, typer.Option(help="Of device memory, GB/s.")] = None,
+    link_bandwidth: Annotated[float | None, typer.Option(help="Of a worker, each way, GB/s.")] = None,
+    backbone_efficiency: Annotated[float | None, typer.Option(help="Share of the products' rate it reaches.")] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="Compute activations of blocks twice.")] = False,
     plot: Annotated[Path | None, typer.Option(help="PNG of memory and images/s against the classes.")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Show the memory model's error on arcface_torch's table, and end.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Say what a training run will take, and refuse what cannot fit."""
     from rayface.plan.planning import plan_run
+    from rayface.plan.published import as_dicts, as_table, table_rows
 
-    rates = {
+    if published:
+        show_results("memory of a GPU, MiB", as_dicts(table_rows()), as_table(table_rows()), json)
+        return
+    given = {
         "gemm_tflops": gemm_tflops,
         "fp32_tflops": fp32_tflops,
         "memory_bandwidth": memory_bandwidth,
@@ -73,7 +81,8 @@ def plan(
         memory_per_device=parse_bytes(gpu_memory) if gpu_memory else None,
         num_classes=num_classes,
         num_images=num_images,
-        rates=rates,
+        rates=given,
+        rates_file=rates,
         recompute=recompute,
         plot=plot,
     )

@@ -123,7 +123,8 @@ def exponent_base(margin: Margin, num_classes: int, dtype: torch.dtype) -> float
     low, high = (margin.scale * edge for edge in margin.range())
     high += math.log(num_classes + 1)
     info = torch.finfo(dtype)
-    # one unit to spare on each side: products of rounded unit vectors may leave [-1, 1] a little
+    # One unit to spare on each side: rounded logits may leave [s lo, s hi] a little. bf16 products round both factors
+    # and the logit by up to 2^-9 each, so by less than 2^-7 s in all, and s is at most 88 where this bound is used.
     largest, smallest = math.log(info.max) - 1, math.log(info.tiny) + 1
     if high - low > largest - smallest:
         return None

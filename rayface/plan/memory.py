@@ -46,6 +46,8 @@ class Job:
     masks_conflicts: bool
     updates_all_rows: bool
     host_memory: bool
+    fetches_rows: bool
+    """Sampled rows come from host memory before the loss asks for them."""
     gpu: bool
     bf16: bool
     recompute: bool
@@ -118,6 +120,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
         masks_conflicts=head.conflict_threshold is not None,
         updates_all_rows=head.center_update == "dense",
         host_memory=head.host_memory and gpu,
+        fetches_rows=head.host_memory and head.sample_rate < 1,
         gpu=gpu,
         bf16=bf16,
         recompute=recompute,
@@ -132,7 +135,8 @@ def memory(job: Job, variant: Variant = "chunked") -> dict[str, int]:
             its rows' size, as arcface_torch's; "data_parallel" has all rows and their full gradient on every rank.
     """
     if variant == "chunked":
-        return {**_backbone(job, bucket_copies=0), **_chunked_head(job)}
+        parts = {**_backbone(job, bucket_copies=0), **_chunked_head(job)}
+        return parts if job.gpu else {**parts, "checkpoint_copy": checkpoint_bytes(job)}
     backbone = _backbone(job, bucket_copies=1)
     if variant == "dense":
         return {**backbone, **_dense_head(job, local_batch=job.batch_size)}
@@ -142,8 +146,25 @@ def memory(job: Job, variant: Variant = "chunked") -> dict[str, int]:
 
 
 def host_memory(job: Job) -> int:
-    """Return the pinned host bytes of a rank: what the head keeps there rather than on the device."""
-    return center_bytes(job) * (1 + job.moments) if job.host_memory else 0
+    """Return the host bytes of a rank with a GPU: what the head keeps there, and the copy that checkpoints are of."""
+    if not job.gpu:
+        return 0
+    return (_head_state(job) + _fetched_bytes(job) if job.host_memory else 0) + checkpoint_bytes(job)
+
+
+def checkpoint_bytes(job: Job) -> int:
+    """Return the bytes of a rank's copy of its state, which is written while training goes on."""
+    backbone = _backbone(job, bucket_copies=0)
+    return backbone["backbone_weights"] + backbone["backbone_optimizer"] + _head_state(job)
+
+
+def _head_state(job: Job) -> int:
+    counts = 4 * job.rows if job.moments == 2 else 0  # AdamW's updates of each row
+    return center_bytes(job) * (1 + job.moments) + counts
+
+
+def _fetched_bytes(job: Job) -> int:
+    return job.sampled_rows * job.embedding_size * job.storage_bytes if job.fetches_rows else 0
 
 
 def center_bytes(job: Job) -> int:
@@ -170,11 +191,10 @@ def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
 
 def _chunked_head(job: Job) -> dict[str, int]:
     centers = 0 if job.host_memory else center_bytes(job)
-    counts = 4 * job.rows if job.moments == 2 and not job.host_memory else 0  # AdamW's updates of each row
     return {
         "class_centers": centers,
-        "center_moments": centers * job.moments + counts,
-        "sampled_rows": _row_workspace(job),
+        "center_moments": 0 if job.host_memory else _head_state(job) - centers,
+        "sampled_rows": _row_workspace(job) + _fetched_bytes(job),
         "logits": _logits(job),
         "gathered_embeddings": 8 * job.batch_size * (job.embedding_size + 2) * 4,
     }

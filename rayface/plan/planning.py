@@ -1,6 +1,6 @@
 """What a run will take, before it is started: memory, time and network of a rank, and the largest C that fits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,7 +13,8 @@ from rayface.data.manifest import Manifest, read_manifest
 from rayface.data.storage import DataError, normalise
 from rayface.plan.memory import Job, host_memory, job_of, memory
 from rayface.plan.preflight import GB, check_fits, largest_num_classes
-from rayface.plan.timing import Rates, network_bytes, step_seconds, step_total
+from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
+from rayface.training.parts import build_config_margin
 
 # Published counts, identities and images (arXiv 2203.15565 and the sets' papers). They serve planning only: a run takes
 # its counts from dataset.json.
@@ -45,6 +46,8 @@ class Plan:
     job: Job
     counts: Counts
     rates: Rates
+    measured: frozenset[str]
+    """Names of the rates that are not assumed."""
     memory_per_device: int | None
 
     @cached_property
@@ -134,7 +137,7 @@ class Plan:
             **{name.replace("_", " "): _gb(size) for name, size in self.memory.items() if size},
             "memory of a worker": f"{_gb(numbers['memory_total'])}, dense with full logits "
             f"{_gb(numbers['dense_memory_total'])}",
-            "host memory": _gb(numbers["host_memory"]) if job.host_memory else "",
+            "host memory": _gb(numbers["host_memory"]) + ", the copy for checkpoints included" if job.gpu else "",
             "fits": "" if self.memory_per_device is None else f"{verdict}, {_gb(self.memory_per_device)}",
             "largest C that fits": _or(numbers["largest_num_classes"], ",", ""),
             "step": f"{numbers['step_seconds'] * 1e3:,.1f} ms: "
@@ -142,9 +145,14 @@ class Plan:
             "network": f"{sum(numbers['network_bytes'].values()) / 1e6:,.1f} MB a worker sends in a step",
             "images/s": f"{self.images_per_second:,.0f}",
             "hours": f"{_or(numbers['epoch_hours'], '.2f')} an epoch, {_or(numbers['run_hours'], ',.1f')} a run",
-            "assumed": ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in asdict(self.rates).items()),
+            "measured": self._rates_text(self.measured),
+            "assumed": self._rates_text(asdict(self.rates).keys() - self.measured),
         }
         return {name: text for name, text in rows.items() if text}
+
+    def _rates_text(self, names: Set[str]) -> str:
+        rates = asdict(self.rates).items()
+        return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in rates if name in names)
 
 
 def make_plan(
@@ -154,7 +162,7 @@ def make_plan(
     num_classes: int | None = None,
     num_images: int | None = None,
     memory_per_device: int | None = None,
-    rates: Rates | None = None,
+    rates: Mapping[str, float] | None = None,
     recompute: bool = False,
 ) -> Plan:
     """Plan a run of train.num_workers ranks, each with a GPU unless train.device=cpu.
@@ -162,6 +170,7 @@ def make_plan(
     Args:
         preset: whose published counts are taken where neither data.train nor the counts say them.
         num_classes, num_images: counts of a dataset that is not there yet.
+        rates: those of Rates that are known, by name; the others are assumed.
         memory_per_device: bytes of a GPU, or of a CPU worker's share; None: nothing is refused.
         recompute: the backbone computes its blocks' activations twice.
 
@@ -174,12 +183,14 @@ def make_plan(
             f"train.batch_size: {train.batch_size}: must be a multiple of the {train.min_workers} workers: "
             "change it, --gpus or train.num_workers"
         )
+    build_config_margin(config.head)  # what training would refuse
     counts = _counts(config, preset, num_classes, num_images)
     return Plan(
         config=config,
         job=job_of(config, counts.num_classes, gpu=train.device != "cpu", recompute=recompute),
         counts=counts,
-        rates=rates or Rates(),
+        rates=Rates(**(rates or {})),
+        measured=frozenset(rates or {}),
         memory_per_device=memory_per_device,
     )
 
@@ -190,7 +201,8 @@ def plan_run(
     overrides: Sequence[str],
     *,
     num_workers: int | None,
-    rates: Mapping[str, float],
+    rates: Mapping[str, float | None],
+    rates_file: Path | None = None,
     plot: Path | None,
     **options: Any,
 ) -> Plan:
@@ -199,7 +211,8 @@ def plan_run(
     Args:
         preset, file, overrides: as of `config.load`.
         num_workers: in place of train.num_workers; None: as configured.
-        rates: of Rates.
+        rates: of Rates; None: as in rates_file, or assumed.
+        rates_file: JSON that `rayface bench rates --json` printed.
         plot: PNG file to draw, or None.
         options: of `make_plan`.
 
@@ -209,7 +222,9 @@ def plan_run(
     config = load(preset, file, overrides)
     if num_workers is not None:
         config = with_overrides(config, {"train.num_workers": num_workers})
-    plan = make_plan(config, preset=preset, rates=Rates(**rates), **options)
+    known = {} if rates_file is None else read_rates(rates_file)
+    known |= {name: value for name, value in rates.items() if value is not None}
+    plan = make_plan(config, preset=preset, rates=known, **options)
     if plot is not None:
         from rayface.plan.drawing import draw_plan  # matplotlib takes a second to import
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rayface.config import Config, with_overrides
-from rayface.plan.memory import Job, job_of, memory
+from rayface.plan.memory import Job, host_memory, job_of, memory
 
 GB = 2**30
 
@@ -42,6 +42,27 @@ def check_fits(
         f"memory: {num_classes:,} classes need {_gb(total)} a worker ({named}): must be at most "
         f"{_gb(memory_per_device)}: {_remedy(config, fits)}"
     )
+
+
+def check_host_fits(config: Config, num_classes: int, memory_per_worker: int) -> None:
+    """Refuse a run on GPUs that needs more host memory than there is: checkpoints are written from a copy there.
+
+    Args:
+        num_classes: C, of the joint label space.
+        memory_per_worker: bytes of host memory that one rank may take.
+
+    Raises:
+        ValueError: one line.
+    """
+    needed = host_memory(job_of(config, num_classes, gpu=True))
+    if needed > memory_per_worker:
+        remedies = ["use a larger train.num_workers on more machines"]
+        remedies += ["head.storage_dtype=bf16"] * (config.head.storage_dtype == "fp32")
+        remedies += ["head.host_memory=false"] * config.head.host_memory
+        raise ValueError(
+            f"host memory: {num_classes:,} classes need {_gb(needed)} a worker, the copy of the state that checkpoints "
+            f"are written from included: must be at most {_gb(memory_per_worker)}: {' or '.join(remedies)}"
+        )
 
 
 def largest_num_classes(job: Callable[[int], Job], memory_per_device: int) -> int:

@@ -10,7 +10,9 @@ whole number, to model parallel at 4 million. DENSE_ROW_COPIES was counted, but 
 batch chosen.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rayface.config import load
 from rayface.plan.memory import DENSE_LOGIT_COPIES, GPU_OVERHEAD, Job, Variant, job_of, memory
@@ -63,16 +65,25 @@ def table_rows() -> list[Row]:
     return rows
 
 
-def error_table() -> str:
-    """Return the rows as a Markdown table."""
-    lines = ["| method | classes | batch | published MiB | model MiB | error |", "|---|--:|--:|--:|--:|--:|"]
-    for row in table_rows():
-        note = f" (fits {row.fitted})" if row.fitted else ""
-        lines.append(
-            f"| {row.method} | {row.num_classes:,} | {row.batch_size:,} | {row.published_mib:,.0f} | "
-            f"{row.modelled_mib:,.0f} | {row.error:+.1%}{note} |"
-        )
-    return "\n".join(lines)
+def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return all numbers of the rows."""
+    return [{**asdict(row), "error": row.error} for row in rows]
+
+
+def as_table(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return what to show a person of the rows, memory in MiB."""
+    return [
+        {
+            "method": row.method,
+            "classes": f"{row.num_classes:,}",
+            "batch": f"{row.batch_size:,}",
+            "published": f"{row.published_mib:,.0f}",
+            "model": f"{row.modelled_mib:,.0f}",
+            "error": f"{100 * row.error:+.1f} %",
+            "fitted": row.fitted or "",
+        }
+        for row in rows
+    ]
 
 
 def fit() -> tuple[int, int]:

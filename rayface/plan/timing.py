@@ -1,6 +1,8 @@
 """Seconds of a step from rates: products, memory traffic, and collectives by the ring formulas."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from rayface.plan.memory import Job
 
@@ -33,6 +35,23 @@ class Rates:
                 raise ValueError(f"--{name.replace('_', '-')}: {value:g}: must be above 0")
         if self.backbone_efficiency > 1:
             raise ValueError(f"--backbone-efficiency: {self.backbone_efficiency:g}: must be at most 1")
+
+
+def read_rates(file: Path) -> dict[str, float]:
+    """Return the rates that a file of `rayface bench rates --json` holds, by their names in Rates.
+
+    Raises:
+        ValueError: no such file, or none of the rates in it, one line.
+    """
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--rates: {file}: must be what `rayface bench rates --json` printed: {error}") from error
+    names = {field.name for field in fields(Rates)}
+    rates = {name: value for name, value in found.items() if name in names} if isinstance(found, dict) else {}
+    if not rates or not all(isinstance(value, int | float) for value in rates.values()):
+        raise ValueError(f"--rates: {file}: must hold numbers for some of {', '.join(sorted(names))}")
+    return rates
 
 
 def step_seconds(job: Job, rates: Rates) -> dict[str, float]:

@@ -27,7 +27,7 @@ from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import normalise
 from rayface.evaluation.protocols import load_pairs
 from rayface.plan.memory import job_of
-from rayface.plan.preflight import check_fits, memory_per_worker
+from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 from rayface.session import ray_session, require
 from rayface.tracking.journal import Status
 from rayface.training import checkpoint
@@ -204,13 +204,19 @@ def _check_memory(config: Config, num_classes: int) -> None:
     gpu = _uses_gpu(config)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU" if gpu else "CPU", 0) > 0]
     share = -(-config.train.max_workers // max(1, len(nodes)))
-    if [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]:
-        available = memory_per_worker(gpu=gpu, workers_per_machine=share)
-    else:
+    here = [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]
+
+    def available(gpu_memory: bool) -> int | None:
+        if here:
+            return memory_per_worker(gpu=gpu_memory, workers_per_machine=share)
         place = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=int(gpu))(memory_per_worker)
-        available = ray.get(place.remote(gpu=gpu, workers_per_machine=share))
-    if available is not None:
-        check_fits(config, num_classes, available, gpu=gpu)
+        found: int | None = ray.get(place.remote(gpu=gpu_memory, workers_per_machine=share))
+        return found
+
+    if (on_device := available(gpu)) is not None:
+        check_fits(config, num_classes, on_device, gpu=gpu)
+    if gpu and (on_host := available(False)) is not None:
+        check_host_fits(config, num_classes, on_host)
 
 
 def _uses_gpu(config: Config) -> bool:

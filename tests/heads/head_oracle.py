@@ -208,6 +208,16 @@ def cases() -> list[Case]:
         Case("aligned", special="aligned"),
         Case("aligned arc", special="aligned", margin="arcface", bound=1e-7),  # acos near 1 halves the digits
     ]
+    low = {"compute_dtype": "bf16"}
+    for name, changes in {
+        "one class": {"num_classes": 1},
+        "fewer classes than ranks": {"num_classes": 2},
+        "one range": {"special": "one range"},
+        "zeros": {"special": "zeros"},
+        "duplicates": {"special": "duplicates"},
+        "aligned": {"special": "aligned"},
+    }.items():
+        made.append(Case(f"{name} bf16", dtype=torch.float32, head_args=low, bound=0.05, **changes))
     single = [Case(f"{c.name} fp32", **{k: v for k, v in vars(c).items() if k != "name"}) for c in made[:6]]
     for case in single:
         case.dtype, case.bound = torch.float32, 1e-5

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayface.heads import HEADS, ArcFace, CosFace, PartialFC, build_head
+from rayface.heads import HEADS, MARGINS, ArcFace, CosFace, PartialFC, build_head, build_margin
 
 C, D, B = 300, 16, 24
 
@@ -184,6 +184,30 @@ def test_autocast_does_not_reach_the_head() -> None:
     value.backward()
     assert value.item() == plain.loss(x.float(), y).item()
     assert x.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("special", ["zeros", "duplicates", "aligned", "one range"])
+@pytest.mark.parametrize("margin", sorted(MARGINS))
+@pytest.mark.parametrize("given", [torch.float16, torch.bfloat16])
+def test_half_types_stay_finite(special: str, margin: str, given: torch.dtype) -> None:
+    """Losses, gradients and state, with 16-bit embeddings, products and storage, for every margin; one class too."""
+    for classes in (37, 1):
+        case = head_oracle.Case(f"{special} {margin}", num_classes=classes, special=special, norm=20.0)
+        centers = torch.randn(classes, case.width, generator=torch.Generator().manual_seed(1))
+        types = {"compute_dtype": "bf16", "storage_dtype": "bf16"}
+        head = PartialFC(case.width, classes, build_margin(margin), sample_rate=0.5 if classes > 1 else 1.0, **types)
+        centers[3 % classes] = 0  # a center without a direction as well
+        head.load_centers(centers)
+        if special == "aligned" and classes == 1:
+            continue  # needs another class to be aligned with
+        for x, y in case.batches(centers.double()):
+            x = x.to(given).requires_grad_()
+            value = head.loss(x, y)
+            value.backward()
+            head.step(0.1)
+            assert torch.isfinite(value)
+            assert torch.isfinite(x.grad).all()
+            assert all(torch.isfinite(v).all() for v in head.state().values() if isinstance(v, Tensor))
 
 
 def test_load_centers_adopts_float64() -> None:

@@ -1,0 +1,59 @@
+"""Fresh processes of one group to measure in, and their clock."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+Work = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def check_device(device: str, workers: int) -> None:
+    """Raise ValueError, one line, for a device that is not there, or not for so many workers."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device: {device!r}: must be cpu or cuda")
+    if device == "cuda" and workers > torch.cuda.device_count():
+        raise ValueError(
+            f"--device: cuda: this machine has {torch.cuda.device_count()} GPUs that torch can use, and must have one "
+            f"for each of {workers} workers: use --device cpu or fewer --workers"
+        )
+
+
+def in_processes(work: Work, count: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run work in fresh processes of one group, with the threads shared out; return what rank 0 found."""
+    context = mp.get_context("spawn")
+    answers = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        threads = max(1, torch.get_num_threads() // count)
+        mp.spawn(_worker, (count, f"{folder}/meet", threads, work, settings, answers), nprocs=count)
+    found: dict[str, Any] = answers.get()
+    return found
+
+
+def _worker(
+    rank: int, count: int, meeting: str, threads: int, work: Work, settings: dict[str, Any], answers: Any
+) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(rank)
+    if settings["device"] == "cuda":
+        torch.cuda.set_device(rank)
+    if count > 1:
+        backend = "nccl" if settings["device"] == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=Path(meeting).as_uri(), rank=rank, world_size=count)
+    found = work(settings)
+    if rank == 0:
+        answers.put(found)
+    if count > 1:
+        dist.destroy_process_group()
+
+
+def now(device: str) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
