@@ -11,6 +11,7 @@ from torch import nn
 from rayface.backbones.iresnet import IResNet
 from rayface.backbones.mixfacenet import MIXNET_M, MIXNET_S, MixFaceNet
 from rayface.backbones.mobilefacenet import MobileFaceNet
+from rayface.backbones.timm import PREFIX, TimmNet
 from rayface.backbones.vargfacenet import VarGFaceNet
 from rayface.backbones.vit import VisionTransformer
 
@@ -52,13 +53,13 @@ def build_backbone(
 
     `width` multiplies the named net's own channels (None: as published), `dropout` is the rate before the
     last linear layer, `options` are the net's own (`checkpointing`, ...). Weights are random, drawn from
-    torch's global generator.
+    torch's global generator. `timm/NAME` is a net of the timm library, if that is installed; it has no width.
 
     Raises ValueError for an unknown name or option and for a value out of range.
     """
-    if name not in BACKBONES:
+    net = partial(TimmNet, name.removeprefix(PREFIX)) if name.startswith(PREFIX) else BACKBONES.get(name)
+    if net is None:
         raise ValueError(f"backbone.name {name!r} is not a known backbone; {_suggestion(name, BACKBONES)}")
-    net = BACKBONES[name]
     accepted = inspect.signature(net).parameters
     for option in options:
         if option not in accepted:
@@ -67,13 +68,11 @@ def build_backbone(
     _check("image_size", image_size, image_size >= 16, "must be at least 16 pixels; 112 is usual")
     _check("width", width, width is None or width > 0, "must be above 0; 1.0 is the published net")
     _check("dropout", dropout, 0 <= dropout < 1, "must be in [0, 1)")
-    return net(
-        embedding_size=embedding_size,
-        image_size=image_size,
-        width=1.0 if width is None else width,
-        dropout=dropout,
-        **options,
-    )
+    if "width" in accepted:
+        options["width"] = 1.0 if width is None else width
+    elif width is not None:
+        raise ValueError(f"backbone.width is not an option of {name}; leave it out")
+    return net(embedding_size=embedding_size, image_size=image_size, dropout=dropout, **options)
 
 
 def _suggestion(name: str, known: Any) -> str:

@@ -60,7 +60,7 @@ def backbone_table(
             "macs": count_macs(net, image_size),
             "embedding_size": embedding_size,
             "image_size": image_size,
-            "paper": _PAPERS[name.rstrip("0123456789").partition("_")[0]],
+            "paper": _PAPERS.get(name.rstrip("0123456789").partition("_")[0], "timm"),
         }
         if measure:
             net = build_backbone(name, embedding_size=embedding_size, image_size=image_size)

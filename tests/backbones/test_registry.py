@@ -1,5 +1,7 @@
 """build_backbone: names and values it refuses."""
 
+import sys
+
 import pytest
 
 from rayface.backbones import BACKBONES, build_backbone
@@ -28,3 +30,9 @@ def test_values_out_of_range_are_named(field: str, value: float) -> None:
 
 def test_names_are_those_of_the_field() -> None:
     assert {"mini", "r18", "r34", "r50", "r100", "r200"} <= set(BACKBONES)
+
+
+def test_nets_of_timm_need_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"^backbone\.name: timm/resnet18: needs timm: pip install 'rayface\[timm\]'$"):
+        build_backbone("timm/resnet18")
