@@ -13,7 +13,7 @@ Data = Annotated[str, typer.Option(help="Dataset directory, or several as one: '
 
 @app.command()
 def embed(
-    model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
+    model: Annotated[str, typer.Option(help="Run directory, model.safetensors, .onnx, published .pt with --backbone.")],
     data: Data,
     out: Annotated[str, typer.Option(help="Folder for the parquet files; run again to go on in it.")],
     overrides: Overrides = None,

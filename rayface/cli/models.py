@@ -44,7 +44,7 @@ def backbones(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
+    model: Annotated[str, typer.Option(help="Run directory, model.safetensors, .onnx, published .pt with --backbone.")],
     pairs: Annotated[str, typer.Option(help="CSV of pairs: path_a,path_b,is_same,fold.")],
     data: Annotated[str, typer.Option(help="Dataset directory that holds the members named in the pairs.")],
     out: Annotated[Path, typer.Option(help="Directory for evaluation.json and the ROC curve.")],
@@ -63,14 +63,18 @@ def evaluate(
 @app.command()
 def export(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
-    onnx: Annotated[Path, typer.Option(help="File to write.")],
+    onnx: Annotated[Path, typer.Option(help="File to write; model_card.md goes beside it.")],
     backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
+    external_data: Annotated[
+        bool, typer.Option("--external-data", help="Weights in a file beside it; always so above 1.9 GB.")
+    ] = False,
     json: Json = False,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Export a model to ONNX with a dynamic batch, checked against PyTorch."""
-    from rayface.evaluation.export import export_onnx, load_model
+    from rayface.evaluation.export import load_model
+    from rayface.evaluation.onnx_export import export_onnx
 
-    result = export_onnx(load_model(model, backbone=backbone), onnx)
+    result = export_onnx(load_model(model, backbone=backbone), onnx, external_data=external_data)
     show_result("exported", {"onnx": str(onnx), **result}, json)

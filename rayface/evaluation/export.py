@@ -1,10 +1,8 @@
-"""Models as files: safetensors with a description beside it, and ONNX."""
+"""Models as files: safetensors with a description beside it; whatever file holds one, loaded."""
 
 import hashlib
 import json
-import logging
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from safetensors.torch import save_file
 from torch import nn
 
 import rayface
 from rayface.backbones import load_backbone
+from rayface.evaluation.model_card import write_card
+from rayface.evaluation.onnx_model import OnnxModule, describe
+from rayface.evaluation.protocols import embed_images
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 NORMALISATION = "RGB, x / 127.5 - 1"
-ONNX_OPSET = 18
-MAX_ONNX_ERROR = 1e-3  # of an embedding of length 1
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 
 
@@ -32,6 +32,32 @@ class LoadedModel:
 
     module: nn.Module
     info: dict[str, Any]
+
+    def embed(self, images: ArrayLike, *, flip: bool = True, batch_size: int = 256) -> NDArray[np.float32]:
+        """Embed aligned faces.
+
+        Args:
+            images: uint8 RGB (N, size, size, 3), size as in `info["image_size"]`.
+            flip: add the embedding of the mirror image, as verification protocols do.
+            batch_size: images at a time.
+
+        Returns:
+            (N, D) float32 of length 1: the product of two rows is their cosine.
+
+        Raises:
+            ValueError: images of another type or shape.
+        """
+        array, size = np.ascontiguousarray(images), self.info["image_size"]
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"images: {array.dtype} {array.shape}: must be uint8 RGB of shape (N, {size}, {size}, 3); see "
+                "rayface.evaluation.alignment"
+            )
+        if not len(array):
+            return np.zeros((0, self.info["embedding_size"]), np.float32)
+        parameter = next(self.module.parameters(), None)  # a model in ONNX has none
+        device = parameter.device if parameter is not None else "cpu"
+        return embed_images(self.module, array, batch_size=batch_size, device=device, flip=flip)
 
 
 def save_model(
@@ -46,7 +72,7 @@ def save_model(
     training_digest: str,
     metrics: Mapping[str, Any],
 ) -> Path:
-    """Write `model.safetensors` and `model.json`, each under a temporary name that is then replaced.
+    """Write `model.safetensors`, `model.json` and `model_card.md`, each under a temporary name that is then replaced.
 
     Args:
         folder: made if missing; a model that is there is replaced.
@@ -65,7 +91,7 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS
-    temporary = _temporary(weights)
+    temporary = temporary_name(weights)
     tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     save_file(tensors, temporary, metadata={"format": "pt"})
     info = {
@@ -80,10 +106,11 @@ def save_model(
         "rayface_version": rayface.__version__,
         "sha256": _sha256(temporary),
     }
-    _replace(temporary, weights)
-    temporary = _temporary(folder / DESCRIPTION)
+    replace_synced(temporary, weights)
+    temporary = temporary_name(folder / DESCRIPTION)
     temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    _replace(temporary, folder / DESCRIPTION)
+    replace_synced(temporary, folder / DESCRIPTION)
+    write_card(folder, info)
     return weights
 
 
@@ -91,8 +118,8 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
     """Load a model of ours, or a published one.
 
     Args:
-        path: a run directory, its `model.safetensors` (with `model.json` beside it), or a published `.pt`/`.pth` file,
-            which is read without running any code in it.
+        path: a run directory, its `model.safetensors` (with `model.json` beside it), an `.onnx` file (which runs on
+            the CPU), or a published `.pt`/`.pth` file, which is read without running any code in it.
         backbone: the net's name, for a published file, which does not say it; ours says it itself.
         device: where to put it.
 
@@ -103,7 +130,12 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
     if path.is_dir():
         path = path / WEIGHTS
     if not path.is_file():
-        raise ValueError(f"model {path} must be a run directory, a {WEIGHTS} or a .pt/.pth file; there is no such file")
+        raise ValueError(
+            f"model {path} must be a run directory, a {WEIGHTS}, an .onnx or a .pt/.pth file; there is no such file"
+        )
+    if path.suffix == ".onnx":
+        session = OnnxModule(path)
+        return LoadedModel(module=session.eval(), info=describe(session, _sha256(path), NORMALISATION))
     info = _published(path, backbone) if path.suffix in PUBLISHED_SUFFIXES else _description(path, backbone)
     module = load_backbone(
         info["backbone"],
@@ -149,108 +181,17 @@ def _description(path: Path, backbone: str | None) -> dict[str, Any]:
         )
     if info.get("sha256", (found := _sha256(path))) != found:
         raise ValueError(f"model {path} is not the one that {description} describes: its sha256 is {found}")
-    return info
+    unsaid = {"normalisation": NORMALISATION, "licence": "", "training_digest": "", "metrics": {}, "sha256": found}
+    return {**unsaid, **info}
 
 
-def export_onnx(model: LoadedModel, out: str | Path) -> dict[str, Any]:
-    """Write a model as ONNX with a free batch size, and only if onnxruntime gets what PyTorch gets.
-
-    Input `image` float32 (N, 3, size, size), RGB, x / 127.5 - 1; output `embedding` float32 (N, D), raw. The file's
-    metadata says the same.
-
-    Args:
-        model: from `load_model`.
-        out: the `.onnx` file; written under a temporary name first.
-
-    Returns:
-        max_abs_error (largest difference of normalised embeddings, random images, batches of 1 and 3), opset, path,
-        num_bytes.
-
-    Raises:
-        ValueError: the extra `onnx` is not installed, `out` is no `.onnx` name, or the difference is above 1e-3.
-    """
-    out = Path(out)
-    if out.suffix != ".onnx":
-        raise ValueError(f"--onnx {out} must end in .onnx")
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401  # torch's exporter needs it
-    except ImportError as error:
-        raise ValueError(f"export to ONNX needs {error.name}: pip install 'rayface[onnx]'") from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(out)
-    try:
-        onnx.save(_onnx_model(model), temporary)
-        error_size = _onnx_error(model, temporary)
-        if not error_size <= MAX_ONNX_ERROR:
-            raise ValueError(
-                f"the ONNX model differs from PyTorch by {error_size:.1e}, the limit is {MAX_ONNX_ERROR:.0e}"
-            )
-        _replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return {"path": str(out), "max_abs_error": error_size, "opset": ONNX_OPSET, "num_bytes": out.stat().st_size}
-
-
-def _onnx_model(model: LoadedModel) -> Any:
-    """Export the net, and write the contract of its input into the metadata."""
-    size = model.info["image_size"]
-    proto = _traced(model.module, torch.zeros(2, 3, size, size, device=next(model.module.parameters()).device))
-    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        del part.metadata_props[:]  # stack traces, with the paths of this machine
-    for key in ("backbone", "embedding_size", "image_size", "normalisation", "licence", "training_digest"):
-        proto.metadata_props.add(key=f"rayface.{key}", value=str(model.info[key]))
-    proto.metadata_props.add(key="rayface.input", value=f"image float32 (N, 3, {size}, {size}), {NORMALISATION}")
-    return proto
-
-
-def _traced(module: nn.Module, images: torch.Tensor) -> Any:
-    # the exporter warns of torchvision's operators, which no net here has, and of calls of its own
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            (images,),
-            input_names=["image"],
-            output_names=["embedding"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=ONNX_OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None  # None only where torch writes the file itself
-    return program.model_proto
-
-
-def _onnx_error(model: LoadedModel, path: Path) -> float:
-    """The largest difference between normalised embeddings of onnxruntime and PyTorch on random images."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    size = model.info["image_size"]
-    parameter = next(model.module.parameters())
-    random = np.random.default_rng(0)
-    worst = 0.0
-    for batch_size in (1, 3):
-        image = (random.integers(0, 256, (batch_size, 3, size, size)) / 127.5 - 1).astype(np.float32)
-        got = session.run(["embedding"], {"image": image})[0]
-        with torch.inference_mode():
-            wanted = model.module(torch.from_numpy(image).to(parameter)).float().cpu().numpy()
-        worst = max(worst, float(np.abs(_unit(got) - _unit(wanted)).max()))
-    return worst
-
-
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-
-
-def _temporary(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path`, of this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def replace_synced(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, once its bytes are on disk."""
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

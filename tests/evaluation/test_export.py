@@ -1,4 +1,6 @@
+import copy
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -7,11 +9,26 @@ import onnxruntime
 import pytest
 import torch
 
+import rayface
 from rayface.backbones import build_backbone
-from rayface.evaluation import export
-from rayface.evaluation.export import export_onnx, load_model, save_model
+from rayface.data.decode import decode_jpegs
+from rayface.data.shards import open_dataset, read_samples
+from rayface.evaluation import onnx_export
+from rayface.evaluation.embedder import load_embedder
+from rayface.evaluation.export import load_model, save_model
+from rayface.evaluation.onnx_export import export_onnx
 
-SIZE = 16
+SIZE = 32
+
+
+def random_faces(count):
+    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def real_faces(faces, count):
+    dataset = open_dataset(faces / "lfw_pairs")
+    samples = read_samples(dataset.shard_paths(), dataset.index.select(np.arange(count)))
+    return decode_jpegs([sample.jpeg for sample in samples], SIZE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +39,20 @@ def backbone():
     for _ in range(3):
         net(torch.randn(16, 3, SIZE, SIZE))
     return net.eval()
+
+
+@pytest.fixture(scope="module")
+def traced(backbone):
+    return onnx_export._traced(backbone, torch.zeros(2, 3, SIZE, SIZE))
+
+
+@pytest.fixture(autouse=True)
+def trace_once(request, monkeypatch):
+    """All tests export the same net: tracing it takes seconds."""
+    if "tmp_path" in request.fixturenames:
+        monkeypatch.setattr(
+            onnx_export, "_traced", lambda module, images: copy.deepcopy(request.getfixturevalue("traced"))
+        )
 
 
 @pytest.fixture
@@ -46,7 +77,12 @@ def test_a_saved_model_comes_back_equal(run, backbone):
         model = load_model(path)
         assert not model.module.training
         assert torch.equal(model.module(images), backbone(images))
-    assert sorted(path.name for path in run.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(path.name for path in run.iterdir()) == ["model.json", "model.safetensors", "model_card.md"]
+    card = (run / "model_card.md").read_text()
+    assert "| licence of the training data | research only |" in card
+    assert "| digest of the training data | `abc123` |" in card
+    assert "| accuracy_mean | 0.9000 |" in card
+    assert 'load_model(".")' in card
     info = json.loads((run / "model.json").read_text())
     assert info == model.info
     assert info["normalisation"] == "RGB, x / 127.5 - 1"
@@ -114,7 +150,8 @@ def test_onnx_gives_what_pytorch_gives_at_any_batch_size(run, backbone, tmp_path
     result = export_onnx(load_model(run), out)
     assert result["max_abs_error"] < 1e-5
     assert result["opset"] == 18
-    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["model.onnx", "model_card.md"]
+    assert 'load_model("model.onnx")' in (out.parent / "model_card.md").read_text()
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     for batch_size in (1, 2, 5):
         images = torch.rand(batch_size, 3, SIZE, SIZE) * 2 - 1
@@ -125,19 +162,74 @@ def test_onnx_gives_what_pytorch_gives_at_any_batch_size(run, backbone, tmp_path
     assert {entry.version for entry in proto.opset_import if entry.domain == ""} == {18}
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     assert properties["rayface.input"] == f"image float32 (N, 3, {SIZE}, {SIZE}), RGB, x / 127.5 - 1"
+    assert properties["rayface.output"] == "embedding float32 (N, 8), raw"
     assert properties["rayface.licence"] == "research only"
+    assert properties["rayface.sha256"] == json.loads((run / "model.json").read_text())["sha256"]
     assert b"site-packages" not in out.read_bytes()  # nothing of the machine that it was made on
 
 
-def test_onnx_that_differs_is_not_written(run, tmp_path, monkeypatch):
-    proto = export._onnx_model(load_model(run))
-    monkeypatch.setattr(export, "_onnx_model", lambda model: proto)
+def test_weights_beside_the_onnx_file(run, backbone, tmp_path):
+    out = tmp_path / "new" / "big.onnx"
+    result = export_onnx(load_model(run), out, external_data=True)
+    assert result["external_data"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["big.onnx", "big.onnx.data", "model_card.md"]
+    assert (out.parent / "big.onnx.data").stat().st_size > out.stat().st_size
+    assert result["num_bytes"] == sum(path.stat().st_size for path in out.parent.glob("big*"))
+    images = random_faces(2)
+    np.testing.assert_allclose(load_model(out).embed(images), load_model(run).embed(images), atol=1e-5)
+
+
+def test_an_onnx_file_is_a_model_like_any_other(run, tmp_path):
+    out = tmp_path / "model.onnx"
+    export_onnx(load_model(run), out)
+    model = load_model(out)
+    assert (model.info["backbone"], model.info["embedding_size"], model.info["image_size"]) == ("mini", 8, SIZE)
+    assert (model.info["licence"], model.info["training_digest"]) == ("research only", "abc123")
+    images = random_faces(5)
+    np.testing.assert_allclose(model.embed(images, batch_size=2), load_model(run).embed(images), atol=1e-5)
+    np.testing.assert_allclose(load_embedder(out)(images), load_embedder(run)(images), atol=1e-5)
+    with pytest.raises(ValueError, match="is in ONNX already"):
+        export_onnx(model, tmp_path / "again.onnx")
+    out.write_bytes(b"no protobuf")
+    with pytest.raises(ValueError, match=r"cannot be read by onnxruntime") as caught:
+        load_model(out)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_in_three_lines(run):
+    images = random_faces(3)
+    model = rayface.load_model(run)
+    embeddings = model.embed(images)
+    assert embeddings.shape == (3, 8)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(model.embed(images[:, :, ::-1]), embeddings, atol=1e-5)  # the mirror image is in it
+    assert model.embed(images[:0]).shape == (0, 8)
+    for wrong in (images[0], images.astype(np.float32), images[:, :8]):
+        with pytest.raises(ValueError, match=r"must be uint8 RGB of shape \(N, 32, 32, 3\)"):
+            model.embed(wrong)
+
+
+def test_importing_rayface_imports_nothing_heavy():
+    code = "import sys, rayface; print(*sorted({'torch', 'ray', 'numpy', 'cv2', 'mlflow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_onnx_gives_what_pytorch_gives_on_real_faces(faces, run, tmp_path):
+    images = real_faces(faces, 24)
+    export_onnx(load_model(run), tmp_path / "model.onnx")
+    wanted, got = (load_model(path).embed(images) for path in (run, tmp_path / "model.onnx"))
+    assert np.abs(got - wanted).max() < 1e-5
+    assert np.abs(wanted[0] - wanted[1:]).max() > 1e-2  # other faces, other embeddings
+
+
+def test_onnx_that_differs_is_not_written(run, tmp_path):
     model = load_model(run)
     with torch.no_grad():
         next(model.module.parameters()).add_(1.0)
     with pytest.raises(ValueError, match="differs from PyTorch"):
         export_onnx(model, tmp_path / "model.onnx")
-    assert not list(tmp_path.glob("*.onnx")) + list(tmp_path.glob(".*onnx*"))
+    assert not list(tmp_path.glob("*.onnx")) + list(tmp_path.glob(".*onnx*"))  # nor is its folder left
 
 
 def test_onnx_needs_its_extra_and_its_suffix(run, tmp_path, monkeypatch):

@@ -1,0 +1,85 @@
+"""The card beside a model: what it takes, what it learnt from, what it reached, how it is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+CARD = "model_card.md"
+
+
+def card(info: dict[str, Any], onnx: str | None = None) -> str:
+    """Describe a model in Markdown.
+
+    Args:
+        info: what `model.json` says.
+        onnx: name of the ONNX file beside the card; None: `model.safetensors` and `model.json` are beside it.
+    """
+    size, length = info["image_size"], info["embedding_size"]
+    arguments = ", ".join(f"{k} {v}" for k, v in info["backbone_args"].items() if v is not None)
+    metrics = [f"| {name} | {_number(value)} |" for name, value in _flat(info["metrics"])]
+    return "\n".join(
+        [
+            f"# Face embeddings by {info['backbone']}",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| net | {info['backbone']}{f' ({arguments})' if arguments else ''} |",
+            f"| input | one aligned face, {size} x {size} pixels, {info['normalisation']}, as (N, 3, {size}, {size}) |",
+            "| alignment | five landmarks on ArcFace's template by a similarity transform |",
+            f"| output | {length} numbers, raw: scale to length 1, then compare by cosine |",
+            f"| licence of the training data | {info['licence'] or 'not stated'} |",
+            f"| digest of the training data | `{info['training_digest'] or 'unknown'}` |",
+            f"| sha256 of the weights | `{info['sha256']}` |",
+            "",
+            "The weights carry the licence of the data that they were trained on. Error rates differ between groups of "
+            "people and kinds of pictures: measure them on faces of your own use before you set a threshold.",
+            "",
+            "## Measured",
+            "",
+            *(["| metric | value |", "|---|---|", *metrics] if metrics else ["Nothing is recorded."]),
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from rayface import load_model",
+            "",
+            f'model = load_model("{onnx or "."}")',
+            f"embeddings = model.embed(images)  # uint8 RGB (N, {size}, {size}, 3) -> float32 (N, {length}), length 1",
+            "```",
+            *([] if onnx is None else _runtime(onnx)),
+            "",
+        ]
+    )
+
+
+def write_card(folder: Path, info: dict[str, Any], onnx: str | None = None) -> None:
+    """Write the card into a folder, in place of one that is there."""
+    temporary = folder / f".{CARD}.tmp"
+    temporary.write_text(card(info, onnx), encoding="utf-8")
+    temporary.replace(folder / CARD)
+
+
+def _runtime(onnx: str) -> list[str]:
+    return [
+        "",
+        "Or with onnxruntime alone, `x = rgb / 127.5 - 1` as float32 in (N, 3, height, width):",
+        "",
+        "```python",
+        "import onnxruntime",
+        "",
+        f'embeddings = onnxruntime.InferenceSession("{onnx}").run(["embedding"], {{"image": x}})[0]',
+        "```",
+    ]
+
+
+def _flat(metrics: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{before}{name} ")
+        else:
+            rows.append((before + name, value))
+    return rows
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
