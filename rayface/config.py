@@ -95,6 +95,10 @@ class BackboneConfig:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Train through torch.compile; on a CPU it needs a C++ compiler."""
+    weights: str | None = None
+    """Start from these: run directory, model.safetensors, or a published .pt/.pth of the same net."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -172,6 +176,18 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the backbone. auto: bf16 where the device has fast bf16 products."""
+    gradient_compression: Literal["none", "bf16", "fp16"] = "none"
+    """Of the backbone's gradients on their way between workers."""
+    teacher: str | None = None
+    """Distil from: run directory, model.safetensors, .onnx, or a published .pt/.pth with teacher_backbone."""
+    teacher_backbone: str | None = None
+    teacher_cache: str | None = None
+    """Folder for the teacher's embeddings of data.train, made once and used by every run; None: embed every view."""
+    distillation: Literal["angular", "feature", "center"] = "angular"
+    """What a student's embedding is drawn to: the teacher's direction, its very vector, or the direction of the
+    teacher's mean embedding of the identity (needs teacher_cache)."""
+    distillation_weight: Annotated[float, Field(ge=0)] = 7.0
+    """Of the distillation loss; the class layer's has 1."""
     seed: NotNegative = 0
     output: str | None = None
     """Run directory, on a disk that all nodes share; None: the next free runs/NAME-001."""

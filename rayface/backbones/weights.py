@@ -25,6 +25,15 @@ def load_backbone(name: str, path: str | Path, **arguments: Any) -> nn.Module:
     missing, unexpected or of another shape.
     """
     net = build_backbone(name, **arguments)
+    fill_backbone(net, path, name)
+    return net.eval()
+
+
+def fill_backbone(net: nn.Module, path: str | Path, name: str) -> None:
+    """Fill the net called `name` with the weights at `path`; as `load_backbone`.
+
+    Raises ValueError as `load_backbone` does.
+    """
     weights = read_weights(path)
     misfit = _misfit(net.state_dict(), weights)
     if misfit:
@@ -32,7 +41,6 @@ def load_backbone(name: str, path: str | Path, **arguments: Any) -> nn.Module:
             f"weights {path} do not fit {name}: {misfit}; check the name, embedding_size, image_size and width"
         )
     net.load_state_dict(weights, strict=False)  # all but step counters, which old files lack, has been compared
-    return net.eval()
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:

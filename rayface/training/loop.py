@@ -20,12 +20,13 @@ from rayface.tracking import Journal
 from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
 from rayface.training import checkpoint, interrupt
 from rayface.training.checkpoint_writer import CheckpointWriter
+from rayface.training.distillation import build_distillation
 from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, use_cores
 from rayface.training.evaluating import Evaluation
 from rayface.training.meter import Meter
 from rayface.training.micro_batches import micro_batches, scaled_rate
 from rayface.training.optim import build_optimizer
-from rayface.training.parts import build_config_backbone, build_config_head, data_parallel, unsynced
+from rayface.training.parts import build_config_backbone, build_config_head, data_parallel, load_start, unsynced
 from rayface.training.recovery import NotFiniteError, Recovery, stopped
 from rayface.training.restarts import restarts
 from rayface.training.run_directory import write_json
@@ -89,7 +90,10 @@ class Training:
         self.step = int(progress["step"]) if progress else 0
         self.recovery = Recovery(**progress.get("recovery", {})) if progress else Recovery()
         self.checkpoints.reserve(self._state())
-        self.forward = data_parallel(self.backbone, world)
+        if progress is None:
+            load_start(self.backbone, config)
+        self.forward = data_parallel(self.backbone, world, config)
+        self.distillation = build_distillation(config, plan, num_classes, world)
         self._piece = config.train.max_batch_per_worker
         self.watchdog = Watchdog(
             run, world.rank, world.size, config.train.hang_timeout, lambda: bytes_being_written(run)
@@ -168,24 +172,30 @@ class Training:
         for piece in pieces:
             last = piece is pieces[-1]
             with contextlib.nullcontext() if last or separate else unsynced(self.forward):
-                loss = self._forward(images[piece.rows], labels[piece.rows], piece.counts, batch.step)
+                loss, embeddings = self._forward(images[piece.rows], labels[piece.rows], piece.counts, batch.step)
+                total = loss
+                if self.distillation is not None:
+                    total = loss + self.distillation(embeddings, images[piece.rows], batch, piece)
                 self.watchdog.at("backward", batch.step)
-                loss.backward(loss.new_tensor(1.0 if separate else piece.share))
+                total.backward(loss.new_tensor(1.0 if separate else piece.share))
             value += piece.share * float(loss.detach())
             if last or separate:
                 self._update(value, batch.step, piece.share if separate else 1.0)
         self.schedule.step(value)
         return value
 
-    def _forward(self, images: torch.Tensor, labels: torch.Tensor, counts: list[int], step: int) -> torch.Tensor:
+    def _forward(
+        self, images: torch.Tensor, labels: torch.Tensor, counts: list[int], step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The class layer's loss, and the embeddings."""
         self.watchdog.at("forward", step)
         self.head.prefetch(labels, counts)
         with autocast(self.world.device, self.bf16):
-            embeddings = self.forward(images)
+            embeddings = self.forward(images).float()
         self.watchdog.at("loss", step)
         try:
-            loss: torch.Tensor = self.head.loss(embeddings.float(), labels, counts=counts)
-            return loss
+            loss: torch.Tensor = self.head.loss(embeddings, labels, counts=counts)
+            return loss, embeddings
         except ValueError as error:  # NaN embeddings, on every rank at once
             raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
 
@@ -331,6 +341,7 @@ class Training:
                 "train/rollbacks": self.recovery.rollbacks,
                 "train/workers": self.world.size,
                 "data/faults": self.faults.num_lost,
+                **({"train/distillation": float(self.distillation.last)} if self.distillation else {}),
                 **{f"train/{key}": value for key, value in self.schedule.metrics().items()},
             },
             self.step,

@@ -1,13 +1,20 @@
 """Parts that a config asks for, built alike on the driver, which checks, and on the workers."""
 
+import os
+import shutil
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from rayface.backbones import build_backbone
+from rayface.backbones.weights import fill_backbone
 from rayface.config import Config, HeadConfig
+from rayface.evaluation.export import WEIGHTS
 from rayface.heads import build_head, build_margin
 from rayface.heads.margins import Margin
 from rayface.training.distributed import World
@@ -37,6 +44,8 @@ def build_config_backbone(config: Config) -> nn.Module:
         ValueError: an unknown name or a value out of range.
     """
     backbone = config.backbone
+    if backbone.compile and backbone.checkpointing:  # dynamo cannot trace what keeps batch statistics as they are
+        raise ValueError("backbone.compile: true: does not go with backbone.checkpointing: choose one of them")
     options = {"checkpointing": True} if backbone.checkpointing else {}
     return build_backbone(
         backbone.name,
@@ -75,14 +84,55 @@ def unsynced(module: nn.Module) -> AbstractContextManager[None]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def data_parallel(backbone: nn.Module, world: World) -> nn.Module:
-    """The backbone with gradients averaged over the ranks; itself where there is one rank."""
+def load_start(backbone: nn.Module, config: Config) -> None:
+    """Fill the backbone with backbone.weights, where that is set.
+
+    Raises:
+        ValueError: no such file, or weights that do not fit.
+    """
+    if config.backbone.weights is not None:
+        path = Path(config.backbone.weights)
+        fill_backbone(backbone, path / WEIGHTS if path.is_dir() else path, config.backbone.name)
+
+
+def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Module:
+    """The backbone to train through: compiled where that is asked for, its gradients averaged over the ranks.
+
+    Raises:
+        ValueError: backbone.compile without a compiler.
+    """
+    net = compiled(backbone, world) if config.backbone.compile else backbone
     if world.size == 1:
-        return backbone
+        return net
     # Batch-norm statistics stay each rank's own while training, and are averaged when they are used.
-    return DistributedDataParallel(
-        backbone,
+    parallel = DistributedDataParallel(
+        net,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
+    if config.train.gradient_compression != "none":
+        _compress(parallel, config.train.gradient_compression, world)
+    return parallel
+
+
+def _compress(parallel: DistributedDataParallel, kind: str, world: World) -> None:
+    if kind == "bf16" and world.device.type == "cpu":  # torch's rule
+        raise ValueError("train.gradient_compression: bf16: needs nccl, CPU workers have gloo: use fp16")
+    parallel.register_comm_hook(None, {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}[kind])
+
+
+def compiled(backbone: nn.Module, world: World) -> nn.Module:
+    """The same net through torch.compile; the parameters are shared.
+
+    Raises:
+        ValueError: torch.compile writes C++ for a CPU, and this machine has no compiler for it.
+    """
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    if world.device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            f"backbone.compile: true: needs a C++ compiler on a CPU, no {' or '.join(compilers)} was found: install "
+            "one, or leave it out"
+        )
+    net: nn.Module = torch.compile(backbone)  # type: ignore[assignment]
+    return net

@@ -31,13 +31,15 @@ from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worke
 from rayface.session import ray_session, require
 from rayface.tracking.journal import Status
 from rayface.training import checkpoint
+from rayface.training.distillation import check_distillation
 from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
 from rayface.training.loop import OUTCOME
-from rayface.training.parts import build_config_backbone, build_config_margin
+from rayface.training.parts import build_config_backbone, build_config_margin, load_start
 from rayface.training.restarts import clear_restarts
 from rayface.training.run_directory import RESULT, check_data, check_output, claimed
 from rayface.training.schedules import build_schedule
 from rayface.training.supervisor import Supervisor, cause_of
+from rayface.training.teacher_cache import fill_cache
 from rayface.training.worker import train_worker
 
 _RESIZE_SECONDS = 60.0  # between looks for room for more workers
@@ -84,7 +86,8 @@ def train(
     check_output(config, resume)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
     plan = _plan(config, dataset)
-    _check_backbone(config)
+    _check_backbone(config, resume)
+    check_distillation(config)
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
     with ray_session(address, num_cpus=num_cpus, debug=debug):
         on_cluster = bool(address or os.environ.get("RAY_ADDRESS"))
@@ -93,6 +96,7 @@ def train(
         with claimed(config, resume) as run:
             check_data(run, _data_facts(dataset))
             configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
+            fill_cache(config, dataset)
             return _train_in(run, config, dataset, plan, follow, resume=resume, tags=tags, held_cpus=held_cpus)
 
 
@@ -140,16 +144,22 @@ def _train_in(
 
 def _absolute(config: Config) -> Config:
     """Paths as workers find them: they run in another directory."""
-    evaluate = config.evaluate
+    evaluate, train = config.evaluate, config.train
     return replace(
         config,
+        backbone=replace(config.backbone, weights=_path(config.backbone.weights)),
+        train=replace(train, teacher=_path(train.teacher), teacher_cache=_path(train.teacher_cache)),
         data=replace(config.data, train=tuple(normalise(path) for path in config.data.train)),
         evaluate=replace(
             evaluate,
-            pairs=evaluate.pairs and str(Path(evaluate.pairs).absolute()),
+            pairs=_path(evaluate.pairs),
             data=evaluate.data and normalise(evaluate.data),
         ),
     )
+
+
+def _path(path: str | None) -> str | None:
+    return path if path is None or "://" in path else str(Path(path).absolute())
 
 
 def _data_facts(dataset: Dataset) -> dict[str, Any]:
@@ -184,8 +194,11 @@ def _check(config: Config) -> None:
     )
 
 
-def _check_backbone(config: Config) -> None:
-    """Build it without memory: a name or size that cannot be is found before workers start."""
+def _check_backbone(config: Config, resume: bool) -> None:
+    """Build it, without memory unless it starts from weights: what cannot be is found before workers start."""
+    if config.backbone.weights is not None and not resume:
+        load_start(build_config_backbone(config), config)
+        return
     with torch.device("meta"):
         build_config_backbone(config)
 
@@ -379,6 +392,6 @@ def _table(result: dict[str, Any], dataset: Dataset) -> list[tuple[str, str]]:
 
 
 def _artifacts(run: Path) -> list[tuple[Path, str]]:
-    names = ("model.safetensors", "model.json", "report.html", "evaluation.json", RESULT)
+    names = ("model.safetensors", "model.json", "model_card.md", "report.html", "evaluation.json", RESULT)
     files = [(run / name, "") for name in names if (run / name).exists()]
     return files + [(path, "plots") for path in sorted((run / "plots").glob("*"))]

@@ -1,0 +1,163 @@
+"""Distillation: while it learns to classify, a student's embeddings are drawn to those of a teacher."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayface.config import Config
+from rayface.data.plan import SamplePlan
+from rayface.data.stream import Batch
+from rayface.evaluation.export import load_model
+from rayface.training.distributed import World, autocast
+from rayface.training.micro_batches import MicroBatch
+from rayface.training.teacher_cache import by_class, by_sample
+
+
+def angular_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance of the directions, `mean_i |s_i/|s_i| - t_i/|t_i||^2` (VarGFaceNet, arXiv 1910.04985).
+
+    Args:
+        student: (n, D), raw; gets the gradient.
+        teacher: (n, D), any length; a row of NaN is of an unknown target and counts as 0.
+
+    Returns:
+        scalar in [0, 4], the mean over all n.
+    """
+    known = torch.isfinite(teacher).all(1)
+    # zeros before the arithmetic: NaN would come back in the gradient
+    distances = (F.normalize(student) - F.normalize(teacher.nan_to_num(0.0))).square().sum(1)
+    return torch.where(known, distances, 0.0).mean()
+
+
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the vectors themselves, over all their numbers: `mean_i |s_i - t_i|^2 / D`.
+
+    Args:
+        student: (n, D), raw; gets the gradient.
+        teacher: (n, D), raw.
+    """
+    return F.mse_loss(student, teacher)
+
+
+class Teacher(Protocol):
+    """Gives some rows of a rank's batch their targets (n, D), float32 on the images' device, without gradient."""
+
+    def __call__(self, images: Tensor, batch: Batch, rows: slice) -> Tensor: ...
+
+
+@dataclass
+class Distillation:
+    """The weighted loss between a student's embeddings and its teacher's targets; `last` is the newest, unweighted."""
+
+    teacher: Teacher
+    loss: Callable[[Tensor, Tensor], Tensor]
+    weight: float
+    last: Tensor = field(default_factory=lambda: torch.tensor(torch.nan))
+
+    def __call__(self, embeddings: Tensor, images: Tensor, batch: Batch, piece: MicroBatch) -> Tensor:
+        """This rank's share of the loss, whose mean over the ranks is the mean over all images of the micro-batch.
+
+        Args:
+            embeddings: (n, D), float32, raw.
+            images: (n, 3, S, S), as the student saw them.
+            batch: where in the plan they are.
+            piece: which of its rows these are, and how many each rank has.
+        """
+        if not len(embeddings):
+            return embeddings.sum()
+        loss = self.loss(embeddings, self.teacher(images, batch, piece.rows))
+        self.last = loss.detach()
+        return self.weight * len(embeddings) * len(piece.counts) / sum(piece.counts) * loss
+
+
+def build_distillation(config: Config, plan: SamplePlan, num_classes: int, world: World) -> Distillation | None:
+    """What the config asks for; None without a teacher. With a cache the driver has made it before.
+
+    Raises:
+        ValueError: see `check_distillation`.
+    """
+    train = config.train
+    if train.teacher is None:
+        return None
+    loss = feature_loss if train.distillation == "feature" else angular_loss
+    teacher: Teacher
+    if train.teacher_cache is None:
+        teacher = every_view(config, world)
+    elif train.distillation == "center":
+        teacher = class_targets(by_class(Path(train.teacher_cache), num_classes))
+    else:
+        teacher = sample_targets(by_sample(Path(train.teacher_cache), plan.num_samples), plan)
+    return Distillation(teacher, loss, train.distillation_weight)
+
+
+def check_distillation(config: Config) -> None:
+    """Refuse, on the driver, settings that cannot work together and a teacher that does not fit the student.
+
+    Raises:
+        ValueError: one line.
+    """
+    train, backbone = config.train, config.backbone
+    if train.teacher is None:
+        if train.teacher_cache is not None:
+            raise ValueError(f"train.teacher_cache: {train.teacher_cache}: is set without train.teacher: set that too")
+        return
+    if train.distillation == "center" and train.teacher_cache is None:
+        raise ValueError("train.distillation: center: takes means over all images: set train.teacher_cache=DIR")
+    if train.distillation == "feature" and train.teacher_cache is not None:
+        raise ValueError(
+            "train.distillation: feature: needs lengths, and train.teacher_cache holds directions: leave the cache "
+            "out, or use angular"
+        )
+    if train.teacher_cache is not None and "://" in train.teacher_cache:
+        raise ValueError(f"train.teacher_cache: {train.teacher_cache}: must be on a disk that all nodes share")
+    info = load_model(train.teacher, backbone=train.teacher_backbone).info
+    if info["embedding_size"] != backbone.embedding_size:
+        raise ValueError(
+            f"backbone.embedding_size: {backbone.embedding_size}: the teacher's is {info['embedding_size']}: use the "
+            "same"
+        )
+    if train.teacher_cache is None and info["image_size"] != config.data.image_size:
+        raise ValueError(
+            f"data.image_size: {config.data.image_size}: the teacher takes {info['image_size']} pixels: use the same, "
+            "or train.teacher_cache=DIR, for which images are decoded at the teacher's size"
+        )
+
+
+def every_view(config: Config, world: World) -> Teacher:
+    """The teacher's own embedding of each augmented image; a forward pass of the teacher at each step."""
+    assert config.train.teacher is not None
+    model = load_model(config.train.teacher, backbone=config.train.teacher_backbone, device=world.device)
+    module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def targets(images: Tensor, batch: Batch, rows: slice) -> Tensor:
+        with torch.no_grad(), autocast(world.device, images.device.type == "cuda"):
+            embeddings: Tensor = module(images)
+        return embeddings.float()
+
+    return targets
+
+
+def sample_targets(targets: np.ndarray, plan: SamplePlan) -> Teacher:
+    """Targets (N, D) of whole, upright images, looked up by the plan: whatever view of it the student sees."""
+
+    def of_batch(images: Tensor, batch: Batch, rows: slice) -> Tensor:
+        found = targets[plan.batch(batch.step)[batch.rows][rows]]
+        return torch.from_numpy(found.astype(np.float32)).to(images.device, non_blocking=True)
+
+    return of_batch
+
+
+def class_targets(targets: np.ndarray) -> Teacher:
+    """Targets (C, D) of identities."""
+
+    def of_batch(images: Tensor, batch: Batch, rows: slice) -> Tensor:
+        found = targets[batch.labels[rows].numpy()]
+        return torch.from_numpy(found.astype(np.float32)).to(images.device, non_blocking=True)
+
+    return of_batch

@@ -1,0 +1,109 @@
+"""A teacher's embeddings of the training data: embedded once by `rayface embed`, then looked up by sample.
+
+The folder holds the parquet files of that job, and beside them the same rows as one array in the order of the dataset,
+which workers map into memory instead of reading.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayface.config import Config
+from rayface.data.shards import DataError, Dataset
+
+BY_SAMPLE = "by_sample.npy"  # (N, D) float16, NaN where a sample is damaged
+BY_CLASS = "by_class.npy"  # (C, D) float16, mean directions of length 1, NaN where a class has no sample
+
+
+def fill_cache(config: Config, dataset: Dataset) -> None:
+    """Embed the training data with the teacher where that is not done yet, inside a Ray session.
+
+    Embeddings are those of the whole, upright image plus its mirror image, as in verification: the target of every
+    view that augmentation makes of it. A cache is refused where it is of another teacher or of other data.
+
+    Raises:
+        ValueError: bad input, one line.
+    """
+    from rayface.curate.embed import EmbedSettings, embed
+
+    train = config.train
+    if train.teacher is None or train.teacher_cache is None:
+        return
+    settings = EmbedSettings(model=train.teacher, backbone=train.teacher_backbone)
+    manifest = embed(settings, config.data.train, train.teacher_cache, config=config)
+    folder = Path(train.teacher_cache)
+    shape = (len(dataset.index), int(manifest["embedding_size"]))
+    if not (folder / BY_SAMPLE).exists():
+        _write(folder / BY_SAMPLE, shape, lambda out: _order(folder, manifest, dataset, out))
+    if train.distillation == "center" and not (folder / BY_CLASS).exists():
+        samples = by_sample(folder, len(dataset.index))
+        shape = (dataset.num_classes, shape[1])
+        _write(folder / BY_CLASS, shape, lambda out: _mean(samples, dataset.index.label, out))
+
+
+def by_sample(folder: Path, num_samples: int) -> NDArray[np.float16]:
+    """Map the targets (N, D) of a cache; the operating system keeps in memory what is used.
+
+    Raises:
+        DataError: they are of another number of samples.
+    """
+    return _mapped(folder / BY_SAMPLE, num_samples)
+
+
+def by_class(folder: Path, num_classes: int) -> NDArray[np.float16]:
+    """Map the targets (C, D) of identities.
+
+    Raises:
+        DataError: they are of another number of classes.
+    """
+    return _mapped(folder / BY_CLASS, num_classes)
+
+
+def _mapped(path: Path, num_rows: int) -> NDArray[np.float16]:
+    targets: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    if len(targets) != num_rows:
+        raise DataError(f"train.teacher_cache: {path} has {len(targets)} rows, the data {num_rows}: delete the file")
+    return targets
+
+
+def _write(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+    try:
+        fill(out)
+        out.flush()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _order(folder: Path, manifest: dict, dataset: Dataset, out: np.ndarray) -> None:
+    """Put the rows of the parquet files where the dataset has their keys; one shard at a time."""
+    out[:] = np.nan
+    keys = dataset.key_column().combine_chunks()
+    number = {shard.path: i for i, shard in enumerate(dataset.shards)}
+    for part in manifest["parts"]:
+        table = pq.read_table(folder / part["path"], columns=["key", "embedding"])
+        own = np.flatnonzero(dataset.index.shard == number[part["shard"]])
+        places = pc.index_in(table["key"].combine_chunks(), value_set=keys.take(pa.array(own)))
+        if places.null_count:
+            raise DataError(f"train.teacher_cache: {folder / part['path']} has keys that {part['shard']} has not")
+        values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        out[own[places.to_numpy()]] = values.reshape(len(places), -1)
+
+
+def _mean(samples: np.ndarray, labels: np.ndarray, out: np.ndarray) -> None:
+    """Write the direction of each class's mean; a float64 sum for each class is held in memory."""
+    sums = np.zeros(out.shape)
+    for start in range(0, len(samples), 65536):
+        rows = samples[start : start + 65536].astype(np.float64)
+        known = np.isfinite(rows).all(1)
+        np.add.at(sums, labels[start : start + 65536][known], rows[known])
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    out[:] = np.where(lengths > 0, sums / np.where(lengths > 0, lengths, 1), np.nan)

@@ -1,0 +1,123 @@
+"""Distillation: the losses against loops, the cache, and a student that learns from its teacher."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rayface import config as configs
+from rayface.data.decode import decode_jpegs
+from rayface.data.plan import SamplePlan
+from rayface.data.shards import open_dataset, read_samples
+from rayface.data.stream import Batch
+from rayface.data.synth import synthesize
+from rayface.evaluation.export import load_model
+from rayface.evaluation.protocols import embed_images, evaluate_pairs, load_pairs
+from rayface.training import teacher_cache
+from rayface.training.distillation import angular_loss, check_distillation, feature_loss
+from rayface.training.distributed import World
+from rayface.training.loop import Training
+
+SIZE = 32
+TEACHER, STUDENT = "backbone.width=1", "backbone.width=0.25"
+
+
+def test_losses_are_those_of_the_papers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    student.requires_grad_()
+    angular = feature = 0.0
+    for s, t in zip(student, teacher, strict=True):
+        cosine = float(s @ t) / math.sqrt(float(s @ s) * float(t @ t))
+        angular += (2 - 2 * cosine) / 5
+        feature += sum(float(a - b) ** 2 for a, b in zip(s, t, strict=True)) / 35
+    assert angular_loss(student, teacher).item() == pytest.approx(angular, rel=1e-12)
+    assert feature_loss(student, teacher).item() == pytest.approx(feature, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda s: angular_loss(s, teacher), student)
+
+
+def test_an_unknown_target_counts_nothing_and_gives_no_gradient() -> None:
+    student = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(3, 4, dtype=torch.float64)
+    teacher[1] = torch.nan
+    loss = angular_loss(student, teacher)
+    loss.backward()
+    known = angular_loss(student[[0, 2]], teacher[[0, 2]])
+    assert loss.item() == pytest.approx(known.item() * 2 / 3)
+    assert torch.equal(student.grad[1], torch.zeros(4, dtype=torch.float64))
+    assert student.grad[[0, 2]].abs().sum() > 0
+
+
+def test_class_means_are_directions_and_damaged_samples_are_left_out() -> None:
+    samples = np.array([[1, 0], [0, 1], [np.nan, np.nan], [0, -1]], np.float16)
+    out = np.empty((4, 2), np.float16)
+    teacher_cache._mean(samples, np.array([2, 2, 2, 0]), out)
+    np.testing.assert_allclose(out[[2, 0]], [[math.sqrt(0.5)] * 2, [0, -1]], atol=1e-3)
+    assert np.isnan(out[[1, 3]]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.teacher_cache=x"], "is set without train.teacher"),
+        (["train.teacher=t", "train.distillation=center"], "set train.teacher_cache=DIR"),
+        (["train.teacher=t", "train.distillation=feature", "train.teacher_cache=x"], "leave the cache out"),
+        (["train.teacher=/nowhere"], "/nowhere"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_distillation(configs.load("debug", None, settings))
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two drawn sets: people to train on, others to verify."""
+    out = tmp_path_factory.mktemp("people")
+    synthesize(out / "train", identities=40, images_per_identity=12, seed=1, processes=1, image_size=SIZE)
+    synthesize(out / "test", identities=30, images_per_identity=6, seed=2, pairs=600, processes=1, image_size=SIZE)
+    return out
+
+
+def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
+    """A run of one worker, in this process."""
+    dataset = open_dataset(people / "train")
+    images, _ = decode_jpegs([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], SIZE)
+    plan = SamplePlan(num_samples=len(images), batch_size=48)
+    base = [
+        f"data.image_size={SIZE}",
+        "train.checkpoint_every=1000000",
+        "train.precision=fp32",
+        "optim.lr=0.1",
+        "schedule.warmup_epochs=1",
+    ]
+    config = configs.load("debug", None, [*base, f"train.epochs={epochs}", "backbone.embedding_size=32", *overrides])
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    facts = {"name": "drawn", "digest": "d", "licence": "none"}
+    training = Training(config, run, world, plan, num_classes=dataset.num_classes, dataset_facts=facts)
+
+    def batches(start: int):
+        for step in range(start, training.total_steps):
+            ids = plan.batch(step)
+            labels = torch.from_numpy(dataset.index.label[ids].astype(np.int64))
+            yield Batch(step=step, rows=slice(0, 48), images=torch.from_numpy(images[ids]), labels=labels, faults=())
+
+    training.fit(batches)
+    return run
+
+
+def test_a_student_is_closer_to_its_teacher_and_better_than_alone(people: Path, tmp_path: Path) -> None:
+    teacher = trained(people, tmp_path / "teacher", 16, TEACHER)
+    alone = trained(people, tmp_path / "alone", 6, STUDENT)
+    taught = trained(people, tmp_path / "taught", 6, STUDENT, f"train.teacher={teacher}")
+    again = trained(people, tmp_path / "again", 6, STUDENT, f"train.teacher={teacher}", f"backbone.weights={taught}")
+    pairs = load_pairs(people / "test" / "pairs.csv", people / "test", image_size=SIZE)
+    embeddings = {run: embed_images(load_model(run).module, pairs.images) for run in (teacher, alone, taught, again)}
+    accuracy = {run: evaluate_pairs(found, pairs)["accuracy_mean"] for run, found in embeddings.items()}
+    cosine = {run: float((embeddings[run] * embeddings[teacher]).sum(1).mean()) for run in (alone, taught, again)}
+    print(accuracy, cosine)
+    assert cosine[taught] > cosine[alone] + 0.3
+    assert accuracy[taught] > accuracy[alone] + 0.02
+    assert cosine[again] > cosine[taught]  # the next generation goes on from the one before
