@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -30,11 +30,11 @@ def result_table(title: str, rows: Mapping[str, str]) -> None:
 
 
 def columns(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """Print rows of the same names as a table on stdout, the names above; numbers to the right."""
+    """Print rows of the same names as a table on stdout, the names above; numbers to the right, nothing cut."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name, value in rows[0].items():
-        table.add_column(name, style="cyan" if name == next(iter(rows[0])) else None, no_wrap=True)
-        table.columns[-1].justify = "right" if value[:1].isdecimal() else "left"
+    for i, (name, value) in enumerate(rows[0].items()):
+        justify: Literal["left", "right"] = "right" if value[:1].isdecimal() else "left"
+        table.add_column(name, style=None if i else "cyan", justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
     Console().print(table)

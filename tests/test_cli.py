@@ -47,6 +47,16 @@ def test_version_and_help(call):
     assert all(verb in out for verb in ("synth", "convert", "check", "train", "evaluate", "export", "sync"))
 
 
+def test_backbones_as_a_table_and_as_json(call):
+    code, out, _ = call("backbones", "mini", "r50")
+    assert code == 0
+    assert "43.591M" in out
+    code, out, _ = call("backbones", "mini", "--image-size=56", "--json")
+    assert code == 0
+    (row,) = json.loads(out)["backbones"]
+    assert (row["name"], row["image_size"], row["embedding_size"]) == ("mini", 56, 512)
+
+
 def test_synth_and_check(call, tmp_path):
     out_dir = tmp_path / "set"
     code, out, _ = call("synth", out_dir, "--identities=3", "--images-per-identity=4", "--json")
@@ -98,6 +108,8 @@ def test_convert_from_folder(call, tmp_path):
         (["synth", "out", "--identities=0"], "identities"),
         (["evaluate", "--model=/nowhere", "--pairs=p.csv", "--data=d", "--out=o"], "/nowhere"),
         (["export", "--model=/nowhere", "--onnx=m.onnx"], "/nowhere"),
+        (["backbones", "r19"], "did you mean 'r18'"),
+        (["bench", "train", "-b", "r19"], "did you mean 'r18'"),
         (["sync", "/nowhere"], "/nowhere"),
         (["nosuchverb"], "nosuchverb"),
     ],

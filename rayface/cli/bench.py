@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayface.cli.common import Debug, Json, Seed, app, show_result, show_results
+from rayface.cli.common import Debug, Json, Overrides, Seed, app, show_result, show_results
 from rayface.config import parse_bytes
 
 bench = typer.Typer(help="Measure this machine; ratios are of things measured in one run.", no_args_is_help=True)
@@ -88,6 +88,40 @@ def bench_embed(
 
     settings = EmbedSettings(model=model, backbone=backbone, flip=flip)
     show_result("embedding", measure(settings, parse_paths("--data", data), images, threads, device), json)
+
+
+@bench.command("train")
+def bench_train(
+    overrides: Overrides = None,
+    backbone: Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Measure it; repeat for more.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
+    classes: Annotated[int, typer.Option("--classes", "-C", min=1, help="Where data.train is not set.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, help="Measured ones, after two to warm up.")] = 10,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Images/s of whole training steps in one worker, and where their time goes; data.train=DIR reads real data."""
+    from rayface.bench.train import PHASES
+    from rayface.bench.train import bench_train as measure
+    from rayface.config import load
+    from rayface.display import columns, json_line
+
+    config = load(preset, None, overrides or [])
+    result = measure(backbone or [config.backbone.name], config, num_classes=classes, steps=steps, device=device)
+    if json:
+        json_line(result)
+        return
+    rows = [
+        {
+            "backbone": found["name"],
+            "images/s": f"{found['images_per_second']:,.3g}",
+            "step": f"{found['step_seconds']:,.3g}s",
+            **{phase.removeprefix("data_"): f"{found['share'][phase]:.1%}" for phase in PHASES},
+        }
+        for found in result["backbones"]
+    ]
+    columns(f"training, batch {result['batch_size']}, {result['precision']}, {result['threads']} threads", rows)
 
 
 @bench.command("nms")

@@ -1,0 +1,197 @@
+"""How fast one worker trains here, and where a step's time goes."""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.data.images import augment
+from rayface.data.plan import SamplePlan
+from rayface.data.shards import Dataset, open_dataset
+from rayface.data.stream import Batch, train_batches
+from rayface.data.windows import executions, split_streams
+from rayface.session import ray_session
+from rayface.training.distributed import World, autocast, fast_bf16
+from rayface.training.optim import build_optimizer
+from rayface.training.parts import build_config_backbone, build_config_head, data_parallel
+
+WARM_UP = 2
+PHASES = ("data_wait", "augment", "forward", "head", "backward", "optimizer")
+
+
+def bench_train(
+    names: Sequence[str], config: Config, *, num_classes: int = 10_000, steps: int = 10, device: str = "cpu"
+) -> dict[str, Any]:
+    """Measure whole training steps of nets, in this process, as one worker of `rayface train` does them.
+
+    Args:
+        names: of the nets; each is measured in turn.
+        config: sizes, precision, head and optimizer; data.train: read it by Ray Data as a run would. Without it images
+            are noise in memory, and nothing waits for data.
+        num_classes: of the class layer, where there is no dataset.
+        steps: measured, after two to warm up.
+        device: cpu or cuda.
+
+    Returns:
+        batch_size, image_size, precision, num_classes, data; "backbones": for each its name, images_per_second (of the
+        median step), step_seconds, seconds of each phase (medians), and share of each in the time of all steps.
+
+    Raises:
+        ValueError: an unknown name, or sizes that cannot be.
+    """
+    if steps < 1:
+        raise ValueError(f"--steps {steps}: must be at least 1")
+    dataset = open_dataset(config.data.train) if config.data.train else None
+    if dataset is not None:
+        num_classes = dataset.num_classes
+    world = World(rank=0, size=1, local_size=1, device=torch.device(device))
+    bf16 = {"fp32": False, "bf16": True, "auto": fast_bf16(world.device)}[config.train.precision]
+    found = []
+    for name in names:
+        named = configs.with_overrides(config, {"backbone.name": name})
+        with _batches(named, dataset, num_classes, WARM_UP + steps) as batches:
+            seconds = _Bench(named, num_classes, world, bf16).run(batches)
+        found.append({"name": name, **_summary(seconds[WARM_UP:], config.train.batch_size)})
+    return {
+        "batch_size": config.train.batch_size,
+        "image_size": config.data.image_size,
+        "precision": "bf16" if bf16 else "fp32",
+        "threads": torch.get_num_threads(),
+        "num_classes": num_classes,
+        "data": dataset.name if dataset else None,
+        "steps": steps,
+        "backbones": found,
+    }
+
+
+class _Bench:
+    """The parts of a training step, timed one by one."""
+
+    def __init__(self, config: Config, num_classes: int, world: World, bf16: bool) -> None:
+        torch.manual_seed(config.train.seed)
+        self.config, self.device, self.bf16 = config, world.device, bf16
+        self.backbone = build_config_backbone(config).to(world.device)
+        self.backbone = self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = data_parallel(self.backbone, world, config)
+        self.head = build_config_head(config, num_classes, world)
+        optim = config.optim
+        options = {"lr": optim.lr, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
+        self.optimizer = build_optimizer(optim.name, self.backbone, **options)
+
+    def run(self, batches: Iterator[Batch]) -> list[dict[str, float]]:
+        """Train on the batches; for each step the seconds of its phases."""
+        measured: list[dict[str, float]] = []
+        while True:
+            clock = _Clock(self.device)
+            batch = next(batches, None)
+            if batch is None:
+                return measured
+            clock.lap("data_wait")
+            self.step(batch, clock)
+            measured.append(clock.seconds)
+
+    def step(self, batch: Batch, clock: "_Clock") -> None:
+        """One step; the embeddings are cut off from the backbone so that the two backward passes can be told apart."""
+        images = self._augmented(batch)
+        clock.lap("augment")
+        with autocast(self.device, self.bf16):
+            embeddings = self.forward(images).float()
+        clock.lap("forward")
+        leaf = embeddings.detach().requires_grad_()
+        self.head.loss(leaf, batch.labels.to(self.device)).backward()
+        clock.lap("head")
+        self.optimizer.zero_grad(set_to_none=True)
+        embeddings.backward(leaf.grad)
+        clock.lap("backward")
+        torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optim.clip_norm or math.inf)
+        self.optimizer.step()
+        clock.lap("optimizer")
+        self.head.step(self.config.optim.lr)
+        clock.lap("head")
+
+    def _augmented(self, batch: Batch) -> torch.Tensor:
+        data = self.config.data
+        images = augment(
+            batch.images.to(self.device),
+            batch.rows,
+            self.config.train.batch_size,
+            torch.Generator().manual_seed(batch.step),
+            flip=data.flip,
+            shift=data.shift,
+            brightness=data.brightness,
+            contrast=data.contrast,
+            saturation=data.saturation,
+        )
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+class _Clock:
+    """Seconds by phase since the last lap."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, dict.fromkeys(PHASES, 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[phase] += now - self._last
+        self._last = now
+
+
+def _summary(steps: list[dict[str, float]], batch_size: int) -> dict[str, Any]:
+    whole = [sum(step.values()) for step in steps]
+    seconds = {phase: statistics.median(step[phase] for step in steps) for phase in PHASES}
+    share = {phase: sum(step[phase] for step in steps) / sum(whole) for phase in PHASES}
+    step_seconds = statistics.median(whole)
+    speed = {"images_per_second": batch_size / step_seconds, "step_seconds": step_seconds}
+    return {**speed, "seconds": seconds, "share": share}
+
+
+@contextmanager
+def _batches(config: Config, dataset: Dataset | None, num_classes: int, steps: int) -> Iterator[Iterator[Batch]]:
+    """Whole batches of one worker: of the dataset through Ray, else noise."""
+    if dataset is None:
+        yield _noise(config, num_classes, steps)
+        return
+    train, data = config.train, config.data
+    plan = SamplePlan(
+        num_samples=len(dataset.index),
+        batch_size=train.batch_size,
+        seed=train.seed,
+        chunk_images=data.chunk_images,
+        window_images=data.window_images,
+    )
+
+    def streams() -> Iterator[tuple[int, Any]]:
+        for first, last in executions(plan, 0, steps):
+            (stream,) = split_streams(
+                dataset,
+                plan,
+                image_size=data.image_size,
+                world_size=1,
+                first_window=first,
+                last_window=last,
+                readers=data.readers,
+                reserved={"CPU": float(train.cpus_per_worker)},
+            )
+            yield first, stream
+
+    with ray_session():
+        yield train_batches(streams(), plan, start=0, stop=steps, rank=0, world_size=1)
+
+
+def _noise(config: Config, num_classes: int, steps: int) -> Iterator[Batch]:
+    size, count = config.data.image_size, config.train.batch_size
+    generator = torch.Generator().manual_seed(config.train.seed)
+    images = torch.randint(0, 256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(num_classes, (count,), generator=generator)
+    for step in range(steps):
+        yield Batch(step=step, rows=slice(0, count), images=images, labels=labels, faults=())
