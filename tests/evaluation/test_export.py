@@ -47,12 +47,9 @@ def traced(backbone):
 
 
 @pytest.fixture(autouse=True)
-def trace_once(request, monkeypatch):
+def trace_once(traced, monkeypatch):
     """All tests export the same net: tracing it takes seconds."""
-    if "tmp_path" in request.fixturenames:
-        monkeypatch.setattr(
-            onnx_export, "_traced", lambda module, images: copy.deepcopy(request.getfixturevalue("traced"))
-        )
+    monkeypatch.setattr(onnx_export, "_traced", lambda module, images: copy.deepcopy(traced))
 
 
 @pytest.fixture

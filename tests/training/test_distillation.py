@@ -77,7 +77,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two drawn sets: people to train on, others to verify."""
     out = tmp_path_factory.mktemp("people")
     synthesize(out / "train", identities=40, images_per_identity=12, seed=1, processes=1, image_size=SIZE)
-    synthesize(out / "test", identities=30, images_per_identity=6, seed=2, pairs=600, processes=1, image_size=SIZE)
+    synthesize(out / "test", identities=40, images_per_identity=6, seed=2, pairs=600, processes=1, image_size=SIZE)
     return out
 
 
