@@ -6,11 +6,12 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help demo test lint types format clean
+.PHONY: help demo test faults lint types format clean
 
 help:
 	@echo "make demo    draw faces, train on them with several workers, evaluate (a few minutes)"
 	@echo "make test    run the tests; ARGS='-k name' is passed on to pytest"
+	@echo "make faults  break a run in every way we know, print what is left as a table; ARGS='node driver' picks some"
 	@echo "make lint    ruff check, ruff format --check"
 	@echo "make types   mypy"
 	@echo "make format  ruff check --fix, ruff format"
@@ -21,6 +22,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+faults: $(INSTALLED)
+	PYTHONPATH=tests/tracking $(VENV)/bin/python tests/faults/table.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .

@@ -4,16 +4,11 @@ import json
 import logging
 import math
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
+from mlflow_server import MlflowServer
 
 from rayface.tracking import Delivery, Journal, deliver, mask_credentials
 from rayface.tracking.server import ENVIRONMENT, Server
@@ -272,52 +267,6 @@ def test_a_relative_sqlite_file_is_remembered_where_it_is(tmp_path, monkeypatch)
     delivery(tmp_path / "spool", "sqlite:///s.db?timeout=5")
     kept = json.loads((tmp_path / "spool" / "tracking.json").read_text())
     assert kept["uri"] == f"sqlite:///{tmp_path}/s.db?timeout=5"
-
-
-class MlflowServer:
-    """A real server on a loopback port, that can be killed and started again."""
-
-    def __init__(self, folder):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.folder = folder
-        self.process = None
-
-    @property
-    def uri(self):
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self):
-        command = f"mlflow server --host 127.0.0.1 --port {self.port} --workers 1".split()
-        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        stores += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *command, *stores],
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                start_new_session=True,
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-
-    def wait(self):
-        deadline = time.monotonic() + TIMEOUT
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except (urllib.error.URLError, OSError):
-                assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
-                time.sleep(0.2)
-        raise AssertionError("the MLflow server did not come up")
-
-    def kill(self):
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its own session: the server and its worker
-            self.process.wait()
-            self.process = None
 
 
 @pytest.mark.slow

@@ -1,0 +1,422 @@
+"""Every fault that is played: how it is done, and what has to follow. The tests and `make faults` play these."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from fault_gate import Gate
+from fault_stage import EVERY, Stage
+
+from rayface.data.plan import SamplePlan
+from rayface.data.samples import locate_member
+from rayface.data.shards import open_dataset
+from rayface.tracking import deliver
+from rayface.training import interrupt
+
+# Given the stage and the worker at the gate ("pid", "driver", "step"); may return what the worker is told.
+Deed = Callable[[Stage, dict[str, Any]], str | None]
+DAY = 86400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strike:
+    """A deed at a place of the run.
+
+    Attributes:
+        after: steps after the middle between two checkpoints.
+        at: see Gate; "begin" and "write" are of the checkpoint that comes next.
+        mends: it ends a fault.
+    """
+
+    do: Deed
+    after: int = 0
+    at: str = "step"
+    ranks: tuple[int, ...] = (1,)
+    mends: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """A fault.
+
+    Attributes:
+        how: it is done, for the table.
+        stops: what the one line says with which the run stops, to be resumed; None: it goes on by itself.
+        code: the driver is a process of its own, and ends with this code.
+        before: is done before the run, unless another fault comes before this one.
+        mend: what a person does before the resume.
+        different: why the run does not end as one that nothing disturbs; empty: it does.
+        settings: config keys.
+        restarts: the workers are started again.
+    """
+
+    name: str
+    how: str
+    strikes: tuple[Strike, ...] = ()
+    stops: str | None = None
+    code: int | None = None
+    before: Callable[[Stage], None] | None = None
+    mend: Callable[[Stage], None] | None = None
+    at_end: Callable[[Stage], None] | None = None
+    different: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    restarts: bool = False
+
+    @property
+    def does(self) -> str:
+        """What the run does, for the table."""
+        if self.parts:
+            return "stops with one line; `--resume`" if self.stops else "ends; `--resume`"
+        return "starts its workers again" if self.restarts else "goes on"
+
+    @property
+    def parts(self) -> bool:
+        """Whether it parts a run in two."""
+        return self.stops is not None or self.code is not None
+
+
+def play(stage: Stage, scenarios: Sequence[tuple[int, Scenario]]) -> None:
+    """Play faults on one run, each at its place (0 is before the first checkpoint); resume it whenever it stops."""
+    for _, scenario in scenarios:
+        stage.settings.update(scenario.settings)
+    first = scenarios[0][1]
+    if first.before:
+        first.before(stage)
+    resume = False
+    for group in _up_to_stops(scenarios):
+        faults = [fault for place, scenario in group for fault in _faults(stage, place, scenario)]
+        last = group[-1][1] if group and group[-1][1].parts else None
+        if last is None or last.code is None:
+            line = stage.train(*faults, resume=resume)
+        else:
+            line = stage.command(*faults, code=last.code, resume=resume)
+        _check_stop(stage, last, line)
+        resume = True
+    for _, scenario in scenarios:
+        if scenario.at_end:
+            scenario.at_end(stage)
+
+
+def _check_stop(stage: Stage, scenario: Scenario | None, line: str | None) -> None:
+    """A run that stops says why in one line; then what was wrong is put right."""
+    if scenario is None:
+        assert line is None, f"{stage.name}: should have gone on, said {line!r}"
+        return
+    assert line is not None, f"{scenario.name}: should have stopped"
+    wanted = scenario.stops or ""
+    assert wanted in line, f"{scenario.name}: should have said {wanted!r}, said {line!r}"
+    assert "\n" not in line, line
+    stage.stopped[scenario.name] = (time.monotonic(), line)
+    if scenario.mend:
+        scenario.mend(stage)
+
+
+def _up_to_stops(scenarios: Sequence[tuple[int, Scenario]]) -> Iterator[list[tuple[int, Scenario]]]:
+    """What strikes in one try: up to the fault that stops it; the last try finishes."""
+    group: list[tuple[int, Scenario]] = []
+    for entry in scenarios:
+        group.append(entry)
+        if entry[1].parts:
+            yield group
+            group = []
+    yield group
+
+
+def _faults(stage: Stage, place: int, scenario: Scenario) -> list[tuple[Gate, Callable[[dict[str, Any]], str | None]]]:
+    def act(strike: Strike, here: dict[str, Any]) -> str | None:
+        if not strike.mends:
+            stage.struck.setdefault(scenario.name, (time.monotonic(), here["step"]))
+        return strike.do(stage, here)
+
+    faults = []
+    for strike in scenario.strikes:
+        step = EVERY * place + (EVERY // 2 + strike.after if strike.at == "step" else EVERY)
+        for rank in strike.ranks:
+            faults.append((Gate(step=step, rank=rank, place=strike.at), partial(act, strike)))  # type: ignore[arg-type]
+    return faults
+
+
+def _send(sent: signal.Signals, to: str = "pid") -> Deed:
+    def send(stage: Stage, here: dict[str, Any]) -> None:
+        os.kill(here[to], sent)
+        if to == "driver" and sent == signal.SIGTERM:
+            stage.wait_for(lambda: interrupt.requested(stage.run))
+
+    return send
+
+
+def _replace_node(stage: Stage, here: dict[str, Any]) -> None:
+    stage.rig.replace_node()
+
+
+def _fill_object_store(stage: Stage, here: dict[str, Any]) -> None:
+    """Twice what it holds."""
+    stage.rig.kept += [ray.put(np.random.default_rng(i).bytes(40 * 2**20)) for i in range(5)]
+
+
+def _free_object_store(stage: Stage) -> None:
+    stage.rig.kept.clear()
+
+
+def _fill_disk(stage: Stage, here: dict[str, Any]) -> None:
+    """The files that the ranks are about to write are /dev/full, which has no space left."""
+    (folder,) = (stage.run / "checkpoints").glob(".step_*.tmp")
+    for rank in (0, 1):
+        (folder / f"__{rank}_0.distcp").symlink_to("/dev/full")
+
+
+def _step_clock(seconds: float) -> Deed:
+    """Of every worker, by what it is told, and of the driver, which is this process."""
+
+    def step(stage: Stage, here: dict[str, Any]) -> str:
+        if not isinstance(time.time, _SteppedClock):
+            time.time = _SteppedClock(time.time)
+        time.time.seconds = seconds
+        return f"clock {seconds}"
+
+    return step
+
+
+def _set_clock(stage: Stage) -> None:
+    if isinstance(time.time, _SteppedClock):
+        time.time = time.time.real
+
+
+class _SteppedClock:
+    def __init__(self, real: Callable[[], float]) -> None:
+        self.real, self.seconds = real, 0.0
+
+    def __call__(self) -> float:
+        return self.real() + self.seconds
+
+
+def _tell(answer: str) -> Deed:
+    return lambda stage, here: answer
+
+
+def _next_sample(stage: Stage, step: int) -> tuple[Path, int, int]:
+    """Shard, offset and bytes of a sample with a label of two digits that no window up to that of `step` has."""
+    dataset = open_dataset([str(stage.data)])
+    plan = SamplePlan(num_samples=len(dataset.index), batch_size=24, window_images=48)
+    ids = plan.window(plan.window_of(step)[0] + 1).ravel()
+    chosen = next(int(i) for i in ids if dataset.index.label[i] >= 10)
+    shard = Path(dataset.shards[dataset.index.shard[chosen]].path)
+    return shard, int(dataset.index.offset[chosen]), int(dataset.index.num_bytes[chosen])
+
+
+def _overwrite(suffix: str, data: bytes) -> Deed:
+    def overwrite(stage: Stage, here: dict[str, Any]) -> None:
+        shard, offset, size = _next_sample(stage, here["step"])
+        _, member = locate_member(str(shard), offset, size, [suffix])
+        with shard.open("r+b") as file:
+            file.seek(member + 512)  # behind the tar header
+            file.write(data)
+
+    return overwrite
+
+
+def _truncate(stage: Stage, here: dict[str, Any]) -> None:
+    shard, offset, _ = _next_sample(stage, here["step"])
+    os.truncate(shard, offset + 700)
+
+
+def _remove(stage: Stage, here: dict[str, Any]) -> None:
+    _next_sample(stage, here["step"])[0].unlink()
+
+
+def _replace_shard(stage: Stage, here: dict[str, Any]) -> None:
+    shard = _next_sample(stage, here["step"])[0]
+    other = next(path for path in sorted(stage.data.glob("*.tar")) if path != shard)
+    shutil.copyfile(other, shard)
+
+
+def _own_data(stage: Stage) -> None:
+    stage.own_data()
+    stage.windows_per_execution = EVERY // 2  # reads ahead up to the checkpoint after the fault
+
+
+def _mend_data(stage: Stage) -> None:
+    shutil.copytree(stage.rig.data, stage.data, dirs_exist_ok=True)
+
+
+def _server_down(stage: Stage, here: dict[str, Any] | None = None) -> None:
+    stage.rig.server.kill()
+    stage.uri = stage.rig.server.uri
+
+
+def _server_up(stage: Stage, here: dict[str, Any] | None = None) -> None:
+    stage.uri = stage.rig.server.uri
+    if stage.rig.server.process is None:
+        stage.rig.server.start()
+        stage.rig.server.wait()
+
+
+def _deliver_late(stage: Stage) -> None:
+    assert stage.result["tracking_delivered"] is False
+    _server_up(stage)
+    assert deliver(stage.run / "journal", 60)
+
+
+_MIDDLE = "between forward and backward, "
+_DATA = {"before": _own_data, "mend": _mend_data}
+_ONE_SAMPLE = "1 of 240 samples are damaged"
+
+# Faults of a run strike it one after the other: were one of them to leave a trace, its end would not be the same.
+RUNS: dict[str, list[Scenario]] = {
+    "workers": [
+        Scenario(
+            name="object store full",
+            how="200 MB put into the 100 MB of a node",
+            strikes=(Strike(do=_fill_object_store),),
+            at_end=_free_object_store,
+        ),
+        Scenario(
+            name="clock jumps",
+            how="time.time of driver and workers a day on, then a day back",
+            strikes=(
+                Strike(do=_step_clock(DAY), ranks=(0, 1)),
+                Strike(do=_step_clock(-DAY), ranks=(0, 1), after=2, mends=True),
+            ),
+            at_end=_set_clock,
+        ),
+        Scenario(
+            name="worker killed",
+            how=f"{_MIDDLE}SIGKILL to rank 1",
+            restarts=True,
+            strikes=(Strike(do=_send(signal.SIGKILL)),),
+        ),
+        Scenario(
+            name="worker hangs",
+            how=f"{_MIDDLE}SIGSTOP to rank 1",
+            restarts=True,
+            strikes=(Strike(do=_send(signal.SIGSTOP)),),
+            settings={"train.hang_timeout": 15, "train.max_failures": 9},
+        ),
+        Scenario(
+            name="node lost",
+            how="raylet and its workers killed; another node comes",
+            restarts=True,
+            strikes=(Strike(do=_replace_node),),
+        ),
+        Scenario(
+            name="killed while a checkpoint is written",
+            how="SIGKILL to rank 1, its file written, the checkpoint without its name",
+            restarts=True,
+            strikes=(Strike(do=_send(signal.SIGKILL), at="write"),),
+        ),
+    ],
+    "driver": [
+        Scenario(
+            name="disk full while a checkpoint is written",
+            how="its files are /dev/full",
+            strikes=(Strike(do=_fill_disk, at="begin", ranks=(0,)),),
+            stops="could not be written: rank 0: OSError: [Errno 28] No space left on device; remove the cause, then",
+        ),
+        Scenario(
+            name="driver killed",
+            how=f"{_MIDDLE}SIGKILL to `rayface train`",
+            strikes=(Strike(do=_send(signal.SIGKILL, "driver")),),
+            code=-signal.SIGKILL,
+        ),
+        Scenario(
+            name="driver terminated",
+            how=f"{_MIDDLE}SIGTERM to `rayface train`",
+            strikes=(Strike(do=_send(signal.SIGTERM, "driver")),),
+            code=143,
+            stops="interrupted; the last checkpoint is",
+        ),
+        Scenario(
+            name="NaN, train.on_nan=stop",
+            how="rank 1's embeddings of a step are NaN",
+            strikes=(Strike(do=_tell("nan")),),
+            stops="the last good checkpoint is",
+            settings={"train.on_nan": "stop"},
+        ),
+    ],
+    "data": [
+        Scenario(
+            name="corrupt JPEG",
+            how="its first 64 bytes are overwritten",
+            strikes=(Strike(do=_overwrite("jpg", b"\0" * 64)),),
+            stops=_ONE_SAMPLE,
+            **_DATA,
+        ),
+        Scenario(
+            name="label out of range",
+            how="a .cls of 20 classes says 99",
+            strikes=(Strike(do=_overwrite("cls", b"99")),),
+            stops=_ONE_SAMPLE,
+            **_DATA,
+        ),
+        Scenario(
+            name="shard truncated",
+            how="cut off in its middle",
+            strikes=(Strike(do=_truncate),),
+            stops="samples are damaged",
+            **_DATA,
+        ),
+        Scenario(
+            name="shard missing",
+            how="file removed",
+            strikes=(Strike(do=_remove),),
+            stops="samples are damaged",
+            **_DATA,
+        ),
+        Scenario(
+            name="shard replaced",
+            how="another shard under its name",
+            strikes=(Strike(do=_replace_shard),),
+            stops="samples are damaged",
+            **_DATA,
+        ),
+    ],
+    "tracking": [
+        Scenario(
+            name="MLflow server down at the start",
+            how="`mlflow server` started at step 4",
+            before=_server_down,
+            strikes=(Strike(do=_server_up, after=2, mends=True),),
+        ),
+        Scenario(
+            name="MLflow server down in the middle",
+            how="killed, and started 4 steps later",
+            before=_server_up,
+            strikes=(Strike(do=_server_down), Strike(do=_server_up, after=4, mends=True)),
+        ),
+        Scenario(
+            name="MLflow server down at the end",
+            how="killed; started, then `rayface sync`",
+            before=_server_up,
+            strikes=(Strike(do=_server_down, after=4),),
+            at_end=_deliver_late,
+            settings={"tracking.timeout": 2},
+        ),
+    ],
+    # these change the run, as they are asked to, so each has one of its own
+    "skip": [
+        Scenario(
+            name="NaN, train.on_nan=skip",
+            how="rank 1's embeddings of a step are NaN",
+            strikes=(Strike(do=_tell("nan")),),
+            different="that batch is left out",
+            settings={"train.on_nan": "skip"},
+        ),
+    ],
+    "lower_lr": [
+        Scenario(
+            name="infinite loss, train.on_nan=lower_lr",
+            how="the loss of a step is infinite on all ranks",
+            strikes=(Strike(do=_tell("inf"), ranks=(0, 1)),),
+            different="the rate is lower from there on",
+            settings={"train.on_nan": "lower_lr"},
+        ),
+    ],
+}

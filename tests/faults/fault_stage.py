@@ -1,0 +1,292 @@
+"""Where faults are played: a cluster of two nodes, one run that nothing disturbs, and a run directory for each play."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fault_gate
+import numpy as np
+import ray
+from fault_gate import Gate, gated
+from mlflow import MlflowClient
+from mlflow_server import MlflowServer
+from ray.cluster_utils import Cluster
+from safetensors.numpy import load_file
+
+from rayface import config as configs
+from rayface.data.synth import synthesize
+from rayface.tracking import read_metrics
+from rayface.training import checkpoint, trainer
+
+EVERY = 4  # steps between checkpoints
+EXPERIMENT = "faults"
+_OBJECT_STORE = 100 * 2**20
+_SETTINGS: dict[str, Any] = {
+    "data.window_images": 48,
+    "data.shift": 2,
+    "data.brightness": 0.2,
+    "backbone.dropout": 0.2,
+    "head.sample_rate": 0.5,
+    "train.batch_size": 24,
+    "train.epochs": 2.4,  # 24 steps
+    "train.num_workers": 2,
+    "train.checkpoint_every": EVERY,
+    "train.precision": "fp32",
+    "tracking.experiment": EXPERIMENT,
+}
+# What is done at a gate, given the worker that waits there; returns what the worker is told.
+Action = Callable[[dict[str, Any]], str | None]
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """What a run has left: its model, its losses, and which image each row of each step was."""
+
+    model: dict[str, np.ndarray]
+    losses: list[tuple[int, float]]
+    images: dict[tuple[int, int], str]
+
+
+class Rig:
+    """What all plays share; everything in it is made once."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+        os.environ["RAYFACE_CACHE"] = str(folder / "cache")
+        ray.cloudpickle.register_pickle_by_value(fault_gate)
+        self.folder = folder
+        self.store = f"sqlite:///{folder / 'mlflow.db'}"
+        self.data = folder / "set"
+        synthesize(self.data, identities=20, images_per_identity=12, seed=1, shard_size=300_000, processes=1)
+        node = {"num_cpus": 1, "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=node)
+        # While there is no other node: a driver dies with the node that it is connected to.
+        ray.init(self.cluster.address, logging_level="ERROR", log_to_driver=False)
+        self.node = self._new_node()
+        self._reference: Trained | None = None
+        self.kept: list[Any] = []  # in the object store
+        (folder / "server").mkdir()
+        self.server = MlflowServer(folder / "server")
+
+    def replace_node(self) -> None:
+        """Take a node away as a power cut does, and let another one come."""
+        self.cluster.remove_node(self.node, allow_graceful=False)
+        self.cluster._shutdown_at_exit = False  # it is done with signals, which only the main thread may set
+        self.node = self._new_node()
+
+    def _new_node(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=_OBJECT_STORE)
+
+    def close(self) -> None:
+        self.server.kill()
+        ray.shutdown()
+        self.cluster.shutdown()
+
+    @property
+    def reference(self) -> Trained:
+        """The run that nothing disturbs."""
+        if self._reference is None:
+            stage = Stage(self, "undisturbed")
+            stage.train()
+            self._reference = stage.trained()
+        return self._reference
+
+
+@dataclass
+class Stage:
+    """One run directory, and everything that happens to it."""
+
+    rig: Rig
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    windows_per_execution: int | None = None
+    struck: dict[str, tuple[float, int]] = field(default_factory=dict)  # fault to monotonic seconds and step
+    stopped: dict[str, tuple[float, str]] = field(default_factory=dict)  # fault to monotonic seconds and the one line
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder = self.rig.folder / self.name
+        self.run, self.gates = self.folder / "run", self.folder / "gates"
+        self.data, self.uri = self.rig.data, self.rig.store
+        self.gates.mkdir(parents=True)
+
+    def own_data(self) -> None:
+        """Train on a copy of the set, which may be damaged."""
+        self.data = self.folder / "set"
+        if not self.data.exists():
+            shutil.copytree(self.rig.data, self.data)
+
+    def keys(self) -> dict[str, Any]:
+        """Dotted config keys of this run."""
+        own = {"data.train": str(self.data), "train.output": str(self.run), "tracking.uri": self.uri}
+        return {**_SETTINGS, **own, **self.settings}
+
+    def train(self, *faults: tuple[Gate, Action], resume: bool = False) -> str | None:
+        """Train in this process, with faults at gates; the line with which the run stopped, if it did."""
+        config = configs.with_overrides(configs.load("debug"), self.keys())
+        worker = trainer.train_worker
+        gates = [gate for gate, _ in faults]
+        trainer.train_worker = gated(worker, gates, self.gates, self.windows_per_execution)
+        try:
+            with self._at_gates(faults, driver=os.getpid()):
+                self.result = trainer.train(config, resume=resume)
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+        finally:
+            trainer.train_worker = worker
+        return None
+
+    def command(self, *faults: tuple[Gate, Action], code: int, resume: bool = False) -> str:
+        """`rayface train` as a process of its own, which has to end with this exit code; its last line."""
+        arguments = [f"{key}={value}" for key, value in self.keys().items()] + ["--resume"] * resume
+        gates = json.dumps([vars(gate) for gate, _ in faults])
+        command = [sys.executable, Path(__file__).with_name("fault_driver.py"), gates, self.gates, "train"]
+        command += ["--preset=debug", f"--address={self.rig.cluster.address}", *arguments]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                with self._at_gates(faults, driver=process.pid):
+                    _, errors = process.communicate(timeout=300)
+            finally:
+                process.kill()
+        assert process.returncode == code, (process.returncode, errors)
+        return (errors.strip().splitlines() or [""])[-1]
+
+    @staticmethod
+    def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it does not come"
+            time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def _at_gates(self, faults: Sequence[tuple[Gate, Action]], driver: int) -> Iterator[None]:
+        """Threads that wait for workers at the gates, do the damage, and let them go on."""
+        done, failures = threading.Event(), []
+
+        def watch(gate: Gate, action: Action) -> None:
+            reached, opened = gate.reached(self.gates), gate.opened(self.gates)
+            while not (reached.exists() and reached.stat().st_size):
+                if done.wait(0.02):
+                    failures.append(AssertionError(f"{self.name}: no worker came to {gate}"))
+                    return
+            answer = ""
+            try:
+                last = gate.step // EVERY * EVERY
+                if gate.place == "step" and last:  # how much is done again shall not depend on the speed of the disk
+                    self.wait_for(lambda: done.is_set() or checkpoint.folder_of(self.run, last).exists())
+                answer = action({**json.loads(reached.read_text()), "driver": driver, "step": gate.step}) or ""
+            except BaseException as error:  # raised again in the thread that trains, if it ever ends
+                traceback.print_exc()
+                failures.append(error)
+            opened.with_suffix(".new").write_text(answer)
+            opened.with_suffix(".new").replace(opened)
+
+        threads = [threading.Thread(target=watch, args=fault, daemon=True) for fault in faults]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join(timeout=60)
+        if failures:
+            raise failures[0]
+
+    def trained(self) -> Trained:
+        """What this run has left."""
+        images = {}
+        for record in self.record():  # what was done last on a row is what the model has seen
+            for place, image in enumerate(record["images"]):
+                images[record["step"], record["first_row"] + place] = image
+        return Trained(
+            model=load_file(self.run / "model.safetensors"),
+            losses=[(step, value) for step, value, _ in read_metrics(self.run / "journal")["train/loss"]],
+            images=images,
+        )
+
+    def record(self) -> list[dict[str, Any]]:
+        """Every rank's part of every step that was done, in the order of doing."""
+        return [json.loads(line) for line in (self.gates / "trained.jsonl").read_text().splitlines()]
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What faults did to a run, held against the run that nothing disturbed."""
+
+    recovery_seconds: dict[str, float]  # from each fault to the end of the step that it struck, when it is done at last
+    steps_again: int
+    repeated: int
+    lost: int
+    same_losses: bool
+    same_model: bool
+    losses: list[float]
+
+    def is_undisturbed(self) -> bool:
+        """Whether the run has ended as the one that nothing disturbs, every sample in its place."""
+        return self.same_losses and self.same_model and self.repeated == self.lost == 0
+
+
+def outcome(stage: Stage) -> Outcome:
+    """Measure, and hold what MLflow has against the journal."""
+    check_tracked_once(stage)
+    reference, own = stage.rig.reference, stage.trained()
+    wanted, got = list(reference.images.values()), list(own.images.values())
+    steps = [record["step"] for record in stage.record() if record["first_row"] == 0]
+    return Outcome(
+        recovery_seconds={name: _recovery(stage, name) for name in stage.struck},
+        steps_again=len(steps) - len(set(steps)),
+        repeated=_missing(got, wanted),
+        lost=_missing(wanted, got),
+        same_losses=own.losses == reference.losses,
+        same_model=_same_model(reference.model, own.model),
+        losses=[value for _, value in own.losses],
+    )
+
+
+def check_tracked_once(stage: Stage) -> None:
+    """Hold MLflow against the journal: the same points of every metric, no step of any twice, and the run finished."""
+    client = MlflowClient(stage.uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id])
+    (run,) = [run for run in runs if run.data.tags["run_directory"] == str(stage.run)]
+    assert run.info.status == "FINISHED", run.info.status
+    for name, points in read_metrics(stage.run / "journal").items():
+        journal = [(step, value) for step, value, _ in points]
+        sent = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
+        assert sent == journal, name
+        assert len({step for step, _ in sent}) == len(sent), name
+
+
+def _recovery(stage: Stage, name: str) -> float:
+    struck, step = stage.struck[name]
+    since, _ = stage.stopped.get(name, (struck, ""))  # where the run stopped for it, it is done in the next try
+    return min([r["time"] for r in stage.record() if r["time"] > since and r["step"] >= step], default=np.inf) - struck
+
+
+def _same_model(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    """To the bit, but for batch-norm statistics: a checkpoint at another step averages the ranks' once more."""
+    statistics = [name for name in a if "running_" in name]
+    weights = a.keys() - set(statistics)
+    return (
+        a.keys() == b.keys()
+        and all(np.array_equal(a[name], b[name]) for name in weights)
+        and all(np.allclose(a[name], b[name], rtol=1e-5, atol=1e-6) for name in statistics)
+    )
+
+
+def _missing(wanted: Sequence[str], got: Sequence[str]) -> int:
+    """How many of `wanted`, each as often as it is there, are not in `got`."""
+    names, counts = np.unique(np.array(wanted), return_counts=True)
+    have = dict(zip(*np.unique(np.array(got), return_counts=True), strict=True))
+    return int(sum(max(0, count - have.get(name, 0)) for name, count in zip(names, counts, strict=True)))
