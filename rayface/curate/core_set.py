@@ -90,6 +90,7 @@ def build(
     root = Path(normalise(out))
     with claimed(str(root), job, _JOB, beside=[PROXY]):
         if (root / RESULT).exists():
+            shutil.rmtree(root / _WORK, ignore_errors=True)  # where a crash came between the two
             return json.loads((root / RESULT).read_text())
         with tracked_job(root, config.tracking, job) as tracked:
             with ray_session(address, debug=debug), quiet_data(debug):
@@ -118,7 +119,7 @@ def build(
             result["config"] = job
             result["created_by"] = f"rayface {rayface.__version__}"
             write_bytes(str(root / RESULT), (json.dumps(result, indent=1) + "\n").encode())
-            shutil.rmtree(root / _WORK)
+            shutil.rmtree(root / _WORK, ignore_errors=True)
             tracked.journal.metrics({k: v for k, v in result.items() if isinstance(v, int | float)}, step=0)
             for name in (RESULT, "report.html"):
                 tracked.journal.artifact(root / name)

@@ -288,13 +288,19 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def set_aside(run: Path, step: int, *, rename: bool) -> list[Path]:
-    """Give checkpoints of `step` and later another name, so that no resume takes them; the ones that are left."""
+def set_aside(run: Path, step: int, *, group: Group = None) -> list[Path]:
+    """Give checkpoints of `step` and later another name, so that no resume takes them; the ones that are left.
+
+    Rank 0 does it, and one gather tells all ranks: a network disk may show them other things.
+    """
+    return _on_rank_0(lambda: _set_aside(run, step), group)
+
+
+def _set_aside(run: Path, step: int) -> list[Path]:
     every = all_in(run)
     good = [folder for folder in every if folder.name < folder_of(run, step).name]
-    if rename:
-        for folder in every[len(good) :]:
-            aside = folder.with_name(f"not_finite_{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)  # of an earlier roll-back from there
-            folder.rename(aside)
+    for folder in every[len(good) :]:
+        aside = folder.with_name(f"not_finite_{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier roll-back from there
+        folder.rename(aside)
     return good

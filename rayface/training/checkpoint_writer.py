@@ -43,6 +43,10 @@ class CheckpointWriter:
         self.wait()
         return checkpoint.newest_whole(self._run, group=self._group)
 
+    def set_aside(self, step: int) -> list[Path]:
+        """See `checkpoint.set_aside`."""
+        return checkpoint.set_aside(self._run, step, group=self._group)
+
     def reserve(self, state: State) -> None:
         """Take the memory for a copy now: a machine too small shall fail at the start, not at the first checkpoint."""
         self._copy(state)

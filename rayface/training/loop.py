@@ -196,7 +196,10 @@ class Training:
         try:
             loss: torch.Tensor = self.head.loss(embeddings, labels, counts=counts)
             return loss, embeddings
-        except ValueError as error:  # NaN embeddings, on every rank at once
+        except ValueError as error:
+            if not str(error).startswith("embeddings"):
+                raise
+            # NaN, on every rank at once
             raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
 
     def _update(self, value: float, step: int, share: float) -> None:
@@ -219,13 +222,14 @@ class Training:
         Raises:
             TrainingStoppedError: where that is not wanted, was done often enough, or there is none.
         """
+        self.watchdog.at("start", error.step)  # loading takes its time
         train = self.config.train
         with contextlib.suppress(RuntimeError):  # the reason is what the user has to read
             self.checkpoints.wait()
         may = self.recovery.may_roll_back(train)
         # That of step 0 is the start itself, so a roll-back can always take it.
         bad_from = max(1, error.bad_from) if may else error.bad_from
-        good = checkpoint.set_aside(self.run, bad_from, rename=self.world.rank == 0)
+        good = self.checkpoints.set_aside(bad_from)
         progress = self._restore() if may and good else None
         if progress is None:
             raise stopped(error, good, self.recovery.rollbacks, self.config.optim.lr) from error

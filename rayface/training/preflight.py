@@ -234,6 +234,8 @@ def _all_reduce_bandwidth(world: World, facts: Sequence[Facts], timeout: float) 
         try:
             dist.all_reduce(buffer, async_op=True).wait(timedelta(seconds=timeout))
         except RuntimeError as error:
+            if "time" not in str(error).lower():
+                raise  # a worker died: not for long
             nodes = ", ".join(sorted({fact.node for fact in facts}))
             reason = " ".join(str(error).split())[:200]
             raise PreflightError(

@@ -128,6 +128,8 @@ class FastFace:
 
     def step(self, loss: float) -> None:
         """Take in the loss of the step that was done; what follows from it holds from the next step on."""
+        if not math.isfinite(loss):
+            return  # one would stay in every mean to come
         self.detector.update(loss)
         value = self.detector.value
         if value is None:

@@ -78,6 +78,8 @@ def cause_of(error: Exception, run: Path) -> Exception:
 def lasting_cause(failures: dict[int, Exception]) -> Exception | None:
     """The error among those of the workers that another attempt would meet again, in one line; None: try again."""
     causes = _causes(failures)
+    if any(isinstance(cause, RayActorError) for cause in causes.values()):
+        return None  # the others' errors are of losing it
     for cause in causes.values():
         line = " ".join(str(cause).split())
         for known in _KNOWN:

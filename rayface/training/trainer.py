@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rayface import config as configs
 from rayface import report, tracking
-from rayface.config import Config
+from rayface.config import Config, TrainConfig
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import normalise
@@ -34,6 +34,7 @@ from rayface.training import checkpoint
 from rayface.training.distillation import check_distillation
 from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
 from rayface.training.loop import OUTCOME
+from rayface.training.micro_batches import micro_batches
 from rayface.training.parts import build_config_backbone, build_config_margin, load_start
 from rayface.training.restarts import clear_restarts
 from rayface.training.run_directory import RESULT, check_data, check_output, claimed
@@ -174,6 +175,7 @@ def _check(config: Config) -> None:
         raise ValueError(
             f"train.num_workers: {train.max_workers}: must not exceed train.batch_size={train.batch_size}: use fewer"
         )
+    _check_pieces(train)
     build_config_margin(config.head)
     if config.tracking.uri and tracking.mask_credentials(config.tracking.uri) != config.tracking.uri:
         raise ValueError(
@@ -192,6 +194,17 @@ def _check(config: Config) -> None:
     build_schedule(
         **vars(config.schedule), optimizer=torch.optim.SGD([parameter], lr=1.0), total_steps=1, steps_per_epoch=1
     )
+
+
+def _check_pieces(train: TrainConfig) -> None:
+    """Batch normalisation cannot work on one image; a single one is only let through as the whole batch."""
+    for workers in range(train.min_workers, train.max_workers + 1):
+        pieces = micro_batches(train.batch_size, 0, workers, train.max_batch_per_worker)
+        if train.batch_size > 1 and min(min(piece.counts) for piece in pieces) < 2:
+            raise ValueError(
+                f"train.batch_size: {train.batch_size}: must leave each of {workers} workers two images at once: raise "
+                "it or train.max_batch_per_worker, or use fewer workers"
+            )
 
 
 def _check_backbone(config: Config, resume: bool) -> None:

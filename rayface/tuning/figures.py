@@ -141,7 +141,7 @@ def _importances(study: optuna.Study, trials: list[FrozenTrial], name: str) -> g
 
 def _cells(parameter: Parameter) -> tuple[list[str], Callable[[Any], int]]:
     values = parameter.grid()
-    if values is not None and len(values) <= 2 * _NUM_BINS:
+    if values is not None and (parameter.choices is not None or len(values) <= 2 * _NUM_BINS):
         return [_text(value) for value in values], lambda value: _nearest(values, value)
     low, high = float(parameter.low or 0), float(parameter.high or 0)
     edges = np.geomspace(low, high, _NUM_BINS + 1) if parameter.log else np.linspace(low, high, _NUM_BINS + 1)

@@ -124,7 +124,10 @@ def _with_overrides(spec: Spec, overrides: Sequence[str], file: Path) -> Spec:
         if not sign:
             raise ValueError(f"{text!r}: must be key=value, for example sweep.trials=32")
         group, _, name = key.partition(".")
-        tree[group] = {**(tree[group] or {}), name: yaml.safe_load(value)}
+        try:
+            tree[group] = {**(tree[group] or {}), name: yaml.safe_load(value)}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{key}: {value!r}: is not YAML: quote it, or close its brackets") from error
     return _build(tree, file)
 
 
@@ -162,12 +165,17 @@ def _check(spec: Spec, base: Config) -> None:
 
 
 def _check_prune(spec: Spec) -> None:
-    searched = {key.removeprefix(PRUNE): p.edges()[0] for key, p in spec.search.items() if key.startswith(PRUNE)}
+    searched = {key.removeprefix(PRUNE): p.edges() for key, p in spec.search.items() if key.startswith(PRUNE)}
     if spec.prune is None and not searched:
         return
     if not (spec.prune or {}).get("embeddings"):
         raise ValueError("prune.embeddings: is not set: name the folder that `rayface embed` wrote of data.train")
-    prune_settings({**(spec.prune or {}), **searched})
+    first = {name: edges[0] for name, edges in searched.items()}
+    for name, edges in searched.items():
+        for edge in edges:
+            prune_settings({**(spec.prune or {}), **first, name: edge})
+    if not searched:
+        prune_settings(spec.prune or {})
 
 
 def prune_settings(values: Mapping[str, Any]) -> PruneSettings:

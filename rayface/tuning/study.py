@@ -38,9 +38,9 @@ def open_study(spec: Spec, name: str, storage: str, *, total_steps: int) -> optu
         text = " ".join(str(error).split())[:300]
         raise ValueError(f"sweep.storage: the study cannot be opened: {type(error).__name__}: {text}") from error
     study.sampler = _sampler(spec.sweep, len(study.get_trials(deepcopy=False)))
-    if spec.sweep.sampler == "grid" and not study.get_trials(deepcopy=False):
+    if spec.sweep.sampler == "grid":
         for point in grid(spec.search):
-            study.enqueue_trial(point)
+            study.enqueue_trial(point, skip_if_exists=True)
     return study
 
 

@@ -23,6 +23,7 @@ from ray import tune as ray_tune
 from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
+from rayface.data.storage import normalise
 from rayface.session import ray_session
 from rayface.tracking.journal import Status
 from rayface.training.interrupt import TrainingInterruptedError, terminable
@@ -73,11 +74,11 @@ def tune(
     _quiet_tune(debug)
     num_cpus = spec.sweep.concurrency * _cpus(base) + 1
     with _claimed(folder), ray_session(address, num_cpus=num_cpus, debug=debug, dashboard=True):
-        if not resume:
-            specs.dump(spec, base, folder / SPEC)
         _check_room(spec, base)
         storage = spec.sweep.storage or f"sqlite:///{folder / 'study.db'}"
-        study = open_study(spec, str(folder), storage, total_steps=total_steps)
+        study = open_study(spec, _study_name(folder, resume), storage, total_steps=total_steps)
+        if not resume:
+            specs.dump(spec, base, folder / SPEC)
         sweep = _Sweep(spec, base, folder, study, say)
         with sweep.tracked():
             sweep.run()
@@ -224,6 +225,9 @@ class _Sweep:
 
 def _new(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
     spec, base = specs.load(file, overrides, preset)
+    if spec.prune is not None:  # a trial runs in another directory
+        paths = {key: normalise(spec.prune[key]) for key in ("embeddings", "head") if spec.prune.get(key)}
+        spec = replace(spec, prune={**spec.prune, **paths})
     if spec.sweep.output is None:
         return spec, base, _numbered(file.stem)
     folder = Path(spec.sweep.output).absolute()
@@ -270,6 +274,14 @@ def _claimed(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # a disk without locks
         yield
+
+
+def _study_name(folder: Path, resume: bool) -> str:
+    """Of this sweep alone, wherever its directory is moved to."""
+    path = folder / "study_name"
+    if not resume:
+        path.write_text(f"{folder.name}-{uuid.uuid4().hex[:12]}")
+    return path.read_text()
 
 
 def _tracking(base: Config, folder: Path) -> configs.TrackingConfig:
