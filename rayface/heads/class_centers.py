@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from rayface.heads.row_kernels import SHORTEST, RowPasses
 from rayface.heads.sampling import keyed_generator
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -98,6 +99,7 @@ class ClassCenters:
         self._workspace = Workspace(device)
         self._staging = Workspace(home, pinned) if host_memory else None
         self._rounding = StochasticRounding(seed, device) if dtype == torch.bfloat16 else None
+        self._passes = RowPasses() if device.type == "cpu" else None
 
     def _moment_names(self) -> tuple[str, ...]:
         if self.optimizer == "adamw":
@@ -129,9 +131,16 @@ class ClassCenters:
             return fetched
         return self._workspace.get("centers", (fetched.shape[0], fetched.shape[1]), self.math_dtype).copy_(fetched)
 
-    def owns(self, rows: Tensor) -> bool:
-        """Return whether what `read` returned without `fetched` is a view of the storage, not to be written to."""
-        return rows.untyped_storage().data_ptr() == self.values.untyped_storage().data_ptr()
+    def read_units(self, block: Block, out: Tensor, fetched: Tensor | None = None) -> Tensor:
+        """Fill out, (n, D) math type or bf16, with the centers of a block at length 1 (`fetched`: see `read`)."""
+        if self._passes is None:
+            rows = self.read(block, fetched)
+            return torch.mul(rows, inverse_norms(rows), out=out)
+        if fetched is None:
+            self._passes.unit_rows(self.values, block, out)
+        else:
+            self._passes.unit_rows(fetched, slice(0, len(fetched)), out)
+        return out
 
     def _read(self, name: str, storage: Tensor, block: Block) -> Tensor:
         count = block.stop - block.start if isinstance(block, slice) else block.numel()
@@ -163,6 +172,9 @@ class ClassCenters:
         The chain rule through w / |w| is applied here, where the rows are at hand: d/dw = (g - (g . u) u) / |w|.
         A row of zeros has no direction and gets no gradient.
         """
+        if self._passes is not None and self.optimizer == "sgd":
+            self._sgd_in_one_pass(self._passes, block, gradient, lr)
+            return
         rows = self.read(block, fetched)
         inverse = inverse_norms(rows)
         products = self._workspace.get("products", (rows.shape[0], rows.shape[1]), rows.dtype)
@@ -172,6 +184,15 @@ class ClassCenters:
             self._sgd(block, rows, gradient, inverse, pull.add_(self.weight_decay), lr)
         else:
             self._adamw(block, rows, gradient.mul_(inverse).addcmul_(rows, pull), lr)
+
+    def _sgd_in_one_pass(self, passes: RowPasses, block: Block, gradient: Tensor, lr: float) -> None:
+        velocity, size = self.moments.get("momentum"), gradient.numel()
+        noise = None
+        if self._rounding is not None:
+            starts = [self._rounding.place(size) for _ in range(2 if self.momentum else 1)]
+            noise = (self._rounding.pool, starts[0], starts[-1])
+        settings = {"lr": lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        passes.sgd_rows(self.values, velocity, block, gradient, noise=noise, **settings)
 
     def _sgd(self, block: Block, rows: Tensor, gradient: Tensor, inverse: Tensor, pull: Tensor, lr: float) -> None:
         """Add the gradient's two parts straight to the momentum: a pass over memory less than adding them up first."""
@@ -203,7 +224,7 @@ class ClassCenters:
 def inverse_norms(rows: Tensor) -> Tensor:
     """Return 1 / |row|, (n, 1), and 0 for rows shorter than 1e-12."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return torch.where(norms < 1e-12, 0.0, norms.clamp_min(1e-12).reciprocal())
+    return torch.where(norms < SHORTEST, 0.0, norms.clamp_min(SHORTEST).reciprocal())
 
 
 class StochasticRounding:
@@ -216,24 +237,27 @@ class StochasticRounding:
     def __init__(self, seed: int, device: torch.device) -> None:
         self._seed, self._device = seed, device
         self._places = random.Random(f"{seed} 0")
-        self._pool = torch.empty(0, dtype=torch.int32, device=device)
+        self.pool = torch.empty(0, dtype=torch.int32, device=device)
 
     def begin_step(self, step: int) -> None:
         """Start the places of a step."""
         self._places = random.Random(f"{self._seed} {step}")
 
-    def round_(self, rows: Tensor) -> None:
-        """Round a contiguous fp32 tensor in place."""
-        size = rows.numel()
-        if self._pool.numel() < 2 * size:
+    def place(self, size: int) -> int:
+        """Return where the noise of the next `size` numbers begins in the pool, int32 in [0, 65536)."""
+        if self.pool.numel() < 2 * size:
             # a shuffled multiple of all 65536 values: as a whole exactly uniform, so no rounding drifts
             places = torch.randperm(
                 -(-2 * size // (1 << 16)) << 16,
                 device=self._device,
                 generator=keyed_generator(self._device, self._seed, "rounding"),
             )
-            self._pool = places.bitwise_and_(0xFFFF).to(torch.int32)
-        start = self._places.randrange(self._pool.numel() - size + 1)
+            self.pool = places.bitwise_and_(0xFFFF).to(torch.int32)
+        return self._places.randrange(self.pool.numel() - size + 1)
+
+    def round_(self, rows: Tensor) -> None:
+        """Round a contiguous fp32 tensor in place."""
+        start = self.place(rows.numel())
         bits = rows.view(torch.int32).view(-1)
         # a carry out of the lower half happens with probability lower / 65536
-        bits.add_(self._pool[start : start + size]).bitwise_and_(-65536)
+        bits.add_(self.pool[start : start + rows.numel()]).bitwise_and_(-65536)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rayface.heads.class_centers import Block, ClassCenters, Workspace, inverse_norms
+from rayface.heads.class_centers import Block, ClassCenters, Workspace
 from rayface.heads.margins import Margin
 from rayface.heads.prefetch import FetchedRows
 
@@ -256,13 +256,8 @@ class ShardSoftmax:
 
     def _chunk(self, term: Term, lo: int, hi: int) -> "_Chunk":
         """Compute the logits of places lo..hi-1, targets taken out, conflicts and margin applied."""
-        fetched = term.fetched_rows(lo, hi)
-        rows = self.centers.read(term.block(lo, hi), fetched)
-        if rows.dtype == self.product_dtype and rows is not fetched and not self.centers.owns(rows):
-            units = rows
-        else:
-            units = self.workspace.get("units", (hi - lo, rows.shape[1]), self.product_dtype)
-        torch.mul(rows, inverse_norms(rows), out=units)
+        units = self.workspace.get("units", (hi - lo, term.unit.shape[1]), self.product_dtype)
+        self.centers.read_units(term.block(lo, hi), units, term.fetched_rows(lo, hi))
         if term.keeps(hi):
             logits = term.kept[lo:hi]  # type: ignore[index]
         else:

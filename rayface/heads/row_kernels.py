@@ -1,0 +1,192 @@
+"""Passes over rows of class centers that CPUs do in one go, compiled by numba.
+
+Op by op, a step reads and writes each row a dozen times, most of them out of memory; here it is read twice and written
+once. What a pass computes is stated once more in torch, in `class_centers` and `sharded_softmax`, for GPUs and for
+optimisers that have no pass of their own.
+"""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+from torch import Tensor
+
+SHORTEST = 1e-12  # rows below have no direction
+_COMPILE: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz"},  # NaN and infinity stay what they are
+}
+
+
+@intrinsic
+def _widened(_context: Any, value: Any) -> Any:
+    """bf16 bits (uint16) as float32; anything else as it is."""
+    half = value == types.uint16
+
+    def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if not half:
+            return args[0]
+        bits = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return (types.float32 if half else value)(value), codegen
+
+
+@intrinsic
+def _narrowed(_context: Any, value: Any, noise: Any) -> Any:
+    """The upper 16 bits of float32 + noise (int32, of the lower 16 bits) as bf16 bits."""
+
+    def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.add(builder.bitcast(args[0], ir.IntType(32)), args[1])
+        return builder.trunc(builder.lshr(bits, ir.Constant(ir.IntType(32), 16)), ir.IntType(16))
+
+    return types.uint16(types.float32, types.int32), codegen
+
+
+@intrinsic
+def _nearest(_context: Any, value: Any, like: Any) -> Any:
+    """A number as bf16 bits, ties to even, where `like` is uint16; else as it is."""
+    half = like == types.uint16
+
+    def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if not half:
+            return args[0]
+        word, half_word = ir.IntType(32), ir.IntType(16)
+        single = args[0] if value == types.float32 else builder.fptrunc(args[0], ir.FloatType())
+        bits = builder.bitcast(single, word)
+        sixteen, one = ir.Constant(word, 16), ir.Constant(word, 1)
+        odd = builder.and_(builder.lshr(bits, sixteen), one)
+        up = builder.add(bits, builder.add(odd, ir.Constant(word, 0x7FFF)))
+        # a carry would turn some NaN into a number
+        nan = builder.fcmp_unordered("uno", single, single)
+        return builder.trunc(builder.lshr(builder.select(nan, bits, up), sixteen), half_word)
+
+    return (types.uint16 if half else value)(value, like), codegen
+
+
+@njit(**_COMPILE)
+def _unit_rows(values: Any, rows: Any, out: Any, zero: Any, one: Any, lo: int, hi: int) -> None:
+    width = values.shape[1]
+    for k in range(lo, hi):
+        row = values[rows[k]]
+        square = zero
+        for d in range(width):
+            square += _widened(row[d]) * _widened(row[d])
+        norm = math.sqrt(square)
+        inverse = zero if norm < SHORTEST else one / norm
+        for d in range(width):
+            out[k, d] = _nearest(_widened(row[d]) * inverse, out[k, d])
+
+
+@njit(**_COMPILE)
+def _sgd_rows(
+    values: Any, momentum: Any, rows: Any, gradient: Any, noise: Any, settings: Any, starts: Any, lo: int, hi: int
+) -> None:
+    width = values.shape[1]
+    zero, one, rate, keep, decay = settings
+    for k in range(lo, hi):
+        row, pushed = values[rows[k]], gradient[k]
+        square, radial = zero, zero
+        for d in range(width):
+            square += _widened(row[d]) * _widened(row[d])
+            radial += _widened(row[d]) * pushed[d]
+        norm = math.sqrt(square)
+        inverse = zero if norm < SHORTEST else one / norm
+        pull = decay - radial * inverse * inverse * inverse
+        if momentum is not None:
+            velocity = momentum[rows[k]]
+        for d in range(width):
+            weight = _widened(row[d])
+            step = pushed[d] * inverse + weight * pull
+            if momentum is not None:
+                step += keep * _widened(velocity[d])
+                if noise is None:
+                    velocity[d] = step
+                else:
+                    velocity[d] = _narrowed(step, noise[starts[0] + k * width + d])
+                    step = _widened(velocity[d])
+            weight -= rate * step
+            if noise is None:
+                row[d] = weight
+            else:
+                row[d] = _narrowed(weight, noise[starts[1] + k * width + d])
+
+
+class RowPasses:
+    """The compiled passes, on tensors in the CPU's memory, in as many threads as torch uses.
+
+    Rows are split evenly over the threads; what comes out does not depend on their number.
+    """
+
+    def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="row-passes")
+
+    def unit_rows(self, values: Tensor, rows: Tensor | slice, out: Tensor) -> None:
+        """Write rows of length 1, and zeros for those without a direction.
+
+        Args:
+            values: (N, D) fp64, fp32 or bf16.
+            rows: which, (n,) int64.
+            out: (n, D), bf16 or the type that values are computed in: theirs, fp32 for bf16.
+        """
+        read, wanted, filled = _array(values), _indices(rows), _array(out)
+        number = np.float64 if values.dtype == torch.float64 else np.float32
+        zero, one = number(0), number(1)  # a plain 0 would make float64 of all that it meets
+        self._split(len(out), lambda lo, hi: _unit_rows(read, wanted, filled, zero, one, lo, hi))
+
+    def sgd_rows(
+        self,
+        values: Tensor,
+        velocity: Tensor | None,
+        rows: Tensor | slice,
+        gradient: Tensor,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        noise: tuple[Tensor, int, int] | None,
+    ) -> None:
+        """Move rows and their momentum by SGD with the gradient by the unit rows, through w / |w|.
+
+        Args:
+            values, velocity: (N, D) of one type, fp64, fp32 or bf16; velocity None without momentum.
+            rows: which, sorted and distinct (n,) int64.
+            gradient: (n, D) by the unit rows, fp32 for bf16 values, else of their type.
+            noise: for bf16, which is rounded stochastically: int32 in [0, 65536), (k,), and where the noise of momentum
+                and of values begins in it, n D numbers each.
+        """
+        type_ = _array(gradient).dtype.type
+        settings = tuple(type_(value) for value in (0, 1, lr, momentum, weight_decay))
+        pool, starts = (None, (0, 0)) if noise is None else (_array(noise[0]), noise[1:])
+        moved, pushed = _array(values), None if velocity is None else _array(velocity)
+        wanted, pull = _indices(rows), _array(gradient)
+        self._split(
+            len(gradient), lambda lo, hi: _sgd_rows(moved, pushed, wanted, pull, pool, settings, starts, lo, hi)
+        )
+
+    def _split(self, count: int, work: Callable[[int, int], None]) -> None:
+        edges = [count * part // self._threads for part in range(self._threads + 1)]
+        others = [self._pool.submit(work, lo, hi) for lo, hi in pairwise(edges[1:])]
+        work(edges[0], edges[1])
+        for other in others:
+            other.result()
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    """The same memory for numba, bf16 as its bits."""
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _indices(rows: Tensor | slice) -> NDArray[Any]:
+    return (torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows).numpy()
