@@ -1,15 +1,21 @@
 """The class centers of one rank: a contiguous range of rows of the logical (C, D) matrix, and how its rows move."""
 
+from __future__ import annotations
+
 import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rayface.heads.row_kernels import SHORTEST, RowPasses
 from rayface.heads.sampling import keyed_generator
 
+if TYPE_CHECKING:
+    from rayface.heads.row_kernels import RowPasses
+
 OPTIMIZERS = ("sgd", "adamw")
+SHORTEST = 1e-12  # rows that are shorter have no direction
 INIT_BLOCK = 4096  # rows drawn from one key; fixes the initial matrix for every world size
 Block = Tensor | slice  # rows of the local range: sorted distinct int64 (n,), or a slice that needs no copy
 
@@ -99,7 +105,7 @@ class ClassCenters:
         self._workspace = Workspace(device)
         self._staging = Workspace(home, pinned) if host_memory else None
         self._rounding = StochasticRounding(seed, device) if dtype == torch.bfloat16 else None
-        self._passes = RowPasses() if device.type == "cpu" else None
+        self._passes = _row_passes() if device.type == "cpu" else None
 
     def _moment_names(self) -> tuple[str, ...]:
         if self.optimizer == "adamw":
@@ -219,6 +225,12 @@ class ClassCenters:
         self._write(self.moments["exp_avg"], block, first)
         self._write(self.moments["exp_avg_sq"], block, second)
         self._write(self.moments["updates"], block, count)
+
+
+def _row_passes() -> RowPasses:
+    from rayface.heads.row_kernels import RowPasses  # numba takes 60 MB and a second, which GPUs need not spend
+
+    return RowPasses()
 
 
 def inverse_norms(rows: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-SHORTEST = 1e-12  # rows below have no direction
+from rayface.heads.class_centers import SHORTEST
+
 _COMPILE: dict[str, Any] = {
     "nogil": True,
     "cache": True,
@@ -104,22 +105,18 @@ def _sgd_rows(
         inverse = zero if norm < SHORTEST else one / norm
         pull = decay - radial * inverse * inverse * inverse
         if momentum is not None:
+            # two loops: with every array in one of them, compilers give up on vectors
             velocity = momentum[rows[k]]
-        for d in range(width):
-            weight = _widened(row[d])
-            step = pushed[d] * inverse + weight * pull
-            if momentum is not None:
-                step += keep * _widened(velocity[d])
-                if noise is None:
-                    velocity[d] = step
-                else:
-                    velocity[d] = _narrowed(step, noise[starts[0] + k * width + d])
-                    step = _widened(velocity[d])
-            weight -= rate * step
-            if noise is None:
-                row[d] = weight
-            else:
-                row[d] = _narrowed(weight, noise[starts[1] + k * width + d])
+            for d in range(width):
+                step = keep * _widened(velocity[d]) + pushed[d] * inverse + _widened(row[d]) * pull
+                velocity[d] = step if noise is None else _narrowed(step, noise[starts[0] + k * width + d])
+            for d in range(width):
+                weight = _widened(row[d]) - rate * _widened(velocity[d])
+                row[d] = weight if noise is None else _narrowed(weight, noise[starts[1] + k * width + d])
+        else:
+            for d in range(width):
+                weight = _widened(row[d]) - rate * (pushed[d] * inverse + _widened(row[d]) * pull)
+                row[d] = weight if noise is None else _narrowed(weight, noise[starts[1] + k * width + d])
 
 
 class RowPasses:
