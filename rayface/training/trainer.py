@@ -33,11 +33,10 @@ from rayface.tracking.journal import Status
 from rayface.training import checkpoint
 from rayface.training.distillation import check_distillation
 from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
-from rayface.training.loop import OUTCOME
 from rayface.training.micro_batches import micro_batches
 from rayface.training.parts import build_config_backbone, build_config_margin, load_start
 from rayface.training.restarts import clear_restarts
-from rayface.training.run_directory import RESULT, check_data, check_output, claimed
+from rayface.training.run_directory import OUTCOME, RESULT, check_data, check_output, claimed
 from rayface.training.schedules import build_schedule
 from rayface.training.supervisor import Supervisor, cause_of
 from rayface.training.teacher_cache import fill_cache
