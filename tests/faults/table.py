@@ -44,6 +44,7 @@ def _play(stage: Stage, scenarios: list[tuple[int, Scenario]]) -> list[tuple[str
         play(stage, scenarios)
         found = outcome(stage)
         assert scenarios[0][1].different or found.is_undisturbed(), found
+        assert (found.repeated, found.lost) == (0, sum(s.lost for _, s in scenarios)), found
     except Exception:
         traceback.print_exc()
         print(f"{stage.name}: FAILED", file=sys.stderr, flush=True)
