@@ -220,7 +220,11 @@ class Training:
             raise NotFiniteError(f"the loss of step {step} is {value}", step=step, bad_from=step)
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient of step {step} is not finite", step=step, bad_from=step + 1)
-        self.checkpoints.copied()
+        lone = (
+            piece.number == 0 or self.config.train.resize == "rescale_lr"
+        )  # then the head moves this piece's rows only
+        few = lone and self.config.head.center_update == "sparse"
+        self.checkpoints.copied(self.head.last_rows() if few else None)
         with scaled_rate(self.optimizer, share * self.recovery.rate_factor):
             self.optimizer.step()
             self.head.step(self.optimizer.param_groups[0]["lr"])
