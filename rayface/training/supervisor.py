@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayError
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
@@ -29,6 +30,7 @@ _KNOWN = (TrainingStoppedError, CheckpointError, DataError, ValueError)
 # What machines, networks and other workers do to a worker; everything else comes again in the next attempt.
 _PASSING = (RayError, RuntimeError, OSError)
 _WITHOUT_WORKERS = (InitializingState, ReschedulingState, RestartingState, SchedulingState)
+_FAILED_STARTS = 10  # in a run: what befalls workers while they start, as when a node goes just then
 _POLL_SECONDS = 0.2
 # A decision for as many workers as before may rest on a node that has just gone: Ray Train looks at the nodes every
 # 20 s, and would wait for that one for 60 s.
@@ -48,6 +50,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self._run, self._train = run, train
         self._training = False
         self._without_since: float | None = None
+        self._failed_starts = 0
 
     def after_controller_start(self, train_run_context: Any) -> None:
         if self._train.min_workers < self._train.max_workers:
@@ -58,6 +61,8 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         if not isinstance(current_state, _WITHOUT_WORKERS):
             self._without_since = None
             return
+        if isinstance(current_state, ReschedulingState) and isinstance(previous_state, SchedulingState):
+            self._count_failed_start(current_state.training_failed_error)
         if self._without_since is None:
             self._without_since = time.monotonic()
         elif type(previous_state) is type(current_state):
@@ -69,6 +74,15 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
                 f"train.num_workers: {self._train.min_workers}: the cluster has had room for fewer for {without:.0f} s "
                 "(train.wait_for_nodes): add nodes, then go on with --resume"
             )
+
+    def _count_failed_start(self, error: Exception) -> None:
+        failure = getattr(error, "controller_failure", None)
+        if isinstance(failure, WorkerGroupStartupTimeoutError):  # no room yet
+            return
+        self._failed_starts += 1
+        if self._failed_starts > _FAILED_STARTS:
+            line = " ".join(str(failure or error).split())
+            raise TrainingStoppedError(f"workers cannot be started: {line[:500]} (--debug shows more)")
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._training = True

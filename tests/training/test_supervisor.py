@@ -1,18 +1,26 @@
 """Which failures of workers are tried again, and what is said of them; Ray Train's own errors, no Ray started."""
 
 import types
+from contextlib import nullcontext
 
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
+    ReschedulingState,
     RestartingState,
     RunningState,
     SchedulingState,
 )
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from ray.train.v2.api.exceptions import ControllerError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from rayface.config import TrainConfig
@@ -76,6 +84,23 @@ def test_a_run_whose_nodes_do_not_come_back_stops_and_says_so(tmp_path, monkeypa
     now[0] = 1001
     with pytest.raises(TrainingStoppedError, match=r"^train.num_workers: 2: .* fewer for 101 s .* with --resume$"):
         watching.after_controller_state_update(restarting, restarting)
+
+
+@pytest.mark.parametrize(
+    ("failure", "stops"),
+    [(WorkerGroupStartupFailedError("no such\nfile"), True), (WorkerGroupStartupTimeoutError(2), False)],
+)
+def test_workers_that_cannot_be_started_are_not_tried_for_ever(tmp_path, failure, stops):
+    watching = Supervisor(tmp_path, TrainConfig(num_workers=2))
+    failed = ReschedulingState(training_failed_error=ControllerError(failure))
+    for _ in range(10):
+        watching.after_controller_state_update(SchedulingState(None), failed)
+    with (
+        pytest.raises(TrainingStoppedError, match=r"^workers cannot be started: no such file")
+        if stops
+        else nullcontext()
+    ):
+        watching.after_controller_state_update(SchedulingState(None), failed)
 
 
 def test_a_node_that_is_given_notice_is_left_once_and_not_when_it_is_too_late(tmp_path):
