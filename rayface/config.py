@@ -172,7 +172,8 @@ class TrainConfig:
     """Or [least, most]: the run takes as many as the cluster has room for, and goes on when nodes leave or join."""
     cpus_per_worker: Positive = 1
     wait_for_nodes: Annotated[float, Field(ge=0)] = 600.0
-    """Seconds; on a cluster (not a local Ray), how long nodes may take to come before a run is refused."""
+    """Seconds that nodes may take to come before a run is refused (on a cluster, not a local Ray), and that lost ones
+    may stay away before it is stopped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the backbone. auto: bf16 where the device has fast bf16 products."""

@@ -21,6 +21,7 @@ def bench_checkpoint(
     batch_size: int,
     *,
     embedding_size: int = 512,
+    sample_rate: float = 0.1,
     checkpoints: int = 3,
     directory: Path | None = None,
 ) -> dict[str, Any]:
@@ -30,10 +31,10 @@ def bench_checkpoint(
         checkpoints: measured ones, after one to warm up; reported are means.
         directory: on the disk to measure; None: the temporary one.
     Returns:
-        state_bytes; wait_seconds of the step loop for a checkpoint, write_seconds, their ratio; step_seconds while
-        nothing is written and step_seconds_writing while one is.
+        state_bytes; wait_seconds of the step loop for a checkpoint, write_seconds, their ratio; copy_seconds in the
+        background; step_seconds while nothing is written and step_seconds_writing while one is.
     """
-    head = PartialFC(embedding_size, num_classes, CosFace(), sample_rate=0.1)
+    head = PartialFC(embedding_size, num_classes, CosFace(), sample_rate=sample_rate)
     backbone = build_backbone("mini", embedding_size=embedding_size, image_size=112)
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1, momentum=0.9)
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
@@ -44,7 +45,7 @@ def bench_checkpoint(
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         head.loss(backbone(images), labels).backward()
-        writer.copied()
+        writer.copied(head.last_rows())
         optimizer.step()
         head.step(0.1)
         return time.perf_counter() - start
@@ -61,10 +62,12 @@ def bench_checkpoint(
                 beside.append(step())
             writer.wait()
             timings.append(dict(writer.timing or {}))
-    mean = {key: sum(t[key] for t in timings[_WARM_UP:]) / checkpoints for key in ("wait_seconds", "write_seconds")}
+    keys = ("wait_seconds", "copy_seconds", "write_seconds")
+    mean = {key: sum(t[key] for t in timings[_WARM_UP:]) / checkpoints for key in keys}
     return {
         "num_classes": num_classes,
         "batch_size": batch_size,
+        "sample_rate": sample_rate,
         "state_bytes": sum(tensor.as_subclass(torch.Tensor).nbytes for tensor in state.values()),
         **mean,
         "ratio": mean["wait_seconds"] / mean["write_seconds"],

@@ -151,6 +151,7 @@ def bench_checkpoint(
     classes: Annotated[int, typer.Option("--classes", "-C", min=1)] = 500_000,
     batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=2)] = 128,
     embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    sample_rate: Annotated[float, typer.Option(help="Share of the classes in a step: less makes it shorter.")] = 0.1,
     directory: Annotated[Path | None, typer.Option(help="On the disk to measure; default: the temporary one.")] = None,
     json: Json = False,
     debug: Debug = False,
@@ -158,5 +159,5 @@ def bench_checkpoint(
     """Seconds that training waits for a checkpoint, against the seconds of its write."""
     from rayface.bench.checkpoint import bench_checkpoint as measure
 
-    result = measure(classes, batch_size, embedding_size=embedding_size, directory=directory)
+    result = measure(classes, batch_size, embedding_size=embedding_size, sample_rate=sample_rate, directory=directory)
     show_result("checkpoint", result, json)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from rayface.evaluation.export import load_model
-from rayface.evaluation.protocols import embed_images, evaluate_pairs, load_pairs
-from rayface.evaluation.verification import roc, thinned
+from rayface.evaluation.protocols import embed_images, load_pairs, pair_result
+from rayface.evaluation.verification import pair_scores, roc_of, thinned
 from rayface.report import training_plots
 
 
@@ -33,8 +33,9 @@ def evaluate_on_pairs(
     pair_set = load_pairs(pairs, data, image_size=loaded.info["image_size"])
     module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     embeddings = embed_images(module, pair_set.images, batch_size=batch_size, device=device)
-    result = {"model": str(model), "pairs": str(pairs), **evaluate_pairs(embeddings, pair_set)}
-    far, tar, _ = roc(embeddings[pair_set.a], embeddings[pair_set.b], pair_set.is_same)
+    distance, cosine = pair_scores(embeddings, pair_set.a, pair_set.b)
+    result = {"model": str(model), "pairs": str(pairs), **pair_result(distance, cosine, pair_set)}
+    far, tar, _ = roc_of(cosine, pair_set.is_same)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "evaluation.json").write_text(json.dumps({**result, "roc": thinned(far, tar)}, indent=1))

@@ -17,7 +17,7 @@ from rayface.data.decode import decode_jpegs
 from rayface.data.images import normalize
 from rayface.data.shards import Fault, open_dataset, read_samples
 from rayface.evaluation.identification import tar_at_far
-from rayface.evaluation.verification import ten_fold_accuracy
+from rayface.evaluation.verification import fold_accuracy, pair_scores
 
 COLUMNS = ("path_a", "path_b", "is_same", "fold")
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -173,9 +173,12 @@ def evaluate_pairs(embeddings: NDArray[np.float32], pairs: PairSet) -> dict[str,
     Raises:
         ValueError: see `ten_fold_accuracy`.
     """
-    a, b = embeddings[pairs.a], embeddings[pairs.b]
-    mean, std = ten_fold_accuracy(a, b, pairs.is_same, pairs.fold)
-    score = np.einsum("nd,nd->n", a, b, dtype=np.float64)
+    return pair_result(*pair_scores(embeddings, pairs.a, pairs.b), pairs)
+
+
+def pair_result(distance: NDArray[np.float64], score: NDArray[np.float64], pairs: PairSet) -> dict[str, Any]:
+    """`evaluate_pairs` of squared distances and cosines (N,)."""
+    mean, std = fold_accuracy(distance, pairs.is_same, pairs.fold)
     genuine, impostor = score[pairs.is_same], score[~pairs.is_same]
     fars = [far for far in FARS if far * len(impostor) >= 1] if len(genuine) else []
     tars = tar_at_far(genuine, impostor, fars) if fars else np.empty(0)

@@ -1,10 +1,13 @@
 """Verification, 1:1: is it the same person? Accuracy over ten folds, and the ROC."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 NUM_FOLDS = 10
 THRESHOLDS = np.arange(0, 4, 0.01)  # squared distances of unit vectors
+_BLOCK = 65_536  # pairs
 
 
 def ten_fold_accuracy(
@@ -29,13 +32,45 @@ def ten_fold_accuracy(
         ValueError: shapes do not fit, an embedding is zero or not finite, or there are fewer than two folds.
     """
     first, second, same = _checked(a, b, is_same)
+    return fold_accuracy(((first - second) ** 2).sum(1), same, fold)
+
+
+def pair_scores(
+    embeddings: ArrayLike, a: NDArray[np.int64], b: NDArray[np.int64], done: Callable[[], None] = lambda: None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Squared distance and cosine of pairs of embeddings, in blocks: a long list of pairs takes little memory.
+
+    Args:
+        embeddings: (n, D), raw or normalised.
+        a, b: (N,) rows of it.
+        done: called after every block.
+
+    Returns:
+        (N,) float64 each.
+
+    Raises:
+        ValueError: an embedding is zero or not finite.
+    """
+    unit = normalised(np.asarray(embeddings, np.float64))
+    distance, cosine = np.empty(len(a)), np.empty(len(a))
+    for start in range(0, len(a), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        first, second = unit[a[part]], unit[b[part]]
+        distance[part], cosine[part] = ((first - second) ** 2).sum(1), (first * second).sum(1)
+        done()
+    return distance, cosine
+
+
+def fold_accuracy(
+    distance: NDArray[np.float64], same: NDArray[np.bool_], fold: ArrayLike | None = None
+) -> tuple[float, float]:
+    """`ten_fold_accuracy` of squared distances (N,)."""
     folds = _tenths(len(same)) if fold is None else np.unique(np.asarray(fold), return_inverse=True)[1]
     if folds.shape != same.shape:
         raise ValueError(f"fold has shape {folds.shape}, it must be one fold per pair: {same.shape}")
     num_folds = int(folds.max()) + 1
     if num_folds < 2:
         raise ValueError("fold must name at least 2 folds: the threshold comes from the pairs outside the fold")
-    distance = ((first - second) ** 2).sum(1)
     # a pair is called the same from this threshold on
     called_same = np.searchsorted(THRESHOLDS, distance, side="right")
     counts = np.zeros((2, num_folds, len(THRESHOLDS) + 1), np.int64)
@@ -66,9 +101,15 @@ def roc(
         ValueError: shapes do not fit, an embedding is zero or not finite, or there are no pairs of one kind.
     """
     first, second, same = _checked(a, b, is_same)
+    return roc_of((first * second).sum(1), same)
+
+
+def roc_of(
+    cosine: NDArray[np.float64], same: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """`roc` of cosines (N,)."""
     if same.all() or not same.any():
         raise ValueError("is_same must hold both genuine and impostor pairs: a ROC compares the two")
-    cosine = (first * second).sum(1)
     order = np.argsort(-cosine, kind="stable")
     cosine, same = cosine[order], same[order]
     last_of_ties = np.append(cosine[1:] != cosine[:-1], True)

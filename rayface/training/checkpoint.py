@@ -180,8 +180,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Put tensors named as by `optimizer_state` back."""
-    groups = optimizer.param_groups
-    parameters = [p for group in groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         _, number, key = name.split(".", 2)
@@ -191,7 +190,6 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    optimizer.param_groups = groups  # schedules hold on to them, and loading has put others in their place
 
 
 def _newest_whole(run: Path) -> tuple[Path | None, list[str]]:

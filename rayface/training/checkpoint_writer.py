@@ -11,13 +11,14 @@ import torch.distributed as dist
 
 from rayface.training import checkpoint
 from rayface.training.checkpoint import CheckpointError, RowShard, State
+from rayface.training.row_copy import RowCopy
 
 
 class CheckpointWriter:
     """Writes a run's checkpoints, one at a time, while training goes on; every rank makes one.
 
     Row shards (class centers and their moments) move only when the head steps, so the thread copies them while the
-    next forward and backward pass run; `copied` holds the step back until it has.
+    next forward and backward pass run. `copied` holds the step back until the rows that it moves are copied.
     The thread's collectives run on a gloo group of their own, so that they cannot meet those of the training.
     Memory: a copy of this rank's state in host memory (pinned where the state is on a GPU), kept between checkpoints.
 
@@ -32,11 +33,13 @@ class CheckpointWriter:
         self._buffers: State = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._rows: list[RowCopy] = []
         self._copied = threading.Event()
         self._copied.set()
         self._waited = 0.0
         self.timing: dict[str, float] | None = None
-        """Of the last checkpoint that was written: step, wait_seconds of the training for it, write_seconds."""
+        """Of the last checkpoint that was written: step, wait_seconds of the training for it, and of the thread
+        copy_seconds (of row shards) and write_seconds (the copy included)."""
 
     def newest_whole(self) -> tuple[Path | None, list[str]]:
         """See `checkpoint.newest_whole`."""
@@ -63,18 +66,30 @@ class CheckpointWriter:
         start = time.perf_counter()
         self.wait()
         shards = {name: tensor for name, tensor in state.items() if isinstance(tensor, RowShard)}
-        rest = self._copy({name: tensor for name, tensor in state.items() if name not in shards})
-        work = (shards, rest, copy.deepcopy(progress))
+        saved = self._copy({name: tensor for name, tensor in state.items() if name not in shards})
+        saved |= {name: shard.over(self._buffer(name, shard)) for name, shard in shards.items()}
+        self._rows = [RowCopy(_plain(shard), _plain(saved[name])) for name, shard in shards.items()]
+        work = (saved, copy.deepcopy(progress))
         self._copied.clear()
         # A daemon: a worker that fails must be able to end while a write waits for ranks that are gone.
         self._thread = threading.Thread(target=self._write, args=work, daemon=True, name="checkpoint")
         self._thread.start()
         self._waited = time.perf_counter() - start
 
-    def copied(self) -> None:
-        """Return when row shards may change; to be called before every step of the head."""
+    def copied(self, rows: torch.Tensor | None = None) -> None:
+        """Return when row shards may change; to be called before every step of the head.
+
+        Args:
+            rows: (n,) int64, of this rank's part, the only ones that will; None: all may.
+        """
+        if self._copied.is_set():
+            return
         start = time.perf_counter()
-        self._copied.wait()
+        if rows is None:
+            self._copied.wait()
+        else:
+            for shard in self._rows:
+                shard.before_change(rows)
         self._waited += time.perf_counter() - start
 
     @property
@@ -99,30 +114,43 @@ class CheckpointWriter:
             kind = RuntimeError if isinstance(error, RuntimeError) else CheckpointError
             raise kind(f"checkpoint of {self._run} could not be written: {reason}") from error
 
-    def _write(self, shards: State, rest: State, progress: dict[str, Any]) -> None:
+    def _write(self, state: State, progress: dict[str, Any]) -> None:
         start = time.perf_counter()
         try:
             try:
-                state = {**self._copy(shards), **rest}
+                for shard in self._rows:
+                    shard.run()
             finally:
                 self._copied.set()
+            copied = time.perf_counter() - start
             checkpoint.save(self._run, state, progress, keep=self._keep, group=self._group)
             seconds = time.perf_counter() - start
-            self.timing = {"step": progress["step"], "wait_seconds": self._waited, "write_seconds": seconds}
+            self.timing = {
+                "step": progress["step"],
+                "wait_seconds": self._waited,
+                "copy_seconds": copied,
+                "write_seconds": seconds,
+            }
         except BaseException as error:  # raised again in the thread that trains
             self._error = error
 
     def _copy(self, state: State) -> State:
-        """The state in buffers of ours; a buffer of an earlier checkpoint serves again where it fits."""
+        """The state in buffers of ours."""
         copies: State = {}
         for name, tensor in state.items():
-            local = tensor.as_subclass(torch.Tensor).detach()
-            buffer = self._buffers.get(name)
-            if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
-                buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
-                self._buffers[name] = buffer
-            buffer.copy_(local, non_blocking=local.is_cuda)
-            copies[name] = tensor.over(buffer) if isinstance(tensor, RowShard) else buffer
+            copies[name] = self._buffer(name, tensor)
+            copies[name].copy_(_plain(tensor), non_blocking=tensor.is_cuda)
         for device in {tensor.device for tensor in state.values() if tensor.is_cuda}:
             torch.cuda.synchronize(device)
         return copies
+
+    def _buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Host memory for a copy; that of an earlier checkpoint serves again where it fits."""
+        local, buffer = _plain(tensor), self._buffers.get(name)
+        if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
+            buffer = self._buffers[name] = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+        return buffer
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_subclass(torch.Tensor).detach()

@@ -2,11 +2,14 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from rayface.machine import num_cpus
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,15 @@ def gather_rows(rows: torch.Tensor, counts: list[int], world: World) -> torch.Te
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def from_rank_0(value: T, world: World) -> T:
+    """Rank 0's value on every rank; one broadcast of an object that pickle takes."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=world.device)
+    return box[0]
 
 
 def agreed(flag: bool, world: World) -> bool:

@@ -1,6 +1,5 @@
 """Verification accuracy while training: the pairs' images are shared among the ranks."""
 
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,11 @@ import torch
 from torch import nn
 
 from rayface.config import Config
-from rayface.evaluation.protocols import embed_images, evaluate_pairs, load_pairs
-from rayface.evaluation.verification import roc, thinned
+from rayface.evaluation.protocols import embed_images, load_pairs, pair_result
+from rayface.evaluation.verification import pair_scores, roc_of, thinned
 from rayface.training.distributed import World, average_buffers, gather_rows
 from rayface.training.run_directory import write_json
+from rayface.training.watchdog import Watchdog
 
 
 class Evaluation:
@@ -30,15 +30,16 @@ class Evaluation:
             self._pairs = load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=size)
         self.result: dict[str, Any] = {}
 
-    def run(self, backbone: nn.Module, step: int, alive: Callable[[], None]) -> float | None:
+    def run(self, backbone: nn.Module, step: int, watchdog: Watchdog) -> float | None:
         """Evaluate and write evaluation.json; the accuracy on rank 0, None elsewhere or without pairs.
 
         Args:
-            alive: called whenever there is progress.
+            watchdog: told of all progress: the other ranks wait while rank 0 scores.
         """
         if self._pairs is None:
             return None
         world = self._world
+        watchdog.at("evaluate", step)
         average_buffers(backbone, world)
         n = len(self._pairs.images)
         bounds = [rank * n // world.size for rank in range(world.size + 1)]
@@ -48,13 +49,15 @@ class Evaluation:
             batch_size=self._config.evaluate.batch_size,
             device=world.device,
             amp="bf16" if self._bf16 else None,
-            done=alive,
+            done=watchdog.alive,
         )
         counts = [last - first for first, last in pairwise(bounds)]
         embeddings = gather_rows(torch.from_numpy(own).to(world.device), counts, world).cpu().numpy()
         if world.rank != 0:
             return None
-        self.result = evaluate_pairs(embeddings, self._pairs)
-        far, tar, _ = roc(embeddings[self._pairs.a], embeddings[self._pairs.b], self._pairs.is_same)
+        watchdog.at("score", step)
+        distance, cosine = pair_scores(embeddings, self._pairs.a, self._pairs.b, watchdog.alive)
+        self.result = pair_result(distance, cosine, self._pairs)
+        far, tar, _ = roc_of(cosine, self._pairs.is_same)
         write_json(self._run / "evaluation.json", {**self.result, "step": step, "roc": thinned(far, tar)})
         return float(self.result["accuracy_mean"])

@@ -21,20 +21,18 @@ from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
 from rayface.training import checkpoint, interrupt
 from rayface.training.checkpoint_writer import CheckpointWriter
 from rayface.training.distillation import build_distillation
-from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, use_cores
+from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, from_rank_0, use_cores
 from rayface.training.evaluating import Evaluation
 from rayface.training.meter import Meter
-from rayface.training.micro_batches import micro_batches, scaled_rate
+from rayface.training.micro_batches import MicroBatch, micro_batches, scaled_rate
 from rayface.training.optim import build_optimizer
 from rayface.training.parts import build_config_backbone, build_config_head, data_parallel, load_start, unsynced
-from rayface.training.recovery import NotFiniteError, Recovery, stopped
+from rayface.training.recovery import NotFiniteError, forget, remembered, stopped
 from rayface.training.restarts import restarts
-from rayface.training.run_directory import write_json
+from rayface.training.run_directory import OUTCOME, write_json
 from rayface.training.schedules import build_schedule
 from rayface.training.state import load_state, mlflow_run_id, whole_state
 from rayface.training.watchdog import Watchdog, bytes_being_written
-
-OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
 
 
 class Training:
@@ -88,7 +86,8 @@ class Training:
         self.accuracy: float | None = None  # of the last evaluation; known to rank 0
         progress = self._restore()
         self.step = int(progress["step"]) if progress else 0
-        self.recovery = Recovery(**progress.get("recovery", {})) if progress else Recovery()
+        saved = progress.get("recovery", {}) if progress else {}
+        self.recovery = from_rank_0(remembered(run, saved), world)
         self.checkpoints.reserve(self._state())
         if progress is None:
             load_start(self.backbone, config)
@@ -114,6 +113,8 @@ class Training:
         Args:
             batches_from: step to this rank's batches from there on.
         """
+        if self._done_before():
+            return
         with self.watchdog:
             if self.step == 0:
                 self.evaluate()
@@ -128,6 +129,13 @@ class Training:
             if not asked:
                 self.finish()
 
+    def _done_before(self) -> bool:
+        """Whether other workers have finished the run, and were replaced before anybody saw that."""
+        done = self.step == self.total_steps and agreed((self.run / OUTCOME).exists(), self.world)
+        if not done and self.journal is not None:
+            (self.run / OUTCOME).unlink(missing_ok=True)  # of a run with fewer steps
+        return done
+
     def _train(self, batches: Iterator[Batch]) -> bool:
         """Train on the batches to the last step; whether it was asked to stop before."""
         every = self.config.evaluate.every
@@ -138,6 +146,8 @@ class Training:
             trained = batch.step not in self.recovery.skipped
             if trained:
                 self.loss = self.train_step(batch)
+            else:
+                self.schedule.step(math.nan)  # the rate of a step does not depend on what was left out before
             self.step = batch.step + 1
             last = self.step == self.total_steps
             if trained:
@@ -172,29 +182,29 @@ class Training:
         for piece in pieces:
             last = piece is pieces[-1]
             with contextlib.nullcontext() if last or separate else unsynced(self.forward):
-                loss, embeddings = self._forward(images[piece.rows], labels[piece.rows], piece.counts, batch.step)
+                loss, embeddings = self._forward(images[piece.rows], labels[piece.rows], piece, batch.step)
                 total = loss
                 if self.distillation is not None:
                     total = loss + self.distillation(embeddings, images[piece.rows], batch, piece)
-                self.watchdog.at("backward", batch.step)
+                self.watchdog.at("backward", batch.step, piece.number)
                 total.backward(loss.new_tensor(1.0 if separate else piece.share))
             value += piece.share * float(loss.detach())
             if last or separate:
-                self._update(value, batch.step, piece.share if separate else 1.0)
+                self._update(value, batch.step, piece, piece.share if separate else 1.0)
         self.schedule.step(value)
         return value
 
     def _forward(
-        self, images: torch.Tensor, labels: torch.Tensor, counts: list[int], step: int
+        self, images: torch.Tensor, labels: torch.Tensor, piece: MicroBatch, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The class layer's loss, and the embeddings."""
-        self.watchdog.at("forward", step)
-        self.head.prefetch(labels, counts)
+        self.watchdog.at("forward", step, piece.number)
+        self.head.prefetch(labels, piece.counts)
         with autocast(self.world.device, self.bf16):
             embeddings = self.forward(images).float()
-        self.watchdog.at("loss", step)
+        self.watchdog.at("loss", step, piece.number)
         try:
-            loss: torch.Tensor = self.head.loss(embeddings, labels, counts=counts)
+            loss: torch.Tensor = self.head.loss(embeddings, labels, counts=piece.counts)
             return loss, embeddings
         except ValueError as error:
             if not str(error).startswith("embeddings"):
@@ -202,15 +212,19 @@ class Training:
             # NaN, on every rank at once
             raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
 
-    def _update(self, value: float, step: int, share: float) -> None:
+    def _update(self, value: float, step: int, piece: MicroBatch, share: float) -> None:
         """Move the weights by the gradients that have come together, and forget these."""
-        self.watchdog.at("update", step)
+        self.watchdog.at("update", step, piece.number)
         norm = torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.optim.clip_norm or math.inf)
         if not math.isfinite(value):
             raise NotFiniteError(f"the loss of step {step} is {value}", step=step, bad_from=step)
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient of step {step} is not finite", step=step, bad_from=step + 1)
-        self.checkpoints.copied()
+        lone = (
+            piece.number == 0 or self.config.train.resize == "rescale_lr"
+        )  # then the head moves this piece's rows only
+        few = lone and self.config.head.center_update == "sparse"
+        self.checkpoints.copied(self.head.last_rows() if few else None)
         with scaled_rate(self.optimizer, share * self.recovery.rate_factor):
             self.optimizer.step()
             self.head.step(self.optimizer.param_groups[0]["lr"])
@@ -232,15 +246,18 @@ class Training:
         good = self.checkpoints.set_aside(bad_from)
         progress = self._restore() if may and good else None
         if progress is None:
+            if self.world.rank == 0:
+                forget(self.run)
             raise stopped(error, good, self.recovery.rollbacks, self.config.optim.lr) from error
         self.step = int(progress["step"])
         what = self.recovery.change(error.step, train)
+        if self.world.rank == 0:
+            self.recovery.remember(self.run)
         self._tell(f"{error}: rolled back to step {self.step}, training goes on {what} ({self.recovery.rollbacks})")
 
     def evaluate(self) -> None:
         """Verification accuracy on the pairs, if there are any."""
-        self.watchdog.at("evaluate", self.step)
-        accuracy = self.evaluation.run(self.backbone, self.step, self.watchdog.alive)
+        accuracy = self.evaluation.run(self.backbone, self.step, self.watchdog)
         if accuracy is not None and self.journal is not None:
             self.accuracy = accuracy
             self.journal.metrics({"eval/accuracy": accuracy}, self.step)

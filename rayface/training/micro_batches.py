@@ -14,11 +14,13 @@ class MicroBatch:
     """What the ranks work on at once.
 
     Attributes:
+        number: of the piece, from 0.
         rows: of this rank's part of the global batch.
         counts: rows of every rank.
         share: of the global batch that all ranks have in hand.
     """
 
+    number: int
     rows: slice
     counts: list[int]
     share: float
@@ -33,7 +35,8 @@ def micro_batches(batch_size: int, rank: int, world_size: int, limit: int | None
     for piece in range(pieces):
         edges = [(piece * size // pieces, (piece + 1) * size // pieces) for size in sizes]
         counts = [last - first for first, last in edges]
-        found.append(MicroBatch(rows=slice(*edges[rank]), counts=counts, share=sum(counts) / batch_size))
+        share = sum(counts) / batch_size
+        found.append(MicroBatch(number=piece, rows=slice(*edges[rank]), counts=counts, share=share))
     return found
 
 

@@ -1,10 +1,14 @@
 """A loss that is not finite: back to the last good checkpoint, without the batch or at a lower rate; or the end."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rayface.config import TrainConfig
+from rayface.training.digests import sync_folder, write_synced
+
+ROLLBACKS = "rollbacks.json"  # the roll-backs of a run, from each one on; the next checkpoint holds them too
 
 
 class TrainingStoppedError(RuntimeError):
@@ -49,6 +53,25 @@ class Recovery:
 
     def state(self) -> dict[str, Any]:
         return asdict(self)
+
+    def remember(self, run: Path) -> None:
+        """Keep it beside the checkpoints: workers that die before the next one must not do it all again."""
+        temporary = run / f".{ROLLBACKS}.tmp"
+        write_synced(temporary, json.dumps(self.state()))
+        temporary.replace(run / ROLLBACKS)
+        sync_folder(run)
+
+
+def remembered(run: Path, saved: dict[str, Any]) -> Recovery:
+    """The state that a checkpoint holds, or the one of a roll-back that came after it."""
+    of_checkpoint, path = Recovery(**saved), run / ROLLBACKS
+    later = Recovery(**json.loads(path.read_text())) if path.exists() else of_checkpoint
+    return later if later.rollbacks > of_checkpoint.rollbacks else of_checkpoint
+
+
+def forget(run: Path) -> None:
+    """Leave only what the checkpoints hold: the run stops, and a person decides how it goes on."""
+    (run / ROLLBACKS).unlink(missing_ok=True)
 
 
 def stopped(error: NotFiniteError, good: list[Path], rollbacks: int, lr: float) -> TrainingStoppedError:

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 RESTARTS = "restarts.json"
+_LEAVE = "leave"
 
 
 def clear_restarts(run: Path) -> None:
     """Begin to count: a driver counts its own."""
     (run / RESTARTS).unlink(missing_ok=True)
+    take_leave(run)
 
 
 def add_restart(run: Path, reason: str) -> None:
@@ -22,3 +24,15 @@ def restarts(run: Path) -> list[str]:
     """The reasons so far, oldest first."""
     path = run / RESTARTS
     return list(json.loads(path.read_text())) if path.exists() else []
+
+
+def give_leave(run: Path) -> None:
+    """Say that the workers end before they are done, because a node goes: the driver has to start them again."""
+    (run / _LEAVE).touch()
+
+
+def take_leave(run: Path) -> bool:
+    """Whether that was said; once."""
+    said = (run / _LEAVE).exists()
+    (run / _LEAVE).unlink(missing_ok=True)
+    return said

@@ -11,6 +11,7 @@ from typing import Any
 from rayface import config as configs
 from rayface.config import Config
 
+OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
 RESULT = "result.json"
 # Keys that decide what a step's batch is and what a checkpoint holds: a run keeps them for life.
 _FOR_LIFE = [

@@ -18,7 +18,10 @@ class Schedule(Protocol):
     """What sets the learning rate of the next step."""
 
     def step(self, loss: float) -> None:
-        """Go on to the next step, given the mean loss over the global batch (the same on all ranks)."""
+        """Go on to the next step, given the mean loss over the global batch (the same on all ranks).
+
+        NaN: the step was left out. What goes by the number of the step counts it, what goes by the loss does not.
+        """
 
     def metrics(self) -> dict[str, float]:
         """What it goes by, for the journal."""
@@ -192,6 +195,8 @@ class Plateau:
 
     def step(self, loss: float) -> None:
         """Take in the loss of the step that was done."""
+        if not math.isfinite(loss):
+            return
         self._mean = loss if self._mean is None else self._mean + self._alpha * (loss - self._mean)
         if self._best == math.inf or self._mean < self._best - _PROGRESS * abs(self._best):
             self._best, self._without = self._mean, 0

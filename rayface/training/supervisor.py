@@ -1,23 +1,40 @@
 """What happens when workers fail: a reason that stays stops the run, any other starts them again."""
 
+import os
 import re
 import time
 from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    ReschedulingState,
+    RestartingState,
+    SchedulingState,
+)
 
+from rayface.config import TrainConfig
 from rayface.data.shards import DataError
 from rayface.training import interrupt
 from rayface.training.checkpoint import CheckpointError
 from rayface.training.recovery import TrainingStoppedError
-from rayface.training.restarts import add_restart, restarts
+from rayface.training.restarts import add_restart, give_leave, restarts, take_leave
+from rayface.training.run_directory import OUTCOME
 from rayface.training.watchdog import take_hang
 
 _KNOWN = (TrainingStoppedError, CheckpointError, DataError, ValueError)
 # What machines, networks and other workers do to a worker; everything else comes again in the next attempt.
 _PASSING = (RayError, RuntimeError, OSError)
+_WITHOUT_WORKERS = (InitializingState, ReschedulingState, RestartingState, SchedulingState)
+_FAILED_STARTS = 10  # in a run: what befalls workers while they start, as when a node goes just then
+_POLL_SECONDS = 0.2
+# A decision for as many workers as before may rest on a node that has just gone: Ray Train looks at the nodes every
+# 20 s, and would wait for that one for 60 s.
+_ELASTIC_START_SECONDS = 20.0
 
 
 class Supervisor(WorkerGroupCallback, ControllerCallback):
@@ -25,12 +42,47 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
     Args:
         run: the run directory.
-        grace: seconds that workers get to save a checkpoint before their number changes.
+        train: grace_seconds: for workers to save a checkpoint before their number changes; wait_for_nodes: for a
+            cluster that has lost nodes to have room again; num_workers.
     """
 
-    def __init__(self, run: Path, grace: float) -> None:
-        self._run, self._grace = run, grace
+    def __init__(self, run: Path, train: TrainConfig) -> None:
+        self._run, self._train = run, train
         self._training = False
+        self._without_since: float | None = None
+        self._failed_starts = 0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        if self._train.min_workers < self._train.max_workers:
+            os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(_ELASTIC_START_SECONDS))
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Stop a run whose nodes do not come back; Ray Train waits for ever for the least number of workers."""
+        if not isinstance(current_state, _WITHOUT_WORKERS):
+            self._without_since = None
+            return
+        if isinstance(current_state, ReschedulingState) and isinstance(previous_state, SchedulingState):
+            self._count_failed_start(current_state.training_failed_error)
+        if self._without_since is None:
+            self._without_since = time.monotonic()
+        elif type(previous_state) is type(current_state):
+            time.sleep(_POLL_SECONDS)  # it asks for room as fast as it can
+        without = time.monotonic() - self._without_since
+        limit = max(self._train.wait_for_nodes, _ELASTIC_START_SECONDS)
+        if without > limit and not isinstance(current_state, SchedulingState):
+            raise TrainingStoppedError(
+                f"train.num_workers: {self._train.min_workers}: the cluster has had room for fewer for {without:.0f} s "
+                "(train.wait_for_nodes): add nodes, then go on with --resume"
+            )
+
+    def _count_failed_start(self, error: Exception) -> None:
+        failure = getattr(error, "controller_failure", None)
+        if isinstance(failure, WorkerGroupStartupTimeoutError):  # no room yet
+            return
+        self._failed_starts += 1
+        if self._failed_starts > _FAILED_STARTS:
+            line = " ".join(str(failure or error).split())
+            raise TrainingStoppedError(f"workers cannot be started: {line[:500]} (--debug shows more)")
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._training = True
@@ -38,12 +90,26 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         failures = worker_group_status.errors
         if not failures:
+            if self._training and worker_group_status.get_preemption_info() is not None:
+                self._leave()
             return
         self._training = False
+        if take_leave(self._run):  # too late: they start again here
+            interrupt.clear(self._run)
         cause = lasting_cause(failures)
         if cause is not None:
             raise cause  # Ray Train does not try again after an error of the controller
         add_restart(self._run, take_hang(self._run) or describe(failures))
+
+    def _leave(self) -> None:
+        """Have the workers save a checkpoint and end: a node was given notice. The driver starts others.
+
+        Ray Train would let them train on until the node is gone, and take an end of theirs for the end of the training.
+        """
+        self._training = False
+        give_leave(self._run)
+        add_restart(self._run, "a node is about to be taken away")
+        interrupt.request(self._run)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Have healthy workers save a checkpoint before others take their place, so that no step is done twice."""
@@ -51,9 +117,9 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             return
         self._training = False
         interrupt.request(self._run)
-        deadline = time.monotonic() + self._grace
-        while interrupt.requested(self._run) and time.monotonic() < deadline:
-            time.sleep(0.2)
+        deadline = time.monotonic() + self._train.grace_seconds
+        while interrupt.requested(self._run) and not (self._run / OUTCOME).exists() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
         interrupt.clear(self._run)
         add_restart(self._run, f"the cluster has room for {resize_decision.num_workers} workers")
 

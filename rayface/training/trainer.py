@@ -33,18 +33,16 @@ from rayface.tracking.journal import Status
 from rayface.training import checkpoint
 from rayface.training.distillation import check_distillation
 from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
-from rayface.training.loop import OUTCOME
 from rayface.training.micro_batches import micro_batches
 from rayface.training.parts import build_config_backbone, build_config_margin, load_start
-from rayface.training.restarts import clear_restarts
-from rayface.training.run_directory import RESULT, check_data, check_output, claimed
+from rayface.training.restarts import clear_restarts, take_leave
+from rayface.training.run_directory import OUTCOME, RESULT, check_data, check_output, claimed
 from rayface.training.schedules import build_schedule
 from rayface.training.supervisor import Supervisor, cause_of
 from rayface.training.teacher_cache import fill_cache
 from rayface.training.worker import train_worker
 
 _RESIZE_SECONDS = 60.0  # between looks for room for more workers
-_GROUP_START_SECONDS = 60.0  # Ray Train's default
 
 Follow = Callable[[Path, int], contextlib.AbstractContextManager[None]]
 
@@ -301,6 +299,26 @@ def _git_commit() -> str:
 
 
 def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpus: float) -> None:
+    """Run workers until they are done; once more whenever they have left a node before it was taken away."""
+
+    def fit() -> None:
+        _trainer(config, run, dataset, plan, held_cpus).fit()
+        while take_leave(run) and not (run / OUTCOME).exists():
+            _trainer(config, run, dataset, plan, held_cpus).fit()
+
+    clear_restarts(run)
+    try:
+        with terminable():
+            run_interruptibly(fit, run, config.train.grace_seconds, finished=(run / OUTCOME).exists)
+    except ray.train.TrainingFailedError as error:
+        raise cause_of(error, run) from error
+    except KeyboardInterrupt as error:
+        raise _interrupted(run, error) from error
+    if not (run / OUTCOME).exists():  # a sweep put the request to stop into the run directory
+        raise _interrupted(run, KeyboardInterrupt())
+
+
+def _trainer(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpus: float) -> TorchTrainer:
     gpu = _uses_gpu(config)
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = {
@@ -314,7 +332,7 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpu
         "shards": [shard.path for shard in dataset.shards[:1]],
         "shape": job_of(config, dataset.num_classes, gpu=gpu),
     }
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config=job,
         scaling_config=ScalingConfig(
@@ -328,28 +346,11 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpu
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
             storage_path=str(run / "ray"),
-            failure_config=FailureConfig(
-                max_failures=config.train.max_failures,
-                # A group that finds no room is tried again for as long as nodes may take to come.
-                controller_failure_limit=math.ceil(config.train.wait_for_nodes / _GROUP_START_SECONDS),
-            ),
-            callbacks=[Supervisor(run, config.train.grace_seconds)],
+            # A group that finds no room is tried again until the supervisor says that it was long enough.
+            failure_config=FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=-1),
+            callbacks=[Supervisor(run, config.train)],
         ),
     )
-
-    def fit() -> None:
-        trainer.fit()
-
-    clear_restarts(run)
-    try:
-        with terminable():
-            run_interruptibly(fit, run, config.train.grace_seconds, finished=(run / OUTCOME).exists)
-    except ray.train.TrainingFailedError as error:
-        raise cause_of(error, run) from error
-    except KeyboardInterrupt as error:
-        raise _interrupted(run, error) from error
-    if not (run / OUTCOME).exists():  # a sweep put the request to stop into the run directory
-        raise _interrupted(run, KeyboardInterrupt())
 
 
 def _interrupted(run: Path, cause: KeyboardInterrupt) -> TrainingInterruptedError:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from rayface.evaluation.verification import roc, ten_fold_accuracy
+from rayface.evaluation import verification
+from rayface.evaluation.verification import pair_scores, roc, ten_fold_accuracy
 
 
 def pairs(num_pairs=83, num_dimensions=4, seed=0, noise=0.6):
@@ -11,6 +12,18 @@ def pairs(num_pairs=83, num_dimensions=4, seed=0, noise=0.6):
     is_same = random.random(num_pairs) < 0.5
     b = np.where(is_same[:, None], a + noise * random.normal(size=a.shape), random.normal(size=a.shape))
     return a, b, is_same
+
+
+def test_scores_of_pairs_are_computed_in_blocks(monkeypatch):
+    monkeypatch.setattr(verification, "_BLOCK", 20)
+    embeddings, _, _ = pairs(30)
+    a, b = np.random.default_rng(1).integers(0, 30, (2, 83))
+    blocks: list[None] = []
+    distance, cosine = pair_scores(embeddings, a, b, lambda: blocks.append(None))
+    rows = unit(embeddings)
+    assert cosine == pytest.approx([float(rows[i] @ rows[j]) for i, j in zip(a, b, strict=True)])
+    assert distance == pytest.approx([float(((rows[i] - rows[j]) ** 2).sum()) for i, j in zip(a, b, strict=True)])
+    assert len(blocks) == 5
 
 
 def unit(vectors):

@@ -1,5 +1,6 @@
 """Every fault that is played: how it is done, and what has to follow. The tests and `make faults` play these."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from fault_stage import EVERY, Stage
 from rayface.data.plan import SamplePlan
 from rayface.data.samples import locate_member
 from rayface.data.shards import open_dataset
-from rayface.tracking import deliver
+from rayface.tracking import deliver, read_metrics
 from rayface.training import interrupt
 
 # Given the stage and the worker at the gate ("pid", "driver", "step"); may return what the worker is told.
@@ -54,6 +55,8 @@ class Scenario:
         before: is done before the run, unless another fault comes before this one.
         mend: what a person does before the resume.
         different: why the run does not end as one that nothing disturbs; empty: it does.
+        lost: samples that it leaves out, as it is asked to.
+        later: steps from the one that it strikes to the first one of other workers, with which the recovery ends.
         settings: config keys.
         restarts: the workers are started again.
     """
@@ -67,6 +70,8 @@ class Scenario:
     mend: Callable[[Stage], None] | None = None
     at_end: Callable[[Stage], None] | None = None
     different: str = ""
+    lost: int = 0
+    later: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     restarts: bool = False
 
@@ -133,7 +138,7 @@ def _up_to_stops(scenarios: Sequence[tuple[int, Scenario]]) -> Iterator[list[tup
 def _faults(stage: Stage, place: int, scenario: Scenario) -> list[tuple[Gate, Callable[[dict[str, Any]], str | None]]]:
     def act(strike: Strike, here: dict[str, Any]) -> str | None:
         if not strike.mends:
-            stage.struck.setdefault(scenario.name, (time.monotonic(), here["step"]))
+            stage.struck.setdefault(scenario.name, (time.monotonic(), here["step"] + scenario.later))
         return strike.do(stage, here)
 
     faults = []
@@ -154,7 +159,33 @@ def _send(sent: signal.Signals, to: str = "pid") -> Deed:
 
 
 def _replace_node(stage: Stage, here: dict[str, Any]) -> None:
-    stage.rig.replace_node()
+    stage.rig.remove_node()
+    stage.rig.add_node()
+
+
+def _remove_node(stage: Stage, here: dict[str, Any]) -> None:
+    stage.rig.remove_node()
+
+
+def _add_node(stage: Stage, here: dict[str, Any]) -> None:
+    """The worker at the gate goes on when it has been asked to make room for more."""
+    stage.rig.add_node()
+    stage.wait_for(lambda: interrupt.requested(stage.run))
+
+
+def _drain_node(stage: Stage, here: dict[str, Any]) -> None:
+    stage.rig.drain_node()
+    stage.wait_for(lambda: interrupt.requested(stage.run))
+
+
+def workers_of(stage: Stage) -> list[int]:
+    """How many workers a run had, one number for each change."""
+    steps = read_metrics(stage.run / "journal")["train/workers"]
+    return [int(count) for count, _ in itertools.groupby(value for _, value, _ in steps)]
+
+
+def _followed_the_cluster(stage: Stage) -> None:
+    assert workers_of(stage) == [2, 1, 2, 1]
 
 
 def _fill_object_store(stage: Stage, here: dict[str, Any]) -> None:
@@ -268,6 +299,7 @@ def _deliver_late(stage: Stage) -> None:
 _MIDDLE = "between forward and backward, "
 _DATA = {"before": _own_data, "mend": _mend_data}
 _ONE_SAMPLE = "1 of 240 samples are damaged"
+_OWN_PARTS = "batch-norm, dropout and sampled classes are of each worker"
 
 # Faults of a run strike it one after the other: were one of them to leave a trace, its end would not be the same.
 RUNS: dict[str, list[Scenario]] = {
@@ -400,13 +432,41 @@ RUNS: dict[str, list[Scenario]] = {
             settings={"tracking.timeout": 2},
         ),
     ],
-    # these change the run, as they are asked to, so each has one of its own
+    # the ones from here on change the run, as they are asked to, so each has one of its own
+    "elastic": [
+        Scenario(
+            name="node leaves, train.num_workers=[1,2]",
+            how="raylet and its workers killed",
+            restarts=True,
+            strikes=(Strike(do=_remove_node),),
+            settings={"train.num_workers": [1, 2]},
+            different=_OWN_PARTS,
+        ),
+        Scenario(
+            name="node joins, train.num_workers=[1,2]",
+            how="another node comes",
+            restarts=True,
+            strikes=(Strike(do=_add_node, ranks=(0,)),),
+            later=1,
+            different=_OWN_PARTS,
+        ),
+        Scenario(
+            name="node leaves with notice, train.num_workers=[1,2]",
+            how="`ray drain-node`, for preemption in 60 s",
+            restarts=True,
+            strikes=(Strike(do=_drain_node),),
+            later=1,
+            at_end=_followed_the_cluster,
+            different=_OWN_PARTS,
+        ),
+    ],
     "skip": [
         Scenario(
             name="NaN, train.on_nan=skip",
             how="rank 1's embeddings of a step are NaN",
             strikes=(Strike(do=_tell("nan")),),
             different="that batch is left out",
+            lost=24,
             settings={"train.on_nan": "skip"},
         ),
     ],

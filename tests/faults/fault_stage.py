@@ -21,6 +21,8 @@ from fault_gate import Gate, gated
 from mlflow import MlflowClient
 from mlflow_server import MlflowServer
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from safetensors.numpy import load_file
 
 from rayface import config as configs
@@ -63,6 +65,7 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
         os.environ["RAYFACE_CACHE"] = str(folder / "cache")
+        trainer._RESIZE_SECONDS = 2.0
         ray.cloudpickle.register_pickle_by_value(fault_gate)
         self.folder = folder
         self.store = f"sqlite:///{folder / 'mlflow.db'}"
@@ -75,14 +78,33 @@ class Rig:
         self.node = self._new_node()
         self._reference: Trained | None = None
         self.kept: list[Any] = []  # in the object store
+        self.in_a_hurry = False
         (folder / "server").mkdir()
         self.server = MlflowServer(folder / "server")
 
-    def replace_node(self) -> None:
-        """Take a node away as a power cut does, and let another one come."""
+    def remove_node(self) -> None:
+        """Take a node away as a power cut does; returns when it is known to be gone, and its workers with it."""
         self.cluster.remove_node(self.node, allow_graceful=False)
+        Stage.wait_for(lambda: self.node.node_id not in [node["NodeID"] for node in ray.nodes() if node["Alive"]])
+        self._look_at_nodes()
+
+    def drain_node(self) -> None:
+        """Give notice of a minute that the node will be taken away, as a cloud does."""
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        gcs = ray._raylet.GcsClient(address=self.cluster.address)
+        accepted, why = gcs.drain_node(self.node.node_id, reason, "a fault", int(1000 * (time.time() + 60)))
+        assert accepted, why
+
+    def add_node(self) -> None:
         self.cluster._shutdown_at_exit = False  # it is done with signals, which only the main thread may set
         self.node = self._new_node()
+        self._look_at_nodes()
+
+    def _look_at_nodes(self) -> None:
+        """Have Ray Train know now what it would know within 20 s; for tests, which nobody measures recovery by."""
+        if self.in_a_hurry:
+            coordinator = get_or_create_autoscaling_coordinator()
+            ray.get(coordinator.get_reserved_resources.remote("nobody", recompute=True))
 
     def _new_node(self) -> Any:
         return self.cluster.add_node(num_cpus=1, object_store_memory=_OBJECT_STORE)
@@ -241,7 +263,8 @@ def outcome(stage: Stage) -> Outcome:
     """Measure, and hold what MLflow has against the journal."""
     check_tracked_once(stage)
     reference, own = stage.rig.reference, stage.trained()
-    wanted, got = list(reference.images.values()), list(own.images.values())
+    # with its step: the global batch of each one shall be the same, whichever worker had which part of it
+    wanted, got = ([f"{step} {image}" for (step, _), image in t.images.items()] for t in (reference, own))
     steps = [record["step"] for record in stage.record() if record["first_row"] == 0]
     return Outcome(
         recovery_seconds={name: _recovery(stage, name) for name in stage.struck},

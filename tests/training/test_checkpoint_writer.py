@@ -13,6 +13,7 @@ from rayface.heads.class_centers import class_range
 from rayface.training import checkpoint
 from rayface.training.checkpoint import CheckpointError, RowShard
 from rayface.training.checkpoint_writer import CheckpointWriter
+from rayface.training.row_copy import RowCopy
 
 SAVE = checkpoint.save
 
@@ -52,6 +53,26 @@ def test_training_goes_on_before_anything_is_written_and_cannot_change_it(tmp_pa
     assert loaded(tmp_path, 1, 3).tolist() == [1, 1, 1]
     saved = json.loads((checkpoint.folder_of(tmp_path, 1) / checkpoint.PROGRESS).read_text())
     assert saved["schedule"] == {"seen": [1]}
+
+
+def test_rows_may_change_while_others_are_copied(tmp_path, monkeypatch):
+    """The thread may not copy before training has gone on."""
+    may_copy = threading.Event()
+    run = RowCopy.run
+    monkeypatch.setattr(RowCopy, "run", lambda self: may_copy.wait(30) and run(self))
+    writer = CheckpointWriter(tmp_path, keep=2)
+    rows = FULL.clone()
+    writer.save({"head.centers": RowShard.of(rows, 0, NUM_CLASSES)}, {"step": 1})
+    for few in ([0, 3], [3, 6]):
+        writer.copied(torch.tensor(few))
+        rows[few] += 1
+    may_copy.set()
+    writer.copied()
+    rows += 1
+    writer.wait()
+    got = torch.zeros(NUM_CLASSES, 2)
+    checkpoint.load(checkpoint.folder_of(tmp_path, 1), {"head.centers": RowShard.of(got, 0, NUM_CLASSES)})
+    assert torch.equal(got, FULL)
 
 
 def test_one_write_at_a_time_into_the_same_memory(tmp_path, held):

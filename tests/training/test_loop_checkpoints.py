@@ -15,8 +15,9 @@ from rayface.data.stream import Batch
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
 from rayface.training import checkpoint
 from rayface.training.distributed import World
-from rayface.training.loop import OUTCOME, Training
+from rayface.training.loop import Training
 from rayface.training.recovery import TrainingStoppedError
+from rayface.training.run_directory import OUTCOME
 
 PLAN = SamplePlan(num_samples=24, batch_size=4)
 FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
@@ -132,6 +133,17 @@ def test_a_run_is_done_only_when_its_last_checkpoint_is_on_disk(tmp_path, monkey
     with pytest.raises(checkpoint.CheckpointError, match="No space left on device"):
         training(run, "train.epochs=0.5").fit(batches_to(3))
     assert not (run / OUTCOME).exists()
+
+
+def test_workers_that_were_replaced_when_all_was_done_leave_it_as_it_is(tmp_path):
+    run = tmp_path / "run"
+    training(run).fit(batches_to(12))
+    outcome = json.loads((run / OUTCOME).read_text())
+    training(run).fit(batches_to(12))
+    assert json.loads((run / OUTCOME).read_text()) == outcome
+    assert outcome["loss"] is not None
+    training(run, "train.epochs=3").fit(batches_to(18))
+    assert json.loads((run / OUTCOME).read_text())["steps"] == 18
 
 
 def test_a_loss_that_is_not_finite_waits_for_the_checkpoint_that_is_being_written_and_sets_it_aside(tmp_path):

@@ -21,7 +21,7 @@ from rayface.training import checkpoint
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.micro_batches import micro_batches
-from rayface.training.recovery import TrainingStoppedError
+from rayface.training.recovery import ROLLBACKS, TrainingStoppedError
 from rayface.training.state import load_rng, rng_tensors
 
 PLAN = SamplePlan(num_samples=66, batch_size=11)  # 6 steps an epoch; parts of 3 and 4 images on three ranks
@@ -99,6 +99,8 @@ def test_a_skipped_batch_is_as_if_it_had_been_left_out_from_the_start(tmp_path, 
     assert same(poisoned, clean)
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     assert sorted(losses(tmp_path / "a")) == [s + 1 for s in range(12) if s != step]
+    rates = {s: rate for s, rate, _ in read_metrics(tmp_path / "a" / "journal")["train/lr"]}
+    assert rates == {s: pytest.approx(0.1 * (1 - s / 12)) for s in rates}  # as if none were left out
     line = f"rolled back to step {step - step % 4}, training goes on without the batch of step {step}"
     assert line in (tmp_path / "a" / "faults.log").read_text()
 
@@ -125,12 +127,29 @@ def test_a_lowered_rate_holds_from_the_checkpoint_on_and_over_a_resume(tmp_path)
     assert rates[8] == plain[8]
 
 
+@pytest.mark.parametrize("options", [["train.on_nan=skip"], ["train.on_nan=lower_lr"]])
+def test_workers_that_die_after_a_roll_back_do_not_forget_it(tmp_path, options):
+    """The batch is broken once only: were the roll-back forgotten, the run would go on without it."""
+    whole, killed = training(tmp_path / "a", *options), training(tmp_path / "b", *options)
+    whole.fit(batches_for(whole, poisoned=(6,)))
+    with pytest.raises(RuntimeError, match="the stream ended at step 7"):
+        killed.fit(batches_for(killed, poisoned=(6,), stop=7))
+    killed.checkpoints.wait()
+    again = training(tmp_path / "b", *options)
+    assert (again.step, again.recovery) == (4, killed.recovery)
+    again.fit(batches_for(again))
+    assert again.recovery.rollbacks == 1
+    assert same(again, whole)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
 def test_roll_backs_end(tmp_path):
     net = training(tmp_path / "run", "train.on_nan=skip", "train.max_rollbacks=2")
     with pytest.raises(TrainingStoppedError, match=r"NaN|the loss") as caught:
         net.fit(batches_for(net, poisoned=(5, 6, 7)))
     assert net.recovery.skipped == [5, 6]
     assert "after 2 roll-backs; the last good checkpoint is" in str(caught.value)
+    assert not (tmp_path / "run" / ROLLBACKS).exists()  # a person goes on from the checkpoint, as it says
 
 
 def test_a_checkpoint_is_set_aside_as_often_as_it_is_written(tmp_path):

@@ -234,6 +234,17 @@ def test_a_schedule_resumed_at_any_step_goes_on_as_if_it_had_not_stopped(name, o
         assert before + rates(resumed, optimizer, losses[stop:]) == whole
 
 
+@pytest.mark.parametrize(("name", "options"), STATES)
+def test_a_step_that_was_left_out_counts_for_the_step_and_not_for_the_loss(name, options):
+    losses = [float(loss) for loss in noisy(120)]
+    times = {"total_steps": 120, "steps_per_epoch": 40}
+    whole = rates(build_schedule(name, optimizer := sgd(), **times, **options), optimizer, losses)
+    gap = [*losses[:50], math.nan, *losses[50:]]
+    got = rates(build_schedule(name, optimizer := sgd(), **times, **options), optimizer, gap)
+    follows_the_loss = name in ("plateau", "fastface")
+    assert (got[:50] + got[51:] if follows_the_loss else got[:120]) == whole
+
+
 def test_a_checkpoint_of_another_schedule_is_refused():
     ours = build_schedule("fastface", sgd(), total_steps=10, steps_per_epoch=5)
     for name, options in STATES:

@@ -1,15 +1,35 @@
 """Which failures of workers are tried again, and what is said of them; Ray Train's own errors, no Ray started."""
 
+import types
+from contextlib import nullcontext
+
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    ReschedulingState,
+    RestartingState,
+    RunningState,
+    SchedulingState,
+)
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2.api.preemption import PreemptionInfo
 
+from rayface.config import TrainConfig
 from rayface.data.shards import DataError
+from rayface.training import interrupt, supervisor
 from rayface.training.checkpoint import CheckpointError
 from rayface.training.recovery import TrainingStoppedError
-from rayface.training.restarts import add_restart
-from rayface.training.supervisor import cause_of, describe, lasting_cause
+from rayface.training.restarts import add_restart, restarts, take_leave
+from rayface.training.supervisor import Supervisor, cause_of, describe, lasting_cause
 
 LOST = UserExceptionWithTraceback(RuntimeError("gloo\nConnection closed by peer"), "trace")
 DEAD = WorkerHealthCheckFailedError("no answer", ActorDiedError())
@@ -43,6 +63,63 @@ def test_a_mistake_in_the_program_is_not_tried_again():
     found = lasting_cause({1: UserExceptionWithTraceback(KeyError("x"), "trace")})
     assert isinstance(found, TrainingStoppedError)
     assert str(found) == "worker 1 failed: 'x' (--debug shows more)"
+
+
+def test_a_run_whose_nodes_do_not_come_back_stops_and_says_so(tmp_path, monkeypatch):
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr(supervisor, "time", clock)
+    watching = Supervisor(tmp_path, TrainConfig(num_workers=[2, 4], wait_for_nodes=100))
+    lost = WorkerGroupError("many lines", {0: LOST, 1: DEAD})
+    restarting, scheduling = RestartingState(training_failed_error=lost), SchedulingState(None)
+    for now[0], before, after in [
+        (0, InitializingState(), RunningState()),
+        (500, RunningState(), restarting),
+        (590, restarting, scheduling),
+        (610, scheduling, RunningState()),  # a group that takes long to start is no missing node
+        (900, RunningState(), restarting),
+        (999, restarting, restarting),
+    ]:
+        watching.after_controller_state_update(before, after)
+    now[0] = 1001
+    with pytest.raises(TrainingStoppedError, match=r"^train.num_workers: 2: .* fewer for 101 s .* with --resume$"):
+        watching.after_controller_state_update(restarting, restarting)
+
+
+@pytest.mark.parametrize(
+    ("failure", "stops"),
+    [(WorkerGroupStartupFailedError("no such\nfile"), True), (WorkerGroupStartupTimeoutError(2), False)],
+)
+def test_workers_that_cannot_be_started_are_not_tried_for_ever(tmp_path, failure, stops):
+    watching = Supervisor(tmp_path, TrainConfig(num_workers=2))
+    failed = ReschedulingState(training_failed_error=ControllerError(failure))
+    for _ in range(10):
+        watching.after_controller_state_update(SchedulingState(None), failed)
+    with (
+        pytest.raises(TrainingStoppedError, match=r"^workers cannot be started: no such file")
+        if stops
+        else nullcontext()
+    ):
+        watching.after_controller_state_update(SchedulingState(None), failed)
+
+
+def test_a_node_that_is_given_notice_is_left_once_and_not_when_it_is_too_late(tmp_path):
+    notice = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [1]})
+    group = [
+        WorkerGroupPollStatus(
+            {rank: WorkerStatus(running=True, error=error, preemption_info=notice) for rank in (0, 1)}
+        )
+        for error in (None, LOST)
+    ]
+    watching = Supervisor(tmp_path, TrainConfig(num_workers=2))
+    watching.after_worker_group_training_start(None)
+    for _ in range(2):
+        watching.after_worker_group_poll_status(group[0])
+    assert interrupt.requested(tmp_path)
+    assert restarts(tmp_path) == ["a node is about to be taken away"]
+    watching.after_worker_group_poll_status(group[1])
+    assert not interrupt.requested(tmp_path)
+    assert not take_leave(tmp_path)  # Ray Train starts them again
 
 
 def test_after_the_last_attempt_the_reason_and_the_attempts_are_said(tmp_path):

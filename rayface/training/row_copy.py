@@ -1,0 +1,49 @@
+"""A matrix copied block by block in one thread while another one changes rows of it."""
+
+import threading
+import time
+
+import torch
+from torch import Tensor
+
+_BLOCK_BYTES = 16 * 2**20
+_REST_SECONDS = 1e-4  # between blocks: who waits for the lock shall get it
+
+
+class RowCopy:
+    """Copies rows as they are now; rows that are about to change are copied before that.
+
+    Memory: a byte a row.
+
+    Args:
+        live: (n, ...), on any device.
+        copy: of its shape, in host memory.
+    """
+
+    def __init__(self, live: Tensor, copy: Tensor) -> None:
+        self._live, self._copy = live, copy
+        self._done = torch.zeros(len(live), dtype=torch.bool)
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Copy what is not copied yet."""
+        size = max(1, _BLOCK_BYTES // max(1, self._live[:1].nbytes))
+        for start in range(0, len(self._live), size):
+            with self._lock:
+                block = slice(start, start + size)
+                if self._done[block].any():
+                    self._take((~self._done[block]).nonzero().squeeze(1) + start)
+                else:
+                    self._copy[block].copy_(self._live[block])
+                self._done[block] = True
+            time.sleep(_REST_SECONDS)
+
+    def before_change(self, rows: Tensor) -> None:
+        """Return when these rows (n,), int64, may change."""
+        rows = rows.cpu()
+        with self._lock:
+            self._take(rows[~self._done[rows]])
+            self._done[rows] = True
+
+    def _take(self, rows: Tensor) -> None:
+        self._copy[rows] = self._live[rows.to(self._live.device)].to(self._copy.device)
