@@ -23,6 +23,7 @@ from rayface.training.checkpoint_writer import CheckpointWriter
 from rayface.training.distillation import build_distillation
 from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, use_cores
 from rayface.training.evaluating import Evaluation
+from rayface.training.gradient_compression import forget_errors
 from rayface.training.meter import Meter
 from rayface.training.micro_batches import micro_batches, scaled_rate
 from rayface.training.optim import build_optimizer
@@ -234,6 +235,7 @@ class Training:
         if progress is None:
             raise stopped(error, good, self.recovery.rollbacks, self.config.optim.lr) from error
         self.step = int(progress["step"])
+        forget_errors(self.forward)
         what = self.recovery.change(error.step, train)
         self._tell(f"{error}: rolled back to step {self.step}, training goes on {what} ({self.recovery.rollbacks})")
 
