@@ -67,7 +67,7 @@ def test_the_example_aligns_and_embeds_a_photograph(faces: Path, tmp_path: Path)
     arguments = {"name": "mini", "backbone_args": {"width": 0.25}, "image_size": 112, "embedding_size": 16}
     save_model(tmp_path / "model", net, **arguments, **facts)
     dataset = open_dataset(faces / "lfw_pairs")
-    (sample,) = read_samples(dataset.shard_paths(), dataset.index.select(np.array([40])))  # scored .9, not above
+    (sample,) = read_samples(dataset.shard_paths(), dataset.index.select(np.array([3])))
     face = cv2.imdecode(np.frombuffer(sample.jpeg, np.uint8), cv2.IMREAD_COLOR)
     photographs = []
     for scale, place in ((1.0, (60, 90)), (3.0, (10, 35))):
