@@ -114,15 +114,15 @@ def test_a_student_is_closer_to_its_teacher_and_better_than_alone(people: Path, 
     """And the next generation, which starts from the student, is closer still."""
     teacher = trained(people, tmp_path / "teacher", 10, "backbone.width=0.5")
     student = ("backbone.width=0.25",)
-    alone = trained(people, tmp_path / "alone", 5, *student)
-    taught = trained(people, tmp_path / "taught", 5, *student, f"train.teacher={teacher}")
+    alone = trained(people, tmp_path / "alone", 3, *student)
+    taught = trained(people, tmp_path / "taught", 3, *student, f"train.teacher={teacher}")
     start = f"backbone.weights={taught}"
-    again = trained(people, tmp_path / "again", 5, *student, f"train.teacher={teacher}", start)
+    again = trained(people, tmp_path / "again", 3, *student, f"train.teacher={teacher}", start)
     pairs = load_pairs(people / "test" / "pairs.csv", people / "test", image_size=SIZE)
     runs = (teacher, alone, taught, again)
     embeddings = {run: embed_images(load_model(run).module, pairs.images) for run in runs}
     accuracy = {run: evaluate_pairs(found, pairs)["accuracy_mean"] for run, found in embeddings.items()}
     cosine = {run: float((embeddings[run] * embeddings[teacher]).sum(1).mean()) for run in runs}
-    assert cosine[taught] > cosine[alone] + 0.3
-    assert cosine[again] > cosine[taught] + 0.03
+    assert cosine[taught] > cosine[alone] + 0.25
+    assert cosine[again] > cosine[taught] + 0.05
     assert accuracy[taught] > accuracy[alone] + 0.02
