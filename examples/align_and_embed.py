@@ -15,12 +15,12 @@ from rayface import load_model
 from rayface.evaluation.alignment import align
 
 
-def largest_face(photograph: np.ndarray, detector: str) -> np.ndarray:
-    """The five landmarks (5, 2) of the largest face in a BGR photograph."""
+def largest_face(photograph: np.ndarray, detector: str, score: float) -> np.ndarray | None:
+    """The five landmarks (5, 2) of the largest face in a BGR photograph; None: there is none of such a score."""
     height, width = photograph.shape[:2]
-    found = cv2.FaceDetectorYN.create(detector, "", (width, height)).detect(photograph)[1]
+    found = cv2.FaceDetectorYN.create(detector, "", (width, height), score_threshold=score).detect(photograph)[1]
     if found is None:
-        raise SystemExit("no face was found")
+        return None
     largest = max(found, key=lambda face: face[2] * face[3])  # x, y, width, height, landmarks, score
     return np.reshape(largest[4:14], (5, 2))
 
@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("model", help="run directory, model.safetensors or .onnx")
     parser.add_argument("detector", help="YuNet's .onnx file")
     parser.add_argument("photographs", nargs="+")
+    # OpenCV's own default of 0.9 misses faces that are plain to see
+    parser.add_argument("--score", type=float, default=0.6, help="of the detector, from 0 to 1; default 0.6")
     options = parser.parse_args()
     model = load_model(options.model)
     faces = []
@@ -38,7 +40,10 @@ def main() -> None:
         photograph = cv2.imread(path)
         if photograph is None:
             raise SystemExit(f"{path} is not a picture that can be read")
-        face = align(photograph, largest_face(photograph, options.detector), model.info["image_size"])
+        landmarks = largest_face(photograph, options.detector, options.score)
+        if landmarks is None:
+            raise SystemExit(f"{path}: no face was found: another photograph, or a lower --score?")
+        face = align(photograph, landmarks, model.info["image_size"])
         faces.append(cv2.cvtColor(face, cv2.COLOR_BGR2RGB))
     embeddings = model.embed(np.stack(faces))
     for path, embedding in zip(options.photographs, embeddings, strict=True):

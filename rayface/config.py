@@ -177,8 +177,15 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the backbone. auto: bf16 where the device has fast bf16 products."""
-    gradient_compression: Literal["none", "bf16", "fp16"] = "none"
+    gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
     """Of the backbone's gradients on their way between workers."""
+    powersgd_rank: Positive = 1
+    """Width of the two matrices that powersgd sends for one; 1 to 4 are usual."""
+    powersgd_start: Annotated[int, Field(ge=2)] = 1000
+    """Steps with whole gradients before powersgd begins; after a resume or a roll-back anew."""
+    static_graph: bool = False
+    """Tell DistributedDataParallel that all steps use the same layers in the same order. Not with pieces that are added
+    up (max_batch_per_worker, resize=accumulate), nor with backbone.compile."""
     teacher: str | None = None
     """Distil from: run directory, model.safetensors, .onnx, or a published .pt/.pth with teacher_backbone."""
     teacher_backbone: str | None = None
@@ -287,7 +294,7 @@ def with_overrides(config: Config, overrides: Sequence[str] | Mapping[str, Any])
         ValueError: an unknown key (the nearest one is named) or a value that breaks its rule.
     """
     if not isinstance(overrides, Mapping):
-        overrides = dict(_parse_override(text) for text in overrides)
+        overrides = dict(parse_override(text) for text in overrides)
     tree = to_dict(config)
     for key, value in overrides.items():
         nested: Any = value
@@ -333,7 +340,12 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """Key and value, the latter read as YAML, of `key=value`.
+
+    Raises:
+        ValueError: no such pair.
+    """
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise ValueError(f"{text!r}: must be key=value, for example head.sample_rate=0.1")

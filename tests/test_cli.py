@@ -44,7 +44,7 @@ def test_version_and_help(call):
     assert call("--version")[:2] == (0, f"{__version__}\n")
     code, out, _ = call("--help")
     assert code == 0
-    assert all(verb in out for verb in ("synth", "convert", "check", "train", "evaluate", "export", "sync"))
+    assert all(verb in out for verb in ("synth", "convert", "check", "train", "evaluate", "export", "run", "sync"))
 
 
 def test_backbones_as_a_table_and_as_json(call):
@@ -111,6 +111,7 @@ def test_convert_from_folder(call, tmp_path):
         (["backbones", "r19"], "did you mean 'r18'"),
         (["bench", "train", "-b", "r19"], "did you mean 'r18'"),
         (["sync", "/nowhere"], "/nowhere"),
+        (["run", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
         (["nosuchverb"], "nosuchverb"),
     ],
 )

@@ -35,10 +35,10 @@ def fill_backbone(net: nn.Module, path: str | Path, name: str) -> None:
     Raises ValueError as `load_backbone` does.
     """
     weights = read_weights(path)
-    misfit = _misfit(net.state_dict(), weights)
-    if misfit:
+    wrong = misfit(net.state_dict(), weights)
+    if wrong:
         raise ValueError(
-            f"weights {path} do not fit {name}: {misfit}; check the name, embedding_size, image_size and width"
+            f"weights {path} do not fit {name}: {wrong}; check the name, embedding_size, image_size and width"
         )
     net.load_state_dict(weights, strict=False)  # all but step counters, which old files lack, has been compared
 
@@ -69,7 +69,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return {key.removeprefix("module."): tensor for key, tensor in content.items()}
 
 
-def _misfit(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
+def misfit(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
     """Say in one line what keeps `given` from filling `wanted`; empty where nothing does."""
     missing = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in wanted]

@@ -1,5 +1,6 @@
 """How fast one worker trains here, and where a step's time goes."""
 
+import itertools
 import math
 import statistics
 import time
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from rayface import config as configs
 from rayface.config import Config
@@ -22,11 +24,18 @@ from rayface.training.optim import build_optimizer
 from rayface.training.parts import build_config_backbone, build_config_head, data_parallel
 
 WARM_UP = 2
+PROFILED = 2  # steps
 PHASES = ("data_wait", "augment", "forward", "head", "backward", "optimizer")
 
 
 def bench_train(
-    names: Sequence[str], config: Config, *, num_classes: int = 10_000, steps: int = 10, device: str = "cpu"
+    names: Sequence[str],
+    config: Config,
+    *,
+    num_classes: int = 10_000,
+    steps: int = 10,
+    ops: int = 0,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure whole training steps of nets, in this process, as one worker of `rayface train` does them.
 
@@ -36,11 +45,13 @@ def bench_train(
             are noise in memory, and nothing waits for data.
         num_classes: of the class layer, where there is no dataset.
         steps: measured, after two to warm up.
+        ops: so many of PyTorch's operators that take the most time, of two more steps, which its profiler slows down.
         device: cpu or cuda.
 
     Returns:
         batch_size, image_size, precision, num_classes, data; "backbones": for each its name, images_per_second (of the
-        median step), step_seconds, seconds of each phase (medians), and share of each in the time of all steps.
+        median step), step_seconds, seconds of each phase (medians), and share of each in the time of all steps; with
+        ops "ops": op, calls and seconds of a step, share in the time of all operators.
 
     Raises:
         ValueError: an unknown name, or sizes that cannot be.
@@ -50,14 +61,18 @@ def bench_train(
     dataset = open_dataset(config.data.train) if config.data.train else None
     if dataset is not None:
         num_classes = dataset.num_classes
+    if ops < 0:
+        raise ValueError(f"--ops {ops}: must be at least 0")
     world = World(rank=0, size=1, local_size=1, device=torch.device(device))
     bf16 = {"fp32": False, "bf16": True, "auto": fast_bf16(world.device)}[config.train.precision]
     found = []
     for name in names:
         named = configs.with_overrides(config, {"backbone.name": name})
-        with _batches(named, dataset, num_classes, WARM_UP + steps) as batches:
-            seconds = _Bench(named, num_classes, world, bf16).run(batches)
-        found.append({"name": name, **_summary(seconds[WARM_UP:], config.train.batch_size)})
+        with _batches(named, dataset, num_classes, WARM_UP + steps + (PROFILED if ops else 0)) as batches:
+            bench = _Bench(named, num_classes, world, bf16)
+            seconds = bench.run(itertools.islice(batches, WARM_UP + steps))
+            profiled = {"ops": bench.profile(batches)[:ops]} if ops else {}
+        found.append({"name": name, **_summary(seconds[WARM_UP:], config.train.batch_size), **profiled})
     return {
         "batch_size": config.train.batch_size,
         "image_size": config.data.image_size,
@@ -95,6 +110,23 @@ class _Bench:
             clock.lap("data_wait")
             self.step(batch, clock)
             measured.append(clock.seconds)
+
+    def profile(self, batches: Iterator[Batch]) -> list[dict[str, Any]]:
+        """Train on the PROFILED batches that are left, under PyTorch's profiler; its operators, the slowest first.
+
+        Time is that of the operator itself, without those that it calls; on a GPU that of its kernels.
+        """
+        gpu = self.device.type == "cuda"
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
+            for batch in batches:
+                self.step(batch, _Clock(self.device))
+        times = {e.key: e.self_device_time_total if gpu else e.self_cpu_time_total for e in profiler.key_averages()}
+        calls = {e.key: e.count for e in profiler.key_averages()}
+        whole = sum(times.values())
+        return [
+            {"op": op, "calls": calls[op] / PROFILED, "seconds": us / 1e6 / PROFILED, "share": us / whole}
+            for op, us in sorted(times.items(), key=lambda pair: -pair[1])
+        ]
 
     def step(self, batch: Batch, clock: "_Clock") -> None:
         """One step; the embeddings are cut off from the backbone so that the two backward passes can be told apart."""

@@ -5,16 +5,13 @@ Exit codes: 0 done, 1 failed while running, 2 the input is wrong, 130 interrupte
 
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rayface import __version__
-from rayface.cli import bench, checkpoint, curate, data, models, training, tune  # noqa: F401  # they add their verbs
-from rayface.cli.common import app
-
-# Typer brings its own copy of click or uses the installed one, by version: take the class from what it exports.
-_USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+from rayface.cli import bench, checkpoint, curate, data, models, run, training, tune  # noqa: F401  # they add their verbs
+from rayface.cli.common import USAGE_ERROR, app
 
 
 @app.callback(invoke_without_command=True)
@@ -33,7 +30,7 @@ def main() -> None:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         _end("interrupted", 130)
-    except _USAGE_ERROR as error:
+    except USAGE_ERROR as error:
         _end(" ".join(error.format_message().split()), 2)
     except Exception as error:
         if "--debug" in sys.argv:

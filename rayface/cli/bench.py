@@ -97,6 +97,7 @@ def bench_train(
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
     classes: Annotated[int, typer.Option("--classes", "-C", min=1, help="Where data.train is not set.")] = 10_000,
     steps: Annotated[int, typer.Option(min=1, help="Measured ones, after two to warm up.")] = 10,
+    ops: Annotated[int, typer.Option(min=0, help="Also so many operators that take the most time, by a profile.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
     debug: Debug = False,
@@ -108,7 +109,8 @@ def bench_train(
     from rayface.display import columns, json_line
 
     config = load(preset, None, overrides or [])
-    result = measure(backbone or [config.backbone.name], config, num_classes=classes, steps=steps, device=device)
+    names = backbone or [config.backbone.name]
+    result = measure(names, config, num_classes=classes, steps=steps, ops=ops, device=device)
     if json:
         json_line(result)
         return
@@ -122,6 +124,13 @@ def bench_train(
         for found in result["backbones"]
     ]
     columns(f"training, batch {result['batch_size']}, {result['precision']}, {result['threads']} threads", rows)
+    for found in result["backbones"] if ops else ():
+        columns(f"operators of {found['name']}, a step", [_operator(op) for op in found["ops"]])
+
+
+def _operator(found: dict[str, Any]) -> dict[str, str]:
+    calls, seconds = f"{found['calls']:,.0f}", f"{found['seconds']:,.3g}s"
+    return {"operator": found["op"], "share": f"{found['share']:.1%}", "calls": calls, "time": seconds}
 
 
 @bench.command("nms")

@@ -1,5 +1,7 @@
 """The app, and what its verbs share: options, and how a result is shown."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +22,9 @@ Address = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's logs, and tracebacks of errors.")]
 Seed = Annotated[int, typer.Option(min=0, help="Every seed is another result; the same seed is the same one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, dotted.")]
+# Typer brings its own copy of click or uses the installed one, by version: take the class from what it exports.
+USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_kept: list[list[dict[str, Any]]] = []  # innermost last
 ShardSize = Annotated[str, typer.Option(help="Largest shard, as 256MB.")]
 
 
@@ -33,10 +38,22 @@ def dataset_facts(dataset: Any, out: str) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def kept_results() -> Iterator[list[dict[str, Any]]]:
+    """While inside, results of verbs are put into this list instead of being shown."""
+    _kept.append([])
+    try:
+        yield _kept[-1]
+    finally:
+        _kept.pop()
+
+
 def show_result(title: str, result: dict[str, Any], as_json: bool) -> None:
     from rayface.display import json_line, result_table
 
-    if as_json:
+    if _kept:
+        _kept[-1].append(result)
+    elif as_json:
         json_line(result)
     else:
         result_table(title, {name.replace("_", " "): _text(value) for name, value in result.items()})

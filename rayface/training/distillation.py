@@ -1,6 +1,6 @@
 """Distillation: while it learns to classify, a student's embeddings are drawn to those of a teacher."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -96,8 +96,11 @@ def build_distillation(config: Config, plan: SamplePlan, num_classes: int, world
     return Distillation(teacher, loss, train.distillation_weight)
 
 
-def check_distillation(config: Config) -> None:
+def check_distillation(config: Config, teacher: Mapping[str, int] | None = None) -> None:
     """Refuse, on the driver, settings that cannot work together and a teacher that does not fit the student.
+
+    Args:
+        teacher: embedding_size and image_size of one that is still to be trained; None: read them from its file.
 
     Raises:
         ValueError: one line.
@@ -116,7 +119,7 @@ def check_distillation(config: Config) -> None:
         )
     if train.teacher_cache is not None and "://" in train.teacher_cache:
         raise ValueError(f"train.teacher_cache: {train.teacher_cache}: must be on a disk that all nodes share")
-    info = load_model(train.teacher, backbone=train.teacher_backbone).info
+    info = teacher or load_model(train.teacher, backbone=train.teacher_backbone).info
     if info["embedding_size"] != backbone.embedding_size:
         raise ValueError(
             f"backbone.embedding_size: {backbone.embedding_size}: the teacher's is {info['embedding_size']}: use the "

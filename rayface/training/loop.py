@@ -23,6 +23,7 @@ from rayface.training.checkpoint_writer import CheckpointWriter
 from rayface.training.distillation import build_distillation
 from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, from_rank_0, use_cores
 from rayface.training.evaluating import Evaluation
+from rayface.training.gradient_compression import forget_errors
 from rayface.training.meter import Meter
 from rayface.training.micro_batches import MicroBatch, micro_batches, scaled_rate
 from rayface.training.optim import build_optimizer
@@ -250,6 +251,7 @@ class Training:
                 forget(self.run)
             raise stopped(error, good, self.recovery.rollbacks, self.config.optim.lr) from error
         self.step = int(progress["step"])
+        forget_errors(self.forward)
         what = self.recovery.change(error.step, train)
         if self.world.rank == 0:
             self.recovery.remember(self.run)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from rayface.backbones import build_backbone
@@ -18,6 +17,7 @@ from rayface.evaluation.export import WEIGHTS
 from rayface.heads import build_head, build_margin
 from rayface.heads.margins import Margin
 from rayface.training.distributed import World
+from rayface.training.gradient_compression import compress
 
 
 def build_config_margin(head: HeadConfig) -> Margin:
@@ -99,7 +99,7 @@ def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Modul
     """The backbone to train through: compiled where that is asked for, its gradients averaged over the ranks.
 
     Raises:
-        ValueError: backbone.compile without a compiler.
+        ValueError: backbone.compile without a compiler, gradients compressed in a way that the workers cannot.
     """
     net = compiled(backbone, world) if config.backbone.compile else backbone
     if world.size == 1:
@@ -110,16 +110,10 @@ def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Modul
         device_ids=[world.device] if world.device.type == "cuda" else None,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        static_graph=config.train.static_graph,
     )
-    if config.train.gradient_compression != "none":
-        _compress(parallel, config.train.gradient_compression, world)
+    compress(parallel, config.train, world)
     return parallel
-
-
-def _compress(parallel: DistributedDataParallel, kind: str, world: World) -> None:
-    if kind == "bf16" and world.device.type == "cpu":  # torch's rule
-        raise ValueError("train.gradient_compression: bf16: needs nccl, CPU workers have gloo: use fp16")
-    parallel.register_comm_hook(None, {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}[kind])
 
 
 def compiled(backbone: nn.Module, world: World) -> nn.Module:

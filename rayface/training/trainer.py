@@ -81,7 +81,7 @@ def train(
         TrainingInterruptedError: by Ctrl-C or SIGTERM, after a checkpoint; one line.
     """
     config = _absolute(config)
-    _check(config)
+    check_settings(config)
     check_output(config, resume)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
     plan = _plan(config, dataset)
@@ -109,7 +109,7 @@ def rehearse(config: Config) -> tuple[Config, int]:
         ValueError: bad input; one line.
     """
     config = _absolute(config)
-    _check(config)
+    check_settings(config)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
     return config, _num_steps(config, _plan(config, dataset))
 
@@ -165,7 +165,12 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
     return {"digest": dataset.digest, "num_images": len(dataset.index), "num_classes": dataset.num_classes}
 
 
-def _check(config: Config) -> None:
+def check_settings(config: Config) -> None:
+    """Refuse what can be seen to be wrong without opening the training data.
+
+    Raises:
+        ValueError: one line.
+    """
     train, data = config.train, config.data
     if not data.train:
         raise ValueError("data.train: is not set: must be a dataset directory, for example data.train=faces")
@@ -174,6 +179,7 @@ def _check(config: Config) -> None:
             f"train.num_workers: {train.max_workers}: must not exceed train.batch_size={train.batch_size}: use fewer"
         )
     _check_pieces(train)
+    _check_static_graph(config)
     build_config_margin(config.head)
     if config.tracking.uri and tracking.mask_credentials(config.tracking.uri) != config.tracking.uri:
         raise ValueError(
@@ -203,6 +209,22 @@ def _check_pieces(train: TrainConfig) -> None:
                 f"train.batch_size: {train.batch_size}: must leave each of {workers} workers two images at once: raise "
                 "it or train.max_batch_per_worker, or use fewer workers"
             )
+
+
+def _check_static_graph(config: Config) -> None:
+    """PyTorch stops with an internal error where the first gradients of a static graph are not averaged at once."""
+    train = config.train
+    if not train.static_graph:
+        return
+    counts = range(train.min_workers, train.max_workers + 1)
+    pieces = max(len(micro_batches(train.batch_size, 0, n, train.max_batch_per_worker)) for n in counts)
+    if pieces > 1 and train.resize == "accumulate":
+        raise ValueError(
+            f"train.static_graph: true: a step is {pieces} pieces that are added up, which it does not go with: leave "
+            "it out, or raise train.max_batch_per_worker"
+        )
+    if config.backbone.compile:
+        raise ValueError("train.static_graph: true: does not go with backbone.compile: choose one of them")
 
 
 def _check_backbone(config: Config, resume: bool) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from rayface.backbones import build_backbone
+from rayface.backbones.counting import count_macs
 
 NARROW = {
     "mini": 0.25,
@@ -31,6 +32,34 @@ def test_images_of_any_size(name: str, image_size: int) -> None:
     net = narrow(name, image_size=image_size).eval()
     with torch.no_grad():
         assert net(torch.zeros(2, 3, image_size, image_size)).shape == (2, 16)
+
+
+def macs_of_layers(net: nn.Module, image_size: int) -> int:
+    """Multiply-adds of convolutions and linear layers by their own shapes, and of attention by its formula."""
+    total = 0
+
+    def add(layer: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(layer, nn.Conv2d):
+            total += out.numel() * layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+        elif isinstance(layer, nn.Linear):
+            total += out.numel() * layer.in_features
+        elif hasattr(layer, "qkv"):  # logits, and the sum of the values
+            total += 2 * out.shape[1] ** 2 * out.shape[2]
+
+    hooks = [layer.register_forward_hook(add) for layer in net.modules()]
+    net.eval()(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@pytest.mark.parametrize("image_size", [48, 112])
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_multiply_adds_are_those_of_the_layers_at_any_width_and_size(name: str, factor: float, image_size: int) -> None:
+    with torch.device("meta"):
+        net = build_backbone(name, width=factor * NARROW[name], embedding_size=16, image_size=image_size)
+    assert count_macs(net, image_size) == macs_of_layers(net, image_size)
 
 
 def test_embeddings_are_float32_under_autocast(name: str) -> None:

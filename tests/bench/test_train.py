@@ -8,13 +8,19 @@ from rayface.bench.train import PHASES, bench_train
 
 def test_phases_add_up_for_each_net() -> None:
     config = configs.load("debug", None, ["train.batch_size=4", "backbone.width=0.25", "train.precision=fp32"])
-    found = bench_train(["mini", "mbf"], config, num_classes=20, steps=2)
+    found = bench_train(["mini", "mbf"], config, num_classes=20, steps=2, ops=4)
     assert [each["name"] for each in found["backbones"]] == ["mini", "mbf"]
     assert (found["batch_size"], found["precision"], found["data"]) == (4, "fp32", None)
     for each in found["backbones"]:
         assert set(each["share"]) == set(PHASES)
         assert sum(each["share"].values()) == pytest.approx(1)
         assert each["images_per_second"] == pytest.approx(4 / each["step_seconds"])
+        assert len(each["ops"]) == 4
+        shares = [op["share"] for op in each["ops"]]
+        assert shares == sorted(shares, reverse=True)
+        assert 0.3 < sum(shares) <= 1
+        assert all(op["calls"] >= 0.5 and op["seconds"] > 0 for op in each["ops"])
+        assert any("conv" in op["op"] for op in each["ops"])
         assert min(each["seconds"][phase] for phase in ("forward", "head", "backward", "optimizer")) > 0
 
 

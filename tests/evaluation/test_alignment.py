@@ -81,3 +81,7 @@ def test_the_example_aligns_and_embeds_a_photograph(faces: Path, tmp_path: Path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "16 numbers" in done.stdout
     assert float(done.stdout.split("cosine ")[1]) > 0.95  # the same face at another size and place
+    cv2.imwrite(photographs[1], np.full((480, 520, 3), 128, np.uint8))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{photographs[1]}: no face was found" in done.stderr

@@ -116,11 +116,13 @@ def test_synth_and_train_run_unchanged_as_jobs(head, tmp_path):
     assert json.loads((run / "result.json").read_text())["num_pairs"] == trained["num_pairs"] == 40
     assert (run / "model.safetensors").stat().st_size > 1000
     uri = f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"
-    emb, core = tmp_path / "emb", tmp_path / "core"
+    emb = tmp_path / "emb"
     embedded = submit(head, working_dir, "embed", f"--model={run}", f"--data={data}", f"--out={emb}", uri)
     assert embedded["num_rows"] == 100
-    pruned = submit(
-        head, working_dir, "prune", f"--embeddings={emb}", f"--data={data}", f"--out={core}", "--keep=0.6", uri
-    )
-    assert pruned["faces_out"] == pruned["dataset"]["images"] == 60
-    assert pruned["tracking_delivered"] is True
+    experiment = tmp_path / "core.yaml"
+    prune = {"embeddings": str(emb), "data": str(data), "keep": 0.6}
+    experiment.write_text(json.dumps({"output": str(tmp_path / "out"), "stages": [{"name": "core", "prune": prune}]}))
+    (stage,) = submit(head, working_dir, "run", str(experiment), uri)["stages"]
+    assert stage["result"]["faces_out"] == 60
+    assert stage["result"]["tracking_delivered"] is True
+    assert json.loads((tmp_path / "out" / "core" / "dataset.json").read_text())["num_images"] == 60

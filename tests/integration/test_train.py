@@ -185,6 +185,11 @@ def test_a_loss_that_is_not_finite_stops_names_the_last_good_checkpoint_and_can_
         ({"train__batch_size": 3, "train__num_workers": 4}, "train.num_workers: 4: must not exceed train.batch_size=3"),
         ({"train__batch_size": 1000}, "must not exceed the 240 samples"),
         ({"head__margin": "cosfac"}, "head.margin 'cosfac' must be one of"),
+        (
+            {"train__static_graph": True, "train__max_batch_per_worker": 8},
+            "train.static_graph: true: a step is 3 pieces that are added up",
+        ),
+        ({"train__static_graph": True, "backbone__compile": True}, "does not go with backbone.compile"),
         ({"evaluate__pairs": "x.csv"}, "needs evaluate.data"),
         ({"train__device": "cuda"}, "train.num_workers: 1: each needs 1 CPU and 1 GPU, the cluster has room for 0"),
         ({"train__num_workers": 6}, "train.num_workers: 6: each needs 1 CPU, the cluster has room for 4"),

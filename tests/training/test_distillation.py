@@ -1,14 +1,27 @@
-"""Distillation: the losses against loops, class means, settings that cannot work."""
+"""Distillation: the losses against loops, class means, settings that cannot work, a student beside one alone."""
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from rayface import config as configs
+from rayface.data.decode import decode_jpegs
+from rayface.data.plan import SamplePlan
+from rayface.data.shards import open_dataset, read_samples
+from rayface.data.stream import Batch
+from rayface.data.synth import synthesize
+from rayface.evaluation.export import load_model
+from rayface.evaluation.protocols import embed_images, evaluate_pairs, load_pairs
 from rayface.training import teacher_cache
 from rayface.training.distillation import angular_loss, check_distillation, feature_loss
+from rayface.training.distributed import World
+from rayface.training.loop import Training
+
+SIZE, BATCH = 32, 48
 
 
 def test_losses_are_those_of_the_papers() -> None:
@@ -57,3 +70,59 @@ def test_class_means_are_directions_and_damaged_samples_are_left_out() -> None:
 def test_settings_that_cannot_work_are_refused(settings: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_distillation(configs.load("debug", None, settings))
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two drawn sets: people to train on, others to verify."""
+    out = tmp_path_factory.mktemp("people")
+    synthesize(out / "train", identities=40, images_per_identity=12, seed=1, processes=1, image_size=SIZE)
+    synthesize(out / "test", identities=40, images_per_identity=8, seed=2, pairs=1000, processes=1, image_size=SIZE)
+    return out
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
+    """A run of one worker, in this process, without Ray."""
+    dataset = open_dataset(people / "train")
+    images, _ = decode_jpegs([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], SIZE)
+    plan = SamplePlan(num_samples=len(images), batch_size=BATCH)
+    base = ["backbone.embedding_size=32", "schedule.warmup_epochs=1", "train.checkpoint_every=1000000"]
+    config = configs.load("debug", None, [*base, "train.precision=fp32", f"train.epochs={epochs}", *overrides])
+    world = World(rank=0, size=1, local_size=1_000_000, device=torch.device("cpu"))  # which share the cores: one thread
+    facts = {"name": "drawn", "digest": "d", "licence": "none"}
+    training = Training(config, run, world, plan, num_classes=dataset.num_classes, dataset_facts=facts)
+
+    def batches(start: int) -> Iterator[Batch]:
+        for step in range(start, training.total_steps):
+            ids = plan.batch(step)
+            labels = torch.from_numpy(dataset.index.label[ids].astype(np.int64))
+            yield Batch(step=step, rows=slice(0, BATCH), images=torch.from_numpy(images[ids]), labels=labels, faults=())
+
+    training.fit(batches)
+    return run
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_student_is_closer_to_its_teacher_and_better_than_alone(people: Path, tmp_path: Path) -> None:
+    """And the next generation, which starts from the student, is closer still."""
+    teacher = trained(people, tmp_path / "teacher", 10, "backbone.width=0.5")
+    student = ("backbone.width=0.25",)
+    alone = trained(people, tmp_path / "alone", 3, *student)
+    taught = trained(people, tmp_path / "taught", 3, *student, f"train.teacher={teacher}")
+    start = f"backbone.weights={taught}"
+    again = trained(people, tmp_path / "again", 3, *student, f"train.teacher={teacher}", start)
+    pairs = load_pairs(people / "test" / "pairs.csv", people / "test", image_size=SIZE)
+    runs = (teacher, alone, taught, again)
+    embeddings = {run: embed_images(load_model(run).module, pairs.images) for run in runs}
+    accuracy = {run: evaluate_pairs(found, pairs)["accuracy_mean"] for run, found in embeddings.items()}
+    cosine = {run: float((embeddings[run] * embeddings[teacher]).sum(1).mean()) for run in runs}
+    assert cosine[taught] > cosine[alone] + 0.25
+    assert cosine[again] > cosine[taught] + 0.05
+    assert accuracy[taught] > accuracy[alone] + 0.02

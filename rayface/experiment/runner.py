@@ -1,0 +1,270 @@
+"""Runs an experiment's stages one after the other, on one Ray; what is finished is skipped."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayface import config as configs
+from rayface.config import Config, parse_paths
+from rayface.curate.claim import claimed
+from rayface.data.shards import open_dataset
+from rayface.experiment.checks import Models, check_paths, check_prune, check_train, config_of_stage
+from rayface.experiment.record import Done, Record, brief, changed_key
+from rayface.experiment.spec import Experiment, Stage, load
+from rayface.experiment.verbs import PATHS, VERBS, Command, of_file
+from rayface.session import ray_session
+from rayface.training.interrupt import TrainingInterruptedError
+from rayface.training.run_directory import RESULT
+
+_JOB = ".experiment.json"
+# Options that do not change a result.
+_UNTOLD = ("json", "address", "debug", "overrides", "workers", "resume")
+# Keys of a training that do not change what it learns, but for rounding.
+_OPERATIONAL = (
+    "name",
+    "tracking.",
+    "data.readers",
+    "train.output",
+    "train.num_workers",
+    "train.cpus_per_worker",
+    "train.wait_for_nodes",
+    "train.device",
+    "train.teacher_cache",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.max_failures",
+    "train.hang_timeout",
+    "train.grace_seconds",
+    "evaluate.every",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A stage that was checked: what would be called, and what decides its result."""
+
+    stage: Stage
+    command: Command
+    folder: Path
+    arguments: list[str]
+    settings: dict[str, Any]
+    config: Config | None
+
+    @property
+    def result(self) -> Path:
+        return self.folder / VERBS[self.stage.verb].file
+
+    @property
+    def cpus(self) -> int:
+        train = self.config.train if self.config else None
+        return train.max_workers * train.cpus_per_worker if train else 1
+
+
+def run(
+    file: Path,
+    overrides: Sequence[str],
+    commands: Mapping[str, Command],
+    *,
+    out: str | None = None,
+    address: str | None = None,
+    debug: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run the stages of an experiment that are not finished, in their order.
+
+    Every stage is checked before the first one starts, as far as its inputs are there. A stage is finished when its
+    record says so, with the same settings and inputs, and its result is there as it was left; one that was interrupted
+    goes on as its verb does.
+
+    Args:
+        file: YAML, see README.md.
+        overrides: config keys of every stage whose verb takes some.
+        commands: the verbs as they are called.
+        out: folder of the stages; None: the file's `output`, else experiments/NAME.
+        address: Ray cluster; None: RAY_ADDRESS, else one local Ray for all stages.
+        debug: show the logs of Ray.
+        say: told what is done and what is skipped.
+
+    Returns:
+        experiment, output, seconds, and of every stage its name, verb, output, skipped, seconds and result.
+
+    Raises:
+        ValueError: bad input; one line.
+        RuntimeError: a stage failed; one line that names it.
+    """
+    start = time.monotonic()
+    experiment = load(file, overrides, commands)
+    root = Path(out or experiment.output or f"experiments/{experiment.name}").absolute()
+    if "://" in str(out or experiment.output):
+        raise ValueError(f"output: {out or experiment.output}: must be a folder on a disk that all nodes share")
+    prepared = prepare(experiment, root, commands, [*(["--address", address] if address else []), *_flag(debug)])
+    with claimed(str(root), {"experiment": experiment.name}, _JOB):
+        record = Record(root)
+        pending = [each for each in prepared if _finished(each, prepared, record) is None]
+        on_ray = [each for each in pending if VERBS[each.stage.verb].ray]
+        session = ray_session(address, num_cpus=max(each.cpus for each in on_ray), debug=debug) if on_ray else None
+        stages = []
+        with session or nullcontext():
+            for number, each in enumerate(prepared, 1):
+                title = f"stage {number} of {len(prepared)}: {each.stage.verb} {each.stage.name}"
+                done = _finished(each, prepared, record)
+                say(f"{title}: finished before, skipped" if done else title)
+                stages.append(_shown(each, done or _call(each, prepared, record, file), skipped=done is not None))
+    seconds = time.monotonic() - start
+    return {"experiment": experiment.name, "output": str(root), "seconds": seconds, "stages": stages}
+
+
+def _flag(debug: bool) -> list[str]:
+    return ["--debug"] if debug else []
+
+
+def prepare(
+    experiment: Experiment, root: Path, commands: Mapping[str, Command], common: Sequence[str]
+) -> list[Prepared]:
+    """Check all stages; the first that cannot be is named."""
+    prepared: list[Prepared] = []
+    models: Models = {}
+    for stage in experiment.stages:
+        try:
+            each = _prepare_stage(stage, root, commands[stage.verb], {p.stage.name: p for p in prepared}, common)
+            if each.config is not None:
+                check_train(stage, each.config, models)
+        except ValueError as error:
+            raise ValueError(f"stage {stage.name}: {error}") from error
+        model = each.config or next((models[n] for n in stage.references().get("model", ()) if n in models), None)
+        if model is not None and VERBS[stage.verb].makes in ("model", "onnx"):
+            models[stage.name] = model
+        prepared.append(each)
+    return prepared
+
+
+def _prepare_stage(
+    stage: Stage, root: Path, command: Command, earlier: Mapping[str, Prepared], common: Sequence[str]
+) -> Prepared:
+    verb, folder = VERBS[stage.verb], root / stage.name
+    check_paths(stage)
+    filled = stage.with_paths({name: str(each.result) for name, each in earlier.items()})
+    options, overrides = dict(filled.options), filled.overrides()
+    if verb.output in command.options:
+        options[verb.output] = str(folder / verb.file)
+    else:
+        overrides.append(f"{verb.output}={folder}")
+    arguments = command.arguments(options, overrides)
+    parsed = command.parse(arguments)
+    if stage.verb == "prune":
+        check_prune(parsed)
+    named = {key: value for key, value in parsed.items() if key not in (verb.output, *_UNTOLD)}
+    references = {**stage.options, **stage.keys}
+    references = {key: references[key] for key in stage.references()}
+    settings = {key: references.get(key, value) for key, value in named.items()}
+    config = config_of_stage(filled, options, folder) if stage.verb == "train" else None
+    if config is not None:
+        settings = {key: references.get(key, value) for key, value in configs.flat(config).items()}
+    elif parsed.get("proxy_fraction") is not None:
+        settings.update(stage.keys)
+    settings = {key: value for key, value in settings.items() if not key.startswith(_OPERATIONAL)}
+    return Prepared(
+        stage=stage,
+        command=command,
+        folder=folder,
+        arguments=[*common, *arguments],
+        settings=json.loads(json.dumps(settings, default=str)),
+        config=config,
+    )
+
+
+def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> Done | None:
+    """What the record says of a stage, if that still holds.
+
+    Raises:
+        ValueError: it was finished with other settings or inputs, or its result is no longer what it left.
+    """
+    mark = VERBS[each.stage.verb].mark(each.folder)
+    done = record.finished(each.stage.name)
+    if done is None and mark is not None and each.stage.verb == "train":
+        # interrupted between the end of the run and our record of it: the run's own files say that it is whole
+        result = json.loads((each.folder / RESULT).read_text())
+        done = record.ended(each.stage.name, mark=mark, seconds=result.get("seconds", 0.0), result=brief(result))
+    if done is None or mark is None:
+        return None
+    remedy = f"put it back, or delete {each.folder} to have it done again"
+    where = f"stage {each.stage.name}: is finished"
+    if each.stage.verb != done.verb:
+        raise ValueError(f"{where} as {done.verb}, this is {each.stage.verb}: {remedy}")
+    if key := changed_key(done.settings, each.settings):
+        was, now = (tree.get(key) for tree in (done.settings, each.settings))
+        raise ValueError(f"{where} with {key} {was!r}, this is {now!r}: {remedy}")
+    if key := changed_key(done.inputs, _inputs(each, prepared)):
+        raise ValueError(f"{where}, and {key}, which it was made of, is another one now or gone: {remedy}")
+    if mark != done.mark:
+        raise ValueError(f"{where}, and what it left in {each.folder} is not there as it was: {remedy}")
+    return done
+
+
+def _inputs(each: Prepared, prepared: Sequence[Prepared]) -> dict[str, str | None]:
+    """Marks of what a stage is made of: results of other stages, and datasets, models and files of others."""
+    stage = each.stage
+    by_name = {other.stage.name: other for other in prepared}
+    names = {name for found in stage.references().values() for name in found}
+    marks = {f"stage {name}": VERBS[by_name[name].stage.verb].mark(by_name[name].folder) for name in sorted(names)}
+    for option in (*PATHS, "data.train", "train.teacher", "backbone.weights"):
+        value = {**stage.options, **stage.keys}.get(option)
+        if not isinstance(value, str | list) or option in stage.references() or option == "config":
+            continue
+        paths = value if isinstance(value, list) else parse_paths(option, value)
+        marks[f"{option} {value}"] = _mark_of_others(option, paths)
+    return marks
+
+
+def _mark_of_others(option: str, paths: Sequence[str]) -> str | None:
+    if option in ("data", "data.train"):
+        return open_dataset(paths, max_corrupt_fraction=1.0).digest
+    path = Path(paths[0])
+    if path.is_file():
+        return of_file(path.name)(path.parent)
+    return of_file("model.json")(path) or of_file("embeddings.json")(path)
+
+
+def _call(each: Prepared, prepared: Sequence[Prepared], record: Record, file: Path) -> Done:
+    stage, verb, start = each.stage, VERBS[each.stage.verb], time.monotonic()
+    begun = record.begun(stage.name)
+    inputs = _inputs(each, prepared)
+    if each.folder.exists() and not begun:
+        raise ValueError(f"stage {stage.name}: {each.folder}: is there, and was not made by it: move it away")
+    record.begin(stage.name, verb=stage.verb, settings=each.settings, inputs=inputs)
+    try:
+        result = _go_on(each)
+    except TrainingInterruptedError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt()
+        message = f"stage {stage.name}: interrupted; go on with: rayface run {file}"
+        raise TrainingInterruptedError(message, cause) from error
+    except (ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"stage {stage.name}: {error}") from error
+    mark = verb.mark(each.folder)
+    if mark is None:
+        raise RuntimeError(f"stage {stage.name}: has left no result in {each.folder}")
+    seconds = time.monotonic() - start
+    return record.finish(stage.name, mark=mark, seconds=seconds, result=brief(result))
+
+
+def _go_on(each: Prepared) -> dict[str, Any]:
+    """Call the verb: anew, or where it was interrupted."""
+    arguments, folder = each.arguments, each.folder
+    if each.stage.verb == "train" and (folder / "config.yaml").exists():
+        return each.command.call(["--resume", *arguments])
+    if folder.exists() and not (VERBS[each.stage.verb].goes_on and each.stage.verb != "train"):
+        shutil.rmtree(folder)
+    return each.command.call(arguments)
+
+
+def _shown(each: Prepared, done: Done, *, skipped: bool) -> dict[str, Any]:
+    stage = each.stage
+    head = {"name": stage.name, "verb": stage.verb, "output": str(each.result), "skipped": skipped}
+    return {**head, "seconds": done.seconds, "result": done.result}

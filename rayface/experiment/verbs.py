@@ -1,0 +1,125 @@
+"""What an experiment knows of the verbs: where each leaves its result, how that is recognised, who takes it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rayface.curate.core_set import RESULT as PRUNED
+from rayface.curate.embeddings import MANIFEST as EMBEDDED
+from rayface.evaluation.export import DESCRIPTION
+from rayface.training.run_directory import RESULT as TRAINED
+
+Kind = Literal["data", "embeddings", "model", "onnx", "numbers"]
+
+
+class Command(Protocol):
+    """A verb of the command line."""
+
+    @property
+    def options(self) -> Collection[str]:
+        """Names of its options and arguments as the command line has them, with _ for -."""
+
+    def arguments(self, options: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+        """The command line that says so."""
+
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """All options by name, the defaults too.
+
+        Raises:
+            ValueError: one line.
+        """
+
+    def call(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Do it, and return what its --json would print."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """Facts of a verb.
+
+    Attributes:
+        output: option or config key that names where the result goes.
+        makes: what the result is to later stages.
+        mark: of a result that is whole, something that changes when it does; None: it is not there.
+        file: of the stage's folder, that is the result; "": the folder.
+        goes_on: run again, it goes on where it was interrupted; else it begins anew, in an empty folder.
+        ray: it works on Ray.
+    """
+
+    output: str
+    makes: Kind
+    mark: Callable[[Path], str | None]
+    file: str = ""
+    goes_on: bool = False
+    ray: bool = False
+
+
+def of_file(name: str) -> Callable[[Path], str | None]:
+    """Mark a folder by a file in it."""
+
+    def mark(folder: Path) -> str | None:
+        try:
+            with (folder / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None
+
+    return mark
+
+
+def _of_fields(name: str, *fields: str, beside: str = "") -> Callable[[Path], str | None]:
+    """Mark a folder by what a JSON file in it says; `beside` must be there too."""
+
+    def mark(folder: Path) -> str | None:
+        try:
+            said = json.loads((folder / name).read_text())
+            chosen = [said[field] for field in fields]
+        except (OSError, ValueError, KeyError):
+            return None
+        whole = not beside or (folder / beside).exists()
+        return hashlib.sha256(json.dumps(chosen).encode()).hexdigest() if whole else None
+
+    return mark
+
+
+# A job that finds all embedded writes its manifest anew, with other seconds: train.teacher_cache runs it.
+_EMBEDDED = _of_fields(EMBEDDED, "model_sha256", "dataset_digest", "flip", "precision", "dtype", "num_rows")
+
+VERBS: dict[str, Verb] = {
+    "synth": Verb(output="out", makes="data", mark=of_file("dataset.json")),
+    "convert": Verb(output="out", makes="data", mark=of_file("dataset.json")),
+    "embed": Verb(output="out", makes="embeddings", mark=_EMBEDDED, goes_on=True, ray=True),
+    "prune": Verb(output="out", makes="data", mark=of_file(PRUNED), goes_on=True, ray=True),
+    "train": Verb(
+        output="train.output",
+        makes="model",
+        mark=_of_fields(DESCRIPTION, "sha256", beside=TRAINED),
+        goes_on=True,
+        ray=True,
+    ),
+    "evaluate": Verb(output="out", makes="numbers", mark=of_file("evaluation.json")),
+    "export": Verb(output="onnx", makes="onnx", mark=of_file("model.onnx"), file="model.onnx"),
+}
+
+# Options and config keys that take the result of a stage, and of which kind; others take any path.
+TAKES: dict[str, tuple[Kind, ...]] = {
+    "data": ("data",),
+    "data.train": ("data",),
+    "evaluate.data": ("data",),
+    "embeddings": ("embeddings",),
+    "exclude": ("embeddings",),
+    "train.teacher_cache": ("embeddings",),
+    "model": ("model", "onnx"),
+    "train.teacher": ("model", "onnx"),
+    "backbone.weights": ("model",),
+    "head": ("model",),
+}
+
+# Options that name something that is there already, where they name no stage.
+PATHS = ("src", "data", "model", "pairs", "embeddings", "exclude", "head", "config")
+
+# Options that `rayface run` answers itself.
+OWN = ("out", "onnx", "train.output", "json", "address", "debug", "resume", "help")

@@ -1,0 +1,42 @@
+"""Gradients made smaller on their way between workers: PyTorch's communication hooks."""
+
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from rayface.config import TrainConfig
+from rayface.training.distributed import World
+
+_STATE = "_rayface_powersgd"
+
+
+def compress(parallel: DistributedDataParallel, train: TrainConfig, world: World) -> None:
+    """Have gradients sent as train.gradient_compression says.
+
+    PowerSGD (arXiv 1905.13727) sends matrices as products of narrow ones, and adds what that leaves out of a step to
+    the next. What was left out is kept on each rank, as large as the gradients, and not part of checkpoints.
+
+    Raises:
+        ValueError: bf16 where it cannot be summed.
+    """
+    kind = train.gradient_compression
+    if kind == "bf16" and world.device.type == "cpu":  # torch's rule
+        raise ValueError("train.gradient_compression: bf16: needs nccl, CPU workers have gloo: use fp16")
+    if kind == "powersgd":
+        state = PowerSGDState(
+            None, matrix_approximation_rank=train.powersgd_rank, start_powerSGD_iter=train.powersgd_start
+        )
+        setattr(parallel, _STATE, state)
+        parallel.register_comm_hook(state, powerSGD_hook)
+    elif kind != "none":
+        parallel.register_comm_hook(None, {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}[kind])
+
+
+def forget_errors(parallel: nn.Module) -> None:
+    """Drop what PowerSGD keeps from step to step, as a resumed run does; a gradient that was not finite lives in it."""
+    state: PowerSGDState | None = getattr(parallel, _STATE, None)
+    if state is not None:
+        for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+            kept.clear()
+        state.iter = 0

@@ -1,0 +1,262 @@
+"""Experiment files that cannot be, and what is done again and what not; verbs are fakes that leave a file."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayface.cli.run import _Verb
+from rayface.data.synth import synthesize
+from rayface.experiment import runner
+from rayface.experiment.record import brief
+from rayface.experiment.runner import prepare, run
+from rayface.experiment.spec import load
+from rayface.experiment.verbs import VERBS
+from rayface.training.interrupt import Terminated, TrainingInterruptedError
+
+FILES = {"synth": "dataset.json", "evaluate": "evaluation.json", "export": "model.onnx"}
+
+
+class Fake(_Verb):
+    """Reads its settings as the verb does, and only notes that it was called."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        super().__init__(name)
+        self.calls, self.failure = calls, None
+
+    def call(self, arguments: Sequence[str]) -> dict[str, Any]:
+        values = self.parse(arguments)
+        out = Path(values.get("out") or Path(values["onnx"]).parent)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "half").touch()
+        self.calls.append(out.name)
+        if self.failure is not None:
+            raise self.failure
+        (out / FILES[self._name]).write_text(json.dumps({"of": len(self.calls)}))
+        return {"accuracy_mean": 0.5, "long": [1, 2], "model": values.get("model")}
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def fakes(calls: list[str]) -> dict[str, Fake]:
+    return {verb: Fake(verb, calls) for verb in VERBS}
+
+
+FOUR = """
+stages:
+  - name: drawn
+    synth: {identities: 4, pairs: 20}
+  - name: file
+    export: {model: MODEL, external-data: true}
+  - name: scores
+    evaluate: {model: "${file}", pairs: "${drawn}/pairs.csv", data: "${drawn}", batch_size: 8}
+  - evaluate: {model: "${file}", pairs: "${drawn}/pairs.csv", data: "${drawn}"}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.json").write_text("{}")
+    path = tmp_path / "four.yaml"
+    path.write_text(FOUR.replace("MODEL", str(tmp_path / "model")))
+    return path
+
+
+def stages_of(file: Path, fakes: Mapping[str, Fake], **options: Any) -> list[tuple[str, bool]]:
+    result = run(file, [], fakes, out=str(file.parent / "out"), **options)
+    return [(stage["name"], stage["skipped"]) for stage in result["stages"]]
+
+
+def test_what_is_finished_is_not_done_again(file: Path, fakes: dict[str, Fake], calls: list[str]) -> None:
+    said: list[str] = []
+    names = ["drawn", "file", "scores", "evaluate"]
+    assert stages_of(file, fakes) == [(name, False) for name in names]
+    assert stages_of(file, fakes, say=said.append) == [(name, True) for name in names]
+    assert calls == names
+    assert said[1] == "stage 2 of 4: export file: finished before, skipped"
+    out = file.parent / "out"
+    (out / "scores" / "evaluation.json").unlink()
+    assert stages_of(file, fakes) == [(name, name != "scores") for name in names]
+    result = run(file, [], fakes, out=str(out))
+    assert result["stages"][2]["result"] == {"accuracy_mean": 0.5, "model": str(out / "file" / "model.onnx")}
+
+
+def test_a_stage_that_failed_begins_anew_and_the_ones_before_it_stay(
+    file: Path, fakes: dict[str, Fake], calls: list[str]
+) -> None:
+    fakes["export"].failure = ValueError("no room")
+    with pytest.raises(ValueError, match=r"^stage file: no room$"):
+        stages_of(file, fakes)
+    fakes["export"].failure = TrainingInterruptedError("interrupted", Terminated())
+    with pytest.raises(TrainingInterruptedError, match=r"^stage file: interrupted.*rayface run .*four.yaml$"):
+        stages_of(file, fakes)
+    fakes["export"].failure = None
+    assert stages_of(file, fakes)[:2] == [("drawn", True), ("file", False)]
+    assert calls == ["drawn", "file", "file", "file", "scores", "evaluate"]
+
+
+def test_changes_that_a_finished_stage_cannot_follow_are_named_before_anything_runs(
+    file: Path, fakes: dict[str, Fake], calls: list[str], tmp_path: Path
+) -> None:
+    stages_of(file, fakes)
+    text, done = file.read_text(), list(calls)
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            stages_of(file, fakes)
+        assert "\n" not in str(caught.value)
+        assert calls == done
+
+    file.write_text(text.replace("batch_size: 8", "batch_size: 9"))
+    refused("stage scores: is finished with batch_size 8, this is 9: put it back, or delete .*scores to have it done")
+    file.write_text(text)
+    (tmp_path / "model" / "model.json").write_text('{"sha256": "another"}')
+    refused("stage file: is finished, and model .*, which it was made of, is another one now")
+    (tmp_path / "model" / "model.json").write_text("{}")
+    (tmp_path / "out" / "file" / "model.onnx").write_text("another")
+    refused("stage file: is finished, and what it left in .*file is not there as it was")
+    # done again, it is another one, and so what was made of it is refused
+    (tmp_path / "out" / "file" / "model.onnx").unlink()
+    with pytest.raises(ValueError, match="stage scores: is finished, and stage file, which it was made of, is another"):
+        stages_of(file, fakes)
+
+
+def test_folders_of_others_are_left_alone(file: Path, fakes: dict[str, Fake], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thing").touch()
+    with pytest.raises(ValueError, match=r"--out: .* is not empty"):
+        stages_of(file, fakes)
+    (tmp_path / "out" / "thing").unlink()
+    stages_of(file, fakes)
+    file.write_text(file.read_text() + "  - name: more\n    synth: {}\n")
+    (tmp_path / "out" / "more").mkdir()
+    with pytest.raises(ValueError, match=r"stage more: .*more: is there, and was not made by it: move it away"):
+        stages_of(file, fakes)
+
+
+def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_as_it_is(
+    data: Path, fakes: dict[str, Fake], calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fake leaves what a run leaves: its config when it begins, model and result when it ends."""
+    monkeypatch.setattr(runner, "ray_session", lambda *args, **options: contextlib.nullcontext())
+    seen: list[list[str]] = []
+    run_directory = tmp_path / "out" / "a"
+
+    def call(arguments: Sequence[str]) -> dict[str, Any]:
+        seen.append([word for word in arguments if word.startswith("--")])
+        run_directory.mkdir(exist_ok=True)
+        (run_directory / "config.yaml").touch()
+        if len(seen) == 1:
+            raise TrainingInterruptedError("the last checkpoint is 7", KeyboardInterrupt())
+        (run_directory / "model.json").write_text('{"sha256": "s"}')
+        (run_directory / "result.json").write_text('{"steps": 9}')
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(fakes["train"], "call", call)
+    file = tmp_path / "one.yaml"
+    file.write_text(f"stages:\n{TRAIN}".replace("DATA", str(data)))
+    with pytest.raises(TrainingInterruptedError, match="stage a: interrupted"):
+        run(file, [], fakes, out=str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):  # between the end of the run and the record of it
+        run(file, ["optim.lr=0.01"], fakes, out=str(tmp_path / "out"))
+    assert seen == [["--preset=debug", "--"], ["--resume", "--preset=debug", "--"]]
+    result = run(file, ["optim.lr=0.01"], fakes, out=str(tmp_path / "out"))
+    assert result["stages"][0]["result"] == {"steps": 9}
+    assert result["stages"][0]["skipped"]
+    more_workers = ["optim.lr=0.01", "train.num_workers=4", "tracking.enabled=false"]
+    assert run(file, more_workers, fakes, out=str(tmp_path / "out"))["stages"][0]["skipped"]
+    with pytest.raises(ValueError, match=r"stage a: is finished with optim.lr 0.01, this is 0.1"):
+        run(file, [], fakes, out=str(tmp_path / "out"))
+    assert len(seen) == 2
+
+
+TRAIN = "- name: a\n  train: {preset: debug, data.train: DATA}\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "set"
+    synthesize(out, identities=4, images_per_identity=10, processes=1, image_size=32)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stage: []", "stage: is not known here: did you mean stages?"),
+        ("stages: {}", "stages: must be a list"),
+        ("stages: [{name: a}]", "stage 1: has 0 verbs: must have one of synth, convert, embed"),
+        ("stages: [{name: a, trian: {}}]", "stage 1: trian: is not known here: did you mean train?"),
+        ("stages: [{name: a/b, train: {}}]", "stage 1: name: 'a/b': must be letters"),
+        ("stages: [{embed: 3}]", "stage 1 (embed): embed: 3: must be keys and values"),
+        ("stages: [{synth: {}}, {synth: {}}]", "stage 2: name: synth: is taken"),
+        ("stages: [{prune: {kep: 0.6}}]", "stage 1 (prune): prune: kep: is not known here: did you mean keep?"),
+        ("stages: [{embed: {out: x}}]", "out: is `rayface run`'s own: leave it out"),
+        ("stages: [{train: {train: {output: x}}}]", "train.output: is `rayface run`'s own"),
+        ("stages: [{train: {optim.l: 1}}]", "optim.l: is not a config key: did you mean optim.lr?"),
+        ("config: {head.scal: 1}\nstages: [{train: {}}]", "head.scal: is not a config key"),
+        ("stages: [{evaluate: {optim.lr: 1}}]", "evaluate: optim.lr: is not known here"),
+        ("stages: [{synth: {identities: many}}]", "stage synth: Invalid value for '--identities'"),
+        ("stages: [{export: {}}]", "stage export: Missing option '--model'"),
+        ("stages: [{export: {model: '${core}'}}]", "stage export: model: ${core}: is not the name of an earlier stage"),
+        ("stages: [{synth: {}}, {export: {model: '${synth}'}}]", "makes data, by synth: must be a stage that makes"),
+        ("stages: [{export: {model: /nowhere}}]", "stage export: model: /nowhere: does not exist"),
+        ("stages: [{train: {preset: debug}}]", "stage train: data.train: is not set"),
+        ("stages: [{train: {preset: debug, data.train: DATA, head.margin: cosfac}}]", "head.margin 'cosfac'"),
+        ("stages: [{train: {preset: debug, data.train: DATA, train.teacher: /nowhere}}]", "train.teacher: /nowhere"),
+        (
+            f"stages:\n{TRAIN}- name: b\n  train: {{preset: debug, data.train: DATA, train.teacher: '${{a}}', "
+            "backbone.embedding_size: 32}",
+            "stage b: backbone.embedding_size: 32: the teacher's is 64: use the same",
+        ),
+        (
+            f"stages:\n{TRAIN}- name: b\n  train: {{preset: debug, data.train: DATA, backbone.weights: '${{a}}', "
+            "backbone.width: 1}",
+            "stage b: backbone.weights: of stage a: do not fit mini: shape",
+        ),
+        (
+            f"stages:\n{TRAIN}- name: e\n  embed: {{model: '${{a}}', data: DATA}}\n"
+            "- name: p\n  prune: {embeddings: '${e}', data: DATA}",
+            "stage p: --threshold, --keep: neither is given",
+        ),
+        (
+            f"stages:\n{TRAIN}- name: e\n  embed: {{model: '${{a}}', data: DATA}}\n- name: p\n"
+            "  prune: {embeddings: '${e}', keep: 0.6}\n- name: b\n  train: {data.train: '${p}'}",
+            "stage b: data.train: ${p}: makes no dataset without `data`",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_is_one_line_before_anything_starts(
+    text: str, message: str, data: Path, fakes: dict[str, Fake], calls: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text.replace("DATA", str(data)))
+    with pytest.raises(ValueError, match=r".") as caught:
+        run(file, [], fakes, out=str(tmp_path / "out"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert calls == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["generations", "curation"])
+def test_the_examples_are_sound(name: str, fakes: dict[str, Fake], tmp_path: Path) -> None:
+    experiment = load(Path(__file__).parents[2] / "examples" / f"{name}.yaml", ["train.seed=1"], fakes)
+    stages = prepare(experiment, tmp_path, fakes, [])
+    assert len(stages) == 8
+    assert {stage.config.train.seed for stage in stages if stage.config} == {1}
+
+
+def test_results_are_remembered_in_short() -> None:
+    result = {"a": 1, "b": [1], "c": {"x": 0.5}, "d": {"x": [1]}, "e": None, "config": {"x": 1}}
+    assert brief(result) == {"a": 1, "c": {"x": 0.5}, "e": None}
