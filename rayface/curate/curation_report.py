@@ -43,6 +43,7 @@ def curation_report(
     *,
     dataset: Dataset | None = None,
     found: CleanReport | None = None,
+    labelled: Path | None = None,
     table: Sequence[tuple[str, str]] = (),
     baselines: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
@@ -54,6 +55,8 @@ def curation_report(
         embeddings: what it was chosen from.
         dataset: what was embedded; without it the page has keys in the place of pictures.
         found: what `clean` found.
+        labelled: parquet with the keys of all faces and the labels that `found` is of, where those of `core_set` are
+            merged.
         table: what to say first, (what, value).
         baselines: numbers of other choices of as many faces, by name.
         seed: of the identities that are drawn for the page.
@@ -65,7 +68,7 @@ def curation_report(
     names = {} if dataset is None or dataset.identities is None else dict(enumerate(dataset.identities))
     sheets = [dropped_sheet(identities, names)]
     if found is not None:
-        sheets += found_sheets(found, keys_of(core_set, labels_shown(found), 6), names)
+        sheets += found_sheets(found, keys_of(labelled or core_set, labels_shown(found), 6), names)
     sheets = [sheet for sheet in sheets if sheet.rows]
     if dataset is not None:
         add_pictures(sheets, dataset)
