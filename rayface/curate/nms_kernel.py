@@ -18,7 +18,6 @@ SCORE_DECIMALS = 12  # scores that are equal but for rounding are ties: the two 
 MAX_BLOCK = 512  # rows; two such blocks of 16-bit integers fit a core's cache
 _ONE = 32767  # what 1 is in 16-bit integers
 _NONE = -1
-_FEW = 256  # faces that are sorted by insertion
 
 # Sums may be taken in any order; NaN and infinity stay what they are, for they must be found.
 _COMPILE: dict[str, Any] = {
@@ -143,16 +142,23 @@ def _score(faces, bonus, mean, inverse, exact):  # type: ignore[no-untyped-def]
 
 @njit(**_COMPILE)
 def _sort(exact, n, order):  # type: ignore[no-untyped-def]
-    """Fill order with faces by falling score, ties by index."""
-    if n > _FEW:
-        order[:n] = np.argsort(-exact[:n], kind="mergesort")
-        return
+    """Fill order with faces by falling score, ties by index: Shell's sort, in no more memory."""
     for i in range(n):
-        k = i
-        while k > 0 and exact[order[k - 1]] < exact[i]:
-            order[k] = order[k - 1]
-            k -= 1
-        order[k] = i
+        order[i] = i
+    gap = 1
+    while 9 * gap < n:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, n):
+            face, k = order[i], i
+            while k >= gap:
+                other = order[k - gap]
+                if exact[other] > exact[face] or (exact[other] == exact[face] and other < face):
+                    break
+                order[k] = other
+                k -= gap
+            order[k] = face
+        gap //= 3
 
 
 @njit(**_COMPILE)
