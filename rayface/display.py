@@ -47,8 +47,11 @@ def json_line(result: Mapping[str, Any]) -> None:
 
 @contextmanager
 def counting(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr for a job that counts: call what is yielded with (done, total)."""
+    """A job's progress on stderr, a bar or now and then a line: call what is yielded with (done, total)."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _count_lines(console, label)
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -56,10 +59,21 @@ def counting(label: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
     ) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _count_lines(console: Console, label: str) -> Callable[[int, int], None]:
+    shown = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= _PLAIN_SECONDS:
+            shown = time.monotonic()
+            console.print(f"{label} {done}/{total}", highlight=False)
+
+    return show
 
 
 @contextmanager

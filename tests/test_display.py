@@ -5,7 +5,8 @@ import threading
 
 from rich.console import Console
 
-from rayface.display import _Follower, _show_bar, _show_lines
+from rayface import display
+from rayface.display import _count_lines, _Follower, _show_bar, _show_lines
 from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, Journal
 
 
@@ -22,3 +23,13 @@ def test_a_damaged_checkpoint_and_the_preflight_are_told_once_at_the_terminal(tm
         assert shown.getvalue().count("warning: checkpoint step_2 is damaged, step_1 is used instead") == 1
         assert "\npre-flight: 2 ranks on 1 node\n" in shown.getvalue()
         assert "tag" not in shown.getvalue()
+
+
+def test_a_job_that_counts_says_so_now_and_then_where_stderr_is_no_terminal(monkeypatch):
+    """A line when 15 seconds have passed since the last one."""
+    clock, shown = iter([0.0, 14.0, 15.0, 15.0, 29.0, 31.0, 31.0]), io.StringIO()
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    show = _count_lines(Console(file=shown, width=200), "embedding shards")
+    for done in range(1, 5):
+        show(done, 9)
+    assert shown.getvalue() == "embedding shards 2/9\nembedding shards 4/9\n"

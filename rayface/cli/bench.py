@@ -74,20 +74,24 @@ def bench_embed(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
     data: Annotated[str, typer.Option(help="Dataset directory, or several as one: '[A,B]'.")],
     backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="At least so many, in whole shards.")] = 4096,
+    images: Annotated[int, typer.Option(min=1, help="Of the first shards.")] = 1024,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the CPUs there are.")] = None,
     flip: Annotated[bool, typer.Option(help="Add the embedding of the mirror image.")] = True,
+    precision: Annotated[str, typer.Option(help="Of the model's products: fp32 or bf16.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Images a second of embedding shards, against the model alone on decoded images."""
+    """Images a second of embedding shards, against the bare model on batches that are ready."""
     from rayface.bench.embed import bench_embed as measure
     from rayface.config import parse_paths
     from rayface.curate.embed import EmbedSettings
+    from rayface.display import counting
 
-    settings = EmbedSettings(model=model, backbone=backbone, flip=flip)
-    show_result("embedding", measure(settings, parse_paths("--data", data), images, threads, device), json)
+    settings = EmbedSettings(model=model, backbone=backbone, flip=flip, precision=precision)  # type: ignore[arg-type]
+    with counting("measuring, round") as progress:
+        result = measure(settings, parse_paths("--data", data), images, threads, device, progress)
+    show_result("embedding", result, json)
 
 
 @bench.command("train")
@@ -153,6 +157,40 @@ def bench_nms(
         faces, identities, embedding_size, keep, dtype, threads, loop_identities=loop_identities, seed=seed
     )
     show_result("Face-NMS", result, json)
+
+
+@bench.command("prune")
+def bench_prune(
+    faces: Annotated[int, typer.Option(min=1)] = 200_000,
+    identities: Annotated[int, typer.Option(min=1)] = 10_000,
+    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    keep: Annotated[float, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = 0.6,
+    block_size: Annotated[str, typer.Option(help="Embeddings that a task holds at a time.")] = "64MB",
+    largest: Annotated[int, typer.Option(min=0, help="Faces of one identity more.")] = 0,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Of the local Ray; default: all.")] = None,
+    directory: Annotated[Path | None, typer.Option(help="On the disk to measure; default: the temporary one.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Seconds of a whole prune job by stage, and memory of its processes, on drawn embeddings in no order."""
+    from rayface.bench.prune import bench_prune as measure
+    from rayface.display import counting
+
+    with counting("pruning") as progress:
+        result = measure(
+            faces,
+            identities,
+            embedding_size,
+            keep,
+            parse_bytes(block_size),
+            largest,
+            cpus,
+            directory=directory,
+            seed=seed,
+            progress=progress,
+        )
+    show_result("pruning", result, json)
 
 
 @bench.command("checkpoint")

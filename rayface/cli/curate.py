@@ -66,18 +66,21 @@ def prune(
     threshold: Annotated[float | None, typer.Option(help="Drop faces with a higher cosine than this.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = None,
     method: Annotated[str, typer.Option(help="face_nms, random, herding, or diffprob with --head.")] = "face_nms",
-    head: Annotated[str | None, typer.Option(help="Of diffprob: the run whose model embedded the faces.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Run whose model embedded the faces: compares with diffprob.")
+    ] = None,
     min_images: Annotated[int, typer.Option(help="Kept of every identity that has so many.")] = 1,
     global_weight: Annotated[float, typer.Option(help="Of the sparsity among all faces in the score.")] = 0.0,
     proxy_fraction: Annotated[
         float | None, typer.Option(help="Instead of --embeddings: train a proxy on this share of the identities.")
     ] = None,
     proxy_preset: Annotated[str, typer.Option(help="Recipe of the proxy; KEY=VALUE change it.")] = "mini",
-    baseline: Annotated[list[str] | None, typer.Option(help="To compare with; default: random.")] = None,
+    baseline: Annotated[list[str] | None, typer.Option(help="To compare with, beside random: herding.")] = None,
     seed: Seed = 0,
     outliers: Annotated[float | None, typer.Option(help="Look for faces below this cosine to their mean.")] = None,
     duplicates: Annotated[float | None, typer.Option(help="Look for identities above this cosine.")] = None,
     conflicts: Annotated[float | None, typer.Option(help="Look for faces of two identities above this cosine.")] = None,
+    equal_bytes: Annotated[bool, typer.Option("--bytes", help="Look for equal files; reads those of --data.")] = False,
     exclude: Annotated[str | None, typer.Option(help="Embeddings of a test set; drops its identities.")] = None,
     above: Annotated[float | None, typer.Option(help="Cosine above which an identity is one of --exclude.")] = None,
     drop: Annotated[
@@ -107,14 +110,15 @@ def prune(
         min_images=min_images,
         global_weight=global_weight,
         seed=seed,
-        baselines=tuple(baseline or ("random",)),
+        baselines=tuple(baseline or ()),
         head=str(Path(head).absolute()) if head else None,
         clean=CleanOptions(
             outliers=outliers,
             duplicates=duplicates,
             conflicts=conflicts,
+            bytes=equal_bytes or "bytes" in (drop or ()),
             test=above,
-            drop=(*(drop or ()), *(("test",) if exclude else ())),
+            drop=(*(drop or ()), *(("test",) if exclude and above is not None else ())),
             merge=merge,
         ),
         block_size=parse_bytes(block_size),
@@ -152,6 +156,7 @@ def prune(
             address=address,
             debug=debug,
             follow=follow_training,
+            count=counting,
         )
     facts = {name: value for name, value in result.items() if name not in ("config", "created_by")}
     show_result(f"core set in {out}", {"out": out, **result} if json else facts, json)

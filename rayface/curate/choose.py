@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,10 @@ from rayface.curate.identities import Floats, Ints, Selection
 from rayface.curate.keep_ratio import search_threshold
 from rayface.curate.parts import Progress, each_part
 from rayface.curate.pieces import Piece, Pieces, read_piece
-from rayface.data.storage import AtomicFile
+from rayface.data.storage import atomic_stream
+
+if TYPE_CHECKING:
+    from rayface.training.checkpoint_tools import SavedCenters
 
 METHODS = ("face_nms", "random", "herding", "diffprob")
 SCHEMA = pa.schema(
@@ -96,12 +100,17 @@ def select_rows(rows: Rows, offsets: Ints, rule: Rule, context: Context) -> Sele
 
 
 def _probabilities(rows: Rows, rule: Rule) -> NDArray[np.float64]:
-    from rayface.training.checkpoint_tools import saved_centers  # seconds to import
-
     assert rule.head is not None
     assert rule.scale is not None
-    centers = saved_centers(Path(rule.head))
+    centers = _saved_centers(rule.head)
     return true_class_probabilities(centers.read, centers.num_classes, rows.embeddings, rows.labels, scale=rule.scale)
+
+
+@functools.cache  # every byte of a checkpoint is held against its digests
+def _saved_centers(run: str) -> SavedCenters:
+    from rayface.training.checkpoint_tools import saved_centers  # seconds to import
+
+    return saved_centers(Path(run))
 
 
 class Chooser:
@@ -274,12 +283,8 @@ def _write(path: str, rows: Rows, found: Selection, reason: str) -> None:
         rows.keys.take(by),
         pa.array(np.where(found.kept, "kept", reason), pa.string()),
     ]
-    file = AtomicFile(path)
-    try:
-        pq.write_table(pa.table(columns, schema=SCHEMA), file.stream)
-        file.commit()
-    finally:
-        file.abandon()
+    with atomic_stream(path) as stream:
+        pq.write_table(pa.table(columns, schema=SCHEMA), stream)
 
 
 def _units(embeddings: Floats) -> Iterator[NDArray[np.float64]]:

@@ -9,7 +9,17 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rayface.data.storage import DataError, is_local, join, list_names, make_folder, read_bytes, write_bytes
+from rayface.data.storage import (
+    DataError,
+    delete_temporary,
+    is_local,
+    is_temporary,
+    join,
+    list_names,
+    make_folder,
+    read_bytes,
+    write_bytes,
+)
 
 _LOCK = ".lock"
 
@@ -28,7 +38,7 @@ def claimed(root: str, job: dict[str, Any], job_file: str, *, beside: Collection
     """
     make_folder(root)
     with _locked(root):
-        names = set(list_names(root)) - {_LOCK, *beside}
+        names = {name for name in list_names(root) if not is_temporary(name)} - {_LOCK, *beside}
         if names and job_file not in names:
             raise DataError(f"--out: {root}: is not empty ({min(names)}): choose another directory")
         before = json.loads(read_bytes(join(root, job_file))) if names else job
@@ -37,6 +47,8 @@ def claimed(root: str, job: dict[str, Any], job_file: str, *, beside: Collection
                 raise DataError(
                     f"--out: {root}: was begun with {key} {before.get(key)}, this is {value}: choose another directory"
                 )
+        if is_local(root):
+            delete_temporary(root)
         write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
         yield
 

@@ -32,6 +32,7 @@ class CleanOptions:
         outliers: faces with a lower cosine to their identity's mean.
         duplicates: identities whose centers have a higher cosine.
         conflicts: faces of different identities with a higher cosine.
+        bytes: faces whose files are equal.
         test: identities whose center has a higher cosine to that of an identity of the test set.
         drop: of DROPS, what to drop of what is found; the rest is only listed.
         merge: give duplicate identities one label, the lowest.
@@ -40,6 +41,7 @@ class CleanOptions:
     outliers: float | None = None
     duplicates: float | None = None
     conflicts: float | None = None
+    bytes: bool = False
     test: float | None = None
     drop: tuple[str, ...] = ()
     merge: bool = False
@@ -88,7 +90,7 @@ def clean(
         keys: (N,) string, unique.
         options: what to look for and what to do.
         test_embeddings, test_labels: (M, D), (M,) of the test set, for options.test.
-        digests: (N,) of any type, equal where the bytes of two samples are.
+        digests: (N,) of any type, equal where the bytes of two samples are, for options.bytes.
     Returns:
         what was found. Memory beside it: 8 * D bytes for each identity, 40 for each face, and blocks of 4,096 rows.
         Identities are compared exactly up to `neighbours.EXACT` of them, approximately beyond.
@@ -96,7 +98,7 @@ def clean(
         ValueError: wrong shapes or options; NaN, infinity or a vector of zeros.
     """
     values, own = check_embeddings(embeddings), np.asarray(labels, np.int64)
-    _check(values, own, keys, options, test_embeddings, test_labels)
+    _check(values, own, keys, options, test_embeddings, test_labels, digests)
     bounds = group_offsets(own)
     names = own[bounds[:-1]]
     centers, cosines = _centers(values, bounds)
@@ -138,11 +140,21 @@ def _check(
     options: CleanOptions,
     test_embeddings: ArrayLike | None,
     test_labels: ArrayLike | None,
+    digests: ArrayLike | None,
 ) -> None:
     if len(values) == 0:
         raise ValueError("embeddings: no faces; there is nothing to look at")
     if not len(values) == len(labels) == len(keys):
         raise ValueError(f"embeddings {len(values)}, labels {len(labels)}, keys {len(keys)}: must be as many")
+    check_options(options)
+    if (options.test is None) != (test_embeddings is None) or (test_embeddings is None) != (test_labels is None):
+        raise ValueError("test: needs a cosine, and embeddings and labels of the test set")
+    if options.bytes != (digests is not None):
+        raise ValueError("bytes: needs digests, and is needed for them")
+
+
+def check_options(options: CleanOptions) -> None:
+    """Raise ValueError, one line, for options that cannot be."""
     for name in ("outliers", "duplicates", "conflicts", "test"):
         threshold = getattr(options, name)
         if threshold is not None and not -1 < threshold < 1:
@@ -150,10 +162,10 @@ def _check(
     for name in options.drop:
         if name not in DROPS:
             raise ValueError(f"drop {name!r}: must be of {', '.join(DROPS)}")
+        if getattr(options, name) is None or getattr(options, name) is False:
+            raise ValueError(f"drop {name!r}: needs {name}, to look for them first")
     if options.merge and options.duplicates is None:
         raise ValueError("merge: needs duplicates, the cosine above which two identities are one")
-    if (options.test is None) != (test_embeddings is None) or (test_embeddings is None) != (test_labels is None):
-        raise ValueError("test: needs a cosine, and embeddings and labels of the test set")
 
 
 def _none() -> Pairs:

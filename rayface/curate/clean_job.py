@@ -16,20 +16,29 @@ from numpy.typing import NDArray
 
 from rayface.curate.choose import SCHEMA
 from rayface.curate.clean import CleanOptions, CleanReport, clean
+from rayface.curate.embed import ShardWork, shard_work
 from rayface.curate.embeddings import Dtype, Embeddings, Rows, open_embeddings, read_rows, write_part
 from rayface.curate.identities import Ints
 from rayface.curate.parts import Progress, each_part
 from rayface.curate.pieces import Pieces, read_piece
-from rayface.data.shards import Dataset, Fault, SampleIndex, read_samples
+from rayface.data.shards import Dataset, Fault, read_samples
+from rayface.data.storage import atomic_stream, write_bytes
 
 _ROWS = 65_536
+_DONE = "done.json"  # written last
+_SORTED, _STAYS, _FACES = "faces.npy", "stays.parquet", "faces.parquet"
+_TABLES = ("outliers", "duplicates", "conflicts", "bytes", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """What `clean` found, the embeddings that stay, the others as rows of a core set, and labels that were merged."""
+    """What `clean` found, the embeddings that stay, the others as rows of a core set, and labels that were merged.
+
+    `faces` is a parquet file with the key and the label of all faces, before any were merged.
+    """
 
     report: CleanReport
+    faces: Path
     stays: Embeddings
     dropped: pa.Table
     merged: dict[int, int]
@@ -45,17 +54,35 @@ def clean_faces(
     dataset: Dataset | None,
     progress: Progress,
 ) -> Cleaned:
-    """Clean all faces, in this process.
+    """Clean all faces, in this process; what was found is kept in files and, once complete, never looked for again.
+
+    Approximate search need not find the same on another machine, and what follows builds on it.
 
     Args:
-        folder: for two copies of the embeddings, one sorted by identity, one of those that stay.
+        folder: for what was found, and two copies of the embeddings, one sorted by identity, one of those that stay.
         exclude: of a test set whose identities are to be looked for.
         dataset: where given, samples of the same bytes are looked for.
 
     Memory: as of `clean`; the keys of all faces, and those of `exclude` whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    keys, labels, embeddings = _in_one_file(pieces, source, folder / "faces.npy")
+    if not (folder / _DONE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _clean(pieces, source, folder, options, exclude, dataset, progress)
+        write_bytes(str(folder / _DONE), b"{}\n")
+    (folder / _SORTED).unlink(missing_ok=True)
+    return _cleaned(folder)
+
+
+def _clean(
+    pieces: Pieces,
+    source: Embeddings,
+    folder: Path,
+    options: CleanOptions,
+    exclude: Embeddings | None,
+    dataset: Dataset | None,
+    progress: Progress,
+) -> None:
+    keys, labels, embeddings = _in_one_file(pieces, source, folder / _SORTED)
     test = None if exclude is None else _whole(exclude)
     report = clean(
         embeddings,
@@ -75,23 +102,40 @@ def clean_faces(
         for rows in (stays[k : k + _ROWS] for k in range(0, len(stays), _ROWS)):
             yield keys.take(pa.array(rows)).to_pylist(), report.labels[rows], embeddings[rows]
 
-    write_part(str(folder / "stays.parquet"), batches(), size=source.size, dtype=dtype, note={})
-    changed = np.flatnonzero(report.labels != labels)
+    write_part(str(folder / _STAYS), batches(), size=source.size, dtype=dtype, note={})
+    write_findings(report, folder)
+    faces = {"key": keys, "label": labels, "reason": report.reason, "merged": report.labels}
+    _write_table(folder / _FACES, pa.table(faces))
+
+
+def _cleaned(folder: Path) -> Cleaned:
+    """Read what _clean wrote."""
+    faces = pq.read_table(folder / _FACES).combine_chunks()
+    keys, reason = (faces[name].chunk(0) for name in ("key", "reason"))
+    labels, merged = (faces[name].to_numpy() for name in ("label", "merged"))
+    tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}
+    changed = np.flatnonzero(merged != labels)
     return Cleaned(
-        report=report,
-        stays=open_embeddings(folder / "stays.parquet"),
-        dropped=_dropped(keys, labels, report.reason),
-        merged=dict(zip(labels[changed].tolist(), report.labels[changed].tolist(), strict=True)),
+        report=CleanReport(**tables, reason=reason, labels=merged),
+        faces=folder / _FACES,
+        stays=open_embeddings(folder / _STAYS),
+        dropped=_dropped(keys, labels, reason),
+        merged=dict(zip(labels[changed].tolist(), merged[changed].tolist(), strict=True)),
     )
 
 
 def write_findings(report: CleanReport, folder: Path) -> dict[str, int]:
     """Write what was found as parquet tables; return how much of each."""
     folder.mkdir(exist_ok=True)
-    tables = {name: getattr(report, name) for name in ("outliers", "duplicates", "conflicts", "bytes", "test")}
+    tables = {name: getattr(report, name) for name in _TABLES}
     for name, table in tables.items():
-        pq.write_table(table, folder / f"{name}.parquet")
+        _write_table(folder / f"{name}.parquet", table)
     return {name: len(table) for name, table in tables.items()}
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with atomic_stream(str(path)) as stream:
+        pq.write_table(table, stream)
 
 
 def _in_one_file(pieces: Pieces, source: Embeddings, path: Path) -> tuple[pa.Array, Ints, NDArray[Any]]:
@@ -118,25 +162,27 @@ def _whole(source: Embeddings) -> Rows:
 
 
 def _digests(dataset: Dataset, keys: pa.Array, progress: Progress) -> NDArray[np.uint64]:
-    """(n,) 64 bits of a hash of each face's JPEG; a face that the dataset does not have gets a number of its own."""
+    """(n,) 64 bits of a hash of each face's JPEG; one that the dataset does not have, or cannot read, has its own."""
     index = dataset.index
-    work = [(shard.path, index.select(index.shard == number)) for number, shard in enumerate(dataset.shards)]
+    places = [np.flatnonzero(index.shard == number) for number in range(len(dataset.shards))]
+    work = [(part, shard_work(dataset, part)) for part in range(len(dataset.shards))]
 
-    def digest(shard: tuple[str, SampleIndex]) -> dict[str, Any]:
-        path, samples = shard
-        samples = SampleIndex(np.zeros_like(samples.shard), *list(vars(samples).values())[1:])
-        found: dict[str, bytes] = {}
-        for start in range(0, len(samples), 512):
-            for sample in read_samples([path], samples.select(slice(start, start + 512))):
+    def digest(numbered: tuple[int, ShardWork]) -> dict[str, Any]:
+        part, shard = numbered
+        found = np.zeros(len(shard.samples), np.uint64)
+        for start in range(0, len(found), 512):
+            samples = read_samples([shard.path], shard.samples.select(slice(start, start + 512)))
+            for row, sample in enumerate(samples, start):
                 if not isinstance(sample, Fault):
-                    found[sample.key] = hashlib.blake2b(sample.jpeg, digest_size=8).digest()
-        return found
+                    found[row] = int.from_bytes(hashlib.blake2b(sample.jpeg, digest_size=8).digest(), "little")
+        return {"part": part, "digests": found}
 
-    known: dict[str, bytes] = {}
-    for found in each_part(digest, work, progress):
-        known.update(found)
-    own = (number.to_bytes(8, "little") for number in range(len(keys)))
-    return np.frombuffer(b"".join(known.get(k, o) for k, o in zip(keys.to_pylist(), own, strict=True)), np.uint64)
+    known = np.zeros(len(index), np.uint64)
+    for result in each_part(digest, work, progress):
+        known[places[result["part"]]] = result["digests"]
+    own = pc.index_in(keys, value_set=dataset.key_column().combine_chunks())
+    found = np.where(own.is_valid(), known[own.fill_null(0).to_numpy()], 0)
+    return np.where(found == 0, np.arange(1, len(keys) + 1, dtype=np.uint64), found)
 
 
 def _dropped(keys: pa.Array, labels: Ints, reason: pa.Array) -> pa.Table:

@@ -29,9 +29,9 @@ from rayface.curate.embeddings import Embeddings, open_embeddings
 from rayface.curate.parts import Progress, quiet_data
 from rayface.curate.pieces import group
 from rayface.curate.prune_settings import PruneSettings, check_clean, check_settings
-from rayface.curate.pruned_dataset import write_pruned
+from rayface.curate.pruned_dataset import check_data, write_pruned
 from rayface.data.shards import Dataset, open_dataset
-from rayface.data.storage import AtomicFile, normalise, write_bytes
+from rayface.data.storage import atomic_stream, normalise, write_bytes
 from rayface.session import ray_session
 from rayface.tracking.job import tracked_job
 from rayface.training.run_directory import config_of
@@ -84,6 +84,8 @@ def build(
         raise ValueError("--write-shards: needs --data, the dataset that was embedded")
     test = open_embeddings(exclude) if exclude is not None else None
     check_clean(settings, source, test, dataset)
+    if dataset is not None:
+        check_data(source, dataset)
     job = _job(settings, source, test, dataset, write_shards)
     if "://" in normalise(out):
         raise ValueError(f"--out: {out}: must be a folder on a disk that all nodes share, not a URI: mount the storage")
@@ -110,8 +112,9 @@ def build(
                 source,
                 dataset=dataset,
                 found=cleaned.report if cleaned else None,
+                labelled=cleaned.faces if cleaned else None,
                 table=_table(result),
-                baselines=result["baselines"],
+                baselines=_compared(result),
                 seed=settings.seed,
             )
             result["seconds"] = time.monotonic() - start
@@ -135,21 +138,27 @@ def _prune(
     progress: Progress,
 ) -> tuple[dict[str, Any], Cleaned | None]:
     """Write the core set; return what was chosen, beside what other methods would have, and what was cleaned."""
+    laps = _Laps()
     pieces = group(source, root / _WORK / "runs", settings.block_size, progress)
+    laps.end("group")
     cleaned = None
     if settings.clean != CleanOptions():
-        copies = dataset if "bytes" in settings.clean.drop else None
+        copies = dataset if settings.clean.bytes else None
         cleaned = clean_faces(
             pieces, source, root / _WORK / "clean", settings.clean, exclude=test, dataset=copies, progress=progress
         )
         pieces = group(cleaned.stays, root / _WORK / "clean_runs", settings.block_size, progress)
+        laps.end("clean")
     chooser = Chooser(pieces, root / _WORK / "decisions", progress)
     rule = _rule(settings, chooser)
     kept = chooser.decide(rule)
+    laps.end("choose")
     tables = itertools.chain(chooser.decisions(rule), [cleaned.dropped] if cleaned else [])
     _write_core_set(root / CORE_SET, tables)
+    laps.end("write")
     baselines = _baselines(settings, chooser, kept / pieces.num_rows)
     compared = chooser.compare(rule, baselines)
+    laps.end("compare")
     result = {
         "method": rule.method,
         "threshold": rule.threshold,
@@ -163,8 +172,21 @@ def _prune(
         "mean_cosine_before": compared["all"]["mean_cosine"],
         "mean_cosine_after": compared["chosen"]["mean_cosine"],
         "baselines": {name: compared[name] for name in baselines},
+        "stage_seconds": laps.seconds,
     }
     return result, cleaned
+
+
+class _Laps:
+    """Seconds of one stage after another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def end(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage], self._last = now - self._last, now
 
 
 def _table(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -172,9 +194,14 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("method", result["method"])]
     if result["threshold"] is not None:
         rows.append(("threshold", f"{result['threshold']:.4f}"))
-    rows.append(("mean cosine of a face to the others of its identity", f"{result['mean_cosine_before']:.3f}"))
-    rows.append(("the same of the faces kept", f"{result['mean_cosine_after']:.3f}"))
-    return rows
+    cosines = f"{result['mean_cosine_before']:.3f}, of the faces kept {result['mean_cosine_after']:.3f}"
+    return [*rows, ("mean cosine within an identity", cosines)]
+
+
+def _compared(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The core set and, where there are any, the others."""
+    own = {"faces": result["faces_out"], "mean_cosine": result["mean_cosine_after"], "shared": 1.0}
+    return {f"{result['method']} (here)": own, **result["baselines"]} if result["baselines"] else {}
 
 
 def _digest(source: Embeddings | None) -> str | None:
@@ -213,9 +240,11 @@ def _rule(settings: PruneSettings, chooser: Chooser) -> Rule:
 
 
 def _baselines(settings: PruneSettings, chooser: Chooser, keep: float) -> dict[str, Rule]:
+    """Random always; DiffProb where its head is known."""
+    names = dict.fromkeys(["random", *settings.baselines, *(["diffprob"] if settings.head else [])])
     rules = {
         name: Rule(method=name, keep=keep, min_images=settings.min_images, seed=settings.seed, **_head(settings, name))
-        for name in settings.baselines
+        for name in names
         if name != settings.method
     }
     return {name: _found(rule, chooser) for name, rule in rules.items()}
@@ -235,11 +264,6 @@ def _head(settings: PruneSettings, method: str) -> dict[str, Any]:
 
 
 def _write_core_set(path: Path, tables: Iterator[pa.Table]) -> None:
-    file = AtomicFile(str(path))
-    try:
-        with pq.ParquetWriter(file.stream, SCHEMA) as writer:
-            for table in tables:
-                writer.write_table(table)
-        file.commit()
-    finally:
-        file.abandon()
+    with atomic_stream(str(path)) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
+        for table in tables:
+            writer.write_table(table)

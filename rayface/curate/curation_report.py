@@ -43,6 +43,7 @@ def curation_report(
     *,
     dataset: Dataset | None = None,
     found: CleanReport | None = None,
+    labelled: Path | None = None,
     table: Sequence[tuple[str, str]] = (),
     baselines: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
@@ -54,8 +55,10 @@ def curation_report(
         embeddings: what it was chosen from.
         dataset: what was embedded; without it the page has keys in the place of pictures.
         found: what `clean` found.
+        labelled: parquet with the keys of all faces and the labels that `found` is of, where those of `core_set` are
+            merged.
         table: what to say first, (what, value).
-        baselines: numbers of other choices of as many faces, by name.
+        baselines: numbers of this and of other choices of as many faces, by name.
         seed: of the identities that are drawn for the page.
     Returns:
         the path of report.html. Memory: 32 bytes for each identity, up to 20,000 embeddings, and the keys of `dataset`.
@@ -65,7 +68,7 @@ def curation_report(
     names = {} if dataset is None or dataset.identities is None else dict(enumerate(dataset.identities))
     sheets = [dropped_sheet(identities, names)]
     if found is not None:
-        sheets += found_sheets(found, keys_of(core_set, labels_shown(found), 6), names)
+        sheets += found_sheets(found, keys_of(labelled or core_set, labels_shown(found), 6), names)
     sheets = [sheet for sheet in sheets if sheet.rows]
     if dataset is not None:
         add_pictures(sheets, dataset)
@@ -109,15 +112,16 @@ def _pair_cosines(identities: Sequence[Identity], *, only_kept: bool) -> NDArray
 
 
 def _histogram(before: NDArray[np.float64], after: NDArray[np.float64]) -> Figure:
-    figure, axes = new_axes(HALF, "cosine of two faces", "pairs")
+    figure, axes = new_axes(HALF, "cosine of two faces", "share of the pairs")
     both = np.append(before, 1)
     bins = np.linspace(min(0, float(both.min())), 1, 61).tolist()
     for values, name, colour in ((before, "before", "blue"), (after, "after", "orange")):
-        axes.hist(
-            values, bins, histtype="stepfilled", color=PALETTE[colour], alpha=0.35, label=f"{name}: {len(values):,}"
-        )
-        axes.hist(values, bins, histtype="step", color=PALETTE[colour], linewidth=1.6)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        shares = np.full(len(values), 1 / max(1, len(values)))
+        label = f"{name}: {len(values):,} pairs"
+        axes.hist(values, bins, weights=shares, histtype="stepfilled", color=PALETTE[colour], alpha=0.35, label=label)
+        axes.hist(values, bins, weights=shares, histtype="step", color=PALETTE[colour], linewidth=1.6)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
     add_legend(axes)
     return figure
 
@@ -148,10 +152,10 @@ def _by_size(sizes: Ints, kept: Ints) -> Figure:
 
 
 def _counts(sizes: Ints, kept: Ints) -> list[tuple[str, str]]:
-    share = kept.sum() / sizes.sum()
+    share, gone = kept.sum() / sizes.sum(), np.count_nonzero(kept == 0)
     return [
         ("faces kept", f"{kept.sum():,} of {sizes.sum():,} ({share:.1%})"),
-        ("identities", f"{len(sizes):,}, {np.count_nonzero(kept == 0):,} of them without a face left"),
+        ("identities", f"{len(sizes):,}, {f'{gone:,} of them without a face left' if gone else 'none lost'}"),
     ]
 
 
@@ -161,8 +165,8 @@ def _baselines(baselines: Mapping[str, Mapping[str, float]]) -> list[Listing]:
     columns = sorted({name for numbers in baselines.values() for name in numbers})
     rows = [[name, *(_number(numbers.get(column)) for column in columns)] for name, numbers in baselines.items()]
     shown = ["choice", *(column.replace("_", " ") for column in columns)]
-    caption = "mean cosine: of a face to the others of its identity; shared: of the faces chosen here."
-    return [Listing(title="Other choices of as many faces", caption=caption, columns=shown, rows=rows)]
+    caption = "mean cosine: of a face to the others of its identity; shared: share of the faces that are chosen here."
+    return [Listing(title="Beside other choices of as many faces", caption=caption, columns=shown, rows=rows)]
 
 
 def _found(found: CleanReport | None) -> list[Listing]:

@@ -87,7 +87,7 @@ def _groups(identity: Identity) -> list[list[Face]]:
 
 
 def found_sheets(report: CleanReport, keys_of: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> list[Sheet]:
-    """The worst outliers, the most alike identities and the most alike faces of different ones."""
+    """The worst outliers, the most alike identities, the most alike faces of different ones, and the rest."""
     outliers = [
         Row(
             who=_name(row["label"], names),
@@ -112,6 +112,20 @@ def found_sheets(report: CleanReport, keys_of: Mapping[int, Sequence[str]], name
         )
         for row in report.conflicts.slice(0, _ROWS).to_pylist()
     ]
+    equal = [
+        Row(
+            who=" and ".join(dict.fromkeys(_name(row[side], names) for side in ("label", "other_label"))),
+            groups=[[Face(key=row["key"]), Face(key=row["other_key"])]],
+        )
+        for row in report.bytes.slice(0, _ROWS).to_pylist()
+    ]
+    tested = [
+        Row(
+            who=f"{_name(row['label'], names)} and label {row['test_label']} of the test set: {row['cosine']:.3f}",
+            groups=[[Face(key=key) for key in keys_of.get(row["label"], ())]],
+        )
+        for row in report.test.slice(0, _ROWS).to_pylist()
+    ]
     sheets = [
         Sheet(
             title="The worst outliers",
@@ -124,13 +138,16 @@ def found_sheets(report: CleanReport, keys_of: Mapping[int, Sequence[str]], name
             rows=alike,
         ),
         Sheet(title="Faces that two identities share", caption="With the cosine of the two faces.", rows=shared),
+        Sheet(title="Files of the same bytes", caption="The second of the two is the one to stay.", rows=equal),
+        Sheet(title="Identities of the test set", caption="With the cosine of the centers.", rows=tested),
     ]
     return [sheet for sheet in sheets if sheet.rows]
 
 
 def labels_shown(report: CleanReport) -> list[int]:
     """Return the labels whose faces `found_sheets` wants in keys_of."""
-    sides = [report.outliers["label"], report.duplicates["label"], report.duplicates["other_label"]]
+    sides = [report.duplicates["other_label"]]
+    sides += [table["label"] for table in (report.outliers, report.duplicates, report.test)]
     return sorted({label for side in sides for label in side.slice(0, _ROWS).to_pylist()})
 
 

@@ -80,7 +80,7 @@ def embed(
         ValueError: bad input, one line; also where `out` holds embeddings of another model, data or setting.
     """
     start = time.monotonic()
-    _check(settings)
+    check_embedding(settings)
     settings = replace(settings, model=str(Path(settings.model).absolute()))  # workers run in another directory
     limit = config.data.max_corrupt_fraction
     dataset = open_dataset(data, max_corrupt_fraction=limit)
@@ -116,7 +116,8 @@ def _spool(root: str) -> Iterator[Path]:
             yield Path(folder) / root.rstrip("/").rpartition("/")[2]
 
 
-def _check(settings: EmbedSettings) -> None:
+def check_embedding(settings: EmbedSettings) -> None:
+    """Raise ValueError, one line, for settings that cannot be."""
     for name, allowed in (("precision", get_args(Precision)), ("dtype", get_args(Dtype))):
         if getattr(settings, name) not in allowed:
             raise ValueError(f"--{name}: {getattr(settings, name)!r}: must be {' or '.join(allowed)}")

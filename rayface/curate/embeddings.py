@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.curate.identities import Floats, Ints
-from rayface.data.storage import AtomicFile, DataError, join, list_files, locate, normalise, one_line
+from rayface.data.storage import DataError, atomic_stream, join, list_files, locate, normalise, one_line
 
 MANIFEST = "embeddings.json"
 _PART = b"rayface"  # metadata key of a part of ours
@@ -101,7 +101,7 @@ def _paths(root: str) -> dict[str, int]:
     if root.partition("?")[0].endswith(".parquet"):
         folder, _, wanted = root.partition("?")[0].rpartition("/")
         return {root: next((file.mtime_ns for file in list_files(folder) if file.name == wanted), 0)}
-    files = list_files(root)
+    files = list_files(root, "folder of embeddings")
     names = [file.name for file in files]
     if JOB in names and MANIFEST not in names:
         raise DataError(f"{root}: the embeddings were never finished; run the command that writes them again")
@@ -135,21 +135,21 @@ def _kind(path: str, schema: pa.Schema) -> tuple[int, str]:
     return embedding.list_size, np.dtype(_DTYPES[str(embedding.value_type)]).name
 
 
-def read_labels(file: EmbeddingFile) -> tuple[pa.ChunkedArray, Ints]:
-    """Read keys and labels of a file.
+def read_labels(file: EmbeddingFile) -> Iterator[tuple[pa.Array, Ints]]:
+    """Read keys and labels of a file, some rows at a time.
 
     Raises:
         DataError: a key or a label is missing, or a label is negative.
     """
     with _opened(file.path) as parquet:
-        table = parquet.read(columns=["key", "label"])
-    for name in ("key", "label"):
-        if table[name].null_count:
-            raise DataError(f"{file.path}: {name}: {table[name].null_count} rows have none; every face needs one")
-    labels = table["label"].to_numpy().astype(np.int64)
-    if len(labels) and labels.min() < 0:
-        raise DataError(f"{file.path}: label: {labels.min()}: must not be negative")
-    return table["key"].cast(pa.string()), labels
+        for batch in parquet.iter_batches(_ROWS, columns=["key", "label"]):
+            for name in ("key", "label"):
+                if batch[name].null_count:
+                    raise DataError(f"{file.path}: {name}: some rows have none; every face needs one")
+            labels = batch["label"].to_numpy().astype(np.int64)
+            if len(labels) and labels.min() < 0:
+                raise DataError(f"{file.path}: label: {labels.min()}: must not be negative")
+            yield batch["key"].cast(pa.string()), labels
 
 
 def read_rows(path: str, start: int, stop: int) -> Rows:
@@ -213,19 +213,17 @@ def write_part(
     """
     kind = _TYPES[dtype]
     schema = pa.schema({"key": pa.string(), "label": pa.int64(), "embedding": pa.list_(kind, size)})
-    file = AtomicFile(path)
     num_rows = 0
-    try:
-        with pq.ParquetWriter(file.stream, schema, compression="none", use_dictionary=False) as writer:
-            for keys, labels, embeddings in batches:
-                values = pa.array(embeddings.astype(kind.to_pandas_dtype()).ravel(), kind)
-                lists = pa.FixedSizeListArray.from_arrays(values, size)
-                writer.write_table(pa.table([pa.array(keys, pa.string()), pa.array(labels), lists], schema=schema))
-                num_rows += len(keys)
-            writer.add_key_value_metadata({_PART: json.dumps(note).encode()})
-        file.commit()
-    finally:
-        file.abandon()
+    with (
+        atomic_stream(path) as stream,
+        pq.ParquetWriter(stream, schema, compression="none", use_dictionary=False) as writer,
+    ):
+        for keys, labels, embeddings in batches:
+            values = pa.array(embeddings.astype(kind.to_pandas_dtype()).ravel(), kind)
+            lists = pa.FixedSizeListArray.from_arrays(values, size)
+            writer.write_table(pa.table([pa.array(keys, pa.string()), pa.array(labels), lists], schema=schema))
+            num_rows += len(keys)
+        writer.add_key_value_metadata({_PART: json.dumps(note).encode()})
     return num_rows
 
 

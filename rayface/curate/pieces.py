@@ -9,6 +9,7 @@ memory, cuts only between identities whatever their sizes, and goes on with the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ from numpy.typing import NDArray
 from rayface.curate.embeddings import EmbeddingFile, Embeddings, Rows, read_labels, read_rows
 from rayface.curate.identities import Ints, group_offsets
 from rayface.curate.parts import Progress, each_part
-from rayface.data.storage import AtomicFile, DataError
+from rayface.data.storage import DataError, atomic_stream
+
+_MOST_MET = 1000
+_FEW_LABELS = 1_000_000  # are added up at a time, or as many as are known
+_NO_ROWS = np.empty(0, np.uint64), np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,14 @@ def read_piece(piece: Piece) -> tuple[Rows, Ints]:
     keys = pa.concat_arrays([part.keys for part in parts])
     order = pc.sort_indices(pa.table({"label": labels, "key": keys}), [("label", "ascending"), ("key", "ascending")])
     places = order.to_numpy()
-    embeddings = np.concatenate([part.embeddings for part in parts])
-    rows = Rows(keys.take(order), labels[places], embeddings[places])
+    embeddings = np.empty((len(labels), parts[0].embeddings.shape[1]), parts[0].embeddings.dtype)
+    row_of = np.argsort(places)
+    while parts:  # each is let go once it is copied
+        part = parts.pop()
+        first = len(row_of) - len(part.labels)
+        embeddings[row_of[first:]] = part.embeddings
+        row_of = row_of[:first]
+    rows = Rows(keys.take(order), labels[places], embeddings)
     return rows, group_offsets(rows.labels)
 
 
@@ -98,23 +109,26 @@ def _count(source: Embeddings, progress: Progress) -> _Counts:
 
     def count(numbered: tuple[int, EmbeddingFile]) -> dict[str, Any]:
         part, file = numbered
-        keys, labels = read_labels(file)
+        blocks = [(_hashes(keys), some) for keys, some in read_labels(file)]
+        hashes, labels = (np.concatenate(side) for side in zip(*blocks, strict=True)) if blocks else _NO_ROWS
         run_labels, lengths = _runs(labels)
         known, sizes = np.unique(labels, return_counts=True)
         whole = len(known) == len(run_labels)
         runs = (run_labels, lengths) if whole else None
-        hashes = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys.to_pylist()]
-        return {"part": part, "labels": known, "sizes": sizes, "runs": runs, "hashes": b"".join(hashes)}
+        return {"part": part, "labels": known, "sizes": sizes, "runs": runs, "hashes": hashes}
 
     runs: list[Any] = [None] * len(files)
-    hashes: list[NDArray[np.uint64]] = []
-    labels, sizes = np.empty(0, np.int64), np.empty(0, np.int64)
+    hashes, done = np.empty(source.num_rows, np.uint64), 0
+    counts: list[tuple[Ints, Ints]] = []
     for result in each_part(count, list(enumerate(files)), progress):
         runs[result["part"]] = result["runs"]
-        hashes.append(np.frombuffer(result["hashes"], np.uint64))
-        labels, inverse = np.unique(np.concatenate([labels, result["labels"]]), return_inverse=True)
-        sizes = np.bincount(inverse, np.concatenate([sizes, result["sizes"]])).astype(np.int64)
-    _refuse_duplicates(files, np.concatenate(hashes))
+        hashes[done : done + len(result["hashes"])] = result["hashes"]
+        done += len(result["hashes"])
+        counts.append((result["labels"], result["sizes"]))
+        if sum(len(labels) for labels, _ in counts[1:]) > len(counts[0][0]) + _FEW_LABELS:
+            counts = [_summed(counts)]
+    labels, sizes = _summed(counts)
+    _refuse_duplicates(files, hashes)
     return _Counts(labels=labels, sizes=sizes, runs=runs if _arrive_whole(runs, len(labels)) else None)
 
 
@@ -139,15 +153,28 @@ def _arrive_whole(runs: Sequence[tuple[Ints, Ints] | None], num_identities: int)
     return stretches == num_identities
 
 
+def _summed(counts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    """Labels, rising, and how many faces each has in all."""
+    labels, sizes = (np.concatenate(side) for side in zip(*counts, strict=True))
+    labels, place = np.unique(labels, return_inverse=True)
+    return labels, np.bincount(place, sizes, minlength=len(labels)).astype(np.int64)
+
+
+def _hashes(keys: pa.Array) -> NDArray[np.uint64]:
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys.to_pylist()]
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
 def _refuse_duplicates(files: Sequence[EmbeddingFile], hashes: NDArray[np.uint64]) -> None:
-    """Only where 64-bit hashes meet are the keys compared."""
-    hashes = np.sort(hashes)
-    if not (hashes[1:] == hashes[:-1]).any():
+    """Only keys whose 64-bit hashes meet are compared; `hashes` are sorted in place."""
+    hashes.sort()
+    met = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_MOST_MET]  # by chance hardly ever one
+    if not len(met):
         return
     seen: Counter[str] = Counter()
-    for file in files:
-        seen.update(read_labels(file)[0].to_pylist())
-    key, times = seen.most_common(1)[0]
+    for keys, _ in itertools.chain.from_iterable(map(read_labels, files)):
+        seen.update(keys.filter(pa.array(np.isin(_hashes(keys), met))).to_pylist())
+    key, times = max(seen.items(), key=lambda item: item[1])
     if times > 1:
         raise DataError(f"embeddings: key: {key!r}: occurs {times} times: keys must be unique, remove the copies")
 
@@ -197,9 +224,9 @@ def _shuffle(
     bounds: list[Any] = [None] * len(blocks)
     for result in each_part(sort, list(enumerate(blocks)), progress):
         bounds[result["part"]] = result["bounds"].tolist()
-    pieces = []
+    pieces, paths = [], [str(folder / f"run-{run:06d}.arrow") for run in range(len(blocks))]
     for k in range(len(firsts)):
-        spans = [(str(folder / f"run-{run:06d}.arrow"), b[k], b[k + 1]) for run, b in enumerate(bounds)]
+        spans = [(path, b[k], b[k + 1]) for path, b in zip(paths, bounds, strict=True)]
         ranges = tuple(span for span in spans if span[1] < span[2])
         pieces.append(Piece(ranges=ranges, num_rows=sum(stop - start for _, start, stop in ranges)))
     return pieces
@@ -212,10 +239,5 @@ def _write_sorted(path: str, rows: Rows) -> None:
     lists = pa.FixedSizeListArray.from_arrays(values, rows.embeddings.shape[1])
     columns = {"key": rows.keys.take(pa.array(order)), "label": rows.labels[order], "embedding": lists}
     batch = pa.record_batch(list(columns.values()), names=list(columns))
-    file = AtomicFile(path)
-    try:
-        with pa.ipc.new_file(file.stream, batch.schema) as writer:
-            writer.write_batch(batch)
-        file.commit()
-    finally:
-        file.abandon()
+    with atomic_stream(path) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
+        writer.write_batch(batch)

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.curate.core_set import PROXY, build
 from rayface.curate.embed import EmbedSettings, embed
+from rayface.curate.parts import Progress
 from rayface.curate.prune_settings import PruneSettings, check_settings
 from rayface.data.selection import select, write_selection
 from rayface.data.shards import Dataset, open_dataset
@@ -26,6 +28,11 @@ from rayface.training.run_directory import RESULT
 from rayface.training.trainer import Follow, train
 
 _JOB = "proxy.json"
+Count = Callable[[str], AbstractContextManager[Progress]]
+
+
+def _uncounted(stage: str) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda done, total: None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,7 @@ def prune_by_proxy(
     address: str | None = None,
     debug: bool = False,
     follow: Follow,
+    count: Count = _uncounted,
 ) -> dict[str, Any]:
     """Sample identities, train a proxy on them, embed all of `data` with it, and prune; see `core_set.build`.
 
@@ -55,6 +63,7 @@ def prune_by_proxy(
 
     Args:
         follow: as of `train`.
+        count: entered with a word for each stage that counts; gives the progress that the stage tells.
 
     Raises:
         ValueError: bad input, one line.
@@ -70,23 +79,21 @@ def prune_by_proxy(
     with ray_session(address, num_cpus=num_cpus, debug=debug):
         _sample_identities(folder / "data", proxy, dataset)
         _train(folder, proxy, address=address, debug=debug, follow=follow)
-        embed(
-            EmbedSettings(model=str(folder / "run")),
-            data,
-            folder / "embeddings",
-            config=proxy.config,
-            debug=debug,
-        )
-        return build(
-            settings,
-            folder / "embeddings",
-            out,
-            data=data,
-            exclude=exclude,
-            write_shards=write_shards,
-            config=proxy.config,
-            debug=debug,
-        )
+        model = EmbedSettings(model=str(folder / "run"))
+        with count("embedding shards") as progress:
+            embed(model, data, folder / "embeddings", config=proxy.config, debug=debug, progress=progress)
+        with count("pruning") as progress:
+            return build(
+                settings,
+                folder / "embeddings",
+                out,
+                data=data,
+                exclude=exclude,
+                write_shards=write_shards,
+                config=proxy.config,
+                debug=debug,
+                progress=progress,
+            )
 
 
 def _tracked_in_one_place(proxy: ProxySettings, folder: Path) -> ProxySettings:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayface.curate.choose import METHODS
-from rayface.curate.clean import CleanOptions
+from rayface.curate.clean import CleanOptions, check_options
 from rayface.curate.embeddings import Embeddings
 from rayface.curate.identities import check_keep, check_min_images
 from rayface.data.shards import Dataset
-from rayface.training.run_directory import config_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +23,8 @@ class PruneSettings:
         min_images: kept of every identity that has so many.
         global_weight: what sparsity among all faces counts in the score, beside that within the identity (1).
         seed: of random, and of the sample that the threshold is searched on.
-        baselines: others to compare with at the same ratio.
-        head: of diffprob, the run that the embeddings' model is of, for its class centers.
+        baselines: others to compare with at the same ratio, beside random.
+        head: the run that the embeddings' model is of, for its class centers; where it is given, diffprob is compared.
         clean: what to look for, and drop or merge, before.
         block_size: bytes of embeddings that a task holds.
     """
@@ -36,7 +35,7 @@ class PruneSettings:
     min_images: int = 1
     global_weight: float = 0.0
     seed: int = 0
-    baselines: tuple[str, ...] = ("random",)
+    baselines: tuple[str, ...] = ()
     head: str | None = None
     clean: CleanOptions = field(default_factory=CleanOptions)
     block_size: int = 64 * 2**20
@@ -56,15 +55,19 @@ def check_settings(settings: PruneSettings) -> None:
     if settings.keep is not None:
         check_keep(settings.keep)
     check_min_images(settings.min_images)
-    if "diffprob" in (settings.method, *settings.baselines):
-        if settings.head is None:
-            raise ValueError("--head: is not given: must be the run whose model embedded the faces, for diffprob")
-        config_of(Path(settings.head))
-    if settings.global_weight < 0:
+    if "diffprob" in (settings.method, *settings.baselines) and settings.head is None:
+        raise ValueError("--head: is not given: must be the run whose model embedded the faces, for diffprob")
+    if settings.head is not None and not (Path(settings.head) / "config.yaml").is_file():
+        raise ValueError(
+            f"--head: {settings.head}: is not a run directory (no config.yaml): give the run whose model embedded the "
+            "faces"
+        )
+    if not settings.global_weight >= 0:
         raise ValueError(f"--global-weight: {settings.global_weight}: must be 0 or more")
     for name in settings.baselines:
         if name not in METHODS[1:]:
             raise ValueError(f"--baseline: {name!r}: must be one of {', '.join(METHODS[1:])}")
+    check_options(settings.clean)
 
 
 def check_clean(settings: PruneSettings, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> None:
@@ -75,5 +78,5 @@ def check_clean(settings: PruneSettings, source: Embeddings, test: Embeddings | 
             f"--exclude: its embeddings are of length {test.size}, --embeddings of {source.size}: both must come from "
             "one model"
         )
-    if "bytes" in settings.clean.drop and dataset is None:
-        raise ValueError("--drop: bytes: needs --data, where the bytes are")
+    if settings.clean.bytes and dataset is None:
+        raise ValueError("--bytes: needs --data, where the bytes are")

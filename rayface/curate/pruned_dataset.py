@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+from numpy.typing import NDArray
 
+from rayface.curate.embeddings import Embeddings, read_labels
 from rayface.curate.parts import Progress, each_part
 from rayface.data.selection import (
     Selection,
@@ -58,21 +61,35 @@ def write_pruned(
     }
 
 
+def check_data(embeddings: Embeddings, source: Dataset) -> None:
+    """Raise DataError, before hours of work, where the first embedded faces are not in the source."""
+    file = next(file for file in embeddings.files if file.num_rows)
+    _places(next(read_labels(file))[0], source)
+
+
+def _places(keys: pa.Array | pa.ChunkedArray, source: Dataset) -> NDArray[np.int64]:
+    """Where the keys are in the source's index."""
+    places = pc.index_in(keys, value_set=source.key_column().combine_chunks())
+    if places.null_count:
+        lost = keys.filter(pc.is_null(places))[0].as_py()
+        raise DataError(
+            f"--data: {', '.join(source.roots)}: has no key {lost!r} ({places.null_count} of {len(keys)} are "
+            "missing): give the dataset that was embedded"
+        )
+    return places.to_numpy().astype(np.int64)
+
+
 def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple[Selection, int]:
     """The kept faces, and how many faces the core set knows."""
     table = pq.read_table(core_set, columns=["key", "label", "kept"])
-    places = pc.index_in(table["key"], value_set=source.key_column().combine_chunks())
-    if places.null_count:
-        lost = table["key"].filter(pc.is_null(places))[0].as_py()
-        raise DataError(
-            f"--data: {', '.join(source.roots)}: has no key {lost!r} ({places.null_count} of {len(table)} are "
-            "missing): give the dataset that was embedded"
-        )
-    found = places.to_numpy().astype(np.int64)
+    found = _places(table["key"], source)
     labels = table["label"].to_numpy()
     own = source.index.label[found].astype(np.int64)
-    for before, after in merged.items():
-        own[(own == before) & (labels == after)] = after
+    if merged:
+        before = np.array(sorted(merged))
+        after = np.array([merged[label] for label in before.tolist()])
+        place = np.searchsorted(before, own).clip(max=len(before) - 1)
+        own = np.where((before[place] == own) & (after[place] == labels), labels, own)
     other = np.flatnonzero(own != labels)
     if len(other):
         key, here = table["key"][int(other[0])].as_py(), own[other[0]]

@@ -76,9 +76,11 @@ def read_identities(core_set: Path, source: Embeddings, labels: Sequence[int]) -
     return [found[label] for label in labels if label in found]
 
 
-def keys_of(core_set: Path, labels: Sequence[int], most: int) -> dict[int, list[str]]:
-    """Return up to `most` keys of each label."""
-    table = _where(_tables(str(core_set), ["key", "label"]), "label", pa.array(labels, pa.int64()))
+def keys_of(faces: Path, labels: Sequence[int], most: int) -> dict[int, list[str]]:
+    """Return up to `most` keys of each label, from a parquet file with both."""
+    if not labels:
+        return {}
+    table = _where(_tables(str(faces), ["key", "label"]), "label", pa.array(labels, pa.int64()))
     found: dict[int, list[str]] = {}
     for key, label in zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True):
         if len(found.setdefault(label, [])) < most:

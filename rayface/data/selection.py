@@ -20,7 +20,7 @@ from .manifest import IDENTITIES, INDEX, MANIFEST, Manifest, ShardEntry
 from .random_access import read_samples
 from .samples import Fault, SampleIndex
 from .scan import INDEX_SCHEMA, ScanJob, ShardScan, joint_table, scan_one
-from .storage import AtomicFile, DataError, join, write_bytes
+from .storage import DataError, atomic_stream, join, write_bytes
 from .tar import encode_member, end_of_archive
 from .writer import identities_file
 
@@ -142,16 +142,12 @@ def _read(shards: Sequence[str], samples: SampleIndex, labels: NDArray[np.int32]
 
 
 def _write_tar(path: str, samples: Iterator[tuple[str, int, bytes]]) -> None:
-    file = AtomicFile(path)
-    try:
+    with atomic_stream(path) as stream:
         size = 0
         for key, label, jpeg in samples:
             members = encode_member(f"{key}.jpg", jpeg) + encode_member(f"{key}.cls", b"%d" % label)
-            size += file.stream.write(members)
-        file.stream.write(end_of_archive(size))
-        file.commit()
-    finally:
-        file.abandon()
+            size += stream.write(members)
+        stream.write(end_of_archive(size))
 
 
 def _publish(
@@ -159,9 +155,8 @@ def _publish(
 ) -> Dataset:
     """Write index, identities and, last, dataset.json."""
     source = selection.source
-    index = AtomicFile(join(out, INDEX))
-    pq.write_table(table, index.stream)
-    index.commit()
+    with atomic_stream(join(out, INDEX)) as stream:
+        pq.write_table(table, stream)
     if selection.identities:
         counts = np.bincount(selection.labels, minlength=selection.num_classes)
         write_bytes(join(out, IDENTITIES), identities_file(selection.identities, counts))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs as pafs
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class DataError(ValueError):
@@ -72,12 +78,12 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
-def list_files(folder: str) -> list[FileInfo]:
-    """Return the files directly in `folder`, by name; DataError where it is not a folder that can be read."""
+def list_files(folder: str, kind: str = "dataset folder") -> list[FileInfo]:
+    """Return the files directly in `folder`, by name; DataError where it is no folder (of that kind) to be read."""
     filesystem, inside = locate(folder)
     try:
         if filesystem.get_file_info(inside).type != pafs.FileType.Directory:
-            raise DataError(f"{folder}: no such dataset folder")
+            raise DataError(f"{folder}: no such {kind}")
         entries = filesystem.get_file_info(pafs.FileSelector(inside))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{folder}: cannot be listed ({one_line(error)})") from None
@@ -180,10 +186,35 @@ class AtomicFile:
             os.unlink(self._temporary)
 
 
+@contextmanager
+def atomic_stream(path: str) -> Iterator[Any]:
+    """A stream to write a file by, which appears when the block ends without an error."""
+    file = AtomicFile(path)
+    try:
+        yield file.stream
+        file.commit()
+    finally:
+        file.abandon()
+
+
 def temporary_name(path: str) -> str:
-    """Return the name a local file has while it is written; hidden, and never taken for a shard."""
+    """Return a name for a local file while it is written: hidden, never taken for a shard, and nobody else's.
+
+    A task that was given up for lost may still write the same file as the one that was started in its place.
+    """
     folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name}.tmp")
+    return os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def delete_temporary(folder: str) -> None:
+    """Delete what writers that were killed have left in a local folder."""
+    for name in filter(is_temporary, os.listdir(folder)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
 
 
 def _sync_folder(folder: str) -> None:

@@ -102,7 +102,7 @@ def test_equal_bytes(faces: Any) -> None:
     embeddings[second] = embeddings[first]
     stray = int(np.flatnonzero(labels == 7)[0])  # identity 2's stray
     digests[[second, stray]] = digests[first]
-    found = clean(embeddings, labels, keys, CleanOptions(drop=("bytes",)), digests=digests)
+    found = clean(embeddings, labels, keys, CleanOptions(bytes=True, drop=("bytes",)), digests=digests)
     assert found.bytes.to_pylist() == [
         {"key": f"k{second}", "label": 1, "other_key": f"k{first}", "other_label": 1},
         {"key": f"k{stray}", "label": 7, "other_key": f"k{first}", "other_label": 1},
@@ -164,6 +164,10 @@ def test_bad_input_gets_one_line(faces: Any) -> None:
         clean(embeddings, labels, keys, CleanOptions(outliers=2))
     with pytest.raises(ValueError, match=r"^drop 'all': must be of test, bytes"):
         clean(embeddings, labels, keys, CleanOptions(drop=("all",)))
+    with pytest.raises(ValueError, match=r"^drop 'outliers': needs outliers, to look for them first"):
+        clean(embeddings, labels, keys, CleanOptions(conflicts=0.0, drop=("conflicts", "outliers")))
+    with pytest.raises(ValueError, match=r"^bytes: needs digests"):
+        clean(embeddings, labels, keys, CleanOptions(bytes=True))
     with pytest.raises(ValueError, match=r"^merge: needs duplicates"):
         clean(embeddings, labels, keys, CleanOptions(merge=True))
     with pytest.raises(ValueError, match=r"^test: needs a cosine, and embeddings"):

@@ -45,8 +45,10 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     table = {"key": keys, "label": labels, "kept": found.kept, "score": found.score, "suppressed_by": by}
     reason = np.where(found.kept, "kept", "too alike")
     pq.write_table(pa.table({**table, "reason": reason}), root / "core_set.parquet", row_group_size=20)
-    options = CleanOptions(outliers=0.5, duplicates=0.1, conflicts=0.5, drop=("outliers",))
-    report = clean(values, labels, pa.array(keys), options)
+    options = CleanOptions(outliers=0.5, duplicates=0.1, conflicts=0.5, bytes=True, test=0.9, drop=("outliers",))
+    theirs, digests = labels == 3, np.r_[1, 1, np.arange(2, len(keys))]
+    test = {"test_embeddings": values[theirs], "test_labels": labels[theirs]}
+    report = clean(values, labels, pa.array(keys), options, digests=digests, **test)
     return {
         "root": root,
         "dataset": dataset,
@@ -77,8 +79,11 @@ def test_the_report_stands_alone_and_shows_faces_with_their_cosines(pruned: Any,
     assert 'class="none"' not in page
     kept = pruned["kept"]
     assert f"{kept.sum()} of {len(kept)} ({kept.mean():.1%})" in page
-    for title in ("Kept and dropped", "The worst outliers", "The most alike identities", "Other choices", "What looks"):
+    for title in ("Kept and dropped", "The worst outliers", "The most alike identities", "other choices", "What looks"):
         assert title in page
+    for title in ("Faces that two identities share", "Files of the same bytes", "Identities of the test set"):
+        assert f"<h2>{title}</h2>" in page
+    assert "and label 3 of the test set: 1.000" in page
     units, keys = unit_rows(pruned["values"].astype(np.float16), np.arange(len(kept))), pruned["keys"]
     shown = re.findall(r'face dropped">\s*<img[^>]*alt="([^"]+)"[^>]*>\s*<figcaption>([\d.]+)<', page)
     by = {str(keys[row]): float(units[row] @ units[k]) for row, k in enumerate(pruned["by"]) if k >= 0}
@@ -131,6 +136,22 @@ def test_merged_identities_are_found_by_key(pruned: Any, tmp_path: Path) -> None
     rows = [pruned["keys"].tolist().index(key) for key in found.keys]
     assert (found.embeddings == pruned["values"][rows].astype(np.float16)).all()
     assert read_identities(tmp_path / "core_set.parquet", open_embeddings(pruned["root"] / "emb"), []) == []
+
+
+def test_identities_that_were_merged_are_shown_by_their_own_labels(pruned: Any, tmp_path: Path) -> None:
+    """The core set has one label for both."""
+    table = pq.read_table(pruned["root"] / "core_set.parquet")
+    pq.write_table(table, tmp_path / "faces.parquet")
+    one = table.set_column(1, "label", pa.array(np.zeros(len(table), np.int64)))
+    pq.write_table(one, tmp_path / "core_set.parquet")
+    more = {"found": pruned["found"], "labelled": tmp_path / "faces.parquet"}
+    page = curation_report(
+        tmp_path / "out", tmp_path / "core_set.parquet", open_embeddings(pruned["root"] / "emb"), **more
+    ).read_text()
+    alike = page.partition("<h2>The most alike identities</h2>")[2].partition("<h2>")[0]
+    assert len(pruned["found"].duplicates) > 0
+    for group in alike.split('<div class="group">')[1:]:
+        assert '<div class="none">' in group
 
 
 def test_a_damaged_picture_is_left_out(pruned: Any, tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ def test_files_of_another_shape_are_refused(tmp_path: Path, tables: list[pa.Tabl
     assert "\n" not in str(raised.value)
 
 
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere: no such folder of embeddings$"):
+        open_embeddings(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [([np.nan] * 8, "embedding of face4: has NaN"), ([np.inf] * 8, "face4: has NaN or inf"), ([0] * 8, "all zeros")],

@@ -17,11 +17,13 @@ import torch
 from rayface import config as configs
 from rayface.backbones import build_backbone
 from rayface.bench.nms import double_loop
+from rayface.bench.prune import bench_prune
 from rayface.config import Config
+from rayface.curate import clean_job
 from rayface.curate.clean import CleanOptions
 from rayface.curate.core_set import build
 from rayface.curate.embed import EmbedSettings, embed
-from rayface.curate.embeddings import open_embeddings
+from rayface.curate.embeddings import open_embeddings, write_part
 from rayface.curate.parts import Progress
 from rayface.curate.pieces import group, read_piece
 from rayface.curate.proxy import ProxySettings, prune_by_proxy
@@ -240,6 +242,117 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(faces: Any, tmp_path: 
         build(replace(settings, keep=0.5), source, out, config=QUIET)
 
 
+@pytest.fixture(scope="module")
+def unclean(faces: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, PruneSettings]:
+    """Faces among which there is much to be found, a test set, and settings that drop and merge."""
+    keys, labels, vectors = faces
+    root = tmp_path_factory.mktemp("unclean")
+    labels = np.where(labels == np.bincount(labels).argmax(), 1001 + np.arange(len(labels)) % 2, labels)
+    shared = np.flatnonzero(labels < 1000)[[0, -1]]
+    vectors = vectors.copy()
+    vectors[shared[0]] = vectors[shared[1]]
+    test = put(root / "test", ["t0", "t1"], np.zeros(2, int), vectors[labels == labels[5]][:2], files=1)
+    look = CleanOptions(
+        outliers=0.3, duplicates=0.9, conflicts=0.95, test=0.8, drop=("outliers", "conflicts", "test"), merge=True
+    )
+    return put(root / "emb", keys, labels, vectors), test, PruneSettings(keep=0.6, block_size=3000, clean=look)
+
+
+def read_all(out: Path) -> dict[str, bytes]:
+    """The core set and what was found, byte for byte."""
+    return {path.name: path.read_bytes() for path in (out / "core_set.parquet", *(out / "found").iterdir())}
+
+
+def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
+    unclean: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of cleaning it is done again; once done never, for another machine might find something else."""
+    source, test, settings = unclean
+    whole = build(settings, source, tmp_path / "whole", exclude=test, config=QUIET)
+    assert all(whole["found"][name] for name in ("outliers", "duplicates", "conflicts", "test"))
+    out, real = tmp_path / "killed", clean_job.write_findings
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clean_job, "write_findings", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(settings, source, out, exclude=test, config=QUIET)
+    monkeypatch.setattr(clean_job, "write_findings", real)
+
+    def killed_when_clean(done: int, total: int) -> None:
+        if (out / ".work" / "clean" / "done.json").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(settings, source, out, exclude=test, config=QUIET, progress=killed_when_clean)
+    monkeypatch.setattr(clean_job, "clean", killed)
+    again = build(settings, source, out, exclude=test, config=QUIET)
+    assert again["found"] == whole["found"]
+    assert read_all(out) == read_all(tmp_path / "whole")
+
+
+def test_an_identity_of_50_000_faces_is_chosen_from_like_any_other(tmp_path: Path) -> None:
+    """In blocks of a fortieth of it; the choice is that of a plain loop over rows of cosines."""
+    random = np.random.default_rng(2)
+    views = random.standard_normal((200, SIZE))
+    large = views[random.integers(200, size=50_000)] + 0.02 * random.standard_normal((50_000, SIZE))
+    small = random.standard_normal((3_000, SIZE))
+    labels = np.r_[np.full(50_000, 7), 10 + np.arange(3_000) // 10]
+    order = random.permutation(53_000)
+    vectors, labels = np.r_[large, small].astype(np.float16)[order], labels[order]
+    folder = tmp_path / "emb"
+    folder.mkdir()
+    keys = [f"{row:05d}" for row in range(53_000)]
+    rows = [(keys[k : k + 6000], labels[k : k + 6000], vectors[k : k + 6000]) for k in range(0, 53_000, 6000)]
+    write_part(str(folder / "0.parquet"), rows, size=SIZE, dtype="fp16", note={})
+    block = 1250 * SIZE * 2
+    result = build(PruneSettings(threshold=0.95, block_size=block), folder, tmp_path / "out", config=QUIET)
+    found = decided(tmp_path / "out")
+    mine = np.flatnonzero(labels == 7)
+    units = vectors[mine].astype(np.float64)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    kept = np.ones(len(mine), bool)
+    for row in np.argsort(-np.round(1 - units @ units.mean(axis=0), 12), kind="stable"):
+        if kept[row]:
+            kept[units @ units[row] > 0.95] = False
+            kept[row] = True
+    assert [found[keys[row]][1] for row in mine] == kept.tolist()
+    assert 200 <= kept.sum() < 1000
+    assert result["faces_out"] == kept.sum() + sum(row[1] for row in found.values() if row[0] != 7)
+
+
+def test_what_a_killed_writer_left_is_deleted(faces: Any, tmp_path: Path) -> None:
+    """But nothing of a folder that is somebody else's."""
+    source, out = put(tmp_path / "emb", *faces), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        build(PruneSettings(threshold=0.6), source, out, config=QUIET, progress=stop_at(1))
+    for folder in (out, source):
+        (folder / ".core_set.parquet.0123abcd.tmp").write_bytes(b"half")
+    build(PruneSettings(threshold=0.6), source, out, config=QUIET)
+    assert not (out / ".core_set.parquet.0123abcd.tmp").exists()
+    with pytest.raises(ValueError, match="is not empty"):
+        build(PruneSettings(threshold=0.6), source, source, config=QUIET)
+    assert (source / ".core_set.parquet.0123abcd.tmp").exists()
+
+
+def test_a_whole_job_is_measured() -> None:
+    """All faces are chosen from, every stage has its seconds, and memory is told where it can be."""
+    found = bench_prune(1500, 60, SIZE, block_bytes=8000, largest=300, cpus=2)
+    assert (found["identities"], found["embedding_bytes"], found["files"]) == (61, 1500 * SIZE * 2, 1)
+    assert abs(found["kept"] - 0.6) <= 0.005
+    assert set(found["stage_seconds"]) == {"group", "choose", "write", "compare"}
+    hours = found["projected_hours_42m_64_cores"]
+    assert hours["group"] / hours["write"] == pytest.approx(
+        found["stage_seconds"]["group"] / found["stage_seconds"]["write"] / 32
+    )
+    if Path("/proc/self/clear_refs").exists():
+        assert found["driver_bytes"] >= 0
+        assert found["task_bytes"] >= 0
+    with pytest.raises(ValueError, match="largest 20: from 0 to all faces"):
+        bench_prune(10, largest=20)
+
+
 def test_other_methods_and_guards(faces: Any, tmp_path: Path) -> None:
     """Random and herding keep the share exactly; no identity falls below min_images; the global part changes ranks."""
     keys, labels, _ = faces
@@ -291,7 +404,7 @@ def test_what_is_wrong_is_found_and_dropped_or_merged_before(faces: Any, tmp_pat
 
 def test_merged_identities_are_one_class_of_the_dataset(embedded: Path, drawn: Path, tmp_path: Path) -> None:
     """The shards keep the labels that they have; equal files are dropped but one."""
-    look = CleanOptions(duplicates=-0.99, merge=True, drop=("bytes",))
+    look = CleanOptions(duplicates=-0.99, merge=True, bytes=True, drop=("bytes",))
     result = build(
         PruneSettings(threshold=1.0, clean=look), embedded, tmp_path / "out", data=[str(drawn)], config=QUIET
     )
@@ -330,6 +443,9 @@ def test_bad_rows_get_one_line(faces: Any, tmp_path: Path, change: Callable[...,
         (PruneSettings(method="random", threshold=0.5), "--threshold: is of face_nms"),
         (PruneSettings(method="best", keep=0.5), "--method: 'best': must be one of"),
         (PruneSettings(keep=0.5, min_images=0), "min_images 0: must be at least 1"),
+        (PruneSettings(keep=0.5, global_weight=float("nan")), "--global-weight: nan: must be 0 or more"),
+        (PruneSettings(keep=0.5, head="nowhere"), "--head: nowhere: is not a run directory"),
+        (PruneSettings(keep=0.5, clean=CleanOptions(drop=("outliers",))), "drop 'outliers': needs outliers"),
     ],
 )
 def test_bad_settings_get_one_line(tmp_path: Path, settings: PruneSettings, message: str) -> None:
@@ -364,6 +480,7 @@ def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces:
             data=[str(drawn)],
             config=QUIET,
         )
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""What a whole prune job takes on this machine, stage by stage, and its memory."""
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayface import config as configs
+from rayface import machine
+from rayface.bench.nms import WEBFACE42M_FACES
+from rayface.curate.core_set import build
+from rayface.curate.embeddings import write_part
+from rayface.curate.identities import check_keep
+from rayface.curate.parts import Progress
+from rayface.curate.prune_settings import PruneSettings
+from rayface.session import ray_session
+
+CORES = 64
+_SERIAL = "write"  # the stage that one process does for all
+_FILE_ROWS, _BATCH_ROWS = 40_000, 4_096
+_WARM_FACES = 2_000
+_LOOK_SECONDS = 0.2
+
+
+def bench_prune(
+    faces: int = 200_000,
+    identities: int = 10_000,
+    embedding_size: int = 512,
+    keep: float = 0.6,
+    block_bytes: int = 64 * 2**20,
+    largest: int = 0,
+    cpus: int | None = None,
+    *,
+    directory: Path | None = None,
+    seed: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Run `core_set.build` on drawn embeddings (fp16) that lie in no order, on a local Ray, and look at its processes.
+
+    Args:
+        identities: all of about the same size; a face is its identity's direction and noise of a strength of its own.
+        block_bytes: as PruneSettings.block_size.
+        largest: faces of one identity more, which is as large as that.
+        cpus: of the local Ray; None: all.
+        directory: on the disk to measure, where the embeddings and as much again are written; None: the temporary one.
+
+    Returns:
+        settings as given; "embedding_bytes", "files", "kept", "threshold"; "stage_seconds" (group: read, count and sort
+        by identity; choose: search the threshold and decide; compare: with random; write: the core set, by one
+        process) and their sum "seconds"; "projected_hours_42m_64_cores" of WebFace42M's 42,474,557 faces by stage, at
+        64 / cpus times this rate (write: at this one), where the disk keeps up; on Linux "driver_bytes" and
+        "task_bytes": what the job adds to the resident memory of the driver and, at most, of a worker that has
+        everything loaded, at the peak.
+
+    Raises:
+        ValueError: counts that cannot be.
+    """
+    check_keep(keep)
+    if faces < 1 or identities < 1 or embedding_size < 1 or not 0 <= largest <= faces:
+        raise ValueError(
+            f"faces {faces}, identities {identities}, embedding size {embedding_size}: must be at least 1; largest "
+            f"{largest}: from 0 to all faces"
+        )
+    cpus = cpus or machine.num_cpus()
+    quiet = configs.load(overrides=["tracking.enabled=false"])
+    with tempfile.TemporaryDirectory(dir=directory) as folder, ray_session("local", num_cpus=cpus):
+        root = Path(folder)
+        for name, count, large in (("warm", _WARM_FACES, 0), ("all", faces, largest)):
+            _draw_files(root / name, count, max(1, identities * count // faces), embedding_size, large, seed)
+        settings = PruneSettings(keep=keep, block_size=max(1, _WARM_FACES * embedding_size // cpus), seed=seed)
+        build(settings, root / "warm", root / "warm_out", config=quiet)
+        settings = PruneSettings(keep=keep, block_size=block_bytes, seed=seed)
+        with _peaks() as peaks:
+            found = build(settings, root / "all", root / "out", config=quiet, progress=progress)
+        files = len(list((root / "all").iterdir()))
+    seconds = found["stage_seconds"]
+    scale = WEBFACE42M_FACES / faces / 3600
+    return {
+        "faces": faces,
+        "identities": found["identities"],
+        "embedding_size": embedding_size,
+        "keep": keep,
+        "block_bytes": block_bytes,
+        "largest": largest,
+        "cpus": cpus,
+        "files": files,
+        "embedding_bytes": 2 * faces * embedding_size,
+        "threshold": found["threshold"],
+        "kept": found["keep"],
+        "stage_seconds": seconds,
+        "seconds": sum(seconds.values()),
+        "projected_hours_42m_64_cores": {
+            stage: scale * value * (1 if stage == _SERIAL else cpus / CORES) for stage, value in seconds.items()
+        },
+        **peaks,
+    }
+
+
+def _draw_files(folder: Path, faces: int, identities: int, embedding_size: int, largest: int, seed: int) -> None:
+    """Write drawn faces in no order into parquet files, one of the identities with `largest` of them."""
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    centers = random.standard_normal((identities + (largest > 0), embedding_size), np.float32)
+    labels = np.r_[random.integers(identities, size=faces - largest), np.full(largest, identities)]
+    random.shuffle(labels)
+
+    def batches(first: int, last: int) -> Iterator[tuple[list[str], Any, Any]]:
+        for start in range(first, last, _BATCH_ROWS):
+            own = labels[start : min(start + _BATCH_ROWS, last)]
+            vectors = random.standard_normal((len(own), embedding_size), np.float32)
+            vectors *= random.uniform(0.4, 1.2, (len(own), 1)).astype(np.float32)
+            vectors += centers[own]
+            yield [f"{row:09d}" for row in range(start, start + len(own))], own, vectors
+
+    for number, first in enumerate(range(0, faces, _FILE_ROWS)):
+        rows = batches(first, min(first + _FILE_ROWS, faces))
+        write_part(str(folder / f"part-{number:06d}.parquet"), rows, size=embedding_size, dtype="fp16", note={})
+
+
+@contextmanager
+def _peaks() -> Iterator[dict[str, int]]:
+    """What this process and the workers of its Ray add to their memory until the end; filled then, on Linux."""
+    found: dict[str, int] = {}
+    own = os.getpid()
+    before = {pid: _peak(pid, reset=True) for pid in (own, *_workers(own))}
+    seen: dict[int, int] = {}
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            seen.update({pid: _peak(pid) for pid in _workers(own)})
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+        if seen:
+            found["driver_bytes"] = _peak(own) - before.pop(own)
+            loaded = max(before.values(), default=0)  # what a worker begins with that came later
+            found["task_bytes"] = max(peak - before.get(pid, loaded) for pid, peak in seen.items())
+
+
+def _workers(root: int) -> list[int]:
+    """Ray's workers below a process; none but on Linux."""
+    parents, names = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            pid = int(path.parent.name)
+            names[pid], _, rest = path.read_text().rpartition(")")
+            parents[pid] = int(rest.split()[1])
+
+    def is_below(pid: int) -> bool:
+        while pid in parents and pid != root:
+            pid = parents[pid]
+        return pid == root
+
+    return [pid for pid, name in names.items() if "(ray::" in name and is_below(pid)]
+
+
+def _peak(pid: int, *, reset: bool = False) -> int:
+    """Bytes of resident memory at the peak, which begins anew where that is asked for; 0 where nobody knows."""
+    with suppress(OSError):
+        if reset:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return 0

@@ -1,0 +1,41 @@
+"""The measurement of embedding runs, takes as many images as it is asked for, and says what it measured."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayface.backbones import build_backbone
+from rayface.bench.embed import bench_embed
+from rayface.curate.embed import EmbedSettings
+from rayface.data.synth import synthesize
+from rayface.evaluation.export import save_model
+
+
+def test_measures_an_actor_and_the_bare_model(tmp_path: Path) -> None:
+    """Rounds are counted; the last shard is cut; a bad setting gets one line."""
+    synthesize(tmp_path / "faces", identities=4, images_per_identity=5, seed=0, image_size=32, shard_size=30_000)
+    net = build_backbone("mini", embedding_size=8, image_size=32, width=0.25)
+    save_model(
+        tmp_path,
+        net,
+        name="mini",
+        backbone_args={"width": 0.25},
+        image_size=32,
+        embedding_size=8,
+        licence="",
+        training_digest="",
+        metrics={},
+    )
+    threads, rounds = torch.get_num_threads(), []
+    settings, data = EmbedSettings(model=str(tmp_path)), [str(tmp_path / "faces")]
+    found = bench_embed(settings, data, 13, 1, progress=lambda done, total: rounds.append((done, total)))
+    assert torch.get_num_threads() == threads
+    assert rounds == [(done, 5) for done in range(6)]
+    assert (found["images"], found["threads"], len(found["ratios"])) == (13, 1, 5)
+    assert found["ratio"] == sorted(found["ratios"])[2]
+    assert found["images_per_second"] > 0
+    assert found["bare_images_per_second"] > 0
+    assert bench_embed(settings, data, 100, 1)["images"] == 20
+    with pytest.raises(ValueError, match="--precision: 'fp8': must be fp32 or bf16"):
+        bench_embed(EmbedSettings(model=str(tmp_path), precision="fp8"), data)  # type: ignore[arg-type]
