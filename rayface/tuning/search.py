@@ -67,6 +67,10 @@ class StudySearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         pass
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune writes its searcher to disk, and the URI of the study may hold a password."""
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._stopped or time.monotonic() > self._deadline or not self.remaining:
             return Searcher.FINISHED

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import ray
 from ray.tune.search import Searcher
 
 from rayface.training.interrupt import REQUEST
@@ -181,6 +182,11 @@ def test_samplers_learn_once_they_have_seen_enough(tmp_path, sampler, trials, la
         desk.complete(str(number), found[-1])
     assert desk.states() == ["COMPLETE"] * trials
     assert sum(found[-last:]) / last > sum(found[:8]) / 8
+
+
+def test_what_ray_tune_writes_down_of_the_search_does_not_tell_where_the_study_is(tmp_path):
+    desk = Desk(tmp_path)
+    assert b"study.db" not in ray.cloudpickle.dumps(desk.search)
 
 
 def test_a_study_that_should_be_there_and_is_not(tmp_path):
