@@ -60,21 +60,20 @@ def heat_map(trials: list[FrozenTrial], space: dict[str, Parameter], x: str, y: 
 
 def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
     """The figures of the page: caption, width, least pixels, and HTML that needs `script()` before it."""
-    complete = _complete(study)
+    first = _by_first_objective(study)
+    complete = _complete(first)
     drawn: list[tuple[str, bool, go.Figure]] = []
     names = [objective.metric for objective in spec.objectives]
-    target = _first if len(names) > 1 else None
     dark_is_high = spec.objectives[0].mode == "max"
     if len(complete) > 1:
         views: Any = optuna.visualization
         if len(names) in (2, 3):
             drawn.append(("Pareto front", True, views.plot_pareto_front(study, target_names=names)))
-        options = {"target": target, "target_name": names[0]}
-        drawn.append(("History", True, views.plot_optimization_history(study, **options)))
+        drawn.append(("History", True, views.plot_optimization_history(first, target_name=names[0])))
         if _varied(complete):
-            if found := _importance(study, complete):
+            if found := _importance(first, complete):
                 drawn.append(("Importance of the parameters", True, _importances(found, names[0])))
-            drawn.append((_PARALLEL, True, _parallel(study, complete, options)))
+            drawn.append((_PARALLEL, True, _parallel(first, complete, names[0])))
         drawn += [(_caption(h), False, _plotly_heat_map(h, names[0], dark_is_high)) for h in _heat_maps(complete, spec)]
     if len(names) == 1 and any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
         curves = optuna.visualization.plot_intermediate_values(study)
@@ -93,20 +92,20 @@ def write_pngs(study: optuna.Study, spec: Spec, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     folder.mkdir(exist_ok=True)
-    complete, name = _complete(study), spec.objectives[0].metric
+    first = _by_first_objective(study)
+    complete, name = _complete(first), spec.objectives[0].metric
     if len(complete) < 2:
         return
     views: Any = optuna.visualization.matplotlib
-    options = {"target": _first if len(spec.objectives) > 1 else None, "target_name": name}
     best = max if spec.objectives[0].mode == "max" else min
     _save(_history(complete, name, best), folder / "history.png")
     if _varied(complete):
         with matplotlib.rc_context():  # Optuna changes the style of all that is drawn later
-            views.plot_parallel_coordinate(study, **options).set_title("")
+            views.plot_parallel_coordinate(first, target_name=name).set_title("")
             plt.gcf().set_size_inches(10, 4.5)
             plt.savefig(folder / "parallel_coordinates.png", dpi=PNG_DPI, bbox_inches="tight")
             plt.close("all")
-        if found := _importance(study, complete):
+        if found := _importance(first, complete):
             _save(_bars(found, name), folder / "importance.png")
     for drawn in _heat_maps(complete, spec):
         file = f"heatmap_{drawn.x}_{drawn.y}".replace(".", "_")
@@ -118,8 +117,16 @@ def script() -> Markup:
     return Markup(get_plotlyjs())
 
 
-def _first(trial: FrozenTrial) -> float:
-    return float(trial.values[0])
+def _by_first_objective(study: optuna.Study) -> optuna.Study:
+    """The study as if it had no other objective: then pictures know which values are the good ones."""
+    if len(study.directions) == 1:
+        return study
+    first = optuna.create_study(direction=study.directions[0])
+    for trial in study.get_trials():
+        if trial.values:
+            trial.values = trial.values[:1]
+        first.add_trial(trial)
+    return first
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:
@@ -135,10 +142,9 @@ def _varied(trials: list[FrozenTrial]) -> bool:
 def _importance(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, float]:
     """By key, the most important first; empty where there is nothing to explain."""
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    target = _first if len(study.directions) > 1 else None
     if len({trial.values[0] for trial in trials}) < 2:
         return {}
-    return optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
 def _importances(found: dict[str, float], name: str) -> go.Figure:
@@ -148,13 +154,13 @@ def _importances(found: dict[str, float], name: str) -> go.Figure:
     return figure
 
 
-def _parallel(study: optuna.Study, trials: list[FrozenTrial], options: dict[str, Any]) -> go.Figure:
-    figure = optuna.visualization.plot_parallel_coordinate(study, **options)
+def _parallel(study: optuna.Study, trials: list[FrozenTrial], name: str) -> go.Figure:
+    figure = optuna.visualization.plot_parallel_coordinate(study, target_name=name)
     keys = sorted(set().union(*(trial.params for trial in trials)))
     short = [key.rpartition(".")[2] for key in keys]
-    labels = [name if short.count(name) == 1 else key for key, name in zip(keys, short, strict=True)]
+    labels = [label if short.count(label) == 1 else key for key, label in zip(keys, short, strict=True)]
     if len(figure.layout.xaxis.ticktext or ()) == 1 + len(labels):  # Optuna cuts long ones, and older ones have none
-        figure.layout.xaxis.ticktext = [options["target_name"], *labels]
+        figure.layout.xaxis.ticktext = [name, *labels]
     return figure
 
 
