@@ -16,7 +16,8 @@ from rayface import report
 from rayface.config import Config
 from rayface.tuning import figures
 from rayface.tuning.spec import PRUNE, Spec
-from rayface.tuning.study import best_trials, core_set_of, run_of
+from rayface.tuning.study import best_trials
+from rayface.tuning.sweep_directory import core_set_of, run_of
 
 
 def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> dict[str, Any]:

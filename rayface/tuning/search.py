@@ -15,7 +15,8 @@ from rayface.training import interrupt
 from rayface.training.spent import seconds_of
 from rayface.tuning.search_space import suggest
 from rayface.tuning.spec import Spec
-from rayface.tuning.study import interrupted, run_of, started
+from rayface.tuning.study import interrupted, started
+from rayface.tuning.sweep_directory import run_of
 
 Ended = Callable[[optuna.trial.FrozenTrial], None]
 

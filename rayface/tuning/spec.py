@@ -1,12 +1,14 @@
 """What a sweep file says: a base config, a search space, objectives, and how to search."""
 
+from __future__ import annotations
+
 import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -14,8 +16,10 @@ from pydantic.dataclasses import dataclass
 
 from rayface import config as configs
 from rayface.config import Config, Positive
-from rayface.curate.core_set import PruneSettings, check_settings
 from rayface.tuning.search_space import Parameter, grid
+
+if TYPE_CHECKING:
+    from rayface.curate.prune_settings import PruneSettings
 
 _OWN = ("sweep.", "prune.")
 PRUNE = "prune."  # parameters of the prune stage, in front of a trial's training
@@ -187,6 +191,8 @@ def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
     Raises:
         ValueError: an unknown name, or a value that breaks its rule.
     """
+    from rayface.curate.prune_settings import PruneSettings, check_settings
+
     given = {key: value for key, value in values.items() if key != "embeddings"}
     try:
         settings = PruneSettings(**{"baselines": (), **given})

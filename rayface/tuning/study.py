@@ -1,7 +1,6 @@
 """The Optuna study of a sweep: what was tried, what comes next, which trial is worth going on with."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -47,16 +46,6 @@ def open_study(spec: Spec, name: str, storage: str, *, total_steps: int, resume:
         for point in grid(spec.search):
             study.enqueue_trial(point, skip_if_exists=True)
     return study
-
-
-def run_of(sweep: Path, number: int) -> Path:
-    """The run directory of a trial, in that of its sweep."""
-    return sweep / "trials" / f"{number:04d}"
-
-
-def core_set_of(run: Path) -> Path:
-    """What the prune stage of a trial leaves, beside its run directory."""
-    return run.with_name(f"{run.name}_core_set")
 
 
 def interrupted(study: optuna.Study) -> list[FrozenTrial]:

@@ -30,8 +30,8 @@ from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
-from rayface.tuning.study import best_trials, open_study, run_of
-from rayface.tuning.sweep_directory import SPEC, begin, claimed, shared_tracking, study_name, take_up
+from rayface.tuning.study import best_trials, open_study
+from rayface.tuning.sweep_directory import SPEC, begin, claimed, run_of, shared_tracking, study_name, take_up
 from rayface.tuning.trial import run_trial
 
 _TUNE_CPUS = 0.01  # a trial only waits for its workers; Ray Tune takes none for "no resources"

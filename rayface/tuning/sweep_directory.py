@@ -53,6 +53,16 @@ def take_up(file: Path, overrides: Sequence[str]) -> tuple[Spec, Config, Path]:
     return spec, base, found[-1]
 
 
+def run_of(sweep: Path, number: int) -> Path:
+    """The run directory of a trial, in that of its sweep."""
+    return sweep / "trials" / f"{number:04d}"
+
+
+def core_set_of(run: Path) -> Path:
+    """What the prune stage of a trial leaves, beside its run directory."""
+    return run.with_name(f"{run.name}_core_set")
+
+
 def _existing(name: str) -> dict[int, Path]:
     found = {}
     for path in Path("sweeps").absolute().glob(f"{name}-*"):

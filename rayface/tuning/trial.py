@@ -13,13 +13,12 @@ from ray import tune
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.curate.core_set import build
 from rayface.tracking.journal import Journal, read_records
 from rayface.training.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RESULT
 from rayface.training.trainer import train
 from rayface.tuning.spec import PRUNE, prune_settings
-from rayface.tuning.study import core_set_of
+from rayface.tuning.sweep_directory import core_set_of
 
 _POLL_SECONDS = 0.5
 
@@ -68,6 +67,8 @@ def run_trial(
 
 def _pruned(config: Config, run: Path, settings: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The config with the core set, beside the run, in place of the data that it is made of; what was kept of these."""
+    from rayface.curate.core_set import build  # its compiler takes a second to import, of every trial
+
     core_set = core_set_of(run)
     untracked = configs.with_overrides(config, {"tracking.enabled": False})  # it is told in the trial's own run
     facts = build(prune_settings(settings), settings["embeddings"], core_set, data=config.data.train, config=untracked)
