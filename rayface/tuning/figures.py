@@ -1,5 +1,6 @@
 """Pictures of a study: Optuna's, and heat maps of the objective over two parameters."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -100,7 +101,9 @@ def write_pngs(study: optuna.Study, spec: Spec, folder: Path) -> None:
     best = max if spec.objectives[0].mode == "max" else min
     _save(_history(complete, name, best), folder / "history.png")
     if _varied(complete):
-        with matplotlib.rc_context():  # Optuna changes the style of all that is drawn later
+        # Optuna changes the style of all that is drawn later, and warns of axes whose values are all the same.
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             views.plot_parallel_coordinate(first, target_name=name).set_title("")
             plt.gcf().set_size_inches(10, 4.5)
             plt.savefig(folder / "parallel_coordinates.png", dpi=PNG_DPI, bbox_inches="tight")
