@@ -1,7 +1,9 @@
 """A Ray to work on: the cluster that is named, else one of this process's own that ends with it."""
 
+import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,9 @@ def ray_session(
 ) -> Iterator[None]:
     """Connect to Ray, or start a local one that is stopped at the end.
 
+    While it is there, what this process and those of a local Ray write to stdout goes to stderr: Ray's processes
+    warn on the stdout that they inherit, where a reader of --json expects the result alone.
+
     Args:
         address: of a cluster; None: RAY_ADDRESS, else a local Ray.
         num_cpus: CPUs that the job needs; a local Ray offers them even on fewer cores.
@@ -32,6 +37,12 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
+    with _stdout_to_stderr(), _connected(address, num_cpus, debug, dashboard):
+        yield
+
+
+@contextmanager
+def _connected(address: str | None, num_cpus: int, debug: bool, dashboard: bool) -> Iterator[None]:
     # Read by Train's controller when it starts; the default of 2 s is how late it sees that workers are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -55,6 +66,29 @@ def ray_session(
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Of the file descriptors, so that children and C++ follow; nothing where one of them is closed."""
+    try:
+        saved = os.dup(1)
+    except OSError:
+        yield
+        return
+    try:
+        _point_stdout_at(2)
+        yield
+    finally:
+        _point_stdout_at(saved)
+        os.close(saved)
+
+
+def _point_stdout_at(descriptor: int) -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+        sys.stdout.flush()  # what was written before goes where it was meant to
+    with contextlib.suppress(OSError):
+        os.dup2(descriptor, 1)
 
 
 def require(

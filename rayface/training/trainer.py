@@ -5,7 +5,6 @@ import json
 import math
 import os
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from rayface.training.parts import build_config_backbone, build_config_margin, l
 from rayface.training.restarts import clear_restarts, take_leave
 from rayface.training.run_directory import OUTCOME, RESULT, check_data, check_output, claimed
 from rayface.training.schedules import build_schedule
+from rayface.training.spent import session
 from rayface.training.supervisor import Supervisor, cause_of
 from rayface.training.teacher_cache import fill_cache
 from rayface.training.worker import train_worker
@@ -72,8 +72,8 @@ def train(
         held_cpus: of the cluster, by runs at the same time; readers must not wait for these.
 
     Returns:
-        run, model, report, tracking, steps, images_per_second, seconds, faults, loss and, with pairs, the results
-        of the evaluation and accuracy_before.
+        run, model, report, tracking, steps, images_per_second, seconds (of all sessions, where it was resumed),
+        faults, loss and, with pairs, the results of the evaluation and accuracy_before.
 
     Raises:
         ValueError: bad input; one line.
@@ -129,13 +129,12 @@ def _train_in(
     tags: Mapping[str, str],
     held_cpus: float,
 ) -> dict[str, Any]:
-    start = time.monotonic()
     if not resume:
         (run / "faults.log").write_text("".join(f"{fault}\n" for fault in dataset.faults))
-    with _tracked(config, run, dataset, tags) as tracked:
+    with session(run) as seconds, _tracked(config, run, dataset, tags) as tracked:
         with follow(run, _num_steps(config, plan)):
             _fit(config, run, dataset, plan, held_cpus)
-        result = _gather(run, dataset, seconds=time.monotonic() - start)
+        result = _gather(run, dataset, seconds=seconds())
         for path, folder in _artifacts(run):
             tracked.journal.artifact(path, folder)
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
@@ -241,13 +240,13 @@ def _check_resources(config: Config, wait: float, say: Callable[[str], None]) ->
     train = config.train
     if train.device != "cuda":
         require({"CPU": train.cpus_per_worker}, train.min_workers, wait=wait, say=say)
-    if _uses_gpu(config):
+    if uses_gpu(config):
         require({"CPU": train.cpus_per_worker, "GPU": 1}, train.min_workers, wait=wait, say=say)
 
 
 def _check_memory(config: Config, num_classes: int) -> None:
     """Refuse what cannot fit, as seen from where a worker would be: the driver's machine may be another kind."""
-    gpu = _uses_gpu(config)
+    gpu = uses_gpu(config)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU" if gpu else "CPU", 0) > 0]
     share = -(-config.train.max_workers // max(1, len(nodes)))
     here = [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]
@@ -265,7 +264,8 @@ def _check_memory(config: Config, num_classes: int) -> None:
         check_host_fits(config, num_classes, on_host)
 
 
-def _uses_gpu(config: Config) -> bool:
+def uses_gpu(config: Config) -> bool:
+    """Whether each worker takes a GPU; to be asked where Ray is."""
     device = config.train.device
     return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
@@ -341,7 +341,7 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpu
 
 
 def _trainer(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpus: float) -> TorchTrainer:
-    gpu = _uses_gpu(config)
+    gpu = uses_gpu(config)
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = {
         "config": configs.to_dict(config),

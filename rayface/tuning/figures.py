@@ -1,5 +1,6 @@
 """Pictures of a study: Optuna's, and heat maps of the objective over two parameters."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,16 +14,18 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-from rayface.report import PALETTE, PNG_DPI
+from rayface.report import PALETTE, PNG_DPI, WIDE, add_legend, new_axes
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Spec
 
 _NUM_BINS = 5  # of a range, in a heat map
+_PARALLEL = "Parallel coordinates"
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,31 @@ def heat_map(trials: list[FrozenTrial], space: dict[str, Parameter], x: str, y: 
 
 
 def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
-    """The figures of the page: caption, width, and HTML that needs `script()` before it."""
-    complete = _complete(study)
+    """The figures of the page: caption, width, least pixels, and HTML that needs `script()` before it."""
+    first = _by_first_objective(study)
+    complete = _complete(first)
     drawn: list[tuple[str, bool, go.Figure]] = []
     names = [objective.metric for objective in spec.objectives]
-    target = _first if len(names) > 1 else None
+    dark_is_high = spec.objectives[0].mode == "max"
     if len(complete) > 1:
         views: Any = optuna.visualization
         if len(names) in (2, 3):
             drawn.append(("Pareto front", True, views.plot_pareto_front(study, target_names=names)))
-        options = {"target": target, "target_name": names[0]}
-        drawn.append(("History", True, views.plot_optimization_history(study, **options)))
+        drawn.append(("History", True, views.plot_optimization_history(first, target_name=names[0])))
         if _varied(complete):
-            drawn.append(("Importance of the parameters", True, _importances(study, complete, names[0])))
-            drawn.append(("Parallel coordinates", True, views.plot_parallel_coordinate(study, **options)))
-        drawn += [(_caption(h), False, _plotly_heat_map(h, names[0])) for h in _heat_maps(complete, spec)]
+            if found := _importance(first, complete):
+                drawn.append(("Importance of the parameters", True, _importances(found, names[0])))
+            drawn.append((_PARALLEL, True, _parallel(first, complete, names[0])))
+        drawn += [(_caption(h), False, _plotly_heat_map(h, names[0], dark_is_high)) for h in _heat_maps(complete, spec)]
     if len(names) == 1 and any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
         curves = optuna.visualization.plot_intermediate_values(study)
+        curves.update_layout(showlegend=False, xaxis_title="step", yaxis_title=names[0])
         drawn.append(("While they train", True, curves))
-    return [{"caption": caption, "wide": wide, "html": _html(figure)} for caption, wide, figure in drawn]
+    pixels = {_PARALLEL: 90 * (1 + len(spec.search))}
+    return [
+        {"caption": caption, "wide": wide, "pixels": pixels.get(caption, 0), "html": _html(figure)}
+        for caption, wide, figure in drawn
+    ]
 
 
 def write_pngs(study: optuna.Study, spec: Spec, folder: Path) -> None:
@@ -84,25 +93,26 @@ def write_pngs(study: optuna.Study, spec: Spec, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     folder.mkdir(exist_ok=True)
-    complete, name = _complete(study), spec.objectives[0].metric
+    first = _by_first_objective(study)
+    complete, name = _complete(first), spec.objectives[0].metric
     if len(complete) < 2:
         return
     views: Any = optuna.visualization.matplotlib
-    options = {"target": _first if len(spec.objectives) > 1 else None, "target_name": name}
-    plots: dict[str, Callable[[], Any]] = {"history": lambda: views.plot_optimization_history(study, **options)}
+    best = max if spec.objectives[0].mode == "max" else min
+    _save(_history(complete, name, best), folder / "history.png")
     if _varied(complete):
-        plots["parallel_coordinates"] = lambda: views.plot_parallel_coordinate(study, **options)
-    for file, plot in plots.items():
-        with matplotlib.rc_context():  # Optuna changes the style of all that is drawn later
-            plot()
+        # Optuna changes the style of all that is drawn later, and warns of axes whose values are all the same.
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            views.plot_parallel_coordinate(first, target_name=name).set_title("")
             plt.gcf().set_size_inches(10, 4.5)
-            plt.savefig(folder / f"{file}.png", dpi=PNG_DPI, bbox_inches="tight")
+            plt.savefig(folder / "parallel_coordinates.png", dpi=PNG_DPI, bbox_inches="tight")
             plt.close("all")
-    if _varied(complete):
-        _save(_bars(_importance(study, complete), name), folder / "importance.png")
+        if found := _importance(first, complete):
+            _save(_bars(found, name), folder / "importance.png")
     for drawn in _heat_maps(complete, spec):
         file = f"heatmap_{drawn.x}_{drawn.y}".replace(".", "_")
-        _save(_matplotlib_heat_map(drawn, name), folder / f"{file}.png")
+        _save(_matplotlib_heat_map(drawn, name, best is max), folder / f"{file}.png")
 
 
 def script() -> Markup:
@@ -110,8 +120,16 @@ def script() -> Markup:
     return Markup(get_plotlyjs())
 
 
-def _first(trial: FrozenTrial) -> float:
-    return float(trial.values[0])
+def _by_first_objective(study: optuna.Study) -> optuna.Study:
+    """The study as if it had no other objective: then pictures know which values are the good ones."""
+    if len(study.directions) == 1:
+        return study
+    first = optuna.create_study(direction=study.directions[0])
+    for trial in study.get_trials():
+        if trial.values:
+            trial.values = trial.values[:1]
+        first.add_trial(trial)
+    return first
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:
@@ -125,17 +143,27 @@ def _varied(trials: list[FrozenTrial]) -> bool:
 
 
 def _importance(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, float]:
+    """By key, the most important first; empty where there is nothing to explain."""
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    target = _first if len(study.directions) > 1 else None
-    if len({trial.values[0] for trial in trials}) < 2:  # nothing to explain
+    if len({trial.values[0] for trial in trials}) < 2:
         return {}
-    return optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
-def _importances(study: optuna.Study, trials: list[FrozenTrial], name: str) -> go.Figure:
-    found = dict(reversed(_importance(study, trials).items()))
+def _importances(found: dict[str, float], name: str) -> go.Figure:
+    found = dict(reversed(found.items()))
     figure = go.Figure(go.Bar(x=list(found.values()), y=list(found), orientation="h", marker_color=PALETTE["blue"]))
-    figure.update_layout(xaxis_title=f"share of the variance of {name} (fANOVA)")
+    figure.update_layout(xaxis_title=f"share of {name}'s variance")
+    return figure
+
+
+def _parallel(study: optuna.Study, trials: list[FrozenTrial], name: str) -> go.Figure:
+    figure = optuna.visualization.plot_parallel_coordinate(study, target_name=name)
+    keys = sorted(set().union(*(trial.params for trial in trials)))
+    short = [key.rpartition(".")[2] for key in keys]
+    labels = [label if short.count(label) == 1 else key for key, label in zip(keys, short, strict=True)]
+    if len(figure.layout.xaxis.ticktext or ()) == 1 + len(labels):  # Optuna cuts long ones, and older ones have none
+        figure.layout.xaxis.ticktext = [name, *labels]
     return figure
 
 
@@ -170,7 +198,7 @@ def _cell_texts(drawn: HeatMap) -> list[list[str]]:
     ]
 
 
-def _plotly_heat_map(drawn: HeatMap, name: str) -> go.Figure:
+def _plotly_heat_map(drawn: HeatMap, name: str, dark_is_high: bool) -> go.Figure:
     texts = _cell_texts(drawn)
     figure = go.Figure(
         go.Heatmap(
@@ -179,18 +207,39 @@ def _plotly_heat_map(drawn: HeatMap, name: str) -> go.Figure:
             y=drawn.y_labels,
             text=texts,
             texttemplate="%{text}",
+            textfont={"size": 11},
             colorscale="Blues",
-            colorbar={"title": name},
+            reversescale=not dark_is_high,
+            colorbar={"title": {"text": name, "side": "right"}, "thickness": 14},
+            xgap=2,
+            ygap=2,
         )
     )
-    figure.update_layout(xaxis={"title": drawn.x, "type": "category"}, yaxis={"title": drawn.y, "type": "category"})
+    axis = {"type": "category", "showgrid": False, "automargin": True}
+    x, y = ([*axis_labels] for axis_labels in (drawn.x_labels, drawn.y_labels))
+    figure.update_layout(
+        xaxis={**axis, "title": drawn.x, "categoryarray": x, "range": [-0.5, len(x) - 0.5]},
+        yaxis={**axis, "title": drawn.y, "categoryarray": y, "range": [-0.5, len(y) - 0.5]},
+    )
     return figure
 
 
-def _matplotlib_heat_map(drawn: HeatMap, name: str) -> Figure:
+def _history(trials: list[FrozenTrial], name: str, best: Callable[[list[float]], float]) -> Figure:
+    figure, axes = new_axes(WIDE, "trial", name)
+    numbers, values = [trial.number for trial in trials], [trial.values[0] for trial in trials]
+    so_far = [best(values[: k + 1]) for k in range(len(values))]
+    axes.plot(numbers, so_far, color=PALETTE["orange"], linewidth=2, drawstyle="steps-post", label="best so far")
+    axes.plot(numbers, values, "o", color=PALETTE["blue"], markersize=5, label="trial")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    add_legend(axes)
+    return figure
+
+
+def _matplotlib_heat_map(drawn: HeatMap, name: str, dark_is_high: bool) -> Figure:
     figure = Figure(figsize=(7, 4.6), facecolor=PALETTE["surface"], layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(drawn.means, cmap="Blues", aspect="auto", origin="lower")
+    axes.set_facecolor(PALETTE["grid"])
+    image = axes.imshow(drawn.means, cmap="Blues" if dark_is_high else "Blues_r", aspect="auto", origin="lower")
     axes.set_xticks(range(len(drawn.x_labels)), drawn.x_labels, fontsize=8)
     axes.set_yticks(range(len(drawn.y_labels)), drawn.y_labels, fontsize=8)
     axes.set_xlabel(drawn.x, color=PALETTE["muted"])
@@ -198,7 +247,8 @@ def _matplotlib_heat_map(drawn: HeatMap, name: str) -> Figure:
     middle = (np.nanmin(drawn.means) + np.nanmax(drawn.means)) / 2 if drawn.counts.any() else 0.0
     for row, texts in enumerate(_cell_texts(drawn)):
         for column, text in enumerate(texts):
-            colour = "white" if drawn.means[row, column] > middle else PALETTE["ink"]
+            dark = (drawn.means[row, column] > middle) == dark_is_high
+            colour = "white" if dark else PALETTE["ink"]
             axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
     figure.colorbar(image, label=name)
     return figure
@@ -208,7 +258,7 @@ def _bars(values: dict[str, float], name: str) -> Figure:
     figure = Figure(figsize=(7, 0.8 + 0.45 * len(values)), facecolor=PALETTE["surface"], layout="constrained")
     axes = figure.add_subplot()
     axes.barh(list(reversed(values)), list(reversed(values.values())), color=PALETTE["blue"])
-    axes.set_xlabel(f"share of the variance of {name} (fANOVA)", color=PALETTE["muted"])
+    axes.set_xlabel(f"share of {name}'s variance (fANOVA)", color=PALETTE["muted"])
     return figure
 
 
@@ -217,8 +267,17 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _html(figure: go.Figure) -> Markup:
-    figure.update_layout(title=None, template="plotly_white", width=None, margin={"t": 20, "r": 20, "b": 50})
-    options = {"responsive": True, "displaylogo": False}
+    figure.update_layout(
+        title=None,
+        template="plotly_white",
+        width=None,
+        margin={"t": 30, "r": 20, "b": 50, "l": 50},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        paper_bgcolor="rgba(0,0,0,0)",  # the page's own, light or dark
+        plot_bgcolor=PALETTE["grid"] if isinstance(figure.data[0], go.Heatmap) else "rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "color": PALETTE["ink"]},
+    )
+    options = {"responsive": True, "displayModeBar": False}
     return Markup(to_html(figure, full_html=False, include_plotlyjs=False, config=options, default_height=420))
 
 

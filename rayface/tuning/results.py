@@ -17,6 +17,7 @@ from rayface.config import Config
 from rayface.tuning import figures
 from rayface.tuning.spec import PRUNE, Spec
 from rayface.tuning.study import best_trials
+from rayface.tuning.sweep_directory import core_set_of, run_of
 
 
 def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> dict[str, Any]:
@@ -43,7 +44,8 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
             "params": best[0].params,
         }
         result["best_config"] = str(folder / "best.yaml")
-        _write_best(base, best[0], folder / "best.yaml")
+        _write_best(spec, base, best[0], folder)
+    took = [] if "seconds" in metrics else ["seconds"]
     plots = figures.draw(study, spec)
     figures.write_pngs(study, spec, folder / "plots")
     page = report.load_template("sweep.html").render(
@@ -52,15 +54,8 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
         plots=plots,
         config="",
         plotly=figures.script(),
-        header=[
-            "trial",
-            "state",
-            *[objective.metric for objective in spec.objectives],
-            *spec.search,
-            "seconds",
-            "note",
-        ],
-        rows=[_row(trial, spec, {t.number for t in best}) for trial in trials],
+        header=["trial", "state", *metrics, *spec.search, *took, "note"],
+        rows=[_row(trial, spec, took, {t.number for t in best}) for trial in trials],
         palette=report.PALETTE,
         version=rayface.__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -70,10 +65,12 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
     return result
 
 
-def _write_best(base: Config, trial: FrozenTrial, path: Path) -> None:
+def _write_best(spec: Spec, base: Config, trial: FrozenTrial, folder: Path) -> None:
     params = {key: value for key, value in trial.params.items() if not key.startswith(PRUNE)}
+    if spec.prune is not None:
+        params["data.train"] = str(core_set_of(run_of(folder, trial.number)))
     config = configs.with_overrides(base, params)
-    configs.dump(replace(config, train=replace(config.train, output=None)), path)
+    configs.dump(replace(config, train=replace(config.train, output=None)), folder / "best.yaml")
 
 
 def _table(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -86,16 +83,13 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("seconds", f"{result['seconds']:,.0f}")]
 
 
-def _row(trial: FrozenTrial, spec: Spec, best: set[int]) -> dict[str, Any]:
+def _row(trial: FrozenTrial, spec: Spec, facts: list[str], best: set[int]) -> dict[str, Any]:
     values: Sequence[float] = trial.values or []
     cells = [str(trial.number), trial.state.name.lower()]
     cells += [_text(values[k]) if k < len(values) else "-" for k in range(len(spec.objectives))]
     cells += [_text(trial.params[key]) if key in trial.params else "-" for key in spec.search]
-    duration = trial.duration.total_seconds() if trial.duration else 0.0
-    return {
-        "cells": [*cells, f"{duration:,.0f}", trial.user_attrs.get("reason", "")],
-        "best": trial.number in best,
-    }
+    cells += [_text(trial.user_attrs[key]) if key in trial.user_attrs else "-" for key in facts]
+    return {"cells": [*cells, trial.user_attrs.get("reason", "")], "best": trial.number in best}
 
 
 def _text(value: Any) -> str:

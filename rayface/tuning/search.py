@@ -12,9 +12,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from rayface.training import interrupt
+from rayface.training.spent import seconds_of
 from rayface.tuning.search_space import suggest
 from rayface.tuning.spec import Spec
 from rayface.tuning.study import interrupted, started
+from rayface.tuning.sweep_directory import run_of
 
 Ended = Callable[[optuna.trial.FrozenTrial], None]
 
@@ -28,7 +30,7 @@ class StudySearch(Searcher):
     Args:
         study: as `open_study` returns it.
         spec: with the space and the number of trials.
-        folder: where the trials' run directories are.
+        folder: the sweep's.
         ended: called with every trial that has ended.
     """
 
@@ -51,10 +53,6 @@ class StudySearch(Searcher):
             new = min(new, len(waiting))
         return max(0, new) + len(self._again)
 
-    def run_of(self, number: int) -> Path:
-        """The run directory of a trial."""
-        return self._folder / f"{number:04d}"
-
     def stop(self) -> None:
         """Start no more trials, and ask those at work to stop; they are left to a sweep that is resumed."""
         self._stopped = True
@@ -70,6 +68,10 @@ class StudySearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         pass
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune writes its searcher to disk, and the URI of the study may hold a password."""
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._stopped or time.monotonic() > self._deadline or not self.remaining:
             return Searcher.FINISHED
@@ -79,7 +81,7 @@ class StudySearch(Searcher):
         else:
             trial = self._study.ask()
         self._trials[trial_id] = trial
-        return {"run": str(self.run_of(trial.number)), "values": suggest(self._spec.search, trial)}
+        return {"run": str(run_of(self._folder, trial.number)), "values": suggest(self._spec.search, trial)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._trials[trial_id]
@@ -94,11 +96,11 @@ class StudySearch(Searcher):
         trial = self._trials.pop(trial_id)
         result = result or {}
         state = result.get("state")
-        facts: dict[str, Any] = {"run": str(self.run_of(trial.number))}
+        run = run_of(self._folder, trial.number)
+        facts: dict[str, Any] = {"run": str(run), "seconds": result.get("seconds", seconds_of(run))}
         values: list[float] = []
         if state == "COMPLETE" and not error:
             ending, values = TrialState.COMPLETE, result["values"]
-            facts["seconds"] = result["seconds"]
         elif state == "PRUNED" and trial_id in self._pruned and not error:
             ending = TrialState.PRUNED
         else:
@@ -113,4 +115,4 @@ class StudySearch(Searcher):
 
     def _ask_to_stop(self, number: int) -> None:
         with contextlib.suppress(FileNotFoundError):  # it has not begun
-            (self.run_of(number) / interrupt.REQUEST).touch()
+            (run_of(self._folder, number) / interrupt.REQUEST).touch()

@@ -1,11 +1,14 @@
 """What a sweep file says: a base config, a search space, objectives, and how to search."""
 
+from __future__ import annotations
+
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -13,8 +16,10 @@ from pydantic.dataclasses import dataclass
 
 from rayface import config as configs
 from rayface.config import Config, Positive
-from rayface.curate.core_set import PruneSettings, check_settings
 from rayface.tuning.search_space import Parameter, grid
+
+if TYPE_CHECKING:
+    from rayface.curate.prune_settings import PruneSettings
 
 _OWN = ("sweep.", "prune.")
 PRUNE = "prune."  # parameters of the prune stage, in front of a trial's training
@@ -53,7 +58,8 @@ class SweepConfig:
     """asha, hyperband: one in so many trials goes on at each rung."""
     seed: Annotated[int, Field(ge=0)] = 0
     storage: str | None = None
-    """Of the Optuna study: postgresql://..., mysql://...; None: sqlite in the sweep's directory."""
+    """Of the Optuna study: sqlite:///FILE, postgresql://..., mysql://...; None: OPTUNA_STORAGE, which may hold a
+    password, else sqlite in the sweep's directory."""
     output: str | None = None
     """Sweep directory, on a disk that all nodes share; None: the next free sweeps/NAME-001."""
 
@@ -160,6 +166,7 @@ def _check(spec: Spec, base: Config) -> None:
             raise ValueError(f"heatmaps: {key}: must be one of the parameters: {', '.join(spec.search)}")
     _check_prune(spec)
     _check_objectives(spec, base)
+    _check_storage(spec.sweep.storage)
     if spec.sweep.sampler == "grid":
         grid(spec.search)
 
@@ -184,6 +191,8 @@ def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
     Raises:
         ValueError: an unknown name, or a value that breaks its rule.
     """
+    from rayface.curate.prune_settings import PruneSettings, check_settings
+
     given = {key: value for key, value in values.items() if key != "embeddings"}
     try:
         settings = PruneSettings(**{"baselines": (), **given})
@@ -193,10 +202,17 @@ def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
     return settings
 
 
+def _check_storage(uri: str | None) -> None:
+    if uri is not None and re.search(r"://[^/\s@:]*:[^\s@]+@", uri):
+        raise ValueError("sweep.storage: must not hold a password, it is written down: set OPTUNA_STORAGE instead")
+
+
 def _check_objectives(spec: Spec, base: Config) -> None:
     metrics = [objective.metric for objective in spec.objectives]
     if "accuracy_mean" in metrics and base.evaluate.pairs is None:
         raise ValueError("evaluate.pairs: is not set: objective accuracy_mean needs it, and evaluate.data")
+    if spec.sweep.sampler == "cmaes" and len(metrics) > 1:
+        raise ValueError("sweep.sampler: cmaes: must be tpe, gp, random or grid with several objectives")
     pruner = spec.sweep.pruner
     if pruner == "none":
         return

@@ -8,25 +8,29 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from rayface.tracking import mask_credentials
 from rayface.tuning.search_space import grid
 from rayface.tuning.spec import Spec, SweepConfig
 
 
-def open_study(spec: Spec, name: str, storage: str, *, total_steps: int) -> optuna.Study:
+def open_study(spec: Spec, name: str, storage: str, *, total_steps: int, resume: bool = False) -> optuna.Study:
     """Make the study, or go on with it.
 
     Args:
         name: of the study in its storage.
         storage: a URI of SQLAlchemy's; optuna-dashboard reads the same.
         total_steps: of a trial's training, for hyperband.
+        resume: it must be there: in a new one, all trials would be run again.
 
     Raises:
-        ValueError: the storage cannot be opened.
+        ValueError: the storage cannot be opened, or does not hold the study that is to go on.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
         rdb = optuna.storages.RDBStorage(storage)
+        if resume and name not in optuna.get_all_study_names(rdb):
+            raise LookupError(f"it holds no {name}: name the one that the sweep was started with")
         study = optuna.create_study(
             storage=rdb,
             study_name=name,
@@ -35,7 +39,7 @@ def open_study(spec: Spec, name: str, storage: str, *, total_steps: int) -> optu
             pruner=_pruner(spec.sweep, total_steps),
         )
     except Exception as error:  # SQLAlchemy's drivers raise whatever they like
-        text = " ".join(str(error).split())[:300]
+        text = mask_credentials(" ".join(str(error).split()))[:300]
         raise ValueError(f"sweep.storage: the study cannot be opened: {type(error).__name__}: {text}") from error
     study.sampler = _sampler(spec.sweep, len(study.get_trials(deepcopy=False)))
     if spec.sweep.sampler == "grid":

@@ -1,12 +1,10 @@
 """The driver's side of a sweep: claim its directory, run the trials, record them, gather the results."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import math
 import os
-import re
 import threading
 import time
 import uuid
@@ -23,19 +21,19 @@ from ray import tune as ray_tune
 from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
-from rayface.data.storage import normalise
 from rayface.session import ray_session
 from rayface.tracking.journal import Status
 from rayface.training.interrupt import TrainingInterruptedError, terminable
-from rayface.training.trainer import rehearse
+from rayface.training.spent import session
+from rayface.training.trainer import rehearse, uses_gpu
 from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
 from rayface.tuning.study import best_trials, open_study
+from rayface.tuning.sweep_directory import SPEC, begin, claimed, run_of, shared_tracking, study_name, take_up
 from rayface.tuning.trial import run_trial
 
-SPEC = "sweep.yaml"
 _TUNE_CPUS = 0.01  # a trial only waits for its workers; Ray Tune takes none for "no resources"
 Say = Callable[[str], None]
 
@@ -62,36 +60,38 @@ def tune(
         say: told of every trial that has ended.
 
     Returns:
-        sweep (its directory), trials by how they ended, the best one with its values and parameters, seconds.
+        sweep (its directory), trials by how they ended, the best one with its values and parameters,
+        seconds (of all sessions, where it was resumed).
 
     Raises:
         ValueError: bad input; one line.
         TrainingInterruptedError: by Ctrl-C or SIGTERM; one line.
     """
-    spec, base, folder = _resumed(file, overrides) if resume else _new(file, overrides, preset)
+    spec, base, folder = take_up(file, overrides) if resume else begin(file, overrides, preset)
     base, total_steps = rehearse(base)
-    base = replace(base, tracking=_tracking(base, folder))
+    base = replace(base, tracking=shared_tracking(base, folder))
     _quiet_tune(debug)
-    num_cpus = spec.sweep.concurrency * _cpus(base) + 1
-    with _claimed(folder), ray_session(address, num_cpus=num_cpus, debug=debug, dashboard=True):
-        _check_room(spec, base)
-        storage = spec.sweep.storage or f"sqlite:///{folder / 'study.db'}"
-        study = open_study(spec, _study_name(folder, resume), storage, total_steps=total_steps)
+    most = _most_workers(spec, base)
+    num_cpus = spec.sweep.concurrency * _cpus(most) + 1
+    with claimed(folder), ray_session(address, num_cpus=num_cpus, debug=debug, dashboard=True):
+        _check_room(spec, most)
+        storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{folder / 'study.db'}"
+        study = open_study(spec, study_name(folder, resume), storage, total_steps=total_steps, resume=resume)
         if not resume:
             specs.dump(spec, base, folder / SPEC)
-        sweep = _Sweep(spec, base, folder, study, say)
-        with sweep.tracked():
-            sweep.run()
-            return sweep.finish()
+        with session(folder) as seconds:
+            sweep = _Sweep(spec, base, folder, study, say)
+            with sweep.tracked():
+                sweep.run()
+                return sweep.finish(seconds())
 
 
 class _Sweep:
     def __init__(self, spec: Spec, base: Config, folder: Path, study: optuna.Study, say: Say) -> None:
         self._spec, self._base, self._folder, self._study, self._say = spec, base, folder, study, say
-        self._start = time.time()
         self._journal = tracking.Journal(folder / "journal" / "driver.jsonl")
         self._tags: dict[str, str] = {}  # of the trials' MLflow runs
-        self._search = StudySearch(study, spec, folder / "trials", self._ended)
+        self._search = StudySearch(study, spec, folder, self._ended)
 
     @contextlib.contextmanager
     def tracked(self) -> Iterator[None]:
@@ -134,7 +134,7 @@ class _Sweep:
             metrics=metrics,
             watch=watch,
             tags=self._tags,
-            held_cpus=(concurrency - 1) * _cpus(self._base) + concurrency * _TUNE_CPUS,
+            held_cpus=(concurrency - 1) * _cpus(_most_workers(self._spec, self._base)) + concurrency * _TUNE_CPUS,
         )
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(trial, {"CPU": _TUNE_CPUS}),
@@ -150,10 +150,10 @@ class _Sweep:
         with terminable():
             self._wait_for(lambda: tuner.fit())
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, seconds: float) -> dict[str, Any]:
         """Write what came out, and tell MLflow."""
         best = best_trials(self._study)
-        result = write_results(self._spec, self._base, self._folder, self._study, seconds=time.time() - self._start)
+        result = write_results(self._spec, self._base, self._folder, self._study, seconds=seconds)
         for path in (self._folder / "best.yaml", self._folder / "report.html", self._folder / "result.json"):
             if path.exists():
                 self._journal.artifact(path)
@@ -188,7 +188,7 @@ class _Sweep:
             raise failures[0]
 
     def _ended(self, trial: FrozenTrial) -> None:
-        run = self._search.run_of(trial.number)
+        run = run_of(self._folder, trial.number)
         journal = tracking.Journal(run / "journal" / "sweep.jsonl")
         journal.params(trial.params)
         journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})
@@ -208,7 +208,7 @@ class _Sweep:
     def _record_trials(self, best: set[int]) -> None:
         """Tag the trials' MLflow runs, and send what could not be sent when they ended."""
         for trial in self._study.get_trials(deepcopy=False):
-            run = self._search.run_of(trial.number)
+            run = run_of(self._folder, trial.number)
             if not trial.state.is_finished():
                 continue
             journal = tracking.Journal(run / "journal" / "sweep.jsonl")
@@ -223,72 +223,10 @@ class _Sweep:
                     return
 
 
-def _new(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
-    spec, base = specs.load(file, overrides, preset)
-    if spec.prune is not None:  # a trial runs in another directory
-        paths = {key: normalise(spec.prune[key]) for key in ("embeddings", "head") if spec.prune.get(key)}
-        spec = replace(spec, prune={**spec.prune, **paths})
-    if spec.sweep.output is None:
-        return spec, base, _numbered(file.stem)
-    folder = Path(spec.sweep.output).absolute()
-    if (folder / SPEC).exists() or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"sweep.output: {folder}: holds a sweep: go on with --resume, or choose another directory")
-    return spec, base, folder
-
-
-def _resumed(file: Path, overrides: Sequence[str]) -> tuple[Spec, Config, Path]:
-    specs.check_resumable(overrides)
-    given = [text.partition("=")[2] for text in overrides if text.startswith("sweep.output=")]
-    found = [Path(text).absolute() for text in given] or sorted(_existing(file.stem).values())[-1:]
-    if not found or not (found[-1] / SPEC).is_file():
-        where = found[-1] if found else f"sweeps/{file.stem}-*"
-        raise ValueError(f"--resume: {where}: no sweep there: name it with sweep.output=DIR")
-    spec, base = specs.load(found[-1] / SPEC, overrides)
-    return spec, base, found[-1]
-
-
-def _existing(name: str) -> dict[int, Path]:
-    found = {}
-    for path in Path("sweeps").absolute().glob(f"{name}-*"):
-        if match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name):
-            found[int(match[1])] = path
-    return found
-
-
-def _numbered(name: str) -> Path:
-    return Path("sweeps").absolute() / f"{name}-{max(_existing(name), default=0) + 1:03d}"
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """The directory, made if need be, and kept from other drivers while inside."""
-    try:
-        (folder / "trials").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"sweep.output: {folder}: cannot be written: {error.strerror}: choose another") from error
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"sweep.output: {folder}: a sweep is at work in it: wait for it, or stop it") from error
-        except OSError:
-            pass  # a disk without locks
-        yield
-
-
-def _study_name(folder: Path, resume: bool) -> str:
-    """Of this sweep alone, wherever its directory is moved to."""
-    path = folder / "study_name"
-    if not resume:
-        path.write_text(f"{folder.name}-{uuid.uuid4().hex[:12]}")
-    return path.read_text()
-
-
-def _tracking(base: Config, folder: Path) -> configs.TrackingConfig:
-    """One place for the sweep and its trials."""
-    if base.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        return base.tracking
-    return replace(base.tracking, uri=f"sqlite:///{folder.parent / 'mlflow.db'}")
+def _most_workers(spec: Spec, base: Config) -> Config:
+    """The base with as many workers, and CPUs of each, as any trial may have."""
+    keys = [key for key in ("train.num_workers", "train.cpus_per_worker") if key in spec.search]
+    return configs.with_overrides(base, {key: max(map(int, spec.search[key].edges())) for key in keys})  # type: ignore[arg-type]
 
 
 def _cpus(base: Config) -> int:
@@ -305,13 +243,14 @@ def _quiet_tune(debug: bool) -> None:
 
 def _check_room(spec: Spec, base: Config) -> None:
     """Trials that do not fit at once would wait for each other's workers."""
-    cpus = _cpus(base)
-    room = int(ray.cluster_resources().get("CPU", 0) // cpus)
-    if room < spec.sweep.concurrency:
-        raise ValueError(
-            f"sweep.concurrency: {spec.sweep.concurrency}: a trial needs {cpus} CPU, the cluster has room for {room}: "
-            "lower it, or train.num_workers"
-        )
+    needs = {"CPU": _cpus(base), **({"GPU": base.train.max_workers} if uses_gpu(base) else {})}
+    for name, need in needs.items():
+        room = int(ray.cluster_resources().get(name, 0) // need)
+        if room < spec.sweep.concurrency:
+            raise ValueError(
+                f"sweep.concurrency: {spec.sweep.concurrency}: a trial needs {need} {name}, the cluster has room for "
+                f"{room}: lower it, or train.num_workers"
+            )
 
 
 def _nested_in(delivery: tracking.Delivery, timeout: float, say: Say) -> dict[str, str]:

@@ -13,12 +13,12 @@ from ray import tune
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.curate.core_set import build
-from rayface.tracking.journal import read_records
+from rayface.tracking.journal import Journal, read_records
 from rayface.training.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RESULT
 from rayface.training.trainer import train
 from rayface.tuning.spec import PRUNE, prune_settings
+from rayface.tuning.sweep_directory import core_set_of
 
 _POLL_SECONDS = 0.5
 
@@ -48,9 +48,10 @@ def run_trial(
     try:
         values = {key: value for key, value in job["values"].items() if not key.startswith(PRUNE)}
         config = configs.with_overrides(configs.from_dict(base), {**values, "train.output": str(run)})
+        facts = None
         if prune is not None:
-            config = _pruned(config, run, {**prune, **_of_stage(job["values"])})
-        result = _trained(config, run, watch, tags=tags, held_cpus=held_cpus)
+            config, facts = _pruned(config, run, {**prune, **_of_stage(job["values"])})
+        result = _trained(config, run, watch, facts, tags=tags, held_cpus=held_cpus)
         numbers = [float(result.get(metric, math.nan)) for metric in metrics]
         missing = [metric for metric, value in zip(metrics, numbers, strict=True) if not math.isfinite(value)]
         if missing:
@@ -64,18 +65,23 @@ def run_trial(
         tune.report({"state": "FAIL", "reason": f"{type(error).__name__}: {text}"[:1000]})
 
 
-def _pruned(config: Config, run: Path, settings: Mapping[str, Any]) -> Config:
-    """The config with the core set, beside the run, in place of the data that it is made of."""
-    core_set = run.with_name(f"{run.name}_core_set")
-    build(prune_settings(settings), settings["embeddings"], core_set, data=config.data.train, config=config)
-    return configs.with_overrides(config, {"data.train": str(core_set)})
+def _pruned(config: Config, run: Path, settings: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The config with the core set, beside the run, in place of the data that it is made of; what was kept of these."""
+    from rayface.curate.core_set import build  # its compiler takes a second to import, of every trial
+
+    core_set = core_set_of(run)
+    untracked = configs.with_overrides(config, {"tracking.enabled": False})  # it is told in the trial's own run
+    facts = build(prune_settings(settings), settings["embeddings"], core_set, data=config.data.train, config=untracked)
+    return configs.with_overrides(config, {"data.train": str(core_set)}), facts
 
 
 def _of_stage(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(PRUNE): value for key, value in values.items() if key.startswith(PRUNE)}
 
 
-def _trained(config: Config, run: Path, watch: str | None, **options: Any) -> dict[str, Any]:
+def _trained(
+    config: Config, run: Path, watch: str | None, facts: Mapping[str, Any] | None, **options: Any
+) -> dict[str, Any]:
     if (run / RESULT).exists():  # it was finished when the sweep broke off
         result: dict[str, Any] = json.loads((run / RESULT).read_text())
         return result
@@ -85,6 +91,8 @@ def _trained(config: Config, run: Path, watch: str | None, **options: Any) -> di
 
     @contextmanager
     def follow(run: Path, total_steps: int) -> Iterator[None]:
+        if facts is not None:
+            _log_prune(run, facts)
         done = threading.Event()
         thread = threading.Thread(target=_report_evaluations, args=(run, watch, done), daemon=True)
         thread.start()
@@ -95,6 +103,13 @@ def _trained(config: Config, run: Path, watch: str | None, **options: Any) -> di
             thread.join()
 
     return train(config, resume=resume, follow=follow, **options)
+
+
+def _log_prune(run: Path, facts: Mapping[str, Any]) -> None:
+    journal = Journal(run / "journal" / "prune.jsonl")
+    journal.metrics({f"prune/{key}": value for key, value in facts.items() if isinstance(value, int | float)}, 0)
+    journal.artifact(core_set_of(run) / "report.html", "prune")
+    journal.close()
 
 
 def _report_evaluations(run: Path, watch: str | None, done: threading.Event) -> None:

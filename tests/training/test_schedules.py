@@ -176,6 +176,15 @@ def test_haar_window_with_restarts_follows_the_rows_of_plateaus():
     assert found[first : first + 9] == [1 / 2] * 3 + [1 / 4] * 3 + [1 / 8] * 3
 
 
+def test_a_loss_that_is_no_number_is_left_out():
+    losses = [float(loss) for loss in noisy(60)]
+    options = {"tolerance": 0.05, "alpha": 0.3, "beta": 0.3}
+    whole = fastface(60, losses, **options)
+    for bad in (math.nan, math.inf):
+        found = fastface(60, [*losses[:30], bad, *losses[30:]], **options)
+        assert found[:30] + found[31:] == whole
+
+
 def test_lambda_total_carries_a_setting_over_to_other_numbers_of_steps():
     for total in (100, 10_000):
         schedule = FastFace(sgd(), total_steps=total, lambda_total=10.0, alpha_total=50.0)

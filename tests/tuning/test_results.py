@@ -88,16 +88,23 @@ def searched(file, *overrides):
     return spec, base, study
 
 
-def test_a_sweep_leaves_a_page_pictures_and_the_best_config(tmp_path):
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """The folder of a sweep that has ended, its result, its study."""
+    folder = tmp_path_factory.mktemp("sweep")
     spec, base, study = searched("fastface.yaml")
-    result = write_results(spec, base, tmp_path, study, seconds=5.0)
+    return folder, write_results(spec, base, folder, study, seconds=5.0), study
+
+
+def test_a_sweep_leaves_a_page_pictures_and_the_best_config(left):
+    folder, result, study = left
     assert (result["trials"], result["complete"], result["pruned"], result["fail"]) == (12, 10, 1, 1)
-    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert json.loads((folder / "result.json").read_text()) == result
     assert result["best"]["accuracy_mean"] == study.best_value
-    best = configs.load(file=tmp_path / "best.yaml")
+    best = configs.load(file=folder / "best.yaml")
     assert best.optim.lr == study.best_params["optim.lr"]
     assert best.schedule.name == "fastface"
-    text = (tmp_path / "report.html").read_text()
+    text = (folder / "report.html").read_text()
     page = Page(text)
     assert page.fetched == []
     assert page.tags.count("figure") == text.count('class="plotly-graph-div"') == 6
@@ -106,16 +113,27 @@ def test_a_sweep_leaves_a_page_pictures_and_the_best_config(tmp_path):
     assert "b" not in page.tags
     names = {"history", "importance", "parallel_coordinates"}
     names |= {"heatmap_optim_lr_schedule_decay", "heatmap_schedule_lambda_total_schedule_tolerance"}
-    assert {path.stem for path in (tmp_path / "plots").iterdir()} == names
-    for path in (tmp_path / "plots").iterdir():
+    assert {path.stem for path in (folder / "plots").iterdir()} == names
+    for path in (folder / "plots").iterdir():
         assert cv2.imread(str(path)).std() > 5
+
+
+def test_the_page_is_drawn_in_a_browser(left, browser):
+    page = browser(left[0] / "report.html")
+    assert page.console == []
+    assert page.dom.count('class="plotly-graph-div js-plotly-plot"') == 6
+    assert page.dom.count('class="trace bars"') == 1
+    assert page.dom.count('class="hm"') == 2
+    for label in ("lambda_total", "restart_factor"):  # of parallel coordinates, not cut
+        assert f">{label}</text>" in page.dom
 
 
 def test_several_objectives_and_a_prune_stage(tmp_path):
     spec, base, study = searched("face_nms.yaml", "prune.embeddings=emb")
     result = write_results(spec, base, tmp_path, study, seconds=5.0)
     assert set(result["best"]) == {"trial", "accuracy_mean", "seconds", "params"}
-    assert configs.load(file=tmp_path / "best.yaml").data.train == ("faces",)
+    best = tmp_path / "trials" / f"{result['best']['trial']:04d}_core_set"
+    assert configs.load(file=tmp_path / "best.yaml").data.train == (str(best),)
     assert "Pareto front" in Page((tmp_path / "report.html").read_text()).words
 
 

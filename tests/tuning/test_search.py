@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import ray
 from ray.tune.search import Searcher
 
 from rayface.training.interrupt import REQUEST
@@ -24,7 +25,7 @@ class Desk:
         self.folder = folder
         self.study = open_study(self.spec, "test", f"sqlite:///{folder / 'study.db'}", total_steps=100)
         self.ended = []
-        self.search = StudySearch(self.study, self.spec, folder / "trials", self.ended.append)
+        self.search = StudySearch(self.study, self.spec, folder, self.ended.append)
 
     def start(self, name):
         job = self.search.suggest(name)
@@ -147,6 +148,53 @@ def test_every_sampler_and_every_pruner(tmp_path, sampler, pruner):
         desk.complete(str(number), values["optim.lr"])
     assert desk.states()[:5] == ["COMPLETE"] * 5
     assert best_trials(desk.study)[0].values[0] == max(t.values[0] for t in desk.ended)
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "none"])
+def test_pruners_give_up_what_is_worse_than_all_before(tmp_path, pruner):
+    desk = Desk(tmp_path, trials=8, pruner=pruner, min_steps=10, reduction_factor=2)
+    for number in range(8):
+        desk.start(str(number))
+        request = tmp_path / "trials" / f"{number:04d}" / REQUEST
+        for step in (10, 20, 40, 80):
+            if not request.exists():
+                desk.report(str(number), step, 1.0 - number / 10)
+        if request.exists():
+            desk.search.on_trial_complete(str(number), {"state": "PRUNED"})
+        else:
+            desk.complete(str(number), 1.0 - number / 10)
+    states = desk.states()
+    assert states[0] == "COMPLETE"
+    assert ("PRUNED" in states) == (pruner != "none")
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+
+
+PLANE = {f"optim.{name}": Parameter(low=0.0, high=1.0) for name in ("lr", "momentum")}
+
+
+@pytest.mark.parametrize(("sampler", "trials", "last"), [("tpe", 26, 4), ("cmaes", 26, 4), ("gp", 14, 4)])
+def test_samplers_learn_once_they_have_seen_enough(tmp_path, sampler, trials, last):
+    desk = Desk(tmp_path, search={**PLANE, "schedule.name": NAMES}, sampler=sampler, trials=trials)
+    found = []
+    for number in range(trials):
+        values = desk.start(str(number))["values"]
+        found.append(-((values["optim.lr"] - 0.3) ** 2) - (values["optim.momentum"] - 0.6) ** 2)
+        desk.complete(str(number), found[-1])
+    assert desk.states() == ["COMPLETE"] * trials
+    assert sum(found[-last:]) / last > sum(found[:8]) / 8
+
+
+def test_what_ray_tune_writes_down_of_the_search_does_not_tell_where_the_study_is(tmp_path):
+    desk = Desk(tmp_path)
+    assert b"study.db" not in ray.cloudpickle.dumps(desk.search)
+
+
+def test_a_study_that_should_be_there_and_is_not(tmp_path):
+    desk = Desk(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'study.db'}"
+    assert open_study(desk.spec, "test", uri, total_steps=1, resume=True).study_name == "test"
+    with pytest.raises(ValueError, match="it holds no other: name the one that the sweep was started with"):
+        open_study(desk.spec, "other", uri, total_steps=1, resume=True)
 
 
 def test_a_storage_that_cannot_be_opened(tmp_path):

@@ -2,10 +2,16 @@
 
 from pathlib import Path
 
+import optuna
 import pytest
+import torch
 import yaml
 
+from rayface import config as configs
+from rayface.training.parts import build_config_backbone, build_config_margin
+from rayface.training.schedules import build_schedule
 from rayface.tuning import spec as specs
+from rayface.tuning.search_space import suggest
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
 PLACES = ["data.train=faces", "evaluate.pairs=pairs.csv", "evaluate.data=faces"]
@@ -19,12 +25,22 @@ def write(tmp_path, **groups):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("preset", [None, "debug"])
-def test_every_file_of_ours_is_read(path, preset):
+def test_every_file_of_ours_is_read_and_all_it_suggests_can_be_built(path, preset):
     extra = ["prune.embeddings=emb"] if path.stem == "face_nms" else []
     spec, base = specs.load(path, [*PLACES, *extra, "sweep.trials=3"], preset)
     assert spec.sweep.trials == 3
     assert base.data.train == ("faces",)
     assert base.backbone.embedding_size == (64 if preset else 256)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = [suggest(spec.search, study.ask()) for _ in range(12)]
+    assert set().union(*seen) == set(spec.search)
+    for values in seen:
+        config = configs.with_overrides(base, {k: v for k, v in values.items() if not k.startswith(specs.PRUNE)})
+        build_config_margin(config.head)
+        with torch.device("meta"):
+            net = build_config_backbone(config)
+        optimizer = torch.optim.SGD(net.parameters(), lr=config.optim.lr)
+        build_schedule(**vars(config.schedule), optimizer=optimizer, total_steps=100, steps_per_epoch=10).step(1.0)
 
 
 def test_file_preset_and_overrides_come_together_and_are_read_back(tmp_path):
@@ -72,6 +88,21 @@ def test_several_objectives_cannot_be_pruned(tmp_path):
     two = [{"metric": "accuracy_mean", "mode": "max"}, {"metric": "seconds", "mode": "min"}]
     with pytest.raises(ValueError, match="must be none with several objectives"):
         specs.load(write(tmp_path, objectives=two), [*PLACES, "sweep.pruner=asha", "evaluate.every=5"])
+
+
+def test_cma_es_has_one_objective(tmp_path):
+    two = [{"metric": "accuracy_mean", "mode": "max"}, {"metric": "seconds", "mode": "min"}]
+    with pytest.raises(ValueError, match=r"sweep\.sampler: cmaes: must be tpe, gp, random or grid"):
+        specs.load(write(tmp_path, objectives=two), [*PLACES, "sweep.sampler=cmaes"])
+
+
+def test_a_password_is_not_written_down(tmp_path):
+    for uri in ("postgresql://me:secret@host/db", "mysql+pymysql://me:se/cret@host:3306/db"):
+        with pytest.raises(ValueError, match=r"must not hold a password.*OPTUNA_STORAGE") as caught:
+            specs.load(write(tmp_path), [*PLACES, f"sweep.storage={uri}"])
+        assert "cret" not in str(caught.value)
+    for uri in ("postgresql://me@host:5432/db", "sqlite:///other.db"):
+        specs.load(write(tmp_path), [*PLACES, f"sweep.storage={uri}"])
 
 
 def test_accuracy_needs_pairs(tmp_path):

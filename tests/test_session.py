@@ -1,0 +1,42 @@
+"""What a Ray session does to the stdout of the process that opens it, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import os, subprocess, sys
+import ray
+from rayface.display import json_line
+from rayface.session import ray_session
+
+def chatty(*args, **options):
+    print("from Python")
+    os.write(1, b"from C++" + os.linesep.encode())
+    subprocess.run(["echo", "from a child"], check=True)
+    if args == ("ray://nobody",):
+        raise ConnectionError("nobody there")
+
+ray.init, ray.shutdown = chatty, chatty
+print("before")
+with ray_session():
+    chatty()
+try:
+    with ray_session("ray://nobody"):
+        raise AssertionError
+except ValueError as error:
+    print(error, file=sys.stderr)
+json_line({"done": 1})
+"""
+
+
+def test_stdout_holds_the_result_alone_whoever_writes_to_it():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    before, line = done.stdout.splitlines()
+    assert (before, json.loads(line)) == ("before", {"done": 1})
+    told = ["--address: ray://nobody: no Ray cluster answers: nobody there"]
+    assert sorted(done.stderr.splitlines()) == sorted(["from Python", "from C++", "from a child"] * 4 + told)

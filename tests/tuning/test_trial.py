@@ -1,0 +1,103 @@
+"""What a trial reports to Ray Tune, with a training that ends as told."""
+
+import json
+import math
+
+import pytest
+from ray import tune
+
+from rayface import config as configs
+from rayface.tracking import Journal, read_metrics
+from rayface.training.interrupt import TrainingInterruptedError
+from rayface.training.recovery import TrainingStoppedError
+from rayface.tuning import trial
+
+
+@pytest.fixture
+def run_trial(tmp_path, monkeypatch):
+    """Run one whose training is the given function; returns what was reported."""
+
+    def run(train, watch=None):
+        reports = []
+        monkeypatch.setattr(tune, "report", reports.append)
+        monkeypatch.setattr(trial, "train", train)
+        job = {"run": str(tmp_path / "0007"), "values": {"optim.lr": 0.25}}
+        metrics = ["accuracy_mean", "seconds"]
+        base = configs.to_dict(configs.load("debug"))
+        trial.run_trial(job, base=base, prune=None, metrics=metrics, watch=watch, tags={"a": "b"}, held_cpus=2.0)
+        return reports
+
+    return run
+
+
+def test_a_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tmp_path):
+    asked = {}
+
+    def train(config, **options):
+        asked.update(config=config, **options)
+        return {"accuracy_mean": 0.9, "seconds": 12.0, "loss": 3.0}
+
+    assert run_trial(train) == [{"state": "COMPLETE", "values": [0.9, 12.0], "seconds": 12.0}]
+    assert asked["config"] == configs.load(
+        "debug", overrides={"optim.lr": 0.25, "train.output": str(tmp_path / "0007")}
+    )
+    assert (asked["resume"], asked["tags"], asked["held_cpus"]) == (False, {"a": "b"}, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("ending", "report"),
+    [
+        (
+            TrainingStoppedError("the loss of step 3 is nan"),
+            {"state": "FAIL", "reason": "TrainingStoppedError: the loss"},
+        ),
+        (OSError(), {"state": "FAIL", "reason": "OSError: no message"}),
+        (TrainingInterruptedError("interrupted", KeyboardInterrupt()), {"state": "PRUNED"}),
+        ({"accuracy_mean": math.nan, "seconds": 1.0}, {"state": "FAIL", "reason": "accuracy_mean: no such number"}),
+        ({"seconds": 1.0}, {"state": "FAIL", "reason": "accuracy_mean: no such number"}),
+    ],
+)
+def test_however_it_ends_the_sweep_is_told(run_trial, ending, report):
+    def train(config, **options):
+        if isinstance(ending, Exception):
+            raise ending
+        return ending
+
+    (found,) = run_trial(train)
+    assert found["state"] == report["state"]
+    assert found.get("reason", "").startswith(report.get("reason", ""))
+
+
+def test_a_trial_that_had_finished_is_not_run_again_and_one_that_had_begun_goes_on(run_trial, tmp_path):
+    run, resumed = tmp_path / "0007", []
+
+    def train(config, *, resume, **options):
+        resumed.append(resume)
+        return {"accuracy_mean": 0.5, "seconds": 1.0}
+
+    (run / "checkpoints").mkdir(parents=True)  # killed before it had a config: begins anew
+    run_trial(train)
+    assert not run.exists()
+    run.mkdir()
+    (run / "config.yaml").touch()
+    run_trial(train)
+    assert resumed == [False, True]
+    (run / "result.json").write_text(json.dumps({"accuracy_mean": 0.7, "seconds": 2.0}))
+    assert run_trial(train)[0]["values"] == [0.7, 2.0]
+    assert len(resumed) == 2
+
+
+def test_what_is_watched_is_reported_while_it_trains_but_for_step_0(run_trial, tmp_path):
+    def train(config, *, follow, **options):
+        run = tmp_path / "0007"
+        with follow(run, 30):
+            journal = Journal(run / "journal" / "rank0.jsonl")
+            for step in (0, 10, 20):
+                journal.metrics({"eval/accuracy": step / 100, "train/loss": 5.0}, step)
+            journal.close()
+        assert read_metrics(run / "journal")
+        return {"accuracy_mean": 0.9, "seconds": 1.0}
+
+    *watched, last = run_trial(train, watch="eval/accuracy")
+    assert watched == [{"state": "RUNNING", "step": step, "value": step / 100} for step in (10, 20)]
+    assert last["state"] == "COMPLETE"
