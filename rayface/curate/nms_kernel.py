@@ -8,24 +8,17 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from rayface.compiled import compiled
 from rayface.curate.identities import Bools, Floats, Ints
 
 SCORE_DECIMALS = 12  # scores that are equal but for rounding are ties: the two faces of an identity of two always are
 MAX_BLOCK = 512  # rows; two such blocks of 16-bit integers fit a core's cache
 _ONE = 32767  # what 1 is in 16-bit integers
 _NONE = -1
-
-# Sums may be taken in any order; NaN and infinity stay what they are, for they must be found.
-_COMPILE: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "contract", "nsz"},
-}
 
 
 @intrinsic
@@ -84,7 +77,7 @@ def suppress_identities(
     return int(_suppress(stored, offsets.copy(), extra, threshold, min_images, units, kept, score, suppressed_by))
 
 
-@njit(**_COMPILE)
+@compiled
 def _suppress(  # type: ignore[no-untyped-def]
     values, offsets, bonus, threshold, min_images, units, kept, score, suppressed_by
 ):
@@ -116,7 +109,7 @@ def _suppress(  # type: ignore[no-untyped-def]
     return _NONE
 
 
-@njit(**_COMPILE)
+@compiled
 def _score(faces, bonus, mean, inverse, exact):  # type: ignore[no-untyped-def]
     """Fill inverse norms and the scores in float64; return a face without a direction, or -1."""
     n, size = faces.shape
@@ -140,7 +133,7 @@ def _score(faces, bonus, mean, inverse, exact):  # type: ignore[no-untyped-def]
     return _NONE
 
 
-@njit(**_COMPILE)
+@compiled
 def _sort(exact, n, order):  # type: ignore[no-untyped-def]
     """Fill order with faces by falling score, ties by index: Shell's sort, in no more memory."""
     for i in range(n):
@@ -161,7 +154,7 @@ def _sort(exact, n, order):  # type: ignore[no-untyped-def]
         gap //= 3
 
 
-@njit(**_COMPILE)
+@compiled
 def _take(faces, inverse, order, start, stop, by, units, rows):  # type: ignore[no-untyped-def]
     """Put those of order[start:stop] that nothing dropped into rows, and their unit embeddings into units."""
     count = 0
@@ -176,7 +169,7 @@ def _take(faces, inverse, order, start, stop, by, units, rows):  # type: ignore[
     return count
 
 
-@njit(**_COMPILE)
+@compiled
 def _drop(  # type: ignore[no-untyped-def]
     faces, inverse, threshold, left, left_rows, num_left, right, right_rows, num_right, same, by
 ):
@@ -200,7 +193,7 @@ def _drop(  # type: ignore[no-untyped-def]
                 by[j] = i
 
 
-@njit(**_COMPILE)
+@compiled
 def _cosine(faces, inverse, i, j):  # type: ignore[no-untyped-def]
     """In float64, never above 1."""
     product = 0.0
@@ -209,7 +202,7 @@ def _cosine(faces, inverse, i, j):  # type: ignore[no-untyped-def]
     return min(1.0, product * inverse[i] * inverse[j])
 
 
-@njit(**_COMPILE)
+@compiled
 def _bring_back(order, n, min_images, by):  # type: ignore[no-untyped-def]
     """Keep the dropped faces of the highest score, where fewer than min_images are left."""
     missing = min(min_images, n)

@@ -14,19 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayface.compiled import compiled
 from rayface.heads.class_centers import SHORTEST
-
-_COMPILE: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "contract", "nsz"},  # NaN and infinity stay what they are
-}
 
 
 @intrinsic
@@ -75,7 +69,7 @@ def _nearest(_context: Any, value: Any, like: Any) -> Any:
     return (types.uint16 if half else value)(value, like), codegen
 
 
-@njit(**_COMPILE)
+@compiled
 def _unit_rows(values: Any, rows: Any, out: Any, zero: Any, one: Any, lo: int, hi: int) -> None:
     width = values.shape[1]
     for k in range(lo, hi):
@@ -89,7 +83,7 @@ def _unit_rows(values: Any, rows: Any, out: Any, zero: Any, one: Any, lo: int, h
             out[k, d] = _nearest(_widened(row[d]) * inverse, out[k, d])
 
 
-@njit(**_COMPILE)
+@compiled
 def _sgd_rows(
     values: Any, momentum: Any, rows: Any, gradient: Any, noise: Any, settings: Any, starts: Any, lo: int, hi: int
 ) -> None:

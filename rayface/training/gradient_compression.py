@@ -1,5 +1,7 @@
 """Gradients made smaller on their way between workers: PyTorch's communication hooks."""
 
+import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
@@ -28,9 +30,16 @@ def compress(parallel: DistributedDataParallel, train: TrainConfig, world: World
             None, matrix_approximation_rank=train.powersgd_rank, start_powerSGD_iter=train.powersgd_start
         )
         setattr(parallel, _STATE, state)
-        parallel.register_comm_hook(state, powerSGD_hook)
+        parallel.register_comm_hook(state, _one_by_one if world.device.type == "cpu" else powerSGD_hook)
     elif kind != "none":
         parallel.register_comm_hook(None, {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}[kind])
+
+
+def _one_by_one(state: PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """PowerSGD for gloo, which pairs collectives in the order of the calls: those of two buckets would be mixed up."""
+    future = powerSGD_hook(state, bucket)
+    future.wait()
+    return future
 
 
 def forget_errors(parallel: nn.Module) -> None:

@@ -29,7 +29,7 @@ from rayface.training.micro_batches import MicroBatch, micro_batches, scaled_rat
 from rayface.training.optim import build_optimizer
 from rayface.training.parts import build_config_backbone, build_config_head, data_parallel, load_start, unsynced
 from rayface.training.recovery import NotFiniteError, forget, remembered, stopped
-from rayface.training.restarts import restarts
+from rayface.training.restarts import leaving, restarts, take_leave
 from rayface.training.run_directory import OUTCOME, write_json
 from rayface.training.schedules import build_schedule
 from rayface.training.state import load_state, mlflow_run_id, whole_state
@@ -161,7 +161,8 @@ class Training:
                 self.save_checkpoint()
             if stop:
                 self.checkpoints.wait()
-                if self.world.rank == 0:
+                if self.world.rank == 0 and interrupt.requested(self.run):
+                    take_leave(self.run)  # who asked to stop wants no others started
                     interrupt.clear(self.run)
                 return True
             self.watchdog.at("data", self.step)
@@ -395,7 +396,8 @@ class Training:
         """Rank 0 looks, all ranks answer alike."""
         if self.step % self.config.train.log_every:
             return False
-        return agreed(self.world.rank == 0 and interrupt.requested(self.run), self.world)
+        asked = self.world.rank == 0 and (interrupt.requested(self.run) or leaving(self.run))
+        return agreed(asked, self.world)
 
     def _checkpoint_every(self) -> int:
         return self.config.train.checkpoint_every or self.plan.steps_per_epoch

@@ -31,8 +31,13 @@ def give_leave(run: Path) -> None:
     (run / _LEAVE).touch()
 
 
+def leaving(run: Path) -> bool:
+    """Whether that was said."""
+    return (run / _LEAVE).exists()
+
+
 def take_leave(run: Path) -> bool:
     """Whether that was said; once."""
-    said = (run / _LEAVE).exists()
+    said = leaving(run)
     (run / _LEAVE).unlink(missing_ok=True)
     return said

@@ -48,7 +48,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
     def __init__(self, run: Path, train: TrainConfig) -> None:
         self._run, self._train = run, train
-        self._training = False
+        self._training = self._failed = False
         self._without_since: float | None = None
         self._failed_starts = 0
 
@@ -85,7 +85,8 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             raise TrainingStoppedError(f"workers cannot be started: {line[:500]} (--debug shows more)")
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        self._training = True
+        self._training, self._failed = True, False
+        take_leave(self._run)  # of workers that the node's end overtook
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         failures = worker_group_status.errors
@@ -93,9 +94,10 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             if self._training and worker_group_status.get_preemption_info() is not None:
                 self._leave()
             return
-        self._training = False
-        if take_leave(self._run):  # too late: they start again here
-            interrupt.clear(self._run)
+        if self._failed:
+            return  # Ray Train asks until all workers of a node that went have ended
+        self._training, self._failed = False, True
+        take_leave(self._run)  # too late: they start again here
         cause = lasting_cause(failures)
         if cause is not None:
             raise cause  # Ray Train does not try again after an error of the controller
@@ -109,7 +111,6 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self._training = False
         give_leave(self._run)
         add_restart(self._run, "a node is about to be taken away")
-        interrupt.request(self._run)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Have healthy workers save a checkpoint before others take their place, so that no step is done twice."""

@@ -29,7 +29,7 @@ from rayface.plan.memory import job_of
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 from rayface.session import ray_session, require
 from rayface.tracking.journal import Status
-from rayface.training import checkpoint
+from rayface.training import checkpoint, interrupt
 from rayface.training.distillation import check_distillation
 from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
 from rayface.training.micro_batches import micro_batches
@@ -325,7 +325,7 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpu
 
     def fit() -> None:
         _trainer(config, run, dataset, plan, held_cpus).fit()
-        while take_leave(run) and not (run / OUTCOME).exists():
+        while take_leave(run) and not interrupt.requested(run) and not (run / OUTCOME).exists():
             _trainer(config, run, dataset, plan, held_cpus).fit()
 
     clear_restarts(run)
@@ -384,8 +384,8 @@ def _interrupted(run: Path, cause: KeyboardInterrupt) -> TrainingInterruptedErro
 
 
 def _collective_seconds(config: Config) -> int:
-    """When a collective gives up: after the watchdogs, which know which worker it waits for."""
-    return math.ceil(2 * config.train.hang_timeout + 60) if config.train.hang_timeout else 1800
+    """When a collective gives up: where watchdogs end true hangs, long after them, for ranks may wait for work."""
+    return math.ceil(2 * config.train.hang_timeout) + 86_400 if config.train.hang_timeout else 1800
 
 
 def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def powersgd_of_a_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     nets = {}
     for kind in ("none", "powersgd"):
-        config = settings(f"train.gradient_compression={kind}", "train.powersgd_start=2")
+        # wide enough for several buckets, whose collectives must not be mixed up
+        config = settings(f"train.gradient_compression={kind}", "train.powersgd_start=2", "backbone.width=1.0")
         torch.manual_seed(0)
         net = build_config_backbone(config).to(memory_format=torch.channels_last)
         nets[kind] = net, data_parallel(net, world(rank, 2), config)

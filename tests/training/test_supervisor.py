@@ -28,7 +28,7 @@ from rayface.data.shards import DataError
 from rayface.training import interrupt, supervisor
 from rayface.training.checkpoint import CheckpointError
 from rayface.training.recovery import TrainingStoppedError
-from rayface.training.restarts import add_restart, restarts, take_leave
+from rayface.training.restarts import add_restart, leaving, restarts
 from rayface.training.supervisor import Supervisor, cause_of, describe, lasting_cause
 
 LOST = UserExceptionWithTraceback(RuntimeError("gloo\nConnection closed by peer"), "trace")
@@ -115,11 +115,18 @@ def test_a_node_that_is_given_notice_is_left_once_and_not_when_it_is_too_late(tm
     watching.after_worker_group_training_start(None)
     for _ in range(2):
         watching.after_worker_group_poll_status(group[0])
-    assert interrupt.requested(tmp_path)
+    assert leaving(tmp_path)
+    assert not interrupt.requested(tmp_path), "a leave is no request of a user's"
     assert restarts(tmp_path) == ["a node is about to be taken away"]
+    interrupt.request(tmp_path)
+    for _ in range(3):  # Ray Train asks on until all workers have ended
+        watching.after_worker_group_poll_status(group[1])
+    assert interrupt.requested(tmp_path), "what a user asked for was forgotten"
+    assert restarts(tmp_path)[1:] == ["worker 0 and 1 died"]
+    assert not leaving(tmp_path)  # Ray Train starts them again
+    watching.after_worker_group_training_start(None)
     watching.after_worker_group_poll_status(group[1])
-    assert not interrupt.requested(tmp_path)
-    assert not take_leave(tmp_path)  # Ray Train starts them again
+    assert len(restarts(tmp_path)) == 3
 
 
 def test_after_the_last_attempt_the_reason_and_the_attempts_are_said(tmp_path):

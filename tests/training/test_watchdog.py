@@ -29,6 +29,7 @@ from rayface.training.watchdog import PHASES, Watchdog, furthest_behind, take_ha
         ([(7, "forward", 1), (7, "backward", 0), (7, "loss", 1)], 1),  # a piece of the batch behind
         ([(7, "evaluate", 0, 3), (7, "evaluate", 0, 2), (7, "evaluate", 0, 3)], 1),  # has embedded a batch less
         ([(7, "score"), (7, "forward"), (7, "forward")], 0),
+        ([(7, "score"), (7, "checkpoint"), (7, "checkpoint")], 0),  # where they wait at once
     ],
 )
 def test_the_one_that_is_behind_is_named(tmp_path, places, behind):
