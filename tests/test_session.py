@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 
+import ray
+
+from rayface.session import ray_session
+
 SCRIPT = """
 import os, subprocess, sys
 import ray
@@ -40,3 +44,19 @@ def test_stdout_holds_the_result_alone_whoever_writes_to_it():
     assert (before, json.loads(line)) == ("before", {"done": 1})
     told = ["--address: ray://nobody: no Ray cluster answers: nobody there"]
     assert sorted(done.stderr.splitlines()) == sorted(["from Python", "from C++", "from a child"] * 4 + told)
+
+
+def test_an_exact_ray_is_a_local_one_with_so_many_cpus(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *args, **options: asked.append((*args, options.get("num_cpus"))))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr("rayface.machine.num_cpus", lambda: 8)
+    monkeypatch.setenv("RAY_ADDRESS", "a-cluster:6379")
+    for options in ({"exact": True}, {}):
+        with ray_session(num_cpus=3, **options):
+            pass
+    monkeypatch.delenv("RAY_ADDRESS")
+    with ray_session(num_cpus=3):
+        pass
+    assert asked == [("local", 3), ("a-cluster:6379", None), ("local", 8)]

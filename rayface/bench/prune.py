@@ -68,7 +68,7 @@ def bench_prune(
         )
     cpus = cpus or machine.num_cpus()
     quiet = configs.load(overrides=["tracking.enabled=false"])
-    with tempfile.TemporaryDirectory(dir=directory) as folder, ray_session("local", num_cpus=cpus):
+    with tempfile.TemporaryDirectory(dir=directory) as folder, ray_session(num_cpus=cpus, exact=True):
         root = Path(folder)
         for name, count, large in (("warm", _WARM_FACES, 0), ("all", faces, largest)):
             _draw_files(root / name, count, max(1, identities * count // faces), embedding_size, large, seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,12 +17,14 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.curate.core_set import PROXY, build
 from rayface.curate.embed import EmbedSettings, embed
+from rayface.curate.embeddings import open_embeddings
 from rayface.curate.parts import Progress
-from rayface.curate.prune_settings import PruneSettings, check_settings
+from rayface.curate.prune_settings import PruneSettings, check_exclude, check_settings
 from rayface.data.selection import select, write_selection
 from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import normalise, write_bytes
 from rayface.session import ray_session
+from rayface.tracking import shared_tracking
 from rayface.training.run_directory import RESULT
 from rayface.training.trainer import Follow, train
 
@@ -69,10 +70,14 @@ def prune_by_proxy(
         ValueError: bad input, one line.
     """
     check_settings(settings)
+    check_exclude(exclude, settings.clean.test)
+    if exclude is not None:
+        open_embeddings(exclude)
     if not 0 < proxy.fraction <= 1:
         raise ValueError(f"--proxy-fraction: {proxy.fraction}: must be above 0 and at most 1, the share of identities")
     folder = Path(normalise(out)) / PROXY
-    proxy = _tracked_in_one_place(proxy, folder.parent.parent)
+    tracking = shared_tracking(proxy.config.tracking, folder.parent)
+    proxy = dataclasses.replace(proxy, config=dataclasses.replace(proxy.config, tracking=tracking))
     dataset = open_dataset(data, max_corrupt_fraction=proxy.config.data.max_corrupt_fraction)
     _check_same(folder, proxy, dataset)
     num_cpus = proxy.config.train.max_workers * proxy.config.train.cpus_per_worker
@@ -96,20 +101,13 @@ def prune_by_proxy(
             )
 
 
-def _tracked_in_one_place(proxy: ProxySettings, folder: Path) -> ProxySettings:
-    tracking = proxy.config.tracking
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
-    config = dataclasses.replace(proxy.config, tracking=dataclasses.replace(tracking, uri=uri))
-    return dataclasses.replace(proxy, config=config)
-
-
 def _check_same(folder: Path, proxy: ProxySettings, dataset: Dataset) -> None:
     """Refuse to go on with another proxy than the folder was begun with."""
     job = {
         "dataset_digest": dataset.digest,
         "fraction": proxy.fraction,
         "seed": proxy.seed,
-        **configs.flat(proxy.config),
+        **{key: value for key, value in configs.flat(proxy.config).items() if not key.startswith("tracking.")},
     }
     job = json.loads(json.dumps(job))
     path = folder / _JOB

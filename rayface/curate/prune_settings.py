@@ -70,9 +70,13 @@ def check_settings(settings: PruneSettings) -> None:
     check_options(settings.clean)
 
 
-def check_clean(settings: PruneSettings, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> None:
-    if (settings.clean.test is None) != (test is None):
+def check_exclude(exclude: object | None, above: float | None) -> None:
+    if (above is None) != (exclude is None):
         raise ValueError("--exclude, --above: must be given together: embeddings of a test set, and a cosine")
+
+
+def check_clean(settings: PruneSettings, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> None:
+    check_exclude(test, settings.clean.test)
     if test is not None and test.size != source.size:
         raise ValueError(
             f"--exclude: its embeddings are of length {test.size}, --embeddings of {source.size}: both must come from "

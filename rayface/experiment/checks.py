@@ -1,6 +1,6 @@
 """What can be found wrong with an experiment before its first stage starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ import torch
 
 from rayface import config as configs
 from rayface.backbones.weights import misfit
-from rayface.config import Config, parse_paths
-from rayface.curate.prune_settings import PruneSettings, check_settings
+from rayface.config import Config
+from rayface.curate.prune_settings import PruneSettings, check_exclude, check_settings
+from rayface.data.storage import normalise
 from rayface.experiment.spec import Stage
-from rayface.experiment.verbs import PATHS
+from rayface.experiment.verbs import DATASETS, KEYS, PATHS
 from rayface.training.distillation import check_distillation
-from rayface.training.parts import build_config_backbone
+from rayface.training.parts import build_config_backbone, load_start
 from rayface.training.trainer import check_settings as check_training
 from rayface.training.trainer import rehearse
 
@@ -33,18 +34,24 @@ def config_of_stage(stage: Stage, options: Mapping[str, Any], output: Path) -> C
     return configs.with_overrides(config, {"train.output": str(output)})
 
 
+def proxy_of_stage(stage: Stage, options: Mapping[str, Any]) -> Config:
+    """The resolved config of the proxy that a prune stage trains.
+
+    Raises:
+        ValueError: one line.
+    """
+    return configs.with_overrides(configs.load(options["proxy_preset"], overrides=stage.keys), {"data.train": []})
+
+
 def check_paths(stage: Stage) -> None:
     """Refuse options that name something which is neither there nor the result of a stage.
 
     Raises:
         ValueError: one line.
     """
-    references = stage.references()
-    for option in PATHS:
-        value = stage.options.get(option)
-        if not isinstance(value, str | list) or option in references:
-            continue
-        for path in value if isinstance(value, list) else parse_paths(option, value):
+    for option in (*PATHS, *(KEYS if stage.verb == "train" else ())):
+        for path in stage.own_paths(option):
+            path = normalise(path) if option in DATASETS else path
             if "://" not in path and not Path(path).exists():
                 raise ValueError(f"{option}: {path}: does not exist: give a path, or ${{NAME}} of an earlier stage")
 
@@ -56,8 +63,8 @@ def check_train(stage: Stage, config: Config, models: Models) -> None:
         ValueError: one line.
     """
     references = stage.references()
-    train, evaluate = config.train, config.evaluate
-    if "evaluate.pairs" in references or "evaluate.data" in references:
+    evaluate = config.evaluate
+    if ("evaluate.pairs" in references or "evaluate.data" in references) and evaluate.pairs and evaluate.data:
         evaluate = replace(evaluate, pairs=None, data=None)
     known = replace(config, evaluate=evaluate)
     if "data.train" in references:
@@ -70,12 +77,19 @@ def check_train(stage: Stage, config: Config, models: Models) -> None:
             start = build_config_backbone(models[source]).state_dict()
             if wrong := misfit(net.state_dict(), start):
                 raise ValueError(f"backbone.weights: of stage {source}: do not fit {config.backbone.name}: {wrong}")
-    teachers = [models[name] for name in references.get("train.teacher", ())]
-    sizes = [{"embedding_size": t.backbone.embedding_size, "image_size": t.data.image_size} for t in teachers]
-    if sizes or train.teacher is None or Path(train.teacher).exists():
-        check_distillation(config, sizes[0] if sizes else None)
-    else:
-        raise ValueError(f"train.teacher: {train.teacher}: does not exist: give a path, or ${{NAME}} of a stage")
+    if "backbone.weights" not in references and config.backbone.weights is not None:
+        load_start(build_config_backbone(config), config)
+    _check_teacher(references.get("train.teacher", []), config, models)
+
+
+def _check_teacher(sources: Sequence[str], config: Config, models: Models) -> None:
+    """Hold the teacher against the student: its training's config, or its file, where there is one of them."""
+    teacher = next((models[name] for name in sources if name in models), None)
+    if teacher is None and (not sources or Path(str(config.train.teacher)).exists()):
+        check_distillation(config)
+        return
+    fits = teacher or config  # of an export to come, of a model that no stage trains, the sizes are seen later
+    check_distillation(config, {"embedding_size": fits.backbone.embedding_size, "image_size": fits.data.image_size})
 
 
 def check_prune(options: Mapping[str, Any]) -> None:
@@ -86,6 +100,7 @@ def check_prune(options: Mapping[str, Any]) -> None:
     """
     if (options.get("embeddings") is None) == (options.get("proxy_fraction") is None):
         raise ValueError("embeddings, proxy_fraction: must be one of the two")
+    check_exclude(options.get("exclude"), options.get("above"))
     names = ("threshold", "keep", "method", "min_images", "global_weight", "seed")
     given = {name: options[name] for name in names if options.get(name) is not None}
     if "diffprob" not in (options.get("method"), *(options.get("baseline") or ())):

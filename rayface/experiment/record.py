@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rayface.training.run_directory import write_json
+from rayface.data.storage import write_bytes
 
 _FILE = "experiment.json"
 
@@ -29,14 +29,18 @@ class Record:
     def __init__(self, root: Path) -> None:
         self._path = root / _FILE
         try:
-            self._stages: dict[str, dict[str, Any]] = json.loads(self._path.read_text())["stages"]
+            self._stages: dict[str, dict[str, Any]] = {**json.loads(self._path.read_text())["stages"]}
         except FileNotFoundError:
             self._stages = {}
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self._path}: cannot be read: {error}: delete it, and the stages beside it") from error
 
     def begun(self, name: str) -> bool:
         return name in self._stages
+
+    def inputs(self, name: str) -> dict[str, str | None]:
+        """What a stage was made of when it was last begun; nothing where it never was."""
+        return dict(self._stages[name]["inputs"]) if self.begun(name) else {}
 
     def finished(self, name: str) -> Done | None:
         entry = self._stages.get(name)
@@ -57,7 +61,7 @@ class Record:
         return done
 
     def _save(self) -> None:
-        write_json(self._path, {"stages": self._stages})
+        write_bytes(str(self._path), json.dumps({"stages": self._stages}, indent=1).encode())
 
 
 def changed_key(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,7 @@
 """Runs an experiment's stages one after the other, on one Ray; what is finished is skipped."""
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rayface import config as configs
-from rayface.config import Config, parse_paths
+from rayface.config import Config, TrainConfig
 from rayface.curate.claim import claimed
 from rayface.data.shards import open_dataset
-from rayface.experiment.checks import Models, check_paths, check_prune, check_train, config_of_stage
+from rayface.experiment.checks import Models, check_paths, check_prune, check_train, config_of_stage, proxy_of_stage
 from rayface.experiment.record import Done, Record, brief, changed_key
-from rayface.experiment.spec import Experiment, Stage, load
-from rayface.experiment.verbs import PATHS, VERBS, Command, of_file
+from rayface.experiment.spec import Experiment, Stage, load, overrides_of
+from rayface.experiment.verbs import DATASETS, KEYS, PATHS, VERBS, Command, of_file
 from rayface.session import ray_session
 from rayface.training.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RESULT
@@ -34,7 +35,7 @@ _OPERATIONAL = (
     "train.cpus_per_worker",
     "train.wait_for_nodes",
     "train.device",
-    "train.teacher_cache",
+    "train.teacher_cache",  # which folder; whether there is one is a setting of its own
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
@@ -47,7 +48,10 @@ _OPERATIONAL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A stage that was checked: what would be called, and what decides its result."""
+    """A stage that was checked: what would be called, and what decides its result.
+
+    `config` is of a train stage, `trains` of whatever is trained in it, a prune stage's proxy too.
+    """
 
     stage: Stage
     command: Command
@@ -55,6 +59,7 @@ class Prepared:
     arguments: list[str]
     settings: dict[str, Any]
     config: Config | None
+    trains: TrainConfig | None
 
     @property
     def result(self) -> Path:
@@ -62,8 +67,7 @@ class Prepared:
 
     @property
     def cpus(self) -> int:
-        train = self.config.train if self.config else None
-        return train.max_workers * train.cpus_per_worker if train else 1
+        return self.trains.max_workers * self.trains.cpus_per_worker if self.trains else 1
 
 
 def run(
@@ -104,6 +108,8 @@ def run(
     if "://" in str(out or experiment.output):
         raise ValueError(f"output: {out or experiment.output}: must be a folder on a disk that all nodes share")
     prepared = prepare(experiment, root, commands, [*(["--address", address] if address else []), *_flag(debug)])
+    named = [*overrides, *(["--out", out] if out else []), *(["--address", address] if address else [])]
+    again = shlex.join(["rayface", "run", str(file), *named])
     with claimed(str(root), {"experiment": experiment.name}, _JOB):
         record = Record(root)
         pending = [each for each in prepared if _finished(each, prepared, record) is None]
@@ -115,7 +121,7 @@ def run(
                 title = f"stage {number} of {len(prepared)}: {each.stage.verb} {each.stage.name}"
                 done = _finished(each, prepared, record)
                 say(f"{title}: finished before, skipped" if done else title)
-                stages.append(_shown(each, done or _call(each, prepared, record, file), skipped=done is not None))
+                stages.append(_shown(each, done or _call(each, prepared, record, again), skipped=done is not None))
     seconds = time.monotonic() - start
     return {"experiment": experiment.name, "output": str(root), "seconds": seconds, "stages": stages}
 
@@ -162,13 +168,10 @@ def _prepare_stage(
     named = {key: value for key, value in parsed.items() if key not in (verb.output, *_UNTOLD)}
     references = {**stage.options, **stage.keys}
     references = {key: references[key] for key in stage.references()}
-    settings = {key: references.get(key, value) for key, value in named.items()}
     config = config_of_stage(filled, options, folder) if stage.verb == "train" else None
-    if config is not None:
-        settings = {key: references.get(key, value) for key, value in configs.flat(config).items()}
-    elif parsed.get("proxy_fraction") is not None:
-        settings.update(stage.keys)
-    settings = {key: value for key, value in settings.items() if not key.startswith(_OPERATIONAL)}
+    trained = proxy_of_stage(filled, parsed) if parsed.get("proxy_fraction") is not None else config
+    settings = {**({} if config else named), **(_learned(trained) if trained else {})}
+    settings = {key: references.get(key, value) for key, value in settings.items()}
     return Prepared(
         stage=stage,
         command=command,
@@ -176,7 +179,14 @@ def _prepare_stage(
         arguments=[*common, *arguments],
         settings=json.loads(json.dumps(settings, default=str)),
         config=config,
+        trains=trained.train if trained else None,
     )
+
+
+def _learned(config: Config) -> dict[str, Any]:
+    """What of a config decides what is learned."""
+    keys = {key: value for key, value in configs.flat(config).items() if not key.startswith(_OPERATIONAL)}
+    return {**keys, "distils from a cache": config.train.teacher_cache is not None}
 
 
 def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> Done | None:
@@ -213,36 +223,41 @@ def _inputs(each: Prepared, prepared: Sequence[Prepared]) -> dict[str, str | Non
     by_name = {other.stage.name: other for other in prepared}
     names = {name for found in stage.references().values() for name in found}
     marks = {f"stage {name}": VERBS[by_name[name].stage.verb].mark(by_name[name].folder) for name in sorted(names)}
-    for option in (*PATHS, "data.train", "train.teacher", "backbone.weights"):
-        value = {**stage.options, **stage.keys}.get(option)
-        if not isinstance(value, str | list) or option in stage.references() or option == "config":
-            continue
-        paths = value if isinstance(value, list) else parse_paths(option, value)
-        marks[f"{option} {value}"] = _mark_of_others(option, paths)
+    resolved = configs.flat(each.config) if each.config else {}
+    for option in (*PATHS, *(KEYS if each.trains else ())):
+        said = None if option in stage.references() else resolved.get(option)
+        paths = stage.own_paths(option, said) if option != "config" else ()
+        if paths:
+            marks[f"{option} {', '.join(paths)}"] = _mark_of_others(option, paths)
     return marks
 
 
 def _mark_of_others(option: str, paths: Sequence[str]) -> str | None:
-    if option in ("data", "data.train"):
+    if option in DATASETS:
         return open_dataset(paths, max_corrupt_fraction=1.0).digest
     path = Path(paths[0])
     if path.is_file():
         return of_file(path.name)(path.parent)
-    return of_file("model.json")(path) or of_file("embeddings.json")(path)
+    return VERBS["embed"].mark(path) if option in ("embeddings", "exclude") else of_file("model.json")(path)
 
 
-def _call(each: Prepared, prepared: Sequence[Prepared], record: Record, file: Path) -> Done:
+def _call(each: Prepared, prepared: Sequence[Prepared], record: Record, again: str) -> Done:
     stage, verb, start = each.stage, VERBS[each.stage.verb], time.monotonic()
     begun = record.begun(stage.name)
     inputs = _inputs(each, prepared)
     if each.folder.exists() and not begun:
         raise ValueError(f"stage {stage.name}: {each.folder}: is there, and was not made by it: move it away")
+    if _goes_on(each) and (key := changed_key(record.inputs(stage.name), inputs)):
+        raise ValueError(
+            f"stage {stage.name}: was begun, and {key}, which it is made of, is another one now: delete "
+            f"{each.folder} to have it begun anew"
+        )
     record.begin(stage.name, verb=stage.verb, settings=each.settings, inputs=inputs)
     try:
-        result = _go_on(each)
+        result = _call_verb(each)
     except TrainingInterruptedError as error:
         cause = error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt()
-        message = f"stage {stage.name}: interrupted; go on with: rayface run {file}"
+        message = f"stage {stage.name}: interrupted; go on with: {again}"
         raise TrainingInterruptedError(message, cause) from error
     except (ValueError, RuntimeError) as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
@@ -254,13 +269,20 @@ def _call(each: Prepared, prepared: Sequence[Prepared], record: Record, file: Pa
     return record.finish(stage.name, mark=mark, seconds=seconds, result=brief(result))
 
 
-def _go_on(each: Prepared) -> dict[str, Any]:
+def _goes_on(each: Prepared) -> bool:
+    """Whether the verb would go on with what it left when it was interrupted."""
+    begun = each.folder / "config.yaml" if each.stage.verb == "train" else each.folder
+    return VERBS[each.stage.verb].goes_on and begun.exists()
+
+
+def _call_verb(each: Prepared) -> dict[str, Any]:
     """Call the verb: anew, or where it was interrupted."""
-    arguments, folder = each.arguments, each.folder
-    if each.stage.verb == "train" and (folder / "config.yaml").exists():
-        return each.command.call(["--resume", *arguments])
-    if folder.exists() and not (VERBS[each.stage.verb].goes_on and each.stage.verb != "train"):
-        shutil.rmtree(folder)
+    goes_on, arguments = _goes_on(each), each.arguments
+    if each.folder.exists() and not goes_on:
+        shutil.rmtree(each.folder)
+    if goes_on and each.config is not None:
+        # every key: one that was taken out of the file would else stay what the run's own config says
+        arguments = ["--resume", *arguments, *overrides_of(configs.flat(each.config))]
     return each.command.call(arguments)
 
 

@@ -1,18 +1,20 @@
 """What an experiment's file says: stages, each a name, a verb and its settings."""
 
 import difflib
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rayface import config as configs
-from rayface.config import Config
+from rayface.config import Config, parse_paths
 from rayface.experiment.verbs import OWN, TAKES, VERBS, Command
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_STAGE = "<stage>"  # stands for a reference, whose brackets would end a list of paths
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _GROUPS = {f.name for f in fields(Config) if is_dataclass(f.default)}
 
@@ -36,6 +38,21 @@ class Stage:
         found = {key: [*_names(value)] for key, value in {**self.options, **self.keys}.items()}
         return {key: names for key, names in found.items() if names}
 
+    def own_paths(self, key: str, otherwise: Any = None) -> tuple[str, ...]:
+        """Paths that an option or key names itself, beside results of stages; `otherwise` where it is not said.
+
+        Raises:
+            ValueError: something in a list is no path.
+        """
+        value = {**self.options, **self.keys}.get(key, otherwise)
+        if not isinstance(value, str | list):  # `pairs` of synth is a number
+            return ()
+        paths = value if isinstance(value, list) else parse_paths(key, _REFERENCE.sub(_STAGE, value))
+        for path in paths:
+            if not isinstance(path, str):
+                raise ValueError(f"{key}: {path!r}: must be a path: put it in quotes")
+        return tuple(path for path in paths if _STAGE not in path and not _REFERENCE.search(path))
+
     def with_paths(self, paths: Mapping[str, str]) -> "Stage":
         """The same, with paths in place of the names."""
         options, keys = _filled(dict(self.options), paths), _filled(dict(self.keys), paths)
@@ -43,7 +60,7 @@ class Stage:
 
     def overrides(self) -> list[str]:
         """Its config keys as the command line has them."""
-        return [f"{key}={json.dumps(value)}" for key, value in self.keys.items()]
+        return overrides_of(self.keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +68,12 @@ class Experiment:
     name: str
     output: str | None
     stages: tuple[Stage, ...]
+
+
+def overrides_of(keys: Mapping[str, Any]) -> list[str]:
+    """Config keys as the command line has them; YAML, as JSON's 1e-07 is text to its readers."""
+    texts = {key: yaml.safe_dump(value, default_flow_style=True, width=10**9) for key, value in keys.items()}
+    return [f"{key}={text.strip().removesuffix('...').strip()}" for key, text in texts.items()]
 
 
 def load(file: Path, overrides: Sequence[str], commands: Mapping[str, Command]) -> Experiment:

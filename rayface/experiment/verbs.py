@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -57,15 +58,28 @@ class Verb:
     ray: bool = False
 
 
+@contextmanager
+def _unless_gone(path: Path) -> Iterator[None]:
+    """Pass over what is not there; a result that cannot be read now, by a disk that is away, is no missing one.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}: make it readable, or delete it") from error
+
+
 def of_file(name: str) -> Callable[[Path], str | None]:
     """Mark a folder by a file in it."""
 
     def mark(folder: Path) -> str | None:
-        try:
-            with (folder / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            return None
+        with _unless_gone(folder / name), (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return None
 
     return mark
 
@@ -74,13 +88,15 @@ def _of_fields(name: str, *fields: str, beside: str = "") -> Callable[[Path], st
     """Mark a folder by what a JSON file in it says; `beside` must be there too."""
 
     def mark(folder: Path) -> str | None:
+        text = None
+        with _unless_gone(folder / name):
+            (folder / beside).stat()
+            text = (folder / name).read_bytes()
         try:
-            said = json.loads((folder / name).read_text())
-            chosen = [said[field] for field in fields]
-        except (OSError, ValueError, KeyError):
+            said = json.loads(text or "")
+            return hashlib.sha256(json.dumps([said[field] for field in fields]).encode()).hexdigest()
+        except (ValueError, KeyError, TypeError):
             return None
-        whole = not beside or (folder / beside).exists()
-        return hashlib.sha256(json.dumps(chosen).encode()).hexdigest() if whole else None
 
     return mark
 
@@ -120,6 +136,12 @@ TAKES: dict[str, tuple[Kind, ...]] = {
 
 # Options that name something that is there already, where they name no stage.
 PATHS = ("src", "data", "model", "pairs", "embeddings", "exclude", "head", "config")
+
+# Config keys of a training that name what it is made of.
+KEYS = ("data.train", "train.teacher", "backbone.weights", "evaluate.pairs", "evaluate.data")
+
+# Options and keys of datasets: a directory, or several.
+DATASETS = ("data", "data.train", "evaluate.data")
 
 # Options that `rayface run` answers itself.
 OWN = ("out", "onnx", "train.output", "json", "address", "debug", "resume", "help")

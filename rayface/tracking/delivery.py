@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -244,6 +244,18 @@ class Delivery:
 
     def _save(self) -> None:
         _write_json(self.folder / "delivered.json", asdict(self._progress))
+
+
+def shared_tracking(settings: TrackingConfig, folder: Path) -> TrackingConfig:
+    """One place for a job in `folder` and for those that it starts in other folders; beside it, where none is named.
+
+    Only files are fixed: a server's address, which may hold a password, is left where it was said.
+
+    Raises:
+        ValueError: the file's folder cannot be made.
+    """
+    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
+    return replace(settings, uri=checked_uri(uri)) if uri.startswith("sqlite:///") else settings
 
 
 def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str]) -> Delivery:

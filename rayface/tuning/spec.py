@@ -203,7 +203,7 @@ def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
 
 
 def _check_storage(uri: str | None) -> None:
-    if uri is not None and re.search(r"://[^/\s@:]*:[^\s@]+@", uri):
+    if uri is not None and re.search(r"://[^/\s@:]*:[^\s@]+@|[?&]\w*(passw(or)?d|pwd)=", uri, re.IGNORECASE):
         raise ValueError("sweep.storage: must not hold a password, it is written down: set OPTUNA_STORAGE instead")
 
 

@@ -22,6 +22,7 @@ from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
 from rayface.session import ray_session
+from rayface.tracking import shared_tracking
 from rayface.tracking.journal import Status
 from rayface.training.interrupt import TrainingInterruptedError, terminable
 from rayface.training.spent import session
@@ -31,7 +32,7 @@ from rayface.tuning.results import write_results
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
 from rayface.tuning.study import best_trials, open_study
-from rayface.tuning.sweep_directory import SPEC, begin, claimed, run_of, shared_tracking, study_name, take_up
+from rayface.tuning.sweep_directory import SPEC, begin, claimed, run_of, study_name, take_up
 from rayface.tuning.trial import run_trial
 
 _TUNE_CPUS = 0.01  # a trial only waits for its workers; Ray Tune takes none for "no resources"
@@ -69,7 +70,7 @@ def tune(
     """
     spec, base, folder = take_up(file, overrides) if resume else begin(file, overrides, preset)
     base, total_steps = rehearse(base)
-    base = replace(base, tracking=shared_tracking(base, folder))
+    base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
     most = _most_workers(spec, base)
     num_cpus = spec.sweep.concurrency * _cpus(most) + 1

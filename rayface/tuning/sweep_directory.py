@@ -2,17 +2,14 @@
 
 import contextlib
 import fcntl
-import os
 import re
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rayface import config as configs
 from rayface.config import Config
 from rayface.data.storage import normalise
-from rayface.tracking.server import checked_uri
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
 
@@ -98,9 +95,3 @@ def study_name(folder: Path, resume: bool) -> str:
     if not resume:
         path.write_text(f"{folder.name}-{uuid.uuid4().hex[:12]}")
     return path.read_text()
-
-
-def shared_tracking(base: Config, folder: Path) -> configs.TrackingConfig:
-    """One place for the sweep and its trials, which run in other directories."""
-    uri = base.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
-    return replace(base.tracking, uri=checked_uri(uri)) if uri.startswith("sqlite:///") else base.tracking

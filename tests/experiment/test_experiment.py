@@ -1,53 +1,17 @@
 """Experiment files that cannot be, and what is done again and what not; verbs are fakes that leave a file."""
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayface.cli.run import _Verb
-from rayface.data.synth import synthesize
 from rayface.experiment import runner
 from rayface.experiment.record import brief
 from rayface.experiment.runner import prepare, run
 from rayface.experiment.spec import load
-from rayface.experiment.verbs import VERBS
 from rayface.training.interrupt import Terminated, TrainingInterruptedError
-
-FILES = {"synth": "dataset.json", "evaluate": "evaluation.json", "export": "model.onnx"}
-
-
-class Fake(_Verb):
-    """Reads its settings as the verb does, and only notes that it was called."""
-
-    def __init__(self, name: str, calls: list[str]) -> None:
-        super().__init__(name)
-        self.calls, self.failure = calls, None
-
-    def call(self, arguments: Sequence[str]) -> dict[str, Any]:
-        values = self.parse(arguments)
-        out = Path(values.get("out") or Path(values["onnx"]).parent)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "half").touch()
-        self.calls.append(out.name)
-        if self.failure is not None:
-            raise self.failure
-        (out / FILES[self._name]).write_text(json.dumps({"of": len(self.calls)}))
-        return {"accuracy_mean": 0.5, "long": [1, 2], "model": values.get("model")}
-
-
-@pytest.fixture
-def calls() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def fakes(calls: list[str]) -> dict[str, Fake]:
-    return {verb: Fake(verb, calls) for verb in VERBS}
-
 
 FOUR = """
 stages:
@@ -70,12 +34,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def stages_of(file: Path, fakes: Mapping[str, Fake], **options: Any) -> list[tuple[str, bool]]:
+def stages_of(file: Path, fakes: Mapping[str, Any], **options: Any) -> list[tuple[str, bool]]:
     result = run(file, [], fakes, out=str(file.parent / "out"), **options)
     return [(stage["name"], stage["skipped"]) for stage in result["stages"]]
 
 
-def test_what_is_finished_is_not_done_again(file: Path, fakes: dict[str, Fake], calls: list[str]) -> None:
+def test_what_is_finished_is_not_done_again(file: Path, fakes: dict[str, Any], calls: list[str]) -> None:
     said: list[str] = []
     names = ["drawn", "file", "scores", "evaluate"]
     assert stages_of(file, fakes) == [(name, False) for name in names]
@@ -90,13 +54,13 @@ def test_what_is_finished_is_not_done_again(file: Path, fakes: dict[str, Fake], 
 
 
 def test_a_stage_that_failed_begins_anew_and_the_ones_before_it_stay(
-    file: Path, fakes: dict[str, Fake], calls: list[str]
+    file: Path, fakes: dict[str, Any], calls: list[str]
 ) -> None:
     fakes["export"].failure = ValueError("no room")
     with pytest.raises(ValueError, match=r"^stage file: no room$"):
         stages_of(file, fakes)
     fakes["export"].failure = TrainingInterruptedError("interrupted", Terminated())
-    with pytest.raises(TrainingInterruptedError, match=r"^stage file: interrupted.*rayface run .*four.yaml$"):
+    with pytest.raises(TrainingInterruptedError, match=r"^stage file: interrupted.*: rayface run .*yaml --out .*out$"):
         stages_of(file, fakes)
     fakes["export"].failure = None
     assert stages_of(file, fakes)[:2] == [("drawn", True), ("file", False)]
@@ -104,7 +68,7 @@ def test_a_stage_that_failed_begins_anew_and_the_ones_before_it_stay(
 
 
 def test_changes_that_a_finished_stage_cannot_follow_are_named_before_anything_runs(
-    file: Path, fakes: dict[str, Fake], calls: list[str], tmp_path: Path
+    file: Path, fakes: dict[str, Any], calls: list[str], tmp_path: Path
 ) -> None:
     stages_of(file, fakes)
     text, done = file.read_text(), list(calls)
@@ -129,7 +93,7 @@ def test_changes_that_a_finished_stage_cannot_follow_are_named_before_anything_r
         stages_of(file, fakes)
 
 
-def test_folders_of_others_are_left_alone(file: Path, fakes: dict[str, Fake], tmp_path: Path) -> None:
+def test_folders_of_others_are_left_alone(file: Path, fakes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thing").touch()
     with pytest.raises(ValueError, match=r"--out: .* is not empty"):
@@ -143,7 +107,7 @@ def test_folders_of_others_are_left_alone(file: Path, fakes: dict[str, Fake], tm
 
 
 def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_as_it_is(
-    data: Path, fakes: dict[str, Fake], calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, fakes: dict[str, Any], calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fake leaves what a run leaves: its config when it begins, model and result when it ends."""
     monkeypatch.setattr(runner, "ray_session", lambda *args, **options: contextlib.nullcontext())
@@ -183,13 +147,6 @@ def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_a
 TRAIN = "- name: a\n  train: {preset: debug, data.train: DATA}\n"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "set"
-    synthesize(out, identities=4, images_per_identity=10, processes=1, image_size=32)
-    return out
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -214,6 +171,36 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("stages: [{train: {preset: debug}}]", "stage train: data.train: is not set"),
         ("stages: [{train: {preset: debug, data.train: DATA, head.margin: cosfac}}]", "head.margin 'cosfac'"),
         ("stages: [{train: {preset: debug, data.train: DATA, train.teacher: /nowhere}}]", "train.teacher: /nowhere"),
+        ("stages: [{train: {preset: debug, data.train: DATA, backbone.weights: /nowhere}}]", "weights: /nowhere"),
+        (
+            f"stages:\n{TRAIN}- name: b\n  train: {{preset: debug, data.train: ['${{a}}', /nowhere]}}",
+            "stage b: data.train: ${a}: makes model, by train",
+        ),
+        (
+            "stages:\n- synth: {}\n- train: {preset: debug, data.train: ['${synth}', /nowhere]}",
+            "stage train: data.train: /nowhere: does not exist",
+        ),
+        (
+            "stages:\n- synth: {}\n- train: {preset: debug, data.train: DATA, evaluate.pairs: '${synth}/pairs.csv'}",
+            "stage train: evaluate.pairs: needs evaluate.data beside it",
+        ),
+        (
+            "stages:\n- synth: {}\n- train: {preset: debug, data.train: DATA, "
+            "evaluate: {pairs: '${synth}/pairs.csv', data: /nowhere}}",
+            "stage train: evaluate.data: /nowhere: does not exist",
+        ),
+        (
+            f"stages:\n{TRAIN}- embed: {{model: '${{a}}', data: [DATA, 2024]}}",
+            "stage embed: data: 2024: must be a path",
+        ),
+        (
+            "stages: [{prune: {data: DATA, proxy_fraction: 0.1, keep: 0.6, above: 0.5}}]",
+            "stage prune: --exclude, --above: must be given together",
+        ),
+        (
+            "stages: [{prune: {data: DATA, proxy_fraction: 0.1, keep: 0.6, proxy_preset: mimi}}]",
+            "stage prune: preset",
+        ),
         (
             f"stages:\n{TRAIN}- name: b\n  train: {{preset: debug, data.train: DATA, train.teacher: '${{a}}', "
             "backbone.embedding_size: 32}",
@@ -237,7 +224,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_file_that_cannot_be_is_one_line_before_anything_starts(
-    text: str, message: str, data: Path, fakes: dict[str, Fake], calls: list[str], tmp_path: Path
+    text: str, message: str, data: Path, fakes: dict[str, Any], calls: list[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text(text.replace("DATA", str(data)))
@@ -250,7 +237,7 @@ def test_a_file_that_cannot_be_is_one_line_before_anything_starts(
 
 
 @pytest.mark.parametrize("name", ["generations", "curation"])
-def test_the_examples_are_sound(name: str, fakes: dict[str, Fake], tmp_path: Path) -> None:
+def test_the_examples_are_sound(name: str, fakes: dict[str, Any], tmp_path: Path) -> None:
     experiment = load(Path(__file__).parents[2] / "examples" / f"{name}.yaml", ["train.seed=1"], fakes)
     stages = prepare(experiment, tmp_path, fakes, [])
     assert len(stages) == 8

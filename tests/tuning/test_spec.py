@@ -97,7 +97,12 @@ def test_cma_es_has_one_objective(tmp_path):
 
 
 def test_a_password_is_not_written_down(tmp_path):
-    for uri in ("postgresql://me:secret@host/db", "mysql+pymysql://me:se/cret@host:3306/db"):
+    for uri in (
+        "postgresql://me:secret@host/db",
+        "mysql+pymysql://me:se/cret@host:3306/db",
+        "postgresql://host/db?user=me&password=secret",
+        "mysql://host/db?passwd=secret",
+    ):
         with pytest.raises(ValueError, match=r"must not hold a password.*OPTUNA_STORAGE") as caught:
             specs.load(write(tmp_path), [*PLACES, f"sweep.storage={uri}"])
         assert "cret" not in str(caught.value)

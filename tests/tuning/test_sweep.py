@@ -6,10 +6,11 @@ import pytest
 import ray
 
 from rayface import config as configs
+from rayface.tracking import shared_tracking
 from rayface.tuning import sweep
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Spec, SweepConfig
-from rayface.tuning.sweep_directory import SPEC, shared_tracking
+from rayface.tuning.sweep_directory import SPEC
 
 
 @pytest.mark.parametrize(
@@ -40,14 +41,14 @@ def test_a_sweep_and_its_trials_log_to_one_place(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     here, folder = f"sqlite:///{tmp_path}", tmp_path / "sweeps" / "try-001"
     base = configs.load()
-    assert shared_tracking(base, folder).uri == f"{here}/sweeps/mlflow.db"
+    assert shared_tracking(base.tracking, folder).uri == f"{here}/sweeps/mlflow.db"
     # Relative to where the sweep was started: trials run in other directories.
     given = configs.with_overrides(base, {"tracking.uri": "sqlite:///log/my.db"})
-    assert shared_tracking(given, folder).uri == f"{here}/log/my.db"
+    assert shared_tracking(given.tracking, folder).uri == f"{here}/log/my.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
-    assert shared_tracking(base, folder).uri == f"{here}/other.db"
+    assert shared_tracking(base.tracking, folder).uri == f"{here}/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@server")
-    assert shared_tracking(base, folder).uri is None  # left to the environment, and not written down
+    assert shared_tracking(base.tracking, folder).uri is None  # left to the environment, and not written down
 
 
 def test_a_sweep_that_is_there_or_is_not(tmp_path, monkeypatch):

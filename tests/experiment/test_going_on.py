@@ -1,0 +1,182 @@
+"""What is gone on with, what is done again, and what was changed meanwhile; verbs are fakes that leave a file."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rayface import config as configs
+from rayface.experiment import runner
+from rayface.experiment.record import Record
+from rayface.experiment.runner import _inputs, prepare, run
+from rayface.experiment.spec import load, overrides_of
+from rayface.training.interrupt import TrainingInterruptedError
+
+
+@pytest.fixture
+def trainings(fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Command lines of a training that leaves its config and is interrupted."""
+    monkeypatch.setattr(runner, "ray_session", lambda *args, **options: contextlib.nullcontext())
+    seen: list[list[str]] = []
+
+    def call(arguments: Sequence[str]) -> dict[str, Any]:
+        seen.append(list(arguments))
+        (tmp_path / "out" / "a").mkdir(exist_ok=True)
+        (tmp_path / "out" / "a" / "config.yaml").touch()
+        raise TrainingInterruptedError("the last checkpoint is 7", KeyboardInterrupt())
+
+    monkeypatch.setattr(fakes["train"], "call", call)
+    return seen
+
+
+def prepared_of(text: str, fakes: Mapping[str, Any], tmp_path: Path) -> list[runner.Prepared]:
+    file = tmp_path / "file.yaml"
+    file.write_text(text)
+    return prepare(load(file, [], fakes), tmp_path / "out", fakes, [])
+
+
+def test_a_training_does_not_go_on_with_what_was_done_again(
+    fakes: dict[str, Any], trainings: list[list[str]], data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "f.yaml"
+    train = f"train: {{preset: debug, data.train: {data}, evaluate: {{pairs: '${{s}}/pairs.csv', data: '${{s}}'}}}}"
+    file.write_text(f"stages:\n- name: s\n  synth: {{}}\n- name: a\n  {train}\n")
+
+    def go() -> None:
+        run(file, ["train.epochs=3"], fakes, out=str(tmp_path / "out"))
+
+    interrupted = r"stage a: interrupted; go on with: rayface run .*f.yaml train.epochs=3 --out .*out$"
+    for _ in range(2):
+        with pytest.raises(TrainingInterruptedError, match=interrupted):
+            go()
+    begun = Record(tmp_path / "out").inputs("a")
+    (tmp_path / "out" / "s" / "dataset.json").unlink()
+    with pytest.raises(ValueError, match=r"stage a: was begun, and stage s, which it is made of.*delete .*/a to"):
+        go()
+    assert len(trainings) == 2
+    assert Record(tmp_path / "out").inputs("a") == begun
+    (tmp_path / "out" / "a" / "config.yaml").unlink()  # never got so far: begun anew, of what is there now
+    with pytest.raises(TrainingInterruptedError):
+        go()
+    assert "--resume" not in trainings[-1]
+    assert Record(tmp_path / "out").inputs("a") != begun
+
+
+def test_a_key_taken_out_of_the_file_does_not_stay_in_a_training_that_goes_on(
+    fakes: dict[str, Any], trainings: list[list[str]], data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "f.yaml"
+    keys = f"data.train: {data}, train.batch_size: 8, evaluate.every: 5"
+    for more in (", optim.lr: 0.01, optim.clip_norm: 1.0", ", optim.clip_norm: null"):
+        file.write_text(f"stages: [{{name: a, train: {{{keys}{more}}}}}]")
+        with pytest.raises(TrainingInterruptedError):
+            run(file, [], fakes, out=str(tmp_path / "out"))
+    own = configs.load(overrides=trainings[0][trainings[0].index("--") + 1 :])
+    words = trainings[1]
+    assert words[0] == "--resume"
+    again = configs.with_overrides(own, words[words.index("--") + 1 :])
+    assert (own.optim.lr, again.optim.lr, again.optim.clip_norm) == (0.01, 0.1, None)
+    wanted = {"data.train": [str(data)], "train.batch_size": 8, "evaluate.every": 5, "optim.clip_norm": None}
+    assert again == configs.load(overrides={**wanted, "train.output": str(tmp_path / "out" / "a")})
+
+
+def test_keys_are_the_same_behind_the_command_line() -> None:
+    keys = {"head.margin_options": {"a": 1e-7, "b": None}, "name": "12", "data.train": ["a, b", "c"], "optim.lr": 1e-5}
+    config = configs.load("mini", overrides={**keys, "evaluate.pairs": "[p]", "train.num_workers": [1, 3]})
+    assert configs.load(overrides=overrides_of(configs.flat(config))) == config
+
+
+def test_where_a_cache_is_does_not_matter_but_whether_there_is_one(
+    fakes: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    def settings(cache: str) -> dict[str, Any]:
+        keys = f"preset: debug, data.train: {data}"
+        student = f"{keys}, train.teacher: '${{a}}', train.teacher_cache: {cache}"
+        text = f"stages:\n- name: a\n  train: {{{keys}}}\n- name: b\n  train: {{{student}}}\n"
+        return prepared_of(text, fakes, tmp_path)[1].settings
+
+    assert settings("here") == settings("there") != settings("null")
+
+
+def test_a_proxy_counts_with_all_its_keys_and_workers(fakes: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    def proxy(keys: str) -> runner.Prepared:
+        stage = f"{{prune: {{data: {data}, proxy_fraction: 0.5, keep: 0.6{keys}}}}}"
+        return prepared_of(f"stages: [{stage}]", fakes, tmp_path)[0]
+
+    plain = proxy("")
+    assert plain.settings["train.epochs"] == configs.load("mini").train.epochs
+    assert proxy(", train.epochs: 3").settings["train.epochs"] == 3
+    more = proxy(", train.num_workers: 3, train.cpus_per_worker: 2, tracking.enabled: false")
+    assert more.settings == plain.settings
+    assert (plain.cpus, more.cpus, more.config) == (configs.load("mini").train.max_workers, 6, None)
+
+
+def test_what_others_made_is_marked(fakes: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    pairs, folder = tmp_path / "p.csv", tmp_path / "emb"
+    pairs.write_text("a,b,1\n")
+    folder.mkdir()
+    says = {"model_sha256": "m", "dataset_digest": "d", "flip": True, "precision": "fp32", "dtype": "fp16"}
+
+    def embedded(**more: Any) -> None:
+        (folder / "embeddings.json").write_text(json.dumps({**says, "num_rows": 3, **more}))
+
+    text = (
+        f"stages:\n- synth: {{}}\n- evaluate: {{model: MODEL, pairs: {pairs}, data: ['${{synth}}', {data}]}}\n"
+        f"- prune: {{embeddings: {folder}, keep: 0.6}}\n- embed: {{model: MODEL, data: '[${{synth}},{data}]'}}\n"
+    ).replace("MODEL", str(data))
+    embedded(seconds=1)
+    prepared = prepared_of(text, fakes, tmp_path)
+
+    def marks(number: int) -> dict[str, str | None]:
+        return _inputs(prepared[number], prepared)
+
+    before = marks(1)
+    assert before[f"data {data}"] is not None
+    assert f"data {data}" in marks(3)
+    pairs.write_text("a,b,0\n")
+    assert marks(1)[f"pairs {pairs}"] != before[f"pairs {pairs}"]
+    of_folder = marks(2)
+    embedded(seconds=2)
+    assert marks(2) == of_folder
+    embedded(num_rows=4)
+    assert marks(2) != of_folder
+
+
+def test_pairs_and_data_of_a_training_are_marked(
+    fakes: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "check_train", lambda *args: None)  # would read the pairs
+    pairs = tmp_path / "p.csv"
+    pairs.write_text("a,b,1\n")
+    (tmp_path / "own.yaml").write_text(f"data: {{train: {data}}}\n")
+    keys = f"config: {tmp_path / 'own.yaml'}, evaluate: {{pairs: {pairs}, data: {data}}}"
+    prepared = prepared_of(f"stages: [{{train: {{{keys}}}}}]", fakes, tmp_path)
+    marks = _inputs(prepared[0], prepared)
+    names = [f"data.train {data}", f"evaluate.pairs {pairs}", f"evaluate.data {data}"]
+    assert all(marks[name] is not None for name in names)
+    assert list(marks) == names
+
+
+def test_a_teacher_that_was_exported_of_a_path_is_held_against_the_student_later(
+    fakes: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    text = (
+        f"stages:\n- name: o\n  export: {{model: {data}}}\n"
+        f"- train: {{preset: debug, data.train: {data}, train.teacher: '${{o}}'}}\n"
+    )
+    assert len(prepared_of(text, fakes, tmp_path)) == 2
+    with pytest.raises(ValueError, match=r"distillation: center: takes means"):
+        prepared_of(text.replace("'${o}'", "'${o}', train.distillation: center"), fakes, tmp_path)
+
+
+def test_first_weights_are_held_against_the_net_before_anything_starts(
+    fakes: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    torch.save({"conv": torch.zeros(1)}, tmp_path / "w.pt")
+    text = f"stages: [{{train: {{preset: debug, data.train: {data}, backbone.weights: {tmp_path / 'w.pt'}}}}}]"
+    with pytest.raises(ValueError, match=r"stage train: weights .*w.pt do not fit mini: missing"):
+        prepared_of(text, fakes, tmp_path)
