@@ -19,8 +19,8 @@ from rayface.heads.class_centers import Block, ClassCenters, Workspace
 from rayface.heads.margins import Margin
 from rayface.heads.prefetch import FetchedRows
 
-# Rows worked on at once: what fits the caches of a CPU, what fills a GPU.
-CPU_CHUNK_ROWS, GPU_CHUNK_ROWS = 2048, 16384
+# What is worked on at once: bytes of a matrix that fit the caches of a CPU, rows that fill a GPU.
+CPU_CHUNK_BYTES, GPU_CHUNK_ROWS = 4 * 2**20, 16384
 SLABS = 64  # parts of a chunk that are summed on their own
 
 
@@ -208,8 +208,10 @@ class ShardSoftmax:
 
     def chunk_rows(self, batch: int) -> int:
         """Return how many rows are worked on at once: what fits the caches of a CPU, or fills a GPU."""
-        usual = CPU_CHUNK_ROWS if self.centers.device.type == "cpu" else GPU_CHUNK_ROWS
-        return max(1, min(usual, self.logit_memory // (2 * batch * self.centers.math_dtype.itemsize)))
+        longest = max(batch, self.centers.values.shape[1])
+        on_cpu, fitting = self.centers.device.type == "cpu", CPU_CHUNK_BYTES // (longest * self.product_dtype.itemsize)
+        affordable = self.logit_memory // (2 * batch * self.centers.math_dtype.itemsize)
+        return max(1, min(fitting if on_cpu else GPU_CHUNK_ROWS, affordable))
 
     def keep_buffer(self, num_rows: int, batch: int) -> Tensor:
         """Return memory for the exponentials of as many of the rows as the bound allows, whole chunks."""

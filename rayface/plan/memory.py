@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from rayface.config import Config
-from rayface.heads.sharded_softmax import CPU_CHUNK_ROWS, GPU_CHUNK_ROWS
+from rayface.heads.sharded_softmax import CPU_CHUNK_BYTES, GPU_CHUNK_ROWS
 from rayface.plan.net import NetSize, net_size
 from rayface.training.distributed import fast_bf16
 
@@ -74,8 +74,8 @@ class Job:
     @property
     def chunk_rows(self) -> int:
         """Rows worked on at once, as ShardSoftmax.chunk_rows."""
-        usual = GPU_CHUNK_ROWS if self.gpu else CPU_CHUNK_ROWS
-        return max(1, min(usual, self.logit_memory // (8 * self.batch_size)))
+        fitting = CPU_CHUNK_BYTES // (max(self.batch_size, self.embedding_size) * self.compute_bytes)
+        return max(1, min(GPU_CHUNK_ROWS if self.gpu else fitting, self.logit_memory // (8 * self.batch_size)))
 
     @property
     def kept_rows(self) -> int:
