@@ -52,7 +52,7 @@ def test_memory_of_the_class_layer_by_hand(job):
     assert parts["class_centers"] == parts["center_moments"] == rows * width * 4
     assert parts["logits"] == sampled * batch * 4  # 6.4 MB: all are kept
     chunk = 16384 * width * 4
-    assert parts["sampled_rows"] == 4 * chunk + 5 * 8 * sampled  # centers, momentum, gradient, its products by centers
+    assert parts["sampled_rows"] == 5 * chunk + 5 * 8 * sampled  # centers, momentum, units, gradient, radial parts
     assert parts["gathered_embeddings"] == 8 * batch * (width + 2) * 4
     assert parts["ddp_buckets"] == 0
 
@@ -162,7 +162,7 @@ def test_a_real_class_layer_holds_what_the_model_says(small, storage, optimizer,
     assert parts["logits"] == kept.nbytes + chunk_logits
     workspace = sum(b.nbytes for (name, _), b in buffers if name != "logits")
     if head.store._rounding is not None:
-        workspace += head.store._rounding._pool.nbytes
+        workspace += head.store._rounding.pool.nbytes
     row_numbers = 5 * 8 * planned.sampled_rows if rate < 1 else 0
     assert parts["sampled_rows"] - row_numbers == pytest.approx(workspace, rel=0.1)
 

@@ -205,12 +205,12 @@ def _row_workspace(job: Job) -> int:
     indexed = job.sample_rate < 1
     cells = min(job.chunk_rows, job.sampled_rows) * job.embedding_size
     # a chunk of centers and of each moment: gathered as stored, and in fp32 where that is another type
-    gathered = job.storage_bytes * indexed + 4 * (job.storage_bytes != 4)
-    in_place = job.compute_bytes == 4 and (indexed or job.storage_bytes == 2)  # in the fp32 copy just gathered
-    products = 0 if in_place else job.compute_bytes  # unit rows
-    products += 2 if job.compute_bytes == 2 else 0  # the gradient in the products' type
+    gathered = (job.storage_bytes * indexed + 4 * (job.storage_bytes != 4)) * (1 + job.moments)
+    in_one_pass = not job.gpu and job.moments < 2  # SGD on a CPU moves rows where they are
+    update = 0 if in_one_pass else gathered + 4  # and the gradient's radial part
+    products = job.compute_bytes + (2 if job.compute_bytes == 2 else 0)  # unit rows; the gradient in the products' type
     rounding = 8 if job.storage_bytes == 2 else 0
-    chunk = cells * (gathered * (1 + job.moments) + products + rounding + 8)  # and the gradient and its products, fp32
+    chunk = cells * (update + products + rounding + 4)  # and the gradient
     # sampling: the result, the draw, its sort and the merged list, int64 each
     return chunk + (5 * 8 * job.sampled_rows if indexed else 0)
 
