@@ -145,7 +145,8 @@ def _peaks() -> Iterator[dict[str, int]]:
         if seen:
             found["driver_bytes"] = _peak(own) - before.pop(own)
             loaded = max(before.values(), default=0)  # what a worker begins with that came later
-            found["task_bytes"] = max(peak - before.get(pid, loaded) for pid, peak in seen.items())
+            # 0: in a Ray that was there before, whose workers had more loaded
+            found["task_bytes"] = max(0, *(peak - before.get(pid, loaded) for pid, peak in seen.items()))
 
 
 def _workers(root: int) -> list[int]:
