@@ -122,7 +122,7 @@ def test_a_node_that_is_given_notice_is_left_once_and_not_when_it_is_too_late(tm
     for _ in range(3):  # Ray Train asks on until all workers have ended
         watching.after_worker_group_poll_status(group[1])
     assert interrupt.requested(tmp_path), "what a user asked for was forgotten"
-    assert restarts(tmp_path)[1:] == ["worker 0 and 1 died"]
+    assert restarts(tmp_path)[1:] == ["worker 0 failed: Connection closed by peer"]
     assert not leaving(tmp_path)  # Ray Train starts them again
     watching.after_worker_group_training_start(None)
     watching.after_worker_group_poll_status(group[1])
