@@ -52,4 +52,8 @@ def test_rows_that_change_in_another_thread(matrix):
 
 
 def test_no_rows_at_all():
-    RowCopy(torch.zeros(0, 3), torch.zeros(0, 3)).run()
+    copy = torch.zeros(0, 3)
+    copying = RowCopy(torch.zeros(0, 3), copy)
+    copying.before_change(torch.zeros(0, dtype=torch.int64))
+    copying.run()
+    assert copy.shape == (0, 3)
