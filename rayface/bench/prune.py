@@ -143,9 +143,9 @@ def _peaks() -> Iterator[dict[str, int]]:
         done.set()
         thread.join()
         if seen:
-            found["driver_bytes"] = _peak(own) - before.pop(own)
+            # 0: where there was room, of what had been let go, or in a Ray whose workers had more loaded
+            found["driver_bytes"] = max(0, _peak(own) - before.pop(own))
             loaded = max(before.values(), default=0)  # what a worker begins with that came later
-            # 0: in a Ray that was there before, whose workers had more loaded
             found["task_bytes"] = max(0, *(peak - before.get(pid, loaded) for pid, peak in seen.items()))
 
 

@@ -160,7 +160,10 @@ def read_rows(path: str, start: int, stop: int) -> Rows:
     """
     if path.endswith(".arrow"):
         with pa.memory_map(path) as mapped:
-            table = pa.Table.from_batches([pa.ipc.open_file(mapped).get_batch(0).slice(start, stop - start)])
+            batch = pa.ipc.open_file(mapped).get_batch(0).slice(start, stop - start)
+            # Copied, so that the map can go: the kernel maps much more of a file than the rows that are looked at.
+            table = pa.Table.from_batches([batch]).take(pa.array(np.arange(len(batch))))
+            del batch
     else:
         table = _parquet_rows(path, start, stop)
     keys, labels, lists = (table[name].chunk(0) for name in ("key", "label", "embedding"))

@@ -54,6 +54,21 @@ def test_a_row_group_larger_than_what_is_decoded_at_a_time(tmp_path: Path, monke
             assert read_rows(str(path), start, stop).keys.to_pylist() == KEYS[start:stop]
 
 
+def test_rows_of_a_sorted_run_keep_none_of_its_memory(tmp_path: Path) -> None:
+    """A task reads from hundreds of runs: were each mapped while its rows are held, memory would follow the set."""
+    path = str(tmp_path / "run-000000.arrow")
+    with pa.OSFile(path, "wb") as stream, pa.ipc.new_file(stream, table().schema) as writer:
+        writer.write_batch(table().to_batches()[0])
+    before = pa.total_allocated_bytes()
+    rows = read_rows(path, 2, 6)
+    assert rows.keys.to_pylist() == KEYS[2:6]
+    assert rows.labels.tolist() == LABELS[2:6].tolist()
+    assert (rows.embeddings == VECTORS[2:6]).all()
+    assert 0 < pa.total_allocated_bytes() - before < 4096
+    if (maps := Path("/proc/self/maps")).exists():
+        assert path not in maps.read_text()
+
+
 def test_nothing_is_left_of_a_part_that_was_not_finished(tmp_path: Path) -> None:
     """Neither under its name nor under another one."""
 
