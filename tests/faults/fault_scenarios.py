@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import ray
 from fault_gate import Gate
-from fault_stage import EVERY, Stage
+from fault_stage import EVERY, Outcome, Stage, outcome
 
 from rayface.data.plan import SamplePlan
 from rayface.data.samples import locate_member
 from rayface.data.shards import open_dataset
 from rayface.tracking import deliver, read_metrics
 from rayface.training import interrupt
+from rayface.training.restarts import leaving
 
 # Given the stage and the worker at the gate ("pid", "driver", "step"); may return what the worker is told.
 Deed = Callable[[Stage, dict[str, Any]], str | None]
@@ -90,6 +91,7 @@ class Scenario:
 
 def play(stage: Stage, scenarios: Sequence[tuple[int, Scenario]]) -> None:
     """Play faults on one run, each at its place (0 is before the first checkpoint); resume it whenever it stops."""
+    stage.rig.have_two_nodes()
     for _, scenario in scenarios:
         stage.settings.update(scenario.settings)
     first = scenarios[0][1]
@@ -108,6 +110,18 @@ def play(stage: Stage, scenarios: Sequence[tuple[int, Scenario]]) -> None:
     for _, scenario in scenarios:
         if scenario.at_end:
             scenario.at_end(stage)
+
+
+def end_of(stage: Stage, scenarios: Sequence[Scenario]) -> Outcome:
+    """What the faults did to the run; asserts that it is no more than they may do."""
+    found = outcome(stage)
+    if not scenarios[0].different:
+        assert found.losses == [value for _, value in stage.rig.reference.losses]
+        assert found.same_model, f"{stage.name}: another model"
+    assert (found.repeated, found.lost) == (0, sum(scenario.lost for scenario in scenarios))
+    # A fault costs what was done since the last checkpoint, never more; to make room for others costs nothing.
+    assert found.steps_again <= EVERY * sum(not scenario.later for scenario in scenarios)
+    return found
 
 
 def _check_stop(stage: Stage, scenario: Scenario | None, line: str | None) -> None:
@@ -175,7 +189,7 @@ def _add_node(stage: Stage, here: dict[str, Any]) -> None:
 
 def _drain_node(stage: Stage, here: dict[str, Any]) -> None:
     stage.rig.drain_node()
-    stage.wait_for(lambda: interrupt.requested(stage.run))
+    stage.wait_for(lambda: leaving(stage.run))
 
 
 def workers_of(stage: Stage) -> list[int]:
@@ -326,6 +340,12 @@ RUNS: dict[str, list[Scenario]] = {
             strikes=(Strike(do=_send(signal.SIGKILL)),),
         ),
         Scenario(
+            name="killed while a checkpoint is written",
+            how="SIGKILL to rank 1, its file written, the checkpoint without its name",
+            restarts=True,
+            strikes=(Strike(do=_send(signal.SIGKILL), at="write"),),
+        ),
+        Scenario(
             name="worker hangs",
             how=f"{_MIDDLE}SIGSTOP to rank 1",
             restarts=True,
@@ -337,12 +357,6 @@ RUNS: dict[str, list[Scenario]] = {
             how="raylet and its workers killed; another node comes",
             restarts=True,
             strikes=(Strike(do=_replace_node),),
-        ),
-        Scenario(
-            name="killed while a checkpoint is written",
-            how="SIGKILL to rank 1, its file written, the checkpoint without its name",
-            restarts=True,
-            strikes=(Strike(do=_send(signal.SIGKILL), at="write"),),
         ),
     ],
     "driver": [

@@ -75,17 +75,27 @@ class Rig:
         self.cluster = Cluster(initialize_head=True, head_node_args=node)
         # While there is no other node: a driver dies with the node that it is connected to.
         ray.init(self.cluster.address, logging_level="ERROR", log_to_driver=False)
-        self.node = self._new_node()
+        self.node: Any = self._new_node()
+        self.drained = False
         self._reference: Trained | None = None
         self.kept: list[Any] = []  # in the object store
         self.in_a_hurry = False
         (folder / "server").mkdir()
         self.server = MlflowServer(folder / "server")
 
+    def have_two_nodes(self) -> None:
+        """Mend what a play before has left: one node, or one that is about to be taken away."""
+        if self.drained:
+            self.remove_node()
+        if self.node is None:
+            self.add_node()
+
     def remove_node(self) -> None:
         """Take a node away as a power cut does; returns when it is known to be gone, and its workers with it."""
+        gone = self.node.node_id
         self.cluster.remove_node(self.node, allow_graceful=False)
-        Stage.wait_for(lambda: self.node.node_id not in [node["NodeID"] for node in ray.nodes() if node["Alive"]])
+        Stage.wait_for(lambda: gone not in [node["NodeID"] for node in ray.nodes() if node["Alive"]])
+        self.node, self.drained = None, False
         self._look_at_nodes()
 
     def drain_node(self) -> None:
@@ -94,6 +104,7 @@ class Rig:
         gcs = ray._raylet.GcsClient(address=self.cluster.address)
         accepted, why = gcs.drain_node(self.node.node_id, reason, "a fault", int(1000 * (time.time() + 60)))
         assert accepted, why
+        self.drained = True
 
     def add_node(self) -> None:
         self.cluster._shutdown_at_exit = False  # it is done with signals, which only the main thread may set
@@ -253,10 +264,6 @@ class Outcome:
     same_losses: bool
     same_model: bool
     losses: list[float]
-
-    def is_undisturbed(self) -> bool:
-        """Whether the run has ended as the one that nothing disturbs, every sample in its place."""
-        return self.same_losses and self.same_model and self.repeated == self.lost == 0
 
 
 def outcome(stage: Stage) -> Outcome:

@@ -17,7 +17,7 @@ from rayface.config import Config
 from rayface.evaluation.export import load_model
 from rayface.evaluation.jobs import evaluate_on_pairs
 from rayface.tracking import read_metrics
-from rayface.training import checkpoint, trainer
+from rayface.training import checkpoint, checkpoint_tools, trainer
 from rayface.training.recovery import TrainingStoppedError
 from rayface.training.trainer import train
 
@@ -153,6 +153,8 @@ def check_mlflow(store: str, run: Path) -> None:
     assert "git_commit" in logged.data.tags
     history = [(m.step, m.value) for m in client.get_metric_history(logged.info.run_id, "train/loss")]
     assert sorted(history) == [(s, v) for s, v, _ in read_metrics(run / "journal")["train/loss"]]
+    saved = checkpoint_tools.show(run)["mlflow"]
+    assert saved == {"run_id": logged.info.run_id, "last_step": 29}
     names = {artifact.path for artifact in client.list_artifacts(logged.info.run_id)}
     assert {"config.yaml", "model.safetensors", "report.html", "plots"} <= names
 

@@ -269,7 +269,6 @@ def test_a_relative_sqlite_file_is_remembered_where_it_is(tmp_path, monkeypatch)
     assert kept["uri"] == f"sqlite:///{tmp_path}/s.db?timeout=5"
 
 
-@pytest.mark.slow
 def test_a_server_that_comes_late_and_dies_in_between(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("rayface.tracking.delivery.MAX_BACKOFF_SECONDS", 0.5)
     monkeypatch.setattr("rayface.tracking.delivery.POLL_SECONDS", 0.05)
