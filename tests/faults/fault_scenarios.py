@@ -21,7 +21,7 @@ from rayface.data.samples import locate_member
 from rayface.data.shards import open_dataset
 from rayface.tracking import deliver, read_metrics
 from rayface.training import interrupt
-from rayface.training.restarts import leaving
+from rayface.training.restarts import leaving, restarts
 
 # Given the stage and the worker at the gate ("pid", "driver", "step"); may return what the worker is told.
 Deed = Callable[[Stage, dict[str, Any]], str | None]
@@ -121,6 +121,9 @@ def end_of(stage: Stage, scenarios: Sequence[Scenario]) -> Outcome:
     assert (found.repeated, found.lost) == (0, sum(scenario.lost for scenario in scenarios))
     # A fault costs what was done since the last checkpoint, never more; to make room for others costs nothing.
     assert found.steps_again <= EVERY * sum(not scenario.later for scenario in scenarios)
+    again = sum(scenario.restarts for scenario in scenarios)
+    assert len(restarts(stage.run)) == read_metrics(stage.run / "journal")["train/restarts"][-1][1] == again
+    assert (stage.run / "faults.log").read_text().count("workers were started again") == again
     return found
 
 

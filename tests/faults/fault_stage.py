@@ -28,6 +28,7 @@ from safetensors.numpy import load_file
 from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking import read_metrics
+from rayface.tracking.journal import RECOVERY
 from rayface.training import checkpoint, trainer
 
 EVERY = 4  # steps between checkpoints
@@ -285,12 +286,14 @@ def outcome(stage: Stage) -> Outcome:
 
 
 def check_tracked_once(stage: Stage) -> None:
-    """Hold MLflow against the journal: the same points of every metric, no step of any twice, and the run finished."""
+    """Hold MLflow against the run: every point of every metric once, the last recovery told, and the run finished."""
     client = MlflowClient(stage.uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs([experiment.experiment_id])
     (run,) = [run for run in runs if run.data.tags["run_directory"] == str(stage.run)]
     assert run.info.status == "FINISHED", run.info.status
+    told = (stage.run / "faults.log").read_text().splitlines()
+    assert run.data.tags.get(RECOVERY) == (told[-1] if told else None)
     for name, points in read_metrics(stage.run / "journal").items():
         journal = [(step, value) for step, value, _ in points]
         sent = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
