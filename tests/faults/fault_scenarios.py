@@ -112,7 +112,7 @@ def play(stage: Stage, scenarios: Sequence[tuple[int, Scenario]]) -> None:
             scenario.at_end(stage)
 
 
-def end_of(stage: Stage, scenarios: Sequence[Scenario]) -> Outcome:
+def check_end(stage: Stage, scenarios: Sequence[Scenario]) -> Outcome:
     """What the faults did to the run; asserts that it is no more than they may do."""
     found = outcome(stage)
     if not scenarios[0].different:

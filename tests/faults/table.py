@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-from fault_scenarios import RUNS, Scenario, end_of, play
+from fault_scenarios import RUNS, Scenario, check_end, play
 from fault_stage import Outcome, Rig, Stage
 
 _HEAD = ("fault", "how injected", "the run", "recovery, s", "repeated / lost", "loss curve equal", "model equal")
@@ -42,7 +42,7 @@ def _play(stage: Stage, scenarios: list[tuple[int, Scenario]]) -> list[tuple[str
     start = time.monotonic()
     try:
         play(stage, scenarios)
-        found = end_of(stage, [scenario for _, scenario in scenarios])
+        found = check_end(stage, [scenario for _, scenario in scenarios])
     except Exception:
         traceback.print_exc()
         print(f"{stage.name}: FAILED", file=sys.stderr, flush=True)

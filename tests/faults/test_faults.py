@@ -1,7 +1,7 @@
 """Faults strike runs on a real cluster of two nodes; what is left is what a run has that nothing disturbs."""
 
 import pytest
-from fault_scenarios import RUNS, end_of, play
+from fault_scenarios import RUNS, check_end, play
 from fault_stage import Stage
 
 
@@ -11,4 +11,4 @@ def test_a_run_struck_by_faults_one_after_the_other_ends_as_if_nothing_had_been(
     rig.in_a_hurry = True
     stage = Stage(rig, name)
     play(stage, list(enumerate(RUNS[name])))
-    end_of(stage, RUNS[name])
+    check_end(stage, RUNS[name])
