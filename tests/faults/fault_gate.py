@@ -73,6 +73,8 @@ def _install(gates: Sequence[Gate], folder: Path) -> None:
     @functools.wraps(train_step)
     def recorded_step(self: Any, batch: Any, *rest: Any) -> Any:
         now.update(step=batch.step, rank=self.world.rank)
+        # A checkpoint is written beside the steps: its fault strikes before the first of them, not at a later fault.
+        _hold([gate for gate in gates if (gate.place, gate.step, gate.rank) == ("write", *now.values())], folder)
         value = train_step(self, batch, *rest)
         _record(folder / "trained.jsonl", batch)
         return value
@@ -113,6 +115,11 @@ def _pass(gates: Sequence[Gate], folder: Path, **here: Any) -> str:
             with contextlib.suppress(FileExistsError):
                 return _wait(gate, folder)
     return ""
+
+
+def _hold(gates: Sequence[Gate], folder: Path) -> None:
+    while not all(gate.opened(folder).exists() for gate in gates):
+        time.sleep(_POLL_SECONDS)
 
 
 def _wait(gate: Gate, folder: Path) -> str:
