@@ -130,6 +130,7 @@ class Rig:
     def reference(self) -> Trained:
         """The run that nothing disturbs."""
         if self._reference is None:
+            self.have_two_nodes()
             stage = Stage(self, "undisturbed")
             stage.train()
             self._reference = stage.trained()
