@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rayface import config as configs
 from rayface.backbones import registry
 from rayface.config import Config
+from rayface.evaluation.export import load_model
 from rayface.evaluation.jobs import evaluate_on_pairs
 from rayface.tracking import read_metrics
 from rayface.training import checkpoint, checkpoint_tools, trainer
@@ -84,6 +86,29 @@ def test_losses_are_the_same_for_any_number_of_workers(drawn, tmp_path):
     assert curves[1][-1] < 0.8 * curves[1][0]
     assert curves[2] == pytest.approx(curves[1], rel=1e-4)
     assert curves[3] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(drawn, tmp_path):
+    # Batch-norm statistics are averaged over the ranks at checkpoints, so both runs have them at the same steps.
+    common = {
+        "schedule__name": "constant",
+        "train__num_workers": 2,
+        "train__checkpoint_every": 7,
+        "backbone__dropout": 0.2,
+        "head__sample_rate": 0.5,
+    }
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(settings(drawn, whole, train__epochs=2, **common))
+    train(settings(drawn, parts, train__epochs=1, **common))
+    # As if it had been stopped after step 7 of 20: the later checkpoint and the results are gone.
+    for name in ("result.json", "outcome.json"):
+        (parts / name).unlink()
+    for saved in checkpoint.all_in(parts)[1:]:
+        (saved / checkpoint.PROGRESS).unlink()
+    train(settings(drawn, parts, train__epochs=2, **common), resume=True)
+    assert np.array_equal(losses(parts), losses(whole))
+    a, b = (load_model(run).module.state_dict() for run in (whole, parts))
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_run_leaves_model_report_and_results_and_its_name_is_taken(drawn, tmp_path):
