@@ -1,7 +1,8 @@
 """MixFaceNets (Boutros et al., arXiv 2107.13046): MixNets (arXiv 1907.09595) with a face embedding on top.
 
 A unit splits its channels and gives every part a depthwise kernel of its own, 3, 5, 7, ... wide; its 1x1
-convolutions may be split too. The Shuffle variants interleave the halves of a unit's output, so that the parts meet.
+convolutions may be split too. The stem's unit interleaves the halves of its output, so that the parts meet; in the
+shuffle variants every unit does.
 Names and shapes of the state dict are those of the published weights, their misspelling included.
 """
 
@@ -124,12 +125,13 @@ class MixUnit(nn.Module):
 
 
 class InitBlock(nn.Module):
-    """The stem, (N, 3, S, S) -> (N, C, S / 2, S / 2), and one unit without expansion."""
+    """The stem, (N, 3, S, S) -> (N, C, S / 2, S / 2): a convolution and one unit without expansion."""
 
-    def __init__(self, channels: int, *, shuffle: bool) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = ConvNorm(3, channels, [3], nn.PReLU(channels), stride=2)
-        self.conv2 = MixUnit(channels, UnitShape(channels, 1, 1, 1, 1, 0), 1, prelu=True, shuffle=shuffle)
+        # Published weights of every variant were trained with a channel shuffle here.
+        self.conv2 = MixUnit(channels, UnitShape(channels, 1, 1, 1, 1, 0), 1, prelu=True, shuffle=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv2(self.conv1(x))
@@ -176,7 +178,7 @@ class MixFaceNet(nn.Module):
         self.checkpointing = checkpointing
         channels = _rounded(stem_channels, scale * width)
         self.features = nn.Sequential()
-        self.features.add_module("init_block", InitBlock(channels, shuffle=shuffle))
+        self.features.add_module("init_block", InitBlock(channels))
         for i, shapes in enumerate(stages):
             stage = nn.Sequential()
             for j, named in enumerate(shapes):

@@ -42,9 +42,10 @@ class EmaDetector:
 
 
 class HaarWindowDetector:
-    """Loss that is won over half a window of smoothed losses: the detector of the published logs.
+    """Haar response of the smoothed loss: the detector of the published logs.
 
-    Of the last m means of the last m losses: the mean of the first half minus the mean of the second half.
+    Over the last m means of the last m losses: (sum of the older half - sum of the newer half) / m, which is half the
+    difference of the two halves' means. A loss that falls by g a step gives m g / 4.
 
     Args:
         window: m in steps, even.
@@ -76,7 +77,7 @@ class HaarWindowDetector:
         self._means[place] = self.loss_mean
         self._seen[1] += 1
         if self._seen[1] >= m:
-            self.value = (self._sums[1] - self._sums[2]) / half
+            self.value = (self._sums[1] - self._sums[2]) / m
 
     def state_dict(self) -> dict[str, Any]:
         return {

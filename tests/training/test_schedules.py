@@ -124,7 +124,7 @@ def test_haar_window_detector_equals_the_slow_one(m):
         if len(means) < m:
             assert detector.value is None
         else:
-            slow = np.mean(means[: m // 2]) - np.mean(means[m // 2 :])
+            slow = (np.sum(means[: m // 2]) - np.sum(means[m // 2 :])) / m
             assert detector.value == pytest.approx(slow, abs=1e-12)
             assert detector.loss_mean == pytest.approx(means[-1], abs=1e-12)
 
@@ -174,6 +174,50 @@ def test_haar_window_with_restarts_follows_the_rows_of_plateaus():
     # The loss is flat from step 10 on; 2 m - 2 steps later no falling loss is left in the window.
     assert first == 10 + (2 * m - 2) + 3
     assert found[first : first + 9] == [1 / 2] * 3 + [1 / 4] * 3 + [1 / 8] * 3
+
+
+def haar_window(total_steps: int, slopes: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """(step, factor) of every change of the rate, with the published logs' settings; `slopes`: (steps, loss a step)."""
+    losses = 1000 - np.cumsum(np.concatenate([np.full(steps, slope) for steps, slope in slopes]))
+    options = {"detector": "haar_window", "window": 4000, "tolerance": 8000.5 / total_steps, "restart_after": 4}
+    factors = fastface(total_steps, losses, threshold=None, max_decays=100, **options)
+    return [(k, factor) for k, factor in enumerate(factors) if k and factor != factors[k - 1]]
+
+
+@pytest.mark.parametrize(("slope", "flat"), [(5.9e-5, True), (6.1e-5, False)])
+def test_haar_window_at_a_steady_slope_is_flat_below_a_quarter_of_the_window_times_it(slope, flat):
+    # .06 = m g / 4 at g = 6e-5. The value exists from step 2 m - 1 on.
+    changes = haar_window(30_000, [(30_000, slope)])
+    assert changes == ([(2 * 4000 - 2 + 8001 * k, 0.5**k) for k in (1, 2)] if flat else [])
+
+
+class Responses:
+    """A detector whose values are given."""
+
+    loss_mean = None
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = iter(values)
+        self.value: float | None = None
+
+    def update(self, loss: float) -> None:
+        self.value = float(next(self._values))
+
+
+def test_fastface_with_the_published_plateaus_changes_the_rate_at_the_published_steps():
+    # Four plateaus of their own, then two rows of four of which the last one multiplies the rate by four.
+    published = [54280, 72870, 94820, 113110, 135870, 143870, 151870, 159870, 175830, 183830, 191830, 199830]
+    values = np.ones(200_000)
+    for begins, ends in [*zip(published[:4], published[:4], strict=True), (135870, 159870), (175830, 199830)]:
+        values[begins - 8000 : ends + 5] = 0.0
+    schedule = FastFace(
+        optimizer := sgd(), total_steps=200_000, tolerance=0.04, detector="haar_window", restart_after=4, max_decays=20
+    )
+    schedule.detector = Responses(values)
+    factors = [rate / LR for rate in rates(schedule, optimizer, np.ones(200_000))]
+    changes = [k for k in range(1, len(factors)) if factors[k] != factors[k - 1]]
+    assert changes == pytest.approx(published, abs=10)
+    assert [factors[k] for k in changes] == [2.0**-k for k in (1, 2, 3, 4, 5, 6, 7, 5, 6, 7, 8, 6)]
 
 
 def test_a_loss_that_is_no_number_is_left_out():
