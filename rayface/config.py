@@ -10,6 +10,8 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from rayface.files import write_text
+
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -331,7 +333,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 def dump(config: Config, path: Path) -> None:
     """Write the resolved config as YAML that `load` reads."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,6 @@ where the colours become the page's own, so that it follows the reader's light o
 """
 
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 
 import rayface
+from rayface.files import write_file
 from rayface.tracking import mask_credentials
 
 Series = Sequence[tuple[int, float, float]]
@@ -312,14 +312,3 @@ def load_template(name: str) -> jinja2.Template:
         loader=jinja2.PackageLoader("rayface"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template(name)
-
-
-def write_file(path: Path, content: bytes) -> Path:
-    """Write a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    return path

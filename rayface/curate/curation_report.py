@@ -19,7 +19,8 @@ from rayface.curate.embeddings import Embeddings
 from rayface.curate.identities import Ints
 from rayface.curate.sampled_faces import Identity, identity_counts, keys_of, read_identities
 from rayface.data.shards import Dataset
-from rayface.report import HALF, PALETTE, Plot, add_legend, as_svg, load_template, new_axes, write_file, write_pngs
+from rayface.files import write_file
+from rayface.report import HALF, PALETTE, Plot, add_legend, as_svg, load_template, new_axes, write_pngs
 
 _SAMPLED = 300  # identities
 _SAMPLED_FACES = 20_000

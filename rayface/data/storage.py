@@ -175,7 +175,7 @@ class AtomicFile:
         self.stream.close()
         if is_local(self.path):
             os.replace(self._temporary, self.path)
-            _sync_folder(os.path.dirname(self.path))
+            sync_folder(os.path.dirname(self.path))
 
     def abandon(self) -> None:
         """Close without publishing, unless committed; an object store keeps the part that was written."""
@@ -217,7 +217,8 @@ def delete_temporary(folder: str) -> None:
             os.unlink(os.path.join(folder, name))
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    """Have the names in a local folder on disk: a rename in it survives a power cut only then."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

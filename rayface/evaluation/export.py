@@ -19,6 +19,7 @@ from rayface.backbones import load_backbone
 from rayface.evaluation.model_card import write_card
 from rayface.evaluation.onnx_model import OnnxModule, describe
 from rayface.evaluation.protocols import embed_images
+from rayface.files import publish, write_json
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -106,10 +107,8 @@ def save_model(
         "rayface_version": rayface.__version__,
         "sha256": _sha256(temporary),
     }
-    replace_synced(temporary, weights)
-    temporary = temporary_name(folder / DESCRIPTION)
-    temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    replace_synced(temporary, folder / DESCRIPTION)
+    publish(temporary, weights)
+    write_json(folder / DESCRIPTION, info)
     write_card(folder, info)
     return weights
 
@@ -188,13 +187,6 @@ def _description(path: Path, backbone: str | None) -> dict[str, Any]:
 def temporary_name(path: Path) -> Path:
     """A hidden name beside `path`, of this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def replace_synced(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, once its bytes are on disk."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _sha256(path: Path) -> str:

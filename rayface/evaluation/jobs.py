@@ -1,6 +1,5 @@
 """Evaluation of a finished model, from its file to a folder of results."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from rayface.evaluation.export import load_model
 from rayface.evaluation.protocols import embed_images, load_pairs, pair_result
 from rayface.evaluation.verification import pair_scores, roc_of, thinned
+from rayface.files import write_json
 from rayface.report import training_plots
 
 
@@ -38,7 +38,7 @@ def evaluate_on_pairs(
     far, tar, _ = roc_of(cosine, pair_set.is_same)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(json.dumps({**result, "roc": thinned(far, tar)}, indent=1))
+        write_json(out / "evaluation.json", {**result, "roc": thinned(far, tar)})
         training_plots(out, metrics={}, roc=(far, tar))
     except OSError as error:
         raise ValueError(f"--out: {out}: cannot be written: {error.strerror}: choose another directory") from error

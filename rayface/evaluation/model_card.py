@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from rayface.files import write_text
+
 CARD = "model_card.md"
 
 
@@ -53,9 +55,7 @@ def card(info: dict[str, Any], onnx: str | None = None) -> str:
 
 def write_card(folder: Path, info: dict[str, Any], onnx: str | None = None) -> None:
     """Write the card into a folder, in place of one that is there."""
-    temporary = folder / f".{CARD}.tmp"
-    temporary.write_text(card(info, onnx), encoding="utf-8")
-    temporary.replace(folder / CARD)
+    write_text(folder / CARD, card(info, onnx))
 
 
 def _runtime(onnx: str) -> list[str]:

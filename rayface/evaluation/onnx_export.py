@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from rayface.evaluation.export import NORMALISATION, LoadedModel, replace_synced, temporary_name
+from rayface.evaluation.export import NORMALISATION, LoadedModel, temporary_name
 from rayface.evaluation.model_card import write_card
 from rayface.evaluation.onnx_model import OnnxModule
+from rayface.files import publish
 
 ONNX_OPSET = 18
 MAX_ONNX_ERROR = 1e-3  # of an embedding of length 1
@@ -64,7 +65,7 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
         written = sorted(folder.iterdir(), reverse=True)  # the weights first: the .onnx is nothing without them
         num_bytes = sum(path.stat().st_size for path in written)
         for path in written:
-            replace_synced(path, out.with_name(path.name))
+            publish(path, out.with_name(path.name))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     write_card(out.parent, model.info, out.name)

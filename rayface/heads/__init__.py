@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from rayface.heads.adaptive_margins import AdaFace, CurricularFace, ElasticFace, MagFace
+from rayface.heads.margin_loss import NonFiniteEmbeddingsError
 from rayface.heads.margins import ArcFace, CombinedMargin, CosFace, Margin
 from rayface.heads.partial_fc import PartialFC
 
-__all__ = ["HEADS", "MARGINS", "PartialFC", "build_head", "build_margin"]
+__all__ = ["HEADS", "MARGINS", "NonFiniteEmbeddingsError", "PartialFC", "build_head", "build_margin"]
 
 MARGINS: dict[str, Callable[..., Margin]] = {
     "cosface": CosFace,

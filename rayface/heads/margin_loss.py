@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rayface.heads.partial_fc import PartialFC
 
 
+class NonFiniteEmbeddingsError(ValueError):
+    """An embedding of the global batch is NaN or infinite; raised on every rank at once, before anything moves."""
+
+
 class MarginLoss(torch.autograd.Function):
     """Mean margin softmax loss over the global batch; leaves the centers' gradient in the head."""
 
@@ -102,7 +106,9 @@ def _check_batch(norms: Tensor, labels: Tensor, num_classes: int, layout: Layout
             rank, row = layout.owner(place)
             where = f"row {row} of the batch of rank {rank}"
             if name == "embeddings":
-                raise ValueError(f"embeddings: {where} holds NaN or infinity; lower optim.lr or check the data")
+                raise NonFiniteEmbeddingsError(
+                    f"embeddings: {where} holds NaN or infinity; lower optim.lr or check the data"
+                )
             raise ValueError(
                 f"labels: {int(labels[place])} in {where} must be in [0, {num_classes}), the head's num_classes"
             )

@@ -148,7 +148,8 @@ class PartialFC:
             labels: (B_local,) global class numbers, int64.
             counts: B_local of every rank; None: the same on all. The mean is over samples, whichever rank they are on.
         Raises:
-            ValueError: wrong shapes, NaN or infinite embeddings, labels outside [0, C): on every rank at once.
+            ValueError: wrong shapes, or labels outside [0, C), on every rank at once.
+            NonFiniteEmbeddingsError: NaN or infinite embeddings, on every rank at once.
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
             raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} must be (batch, {self.embedding_size})")

@@ -20,7 +20,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from rayface.training.digests import Digests, digests_of, sync_folder, verify, write_digests, write_synced
+from rayface.data.storage import sync_folder
+from rayface.training.digests import Digests, digests_of, verify, write_digests, write_synced
 
 PROGRESS = "progress.json"
 T = TypeVar("T")
@@ -233,7 +234,7 @@ def _publish(temporary: Path, folder: Path, digests: Digests, keep: int) -> None
     write_digests(temporary, digests)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
-    sync_folder(folder.parent)
+    sync_folder(str(folder.parent))
     run = folder.parent.parent
     kept = {*all_in(run)[-keep:], best_in(run)}
     for old in all_in(run):

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from rayface import config as configs
 from rayface.backbones import build_backbone
 from rayface.evaluation.export import save_model
+from rayface.files import publish
 from rayface.heads.class_centers import class_range
 from rayface.training import checkpoint
 from rayface.training.checkpoint import PROGRESS, RowShard
@@ -186,7 +187,7 @@ def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = 
         save_file({"centers": centers.read(first, last).contiguous()}, path, metadata={"format": "pt", **place})
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    os.replace(temporary, out)
+    publish(temporary, out)
     return {"out": str(out), "files": ranks, "classes": centers.num_classes, "embedding_size": centers.width}
 
 

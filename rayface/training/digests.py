@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rayface.data.storage import sync_folder
+
 DIGESTS = "digests.json"
 _READERS = 8  # hashing lets go of the interpreter, so threads read and hash at the same time
 
@@ -22,7 +24,7 @@ def digests_of(folder: Path, names: Iterable[str]) -> Digests:
 def write_digests(folder: Path, digests: Digests) -> None:
     """Write digests.json, and have the folder on disk with all its names."""
     write_synced(folder / DIGESTS, json.dumps({"files": digests}, indent=1))
-    sync_folder(folder)
+    sync_folder(str(folder))
 
 
 def verify(folder: Path) -> list[str]:
@@ -50,15 +52,6 @@ def write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk: a rename in it survives a power cut only then."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _size_fault(path: Path, wanted: int) -> str | None:

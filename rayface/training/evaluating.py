@@ -10,8 +10,8 @@ from torch import nn
 from rayface.config import Config
 from rayface.evaluation.protocols import embed_images, load_pairs, pair_result
 from rayface.evaluation.verification import pair_scores, roc_of, thinned
+from rayface.files import write_json
 from rayface.training.distributed import World, average_buffers, gather_rows
-from rayface.training.run_directory import write_json
 from rayface.training.watchdog import Watchdog
 
 

@@ -16,6 +16,8 @@ from rayface.data.images import augment
 from rayface.data.plan import SamplePlan
 from rayface.data.stream import Batch, FaultCounter
 from rayface.evaluation.export import save_model
+from rayface.files import write_json
+from rayface.heads import NonFiniteEmbeddingsError
 from rayface.tracking import Journal
 from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
 from rayface.training import checkpoint, interrupt
@@ -30,7 +32,7 @@ from rayface.training.optim import build_optimizer
 from rayface.training.parts import build_config_backbone, build_config_head, data_parallel, load_start, unsynced
 from rayface.training.recovery import NotFiniteError, forget, remembered, stopped
 from rayface.training.restarts import leaving, restarts, take_leave
-from rayface.training.run_directory import OUTCOME, write_json
+from rayface.training.run_directory import OUTCOME
 from rayface.training.schedules import build_schedule
 from rayface.training.state import load_state, mlflow_run_id, whole_state
 from rayface.training.watchdog import Watchdog, bytes_being_written
@@ -208,10 +210,7 @@ class Training:
         try:
             loss: torch.Tensor = self.head.loss(embeddings, labels, counts=piece.counts)
             return loss, embeddings
-        except ValueError as error:
-            if not str(error).startswith("embeddings"):
-                raise
-            # NaN, on every rank at once
+        except NonFiniteEmbeddingsError as error:  # on every rank at once
             raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
 
     def _update(self, value: float, step: int, piece: MicroBatch, share: float) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayface.config import TrainConfig
-from rayface.training.digests import sync_folder, write_synced
+from rayface.files import write_json
 
 ROLLBACKS = "rollbacks.json"  # the roll-backs of a run, from each one on; the next checkpoint holds them too
 
@@ -56,10 +56,7 @@ class Recovery:
 
     def remember(self, run: Path) -> None:
         """Keep it beside the checkpoints: workers that die before the next one must not do it all again."""
-        temporary = run / f".{ROLLBACKS}.tmp"
-        write_synced(temporary, json.dumps(self.state()))
-        temporary.replace(run / ROLLBACKS)
-        sync_folder(run)
+        write_json(run / ROLLBACKS, self.state())
 
 
 def remembered(run: Path, saved: dict[str, Any]) -> Recovery:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from rayface.files import write_json
+
 RESTARTS = "restarts.json"
 _LEAVE = "leave"
 
@@ -15,9 +17,7 @@ def clear_restarts(run: Path) -> None:
 
 def add_restart(run: Path, reason: str) -> None:
     """Note, before workers are started again, why."""
-    temporary = run / f".{RESTARTS}.tmp"
-    temporary.write_text(json.dumps([*restarts(run), reason], indent=1))
-    temporary.replace(run / RESTARTS)
+    write_json(run / RESTARTS, [*restarts(run), reason])
 
 
 def restarts(run: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.files import write_json
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
 RESULT = "result.json"
@@ -149,7 +150,7 @@ def check_data(run: Path, facts: dict[str, Any]) -> None:
     """
     path = run / "data.json"
     if not path.exists():
-        path.write_text(json.dumps(facts, indent=1))
+        write_json(path, facts)
         return
     before = json.loads(path.read_text())
     for key, value in facts.items():
@@ -165,10 +166,3 @@ def _check_unchanged(old: Config, new: Config) -> None:
     for key in _FOR_LIFE:
         if before[key] != now[key]:
             raise ValueError(f"{key}: {now[key]!r}: the run was started with {before[key]!r}: must stay for --resume")
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file that is there only when it is whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    temporary.replace(path)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rayface.files import write_json
 from rayface.tracking.journal import read_records
-from rayface.training.run_directory import write_json
 
 _SESSIONS = "sessions.json"
 

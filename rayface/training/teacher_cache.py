@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rayface.config import Config
 from rayface.data.shards import DataError, Dataset
+from rayface.files import publish
 
 BY_SAMPLE = "by_sample.npy"  # (N, D) float16, NaN where a sample is damaged
 BY_CLASS = "by_class.npy"  # (C, D) float16, mean directions of length 1, NaN where a class has no sample
@@ -78,7 +79,7 @@ def _write(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None
     try:
         fill(out)
         out.flush()
-        temporary.replace(path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

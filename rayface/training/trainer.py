@@ -25,6 +25,7 @@ from rayface.data.plan import SamplePlan
 from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import normalise
 from rayface.evaluation.protocols import load_pairs
+from rayface.files import write_json, write_text
 from rayface.plan.memory import job_of
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 from rayface.session import ray_session, require
@@ -130,7 +131,7 @@ def _train_in(
     held_cpus: float,
 ) -> dict[str, Any]:
     if not resume:
-        (run / "faults.log").write_text("".join(f"{fault}\n" for fault in dataset.faults))
+        write_text(run / "faults.log", "".join(f"{fault}\n" for fault in dataset.faults))
     with session(run) as seconds, _tracked(config, run, dataset, tags) as tracked:
         with follow(run, _num_steps(config, plan)):
             _fit(config, run, dataset, plan, held_cpus)
@@ -407,7 +408,7 @@ def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:
         table=_table(result, dataset),
         roc=(curve["far"], curve["tar"]) if curve else None,
     )
-    (run / RESULT).write_text(json.dumps(result, indent=1))  # last: it says that the run is finished
+    write_json(run / RESULT, result)  # last: it says that the run is finished
     return result
 
 

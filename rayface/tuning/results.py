@@ -1,6 +1,5 @@
 """What a sweep leaves: best.yaml, result.json, pictures and a page that shows them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ import rayface
 from rayface import config as configs
 from rayface import report
 from rayface.config import Config
+from rayface.files import write_json, write_text
 from rayface.tuning import figures
 from rayface.tuning.spec import PRUNE, Spec
 from rayface.tuning.study import best_trials
@@ -60,8 +60,8 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
         version=rayface.__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    report.write_file(folder / "report.html", page.encode())
-    report.write_file(folder / "result.json", json.dumps(result, indent=1).encode())
+    write_text(folder / "report.html", page)
+    write_json(folder / "result.json", result)
     return result
 
 

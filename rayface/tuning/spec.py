@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from rayface import config as configs
 from rayface.config import Config, Positive
+from rayface.files import write_text
 from rayface.tuning.search_space import Parameter, grid
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
 def dump(spec: Spec, base: Config, path: Path) -> None:
     """Write what `load` reads, all of it resolved."""
     tree = {**asdict(replace(spec, preset=None)), "config": configs.to_dict(base)}
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False))
+    write_text(path, yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False))
 
 
 def check_resumable(overrides: Sequence[str]) -> None:

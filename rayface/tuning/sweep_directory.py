@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rayface.config import Config
 from rayface.data.storage import normalise
+from rayface.files import write_text
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
 
@@ -93,5 +94,5 @@ def study_name(folder: Path, resume: bool) -> str:
     """Of this sweep alone, wherever its directory is moved to."""
     path = folder / "study_name"
     if not resume:
-        path.write_text(f"{folder.name}-{uuid.uuid4().hex[:12]}")
+        write_text(path, f"{folder.name}-{uuid.uuid4().hex[:12]}")
     return path.read_text()

@@ -181,7 +181,14 @@ def oracle_of(name: str) -> Callable[[State, torch.Tensor], torch.Tensor]:
 
 
 # Narrow where the family allows it: the structure is the published one, the products are few.
-WIDTHS = {"mini": 1.0, "mbf": 0.125, "vit_t": 0.25, "mixfacenet_xs": 1.0, "shufflemixfacenet_xs": 1.0, "vargfacenet": 0.4}
+WIDTHS = {
+    "mini": 1.0,
+    "mbf": 0.125,
+    "vit_t": 0.25,
+    "mixfacenet_xs": 1.0,
+    "shufflemixfacenet_xs": 1.0,
+    "vargfacenet": 0.4,
+}
 
 
 @pytest.mark.parametrize("name", BACKBONES)

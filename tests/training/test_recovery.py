@@ -68,6 +68,14 @@ def poison(net: Training, steps: tuple[int, ...]) -> None:
     net._prepare = broken
 
 
+def test_head_error_other_than_non_finite_embeddings_is_not_rolled_back(tmp_path):
+    net = training(tmp_path / "run", "train.on_nan=skip")
+    net.head.embedding_size += 1
+    with pytest.raises(ValueError, match="embeddings of shape"):
+        net.fit(batches_for(net))
+    assert net.recovery.rollbacks == 0
+
+
 def state_of(net: Training) -> dict[str, torch.Tensor]:
     return {"centers": net.head.centers, **net.backbone.state_dict()}
 
