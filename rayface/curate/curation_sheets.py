@@ -13,7 +13,7 @@ import simplejpeg
 from rayface.curate.clean import CleanReport
 from rayface.curate.cosines import unit_rows
 from rayface.curate.sampled_faces import Identity
-from rayface.data.decode import decode_jpeg
+from rayface.data.decode import decode_image
 from rayface.data.random_access import read_samples
 from rayface.data.samples import Fault
 from rayface.data.shards import Dataset
@@ -173,7 +173,7 @@ def add_pictures(sheets: Sequence[Sheet], dataset: Dataset) -> None:
 def _picture(jpeg: bytes) -> str:
     """Encoded anew: small, and nothing but an image."""
     try:
-        image = decode_jpeg(jpeg, _PIXELS)
+        image = decode_image(jpeg, _PIXELS)
     except ValueError:
         return ""
     return base64.b64encode(simplejpeg.encode_jpeg(image, quality=85)).decode()

@@ -25,7 +25,7 @@ from rayface.curate.claim import claimed
 from rayface.curate.embeddings import JOB, MANIFEST, Dtype, part_note, write_part
 from rayface.curate.identities import Ints
 from rayface.curate.parts import Progress, each_part_by_actors, quiet_data
-from rayface.data.decode import decode_jpegs
+from rayface.data.decode import decode_images
 from rayface.data.samples import JPEG_SUFFIXES, locate_member
 from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, open_dataset, read_samples
 from rayface.data.storage import is_local, join, list_names, normalise, write_bytes
@@ -264,7 +264,7 @@ def read_images(shard: str, samples: SampleIndex, image_size: int, threads: int)
 
 def _read_chunk(shard: str, samples: SampleIndex, image_size: int) -> Chunk:
     found = read_samples([shard], samples)
-    images, bad = decode_jpegs([b"" if isinstance(s, Fault) else s.jpeg for s in found], image_size)
+    images, bad = decode_images([b"" if isinstance(s, Fault) else s.jpeg for s in found], image_size)
     keys, rows, faults = [], [], []
     for row, sample in enumerate(found):
         if isinstance(sample, Fault):

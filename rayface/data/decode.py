@@ -1,5 +1,8 @@
-"""JPEG bytes to uint8 images."""
+"""Image bytes to uint8 images: one strict decoder for everything that is accepted, upright by its EXIF orientation."""
 
+from __future__ import annotations
+
+import struct
 from collections.abc import Sequence
 
 import cv2
@@ -7,31 +10,148 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+_JPEG = b"\xff\xd8"
+_MAGIC = {
+    _JPEG: "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\0\0\0\x0cjP  \r\n": "JPEG 2000",
+    **{b"P%d%c" % (kind, space): "PNM" for kind in range(1, 7) for space in b" \t\r\n"},
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
+SNIFF_BYTES = 12  # what `image_format` looks at
+_ORIENTATION_TAG, _SHORT = 0x0112, 3
 
-def decode_jpeg(jpeg: bytes, size: int) -> NDArray[np.uint8]:
-    """One JPEG as RGB (size, size, 3); a larger one is scaled down while it is decoded.
+
+def image_format(head: bytes) -> str | None:
+    """Return the format of an image by its first bytes (SNIFF_BYTES of them), None for what is no image."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return "HEIF"
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
+    """Decode one image strictly: damage that a viewer would paint over is an error here.
+
+    EXIF orientation (JPEG, PNG, WebP, TIFF) is applied, transparency is dropped, of an animation the first frame is
+    taken. JPEGs are scaled down while they are decoded.
+
+    Args:
+        size: side of the result, pixels; the whole image is resized to it, not cropped. None: as it is.
+
+    Returns:
+        uint8 RGB (height, width, 3).
 
     Raises:
-        ValueError: when the bytes are not a JPEG that can be decoded.
+        ValueError: not an image, damaged, or of a format that is not read.
     """
-    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-    image = simplejpeg.decode_jpeg(jpeg, min_height=size, min_width=size)
-    if image.shape[:2] != (size, size):
-        shrink = min(height, width) > size
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    if data.startswith(_JPEG):
+        image = simplejpeg.decode_jpeg(data, min_height=size or 0, min_width=size or 0)
+    else:
+        image = _decode_other(data)
+    image = _upright(image, orientation(data))
+    if size and image.shape[:2] != (size, size):
+        shrinks = min(image.shape[:2]) >= size
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return image
 
 
-def decode_jpegs(jpegs: Sequence[bytes], size: int) -> tuple[NDArray[np.uint8], dict[int, str]]:
-    """Decode many JPEGs: images (n, size, size, 3) RGB, and the reason for each one that could not be.
+def decode_images(images: Sequence[bytes], size: int) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """Decode many images: (n, size, size, 3) RGB, and the reason for each one that could not be.
 
     The places of bad ones are left black; the caller decides what stands there.
     """
-    images = np.zeros((len(jpegs), size, size, 3), np.uint8)
+    decoded = np.zeros((len(images), size, size, 3), np.uint8)
     bad: dict[int, str] = {}
-    for i, jpeg in enumerate(jpegs):
+    for i, data in enumerate(images):
         try:
-            images[i] = decode_jpeg(jpeg, size)
+            decoded[i] = decode_image(data, size)
         except ValueError as error:
             bad[i] = str(error)
-    return images, bad
+    return decoded, bad
+
+
+def _decode_other(data: bytes) -> NDArray[np.uint8]:
+    name = image_format(data[:SNIFF_BYTES])
+    if name is None:
+        raise ValueError("not an image" if data else "no bytes")
+    if name == "HEIF":
+        # OpenCV's AVIF ignores the rotation that these files carry, and it has no HEIC.
+        raise ValueError("HEIC and AVIF are not read: save it as JPEG or PNG")
+    try:
+        # Orientation is ours, for it depends on OpenCV's version; TIFF's is always applied by OpenCV.
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise ValueError(f"{name} that cannot be decoded: {' '.join(str(error).split())}") from None
+    if image is None:
+        raise ValueError(f"{name} that cannot be decoded")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def orientation(data: bytes) -> int:
+    """Return the EXIF orientation, 1 to 8, of a JPEG, PNG or WebP; 1 (upright) where it says nothing that is valid."""
+    exif = _exif(data)
+    byte_order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if byte_order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(byte_order + "I", exif, 4)
+        (count,) = struct.unpack_from(byte_order + "H", exif, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(byte_order + "HHIH", exif, at)
+            if tag == _ORIENTATION_TAG and kind == _SHORT and 1 <= value <= 8:
+                return int(value)
+    except struct.error:
+        pass  # damaged metadata is no damage to the picture
+    return 1
+
+
+def _exif(data: bytes) -> bytes:
+    """Return the EXIF block, which is a small TIFF file, or nothing."""
+    if data.startswith(_JPEG):
+        # One search through the bytes spares almost every JPEG the walk over its segments.
+        return _jpeg_exif(data) if b"Exif\0\0" in data else b""
+    if data.startswith(b"\x89PNG") and b"eXIf" in data:
+        return _chunk(data, b"eXIf", start=8, header=">I4s", after=4)
+    if data[:4] == b"RIFF" and b"EXIF" in data:
+        return _chunk(data, b"EXIF", start=12, header="<4sI", after=0).removeprefix(b"Exif\0\0")
+    return b""
+
+
+def _jpeg_exif(data: bytes) -> bytes:
+    at = 2
+    while data[at : at + 1] == b"\xff" and (marker := data[at + 1 : at + 2]) not in (b"\xda", b""):
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == b"\xe1" and data[at + 4 : at + 10] == b"Exif\0\0":
+            return data[at + 10 : at + 2 + length]
+        at += 1 if marker == b"\xff" else 2 + length  # segments may be padded with 0xff
+    return b""
+
+
+def _chunk(data: bytes, wanted: bytes, *, start: int, header: str, after: int) -> bytes:
+    """Return the data of a PNG or RIFF chunk; `after`: bytes of checksum behind each."""
+    at = start
+    while at + 8 <= len(data):
+        first, second = struct.unpack_from(header, data, at)
+        name, length = (first, second) if isinstance(first, bytes) else (second, first)
+        if name == wanted:
+            return data[at + 8 : at + 8 + length]
+        at += 8 + length + after
+        at += length % 2 if header.startswith("<") else 0  # RIFF pads to even sizes
+    return b""
+
+
+def _upright(image: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """Undo an EXIF orientation."""
+    if turn == 1:
+        return image
+    if turn >= 5:
+        image = image.swapaxes(0, 1)
+    rows = slice(None, None, -1 if turn in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if turn in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(image[rows, columns])

@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import simplejpeg
 
 from rayface.machine import num_cpus
 
+from .decode import decode_image
 from .random_access import read_samples
 from .samples import JPEG_SUFFIXES, Fault, Sample, SampleIndex, locate_member, scan_shard
 from .storage import Source
@@ -101,12 +101,12 @@ def joint_table(scans: Sequence[ShardScan]) -> pa.Table:
 
 
 def _decoded(shard: str, sample: Sample) -> Sample | Fault:
-    """Return the sample where its JPEG decodes without a warning, else the fault, at the JPEG's own header."""
+    """Return the sample where its image decodes without a warning, else the fault, at the image's own header."""
     try:
-        simplejpeg.decode_jpeg(sample.jpeg)
+        decode_image(sample.jpeg)
     except ValueError as error:
         name, offset = locate_member(shard, sample.offset, sample.num_bytes, JPEG_SUFFIXES)
-        return Fault(shard=shard, member=name, offset=offset, reason=f"bad JPEG: {error}", kind="jpeg")
+        return Fault(shard=shard, member=name, offset=offset, reason=f"bad image: {error}", kind="jpeg")
     return sample
 
 
@@ -119,7 +119,7 @@ def _first_size(shard: str, table: pa.Table) -> tuple[int, int] | None:
     if isinstance(sample, Fault):
         return None
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(sample.jpeg)
+        height, width, _ = decode_image(sample.jpeg).shape
     except ValueError:
         return None
     return height, width

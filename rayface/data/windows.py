@@ -15,7 +15,7 @@ from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 
-from rayface.data.decode import decode_jpegs
+from rayface.data.decode import decode_images
 from rayface.data.plan import Ids, SamplePlan
 from rayface.data.samples import JPEG_SUFFIXES, locate_member
 from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, read_samples
@@ -164,7 +164,7 @@ def _load(shards: Sequence[str], index: SampleIndex, ids: Ids, image_size: int) 
     order = np.argsort(ids, kind="stable")
     samples = read_samples(shards, index.select(ids[order]))
     jpegs = [b"" if isinstance(s, Fault) else s.jpeg for s in samples]
-    decoded, bad = decode_jpegs(jpegs, image_size)
+    decoded, bad = decode_images(jpegs, image_size)
     images = np.empty_like(decoded)
     images[order] = decoded
     faults: dict[int, Fault] = {}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from rayface.data.decode import decode_jpegs
+from rayface.data.decode import decode_images
 from rayface.data.images import normalize
 from rayface.data.shards import Fault, open_dataset, read_samples
 from rayface.evaluation.identification import tar_at_far
@@ -102,9 +102,9 @@ def _images(members: Sequence[str], data: str | Path, image_size: int, pairs: st
         if isinstance(sample, Fault):
             raise ValueError(f"pairs {pairs} need {members[i]}, which is damaged: {sample}")
         jpegs.append(sample.jpeg)
-    images, bad = decode_jpegs(jpegs, image_size)
-    for i in bad:
-        raise ValueError(f"pairs {pairs} need {members[order[i]]} of {data}, which is not a JPEG that can be decoded")
+    images, bad = decode_images(jpegs, image_size)
+    for i, reason in bad.items():
+        raise ValueError(f"pairs {pairs} need {members[order[i]]} of {data}, which cannot be decoded: {reason}")
     return images[np.argsort(order)]
 
 

@@ -18,7 +18,7 @@ from rayface.curate.embeddings import open_embeddings, write_part
 from rayface.curate.face_nms import suppress_many
 from rayface.curate.identities import group_offsets
 from rayface.curate.sampled_faces import identity_counts, read_identities
-from rayface.data.decode import decode_jpeg
+from rayface.data.decode import decode_image
 from rayface.data.random_access import read_samples
 from rayface.data.shards import open_dataset
 from rayface.data.synth import synthesize
@@ -30,7 +30,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("curation")
     synthesize(root / "faces", identities=8, images_per_identity=6, seed=0, image_size=48)
     dataset = open_dataset(root / "faces")
-    images = [decode_jpeg(sample.jpeg, 48) for sample in read_samples(dataset.shard_paths(), dataset.index)]
+    images = [decode_image(sample.jpeg, 48) for sample in read_samples(dataset.shard_paths(), dataset.index)]
     values = np.stack([image[::8, ::8].ravel() for image in images]).astype(np.float32)
     values -= values.mean(axis=0)
     order = np.lexsort((dataset.keys(), dataset.index.label))
@@ -75,7 +75,7 @@ def test_the_report_stands_alone_and_shows_faces_with_their_cosines(pruned: Any,
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
     pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     assert len(pictures) > 20
-    assert decode_jpeg(base64.b64decode(pictures[0]), 48).shape == (48, 48, 3)
+    assert decode_image(base64.b64decode(pictures[0]), 48).shape == (48, 48, 3)
     assert 'class="none"' not in page
     kept = pruned["kept"]
     assert f"{kept.sum()} of {len(kept)} ({kept.mean():.1%})" in page

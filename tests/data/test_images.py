@@ -1,11 +1,15 @@
 """Decoding and augmentation against slow definitions."""
 
+import io
+
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
 import torch
+from PIL import Image, ImageOps
 
-from rayface.data.decode import decode_jpeg, decode_jpegs
+from rayface.data.decode import decode_image, decode_images, image_format, orientation
 from rayface.data.images import augment, normalize
 
 OFF = {"flip": False, "shift": 0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
@@ -18,7 +22,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [112, 56, 64, 28, 128])
 def test_decode_scales_to_size(size):
-    image = decode_jpeg(simplejpeg.encode_jpeg(smooth(112, 112), quality=95), size)
+    image = decode_image(simplejpeg.encode_jpeg(smooth(112, 112), quality=95), size)
     assert image.shape == (size, size, 3)
     x = np.arange(size)
     assert np.abs(image[..., 0].astype(float) - 255 * (x + 0.5) / size).mean() < 6
@@ -26,10 +30,107 @@ def test_decode_scales_to_size(size):
 
 def test_bad_jpegs_are_named_and_the_others_kept():
     good = simplejpeg.encode_jpeg(smooth(112, 112))
-    images, bad = decode_jpegs([good, b"", good[: len(good) // 2], good], 56)
+    images, bad = decode_images([good, b"", good[: len(good) // 2], good], 56)
     assert sorted(bad) == [1, 2]
     assert np.array_equal(images[0], images[3])
     assert not images[1].any()
+
+
+def encoded(image: np.ndarray, kind: str, turn: int | None = None, **options) -> bytes:
+    if turn:
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0112] = "a maker", turn
+        options["exif"] = exif
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("size", [None, 112, 50])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied_in_every_format_and_size(kind, size):
+    for turn in range(1, 9):
+        data = encoded(smooth(90, 140), kind, turn, quality=95)
+        with Image.open(io.BytesIO(data)) as stored:
+            upright = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+        assert upright.shape == ((90, 140, 3) if turn < 5 else (140, 90, 3))
+        wanted = cv2.resize(upright, (size, size), interpolation=cv2.INTER_AREA) if size else upright
+        got = decode_image(data, size)
+        assert got.shape == wanted.shape
+        assert np.abs(got.astype(int) - wanted).mean() < 3
+        assert kind == "TIFF" or orientation(data) == turn
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"",
+        b"II*\0",
+        b"MM\0*\0\0\0\x08\xff\xff",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0",  # 9: no orientation
+    ],
+)
+def test_damaged_exif_is_no_damage_to_the_picture(block):
+    plain = simplejpeg.encode_jpeg(smooth(112, 112))
+    segment = b"Exif\0\0" + block
+    data = plain[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + plain[2:]
+    assert orientation(data) == 1
+    assert np.array_equal(decode_image(data), decode_image(plain))
+
+
+def test_exif_of_a_picture_inside_is_not_that_of_the_picture():
+    inner = encoded(smooth(8, 8), "JPEG", 6)
+    assert orientation(simplejpeg.encode_jpeg(smooth(112, 112)) + inner) == 1  # a preview behind the end
+
+
+def damaged(jpeg: bytes, count: int) -> list[bytes]:
+    """Return copies with one flipped bit in the picture's data, or cut short."""
+    rng, start = np.random.default_rng(0), jpeg.index(b"\xff\xda")
+    copies = [jpeg[: int(len(jpeg) * share)] for share in np.linspace(0.2, 0.98, count // 3)]
+    while len(copies) < count:
+        copy = bytearray(jpeg)
+        copy[rng.integers(start, len(jpeg) - 2)] ^= 1 << rng.integers(8)
+        copies.append(bytes(copy))
+    return copies
+
+
+def is_refused(data: bytes, size: int | None) -> bool:
+    try:
+        decode_image(data, size)
+    except ValueError:
+        return True
+    return False
+
+
+def test_damage_is_refused_alike_at_every_size():
+    copies = damaged(simplejpeg.encode_jpeg(smooth(300, 200), quality=90), 60)
+    strict = [is_refused(data, None) for data in copies]
+    assert sum(strict) >= 20
+    lenient = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None for data in copies]
+    assert any(accepted and refused for accepted, refused in zip(lenient, strict, strict=True))
+    for size in (300, 112, 20):
+        assert [is_refused(data, size) for data in copies] == strict
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000"])
+def test_formats_are_told_by_content_and_cut_ones_refused(kind):
+    data = encoded(smooth(60, 40), kind)
+    assert image_format(data[:12]) is not None
+    assert decode_image(data, 30).shape == (30, 30, 3)
+    assert is_refused(data[: len(data) // 2], 30)
+
+
+def test_what_is_not_read_is_said():
+    for data, words in ((b"", "no bytes"), (b"<html></html>", "not an image"), (b"\0\0\0\x18ftypheic", "HEIC")):
+        with pytest.raises(ValueError, match=words):
+            decode_image(data, 30)
+    grey, cmyk = (Image.fromarray(smooth(60, 40)).convert(mode) for mode in ("L", "CMYK"))
+    for image in (grey, cmyk):
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=95)
+        wanted = np.asarray(image.convert("RGB")).astype(int)
+        assert np.abs(decode_image(stream.getvalue()) - wanted).mean() < 4
 
 
 def test_normalize_spans_minus_one_to_one():

@@ -11,7 +11,7 @@ import torch
 
 import rayface
 from rayface.backbones import build_backbone
-from rayface.data.decode import decode_jpegs
+from rayface.data.decode import decode_images
 from rayface.data.shards import open_dataset, read_samples
 from rayface.evaluation import onnx_export
 from rayface.evaluation.embedder import load_embedder
@@ -28,7 +28,7 @@ def random_faces(count):
 def real_faces(faces, count):
     dataset = open_dataset(faces / "lfw_pairs")
     samples = read_samples(dataset.shard_paths(), dataset.index.select(np.arange(count)))
-    return decode_jpegs([sample.jpeg for sample in samples], SIZE)[0]
+    return decode_images([sample.jpeg for sample in samples], SIZE)[0]
 
 
 @pytest.fixture(scope="module")

@@ -38,9 +38,9 @@ def csv(tmp_path):
 
 def test_pairs_have_their_images(data, csv, monkeypatch):
     decoded = []
-    decode = protocols.decode_jpegs
+    decode = protocols.decode_images
     monkeypatch.setattr(
-        protocols, "decode_jpegs", lambda jpegs, size: decoded.append(len(jpegs)) or decode(jpegs, size)
+        protocols, "decode_images", lambda jpegs, size: decoded.append(len(jpegs)) or decode(jpegs, size)
     )
     path = csv("face_09.jpg,face_08.jpg,1,0", "face_08.jpg,face_01.jpg,0,0", "face_01.jpg,face_09.jpg,0,3")
     pairs = load_pairs(path, data, image_size=16)
@@ -65,7 +65,7 @@ def test_pairs_have_their_images(data, csv, monkeypatch):
         (HEADER, "face_01.jpg,face_02.jpg,1,first", "line 2: fold 'first' must be a number"),
         (HEADER, "face_01.jpg,face_02.jpg,1", "line 2: fold None must be a number"),
         (HEADER, "face_01.jpg,nobody.jpg,1,0", "nobody.jpg, not found in"),
-        (HEADER, "face_01.jpg,face_11.jpg,1,0", "face_11.jpg of .* not a JPEG"),
+        (HEADER, "face_01.jpg,face_11.jpg,1,0", "face_11.jpg of .* cannot be decoded: not an image"),
     ],
 )
 def test_wrong_pairs_are_named(data, csv, header, row, words):

@@ -29,7 +29,7 @@ from rayface.curate.pieces import group, read_piece
 from rayface.curate.proxy import ProxySettings, prune_by_proxy
 from rayface.curate.prune_settings import PruneSettings
 from rayface.data.check import check
-from rayface.data.decode import decode_jpegs
+from rayface.data.decode import decode_images
 from rayface.data.shards import Fault, open_dataset, read_samples
 from rayface.display import follow_training
 from rayface.evaluation.embedder import load_embedder
@@ -91,7 +91,7 @@ def test_every_image_is_embedded_once_as_the_model_does(embedded: Path, model: P
         zip(dataset.keys(), dataset.index.label.tolist(), strict=True)
     )
     samples = read_samples(dataset.shard_paths(), dataset.index)
-    images, _ = decode_jpegs([sample.jpeg for sample in samples if not isinstance(sample, Fault)], 32)
+    images, _ = decode_images([sample.jpeg for sample in samples if not isinstance(sample, Fault)], 32)
     wanted, dataset_keys = load_embedder(model)(images), dataset.keys()
     assert np.abs(np.array([found[key][1] for key in dataset_keys]) - wanted).max() < 1e-3  # fp16
     manifest = json.loads((embedded / "embeddings.json").read_text())

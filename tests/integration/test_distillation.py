@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rayface import config as configs
-from rayface.data.decode import decode_jpegs
+from rayface.data.decode import decode_images
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import open_dataset, read_samples
 from rayface.data.stream import Batch
@@ -37,7 +37,7 @@ def test_a_cache_is_made_once_and_gives_every_view_its_image(drawn: Path, tmp_pa
     fill_cache(config, dataset)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
-    images, _ = decode_jpegs([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], 32)
+    images, _ = decode_images([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], 32)
     wanted = load_model(tmp_path / "teacher").embed(images)
     plan = SamplePlan(num_samples=len(images), batch_size=24, window_images=60)
     rows, step = slice(8, 16), 3

@@ -11,7 +11,7 @@ import pytest
 
 from rayface import cli
 from rayface import config as configs
-from rayface.data.decode import decode_jpegs
+from rayface.data.decode import decode_images
 from rayface.data.shards import open_dataset, read_samples
 from rayface.evaluation.export import LoadedModel, load_model, save_model
 from rayface.training.parts import build_config_backbone
@@ -49,7 +49,7 @@ def check_embeddings(folder: Path, model: LoadedModel, data: Path) -> None:
     """What the job wrote by the exported model, through Ray's actors, against the net itself."""
     dataset = open_dataset(data)
     samples = read_samples(dataset.shard_paths(), dataset.index)
-    wanted = model.embed(decode_jpegs([sample.jpeg for sample in samples], 32)[0])
+    wanted = model.embed(decode_images([sample.jpeg for sample in samples], 32)[0])
     table = pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("*.parquet")))
     rows = dict(zip(table["key"].to_pylist(), table["embedding"].to_pylist(), strict=True))
     np.testing.assert_allclose([rows[sample.key] for sample in samples], wanted, atol=1e-3)  # kept as float16

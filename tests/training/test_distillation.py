@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayface import config as configs
-from rayface.data.decode import decode_jpegs
+from rayface.data.decode import decode_images
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import open_dataset, read_samples
 from rayface.data.stream import Batch
@@ -91,7 +91,7 @@ def one_thread() -> Iterator[None]:
 def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
     """A run of one worker, in this process, without Ray."""
     dataset = open_dataset(people / "train")
-    images, _ = decode_jpegs([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], SIZE)
+    images, _ = decode_images([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], SIZE)
     plan = SamplePlan(num_samples=len(images), batch_size=BATCH)
     base = ["backbone.embedding_size=32", "schedule.warmup_epochs=1", "train.checkpoint_every=1000000"]
     config = configs.load("debug", None, [*base, "train.precision=fp32", f"train.epochs={epochs}", *overrides])
