@@ -87,9 +87,8 @@ def bench_embed(
 def _first(dataset: Dataset, images: int) -> list[ShardWork]:
     """The first shards, the last one cut, with so many images."""
     work: list[ShardWork] = []
-    for shard in shard_work(dataset, range(len(dataset.shards))):
-        if images <= 0:
-            break
+    while images > 0 and len(work) < len(dataset.shards):
+        shard = shard_work(dataset, len(work))
         work.append(shard._replace(samples=shard.samples.select(slice(0, images))))
         images -= len(work[-1].samples)
     return work

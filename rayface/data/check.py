@@ -26,7 +26,8 @@ from .manifest import (
     shard_entries,
     shard_files,
 )
-from .samples import Fault, ShardRows
+from .members import parse_name
+from .samples import Fault
 from .scan import INDEX_SCHEMA, ShardScan, joint_table, scan_shards
 from .storage import DataError, FileInfo, join, list_files, normalise, write_bytes
 from .writer import identities_file
@@ -154,21 +155,18 @@ def _held_against_index(root: str, manifest: Manifest, names: list[str], scans: 
     table = read_parquet(path, INDEX_SCHEMA.names)
     faults = []
     by_name = dict(zip(names, scans, strict=True))
-    places = ShardRows(table["shard"].to_numpy(), len(manifest.shards))
     for number, entry in enumerate(manifest.shards):
         scan = by_name.get(entry.path)
         if scan is None:
             continue
-        rows = table.take(pa.array(places.positions(number)))
-        lost = {(fault.shard, fault.member) for fault in scan.faults}
+        rows = table.filter(pa.array(table["shard"].to_numpy() == number))
+        lost = {parse_name(fault.member).key for fault in scan.faults if fault.member}
         for key, offset in _differing(scan.table, rows):
-            shard = join(root, entry.path)
-            if (shard, f"{key}.jpg") in lost or (shard, f"{key}.cls") in lost:
+            if key in lost:
                 continue  # already named by the scan
             reason = f"{INDEX} and shard differ about this sample"
-            faults.append(
-                Fault(shard=shard, member=f"{key}.jpg", offset=offset, reason=reason, num_lost=0, kind="index")
-            )
+            shard = join(root, entry.path)
+            faults.append(Fault(shard=shard, member=key, offset=offset, reason=reason, num_lost=0, kind="index"))
     return faults
 
 

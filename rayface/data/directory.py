@@ -29,13 +29,14 @@ from .manifest import (
     read_parquet,
     shard_files,
 )
+from .members import LABEL_SUFFIXES
 from .samples import Fault, Sample, locate_member, scan_shard
 from .scan import INDEX_SCHEMA, ScanJob, ShardScan, joint_table, scan_shards
 from .storage import DataError, FileInfo, join, list_files
 
 _COLUMNS = INDEX_SCHEMA.names[1:]  # all but the keys, which are read only when they are asked for
 SOURCE_LABEL = "source_label"  # column of a selection's index: the label as the shard says, where it is another one
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _NAMED_LABELS = 1000  # labels out of range are named one by one up to here
 
 
@@ -130,7 +131,7 @@ def _size_fault(part: Part, number: int, file: FileInfo | None, lost: np.ndarray
     entry = part.manifest.shards[number]
     member, offset = None, 0
     if len(lost):
-        member = f"{_key(part, int(lost[0]))}.jpg"
+        member = _key(part, int(lost[0]))
         offset = part.table["offset"][int(lost[0])].as_py()
     size = f"{file.size} bytes are there" if file else "the file is missing"
     reason = f"truncated or replaced: {size}, {MANIFEST} says {entry.num_bytes}; {len(lost)} samples lost from here on"
@@ -164,7 +165,7 @@ def _labels_in_range(part: Part) -> np.ndarray:
     for row in bad[:_NAMED_LABELS].tolist():
         shard = join(part.root, part.manifest.shards[part.table["shard"][row].as_py()].path)
         start, size = part.table["offset"][row].as_py(), part.table["num_bytes"][row].as_py()
-        member, offset = locate_member(shard, start, size, ("cls",))
+        member, offset = locate_member(shard, start, size, LABEL_SUFFIXES)
         reason = f"label {labels[row]} is out of range: {part.manifest.num_classes} classes"
         part.faults.append(Fault(shard=shard, member=member, offset=offset, reason=reason, kind="label"))
     if len(bad) > _NAMED_LABELS:

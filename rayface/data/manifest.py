@@ -106,7 +106,7 @@ def manifest_of_scan(root: str, names: list[str], scans: list[ShardScan]) -> Man
     if not len(labels):
         faults = [fault for scan in scans for fault in scan.faults]
         why = f"; the first fault: {faults[0]}" if faults else ""
-        raise DataError(f"{root}: no readable sample (KEY.jpg + KEY.cls) in {len(names)} shards{why}")
+        raise DataError(f"{root}: no readable sample (an image and its label) in {len(names)} shards{why}")
     # No manifest says how the samples lie: neighbours of one class mean that identities lie together.
     neighbours = float(np.mean(labels[1:] == labels[:-1])) if len(labels) > 1 else 0.0
     sizes = {scan.image_size for scan in scans if scan.image_size}

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .samples import JPEG_SUFFIXES, MAX_LABEL_BYTES, Fault, Sample, SampleIndex, parse_label
+from .members import BadMemberError, MemberName, members_by_key, parse_name, samples_among
+from .samples import Fault, Sample, SampleIndex
 from .storage import Source, is_local
-from .tar import Fetch, TarError, read_member, split_name
+from .tar import Fetch, Member, TarError, read_member
 
 _RUN_BYTES = 32 << 20  # the longest stretch fetched by one read
 _REMOTE_THREADS = 16
@@ -77,34 +78,45 @@ def _slicer(data: bytes, base: int) -> Callable[[int, int], bytes]:
 
 
 def _parse_sample(shard: str, fetch: Fetch, start: int, stop: int, expected: int) -> Sample | Fault:
-    """Parse the members in [start, stop): exactly one key, with .jpg, .cls and the expected label."""
-    jpeg = label = None
-    key = name = ""
-    at = start
+    """Parse the members in [start, stop): one group with exactly one sample, which has the expected label."""
     try:
-        while at < stop:
-            member = read_member(fetch, at, stop)
-            if member is None:
-                raise TarError(at, "zeros where the index has a tar header", kind="index")
-            name = member.name
-            own_key, suffix = split_name(name)
-            if own_key and member.type not in b"3456":
-                if key and own_key != key:
-                    raise TarError(at, f"not a member of sample {key}, which the index has here", name, "index")
-                key = own_key
-                if suffix == "cls" and member.is_file:
-                    label = parse_label(fetch(member.data, min(member.size, MAX_LABEL_BYTES)))
-                    if label != expected:
-                        raise TarError(at, f"label is {label}, the index says {expected}", name, "label")
-                elif suffix in JPEG_SUFFIXES and member.is_file and jpeg is None:
-                    jpeg = fetch(member.data, member.size)
-            at = member.end
-        if jpeg is None or label is None:
-            missing = "jpg" if jpeg is None else "cls"
-            raise TarError(start, f"no .{missing} member with this key", name, "missing member")
+        members = _members(fetch, start, stop)
+        found = members_by_key(members)
+        complete = samples_among(found, members[0][0].group)
+        if len(complete) != 1:
+            key = complete[1] if complete else next(iter(found), "")
+            missing = "image" if not found or found[key].labels else "label"
+            reason = f"also a member of sample {key}" if complete else f"no {missing} with this key"
+            raise TarError(start, reason, members[0][1].name, "index" if complete else "missing member")
+        (key,) = complete
+        label, image = found[key].read(fetch)
+        if label != expected:
+            member = next(iter(found[key].labels.values()))
+            raise BadMemberError(member, "label", f"label is {label}, the index says {expected}")
     except TarError as error:
         kind = error.kind
         return Fault(shard=shard, member=error.member, offset=error.offset, reason=error.reason, kind=kind)
-    except ValueError as error:
-        return Fault(shard=shard, member=name, offset=at, reason=str(error), kind="label")
-    return Sample(key, label, jpeg, start, stop - start)
+    except BadMemberError as error:
+        member = error.member
+        return Fault(shard=shard, member=member.name, offset=member.offset, reason=str(error), kind=error.kind)
+    return Sample(key, label, image, start, stop - start)
+
+
+def _members(fetch: Fetch, start: int, stop: int) -> list[tuple[MemberName, Member]]:
+    """Return the members in [start, stop), which must be of one group; TarError where they cannot be read."""
+    members: list[tuple[MemberName, Member]] = []
+    at = start
+    while at < stop:
+        member = read_member(fetch, at, stop)
+        if member is None:
+            raise TarError(at, "zeros where the index has a tar header", kind="index")
+        name = parse_name(member.name)
+        if name.group and member.type not in b"3456":
+            if members and name.group != members[0][0].group:
+                group = members[0][0].group
+                raise TarError(at, f"not a member of sample {group}, which the index has here", member.name, "index")
+            members.append((name, member))
+        at = member.end
+    if not members:
+        raise TarError(start, "no sample where the index has one", kind="index")
+    return members

@@ -1,21 +1,31 @@
-"""Samples in tar shards: KEY.jpg + KEY.cls, read in order or by index, every fault named by shard, member and byte."""
+"""Samples in tar shards: an image and a label with one key, read in order; every fault named by shard, member, byte."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from .decode import SNIFF_BYTES, image_format
+from .members import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    BadMemberError,
+    MemberName,
+    SampleMembers,
+    members_by_key,
+    parse_name,
+    read_label,
+    samples_among,
+)
 from .storage import Source, is_local, normalise, windowed
-from .tar import Fetch, Gap, Member, TarError, iter_members, read_member, split_name
+from .tar import Fetch, Gap, Member, TarError, iter_members, read_member
 
-JPEG_SUFFIXES = ("jpg", "jpeg")
-_MAX_LABEL = 2**31 - 1
 _MAX_SAMPLE_BYTES = 2**31 - 1  # what the index can count
-MAX_LABEL_BYTES = 64  # what is read of a .cls member; more is no label anyway
 _SEQUENTIAL_WINDOW = 4 << 20
 _REMOTE_WINDOW = 16 << 20
 _INDEX_WINDOW = 2048  # a .cls header and its data in one read, without the JPEG after it
@@ -73,45 +83,11 @@ class SampleIndex:
         return SampleIndex(*(column[ids] for column in columns))
 
 
-class ShardRows:
-    """Positions of every shard's samples, from an index column `shard` (N,): a slice, or an array if out of order.
-
-    One pass over the column for all shards. Memory: 8 bytes a sample if out of order.
-    """
-
-    def __init__(self, shard: np.ndarray, num_shards: int) -> None:
-        self._order: np.ndarray | None = None
-        if (shard[1:] < shard[:-1]).any():
-            self._order = np.argsort(shard, kind="stable")
-            shard = shard[self._order]
-        self._bounds: list[int] = np.searchsorted(shard, np.arange(num_shards + 1)).tolist()
-
-    def __getitem__(self, number: int) -> slice | np.ndarray:
-        rows = slice(self._bounds[number], self._bounds[number + 1])
-        return rows if self._order is None else self._order[rows]
-
-    def positions(self, number: int) -> np.ndarray:
-        """Return the same as an array (n,) int64."""
-        rows = self[number]
-        return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-
-
-def parse_label(text: bytes, num_classes: int | None = None) -> int:
-    """Return the label in a .cls member; ValueError says what is wrong with it."""
-    digits = text.strip()
-    if not digits.isdigit():
-        shown = text[:20].decode("ascii", "backslashreplace")
-        negative = digits[:1] == b"-" and digits[1:].isdigit()
-        raise ValueError(f"label {shown!r} is {'negative' if negative else 'not an integer'}")
-    label = int(digits)
-    if label > _MAX_LABEL or (num_classes is not None and label >= num_classes):
-        raise ValueError(f"label {label} is out of range: {num_classes or _MAX_LABEL + 1} classes")
-    return label
-
-
 def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: bool = True) -> Iterator[Sample | Fault]:
     """Read a whole shard from front to back, strictly: every sample and every fault, in the order of the file.
 
+    A sample is an image (.jpg, .png, .webp, ...) and a label (.cls, .json {"label": 3} or .txt) with the same name but
+    for the suffix, beside each other. A group of members with only one of the two is a fault; with neither, no sample.
     After a smashed header reading goes on at the next valid one; a truncated shard ends with a Fault. With
     `read_jpeg=False` samples carry no JPEG bytes and, on a local disk, these are not read. Memory: two windows of at
     most 16 MiB, and the keys of the shard.
@@ -120,84 +96,177 @@ def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: b
     with Source(shard) as source:
         width = _SEQUENTIAL_WINDOW if read_jpeg else _INDEX_WINDOW
         fetch = windowed(source, width if is_local(shard) else _REMOTE_WINDOW)
-        entries = _groups(iter_members(fetch, source.size))
-        judge = _Judge(shard, fetch, num_classes, read_jpeg)
-        yield from _explain_gaps(shard, (e if isinstance(e, Gap) else judge(e) for e in entries))
+        groups = _groups(iter_members(fetch, source.size))
+        parser = _SampleParser(shard, fetch, num_classes, read_jpeg)
+        parsed = ((group,) if isinstance(group, Gap) else parser(group) for group in groups)
+        yield from _explain_gaps(shard, itertools.chain.from_iterable(parsed))
 
 
-def _groups(items: Iterator[Member | Gap]) -> Iterator[list[tuple[str, Member]] | Gap]:
-    """Gather consecutive members with one key; a gap ends a group, and so does a suffix that comes twice."""
-    group: list[tuple[str, Member]] = []
-    current = ""
+@dataclass
+class _Group:
+    """Consecutive members that may be one sample; `beside_damage` where a part of it may be lost."""
+
+    name: str = ""
+    members: list[tuple[MemberName, Member]] = field(default_factory=list)
+    beside_damage: bool = False
+    suffixes: dict[str, set[str]] = field(default_factory=dict)  # by key
+    complete: str = ""  # the key that has an image and a label
+
+    def ends_before(self, name: MemberName) -> bool:
+        """Tell whether a member belongs to another group.
+
+        It does with another name, with a suffix that its key has already, and where one key is complete and it has
+        another one: name.0001.jpg, name.0001.cls | name.0002.jpg. It does not while the sample that webdataset sees
+        is incomplete: a.cls, a.mask.json, a.mask.png, a.jpg are one.
+        """
+        if name.group != self.name:
+            return bool(self.members)
+        if not name.suffix:
+            return False
+        waits = self.name in self.suffixes and self.complete != self.name
+        return name.suffix in self.suffixes.get(name.key, ()) or (self.complete not in ("", name.key) and not waits)
+
+    def add(self, name: MemberName, member: Member) -> None:
+        self.name = name.group
+        self.members.append((name, member))
+        if name.suffix:
+            found = self.suffixes.setdefault(name.key, set())
+            found.add(name.suffix)
+            if len(found) > 1 and not found.isdisjoint(IMAGE_SUFFIXES) and not found.isdisjoint(LABEL_SUFFIXES):
+                self.complete = name.key
+
+
+def _groups(items: Iterator[Member | Gap]) -> Iterator[_Group | Gap]:
+    """Gather consecutive members; a gap ends a group."""
+    group = _Group()
     for item in items:
         if isinstance(item, Gap):
-            if group:
+            if group.members:
+                group.beside_damage |= not item.harmless
                 yield group
-            group = []
             yield item
+            group = _Group(beside_damage=not item.harmless)
             continue
-        key, suffix = split_name(item.name)
-        if not key or item.type in b"3456":
+        name = parse_name(item.name)
+        if not name.group or item.type in b"3456":
             continue
-        if group and (key != current or any(suffix == other for other, _ in group)):
+        if group.ends_before(name):
             yield group
-            group = []
-        current = key
-        group.append((suffix, item))
-    if group:
+            group = _Group()
+        group.add(name, item)
+    if group.members:
         yield group
 
 
 @dataclass(frozen=True)
 class _Incomplete:
-    """A group without .jpg or .cls: a fault of its own, unless a gap beside it explains what is missing."""
+    """A key without image or label: a fault of its own, unless a gap beside it explains what is missing."""
 
     key: str
     missing: str
     fault: Fault
 
 
-class _Judge:
-    """Turns a group of members into a Sample, a Fault, or None where the group is no sample at all."""
+class _SampleParser:
+    """Turns a group of members into its sample and faults; nothing where the group is evidently no sample."""
 
     def __init__(self, shard: str, fetch: Fetch, num_classes: int | None, read_jpeg: bool):
         self.shard, self.fetch, self.num_classes, self.read_jpeg = shard, fetch, num_classes, read_jpeg
-        self.seen: set[str] = set()
+        self.complete: set[str] = set()  # keys that had image and label
+        self.incomplete: set[str] = set()
+        self.suffixes = {"image": "jpg", "label": "cls"}  # as the last sample had them
 
-    def __call__(self, group: list[tuple[str, Member]]) -> Sample | Fault | _Incomplete | None:
-        jpeg = next((m for suffix, m in group if suffix in JPEG_SUFFIXES), None)
-        label = next((m for suffix, m in group if suffix == "cls"), None)
-        if jpeg is None and label is None:
-            return None
-        first = group[0][1]
-        key = split_name(first.name)[0]
-        num_bytes = group[-1][1].end - first.offset
-        if jpeg is None or label is None:
-            present, missing = (jpeg, "cls") if jpeg else (label, "jpg")
-            assert present is not None
-            fault = self._fault(present, "missing member", f"no .{missing} member with this key")
-            return _Incomplete(key, missing, fault)
-        for member in (jpeg, label):
-            if not member.is_file:
-                reason = f"a link or special file (tar type {member.type.decode()})"
-                return self._fault(member, "special file", reason)
+    def __call__(self, group: _Group) -> Sequence[Sample | Fault | _Incomplete]:
+        found = members_by_key(group.members)
+        if group.beside_damage:
+            found = self._without_other_labels(found)
+        samples = samples_among(found, group.name)
+        entries: list[Sample | Fault | _Incomplete] = [self._sample(key, found[key], group) for key in samples]
+        others = [key for key in found if key not in samples]
+        lone = [key for key in others if not self._is_field(key, group.name)]
+        for key in lone:
+            entries += self._lone(key, found[key], found)
+        return entries or self._unnamed_images(group) if lone == others else entries
+
+    def _without_other_labels(self, found: dict[str, SampleMembers]) -> dict[str, SampleMembers]:
+        """Leave out labels that are not of the last sample's kind: .txt may be about anything where .cls is damaged."""
+        for members in found.values():
+            if self.suffixes["label"] not in members.labels:
+                members.labels.clear()
+        return {key: members for key, members in found.items() if members.image or members.labels}
+
+    def _sample(self, key: str, members: SampleMembers, group: _Group) -> Sample | Fault:
+        assert members.image is not None
+        first, last = _extent(key, group)
+        num_bytes = last.end - first.offset
+        if key in self.complete:
+            return self._fault(first, "duplicate key", f"duplicate key {key} in this shard")
+        self.complete.add(key)
+        self.suffixes = {"image": _suffix(members.image), "label": min(members.labels, key=LABEL_SUFFIXES.index)}
         if num_bytes > _MAX_SAMPLE_BYTES:
             return self._fault(first, "special file", f"sample of {num_bytes} bytes, more than {_MAX_SAMPLE_BYTES}")
-        if key in self.seen:
-            return self._fault(first, "duplicate key", f"duplicate key {key} in this shard")
-        self.seen.add(key)
-        data = self.fetch(jpeg.data, jpeg.size) if self.read_jpeg else b""
         try:
-            value = parse_label(self.fetch(label.data, min(label.size, MAX_LABEL_BYTES)), self.num_classes)
-        except ValueError as error:
-            return self._fault(label, "label", str(error))
-        return Sample(key, value, data, first.offset, num_bytes)
+            label, image = members.read(self.fetch, self.num_classes, read_image=self.read_jpeg)
+        except BadMemberError as error:
+            return self._fault(error.member, error.kind, str(error))
+        return Sample(key, label, image, first.offset, num_bytes)
 
-    def _fault(self, member: Member, kind: str, reason: str) -> Fault:
-        return Fault(shard=self.shard, member=member.name, offset=member.offset, reason=reason, kind=kind)
+    def _is_field(self, key: str, group: str) -> bool:
+        """Tell whether a lone image or label is another field of a sample: thumb.jpg of a where a.jpg and a.cls are."""
+        while len(key) > len(group):
+            key = key.rpartition(".")[0]
+            if key in self.complete:
+                return True
+        return False
+
+    def _lone(self, key: str, members: SampleMembers, found: dict[str, SampleMembers]) -> list[_Incomplete]:
+        """Return the fault of an image without a label or the reverse; a .json or .txt is a label if it says one."""
+        member = members.image or members.labels.get("cls")
+        if member is None:
+            try:
+                read_label(members.labels, self.fetch)
+            except BadMemberError:
+                return []
+            member = next(iter(members.labels.values()))
+        missing = self.suffixes["label" if members.image else "image"]
+        reason, num_lost = f"no .{missing} member with this key beside it", 1
+        if key in self.incomplete:  # what was counted as lost before
+            reason, num_lost = f"{reason}: the members of a sample must be neighbours (tar --sort=name)", 0
+        elif not members.image and any(other.startswith(f"{key}.") and found[other].image for other in found):
+            num_lost = 0  # it may be the label of these images, which are counted
+        self.incomplete.add(key)
+        return [_Incomplete(key, missing, self._fault(member, "missing member", reason, num_lost))]
+
+    def _unnamed_images(self, group: _Group) -> Sequence[Fault]:
+        """Return a fault for each image that only its content tells."""
+        faults = []
+        for _, member in group.members:
+            kind = image_format(self.fetch(member.data, min(member.size, SNIFF_BYTES))) if member.is_file else None
+            if kind not in (None, "BMP", "PNM"):  # whose first bytes may as well begin a text
+                reason = f"{kind} image without a label, or with a suffix that is not read"
+                faults.append(self._fault(member, "missing member", reason))
+        return faults
+
+    def _fault(self, member: Member, kind: str, reason: str, num_lost: int = 1) -> Fault:
+        return Fault(
+            shard=self.shard, member=member.name, offset=member.offset, reason=reason, num_lost=num_lost, kind=kind
+        )
 
 
-def _explain_gaps(shard: str, entries: Iterator[Sample | Fault | _Incomplete | Gap | None]) -> Iterator[Sample | Fault]:
+def _suffix(member: Member) -> str:
+    return parse_name(member.name).suffix
+
+
+def _extent(key: str, group: _Group) -> tuple[Member, Member]:
+    """Return the first and the last member of a sample: its group without images and labels of other keys at the ends.
+
+    A key that goes on after this one (thumb.jpg of a) is a field of the sample.
+    """
+    own = [member for name, member in group.members if not name.suffix or f"{name.key}.".startswith(f"{key}.")]
+    return own[0], own[-1]
+
+
+def _explain_gaps(shard: str, entries: Iterator[Sample | Fault | _Incomplete | Gap]) -> Iterator[Sample | Fault]:
     """A gap and the incomplete samples on either side of it are one loss: report each lost sample once, at the gap."""
     gap: Gap | None = None
     lost: dict[str, str] = {}  # key -> the member that the gap swallowed
@@ -207,8 +276,6 @@ def _explain_gaps(shard: str, entries: Iterator[Sample | Fault | _Incomplete | G
             if gap:
                 yield from _gap_faults(shard, gap, lost)
             gap, lost, held = entry, {held.key: held.missing} if held else {}, None
-            continue
-        if entry is None:
             continue
         if gap and isinstance(entry, _Incomplete):
             lost.setdefault(entry.key, entry.missing)
@@ -240,8 +307,9 @@ def _gap_faults(shard: str, gap: Gap, lost: dict[str, str]) -> Iterator[Fault]:
         )
 
 
-def locate_member(shard: str, offset: int, num_bytes: int, suffixes: Sequence[str]) -> tuple[str | None, int]:
+def locate_member(shard: str, offset: int, num_bytes: int, suffixes: Collection[str]) -> tuple[str | None, int]:
     """Return name and byte offset of a sample's member with one of `suffixes`; (None, `offset`) where there is none."""
+    found: dict[str, Member] = {}
     try:
         with Source(shard) as source:
             at = offset
@@ -249,9 +317,13 @@ def locate_member(shard: str, offset: int, num_bytes: int, suffixes: Sequence[st
                 member = read_member(source.read, at, offset + num_bytes)
                 if member is None:
                     break
-                if split_name(member.name)[1] in suffixes:
-                    return member.name, member.offset
+                name = parse_name(member.name)
+                if name.suffix in suffixes:
+                    found.setdefault(name.key, member)
                 at = member.end
     except (TarError, ValueError):
         pass  # the sample cannot be parsed: its beginning is the best that can be named
-    return None, offset
+    if not found:
+        return None, offset
+    member = found[min(found, key=len)]  # a.jpg, not a.thumb.jpg
+    return member.name, member.offset

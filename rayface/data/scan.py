@@ -17,8 +17,9 @@ import pyarrow as pa
 from rayface.machine import num_cpus
 
 from .decode import decode_image
+from .members import IMAGE_SUFFIXES
 from .random_access import read_samples
-from .samples import JPEG_SUFFIXES, Fault, Sample, SampleIndex, locate_member, scan_shard
+from .samples import Fault, Sample, SampleIndex, locate_member, scan_shard
 from .storage import Source
 
 INDEX_SCHEMA = pa.schema(
@@ -105,7 +106,7 @@ def _decoded(shard: str, sample: Sample) -> Sample | Fault:
     try:
         decode_image(sample.jpeg)
     except ValueError as error:
-        name, offset = locate_member(shard, sample.offset, sample.num_bytes, JPEG_SUFFIXES)
+        name, offset = locate_member(shard, sample.offset, sample.num_bytes, IMAGE_SUFFIXES)
         return Fault(shard=shard, member=name, offset=offset, reason=f"bad image: {error}", kind="jpeg")
     return sample
 

@@ -17,11 +17,12 @@ import rayface
 from .dataset import Dataset, open_dataset
 from .directory import SOURCE_LABEL
 from .manifest import IDENTITIES, INDEX, MANIFEST, Manifest, ShardEntry
+from .members import encode_sample
 from .random_access import read_samples
 from .samples import Fault, SampleIndex
 from .scan import INDEX_SCHEMA, ScanJob, ShardScan, joint_table, scan_one
 from .storage import DataError, atomic_stream, join, write_bytes
-from .tar import encode_member, end_of_archive
+from .tar import end_of_archive
 from .writer import identities_file
 
 _CHUNK = 512
@@ -145,8 +146,7 @@ def _write_tar(path: str, samples: Iterator[tuple[str, int, bytes]]) -> None:
     with atomic_stream(path) as stream:
         size = 0
         for key, label, jpeg in samples:
-            members = encode_member(f"{key}.jpg", jpeg) + encode_member(f"{key}.cls", b"%d" % label)
-            size += stream.write(members)
+            size += stream.write(encode_sample(key, label, jpeg))
         stream.write(end_of_archive(size))
 
 

@@ -210,18 +210,6 @@ def _is_header(block: bytes) -> bool:
     return bool(name)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Split a member name into key and lower-case suffix at the first dot of its last part, as webdataset does.
-
-    Both are empty for names that belong to no sample: without a suffix, or beginning with a dot.
-    """
-    folder = name.rfind("/") + 1
-    dot = name.find(".", folder)
-    if dot <= folder:
-        return "", ""
-    return name[:dot], name[dot + 1 :].lower()
-
-
 def encode_member(name: str, data: bytes) -> bytes:
     """Return headers, data and padding of a regular file; mode 0644, owner 0, time 0: same input, same bytes."""
     raw = name.encode("utf-8")

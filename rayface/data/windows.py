@@ -16,8 +16,9 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 
 from rayface.data.decode import decode_images
+from rayface.data.members import IMAGE_SUFFIXES
 from rayface.data.plan import Ids, SamplePlan
-from rayface.data.samples import JPEG_SUFFIXES, locate_member
+from rayface.data.samples import locate_member
 from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, read_samples
 
 # One Ray Data execution: its tasks are put into the object store at its start, 2 ms each.
@@ -173,6 +174,6 @@ def _load(shards: Sequence[str], index: SampleIndex, ids: Ids, image_size: int) 
             faults[int(order[i])] = sample
         elif i in bad:
             shard = shards[index.shard[ids[order[i]]]]
-            member, offset = locate_member(shard, sample.offset, sample.num_bytes, JPEG_SUFFIXES)
+            member, offset = locate_member(shard, sample.offset, sample.num_bytes, IMAGE_SUFFIXES)
             faults[int(order[i])] = Fault(shard=shard, member=member, offset=offset, reason=bad[i])
     return images, faults

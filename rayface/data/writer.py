@@ -23,9 +23,10 @@ import rayface
 
 from .dataset import Dataset, open_dataset
 from .manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, ShardEntry, read_parquet
+from .members import encode_sample, parse_name
 from .scan import INDEX_SCHEMA, index_table
 from .storage import AtomicFile, DataError, delete, is_local, join, list_names, make_folder, normalise, write_bytes
-from .tar import encode_member, end_of_archive, split_name
+from .tar import end_of_archive
 
 DEFAULT_SHARD_SIZE = 256 * 2**20
 _OURS = re.compile(rf"shard-\d{{6,}}\.tar|{re.escape(MANIFEST)}|{re.escape(INDEX)}|{re.escape(IDENTITIES)}|\..+\.tmp")
@@ -108,11 +109,11 @@ class ShardWriter:
 
     def add(self, key: str, label: int, jpeg: bytes) -> None:
         """Append a sample; ValueError for a key that is no key or a label that is no identity."""
-        if not key or split_name(key + ".jpg") != (key, "jpg") or not _is_safe(key):
+        if not key or parse_name(f"{key}.jpg") != (key, key, "jpg") or not _is_safe(key):
             raise ValueError(f"key {key!r}: must be a relative name without dots and control characters")
         if not 0 <= label < len(self.identities):
             raise ValueError(f"label {label} of {key}: must be from 0 to {len(self.identities) - 1}, one per identity")
-        sample = encode_member(f"{key}.jpg", jpeg) + encode_member(f"{key}.cls", b"%d" % label)
+        sample = encode_sample(key, label, jpeg)
         if self._shard and self._size + len(sample) + 1024 > self.shard_size:
             self._close_shard()
         if self._shard is None:

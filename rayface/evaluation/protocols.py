@@ -15,6 +15,7 @@ from torch import nn
 
 from rayface.data.decode import decode_images
 from rayface.data.images import normalize
+from rayface.data.members import parse_name
 from rayface.data.shards import Fault, open_dataset, read_samples
 from rayface.evaluation.identification import tar_at_far
 from rayface.evaluation.verification import fold_accuracy, pair_scores
@@ -79,22 +80,16 @@ def _rows(path: Path) -> Iterator[tuple[str, str, bool, int]]:
         raise ValueError(f"pairs {path} must list at least one pair; it has none")
 
 
-def _key(member: str) -> str:
-    """The key of a tar member: its name up to the first dot of the last part."""
-    folder, slash, name = member.rpartition("/")
-    return folder + slash + name.partition(".")[0]
-
-
 def _images(members: Sequence[str], data: str | Path, image_size: int, pairs: str) -> NDArray[np.uint8]:
     dataset = open_dataset(data)
     row_of_key = {key: i for i, key in enumerate(dataset.keys())}
-    missing = [member for member in members if _key(member) not in row_of_key]
+    missing = [member for member in members if parse_name(member).key not in row_of_key]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(
             f"pairs {pairs} name {missing[0]}{more}, not found in {data}: give the dataset they are made for"
         )
-    rows = np.array([row_of_key[_key(member)] for member in members])
+    rows = np.array([row_of_key[parse_name(member).key] for member in members])
     order = np.argsort(rows)  # neighbours in a shard are read together
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index.select(rows[order]))
     jpegs = []
@@ -130,7 +125,7 @@ def embed_images(
         done: called after every batch.
 
     Returns:
-        (n, D) float32 of length 1; NaN where the model gives NaN, which `refuse_non_finite` names.
+        (n, D) float32 of length 1.
     """
     device = torch.device(device)
     cast = torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else nullcontext()
@@ -145,21 +140,6 @@ def embed_images(
             parts.append(F.normalize(total, dim=1).cpu().numpy())
             done()
     return np.concatenate(parts)
-
-
-def refuse_non_finite(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the embeddings (n, D), which must be numbers.
-
-    Raises:
-        ValueError: a model that gives NaN or infinity.
-    """
-    good = np.atleast_1d(np.isfinite(embeddings).all(axis=1))
-    if not good.all():
-        raise ValueError(
-            f"model: gives NaN or infinity for {np.count_nonzero(~good)} of {len(good)} images, first for image "
-            f"{int(np.argmin(good))}: its training had diverged, or the precision is too low; use another checkpoint"
-        )
-    return embeddings
 
 
 @contextmanager
