@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.curate.identities import Floats, Ints
-from rayface.data.storage import DataError, atomic_stream, join, list_files, locate, normalise, one_line
+from rayface.data.storage import DataError, atomic_stream, join, list_files, normalise, one_line, open_arrow
 
 MANIFEST = "embeddings.json"
 _PART = b"rayface"  # metadata key of a part of ours
@@ -113,10 +113,11 @@ def _paths(root: str) -> dict[str, int]:
 
 
 def _opened(path: str) -> pq.ParquetFile:
-    filesystem, inside = locate(path)
     try:
         # Buffered: a column of a large row group is read page by page.
-        return pq.ParquetFile(filesystem.open_input_file(inside), buffer_size=_BUFFER)
+        return pq.ParquetFile(open_arrow(path), buffer_size=_BUFFER)
+    except DataError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet ({one_line(error)})") from None
 

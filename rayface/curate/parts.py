@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from rayface.data.storage import DataError
+from rayface.data.storage import DataError, StorageError
 
 Part = TypeVar("Part")
 Progress = Callable[[int, int], None]  # (parts done, parts in all)
@@ -84,11 +84,12 @@ def _blocks(parts: Sequence[Part]) -> ray.data.Dataset:
 
 
 def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    # A ValueError is an answer: Ray would wrap it in a page of text, and try the task again.
+    # These errors are answers: Ray would wrap it in a page of text, and try the task again.
     try:
         return {"result": [pickle.dumps(call())]}
-    except ValueError as error:
-        return {"result": [pickle.dumps({"error": str(error)})]}
+    except (ValueError, StorageError) as error:
+        kind = StorageError if isinstance(error, StorageError) else DataError
+        return {"result": [pickle.dumps({"error": kind(str(error))})]}
     finally:
         _give_back()
 
@@ -105,7 +106,7 @@ def _results(mapped: ray.data.Dataset, total: int, done: Progress) -> Iterator[d
         for count, row in enumerate(mapped.iter_rows(), 1):
             result = pickle.loads(row["result"])
             if "error" in result:
-                raise DataError(result["error"])
+                raise result["error"]
             done(count, total)
             yield result
     except ray.exceptions.RayError as error:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rayface.curate.embeddings import Embeddings
 from rayface.curate.identities import Bools, Floats, Ints
-from rayface.data.storage import locate
+from rayface.data.storage import open_arrow
 
 _ROWS = 65_536
 
@@ -90,8 +90,7 @@ def keys_of(faces: Path, labels: Sequence[int], most: int) -> dict[int, list[str
 
 def _tables(path: str, columns: list[str], keys: pa.Array | None = None) -> Iterator[pa.Table]:
     """A file in blocks of rows; only row groups that have a wanted key."""
-    filesystem, inside = locate(path)
-    with pq.ParquetFile(filesystem.open_input_file(inside)) as file:
+    with pq.ParquetFile(open_arrow(path)) as file:
         for group in range(file.num_row_groups):
             if keys is not None:
                 there = file.read_row_group(group, columns=["key"])["key"].cast(pa.string())

@@ -18,7 +18,7 @@ from rayface.machine import num_cpus
 
 from .dataset import Dataset
 from .samples import Fault
-from .storage import DataError
+from .storage import DataError, read_bytes
 from .writer import DEFAULT_SHARD_SIZE, ShardWriter
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -169,9 +169,12 @@ def unique_keys(paths: Sequence[str]) -> list[str]:
 def _load(root: Path, path: str, size: int, quality: int) -> bytes | Fault:
     """Return an image as JPEG bytes of size x size pixels, or why it cannot be."""
     try:
-        data = (root / path).read_bytes()
+        data = read_bytes(str(root / path))
+    except DataError as error:
+        return _fault(root, path, str(error).removeprefix(f"{root / path}: "))
+    try:
         return data if _is_ready(data, size) else _encode(data, size, quality)
-    except (OSError, ValueError, cv2.error) as error:
+    except (ValueError, cv2.error) as error:
         return _fault(root, path, f"cannot be read: {' '.join(str(error).split())}")
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from .scan import ShardScan, joint_table
-from .storage import DataError, FileInfo, join, locate, one_line, read_bytes
+from .storage import DataError, FileInfo, join, one_line, open_arrow, read_bytes
 
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"
@@ -91,11 +91,12 @@ def read_identities(root: str, num_classes: int, *, exact: bool) -> list[str]:
 
 def read_parquet(path: str, columns: list[str]) -> pa.Table:
     """Read columns of a parquet file; DataError where it is damaged or lacks one."""
-    filesystem, inside = locate(path)
     try:
         # ParquetFile, not read_table: that one takes a folder named a=b for a partition and adds a column.
-        with filesystem.open_input_file(inside) as stream:
+        with open_arrow(path) as stream:
             return pq.ParquetFile(stream).read(columns=columns).select(columns)
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{path}: not a parquet file with columns {', '.join(columns)} ({one_line(error)})") from None
 

@@ -17,10 +17,14 @@ _REMOTE_THREADS = 16
 
 
 def read_samples(shards: Sequence[str], index: SampleIndex) -> list[Sample | Fault]:
-    """Read the samples of `index` from `shards`, in the order of the index; a Fault stands where one cannot be read.
+    """Read the samples of `index` from `shards`, in the order of the index; a Fault stands where bytes are damaged.
 
     Samples that lie side by side in a shard, in whatever order they are asked for, are fetched by one read of at most
     32 MiB; object stores are asked by up to 16 threads. Headers are checked again, the label must be `source_label`.
+
+    Raises:
+        DataError: a shard is missing or forbidden.
+        StorageError: a shard cannot be read for now; see storage.retried.
     """
     out: list[Sample | Fault | None] = [None] * len(index)
     order = np.lexsort((index.offset, index.shard))
@@ -44,13 +48,7 @@ def _read_shard(shard: str, index: SampleIndex, ids: np.ndarray, out: list[Sampl
     runs = np.flatnonzero(np.concatenate(([True], breaks, [True])))
     positions, starts, stops = ids.tolist(), offsets.tolist(), ends.tolist()
     labels = index.source_label[ids].tolist()
-    try:
-        source = Source(shard)
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{shard}: ")
-        for i, position in enumerate(positions):
-            out[position] = Fault(shard=shard, member=None, offset=starts[i], reason=reason, kind="truncated")
-        return
+    source = Source(shard)
 
     def read_run(bounds: tuple[int, int]) -> None:
         first, last = bounds

@@ -3,25 +3,73 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import io
+import logging
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+_T = TypeVar("_T")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_BACK_OFF = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds before each further try
+# No retry mends these, nor a missing file or permission; all others (EMFILE, ESTALE, EIO, ETIMEDOUT, ...) may pass.
+_PERMANENT = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+# Object stores report these as an OSError without a number.
+_REFUSED = re.compile(
+    r"ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|INVALID_ACCESS_KEY|"
+    r"INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN"
+)
+_log = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
     """A dataset that cannot be used; the message is one line and names the file, the rule and the remedy."""
+
+
+class StorageError(RuntimeError):
+    """An error of the storage that outlasted all retries; it says nothing about the data. One line: file and cause."""
+
+
+def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read") -> _T:
+    """Return operation() on the storage of `path`, repeated with back-off while the system reports a passing error.
+
+    Raises:
+        DataError: the file or folder is missing, forbidden or none that can be opened.
+        StorageError: an error that usually passes persisted for 45 s.
+    """
+    for delay in (*_BACK_OFF, None):
+        try:
+            return operation()
+        except (pa.ArrowException, OSError) as error:
+            reason = one_line(error)
+            if not _may_pass(error):
+                raise DataError(f"{path}: {what} ({reason})") from None
+            if delay is None:
+                raise StorageError(
+                    f"{path}: {what} after {len(_BACK_OFF) + 1} tries ({reason}): the storage failed, the data may be "
+                    "whole: run again when it is back"
+                ) from None
+            _log.warning("%s: %s (%s): next try in %g s", path, what, reason, delay)
+            time.sleep(delay)
+    raise AssertionError("unreachable")
+
+
+def _may_pass(error: Exception) -> bool:
+    if not isinstance(error, OSError) or isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    return error.errno not in _PERMANENT and not _REFUSED.search(str(error))
 
 
 @dataclass(frozen=True)
@@ -47,12 +95,11 @@ def locate(path: str) -> tuple[Any, str]:
         return pafs.LocalFileSystem(), os.path.abspath(path)
     base, question, query = path.partition("?")
     folder, _, name = base.rstrip("/").rpartition("/")
-    try:
-        if folder.endswith(("/", ":")):
-            return _filesystem(path)
-        filesystem, inside = _filesystem(folder + question + query)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be opened ({one_line(error)})") from None
+    if folder.endswith(("/", ":")):
+        filesystem: Any
+        filesystem, inside = retried(path, lambda: _filesystem(path), "cannot be opened")
+        return filesystem, inside
+    filesystem, inside = retried(path, lambda: _filesystem(folder + question + query), "cannot be opened")
     return filesystem, f"{inside}/{name}"
 
 
@@ -81,35 +128,61 @@ def is_local(path: str) -> bool:
 def list_files(folder: str, kind: str = "dataset folder") -> list[FileInfo]:
     """Return the files directly in `folder`, by name; DataError where it is no folder (of that kind) to be read."""
     filesystem, inside = locate(folder)
-    try:
+
+    def entries_of_folder() -> list[Any] | None:
         if filesystem.get_file_info(inside).type != pafs.FileType.Directory:
-            raise DataError(f"{folder}: no such {kind}")
-        entries = filesystem.get_file_info(pafs.FileSelector(inside))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{folder}: cannot be listed ({one_line(error)})") from None
+            return None
+        return filesystem.get_file_info(pafs.FileSelector(inside))
+
+    entries = retried(folder, entries_of_folder, "cannot be listed")
+    if entries is None:
+        raise DataError(f"{folder}: no such {kind}")
     files = [FileInfo(e.base_name, e.size, e.mtime_ns or 0) for e in entries if e.type == pafs.FileType.File]
     return sorted(files, key=lambda file: file.name)
 
 
 class Source:
-    """Random access to one file: `read(offset, count)`, `size`; thread-safe; a context manager."""
+    """Random access to one file: `read(offset, count)`, `size`; thread-safe; a context manager.
+
+    Errors of the system are retried; see `retried` for what is raised when they persist.
+    """
 
     def __init__(self, path: str):
+        self.path = path
         self._file: Any = None
         self._fd = -1
-        try:
-            if is_local(path):
-                self._fd = os.open(path, os.O_RDONLY)
-                self.size = os.fstat(self._fd).st_size
-            else:
-                filesystem, inside = locate(path)
-                self._file = filesystem.open_input_file(inside)
-                self.size = self._file.size()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: cannot be read ({one_line(error)})") from None
+        retried(path, self._open)
+
+    def _open(self) -> None:
+        """Open the file, or open it again in place of a handle that fails."""
+        if not is_local(self.path):
+            filesystem, inside = locate(self.path)
+            self._file = filesystem.open_input_file(inside)
+            return
+        fd = os.open(self.path, os.O_RDONLY)
+        if self._fd < 0:
+            self._fd = fd
+            return
+        os.dup2(fd, self._fd, inheritable=False)  # other threads read by the old number
+        os.close(fd)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file; may cost a request."""
+        return retried(self.path, lambda: self._file.size() if self._file else os.fstat(self._fd).st_size)
 
     def read(self, offset: int, count: int) -> bytes:
         """Return the bytes at `offset`, fewer than `count` only at the end of the file."""
+        try:
+            return self._read(offset, count)
+        except OSError:
+            return retried(self.path, lambda: self._read_again(offset, count))
+
+    def _read_again(self, offset: int, count: int) -> bytes:
+        self._open()  # a stale handle stays stale
+        return self._read(offset, count)
+
+    def _read(self, offset: int, count: int) -> bytes:
         if self._file is not None:
             return self._file.read_at(count, offset)
         data = os.pread(self._fd, count, offset)
@@ -132,6 +205,45 @@ class Source:
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
         self.close()
+
+
+class _SourceStream(io.RawIOBase):
+    """A Source as a Python file, for readers that want one; closes the source with itself."""
+
+    def __init__(self, source: Source):
+        self._source, self._at, self._size = source, 0, source.size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, count: int | None = -1) -> bytes:
+        left = self._size - self._at
+        data = self._source.read(self._at, left if count is None or count < 0 else min(count, left))
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+def open_arrow(path: str) -> pa.NativeFile:
+    """Open a file for Arrow's readers, so that an OSError of theirs is of the format and never of the storage.
+
+    Raises:
+        DataError, StorageError: as Source does, also out of a reader that the file is given to.
+    """
+    return pa.PythonFile(_SourceStream(Source(path)), mode="r")
 
 
 def windowed(source: Source, width: int) -> Callable[[int, int], bytes]:

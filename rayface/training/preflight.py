@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 import rayface
-from rayface.data.storage import Source
+from rayface.data.storage import Source, StorageError
 from rayface.plan.memory import Job
 from rayface.plan.timing import Rates, network_bytes, step_seconds
 from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
@@ -192,7 +192,7 @@ def _touch_disk(folder: Path, rank: int, shards: Sequence[str]) -> None:
 def _try(action: Callable[[], None]) -> str:
     try:
         action()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StorageError) as error:
         return " ".join(str(error).split())
     return ""
 

@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from rayface.config import TrainConfig
-from rayface.data.shards import DataError
+from rayface.data.storage import DataError, StorageError
 from rayface.training import interrupt
 from rayface.training.checkpoint import CheckpointError
 from rayface.training.recovery import TrainingStoppedError
@@ -26,7 +26,7 @@ from rayface.training.restarts import add_restart, give_leave, restarts, take_le
 from rayface.training.run_directory import OUTCOME
 from rayface.training.watchdog import take_hang
 
-_KNOWN = (TrainingStoppedError, CheckpointError, DataError, ValueError)
+_KNOWN = (TrainingStoppedError, CheckpointError, StorageError, DataError, ValueError)
 # What machines, networks and other workers do to a worker; everything else comes again in the next attempt.
 _PASSING = (RayError, RuntimeError, OSError)
 _WITHOUT_WORKERS = (InitializingState, ReschedulingState, RestartingState, SchedulingState)
@@ -152,8 +152,8 @@ def lasting_cause(failures: dict[int, Exception]) -> Exception | None:
         for known in _KNOWN:
             if isinstance(cause, known):
                 return known(line)
-        if found := re.search(r"DataError: (.+)", str(cause)):  # raised in a read task, which Ray wraps in text
-            return DataError(found[1])
+        if found := re.search(r"(DataError|StorageError): (.+)", str(cause)):  # of a read task: Ray wraps it in text
+            return (DataError if found[1] == "DataError" else StorageError)(found[2])
     if all(isinstance(cause, _PASSING) for cause in causes.values()):
         return None
     return TrainingStoppedError(f"{describe(failures)} (--debug shows more)")

@@ -341,15 +341,6 @@ def test_read_samples_checks_again(
         assert fault.member == member
 
 
-def test_read_samples_from_a_file_that_went_away(tmp_path: Path) -> None:
-    dataset = open_dataset(small_dataset(tmp_path))
-    Path(dataset.shards[0].path).unlink()
-    entries = read_samples(dataset.shard_paths(), dataset.index)
-    assert isinstance(entries[0], Fault)
-    assert "cannot be read" in entries[0].reason
-    assert isinstance(entries[4], Sample)
-
-
 def test_stale_index_is_noticed(tmp_path: Path) -> None:
     dataset = open_dataset(small_dataset(tmp_path, shard_size=9000))
     wrong = dataset.index.select(slice(0, 1))

@@ -416,7 +416,7 @@ RUNS: dict[str, list[Scenario]] = {
             name="shard missing",
             how="file removed",
             strikes=(Strike(do=_remove),),
-            stops="samples are damaged",
+            stops="cannot be read",
             **_DATA,
         ),
         Scenario(

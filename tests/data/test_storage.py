@@ -1,0 +1,218 @@
+"""Errors of the storage: retried, then raised with their cause; never taken for damage of the data."""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayface.curate.embed import read_images
+from rayface.curate.embeddings import open_embeddings
+from rayface.data import storage
+from rayface.data.check import check
+from rayface.data.convert import convert_folder
+from rayface.data.shards import DataError, Dataset, Sample, open_dataset, read_samples, write_dataset
+from rayface.data.storage import Source, StorageError, read_bytes
+from rayface.evaluation.protocols import load_pairs
+
+PASSING = [errno.EMFILE, errno.ESTALE, errno.EIO, errno.ETIMEDOUT]
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_BACK_OFF", (0.0, 0.0))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    samples = [(f"k{i}", i // 2, picture(i)) for i in range(6)]
+    return write_dataset(
+        tmp_path / "set", samples, name="set", identities="abc", image_size=(16, 16), shard_size=10_000
+    )
+
+
+class Failing:
+    """Stands in for a function of `os` and fails the first calls of those that `concerns` selects."""
+
+    def __init__(self, function: Callable[..., Any], number: int, times: float, concerns: str = "") -> None:
+        self.function, self.number, self.times, self.concerns = function, number, times, concerns
+        self.failed = 0
+
+    def __call__(self, first: Any, *rest: Any) -> Any:
+        if self.failed < self.times and (not self.concerns or str(first).endswith(self.concerns)):
+            self.failed += 1
+            raise OSError(self.number, os.strerror(self.number))
+        return self.function(first, *rest)
+
+
+def fail(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: float = float("inf"), concerns: str = ""
+) -> Failing:
+    failing = Failing(getattr(os, name), number, times, concerns)
+    monkeypatch.setattr(os, name, failing)
+    return failing
+
+
+@pytest.mark.parametrize("number", PASSING)
+@pytest.mark.parametrize("call", ["open", "pread"])
+def test_an_error_that_passes_loses_no_sample(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str, number: int
+) -> None:
+    whole = read_samples(dataset.shard_paths(), dataset.index)
+    failing = fail(monkeypatch, call, number, times=2)
+    with caplog.at_level(logging.WARNING):
+        assert read_samples(dataset.shard_paths(), dataset.index) == whole
+    assert failing.failed == 2
+    assert os.strerror(number) in caplog.text
+
+
+def read_all(dataset: Dataset, folder: Path) -> object:
+    return read_samples(dataset.shard_paths(), dataset.index)
+
+
+def embed(dataset: Dataset, folder: Path) -> object:
+    return list(read_images(dataset.shards[0].path, dataset.index, 16, threads=1))
+
+
+def evaluate(dataset: Dataset, folder: Path) -> object:
+    (folder / "pairs.csv").write_text("path_a,path_b,is_same,fold\nk0.jpg,k1.jpg,1,0\nk0.jpg,k2.jpg,0,0\n")
+    return load_pairs(str(folder / "pairs.csv"), dataset.roots[0], image_size=16)
+
+
+def check_deep(dataset: Dataset, folder: Path) -> object:
+    return check(dataset.roots[0], deep=True)
+
+
+def convert(dataset: Dataset, folder: Path) -> object:
+    for i in range(2):
+        (folder / "people" / f"p{i}").mkdir(parents=True)
+        (folder / "people" / f"p{i}" / "x.jpg").write_bytes(picture(i))
+    return convert_folder(folder / "people", folder / "out", image_size=16)
+
+
+@pytest.mark.parametrize("verb", [read_all, embed, evaluate, check_deep, convert])
+def test_an_error_that_stays_stops_every_verb_with_its_cause(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Callable[[Dataset, Path], object]
+) -> None:
+    fail(monkeypatch, "pread", errno.EIO)
+    with pytest.raises(StorageError, match=r"cannot be read after 3 tries .*Input/output error") as caught:
+        verb(dataset, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", [read_all, embed, evaluate, check_deep])
+def test_too_many_open_files_are_no_damage(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Callable[[Dataset, Path], object]
+) -> None:
+    fail(monkeypatch, "open", errno.EMFILE, concerns=".tar")
+    with pytest.raises(StorageError, match=r"shard-000000.tar: cannot be read after 3 tries .*Too many open files"):
+        verb(dataset, tmp_path)
+
+
+def test_a_stale_handle_is_opened_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Source(dataset.shards[0].path) as source:
+        head = source.read(0, 100)
+        fail(monkeypatch, "pread", errno.ESTALE, times=1)
+        opened = fail(monkeypatch, "open", errno.EIO, times=0)
+        monkeypatch.setattr(opened, "times", 1)  # and the server is not back at once
+        assert source.read(0, 100) == head
+        assert opened.failed == 1
+
+
+def test_a_missing_shard_stops_at_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(dataset.shards[0].path).unlink()
+    monkeypatch.setattr(storage.time, "sleep", None)
+    with pytest.raises(DataError, match=r"shard-000000.tar: cannot be read .*No such file"):
+        read_samples(dataset.shard_paths(), dataset.index)
+
+
+def test_damaged_bytes_are_still_a_fault(dataset: Dataset) -> None:
+    with open(dataset.shards[0].path, "r+b") as file:
+        file.write(b"\0" * 100)
+    first, *others = read_samples(dataset.shard_paths(), dataset.index)
+    assert not isinstance(first, Sample)
+    assert all(isinstance(sample, Sample) for sample in others)
+
+
+# -- object stores
+
+
+class Store:
+    """A pyarrow filesystem that reports `error` for the first `times` requests for a shard."""
+
+    def __init__(self, root: Path, error: str, times: float) -> None:
+        self.local, self.root, self.error, self.times = storage.pafs.LocalFileSystem(), root, error, times
+
+    def from_uri(self, uri: str) -> tuple[object, str]:
+        return self, str(self.root / uri.removeprefix("mem://"))
+
+    def open_input_file(self, path: str) -> object:
+        if self.times > 0 and path.endswith(".tar"):
+            self.times -= 1
+            raise OSError(self.error)
+        return self.local.open_input_file(path)
+
+
+def store(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: str, times: float) -> list[str]:
+    root = Path(dataset.roots[0])
+    monkeypatch.setattr(storage, "_filesystem", Store(root.parent, error, times).from_uri)
+    return [f"mem://set/{Path(path).name}" for path in dataset.shard_paths()]
+
+
+NETWORK = "When reading information for key 'x' in bucket 'b': AWS Error NETWORK_CONNECTION during HeadObject operation"
+
+
+def test_a_store_that_times_out_is_asked_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_samples(dataset.shard_paths(), dataset.index)
+    assert read_samples(store(dataset, monkeypatch, NETWORK, 2), dataset.index) == whole
+    with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
+        read_samples(store(dataset, monkeypatch, NETWORK, float("inf")), dataset.index)
+
+
+def test_a_store_that_refuses_is_not_asked_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = store(dataset, monkeypatch, NETWORK.replace("NETWORK_CONNECTION", "ACCESS_DENIED"), float("inf"))
+    monkeypatch.setattr(storage.time, "sleep", None)
+    with pytest.raises(DataError, match="ACCESS_DENIED"):
+        read_samples(shards, dataset.index)
+
+
+# -- parquet: Arrow reports damage of the format as an OSError too
+
+
+def test_an_index_that_cannot_be_read_is_no_damaged_index(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Path(dataset.roots[0]) / "index.parquet"
+    with monkeypatch.context() as patched:
+        fail(patched, "open", errno.EIO, concerns="index.parquet")
+        with pytest.raises(StorageError, match=r"index.parquet"):
+            open_dataset(dataset.roots[0])
+    data = index.read_bytes()
+    index.write_bytes(data[:-100] + b"\xff" * 92 + data[-8:])
+    monkeypatch.setattr(storage.time, "sleep", None)
+    with pytest.raises(DataError, match="not a parquet file"):
+        open_dataset(dataset.roots[0])
+
+
+def test_embeddings_that_cannot_be_read_are_no_damaged_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(4, np.float32)), 2)
+    pq.write_table(pa.table({"key": ["a", "b"], "label": [0, 1], "embedding": embedding}), tmp_path / "a.parquet")
+    assert open_embeddings(str(tmp_path)).num_rows == 2
+    fail(monkeypatch, "pread", errno.ETIMEDOUT)
+    with pytest.raises(StorageError, match=r"a.parquet"):
+        open_embeddings(str(tmp_path))
+
+
+def test_an_empty_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    assert read_bytes(str(tmp_path / "empty")) == b""
