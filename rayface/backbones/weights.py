@@ -1,10 +1,14 @@
 """Weights of backbones from files: ours (safetensors) and published PyTorch state dicts."""
 
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct, scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -12,20 +16,29 @@ from torch import nn
 from rayface.backbones.registry import build_backbone
 
 _NUM_NAMED = 3  # names of a kind that an error lists before it counts
+_SUFFIXES = (".safetensors", ".pt", ".pth")
+_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's, torch.compile's
+_CONTAINERS = ("state_dict_backbone", "state_dict", "model")  # training checkpoints: arcface_torch's own name first
+# Numbers of numpy, which training checkpoints keep beside the weights; they run no code.
+_NUMBERS: list[Any] = [scalar, _reconstruct, np.ndarray, np.dtype]
+_NUMBERS += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "bool")]
 
 
-def load_backbone(name: str, path: str | Path, **arguments: Any) -> nn.Module:
+def load_backbone(name: str, path: str | Path, *, embedding_size: int | None = None, **arguments: Any) -> nn.Module:
     """Build the backbone `name` with `arguments` (see `build_backbone`) and fill it with the weights at `path`.
 
-    `path` is a .safetensors file of ours or a published .pt/.pth state dict, as arcface_torch and MixFaceNets
-    have them; a `module.` in front of its names, left by data-parallel training, is taken off. Returns the net
-    in evaluation mode, on the CPU.
+    `path` is a .safetensors file of ours or a published .pt/.pth state dict, as arcface_torch and MixFaceNets have
+    them, or a training checkpoint that holds one as `state_dict_backbone` (checkpoint_gpu_0.pt), `state_dict` or
+    `model`. The prefixes `module.` and `_orig_mod.` are removed. `embedding_size` None: as the weights have it.
+    Returns the net in evaluation mode, on the CPU.
 
-    Raises ValueError where the file is missing, not a state dict, or does not fit the net: it then names what is
-    missing, unexpected or of another shape.
+    Raises ValueError where the file is missing, not a state dict, holds NaN, or does not fit the net: it then names
+    what is missing, unexpected or of another shape.
     """
-    net = build_backbone(name, **arguments)
-    fill_backbone(net, path, name)
+    weights = read_weights(path)
+    size = embedding_size or embedding_size_of(name, weights, **arguments)
+    net = build_backbone(name, embedding_size=size, **arguments)
+    _fill(net, weights, path, name)
     return net.eval()
 
 
@@ -34,39 +47,72 @@ def fill_backbone(net: nn.Module, path: str | Path, name: str) -> None:
 
     Raises ValueError as `load_backbone` does.
     """
-    weights = read_weights(path)
-    wrong = misfit(net.state_dict(), weights)
-    if wrong:
-        raise ValueError(
-            f"weights {path} do not fit {name}: {wrong}; check the name, embedding_size, image_size and width"
-        )
-    net.load_state_dict(weights, strict=False)  # all but step counters, which old files lack, has been compared
+    _fill(net, read_weights(path), path, name)
+
+
+def embedding_size_of(name: str, weights: dict[str, torch.Tensor], **arguments: Any) -> int:
+    """Return the embedding size that `weights` of the backbone `name` were made with.
+
+    The rows of the last layers are the only size that differs between two nets of different embedding sizes. 512 where
+    the weights do not have them: they do not fit then.
+    """
+    with torch.device("meta"):
+        one, other = (build_backbone(name, embedding_size=size, **arguments).state_dict() for size in (512, 256))
+    sized = [key for key in one if one[key].shape != other[key].shape and key in weights and weights[key].ndim]
+    return len(weights[sized[-1]]) if sized else 512
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a state dict, name -> tensor on the CPU, without running any code that the file may carry.
 
-    Raises ValueError where the file is missing, of another kind, or not a flat dict of tensors.
+    Raises ValueError where the file is missing, of another kind, not a flat dict of tensors, or holds NaN or infinity.
     """
     path = Path(path)
+    content = read_tensors(path)
+    found = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), content)
+    if not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ValueError(
+            f"weights {path} is not a state dict: it must map names to tensors, or hold such a dict as one of "
+            f"{', '.join(_CONTAINERS)}; it has {', '.join(map(str, list(content)[:_NUM_NAMED])) or 'nothing'}"
+        )
+    weights = {_without_prefixes(key): tensor for key, tensor in found.items()}
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"weights {path}: {key} holds NaN or infinity: the training had diverged; use an earlier checkpoint"
+            )
+    return weights
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read a .safetensors file, or a .pt/.pth file of a dict or one tensor (as {"": tensor}), running no code in it.
+
+    Raises ValueError, one line, where the file is missing, damaged, something else, or holds other Python objects.
+    """
     if not path.is_file():
         raise ValueError(f"weights {path} is not a file; give a .safetensors, .pt or .pth file")
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
+    if path.suffix not in _SUFFIXES:
         raise ValueError(f"weights {path} has suffix {path.suffix!r}; it must be .safetensors, .pt or .pth")
+    refuse_placeholder(path, "weights")
     try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"weights {path} cannot be read as tensors: {reason}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]  # a training checkpoint around the net
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise ValueError(f"weights {path} is not a state dict: it must map names to tensors")
-    return {key.removeprefix("module."): tensor for key, tensor in content.items()}
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMBERS):
+            warnings.simplefilter("ignore")  # of formats that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"weights {path} cannot be read as tensors: {_why(path, error)}") from error
+    return content if isinstance(content, dict) else {"": content}
+
+
+def refuse_placeholder(path: Path, what: str) -> None:
+    """Raise ValueError for a file that stands where `what` should be: an HTML page, or a git-lfs pointer."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{what} {path} is an HTML page: the download went wrong; download the file again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{what} {path} is a git-lfs pointer, not the file: run `git lfs pull` where it came from")
 
 
 def misfit(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
@@ -80,6 +126,36 @@ def misfit(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> s
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
     return "; ".join(f"{kind} {_shortened(names)}" for kind, names in kinds if names)
+
+
+def _fill(net: nn.Module, weights: dict[str, torch.Tensor], path: str | Path, name: str) -> None:
+    wrong = misfit(net.state_dict(), weights)
+    if wrong:
+        raise ValueError(
+            f"weights {path} do not fit {name}: {wrong}; check the name, embedding_size, image_size and width"
+        )
+    net.load_state_dict(weights, strict=False)  # all but step counters, which old files lack, has been compared
+
+
+def _without_prefixes(key: str) -> str:
+    while prefix := next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Say why a file is not read; PyTorch's own words advise to run the code in it."""
+    if path.suffix == ".safetensors":
+        return " ".join(str(error).split()) or type(error).__name__
+    if path.stat().st_size == 0:
+        return "it is empty"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                return "it is a TorchScript archive; save the state_dict() of the module in it"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds Python objects, such as a whole pickled model; save the model's state_dict() instead"
+    return "it is damaged, or not written by torch.save"
 
 
 def _shortened(names: list[str]) -> str:

@@ -87,8 +87,9 @@ def bench_embed(
 def _first(dataset: Dataset, images: int) -> list[ShardWork]:
     """The first shards, the last one cut, with so many images."""
     work: list[ShardWork] = []
-    while images > 0 and len(work) < len(dataset.shards):
-        shard = shard_work(dataset, len(work))
+    for shard in shard_work(dataset, range(len(dataset.shards))):
+        if images <= 0:
+            break
         work.append(shard._replace(samples=shard.samples.select(slice(0, images))))
         images -= len(work[-1].samples)
     return work

@@ -21,6 +21,7 @@ from rayface.curate.embeddings import Dtype, Embeddings, Rows, open_embeddings, 
 from rayface.curate.identities import Ints
 from rayface.curate.parts import Progress, each_part
 from rayface.curate.pieces import Pieces, read_piece
+from rayface.data.samples import ShardRows
 from rayface.data.shards import Dataset, Fault, read_samples
 from rayface.data.storage import atomic_stream, write_bytes
 
@@ -164,8 +165,8 @@ def _whole(source: Embeddings) -> Rows:
 def _digests(dataset: Dataset, keys: pa.Array, progress: Progress) -> NDArray[np.uint64]:
     """(n,) 64 bits of a hash of each face's JPEG; one that the dataset does not have, or cannot read, has its own."""
     index = dataset.index
-    places = [np.flatnonzero(index.shard == number) for number in range(len(dataset.shards))]
-    work = [(part, shard_work(dataset, part)) for part in range(len(dataset.shards))]
+    places = ShardRows(index.shard, len(dataset.shards))
+    work = list(enumerate(shard_work(dataset, range(len(dataset.shards)))))
 
     def digest(numbered: tuple[int, ShardWork]) -> dict[str, Any]:
         part, shard = numbered

@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +27,7 @@ from rayface.curate.identities import Ints
 from rayface.curate.parts import Progress, each_part_by_actors, quiet_data
 from rayface.data.decode import decode_images
 from rayface.data.members import IMAGE_SUFFIXES
-from rayface.data.samples import locate_member
+from rayface.data.samples import ShardRows, locate_member
 from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, open_dataset, read_samples
 from rayface.data.storage import is_local, join, list_names, normalise, write_bytes
 from rayface.data.stream import FaultCounter
@@ -179,7 +179,7 @@ class _Work:
             "threads": cpus,
             "device": "cuda" if gpu else "cpu",
         }
-        work = [shard_work(self.dataset, number) for number in missing]
+        work = list(shard_work(self.dataset, missing))
         yield from each_part_by_actors(
             ShardEmbedder, arguments, work, progress, actors=actors, num_cpus=cpus, num_gpus=int(gpu)
         )
@@ -204,9 +204,12 @@ class ShardWork(NamedTuple):
     samples: SampleIndex
 
 
-def shard_work(dataset: Dataset, number: int) -> ShardWork:
-    samples = dataset.index.select(dataset.index.shard == number)
-    return ShardWork(number, dataset.shards[number].path, replace(samples, shard=np.zeros_like(samples.shard)))
+def shard_work(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardWork]:
+    """Yield the work of shards by their numbers, after one pass over the index."""
+    rows = ShardRows(dataset.index.shard, len(dataset.shards))
+    for number in numbers:
+        samples = dataset.index.select(rows[number])
+        yield ShardWork(number, dataset.shards[number].path, replace(samples, shard=np.zeros_like(samples.shard)))
 
 
 class ShardEmbedder:

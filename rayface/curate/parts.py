@@ -15,6 +15,8 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from rayface.data.storage import DataError, StorageError
 
+_MOST_BLOCKS = 4096  # Ray Data spends about 10 ms of the driver on each; more parts share one
+
 Part = TypeVar("Part")
 Progress = Callable[[int, int], None]  # (parts done, parts in all)
 
@@ -80,7 +82,8 @@ def _blocks(parts: Sequence[Part]) -> ray.data.Dataset:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     with DataContext.current(context):
-        return ray.data.from_items([{"part": pickle.dumps(part)} for part in parts], override_num_blocks=len(parts))
+        items = [{"part": pickle.dumps(part)} for part in parts]
+        return ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_BLOCKS))
 
 
 def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rayface.curate.embeddings import Embeddings, read_labels
 from rayface.curate.parts import Progress, each_part
+from rayface.data.samples import ShardRows
 from rayface.data.selection import (
     Selection,
     select,
@@ -106,13 +107,15 @@ def _write_shards(root: Path, selection: Selection, name: str, progress: Progres
     source = selection.source
     samples = source.index.select(selection.rows)
     used = np.unique(samples.shard).tolist()
+    rows = ShardRows(samples.shard, len(source.shards))
     shared = ray.put((source.shard_paths(), samples, selection.labels))
 
-    def write(number: int) -> dict[str, Any]:
+    def write(numbered: tuple[int, slice | NDArray[np.int64]]) -> dict[str, Any]:
+        number, mine = numbered
         paths, all_samples, labels = ray.get(shared)
-        mine = np.flatnonzero(all_samples.shard == used[number])
         scan = write_selected_shard(str(root), paths, all_samples.select(mine), labels[mine], number)
         return {"number": number, "scan": scan}
 
-    results = sorted(each_part(write, range(len(used)), progress), key=lambda result: result["number"])
+    parts = [(number, rows[shard]) for number, shard in enumerate(used)]
+    results = sorted(each_part(write, parts, progress), key=lambda result: result["number"])
     return write_shards_manifest(str(root), selection, [result["scan"] for result in results], name=name)

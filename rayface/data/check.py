@@ -27,7 +27,7 @@ from .manifest import (
     shard_files,
 )
 from .members import parse_name
-from .samples import Fault
+from .samples import Fault, ShardRows
 from .scan import INDEX_SCHEMA, ShardScan, joint_table, scan_shards
 from .storage import DataError, FileInfo, join, list_files, normalise, write_bytes
 from .writer import identities_file
@@ -155,11 +155,12 @@ def _held_against_index(root: str, manifest: Manifest, names: list[str], scans: 
     table = read_parquet(path, INDEX_SCHEMA.names)
     faults = []
     by_name = dict(zip(names, scans, strict=True))
+    places = ShardRows(table["shard"].to_numpy(), len(manifest.shards))
     for number, entry in enumerate(manifest.shards):
         scan = by_name.get(entry.path)
         if scan is None:
             continue
-        rows = table.filter(pa.array(table["shard"].to_numpy() == number))
+        rows = table.take(pa.array(places.positions(number)))
         lost = {parse_name(fault.member).key for fault in scan.faults if fault.member}
         for key, offset in _differing(scan.table, rows):
             if key in lost:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayface.evaluation.export import load_model
-from rayface.evaluation.protocols import embed_images
+from rayface.evaluation.protocols import embed_images, refuse_non_finite
 
 Precision = Literal["fp32", "bf16"]
 
@@ -60,7 +60,8 @@ def load_embedder(
 
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         amp: Literal["bf16"] | None = "bf16" if precision == "bf16" else None
-        return embed_images(module, images, batch_size=batch_size, device=device, flip=flip, amp=amp)
+        found = embed_images(module, images, batch_size=batch_size, device=device, flip=flip, amp=amp)
+        return refuse_non_finite(found)
 
     info = loaded.info
     return Embedder(

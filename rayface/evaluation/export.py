@@ -16,9 +16,10 @@ from torch import nn
 
 import rayface
 from rayface.backbones import load_backbone
+from rayface.backbones.weights import embedding_size_of, read_weights
 from rayface.evaluation.model_card import write_card
-from rayface.evaluation.onnx_model import OnnxModule, describe
-from rayface.evaluation.protocols import embed_images
+from rayface.evaluation.onnx_model import OUTPUT_SIGN, OnnxModule, describe
+from rayface.evaluation.protocols import embed_images, refuse_non_finite
 from rayface.files import publish, write_json
 
 WEIGHTS = "model.safetensors"
@@ -46,7 +47,7 @@ class LoadedModel:
             (N, D) float32 of length 1: the product of two rows is their cosine.
 
         Raises:
-            ValueError: images of another type or shape.
+            ValueError: images of another type or shape, or a model that gives NaN.
         """
         array, size = np.ascontiguousarray(images), self.info["image_size"]
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (size, size, 3):
@@ -58,7 +59,8 @@ class LoadedModel:
             return np.zeros((0, self.info["embedding_size"]), np.float32)
         parameter = next(self.module.parameters(), None)  # a model in ONNX has none
         device = parameter.device if parameter is not None else "cpu"
-        return embed_images(self.module, array, batch_size=batch_size, device=device, flip=flip)
+        found = embed_images(self.module, array, batch_size=batch_size, device=device, flip=flip)
+        return refuse_non_finite(found)
 
 
 def save_model(
@@ -118,14 +120,16 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
 
     Args:
         path: a run directory, its `model.safetensors` (with `model.json` beside it), an `.onnx` file (which runs on
-            the CPU), or a published `.pt`/`.pth` file, which is read without running any code in it.
+            the CPU; `model.onnx::OUTPUT` where several of its outputs have the shape (N, D)), or a published
+            `.pt`/`.pth` file or training checkpoint, which is read without running any code in it.
         backbone: the net's name, for a published file, which does not say it; ours says it itself.
         device: where to put it.
 
     Raises:
         ValueError: nothing is there, the description is missing or of other weights, or the weights do not fit the net.
     """
-    path = Path(path)
+    name, _, output = str(path).partition(OUTPUT_SIGN)
+    path = Path(name)
     if path.is_dir():
         path = path / WEIGHTS
     if not path.is_file():
@@ -133,8 +137,11 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
             f"model {path} must be a run directory, a {WEIGHTS}, an .onnx or a .pt/.pth file; there is no such file"
         )
     if path.suffix == ".onnx":
-        session = OnnxModule(path)
-        return LoadedModel(module=session.eval(), info=describe(session, _sha256(path), NORMALISATION))
+        session = OnnxModule(path, output or None)
+        info = describe(session, _sha256(path) + (OUTPUT_SIGN + output if output else ""), NORMALISATION)
+        return LoadedModel(module=session.eval(), info=info)
+    if output:
+        raise ValueError(f"model {path}{OUTPUT_SIGN}{output}: only .onnx files have named outputs; leave it out")
     info = _published(path, backbone) if path.suffix in PUBLISHED_SUFFIXES else _description(path, backbone)
     module = load_backbone(
         info["backbone"],
@@ -152,7 +159,7 @@ def _published(path: Path, backbone: str | None) -> dict[str, Any]:
     return {
         "backbone": backbone,
         "backbone_args": {},
-        "embedding_size": 512,
+        "embedding_size": embedding_size_of(backbone, read_weights(path)),
         "image_size": 112,
         "normalisation": NORMALISATION,
         "licence": "unknown: ask the publisher",

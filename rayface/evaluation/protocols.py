@@ -125,7 +125,7 @@ def embed_images(
         done: called after every batch.
 
     Returns:
-        (n, D) float32 of length 1.
+        (n, D) float32 of length 1; NaN where the model gives NaN, which `refuse_non_finite` names.
     """
     device = torch.device(device)
     cast = torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else nullcontext()
@@ -140,6 +140,21 @@ def embed_images(
             parts.append(F.normalize(total, dim=1).cpu().numpy())
             done()
     return np.concatenate(parts)
+
+
+def refuse_non_finite(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the embeddings (n, D), which must be numbers.
+
+    Raises:
+        ValueError: a model that gives NaN or infinity.
+    """
+    good = np.atleast_1d(np.isfinite(embeddings).all(axis=1))
+    if not good.all():
+        raise ValueError(
+            f"model: gives NaN or infinity for {np.count_nonzero(~good)} of {len(good)} images, first for image "
+            f"{int(np.argmin(good))}: its training had diverged, or the precision is too low; use another checkpoint"
+        )
+    return embeddings
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import shutil
 import warnings
@@ -19,6 +18,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rayface import config as configs
 from rayface.backbones import build_backbone
+from rayface.backbones.weights import read_tensors
 from rayface.evaluation.export import save_model
 from rayface.files import publish
 from rayface.heads.class_centers import class_range
@@ -220,14 +220,8 @@ def arcface_centers(folder: Path) -> list[torch.Tensor]:
 
 
 def _arcface_weight(path: Path) -> torch.Tensor:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: cannot be read without running code in it: {reason}") from error
-    if isinstance(loaded, dict):
-        loaded = loaded.get("state_dict_softmax_fc", loaded)
-    entries = {"weight": loaded} if isinstance(loaded, torch.Tensor) else dict(loaded)
+    loaded = read_tensors(path)
+    entries = loaded.get("state_dict_softmax_fc", loaded)
     matrices = {k: v for k, v in entries.items() if isinstance(v, torch.Tensor) and v.ndim == 2}
     if "weight" not in matrices and len(matrices) != 1:
         raise ValueError(f"{path}: must hold one matrix of class centers; it has {sorted(matrices) or 'none'}")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.config import Config
+from rayface.data.samples import ShardRows
 from rayface.data.shards import DataError, Dataset
 from rayface.files import publish
 
@@ -89,9 +90,10 @@ def _order(folder: Path, manifest: dict, dataset: Dataset, out: np.ndarray) -> N
     out[:] = np.nan
     keys = dataset.key_column().combine_chunks()
     number = {shard.path: i for i, shard in enumerate(dataset.shards)}
+    rows = ShardRows(dataset.index.shard, len(dataset.shards))
     for part in manifest["parts"]:
         table = pq.read_table(folder / part["path"], columns=["key", "embedding"])
-        own = np.flatnonzero(dataset.index.shard == number[part["shard"]])
+        own = rows.positions(number[part["shard"]])
         places = pc.index_in(table["key"].combine_chunks(), value_set=keys.take(pa.array(own)))
         if places.null_count:
             raise DataError(f"train.teacher_cache: {folder / part['path']} has keys that {part['shard']} has not")

@@ -1,14 +1,18 @@
 """load_backbone: files that fit, and what it says of those that do not."""
 
 import pickle
+import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from rayface.backbones import build_backbone, load_backbone
+from rayface.backbones.weights import embedding_size_of
 
 SMALL = {"embedding_size": 8, "image_size": 32, "width": 0.25}
 
@@ -41,9 +45,83 @@ def test_published_state_dicts_are_read(net: nn.Module, tmp_path: Path, suffix: 
     assert not loaded.training
 
 
-def test_a_checkpoint_around_the_state_dict_is_opened(net: nn.Module, tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "state_dict": net.state_dict()}, tmp_path / "checkpoint.pt")
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda weights: {"epoch": 3, "state_dict": weights},
+        lambda weights: {"model": weights, "optimizer": {"lr": 0.1}},
+        lambda weights: {
+            "epoch": np.float64(3),
+            "state_dict_backbone": {f"module._orig_mod.{key}": value for key, value in weights.items()},
+            "state_dict_softmax_fc": {"weight": torch.zeros(4, 8)},
+            "state_optimizer": {"state": {}, "param_groups": [{"lr": np.float32(0.1)}]},
+        },
+        lambda weights: {f"_orig_mod.module.{key}": value for key, value in weights.items()},
+    ],
+    ids=["state_dict", "model", "arcface_torch", "prefixes"],
+)
+def test_state_dict_inside_a_training_checkpoint_is_found(net: nn.Module, tmp_path: Path, around: Any) -> None:
+    torch.save(around(net.state_dict()), tmp_path / "checkpoint.pt")
     assert same_embeddings(load_backbone("mini", tmp_path / "checkpoint.pt", **SMALL), net)
+
+
+@pytest.mark.parametrize("name", ["mini", "mbf", "vit_t", "mixfacenet_xs", "vargfacenet"])
+def test_embedding_size_of_weights_is_taken_from_them(name: str) -> None:
+    with torch.device("meta"):
+        weights = build_backbone(name, embedding_size=96).state_dict()
+    assert embedding_size_of(name, weights) == 96
+
+
+def test_weights_of_another_embedding_size_are_read_without_being_told(net: nn.Module, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "backbone.pt")
+    loaded = load_backbone("mini", tmp_path / "backbone.pt", image_size=32, width=0.25)
+    assert same_embeddings(loaded, net)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(net: nn.Module, tmp_path: Path, value: float) -> None:
+    weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    weights["layer2.0.bn1.running_var"][3] = value
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"layer2\.0\.bn1\.running_var holds NaN or infinity"):
+        load_backbone("mini", tmp_path / "model.safetensors", **SMALL)
+
+
+def whole_model(path: Path) -> None:
+    torch.save(nn.Linear(2, 2), path)
+
+
+def torch_script(path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 2)).save(path)
+
+
+def cut_off(path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:700])
+
+
+@pytest.mark.parametrize(
+    ("write", "rule"),
+    [
+        (whole_model, "holds Python objects, such as a whole pickled model; save the model's state_dict"),
+        (torch_script, "TorchScript archive"),
+        (cut_off, "it is damaged"),
+        (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>"), "is an HTML page"),
+        (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"), "git-lfs pointer"),
+        (lambda path: path.write_bytes(b""), "it is empty"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_file_that_is_no_state_dict_is_refused_in_one_line_of_ours(tmp_path: Path, write: Any, rule: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=rule) as error:
+        load_backbone("mini", tmp_path / "model.pt", **SMALL)
+    message = str(error.value)
+    assert "\n" not in message
+    assert "\x1b" not in message
+    assert "weights_only" not in message
 
 
 def test_what_does_not_fit_is_named_in_one_line(net: nn.Module, tmp_path: Path) -> None:

@@ -193,6 +193,72 @@ def test_an_onnx_file_is_a_model_like_any_other(run, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def onnx_file(path, outputs, *, batch="N", feature_maps=False, kind=onnx.TensorProto.FLOAT):
+    """A model whose outputs are sums of its image's channels times 1, 2, ...: {name: D}."""
+    helper = onnx.helper
+    nodes, initializers = [], []
+    nodes.append(helper.make_node("ReduceMean", ["image", "axes"], ["mean"], keepdims=0))
+    initializers.append(onnx.numpy_helper.from_array(np.array([2, 3]), "axes"))
+    for name, length in outputs.items():
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        initializers.append(
+            onnx.numpy_helper.from_array(np.arange(3 * length).reshape(3, length).astype(dtype), f"w_{name}")
+        )
+        nodes.append(helper.make_node("MatMul", ["mean", f"w_{name}"], [name]))
+    infos = [helper.make_tensor_value_info(name, kind, [batch, length]) for name, length in outputs.items()]
+    if feature_maps:
+        infos.insert(0, helper.make_tensor_value_info("image_again", kind, [batch, 3, SIZE, SIZE]))
+        nodes.append(helper.make_node("Identity", ["image"], ["image_again"]))
+    image = helper.make_tensor_value_info("image", kind, [batch, 3, SIZE, SIZE])
+    graph = helper.make_graph(nodes, "net", [image], infos, initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def test_onnx_with_a_fixed_batch_is_fed_in_pieces_of_it(tmp_path):
+    fixed = load_model(onnx_file(tmp_path / "fixed.onnx", {"e": 6}, batch=4))
+    free = load_model(onnx_file(tmp_path / "free.onnx", {"e": 6}))
+    images = random_faces(10)
+    for batch_size in (1, 3, 4, 10):
+        np.testing.assert_allclose(fixed.embed(images, batch_size=batch_size), free.embed(images), atol=1e-6)
+
+
+def test_onnx_in_half_precision_is_fed_in_it(tmp_path):
+    half = load_model(onnx_file(tmp_path / "half.onnx", {"e": 6}, kind=onnx.TensorProto.FLOAT16))
+    assert half.embed(random_faces(2)).dtype == np.float32
+
+
+def test_onnx_with_several_outputs_gives_the_one_of_vectors_or_the_one_named(tmp_path):
+    images = random_faces(3)
+    one = load_model(onnx_file(tmp_path / "map.onnx", {"e": 6}, feature_maps=True))
+    assert one.embed(images).shape == (3, 6)
+    assert load_model(onnx_file(tmp_path / "quality.onnx", {"quality": 1, "e": 6})).info["embedding_size"] == 6
+    two = onnx_file(tmp_path / "two.onnx", {"logits": 9, "e": 6})
+    with pytest.raises(ValueError, match=r"several outputs .* logits \(N, 9\), e \(N, 6\): name .*two\.onnx::logits"):
+        load_model(two)
+    named = load_model(f"{two}::e")
+    np.testing.assert_allclose(named.embed(images), one.embed(images), atol=1e-6)
+    assert named.info["sha256"] != load_model(f"{two}::logits").info["sha256"]
+    with pytest.raises(ValueError, match="'x' is no output of shape"):
+        load_model(f"{two}::x")
+
+
+def test_model_that_gives_nan_is_refused(run):
+    model = load_model(run)
+    model.module.features.running_mean.fill_(torch.nan)
+    with pytest.raises(ValueError, match="gives NaN or infinity for 2 of 2 images, first for image 0"):
+        model.embed(random_faces(2))
+
+
+def test_arcface_torch_checkpoint_of_another_embedding_size_is_a_model(tmp_path):
+    net = build_backbone("mini", embedding_size=96)
+    weights = {f"module.{key}": value for key, value in net.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict_backbone": weights}, tmp_path / "checkpoint_gpu_0.pt")
+    model = load_model(tmp_path / "checkpoint_gpu_0.pt", backbone="mini")
+    assert model.info["embedding_size"] == 96
+    assert model.module(torch.zeros(2, 3, 112, 112)).shape == (2, 96)
+
+
 def test_a_model_in_three_lines(run):
     images = random_faces(3)
     model = rayface.load_model(run)

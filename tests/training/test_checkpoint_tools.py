@@ -173,4 +173,4 @@ def test_arcface_files_that_do_not_fit_together_are_refused(tmp_path):
     torch.save({"a": torch.ones(1, 3), "b": torch.ones(1, 3)}, tmp_path / "sizes" / "checkpoint_gpu_1.pt")
     refused("sizes", r"it has \['a', 'b'\]")
     torch.save(Code(), tmp_path / "sizes" / "checkpoint_gpu_1.pt")
-    refused("sizes", "without running code")
+    refused("sizes", "holds Python objects")
