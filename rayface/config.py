@@ -1,16 +1,35 @@
 """The one typed config tree: preset, then file, then `key=value`; unknown keys are refused."""
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 
 from rayface.files import write_text
+from rayface.values import (
+    guess,
+    is_null,
+    optional_fields,
+    parse_list,
+    parse_mapping,
+    parse_override,
+    read_yaml,
+    shown,
+)
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -30,20 +49,45 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_paths(field: str, text: str) -> tuple[str, ...]:
-    """One path, or several written as '[a,b]', as data.train takes them.
+    """One path, as it stands there, or several written as '[a,b]', as data.train takes them.
 
     Raises:
         ValueError: brackets that hold no list of paths.
     """
-    if not text.startswith("["):
-        return (text,)
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
-        values = None
-    if not values or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{field}: {text!r}: must be a directory, or several as '[a,b]'")
-    return tuple(values)
+        return _paths(text)
+    except ValueError as error:
+        raise ValueError(f"{field}: {text!r}: {error}") from error
+
+
+def _paths(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value and not value.startswith("["):
+        return (value,)
+    try:
+        return tuple(parse_list(value))
+    except ValueError as error:
+        raise ValueError(
+            "must be a directory, or several as '[a,b]'; one whose own name begins with a bracket as './[a'"
+        ) from error
+
+
+def _absolute(path: str) -> str:
+    """A path as every process finds it: workers run in other directories. URIs stay."""
+    from rayface.data.storage import normalise  # pyarrow takes its time to import
+
+    if not path:
+        raise ValueError("must be a path")
+    return normalise(path)
+
+
+def _absolute_database(uri: str) -> str:
+    """A sqlite file as every process finds it; other URIs stay."""
+    scheme = "sqlite:///"
+    if not uri.startswith(scheme) or uri.startswith((f"{scheme}:", f"{scheme}file:")):
+        return uri
+    return scheme + os.path.abspath(uri.removeprefix(scheme))
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -52,17 +96,36 @@ NotNegative = Annotated[int, Field(ge=0)]
 Bytes = Annotated[Positive, BeforeValidator(lambda v: parse_bytes(v) if isinstance(v, str) else v)]
 
 
+def _list(value: Any) -> Any:
+    return parse_list(value) if isinstance(value, str) and value.startswith("[") else value
+
+
 def _workers(value: Any) -> int | tuple[int, int]:
     """A number of workers, or the least and the most."""
+    value = _list(value)
     bounds = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    bounds = tuple(guess(bound) if isinstance(bound, str) else bound for bound in bounds)
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in bounds)
     if len(bounds) != 2 or not whole or not 1 <= bounds[0] <= bounds[1]:
         raise ValueError("must be a number of workers above 0, or [least, most], for example [1, 3]")
-    return value if isinstance(value, int) else (bounds[0], bounds[1])
+    return (bounds[0], bounds[1]) if isinstance(value, list | tuple) else bounds[0]
+
+
+def _mapping(value: Any) -> Any:
+    return parse_mapping(value) if isinstance(value, str) else value
+
+
+def _guessed(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: guess(value) if isinstance(value, str) else value for key, value in values.items()}
 
 
 Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]
-Paths = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+PathText = Annotated[str, AfterValidator(_absolute)]
+"""A path or URI; relative ones are of the current directory where they enter, and absolute from there on."""
+Paths = Annotated[tuple[PathText, ...], BeforeValidator(_paths)]
+DatabaseUri = Annotated[str, AfterValidator(_absolute_database)]
+Numbers = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_list)]
+Options = Annotated[dict[str, Any], BeforeValidator(_mapping), AfterValidator(_guessed)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -99,7 +162,7 @@ class BackboneConfig:
     """Compute activations again in the backward pass instead of keeping them."""
     compile: bool = False
     """Train through torch.compile; on a CPU it needs a C++ compiler."""
-    weights: str | None = None
+    weights: PathText | None = None
     """Start from these: run directory, model.safetensors, or a published .pt/.pth of the same net."""
 
 
@@ -111,7 +174,7 @@ class HeadConfig:
     """The margin m; None: the paper's default."""
     scale: Annotated[float, Field(gt=0)] = 64.0
     conflict_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
-    margin_options: dict[str, Any] = Field(default_factory=dict)
+    margin_options: Options = Field(default_factory=dict)
     """Further arguments of the margin, as {gradient: exact} for arcface or {m1: 1, m2: 0.3, m3: 0.2} for combined."""
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     center_update: Literal["sparse", "dense"] = "sparse"
@@ -139,7 +202,7 @@ class ScheduleConfig:
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Not with plateau and fastface."""
     power: Annotated[float, Field(gt=0)] = 1.0
-    milestones: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    milestones: Numbers = ()
     """Epochs after which multi_step multiplies the rate by gamma."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     # From here on: of fastface; plateau takes alpha, tolerance, decay and max_decays.
@@ -188,10 +251,10 @@ class TrainConfig:
     static_graph: bool = False
     """Tell DistributedDataParallel that all steps use the same layers in the same order. Not with pieces that are added
     up (max_batch_per_worker, resize=accumulate), nor with backbone.compile."""
-    teacher: str | None = None
+    teacher: PathText | None = None
     """Distil from: run directory, model.safetensors, .onnx, or a published .pt/.pth with teacher_backbone."""
     teacher_backbone: str | None = None
-    teacher_cache: str | None = None
+    teacher_cache: PathText | None = None
     """Folder for the teacher's embeddings of data.train, made once and used by every run; None: embed every view."""
     distillation: Literal["angular", "feature", "center"] = "angular"
     """What a student's embedding is drawn to: the teacher's direction, its very vector, or the direction of the
@@ -199,7 +262,7 @@ class TrainConfig:
     distillation_weight: Annotated[float, Field(ge=0)] = 7.0
     """Of the distillation loss; the class layer's has 1."""
     seed: NotNegative = 0
-    output: str | None = None
+    output: PathText | None = None
     """Run directory, on a disk that all nodes share; None: the next free runs/NAME-001."""
     checkpoint_every: NotNegative = 0
     """Steps; 0: once an epoch."""
@@ -239,8 +302,8 @@ class TrainConfig:
 class EvaluateConfig:
     every: NotNegative = 0
     """Steps; 0: before the first and after the last."""
-    pairs: str | None = None
-    data: str | None = None
+    pairs: PathText | None = None
+    data: PathText | None = None
     """Dataset directory that holds the members named in pairs."""
     batch_size: Positive = 256
 
@@ -248,7 +311,7 @@ class EvaluateConfig:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrackingConfig:
     enabled: bool = True
-    uri: str | None = None
+    uri: DatabaseUri | None = None
     """MLflow: a server, or sqlite:///FILE. None: MLFLOW_TRACKING_URI, else mlflow.db beside the runs."""
     experiment: str = "rayface"
     timeout: Annotated[float, Field(ge=0)] = 60.0
@@ -257,7 +320,7 @@ class TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Config:
-    name: str = "run"
+    name: Annotated[str, Field(min_length=1)] = "run"
     """Starts the names of run directories and of MLflow runs."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
@@ -271,6 +334,8 @@ class Config:
 
 _ADAPTER = TypeAdapter(Config)
 _GROUPS = {f.name for f in fields(Config) if is_dataclass(f.default)}
+_OPTIONAL = {f"{f.name}.{key}" for f in fields(Config) if f.name in _GROUPS for key in optional_fields(type(f.default))}
+_MAPPINGS = {"head.margin_options"}  # keys that hold keys of their own
 
 
 def load(
@@ -283,27 +348,60 @@ def load(
     """
     from rayface.presets import preset_values
 
-    tree = preset_values(preset) if preset else {}
+    config = _build(preset_values(preset) if preset else {})
     if file is not None:
-        _merge(tree, read_yaml(file), source=str(file))
-    return with_overrides(_build(tree), overrides)
+        config = _changed(config, read_yaml(file), source=str(file))
+    return with_overrides(config, overrides)
 
 
 def with_overrides(config: Config, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
-    """A config with some keys changed, by `["a.b=c", ...]` (values in YAML) or `{"a.b": value}`.
+    """A config with some keys changed, by `["a.b=c", ...]` or `{"a.b": value}`; a text is read as its field has it.
 
     Raises:
         ValueError: an unknown key (the nearest one is named) or a value that breaks its rule.
     """
     if not isinstance(overrides, Mapping):
         overrides = dict(parse_override(text) for text in overrides)
+    return _changed(config, overrides)
+
+
+def _changed(config: Config, changes: Mapping[str, Any], source: str = "") -> Config:
     tree = to_dict(config)
-    for key, value in overrides.items():
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        _merge(tree, nested, source=key)
+    for key, value in open_groups(changes, source).items():
+        parent, _, option = key.rpartition(".")
+        if parent in _MAPPINGS:
+            key, value = parent, {**_mapping(value_of(tree, parent)), option: value}
+        _check_known(key, source)
+        if key in _GROUPS:
+            raise ValueError(f"{key}: {shown(value)}: is a group of keys: set one of them, as {key}.KEY=VALUE")
+        group, _, name = key.rpartition(".")
+        place = tree[group] if group else tree
+        place[name] = None if key in _OPTIONAL and is_null(value) else value
     return _build(tree)
+
+
+def open_groups(tree: Mapping[str, Any], source: str = "") -> dict[str, Any]:
+    """Groups of keys, `backbone: {width: 2}`, as dotted keys.
+
+    Raises:
+        ValueError: a key is given twice, by itself and in its group.
+    """
+    opened: dict[str, Any] = {}
+    for group, value in tree.items():
+        inner = value if group in _GROUPS and isinstance(value, Mapping) else None
+        for key, part in {group: value}.items() if inner is None else inner.items():
+            dotted = f"{key}" if inner is None else f"{group}.{key}"
+            if dotted in opened:
+                raise ValueError(f"{source and f'{source}: '}{dotted}: is given twice: keep one of them")
+            opened[dotted] = part
+    return opened
+
+
+def value_of(tree: Mapping[str, Any], key: str) -> Any:
+    """What a config as `to_dict` has it holds under a dotted key."""
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -342,54 +440,13 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Key and value, the latter read as YAML, of `key=value`.
-
-    Raises:
-        ValueError: no such pair.
-    """
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise ValueError(f"{text!r}: must be key=value, for example head.sample_rate=0.1")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        return key.strip(), value
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}: give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: must hold keys and values, for example 'head: {{sample_rate: 0.1}}'")
-    return tree
-
-
-def _merge(tree: dict[str, Any], changes: Mapping[str, Any], *, source: str, at: str = "") -> None:
-    for key, value in changes.items():
-        path = f"{at}{key}"
-        _check_known(path, source)
-        if isinstance(value, Mapping) and path in _GROUPS:
-            _merge(tree.setdefault(key, {}), value, source=source, at=f"{path}.")
-        elif path in _GROUPS:
-            raise ValueError(f"{path}: {value!r}: is a group of keys: set one of them, as {path}.KEY=VALUE")
-        else:
-            tree[key] = value
-
-
 def _check_known(path: str, source: str) -> None:
     known = [*flat(Config()), *_GROUPS]
     if path in known:
         return
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]}?" if near else ": see the keys in rayface/config.py"
-    where = f" (in {source})" if source != path else ""
+    where = f" (in {source})" if source else ""
     raise ValueError(f"{path}: is not a config key{where}{hint}")
 
 
@@ -397,8 +454,12 @@ def _build(tree: dict[str, Any]) -> Config:
     try:
         return _ADAPTER.validate_python(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and "[" not in part)
-        text = first["msg"].removeprefix("Value error, ")
-        message = text[0].lower() + text[1:]
-        raise ValueError(f"{key}: {first['input']!r}: {message}") from error
+        raise ValueError(first_error(error)) from error
+
+
+def first_error(error: ValidationError) -> str:
+    """Key, value and rule of what a validation found first."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and "[" not in part)
+    text = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {shown(first['input'])}: {text[0].lower()}{text[1:]}"

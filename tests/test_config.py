@@ -1,5 +1,7 @@
 """The config tree: what is refused, what is resolved, and that a resolved config reads back."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -23,7 +25,7 @@ def test_preset_then_file_then_overrides(tmp_path):
     assert resolved.backbone.name == "r100"
     assert resolved.optim.lr == 0.2
     assert resolved.head.sample_rate == 0.1
-    assert resolved.data.train == ("a", "b")
+    assert resolved.data.train == (str(Path("a").absolute()), str(Path("b").absolute()))
     assert resolved.optim.weight_decay == 1e-4
 
 
@@ -44,7 +46,14 @@ def test_with_overrides_takes_a_mapping_and_leaves_the_original():
         (["epochs"], "must be key=value"),
         (["train.epochs=many"], "train.epochs: 'many': input should be a valid number"),
         (["train.device=tpu"], "train.device: 'tpu'"),
-        (["data.train=3"], "data.train: 3"),
+        (["train.epochs=1:30"], "train.epochs: '1:30': input should be a valid number"),
+        (["train.batch_size=0x10"], "train.batch_size: '0x10': input should be a valid integer"),
+        (["train.batch_size=true"], "train.batch_size: true: input should be a valid integer"),
+        (["data.train=[a"], "data.train: '[a': must be a directory, or several as '[a,b]'"),
+        (["data.train="], "data.train: '': must be a directory"),
+        (["data.train=['']"], "data.train: '': must be a path"),
+        (["name="], "name: '': string should have at least 1 character"),
+        (["head.margin_options=m1"], "head.margin_options: 'm1': must be keys and values"),
     ],
 )
 def test_bad_overrides_are_one_line_that_names_the_key(overrides, message):
@@ -79,3 +88,88 @@ def test_workers_are_a_number_or_the_least_and_the_most(text, bounds):
 def test_other_numbers_of_workers_are_refused(text):
     with pytest.raises(ValueError, match=r"^train.num_workers: .*must be a number of workers above 0"):
         config.load(overrides=[f"train.num_workers={text}"])
+
+
+NAMES = ["f #2", "no", "0100", "1:30", "2024-01-01", "null", "a: b", "'q'", "a,b", " x "]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_keys_are_taken_as_they_stand(name):
+    given = config.load(overrides=[f"name={name}", f"data.train={name}", f"tracking.experiment={name}"])
+    assert (given.name, given.tracking.experiment) == (name, name)
+    assert given.data.train == (str(Path.cwd() / name),)
+
+
+def test_numbers_are_decimal():
+    given = config.load(overrides=["train.batch_size=0100", "train.epochs=010", "schedule.milestones=[08, 1e1]"])
+    assert (given.train.batch_size, given.train.epochs, given.schedule.milestones) == (100, 10, (8, 10))
+
+
+@pytest.mark.parametrize("text", ["null", "~", ""])
+def test_keys_that_may_be_none_take_null(text):
+    given = config.load(overrides=["train.teacher=/t", "optim.clip_norm=3"])
+    given = config.with_overrides(given, [f"train.teacher={text}", f"optim.clip_norm={text}"])
+    assert (given.train.teacher, given.optim.clip_norm) == (None, None)
+
+
+def test_yaml_values_are_typed_by_their_field(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        "name: no\ndata: {train: [2024-01-01, 0100]}\n"
+        "train: {batch_size: 0100, static_graph: no, num_workers: [1, 2]}\n"
+        "head: {margin_options: {m1: 1, gradient: exact}}\noptim: {clip_norm: }\nbackbone.width: .5\n"
+    )
+    given = config.load(file=file)
+    assert (given.name, given.train.batch_size, given.train.static_graph) == ("no", 100, False)
+    assert given.data.train == (str(Path.cwd() / "2024-01-01"), str(Path.cwd() / "0100"))
+    assert given.head.margin_options == {"m1": 1, "gradient": "exact"}
+    assert (given.optim.clip_norm, given.backbone.width, given.train.num_workers) == (None, 0.5, (1, 2))
+    config.dump(given, tmp_path / "again.yaml")
+    assert config.load(file=tmp_path / "again.yaml") == given
+
+
+@pytest.mark.parametrize(
+    "text", ["optim: {lr: 1}\noptim: {lr: 2}", "optim: {lr: 1, lr: 2}", "optim: {lr: 1}\noptim.lr: 2"]
+)
+def test_key_given_twice_in_a_file_is_refused(tmp_path, text):
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"my.yaml: (line \d: )?(optim|lr|optim.lr): is given twice") as caught:
+        config.load(file=file)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_are_absolute_where_they_enter(tmp_path, monkeypatch):
+    keys = [
+        "backbone.weights",
+        "train.teacher",
+        "train.teacher_cache",
+        "train.output",
+        "evaluate.pairs",
+        "evaluate.data",
+    ]
+    monkeypatch.chdir(tmp_path)
+    given = config.load(overrides=[*(f"{key}=x" for key in keys), "data.train=[x,s3://b/x,~/x]"])
+    monkeypatch.chdir("/")
+    flat = config.flat(config.from_dict(config.to_dict(given)))
+    assert [flat[key] for key in keys] == [str(tmp_path / "x")] * len(keys)
+    assert flat["data.train"] == [str(tmp_path / "x"), "s3://b/x", str(Path.home() / "x")]
+
+
+@pytest.mark.parametrize(
+    ("uri", "absolute"),
+    [
+        ("sqlite:///a/b.db?x=1", "sqlite:///HERE/a/b.db?x=1"),
+        ("sqlite:////a.db", "sqlite:////a.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("http://server:5000", "http://server:5000"),
+    ],
+)
+def test_sqlite_file_is_absolute_where_it_enters(tmp_path, monkeypatch, uri, absolute):
+    monkeypatch.chdir(tmp_path)
+    assert config.load(overrides=[f"tracking.uri={uri}"]).tracking.uri == absolute.replace("HERE", str(tmp_path))
+
+
+def test_margin_option_is_set_beside_the_others():
+    given = config.load(overrides=["head.margin_options={m1: 1, m2: .3}", "head.margin_options.m2=0.2"])
+    assert given.head.margin_options == {"m1": 1, "m2": 0.2}

@@ -46,7 +46,7 @@ def backbones(
 def evaluate(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, .onnx, published .pt with --backbone.")],
     pairs: Annotated[str, typer.Option(help="CSV of pairs: path_a,path_b,is_same,fold.")],
-    data: Annotated[str, typer.Option(help="Dataset directory that holds the members named in the pairs.")],
+    data: Annotated[str, typer.Option(help="Dataset directory, or '[A,B]', that holds the members of the pairs.")],
     out: Annotated[Path, typer.Option(help="Directory for evaluation.json and the ROC curve.")],
     backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
@@ -55,9 +55,12 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Measure verification accuracy (10 folds, mirrored images added) on pairs."""
+    from rayface.config import parse_paths
     from rayface.evaluation.jobs import evaluate_on_pairs
 
-    show_result("evaluated", evaluate_on_pairs(model, pairs, data, out, backbone=backbone, batch_size=batch_size), json)
+    paths = parse_paths("--data", data)
+    result = evaluate_on_pairs(model, pairs, paths, out, backbone=backbone, batch_size=batch_size)
+    show_result("evaluated", result, json)
 
 
 @app.command()

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from rayface.cli.common import USAGE_ERROR, Address, Debug, Json, Overrides, app, kept_results, show_results
+from rayface.values import to_text
 
 
 @app.command()
@@ -97,11 +98,13 @@ def _long(parameter: Any) -> str:
 
 def _option(parameter: Any, value: Any) -> list[str]:
     name = _long(parameter)
+    if value is None:
+        return []
     if parameter.is_flag:
-        others = parameter.secondary_opts
-        return [name] if value is True else others[:1] if value is False else [f"{name}={value}"]
+        try:
+            return [name] if TypeAdapter(bool).validate_python(value) else parameter.secondary_opts[:1]
+        except ValidationError as error:
+            raise ValueError(f"{name}: {value!r}: must be true or false") from error
     if parameter.multiple:
         return [f"{name}={each}" for each in (value if isinstance(value, list) else [value])]
-    if isinstance(value, list):
-        value = yaml.safe_dump(value, default_flow_style=True, width=10**9).strip()
-    return [] if value is None else [f"{name}={value}"]
+    return [f"{name}={to_text(value)}"]

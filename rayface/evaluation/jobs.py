@@ -1,5 +1,6 @@
 """Evaluation of a finished model, from its file to a folder of results."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rayface.report import training_plots
 
 
 def evaluate_on_pairs(
-    model: str, pairs: str, data: str, out: Path, *, backbone: str | None = None, batch_size: int = 256
+    model: str, pairs: str, data: str | Sequence[str], out: Path, *, backbone: str | None = None, batch_size: int = 256
 ) -> dict[str, Any]:
     """Measure a model on verification pairs and write OUT/evaluation.json and OUT/plots/roc.png.
 
@@ -22,7 +23,7 @@ def evaluate_on_pairs(
     Args:
         model: run directory, model.safetensors, or a published checkpoint with `backbone`.
         pairs: CSV with path_a, path_b, is_same, fold.
-        data: dataset directory that holds the members.
+        data: dataset directory that holds the members, or several.
         out: directory, made if missing.
 
     Raises:

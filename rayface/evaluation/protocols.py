@@ -36,12 +36,12 @@ class PairSet:
     fold: NDArray[np.int64]
 
 
-def load_pairs(pairs_csv: str | Path, data: str | Path, *, image_size: int) -> PairSet:
+def load_pairs(pairs_csv: str | Path, data: str | Path | Sequence[str], *, image_size: int) -> PairSet:
     """Read a pairs csv and the images that it names, each once.
 
     Args:
         pairs_csv: columns `path_a,path_b,is_same,fold`: names of tar members, 0 or 1, and the fold's number.
-        data: the dataset directory that holds the members.
+        data: the dataset directory that holds the members, or several.
         image_size: side of the images, pixels.
 
     Raises:
@@ -80,14 +80,15 @@ def _rows(path: Path) -> Iterator[tuple[str, str, bool, int]]:
         raise ValueError(f"pairs {path} must list at least one pair; it has none")
 
 
-def _images(members: Sequence[str], data: str | Path, image_size: int, pairs: str) -> NDArray[np.uint8]:
+def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size: int, pairs: str) -> NDArray[np.uint8]:
     dataset = open_dataset(data)
+    where = data if isinstance(data, str | Path) else ", ".join(data)
     row_of_key = {key: i for i, key in enumerate(dataset.keys())}
     missing = [member for member in members if parse_name(member).key not in row_of_key]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ValueError(
-            f"pairs {pairs} name {missing[0]}{more}, not found in {data}: give the dataset they are made for"
+            f"pairs {pairs} name {missing[0]}{more}, not found in {where}: give the dataset they are made for"
         )
     rows = np.array([row_of_key[parse_name(member).key] for member in members])
     order = np.argsort(rows)  # neighbours in a shard are read together
@@ -99,7 +100,7 @@ def _images(members: Sequence[str], data: str | Path, image_size: int, pairs: st
         jpegs.append(sample.jpeg)
     images, bad = decode_images(jpegs, image_size)
     for i, reason in bad.items():
-        raise ValueError(f"pairs {pairs} need {members[order[i]]} of {data}, which cannot be decoded: {reason}")
+        raise ValueError(f"pairs {pairs} need {members[order[i]]} of {where}, which cannot be decoded: {reason}")
     return images[np.argsort(order)]
 
 

@@ -3,20 +3,17 @@
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from rayface import config as configs
 from rayface.config import Config, parse_paths
 from rayface.experiment.verbs import OWN, TAKES, VERBS, Command
+from rayface.values import parse_override, read_yaml, shown, to_text
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
-_STAGE = "<stage>"  # stands for a reference, whose brackets would end a list of paths
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_GROUPS = {f.name for f in fields(Config) if is_dataclass(f.default)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +36,12 @@ class Stage:
         return {key: names for key, names in found.items() if names}
 
     def own_paths(self, key: str, otherwise: Any = None) -> tuple[str, ...]:
-        """Paths that an option or key names itself, beside results of stages; `otherwise` where it is not said.
-
-        Raises:
-            ValueError: something in a list is no path.
-        """
-        value = {**self.options, **self.keys}.get(key, otherwise)
-        if not isinstance(value, str | list):  # `pairs` of synth is a number
+        """Paths that an option or key names itself, beside results of stages; `otherwise` where it is not said."""
+        if self.verb == "synth":  # its `pairs` is a number
             return ()
-        paths = value if isinstance(value, list) else parse_paths(key, _REFERENCE.sub(_STAGE, value))
-        for path in paths:
-            if not isinstance(path, str):
-                raise ValueError(f"{key}: {path!r}: must be a path: put it in quotes")
-        return tuple(path for path in paths if _STAGE not in path and not _REFERENCE.search(path))
+        value = {**self.options, **self.keys}.get(key, otherwise)
+        paths = value if isinstance(value, list) else [value]
+        return tuple(path for path in paths if isinstance(path, str) and not _REFERENCE.search(path))
 
     def with_paths(self, paths: Mapping[str, str]) -> "Stage":
         """The same, with paths in place of the names."""
@@ -71,9 +61,8 @@ class Experiment:
 
 
 def overrides_of(keys: Mapping[str, Any]) -> list[str]:
-    """Config keys as the command line has them; YAML, as JSON's 1e-07 is text to its readers."""
-    texts = {key: yaml.safe_dump(value, default_flow_style=True, width=10**9) for key, value in keys.items()}
-    return [f"{key}={text.strip().removesuffix('...').strip()}" for key, text in texts.items()]
+    """Config keys as the command line has them."""
+    return [f"{key}={to_text(value)}" for key, value in keys.items()]
 
 
 def load(file: Path, overrides: Sequence[str], commands: Mapping[str, Command]) -> Experiment:
@@ -82,15 +71,15 @@ def load(file: Path, overrides: Sequence[str], commands: Mapping[str, Command]) 
     Raises:
         ValueError: one line that names the file, and the stage where it is of one.
     """
-    tree = configs.read_yaml(file)
+    tree = read_yaml(file)
     _known(tree, ("output", "config", "stages"), f"{file}")
     output, listed = tree.get("output"), tree.get("stages")
     if not (output is None or isinstance(output, str)):
         raise ValueError(f"{file}: output: {output!r}: must be a folder")
     if not isinstance(listed, list) or not listed:
         raise ValueError(f"{file}: stages: must be a list, for example '- name: emb', below it 'embed: {{model: ...}}'")
-    shared = _flat(_mapping(tree.get("config") or {}, f"{file}: config"))
-    given = dict(configs.parse_override(text) for text in overrides)
+    shared = configs.open_groups(_mapping(tree.get("config") or {}, f"{file}: config"), f"{file}: config")
+    given = dict(parse_override(text) for text in overrides)
     stages: list[Stage] = []
     for number, entry in enumerate(listed, 1):
         stage = _stage(entry, f"{file}: stage {number}", commands, shared, given)
@@ -116,8 +105,10 @@ def _stage(
     command, where = commands[verb], f"{where} ({name})"
     options: dict[str, Any] = {}
     keys: dict[str, Any] = {}
-    for key, value in _flat(_mapping(tree[verb] or {}, f"{where}: {verb}")).items():
+    for key, value in configs.open_groups(_mapping(tree[verb] or {}, f"{where}: {verb}"), f"{where}: {verb}").items():
         option = key.replace("-", "_")
+        if option in options:
+            raise ValueError(f"{where}: {verb}: {key}: is given twice: keep one of them")
         if option in OWN or key in OWN:
             raise ValueError(f"{where}: {key}: is `rayface run`'s own: leave it out")
         if option in command.options and option != "overrides":
@@ -132,7 +123,13 @@ def _stage(
             configs.with_overrides(Config(), keys)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-    return Stage(name=name, verb=verb, options=options, keys=keys)
+    return Stage(name=name, verb=verb, options=_with_lists(options), keys=_with_lists(keys))
+
+
+def _with_lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Several datasets as a list, so that a path that takes a stage's place cannot end it."""
+    texts = {key: value for key, value in values.items() if key in ("data", "data.train") and isinstance(value, str)}
+    return {**values, **{key: list(parse_paths(key, text)) for key, text in texts.items() if text.startswith("[")}}
 
 
 def _check_references(stage: Stage, earlier: Sequence[Stage], file: Path) -> None:
@@ -153,17 +150,6 @@ def _check_references(stage: Stage, earlier: Sequence[Stage], file: Path) -> Non
                 raise ValueError(f"{where}: makes {what}: must be a stage that makes {' or '.join(TAKES[key])}")
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Groups of config keys, `backbone: {width: 2}`, as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key in _GROUPS and isinstance(value, Mapping):
-            flat.update({f"{key}.{part}": inner for part, inner in value.items()})
-        else:
-            flat[str(key)] = value
-    return flat
-
-
 def _names(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield from _REFERENCE.findall(value)
@@ -182,7 +168,7 @@ def _filled(value: Any, paths: Mapping[str, str]) -> Any:
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: {value!r}: must be keys and values")
+        raise ValueError(f"{where}: {shown(value)}: must be keys and values")
     return value
 
 

@@ -23,7 +23,6 @@ from rayface import report, tracking
 from rayface.config import Config, TrainConfig
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import Dataset, open_dataset
-from rayface.data.storage import normalise
 from rayface.evaluation.protocols import load_pairs
 from rayface.files import write_json, write_text
 from rayface.plan.memory import job_of
@@ -81,7 +80,6 @@ def train(
         TrainingStoppedError, CheckpointError: the run could not go on; one line.
         TrainingInterruptedError: by Ctrl-C or SIGTERM, after a checkpoint; one line.
     """
-    config = _absolute(config)
     check_settings(config)
     check_output(config, resume)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
@@ -100,19 +98,18 @@ def train(
             return _train_in(run, config, dataset, plan, follow, resume=resume, tags=tags, held_cpus=held_cpus)
 
 
-def rehearse(config: Config) -> tuple[Config, int]:
+def rehearse(config: Config) -> int:
     """Check what can be checked without Ray.
 
     Returns:
-        the config with absolute paths, and the number of training steps.
+        the number of training steps.
 
     Raises:
         ValueError: bad input; one line.
     """
-    config = _absolute(config)
     check_settings(config)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
-    return config, _num_steps(config, _plan(config, dataset))
+    return _num_steps(config, _plan(config, dataset))
 
 
 def _num_steps(config: Config, plan: SamplePlan) -> int:
@@ -139,26 +136,6 @@ def _train_in(
         for path, folder in _artifacts(run):
             tracked.journal.artifact(path, folder)
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
-
-
-def _absolute(config: Config) -> Config:
-    """Paths as workers find them: they run in another directory."""
-    evaluate, train = config.evaluate, config.train
-    return replace(
-        config,
-        backbone=replace(config.backbone, weights=_path(config.backbone.weights)),
-        train=replace(train, teacher=_path(train.teacher), teacher_cache=_path(train.teacher_cache)),
-        data=replace(config.data, train=tuple(normalise(path) for path in config.data.train)),
-        evaluate=replace(
-            evaluate,
-            pairs=_path(evaluate.pairs),
-            data=evaluate.data and normalise(evaluate.data),
-        ),
-    )
-
-
-def _path(path: str | None) -> str | None:
-    return path if path is None or "://" in path else str(Path(path).absolute())
 
 
 def _data_facts(dataset: Dataset) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from rayface import report
 from rayface.config import Config
 from rayface.files import write_json, write_text
 from rayface.tuning import figures
-from rayface.tuning.spec import PRUNE, Spec
+from rayface.tuning.prune_stage import PRUNE
+from rayface.tuning.spec import Spec
 from rayface.tuning.study import best_trials
 from rayface.tuning.sweep_directory import core_set_of, run_of
 

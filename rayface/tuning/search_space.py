@@ -1,13 +1,15 @@
 """Search spaces over config keys: ranges, choices, and parameters that exist only beside certain others."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
+from rayface.values import parse_number
+
 Scalar = bool | int | float | str | None
-Number = int | float
+Number = Annotated[int | float, BeforeValidator(lambda v: parse_number(v) if isinstance(v, str) else v)]
 
 
 class Trial(Protocol):

@@ -8,27 +8,25 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rayface import config as configs
-from rayface.config import Config, Positive
+from rayface.config import Config, DatabaseUri, PathText, Positive
 from rayface.files import write_text
-from rayface.tuning.search_space import Parameter, grid
-
-if TYPE_CHECKING:
-    from rayface.curate.prune_settings import PruneSettings
+from rayface.tuning.prune_stage import PRUNE, check_prune, prune_values
+from rayface.tuning.search_space import Parameter, Scalar, grid
+from rayface.values import is_null, optional_fields, parse_override, read_yaml, shown, to_text
 
 _OWN = ("sweep.", "prune.")
-PRUNE = "prune."  # parameters of the prune stage, in front of a trial's training
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 # Objectives that are also logged while a run trains, and under which name: what a pruner can go by.
 WATCHED = {"accuracy_mean": "eval/accuracy", "loss": "train/loss"}
 # What a sweep that is resumed may be told anew; everything else would make its trials unlike each other.
-_FREE = {"sweep.trials", "sweep.concurrency", "sweep.time_budget", "sweep.output"}
+FREE = {"sweep.trials", "sweep.concurrency", "sweep.time_budget", "sweep.output"}
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -58,10 +56,10 @@ class SweepConfig:
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """asha, hyperband: one in so many trials goes on at each rung."""
     seed: Annotated[int, Field(ge=0)] = 0
-    storage: str | None = None
+    storage: DatabaseUri | None = None
     """Of the Optuna study: sqlite:///FILE, postgresql://..., mysql://...; None: OPTUNA_STORAGE, which may hold a
     password, else sqlite in the sweep's directory."""
-    output: str | None = None
+    output: PathText | None = None
     """Sweep directory, on a disk that all nodes share; None: the next free sweeps/NAME-001."""
 
 
@@ -95,7 +93,7 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
     Raises:
         ValueError: one line.
     """
-    spec = _build(configs.read_yaml(file), file)
+    spec = _build(read_yaml(file), file)
     own = [text for text in overrides if text.startswith(_OWN)]
     spec = _with_overrides(spec, own, file)
     if preset is not None:
@@ -103,6 +101,9 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
     base = configs.with_overrides(configs.load(spec.preset), spec.config)
     base = configs.with_overrides(base, [text for text in overrides if text not in own])
     base = configs.with_overrides(base, {"train.output": None})
+    if spec.prune is not None:
+        spec = replace(spec, prune=prune_values(spec.prune))
+    spec = replace(spec, search={key: _typed(key, parameter, base) for key, parameter in spec.search.items()})
     _check(spec, base)
     return spec, base
 
@@ -120,22 +121,51 @@ def check_resumable(overrides: Sequence[str]) -> None:
         ValueError: one line.
     """
     for text in overrides:
-        if (key := text.partition("=")[0]) not in _FREE:
-            raise ValueError(f"{key}: must stay for --resume: only {', '.join(sorted(_FREE))} may be given")
+        if (key := text.partition("=")[0]) not in FREE:
+            raise ValueError(f"{key}: must stay for --resume: only {', '.join(sorted(FREE))} may be given")
+
+
+def flat(spec: Spec, base: Config) -> dict[str, Any]:
+    """All that a sweep file says, resolved, by dotted key."""
+    tree = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in ("preset", "config")}
+    opened = {"search": spec.search, "sweep": vars(spec.sweep), "prune": spec.prune or {}}
+    out = {f"{group}.{key}": value for group, values in opened.items() for key, value in values.items()}
+    return {**configs.flat(base), **out, **{key: value for key, value in tree.items() if key not in opened}}
 
 
 def _with_overrides(spec: Spec, overrides: Sequence[str], file: Path) -> Spec:
     tree = json.loads(json.dumps(asdict(spec)))
+    optional = optional_fields(SweepConfig)
     for text in overrides:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise ValueError(f"{text!r}: must be key=value, for example sweep.trials=32")
+        key, value = parse_override(text)
         group, _, name = key.partition(".")
-        try:
-            tree[group] = {**(tree[group] or {}), name: yaml.safe_load(value)}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{key}: {value!r}: is not YAML: quote it, or close its brackets") from error
+        null = group == "sweep" and name in optional and is_null(value)
+        tree[group] = {**(tree[group] or {}), name: None if null else value}
     return _build(tree, file)
+
+
+def _typed(key: str, parameter: Parameter, base: Config) -> Parameter:
+    """The parameter with its choices, and those of others that it goes by, as their fields have them."""
+    choices, when = parameter.choices, parameter.when
+    if choices is not None:
+        choices = tuple(_value(key, choice, base) for choice in choices)
+    if when is not None:
+        when = {
+            other: tuple(_value(other, one, base) for one in (value if isinstance(value, tuple) else (value,)))
+            for other, value in when.items()
+        }
+    return replace(parameter, choices=choices, when=when)
+
+
+def _value(key: str, value: Scalar, base: Config) -> Scalar:
+    if key.startswith(PRUNE):
+        name = key.removeprefix(PRUNE)
+        found = prune_values({name: value})[name]
+    else:
+        found = configs.value_of(configs.to_dict(configs.with_overrides(base, {key: value})), key)
+    if isinstance(found, list | tuple | dict):  # Optuna's choices are no lists
+        found = found[0] if key == "data.train" and len(found) == 1 else to_text(found)
+    return found
 
 
 def _build(tree: Mapping[str, Any], file: Path) -> Spec:
@@ -149,7 +179,7 @@ def _build(tree: Mapping[str, Any], file: Path) -> Spec:
             known = [f.name for f in fields(SweepConfig if key.startswith("sweep.") else Spec)]
             near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
             message = "is not a key of sweep files" + (f": did you mean {near[0]}?" if near else "")
-        raise ValueError(f"{file}: {key}: {first['input']!r}: {message}") from error
+        raise ValueError(f"{file}: {key}: {shown(first['input'])}: {message}") from error
 
 
 def _check(spec: Spec, base: Config) -> None:
@@ -165,42 +195,11 @@ def _check(spec: Spec, base: Config) -> None:
     for key in (key for pair in spec.heatmaps for key in pair):
         if key not in spec.search:
             raise ValueError(f"heatmaps: {key}: must be one of the parameters: {', '.join(spec.search)}")
-    _check_prune(spec)
+    check_prune(spec.prune, spec.search)
     _check_objectives(spec, base)
     _check_storage(spec.sweep.storage)
     if spec.sweep.sampler == "grid":
         grid(spec.search)
-
-
-def _check_prune(spec: Spec) -> None:
-    searched = {key.removeprefix(PRUNE): p.edges() for key, p in spec.search.items() if key.startswith(PRUNE)}
-    if spec.prune is None and not searched:
-        return
-    if not (spec.prune or {}).get("embeddings"):
-        raise ValueError("prune.embeddings: is not set: name the folder that `rayface embed` wrote of data.train")
-    first = {name: edges[0] for name, edges in searched.items()}
-    for name, edges in searched.items():
-        for edge in edges:
-            prune_settings({**(spec.prune or {}), **first, name: edge})
-    if not searched:
-        prune_settings(spec.prune or {})
-
-
-def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
-    """What `rayface prune` calls them.
-
-    Raises:
-        ValueError: an unknown name, or a value that breaks its rule.
-    """
-    from rayface.curate.prune_settings import PruneSettings, check_settings
-
-    given = {key: value for key, value in values.items() if key != "embeddings"}
-    try:
-        settings = PruneSettings(**{"baselines": (), **given})
-    except TypeError as error:
-        raise ValueError(f"prune: {given!r}: must be settings of `rayface prune`: {error}") from error
-    check_settings(settings)
-    return settings
 
 
 def _check_storage(uri: str | None) -> None:

@@ -69,7 +69,7 @@ def tune(
         TrainingInterruptedError: by Ctrl-C or SIGTERM; one line.
     """
     spec, base, folder = take_up(file, overrides) if resume else begin(file, overrides, preset)
-    base, total_steps = rehearse(base)
+    total_steps = rehearse(base)
     base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
     most = _most_workers(spec, base)

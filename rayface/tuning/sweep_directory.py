@@ -5,11 +5,9 @@ import fcntl
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rayface.config import Config
-from rayface.data.storage import normalise
 from rayface.files import write_text
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
@@ -24,9 +22,6 @@ def begin(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spe
         ValueError: bad input; one line.
     """
     spec, base = specs.load(file, overrides, preset)
-    if spec.prune is not None:  # a trial runs in another directory
-        paths = {key: normalise(spec.prune[key]) for key in ("embeddings", "head") if spec.prune.get(key)}
-        spec = replace(spec, prune={**spec.prune, **paths})
     if spec.sweep.output is None:
         return spec, base, _numbered(file.stem)
     folder = Path(spec.sweep.output).absolute()

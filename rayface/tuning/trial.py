@@ -17,7 +17,7 @@ from rayface.tracking.journal import Journal, read_records
 from rayface.training.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RESULT
 from rayface.training.trainer import train
-from rayface.tuning.spec import PRUNE, prune_settings
+from rayface.tuning.prune_stage import PRUNE, prune_settings
 from rayface.tuning.sweep_directory import core_set_of
 
 _POLL_SECONDS = 0.5

@@ -11,6 +11,7 @@ from rayface import config as configs
 from rayface.training.parts import build_config_backbone, build_config_margin
 from rayface.training.schedules import build_schedule
 from rayface.tuning import spec as specs
+from rayface.tuning.prune_stage import prune_settings
 from rayface.tuning.search_space import suggest
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
@@ -29,7 +30,7 @@ def test_every_file_of_ours_is_read_and_all_it_suggests_can_be_built(path, prese
     extra = ["prune.embeddings=emb"] if path.stem == "face_nms" else []
     spec, base = specs.load(path, [*PLACES, *extra, "sweep.trials=3"], preset)
     assert spec.sweep.trials == 3
-    assert base.data.train == ("faces",)
+    assert base.data.train == (str(Path("faces").absolute()),)
     assert base.backbone.embedding_size == (64 if preset else 256)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen = [suggest(spec.search, study.ask()) for _ in range(12)]
@@ -120,3 +121,69 @@ def test_only_how_much_to_search_may_change_on_resume():
     for key in ("sweep.sampler", "optim.lr"):
         with pytest.raises(ValueError, match=f"{key}: must stay for --resume"):
             specs.check_resumable([f"{key}=1"])
+
+
+def test_values_of_a_sweep_are_typed_by_their_fields(tmp_path):
+    file = tmp_path / "try.yaml"
+    file.write_text(
+        "search:\n  head.name: [no, 0100]\n  optim.lr: [1, 1e-2]\n  schedule.restart_after: [null, 04]\n"
+        "  train.batch_size: {low: 010, high: 020}\n  optim.momentum: {low: 0.0, high: 0.5}\n"
+        "  schedule.decay: {choices: [2], when: {schedule.restart_after: 4, optim.lr: [1.0]}}\n"
+        "  prune.keep: [1, .5]\n  prune.method: [random, herding]\n"
+        "prune: {min_images: 02, baselines: [herding], block_size: 1KB}\n"
+    )
+    overrides = [*PLACES, "sweep.trials=010", "sweep.storage=null", "sweep.output=out #2", "prune.embeddings=e #1"]
+    spec, base = specs.load(file, overrides)
+    assert spec.search["head.name"].choices == ("no", "0100")
+    assert spec.search["optim.lr"].choices == (1.0, 0.01)
+    assert spec.search["schedule.restart_after"].choices == (None, 4)
+    assert (spec.search["train.batch_size"].low, spec.search["train.batch_size"].integer) == (10, True)
+    assert not spec.search["optim.momentum"].integer
+    assert spec.search["schedule.decay"].when == {"schedule.restart_after": (4,), "optim.lr": (1.0,)}
+    assert spec.search["prune.keep"].choices == (1.0, 0.5)
+    assert (spec.sweep.trials, spec.sweep.storage, spec.sweep.output) == (10, None, str(Path("out #2").absolute()))
+    prune = {"min_images": 2, "baselines": ("herding",), "block_size": 1024, "embeddings": str(Path("e #1").absolute())}
+    assert spec.prune == prune
+    settings = prune_settings({**spec.prune, "keep": 0.5})
+    assert (settings.min_images, settings.baselines, settings.block_size) == (2, ("herding",), 1024)
+    specs.dump(spec, base, tmp_path / "again.yaml")
+    again, _ = specs.load(tmp_path / "again.yaml", [])
+    assert (again.search, again.sweep, again.prune) == (spec.search, spec.sweep, {**prune, "baselines": ("herding",)})
+
+
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        ("data.train", ["a", "[b,c #1]"]),
+        ("backbone.weights", ["w", None]),
+        ("prune.head", ["h"]),
+        ("prune.embeddings", ["e"]),
+    ],
+)
+def test_searched_paths_are_absolute_where_they_enter(tmp_path, monkeypatch, key, given):
+    """Trials run in working directories of their own."""
+    here = tmp_path / "here"
+    (here / "h").mkdir(parents=True)
+    (here / "h" / "config.yaml").touch()
+    monkeypatch.chdir(here)
+    file = write(tmp_path, search={key: given}, prune={"threshold": 0.5})
+    spec, base = specs.load(file, [*PLACES, "prune.embeddings=e"])
+    monkeypatch.chdir("/")
+    assert spec.prune["embeddings"] == f"{here}/e"
+    choices = spec.search[key].choices
+    if key.startswith(specs.PRUNE):
+        assert choices == (f"{here}/{given[0]}",)
+        return
+    found = [configs.value_of(configs.to_dict(configs.with_overrides(base, {key: choice})), key) for choice in choices]
+    wanted = {"data.train": [[f"{here}/a"], [f"{here}/b", f"{here}/c #1"]], "backbone.weights": [f"{here}/w", None]}
+    assert found == wanted[key]
+
+
+def test_key_given_twice_in_a_sweep_file_is_refused(tmp_path):
+    file = tmp_path / "try.yaml"
+    file.write_text("search: {optim.lr: [1]}\nconfig: {optim.momentum: 0.5, optim: {momentum: 0.6}}\n")
+    with pytest.raises(ValueError, match=r"optim\.momentum: is given twice"):
+        specs.load(file, PLACES)
+    file.write_text("search:\n  optim.lr: [1]\n  optim.lr: [2]\n")
+    with pytest.raises(ValueError, match=r"try\.yaml: line 3: optim\.lr: is given twice, first in line 2"):
+        specs.load(file, PLACES)

@@ -1,0 +1,72 @@
+"""Values as text: lists, mappings and YAML files, in which nothing is guessed."""
+
+import pytest
+
+from rayface.values import guess, parse_list, parse_mapping, read_yaml, to_text
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("[]", []),
+        ("[a]", ["a"]),
+        ("[ a , b c #2,0100]", ["a", "b c #2", "0100"]),
+        ("[no,null,2024-01-01,1:30]", ["no", "null", "2024-01-01", "1:30"]),
+        ("""["a,b", 'c''d', "e\\"f", "]", g"h"]""", ["a,b", "c'd", 'e"f', "]", 'g"h"']),
+        ("[s3://b/x?a=1&b={c: d}]", ["s3://b/x?a=1&b={c: d}"]),
+    ],
+)
+def test_list_items_are_read_as_they_stand(text, items):
+    assert parse_list(text) == items
+    assert parse_list(to_text(items)) == items
+
+
+@pytest.mark.parametrize("text", ["", "[", "[a", "a]", "[a,,b]", "[a,]", "[,a]"])
+def test_list_without_end_or_item_is_refused(text):
+    with pytest.raises(ValueError, match=r"must be a list as '\[a,b\]'"):
+        parse_list(text)
+
+
+def test_mapping_values_are_read_as_text():
+    assert parse_mapping("{m1: 1, gradient: no, m2: null}") == {"m1": "1", "gradient": "no", "m2": None}
+    for text in ("[a]", "a", "{a", "{a: 1, a: 2}"):
+        with pytest.raises(ValueError, match=r"must be keys and values|is given twice"):
+            parse_mapping(text)
+
+
+def test_guess_takes_decimal_numbers_and_truth_values_only():
+    texts = ["0100", "-2", "1e-7", ".5", "true", "1:30", "0x10", "no", "2024-01-01", "1_0", ""]
+    assert [guess(text) for text in texts] == [100, -2, 1e-7, 0.5, True, "1:30", "0x10", "no", "2024-01-01", "1_0", ""]
+
+
+def test_yaml_scalars_are_read_as_text(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "\ufeffa: no\nb: [0100, 1:30, 2024-01-01]\non: ~\nd: &d {1: 2}\ne: {<<: *d, 1: 3}\n", encoding="utf-8"
+    )
+    read = {"a": "no", "b": ["0100", "1:30", "2024-01-01"], "on": None, "d": {"1": "2"}, "e": {"1": "3"}}
+    assert read_yaml(file) == read
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", r"a\.yaml: line 5: c: is given twice, first in line 3: keep one"),
+        ("a: 1\n'a': 2\n", r"a\.yaml: line 2: a: is given twice, first in line 1"),
+        ("x: &x {a: 1}\ny: {<<: *x, a: 2, a: 3}\n", r"a\.yaml: line 2: a: is given twice"),
+        ("- {a: 1, a: 2}\n", r"a\.yaml: line 1: a: is given twice"),
+    ],
+)
+def test_yaml_key_given_twice_is_refused_with_file_and_line(tmp_path, text, message):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_yaml(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_file_that_is_no_text_is_refused(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ValueError, match=r"a\.yaml: is not YAML"):
+        read_yaml(file)
