@@ -12,8 +12,8 @@ from rayface.backbones.weights import misfit
 from rayface.config import Config
 from rayface.curate.prune_settings import PruneSettings, check_exclude, check_settings
 from rayface.data.storage import normalise
+from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
-from rayface.experiment.verbs import DATASETS, KEYS, PATHS
 from rayface.training.distillation import check_distillation
 from rayface.training.parts import build_config_backbone, load_start
 from rayface.training.trainer import check_settings as check_training
@@ -49,9 +49,8 @@ def check_paths(stage: Stage) -> None:
     Raises:
         ValueError: one line.
     """
-    for option in (*PATHS, *(KEYS if stage.verb == "train" else ())):
-        for path in stage.own_paths(option):
-            path = normalise(path) if option in DATASETS else path
+    for option, paths in input_paths(stage, {} if stage.verb == "train" else None).items():
+        for path in map(normalise, paths):
             if "://" not in path and not Path(path).exists():
                 raise ValueError(f"{option}: {path}: does not exist: give a path, or ${{NAME}} of an earlier stage")
 

@@ -13,11 +13,11 @@ from typing import Any
 from rayface import config as configs
 from rayface.config import Config, TrainConfig
 from rayface.curate.claim import claimed
-from rayface.data.shards import open_dataset
 from rayface.experiment.checks import Models, check_paths, check_prune, check_train, config_of_stage, proxy_of_stage
+from rayface.experiment.inputs import fingerprint, input_paths
 from rayface.experiment.record import Done, Record, brief, changed_key
 from rayface.experiment.spec import Experiment, Stage, load, overrides_of
-from rayface.experiment.verbs import DATASETS, KEYS, PATHS, VERBS, Command, of_file
+from rayface.experiment.verbs import VERBS, Command
 from rayface.session import ray_session
 from rayface.training.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RESULT
@@ -50,7 +50,8 @@ _OPERATIONAL = (
 class Prepared:
     """A stage that was checked: what would be called, and what decides its result.
 
-    `config` is of a train stage, `trains` of whatever is trained in it, a prune stage's proxy too.
+    `config` is of a train stage, `trains` of whatever is trained in it, a prune stage's proxy too. `inputs` are
+    fingerprints of what no stage has made.
     """
 
     stage: Stage
@@ -60,6 +61,7 @@ class Prepared:
     settings: dict[str, Any]
     config: Config | None
     trains: TrainConfig | None
+    inputs: dict[str, str]
 
     @property
     def result(self) -> Path:
@@ -172,6 +174,8 @@ def _prepare_stage(
     trained = proxy_of_stage(filled, parsed) if parsed.get("proxy_fraction") is not None else config
     settings = {**({} if config else named), **(_learned(trained) if trained else {})}
     settings = {key: references.get(key, value) for key, value in settings.items()}
+    resolved = None if trained is None else configs.flat(config) if config else {}
+    named_inputs = {option: paths for option, paths in input_paths(stage, resolved).items() if option != "config"}
     return Prepared(
         stage=stage,
         command=command,
@@ -180,6 +184,7 @@ def _prepare_stage(
         settings=json.loads(json.dumps(settings, default=str)),
         config=config,
         trains=trained.train if trained else None,
+        inputs={f"{key} {', '.join(paths)}": fingerprint(key, paths) for key, paths in named_inputs.items()},
     )
 
 
@@ -219,26 +224,10 @@ def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> D
 
 def _inputs(each: Prepared, prepared: Sequence[Prepared]) -> dict[str, str | None]:
     """Marks of what a stage is made of: results of other stages, and datasets, models and files of others."""
-    stage = each.stage
     by_name = {other.stage.name: other for other in prepared}
-    names = {name for found in stage.references().values() for name in found}
+    names = {name for found in each.stage.references().values() for name in found}
     marks = {f"stage {name}": VERBS[by_name[name].stage.verb].mark(by_name[name].folder) for name in sorted(names)}
-    resolved = configs.flat(each.config) if each.config else {}
-    for option in (*PATHS, *(KEYS if each.trains else ())):
-        said = None if option in stage.references() else resolved.get(option)
-        paths = stage.own_paths(option, said) if option != "config" else ()
-        if paths:
-            marks[f"{option} {', '.join(paths)}"] = _mark_of_others(option, paths)
-    return marks
-
-
-def _mark_of_others(option: str, paths: Sequence[str]) -> str | None:
-    if option in DATASETS:
-        return open_dataset(paths, max_corrupt_fraction=1.0).digest
-    path = Path(paths[0])
-    if path.is_file():
-        return of_file(path.name)(path.parent)
-    return VERBS["embed"].mark(path) if option in ("embeddings", "exclude") else of_file("model.json")(path)
+    return {**marks, **each.inputs}
 
 
 def _call(each: Prepared, prepared: Sequence[Prepared], record: Record, again: str) -> Done:

@@ -101,12 +101,24 @@ def _of_fields(name: str, *fields: str, beside: str = "") -> Callable[[Path], st
     return mark
 
 
+def _of_dataset(folder: Path) -> str | None:
+    """Mark a dataset's folder by its manifest; its shards must be there too."""
+    mark = of_file("dataset.json")(folder)
+    if mark is None:
+        return None
+    with _unless_gone(folder):
+        shards = json.loads((folder / "dataset.json").read_text()).get("shards", [])
+        if all((folder / shard["path"]).stat().st_size == shard["num_bytes"] for shard in shards):
+            return mark
+    return None
+
+
 # A job that finds all embedded writes its manifest anew, with other seconds: train.teacher_cache runs it.
 _EMBEDDED = _of_fields(EMBEDDED, "model_sha256", "dataset_digest", "flip", "precision", "dtype", "num_rows")
 
 VERBS: dict[str, Verb] = {
-    "synth": Verb(output="out", makes="data", mark=of_file("dataset.json")),
-    "convert": Verb(output="out", makes="data", mark=of_file("dataset.json")),
+    "synth": Verb(output="out", makes="data", mark=_of_dataset),
+    "convert": Verb(output="out", makes="data", mark=_of_dataset),
     "embed": Verb(output="out", makes="embeddings", mark=_EMBEDDED, goes_on=True, ray=True),
     "prune": Verb(output="out", makes="data", mark=of_file(PRUNED), goes_on=True, ray=True),
     "train": Verb(

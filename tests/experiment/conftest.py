@@ -11,7 +11,7 @@ from rayface.cli.run import _Verb
 from rayface.data.synth import synthesize
 from rayface.experiment.verbs import VERBS
 
-FILES = {"synth": "dataset.json", "evaluate": "evaluation.json", "export": "model.onnx"}
+FILES = {"synth": "dataset.json", "convert": "dataset.json", "evaluate": "evaluation.json", "export": "model.onnx"}
 
 
 class Fake(_Verb):

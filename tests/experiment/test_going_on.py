@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from rayface.experiment import runner
 from rayface.experiment.record import Record
 from rayface.experiment.runner import _inputs, prepare, run
 from rayface.experiment.spec import load, overrides_of
+from rayface.experiment.verbs import VERBS
 from rayface.training.interrupt import TrainingInterruptedError
 
 
@@ -115,10 +118,13 @@ def test_a_proxy_counts_with_all_its_keys_and_workers(fakes: dict[str, Any], dat
     assert (plain.cpus, more.cpus, more.config) == (configs.load("mini").train.max_workers, 6, None)
 
 
-def test_what_others_made_is_marked(fakes: dict[str, Any], data: Path, tmp_path: Path) -> None:
-    pairs, folder = tmp_path / "p.csv", tmp_path / "emb"
+def test_inputs_of_no_stage_change_their_fingerprints(fakes: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    pairs, folder, foreign, photos = (tmp_path / name for name in ("p.csv", "emb", "foreign", "photos"))
     pairs.write_text("a,b,1\n")
-    folder.mkdir()
+    for path in (folder, foreign, photos / "ann"):
+        path.mkdir(parents=True)
+    (foreign / "part.parquet").write_bytes(b"1")
+    (photos / "ann" / "1.jpg").write_bytes(b"1")
     says = {"model_sha256": "m", "dataset_digest": "d", "flip": True, "precision": "fp32", "dtype": "fp16"}
 
     def embedded(**more: Any) -> None:
@@ -127,23 +133,75 @@ def test_what_others_made_is_marked(fakes: dict[str, Any], data: Path, tmp_path:
     text = (
         f"stages:\n- synth: {{}}\n- evaluate: {{model: MODEL, pairs: {pairs}, data: ['${{synth}}', {data}]}}\n"
         f"- prune: {{embeddings: {folder}, keep: 0.6}}\n- embed: {{model: MODEL, data: '[${{synth}},{data}]'}}\n"
+        f"- name: c\n  convert: {{src: {photos}, from: folder}}\n"
+        f"- name: f\n  prune: {{embeddings: {foreign}, exclude: {foreign}, above: 0.5, keep: 0.6}}\n"
     ).replace("MODEL", str(data))
     embedded(seconds=1)
-    prepared = prepared_of(text, fakes, tmp_path)
 
-    def marks(number: int) -> dict[str, str | None]:
-        return _inputs(prepared[number], prepared)
+    def marks() -> dict[str, str | None]:
+        prepared = prepared_of(text, fakes, tmp_path)
+        return {
+            f"{each.stage.name} {key}": mark
+            for each in prepared
+            for key, mark in _inputs(each, prepared).items()
+            if key != "stage synth"
+        }
 
-    before = marks(1)
-    assert before[f"data {data}"] is not None
-    assert f"data {data}" in marks(3)
-    pairs.write_text("a,b,0\n")
-    assert marks(1)[f"pairs {pairs}"] != before[f"pairs {pairs}"]
-    of_folder = marks(2)
+    def changed() -> set[str]:
+        nonlocal before
+        now, was = marks(), before
+        before = now
+        assert now.keys() == was.keys()
+        return {key for key, mark in now.items() if mark != was[key]}
+
+    before = marks()
+    assert None not in before.values()
+    assert f"embed data {data}" in before
+    assert changed() == set()
     embedded(seconds=2)
-    assert marks(2) == of_folder
+    assert changed() == set()
     embedded(num_rows=4)
-    assert marks(2) != of_folder
+    assert changed() == {f"prune embeddings {folder}"}
+    pairs.write_text("a,b,0\n")
+    assert changed() == {f"evaluate pairs {pairs}"}
+    (foreign / "more.parquet").write_bytes(b"1")
+    assert changed() == {f"f embeddings {foreign}", f"f exclude {foreign}"}
+    for change in (
+        lambda: (photos / "ann" / "2.jpg").write_bytes(b"1"),
+        lambda: (photos / "ann" / "2.jpg").rename(photos / "ann" / "3.jpg"),
+        lambda: os.utime(photos / "ann" / "1.jpg", (1, 1)),  # another picture of the same size
+        lambda: (photos / "bob").symlink_to(photos / "ann"),
+    ):
+        change()
+        assert changed() == {f"c src {photos}"}
+    (photos / ".DS_Store").touch()
+    assert changed() == set()
+
+
+def test_convert_stage_is_not_skipped_where_photographs_were_added(fakes: dict[str, Any], tmp_path: Path) -> None:
+    photos, file = tmp_path / "photos" / "ann", tmp_path / "f.yaml"
+    photos.mkdir(parents=True)
+    (photos / "1.jpg").touch()
+    file.write_text(f"stages: [{{convert: {{src: {photos.parent}, from: folder}}}}]")
+
+    def skipped() -> bool:
+        return bool(run(file, [], fakes, out=str(tmp_path / "out"))["stages"][0]["skipped"])
+
+    assert [skipped(), skipped()] == [False, True]
+    (photos / "2.jpg").touch()
+    with pytest.raises(
+        ValueError, match=r"stage convert: is finished, and src .*photos, which it was made of, is another"
+    ):
+        skipped()
+
+
+def test_dataset_of_a_stage_whose_shards_are_gone_is_made_again(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "set"
+    shutil.copytree(data, copy)
+    mark = VERBS["convert"].mark
+    assert mark(copy) == mark(data) is not None
+    next(copy.glob("*.tar")).unlink()
+    assert mark(copy) is None
 
 
 def test_pairs_and_data_of_a_training_are_marked(
