@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .index import SOURCE_LABEL, Columns, Ints, keep_rows, looked_up, read_columns, read_keys_at
 from .manifest import (
     IDENTITIES,
     INDEX,
@@ -23,34 +24,35 @@ from .manifest import (
     RECOUNT,
     UNFINISHED,
     Manifest,
+    ShardEntry,
     manifest_of_scan,
     read_identities,
     read_manifest,
-    read_parquet,
     shard_files,
 )
 from .members import LABEL_SUFFIXES
 from .samples import Fault, Sample, locate_member, scan_shard
-from .scan import INDEX_SCHEMA, ScanJob, ShardScan, joint_table, scan_shards
+from .scan import INDEX_SCHEMA, PROCESSES_FROM_BYTES, ScanJob, ShardScan, joint_table, parallel_map, scan_shards
 from .storage import DataError, FileInfo, join, list_files
 
-_COLUMNS = INDEX_SCHEMA.names[1:]  # all but the keys, which are read only when they are asked for
-SOURCE_LABEL = "source_label"  # column of a selection's index: the label as the shard says, where it is another one
 _CACHE_VERSION = 3
 _NAMED_LABELS = 1000  # labels out of range are named one by one up to here
 
 
 @dataclass
 class Part:
-    """One directory: `table` is its index without keys, `rows` the rows of the parquet `keys_file` that it holds."""
+    """One directory: `columns` are its index without keys, `rows` the rows of the parquet `keys_file` that it holds."""
 
     root: str
     manifest: Manifest
-    table: pa.Table
+    columns: Columns
     keys_file: str
     rows: np.ndarray | None = None  # None: all
     identities: list[str] | None = None
     faults: list[Fault] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.columns["shard"])
 
 
 def load_part(root: str) -> Part:
@@ -90,53 +92,68 @@ def _selected_files(manifest: Manifest) -> list[FileInfo]:
 
 def _indexed(root: str, files: list[FileInfo], manifest: Manifest) -> Part:
     path = join(root, INDEX)
-    schema = pa.schema([INDEX_SCHEMA.field(name) for name in _COLUMNS])
-    if manifest.selection:
-        schema = schema.append(pa.field(SOURCE_LABEL, pa.int32()))
-    table = read_parquet(path, schema.names)
     try:
-        table = table.cast(schema)
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: {error}; {RECOUNT.format(root)}") from None
-    shard = table["shard"].to_numpy()
-    expected = [entry.num_images for entry in manifest.shards]
-    if (shard < 0).any() or np.bincount(shard, minlength=len(expected)).tolist() != expected:
+        columns, counts = read_columns(path, len(manifest.shards), source_label=manifest.selection is not None)
+    except DataError as error:
+        raise DataError(f"{error}; {RECOUNT.format(root)}") from None
+    if counts.tolist() != [entry.num_images for entry in manifest.shards]:
         raise DataError(f"{path}: sample counts differ from those in {MANIFEST}; {RECOUNT.format(root)}")
-    part = Part(root, manifest, table, path)
+    part = Part(root, manifest, columns, path)
     kept = _hold_against_files(part, {file.name: file for file in files})
     kept &= _labels_in_range(part)
     if not kept.all():
+        keep_rows(columns, kept)
         part.rows = np.flatnonzero(kept)
-        part.table = table.take(pa.array(part.rows))
     return part
 
 
 def _hold_against_files(part: Part, files: dict[str, FileInfo]) -> np.ndarray:
     """Compare every shard's size with the manifest; where it differs, keep the samples that a scan finds again."""
-    kept = np.ones(len(part.table), bool)
+    entries = part.manifest.shards
     part.faults += unlisted_faults(part.root, part.manifest, files)
-    for number, entry in enumerate(part.manifest.shards):
-        file = files.get(entry.path)
-        if file is not None and file.size == entry.num_bytes:
-            continue
-        shard = join(part.root, entry.path)
-        rows = np.flatnonzero(part.table["shard"].to_numpy() == number)
-        found = _found_again(shard, part.table.take(pa.array(rows))) if file else np.zeros(len(rows), bool)
-        kept[rows] = found
-        part.faults.append(_size_fault(part, number, file, rows[~found]))
+    missing = np.array([entry.path not in files for entry in entries], bool)
+    sizes = [files[entry.path].size if entry.path in files else entry.num_bytes for entry in entries]
+    changed = [number for number, entry in enumerate(entries) if sizes[number] != entry.num_bytes]
+    kept = ~looked_up(missing, part.columns["shard"])
+    lost: dict[int, Ints] = {}
+    rows = _rows_of_shards(part, changed)
+    for number, found in zip(changed, _found_again(part, rows), strict=True):
+        kept[rows[number]] = found
+        lost[number] = rows[number][~found]
+    members = _first_members(part, lost)
+    for number, entry in enumerate(entries):
+        if missing[number]:
+            part.faults.append(_size_fault(part, entry, "the file is missing", entry.num_images, None, 0))
+        elif number in lost:
+            size = f"{sizes[number]} bytes are there"
+            part.faults.append(_size_fault(part, entry, size, len(lost[number]), *members.get(number, (None, 0))))
     return kept
 
 
-def _size_fault(part: Part, number: int, file: FileInfo | None, lost: np.ndarray) -> Fault:
-    entry = part.manifest.shards[number]
-    member, offset = None, 0
-    if len(lost):
-        member = _key(part, int(lost[0]))
-        offset = part.table["offset"][int(lost[0])].as_py()
-    size = f"{file.size} bytes are there" if file else "the file is missing"
-    reason = f"truncated or replaced: {size}, {MANIFEST} says {entry.num_bytes}; {len(lost)} samples lost from here on"
+def _size_fault(part: Part, entry: ShardEntry, size: str, num_lost: int, member: str | None, offset: int) -> Fault:
+    reason = f"truncated or replaced: {size}, {MANIFEST} says {entry.num_bytes}; {num_lost} samples lost from here on"
     shard = join(part.root, entry.path)
-    return Fault(shard=shard, member=member, offset=offset, reason=reason, num_lost=len(lost), kind="size")
+    return Fault(shard=shard, member=member, offset=offset, reason=reason, num_lost=num_lost, kind="size")
+
+
+def _rows_of_shards(part: Part, numbers: Sequence[int]) -> dict[int, Ints]:
+    """Return the rows of some shards, in one pass."""
+    if not numbers:
+        return {}
+    wanted = np.zeros(len(part.manifest.shards), bool)
+    wanted[list(numbers)] = True
+    rows = np.flatnonzero(looked_up(wanted, part.columns["shard"]))
+    shards = part.columns["shard"][rows]
+    order = np.argsort(shards, kind="stable")
+    bounds = np.searchsorted(shards[order], np.array(numbers)).tolist()
+    return {n: rows[order[a:b]] for n, a, b in zip(numbers, bounds, [*bounds[1:], len(rows)], strict=True)}
+
+
+def _first_members(part: Part, lost: dict[int, Ints]) -> dict[int, tuple[str, int]]:
+    """Return member name and offset of the first lost sample of each shard that lost any."""
+    first = {number: int(rows[0]) for number, rows in lost.items() if len(rows)}
+    keys = read_keys_at(part.keys_file, sorted(first.values()))
+    return {number: (keys[row], int(part.columns["offset"][row])) for number, row in first.items()}
 
 
 def unlisted_faults(root: str, manifest: Manifest, names: Sequence[str] | dict[str, FileInfo]) -> list[Fault]:
@@ -149,22 +166,31 @@ def unlisted_faults(root: str, manifest: Manifest, names: Sequence[str] | dict[s
     ]
 
 
-def _found_again(shard: str, rows: pa.Table) -> np.ndarray:
-    """Return which index rows a scan of their shard finds unchanged, at the same place."""
+def _found_again(part: Part, rows: dict[int, Ints]) -> Iterable[np.ndarray]:
+    """Return for each shard which of its index rows a scan finds unchanged, at the same place."""
+    names = ("offset", "num_bytes", SOURCE_LABEL if SOURCE_LABEL in part.columns else "label")
+    jobs = [
+        (join(part.root, part.manifest.shards[number].path), [part.columns[name][own] for name in names])
+        for number, own in rows.items()
+    ]
+    num_bytes = sum(part.manifest.shards[number].num_bytes for number in rows)
+    return parallel_map(_present, jobs, processes=num_bytes >= PROCESSES_FROM_BYTES)
+
+
+def _present(job: tuple[str, list[Ints]]) -> np.ndarray:
+    shard, columns = job
     samples = (entry for entry in scan_shard(shard, read_jpeg=False) if isinstance(entry, Sample))
     present = {(sample.offset, sample.num_bytes, sample.label) for sample in samples}
-    label = SOURCE_LABEL if SOURCE_LABEL in rows.column_names else "label"
-    columns = (rows[name].to_pylist() for name in ("offset", "num_bytes", label))
-    return np.array([row in present for row in zip(*columns, strict=True)], bool)
+    return np.array([row in present for row in zip(*(column.tolist() for column in columns), strict=True)], bool)
 
 
 def _labels_in_range(part: Part) -> np.ndarray:
-    labels = part.table["label"].to_numpy()
+    labels = part.columns["label"]
     good = (labels >= 0) & (labels < part.manifest.num_classes)
     bad = np.flatnonzero(~good)
     for row in bad[:_NAMED_LABELS].tolist():
-        shard = join(part.root, part.manifest.shards[part.table["shard"][row].as_py()].path)
-        start, size = part.table["offset"][row].as_py(), part.table["num_bytes"][row].as_py()
+        shard = join(part.root, part.manifest.shards[part.columns["shard"][row]].path)
+        start, size = int(part.columns["offset"][row]), int(part.columns["num_bytes"][row])
         member, offset = locate_member(shard, start, size, LABEL_SUFFIXES)
         reason = f"label {labels[row]} is out of range: {part.manifest.num_classes} classes"
         part.faults.append(Fault(shard=shard, member=member, offset=offset, reason=reason, kind="label"))
@@ -173,10 +199,6 @@ def _labels_in_range(part: Part) -> np.ndarray:
         reason = f"{more} more labels are out of range: {part.manifest.num_classes} classes"
         part.faults.append(Fault(shard=part.root, member=None, offset=0, reason=reason, num_lost=more, kind="label"))
     return good
-
-
-def _key(part: Part, row: int) -> str:
-    return read_parquet(part.keys_file, ["key"])["key"][row].as_py()
 
 
 # -- a directory without index: scanned once, kept in the cache
@@ -248,7 +270,8 @@ def _scanned(root: str, files: list[FileInfo], manifest: Manifest | None) -> Par
     found = json.loads((folder / "faults.json").read_text())
     known = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     index = str(folder / INDEX)
-    return Part(root, known, read_parquet(index, _COLUMNS), index, faults=[Fault(**fault) for fault in found])
+    columns, _ = read_columns(index, len(known.shards))
+    return Part(root, known, columns, index, faults=[Fault(**fault) for fault in found])
 
 
 def _store(folder: Path, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:

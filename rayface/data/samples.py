@@ -62,7 +62,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """Where every sample lies: numpy columns of length N, 24 bytes a sample.
+    """Where every sample lies: numpy columns of length N, 24 bytes a sample, 20 where both labels are one array.
 
     `shard` int32 number of the shard; `offset` int64 byte of the first tar header; `num_bytes` int32 with headers and
     padding; `label` int32 in the joint label space; `source_label` int32 as the shard's .cls says.
@@ -79,8 +79,9 @@ class SampleIndex:
 
     def select(self, ids: np.ndarray | slice) -> SampleIndex:
         """Return the samples `ids` (positions, a boolean mask or a slice), in that order."""
-        columns = (self.shard, self.offset, self.num_bytes, self.label, self.source_label)
-        return SampleIndex(*(column[ids] for column in columns))
+        label = self.label[ids]
+        source_label = label if self.source_label is self.label else self.source_label[ids]
+        return SampleIndex(self.shard[ids], self.offset[ids], self.num_bytes[ids], label, source_label)
 
 
 class ShardRows:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import rayface
 
 from .dataset import Dataset, open_dataset
-from .directory import SOURCE_LABEL
+from .index import SOURCE_LABEL
 from .manifest import IDENTITIES, INDEX, MANIFEST, Manifest, ShardEntry
 from .members import encode_sample
 from .random_access import read_samples

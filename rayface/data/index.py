@@ -1,0 +1,140 @@
+"""The sample index as numpy columns: read from index.parquet in batches, so that nothing stands in memory twice."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .samples import SampleIndex
+from .storage import DataError, locate, one_line
+
+Ints = NDArray[np.integer[Any]]
+Columns = dict[str, Ints]
+"""The columns of a SampleIndex by name, (N,) each; without `source_label` where that is the label."""
+
+SOURCE_LABEL = "source_label"  # of a selection: the label as the shard says, where it is another one
+_TYPES = {
+    SOURCE_LABEL: np.int32,
+    "label": np.int32,
+    "shard": np.int32,
+    "offset": np.int64,
+    "num_bytes": np.int32,
+}
+_BATCH = 1 << 16  # rows
+_READ_BYTES = 1 << 20  # of each column at a time; without it pyarrow holds whole row groups
+
+
+def read_columns(path: str, num_shards: int, *, source_label: bool = False) -> tuple[Columns, NDArray[np.int64]]:
+    """Read an index file but for its keys.
+
+    Args:
+        num_shards: shards that it may count.
+        source_label: it has a column of this name too.
+
+    Returns:
+        the columns, 20 or 24 bytes a sample, and the samples of each shard.
+
+    Raises:
+        DataError: not a parquet file with these columns, or a value that cannot be.
+    """
+    types = {name: kind for name, kind in _TYPES.items() if source_label or name != SOURCE_LABEL}
+    with _opened(path, list(types)) as file:
+        columns: Columns = {name: np.empty(file.metadata.num_rows, kind) for name, kind in types.items()}
+        start = 0
+        for groups in _row_groups(file):
+            for batch in file.iter_batches(_BATCH, row_groups=groups, columns=list(types)):
+                rows = slice(start, start := start + len(batch))
+                for name, kind in types.items():
+                    columns[name][rows] = np.from_dlpack(batch[name].cast(pa.from_numpy_dtype(kind)))  # refuses nulls
+        shards = columns["shard"]
+        low, high = int(shards.min(initial=0)), int(shards.max(initial=0))
+        if low < 0 or high >= num_shards:
+            raise ValueError(f"shard: {low if low < 0 else high} is not a number from 0 to {num_shards - 1}")
+    return columns, count(shards, num_shards)
+
+
+def read_keys_at(path: str, rows: Sequence[int]) -> dict[int, str]:
+    """Read the keys of a few rows of an index file: each row group that holds one is read once."""
+    keys: dict[int, str] = {}
+    with _opened(path, ["key"]) as file:
+        groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts = np.cumsum([0, *groups])
+        for group, own in itertools.groupby(sorted(rows), lambda row: int(np.searchsorted(starts, row, "right")) - 1):
+            column = file.read_row_group(group, ["key"])["key"]
+            keys.update({row: column[row - int(starts[group])].as_py() for row in own})
+    return keys
+
+
+def _row_groups(file: pq.ParquetFile) -> Iterator[list[int]]:
+    """Gather small row groups, for each that is read at once has a buffer of its own for every column."""
+    gathered: list[int] = []
+    num_rows = 0
+    for group in range(file.num_row_groups):
+        more = file.metadata.row_group(group).num_rows
+        if gathered and num_rows + more > _BATCH:
+            yield gathered
+            gathered, num_rows = [], 0
+        gathered.append(group)
+        num_rows += more
+    if gathered:
+        yield gathered
+
+
+@contextmanager
+def _opened(path: str, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    filesystem, inside = locate(path)
+    try:
+        with filesystem.open_input_file(inside) as stream:
+            yield pq.ParquetFile(stream, buffer_size=_READ_BYTES)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not a parquet file with columns {', '.join(names)} ({one_line(error)})") from None
+
+
+def looked_up(table: NDArray[Any], column: Ints) -> NDArray[Any]:
+    """Return table[column], (N,)."""
+    found = np.empty(len(column), table.dtype)
+    for rows in _pieces(column):
+        found[rows] = table[column[rows]]
+    return found
+
+
+def count(column: Ints, num_values: int) -> NDArray[np.int64]:
+    """Return how often each value from 0 to `num_values` - 1 occurs."""
+    return sum((np.bincount(column[rows], minlength=num_values) for rows in _pieces(column)), np.zeros(num_values, int))
+
+
+def _pieces(column: Ints) -> Iterator[slice]:
+    """Cut a column, for numpy's intermediates take 8 bytes an element."""
+    return (slice(start, start + _BATCH) for start in range(0, len(column), _BATCH))
+
+
+def keep_rows(columns: Columns, kept: NDArray[np.bool_]) -> None:
+    """Drop the samples where `kept` (N,) is false, one column after the other."""
+    for name in columns:
+        columns[name] = columns[name][kept]
+
+
+def concatenate(parts: Sequence[Columns]) -> Columns:
+    """Return the samples of all parts, in order; several parts are emptied, one column after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    bounds = np.cumsum([0, *(len(part["shard"]) for part in parts)]).tolist()
+    joint: Columns = {}
+    for name in _TYPES:  # source_label first, for it may be the label
+        if name != SOURCE_LABEL or any(SOURCE_LABEL in part for part in parts):
+            joint[name] = np.empty(bounds[-1], _TYPES[name])
+            for part, (start, stop) in zip(parts, itertools.pairwise(bounds), strict=True):
+                joint[name][start:stop] = part[name if name in part else "label"]
+                part.pop(name, None)
+    return joint
+
+
+def to_index(columns: Columns) -> SampleIndex:
+    return SampleIndex(**{SOURCE_LABEL: columns["label"], **columns})

@@ -1,0 +1,143 @@
+"""Opening a dataset: bytes of memory for each image, and passes over the index."""
+
+import io
+import json
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayface.data import index
+from rayface.data.scan import INDEX_SCHEMA
+from rayface.data.shards import DataError, Dataset, open_dataset, write_dataset
+
+PER_SHARD = 10_000
+
+
+def index_only(folder: Path, images: int, name: str, *, row_group: int = PER_SHARD, named: bool = False) -> Path:
+    """Write a dataset of empty files: index, manifest, and shards that are holes of the right size."""
+    folder = folder / name
+    folder.mkdir()
+    shards, rows = images // PER_SHARD, np.arange(images)
+    columns = (
+        pa.array(rows, pa.int64()).cast(pa.string()),
+        (rows // PER_SHARD).astype(np.int32),
+        rows % PER_SHARD * 4096,
+        np.full(images, 4096, np.int32),
+        (rows % 1000).astype(np.int32),
+    )
+    table = pa.table([pa.array(column) for column in columns], schema=INDEX_SCHEMA)
+    pq.write_table(table, folder / "index.parquet", row_group_size=row_group)
+    size = PER_SHARD * 4096 + 10240
+    entries = [{"path": f"{i}.tar", "num_images": PER_SHARD, "num_bytes": size} for i in range(shards)]
+    for entry in entries:
+        with open(folder / entry["path"], "wb") as file:
+            file.truncate(size)
+    manifest = {"name": name, "num_classes": 1000, "num_images": images, "shards": entries}
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+    if named:
+        names = {"label": np.arange(1000), "identity": [f"{name if i % 2 else ''}{i}" for i in range(1000)]}
+        pq.write_table(pa.table(names), folder / "identities.parquet")
+    return folder
+
+
+def peak_bytes(work: Callable[[], Dataset]) -> tuple[int, Dataset]:
+    """Return the most memory that numpy and Python held at once while `work` ran; Arrow held batches only."""
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        result = work()
+        assert pool.max_memory() < 8 << 20
+        return tracemalloc.get_traced_memory()[1], result
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+
+
+def test_opening_takes_at_most_30_bytes_an_image_alone_joined_and_damaged(tmp_path: Path) -> None:
+    images = 1_000_000
+    bare = [index_only(tmp_path, images // 2, name) for name in ("a", "b")]
+    named = [index_only(tmp_path, images // 2, name, named=True) for name in ("c", "d")]
+    alone = index_only(tmp_path, images, "e", row_group=1 << 30)
+    open_dataset(bare[0])  # what is imported on first use is not counted
+    open_dataset(named[0])
+    for paths, classes in (([alone], 1000), (bare, 1000), (named, 1500)):
+        peak, dataset = peak_bytes(lambda paths=paths: open_dataset(paths))
+        assert peak < 30 * images
+        assert (dataset.num_images, dataset.num_classes) == (images, classes)
+        assert dataset.index.shard.tolist() == np.repeat(np.arange(images // PER_SHARD), PER_SHARD).tolist()
+    # Names with an odd label differ: class 1 of the second directory is the 1,001st.
+    assert dataset.index.label[images // 2 : images // 2 + 3].tolist() == [0, 1000, 2]
+    assert dataset.index.source_label[-3:].tolist() == [997, 998, 999]
+    for number in range(0, 100, 10):
+        (alone / f"{number}.tar").unlink()
+    peak, dataset = peak_bytes(lambda: open_dataset(alone, max_corrupt_fraction=0.1))
+    assert peak < 30 * images
+    assert dataset.num_images == 0.9 * images
+    assert [fault.num_lost for fault in dataset.faults] == [PER_SHARD] * 10
+
+
+def test_missing_shards_cost_no_read_of_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = index_only(tmp_path, 100_000, "half")
+    for number in range(1, 9):
+        (folder / f"{number}.tar").unlink()
+    (folder / "9.tar").write_bytes(b"")
+    read: list[list[int]] = []
+    monkeypatch.setattr("rayface.data.directory.read_keys_at", lambda path, rows: read.append(rows) or {90_000: "key"})
+    dataset = open_dataset(folder, max_corrupt_fraction=0.9)
+    assert dataset.num_images == PER_SHARD
+    assert read == [[90_000]]  # of the shard that is there, once
+    lost = [(fault.member, fault.num_lost) for fault in dataset.faults]
+    assert lost == [(None, PER_SHARD)] * 8 + [("key", PER_SHARD)]
+
+
+def test_keys_of_a_few_rows_are_read_from_their_row_groups_alone(tmp_path: Path) -> None:
+    folder = index_only(tmp_path, 50_000, "set", row_group=7_000)
+    wanted = [0, 6_999, 7_000, 49_999]
+    assert index.read_keys_at(str(folder / "index.parquet"), wanted) == {row: str(row) for row in wanted}
+
+
+def test_shards_found_again_in_an_index_of_any_order(tmp_path: Path) -> None:
+    samples = [(f"k{i}", i, bytes([i]) * 3000) for i in range(12)]
+    folder = tmp_path / "set"
+    write_dataset(folder, samples, name="set", identities="abcdefghijkl", image_size=None, shard_size=30_000)
+    table = pq.read_table(folder / "index.parquet")
+    order = np.random.default_rng(0).permutation(len(table))
+    pq.write_table(table.take(order), folder / "index.parquet")
+    for shard in folder.glob("*.tar"):
+        with tarfile.open(shard, "a") as tar:  # longer than it was, its samples where they were
+            tar.addfile(tarfile.TarInfo("more"), io.BytesIO())
+            tar.addfile(tarfile.TarInfo("and more" * 2000), io.BytesIO())
+    dataset = open_dataset(folder, max_corrupt_fraction=0)
+    assert dataset.keys() == [f"k{i}" for i in order]
+    assert {fault.num_lost for fault in dataset.faults} == {0}
+    assert len(dataset.faults) == len(dataset.shards) > 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("shard", 2_000_000_000, "shard: 2000000000 is not a number from 0 to 1"),  # counted, it would take 16 GB
+        ("shard", -1, "shard: -1"),
+        ("label", None, "nulls"),
+        ("offset", "x", "index.parquet"),
+    ],
+)
+def test_an_index_with_impossible_values_is_refused(
+    tmp_path: Path, column: str, value: int | str | None, words: str
+) -> None:
+    path = index_only(tmp_path, 2 * PER_SHARD, "set") / "index.parquet"
+    table = pq.read_table(path)
+    values = [value, *table[column].to_pylist()[1:]] if value != "x" else ["x"] * len(table)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(values)), path)
+    with pytest.raises(DataError, match=words) as caught:
+        open_dataset(path.parent)
+    assert "rayface check --write-manifest" in str(caught.value)
+    assert "\n" not in str(caught.value)
