@@ -1,5 +1,6 @@
 """Search spaces over config keys: ranges, choices, and parameters that exist only beside certain others."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Protocol
 
@@ -52,6 +53,12 @@ class Parameter:
     def edges(self) -> tuple[Scalar, ...]:
         """All choices, or both ends of the range."""
         return self.choices if self.choices is not None else (self.low, self.high)
+
+    def given(self) -> dict[str, Any]:
+        """What the file says of it, in JSON's types."""
+        said = {key: value for key, value in vars(self).items() if value is not None and value is not False}
+        given: dict[str, Any] = json.loads(json.dumps(said))
+        return given
 
     def grid(self) -> tuple[Scalar, ...] | None:
         """Every value; None: there is no end of them."""

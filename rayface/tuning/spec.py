@@ -126,11 +126,15 @@ def check_resumable(overrides: Sequence[str]) -> None:
 
 
 def flat(spec: Spec, base: Config) -> dict[str, Any]:
-    """All that a sweep file says, resolved, by dotted key."""
-    tree = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in ("preset", "config")}
-    opened = {"search": spec.search, "sweep": vars(spec.sweep), "prune": spec.prune or {}}
-    out = {f"{group}.{key}": value for group, values in opened.items() for key, value in values.items()}
-    return {**configs.flat(base), **out, **{key: value for key, value in tree.items() if key not in opened}}
+    """All that a sweep file says, resolved, by dotted key, in JSON's types."""
+    tree = json.loads(json.dumps(asdict(spec)))
+    groups = {
+        "search": {key: parameter.given() for key, parameter in spec.search.items()},
+        "prune": tree["prune"] or {},
+        "sweep": tree["sweep"],
+    }
+    out = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+    return {**configs.flat(base), **out, "objectives": tree["objectives"], "heatmaps": tree["heatmaps"]}
 
 
 def _with_overrides(spec: Spec, overrides: Sequence[str], file: Path) -> Spec:

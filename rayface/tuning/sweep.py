@@ -29,10 +29,11 @@ from rayface.training.spent import session
 from rayface.training.trainer import rehearse, uses_gpu
 from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results
+from rayface.tuning.resume import remember, resume_sweep
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
 from rayface.tuning.study import best_trials, open_study
-from rayface.tuning.sweep_directory import SPEC, begin, claimed, run_of, study_name, take_up
+from rayface.tuning.sweep_directory import SPEC, claimed, new_sweep, run_of, study_name
 from rayface.tuning.trial import run_trial
 
 _TUNE_CPUS = 0.01  # a trial only waits for its workers; Ray Tune takes none for "no resources"
@@ -55,7 +56,8 @@ def tune(
         file: as rayface/tuning/spec.py has it.
         overrides: `sweep.KEY=VALUE` say how to search, all others are config keys of every trial.
         preset: in place of the file's.
-        resume: go on with a sweep of that file: sweep.output, else the newest of its name under sweeps/.
+        resume: go on with a sweep of that file: sweep.output, else the newest of its name under sweeps/. What the file
+            says now is held against what the sweep was started with.
         address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
         debug: show the logs of Ray.
         say: told of every trial that has ended.
@@ -68,7 +70,10 @@ def tune(
         ValueError: bad input; one line.
         TrainingInterruptedError: by Ctrl-C or SIGTERM; one line.
     """
-    spec, base, folder = take_up(file, overrides) if resume else begin(file, overrides, preset)
+    if resume:
+        spec, base, folder = resume_sweep(file, overrides, preset, say)
+    else:
+        spec, base, folder = new_sweep(file, overrides, preset)
     total_steps = rehearse(base)
     base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
@@ -79,6 +84,7 @@ def tune(
         storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{folder / 'study.db'}"
         study = open_study(spec, study_name(folder, resume), storage, total_steps=total_steps, resume=resume)
         if not resume:
+            remember(folder, file, overrides, preset)
             specs.dump(spec, base, folder / SPEC)
         with session(folder) as seconds:
             sweep = _Sweep(spec, base, folder, study, say)
@@ -102,7 +108,7 @@ class _Sweep:
             tracking.start(settings, self._folder, {"rayface.sweep": self._folder.name}) if settings.enabled else None
         )
         self._journal.params(configs.flat(self._base))
-        self._journal.params({f"search.{key}": _in_words(value) for key, value in self._spec.search.items()})
+        self._journal.params({f"search.{key}": json.dumps(value.given()) for key, value in self._spec.search.items()})
         self._journal.artifact(self._folder / SPEC)
         self._tags = {"rayface.sweep": self._folder.name}
         status: Status = "FAILED"
@@ -183,7 +189,7 @@ class _Sweep:
         except KeyboardInterrupt as error:
             self._search.stop()
             done.wait(self._base.train.grace_seconds)
-            message = f"interrupted; go on with: rayface tune FILE --resume sweep.output={self._folder}"
+            message = f"interrupted; go on with: rayface tune {self._folder / SPEC} --resume"
             raise TrainingInterruptedError(message, error) from error
         if failures:
             raise failures[0]
@@ -262,10 +268,6 @@ def _nested_in(delivery: tracking.Delivery, timeout: float, say: Say) -> dict[st
         say(f"MLflow at {delivery.uri} does not answer: the trials' runs will not be nested in the sweep's")
         return {}
     return {tracking.PARENT: delivery.run_id}
-
-
-def _in_words(parameter: Any) -> str:
-    return json.dumps({key: value for key, value in vars(parameter).items() if value not in (None, False)})
 
 
 def _line(trial: FrozenTrial, metrics: Sequence[str], best: Sequence[FrozenTrial], num_trials: int) -> str:

@@ -15,7 +15,7 @@ from rayface.tuning.spec import Spec
 SPEC = "sweep.yaml"
 
 
-def begin(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
+def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
     """What a new sweep does, the config of all its trials, and the directory that it gets.
 
     Raises:
@@ -24,26 +24,20 @@ def begin(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spe
     spec, base = specs.load(file, overrides, preset)
     if spec.sweep.output is None:
         return spec, base, _numbered(file.stem)
-    folder = Path(spec.sweep.output).absolute()
+    if "://" in spec.sweep.output:
+        raise ValueError(
+            f"sweep.output: {spec.sweep.output}: must be a folder on a disk that all nodes share, not a URI: mount the "
+            "storage"
+        )
+    folder = Path(spec.sweep.output)
     if (folder / SPEC).exists() or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"sweep.output: {folder}: holds a sweep: go on with --resume, or choose another directory")
     return spec, base, folder
 
 
-def take_up(file: Path, overrides: Sequence[str]) -> tuple[Spec, Config, Path]:
-    """The same of the sweep that sweep.output names, else of the newest of the file's name.
-
-    Raises:
-        ValueError: bad input; one line.
-    """
-    specs.check_resumable(overrides)
-    given = [text.partition("=")[2] for text in overrides if text.startswith("sweep.output=")]
-    found = [Path(text).absolute() for text in given] or [path for _, path in sorted(_existing(file.stem).items())][-1:]
-    if not found or not (found[-1] / SPEC).is_file():
-        where = found[-1] if found else f"sweeps/{file.stem}-*"
-        raise ValueError(f"--resume: {where}: no sweep there: name it with sweep.output=DIR")
-    spec, base = specs.load(found[-1] / SPEC, overrides)
-    return spec, base, found[-1]
+def newest(name: str) -> Path | None:
+    """The last sweep of a file's name under sweeps/."""
+    return max(_existing(name).items(), default=(0, None))[1]
 
 
 def run_of(sweep: Path, number: int) -> Path:

@@ -1,0 +1,94 @@
+"""Resume a sweep: find its directory, and compare its file, which may have been edited, with the first one."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rayface.config import Config
+from rayface.data.storage import normalise
+from rayface.files import write_json, write_text
+from rayface.tuning import spec as specs
+from rayface.tuning.spec import Spec
+from rayface.tuning.sweep_directory import SPEC, newest
+from rayface.values import read_yaml, to_text
+
+_FILE = "started.yaml"  # the sweep's file as it was
+_COMMAND = "started.json"  # what was said beside it
+_LONGEST = 100  # characters of a value in a message
+
+
+def remember(folder: Path, file: Path, overrides: Sequence[str], preset: str | None) -> None:
+    """Keep what a sweep is started with."""
+    write_json(folder / _COMMAND, {"overrides": list(overrides), "preset": preset})
+    write_text(folder / _FILE, file.read_text(encoding="utf-8-sig"))
+
+
+def resume_sweep(
+    file: Path, overrides: Sequence[str], preset: str | None, say: Callable[[str], None]
+) -> tuple[Spec, Config, Path]:
+    """What a sweep that goes on does, the config of all its trials, and its directory.
+
+    It is the sweep that sweep.output names, here or in the file, else the newest of the file's name. What the file says
+    now holds where it may change (specs.FREE); anything else must be as it was.
+
+    Args:
+        file: the sweep's, as it is now.
+        overrides: of this call.
+        preset: of this call; None: the one that the sweep was started with.
+        say: told what has been edited and holds.
+
+    Raises:
+        ValueError: bad input; one line that names each key that differs.
+    """
+    specs.check_resumable(overrides)
+    folder = _folder(file, overrides)
+    spec, base = specs.load(folder / SPEC, overrides)
+    if file.resolve().parent == folder.resolve():  # the sweep's own copy
+        return spec, base, folder
+    if not (folder / _FILE).exists():
+        say(f"{file}: not compared, the sweep in {folder} was started by an older rayface and goes on as it was")
+        return spec, base, folder
+    command = json.loads((folder / _COMMAND).read_text())
+    first = command["preset"]
+    then = specs.flat(*specs.load(folder / _FILE, command["overrides"], first))
+    now, now_base = specs.load(file, command["overrides"], first if preset is None else preset)
+    edited = _differing(then, specs.flat(now, now_base))
+    free = specs.FREE | {"heatmaps"}
+    if kept := {key: values for key, values in edited.items() if key not in free}:
+        raise ValueError(
+            f"{file}: {_listed(kept)}: must stay for --resume, only {', '.join(sorted(free))} may change: put it back, "
+            "or start a new sweep"
+        )
+    given = {"sweep.output", *(text.partition("=")[0] for text in overrides)}
+    if holds := {key: values for key, values in edited.items() if key not in given}:
+        say(f"{file}: edited since the sweep was started, and holds: {_listed(holds)}")
+    changed = {key.removeprefix("sweep."): both[1] for key, both in holds.items() if key != "heatmaps"}
+    return replace(spec, sweep=replace(spec.sweep, **changed), heatmaps=now.heatmaps), base, folder
+
+
+def _folder(file: Path, overrides: Sequence[str]) -> Path:
+    given = [text.partition("=")[2] for text in overrides if text.startswith("sweep.output=")]
+    if not given and (file.parent / _COMMAND).is_file():  # the sweep's own copy
+        given = [str(file.parent)]
+    if not given and (named := (read_yaml(file).get("sweep") or {}).get("output")):
+        given = [named]
+    found = Path(normalise(given[-1])) if given else newest(file.stem)
+    if found is None or not (found / SPEC).is_file():
+        raise ValueError(f"--resume: {found or f'sweeps/{file.stem}-*'}: no sweep there: name it with sweep.output=DIR")
+    return found
+
+
+def _differing(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    keys = [*now, *(key for key in then if key not in now)]
+    return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
+
+
+def _listed(edited: dict[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{key} {_short(now)} (was {_short(then)})" for key, (then, now) in edited.items())
+
+
+def _short(value: Any) -> str:
+    text = to_text(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -1,0 +1,105 @@
+"""A sweep's file that was edited before --resume: what holds, and what is refused."""
+
+import re
+
+import pytest
+
+from rayface.tuning import spec as specs
+from rayface.tuning.resume import remember, resume_sweep
+from rayface.tuning.sweep_directory import SPEC
+
+TEXT = """
+preset: debug
+config: {train: {epochs: 3}}
+search:
+  optim.lr: [0.1, 0.2]
+  head.scale: {low: 8.0, high: 16.0}
+objectives: [{metric: loss, mode: min}]
+sweep: {trials: 4}
+"""
+OVERRIDES = ["data.train=faces", "optim.momentum=0.5", "sweep.pruner=median"]
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """A sweep that was started, in sweeps/try-001; returns the function that edits its file and resumes it."""
+    monkeypatch.chdir(tmp_path)
+    file, folder = tmp_path / "try.yaml", tmp_path / "sweeps" / "try-001"
+    file.write_text(TEXT)
+    folder.mkdir(parents=True)
+    remember(folder, file, OVERRIDES, None)
+    specs.dump(*specs.load(file, OVERRIDES), folder / SPEC)
+
+    def resume(edits, *overrides, preset=None):
+        text = TEXT
+        for before, now in edits.items():
+            assert before in text
+            text = text.replace(before, now)
+        file.write_text(text)
+        said = []
+        spec, base, found = resume_sweep(file, overrides, preset, said.append)
+        assert found == folder
+        return spec, base, said
+
+    return resume
+
+
+def test_unedited_file_is_resumed_without_a_word(sweep):
+    spec, base, said = sweep({})
+    assert (spec.sweep.trials, spec.sweep.pruner, base.train.epochs, base.optim.momentum) == (4, "median", 3, 0.5)
+    assert said == []
+    assert sweep({"trials: 4": "trials: 04"})[2] == []  # another text of the same
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ("epochs: 3", "epochs: 4", "train.epochs 4.0 (was 3.0)"),
+        ("[0.1, 0.2]", "[0.1, 0.3]", 'search.optim.lr {"choices": [0.1, 0.3]} (was {"choices": [0.1, 0.2]})'),
+        ("  head.scale: {low: 8.0, high: 16.0}\n", "", "search.head.scale null (was "),
+        ("mode: min", "mode: max", "objectives ["),
+        ("trials: 4", "trials: 4, sampler: gp", "sweep.sampler gp (was tpe)"),
+        ("preset: debug", "preset: mini", "backbone.embedding_size 256 (was 64)"),
+    ],
+)
+def test_edited_key_that_must_stay_is_refused(sweep, before, now, message):
+    edits = {before: now, "trials: 4": "trials: 9"} if before != "trials: 4" else {before: now}
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        sweep(edits)
+    assert "try.yaml: " in str(caught.value)
+    assert "must stay for --resume" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_edited_key_that_may_change_holds_and_is_said(sweep):
+    spec, _, said = sweep({"trials: 4": "trials: 9, concurrency: 2"})
+    assert (spec.sweep.trials, spec.sweep.concurrency, spec.sweep.pruner) == (9, 2, "median")
+    assert len(said) == 1
+    assert said[0].endswith("holds: sweep.trials 9 (was 4), sweep.concurrency 2 (was 1)")
+    spec, _, said = sweep({"trials: 4": "trials: 9"}, "sweep.trials=12")
+    assert (spec.sweep.trials, said) == (12, [])
+    spec, _, _ = sweep({"objectives:": "heatmaps: [[optim.lr, head.scale]]\nobjectives:"})
+    assert spec.heatmaps == (("optim.lr", "head.scale"),)
+
+
+def test_other_preset_is_refused_on_resume(sweep):
+    with pytest.raises(ValueError, match=r"backbone\.embedding_size 256 \(was 64\).*must stay for --resume"):
+        sweep({}, preset="mini")
+
+
+def test_sweep_is_found_by_its_own_copy_and_by_the_output_that_the_file_names(sweep, tmp_path):
+    folder = tmp_path / "sweeps" / "try-001"
+    for name in (SPEC, "started.yaml"):
+        assert resume_sweep(folder / name, [], None, pytest.fail)[2] == folder
+    file = tmp_path / "other.yaml"
+    file.write_text(TEXT.replace("trials: 4", "trials: 4, output: sweeps/try-001"))
+    assert resume_sweep(file, [], None, pytest.fail)[2] == folder
+    with pytest.raises(ValueError, match=r"missing\.yaml: cannot be read"):
+        resume_sweep(tmp_path / "missing.yaml", [], None, pytest.fail)
+
+
+def test_sweep_of_an_older_version_goes_on_and_says_that_its_file_was_not_compared(sweep, tmp_path):
+    (tmp_path / "sweeps" / "try-001" / "started.yaml").unlink()
+    spec, _, said = sweep({"trials: 4": "trials: 9"})
+    assert spec.sweep.trials == 4
+    assert "not compared" in said[0]
