@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import random
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("sgd", "adamw")
 SHORTEST = 1e-12  # rows that are shorter have no direction
 INIT_BLOCK = 4096  # rows drawn from one key; fixes the initial matrix for every world size
+NOISE_SIZE = 1 << 20  # numbers of rounding noise, a power of two and a multiple of 65536; 4 MB stay in a core's cache
 Block = Tensor | slice  # rows of the local range: sorted distinct int64 (n,), or a slice that needs no copy
 
 
@@ -73,6 +75,7 @@ class ClassCenters:
     bf16 storage rounds stochastically, so that updates smaller than its resolution are right on average.
 
     Args:
+        first: class of row 0, which keys the rounding: the same for every split into ranks.
         host_memory: keep the storage in (with a GPU: pinned) host memory and move only the blocks that are worked on.
         seed: of the rounding.
     """
@@ -91,6 +94,7 @@ class ClassCenters:
         device: torch.device,
         host_memory: bool,
         seed: int,
+        first: int = 0,
     ) -> None:
         self.optimizer, self.momentum, self.betas, self.eps = optimizer, momentum, betas, eps
         self.weight_decay = weight_decay
@@ -104,7 +108,7 @@ class ClassCenters:
             self.moments["updates"] = torch.zeros(num_rows, 1, dtype=torch.int32, device=home, pin_memory=pinned)
         self._workspace = Workspace(device)
         self._staging = Workspace(home, pinned) if host_memory else None
-        self._rounding = StochasticRounding(seed, device) if dtype == torch.bfloat16 else None
+        self._rounding = StochasticRounding(seed, width, device, first) if dtype == torch.bfloat16 else None
         self._passes = _row_passes() if device.type == "cpu" else None
 
     def _moment_names(self) -> tuple[str, ...]:
@@ -123,7 +127,7 @@ class ClassCenters:
     def begin_step(self, step: int) -> None:
         """Make what is drawn at random in the coming updates depend on the step alone."""
         if self._rounding is not None:
-            self._rounding.begin_step(step)
+            self._rounding.step = step
 
     def read(self, block: Block, fetched: Tensor | None = None) -> Tensor:
         """Return the centers of a block, (n, D) in the math type; a view of what is there where that is possible.
@@ -162,9 +166,10 @@ class ClassCenters:
             return rows
         return self._workspace.get(name, shape, wanted).copy_(rows)
 
-    def _write(self, storage: Tensor, block: Block, rows: Tensor) -> None:
+    def _write(self, name: str, block: Block, rows: Tensor) -> None:
+        storage = self.values if name == "centers" else self.moments[name]
         if self._rounding is not None and rows.is_floating_point():
-            self._rounding.round_(rows)
+            self._rounding.round_(rows, block, name)
         if not isinstance(block, slice):
             storage.index_copy_(0, block.to(storage.device), rows.to(storage))
         elif rows.data_ptr() != storage[block].data_ptr():
@@ -192,11 +197,9 @@ class ClassCenters:
             self._adamw(block, rows, gradient.mul_(inverse).addcmul_(rows, pull), lr)
 
     def _sgd_in_one_pass(self, passes: RowPasses, block: Block, gradient: Tensor, lr: float) -> None:
-        velocity, size = self.moments.get("momentum"), gradient.numel()
-        noise = None
+        velocity, noise = self.moments.get("momentum"), None
         if self._rounding is not None:
-            starts = [self._rounding.place(size) for _ in range(2 if self.momentum else 1)]
-            noise = (self._rounding.pool, starts[0], starts[-1])
+            noise = (self._rounding.noise, self._rounding.start("momentum"), self._rounding.start("centers"))
         settings = {"lr": lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
         passes.sgd_rows(self.values, velocity, block, gradient, noise=noise, **settings)
 
@@ -205,10 +208,10 @@ class ClassCenters:
         if self.momentum:
             step = self._read("momentum", self.moments["momentum"], block).mul_(self.momentum)
             step.addcmul_(gradient, inverse).addcmul_(rows, pull)
-            self._write(self.moments["momentum"], block, step)
+            self._write("momentum", block, step)
         else:
             step = gradient.mul_(inverse).addcmul_(rows, pull)
-        self._write(self.values, block, rows.add_(step, alpha=-lr))
+        self._write("centers", block, rows.add_(step, alpha=-lr))
 
     def _adamw(self, block: Block, rows: Tensor, gradient: Tensor, lr: float) -> None:
         first = self._read("exp_avg", self.moments["exp_avg"], block)
@@ -221,10 +224,10 @@ class ClassCenters:
         root = torch.sqrt(second, out=gradient).div_((1 - self.betas[1] ** age).sqrt_()).add_(self.eps)
         rows.mul_(1 - lr * self.weight_decay)
         step = torch.div(first, root, out=root).mul_(-lr / (1 - self.betas[0] ** age))
-        self._write(self.values, block, rows.add_(step))
-        self._write(self.moments["exp_avg"], block, first)
-        self._write(self.moments["exp_avg_sq"], block, second)
-        self._write(self.moments["updates"], block, count)
+        self._write("centers", block, rows.add_(step))
+        self._write("exp_avg", block, first)
+        self._write("exp_avg_sq", block, second)
+        self._write("updates", block, count)
 
 
 def _row_passes() -> RowPasses:
@@ -239,37 +242,46 @@ def inverse_norms(rows: Tensor) -> Tensor:
     return torch.where(norms < SHORTEST, 0.0, norms.clamp_min(SHORTEST).reciprocal())
 
 
+@lru_cache(maxsize=2)
+def _noise(seed: int, width: int) -> Tensor:
+    values = torch.randperm(NOISE_SIZE, generator=keyed_generator("cpu", seed, "rounding")).bitwise_and_(0xFFFF)
+    return torch.cat([values, values.repeat(-(-width // NOISE_SIZE))[:width]]).to(torch.int32)
+
+
 class StochasticRounding:
     """Rounds fp32 to what bf16 holds, up or down at random with the exact value as mean.
 
-    Noise comes from one pool at a random place for each block: drawing it anew for every number would cost more than
-    the update itself. The place depends on (seed, step) and how many blocks came before in the step.
+    The noise of a row is a stretch of one fixed sequence: drawing it anew for every number would cost more than the
+    update itself. Where the stretch begins depends on (seed, step, tensor, class) alone: not on blocks, ranks, pieces
+    of a batch or earlier steps. The sequence is a permutation of 16 times all 65536 values, so no rounding drifts.
+
+    Args:
+        seed: of the sequence and the places in it.
+        width: numbers in a row.
+        device: of the rows.
+        first: class of row 0.
+
+    Attributes:
+        noise: (NOISE_SIZE + width,) int32 in [0, 65536), the first `width` again at the end.
+        step: the step of the coming updates.
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._seed, self._device = seed, device
-        self._places = random.Random(f"{seed} 0")
-        self.pool = torch.empty(0, dtype=torch.int32, device=device)
+    def __init__(self, seed: int, width: int, device: torch.device, first: int = 0) -> None:
+        self._seed, self._width, self._first = seed, width, first
+        self.step = 0
+        self.noise = _noise(seed, width).to(device)
 
-    def begin_step(self, step: int) -> None:
-        """Start the places of a step."""
-        self._places = random.Random(f"{self._seed} {step}")
+    def start(self, name: str) -> int:
+        """Return where the noise of row 0 of a tensor begins; that of row k begins k * width later, modulo the size."""
+        key = f"{self._seed} {self.step} {name}".encode()
+        place = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+        return (place + self._first * self._width) % NOISE_SIZE
 
-    def place(self, size: int) -> int:
-        """Return where the noise of the next `size` numbers begins in the pool, int32 in [0, 65536)."""
-        if self.pool.numel() < 2 * size:
-            # a shuffled multiple of all 65536 values: as a whole exactly uniform, so no rounding drifts
-            places = torch.randperm(
-                -(-2 * size // (1 << 16)) << 16,
-                device=self._device,
-                generator=keyed_generator(self._device, self._seed, "rounding"),
-            )
-            self.pool = places.bitwise_and_(0xFFFF).to(torch.int32)
-        return self._places.randrange(self.pool.numel() - size + 1)
-
-    def round_(self, rows: Tensor) -> None:
-        """Round a contiguous fp32 tensor in place."""
-        start = self.place(rows.numel())
-        bits = rows.view(torch.int32).view(-1)
+    def round_(self, rows: Tensor, block: Block, name: str) -> None:
+        """Round the rows of a block of the tensor `name`, contiguous fp32 (n, width), in place."""
+        if isinstance(block, slice):
+            block = torch.arange(block.start, block.stop, device=rows.device)
+        starts = (block.to(rows.device) * self._width + self.start(name)) % NOISE_SIZE
+        stretches = self.noise.unfold(0, self._width, 1)  # a view: row s is the stretch from s on
         # a carry out of the lower half happens with probability lower / 65536
-        bits.add_(self.pool[start : start + rows.numel()]).bitwise_and_(-65536)
+        rows.view(torch.int32).add_(stretches[starts]).bitwise_and_(-65536)

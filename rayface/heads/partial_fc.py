@@ -99,7 +99,7 @@ class PartialFC:
 
     def _allocate(self, dtype: torch.dtype) -> None:
         rows = self.last - self.first
-        self.store = ClassCenters(rows, self.embedding_size, dtype=dtype, **self._options)
+        self.store = ClassCenters(rows, self.embedding_size, dtype=dtype, first=self.first, **self._options)
         bf16 = self._softmax_options["compute_dtype"] == "bf16"
         on_host = self._options["host_memory"] and self.sample_rate < 1
         self._prefetch = RowPrefetch(self.store) if on_host else None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayface.compiled import compiled
-from rayface.heads.class_centers import SHORTEST
+from rayface.heads.class_centers import NOISE_SIZE, SHORTEST
 
 
 @intrinsic
@@ -101,16 +101,19 @@ def _sgd_rows(
         if momentum is not None:
             # two loops: with every array in one of them, compilers give up on vectors
             velocity = momentum[rows[k]]
+            begin = (starts[0] + rows[k] * width) % NOISE_SIZE
             for d in range(width):
                 step = keep * _widened(velocity[d]) + pushed[d] * inverse + _widened(row[d]) * pull
-                velocity[d] = step if noise is None else _narrowed(step, noise[starts[0] + k * width + d])
+                velocity[d] = step if noise is None else _narrowed(step, noise[begin + d])
+            begin = (starts[1] + rows[k] * width) % NOISE_SIZE
             for d in range(width):
                 weight = _widened(row[d]) - rate * _widened(velocity[d])
-                row[d] = weight if noise is None else _narrowed(weight, noise[starts[1] + k * width + d])
+                row[d] = weight if noise is None else _narrowed(weight, noise[begin + d])
         else:
+            begin = (starts[1] + rows[k] * width) % NOISE_SIZE
             for d in range(width):
                 weight = _widened(row[d]) - rate * (pushed[d] * inverse + _widened(row[d]) * pull)
-                row[d] = weight if noise is None else _narrowed(weight, noise[starts[1] + k * width + d])
+                row[d] = weight if noise is None else _narrowed(weight, noise[begin + d])
 
 
 class RowPasses:
@@ -154,8 +157,8 @@ class RowPasses:
             values, velocity: (N, D) of one type, fp64, fp32 or bf16; velocity None without momentum.
             rows: which, sorted and distinct (n,) int64.
             gradient: (n, D) by the unit rows, fp32 for bf16 values, else of their type.
-            noise: for bf16, which is rounded stochastically: int32 in [0, 65536), (k,), and where the noise of momentum
-                and of values begins in it, n D numbers each.
+            noise: for bf16, which is rounded stochastically (see `StochasticRounding`): int32 in [0, 65536),
+                (NOISE_SIZE + D,), and where the noise of row 0 of momentum and of values begins in it.
         """
         type_ = _array(gradient).dtype.type
         settings = tuple(type_(value) for value in (0, 1, lr, momentum, weight_decay))

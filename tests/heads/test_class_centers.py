@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from rayface.heads.class_centers import INIT_BLOCK, ClassCenters, StochasticRounding, class_range, initial_rows
+from rayface.heads.class_centers import (
+    INIT_BLOCK,
+    NOISE_SIZE,
+    ClassCenters,
+    StochasticRounding,
+    class_range,
+    initial_rows,
+)
 
 
 @pytest.mark.parametrize(("classes", "ranks"), [(10, 3), (2, 5), (1, 1), (9000, 4)])
@@ -72,9 +79,9 @@ def test_host_memory_moves_the_same_rows(optimizer: str, block) -> None:
 def test_stochastic_rounding_is_right_on_average() -> None:
     """A value between two bf16 neighbours goes up as often as it is near the upper one."""
     value = 1.0 + 0.3 * 2**-7
-    rounding = StochasticRounding(0, torch.device("cpu"))
+    rounding = StochasticRounding(0, 256, torch.device("cpu"))
     rows = torch.full((400, 256), value)
-    rounding.round_(rows)
+    rounding.round_(rows, slice(0, 400), "centers")
     assert set(rows.unique().tolist()) == {1.0, 1.0 + 2**-7}
     assert rows.mean().item() == pytest.approx(value, abs=5e-5)
     assert torch.equal(rows, rows.bfloat16().float())
@@ -90,13 +97,24 @@ def test_bf16_storage_follows_small_updates() -> None:
     assert store.values.float().mean().item() == pytest.approx(0.999**400, rel=0.01)
 
 
-def test_rounding_repeats_for_the_same_step() -> None:
-    """A resumed run rounds as the first one did."""
-    results = []
-    for _ in range(2):
-        rounding = StochasticRounding(3, torch.device("cpu"))
-        rounding.begin_step(17)
-        rows = torch.linspace(0, 1, 64).view(8, 8).clone()
-        rounding.round_(rows)
-        results.append(rows)
-    assert torch.equal(results[0], results[1])
+def rounded(rows: torch.Tensor, block, *, step: int = 17, first: int = 0, seed: int = 3) -> torch.Tensor:
+    rounding = StochasticRounding(seed, rows.shape[1], torch.device("cpu"), first)
+    rounding.step = step
+    rows = rows.clone()
+    rounding.round_(rows, block, "momentum")
+    return rows
+
+
+def test_rounding_of_a_row_depends_on_seed_step_and_class_alone() -> None:
+    rows = torch.randn(3000, 700, generator=torch.Generator().manual_seed(0))  # more numbers than the noise has
+    whole = rounded(rows, slice(0, 3000))
+    some = torch.tensor([0, 7, 1499, 2999])
+    assert torch.equal(rounded(rows[some], some), whole[some])
+    assert torch.equal(rounded(rows[1000:2000], slice(0, 1000), first=1000), whole[1000:2000])
+    assert not torch.equal(rounded(rows, slice(0, 3000), step=18), whole)
+    assert not torch.equal(rounded(rows, slice(0, 3000), seed=4), whole)
+
+
+def test_rounding_of_rows_wider_than_the_noise_is_right_on_average() -> None:
+    rows = torch.full((2, NOISE_SIZE + 1000), 1.0 + 0.25 * 2**-7)
+    assert rounded(rows, slice(0, 2)).mean().item() == pytest.approx(1.0 + 0.25 * 2**-7, abs=1e-6)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayface.heads.class_centers import ClassCenters
+from rayface.heads.class_centers import NOISE_SIZE, ClassCenters
 from rayface.heads.row_kernels import RowPasses
 
 BLOCKS = {"slice": slice(3, 20), "rows": torch.tensor([0, 3, 4, 9, 17, 30, 49])}
@@ -53,13 +53,17 @@ def test_rows_that_are_not_finite_stay_so() -> None:
         assert not out[3].isfinite().all()
 
 
-def moved(values: Tensor, velocity: Tensor, gradient: Tensor, noise: tuple[Tensor, int, int] | None) -> None:
+def moved(
+    values: Tensor, velocity: Tensor, gradient: Tensor, noise: tuple[Tensor, int, int] | None, rows_of: Tensor
+) -> None:
     """SGD with momentum .9, weight decay .01 and rate .1 in float64, of all rows, in place."""
 
     def stored(exact: Tensor, start: int, home: Tensor) -> Tensor:
         if noise is None:
             return exact.to(home.dtype)
-        bits = exact.float().view(torch.int32) + noise[0][start : start + exact.numel()].view(exact.shape)
+        begins = [(start + row * exact.shape[1]) % NOISE_SIZE for row in rows_of.tolist()]
+        added = torch.stack([noise[0][begin : begin + exact.shape[1]] for begin in begins])
+        bits = exact.float().view(torch.int32) + added
         return bits.bitwise_and(-65536).view(torch.float32).to(home.dtype)
 
     rows = values.double().clone().requires_grad_()
@@ -81,10 +85,11 @@ def test_rows_move_as_autograd_and_sgd_move_them(dtype: torch.dtype, block, thre
     values, velocity = filled(dtype, 1), filled(dtype, 2)
     math_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     gradient = filled(math_dtype, 3, len(values[block]))
-    pool = torch.randint(65536, (2000,), dtype=torch.int32, generator=torch.Generator().manual_seed(4))
-    noise = (pool, 5, 700) if dtype == torch.bfloat16 else None
+    generator = torch.Generator().manual_seed(4)
+    pool = torch.randint(65536, (NOISE_SIZE + 33,), dtype=torch.int32, generator=generator)
+    noise = (pool, 5, NOISE_SIZE - 300) if dtype == torch.bfloat16 else None
     wanted_values, wanted_velocity = values[block].clone(), velocity[block].clone()
-    moved(wanted_values, wanted_velocity, gradient, noise)
+    moved(wanted_values, wanted_velocity, gradient, noise, torch.arange(50)[block])
     still = torch.ones(50, dtype=torch.bool)
     still[block] = False
     before = values[still].clone(), velocity[still].clone()
