@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.curate.identities import Floats, Ints
-from rayface.data.storage import DataError, atomic_stream, join, list_files, normalise, one_line, open_arrow
+from rayface.data.storage import (
+    DataError,
+    atomic_stream,
+    join,
+    list_files,
+    list_names,
+    normalise,
+    one_line,
+    open_arrow,
+    read_bytes,
+)
 
 MANIFEST = "embeddings.json"
 _PART = b"rayface"  # metadata key of a part of ours
 _TYPES = {"fp16": pa.float16(), "fp32": pa.float32()}
-_DTYPES = {"halffloat": np.float16, "float": np.float32}
+_COLUMNS = ["key", "label", "embedding"]
 _ROWS = 8192  # decoded at a time
 _BUFFER = 2**20
+_THREADS = 16  # that open files; each waits for the disk or the store
 Dtype = Literal["fp16", "fp32"]
 
 
@@ -61,55 +75,101 @@ class Embeddings:
 
 
 def open_embeddings(path: str | Path) -> Embeddings:
-    """Look at embeddings without reading them.
+    """Look at embeddings without reading them; those of `rayface embed` are held against their manifest.
 
     Args:
-        path: a parquet file, or a folder of them (local or URI): `key` string, `label` integer, `embedding` fixed-size
-            list of float16 or float32.
+        path: a parquet file, or a folder of them (local or URI): `key` string, `label` integer, `embedding` list of
+            float16, float32 or float64 (read as float32). Lists are of fixed size, plain or large; keys and labels may
+            be dictionary-encoded.
 
     Raises:
-        DataError: one line; a missing column, another type, files of different dimension, no rows.
+        DataError: one line; a missing column, another type, files of different dimension, no rows, files that are not
+            those of the manifest.
     """
     root = normalise(path)
-    paths = _paths(root)
+    paths, expected = _paths(root)
     if not paths:
         raise DataError(f"{root}: no parquet files in this folder; give what `rayface embed` wrote")
-    files, kinds = [], []
-    for each, modified in paths.items():
-        with _opened(each) as file:
-            kinds.append(_kind(each, file.schema_arrow))
-            files.append(EmbeddingFile(path=each, num_rows=file.metadata.num_rows, modified=modified))
-    first = files[0].path
-    for each, kind in zip(paths, kinds, strict=True):
-        if kind != kinds[0]:
+    with ThreadPoolExecutor(_THREADS) as pool:  # a folder may have 42,475 files
+        looked = list(pool.map(_look, paths))
+    kinds: dict[tuple[int, str], str] = {}
+    for each, (rows, kind) in zip(paths, looked, strict=True):
+        if rows != expected.get(each, rows):
             raise DataError(
-                f"{each}: embedding: is {kind[1]} of length {kind[0]}, in {first} it is {kinds[0][1]} of length "
-                f"{kinds[0][0]}; all files must come from one model"
+                f"{each}: has {rows} rows, {MANIFEST} says {expected[each]}: delete it, and run the command that "
+                "writes it again"
             )
-    size, dtype = kinds[0]
-    found = Embeddings(files=tuple(files), size=size, dtype=dtype)
-    if found.num_rows == 0:
+        if kind is not None:
+            kinds.setdefault(kind, each)
+    if not kinds:
         raise DataError(f"{root}: has no rows; there is nothing to choose from")
-    return found
+    (size, dtype), *others = kinds
+    if others:
+        (other_size, other_dtype), first = others[0], kinds[size, dtype]
+        raise DataError(
+            f"{kinds[others[0]]}: embedding: is {other_dtype} of length {other_size}, in {first} it is {dtype} of "
+            f"length {size}; all files must come from one model"
+        )
+    files = tuple(
+        EmbeddingFile(path=each, num_rows=rows, modified=modified)
+        for (each, modified), (rows, _) in zip(paths.items(), looked, strict=True)
+    )
+    return Embeddings(files=files, size=size, dtype=dtype)
 
 
 JOB = "job.json"  # what is being embedded, beside parts that are not all there yet
 
 
-def _paths(root: str) -> dict[str, int]:
-    """The parquet files of a folder, or the one that is named, and when each was written."""
+def _paths(root: str) -> tuple[dict[str, int], dict[str, int]]:
+    """When each parquet file of a folder, or the one that is named, was written; the rows that a manifest says."""
     if root.partition("?")[0].endswith(".parquet"):
         folder, _, wanted = root.partition("?")[0].rpartition("/")
-        return {root: next((file.mtime_ns for file in list_files(folder) if file.name == wanted), 0)}
+        return {root: next((file.mtime_ns for file in list_files(folder) if file.name == wanted), 0)}, {}
     files = list_files(root, "folder of embeddings")
-    names = [file.name for file in files]
+    names = {file.name for file in files}
     if JOB in names and MANIFEST not in names:
         raise DataError(f"{root}: the embeddings were never finished; run the command that writes them again")
-    return {
+    found = {
         join(root, file.name): file.mtime_ns
         for file in files
         if file.name.endswith(".parquet") and not file.name.startswith(".")
     }
+    if MANIFEST not in names:
+        return found, {}
+    expected = {join(root, name): rows for name, rows in _manifest_rows(root).items()}
+    if missing := sorted(expected.keys() - found.keys()):
+        raise DataError(
+            f"{root}: {len(missing)} of {len(expected)} files that {MANIFEST} names are not there ({missing[0]}): run "
+            "the command that writes them again"
+        )
+    if unknown := sorted(found.keys() - expected.keys()):
+        raise DataError(f"{unknown[0]}: is not named in {MANIFEST}: must be a file of this job: move it elsewhere")
+    return found, expected
+
+
+def _manifest_rows(root: str) -> dict[str, int]:
+    path = join(root, MANIFEST)
+    try:
+        return {part["path"]: int(part["num_rows"]) for part in json.loads(read_bytes(path))["parts"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}: {one_line(error)}): delete it, and run the command that "
+            "writes it again"
+        ) from None
+
+
+def missing_parts(root: str, manifest: dict[str, Any]) -> list[str]:
+    """Return names of files that a manifest of `embed` lists and that are not in its folder."""
+    there = set(list_names(root))
+    return [part["path"] for part in manifest["parts"] if part["path"] not in there]
+
+
+def _look(path: str) -> tuple[int, tuple[int, str] | None]:
+    """The rows of a file, and the length and the type of its embeddings if it has any."""
+    with _reading(path) as file:
+        _check_columns(path, file.schema_arrow)
+        rows: int = file.metadata.num_rows
+        return rows, _kind(path, file) if rows else None
 
 
 def _opened(path: str) -> pq.ParquetFile:
@@ -122,75 +182,151 @@ def _opened(path: str) -> pq.ParquetFile:
         raise DataError(f"{path}: cannot be read as parquet ({one_line(error)})") from None
 
 
-def _kind(path: str, schema: pa.Schema) -> tuple[int, str]:
+@contextmanager
+def _reading(path: str) -> Iterator[pq.ParquetFile]:
+    """An open file; what Arrow says of its content becomes a DataError that names it."""
+    with _opened(path) as file:
+        try:
+            yield file
+        except (pa.ArrowException, OSError) as error:
+            if "Expected all lists to be of size" in str(error):  # so Arrow reads a null in a list of fixed size
+                raise DataError(f"{path}: embedding: some rows have none; every face needs one") from None
+            raise DataError(f"{path}: cannot be read as parquet ({one_line(error)})") from None
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _check_columns(path: str, schema: pa.Schema) -> None:
     for name in ("key", "label", "embedding"):
         if name not in schema.names:
             raise DataError(f"{path}: has no column {name}; embeddings need key, label and embedding")
-    key, label, embedding = (schema.field(name).type for name in ("key", "label", "embedding"))
-    if not (pa.types.is_string(key) or pa.types.is_large_string(key)):
+    key, label, embedding = (_plain_type(schema.field(name).type) for name in ("key", "label", "embedding"))
+    if not (pa.types.is_string(key) or pa.types.is_large_string(key) or pa.types.is_string_view(key)):
         raise DataError(f"{path}: key: is {key}, must be string")
     if not pa.types.is_integer(label):
         raise DataError(f"{path}: label: is {label}, must be int64")
-    if not pa.types.is_fixed_size_list(embedding) or str(embedding.value_type) not in _DTYPES:
-        raise DataError(f"{path}: embedding: is {embedding}, must be a fixed-size list of float16 or float32")
-    return embedding.list_size, np.dtype(_DTYPES[str(embedding.value_type)]).name
+    is_list = pa.types.is_fixed_size_list(embedding) or pa.types.is_list(embedding) or pa.types.is_large_list(embedding)
+    if not is_list or not pa.types.is_floating(embedding.value_type):
+        raise DataError(f"{path}: embedding: is {embedding}, must be a list of float16 or float32")
+
+
+def _kind(path: str, file: pq.ParquetFile) -> tuple[int, str]:
+    """The length and the type of a file's embeddings; that of its first row where lists have no fixed size."""
+    kind = file.schema_arrow.field("embedding").type
+    dtype = "float16" if pa.types.is_float16(kind.value_type) else "float32"
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size, dtype
+    first = next(file.iter_batches(1, columns=["embedding"]))["embedding"][0]
+    if not first.is_valid or not len(first):
+        raise DataError(f"{path}: embedding: is missing in row 0; every face needs one")
+    return len(first), dtype
 
 
 def read_labels(file: EmbeddingFile) -> Iterator[tuple[pa.Array, Ints]]:
     """Read keys and labels of a file, some rows at a time.
 
     Raises:
-        DataError: a key or a label is missing, or a label is negative.
+        DataError: a key or a label is missing, a label is negative, or the file has other rows than it had.
     """
-    with _opened(file.path) as parquet:
+    rows = 0
+    with _reading(file.path) as parquet:
         for batch in parquet.iter_batches(_ROWS, columns=["key", "label"]):
-            for name in ("key", "label"):
-                if batch[name].null_count:
-                    raise DataError(f"{file.path}: {name}: some rows have none; every face needs one")
-            labels = batch["label"].to_numpy().astype(np.int64)
+            keys, labels = _keys_and_labels(file.path, batch)
             if len(labels) and labels.min() < 0:
                 raise DataError(f"{file.path}: label: {labels.min()}: must not be negative")
-            yield batch["key"].cast(pa.string()), labels
+            rows += len(labels)
+            yield keys, labels
+    _refuse_changed(file.path, rows, file.num_rows)
+
+
+def _keys_and_labels(path: str, batch: pa.RecordBatch) -> tuple[pa.Array, Ints]:
+    columns = [_decoded(batch[name]) for name in ("key", "label")]
+    for name, column in zip(("key", "label"), columns, strict=True):
+        if column.null_count:
+            raise DataError(f"{path}: {name}: some rows have none; every face needs one")
+    keys, labels = columns
+    return keys.cast(pa.string()), labels.cast(pa.int64()).to_numpy()
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _vectors(path: str, keys: pa.Array, lists: pa.Array, size: int, dtype: str) -> Floats:
+    """(n, size) values of a column of lists."""
+    if lists.null_count:
+        row = int(pc.index(pc.is_null(lists), pa.scalar(True)).as_py())
+        raise DataError(f"{path}: embedding of {keys[row]}: is missing; every face needs one")
+    if not pa.types.is_fixed_size_list(lists.type):
+        lengths = pc.list_value_length(lists).to_numpy()
+        for row in np.flatnonzero(lengths != size)[:1].tolist():
+            raise DataError(
+                f"{path}: embedding of {keys[row]}: has {lengths[row]} values, others {size}; all must come from one "
+                "model"
+            )
+    values = lists.flatten()
+    if values.null_count:
+        row = int(pc.index(pc.is_null(values), pa.scalar(True)).as_py()) // size
+        raise DataError(f"{path}: embedding of {keys[row]}: has values that are missing; embed the face anew")
+    with np.errstate(over="ignore"):  # of float64; told as infinity
+        return values.to_numpy().reshape(-1, size).astype(dtype, copy=False)
+
+
+def _refuse_changed(path: str, rows: int, expected: int) -> None:
+    if rows != expected:
+        raise DataError(
+            f"{path}: has {rows} rows where it had {expected}: must not change while it is read: start again"
+        )
 
 
 def read_rows(path: str, start: int, stop: int) -> Rows:
-    """Read rows [start, stop) of a parquet file, only the row groups that hold them, or of an Arrow file.
+    """Read rows [start, stop) of a parquet file, only the row groups that hold them.
 
     Raises:
-        DataError: an embedding is missing, zero, or not finite; its key is named.
+        DataError: an embedding is missing, zero, not finite or of another length; its key is named.
     """
-    if path.endswith(".arrow"):
-        with pa.memory_map(path) as mapped:
-            batch = pa.ipc.open_file(mapped).get_batch(0).slice(start, stop - start)
-            # Copied, so that the map can go: the kernel maps much more of a file than the rows that are looked at.
-            table = pa.Table.from_batches([batch]).take(pa.array(np.arange(len(batch))))
-            del batch
-    else:
-        table = _parquet_rows(path, start, stop)
-    keys, labels, lists = (table[name].chunk(0) for name in ("key", "label", "embedding"))
-    size = lists.type.list_size
-    if lists.null_count or lists.flatten().null_count:
-        raise DataError(f"{path}: embedding: rows {start} to {stop - 1} have empty ones; every face needs one")
-    embeddings = lists.flatten().to_numpy().reshape(-1, size)
-    _check_directions(path, keys, embeddings)
-    return Rows(keys.cast(pa.string()), labels.to_numpy().astype(np.int64), embeddings)
-
-
-def _parquet_rows(path: str, start: int, stop: int) -> pa.Table:
-    with _opened(path) as file:
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        ends = np.cumsum(sizes)
+    with _reading(path) as file:
+        size, dtype = _kind(path, file)
+        ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
-        at = int(ends[first]) - sizes[first]
-        found = []
-        groups = list(range(first, last + 1))
-        for batch in file.iter_batches(_ROWS, row_groups=groups, columns=["key", "label", "embedding"]):
-            part = batch.slice(max(0, start - at), max(0, min(stop - at, len(batch)) - max(0, start - at)))
-            found += [part] if len(part) else []
+        at = int(ends[first - 1]) if first else 0
+        keys, labels, done = [], [], 0
+        embeddings = np.empty((stop - start, size), dtype)
+        for batch in file.iter_batches(_ROWS, row_groups=[*range(first, min(last + 1, len(ends)))], columns=_COLUMNS):
+            skipped = max(0, start - at)
             at += len(batch)
+            part = batch.slice(skipped, max(0, len(batch) - skipped - max(0, at - stop)))
+            if len(part):
+                own, numbers = _keys_and_labels(path, part)
+                embeddings[done : done + len(part)] = _vectors(path, own, part["embedding"], size, dtype)
+                done += len(part)
+                keys.append(own)
+                labels.append(numbers)
             if at >= stop:
                 break
-    return pa.Table.from_batches(found).combine_chunks()
+    _refuse_changed(path, done, stop - start)
+    rows = Rows(pa.concat_arrays(keys), np.concatenate(labels), embeddings)
+    _check_directions(path, rows.keys, embeddings)
+    return rows
+
+
+def read_found(path: str, wanted: pa.Array) -> Iterator[Rows]:
+    """Yield the rows of a parquet file whose keys are wanted; embeddings only of the row groups that hold one."""
+    with _reading(path) as file:
+        size, dtype = _kind(path, file) if file.metadata.num_rows else (1, "float32")
+        for group in range(file.num_row_groups):
+            there = pa.chunked_array(
+                [_decoded(batch["key"]) for batch in file.iter_batches(_ROWS, row_groups=[group], columns=["key"])]
+            )
+            if not pc.any(pc.is_in(there.cast(wanted.type), value_set=wanted)).as_py():
+                continue
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=_COLUMNS):
+                keys, labels = _keys_and_labels(path, batch)
+                found = pc.is_in(keys.cast(wanted.type), value_set=wanted)
+                keys, lists = keys.filter(found), batch["embedding"].filter(found)
+                yield Rows(keys, labels[found.to_numpy(zero_copy_only=False)], _vectors(path, keys, lists, size, dtype))
 
 
 def _check_directions(path: str, keys: pa.Array, embeddings: NDArray[Any]) -> None:

@@ -31,12 +31,34 @@ _FEW_LABELS = 1_000_000  # are added up at a time, or as many as are known
 _NO_ROWS = np.empty(0, np.uint64), np.empty(0, np.int64)
 
 
+Range = tuple[str, int, int]
+"""Rows [start, stop) of a parquet file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortedRuns:
+    """Files of rows sorted by label; `folder` is on a disk that all nodes share."""
+
+    folder: str
+    count: int
+
+    def path(self, number: int) -> str:
+        return f"{self.folder}/sorted-{number:06d}.arrow"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Whole identities: row ranges of files, (path, start, stop) each."""
+    """Whole identities: ranges of rows, or in every sorted run the rows whose labels are from `first` to `last`.
 
-    ranges: tuple[tuple[str, int, int], ...]
+    Where a piece's rows are in a run is looked up by whoever reads it: of 5,000 runs and 5,000 pieces, the driver would
+    else hold and send 27 million ranges.
+    """
+
     num_rows: int
+    ranges: tuple[Range, ...] = ()
+    runs: SortedRuns | None = None
+    first: int = 0
+    last: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +80,29 @@ def read_piece(piece: Piece) -> tuple[Rows, Ints]:
     Raises:
         DataError: a bad embedding; one line.
     """
-    parts = [read_rows(*each) for each in piece.ranges]
+    if piece.runs is None:
+        parts = [read_rows(*each) for each in piece.ranges]
+    else:
+        runs = [read_run(piece.runs.path(number), piece.first, piece.last) for number in range(piece.runs.count)]
+        parts = [run for run in runs if len(run.labels)]
+    rows = _sorted(parts)
+    return rows, group_offsets(rows.labels)
+
+
+def _sorted(parts: list[Rows]) -> Rows:
+    """All rows by label, then by key; each part is let go once it is copied."""
     labels = np.concatenate([part.labels for part in parts])
     keys = pa.concat_arrays([part.keys for part in parts])
     order = pc.sort_indices(pa.table({"label": labels, "key": keys}), [("label", "ascending"), ("key", "ascending")])
     places = order.to_numpy()
     embeddings = np.empty((len(labels), parts[0].embeddings.shape[1]), parts[0].embeddings.dtype)
     row_of = np.argsort(places)
-    while parts:  # each is let go once it is copied
+    while parts:
         part = parts.pop()
         first = len(row_of) - len(part.labels)
         embeddings[row_of[first:]] = part.embeddings
         row_of = row_of[:first]
-    rows = Rows(keys.take(order), labels[places], embeddings)
-    return rows, group_offsets(rows.labels)
+    return Rows(keys.take(order), labels[places], embeddings)
 
 
 def group(source: Embeddings, folder: Path, block_bytes: int, progress: Progress) -> Pieces:
@@ -81,19 +112,33 @@ def group(source: Embeddings, folder: Path, block_bytes: int, progress: Progress
         folder: for sorted runs, where the rows do not arrive by identity: a copy of the embeddings.
         block_bytes: of embeddings in a piece, about; an identity is never cut.
 
-    Memory: a block for each task; on the driver 8 bytes for each face and about 100 for each identity.
+    Memory: a few blocks for each task; on the driver 8 bytes for each face, about 100 for each identity and for each
+    piece; what is sent for a piece does not grow with the number of files, unless rows arrive by identity.
 
     Raises:
         DataError: a bad row, or a key that occurs twice; one line.
     """
-    counts = _count(source, progress)
-    labels, sizes = counts.labels, counts.sizes
     block = max(1, block_bytes // (source.size * np.dtype(source.dtype).itemsize))
+    counts = _count(source, block, progress)
+    labels, sizes = counts.labels, counts.sizes
     if counts.runs is not None:
         pieces = list(_cut_by_identity(source.files, counts.runs, block))
     else:
         pieces = _shuffle(source, folder, labels, sizes, block, progress)
     return Pieces(pieces=tuple(pieces), labels=labels, sizes=sizes)
+
+
+def _together(files: Sequence[EmbeddingFile], most: int) -> list[list[EmbeddingFile]]:
+    """Neighbouring files of up to `most` rows in all; a larger file is alone."""
+    found: list[list[EmbeddingFile]] = []
+    rows = most
+    for file in files:
+        if rows + file.num_rows > most:
+            found.append([])
+            rows = 0
+        found[-1].append(file)
+        rows += file.num_rows
+    return found
 
 
 @dataclass(kw_only=True)
@@ -103,25 +148,31 @@ class _Counts:
     runs: list[tuple[Ints, Ints]] | None  # of each file, where rows arrive by identity: labels and lengths
 
 
-def _count(source: Embeddings, progress: Progress) -> _Counts:
+def _count(source: Embeddings, block: int, progress: Progress) -> _Counts:
     """Read keys and labels of all files once."""
     files = source.files
 
-    def count(numbered: tuple[int, EmbeddingFile]) -> dict[str, Any]:
-        part, file = numbered
-        blocks = [(_hashes(keys), some) for keys, some in read_labels(file)]
-        hashes, labels = (np.concatenate(side) for side in zip(*blocks, strict=True)) if blocks else _NO_ROWS
-        run_labels, lengths = _runs(labels)
-        known, sizes = np.unique(labels, return_counts=True)
-        whole = len(known) == len(run_labels)
-        runs = (run_labels, lengths) if whole else None
-        return {"part": part, "labels": known, "sizes": sizes, "runs": runs, "hashes": hashes}
+    def count(numbered: tuple[int, list[EmbeddingFile]]) -> dict[str, Any]:
+        part, some = numbered
+        blocks = [[(_hashes(keys), labels) for keys, labels in read_labels(file)] or [_NO_ROWS] for file in some]
+        labels = [np.concatenate([own for _, own in each]) for each in blocks]
+        known, sizes = np.unique(np.concatenate(labels), return_counts=True)
+        runs = [_runs(each) for each in labels]
+        whole = _arrive_whole(runs, len(known))
+        hashes = np.concatenate([own for each in blocks for own, _ in each])
+        return {"part": part, "labels": known, "sizes": sizes, "runs": runs if whole else None, "hashes": hashes}
 
-    runs: list[Any] = [None] * len(files)
+    parts = list(enumerate(_together(files, block)))
+    runs: dict[int, Any] = {}
+    whole = True
     hashes, done = np.empty(source.num_rows, np.uint64), 0
     counts: list[tuple[Ints, Ints]] = []
-    for result in each_part(count, list(enumerate(files)), progress):
-        runs[result["part"]] = result["runs"]
+    for result in each_part(count, parts, progress):
+        whole &= result["runs"] is not None
+        if whole:
+            runs[result["part"]] = result["runs"]
+        else:
+            runs.clear()
         hashes[done : done + len(result["hashes"])] = result["hashes"]
         done += len(result["hashes"])
         counts.append((result["labels"], result["sizes"]))
@@ -129,7 +180,8 @@ def _count(source: Embeddings, progress: Progress) -> _Counts:
             counts = [_summed(counts)]
     labels, sizes = _summed(counts)
     _refuse_duplicates(files, hashes)
-    return _Counts(labels=labels, sizes=sizes, runs=runs if _arrive_whole(runs, len(labels)) else None)
+    in_order = [each for part in range(len(parts)) for each in runs[part]] if whole else None
+    return _Counts(labels=labels, sizes=sizes, runs=in_order if _arrive_whole(in_order, len(labels)) else None)
 
 
 def _runs(labels: Ints) -> tuple[Ints, Ints]:
@@ -140,17 +192,14 @@ def _runs(labels: Ints) -> tuple[Ints, Ints]:
     return labels[starts], np.diff(np.r_[starts, len(labels)])
 
 
-def _arrive_whole(runs: Sequence[tuple[Ints, Ints] | None], num_identities: int) -> bool:
+def _arrive_whole(runs: Sequence[tuple[Ints, Ints]] | None, num_identities: int) -> bool:
     """Whether every identity is one stretch of rows, at most cut by the end of a file."""
     stretches, last = 0, None
-    for run in runs:
-        if run is None:
-            return False
-        labels = run[0]
+    for labels, _ in runs or ():
         if len(labels):
             stretches += len(labels) - (labels[0] == last)
             last = labels[-1]
-    return stretches == num_identities
+    return runs is not None and stretches == num_identities
 
 
 def _summed(counts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
@@ -202,42 +251,47 @@ def _shuffle(
 ) -> list[Piece]:
     """Sort blocks of rows by label into files of their own; a piece is a range of labels in all of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = [
-        (file.path, start, min(start + block, file.num_rows))
-        for file in source.files
-        for start in range(0, file.num_rows, block)
+    blocks: list[list[Range]] = [
+        [(file.path, start, min(start + block, file.num_rows)) for file in some]
+        for some in _together([file for file in source.files if file.num_rows], block)
+        for start in range(0, max(file.num_rows for file in some), block)  # of several files, all are in one block
     ]
+    runs = SortedRuns(folder=str(folder), count=len(blocks))
+
+    def sort(numbered: tuple[int, list[Range]]) -> dict[str, Any]:
+        part, ranges = numbered
+        if not Path(runs.path(part)).exists():
+            write_run(runs.path(part), _sorted([read_rows(*each) for each in ranges]))
+        return {}
+
+    for _ in each_part(sort, list(enumerate(blocks)), progress):
+        pass
     # A piece ends with the identity that fills its block.
     ends = np.cumsum(sizes)
     number = (ends - sizes) // block
-    firsts = labels[np.flatnonzero(np.r_[True, number[1:] != number[:-1]])]
-
-    def sort(numbered: tuple[int, tuple[str, int, int]]) -> dict[str, Any]:
-        part, block = numbered
-        path = folder / f"run-{part:06d}.arrow"
-        if not path.exists():
-            _write_sorted(str(path), read_rows(*block))
-        with pa.memory_map(str(path)) as file:
-            found = pa.ipc.open_file(file).get_batch(0)["label"].to_numpy()
-            return {"part": part, "bounds": np.r_[np.searchsorted(found, firsts), len(found)]}
-
-    bounds: list[Any] = [None] * len(blocks)
-    for result in each_part(sort, list(enumerate(blocks)), progress):
-        bounds[result["part"]] = result["bounds"].tolist()
-    pieces, paths = [], [str(folder / f"run-{run:06d}.arrow") for run in range(len(blocks))]
-    for k in range(len(firsts)):
-        spans = [(path, b[k], b[k + 1]) for path, b in zip(paths, bounds, strict=True)]
-        ranges = tuple(span for span in spans if span[1] < span[2])
-        pieces.append(Piece(ranges=ranges, num_rows=sum(stop - start for _, start, stop in ranges)))
-    return pieces
+    starts = np.flatnonzero(np.r_[True, number[1:] != number[:-1]])
+    counts = np.add.reduceat(sizes, starts)
+    bounds = zip(
+        labels[starts].tolist(), labels[np.r_[starts[1:], len(labels)] - 1].tolist(), counts.tolist(), strict=True
+    )
+    return [Piece(runs=runs, first=first, last=last, num_rows=rows) for first, last, rows in bounds]
 
 
-def _write_sorted(path: str, rows: Rows) -> None:
-    """As an uncompressed Arrow file, of which a reader maps the range that it wants."""
-    order = np.argsort(rows.labels, kind="stable")
-    values = pa.array(rows.embeddings[order].ravel())
-    lists = pa.FixedSizeListArray.from_arrays(values, rows.embeddings.shape[1])
-    columns = {"key": rows.keys.take(pa.array(order)), "label": rows.labels[order], "embedding": lists}
-    batch = pa.record_batch(list(columns.values()), names=list(columns))
+def write_run(path: str, rows: Rows) -> None:
+    """Write rows that are sorted by label as an uncompressed Arrow file, of which `read_run` maps what it wants."""
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), rows.embeddings.shape[1])
+    batch = pa.record_batch([rows.keys, pa.array(rows.labels), lists], names=["key", "label", "embedding"])
     with atomic_stream(path) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
         writer.write_batch(batch)
+
+
+def read_run(path: str, first: int, last: int) -> Rows:
+    """Read the rows of a sorted run whose labels are from `first` to `last`."""
+    with pa.memory_map(path) as mapped:
+        batch = pa.ipc.open_file(mapped).get_batch(0)
+        start, stop = np.searchsorted(batch["label"].to_numpy(), [first, last + 1]).tolist()
+        # Copied, so that the map can go: the kernel maps much more of a file than the rows that are looked at.
+        table = batch.slice(start, stop - start).take(pa.array(np.arange(stop - start)))
+        del batch
+    lists = table["embedding"]
+    return Rows(table["key"], table["label"].to_numpy(), lists.flatten().to_numpy().reshape(-1, lists.type.list_size))

@@ -1,6 +1,5 @@
 """What a report needs of a core set: counts of every identity, and the faces of a few."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayface.curate.embeddings import Embeddings
+from rayface.curate.embeddings import Embeddings, read_found
 from rayface.curate.identities import Bools, Floats, Ints
 from rayface.data.storage import open_arrow
 
@@ -55,12 +54,12 @@ def read_identities(core_set: Path, source: Embeddings, labels: Sequence[int]) -
     decided = _where(_tables(str(core_set), columns), "label", pa.array(labels, pa.int64()))
     decided = decided.sort_by([("label", "ascending"), ("key", "ascending")])
     keys = decided["key"].combine_chunks()
-    files = itertools.chain.from_iterable(_tables(file.path, ["key", "embedding"], keys) for file in source.files)
-    embedded = _where(files, "key", keys)
-    places = pc.index_in(decided["key"], value_set=embedded["key"].combine_chunks())
+    rows = [rows for file in source.files for rows in read_found(file.path, keys)]
+    if not rows:
+        return []
+    values = np.concatenate([each.embeddings for each in rows])
+    places = pc.index_in(decided["key"], value_set=pa.concat_arrays([each.keys for each in rows]))
     decided, places = decided.filter(pc.is_valid(places)), places.drop_null().to_numpy()
-    lists = embedded["embedding"].combine_chunks()
-    values = lists.flatten().to_numpy().reshape(-1, source.size)
     own = decided["label"].to_numpy()
     found = {}
     for label in np.unique(own).tolist():
@@ -88,16 +87,11 @@ def keys_of(faces: Path, labels: Sequence[int], most: int) -> dict[int, list[str
     return found
 
 
-def _tables(path: str, columns: list[str], keys: pa.Array | None = None) -> Iterator[pa.Table]:
-    """A file in blocks of rows; only row groups that have a wanted key."""
+def _tables(path: str, columns: list[str]) -> Iterator[pa.Table]:
+    """A file in blocks of rows."""
     with pq.ParquetFile(open_arrow(path)) as file:
-        for group in range(file.num_row_groups):
-            if keys is not None:
-                there = file.read_row_group(group, columns=["key"])["key"].cast(pa.string())
-                if not pc.any(pc.is_in(there, value_set=keys)).as_py():
-                    continue
-            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
-                yield pa.Table.from_batches([batch])
+        for batch in file.iter_batches(_ROWS, columns=columns):
+            yield pa.Table.from_batches([batch])
 
 
 def _where(tables: Iterable[pa.Table], column: str, wanted: pa.Array) -> pa.Table:
