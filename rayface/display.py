@@ -19,6 +19,15 @@ _WARNINGS = (CHECKPOINT_FAULTS, PREFLIGHT_WARNINGS, RECOVERY)
 _PLAIN_SECONDS = 15.0  # between lines where stderr is no terminal
 
 
+def _console(*, stderr: bool = False, **options: Any) -> Console:
+    """Return a console that prints text as it is: a path may hold [brackets] and :names: that rich would interpret."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+
+
+def _text_column(text: str) -> TextColumn:
+    return TextColumn(text, markup=False)
+
+
 def result_table(title: str, rows: Mapping[str, str]) -> None:
     """Print names and values as a table on stdout; a long value is folded, never cut."""
     table = Table(title=title, show_header=False, title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -26,7 +35,7 @@ def result_table(title: str, rows: Mapping[str, str]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
-    Console().print(table)
+    _console().print(table)
 
 
 def columns(title: str, rows: Sequence[Mapping[str, str]]) -> None:
@@ -37,23 +46,23 @@ def columns(title: str, rows: Sequence[Mapping[str, str]]) -> None:
         table.add_column(name, style=None if i else "cyan", justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table)
+    _console().print(table)
 
 
 def json_line(result: Mapping[str, Any]) -> None:
     """Print a result as one line of JSON on stdout."""
-    Console(soft_wrap=True, markup=False, highlight=False, color_system=None).print(json.dumps(result))
+    _console(soft_wrap=True, color_system=None).print(json.dumps(result))
 
 
 @contextmanager
 def counting(label: str) -> Iterator[Callable[[int, int], None]]:
     """A job's progress on stderr, a bar or now and then a line: call what is yielded with (done, total)."""
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     if not console.is_terminal:
         yield _count_lines(console, label)
         return
     with Progress(
-        TextColumn("{task.description}"),
+        _text_column("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -71,7 +80,7 @@ def _count_lines(console: Console, label: str) -> Callable[[int, int], None]:
         nonlocal shown
         if time.monotonic() - shown >= _PLAIN_SECONDS:
             shown = time.monotonic()
-            console.print(f"{label} {done}/{total}", highlight=False)
+            console.print(f"{label} {done}/{total}")
 
     return show
 
@@ -79,8 +88,8 @@ def _count_lines(console: Console, label: str) -> Callable[[int, int], None]:
 @contextmanager
 def follow_training(run: Path, total_steps: int) -> Iterator[None]:
     """Show a run's journal while it is written: images/s, loss, learning rate, accuracy, time left."""
-    console = Console(stderr=True)
-    console.print(f"run directory {run}", highlight=False)
+    console = _console(stderr=True)
+    console.print(f"run directory {run}")
     follower = _Follower(run / "journal" / "rank0.jsonl")
     show = _show_bar if console.is_terminal else _show_lines
     done = threading.Event()
@@ -128,7 +137,7 @@ class _Follower:
         while self._notes:
             note = self._notes.pop(0)
             style = "yellow" if note.startswith("warning: ") else None
-            console.print(note, style=style, highlight=False, markup=False)
+            console.print(note, style=style)
 
     def line(self) -> str:
         """What is known, in a few words."""
@@ -143,10 +152,10 @@ class _Follower:
 
 def _show_bar(console: Console, follower: _Follower, total_steps: int, done: threading.Event) -> None:
     with Progress(
-        TextColumn("{task.description}"),
+        _text_column("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[line]}"),
+        _text_column("{task.fields[line]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -168,7 +177,7 @@ def _show_lines(console: Console, follower: _Follower, total_steps: int, done: t
         follower.show_notes(console)
         if new and time.monotonic() - shown >= _PLAIN_SECONDS:
             shown = time.monotonic()
-            console.print(f"step {follower.step}/{total_steps}  {follower.line()}", highlight=False)
+            console.print(f"step {follower.step}/{total_steps}  {follower.line()}")
     follower.read()
     follower.show_notes(console)
-    console.print(f"step {follower.step}/{total_steps}  {follower.line()}", highlight=False)
+    console.print(f"step {follower.step}/{total_steps}  {follower.line()}")

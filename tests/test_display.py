@@ -33,3 +33,15 @@ def test_a_job_that_counts_says_so_now_and_then_where_stderr_is_no_terminal(monk
     for done in range(1, 5):
         show(done, 9)
     assert shown.getvalue() == "embedding shards 2/9\nembedding shards 4/9\n"
+
+
+def test_brackets_and_colons_of_a_path_are_shown_as_they_are(capsys):
+    path = "faces[/old]/[red]:cat:"
+    display.result_table(f"drawn into {path}", {path: path})
+    display.columns(path, [{"path": path, path: "1"}])
+    with display.counting(path):
+        pass
+    assert capsys.readouterr().out.count(path) == 6
+    with display.Progress(display._text_column("{task.description}"), console=display._console()) as progress:
+        progress.add_task(path)
+    assert path in capsys.readouterr().out
