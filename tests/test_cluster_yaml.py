@@ -1,11 +1,13 @@
 """cluster.yaml is what `ray up` accepts, and agrees with the versions we pin."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parent.parent
@@ -77,3 +79,13 @@ def test_placeholders_are_marked() -> None:
     for line in (ROOT / "cluster.yaml").read_text().splitlines():
         if re.search(r"\b(ami|sg|fs)-0000", line) or "us-west-2" in line:
             assert "# CHANGE" in line, line
+
+
+def test_the_range_of_ray_ends_where_it_was_tried(config: dict[str, Any]) -> None:
+    """Arguments that are used here go away in later minor versions."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (ray,) = [need for text in project["dependencies"] if (need := Requirement(text)).name == "ray"]
+    major, minor, _ = map(int, pinned("ray").split("."))
+    assert pinned("ray") in ray.specifier
+    assert f"{major}.{minor}.9" in ray.specifier
+    assert f"{major}.{minor + 1}.0" not in ray.specifier
