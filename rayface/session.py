@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from rayface import machine
+from rayface.training.interrupt import Terminated
 
 _POLL_SECONDS = 2.0
 
@@ -54,6 +57,7 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool, das
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     level = logging.INFO if debug else logging.ERROR
     address = None if exact else address or os.environ.get("RAY_ADDRESS")
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address, logging_level=level, log_to_driver=debug)
@@ -65,9 +69,13 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool, das
                 logging_level=level,
                 log_to_driver=debug,
             )
+    except SystemExit as error:  # how Ray answers SIGTERM while it starts
+        raise Terminated from error
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         where = f"--address: {address}: no Ray cluster answers" if address else "no local Ray could be started"
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+    if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in place, which ends with code 15
     try:
         yield
     finally:

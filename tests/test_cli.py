@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import cv2
@@ -153,6 +155,28 @@ def test_debug_shows_the_traceback_and_ends_with_the_same_code(call):
     assert code == 2
     assert "Traceback" in err
     assert err.endswith("rayface: /nowhere: no such dataset folder\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_an_interrupt_of_any_verb_is_one_line_and_its_own_exit_code(call, monkeypatch, number, code, said):
+    def interrupted(*args: object, **options: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what runs in the background
+    for verb, function in (
+        (["synth", "out"], "rayface.data.synth.synthesize"),
+        (["check", "dir"], "rayface.data.check.check"),
+        (["evaluate", "--model=m", "--pairs=p", "--data=d", "--out=o"], "rayface.evaluation.jobs.evaluate_on_pairs"),
+        (["embed", "--model=m", "--data=d", "--out=o"], "rayface.curate.embed.embed"),
+        (["prune", "--embeddings=e", "--keep=.5", "--out=o"], "rayface.curate.core_set.build"),
+    ):
+        monkeypatch.setattr(function, interrupted)
+        line = f"rayface: {said}: run the same command again to resume or to start over\n"
+        assert call(*verb) == (code, "", line)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("text", "value"), [("256MB", 256 * 2**20), ("1g", 2**30), ("1000", 1000), ("5KB", 5120)])

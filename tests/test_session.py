@@ -2,12 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import pytest
 import ray
 
 from rayface.session import ray_session
+from rayface.training.interrupt import Terminated, terminable
 
 SCRIPT = """
 import os, subprocess, sys
@@ -60,3 +64,28 @@ def test_an_exact_ray_is_a_local_one_with_so_many_cpus(monkeypatch):
     with ray_session(num_cpus=3):
         pass
     assert asked == [("local", 3), ("a-cluster:6379", None), ("local", 8)]
+
+
+def test_sigterm_is_answered_as_before_once_ray_has_started(monkeypatch):
+    """Ray puts a handler of its own in place, which ends with exit code 15."""
+
+    def own(number, frame):
+        raise SystemExit(number)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *args, **options: signal.signal(signal.SIGTERM, own))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+    def terminate() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+    with pytest.raises(Terminated), terminable(), ray_session():
+        terminate()
+
+    def terminated_within(*args, **options):
+        own(signal.SIGTERM, None)
+
+    monkeypatch.setattr(ray, "init", terminated_within)
+    with pytest.raises(Terminated), ray_session():
+        pass

@@ -3,8 +3,10 @@
 Exit codes: 0 done, 1 failed while running, 2 the input is wrong, 130 interrupted, 143 terminated.
 """
 
+import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -12,6 +14,7 @@ import typer
 from rayface import __version__
 from rayface.cli import bench, checkpoint, curate, data, models, run, training, tune  # noqa: F401  # they add their verbs
 from rayface.cli.common import USAGE_ERROR, app
+from rayface.training.interrupt import exit_code_of, interrupt_in, terminable
 
 
 @app.callback(invoke_without_command=True)
@@ -26,22 +29,48 @@ def _root(
 
 def main() -> None:
     """Run the command line; errors are one line on stderr unless --debug asks for the traceback."""
-    try:
-        code = app(standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
-        _end("interrupted", 130)
-    except USAGE_ERROR as error:
-        _end(" ".join(error.format_message().split()), 2)
-    except Exception as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        text = " ".join(str(error).split()) or "no message"
-        if not isinstance(error, ValueError | RuntimeError):
-            text = f"{type(error).__name__}: {text[:2000]} (--debug shows more)"
-        _end(text, getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1))
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _end(message: str, code: int) -> None:
-    typer.echo(f"rayface: {message}", err=True)
+    code, message = _outcome(sys.argv[1:])
+    # The error and the frames it held are gone here, and with them the work that still waited in pools.
+    if message:
+        typer.echo(f"rayface: {message}", err=True)
     sys.exit(code)
+
+
+def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run a verb; return the exit code and, unless it is done, one line that says why."""
+    command = typer.main.get_command(app)
+    try:
+        # Not command.main: it takes every interrupt for Ctrl-C, and ends without a word.
+        with terminable(), command.make_context("rayface", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return ended.exit_code, ""
+    except (Exception, KeyboardInterrupt) as error:
+        return _said_of(error, debug="--debug" in arguments)
+    return 0, ""
+
+
+def _said_of(error: BaseException, *, debug: bool) -> tuple[int, str]:
+    """The exit code and the line of an error."""
+    if isinstance(error, USAGE_ERROR):
+        return 2, " ".join(error.format_message().split())
+    if isinstance(error, BrokenPipeError):
+        # Whoever read stdout has gone; its flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1, ""
+    if debug:
+        traceback.print_exception(error)
+    if "ray" in sys.modules:
+        from rayface.ray_errors import root_cause
+
+        error = root_cause(error)
+    if not hasattr(error, "exit_code") and (interrupt := interrupt_in(error)):
+        code = exit_code_of(interrupt)
+        return (
+            code,
+            f"{'terminated' if code == 143 else 'interrupted'}: run the same command again to resume or to start over",
+        )
+    text = " ".join(str(error).split()) or "no message"
+    if not isinstance(error, ValueError | RuntimeError):
+        text = f"{type(error).__name__}: {text[:2000]} (--debug shows more)"
+    return getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1), text

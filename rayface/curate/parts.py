@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import pickle
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from rayface.data.storage import DataError, StorageError
+from rayface.ray_errors import in_one_line
 
 _MOST_BLOCKS = 4096  # Ray Data spends about 10 ms of the driver on each; more parts share one
 
@@ -42,7 +44,8 @@ def each_part(
         work: what it holds is sent to every task, so large things go by reference; returns a dict.
 
     Raises:
-        DataError: the first ValueError of a part; RuntimeError for anything else that fails.
+        DataError: the first ValueError of a part; StorageError for one of these, RuntimeError for anything else: its
+            cause, one line.
     """
 
     def call(batch: dict[str, Any]) -> dict[str, Any]:
@@ -66,10 +69,15 @@ def each_part_by_actors(
 
     class Caller:
         def __init__(self) -> None:
-            self.worker = worker(**arguments)
+            self.worker: Any = None
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return _answer(lambda: self.worker(pickle.loads(batch["part"][0])))
+            return _answer(lambda: self.work(pickle.loads(batch["part"][0])))
+
+        def work(self, part: Part) -> dict[str, Any]:
+            # Not in __init__, where an error would reach the driver as the end of an actor.
+            self.worker = self.worker or worker(**arguments)
+            return self.worker(part)
 
     if parts:
         mapped = _blocks(parts).map_batches(
@@ -87,12 +95,11 @@ def _blocks(parts: Sequence[Part]) -> ray.data.Dataset:
 
 
 def _answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    # These errors are answers: Ray would wrap it in a page of text, and try the task again.
+    # An error is an answer: Ray would wrap it in pages of text, and begin an actor anew to try again.
     try:
         return {"result": [pickle.dumps(call())]}
-    except (ValueError, StorageError) as error:
-        kind = StorageError if isinstance(error, StorageError) else DataError
-        return {"result": [pickle.dumps({"error": kind(str(error))})]}
+    except Exception as error:
+        return {"result": [pickle.dumps({"error": _for_user(error), "trace": traceback.format_exc()})]}
     finally:
         _give_back()
 
@@ -109,9 +116,15 @@ def _results(mapped: ray.data.Dataset, total: int, done: Progress) -> Iterator[d
         for count, row in enumerate(mapped.iter_rows(), 1):
             result = pickle.loads(row["result"])
             if "error" in result:
-                raise result["error"]
+                raise result["error"] from RuntimeError(result["trace"])  # which --debug shows
             done(count, total)
             yield result
     except ray.exceptions.RayError as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RuntimeError(f"a task failed: {lines[-1].strip()} (--debug shows more)") from error
+        raise RuntimeError(f"a task failed: {in_one_line(error)}") from error
+
+
+def _for_user(error: Exception) -> Exception:
+    line = in_one_line(error)
+    if isinstance(error, ValueError):
+        return DataError(line)
+    return StorageError(line) if isinstance(error, StorageError) else RuntimeError(f"a task failed: {line}")

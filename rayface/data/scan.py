@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from rayface.machine import num_cpus
+from rayface.pools import process_pool, thread_pool
 
 from .decode import decode_image
 from .members import IMAGE_SUFFIXES
@@ -146,13 +145,12 @@ def parallel_map(function: Callable[[_In], _Out], items: Sequence[_In], *, proce
     done = 0
     if processes and cores > 1 and len(items) > 1:
         try:
-            # Not fork: it would copy the locks of Arrow's and torch's threads in whatever state they are.
-            with ProcessPoolExecutor(min(cores, len(items)), mp_context=get_context("spawn")) as pool:
+            with process_pool(min(cores, len(items))) as pool:
                 for result in pool.map(function, items):
                     yield result
                     done += 1
             return
         except BrokenProcessPool:
             pass  # a script without a __main__ guard cannot start processes; threads do the same, slower
-    with ThreadPoolExecutor(max(1, min(32, 2 * cores, len(items) - done))) as threads:
+    with thread_pool(max(1, min(32, 2 * cores, len(items) - done))) as threads:
         yield from threads.map(function, items[done:])

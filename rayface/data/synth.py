@@ -4,8 +4,7 @@ import csv
 import io
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import cv2
@@ -16,6 +15,7 @@ from rayface.data.drawing import draw_face, sample_identity, sample_view
 from rayface.data.shards import Dataset, write_dataset
 from rayface.data.storage import join, normalise, write_bytes
 from rayface.machine import num_cpus
+from rayface.pools import process_pool
 
 NUM_FOLDS = 10
 _CHUNK = 64  # images a task
@@ -100,8 +100,7 @@ def _samples(identities: int, images: int, seed: int, size: int, workers: int) -
         for task in tasks:
             yield from _draw(task, images, seed, size)
         return
-    # spawn: a fork would copy the locks of threads that Ray and Arrow may have running
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         yield from _in_order(pool, tasks, images, seed, size, ahead=4 * workers)
 
 

@@ -18,6 +18,7 @@ from rayface.experiment.inputs import fingerprint, input_paths
 from rayface.experiment.record import Done, Record, brief, changed_key
 from rayface.experiment.spec import Experiment, Stage, load, overrides_of
 from rayface.experiment.verbs import VERBS, Command
+from rayface.ray_errors import in_one_line
 from rayface.session import ray_session
 from rayface.training.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RESULT
@@ -244,13 +245,11 @@ def _call(each: Prepared, prepared: Sequence[Prepared], record: Record, again: s
     record.begin(stage.name, verb=stage.verb, settings=each.settings, inputs=inputs)
     try:
         result = _call_verb(each)
-    except TrainingInterruptedError as error:
-        cause = error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt()
-        message = f"stage {stage.name}: interrupted; go on with: {again}"
-        raise TrainingInterruptedError(message, cause) from error
+    except (KeyboardInterrupt, TrainingInterruptedError) as error:
+        raise TrainingInterruptedError(f"stage {stage.name}: interrupted; go on with: {again}", error) from error
     except (ValueError, RuntimeError) as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        raise kind(f"stage {stage.name}: {error}") from error
+        raise kind(f"stage {stage.name}: {in_one_line(error)}") from error
     mark = verb.mark(each.folder)
     if mark is None:
         raise RuntimeError(f"stage {stage.name}: has left no result in {each.folder}")

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: the driver asks the workers to stop, they save a checkpoint and leave together."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 REQUEST = "stop"
+_IMPORT_POLL_SECONDS = 0.1
 
 
 class Terminated(KeyboardInterrupt):
@@ -21,26 +23,57 @@ class TrainingInterruptedError(RuntimeError):
         exit_code: of the command line, 130 for Ctrl-C and 143 for SIGTERM.
     """
 
-    def __init__(self, message: str, cause: KeyboardInterrupt) -> None:
+    def __init__(self, message: str, cause: BaseException) -> None:
         super().__init__(message)
-        self.exit_code = 143 if isinstance(cause, Terminated) else 130
+        self.exit_code = exit_code_of(cause)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of the command line after an interrupt: 143 for SIGTERM, 130 for Ctrl-C."""
+    if isinstance(error, TrainingInterruptedError):
+        return error.exit_code
+    return 143 if isinstance(error, Terminated) else 130
+
+
+def interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Return the interrupt that an error is, or is of: one that hits an extension module comes as a SystemError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Turn SIGTERM into `Terminated` while inside; only the main thread can."""
+    """Raise `Terminated` on SIGTERM and KeyboardInterrupt on Ctrl-C while inside; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def raise_terminated(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, raise_terminated)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the user has another, or ignores it
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _is_importing(frame):
+        # An exception in the middle of an extension module's initialisation aborts the process.
+        again = threading.Timer(_IMPORT_POLL_SECONDS, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run_interruptibly(function: Callable[[], None], run: Path, grace: float, *, finished: Callable[[], bool]) -> None:

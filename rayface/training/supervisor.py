@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.train.v2._internal.execution.controller.state import (
 
 from rayface.config import TrainConfig
 from rayface.data.storage import DataError, StorageError
+from rayface.ray_errors import in_one_line, root_cause
 from rayface.training import interrupt
 from rayface.training.checkpoint import CheckpointError
 from rayface.training.recovery import TrainingStoppedError
@@ -81,8 +83,8 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             return
         self._failed_starts += 1
         if self._failed_starts > _FAILED_STARTS:
-            line = " ".join(str(failure or error).split())
-            raise TrainingStoppedError(f"workers cannot be started: {line[:500]} (--debug shows more)")
+            cause = in_one_line(failure or error)
+            raise TrainingStoppedError(f"workers cannot be started: {cause} (--debug shows more)")
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._training, self._failed = True, False
@@ -130,7 +132,7 @@ def cause_of(error: Exception, run: Path) -> Exception:
     inner = getattr(error, "controller_failure", None)
     if isinstance(inner, _KNOWN):
         return inner
-    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
     cause = lasting_cause(failures)
     if isinstance(cause, _KNOWN):
         return cause
@@ -138,20 +140,18 @@ def cause_of(error: Exception, run: Path) -> Exception:
         *before, last = restarts(run) or [describe(failures)]
         again = f"; workers had been started again {len(before)} times (train.max_failures)" if before else ""
         return TrainingStoppedError(f"{last}{again} (--debug shows more)")
-    line = " ".join(str(inner or error).split())
-    return TrainingStoppedError(f"Ray Train stopped: {line[:500]} (--debug shows more)")
+    return TrainingStoppedError(f"Ray Train stopped: {in_one_line(inner or error)} (--debug shows more)")
 
 
-def lasting_cause(failures: dict[int, Exception]) -> Exception | None:
+def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
     """The error among those of the workers that another attempt would meet again, in one line; None: try again."""
     causes = _causes(failures)
     if any(isinstance(cause, RayActorError) for cause in causes.values()):
         return None  # the others' errors are of losing it
     for cause in causes.values():
-        line = " ".join(str(cause).split())
         for known in _KNOWN:
             if isinstance(cause, known):
-                return known(line)
+                return known(in_one_line(cause))
         if found := re.search(r"(DataError|StorageError): (.+)", str(cause)):  # of a read task: Ray wraps it in text
             return (DataError if found[1] == "DataError" else StorageError)(found[2])
     if all(isinstance(cause, _PASSING) for cause in causes.values()):
@@ -159,21 +159,20 @@ def lasting_cause(failures: dict[int, Exception]) -> Exception | None:
     return TrainingStoppedError(f"{describe(failures)} (--debug shows more)")
 
 
-def describe(failures: dict[int, Exception]) -> str:
+def describe(failures: Mapping[int, BaseException]) -> str:
     """Which worker failed and how, in one line; a dead one rather than those that lost their connection to it."""
     causes = _causes(failures)
     dead = [rank for rank, cause in causes.items() if isinstance(cause, RayActorError)]
     if dead:
         return f"worker {' and '.join(map(str, dead))} died"
     rank, cause = next(iter(causes.items()))
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return f"worker {rank} failed: {lines[-1].strip()[:500]}"
+    return f"worker {rank} failed: {in_one_line(cause)}"
 
 
-def _causes(failures: dict[int, Exception]) -> dict[int, Exception]:
+def _causes(failures: Mapping[int, BaseException]) -> dict[int, BaseException]:
     """What Ray Train has wrapped: an error raised in a worker, or why it does not answer."""
     found = {}
     for rank, failure in failures.items():
         inner = getattr(failure, "_base_exc", failure)
-        found[rank] = getattr(inner, "health_check_failure", inner)
+        found[rank] = root_cause(getattr(inner, "health_check_failure", inner))
     return found

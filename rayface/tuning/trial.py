@@ -13,6 +13,7 @@ from ray import tune
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.ray_errors import in_one_line
 from rayface.tracking.journal import Journal, read_records
 from rayface.training.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RESULT
@@ -61,8 +62,7 @@ def run_trial(
     except TrainingInterruptedError:
         tune.report({"state": "PRUNED"})
     except Exception as error:  # a trial that fails says so, and the sweep goes on
-        text = " ".join(str(error).split()) or "no message"
-        tune.report({"state": "FAIL", "reason": f"{type(error).__name__}: {text}"[:1000]})
+        tune.report({"state": "FAIL", "reason": in_one_line(error)})
 
 
 def _pruned(config: Config, run: Path, settings: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:

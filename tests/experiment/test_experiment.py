@@ -59,12 +59,19 @@ def test_a_stage_that_failed_begins_anew_and_the_ones_before_it_stay(
     fakes["export"].failure = ValueError("no room")
     with pytest.raises(ValueError, match=r"^stage file: no room$"):
         stages_of(file, fakes)
-    fakes["export"].failure = TrainingInterruptedError("interrupted", Terminated())
-    with pytest.raises(TrainingInterruptedError, match=r"^stage file: interrupted.*: rayface run .*yaml --out .*out$"):
-        stages_of(file, fakes)
+    for failure, code in (
+        (TrainingInterruptedError("interrupted", Terminated()), 143),
+        (Terminated(), 143),
+        (KeyboardInterrupt(), 130),
+    ):
+        fakes["export"].failure = failure
+        again = r"^stage file: interrupted.*: rayface run .*yaml --out .*out$"
+        with pytest.raises(TrainingInterruptedError, match=again) as raised:
+            stages_of(file, fakes)
+        assert raised.value.exit_code == code
     fakes["export"].failure = None
     assert stages_of(file, fakes)[:2] == [("drawn", True), ("file", False)]
-    assert calls == ["drawn", "file", "file", "file", "scores", "evaluate"]
+    assert calls == ["drawn", *["file"] * 5, "scores", "evaluate"]
 
 
 def test_changes_that_a_finished_stage_cannot_follow_are_named_before_anything_runs(
@@ -131,7 +138,7 @@ def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_a
     file.write_text(f"stages:\n{TRAIN}".replace("DATA", str(data)))
     with pytest.raises(TrainingInterruptedError, match="stage a: interrupted"):
         run(file, [], fakes, out=str(tmp_path / "out"))
-    with pytest.raises(KeyboardInterrupt):  # between the end of the run and the record of it
+    with pytest.raises(TrainingInterruptedError):  # between the end of the run and the record of it
         run(file, ["optim.lr=0.01"], fakes, out=str(tmp_path / "out"))
     assert seen == [["--preset=debug", "--"], ["--resume", "--preset=debug", "--"]]
     result = run(file, ["optim.lr=0.01"], fakes, out=str(tmp_path / "out"))

@@ -37,7 +37,7 @@ DEAD = WorkerHealthCheckFailedError("no answer", ActorDiedError())
 
 def test_the_dead_are_named_rather_than_those_that_lost_them():
     assert describe({0: LOST, 2: DEAD}) == "worker 2 died"
-    assert describe({0: LOST}) == "worker 0 failed: Connection closed by peer"
+    assert describe({0: LOST}) == "worker 0 failed: gloo Connection closed by peer"
     assert lasting_cause({0: LOST, 2: DEAD}) is None
 
 
@@ -64,7 +64,7 @@ def test_what_would_come_again_is_said_as_the_worker_said_it(cause, message, tmp
 def test_a_mistake_in_the_program_is_not_tried_again():
     found = lasting_cause({1: UserExceptionWithTraceback(KeyError("x"), "trace")})
     assert isinstance(found, TrainingStoppedError)
-    assert str(found) == "worker 1 failed: 'x' (--debug shows more)"
+    assert str(found) == "worker 1 failed: KeyError: 'x' (--debug shows more)"
 
 
 def test_a_run_whose_nodes_do_not_come_back_stops_and_says_so(tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def test_a_node_that_is_given_notice_is_left_once_and_not_when_it_is_too_late(tm
     for _ in range(3):  # Ray Train asks on until all workers have ended
         watching.after_worker_group_poll_status(group[1])
     assert interrupt.requested(tmp_path), "what a user asked for was forgotten"
-    assert restarts(tmp_path)[1:] == ["worker 0 failed: Connection closed by peer"]
+    assert restarts(tmp_path)[1:] == ["worker 0 failed: gloo Connection closed by peer"]
     assert not leaving(tmp_path)  # Ray Train starts them again
     watching.after_worker_group_training_start(None)
     watching.after_worker_group_poll_status(group[1])

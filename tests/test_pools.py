@@ -1,0 +1,58 @@
+"""Pools end with what they work for."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rayface.pools import thread_pool
+
+SCRIPT = """
+import os, time
+from rayface.pools import process_pool
+
+if __name__ == "__main__":
+    with process_pool(1) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_an_error_ends_a_pool_without_the_work_that_waits():
+    done, begun = [], threading.Event()
+
+    def work(number: int) -> None:
+        begun.set()
+        time.sleep(0.05)
+        done.append(number)
+
+    def interrupted() -> None:
+        with thread_pool(1) as pool:
+            for number in range(1000):
+                pool.submit(work, number)
+            begun.wait()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(done) < 1000
+
+
+def test_processes_of_a_pool_end_when_their_parent_is_killed(tmp_path):
+    path = tmp_path / "job.py"
+    path.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, path], env=environment, stdout=subprocess.PIPE, text=True)
+    worker = Path("/proc", parent.stdout.readline().strip())
+    assert (worker / "stat").exists()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and worker.exists() and " Z " not in (worker / "stat").read_text():
+        time.sleep(0.05)
+    assert not worker.exists() or " Z " in (worker / "stat").read_text()
