@@ -15,7 +15,8 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.data.images import augment
 from rayface.data.plan import SamplePlan
-from rayface.data.shards import Dataset, open_dataset
+from rayface.data.shards import open_dataset
+from rayface.data.shared_samples import SharedSamples, share
 from rayface.data.stream import Batch, train_batches
 from rayface.data.windows import executions, split_streams
 from rayface.session import ray_session
@@ -58,9 +59,10 @@ def bench_train(
     """
     if steps < 1:
         raise ValueError(f"--steps {steps}: must be at least 1")
-    dataset = open_dataset(config.data.train) if config.data.train else None
-    if dataset is not None:
-        num_classes = dataset.num_classes
+    data = None
+    if config.data.train:
+        dataset = open_dataset(config.data.train)
+        data, num_classes = dataset.name, dataset.num_classes
     if ops < 0:
         raise ValueError(f"--ops {ops}: must be at least 0")
     world = World(rank=0, size=1, local_size=1, device=torch.device(device))
@@ -68,7 +70,7 @@ def bench_train(
     found = []
     for name in names:
         named = configs.with_overrides(config, {"backbone.name": name})
-        with _batches(named, dataset, num_classes, WARM_UP + steps + (PROFILED if ops else 0)) as batches:
+        with _batches(named, num_classes, WARM_UP + steps + (PROFILED if ops else 0)) as batches:
             bench = _Bench(named, num_classes, world, bf16)
             seconds = bench.run(itertools.islice(batches, WARM_UP + steps))
             profiled = {"ops": bench.profile(batches)[:ops]} if ops else {}
@@ -79,7 +81,7 @@ def bench_train(
         "precision": "bf16" if bf16 else "fp32",
         "threads": torch.get_num_threads(),
         "num_classes": num_classes,
-        "data": dataset.name if dataset else None,
+        "data": data,
         "steps": steps,
         "backbones": found,
     }
@@ -188,11 +190,12 @@ def _summary(steps: list[dict[str, float]], batch_size: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _batches(config: Config, dataset: Dataset | None, num_classes: int, steps: int) -> Iterator[Iterator[Batch]]:
+def _batches(config: Config, num_classes: int, steps: int) -> Iterator[Iterator[Batch]]:
     """Whole batches of one worker: of the dataset through Ray, else noise."""
-    if dataset is None:
+    if not config.data.train:
         yield _noise(config, num_classes, steps)
         return
+    dataset = open_dataset(config.data.train)
     train, data = config.train, config.data
     plan = SamplePlan(
         num_samples=len(dataset.index),
@@ -202,10 +205,10 @@ def _batches(config: Config, dataset: Dataset | None, num_classes: int, steps: i
         window_images=data.window_images,
     )
 
-    def streams() -> Iterator[tuple[int, Any]]:
+    def streams(samples: SharedSamples) -> Iterator[tuple[int, Any]]:
         for first, last in executions(plan, 0, steps):
             (stream,) = split_streams(
-                dataset,
+                samples,
                 plan,
                 image_size=data.image_size,
                 world_size=1,
@@ -217,7 +220,7 @@ def _batches(config: Config, dataset: Dataset | None, num_classes: int, steps: i
             yield first, stream
 
     with ray_session():
-        yield train_batches(streams(), plan, start=0, stop=steps, rank=0, world_size=1)
+        yield train_batches(streams(share(dataset)), plan, start=0, stop=steps, rank=0, world_size=1)
 
 
 def _noise(config: Config, num_classes: int, steps: int) -> Iterator[Batch]:

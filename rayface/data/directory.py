@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import platformdirs
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .index import SOURCE_LABEL, Columns, Ints, keep_rows, looked_up, read_columns, read_keys_at
 from .manifest import (
@@ -33,9 +25,9 @@ from .manifest import (
 from .members import LABEL_SUFFIXES
 from .samples import Fault, Sample, locate_member, scan_shard
 from .scan import INDEX_SCHEMA, PROCESSES_FROM_BYTES, ScanJob, ShardScan, joint_table, parallel_map, scan_shards
+from .scan_cache import load_scan, scan_key, store_scan
 from .storage import DataError, FileInfo, join, list_files
 
-_CACHE_VERSION = 3
 _NAMED_LABELS = 1000  # labels out of range are named one by one up to here
 
 
@@ -250,39 +242,12 @@ def _scan(root: str, files: list[FileInfo], manifest: Manifest | None) -> tuple[
     return manifest, table.take(pa.array(order)), faults
 
 
-def cache_folder() -> Path:
-    """Return the folder of cached manifests: RAYFACE_CACHE, or the user's cache directory."""
-    return Path(os.environ.get("RAYFACE_CACHE") or platformdirs.user_cache_dir("rayface")) / "datasets"
-
-
 def _scanned(root: str, files: list[FileInfo], manifest: Manifest | None) -> Part:
-    """Return the scan of a directory, from the cache where path, sizes, times and manifest are as they were."""
-    state = [root, [asdict(file) for file in files], manifest.model_dump() if manifest else None, _CACHE_VERSION]
-    folder = cache_folder() / hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
-    if not (folder / MANIFEST).is_file():
-        scanned = _scan(root, files, manifest)
-        try:
-            _store(folder, *scanned)
-        except OSError as error:
-            raise DataError(
-                f"{folder.parent}: cannot be written ({error}); set RAYFACE_CACHE to a folder that can"
-            ) from None
-    found = json.loads((folder / "faults.json").read_text())
-    known = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    index = str(folder / INDEX)
-    columns, _ = read_columns(index, len(known.shards))
-    return Part(root, known, columns, index, faults=[Fault(**fault) for fault in found])
-
-
-def _store(folder: Path, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-    pq.write_table(table, temporary / INDEX)
-    (temporary / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults]))
-    (temporary / MANIFEST).write_bytes(manifest.to_json())
-    try:
-        os.rename(temporary, folder)
-    except OSError:  # another process was faster and wrote the same
-        shutil.rmtree(temporary)
-        if not folder.is_dir():
-            raise
+    """Return the scan of a directory, from the cache where it is as it was."""
+    key = scan_key(root, files, manifest)
+    found = load_scan(key)
+    if found is None:
+        store_scan(key, *_scan(root, files, manifest))
+        found = load_scan(key)
+        assert found is not None
+    return Part(root, found.manifest, found.columns, found.index_file, faults=found.faults)

@@ -60,9 +60,11 @@ class Fault:
         return f"{self.shard}: {self.member + ' ' if self.member else ''}at byte {self.offset}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class SampleIndex:
     """Where every sample lies: numpy columns of length N, 24 bytes a sample, 20 where both labels are one array.
+
+    Columns are never changed; one may be replaced by an equal one that lies elsewhere in memory.
 
     `shard` int32 number of the shard; `offset` int64 byte of the first tar header; `num_bytes` int32 with headers and
     padding; `label` int32 in the joint label space; `source_label` int32 as the shard's .cls says.

@@ -19,7 +19,8 @@ from rayface.data.decode import decode_images
 from rayface.data.members import IMAGE_SUFFIXES
 from rayface.data.plan import Ids, SamplePlan
 from rayface.data.samples import locate_member
-from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, read_samples
+from rayface.data.shards import DataError, Fault, SampleIndex, read_samples
+from rayface.data.shared_samples import SharedSamples
 
 # One Ray Data execution: its tasks are put into the object store at its start, 2 ms each.
 _WINDOWS_PER_EXECUTION = 4096
@@ -41,7 +42,7 @@ def executions(plan: SamplePlan, start: int, stop: int) -> Iterator[tuple[int, i
 
 
 def split_streams(
-    dataset: Dataset,
+    samples: SharedSamples,
     plan: SamplePlan,
     *,
     image_size: int,
@@ -58,6 +59,7 @@ def split_streams(
     the row carries its window and rank, and the reader of the stream holds both to what it expects.
 
     Args:
+        samples: of the dataset; the plan's numbers are places in its index.
         readers: windows decoded at once; 0: one for each CPU that training leaves free, two if it leaves none.
         reserved: resources that training holds, {"CPU": ..., "GPU": ...}.
     """
@@ -70,7 +72,7 @@ def split_streams(
     context.execution_options.exclude_resources = ExecutionResources(
         cpu=reserved.get("CPU", 0), gpu=reserved.get("GPU", 0)
     )
-    source = _WindowSource(dataset, plan, image_size, world_size, range(first_window, last_window))
+    source = _WindowSource(samples, plan, image_size, world_size, range(first_window, last_window))
     with DataContext.current(context):
         windows = ray.data.read_datasource(
             source,
@@ -96,10 +98,12 @@ class _Pace(ExecutionCallback):
 class _WindowSource(Datasource):
     """Read tasks for Ray Data: one for each window, cheap to send because the index is in the object store."""
 
-    def __init__(self, dataset: Dataset, plan: SamplePlan, image_size: int, world_size: int, windows: range) -> None:
+    def __init__(
+        self, samples: SharedSamples, plan: SamplePlan, image_size: int, world_size: int, windows: range
+    ) -> None:
         super().__init__()
-        self._plan, self._image_size, self._world_size, self._windows = plan, image_size, world_size, windows
-        self._data = ray.put(([s.path for s in dataset.shards], dataset.index))
+        self._samples, self._plan, self._windows = samples, plan, windows
+        self._image_size, self._world_size = image_size, world_size
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
@@ -113,10 +117,10 @@ class _WindowSource(Datasource):
         return self._plan.window_steps * self._plan.batch_size * self._image_size**2 * 3
 
     def _task(self, window: int) -> ReadTask:
-        data, plan, size, world_size = self._data, self._plan, self._image_size, self._world_size
+        samples, plan, size, world_size = self._samples, self._plan, self._image_size, self._world_size
 
         def read() -> Iterator[pa.Table]:
-            shards, index = ray.get(data)
+            shards, index = samples.get()
             yield from read_window(shards, index, plan, window, size, world_size)
 
         metadata = BlockMetadata(

@@ -23,6 +23,7 @@ from rayface import report, tracking
 from rayface.config import Config, TrainConfig
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import Dataset, open_dataset
+from rayface.data.shared_samples import SharedSamples, share
 from rayface.evaluation.protocols import load_pairs
 from rayface.files import write_json, write_text
 from rayface.plan.memory import job_of
@@ -131,7 +132,7 @@ def _train_in(
         write_text(run / "faults.log", "".join(f"{fault}\n" for fault in dataset.faults))
     with session(run) as seconds, _tracked(config, run, dataset, tags) as tracked:
         with follow(run, _num_steps(config, plan)):
-            _fit(config, run, dataset, plan, held_cpus)
+            _fit(config, run, dataset, share(dataset), plan, held_cpus)
         result = _gather(run, dataset, seconds=seconds())
         for path, folder in _artifacts(run):
             tracked.journal.artifact(path, folder)
@@ -298,13 +299,15 @@ def _git_commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpus: float) -> None:
+def _fit(
+    config: Config, run: Path, dataset: Dataset, samples: SharedSamples, plan: SamplePlan, held_cpus: float
+) -> None:
     """Run workers until they are done; once more whenever they have left a node before it was taken away."""
 
     def fit() -> None:
-        _trainer(config, run, dataset, plan, held_cpus).fit()
+        _trainer(config, run, dataset, samples, plan, held_cpus).fit()
         while take_leave(run) and not interrupt.requested(run) and not (run / OUTCOME).exists():
-            _trainer(config, run, dataset, plan, held_cpus).fit()
+            _trainer(config, run, dataset, samples, plan, held_cpus).fit()
 
     clear_restarts(run)
     try:
@@ -318,7 +321,9 @@ def _fit(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpu
         raise _interrupted(run, KeyboardInterrupt())
 
 
-def _trainer(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held_cpus: float) -> TorchTrainer:
+def _trainer(
+    config: Config, run: Path, dataset: Dataset, samples: SharedSamples, plan: SamplePlan, held_cpus: float
+) -> TorchTrainer:
     gpu = uses_gpu(config)
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = {
@@ -326,6 +331,7 @@ def _trainer(config: Config, run: Path, dataset: Dataset, plan: SamplePlan, held
         "run": str(run),
         "num_classes": dataset.num_classes,
         "plan": plan,
+        "samples": samples,
         "facts": {"name": dataset.name, "digest": dataset.digest, "licence": dataset.licence},
         "faults": dataset.faults,
         "held_cpus": held_cpus,

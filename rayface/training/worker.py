@@ -12,7 +12,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from rayface import config as configs
 from rayface.config import Config
 from rayface.data.plan import SamplePlan
-from rayface.data.shards import open_dataset
+from rayface.data.shared_samples import SharedSamples
 from rayface.data.stream import Batch, train_batches
 from rayface.data.windows import executions, split_streams
 from rayface.training.distributed import World
@@ -49,23 +49,22 @@ def train_worker(job: dict[str, Any]) -> None:
 
     def batches_from(step: int) -> Iterator[Batch]:
         span = {"start": step, "stop": training.total_steps}
-        streams = _streams(config, plan, world, held_cpus=job["held_cpus"], **span)
+        streams = _streams(config, job["samples"], plan, world, held_cpus=job["held_cpus"], **span)
         return train_batches(streams, plan, rank=world.rank, world_size=world.size, **span)
 
     training.fit(batches_from)
 
 
 def _streams(
-    config: Config, plan: SamplePlan, world: World, *, held_cpus: float, start: int, stop: int
+    config: Config, samples: SharedSamples, plan: SamplePlan, world: World, *, held_cpus: float, start: int, stop: int
 ) -> Iterator[tuple[int, Any]]:
     """This rank's share of each Ray Data execution; rank 0 starts them and deals them out."""
-    dataset, gpus = None, int(world.device.type == "cuda")
+    gpus = int(world.device.type == "cuda")
     for first, last in executions(plan, start, stop):
         streams = None
         if world.rank == 0:
-            dataset = dataset or open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
             streams = split_streams(
-                dataset,
+                samples,
                 plan,
                 image_size=config.data.image_size,
                 world_size=world.size,

@@ -374,6 +374,36 @@ def test_bare_directory_is_counted_once_and_cached(
     assert open_dataset(tmp_path / "set").num_images == 4
 
 
+def test_a_home_that_cannot_be_written_costs_a_folder_below_tmp_and_no_second_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "set" / "a.tar", members())
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.delenv("RAYFACE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert open_dataset(tmp_path / "set").keys() == list(JPEG)
+    (kept,) = (tmp_path / "tmp").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o700
+    with monkeypatch.context() as patched:
+        patched.setattr("rayface.data.directory.scan_shards", None)  # a second scan would fail
+        assert open_dataset(tmp_path / "set").num_images == 5
+    kept.chmod(0o777)  # somebody else could have written it
+    with pytest.raises(DataError, match="set RAYFACE_CACHE"):
+        open_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "faults.json", "dataset.json"])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, own_cache: Path, name: str) -> None:
+    write_tar(tmp_path / "set" / "a.tar", members())
+    open_dataset(tmp_path / "set")
+    (damaged,) = own_cache.rglob(name)
+    damaged.write_bytes(b"")
+    assert open_dataset(tmp_path / "set").keys() == list(JPEG)
+    assert damaged.stat().st_size
+
+
 def test_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar(tmp_path / "set" / "a.tar", members())
     (tmp_path / "file").write_text("")

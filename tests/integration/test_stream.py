@@ -9,6 +9,7 @@ import pytest
 
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import DataError, Dataset, open_dataset
+from rayface.data.shared_samples import share
 from rayface.data.stream import Batch, FaultCounter, train_batches
 from rayface.data.windows import split_streams
 
@@ -19,7 +20,7 @@ def read(dataset: Dataset, plan: SamplePlan, world_size: int, start: int, stop: 
     """The batches of every rank, read at the same time as training would."""
     first, last = plan.window_of(start)[0], plan.window_of(stop - 1)[0] + 1
     streams = split_streams(
-        dataset,
+        share(dataset),
         plan,
         image_size=56,
         world_size=world_size,

@@ -1,6 +1,7 @@
 """Training runs on a real local Ray: any number of workers, resume, NaN, names, what is left behind."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,27 @@ def test_an_interrupt_saves_a_checkpoint_and_says_how_to_go_on(drawn, tmp_path):
     last = read_metrics(journal.parent)["train/loss"][-1][0]
     assert json.loads((saved / checkpoint.PROGRESS).read_text())["step"] == last
     assert f"the last checkpoint is {saved}; go on with: rayface train --resume train.output={run}" in errors
+
+
+def test_workers_take_the_index_of_a_bare_directory_from_the_driver(drawn, tmp_path, monkeypatch):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for shard in drawn.glob("*.tar"):
+        shutil.copy(shard, bare)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # a home that cannot be written
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    worker = trainer.train_worker
+
+    def train_without_opening(job: dict[str, object]) -> None:
+        from rayface.data import dataset
+
+        dataset.load_part = None  # a worker that opens the data would fail
+        worker(job)
+
+    monkeypatch.setattr(trainer, "train_worker", train_without_opening)
+    result = train(settings(bare, tmp_path / "run", train__num_workers=1, train__epochs=0.2))
+    assert result["faults"] == 0
 
 
 def test_real_faces_from_two_directories_to_an_evaluated_model(faces, tmp_path, monkeypatch):

@@ -1,0 +1,101 @@
+"""Scans of directories without an index, kept so that they are made once: in the user's cache, else below /tmp."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import platformdirs
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .index import Columns, read_columns
+from .manifest import INDEX, MANIFEST, Manifest
+from .samples import Fault
+from .storage import DataError, FileInfo, one_line
+
+_VERSION = 4
+_VARIABLE = "RAYFACE_CACHE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedScan:
+    """What a scan found; `columns` are its index without keys, `index_file` the parquet that holds all of it."""
+
+    manifest: Manifest
+    columns: Columns
+    index_file: str
+    faults: list[Fault]
+
+
+def scan_key(root: str, files: list[FileInfo], manifest: Manifest | None) -> str:
+    """Return the name of a directory's scan: another one as soon as path, sizes, times or manifest are others."""
+    state = [root, [asdict(file) for file in files], manifest.model_dump() if manifest else None, _VERSION]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
+
+
+def load_scan(key: str) -> CachedScan | None:
+    """Return a scan that was stored, None where there is none that can be read."""
+    for base in _folders():
+        folder = base / key
+        if not os.path.isdir(folder):  # Path.is_dir raises where the home may not be entered
+            continue
+        try:
+            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+            faults = [Fault(**fault) for fault in json.loads((folder / "faults.json").read_text())]
+            index = str(folder / INDEX)
+            columns, _ = read_columns(index, len(manifest.shards))
+            return CachedScan(manifest=manifest, columns=columns, index_file=index, faults=faults)
+        except (OSError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)  # damaged, by a crash before it was on disk: it is made anew
+    return None
+
+
+def store_scan(key: str, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:
+    """Keep a scan in the first folder that can be written; DataError where none can."""
+    tried = []
+    for base in _folders():
+        try:
+            _store(base / key, manifest, table, faults)
+            return
+        except OSError as error:
+            tried.append(f"{base}: cannot be written ({one_line(error)})")
+    raise DataError(f"{'; '.join(tried)}; set {_VARIABLE} to a folder that can")
+
+
+def _folders() -> Iterator[Path]:
+    """Yield where scans may lie. A folder that the user names is the only one; a home may be missing or read-only."""
+    if named := os.environ.get(_VARIABLE):
+        yield Path(named) / "datasets"
+        return
+    yield Path(platformdirs.user_cache_dir("rayface")) / "datasets"
+    temporary = Path(tempfile.gettempdir()) / f"rayface-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        found = temporary.lstat()
+        # Everybody may write to /tmp: what somebody else has put there is not ours to trust.
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            yield temporary / "datasets"
+
+
+def _store(folder: Path, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+    try:
+        pq.write_table(table, temporary / INDEX)
+        (temporary / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults]))
+        (temporary / MANIFEST).write_bytes(manifest.to_json())
+        os.rename(temporary, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster and wrote the same
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

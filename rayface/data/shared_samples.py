@@ -1,0 +1,42 @@
+"""The sample index in Ray's object store: opened once by the driver, one copy on each node that reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+
+from .dataset import Dataset
+from .index import SOURCE_LABEL, to_index
+from .samples import SampleIndex
+
+
+@dataclass(frozen=True)
+class SharedSamples:
+    """References to the shard paths and index columns of a dataset; a few bytes to send, alive as long as their owner.
+
+    The process that calls `share` is the owner, so that workers may come and go.
+    """
+
+    paths: ray.ObjectRef
+    columns: dict[str, ray.ObjectRef]
+
+    def get(self) -> tuple[list[str], SampleIndex]:
+        """Return shard paths and index; the columns are read-only views of this node's object store."""
+        paths, *columns = ray.get([self.paths, *self.columns.values()])
+        return paths, to_index(dict(zip(self.columns, columns, strict=True)))
+
+
+def share(dataset: Dataset) -> SharedSamples:
+    """Move a dataset's index into the object store; to be called once.
+
+    `dataset.index` is a view of it from then on and ends with this Ray. Memory: one column more while it is copied.
+    """
+    index, columns = dataset.index, {}
+    own_labels = index.source_label is not index.label
+    for name in ("shard", "offset", "num_bytes", "label", *([SOURCE_LABEL] if own_labels else [])):
+        columns[name] = ray.put(getattr(index, name))
+        setattr(index, name, ray.get(columns[name]))  # lets go of this process's own copy
+    if not own_labels:
+        index.source_label = index.label
+    return SharedSamples(ray.put(dataset.shard_paths()), columns)
