@@ -3,9 +3,12 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,60 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Page]:
         return Page(dom=done.stdout, console=re.findall(r"CONSOLE.*?\] (.*)", done.stderr))
 
     return show
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectStore:
+    """A bucket of a server that speaks S3."""
+
+    endpoint: str
+    bucket: str
+    key: str = "AKIARAYFACETEST"
+    secret: str = "no-secret"
+
+    def uri(self, path: str) -> str:
+        """The URI of a path in the bucket, credentials included: Ray's workers have no others."""
+        place = f"endpoint_override={self.endpoint}&scheme=http&region=us-east-1"
+        return f"s3://{self.key}:{self.secret}@{self.bucket}/{path}?{place}"
+
+    def files(self) -> dict[str, bytes]:
+        """Every object of the bucket, by name."""
+        from pyarrow import fs
+
+        filesystem, root = fs.FileSystem.from_uri(self.uri(""))
+        found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        paths = [entry.path for entry in found if entry.type == fs.FileType.File]
+        return {path.removeprefix(f"{self.bucket}/"): filesystem.open_input_file(path).readall() for path in paths}
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """moto's server in a process of its own: Arrow holds the GIL while a stream is destroyed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield ObjectStore(endpoint=f"127.0.0.1:{port}", bucket="")
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def object_store(s3_server: ObjectStore, request: pytest.FixtureRequest) -> ObjectStore:
+    """An empty bucket of this test's own."""
+    from pyarrow import fs
+
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50]
+    store = replace(s3_server, bucket=f"{name}-{time.monotonic_ns() % 10**9}")
+    filesystem, root = fs.FileSystem.from_uri(f"{store.uri('')}&allow_bucket_creation=true")
+    filesystem.create_dir(root)
+    return store

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+LARGEST_REMOTE = 5 << 30  # bytes of a file that S3 renames
 _T = TypeVar("_T")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _BACK_OFF = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds before each further try
@@ -268,34 +269,50 @@ def windowed(source: Source, width: int) -> Callable[[int, int], bytes]:
 class AtomicFile:
     """A file that appears under its name only when `commit` has made it durable; write to its `stream`.
 
-    Local: a temporary name, fsync, rename. Object stores publish a file when it is closed, so no other name is needed.
+    On every store it is written under a temporary name and renamed. A process that is killed leaves at most a
+    temporary one. On S3 a rename is a copy on its side, of at most 5 GiB.
     """
 
     def __init__(self, path: str):
-        self.path = path
-        if is_local(path):
-            self._temporary = temporary_name(path)
-            self.stream: Any = open(self._temporary, "wb")  # noqa: SIM115 (closed in commit or abandon)
+        self._filesystem, self._path = locate(path)
+        self._local = is_local(path)
+        self._temporary = temporary_name(self._path)
+        self._done = False
+        self.stream: Any
+        if self._local:
+            self.stream = open(self._temporary, "wb")  # noqa: SIM115 (closed in commit or abandon)
         else:
-            filesystem, inside = locate(path)
-            self.stream = filesystem.open_output_stream(inside)
+            self.stream = self._filesystem.open_output_stream(self._temporary, compression=None)
 
     def commit(self) -> None:
-        if is_local(self.path):
+        """Publish the file."""
+        if self._local:
             self.stream.flush()
             os.fsync(self.stream.fileno())
-        self.stream.close()
-        if is_local(self.path):
-            os.replace(self._temporary, self.path)
-            sync_folder(os.path.dirname(self.path))
+            self.stream.close()
+            os.replace(self._temporary, self._path)
+            sync_folder(os.path.dirname(self._path))
+        else:
+            self.stream.close()
+            self._rename()
+        self._done = True
+
+    def _rename(self) -> None:
+        try:
+            self._filesystem.move(self._temporary, self._path)
+        except NotImplementedError:  # Azure without a hierarchical namespace
+            self._filesystem.copy_file(self._temporary, self._path)
+            self._filesystem.delete_file(self._temporary)
 
     def abandon(self) -> None:
-        """Close without publishing, unless committed; an object store keeps the part that was written."""
-        if self.stream.closed:
+        """Close and delete what was written, unless it was committed; never raises, as it follows an error."""
+        if self._done:
             return
-        self.stream.close()
-        if is_local(self.path):
-            os.unlink(self._temporary)
+        self._done = True
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self.stream.close()
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._filesystem.delete_file(self._temporary)
 
 
 @contextmanager
@@ -310,7 +327,7 @@ def atomic_stream(path: str) -> Iterator[Any]:
 
 
 def temporary_name(path: str) -> str:
-    """Return a name for a local file while it is written: hidden, never taken for a shard, and nobody else's.
+    """Return a name for a file while it is written: hidden, never taken for a shard, and nobody else's.
 
     A task that was given up for lost may still write the same file as the one that was started in its place.
     """
@@ -340,9 +357,8 @@ def sync_folder(folder: str) -> None:
 
 def write_bytes(path: str, data: bytes) -> None:
     """Write a small file so that it appears whole or not at all."""
-    file = AtomicFile(path)
-    file.stream.write(data)
-    file.commit()
+    with atomic_stream(path) as stream:
+        stream.write(data)
 
 
 def make_folder(folder: str) -> None:

@@ -25,7 +25,18 @@ from .dataset import Dataset, open_dataset
 from .manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, ShardEntry, read_parquet
 from .members import encode_sample, parse_name
 from .scan import INDEX_SCHEMA, index_table
-from .storage import AtomicFile, DataError, delete, is_local, join, list_names, make_folder, normalise, write_bytes
+from .storage import (
+    LARGEST_REMOTE,
+    AtomicFile,
+    DataError,
+    delete,
+    is_local,
+    join,
+    list_names,
+    make_folder,
+    normalise,
+    write_bytes,
+)
 from .tar import end_of_archive
 
 DEFAULT_SHARD_SIZE = 256 * 2**20
@@ -86,6 +97,9 @@ class ShardWriter:
         self.identities = _checked_identities(identities)
         if shard_size < 1:
             raise ValueError(f"shard_size {shard_size}: must be a positive number of bytes")
+        self.root = normalise(out)
+        if not is_local(self.root) and shard_size > LARGEST_REMOTE:
+            raise ValueError(f"shard_size {shard_size}: must be at most {LARGEST_REMOTE} (5 GiB) on an object store")
         self.shard_size = shard_size
         self.manifest = Manifest(
             name=name,
@@ -100,7 +114,6 @@ class ShardWriter:
             shards=[],
         )
         self.counts = np.zeros(len(self.identities), np.int64)
-        self.root = normalise(out)
         self._hashes = array("q")
         self._shard: AtomicFile | None = None
         self._lock = _claim(self.root)
