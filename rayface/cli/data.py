@@ -1,5 +1,6 @@
 """Verbs of data: synth, convert, check."""
 
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -58,9 +59,11 @@ def convert(
         dataset = CONVERTERS[source](
             src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed, progress=progress
         )
+    left_out: Counter[str] = Counter()
     for fault in dataset.faults:
         typer.echo(str(fault), err=True)
-    show_result(f"converted into {out}", dataset_facts(dataset, out), json)
+        left_out[fault.kind] += fault.num_lost
+    show_result(f"converted into {out}", {**dataset_facts(dataset, out), "left_out": dict(left_out)}, json)
 
 
 @app.command()

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
+import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-import cv2
 import numpy as np
 import simplejpeg
 
 from rayface.machine import num_cpus
 
 from .dataset import Dataset
+from .decode import SNIFF_BYTES, decode_image, image_format, orientation
+from .image_folder import Listing, fault_of, has_image_suffix, list_images, unique_keys
 from .samples import Fault
-from .storage import DataError, read_bytes
+from .storage import DataError, Source, one_line
 from .writer import DEFAULT_SHARD_SIZE, ShardWriter
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _AHEAD = 64  # images in memory while they wait for their place in a shard
+_MAX_BYTES = 1 << 30  # of a file that may be an image
 
+_Out = TypeVar("_Out")
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
@@ -41,11 +43,14 @@ def convert_folder(
 ) -> Dataset:
     """Convert a folder with one folder of images for each identity, into shards shuffled as a whole.
 
-    JPEGs of image_size x image_size pixels are copied byte for byte; all other images are resized to it, not cropped
-    (area where they shrink), and encoded with `quality`. Images that cannot be read are skipped and are the faults of
-    the dataset returned. Symbolic links to folders, and to files outside `src`, are not followed.
+    Upright JPEGs of image_size x image_size pixels are copied byte for byte; all other images are turned upright,
+    resized to it, not cropped (area where they shrink), and encoded with `quality`. Images are told by their content
+    (see decode_image), whatever their names. Those that cannot be read and all else that is left out are the faults of
+    the dataset returned: `num_lost` of a fault is the number of things, `kind` why (LeftOut). No identity is without an
+    image. See list_images for hidden folders and links.
 
-    The first pass lists paths, the second reads images in their final order: memory is the list of paths and 64 images.
+    A first pass lists paths, a second looks for one image of each identity that can be read, a third reads all images
+    in their final order: memory is the list of paths and 64 images.
     Raises DataError where there is no image, or `out` is not empty; ValueError for settings out of range.
     """
     if layout not in ("shuffled", "by_identity"):
@@ -53,153 +58,105 @@ def convert_folder(
     if image_size < 1 or not 1 <= quality <= 100:
         raise ValueError(f"image_size {image_size}, quality {quality}: must be at least 1, and from 1 to 100")
     root = Path(src).expanduser().resolve()
-    identities, paths, labels, faults = _list_images(root)
-    keys = unique_keys(paths)
-    order = np.arange(len(paths))
+    listing = list_images(root)
+    load = functools.partial(_load, root, size=image_size, quality=quality)
+    _drop_empty_identities(listing, load)
+    keys = unique_keys(listing.paths)
+    order = np.arange(len(listing.paths))
     if layout == "shuffled":
-        order = np.random.default_rng(seed).permutation(len(paths))
-
-    def load(number: int) -> bytes | Fault:
-        return _load(root, paths[number], image_size, quality)
-
+        order = np.random.default_rng(seed).permutation(len(listing.paths))
     out = Path(out) if "://" not in str(out) else out
     with ShardWriter(
         out,
         name=name or str(out).rstrip("/").rpartition("/")[2],
-        identities=identities,
+        identities=listing.identities,
         image_size=(image_size, image_size),
         layout=layout,
         source=f"folder {root.name}",
         shard_size=shard_size,
     ) as writer:
-        for done, (number, jpeg) in enumerate(_ordered(load, order.tolist()), 1):
+        loaded = _ordered(lambda number: load(listing.paths[number]), order.tolist())
+        for done, (number, jpeg) in enumerate(loaded, 1):
             if isinstance(jpeg, Fault):
-                faults.append(jpeg)
+                listing.left_out.add(jpeg)
             else:
-                writer.add(keys[number], labels[number], jpeg)
+                writer.add(keys[number], listing.labels[number], jpeg)
             if progress:
-                progress(done, len(paths))
-        if not writer.num_images:
-            raise DataError(f"{root}: none of {len(paths)} images can be read; the first: {faults[0]}")
-        return dataclasses.replace(writer.finish(), faults=tuple(faults))
+                progress(done, len(listing.paths))
+        if not writer.counts.all():
+            lost = listing.identities[int(np.argmin(writer.counts))]
+            raise DataError(f"{root}: {lost}: its images could be read before and not any more; run it again")
+        return dataclasses.replace(writer.finish(), faults=tuple(listing.left_out.faults()))
 
 
-def _ordered(load: Callable[[int], bytes | Fault], numbers: Sequence[int]) -> Iterator[tuple[int, bytes | Fault]]:
-    """Yield (number, load(number)) in order, loaded by threads at most _AHEAD images ahead (OpenCV frees the GIL)."""
-    waiting: deque[tuple[int, Future[bytes | Fault]]] = deque()
+def _drop_empty_identities(listing: Listing, load: Callable[[str], bytes | Fault]) -> None:
+    """Leave out identities none of whose files is an image that can be read, and number the others anew."""
+    places: list[list[int]] = [[] for _ in listing.identities]
+    for place, label in enumerate(listing.labels):
+        places[label].append(place)
+
+    def refused(label: int) -> list[Fault]:
+        """Return why each file cannot be read; nothing as soon as one can."""
+        faults = []
+        for place in places[label]:
+            result = load(listing.paths[place])
+            if not isinstance(result, Fault):
+                return []
+            faults.append(result)
+        return faults
+
+    empty = [(label, faults) for label, faults in _ordered(refused, range(len(places))) if faults]
+    if len(empty) == len(places):
+        raise DataError(f"{listing.root}: none of {len(listing.paths)} files can be read; the first: {empty[0][1][0]}")
+    for label, faults in empty:
+        for fault in faults:
+            listing.left_out.add(fault)
+        folder = listing.identities[label]
+        listing.left_out.add(fault_of(listing.root, folder, "identity", "no image of this identity can be read"))
+    dropped = {label for label, _ in empty}
+    kept = [place for place, label in enumerate(listing.labels) if label not in dropped]
+    new = np.cumsum([label not in dropped for label in range(len(places))]) - 1
+    listing.paths = [listing.paths[place] for place in kept]
+    listing.labels = new[[listing.labels[place] for place in kept]].tolist()
+    listing.identities = [name for label, name in enumerate(listing.identities) if label not in dropped]
+
+
+def _ordered(work: Callable[[int], _Out], numbers: Iterable[int]) -> Iterator[tuple[int, _Out]]:
+    """Yield (number, work(number)) in order, done by threads at most _AHEAD ahead (decoders free the GIL)."""
+    waiting: deque[tuple[int, Future[_Out]]] = deque()
     with ThreadPoolExecutor(num_cpus()) as pool:
-        for number in itertools.chain(numbers, itertools.repeat(-1, _AHEAD)):
-            if number >= 0:
-                waiting.append((number, pool.submit(load, number)))
-            if waiting and (number < 0 or len(waiting) >= _AHEAD):
+        for number in numbers:
+            waiting.append((number, pool.submit(work, number)))
+            if len(waiting) >= _AHEAD:
                 first, future = waiting.popleft()
                 yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
 
 
-def _list_images(root: Path) -> tuple[list[str], list[str], list[int], list[Fault]]:
-    """Return identities in the order of their names, image paths below `root`, a label for each, and refused links."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder of identities")
-    identities: list[str] = []
-    paths: list[str] = []
-    labels: list[int] = []
-    faults: list[Fault] = []
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.is_symlink() and entry.is_dir():
-            faults.append(_fault(root, entry.name, "symbolic link to a folder, not followed"))
-        elif entry.is_dir():
-            found = list(_walk(root, entry.name, faults))
-            if found:
-                labels += [len(identities)] * len(found)
-                identities.append(_printable(entry.name))
-                paths += found
-        elif entry.name.lower().endswith(SUFFIXES):
-            faults.append(_fault(root, entry.name, "image outside of an identity's folder"))
-    if not paths:
-        kinds = " ".join(SUFFIXES)
-        raise DataError(f"{root}: no images ({kinds}) in folders below it; there must be one folder for each identity")
-    return identities, paths, labels, faults
-
-
-def _walk(root: Path, folder: str, faults: list[Fault]) -> Iterator[str]:
-    """Yield image paths below root/folder, relative to root, in the order of their names."""
-    for entry in sorted(os.scandir(root / folder), key=lambda entry: entry.name):
-        path = f"{folder}/{entry.name}"
-        if entry.is_symlink():
-            if entry.is_dir():
-                faults.append(_fault(root, path, "symbolic link to a folder, not followed"))
-                continue
-            if not Path(entry.path).resolve().is_relative_to(root):
-                faults.append(_fault(root, path, "symbolic link that leads out of the folder, not followed"))
-                continue
-        if entry.is_dir():
-            yield from _walk(root, path, faults)
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield path
-
-
-def _fault(root: Path, path: str, reason: str) -> Fault:
-    return Fault(shard=str(root), member=_printable(path), offset=0, reason=reason, kind="image")
-
-
-def _printable(text: str) -> str:
-    """Names that are not valid UTF-8 reach Python with surrogates, which no parquet or tar file can hold."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def unique_keys(paths: Sequence[str]) -> list[str]:
-    """Return a key for every relative image path: flat, without dots (webdataset cuts keys there), unique.
-
-    `ada/x.1.jpg` becomes `ada_x_1`; of paths that become the same, the later ones get -2, -3 and so on.
-    """
-    seen: set[str] = set()
-    keys = []
-    for path in paths:
-        stem = path.rpartition(".")[0]
-        base = key = "".join(c if c.isalnum() or c in "-_+=@" else "_" for c in stem)
-        number = 1
-        while key in seen:
-            number += 1
-            key = f"{base}-{number}"
-        seen.add(key)
-        keys.append(key)
-    return keys
-
-
-def _load(root: Path, path: str, size: int, quality: int) -> bytes | Fault:
+def _load(root: Path, path: str, *, size: int, quality: int) -> bytes | Fault:
     """Return an image as JPEG bytes of size x size pixels, or why it cannot be."""
+    where = str(root / path)
     try:
-        data = read_bytes(str(root / path))
-    except DataError as error:
-        return _fault(root, path, str(error).removeprefix(f"{root / path}: "))
-    try:
-        return data if _is_ready(data, size) else _encode(data, size, quality)
-    except (ValueError, cv2.error) as error:
-        return _fault(root, path, f"cannot be read: {' '.join(str(error).split())}")
+        with Source(where) as source:
+            if image_format(source.read(0, SNIFF_BYTES)) is None and not has_image_suffix(path):
+                return fault_of(root, path, "no image", "not an image")
+            if source.size > _MAX_BYTES:
+                return fault_of(root, path, "image", f"{source.size} bytes, more than {_MAX_BYTES}")
+            return _as_jpeg(source.read(0, source.size), size, quality)
+    except ValueError as error:
+        reason = one_line(error).removeprefix(f"{where}: ")
+        return fault_of(root, path, "image", reason)
 
 
-def _is_ready(data: bytes, size: int) -> bool:
-    """Tell whether the bytes are a JPEG of the right size that decodes; ValueError where it is damaged."""
-    if data[:2] != b"\xff\xd8":
-        return False
-    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    if (height, width) != (size, size) or colorspace not in ("YCbCr", "Gray", "RGB"):
-        return False
-    simplejpeg.decode_jpeg(data)
-    return True
-
-
-def _encode(data: bytes, size: int, quality: int) -> bytes:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if image is None:
-        raise ValueError("not an image that OpenCV can decode" if data else "the file is empty")
-    if image.shape[:2] != (size, size):
-        shrinks = min(image.shape[:2]) >= size
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    done, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError("OpenCV cannot encode it as JPEG")
-    return encoded.tobytes()
+def _as_jpeg(data: bytes, size: int, quality: int) -> bytes:
+    """Return the image as an upright JPEG of size x size; the bytes themselves where they are one that is sound."""
+    image = decode_image(data, size)
+    if image_format(data[:SNIFF_BYTES]) == "JPEG" and orientation(data) == 1:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if (height, width) == (size, size) and colorspace in ("YCbCr", "Gray", "RGB"):
+            return data
+    return simplejpeg.encode_jpeg(image, quality, "RGB", "420")
 
 
 CONVERTERS: dict[str, Callable[..., Dataset]] = {"folder": convert_folder}

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .samples import SampleIndex
-from .storage import DataError, locate, one_line
+from .storage import DataError, one_line, open_arrow
 
 Ints = NDArray[np.integer[Any]]
 Columns = dict[str, Ints]
@@ -89,10 +89,11 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[list[int]]:
 
 @contextmanager
 def _opened(path: str, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
-    filesystem, inside = locate(path)
     try:
-        with filesystem.open_input_file(inside) as stream:
+        with open_arrow(path) as stream:
             yield pq.ParquetFile(stream, buffer_size=_READ_BYTES)
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DataError(f"{path}: not a parquet file with columns {', '.join(names)} ({one_line(error)})") from None
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from .index import Columns, read_columns
 from .manifest import INDEX, MANIFEST, Manifest
 from .samples import Fault
-from .storage import DataError, FileInfo, one_line
+from .storage import DataError, FileInfo, StorageError, one_line
 
 _VERSION = 4
 _VARIABLE = "RAYFACE_CACHE"
@@ -54,7 +54,7 @@ def load_scan(key: str) -> CachedScan | None:
             index = str(folder / INDEX)
             columns, _ = read_columns(index, len(manifest.shards))
             return CachedScan(manifest=manifest, columns=columns, index_file=index, faults=faults)
-        except (OSError, ValueError):
+        except (OSError, ValueError, StorageError):
             shutil.rmtree(folder, ignore_errors=True)  # damaged, by a crash before it was on disk: it is made anew
     return None
 

@@ -1,5 +1,6 @@
 """Converting a folder of images: what is copied, what is encoded anew, what is refused."""
 
+import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 import simplejpeg
 import webdataset
+from PIL import Image, ImageOps
 
-from rayface.data.convert import CONVERTERS, convert_folder, unique_keys
+from rayface.data.check import check
+from rayface.data.convert import CONVERTERS, convert_folder
+from rayface.data.decode import decode_image
+from rayface.data.image_folder import unique_keys
 from rayface.data.shards import DataError, Sample, read_samples
 
 
@@ -97,8 +102,115 @@ def test_unreadable_images_are_faults(people: Path, tmp_path: Path) -> None:
     save(people / "stray.jpg", picture(3))
     dataset = convert_folder(people, tmp_path / "out")
     assert dataset.num_images == 13
-    assert sorted(str(fault.member) for fault in dataset.faults) == ["bob/1.jpg", "bob/2.jpg", "bob/3.png", "stray.jpg"]
-    assert {fault.kind for fault in dataset.faults} == {"image"}
+    left = {str(fault.member): (fault.kind, fault.num_lost) for fault in dataset.faults}
+    assert left == {
+        **dict.fromkeys(("bob/1.jpg", "bob/2.jpg", "bob/3.png"), ("image", 1)),
+        "stray.jpg": ("outside", 1),
+    }
+
+
+def test_hidden_and_tool_folders_are_no_identities_and_counted(people: Path, tmp_path: Path) -> None:
+    for folder in (".ipynb_checkpoints", "@eaDir", "__MACOSX/bob", "bob/.thumbnails", "cy/@eaDir/0.jpg", "dee/.git"):
+        save(people / folder / "0.jpg", picture(99))
+    save(people / "bob" / "._0.jpg", picture(99))
+    (people / "empty").mkdir()
+    dataset = convert_folder(people, tmp_path / "out")
+    assert dataset.identities == ("Ann Lee", "bob", "cy")
+    assert dataset.num_images == 15
+    assert [(f.kind, f.member, f.num_lost) for f in dataset.faults] == [
+        ("hidden", ".ipynb_checkpoints", 1),
+        ("identity", "dee", 1),
+        ("identity", "empty", 1),
+        ("hidden", None, 6),
+    ]
+    assert dataset.faults[-1].reason == "6 more: hidden"
+
+
+def test_images_are_told_by_content_and_what_is_none_is_counted(people: Path, tmp_path: Path) -> None:
+    wanted = {}
+    names = {"a.tif": ".tif", "b.gif": ".gif", "c.jfif": ".jpg", "IMG 1": ".jpg", "d.jpg": ".png", "e.7": ".ppm"}
+    for n, (name, suffix) in enumerate(names.items()):
+        data = save(tmp_path / f"x{suffix}", picture(50 + n))
+        (people / "bob" / name).write_bytes(data)
+        wanted[unique_keys([f"bob/{name}"])[0]] = decode_image(data).astype(int)
+    for i in range(4):
+        (people / "bob" / f"{i}.json").write_text("{}")
+    os.mkfifo(people / "cy" / "pipe.jpg")  # to read it would wait for ever
+    dataset = convert_folder(people, tmp_path / "out")
+    assert dataset.num_images == 15 + 6
+    samples = {s.key: s for s in read_samples(dataset.shard_paths(), dataset.index) if isinstance(s, Sample)}
+    for key, image in wanted.items():
+        assert np.abs(decode_image(samples[key].jpeg).astype(int) - image).mean() < 16  # of others: 70
+    left: Counter[str] = Counter()
+    for fault in dataset.faults:
+        left[fault.kind] += fault.num_lost
+    assert left == {"no image": 4, "special file": 1}
+
+
+def test_identities_without_a_readable_image_are_left_out(people: Path, tmp_path: Path) -> None:
+    for name, content in (("all bad", b"\xff\xd8 not much of a JPEG"), ("zz", b"text")):
+        (people / name).mkdir()
+        for i in range(3):
+            (people / name / f"{i}.jpg").write_bytes(content)
+    (people / "notes").mkdir()
+    (people / "notes" / "a.txt").write_text("")
+    dataset = convert_folder(people, tmp_path / "out")
+    assert dataset.identities == ("Ann Lee", "bob", "cy")
+    assert np.bincount(dataset.index.label).tolist() == [5, 5, 5]
+    left: Counter[str] = Counter()
+    for fault in dataset.faults:
+        left[fault.kind] += fault.num_lost
+    assert left == {"image": 6, "no image": 1, "identity": 3}
+
+
+def test_names_in_two_unicode_forms_are_one_identity(people: Path, tmp_path: Path) -> None:
+    for n, form in enumerate(("Zo\u00eb", "Zoe\u0308")):
+        save(people / form / f"{n}.jpg", picture(n))
+    dataset = convert_folder(people, tmp_path / "out")
+    assert dataset.identities == ("Ann Lee", "Zo\u00eb", "bob", "cy")
+    assert np.bincount(dataset.index.label).tolist() == [5, 2, 5, 5]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied_whether_an_image_is_resized_or_not(tmp_path: Path, kind: str) -> None:
+    for side in (112, 150):
+        for turn in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = turn
+            path = tmp_path / "in" / "p" / f"{side}_{turn}.x"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture(3, side, side)).save(path, kind, exif=exif, quality=95)
+    dataset = convert_folder(tmp_path / "in", tmp_path / "out")
+    samples = read_samples(dataset.shard_paths(), dataset.index)
+    assert len(samples) == 16
+    for sample in samples:
+        assert isinstance(sample, Sample)
+        data = (tmp_path / "in" / "p" / f"{sample.key.removeprefix('p_').removesuffix('_x')}.x").read_bytes()
+        with Image.open(io.BytesIO(data)) as stored:
+            upright = np.asarray(
+                ImageOps.exif_transpose(stored).convert("RGB").resize((112, 112), Image.Resampling.BOX)
+            )
+        for got in (decode_image(sample.jpeg), simplejpeg.decode_jpeg(sample.jpeg), decode_image(data, 112)):
+            assert np.abs(got.astype(int) - np.asarray(upright)).mean() < 6
+
+
+@pytest.mark.parametrize("side", [112, 224])
+def test_damage_is_refused_whether_an_image_is_resized_or_not(people: Path, tmp_path: Path, side: int) -> None:
+    whole = simplejpeg.encode_jpeg(picture(1, side, side), 90)
+    start, rng = whole.index(b"\xff\xda") + 20, np.random.default_rng(0)
+    refused = set()
+    for i in range(40):
+        copy = bytearray(whole)
+        copy[rng.integers(start, len(whole) - 2)] ^= 1 << rng.integers(8)
+        (people / "bob" / f"bad{i}.jpg").write_bytes(copy)
+        try:
+            simplejpeg.decode_jpeg(bytes(copy))
+        except ValueError:
+            refused.add(f"bob/bad{i}.jpg")
+    assert refused
+    dataset = convert_folder(people, tmp_path / "out")
+    assert {fault.member for fault in dataset.faults} == refused
+    assert check(tmp_path / "out", deep=True).ok
 
 
 def test_links_that_lead_out_are_not_followed(people: Path, tmp_path: Path) -> None:
@@ -131,7 +243,7 @@ def test_unusable_input_is_one_line(tmp_path: Path) -> None:
     refused("layout 'sorted'", layout="sorted")
     refused("quality 0", quality=0)
     (tmp_path / "in" / "p" / "x.jpg").write_bytes(b"x")
-    refused("none of 1 images can be read")
+    refused("none of 1 files can be read")
     save(tmp_path / "in" / "p" / "x.jpg", picture(0))
     convert_folder(tmp_path / "in", tmp_path / "out")
     with pytest.raises(DataError, match="not empty"):
