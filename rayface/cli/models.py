@@ -45,7 +45,7 @@ def backbones(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, .onnx, published .pt with --backbone.")],
-    pairs: Annotated[str, typer.Option(help="CSV of pairs: path_a,path_b,is_same,fold.")],
+    pairs: Annotated[str, typer.Option(help="CSV of pairs: path_a,path_b,is_same,fold; or LFW's pairs.txt.")],
     data: Annotated[str, typer.Option(help="Dataset directory, or '[A,B]', that holds the members of the pairs.")],
     out: Annotated[Path, typer.Option(help="Directory for evaluation.json and the ROC curve.")],
     backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,

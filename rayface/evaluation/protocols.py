@@ -1,6 +1,5 @@
 """Evaluation sets of face pairs: read them, embed them, measure."""
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from rayface.data.images import normalize
 from rayface.data.members import parse_name
 from rayface.data.shards import Fault, open_dataset, read_samples
 from rayface.evaluation.identification import tar_at_far
+from rayface.evaluation.pairs_file import lfw_names, read_pairs
 from rayface.evaluation.verification import fold_accuracy, pair_scores
 
-COLUMNS = ("path_a", "path_b", "is_same", "fold")
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -36,48 +35,51 @@ class PairSet:
     fold: NDArray[np.int64]
 
 
+class MissingMembersError(ValueError):
+    """Pairs name images that the dataset does not have, `count` of them."""
+
+    def __init__(self, message: str, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+
 def load_pairs(pairs_csv: str | Path, data: str | Path | Sequence[str], *, image_size: int) -> PairSet:
-    """Read a pairs csv and the images that it names, each once.
+    """Read a file of pairs and the images that it names, each once.
 
     Args:
-        pairs_csv: columns `path_a,path_b,is_same,fold`: names of tar members, 0 or 1, and the fold's number.
+        pairs_csv: columns `path_a,path_b,is_same,fold`: names of tar members, 0 or 1, and the fold's number; or of the
+            form of LFW's pairs.txt.
         data: the dataset directory that holds the members, or several.
         image_size: side of the images, pixels.
 
     Raises:
         ValueError: a column or a member is missing, a value is out of range, or an image cannot be decoded.
     """
-    rows = list(_rows(Path(pairs_csv)))
-    members = list(dict.fromkeys(member for row in rows for member in row[:2]))
+    pairs, is_lfw = read_pairs(Path(pairs_csv))
+    members = list(dict.fromkeys(member for pair in pairs for member in (pair.a, pair.b)))
     place = {member: i for i, member in enumerate(members)}
+    names = [lfw_names(member) if is_lfw else [member] for member in members]
     return PairSet(
         name=Path(pairs_csv).stem,
-        images=_images(members, data, image_size, str(pairs_csv)),
-        a=np.array([place[row[0]] for row in rows], np.int64),
-        b=np.array([place[row[1]] for row in rows], np.int64),
-        is_same=np.array([row[2] for row in rows], bool),
-        fold=np.array([row[3] for row in rows], np.int64),
+        images=_first_found([list(column) for column in zip(*names, strict=True)], data, image_size, str(pairs_csv)),
+        a=np.array([place[pair.a] for pair in pairs], np.int64),
+        b=np.array([place[pair.b] for pair in pairs], np.int64),
+        is_same=np.array([pair.is_same for pair in pairs], bool),
+        fold=np.array([pair.fold for pair in pairs], np.int64),
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, bool, int]]:
-    if not path.is_file():
-        raise ValueError(f"pairs {path} must be a csv file with the columns {','.join(COLUMNS)}; there is no such file")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"pairs {path} must have the columns {','.join(COLUMNS)}; it lacks {', '.join(missing)}")
-        empty = True
-        for row in reader:
-            empty = False
-            if row["is_same"] not in ("0", "1"):
-                raise ValueError(f"pairs {path} line {reader.line_num}: is_same {row['is_same']!r} must be 0 or 1")
-            if not (row["fold"] or "").isdecimal():
-                raise ValueError(f"pairs {path} line {reader.line_num}: fold {row['fold']!r} must be a number from 0")
-            yield row["path_a"], row["path_b"], row["is_same"] == "1", int(row["fold"])
-    if empty:
-        raise ValueError(f"pairs {path} must list at least one pair; it has none")
+def _first_found(
+    spellings: list[list[str]], data: str | Path | Sequence[str], image_size: int, pairs: str
+) -> NDArray[np.uint8]:
+    """Return the images by the spelling of the members that the dataset knows."""
+    errors = []
+    for members in spellings:
+        try:
+            return _images(members, data, image_size, pairs)
+        except MissingMembersError as error:
+            errors.append(error)
+    raise min(errors, key=lambda error: error.count)  # of the spelling that it knows best
 
 
 def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size: int, pairs: str) -> NDArray[np.uint8]:
@@ -87,8 +89,9 @@ def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size
     missing = [member for member in members if parse_name(member).key not in row_of_key]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(
-            f"pairs {pairs} name {missing[0]}{more}, not found in {where}: give the dataset they are made for"
+        raise MissingMembersError(
+            f"pairs {pairs} name {missing[0]}{more}, not found in {where}: give the dataset they are made for",
+            len(missing),
         )
     rows = np.array([row_of_key[parse_name(member).key] for member in members])
     order = np.argsort(rows)  # neighbours in a shard are read together

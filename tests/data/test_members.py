@@ -220,7 +220,7 @@ def test_encode_sample_names_the_image_by_its_content() -> None:
 def test_pairs_name_members_with_dots_and_of_any_format(tmp_path: Path) -> None:
     files = [m for i in range(2) for m in ((f"k.{i}.png", picture(i, "png")), (f"k.{i}.txt", b"%d" % i))]
     write_tar(tmp_path / "set" / "a.tar", files)
-    (tmp_path / "pairs.csv").write_text("path_a,path_b,is_same,fold\nk.0.png,k.1.png,0,0\nk.1.png,k.1.png,1,0\n")
+    (tmp_path / "pairs.csv").write_text("path_a,path_b,is_same,fold\nk.0.png,k.1.png,0,0\nk.1.png,k.1.png,1,1\n")
     pairs = load_pairs(tmp_path / "pairs.csv", tmp_path / "set", image_size=32)
     wanted, _ = decode_images([picture(i, "png") for i in range(2)], 32)
     assert np.array_equal(pairs.images[pairs.a], wanted[[0, 1]])

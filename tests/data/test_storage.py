@@ -87,7 +87,7 @@ def embed(dataset: Dataset, folder: Path) -> object:
 
 
 def evaluate(dataset: Dataset, folder: Path) -> object:
-    (folder / "pairs.csv").write_text("path_a,path_b,is_same,fold\nk0.jpg,k1.jpg,1,0\nk0.jpg,k2.jpg,0,0\n")
+    (folder / "pairs.csv").write_text("path_a,path_b,is_same,fold\nk0.jpg,k1.jpg,1,0\nk0.jpg,k2.jpg,0,1\n")
     return load_pairs(str(folder / "pairs.csv"), dataset.roots[0], image_size=16)
 
 

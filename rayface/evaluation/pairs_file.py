@@ -1,0 +1,107 @@
+"""Files of face pairs: a csv of member names, or LFW's own pairs.txt."""
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+COLUMNS = ("path_a", "path_b", "is_same", "fold")
+_LFW_HEADER = re.compile(r"(\d+)(?:\s+(\d+))?\s*")
+
+
+class Pair(NamedTuple):
+    """Names of two images, whether they show the same person, and the pair's fold."""
+
+    a: str
+    b: str
+    is_same: bool
+    fold: int
+
+
+class PairsFile(NamedTuple):
+    """The pairs in the order of the file; names are Ann_Lee_0001.jpg where it is of LFW's form."""
+
+    pairs: list[Pair]
+    is_lfw: bool
+
+
+def read_pairs(path: Path) -> PairsFile:
+    """Read a csv with the columns path_a, path_b, is_same, fold, or a file of the form of LFW's pairs.txt.
+
+    Raises:
+        ValueError: no such file, a value out of range, fewer than two folds, or pairs of one kind only; one line that
+            begins with the file's name.
+    """
+    if not path.is_file():
+        raise ValueError(f"pairs {path} must be a csv file with the columns {','.join(COLUMNS)}; there is no such file")
+    try:
+        text = path.read_text("utf-8-sig")  # with a byte order mark, as Excel writes it, or without
+    except UnicodeDecodeError as error:
+        raise ValueError(f"pairs {path} must be UTF-8 text ({error.reason} at byte {error.start})") from None
+    header = _LFW_HEADER.fullmatch(text.partition("\n")[0])
+    try:
+        pairs = _lfw_pairs(text, header) if header else _csv_pairs(text)
+        _check(pairs)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"pairs {path} {error}") from None
+    return PairsFile(pairs, header is not None)
+
+
+def lfw_names(name: str) -> list[str]:
+    """Return what Ann_Lee_0001.jpg may be called in a dataset: so, in the person's folder, or as `convert` has it."""
+    person = name.rpartition("_")[0]
+    return [name, f"{person}/{name}", f"{person}_{name}"]
+
+
+def _csv_pairs(text: str) -> list[Pair]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
+    if missing:
+        raise ValueError(f"must have the columns {','.join(COLUMNS)}; it lacks {', '.join(missing)}")
+    pairs = []
+    for row in reader:
+        where = f"line {reader.line_num}:"
+        if not row["path_a"] or not row["path_b"]:
+            raise ValueError(f"{where} path_a and path_b must name two images")
+        if row["is_same"] not in ("0", "1"):
+            raise ValueError(f"{where} is_same {row['is_same']!r} must be 0 or 1")
+        if not (row["fold"] or "").isdecimal():
+            raise ValueError(f"{where} fold {row['fold']!r} must be a number from 0")
+        pairs.append(Pair(row["path_a"], row["path_b"], row["is_same"] == "1", int(row["fold"])))
+    return pairs
+
+
+def _lfw_pairs(text: str, header: re.Match[str]) -> list[Pair]:
+    """Folds of N pairs of one person (name, number, number), then N of two (name, number, name, number)."""
+    folds, per_fold = (int(header[1]), int(header[2])) if header[2] else (1, int(header[1]))
+    lines = text.rstrip().split("\n")[1:]
+    if len(lines) != 2 * folds * per_fold:
+        raise ValueError(
+            f"must have {2 * folds * per_fold} lines after the first, which says {folds} folds of {per_fold} pairs of "
+            f"one person and as many of two; it has {len(lines)}"
+        )
+    pairs = []
+    for number, line in enumerate(lines):
+        fold, place = divmod(number, 2 * per_fold)
+        fields = line.split("\t") if "\t" in line else line.split()
+        fields = [field.strip() for field in fields]
+        is_same = place < per_fold
+        numbers = fields[1:3] if is_same else fields[1::2]
+        if len(fields) != (3 if is_same else 4) or not all(value.isdecimal() for value in numbers):
+            kind = "name, number, number" if is_same else "name, number, name, number"
+            raise ValueError(f"line {number + 2}: {line.strip()[:60]!r} must be {kind}, between tabs")
+        names = (fields[0], fields[0] if is_same else fields[2])
+        a, b = (f"{name}_{int(value):04d}.jpg" for name, value in zip(names, numbers, strict=True))
+        pairs.append(Pair(a, b, is_same, fold))
+    return pairs
+
+
+def _check(pairs: list[Pair]) -> None:
+    """Refuse now what could not be measured after hours of embedding."""
+    if not pairs:
+        raise ValueError("must list at least one pair; it has none")
+    if len({pair.fold for pair in pairs}) < 2:
+        raise ValueError("must name at least 2 folds: the threshold comes from the pairs outside the fold")
+    if len({pair.is_same for pair in pairs}) < 2:
+        raise ValueError("must hold pairs of one person and of two: a ROC compares the two")
