@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from rayface import machine
 from rayface.training.interrupt import Terminated
 
 _POLL_SECONDS = 2.0
+# What Ray appends is /ray/session_2026-11-26_12-50-03_191673_1234567/sockets/plasma_store.
+_MAX_TEMPORARY = 36
 
 
 @contextmanager
@@ -71,15 +74,26 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool, das
             )
     except SystemExit as error:  # how Ray answers SIGTERM while it starts
         raise Terminated from error
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"--address: {address}: no Ray cluster answers" if address else "no local Ray could be started"
-        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{where}: {_reason(error)}") from error
     if callable(on_terminate) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in place, which ends with code 15
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "AF_UNIX" not in text:
+        return text
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    return (
+        f"{name}: {os.environ.get(name, tempfile.gettempdir())}: too long, as the paths of Ray's sockets below it may "
+        f"have 107 bytes: set {name} to a folder of at most {_MAX_TEMPORARY} characters, such as /tmp"
+    )
 
 
 @contextmanager

@@ -89,3 +89,18 @@ def test_sigterm_is_answered_as_before_once_ray_has_started(monkeypatch):
     monkeypatch.setattr(ray, "init", terminated_within)
     with pytest.raises(Terminated), ray_session():
         pass
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_too_long_for_sockets_is_said_with_the_remedy(tmp_path, name):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    script = "from rayface.session import ray_session\nwith ray_session(): pass"
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("TMPDIR", "RAY_TMPDIR", "RAY_ADDRESS")
+    }
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env={**environment, name: str(folder)}, capture_output=True, text=True, timeout=120)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ValueError: no local Ray could be started: {name}: {folder}: too long")
+    assert f"set {name} to a folder of at most 36 characters" in last
