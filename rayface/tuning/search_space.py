@@ -1,7 +1,9 @@
 """Search spaces over config keys: ranges, choices, and parameters that exist only beside certain others."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Protocol
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
@@ -69,7 +71,10 @@ class Parameter:
         step = self.step or (1 if self.integer and not self.log else None)
         if step is None:
             return None
-        return tuple(self.low + k * step for k in range(int((self.high - self.low) / step + 1e-9) + 1))
+        # In decimals, as written: 0.1 + 0.2 would be out of a range that ends at 0.3.
+        low, high, width = (Decimal(str(value)) for value in (self.low, self.high, step))
+        points = [low + k * width for k in range(int((high - low) / width) + 1)]
+        return tuple(int(point) if self.integer else float(point) for point in points)
 
     def suggest(self, key: str, trial: Trial) -> Scalar:
         """Ask the trial for a value."""
@@ -86,9 +91,16 @@ class Parameter:
         """Whether the parameter exists beside these values of the ones before it."""
         for key, wanted in (self.when or {}).items():
             allowed = wanted if isinstance(wanted, tuple) else (wanted,)
-            if key not in values or values[key] not in allowed:
+            if key not in values or not any(_equal(values[key], one) for one in allowed):
                 return False
         return True
+
+
+def _equal(value: Scalar, wanted: Scalar) -> bool:
+    """Whether they are the same; a suggested step of a range may be off in its last bit."""
+    if isinstance(value, float) and isinstance(wanted, int | float):
+        return math.isclose(value, wanted, rel_tol=1e-9)
+    return value == wanted
 
 
 Space = Mapping[str, Parameter]

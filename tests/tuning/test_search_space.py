@@ -1,5 +1,7 @@
 """Search spaces: what they suggest, what they refuse, their grids."""
 
+import warnings
+
 import optuna
 import pytest
 from pydantic import ValidationError
@@ -36,7 +38,9 @@ def test_the_grid_is_every_point_and_none_twice():
     assert len({str(point) for point in points}) == 12
     assert {"train.batch_size": 16, "schedule.name": "polynomial"} in points
     assert {"train.batch_size": 64, "schedule.name": "fastface", "schedule.decay": 4.0} in points
-    assert Parameter(low=0.0, high=0.4, step=0.1).grid() == pytest.approx((0, 0.1, 0.2, 0.3, 0.4))
+    assert Parameter(low=0.0, high=0.3, step=0.1).grid() == (0, 0.1, 0.2, 0.3)
+    assert Parameter(low=1e-7, high=4e-7, step=1e-7).grid() == (1e-7, 2e-7, 3e-7, 4e-7)
+    assert Parameter(low=1, high=8, step=3).grid() == (1, 4, 7)
     with pytest.raises(ValueError, match=r"search\.optim\.lr: is a range without an end of values"):
         grid(SPACE)
 
@@ -55,3 +59,21 @@ def test_the_grid_is_every_point_and_none_twice():
 def test_parameters_that_cannot_be(given):
     with pytest.raises(ValidationError):
         Parameter(**given)
+
+
+def test_grid_of_float_steps_is_inside_its_range_for_optuna():
+    space = {"x": Parameter(low=0.1, high=0.7, step=0.1), "y": Parameter(low=0, high=1, when={"x": (0.3, 0.7)})}
+    study = optuna.create_study()
+    points = grid(space)
+    assert [point["x"] for point in points] == [0.1, 0.2, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7, 0.7]
+    for point in points:
+        study.enqueue_trial(point)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [suggest(space, study.ask()) for _ in points] == points
+
+
+def test_condition_holds_for_a_suggested_step_that_is_off_in_its_last_bit():
+    assert Parameter(choices=(1,), when={"x": 0.3}).applies({"x": 0.1 + 0.2})
+    assert not Parameter(choices=(1,), when={"x": 0.3}).applies({"x": 0.30001})
+    assert not Parameter(choices=(1,), when={"x": "0.3"}).applies({"x": 0.3})
