@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,10 @@ from rayface.training.interrupt import Terminated
 _POLL_SECONDS = 2.0
 # What Ray appends is /ray/session_2026-11-26_12-50-03_191673_1234567/sockets/plasma_store.
 _MAX_TEMPORARY = 36
+
+
+class NoRoomError(ValueError):
+    """The cluster has too few nodes, and no more have come."""
 
 
 @contextmanager
@@ -130,30 +135,32 @@ def require(
         say: told, once, that there is something to wait for.
 
     Raises:
-        ValueError: when there is not enough room after that time.
+        NoRoomError: when there is not enough room after that time.
     """
-    places = _places(bundle)
-    if places >= count:
+    room = places(bundle)
+    if room >= count:
         return
     needs = " and ".join(f"{value:g} {name}" for name, value in bundle.items())
     if wait > 0:
-        say(f"waiting up to {wait:g} s for nodes: {count} workers of {needs} each, room for {places}")
+        say(f"waiting up to {wait:g} s for nodes: {count} workers of {needs} each, room for {room}")
         request_resources(bundles=[dict(bundle)] * count)
     deadline = time.monotonic() + wait
     try:
-        while places < count and time.monotonic() < deadline:
+        while room < count and time.monotonic() < deadline:
             time.sleep(min(_POLL_SECONDS, wait))
-            places = _places(bundle)
+            room = places(bundle)
     finally:
         if wait > 0:
             request_resources(bundles=[])
-    if places < count:
-        raise ValueError(
-            f"train.num_workers: {count}: each needs {needs}, the cluster has room for {places}: "
+    if room < count:
+        raise NoRoomError(
+            f"train.num_workers: {count}: each needs {needs}, the cluster has room for {room}: "
             "use fewer workers, add nodes, or raise train.wait_for_nodes"
         )
 
 
-def _places(bundle: Mapping[str, float]) -> int:
+def places(bundle: Mapping[str, float]) -> int:
+    """How many workers of one `bundle` each the nodes hold that are there, others' work left out of account."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(int(min(node.get(name, 0) // value for name, value in bundle.items())) for node in nodes)
+    # Ray counts in steps of 1e-4: .3 CPUs hold three times .1.
+    return sum(math.floor(min(node.get(name, 0) / value for name, value in bundle.items()) + 1e-6) for node in nodes)

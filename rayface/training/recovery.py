@@ -15,6 +15,10 @@ class TrainingStoppedError(RuntimeError):
     """A run that cannot go on; the message is for the user, one line."""
 
 
+class NodesLostError(TrainingStoppedError):
+    """The cluster lost nodes that the workers need, and none came in their place for train.wait_for_nodes."""
+
+
 class NotFiniteError(Exception):
     """The loss or the gradient of a step is NaN or infinite, on every rank alike.
 

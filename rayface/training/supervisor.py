@@ -23,7 +23,7 @@ from rayface.data.storage import DataError, StorageError
 from rayface.ray_errors import in_one_line, root_cause
 from rayface.training import interrupt
 from rayface.training.checkpoint import CheckpointError
-from rayface.training.recovery import TrainingStoppedError
+from rayface.training.recovery import NodesLostError, TrainingStoppedError
 from rayface.training.restarts import add_restart, give_leave, restarts, take_leave
 from rayface.training.run_directory import OUTCOME
 from rayface.training.watchdog import take_hang
@@ -72,7 +72,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         without = time.monotonic() - self._without_since
         limit = max(self._train.wait_for_nodes, _ELASTIC_START_SECONDS)
         if without > limit and not isinstance(current_state, SchedulingState):
-            raise TrainingStoppedError(
+            raise NodesLostError(
                 f"train.num_workers: {self._train.min_workers}: the cluster has had room for fewer for {without:.0f} s "
                 "(train.wait_for_nodes): add nodes, then go on with --resume"
             )

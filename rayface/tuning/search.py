@@ -18,6 +18,8 @@ from rayface.tuning.spec import Spec
 from rayface.tuning.study import interrupted, started
 from rayface.tuning.sweep_directory import run_of
 
+_ALIKE = 3  # trials of a session that fail for one reason, before any other ends, say that all would
+_KILLED = "its process was killed more often than train.max_failures"
 Ended = Callable[[optuna.trial.FrozenTrial], None]
 
 
@@ -32,6 +34,9 @@ class StudySearch(Searcher):
         spec: with the space and the number of trials.
         folder: the sweep's.
         ended: called with every trial that has ended.
+
+    Attributes:
+        lost: which trial the cluster has no more nodes for; no other starts then.
     """
 
     def __init__(self, study: optuna.Study, spec: Spec, folder: Path, ended: Ended) -> None:
@@ -40,6 +45,8 @@ class StudySearch(Searcher):
         self._again = [trial.number for trial in interrupted(study)]
         self._trials: dict[str, optuna.Trial] = {}
         self._pruned: set[str] = set()
+        self._endings: list[str | None] = []  # of this session: why a trial failed, None where it did not
+        self.lost = ""
         budget = spec.sweep.time_budget
         self._deadline = math.inf if budget is None else time.monotonic() + budget
         self._stopped = False
@@ -52,6 +59,12 @@ class StudySearch(Searcher):
         if self._spec.sweep.sampler == "grid":
             new = min(new, len(waiting))
         return max(0, new) + len(self._again)
+
+    @property
+    def failing_alike(self) -> str:
+        """Why each of the session's first trials failed, where it is the same: the others would fail alike; else ""."""
+        first = self._endings[0] if len(self._endings) >= _ALIKE else None
+        return first if first is not None and self._endings.count(first) == len(self._endings) else ""
 
     def stop(self) -> None:
         """Start no more trials, and ask those at work to stop; they are left to a sweep that is resumed."""
@@ -73,8 +86,10 @@ class StudySearch(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._stopped or time.monotonic() > self._deadline or not self.remaining:
+        if self._stopped or self.lost or time.monotonic() > self._deadline or not self.remaining:
             return Searcher.FINISHED
+        if self.failing_alike:
+            return None if self._trials else Searcher.FINISHED  # one at work may end otherwise
         if self._again:
             frozen = self._study.get_trials(deepcopy=False)[self._again.pop(0)]
             trial = optuna.Trial(self._study, frozen._trial_id)
@@ -85,7 +100,10 @@ class StudySearch(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._trials[trial_id]
-        if result.get("state") != "RUNNING" or trial_id in self._pruned or self._spec.sweep.pruner == "none":
+        if result.get("state") != "RUNNING" or self._spec.sweep.pruner == "none":
+            return
+        if trial_id in self._pruned:  # asked again: a process that took the place of a killed one has not heard it
+            self._ask_to_stop(trial.number)
             return
         trial.report(result["value"], result["step"])
         if math.isfinite(result["value"]) and trial.should_prune():
@@ -99,6 +117,9 @@ class StudySearch(Searcher):
         run = run_of(self._folder, trial.number)
         facts: dict[str, Any] = {"run": str(run), "seconds": result.get("seconds", seconds_of(run))}
         values: list[float] = []
+        if state == "LOST":  # left to a sweep that is resumed, which goes on from the last checkpoint
+            self.lost = self.lost or f"trial {trial.number}: {result['reason']}"
+            return
         if state == "COMPLETE" and not error:
             ending, values = TrialState.COMPLETE, result["values"]
         elif state == "PRUNED" and trial_id in self._pruned and not error:
@@ -107,7 +128,9 @@ class StudySearch(Searcher):
             ending = TrialState.FAIL
             if self._stopped:
                 return
-            facts["reason"] = result.get("reason", "its process ended without a word")
+            facts["reason"] = result.get("reason", _KILLED)
+        reason = facts.get("reason")
+        self._endings.append(reason and reason.replace(str(run), "its run"))
         for key, value in facts.items():
             trial.set_user_attr(key, value)
         self._study.tell(trial, values or None, state=ending)

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune as ray_tune
 
 from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
-from rayface.session import ray_session
+from rayface.session import places, ray_session
 from rayface.tracking import shared_tracking
 from rayface.tracking.journal import Status
 from rayface.training.interrupt import TrainingInterruptedError, terminable
@@ -36,7 +35,9 @@ from rayface.tuning.study import best_trials, open_study
 from rayface.tuning.sweep_directory import SPEC, claimed, new_sweep, run_of, study_name
 from rayface.tuning.trial import run_trial
 
-_TUNE_CPUS = 0.01  # a trial only waits for its workers; Ray Tune takes none for "no resources"
+# A trial only waits for its workers: a CPU of its own, however small a part, would not fit beside them where they fill
+# the cluster. Ray Tune must be given something, so it is a byte.
+_TRIAL = ray_tune.PlacementGroupFactory([{"memory": 1}])
 Say = Callable[[str], None]
 
 
@@ -68,6 +69,7 @@ def tune(
 
     Raises:
         ValueError: bad input; one line.
+        RuntimeError: all trials failed, the first ones alike, or the cluster lost its nodes; one line.
         TrainingInterruptedError: by Ctrl-C or SIGTERM; one line.
     """
     if resume:
@@ -87,14 +89,17 @@ def tune(
             remember(folder, file, overrides, preset)
             specs.dump(spec, base, folder / SPEC)
         with session(folder) as seconds:
-            sweep = _Sweep(spec, base, folder, study, say)
+            sweep = _Sweep(spec, base, folder, study, say, address or os.environ.get("RAY_ADDRESS"))
             with sweep.tracked():
                 sweep.run()
                 return sweep.finish(seconds())
 
 
 class _Sweep:
-    def __init__(self, spec: Spec, base: Config, folder: Path, study: optuna.Study, say: Say) -> None:
+    def __init__(
+        self, spec: Spec, base: Config, folder: Path, study: optuna.Study, say: Say, address: str | None
+    ) -> None:
+        self._address = address
         self._spec, self._base, self._folder, self._study, self._say = spec, base, folder, study, say
         self._journal = tracking.Journal(folder / "journal" / "driver.jsonl")
         self._tags: dict[str, str] = {}  # of the trials' MLflow runs
@@ -141,17 +146,22 @@ class _Sweep:
             metrics=metrics,
             watch=watch,
             tags=self._tags,
-            held_cpus=(concurrency - 1) * _cpus(_most_workers(self._spec, self._base)) + concurrency * _TUNE_CPUS,
+            held_cpus=(concurrency - 1) * _cpus(_most_workers(self._spec, self._base)),
+            address=self._address,
         )
         tuner = ray_tune.Tuner(
-            ray_tune.with_resources(trial, {"CPU": _TUNE_CPUS}),
+            ray_tune.with_resources(trial, _TRIAL),
             tune_config=ray_tune.TuneConfig(
                 search_alg=self._search,
                 num_samples=remaining,
                 max_concurrent_trials=concurrency,
             ),
             run_config=ray_tune.RunConfig(
-                name=uuid.uuid4().hex[:12], storage_path=str(self._folder / "ray"), verbose=0
+                name=uuid.uuid4().hex[:12],
+                storage_path=str(self._folder / "ray"),
+                verbose=0,
+                # Where a trial's process or its node is killed, another one goes on from the last checkpoint.
+                failure_config=ray_tune.FailureConfig(max_failures=self._base.train.max_failures),
             ),
         )
         with terminable():
@@ -167,7 +177,26 @@ class _Sweep:
         for path in sorted((self._folder / "plots").glob("*")):
             self._journal.artifact(path, "plots")
         self._record_trials({trial.number for trial in best})
+        self._check_ending(bool(result["fail"]) and result["fail"] == result["trials"], result["trials"])
         return result
+
+    def _check_ending(self, all_failed: bool, num_trials: int) -> None:
+        """Fail where the sweep has no result, or could not run all of its trials."""
+        resume = f"go on with: rayface tune {self._folder / SPEC} --resume"
+        if self._search.lost:
+            raise RuntimeError(f"{self._search.lost}; {resume}")
+        left = self._search.remaining
+        stopped = bool(left and self._search.failing_alike)
+        if not all_failed and not stopped:
+            return
+        what = f"all {num_trials} trials failed" if all_failed else "the first trials failed"
+        why = self._first_failure() if all_failed else self._search.failing_alike
+        remedy = f"then {resume}" if left else "then start a new sweep"
+        raise RuntimeError(f"{what}{', alike, and no more were started' if stopped else ''}: {why}: mend it, {remedy}")
+
+    def _first_failure(self) -> str:
+        failed = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))[:1]
+        return "".join(f"trial {trial.number}: {trial.user_attrs.get('reason', '')}" for trial in failed)
 
     def _wait_for(self, function: Callable[[], object]) -> None:
         """Call it in a thread; when interrupted, let the trials save their checkpoints first."""
@@ -232,8 +261,12 @@ class _Sweep:
 
 def _most_workers(spec: Spec, base: Config) -> Config:
     """The base with as many workers, and CPUs of each, as any trial may have."""
-    keys = [key for key in ("train.num_workers", "train.cpus_per_worker") if key in spec.search]
-    return configs.with_overrides(base, {key: max(map(int, spec.search[key].edges())) for key in keys})  # type: ignore[arg-type]
+    most = base
+    for key in ("train.num_workers", "train.cpus_per_worker"):
+        if key in spec.search:
+            tried = [configs.with_overrides(most, {key: value}) for value in spec.search[key].edges()]
+            most = max(tried, key=_cpus)
+    return most
 
 
 def _cpus(base: Config) -> int:
@@ -250,14 +283,14 @@ def _quiet_tune(debug: bool) -> None:
 
 def _check_room(spec: Spec, base: Config) -> None:
     """Trials that do not fit at once would wait for each other's workers."""
-    needs = {"CPU": _cpus(base), **({"GPU": base.train.max_workers} if uses_gpu(base) else {})}
-    for name, need in needs.items():
-        room = int(ray.cluster_resources().get(name, 0) // need)
-        if room < spec.sweep.concurrency:
-            raise ValueError(
-                f"sweep.concurrency: {spec.sweep.concurrency}: a trial needs {need} {name}, the cluster has room for "
-                f"{room}: lower it, or train.num_workers"
-            )
+    worker = {"CPU": float(base.train.cpus_per_worker), **({"GPU": 1.0} if uses_gpu(base) else {})}
+    workers, room = spec.sweep.concurrency * base.train.max_workers, places(worker)
+    if room < workers:
+        needs = " and ".join(f"{value:g} {name}" for name, value in worker.items())
+        raise ValueError(
+            f"sweep.concurrency: {spec.sweep.concurrency}: its trials have {workers} workers of {needs} each, the "
+            f"cluster has room for {room}: lower it, or train.num_workers, or add nodes"
+        )
 
 
 def _nested_in(delivery: tracking.Delivery, timeout: float, say: Say) -> dict[str, str]:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayError
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.ray_errors import in_one_line
+from rayface.ray_errors import in_one_line, root_cause
+from rayface.session import NoRoomError
 from rayface.tracking.journal import Journal, read_records
 from rayface.training.interrupt import TrainingInterruptedError
+from rayface.training.recovery import NodesLostError
 from rayface.training.run_directory import RESULT
 from rayface.training.trainer import train
 from rayface.tuning.prune_stage import PRUNE, prune_settings
@@ -33,8 +36,11 @@ def run_trial(
     watch: str | None,
     tags: Mapping[str, str],
     held_cpus: float,
+    address: str | None,
 ) -> None:
     """Prune if asked to, train with some keys changed, or go on with it, and report how it went to Ray Tune.
+
+    Called again after its process was killed, it goes on from the run's last checkpoint.
 
     Args:
         job: run (its directory) and values (by config key).
@@ -43,7 +49,11 @@ def run_trial(
         metrics: what to take from the result.
         watch: a metric of the journal to report while it trains.
         tags: of the MLflow run.
-        held_cpus: by the other trials at the same time, and by Ray Tune.
+        held_cpus: by the other trials at the same time.
+        address: of the cluster, whose nodes are waited for; None: a local Ray.
+
+    Raises:
+        RayError: another process is to go on with it.
     """
     run = Path(job["run"])
     try:
@@ -52,7 +62,7 @@ def run_trial(
         facts = None
         if prune is not None:
             config, facts = _pruned(config, run, {**prune, **_of_stage(job["values"])})
-        result = _trained(config, run, watch, facts, tags=tags, held_cpus=held_cpus)
+        result = _trained(config, run, watch, facts, tags=tags, held_cpus=held_cpus, address=address)
         numbers = [float(result.get(metric, math.nan)) for metric in metrics]
         missing = [metric for metric, value in zip(metrics, numbers, strict=True) if not math.isfinite(value)]
         if missing:
@@ -61,7 +71,11 @@ def run_trial(
             tune.report({"state": "COMPLETE", "values": numbers, "seconds": result["seconds"]})
     except TrainingInterruptedError:
         tune.report({"state": "PRUNED"})
+    except (NodesLostError, NoRoomError) as error:
+        tune.report({"state": "LOST", "reason": " ".join(str(error).split())})
     except Exception as error:  # a trial that fails says so, and the sweep goes on
+        if isinstance(root_cause(error), RayError):
+            raise  # a node went with the run's controller: Ray Tune starts the trial again, as where its process ends
         tune.report({"state": "FAIL", "reason": in_one_line(error)})
 
 

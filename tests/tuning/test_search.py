@@ -55,8 +55,66 @@ def test_trials_end_as_they_report_and_the_sweep_goes_on(tmp_path):
     desk.search.on_trial_complete("d", {"state": "PRUNED"})  # nobody asked it to stop
     assert desk.states() == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
     reasons = [trial.user_attrs.get("reason", "") for trial in desk.ended]
-    assert reasons[1:3] == ["TrainingStoppedError: the loss is nan", "its process ended without a word"]
+    assert reasons[1:3] == [
+        "TrainingStoppedError: the loss is nan",
+        "its process was killed more often than train.max_failures",
+    ]
     assert [trial.number for trial in best_trials(desk.study)] == [0]
+
+
+def fail(desk, name, reason):
+    desk.search.on_trial_complete(name, {"state": "FAIL", "reason": reason})
+
+
+def test_search_ends_where_the_first_trials_fail_alike_and_is_taken_up_by_resume(tmp_path):
+    desk = Desk(tmp_path, trials=9)
+    for name in "abc":
+        job = desk.start(name)
+        fail(desk, name, f"OSError: {job['run']}/x: no such file")  # the same but for where
+    assert desk.search.failing_alike == "OSError: its run/x: no such file"
+    assert desk.start("d") == Searcher.FINISHED
+    again = Desk(tmp_path, trials=9)
+    assert again.search.remaining == 6
+    assert isinstance(again.start("e"), dict)
+
+
+def test_search_waits_for_a_trial_at_work_where_the_first_ones_failed_alike(tmp_path):
+    desk = Desk(tmp_path, trials=9)
+    for name in "abcd":
+        desk.start(name)
+    for name in "abc":
+        fail(desk, name, "OSError: no such file")
+    assert desk.start("e") is None
+    desk.complete("d", 0.5)
+    assert isinstance(desk.start("e"), dict)
+
+
+def test_search_goes_on_where_the_first_trials_fail_in_several_ways(tmp_path):
+    desk = Desk(tmp_path, trials=9)
+    for name in "abc":
+        desk.start(name)
+        fail(desk, name, f"TrainingStoppedError: the loss of step {ord(name)} is nan")
+    assert isinstance(desk.start("d"), dict)
+
+
+def test_trial_that_lost_its_nodes_is_left_to_resume_and_no_other_starts(tmp_path):
+    desk = Desk(tmp_path, trials=9)
+    job = desk.start("a")
+    desk.search.on_trial_complete("a", {"state": "LOST", "reason": "no room for 600 s"})
+    assert (desk.search.lost, desk.ended) == ("trial 0: no room for 600 s", [])
+    assert desk.start("b") == Searcher.FINISHED
+    assert Desk(tmp_path, trials=9).start("c") == job
+
+
+def test_trial_that_was_asked_to_stop_is_asked_again_where_another_process_took_over(tmp_path):
+    desk = Desk(tmp_path, trials=4, pruner="asha", min_steps=10, reduction_factor=2)
+    for name, value in zip("ab", (0.9, 0.1), strict=True):
+        desk.start(name)
+        desk.report(name, 10, value)
+    request = tmp_path / "trials" / "0001" / REQUEST
+    request.unlink()
+    desk.report("b", 11, 0.1)
+    assert request.exists()
 
 
 def test_a_trial_that_falls_behind_is_asked_to_stop(tmp_path):

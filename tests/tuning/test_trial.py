@@ -5,11 +5,13 @@ import math
 
 import pytest
 from ray import tune
+from ray.exceptions import RayActorError, RayTaskError
 
 from rayface import config as configs
+from rayface.session import NoRoomError
 from rayface.tracking import Journal, read_metrics
 from rayface.training.interrupt import TrainingInterruptedError
-from rayface.training.recovery import TrainingStoppedError
+from rayface.training.recovery import NodesLostError, TrainingStoppedError
 from rayface.tuning import trial
 
 
@@ -24,7 +26,9 @@ def run_trial(tmp_path, monkeypatch):
         job = {"run": str(tmp_path / "0007"), "values": {"optim.lr": 0.25}}
         metrics = ["accuracy_mean", "seconds"]
         base = configs.to_dict(configs.load("debug"))
-        trial.run_trial(job, base=base, prune=None, metrics=metrics, watch=watch, tags={"a": "b"}, held_cpus=2.0)
+        trial.run_trial(
+            job, base=base, prune=None, metrics=metrics, watch=watch, tags={"a": "b"}, held_cpus=2.0, address="c:1"
+        )
         return reports
 
     return run
@@ -41,7 +45,8 @@ def test_a_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tm
     assert asked["config"] == configs.load(
         "debug", overrides={"optim.lr": 0.25, "train.output": str(tmp_path / "0007")}
     )
-    assert (asked["resume"], asked["tags"], asked["held_cpus"]) == (False, {"a": "b"}, 2.0)
+    given = (asked["resume"], asked["tags"], asked["held_cpus"], asked["address"])
+    assert given == (False, {"a": "b"}, 2.0, "c:1")
 
 
 @pytest.mark.parametrize(
@@ -49,9 +54,9 @@ def test_a_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tm
     [
         (
             TrainingStoppedError("the loss of step 3 is nan"),
-            {"state": "FAIL", "reason": "TrainingStoppedError: the loss"},
+            {"state": "FAIL", "reason": "the loss of step 3"},
         ),
-        (OSError(), {"state": "FAIL", "reason": "OSError: no message"}),
+        (OSError(), {"state": "FAIL", "reason": "OSError"}),
         (TrainingInterruptedError("interrupted", KeyboardInterrupt()), {"state": "PRUNED"}),
         ({"accuracy_mean": math.nan, "seconds": 1.0}, {"state": "FAIL", "reason": "accuracy_mean: no such number"}),
         ({"seconds": 1.0}, {"state": "FAIL", "reason": "accuracy_mean: no such number"}),
@@ -66,6 +71,29 @@ def test_however_it_ends_the_sweep_is_told(run_trial, ending, report):
     (found,) = run_trial(train)
     assert found["state"] == report["state"]
     assert found.get("reason", "").startswith(report.get("reason", ""))
+
+
+@pytest.mark.parametrize("ending", [NodesLostError("no room for 60 s"), NoRoomError("no room for 60 s")])
+def test_trial_whose_nodes_are_gone_is_lost_and_has_not_failed(run_trial, ending):
+    def train(config, **options):
+        raise ending
+
+    assert run_trial(train) == [{"state": "LOST", "reason": "no room for 60 s"}]
+
+
+def test_trial_whose_node_died_is_left_to_ray_tune_to_start_again(run_trial):
+    def train(config, **options):
+        raise RayActorError
+
+    with pytest.raises(RayActorError):
+        run_trial(train)
+
+
+def test_trial_whose_task_failed_is_not_started_again(run_trial):
+    def train(config, **options):
+        raise RayTaskError("prune", "a traceback", ValueError("bad data")).as_instanceof_cause()
+
+    assert run_trial(train)[0]["state"] == "FAIL"
 
 
 def test_a_trial_that_had_finished_is_not_run_again_and_one_that_had_begun_goes_on(run_trial, tmp_path):
