@@ -70,6 +70,14 @@ class ObjectStore:
         place = f"endpoint_override={self.endpoint}&scheme=http&region=us-east-1"
         return f"s3://{self.key}:{self.secret}@{self.bucket}/{path}?{place}"
 
+    def put(self, path: str, content: bytes) -> None:
+        """Store an object."""
+        from pyarrow import fs
+
+        filesystem, inside = fs.FileSystem.from_uri(self.uri(path))
+        with filesystem.open_output_stream(inside) as stream:
+            stream.write(content)
+
     def files(self) -> dict[str, bytes]:
         """Every object of the bucket, by name."""
         from pyarrow import fs

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayface.cli.common import Debug, Json, Overrides, Seed, app, show_result, show_results
+from rayface.cli.common import Debug, Json, Overrides, Seed, app, path_option, show_result, show_results
 from rayface.config import parse_bytes
 
 bench = typer.Typer(help="Measure this machine; ratios are of things measured in one run.", no_args_is_help=True)
@@ -168,7 +168,7 @@ def bench_prune(
     block_size: Annotated[str, typer.Option(help="Embeddings that a task holds at a time.")] = "64MB",
     largest: Annotated[int, typer.Option(min=0, help="Faces of one identity more.")] = 0,
     cpus: Annotated[int | None, typer.Option(min=1, help="Of the local Ray; default: all.")] = None,
-    directory: Annotated[Path | None, typer.Option(help="On the disk to measure; default: the temporary one.")] = None,
+    directory: Annotated[Path | None, path_option(help="On the disk to measure; default: the temporary one.")] = None,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
@@ -199,7 +199,7 @@ def bench_checkpoint(
     batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=2)] = 128,
     embedding_size: Annotated[int, typer.Option(min=1)] = 512,
     sample_rate: Annotated[float, typer.Option(help="Share of the classes in a step: less makes it shorter.")] = 0.1,
-    directory: Annotated[Path | None, typer.Option(help="On the disk to measure; default: the temporary one.")] = None,
+    directory: Annotated[Path | None, path_option(help="On the disk to measure; default: the temporary one.")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

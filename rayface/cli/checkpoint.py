@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Json, app, show_result
+from rayface.cli.common import Debug, Json, app, path_argument, path_option, show_result
 
 checkpoints = typer.Typer(help="Look into a checkpoint and take parts out of it.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoint")
-CheckpointDir = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint, or a run directory: its newest.")]
+CheckpointDir = Annotated[Path, path_argument(metavar="DIR", help="A checkpoint, or a run directory: its newest.")]
 
 
 @checkpoints.command("show")
@@ -23,7 +23,7 @@ def checkpoint_show(directory: CheckpointDir, json: Json = False, debug: Debug =
 
 @checkpoints.command("verify")
 def checkpoint_verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint, or a run directory: all of its.")],
+    directory: Annotated[Path, path_argument(metavar="DIR", help="A checkpoint, or a run directory: all of its.")],
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -42,7 +42,7 @@ def checkpoint_verify(
 @checkpoints.command("export")
 def checkpoint_export(
     directory: CheckpointDir,
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and model.json.")],
+    out: Annotated[Path, path_option(help="Folder for model.safetensors and model.json.")],
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -55,7 +55,7 @@ def checkpoint_export(
 @checkpoints.command("reshard")
 def checkpoint_reshard(
     directory: CheckpointDir,
-    out: Annotated[Path, typer.Option(help="New folder for centers.safetensors, or a file for each rank.")],
+    out: Annotated[Path, path_option(help="New folder for centers.safetensors, or a file for each rank.")],
     ranks: Annotated[int, typer.Option("--ranks", "-W", min=1, help="Files to split the class centers into.")] = 1,
     from_arcface: Annotated[
         bool,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _local_path(text: str) -> Path:
+    from rayface.data.storage import DataError, on_disk
+
+    try:
+        return on_disk(text)
+    except DataError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def path_option(*names: str, help: str) -> Any:
+    """An option that takes a path and refuses URIs."""
+    return typer.Option(*names, parser=_local_path, metavar="PATH", help=help)
+
+
+def path_argument(*, metavar: str = "PATH", help: str) -> Any:
+    """An argument that takes a path and refuses URIs."""
+    return typer.Argument(parser=_local_path, metavar=metavar, help=help)
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout instead of a table.")]
 Address = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, app, show_result
+from rayface.cli.common import Address, Debug, Json, app, path_option, show_result
 
 
 @app.command()
@@ -47,7 +47,7 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, .onnx, published .pt with --backbone.")],
     pairs: Annotated[str, typer.Option(help="CSV of pairs: path_a,path_b,is_same,fold; or LFW's pairs.txt.")],
     data: Annotated[str, typer.Option(help="Dataset directory, or '[A,B]', that holds the members of the pairs.")],
-    out: Annotated[Path, typer.Option(help="Directory for evaluation.json and the ROC curve.")],
+    out: Annotated[str, typer.Option(help="Directory for evaluation.json and the ROC curve.")],
     backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
     json: Json = False,
@@ -66,7 +66,7 @@ def evaluate(
 @app.command()
 def export(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
-    onnx: Annotated[Path, typer.Option(help="File to write; model_card.md goes beside it.")],
+    onnx: Annotated[Path, path_option(help="File to write; model_card.md goes beside it.")],
     backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
     external_data: Annotated[
         bool, typer.Option("--external-data", help="Weights in a file beside it; always so above 1.9 GB.")

@@ -7,13 +7,23 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from rayface.cli.common import USAGE_ERROR, Address, Debug, Json, Overrides, app, kept_results, show_results
+from rayface.cli.common import (
+    USAGE_ERROR,
+    Address,
+    Debug,
+    Json,
+    Overrides,
+    app,
+    kept_results,
+    path_argument,
+    show_results,
+)
 from rayface.values import to_text
 
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="Stages, each a verb with its settings.")],
+    file: Annotated[Path, path_argument(metavar="EXPERIMENT.yaml", help="Stages, each a verb with its settings.")],
     overrides: Overrides = None,
     out: Annotated[
         str | None, typer.Option(help="Folder of the stages; default: the file's, else experiments/FILE.")

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Overrides, app, show_result, show_results
+from rayface.cli.common import (
+    Address,
+    Debug,
+    Json,
+    Overrides,
+    app,
+    path_argument,
+    path_option,
+    show_result,
+    show_results,
+)
 from rayface.config import parse_bytes
 
 
@@ -13,7 +23,7 @@ from rayface.config import parse_bytes
 def train(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of config keys.")] = None,
+    config: Annotated[Path | None, path_option("--config", "-c", help="YAML file of config keys.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     json: Json = False,
     address: Address = None,
@@ -40,19 +50,19 @@ def train(
 def plan(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of config keys.")] = None,
+    config: Annotated[Path | None, path_option("--config", "-c", help="YAML file of config keys.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Workers; default: train.num_workers.")] = None,
     gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, as 80GB: refuse what does not fit.")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="C, where there is no dataset yet.")] = None,
     num_images: Annotated[int | None, typer.Option(min=1, help="Of an epoch, where there is no dataset yet.")] = None,
-    rates: Annotated[Path | None, typer.Option(help="What `rayface bench rates --json` printed.")] = None,
+    rates: Annotated[Path | None, path_option(help="What `rayface bench rates --json` printed.")] = None,
     gemm_tflops: Annotated[float | None, typer.Option(help="Large bf16 matrix products.")] = None,
     fp32_tflops: Annotated[float | None, typer.Option(help="Large fp32 matrix products.")] = None,
     memory_bandwidth: Annotated[float | None, typer.Option(help="Of device memory, GB/s.")] = None,
     link_bandwidth: Annotated[float | None, typer.Option(help="Of a worker, each way, GB/s.")] = None,
     backbone_efficiency: Annotated[float | None, typer.Option(help="Share of the products' rate it reaches.")] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="Compute activations of blocks twice.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="PNG of memory and images/s against the classes.")] = None,
+    plot: Annotated[Path | None, path_option(help="PNG of memory and images/s against the classes.")] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Show the memory model's error on arcface_torch's table, and end.")
     ] = False,
@@ -93,7 +103,7 @@ def plan(
 
 @app.command()
 def sync(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, path_argument(help="Run directory.")],
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for MLflow.")] = 60.0,
     json: Json = False,
     debug: Debug = False,

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Overrides, app, show_result
+from rayface.cli.common import Address, Debug, Json, Overrides, app, path_argument, show_result
 
 
 @app.command()
 def tune(
-    file: Annotated[Path, typer.Argument(help="Sweep file, as those in tune_configs/.")],
+    file: Annotated[Path, path_argument(help="Sweep file, as those in tune_configs/.")],
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="In place of the file's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest sweep of that file.")] = False,

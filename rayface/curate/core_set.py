@@ -31,7 +31,7 @@ from rayface.curate.pieces import group
 from rayface.curate.prune_settings import PruneSettings, check_clean, check_settings
 from rayface.curate.pruned_dataset import check_data, write_pruned
 from rayface.data.shards import Dataset, open_dataset
-from rayface.data.storage import atomic_stream, normalise, write_bytes
+from rayface.data.storage import atomic_stream, on_disk, write_bytes
 from rayface.session import ray_session
 from rayface.tracking.job import tracked_job
 from rayface.training.run_directory import config_of
@@ -77,6 +77,7 @@ def build(
         ValueError: bad input, one line.
     """
     start = time.monotonic()
+    root = on_disk(out, "--out").absolute()
     check_settings(settings)
     source = open_embeddings(embeddings)
     dataset = open_dataset(data, max_corrupt_fraction=config.data.max_corrupt_fraction) if data else None
@@ -87,9 +88,6 @@ def build(
     if dataset is not None:
         check_data(source, dataset)
     job = _job(settings, source, test, dataset, write_shards)
-    if "://" in normalise(out):
-        raise ValueError(f"--out: {out}: must be a folder on a disk that all nodes share, not a URI: mount the storage")
-    root = Path(normalise(out))
     with claimed(str(root), job, _JOB, beside=[PROXY]):
         if (root / RESULT).exists():
             shutil.rmtree(root / _WORK, ignore_errors=True)  # where a crash came between the two

@@ -29,7 +29,7 @@ from rayface.data.decode import decode_images
 from rayface.data.members import IMAGE_SUFFIXES
 from rayface.data.samples import ShardRows, locate_member
 from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, open_dataset, read_samples
-from rayface.data.storage import is_local, join, list_names, normalise, write_bytes
+from rayface.data.storage import is_local, join, list_names, normalise, on_disk, write_bytes
 from rayface.data.stream import FaultCounter
 from rayface.evaluation.embedder import Precision, load_embedder
 from rayface.session import ray_session
@@ -82,7 +82,8 @@ def embed(
     """
     start = time.monotonic()
     check_embedding(settings)
-    settings = replace(settings, model=str(Path(settings.model).absolute()))  # workers run in another directory
+    model = on_disk(settings.model, "--model").absolute()  # workers run in another directory
+    settings = replace(settings, model=str(model))
     limit = config.data.max_corrupt_fraction
     dataset = open_dataset(data, max_corrupt_fraction=limit)
     root = normalise(out)

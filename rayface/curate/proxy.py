@@ -22,7 +22,7 @@ from rayface.curate.parts import Progress
 from rayface.curate.prune_settings import PruneSettings, check_exclude, check_settings
 from rayface.data.selection import select, write_selection
 from rayface.data.shards import Dataset, open_dataset
-from rayface.data.storage import normalise, write_bytes
+from rayface.data.storage import on_disk, write_bytes
 from rayface.session import ray_session
 from rayface.tracking import shared_tracking
 from rayface.training.run_directory import RESULT
@@ -75,7 +75,7 @@ def prune_by_proxy(
         open_embeddings(exclude)
     if not 0 < proxy.fraction <= 1:
         raise ValueError(f"--proxy-fraction: {proxy.fraction}: must be above 0 and at most 1, the share of identities")
-    folder = Path(normalise(out)) / PROXY
+    folder = on_disk(out, "--out").absolute() / PROXY
     tracking = shared_tracking(proxy.config.tracking, folder.parent)
     proxy = dataclasses.replace(proxy, config=dataclasses.replace(proxy.config, tracking=tracking))
     dataset = open_dataset(data, max_corrupt_fraction=proxy.config.data.max_corrupt_fraction)

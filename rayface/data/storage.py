@@ -126,6 +126,17 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def on_disk(path: str | Path, field: str = "") -> Path:
+    """Return the local path that a setting (`field`) names, file:// included; DataError for another URI."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return Path(normalise(text))
+    if not is_local(text):
+        rule = "must be a path on a disk that all nodes share, not a URI: mount the storage"
+        raise DataError(f"{field}: {text}: {rule}" if field else f"{text}: {rule}")
+    return Path(text)
+
+
 def list_files(folder: str, kind: str = "dataset folder") -> list[FileInfo]:
     """Return the files directly in `folder`, by name; DataError where it is no folder (of that kind) to be read."""
     filesystem, inside = locate(folder)

@@ -13,6 +13,7 @@ from typing import Any
 from rayface import config as configs
 from rayface.config import Config, TrainConfig
 from rayface.curate.claim import claimed
+from rayface.data.storage import on_disk
 from rayface.experiment.checks import Models, check_paths, check_prune, check_train, config_of_stage, proxy_of_stage
 from rayface.experiment.inputs import fingerprint, input_paths
 from rayface.experiment.record import Done, Record, brief, changed_key
@@ -107,9 +108,7 @@ def run(
     """
     start = time.monotonic()
     experiment = load(file, overrides, commands)
-    root = Path(out or experiment.output or f"experiments/{experiment.name}").absolute()
-    if "://" in str(out or experiment.output):
-        raise ValueError(f"output: {out or experiment.output}: must be a folder on a disk that all nodes share")
+    root = on_disk(out or experiment.output or f"experiments/{experiment.name}", "output").absolute()
     prepared = prepare(experiment, root, commands, [*(["--address", address] if address else []), *_flag(debug)])
     named = [*overrides, *(["--out", out] if out else []), *(["--address", address] if address else [])]
     again = shlex.join(["rayface", "run", str(file), *named])

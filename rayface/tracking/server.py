@@ -14,6 +14,7 @@ MAX_PARAMS_AND_TAGS = 100
 MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
+_FOLDERS = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs"}
 PARENT = "mlflow.parentRunId"  # tag: the run that this one is shown under
 
 # MLflow's own defaults let one call on a dead server block for four minutes; to try again is the delivery's
@@ -58,7 +59,7 @@ def checked_uri(uri: str) -> str:
     """
     path = _sqlite_path(uri)
     if path is None:
-        if uri.startswith("file:") or ("://" not in uri and uri != "databricks"):
+        if uri.partition("://")[0] in _FOLDERS or ("://" not in uri and uri != "databricks"):
             raise ValueError(
                 f"tracking.uri {uri!r} must be sqlite:///FILE, http(s)://SERVER or another database: "
                 "MLflow no longer writes to folders"

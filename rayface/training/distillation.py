@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rayface.config import Config
 from rayface.data.plan import SamplePlan
+from rayface.data.storage import on_disk
 from rayface.data.stream import Batch
 from rayface.evaluation.export import load_model
 from rayface.training.distributed import World, autocast
@@ -117,8 +118,8 @@ def check_distillation(config: Config, teacher: Mapping[str, int] | None = None)
             "train.distillation: feature: needs lengths, and train.teacher_cache holds directions: leave the cache "
             "out, or use angular"
         )
-    if train.teacher_cache is not None and "://" in train.teacher_cache:
-        raise ValueError(f"train.teacher_cache: {train.teacher_cache}: must be on a disk that all nodes share")
+    if train.teacher_cache is not None:
+        on_disk(train.teacher_cache, "train.teacher_cache")
     info = teacher or load_model(train.teacher, backbone=train.teacher_backbone).info
     if info["embedding_size"] != backbone.embedding_size:
         raise ValueError(

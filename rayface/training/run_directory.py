@@ -10,6 +10,7 @@ from typing import Any
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.data.storage import on_disk
 from rayface.files import write_json
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
@@ -75,12 +76,7 @@ def check_output(config: Config, resume: bool) -> None:
     """
     if config.train.output is None:
         return
-    if "://" in config.train.output:
-        raise ValueError(
-            f"train.output: {config.train.output}: must be a path on a disk that all nodes share, not a URI: "
-            "mount the storage"
-        )
-    run = Path(config.train.output).absolute()
+    run = on_disk(config.train.output, "train.output").absolute()
     if run.exists() and not run.is_dir():
         raise ValueError(f"train.output: {run}: is a file: choose another directory")
     if (run / RESULT).exists():

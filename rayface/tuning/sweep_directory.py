@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rayface.config import Config
+from rayface.data.storage import on_disk
 from rayface.files import write_text
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
@@ -24,12 +25,7 @@ def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple
     spec, base = specs.load(file, overrides, preset)
     if spec.sweep.output is None:
         return spec, base, _numbered(file.stem)
-    if "://" in spec.sweep.output:
-        raise ValueError(
-            f"sweep.output: {spec.sweep.output}: must be a folder on a disk that all nodes share, not a URI: mount the "
-            "storage"
-        )
-    folder = Path(spec.sweep.output)
+    folder = on_disk(spec.sweep.output, "sweep.output")
     if (folder / SPEC).exists() or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"sweep.output: {folder}: holds a sweep: go on with --resume, or choose another directory")
     return spec, base, folder

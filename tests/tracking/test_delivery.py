@@ -252,7 +252,7 @@ def test_credentials_are_not_shown(tmp_path, caplog, monkeypatch):
 
 
 def test_wrong_settings_are_named(tmp_path):
-    for uri in ("./mlruns", "file:///mlruns"):
+    for uri in ("./mlruns", "file:///mlruns", "s3://bucket/mlruns"):
         with pytest.raises(ValueError, match=r"tracking\.uri .* must be sqlite"):
             delivery(tmp_path, uri)
     (tmp_path / "file").write_text("")
