@@ -97,6 +97,11 @@ def list_images(root: Path) -> Listing:
     return listing
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or is one of those that tools leave beside images."""
+    return name.startswith(".") or name.lower() in _TOOL_NAMES
+
+
 def _walk(listing: Listing, folder: str) -> Iterator[str]:
     """Yield the files below root/folder, relative to root."""
     for entry in _entries(listing, folder):
@@ -119,7 +124,7 @@ def _entries(listing: Listing, folder: str) -> Iterator[os.DirEntry[str]]:
         return
     for entry in found:
         path = f"{folder}/{entry.name}" if folder else entry.name
-        if entry.name.startswith(".") or entry.name.lower() in _TOOL_NAMES:
+        if is_hidden(entry.name):
             left_out.add(fault_of(root, path, "hidden", "hidden, or of a tool"))
         elif entry.is_symlink() and (reason := _refused_link(root, entry)):
             left_out.add(fault_of(root, path, "link", reason))

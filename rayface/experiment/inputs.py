@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from rayface.data.image_folder import is_hidden
 from rayface.data.shards import open_dataset
 from rayface.data.storage import locate, normalise, one_line
 from rayface.experiment.spec import Stage
@@ -75,7 +76,7 @@ def _of_folder(filesystem: Any, root: str) -> str:
     while folders:
         entries = filesystem.get_file_info(pafs.FileSelector(folders.pop()))
         for entry in sorted(entries, key=lambda entry: entry.path):
-            if entry.base_name.startswith("."):
+            if is_hidden(entry.base_name):
                 continue
             if entry.type == pafs.FileType.Directory:
                 folders.append(entry.path)

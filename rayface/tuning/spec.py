@@ -104,6 +104,8 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
     if spec.prune is not None:
         spec = replace(spec, prune=prune_values(spec.prune))
     spec = replace(spec, search={key: _typed(key, parameter, base) for key, parameter in spec.search.items()})
+    if not base.data.train and "data.train" in spec.search:  # what is checked before trials start needs one of them
+        base = configs.with_overrides(base, {"data.train": spec.search["data.train"].edges()[0]})
     _check(spec, base)
     return spec, base
 

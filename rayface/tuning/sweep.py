@@ -77,6 +77,8 @@ def tune(
     else:
         spec, base, folder = new_sweep(file, overrides, preset)
     total_steps = rehearse(base)
+    for choice in spec.search["data.train"].edges() if "data.train" in spec.search else ():
+        rehearse(configs.with_overrides(base, {"data.train": choice}))
     base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
     most = _most_workers(spec, base)

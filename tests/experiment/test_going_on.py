@@ -175,6 +175,8 @@ def test_inputs_of_no_stage_change_their_fingerprints(fakes: dict[str, Any], dat
         change()
         assert changed() == {f"c src {photos}"}
     (photos / ".DS_Store").touch()
+    (photos / "@eaDir").mkdir()
+    (photos / "@eaDir" / "1.jpg").touch()
     assert changed() == set()
 
 

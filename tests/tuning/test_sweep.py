@@ -4,6 +4,7 @@ import pytest
 import ray
 
 from rayface import config as configs
+from rayface.data.synth import synthesize
 from rayface.tracking import shared_tracking
 from rayface.tuning import sweep
 from rayface.tuning.search_space import Parameter
@@ -127,6 +128,16 @@ def test_a_sweep_and_its_trials_log_to_one_place(tmp_path, monkeypatch):
     assert shared_tracking(base.tracking, folder).uri == f"{here}/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@server")
     assert shared_tracking(base.tracking, folder).uri is None  # left to the environment, and not written down
+
+
+def test_searched_dataset_that_is_not_there_is_refused_before_a_trial_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    synthesize("a", identities=2, images_per_identity=4, processes=1, image_size=32)
+    file = tmp_path / "try.yaml"
+    file.write_text("search: {data.train: [a, 'b #2']}\nobjectives: [{metric: loss, mode: min}]\n")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/b #2: no such dataset folder"):
+        sweep.tune(file, ["train.batch_size=4"])
+    assert not (tmp_path / "sweeps").exists()
 
 
 def test_a_sweep_that_is_there_or_is_not(tmp_path, monkeypatch):
