@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from .dataset import Shard
 from .directory import count_faults, refuse_unfinished, scan_jobs, unlisted_faults
+from .listing import faults_not_read, refuse_not_read, shard_files, tars_not_read
 from .manifest import (
     IDENTITIES,
     INDEX,
@@ -24,12 +25,11 @@ from .manifest import (
     read_manifest,
     read_parquet,
     shard_entries,
-    shard_files,
 )
 from .members import parse_name
 from .samples import Fault, ShardRows
 from .scan import INDEX_SCHEMA, ShardScan, joint_table, scan_shards
-from .storage import DataError, FileInfo, join, list_files, normalise, write_bytes
+from .storage import DataError, FileInfo, join, list_entries, normalise, write_bytes
 from .writer import identities_file
 
 
@@ -72,7 +72,7 @@ def check(
     (shards done, of). Raises DataError where there is no dataset or the directory cannot be written.
     """
     root = normalise(path)
-    files = list_files(root)
+    files, folders = list_entries(root)
     names = {file.name for file in files}
     refuse_unfinished(root, names)
     shards = shard_files(files)
@@ -80,13 +80,14 @@ def check(
     if manifest and manifest.selection:
         folder = manifest.shards[0].path.rpartition("/")[0]
         raise DataError(f"{root}: has no shards, it is a selection of those of other datasets: check {folder}")
+    not_read = tars_not_read(root, files, folders, dataset_marker=MANIFEST if shards else None)
     if not shards:
-        raise DataError(f"{root}: no tar shards (*.tar) in this folder")
+        refuse_not_read(root, not_read, has_shards=False)
     ordered = _in_manifest_order(shards, manifest)
     num_classes = manifest.num_classes if manifest else None
     jobs = scan_jobs(root, ordered, num_classes, deep=deep, digest=deep or write_manifest)
     scans = scan_shards(jobs, sum(file.size for file in shards), progress)
-    faults = [fault for scan in scans for fault in scan.faults]
+    faults = [fault for scan in scans for fault in scan.faults] + faults_not_read(root, not_read)
     if manifest:
         faults += _held_against_manifest(root, manifest, ordered, scans)
         if INDEX in names:

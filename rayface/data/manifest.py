@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from .scan import ShardScan, joint_table
-from .storage import DataError, FileInfo, join, one_line, open_arrow, read_bytes
+from .storage import DataError, join, one_line, open_arrow, read_bytes
 
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"
@@ -50,11 +50,6 @@ class Manifest(BaseModel):
     def to_json(self) -> bytes:
         fields = self.model_dump(exclude=set() if self.selection else {"selection"})
         return (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def shard_files(files: list[FileInfo]) -> list[FileInfo]:
-    """Return the tar files of a folder that are no leftovers of an interrupted writer."""
-    return [file for file in files if file.name.endswith(".tar") and not file.name.startswith(".")]
 
 
 def read_manifest(root: str) -> Manifest:

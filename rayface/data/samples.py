@@ -23,8 +23,9 @@ from .members import (
     samples_among,
 )
 from .storage import Source, is_local, normalise, windowed
-from .tar import Fetch, Gap, Member, TarError, iter_members, read_member
+from .tar import BLOCK, Fetch, Gap, Member, TarError, iter_members, read_member
 
+NOT_A_TAR = "not a tar"  # kind of fault
 _MAX_SAMPLE_BYTES = 2**31 - 1  # what the index can count
 _SEQUENTIAL_WINDOW = 4 << 20
 _REMOTE_WINDOW = 16 << 20
@@ -46,7 +47,7 @@ class Fault:
     """Damage in a shard; `num_lost` samples are known to be lost by it (0: nothing but a rule was broken).
 
     `kind` sorts faults for a summary: header, truncated, missing member, label, duplicate key, special file, jpeg,
-    index, or (of whole shards) size, count, digest, unlisted. Of a converter: what it left out, `num_lost` things of a
+    index, or (of whole shards) not a tar, not read, size, count, digest, unlisted. Of a converter: what it left out, `num_lost` things of a
     kind: image (cannot be read), no image, hidden, link, special file, folder, outside, identity.
     """
 
@@ -123,10 +124,45 @@ def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: b
     with Source(shard) as source:
         width = _SEQUENTIAL_WINDOW if read_jpeg else _INDEX_WINDOW
         fetch = windowed(source, width if is_local(shard) else _REMOTE_WINDOW)
-        groups = _groups(iter_members(fetch, source.size))
+        items = iter_members(fetch, source.size)
+        start = list(_until_member(items))
+        if reason := _not_a_tar(start, fetch, source.size):
+            yield Fault(shard=shard, member=None, offset=0, reason=reason, kind=NOT_A_TAR)
+            return
+        groups = _groups(itertools.chain(start, items))
         parser = _SampleParser(shard, fetch, num_classes, read_jpeg)
         parsed = ((group,) if isinstance(group, Gap) else parser(group) for group in groups)
         yield from _explain_gaps(shard, itertools.chain.from_iterable(parsed))
+
+
+_COMPRESSION = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\3\4": "zip",
+}
+
+
+def _until_member(items: Iterator[Member | Gap]) -> Iterator[Member | Gap]:
+    """Yield what comes up to the first member, and that."""
+    for item in items:
+        yield item
+        if isinstance(item, Member):
+            return
+
+
+def _not_a_tar(start: list[Member | Gap], fetch: Fetch, size: int) -> str | None:
+    """Return why a file without a single member is no tar, None for one that has some or is an empty archive."""
+    if not size:
+        return "the file is empty"
+    damage = [item for item in start if isinstance(item, Gap) and not item.harmless]
+    if not damage or damage[0].member or isinstance(start[-1], Member):
+        return None
+    head = fetch(0, min(size, BLOCK))
+    packed = next((name for magic, name in _COMPRESSION.items() if head.startswith(magic)), None)
+    return f"not a tar but {packed}: unpack it" if packed else f"no tar member in {size} bytes: {damage[0].reason}"
 
 
 @dataclass

@@ -139,6 +139,11 @@ def on_disk(path: str | Path, field: str = "") -> Path:
 
 def list_files(folder: str, kind: str = "dataset folder") -> list[FileInfo]:
     """Return the files directly in `folder`, by name; DataError where it is no folder (of that kind) to be read."""
+    return list_entries(folder, kind)[0]
+
+
+def list_entries(folder: str, kind: str = "dataset folder") -> tuple[list[FileInfo], list[str]]:
+    """Return the files, by name, and the names of the sub-folders of `folder`; DataError as list_files."""
     filesystem, inside = locate(folder)
 
     def entries_of_folder() -> list[Any] | None:
@@ -150,7 +155,8 @@ def list_files(folder: str, kind: str = "dataset folder") -> list[FileInfo]:
     if entries is None:
         raise DataError(f"{folder}: no such {kind}")
     files = [FileInfo(e.base_name, e.size, e.mtime_ns or 0) for e in entries if e.type == pafs.FileType.File]
-    return sorted(files, key=lambda file: file.name)
+    folders = [e.base_name for e in entries if e.type == pafs.FileType.Directory]
+    return sorted(files, key=lambda file: file.name), sorted(folders)
 
 
 class Source:

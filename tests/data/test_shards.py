@@ -530,7 +530,7 @@ def test_unusable_directories_are_one_line(tmp_path: Path) -> None:
     refused(tmp_path / "empty", "no tar shards")
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "a.tar").write_bytes(b"junk" * 1000)
-    refused(tmp_path / "junk", "no readable sample.*smashed")
+    refused(tmp_path / "junk", "no tar member in 4000 bytes.*smashed.*remove it")
     for name, content in (("bad1", "{"), ("bad2", '{"name": 3}')):
         folder = small_dataset(tmp_path, name)
         (folder / "dataset.json").write_text(content)

@@ -1,0 +1,89 @@
+"""Which files of a dataset directory are its shards, and which tars in it are not read and must not be forgotten."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Sequence
+
+from .samples import Fault
+from .storage import DataError, FileInfo, join, list_entries
+
+_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+# An extracted set with a folder for each of a million people may lie beside the tars.
+_MAX_SUBFOLDERS = 1000
+
+
+def is_compressed(name: str) -> bool:
+    return _COMPRESSED.search(name) is not None
+
+
+def shard_files(files: Sequence[FileInfo]) -> list[FileInfo]:
+    """Return the tar files of a folder that are no leftovers of an interrupted writer."""
+    return [file for file in files if _is_tar(file.name)]
+
+
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith(".tar") and not name.startswith(".")
+
+
+def tars_not_read(
+    root: str, files: Sequence[FileInfo], folders: Sequence[str], *, dataset_marker: str | None = None
+) -> list[str]:
+    """Return the compressed tars of a folder, and all tars in its sub-folders, as paths relative to it.
+
+    Hidden sub-folders, and those that cannot be listed (lost+found), are left out. The first 1,000 are looked into.
+
+    Args:
+        files, folders: what lies directly in `root`.
+        dataset_marker: sub-folders with a file of this name are datasets of their own and left out.
+    """
+    found = [file.name for file in files if is_compressed(file.name)]
+    waiting = deque(folders)
+    for _ in range(_MAX_SUBFOLDERS):
+        if not waiting:
+            break
+        folder = waiting.popleft()
+        if folder.rpartition("/")[2].startswith("."):
+            continue
+        try:
+            files, folders = list_entries(join(root, folder))
+        except DataError:
+            continue
+        if dataset_marker not in {file.name for file in files}:
+            found += [f"{folder}/{file.name}" for file in files if _is_tar(file.name) or is_compressed(file.name)]
+        waiting.extend(f"{folder}/{name}" for name in folders)
+    return found
+
+
+def refuse_not_read(root: str, names: Sequence[str], *, has_shards: bool) -> None:
+    """Raise DataError where a folder has tars that would be left out, or no shards at all."""
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise DataError(f"{root}: {names[0]}{more}: {_reason(names[0])}; {_remedy(root)}")
+    if not has_shards:
+        raise DataError(f"{root}: no tar shards (*.tar) in this folder")
+
+
+def faults_not_read(root: str, names: Sequence[str]) -> list[Fault]:
+    """Return a fault for every tar that is left out; how many samples that loses is not known."""
+    return [
+        Fault(
+            shard=join(root, name),
+            member=None,
+            offset=0,
+            reason=f"{_reason(name)}; {_remedy(root)}",
+            num_lost=0,
+            kind="not read",
+        )
+        for name in names
+    ]
+
+
+def _reason(name: str) -> str:
+    what = "a compressed tar" if is_compressed(name) else "a tar in a sub-folder"
+    return f"{what} is not read as a shard"
+
+
+def _remedy(root: str) -> str:
+    return f"make one dataset of all: `rayface convert --from webdataset {root} OUT`, or move it elsewhere"
