@@ -41,7 +41,13 @@ def synth(
 def convert(
     src: Annotated[str, typer.Argument(help="What there is.")],
     out: Annotated[str, typer.Argument(help="Dataset directory to make.")],
-    source: Annotated[str, typer.Option("--from", help="Kind of SRC: folder (one of images for each identity).")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="Kind of SRC: folder (of images for each identity), webdataset (tars of any kind).",
+        ),
+    ],
     shard_size: ShardSize = "256MB",
     layout: Annotated[str, typer.Option(help="shuffled or by_identity.")] = "shuffled",
     seed: Seed = 0,

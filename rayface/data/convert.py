@@ -15,6 +15,7 @@ import simplejpeg
 
 from rayface.machine import num_cpus
 
+from .convert_webdataset import convert_webdataset
 from .dataset import Dataset
 from .decode import SNIFF_BYTES, decode_image, image_format, orientation
 from .image_folder import Listing, fault_of, has_image_suffix, list_images, unique_keys
@@ -159,4 +160,4 @@ def _as_jpeg(data: bytes, size: int, quality: int) -> bytes:
     return simplejpeg.encode_jpeg(image, quality, "RGB", "420")
 
 
-CONVERTERS: dict[str, Callable[..., Dataset]] = {"folder": convert_folder}
+CONVERTERS: dict[str, Callable[..., Dataset]] = {"folder": convert_folder, "webdataset": convert_webdataset}

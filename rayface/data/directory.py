@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from .index import SOURCE_LABEL, Columns, Ints, keep_rows, looked_up, read_columns, read_keys_at
-from .listing import faults_not_read, is_compressed, refuse_not_read, shard_files, tars_not_read
+from .listing import faults_not_read, is_compressed, refuse_not_a_tar, refuse_not_read, shard_files, tars_not_read
 from .manifest import (
     IDENTITIES,
     INDEX,
@@ -23,7 +23,7 @@ from .manifest import (
     read_manifest,
 )
 from .members import LABEL_SUFFIXES
-from .samples import NOT_A_TAR, Fault, Sample, locate_member, scan_shard
+from .samples import Fault, Sample, locate_member, scan_shard
 from .scan import INDEX_SCHEMA, PROCESSES_FROM_BYTES, ScanJob, ShardScan, joint_table, parallel_map, scan_shards
 from .scan_cache import load_scan, scan_key, store_scan
 from .storage import DataError, FileInfo, join, list_entries, list_files
@@ -236,7 +236,7 @@ def _scan(root: str, files: list[FileInfo], manifest: Manifest | None) -> tuple[
     faults = [fault for scan in scans for fault in scan.faults]
     table = joint_table(scans)
     if manifest is None:
-        _refuse_not_a_tar(faults)
+        refuse_not_a_tar(faults)
         return manifest_of_scan(root, names, scans), table, faults
     # The index counts shards as the manifest does, which may list missing ones and another order.
     place = {entry.path: number for number, entry in enumerate(manifest.shards)}
@@ -245,14 +245,6 @@ def _scan(root: str, files: list[FileInfo], manifest: Manifest | None) -> tuple[
     order = np.argsort(table["shard"].to_numpy(), kind="stable")
     faults += unlisted_faults(root, manifest, present) + count_faults(root, manifest, names, scans)
     return manifest, table.take(pa.array(order)), faults
-
-
-def _refuse_not_a_tar(faults: list[Fault]) -> None:
-    """Raise DataError where a whole shard is unreadable: how many samples that loses, only a manifest knows."""
-    unreadable = [fault for fault in faults if fault.kind == NOT_A_TAR]
-    if unreadable:
-        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        raise DataError(f"{unreadable[0]}{more}; repair it, or remove it from the folder")
 
 
 def _scanned(root: str, files: list[FileInfo], manifest: Manifest | None) -> Part:

@@ -6,9 +6,19 @@ import re
 from collections import deque
 from collections.abc import Sequence
 
-from .samples import Fault
+from .samples import NOT_A_TAR, Fault
 from .storage import DataError, FileInfo, join, list_entries
 
+_CODECS = {
+    "gz": "gzip",
+    "tgz": "gzip",
+    "bz2": "bz2",
+    "tbz": "bz2",
+    "tbz2": "bz2",
+    "zst": "zstd",
+    "tzst": "zstd",
+    "lz4": "lz4",
+}
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 # An extracted set with a folder for each of a million people may lie beside the tars.
 _MAX_SUBFOLDERS = 1000
@@ -16,6 +26,16 @@ _MAX_SUBFOLDERS = 1000
 
 def is_compressed(name: str) -> bool:
     return _COMPRESSED.search(name) is not None
+
+
+def codec_of(name: str) -> str | None:
+    """Return Arrow's name of a tar's compression, None for a plain one; DataError where Arrow has none."""
+    if not is_compressed(name):
+        return None
+    suffix = name.rpartition(".")[2].lower()
+    if suffix not in _CODECS:
+        raise DataError(f"{name}: .{suffix} is not read: unpack it, or pack it with gzip")
+    return _CODECS[suffix]
 
 
 def shard_files(files: Sequence[FileInfo]) -> list[FileInfo]:
@@ -78,6 +98,14 @@ def faults_not_read(root: str, names: Sequence[str]) -> list[Fault]:
         )
         for name in names
     ]
+
+
+def refuse_not_a_tar(faults: Sequence[Fault]) -> None:
+    """Raise DataError where a whole shard is unreadable: how many samples that loses, only a manifest knows."""
+    unreadable = [fault for fault in faults if fault.kind == NOT_A_TAR]
+    if unreadable:
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise DataError(f"{unreadable[0]}{more}; repair it, or remove it from the folder")
 
 
 def _reason(name: str) -> str:

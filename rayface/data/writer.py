@@ -79,22 +79,27 @@ def write_dataset(
 
 
 class ShardWriter:
-    """What write_dataset does, a sample at a time: `add`, then `finish`; a context manager that lets go on errors."""
+    """What write_dataset does, a sample at a time: `add`, then `finish`; a context manager that lets go on errors.
+
+    Where nobody knows names, `identities` is None and `num_classes` says how many there are.
+    """
 
     def __init__(
         self,
         out: str | Path,
         *,
         name: str,
-        identities: Sequence[str],
+        identities: Sequence[str] | None,
         image_size: tuple[int, int] | None,
+        num_classes: int = 0,
         layout: str = "shuffled",
         licence: str = "",
         source: str = "",
         parent: dict[str, Any] | None = None,
         shard_size: int = DEFAULT_SHARD_SIZE,
     ):
-        self.identities = _checked_identities(identities)
+        self.identities = None if identities is None else _checked_identities(identities)
+        num_classes = num_classes if self.identities is None else len(self.identities)
         if shard_size < 1:
             raise ValueError(f"shard_size {shard_size}: must be a positive number of bytes")
         self.root = normalise(out)
@@ -103,7 +108,7 @@ class ShardWriter:
         self.shard_size = shard_size
         self.manifest = Manifest(
             name=name,
-            num_classes=len(self.identities),
+            num_classes=num_classes,
             num_images=0,
             image_size=image_size,
             layout=layout,  # type: ignore[arg-type]  # pydantic refuses what is no layout
@@ -113,7 +118,7 @@ class ShardWriter:
             created_by=f"rayface {rayface.__version__}",
             shards=[],
         )
-        self.counts = np.zeros(len(self.identities), np.int64)
+        self.counts = np.zeros(num_classes, np.int64)
         self._hashes = array("q")
         self._shard: AtomicFile | None = None
         self._lock = _claim(self.root)
@@ -124,8 +129,8 @@ class ShardWriter:
         """Append a sample; ValueError for a key that is no key or a label that is no identity."""
         if not key or parse_name(f"{key}.jpg") != (key, key, "jpg") or not _is_safe(key):
             raise ValueError(f"key {key!r}: must be a relative name without dots and control characters")
-        if not 0 <= label < len(self.identities):
-            raise ValueError(f"label {label} of {key}: must be from 0 to {len(self.identities) - 1}, one per identity")
+        if not 0 <= label < len(self.counts):
+            raise ValueError(f"label {label} of {key}: must be from 0 to {len(self.counts) - 1}, one per identity")
         sample = encode_sample(key, label, jpeg)
         if self._shard and self._size + len(sample) + 1024 > self.shard_size:
             self._close_shard()
@@ -147,7 +152,8 @@ class ShardWriter:
         self._parquet.close()
         self._index.commit()
         self._refuse_duplicates()
-        write_bytes(join(self.root, IDENTITIES), identities_file(self.identities, self.counts))
+        if self.identities:
+            write_bytes(join(self.root, IDENTITIES), identities_file(self.identities, self.counts))
         self.manifest.num_images = int(self.counts.sum())
         write_bytes(join(self.root, MANIFEST), self.manifest.to_json())
         delete(join(self.root, UNFINISHED))
@@ -230,10 +236,7 @@ def _is_safe(key: str) -> bool:
 def _claim(root: str) -> int:
     """Make `root` ours: refuse one that is in use, clear what an interrupted writer left; return the lock's fd."""
     make_folder(root)
-    names = list_names(root)
-    foreign = [name for name in names if name != UNFINISHED]
-    if foreign and UNFINISHED not in names:
-        raise DataError(f"{root}: is not empty ({foreign[0]}); give a new folder, existing data is never overwritten")
+    foreign = refuse_not_empty(root)
     lock = -1
     try:
         if is_local(root):
@@ -247,6 +250,15 @@ def _claim(root: str) -> int:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{root}: cannot be written ({error})") from None
     return lock
+
+
+def refuse_not_empty(root: str) -> list[str]:
+    """Return what an interrupted writer left in a folder; DataError where anything else is there."""
+    names = list_names(root)
+    foreign = [name for name in names if name != UNFINISHED]
+    if foreign and UNFINISHED not in names:
+        raise DataError(f"{root}: is not empty ({foreign[0]}); give a new folder, existing data is never overwritten")
+    return foreign
 
 
 def _lock(root: str, fd: int) -> None:

@@ -248,4 +248,4 @@ def test_unusable_input_is_one_line(tmp_path: Path) -> None:
     convert_folder(tmp_path / "in", tmp_path / "out")
     with pytest.raises(DataError, match="not empty"):
         convert_folder(tmp_path / "in", tmp_path / "out")
-    assert list(CONVERTERS) == ["folder"]
+    assert list(CONVERTERS) == ["folder", "webdataset"]

@@ -1,0 +1,180 @@
+"""Tars of every shape become one dataset: compressed, in sub-folders, with equal keys and holes in their labels."""
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+import webdataset
+from typer.testing import CliRunner
+
+from rayface.cli import app
+from rayface.data import storage
+from rayface.data.check import check
+from rayface.data.convert_webdataset import clean_key, convert_webdataset
+from rayface.data.shards import DataError, Sample, open_dataset, read_samples, write_dataset
+
+Samples = dict[str, tuple[int, bytes]]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def jpeg(seed: int) -> bytes:
+    return simplejpeg.encode_jpeg(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+JPEG = [jpeg(i) for i in range(8)]
+
+
+def tar_bytes(files: Sequence[tuple[str, bytes]]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def pairs(keys: Sequence[str], labels: Sequence[int], images: Sequence[bytes]) -> bytes:
+    files = []
+    for key, label, image in zip(keys, labels, images, strict=True):
+        files += [(f"{key}.jpg", image), (f"{key}.cls", b"%d" % label)]
+    return tar_bytes(files)
+
+
+def found(folder: Path) -> Samples:
+    dataset = open_dataset(folder, max_corrupt_fraction=0)
+    samples = read_samples(dataset.shard_paths(), dataset.index)
+    return {s.key: (s.label, s.jpeg) for s in samples if isinstance(s, Sample)}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """One plain tar, one packed, one in a sub-folder; equal keys in all of them; labels near 69 million."""
+    src = tmp_path / "src"
+    (src / "more.d").mkdir(parents=True)
+    (src / "a.tar").write_bytes(pairs(["000.a", "001"], [69_000_005, 69_000_001], JPEG[:2]))
+    (src / "b.tar.gz").write_bytes(gzip.compress(pairs(["000.a", "001"], [69_000_005, 69_000_003], JPEG[2:4])))
+    (src / "more.d" / "c.tgz").write_bytes(gzip.compress(pairs(["000.a", "001"], [7, 69_000_003], JPEG[4:6])))
+    return src
+
+
+@pytest.mark.parametrize("layout", ["shuffled", "by_identity"])
+def test_tars_of_every_shape_become_one_dataset_without_holes(tmp_path: Path, mixed: Path, layout: str) -> None:
+    with pytest.raises(DataError, match="rayface convert --from webdataset"):
+        open_dataset(mixed)
+    dataset = convert_webdataset(mixed, tmp_path / "out", layout=layout)
+    assert found(tmp_path / "out") == {
+        "a/000_a": (3, JPEG[0]),
+        "a/001": (1, JPEG[1]),
+        "b/000_a": (3, JPEG[2]),
+        "b/001": (2, JPEG[3]),
+        "more_d/c/000_a": (0, JPEG[4]),
+        "more_d/c/001": (2, JPEG[5]),
+    }
+    assert (dataset.num_classes, dataset.identities, dataset.layout, dataset.faults) == (4, None, layout, ())
+    assert dataset.image_size == (32, 32)
+    assert check(tmp_path / "out", deep=True).ok
+    assert (dataset.index.label[1:] >= dataset.index.label[:-1]).all() == (layout == "by_identity")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    read = [
+        sample["__key__"]
+        for shard in dataset.shards
+        for sample in webdataset.WebDataset(shard.path, shardshuffle=False)
+    ]
+    assert sorted(read) == sorted(found(tmp_path / "out"))
+
+
+def test_single_packed_tar_keeps_its_keys(tmp_path: Path) -> None:
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(pairs(["x/000", "x/001"], [4, 4], JPEG[:2])))
+    convert_webdataset(tmp_path / "b.tar.gz", tmp_path / "out")
+    assert found(tmp_path / "out") == {"x/000": (0, JPEG[0]), "x/001": (0, JPEG[1])}
+
+
+def test_same_seed_gives_the_same_bytes(tmp_path: Path, mixed: Path) -> None:
+    digests = [convert_webdataset(mixed, tmp_path / f"out{i}", seed=seed).digest for i, seed in enumerate((3, 3, 4))]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_names_are_kept_and_empty_classes_dropped(tmp_path: Path) -> None:
+    write_dataset(
+        tmp_path / "src",
+        [(f"k{i}", 2 * i, JPEG[i]) for i in range(3)],
+        name="src",
+        identities=["ann", "bob", "cy", "di", "ed", "flo"],
+        image_size=None,
+    )
+    dataset = convert_webdataset(tmp_path / "src", tmp_path / "out")
+    assert dataset.identities == ("ann", "cy", "ed")
+    assert found(tmp_path / "out") == {f"k{i}": (i, JPEG[i]) for i in range(3)}
+    assert pq.read_table(tmp_path / "out" / "identities.parquet")["num_images"].to_pylist() == [1, 1, 1]
+
+
+def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
+    damaged = JPEG[1][:-400]
+    (tmp_path / "src").mkdir()
+    files = [("a.jpg", JPEG[0]), ("a.cls", b"5"), ("b.jpg", damaged), ("b.cls", b"6"), ("c.jpg", JPEG[2])]
+    (tmp_path / "src" / "a.tar.gz").write_bytes(gzip.compress(tar_bytes(files)))
+    dataset = convert_webdataset(tmp_path / "src", tmp_path / "out")
+    assert found(tmp_path / "out") == {"a": (0, JPEG[0])}
+    source = str(tmp_path / "src" / "a.tar.gz")
+    named = [(fault.shard, fault.member, fault.kind) for fault in dataset.faults]
+    assert named == [(source, "b.jpg", "jpeg"), (source, "c.jpg", "missing member")]
+
+
+def test_keys_that_are_no_paths_become_ones(tmp_path: Path) -> None:
+    assert [clean_key(key) for key in ("../../a", "/x/./y.1", "..", "b\n")] == ["a", "x/y_1", "_", "b_"]
+    (tmp_path / "a.tar").write_bytes(pairs(["../../a", "a", "b.c", "b_c"], [0, 1, 2, 3], JPEG[:4]))
+    convert_webdataset(tmp_path / "a.tar", tmp_path / "out")
+    assert sorted(found(tmp_path / "out").values()) == [(i, JPEG[i]) for i in range(4)]
+
+
+@pytest.mark.parametrize("layout", ["", "random"])
+def test_unknown_layout_is_refused(tmp_path: Path, mixed: Path, layout: str) -> None:
+    with pytest.raises(ValueError, match="layout"):
+        convert_webdataset(mixed, tmp_path / "out", layout=layout)
+
+
+def test_unusable_sources_are_one_line_and_leave_nothing(tmp_path: Path, mixed: Path) -> None:
+    def refused(src: Path, words: str) -> None:
+        with pytest.raises(DataError, match=words) as caught:
+            convert_webdataset(src, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+        assert not list((tmp_path / "out").iterdir())
+
+    refused(tmp_path / "none", "no such folder or tar")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no tars")
+    whole = (mixed / "b.tar.gz").read_bytes()
+    (mixed / "b.tar.gz").write_bytes(whole[: len(whole) // 2])
+    refused(mixed, r"b\.tar\.gz: cannot be unpacked")
+    (mixed / "b.tar.gz").write_bytes(gzip.compress(b"<html>" * 400))
+    refused(mixed, r"b\.tar\.gz.*no tar member")
+    (mixed / "b.tar.gz").rename(mixed / "b.tar.xz")
+    refused(mixed, r"b\.tar\.xz: \.xz is not read: unpack it")
+    with pytest.raises(DataError, match="not empty"):
+        convert_webdataset(tmp_path / "src", tmp_path)
+
+
+def test_object_store_is_read_like_a_folder(tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = storage.pafs.LocalFileSystem()
+    monkeypatch.setattr(storage, "_filesystem", lambda uri: (local, str(tmp_path / uri.removeprefix("mem://"))))
+    convert_webdataset("mem://src", "mem://bucket/out")
+    assert len(found(tmp_path / "bucket" / "out")) == 6
+
+
+def test_convert_verb_offers_webdataset(tmp_path: Path, mixed: Path) -> None:
+    done = CliRunner().invoke(app, ["convert", str(mixed), str(tmp_path / "out"), "--from", "webdataset", "--json"])
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert (told["images"], told["identities"], told["left_out"]) == (6, 4, {})
