@@ -233,7 +233,9 @@ def _check_memory(config: Config, num_classes: int) -> None:
     def available(gpu_memory: bool) -> int | None:
         if here:
             return memory_per_worker(gpu=gpu_memory, workers_per_machine=share)
-        place = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=int(gpu))(memory_per_worker)
+        # "DEFAULT": anywhere. A trial of a sweep would else keep the task in its own placement group, without a CPU.
+        where = {"num_cpus": config.train.cpus_per_worker, "num_gpus": int(gpu), "scheduling_strategy": "DEFAULT"}
+        place = ray.remote(**where)(memory_per_worker)
         found: int | None = ray.get(place.remote(gpu=gpu_memory, workers_per_machine=share))
         return found
 

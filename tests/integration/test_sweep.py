@@ -213,8 +213,9 @@ def test_the_page_of_a_sweep_is_drawn_in_a_browser(resumed, browser):
 
 @pytest.fixture
 def exact_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster whose CPUs the workers of two trials fill."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    """A cluster of two nodes whose CPUs the workers of two trials fill."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     yield
     cluster.shutdown()
