@@ -54,6 +54,7 @@ def dataset_facts(dataset: Any, out: str) -> dict[str, Any]:
         "dataset": out,
         "images": dataset.num_images,
         "identities": dataset.num_classes,
+        "identities_with_images": dataset.num_classes_with_images,
         "shards": len(dataset.shards),
         "faults": len(dataset.faults),
     }

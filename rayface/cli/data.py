@@ -91,6 +91,7 @@ def check(
         "dataset": directory,
         "images": report.num_images,
         "identities": report.num_classes,
+        "identities_with_images": report.num_classes_with_images,
         "shards": len(report.shards),
         "bytes": report.num_bytes,
         "faults": report.counts,

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .classes import holes_in, num_with_images
 from .dataset import Shard
 from .directory import count_faults, refuse_unfinished, scan_jobs, unlisted_faults
 from .listing import faults_not_read, refuse_not_read, shard_files, tars_not_read
@@ -40,6 +41,7 @@ class Report:
     path: str
     num_images: int
     num_classes: int
+    num_classes_with_images: int
     num_bytes: int
     shards: tuple[Shard, ...]
     faults: tuple[Fault, ...]
@@ -93,18 +95,27 @@ def check(
         if INDEX in names:
             faults += _held_against_index(root, manifest, ordered, scans)
     found = _counted(root, manifest, ordered, scans)
+    labels = joint_table(scans)["label"].to_numpy()
     if IDENTITIES in names:
         found.num_classes = len(read_identities(root, found.num_classes, exact=manifest is not None))
+    elif reason := holes_in(root, labels, found.num_classes):
+        faults.append(Fault(shard=root, member=None, offset=0, reason=reason, num_lost=0, kind="labels"))
+        if write_manifest:
+            raise DataError(f"{root}: {reason}")
     if write_manifest:
         _write_manifest(root, found, scans, names)
-    return _report(root, found, faults, deep, write_manifest)
+    with_images = num_with_images(labels, found.num_classes)
+    return _report(root, found, with_images, faults, deep, write_manifest)
 
 
-def _report(root: str, found: Manifest, faults: list[Fault], deep: bool, manifest_written: bool) -> Report:
+def _report(
+    root: str, found: Manifest, with_images: int, faults: list[Fault], deep: bool, manifest_written: bool
+) -> Report:
     return Report(
         path=root,
         num_images=found.num_images,
         num_classes=found.num_classes,
+        num_classes_with_images=with_images,
         num_bytes=sum(entry.num_bytes for entry in found.shards),
         shards=tuple(Shard(**{**entry.model_dump(), "path": join(root, entry.path)}) for entry in found.shards),
         faults=tuple(faults),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .classes import num_with_images
 from .directory import Part, load_part
 from .index import SOURCE_LABEL, concatenate, count, looked_up, to_index
 from .manifest import digest_of, read_parquet
@@ -52,6 +54,11 @@ class Dataset:
     faults: tuple[Fault, ...]
     digest: str
     key_files: tuple[tuple[str, np.ndarray | None], ...] = field(repr=False, default=())
+
+    @functools.cached_property
+    def num_classes_with_images(self) -> int:
+        """Classes that have an image; labels may have holes."""
+        return num_with_images(self.index.label, self.num_classes)
 
     def shard_paths(self) -> list[str]:
         """Return the paths that `index.shard` counts, as read_samples wants them."""

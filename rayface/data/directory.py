@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from .index import SOURCE_LABEL, Columns, Ints, keep_rows, looked_up, read_columns, read_keys_at
+from .classes import refuse_holes
+from .index import SOURCE_LABEL, Columns, Ints, first_outside, keep_rows, looked_up, read_columns, read_keys_at
 from .listing import faults_not_read, is_compressed, refuse_not_a_tar, refuse_not_read, shard_files, tars_not_read
 from .manifest import (
     IDENTITIES,
@@ -66,6 +67,8 @@ def load_part(root: str) -> Part:
     if IDENTITIES in names:
         part.identities = read_identities(root, part.manifest.num_classes, exact=manifest is not None)
         part.manifest.num_classes = len(part.identities)
+    else:
+        refuse_holes(root, part.columns["label"], part.manifest.num_classes)
     return part
 
 
@@ -89,11 +92,17 @@ def _selected_files(manifest: Manifest) -> list[FileInfo]:
 def _indexed(root: str, files: list[FileInfo], manifest: Manifest) -> Part:
     path = join(root, INDEX)
     try:
-        columns, counts = read_columns(path, len(manifest.shards), source_label=manifest.selection is not None)
+        num_rows = sum(entry.num_images for entry in manifest.shards)
+        columns, counts = read_columns(
+            path, len(manifest.shards), num_rows, source_label=manifest.selection is not None
+        )
     except DataError as error:
         raise DataError(f"{error}; {RECOUNT.format(root)}") from None
     if counts.tolist() != [entry.num_images for entry in manifest.shards]:
         raise DataError(f"{path}: sample counts differ from those in {MANIFEST}; {RECOUNT.format(root)}")
+    if (row := first_outside(columns, [entry.num_bytes for entry in manifest.shards])) is not None:
+        where = {name: int(column[row]) for name, column in columns.items()}
+        raise DataError(f"{path}: row {row} is no place in its shard ({where}); {RECOUNT.format(root)}")
     part = Part(root, manifest, columns, path)
     kept = _hold_against_files(part, {file.name: file for file in files})
     kept &= _labels_in_range(part)

@@ -31,11 +31,14 @@ _BATCH = 1 << 16  # rows
 _READ_BYTES = 1 << 20  # of each column at a time; without it pyarrow holds whole row groups
 
 
-def read_columns(path: str, num_shards: int, *, source_label: bool = False) -> tuple[Columns, NDArray[np.int64]]:
+def read_columns(
+    path: str, num_shards: int, num_rows: int | None = None, *, source_label: bool = False
+) -> tuple[Columns, NDArray[np.int64]]:
     """Read an index file but for its keys.
 
     Args:
         num_shards: shards that it may count.
+        num_rows: samples that it must have, where that is known.
         source_label: it has a column of this name too.
 
     Returns:
@@ -46,6 +49,8 @@ def read_columns(path: str, num_shards: int, *, source_label: bool = False) -> t
     """
     types = {name: kind for name, kind in _TYPES.items() if source_label or name != SOURCE_LABEL}
     with _opened(path, list(types)) as file:
+        if num_rows not in (None, file.metadata.num_rows):
+            raise ValueError(f"sample counts differ: {file.metadata.num_rows} rows, the shards have {num_rows}")
         columns: Columns = {name: np.empty(file.metadata.num_rows, kind) for name, kind in types.items()}
         start = 0
         for groups in _row_groups(file):
@@ -109,6 +114,18 @@ def looked_up(table: NDArray[Any], column: Ints) -> NDArray[Any]:
 def count(column: Ints, num_values: int) -> NDArray[np.int64]:
     """Return how often each value from 0 to `num_values` - 1 occurs."""
     return sum((np.bincount(column[rows], minlength=num_values) for rows in _pieces(column)), np.zeros(num_values, int))
+
+
+def first_outside(columns: Columns, sizes: Sequence[int]) -> int | None:
+    """Return the first row that is no stretch of bytes inside its shard; `sizes` of the shards in bytes."""
+    ends = np.array(sizes, np.int64)
+    for rows in _pieces(columns["shard"]):
+        offset, num_bytes = columns["offset"][rows], columns["num_bytes"][rows]
+        # Not offset + num_bytes, which may overflow.
+        wrong = (offset < 0) | (num_bytes <= 0) | (offset > ends[columns["shard"][rows]] - num_bytes)
+        if wrong.any():
+            return rows.start + int(np.argmax(wrong))
+    return None
 
 
 def _pieces(column: Ints) -> Iterator[slice]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
+from .classes import MAX_LABEL
 from .scan import ShardScan, joint_table
 from .storage import DataError, join, one_line, open_arrow, read_bytes
 
@@ -35,7 +36,7 @@ class Manifest(BaseModel):
     """dataset.json."""
 
     name: str
-    num_classes: int = Field(ge=1)
+    num_classes: int = Field(ge=1, le=MAX_LABEL + 1)
     num_images: int = Field(ge=0)
     image_size: tuple[int, int] | None = None
     layout: Literal["shuffled", "by_identity"] = "shuffled"
@@ -76,7 +77,8 @@ def read_identities(root: str, num_classes: int, *, exact: bool) -> list[str]:
     table = read_parquet(path, ["label", "identity"])
     order = np.argsort(table["label"].to_numpy(), kind="stable")
     count = num_classes if exact else max(num_classes, len(order))
-    if not np.array_equal(table["label"].to_numpy()[order], np.arange(count)):
+    # The number of rows first: the other one may be any number.
+    if len(order) != count or not np.array_equal(table["label"].to_numpy()[order], np.arange(count)):
         raise DataError(f"{path}: label: must be every number from 0 to {count - 1} once")
     names = table["identity"].take(pa.array(order)).to_pylist()
     if len(set(names)) != len(names):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .classes import MAX_LABEL
 from .decode import SNIFF_BYTES, image_format
 from .tar import Fetch, Member, encode_member
 
@@ -14,7 +15,6 @@ _JPEG_SUFFIXES = frozenset(("jpg", "jpeg", "jpe", "jfif"))
 IMAGE_SUFFIXES = _JPEG_SUFFIXES | {"png", "webp", "bmp", "tif", "tiff", "gif"}
 LABEL_SUFFIXES = ("cls", "json", "txt")  # the first of them that a sample has in a readable form is its label
 _SUFFIXES = IMAGE_SUFFIXES.union(LABEL_SUFFIXES)
-MAX_LABEL = 2**31 - 1
 _MAX_TEXT_BYTES = 64  # what is read of a .cls or .txt member; more is no label anyway
 _MAX_JSON_BYTES = 1 << 20
 _SUFFIX_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WebP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif"}

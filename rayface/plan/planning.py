@@ -1,7 +1,6 @@
 """What a run will take, before it is started: memory, time and network of a rank, and the largest C that fits."""
 
 from collections.abc import Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 
 from rayface.config import Config, load, with_overrides
 from rayface.data.dataset import Dataset, open_dataset
-from rayface.data.manifest import Manifest, read_manifest
-from rayface.data.storage import DataError, normalise
 from rayface.plan.memory import Job, host_memory, job_of, memory
 from rayface.plan.preflight import GB, check_fits, largest_num_classes
 from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
@@ -34,6 +31,7 @@ class Counts:
     """Of a dataset, and where they are from; no number of images: no hours."""
 
     num_classes: int
+    num_classes_with_images: int | None = None
     num_images: int | None
     source: str
 
@@ -127,12 +125,17 @@ class Plan:
             "rates": asdict(self.rates),
         }
 
+    def _holes(self) -> str:
+        present = self.counts.num_classes_with_images
+        return "" if present in (None, self.job.num_classes) else f" ({present:,} of them with images)"
+
     def table(self) -> dict[str, str]:
         """Return what to show a person, by name."""
         job, numbers = self.job, self.as_dict()
         verdict = "no" if self.refusal else "yes"
         rows = {
-            "data": f"{job.num_classes:,} classes, {_or(self.counts.num_images, ',')} images, {self.counts.source}",
+            "data": f"{job.num_classes:,} classes{self._holes()}, {_or(self.counts.num_images, ',')} images, "
+            f"{self.counts.source}",
             "workers": f"{job.num_workers} with {job.images} images each, {'GPU' if job.gpu else 'CPU'}",
             **{name.replace("_", " "): _gb(size) for name, size in self.memory.items() if size},
             "memory of a worker": f"{_gb(numbers['memory_total'])}, dense with full logits "
@@ -238,7 +241,7 @@ def _counts(config: Config, preset: str | None, num_classes: int | None, num_ima
     if config.data.train:
         if num_classes is not None or num_images is not None:
             raise ValueError("--num-classes: data.train is set and has counts of its own: give one of the two")
-        return _dataset_counts(config)
+        return _counted(open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction))
     if num_classes is not None:
         return Counts(num_classes=num_classes, num_images=num_images, source="as given")
     if preset in PUBLISHED_COUNTS:
@@ -249,15 +252,13 @@ def _counts(config: Config, preset: str | None, num_classes: int | None, num_ima
     raise ValueError(f"--num-classes: is not set: give it, data.train=DIR, or a --preset of {known}")
 
 
-def _dataset_counts(config: Config) -> Counts:
-    if len(config.data.train) == 1:
-        with suppress(DataError):  # a bare directory is counted below, where a damaged or missing one is refused
-            return _counted(read_manifest(normalise(config.data.train[0])))
-    return _counted(open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction))
-
-
-def _counted(found: Manifest | Dataset) -> Counts:
-    return Counts(num_classes=found.num_classes, num_images=found.num_images, source=f"counted in {found.name}")
+def _counted(found: Dataset) -> Counts:
+    return Counts(
+        num_classes=found.num_classes,
+        num_classes_with_images=found.num_classes_with_images,
+        num_images=found.num_images,
+        source=f"counted in {found.name}",
+    )
 
 
 def _gb(size: int) -> str:

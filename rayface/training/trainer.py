@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rayface import config as configs
 from rayface import report, tracking
 from rayface.config import Config, TrainConfig
+from rayface.data.classes import described
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import Dataset, open_dataset
 from rayface.data.shared_samples import SharedSamples, share
@@ -68,7 +69,7 @@ def train(
         debug: show the logs of Ray.
         follow: called with the run directory and the number of steps; its context spans the training and may
             show the journal's progress.
-        say: told what the run waits for before it can start.
+        say: told the counts of the data, and what the run waits for before it can start.
         tags: of the MLflow run.
         held_cpus: of the cluster, by runs at the same time; readers must not wait for these.
 
@@ -84,6 +85,7 @@ def train(
     check_settings(config)
     check_output(config, resume)
     dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
+    say(f"data {_data_text(dataset)}")
     plan = _plan(config, dataset)
     _check_backbone(config, resume)
     check_distillation(config)
@@ -277,6 +279,7 @@ def _tracked(config: Config, run: Path, dataset: Dataset, tags: Mapping[str, str
     journal.params(configs.flat(config))
     journal.params({"dataset.name": dataset.name, "dataset.digest": dataset.digest})
     journal.params({"dataset.num_classes": dataset.num_classes, "dataset.num_images": len(dataset.index)})
+    journal.params({"dataset.num_classes_with_images": dataset.num_classes_with_images})
     journal.artifact(run / "config.yaml")
     journal.tags({"git_commit": _git_commit(), "run_directory": str(run)})
     status: Status = "FAILED"
@@ -397,9 +400,14 @@ def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:
     return result
 
 
+def _data_text(dataset: Dataset) -> str:
+    counts = described(len(dataset.index), dataset.num_classes, dataset.num_classes_with_images)
+    return f"{dataset.name}: {counts}"
+
+
 def _table(result: dict[str, Any], dataset: Dataset) -> list[tuple[str, str]]:
     rows = [
-        ("data", f"{dataset.name}: {len(dataset.index):,} images, {dataset.num_classes:,} classes"),
+        ("data", _data_text(dataset)),
         ("steps", f"{result['steps']:,}"),
         ("images/s", f"{result['images_per_second']:,.0f}"),
         ("seconds", f"{result['seconds']:,.0f}"),
