@@ -94,6 +94,7 @@ def check(
         "identities_with_images": report.num_classes_with_images,
         "shards": len(report.shards),
         "bytes": report.num_bytes,
+        "keys": "unique" if report.shared_key is None else f"SHARD/KEY, as several shards have {report.shared_key}",
         "faults": report.counts,
     }
     if json:

@@ -21,6 +21,7 @@ from rayface.curate.embeddings import Dtype, Embeddings, Rows, open_embeddings, 
 from rayface.curate.identities import Ints
 from rayface.curate.parts import Progress, each_part
 from rayface.curate.pieces import Pieces, read_piece
+from rayface.data.keys import batches_of
 from rayface.data.samples import ShardRows
 from rayface.data.shards import Dataset, Fault, read_samples
 from rayface.data.storage import atomic_stream, write_bytes
@@ -181,8 +182,8 @@ def _digests(dataset: Dataset, keys: pa.Array, progress: Progress) -> NDArray[np
     known = np.zeros(len(index), np.uint64)
     for result in each_part(digest, work, progress):
         known[places[result["part"]]] = result["digests"]
-    own = pc.index_in(keys, value_set=dataset.key_column().combine_chunks())
-    found = np.where(own.is_valid(), known[own.fill_null(0).to_numpy()], 0)
+    own = dataset.find(batches_of(keys))
+    found = np.where(own >= 0, known[own], 0)
     return np.where(found == 0, np.arange(1, len(keys) + 1, dtype=np.uint64), found)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import simplejpeg
 
 from rayface.curate.clean import CleanReport
@@ -154,14 +153,14 @@ def labels_shown(report: CleanReport) -> list[int]:
 def add_pictures(sheets: Sequence[Sheet], dataset: Dataset) -> None:
     """Read the faces of the sheets from a dataset, each once; those that cannot be read stay without a picture.
 
-    Memory: the dataset's keys as an Arrow column, and the pictures.
+    Memory: the pictures.
     """
     groups = itertools.chain.from_iterable(row.groups for sheet in sheets for row in sheet.rows)
     faces = list(itertools.chain.from_iterable(groups))
     wanted = sorted({face.key for face in faces})
-    places = pc.index_in(pa.array(wanted, pa.string()), value_set=dataset.key_column().combine_chunks())
-    known = [key for key, place in zip(wanted, places.to_pylist(), strict=True) if place is not None]
-    index = dataset.index.select(places.drop_null().to_numpy().astype(np.int64))
+    places = dataset.find([pa.array(wanted, pa.string())])
+    known = [key for key, place in zip(wanted, places.tolist(), strict=True) if place >= 0]
+    index = dataset.index.select(places[places >= 0])
     pictures = {}
     for key, sample in zip(known, read_samples(dataset.shard_paths(), index), strict=True):
         if not isinstance(sample, Fault):

@@ -137,6 +137,8 @@ def job_of(settings: EmbedSettings, dataset: Dataset) -> dict[str, Any]:
         "precision": settings.precision,
         "dtype": settings.dtype,
     }
+    if any(dataset.key_prefixes):  # made of names of shards and directories, which the dataset's digest leaves out
+        facts["key_prefixes"] = hashlib.sha256("\n".join(dataset.key_prefixes).encode()).hexdigest()
     return {**facts, "id": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
 
 
@@ -198,11 +200,12 @@ def _room(device: str) -> tuple[bool, int, int]:
 
 
 class ShardWork(NamedTuple):
-    """A shard to embed; `samples` count only this one."""
+    """A shard to embed; `samples` count only this one, `key_prefix` makes its keys those of the dataset."""
 
     number: int
     path: str
     samples: SampleIndex
+    key_prefix: str
 
 
 def shard_work(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardWork]:
@@ -210,7 +213,8 @@ def shard_work(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardWork]:
     rows = ShardRows(dataset.index.shard, len(dataset.shards))
     for number in numbers:
         samples = dataset.index.select(rows[number])
-        yield ShardWork(number, dataset.shards[number].path, replace(samples, shard=np.zeros_like(samples.shard)))
+        samples = replace(samples, shard=np.zeros_like(samples.shard))
+        yield ShardWork(number, dataset.shards[number].path, samples, dataset.key_prefixes[number])
 
 
 class ShardEmbedder:
@@ -238,7 +242,8 @@ class ShardEmbedder:
             for chunk in read_images(work.path, work.samples, self.embedder.image_size, self.threads):
                 note["faults"] += [asdict(fault) for fault in chunk.faults]
                 if chunk.keys:
-                    yield chunk.keys, chunk.labels, self.embedder(chunk.images)
+                    keys = [work.key_prefix + key for key in chunk.keys]
+                    yield keys, chunk.labels, self.embedder(chunk.images)
 
         path = join(self.root, _part_name(work.number))
         rows = write_part(path, embedded(), size=self.embedder.embedding_size, dtype=self.dtype, note=note)
@@ -248,7 +253,7 @@ class ShardEmbedder:
 class Chunk(NamedTuple):
     """Neighbours of a shard, read and decoded; `faults` of those that cannot be, which are left out."""
 
-    keys: list[str]
+    keys: list[str]  # as the shard has them
     labels: Ints  # (n,)
     images: NDArray[np.uint8]  # (n, size, size, 3) RGB
     faults: list[Fault]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
 from rayface.curate.embeddings import Embeddings, read_labels
 from rayface.curate.parts import Progress, each_part
+from rayface.data.keys import read_keys
 from rayface.data.samples import ShardRows
 from rayface.data.selection import (
     Selection,
@@ -40,7 +40,7 @@ def write_pruned(
     Args:
         merged: labels of identities that the core set gives another label.
 
-    Memory, on the driver: the keys of both sides.
+    Memory, on the driver: about 100 bytes for each face of the core set, whatever its key.
 
     Returns:
         images, classes, shards, and not_embedded: images of the source that the core set does not know.
@@ -65,25 +65,32 @@ def write_pruned(
 def check_data(embeddings: Embeddings, source: Dataset) -> None:
     """Raise DataError, before hours of work, where the first embedded faces are not in the source."""
     file = next(file for file in embeddings.files if file.num_rows)
-    _places(next(read_labels(file))[0], source)
+    keys = next(read_labels(file))[0]
+    _refuse_missing(source.find([keys]), [keys], source)
 
 
-def _places(keys: pa.Array | pa.ChunkedArray, source: Dataset) -> NDArray[np.int64]:
-    """Where the keys are in the source's index."""
-    places = pc.index_in(keys, value_set=source.key_column().combine_chunks())
-    if places.null_count:
-        lost = keys.filter(pc.is_null(places))[0].as_py()
+def _refuse_missing(places: NDArray[np.int64], keys: Iterable[pa.Array], source: Dataset) -> None:
+    missing = np.flatnonzero(places < 0)
+    if len(missing):
         raise DataError(
-            f"--data: {', '.join(source.roots)}: has no key {lost!r} ({places.null_count} of {len(keys)} are "
-            "missing): give the dataset that was embedded"
+            f"--data: {', '.join(source.roots)}: has no key {_key_at(keys, int(missing[0]))!r} ({len(missing)} of "
+            f"{len(places)} are missing): give the dataset that was embedded"
         )
-    return places.to_numpy().astype(np.int64)
+
+
+def _key_at(keys: Iterable[pa.Array], place: int) -> str:
+    for some in keys:
+        if place < len(some):
+            return some[place].as_py()
+        place -= len(some)
+    raise IndexError(place)
 
 
 def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple[Selection, int]:
     """The kept faces, and how many faces the core set knows."""
-    table = pq.read_table(core_set, columns=["key", "label", "kept"])
-    found = _places(table["key"], source)
+    table = pq.read_table(core_set, columns=["label", "kept"])
+    found = source.find(read_keys(str(core_set)))
+    _refuse_missing(found, read_keys(str(core_set)), source)
     labels = table["label"].to_numpy()
     own = source.index.label[found].astype(np.int64)
     if merged:
@@ -93,7 +100,7 @@ def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple
         own = np.where((before[place] == own) & (after[place] == labels), labels, own)
     other = np.flatnonzero(own != labels)
     if len(other):
-        key, here = table["key"][int(other[0])].as_py(), own[other[0]]
+        key, here = _key_at(read_keys(str(core_set)), int(other[0])), own[other[0]]
         raise DataError(
             f"--data: {', '.join(source.roots)}: label of {key} is {here}, the embeddings say {labels[other[0]]}: give "
             "the datasets as they were embedded, in the same order"
@@ -110,12 +117,12 @@ def _write_shards(root: Path, selection: Selection, name: str, progress: Progres
     rows = ShardRows(samples.shard, len(source.shards))
     shared = ray.put((source.shard_paths(), samples, selection.labels))
 
-    def write(numbered: tuple[int, slice | NDArray[np.int64]]) -> dict[str, Any]:
-        number, mine = numbered
+    def write(numbered: tuple[int, slice | NDArray[np.int64], str]) -> dict[str, Any]:
+        number, mine, prefix = numbered
         paths, all_samples, labels = ray.get(shared)
-        scan = write_selected_shard(str(root), paths, all_samples.select(mine), labels[mine], number)
+        scan = write_selected_shard(str(root), paths, all_samples.select(mine), labels[mine], number, prefix)
         return {"number": number, "scan": scan}
 
-    parts = [(number, rows[shard]) for number, shard in enumerate(used)]
+    parts = [(number, rows[shard], source.key_prefixes[shard]) for number, shard in enumerate(used)]
     results = sorted(each_part(write, parts, progress), key=lambda result: result["number"])
     return write_shards_manifest(str(root), selection, [result["scan"] for result in results], name=name)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from .manifest import (
     IDENTITIES,
     INDEX,
     MANIFEST,
+    RECOUNT,
     Manifest,
     manifest_of_scan,
     read_identities,
@@ -29,7 +31,7 @@ from .manifest import (
 )
 from .members import parse_name
 from .samples import Fault, ShardRows
-from .scan import INDEX_SCHEMA, ShardScan, joint_table, scan_shards
+from .scan import INDEX_SCHEMA, ShardScan, joint_table, scan_shards, shared_key, with_prefix, with_unique_keys
 from .storage import DataError, FileInfo, join, list_entries, normalise, write_bytes
 from .writer import identities_file
 
@@ -48,6 +50,8 @@ class Report:
     counts: dict[str, int]
     deep: bool
     manifest_written: bool
+    shared_key: str | None
+    """A key that several shards have, so that the dataset's keys are SHARD/KEY; None: keys are the shards' own."""
 
     @property
     def ok(self) -> bool:
@@ -90,10 +94,12 @@ def check(
     jobs = scan_jobs(root, ordered, num_classes, deep=deep, digest=deep or write_manifest)
     scans = scan_shards(jobs, sum(file.size for file in shards), progress)
     faults = [fault for scan in scans for fault in scan.faults] + faults_not_read(root, not_read)
+    shared = shared_key(scans)
     if manifest:
         faults += _held_against_manifest(root, manifest, ordered, scans)
         if INDEX in names:
             faults += _held_against_index(root, manifest, ordered, scans)
+    scans = with_unique_keys(ordered, scans)
     found = _counted(root, manifest, ordered, scans)
     labels = joint_table(scans)["label"].to_numpy()
     if IDENTITIES in names:
@@ -104,24 +110,27 @@ def check(
             raise DataError(f"{root}: {reason}")
     if write_manifest:
         _write_manifest(root, found, scans, names)
-    with_images = num_with_images(labels, found.num_classes)
-    return _report(root, found, with_images, faults, deep, write_manifest)
+    return _report(
+        root,
+        found,
+        faults,
+        num_classes_with_images=num_with_images(labels, found.num_classes),
+        deep=deep,
+        manifest_written=write_manifest,
+        shared_key=shared,
+    )
 
 
-def _report(
-    root: str, found: Manifest, with_images: int, faults: list[Fault], deep: bool, manifest_written: bool
-) -> Report:
+def _report(root: str, found: Manifest, faults: list[Fault], **facts: Any) -> Report:
     return Report(
         path=root,
         num_images=found.num_images,
         num_classes=found.num_classes,
-        num_classes_with_images=with_images,
         num_bytes=sum(entry.num_bytes for entry in found.shards),
         shards=tuple(Shard(**{**entry.model_dump(), "path": join(root, entry.path)}) for entry in found.shards),
         faults=tuple(faults),
         counts=dict(Counter(fault.kind for fault in faults).most_common()),
-        deep=deep,
-        manifest_written=manifest_written,
+        **facts,
     )
 
 
@@ -165,16 +174,20 @@ def _held_against_index(root: str, manifest: Manifest, names: list[str], scans: 
     """Compare index.parquet with what each shard holds: a fault for every sample that it misses or has wrong."""
     path = join(root, INDEX)
     table = read_parquet(path, INDEX_SCHEMA.names)
-    faults = []
     by_name = dict(zip(names, scans, strict=True))
+    present = [(number, entry) for number, entry in enumerate(manifest.shards) if entry.path in by_name]
+    scanned = [with_prefix(entry.key_prefix, by_name[entry.path]) for _, entry in present]
     places = ShardRows(table["shard"].to_numpy(), len(manifest.shards))
-    for number, entry in enumerate(manifest.shards):
-        scan = by_name.get(entry.path)
-        if scan is None:
-            continue
-        rows = table.take(pa.array(places.positions(number)))
+    faults = []
+    if (key := shared_key(scanned)) is not None:
+        reason = f"key {key!r} is of several samples; {RECOUNT.format(root)}"
+        faults.append(Fault(shard=path, member=None, offset=0, reason=reason, num_lost=0, kind="duplicate key"))
+    for (number, entry), scan in zip(present, scanned, strict=True):
+        place = places[number]
+        rows = table.slice(place.start, place.stop - place.start) if isinstance(place, slice) else table.take(place)
         lost = {parse_name(fault.member).key for fault in scan.faults if fault.member}
-        for key, offset in _differing(scan.table, rows):
+        for full, offset in _differing(scan.table, rows):
+            key = full.removeprefix(entry.key_prefix)
             if key in lost:
                 continue  # already named by the scan
             reason = f"{INDEX} and shard differ about this sample"

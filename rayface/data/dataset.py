@@ -4,30 +4,50 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from .classes import num_with_images
 from .directory import Part, load_part
 from .index import SOURCE_LABEL, concatenate, count, looked_up, to_index
-from .manifest import digest_of, read_parquet
+from .keys import find_keys, key_hashes, prefixed, read_keys, repeated_key
+from .manifest import RECOUNT, digest_of
 from .samples import Fault, SampleIndex
 from .storage import DataError, join, normalise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A tar file: absolute path or URI, samples and bytes as counted, and its digest where it is known."""
+    """A tar file: absolute path or URI, samples and bytes as counted, and its digest where it is known.
+
+    `key_prefix` stands before its own keys in the index of its directory; see Dataset.key_prefixes.
+    """
 
     path: str
     num_images: int
     num_bytes: int
     sha256: str | None
+    key_prefix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyFile:
+    """Where the keys of a directory's samples are: a parquet file, and the rows of it that count, rising; None: all."""
+
+    path: str
+    rows: NDArray[np.int64] | None
+    num_shards: int
+
+    def batches(self) -> Iterator[pa.Array]:
+        return read_keys(self.path, self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +73,7 @@ class Dataset:
     identities: tuple[str, ...] | None = field(repr=False)
     faults: tuple[Fault, ...]
     digest: str
-    key_files: tuple[tuple[str, np.ndarray | None], ...] = field(repr=False, default=())
+    key_files: tuple[KeyFile, ...] = field(repr=False, default=())
 
     @functools.cached_property
     def num_classes_with_images(self) -> int:
@@ -65,16 +85,73 @@ class Dataset:
         return [shard.path for shard in self.shards]
 
     def keys(self) -> list[str]:
-        """Return the key of every sample in index order, read from the index files (about 100 bytes of memory each)."""
-        return self.key_column().to_pylist()
+        """Return the key of every sample in index order (about 100 bytes of memory each)."""
+        return [key for keys in self.key_batches() for key in keys.to_pylist()]
 
-    def key_column(self) -> pa.ChunkedArray:
-        """Return the keys as an Arrow column: a tenth of the memory of `keys`."""
-        columns = []
-        for path, rows in self.key_files:
-            column = read_parquet(path, ["key"])["key"]
-            columns.append(column if rows is None else column.take(pa.array(rows)))
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=pa.string())
+    def key_batches(self) -> Iterator[pa.Array]:
+        """Yield the keys of all samples in index order, some at a time, read from the index files.
+
+        A key is unique in the dataset. It is the sample's own in its shard, or SHARD/KEY where shards of a directory
+        have the same ones, and DIRECTORY/... where directories that are opened as one have.
+        """
+        for prefix, file in zip(self._root_prefixes, self.key_files, strict=True):
+            for keys in file.batches():
+                yield prefixed(prefix, keys)
+
+    @functools.cached_property
+    def key_prefixes(self) -> tuple[str, ...]:
+        """What stands before a shard's own keys to make them those of the dataset, by shard."""
+        roots = [
+            root for root, file in zip(self._root_prefixes, self.key_files, strict=True) for _ in range(file.num_shards)
+        ]
+        return tuple(root + shard.key_prefix for root, shard in zip(roots, self.shards, strict=True))
+
+    def own_key_batches(self) -> Iterator[pa.Array]:
+        """Yield what the shards themselves call their samples, in index order; not unique where keys have prefixes."""
+        prefixes, done = self.key_prefixes, 0
+        for keys in self.key_batches():
+            shards = self.index.shard[done : done + len(keys)]
+            done += len(keys)
+            starts = np.flatnonzero(np.r_[True, shards[1:] != shards[:-1]]).tolist()
+            for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
+                length = len(prefixes[shards[start]])
+                yield (
+                    pc.utf8_slice_codeunits(keys.slice(start, stop - start), length)
+                    if length
+                    else keys.slice(start, stop - start)
+                )
+
+    def find(self, keys: Iterable[pa.Array]) -> NDArray[np.int64]:
+        """Return where samples are in the index, by their keys, -1 where there is none. Memory: see find_keys."""
+        return find_keys(keys, self.key_batches())[0]
+
+    @functools.cached_property
+    def _root_prefixes(self) -> tuple[str, ...]:
+        """What stands before the keys of each directory's index; looked for once, as only few need keys.
+
+        Raises:
+            DataError: an index that names two samples alike.
+        """
+        hashes = [key_hashes(file.batches()) for file in self.key_files]
+        batches = itertools.chain.from_iterable(file.batches() for file in self.key_files)
+        if repeated_key(np.concatenate(hashes), batches) is None:
+            return ("",) * len(self.roots)
+        for root, file, own in zip(self.roots, self.key_files, hashes, strict=True):
+            if (key := repeated_key(own, file.batches())) is not None:
+                raise DataError(f"{root}: key {key!r} is of several samples in the index; {RECOUNT.format(root)}")
+        return tuple(f"{name}/" for name in distinct_names(self.roots))
+
+
+def distinct_names(roots: Sequence[str]) -> list[str]:
+    """Return the last parts of paths, so many that they differ; numbers where only what is no path differs."""
+    # What stands before an @ of a URI may be a password, and what follows its ? are options.
+    parts = [root.partition("?")[0].partition("://")[2].rpartition("@")[2] if "://" in root else root for root in roots]
+    split = [part.strip("/").split("/") for part in parts]
+    for depth in range(1, min(map(len, split)) + 1):
+        names = ["/".join(part[-depth:]) for part in split]
+        if len(set(names)) == len(names):
+            return names
+    return [str(number) for number in range(len(roots))]
 
 
 def open_dataset(paths: str | Path | Sequence[str | Path], *, max_corrupt_fraction: float = 1e-3) -> Dataset:
@@ -115,7 +192,9 @@ def open_dataset(paths: str | Path | Sequence[str | Path], *, max_corrupt_fracti
         identities=identities,
         faults=tuple(faults),
         digest=_joint_digest([digest_of(part.manifest) for part in parts]),
-        key_files=tuple((part.keys_file, part.rows) for part in parts),
+        key_files=tuple(
+            KeyFile(path=part.keys_file, rows=part.rows, num_shards=len(part.manifest.shards)) for part in parts
+        ),
     )
 
 
@@ -144,7 +223,13 @@ def refuse_corruption(faults: Sequence[Fault], num_good: int, max_corrupt_fracti
 def _shards(part: Part) -> list[Shard]:
     counts = count(part.columns["shard"], len(part.manifest.shards)).tolist()
     return [
-        Shard(path=join(part.root, entry.path), num_images=count, num_bytes=entry.num_bytes, sha256=entry.sha256)
+        Shard(
+            path=join(part.root, entry.path),
+            num_images=count,
+            num_bytes=entry.num_bytes,
+            sha256=entry.sha256,
+            key_prefix=entry.key_prefix,
+        )
         for entry, count in zip(part.manifest.shards, counts, strict=True)
     ]
 

@@ -25,7 +25,17 @@ from .manifest import (
 )
 from .members import LABEL_SUFFIXES
 from .samples import Fault, Sample, locate_member, scan_shard
-from .scan import INDEX_SCHEMA, PROCESSES_FROM_BYTES, ScanJob, ShardScan, joint_table, parallel_map, scan_shards
+from .scan import (
+    INDEX_SCHEMA,
+    PROCESSES_FROM_BYTES,
+    ScanJob,
+    ShardScan,
+    joint_table,
+    parallel_map,
+    scan_shards,
+    with_prefix,
+    with_unique_keys,
+)
 from .scan_cache import load_scan, scan_key, store_scan
 from .storage import DataError, FileInfo, join, list_entries, list_files
 
@@ -158,7 +168,11 @@ def _first_members(part: Part, lost: dict[int, Ints]) -> dict[int, tuple[str, in
     """Return member name and offset of the first lost sample of each shard that lost any."""
     first = {number: int(rows[0]) for number, rows in lost.items() if len(rows)}
     keys = read_keys_at(part.keys_file, sorted(first.values()))
-    return {number: (keys[row], int(part.columns["offset"][row])) for number, row in first.items()}
+    prefixes = [entry.key_prefix for entry in part.manifest.shards]
+    return {
+        number: (keys[row].removeprefix(prefixes[number]), int(part.columns["offset"][row]))
+        for number, row in first.items()
+    }
 
 
 def unlisted_faults(root: str, manifest: Manifest, names: Sequence[str] | dict[str, FileInfo]) -> list[Fault]:
@@ -243,17 +257,28 @@ def _scan(root: str, files: list[FileInfo], manifest: Manifest | None) -> tuple[
     jobs = scan_jobs(root, names, num_classes, deep=False, digest=False)
     scans = scan_shards(jobs, sum(file.size for file in files))
     faults = [fault for scan in scans for fault in scan.faults]
-    table = joint_table(scans)
     if manifest is None:
         refuse_not_a_tar(faults)
-        return manifest_of_scan(root, names, scans), table, faults
-    # The index counts shards as the manifest does, which may list missing ones and another order.
-    place = {entry.path: number for number, entry in enumerate(manifest.shards)}
-    numbers = np.array([place[name] for name in names], np.int32)
-    table = table.set_column(1, INDEX_SCHEMA.field("shard"), pa.array(numbers[table["shard"].to_numpy()]))
-    order = np.argsort(table["shard"].to_numpy(), kind="stable")
+        scans = with_unique_keys(names, scans)
+        return manifest_of_scan(root, names, scans), joint_table(scans), faults
     faults += unlisted_faults(root, manifest, present) + count_faults(root, manifest, names, scans)
-    return manifest, table.take(pa.array(order)), faults
+    # The index counts shards as the manifest does, which may list missing ones and another order.
+    by_name = dict(zip(names, scans, strict=True))
+    numbered = [(number, entry) for number, entry in enumerate(manifest.shards) if entry.path in by_name]
+    names = [entry.path for _, entry in numbered]
+    scans = with_unique_keys(names, [with_prefix(entry.key_prefix, by_name[entry.path]) for _, entry in numbered])
+    tables = [_numbered(number, scan.table) for (number, _), scan in zip(numbered, scans, strict=True)]
+    prefixes = {name: scan.key_prefix for name, scan in zip(names, scans, strict=True)}
+    shards = [
+        entry.model_copy(update={"key_prefix": prefixes.get(entry.path, entry.key_prefix)}) for entry in manifest.shards
+    ]
+    manifest = manifest.model_copy(update={"shards": shards})
+    return manifest, pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables]), faults
+
+
+def _numbered(number: int, table: pa.Table) -> pa.Table:
+    """The table of a shard with another number."""
+    return table.set_column(1, INDEX_SCHEMA.field("shard"), pa.array(np.full(len(table), number, np.int32)))
 
 
 def _scanned(root: str, files: list[FileInfo], manifest: Manifest | None) -> Part:

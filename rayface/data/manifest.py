@@ -30,6 +30,8 @@ class ShardEntry(BaseModel):
     num_images: int = Field(ge=0)
     num_bytes: int = Field(ge=0)
     sha256: str | None = None
+    key_prefix: str = ""
+    """What stands before the shard's own keys in index.parquet, where those would not be unique in the dataset."""
 
 
 class Manifest(BaseModel):
@@ -49,7 +51,10 @@ class Manifest(BaseModel):
     shards: list[ShardEntry]
 
     def to_json(self) -> bytes:
-        fields = self.model_dump(exclude=set() if self.selection else {"selection"})
+        fields = self.model_dump(exclude={"shards"} if self.selection else {"selection", "shards"})
+        fields["shards"] = [
+            entry.model_dump(exclude=set() if entry.key_prefix else {"key_prefix"}) for entry in self.shards
+        ]
         return (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -121,7 +126,13 @@ def manifest_of_scan(root: str, names: list[str], scans: list[ShardScan]) -> Man
 def shard_entries(names: list[str], scans: list[ShardScan]) -> list[ShardEntry]:
     """Return the manifest's entries of scanned shards."""
     return [
-        ShardEntry(path=name, num_images=len(scan.table), num_bytes=scan.num_bytes, sha256=scan.sha256)
+        ShardEntry(
+            path=name,
+            num_images=len(scan.table),
+            num_bytes=scan.num_bytes,
+            sha256=scan.sha256,
+            key_prefix=scan.key_prefix,
+        )
         for name, scan in zip(names, scans, strict=True)
     ]
 

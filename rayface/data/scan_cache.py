@@ -22,7 +22,7 @@ from .manifest import INDEX, MANIFEST, Manifest
 from .samples import Fault
 from .storage import DataError, FileInfo, StorageError, one_line
 
-_VERSION = 5
+_VERSION = 6
 _VARIABLE = "RAYFACE_CACHE"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from .manifest import IDENTITIES, INDEX, MANIFEST, Manifest, ShardEntry
 from .members import encode_sample
 from .random_access import read_samples
 from .samples import Fault, SampleIndex
-from .scan import INDEX_SCHEMA, ScanJob, ShardScan, joint_table, scan_one
+from .scan import INDEX_SCHEMA, ScanJob, ShardScan, scan_one
 from .storage import DataError, atomic_stream, join, write_bytes
 from .tar import end_of_archive
 from .writer import identities_file
 
 _CHUNK = 512
+_SELECTION_SCHEMA = INDEX_SCHEMA.append(pa.field(SOURCE_LABEL, pa.int32()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,40 +71,56 @@ def select(source: Dataset, rows: NDArray[np.int64], labels: NDArray[np.integer[
 def write_selection(out: str, selection: Selection, *, name: str) -> Dataset:
     """Write a dataset that refers to the source's shards and lists the chosen samples; return it opened.
 
-    Memory: the keys of the chosen samples.
+    Memory: some keys at a time.
     """
     source, rows = selection.source, selection.rows
     index = source.index.select(rows)
     used, number = np.unique(index.shard, return_inverse=True)
-    keys = source.key_column().take(pa.array(rows))
-    columns = (keys, number, index.offset, index.num_bytes, selection.labels)
-    table = pa.table(
-        [
-            pa.array(column, field.type) if isinstance(column, np.ndarray) else column
-            for column, field in zip(columns, INDEX_SCHEMA, strict=True)
-        ],
-        schema=INDEX_SCHEMA,
-    ).append_column(SOURCE_LABEL, pa.array(index.source_label, pa.int32()))
     digest = hashlib.sha256(source.digest.encode())
     for part in (rows, selection.labels):
         digest.update(np.ascontiguousarray(part).tobytes())
     counts = np.bincount(number).tolist()
-    shards = [source.shards[shard] for shard in used]
     entries = [
-        ShardEntry(path=shard.path, num_images=count, num_bytes=shard.num_bytes, sha256=shard.sha256)
-        for shard, count in zip(shards, counts, strict=True)
+        ShardEntry(
+            path=source.shards[shard].path,
+            num_images=count,
+            num_bytes=source.shards[shard].num_bytes,
+            sha256=source.shards[shard].sha256,
+            key_prefix=source.key_prefixes[shard],
+        )
+        for shard, count in zip(used.tolist(), counts, strict=True)
     ]
-    return _publish(out, selection, table, entries, name=name, chosen=digest.hexdigest())
+    tables = _index_tables(selection, index, number)
+    return _publish(out, selection, tables, entries, name=name, chosen=digest.hexdigest())
+
+
+def _index_tables(selection: Selection, index: SampleIndex, number: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """Yield the rows of the selection's index.parquet; `index` and `number` of the shard are of its samples."""
+    rows, done = selection.rows, 0
+    for keys in selection.source.key_batches():
+        first, last = np.searchsorted(rows, [done, done + len(keys)])
+        here = slice(first, last)
+        columns = (
+            keys.take(pa.array(rows[here] - done)),
+            pa.array(number[here], pa.int32()),
+            pa.array(index.offset[here]),
+            pa.array(index.num_bytes[here]),
+            pa.array(selection.labels[here]),
+            pa.array(index.source_label[here]),
+        )
+        done += len(keys)
+        yield pa.table(list(columns), schema=_SELECTION_SCHEMA)
 
 
 def write_selected_shard(
-    folder: str, shards: Sequence[str], samples: SampleIndex, labels: NDArray[np.int32], number: int
+    folder: str, shards: Sequence[str], samples: SampleIndex, labels: NDArray[np.int32], number: int, key_prefix: str
 ) -> ShardScan:
     """Copy samples of one shard into a tar of their own, unless it is there, and return a strict scan of it.
 
     Args:
         samples: of one shard, in its order; `labels` (n,) are what their .cls will say.
         number: of the new shard.
+        key_prefix: of the shard that is copied; its samples keep the keys that they have in the source.
 
     Raises:
         DataError: a sample cannot be read.
@@ -113,7 +130,7 @@ def write_selected_shard(
     try:
         scan = scan_one(job)
     except DataError:  # not there yet
-        _write_tar(path, _read(shards, samples, labels))
+        _write_tar(path, _read(shards, samples, labels, key_prefix))
         scan = scan_one(job)
     if len(scan.table) != len(samples) or scan.faults:
         raise DataError(f"{path}: has {len(scan.table)} of {len(samples)} samples: delete it and run again")
@@ -126,20 +143,22 @@ def write_shards_manifest(out: str, selection: Selection, scans: Sequence[ShardS
         ShardEntry(path=shard_name(number), num_images=len(scan.table), num_bytes=scan.num_bytes, sha256=scan.sha256)
         for number, scan in enumerate(scans)
     ]
-    return _publish(out, selection, joint_table(scans), entries, name=name, chosen=None)
+    return _publish(out, selection, (scan.table for scan in scans), entries, name=name, chosen=None)
 
 
 def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def _read(shards: Sequence[str], samples: SampleIndex, labels: NDArray[np.int32]) -> Iterator[tuple[str, int, bytes]]:
+def _read(
+    shards: Sequence[str], samples: SampleIndex, labels: NDArray[np.int32], key_prefix: str
+) -> Iterator[tuple[str, int, bytes]]:
     for start in range(0, len(samples), _CHUNK):
         part = slice(start, start + _CHUNK)
         for sample, label in zip(read_samples(shards, samples.select(part)), labels[part].tolist(), strict=True):
             if isinstance(sample, Fault):
                 raise DataError(f"{sample}; it was readable when it was embedded: embed the data anew")
-            yield sample.key, label, sample.jpeg
+            yield key_prefix + sample.key, label, sample.jpeg
 
 
 def _write_tar(path: str, samples: Iterator[tuple[str, int, bytes]]) -> None:
@@ -151,12 +170,20 @@ def _write_tar(path: str, samples: Iterator[tuple[str, int, bytes]]) -> None:
 
 
 def _publish(
-    out: str, selection: Selection, table: pa.Table, entries: list[ShardEntry], *, name: str, chosen: str | None
+    out: str,
+    selection: Selection,
+    tables: Iterable[pa.Table],
+    entries: list[ShardEntry],
+    *,
+    name: str,
+    chosen: str | None,
 ) -> Dataset:
     """Write index, identities and, last, dataset.json."""
     source = selection.source
-    with atomic_stream(join(out, INDEX)) as stream:
-        pq.write_table(table, stream)
+    schema = _SELECTION_SCHEMA if chosen else INDEX_SCHEMA
+    with atomic_stream(join(out, INDEX)) as stream, pq.ParquetWriter(stream, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
     if selection.identities:
         counts = np.bincount(selection.labels, minlength=selection.num_classes)
         write_bytes(join(out, IDENTITIES), identities_file(selection.identities, counts))

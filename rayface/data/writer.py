@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import rayface
 
 from .dataset import Dataset, open_dataset
-from .manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, ShardEntry, read_parquet
+from .keys import read_keys, repeated_key
+from .manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, ShardEntry
 from .members import encode_sample, parse_name
 from .scan import INDEX_SCHEMA, index_table
 from .storage import (
@@ -188,15 +189,9 @@ class ShardWriter:
         self._shard = None
 
     def _refuse_duplicates(self) -> None:
-        """64-bit hashes, 8 bytes a sample, tell whether keys are unique; only where they are not, the keys are read."""
-        hashes = np.sort(np.frombuffer(self._hashes, np.int64))
-        if not (hashes[1:] == hashes[:-1]).any():
-            return
-        seen: set[str] = set()
-        for key in read_parquet(join(self.root, INDEX), ["key"])["key"].to_pylist():
-            if key in seen:
-                raise DataError(f"{self.root}: key {key!r} occurs twice; keys must be unique in a dataset")
-            seen.add(key)
+        hashes = np.frombuffer(self._hashes, np.int64)
+        if (key := repeated_key(hashes, read_keys(join(self.root, INDEX)))) is not None:
+            raise DataError(f"{self.root}: key {key!r} occurs twice; keys must be unique in a dataset")
 
     def __enter__(self) -> ShardWriter:
         return self

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -14,8 +15,9 @@ from torch import nn
 
 from rayface.data.decode import decode_images
 from rayface.data.images import normalize
+from rayface.data.keys import find_keys
 from rayface.data.members import parse_name
-from rayface.data.shards import Fault, open_dataset, read_samples
+from rayface.data.shards import Dataset, Fault, open_dataset, read_samples
 from rayface.evaluation.identification import tar_at_far
 from rayface.evaluation.pairs_file import lfw_names, read_pairs
 from rayface.evaluation.verification import fold_accuracy, pair_scores
@@ -82,18 +84,33 @@ def _first_found(
     raise min(errors, key=lambda error: error.count)  # of the spelling that it knows best
 
 
-def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size: int, pairs: str) -> NDArray[np.uint8]:
-    dataset = open_dataset(data)
-    where = data if isinstance(data, str | Path) else ", ".join(data)
-    row_of_key = {key: i for i, key in enumerate(dataset.keys())}
-    missing = [member for member in members if parse_name(member).key not in row_of_key]
-    if missing:
+def _rows_of(members: Sequence[str], dataset: Dataset, pairs: str) -> NDArray[np.int64]:
+    """Where members are in the index: by their keys, or by what a shard calls them where that is one sample's."""
+    keys = pa.array([parse_name(member).key for member in members], pa.string())
+    rows = dataset.find([keys])
+    missing = np.flatnonzero(rows < 0)
+    if len(missing) and any(dataset.key_prefixes):
+        rows[missing], times = find_keys([keys.take(pa.array(missing))], dataset.own_key_batches())
+        for place in missing[times > 1].tolist():
+            full = dataset.key_prefixes[dataset.index.shard[rows[place]]] + members[place]
+            raise ValueError(
+                f"pairs {pairs} name {members[place]}, which several shards of {', '.join(dataset.roots)} have: name "
+                f"the shard too, for example {full}"
+            )
+        missing = np.flatnonzero(rows < 0)
+    if len(missing):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise MissingMembersError(
-            f"pairs {pairs} name {missing[0]}{more}, not found in {where}: give the dataset they are made for",
+            f"pairs {pairs} name {members[missing[0]]}{more}, not found in {', '.join(dataset.roots)}: give the "
+            "dataset they are made for",
             len(missing),
         )
-    rows = np.array([row_of_key[parse_name(member).key] for member in members])
+    return rows
+
+
+def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size: int, pairs: str) -> NDArray[np.uint8]:
+    dataset = open_dataset(data)
+    rows = _rows_of(members, dataset, pairs)
     order = np.argsort(rows)  # neighbours in a shard are read together
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index.select(rows[order]))
     jpegs = []
@@ -103,6 +120,7 @@ def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size
         jpegs.append(sample.jpeg)
     images, bad = decode_images(jpegs, image_size)
     for i, reason in bad.items():
+        where = ", ".join(dataset.roots)
         raise ValueError(f"pairs {pairs} need {members[order[i]]} of {where}, which cannot be decoded: {reason}")
     return images[np.argsort(order)]
 

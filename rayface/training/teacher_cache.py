@@ -4,18 +4,17 @@ The folder holds the parquet files of that job, and beside them the same rows as
 which workers map into memory instead of reading.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.config import Config
-from rayface.data.samples import ShardRows
+from rayface.data.keys import read_keys
 from rayface.data.shards import DataError, Dataset
 from rayface.files import publish
 
@@ -88,17 +87,16 @@ def _write(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None
 def _order(folder: Path, manifest: dict, dataset: Dataset, out: np.ndarray) -> None:
     """Put the rows of the parquet files where the dataset has their keys; one shard at a time."""
     out[:] = np.nan
-    keys = dataset.key_column().combine_chunks()
-    number = {shard.path: i for i, shard in enumerate(dataset.shards)}
-    rows = ShardRows(dataset.index.shard, len(dataset.shards))
-    for part in manifest["parts"]:
-        table = pq.read_table(folder / part["path"], columns=["key", "embedding"])
-        own = rows.positions(number[part["shard"]])
-        places = pc.index_in(table["key"].combine_chunks(), value_set=keys.take(pa.array(own)))
-        if places.null_count:
-            raise DataError(f"train.teacher_cache: {folder / part['path']} has keys that {part['shard']} has not")
-        values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        out[own[places.to_numpy()]] = values.reshape(len(places), -1)
+    paths = [folder / part["path"] for part in manifest["parts"]]
+    places = dataset.find(itertools.chain.from_iterable(read_keys(str(path)) for path in paths))
+    done = 0
+    for path in paths:
+        values = pq.read_table(path, columns=["embedding"])["embedding"].combine_chunks()
+        own = places[done : done + len(values)]
+        done += len(values)
+        if (own < 0).any():
+            raise DataError(f"train.teacher_cache: {path} has keys that the data has not")
+        out[own] = values.flatten().to_numpy(zero_copy_only=False).reshape(len(own), -1)
 
 
 def _mean(samples: np.ndarray, labels: np.ndarray, out: np.ndarray) -> None:

@@ -21,7 +21,8 @@ def content(dataset: Dataset) -> list[tuple[str, int, bytes]]:
     """Keys, labels and bytes, read through the index."""
     samples = read_samples(dataset.shard_paths(), dataset.index)
     assert not any(isinstance(sample, Fault) for sample in samples)
-    keys = [sample.key for sample in samples if not isinstance(sample, Fault)]
+    pairs = zip(dataset.index.shard, samples, strict=True)
+    keys = [dataset.key_prefixes[shard] + sample.key for shard, sample in pairs if not isinstance(sample, Fault)]
     assert keys == dataset.keys()
     jpegs = [sample.jpeg for sample in samples if not isinstance(sample, Fault)]
     return list(zip(keys, dataset.index.label.tolist(), jpegs, strict=True))
@@ -43,7 +44,7 @@ def test_a_selection_reads_like_any_dataset(tmp_path: Path, copied: bool) -> Non
             mine = samples.shard == shard
             for _ in range(2):  # the second time it is there
                 scan = write_selected_shard(
-                    str(out), source.shard_paths(), samples.select(mine), chosen.labels[mine], number
+                    str(out), source.shard_paths(), samples.select(mine), chosen.labels[mine], number, ""
                 )
             scans.append(scan)
         found = write_shards_manifest(str(out), chosen, scans, name="some")
@@ -83,8 +84,10 @@ def test_of_several_datasets_and_joined_with_another(tmp_path: Path) -> None:
     assert found.identities == ("b", "c")
     joined = open_dataset([tmp_path / "one", out])
     names = {key: joined.identities[label] for key, label, _ in content(joined) if joined.identities}
-    assert {names[key] for key in names if key.startswith("two")} == {"b", "c"}
-    assert len(names) < len(content(joined))  # faces of `one` are in both
+    assert {names[key] for key in names if key.startswith("some/two")} == {"b", "c"}
+    assert "one/one1" in names  # faces of `one` are in both: each twice, told apart by the directory
+    assert "some/one1" in names
+    assert len(names) == len(content(joined))
 
 
 def test_damage_of_the_source_is_found(tmp_path: Path) -> None:

@@ -432,7 +432,7 @@ def test_join_by_identity_name(tmp_path: Path) -> None:
     assert dataset.index.source_label.tolist() == [0, 1, 2, 3, 4] * 2
     samples = read_samples(dataset.shard_paths(), dataset.index)
     assert [sample.label for sample in samples] == [0, 1, 2, 3, 4] * 2
-    assert dataset.keys() == list(JPEG) * 2
+    assert dataset.keys() == [f"{name}/{key}" for name in ("one", "two") for key in JPEG]
 
 
 def test_one_label_space_where_names_are_missing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from rayface.data.shards import write_dataset
+from rayface.data.tar import encode_member, end_of_archive
 from rayface.evaluation import protocols
 from rayface.evaluation.protocols import PairSet, embed_images, evaluate_pairs, load_pairs
 
@@ -79,6 +80,26 @@ def test_a_damaged_member_is_named(data, csv):
     path = csv("face_00.jpg,face_01.jpg,1,0", "face_00.jpg,face_02.jpg,0,1")
     with pytest.raises(ValueError, match=r"need face_01.jpg, which is damaged: .*shard-000000.tar: at byte 2560"):
         load_pairs(path, data, image_size=16)
+
+
+def test_names_that_several_shards_have_need_their_shard(tmp_path, csv, monkeypatch):
+    """Tars that each count from 00: the pictures of the shard that is named, never those of the last one."""
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "bare"
+    data.mkdir()
+    for shard in range(2):
+        members = [(f"{i:02}", i // 2, jpeg(100 * shard + 10 * i)) for i in range(4 + shard)]
+        tar = b"".join(encode_member(f"{k}.jpg", data) + encode_member(f"{k}.cls", b"%d" % n) for k, n, data in members)
+        (data / f"{shard}.tar").write_bytes(tar + end_of_archive(len(tar)))
+    first = "0.tar/01.jpg,1.tar/01.jpg,0,0"
+    several = r"name 01.jpg, which several shards of .* have: .* for example [01].tar/01.jpg"
+    with pytest.raises(ValueError, match=several):
+        load_pairs(csv(first, "0.tar/01.jpg,01.jpg,1,1"), data, image_size=16)
+    with pytest.raises(ValueError, match=r"name 05.jpg, not found in"):
+        load_pairs(csv(first, "0.tar/01.jpg,05.jpg,1,1"), data, image_size=16)
+    pairs = load_pairs(csv(first, "04.jpg,0.tar/01.jpg,1,1"), data, image_size=16)
+    colours = pairs.images[:, 8, 8, 0].round(-1)
+    assert [colours[i] for i in [*pairs.a, *pairs.b]] == [10, 140, 110, 10]
 
 
 def test_a_missing_dataset_is_named(csv, tmp_path):

@@ -1,0 +1,195 @@
+"""One identity of a sample: keys are unique in a dataset, whatever its shards call their samples."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayface.data import keys as keys_module
+from rayface.data.check import check
+from rayface.data.dataset import KeyFile, distinct_names
+from rayface.data.keys import batches_of, find_keys, key_hashes, repeated_key
+from rayface.data.selection import select, write_selected_shard, write_selection, write_shards_manifest
+from rayface.data.shards import DataError, Dataset, Fault, open_dataset, read_samples, write_dataset
+from rayface.data.tar import encode_member, end_of_archive
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def write_tar(path: Path, samples: list[tuple[str, int, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = b"".join(encode_member(f"{k}.jpg", jpeg) + encode_member(f"{k}.cls", b"%d" % n) for k, n, jpeg in samples)
+    path.write_bytes(data + end_of_archive(len(data)))
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """Two tars that both count from 00000; the second has one sample more."""
+    for shard in range(2):
+        write_tar(
+            tmp_path / "bare" / f"{shard}.tar", [(f"{k:05d}", k, bytes([shard, k]) * 9) for k in range(3 + shard)]
+        )
+    return tmp_path / "bare"
+
+
+KEYS = ["0.tar/00000", "0.tar/00001", "0.tar/00002", "1.tar/00000", "1.tar/00001", "1.tar/00002", "1.tar/00003"]
+
+
+def content(dataset: Dataset) -> dict[str, bytes]:
+    """JPEG bytes by key, read through the index."""
+    samples = read_samples(dataset.shard_paths(), dataset.index)
+    assert not any(isinstance(sample, Fault) for sample in samples)
+    return dict(zip(dataset.keys(), [s.jpeg for s in samples if not isinstance(s, Fault)], strict=True))
+
+
+JPEGS = {key: bytes([int(key[0]), int(key[-1])]) * 9 for key in KEYS}
+
+
+def test_shards_that_count_from_zero_have_keys_with_their_names(bare: Path) -> None:
+    dataset = open_dataset(bare)
+    assert dataset.keys() == KEYS
+    assert dataset.key_prefixes == ("0.tar/", "1.tar/")
+    assert next(dataset.own_key_batches()).to_pylist() == ["00000", "00001", "00002"]
+    assert content(dataset) == JPEGS
+    wanted = pa.array(["1.tar/00002", "00003", "0.tar/00001", "2.tar/00000"])
+    assert dataset.find([wanted]).tolist() == [5, -1, 1, -1]
+
+
+def test_written_manifest_keeps_the_keys_and_an_index_of_equal_ones_is_refused(bare: Path) -> None:
+    report = check(bare, write_manifest=True)
+    assert (report.ok, report.shared_key) == (True, "00000")
+    assert open_dataset(bare).keys() == KEYS
+    assert check(bare).ok
+    manifest = json.loads((bare / "dataset.json").read_text())
+    assert [entry["key_prefix"] for entry in manifest["shards"]] == ["0.tar/", "1.tar/"]
+    (bare / "index.parquet").unlink()
+    assert open_dataset(bare).keys() == KEYS
+    # As an earlier version wrote them: the same keys twice.
+    for entry in manifest["shards"]:
+        del entry["key_prefix"]
+    (bare / "dataset.json").write_text(json.dumps(manifest))
+    assert open_dataset(bare).keys() == KEYS
+    scanned = open_dataset(bare).index
+    columns = {"key": [key[6:] for key in KEYS], "shard": scanned.shard, "offset": scanned.offset}
+    pq.write_table(
+        pa.table({**columns, "num_bytes": scanned.num_bytes, "label": scanned.label}), bare / "index.parquet"
+    )
+    with pytest.raises(DataError, match=r"key '00000' is of several samples.*check --write-manifest"):
+        open_dataset(bare).keys()
+    assert check(bare).counts == {"duplicate key": 1}
+    check(bare, write_manifest=True)
+    assert open_dataset(bare).keys() == KEYS
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_selection_keeps_the_keys_of_its_source(bare: Path, tmp_path: Path, copied: bool) -> None:
+    source, out = open_dataset(bare), tmp_path / "some"
+    chosen = select(source, np.array([1, 4, 6]))
+    out.mkdir()
+    if copied:
+        samples = source.index.select(chosen.rows)
+        scans = []
+        for number in range(2):
+            mine = samples.shard == number
+            prefix = source.key_prefixes[number]
+            scans.append(
+                write_selected_shard(
+                    str(out), source.shard_paths(), samples.select(mine), chosen.labels[mine], number, prefix
+                )
+            )
+        write_shards_manifest(str(out), chosen, scans, name="some")
+    else:
+        write_selection(str(out), chosen, name="some")
+    found = open_dataset(out)
+    assert content(found) == {KEYS[row]: JPEGS[KEYS[row]] for row in (1, 4, 6)}
+    again = tmp_path / "fewer"
+    again.mkdir()
+    assert write_selection(str(again), select(found, np.array([0, 2])), name="fewer").keys() == [KEYS[1], KEYS[6]]
+
+
+def test_directories_opened_as_one_have_keys_with_their_names(bare: Path, tmp_path: Path) -> None:
+    other = tmp_path / "deep" / "set"
+    write_dataset(other, [("0.tar/00001", 0, b"x"), ("b", 1, b"y")], name="set", identities="ab", image_size=None)
+    both = open_dataset([bare, other])
+    assert both.keys() == [*(f"bare/{key}" for key in KEYS), "set/0.tar/00001", "set/b"]
+    assert both.key_prefixes == ("bare/0.tar/", "bare/1.tar/", "set/")
+    third = tmp_path / "third"
+    write_dataset(third, [("c", 0, b"x"), ("d", 1, b"y")], name="set", identities="ab", image_size=None)
+    assert open_dataset([bare, third]).keys() == [*KEYS, "c", "d"]
+    out = tmp_path / "some"
+    out.mkdir()
+    found = write_selection(str(out), select(both, np.array([0, 7, 8])), name="some")
+    assert found.keys() == ["bare/0.tar/00000", "set/0.tar/00001", "set/b"]
+    assert found.key_prefixes == ("bare/0.tar/", "set/")
+
+
+@pytest.mark.parametrize(
+    ("roots", "names"),
+    [
+        (["/x/a", "/x/b"], ["a", "b"]),
+        (["/x/faces", "/y/faces"], ["x/faces", "y/faces"]),
+        (["s3://ID:secret@one/faces?region=x", "s3://ID:secret@two/faces?region=x"], ["one/faces", "two/faces"]),
+        (["s3://one/faces?endpoint_override=a", "s3://one/faces?endpoint_override=b"], ["0", "1"]),
+        (["/a", "/x/a"], ["0", "1"]),
+    ],
+)
+def test_distinct_names_of_directories(roots: list[str], names: list[str]) -> None:
+    assert distinct_names(roots) == names
+
+
+def test_find_keys_is_what_a_dict_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys_module, "BATCH", 7)
+    random = np.random.default_rng(0)
+    keys = [f"k{n}" for n in random.integers(0, 80, 100)]
+    wanted = [f"k{n}" for n in random.integers(0, 120, 60)]
+    places, times = find_keys(batches_of(pa.array(wanted)), batches_of(pa.array(keys)))
+    assert times.tolist() == [keys.count(key) for key in wanted]
+    last = {key: place for place, key in enumerate(keys)}
+    once = times <= 1
+    assert places[once].tolist() == [last.get(key, -1) for key in np.array(wanted)[once].tolist()]
+    assert [keys[place] for place in places[times > 0]] == [k for k in wanted if k in last]
+    assert find_keys([], batches_of(pa.array(keys)))[0].tolist() == []
+
+
+def test_equal_hashes_of_different_keys_are_no_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = pa.array([f"k{n}" for n in range(9)])
+
+    def coarse(batches: Iterator[pa.Array]) -> np.ndarray:
+        return np.array([len(key) for some in batches for key in some.to_pylist()], np.int64)
+
+    assert repeated_key(key_hashes([keys]), [keys]) is None
+    monkeypatch.setattr(keys_module, "key_hashes", coarse)
+    assert repeated_key(coarse(iter([keys])), [keys]) is None
+    more = pa.array(["k3"])
+    assert repeated_key(coarse(iter([keys, more])), [keys, more]) == "k3"
+
+
+def test_keys_are_found_and_selected_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One Arrow string array ends at 2 GB: nothing may hold the keys of all samples in one."""
+    monkeypatch.setattr(keys_module, "BATCH", 2)
+    size, count = 2**18, 64
+    keys = [f"{k:02d}" + "x" * size for k in range(count)]
+    source = write_dataset(
+        tmp_path / "set", [(f"k{k}", k % 2, b"x") for k in range(count)], name="set", identities="ab", image_size=None
+    )
+    with pq.ParquetWriter(tmp_path / "long.parquet", pa.schema({"key": pa.string()}), use_dictionary=False) as writer:
+        for key in keys:
+            writer.write_table(pa.table({"key": [key]}))
+    source.__dict__["key_files"] = (KeyFile(path=str(tmp_path / "long.parquet"), rows=None, num_shards=1),)
+    (tmp_path / "some").mkdir()
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        assert source.find([pa.array([keys[k]]) for k in (60, 3)]).tolist() == [60, 3]
+        found = write_selection(str(tmp_path / "some"), select(source, np.arange(count)), name="some")
+        assert [key for some in found.key_batches() for key in some.to_pylist()] == keys
+    finally:
+        pa.set_memory_pool(before)
+    assert 2 * size < (pool.max_memory() or 0) < count * size / 3
