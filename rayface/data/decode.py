@@ -22,6 +22,7 @@ _MAGIC = {
     **{b"P%d%c" % (kind, space): "PNM" for kind in range(1, 7) for space in b" \t\r\n"},
 }
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
+_MAX_PIXELS = 1 << 27  # 134 million; a few bytes of a header are enough to ask for 12 GiB
 SNIFF_BYTES = 12  # what `image_format` looks at
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 
@@ -51,6 +52,7 @@ def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
         ValueError: not an image, damaged, or of a format that is not read.
     """
     if data.startswith(_JPEG):
+        _refuse_huge(*simplejpeg.decode_jpeg_header(data)[:2])
         image = simplejpeg.decode_jpeg(data, min_height=size or 0, min_width=size or 0)
     else:
         image = _decode_other(data)
@@ -83,6 +85,8 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
     if name == "HEIF":
         # OpenCV's AVIF ignores the rotation that these files carry, and it has no HEIC.
         raise ValueError("HEIC and AVIF are not read: save it as JPEG or PNG")
+    if name == "PNG":  # OpenCV's own limit for all kinds is 2^30
+        _refuse_huge(*struct.unpack(">II", data[16:24].ljust(8, b"\0")))
     try:
         # Orientation is ours, for it depends on OpenCV's version; TIFF's is always applied by OpenCV.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -91,6 +95,11 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
     if image is None:
         raise ValueError(f"{name} that cannot be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _refuse_huge(height: int, width: int) -> None:
+    if height * width > _MAX_PIXELS:
+        raise ValueError(f"{height} x {width} pixels, more than {_MAX_PIXELS}")
 
 
 def orientation(data: bytes) -> int:

@@ -1,6 +1,7 @@
 """Decoding and augmentation against slow definitions."""
 
 import io
+import zlib
 
 import cv2
 import numpy as np
@@ -34,6 +35,22 @@ def test_bad_jpegs_are_named_and_the_others_kept():
     assert sorted(bad) == [1, 2]
     assert np.array_equal(images[0], images[3])
     assert not images[1].any()
+
+
+@pytest.mark.parametrize("size", [None, 112])
+def test_a_header_that_asks_for_gigabytes_is_refused_before_memory_is_taken(size):
+    jpeg = bytearray(simplejpeg.encode_jpeg(smooth(32, 32)))
+    start = jpeg.find(b"\xff\xc0") + 5
+    jpeg[start : start + 4] = (65_500).to_bytes(2, "big") * 2
+    png = bytearray(encoded(smooth(32, 32), "PNG"))
+    png[16:24] = (20_000).to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    for data in (bytes(jpeg), bytes(png)):
+        with pytest.raises(ValueError, match="pixels, more than"):
+            decode_image(data, size)
+    for short in (bytes(png)[:14], bytes(png)[:20]):
+        with pytest.raises(ValueError, match=r"PNG that cannot be decoded|pixels"):
+            decode_image(short, size)
 
 
 def encoded(image: np.ndarray, kind: str, turn: int | None = None, **options) -> bytes:
