@@ -96,6 +96,7 @@ def check(
         "bytes": report.num_bytes,
         "keys": "unique" if report.shared_key is None else f"SHARD/KEY, as several shards have {report.shared_key}",
         "faults": report.counts,
+        "samples_lost": report.num_lost,
     }
     if json:
         show_result("", {**facts, "fault_list": [str(fault) for fault in report.faults]}, json)

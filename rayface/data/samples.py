@@ -266,13 +266,13 @@ class _SampleParser:
         if key in self.complete:
             return self._fault(first, "duplicate key", f"duplicate key {key} in this shard")
         self.complete.add(key)
-        self.suffixes = {"image": _suffix(members.image), "label": min(members.labels, key=LABEL_SUFFIXES.index)}
         if num_bytes > _MAX_SAMPLE_BYTES:
             return self._fault(first, "special file", f"sample of {num_bytes} bytes, more than {_MAX_SAMPLE_BYTES}")
         try:
             label, image = members.read(self.fetch, self.num_classes, read_image=self.read_jpeg)
         except BadMemberError as error:
             return self._fault(error.member, error.kind, str(error))
+        self.suffixes = {"image": _suffix(members.image), "label": min(members.labels, key=LABEL_SUFFIXES.index)}
         return Sample(key, label, image, first.offset, num_bytes)
 
     def _is_field(self, key: str, group: str) -> bool:

@@ -1,0 +1,119 @@
+"""`rayface check --deep` on one folder that holds every fault that used to pass without a word: it names each.
+
+A new kind of fault is a line in FILES (what lies in the folder) and one in NAMED (what the verb must say of it).
+"""
+
+import gzip
+import io
+import json
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rayface.cli import app
+
+Members = list[tuple[str, bytes]]
+
+
+def picture(seed: int, suffix: str = "jpg") -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return cv2.imencode(f".{suffix}", cv2.resize(coarse, (32, 32), interpolation=cv2.INTER_CUBIC))[1].tobytes()
+
+
+def tar(members: Members) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def sample(key: str, label: int = 69_000_000, suffix: str = "jpg") -> Members:
+    return [(f"{key}.{suffix}", picture(label, suffix.lower())), (f"{key}.cls", b"%d" % label)]
+
+
+READ = [  # nothing is lost of these
+    *sample("name.0001"),
+    *sample("name.0002", 69_000_001),
+    *sample("upper", suffix="PNG"),
+    *sample("web", suffix="webp"),
+    ("text.jpg", picture(1)),
+    ("text.txt", b"69000002"),
+    ("json.jpg", picture(2)),
+    ("json.json", b'{"label": 69000002}'),
+]
+FILES = {
+    "a.tar": tar(READ),
+    "groups.tar": tar(
+        [
+            ("no.label.jpg", picture(3)),
+            ("no_image.cls", b"69000000"),
+            ("caption.jpg", picture(4)),
+            ("caption.txt", b"a man with a hat"),
+            ("empty.jpg", picture(4)),
+            ("empty.json", b'{"age": 3}'),
+            ("apple.heic", b"\0\0\0\x18ftypheic"),
+            ("apple.cls", b"69000000"),
+            ("plain", picture(5)),
+            ("apart.jpg", picture(6)),
+            ("between.md", b"x"),
+            ("apart.cls", b"69000000"),
+            ("damaged.png", picture(7, "png")[:-30]),
+            ("damaged.cls", b"69000000"),
+        ]
+    ),
+    "packed.tar.gz": gzip.compress(tar(sample("x"))),
+    "packed.TGZ": gzip.compress(tar(sample("x"))),
+    "sub/folder/below.tar": tar(sample("x")),
+    "disguised.tar": gzip.compress(tar(sample("x"))),
+    "page.tar": b"<!DOCTYPE html>" * 100,
+    "nothing.tar": b"",
+}
+# (in the line of the fault: its file, then words) for each fault
+NAMED = [
+    ("groups.tar", "no.label.jpg", "no .cls member with this key"),
+    ("groups.tar", "no_image.cls", "member with this key"),
+    ("groups.tar", "caption.txt", "not an integer"),
+    ("groups.tar", "empty.json", 'no integer "label"'),
+    ("groups.tar", "apple.cls", "member with this key"),
+    ("groups.tar", "plain", "JPEG image without a label"),
+    ("groups.tar", "apart.jpg", "no .cls member with this key beside it"),
+    ("groups.tar", "apart.cls", "must be neighbours"),
+    ("groups.tar", "damaged.png", "PNG that cannot be decoded"),
+    ("packed.tar.gz", "compressed tar", "rayface convert --from webdataset"),
+    ("packed.TGZ", "compressed tar", "rayface convert --from webdataset"),
+    ("sub/folder/below.tar", "sub-folder", "rayface convert --from webdataset"),
+    ("disguised.tar", "not a tar but gzip"),
+    ("page.tar", "no tar member"),
+    ("nothing.tar", "the file is empty"),
+    ("labels have holes", "69,000,003 classes, 3 of them with images", "rayface convert --from webdataset"),
+]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("set")
+    for name, data in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    done = CliRunner().invoke(app, ["check", "--deep", "--json", str(folder)])
+    assert done.exit_code == 1
+    return {**json.loads(done.stdout), "folder": str(folder)}
+
+
+@pytest.mark.parametrize("words", NAMED, ids=lambda words: f"{words[0]} {words[1]}")
+def test_check_deep_names_every_fault_of_one_folder(told: dict, words: tuple[str, ...]) -> None:
+    found = [line for line in told["fault_list"] if all(word in line for word in words)]
+    assert len(found) == 1, told["fault_list"]
+
+
+def test_check_deep_names_nothing_else_and_reads_all_that_can_be(told: dict) -> None:
+    assert len(told["fault_list"]) == len(NAMED)
+    assert told["images"] == len(READ) // 2
+    assert (told["identities_with_images"], told["samples_lost"]) == (3, 11)
+    assert all(line.startswith(told["folder"]) for line in told["fault_list"])
