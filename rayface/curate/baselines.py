@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rayface.curate.cosines import unit_rows
 from rayface.curate.identities import (
@@ -20,6 +20,8 @@ from rayface.curate.identities import (
     group_offsets,
 )
 
+LARGEST = 8192  # faces of an identity that herding takes whole
+_ROWS = 4096
 _DECIMALS = 10  # what is equal but for rounding ties
 
 
@@ -67,14 +69,17 @@ def herding(
     Welling 2009, as used by iCaRL: with unit embeddings f and their mean u, the k-th face is the one left with the
     highest f . (k u - sum of those chosen before). Ties go by index.
 
+    An identity of more than LARGEST faces is dealt out into p parts, the fewest that are no larger: face i to part
+    i mod p. Each part follows the mean of the identity with its share of the quota.
+
     Args:
         embeddings: (N, D) of any norm, the faces of an identity next to each other.
         offsets: (I + 1,) where each identity begins, and N.
         quota: (I,) faces to keep of each identity; see `quotas`.
-        block_bytes: working memory, about; one identity takes 16 bytes for each value if that is more. An identity of n
-            faces takes n * its quota * D multiplications.
+        block_bytes: working memory, about; one identity (or part) takes 16 bytes for each value if that is more. One of
+            n faces takes n * its quota * D multiplications.
     Returns:
-        kept (N,), score (N,): 1 for the first chosen down to above 0 for the last, 0 for the others;
+        kept (N,), score (N,): 1 for the first chosen (of a part) down to above 0 for the last, 0 for the others;
         suppressed_by (N,) all -1.
     Raises:
         ValueError: wrong shapes; NaN, infinity or a vector of zeros.
@@ -82,18 +87,34 @@ def herding(
     values = check_embeddings(embeddings)
     bounds = check_offsets(offsets, len(values))
     score = np.zeros(len(values), np.float32)
-    everyone = np.arange(len(quota))
-    for batch in batches(bounds, everyone, lambda faces: 16 * faces * values.shape[1], block_bytes):
+    large = np.diff(bounds) > LARGEST
+    for batch in batches(bounds, np.flatnonzero(~large), lambda faces: 16 * faces * values.shape[1], block_bytes):
         _herd(values, batch, quota[batch.identities], score)
+    for identity in np.flatnonzero(large).tolist():
+        _herd_parts(values, int(bounds[identity]), int(bounds[identity + 1]), int(quota[identity]), score)
     return Selection(score > 0, score, np.full(len(values), -1, np.int64))
 
 
-def _herd(values: Floats, batch: Batch, quota: Ints, score: np.ndarray) -> None:
-    """Put the scores of a batch of identities into score."""
+def _herd_parts(values: Floats, first: int, last: int, quota: int, score: np.ndarray) -> None:
+    """Put the scores of an identity of rows [first, last) that is dealt out into score."""
+    sums = [unit_rows(values, np.arange(row, min(row + _ROWS, last))).sum(axis=0) for row in range(first, last, _ROWS)]
+    mean = np.sum(sums, axis=0, keepdims=True) / (last - first)
+    parts = -(-(last - first) // LARGEST)
+    for part in range(parts):
+        rows = np.arange(first + part, last, parts)[None]
+        batch = Batch(np.zeros(1, np.int64), rows, np.ones(rows.shape, bool))
+        _herd(values, batch, np.array([quota // parts + (part < quota % parts)]), score, mean)
+
+
+def _herd(
+    values: Floats, batch: Batch, quota: Ints, score: np.ndarray, mean: NDArray[np.float64] | None = None
+) -> None:
+    """Put the scores of a batch of identities into score; their means (b, D) are those of its rows if not given."""
     units = unit_rows(values, batch.rows)
     units *= batch.valid[..., None]
     counts = np.count_nonzero(batch.valid, axis=1)
-    mean = units.sum(axis=1) / counts[:, None]
+    if mean is None:
+        mean = units.sum(axis=1) / counts[:, None]
     toward = np.einsum("bmd,bd->bm", units, mean)
     chosen_before, left = np.zeros_like(toward), batch.valid.copy()
     each = np.arange(len(counts))

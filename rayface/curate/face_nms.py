@@ -3,6 +3,10 @@
 The paper (arXiv 2109.04698) gives no formula; this is a reconstruction. With unit embeddings f_i of one identity, a
 face scores l_i = 1 - f_i . mean_j f_j, its share of the mean pairwise distance. From the highest score down, a face
 that is still there is kept and every other one with a higher cosine to it than the threshold is dropped for it.
+
+Where an identity keeps more than MAX_COMPARED faces, a face is compared with the last MAX_COMPARED of them before its
+block of 512 ranks, and with those of its block: work is n * MAX_COMPARED * D at most. Two alike faces then both stay if
+more than MAX_COMPARED are kept between their scores.
 """
 
 import itertools
@@ -24,6 +28,7 @@ from rayface.curate.identities import (
 )
 from rayface.curate.nms_kernel import MAX_BLOCK, SCORE_DECIMALS, suppress_identities
 
+MAX_COMPARED = 32_768
 _SCORE_ROWS = 4096
 _LEAST_BLOCK = 16  # rows
 _TASK_WORK = 2_000_000  # pairs of faces that a thread is given at a time
@@ -78,14 +83,14 @@ def suppress_many(
     """Face-NMS of many identities: for each of them the same faces as `suppress`.
 
     Compiled (numba, seconds at the first call, then kept on disk), on as many threads as torch has. A large identity is
-    compared block by block.
+    compared block by block, and where it keeps more than MAX_COMPARED faces by the rule above.
 
     Args:
         embeddings: (N, D) of any norm, the faces of an identity next to each other; may be a memory map.
         offsets: (I + 1,) where each identity begins, and N; see `group_offsets`.
         threshold, min_images: as of `suppress`.
         bonus: (N,) added to the scores that faces are ranked by.
-        block_bytes: working memory of a thread, about, beside the result and 24 bytes for each face of an
+        block_bytes: working memory of a thread, about, beside the result and 32 bytes for each face of an
             identity.
     Returns:
         kept (N,), score (N,) float32 (`sparsity_scores` and bonus), suppressed_by (N,) int64: the first kept face, in
@@ -109,7 +114,8 @@ def suppress_many(
 
     def work(first: int, last: int) -> int:
         units = np.empty((2, block, size), np.int16)
-        return suppress_identities(values, bounds[first : last + 1], extra, threshold, min_images, units, *found)
+        identities, settings = bounds[first : last + 1], (threshold, min_images, MAX_COMPARED)
+        return suppress_identities(values, identities, extra, *settings, units, *found)
 
     tasks, threads = _tasks(bounds), torch.get_num_threads()
     if min(len(tasks), threads) <= 1:

@@ -54,6 +54,7 @@ def suppress_identities(
     bonus: NDArray[np.float64],
     threshold: float,
     min_images: int,
+    most_compared: int,
     units: NDArray[np.int16],
     kept: Bools,
     score: NDArray[np.float32],
@@ -67,6 +68,7 @@ def suppress_identities(
         values: (N, D) float16, float32 or float64, C-contiguous.
         offsets: (k + 1,) rows where the identities begin, and where the last one ends.
         bonus: (N,) added to the scores.
+        most_compared: kept faces before its block of MAX_BLOCK ranks that a face is compared with, the nearest in rank.
         units: (2, rows of an identity that are compared at a time, D), to work in.
     Returns:
         the first row without a direction, else -1.
@@ -74,16 +76,18 @@ def suppress_identities(
     stored = values.view(np.uint16 if values.dtype == np.float16 else values.dtype)
     stored.flags.writeable = False  # or what may be written and what may not would be compiled twice
     extra = np.array(bonus[offsets[0] : offsets[-1]])
-    return int(_suppress(stored, offsets.copy(), extra, threshold, min_images, units, kept, score, suppressed_by))
+    settings = threshold, min_images, most_compared
+    return int(_suppress(stored, offsets.copy(), extra, *settings, units, kept, score, suppressed_by))
 
 
 @compiled
 def _suppress(  # type: ignore[no-untyped-def]
-    values, offsets, bonus, threshold, min_images, units, kept, score, suppressed_by
+    values, offsets, bonus, threshold, min_images, most_compared, units, kept, score, suppressed_by
 ):
     size, block = values.shape[1], units.shape[1]
     most = np.diff(offsets).max()
     mean, inverse, exact, order = np.empty(size), np.empty(most), np.empty(most), np.empty(most, np.int64)
+    stay = np.empty(most, np.int64)  # kept faces in order of score
     left, right, left_rows, right_rows = units[0], units[1], np.empty(block, np.int64), np.empty(block, np.int64)
     for k in range(len(offsets) - 1):
         first, n = offsets[k], offsets[k + 1] - offsets[k]
@@ -94,12 +98,24 @@ def _suppress(  # type: ignore[no-untyped-def]
             return first + bad
         _sort(exact, n, order)
         by[:] = _NONE
-        for start in range(0, n, block):
-            a = _take(faces, inverse, order, start, min(n, start + block), by, left, left_rows)
-            _drop(faces, inverse, threshold, left, left_rows, a, left, left_rows, a, True, by)
-            for later in range(start + block, n, block):
-                b = _take(faces, inverse, order, later, min(n, later + block), by, right, right_rows)
+        start, count, oldest = 0, 0, 0
+        while start < n:
+            if start % MAX_BLOCK == 0:
+                oldest = max(0, count - most_compared)
+            stop = min(n, start + block, (start // MAX_BLOCK + 1) * MAX_BLOCK)
+            b = _take(faces, inverse, order, start, stop, right, right_rows)
+            for earlier in range(oldest, count, block):
+                a = _take(faces, inverse, stay, earlier, min(count, earlier + block), left, left_rows)
                 _drop(faces, inverse, threshold, left, left_rows, a, right, right_rows, b, False, by)
+                b = _compact(right, right_rows, b, by)
+                if b == 0:
+                    break
+            _drop(faces, inverse, threshold, right, right_rows, b, right, right_rows, b, True, by)
+            for i in range(b):
+                if by[right_rows[i]] == _NONE:
+                    stay[count] = right_rows[i]
+                    count += 1
+            start = stop
         _bring_back(order, n, min_images, by)
         for i in range(n):
             kept[first + i] = by[i] == _NONE
@@ -155,16 +171,26 @@ def _sort(exact, n, order):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _take(faces, inverse, order, start, stop, by, units, rows):  # type: ignore[no-untyped-def]
-    """Put those of order[start:stop] that nothing dropped into rows, and their unit embeddings into units."""
-    count = 0
+def _take(faces, inverse, order, start, stop, units, rows):  # type: ignore[no-untyped-def]
+    """Put order[start:stop] into rows, and their unit embeddings into units; return how many."""
     for k in range(start, stop):
         i = order[k]
-        if by[i] == _NONE:
-            rows[count] = i
-            times = inverse[i] * _ONE
-            for d in range(faces.shape[1]):
-                units[count, d] = np.int16(np.rint(_product(faces[i, d], times)))
+        rows[k - start] = i
+        times = inverse[i] * _ONE
+        for d in range(faces.shape[1]):
+            units[k - start, d] = np.int16(np.rint(_product(faces[i, d], times)))
+    return stop - start
+
+
+@compiled
+def _compact(units, rows, num_rows, by):  # type: ignore[no-untyped-def]
+    """Move the rows that nothing dropped to the front; return how many."""
+    count = 0
+    for k in range(num_rows):
+        if by[rows[k]] == _NONE:
+            if count < k:
+                rows[count] = rows[k]
+                units[count] = units[k]
             count += 1
     return count
 

@@ -69,6 +69,32 @@ def test_herding_does_not_depend_on_batches(drawn: Any) -> None:
     assert whole.kept.sum() == round(0.6 * len(embeddings))
 
 
+def test_herding_deals_a_very_large_identity_out(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Face i to part i mod 4; each part follows the identity's mean with its share of the quota, like that mean."""
+    monkeypatch.setattr("rayface.curate.baselines.LARGEST", 100)
+    embeddings, offsets = drawn([7, 390, 30], size=16)
+    quota = np.array([4, 235, 11])
+    found = herding(embeddings, offsets, quota)
+    assert [int(found.kept[a:b].sum()) for a, b in itertools.pairwise(offsets)] == quota.tolist()
+    faces = embeddings[7:397].astype(np.float64)
+    faces /= np.linalg.norm(faces, axis=1, keepdims=True)
+    mean = faces.mean(axis=0)
+    for part, share in enumerate([59, 59, 59, 58]):
+        rows, total = np.arange(part, 390, 4), np.zeros(16)
+        left = rows.tolist()
+        for k in range(1, share + 1):
+            worth = np.round(faces[left] @ (k * mean - total), 10)
+            total += faces[left.pop(int(worth.argmax()))]
+        assert np.flatnonzero(found.kept[7:397] & np.isin(np.arange(390), rows)).tolist() == sorted({*rows} - {*left})
+    far = np.linalg.norm(faces[found.kept[7:397]].mean(axis=0) - mean)
+    monkeypatch.setattr("rayface.curate.baselines.LARGEST", 1000)
+    whole = herding(embeddings, offsets, quota)
+    assert (whole.kept[:7] == found.kept[:7]).all()
+    assert (whole.kept[397:] == found.kept[397:]).all()
+    by_chance = np.random.default_rng(0).permutation(390)[:235]
+    assert far < 0.5 * np.linalg.norm(faces[by_chance].mean(axis=0) - mean)
+
+
 @pytest.mark.parametrize("keep", [0, -1, 1.5, np.nan])
 def test_keep_is_a_share(keep: float) -> None:
     """In (0, 1]."""

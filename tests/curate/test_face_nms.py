@@ -137,6 +137,31 @@ def test_order_of_identities_does_not_matter(drawn: Any) -> None:
     assert (other == expected).all()
 
 
+@pytest.mark.parametrize("block_bytes", [20_000, 2**20])
+def test_an_identity_that_keeps_very_many_is_compared_with_the_nearest_in_rank(
+    drawn: Any, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    """The rule, face by face: the last 300 that were kept before its block of 512 ranks, and those of its block."""
+    monkeypatch.setattr("rayface.curate.face_nms.MAX_COMPARED", 300)
+    embeddings, _ = drawn([3000], size=16)
+    units = embeddings.astype(np.float64)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    order = np.argsort(-sparsity_scores(embeddings), kind="stable")
+    stay: list[int] = []
+    by = np.full(3000, -1)
+    for rank, face in enumerate(order.tolist()):
+        if rank % 512 == 0:
+            oldest = max(0, len(stay) - 300)
+        near = np.flatnonzero(units[stay[oldest:]] @ units[face] > 0.9)
+        by[face] = stay[oldest + near[0]] if len(near) else -1
+        stay += [] if len(near) else [face]
+    found = suppress_many(embeddings, [0, 3000], 0.9, block_bytes=block_bytes)
+    assert 1000 < len(stay) < 2900
+    assert found.suppressed_by.tolist() == by.tolist()
+    monkeypatch.setattr("rayface.curate.face_nms.MAX_COMPARED", 3000)
+    assert suppress(embeddings, 0.9).sum() < len(stay)  # so it decides nothing where it does not bind
+
+
 @pytest.mark.parametrize("block_bytes", [1, 2**20])
 def test_min_images_brings_back_the_highest_scores(drawn: Any, block_bytes: int) -> None:
     """An identity of fewer faces keeps what it has."""
