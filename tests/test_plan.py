@@ -162,7 +162,7 @@ def test_a_real_class_layer_holds_what_the_model_says(small, storage, optimizer,
     assert parts["logits"] == kept.nbytes + chunk_logits
     workspace = sum(b.nbytes for (name, _), b in buffers if name != "logits")
     if head.store._rounding is not None:
-        workspace += head.store._rounding.pool.nbytes
+        workspace += head.store._rounding.noise.nbytes
     row_numbers = 5 * 8 * planned.sampled_rows if rate < 1 else 0
     assert parts["sampled_rows"] - row_numbers == pytest.approx(workspace, rel=0.1)
 
@@ -377,7 +377,8 @@ def test_command_line_refuses_after_showing(call):
     [
         ([], "--num-classes: is not set"),
         (["--preset=webface42n"], "did you mean webface42m"),
-        (["--preset=webface4m", "--gpus=3"], "train.batch_size: 1024: must be a multiple of the 3 workers"),
+        (["--preset=webface4m", "--gpus=600"], "train.batch_size: 1024: must leave each of 600 workers two images"),
+        (["--preset=webface4m", "--gpus=2000"], "train.num_workers: 2000: must not exceed train.batch_size=1024"),
         (["--num-classes=10", "--link-bandwidth=0"], "--link-bandwidth: 0: must be above 0"),
         (["--num-classes=10", "--backbone-efficiency=2"], "--backbone-efficiency: 2: must be at most 1"),
         (["--num-classes=10", "--gpu-memory=lots"], "size 'lots'"),

@@ -87,6 +87,11 @@ class SamplePlan:
         return order[chunk].astype(np.int64) * self.chunk_images + inside
 
 
+def rank_rows(batch_size: int, rank: int, world_size: int) -> slice:
+    """The part of the global batch that a rank trains on."""
+    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
 @lru_cache(maxsize=2)
 def _chunk_order(num_samples: int, chunk: int, seed: int, epoch: int) -> tuple[NDArray[np.int32], int]:
     num_chunks = -(-num_samples // chunk)

@@ -17,7 +17,7 @@ from ray.data.block import BlockMetadata
 
 from rayface.data.decode import decode_images
 from rayface.data.members import IMAGE_SUFFIXES
-from rayface.data.plan import Ids, SamplePlan
+from rayface.data.plan import Ids, SamplePlan, rank_rows
 from rayface.data.samples import locate_member
 from rayface.data.shards import DataError, Fault, SampleIndex, read_samples
 from rayface.data.shared_samples import SharedSamples
@@ -25,11 +25,6 @@ from rayface.data.shared_samples import SharedSamples
 # One Ray Data execution: its tasks are put into the object store at its start, 2 ms each.
 _WINDOWS_PER_EXECUTION = 4096
 _PACE_SECONDS = 0.05
-
-
-def rank_rows(batch_size: int, rank: int, world_size: int) -> slice:
-    """The part of the global batch that a rank trains on."""
-    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
 def executions(plan: SamplePlan, start: int, stop: int) -> Iterator[tuple[int, int]]:

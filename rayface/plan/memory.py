@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from rayface.config import Config
+from rayface.heads.class_centers import NOISE_SIZE
 from rayface.heads.sharded_softmax import CPU_CHUNK_BYTES, GPU_CHUNK_ROWS
 from rayface.plan.net import NetSize, net_size
 from rayface.training.distributed import fast_bf16
@@ -209,8 +210,9 @@ def _row_workspace(job: Job) -> int:
     in_one_pass = not job.gpu and job.moments < 2  # SGD on a CPU moves rows where they are
     update = 0 if in_one_pass else gathered + 4  # and the gradient's radial part
     products = job.compute_bytes + (2 if job.compute_bytes == 2 else 0)  # unit rows; the gradient in the products' type
-    rounding = 8 if job.storage_bytes == 2 else 0
-    chunk = cells * (update + products + rounding + 4)  # and the gradient
+    chunk = cells * (update + products + 4)  # and the gradient
+    if job.storage_bytes == 2:  # the noise of the rounding
+        chunk += 4 * (NOISE_SIZE + job.embedding_size)
     # sampling: the result, the draw, its sort and the merged list, int64 each
     return chunk + (5 * 8 * job.sampled_rows if indexed else 0)
 

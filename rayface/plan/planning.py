@@ -11,6 +11,7 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.plan.memory import Job, host_memory, job_of, memory
 from rayface.plan.preflight import GB, check_fits, largest_num_classes
 from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
+from rayface.training.micro_batches import check_pieces
 from rayface.training.parts import build_config_margin
 
 # Published counts, identities and images (arXiv 2203.15565 and the sets' papers). They serve planning only: a run takes
@@ -181,11 +182,7 @@ def make_plan(
         ValueError: counts that are missing or said twice, or settings that cannot be; one line.
     """
     train = config.train
-    if train.batch_size % train.min_workers:
-        raise ValueError(
-            f"train.batch_size: {train.batch_size}: must be a multiple of the {train.min_workers} workers: "
-            "change it, --gpus or train.num_workers"
-        )
+    check_pieces(train)
     build_config_margin(config.head)  # what training would refuse
     counts = _counts(config, preset, num_classes, num_images)
     return Plan(

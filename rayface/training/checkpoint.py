@@ -169,6 +169,12 @@ def empty_like_saved(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     }
 
 
+def saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Sizes of a checkpoint's tensors by name, of the whole where they are shards."""
+    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {name: tuple(saved.size) for name, saved in metadata.items() if isinstance(saved, TensorStorageMetadata)}
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimizer's tensors under flat names, "optimizer.PARAMETER.KEY"."""
     return {

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from rayface.data.windows import rank_rows
+from rayface.config import TrainConfig
+from rayface.data.plan import rank_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,27 @@ def micro_batches(batch_size: int, rank: int, world_size: int, limit: int | None
         share = sum(counts) / batch_size
         found.append(MicroBatch(number=piece, rows=slice(*edges[rank]), counts=counts, share=share))
     return found
+
+
+def check_pieces(train: TrainConfig) -> None:
+    """Refuse a batch that leaves a worker without two images at once, which batch normalisation needs.
+
+    A single image is only let through as the whole batch.
+
+    Raises:
+        ValueError: one line.
+    """
+    if train.batch_size < train.max_workers:
+        raise ValueError(
+            f"train.num_workers: {train.max_workers}: must not exceed train.batch_size={train.batch_size}: use fewer"
+        )
+    for workers in range(train.min_workers, train.max_workers + 1):
+        pieces = micro_batches(train.batch_size, 0, workers, train.max_batch_per_worker)
+        if train.batch_size > 1 and min(min(piece.counts) for piece in pieces) < 2:
+            raise ValueError(
+                f"train.batch_size: {train.batch_size}: must leave each of {workers} workers two images at once: raise "
+                "it or train.max_batch_per_worker, or use fewer workers"
+            )
 
 
 @contextlib.contextmanager

@@ -11,13 +11,12 @@ from typing import Any
 from rayface import config as configs
 from rayface.config import Config
 from rayface.data.storage import on_disk
-from rayface.files import write_json
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
 RESULT = "result.json"
+DATA = "data.json"  # digest and counts of the training data
 # Keys that decide what a step's batch is and what a checkpoint holds: a run keeps them for life.
 _FOR_LIFE = [
-    "data.train",
     "data.image_size",
     "data.chunk_images",
     "data.window_images",
@@ -80,7 +79,10 @@ def check_output(config: Config, resume: bool) -> None:
     if run.exists() and not run.is_dir():
         raise ValueError(f"train.output: {run}: is a file: choose another directory")
     if (run / RESULT).exists():
-        raise ValueError(f"train.output: {run}: holds a finished run: choose another directory")
+        raise ValueError(
+            f"train.output: {run}: holds a finished run: choose another directory; to train its model further, start a "
+            f"new run with backbone.weights={run}"
+        )
     if resume:
         _check_unchanged(config_of(run), config)
     elif run.exists() and any(run.iterdir()):
@@ -139,14 +141,13 @@ def _make(run: Path, exist_ok: bool = True) -> None:
 
 
 def check_data(run: Path, facts: dict[str, Any]) -> None:
-    """Hold the data against what the run was started with; the first time, remember it in data.json.
+    """Hold the data against what the run was started with, wherever it lies now.
 
     Raises:
         ValueError: when it has changed: the plan of the samples, and so the run, would be another one.
     """
-    path = run / "data.json"
+    path = run / DATA
     if not path.exists():
-        write_json(path, facts)
         return
     before = json.loads(path.read_text())
     for key, value in facts.items():

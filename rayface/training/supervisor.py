@@ -1,5 +1,6 @@
 """What happens when workers fail: a reason that stays stops the run, any other starts them again."""
 
+import errno
 import os
 import re
 import time
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfDiskError, RayActorError, RayError
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
@@ -32,6 +33,9 @@ _KNOWN = (TrainingStoppedError, CheckpointError, StorageError, DataError, ValueE
 # What machines, networks and other workers do to a worker; everything else comes again in the next attempt.
 _PASSING = (RayError, RuntimeError, OSError)
 _WITHOUT_WORKERS = (InitializingState, ReschedulingState, RestartingState, SchedulingState)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Libraries that write by themselves (PyTorch, safetensors, SQLite, Arrow) have only words for it.
+_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
 _FAILED_STARTS = 10  # in a run: what befalls workers while they start, as when a node goes just then
 _POLL_SECONDS = 0.2
 # A decision for as many workers as before may rest on a node that has just gone: Ray Train looks at the nodes every
@@ -148,7 +152,9 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
     causes = _causes(failures)
     if any(isinstance(cause, RayActorError) for cause in causes.values()):
         return None  # the others' errors are of losing it
-    for cause in causes.values():
+    for rank, cause in causes.items():
+        if full := _full_disk(cause):
+            return TrainingStoppedError(f"worker {rank}: {full}: free space there, then go on with --resume")
         for known in _KNOWN:
             if isinstance(cause, known):
                 return known(in_one_line(cause))
@@ -157,6 +163,18 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
     if all(isinstance(cause, _PASSING) for cause in causes.values()):
         return None
     return TrainingStoppedError(f"{describe(failures)} (--debug shows more)")
+
+
+def _full_disk(error: BaseException) -> str:
+    """Say which disk takes no more, where that is at the bottom of an error; the next attempt would meet it again."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
+            return f"{cause.filename or 'a disk'}: {cause.strerror}"
+        if isinstance(cause, OutOfDiskError) or _NO_SPACE.search(str(cause)):
+            return in_one_line(cause)
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def describe(failures: Mapping[int, BaseException]) -> str:

@@ -20,10 +20,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rayface import config as configs
 from rayface import report, tracking
-from rayface.config import Config, TrainConfig
+from rayface.config import Config
 from rayface.data.classes import described
 from rayface.data.plan import SamplePlan
-from rayface.data.shards import Dataset, open_dataset
+from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.data.shared_samples import SharedSamples, share
 from rayface.evaluation.protocols import load_pairs
 from rayface.files import write_json, write_text
@@ -34,10 +34,11 @@ from rayface.tracking.journal import Status
 from rayface.training import checkpoint, interrupt
 from rayface.training.distillation import check_distillation
 from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
-from rayface.training.micro_batches import micro_batches
+from rayface.training.micro_batches import check_pieces, micro_batches
 from rayface.training.parts import build_config_backbone, build_config_margin, load_start
 from rayface.training.restarts import clear_restarts, take_leave
-from rayface.training.run_directory import OUTCOME, RESULT, check_data, check_output, claimed
+from rayface.training.resume_check import check_resumable
+from rayface.training.run_directory import DATA, OUTCOME, RESULT, check_data, check_output, claimed
 from rayface.training.schedules import build_schedule
 from rayface.training.spent import session
 from rayface.training.supervisor import Supervisor, cause_of
@@ -84,7 +85,7 @@ def train(
     """
     check_settings(config)
     check_output(config, resume)
-    dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
+    dataset = _open_data(config, resume)
     say(f"data {_data_text(dataset)}")
     plan = _plan(config, dataset)
     _check_backbone(config, resume)
@@ -95,10 +96,24 @@ def train(
         _check_resources(config, config.train.wait_for_nodes if on_cluster else 0.0, say)
         _check_memory(config, dataset.num_classes)
         with claimed(config, resume) as run:
-            check_data(run, _data_facts(dataset))
-            configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
+            facts = _data_facts(dataset)
+            check_data(run, facts)
+            if resume:
+                check_resumable(run, config)
             fill_cache(config, dataset)
+            # From here on the run is one of this config; until here a run that is resumed is as it was.
+            write_json(run / DATA, facts)
+            configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
             return _train_in(run, config, dataset, plan, follow, resume=resume, tags=tags, held_cpus=held_cpus)
+
+
+def _open_data(config: Config, resume: bool) -> Dataset:
+    try:
+        return open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
+    except DataError as error:
+        if not resume:
+            raise
+        raise DataError(f"{error}; where the data was moved, name its new place: --resume data.train=DIR") from error
 
 
 def rehearse(config: Config) -> int:
@@ -154,11 +169,7 @@ def check_settings(config: Config) -> None:
     train, data = config.train, config.data
     if not data.train:
         raise ValueError("data.train: is not set: must be a dataset directory, for example data.train=faces")
-    if train.batch_size < train.max_workers:
-        raise ValueError(
-            f"train.num_workers: {train.max_workers}: must not exceed train.batch_size={train.batch_size}: use fewer"
-        )
-    _check_pieces(train)
+    check_pieces(train)
     _check_static_graph(config)
     build_config_margin(config.head)
     if config.tracking.uri and tracking.mask_credentials(config.tracking.uri) != config.tracking.uri:
@@ -178,17 +189,6 @@ def check_settings(config: Config) -> None:
     build_schedule(
         **vars(config.schedule), optimizer=torch.optim.SGD([parameter], lr=1.0), total_steps=1, steps_per_epoch=1
     )
-
-
-def _check_pieces(train: TrainConfig) -> None:
-    """Batch normalisation cannot work on one image; a single one is only let through as the whole batch."""
-    for workers in range(train.min_workers, train.max_workers + 1):
-        pieces = micro_batches(train.batch_size, 0, workers, train.max_batch_per_worker)
-        if train.batch_size > 1 and min(min(piece.counts) for piece in pieces) < 2:
-            raise ValueError(
-                f"train.batch_size: {train.batch_size}: must leave each of {workers} workers two images at once: raise "
-                "it or train.max_batch_per_worker, or use fewer workers"
-            )
 
 
 def _check_static_graph(config: Config) -> None:

@@ -1,10 +1,11 @@
 """Which failures of workers are tried again, and what is said of them; Ray Train's own errors, no Ray started."""
 
+import errno
 import types
 from contextlib import nullcontext
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfDiskError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
@@ -33,6 +34,31 @@ from rayface.training.supervisor import Supervisor, cause_of, describe, lasting_
 
 LOST = UserExceptionWithTraceback(RuntimeError("gloo\nConnection closed by peer"), "trace")
 DEAD = WorkerHealthCheckFailedError("no answer", ActorDiedError())
+
+
+def from_a_full_disk() -> RuntimeError:
+    """As a library that hides what the system said, which only the chain of causes knows."""
+    error = RuntimeError("PytorchStreamWriter failed writing file")
+    error.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/a/journal/rank0.jsonl")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/a/faults.log"), "/runs/a/faults.log: No space left"),
+        (OSError(errno.EROFS, "Read-only file system"), "a disk: Read-only file system"),
+        (from_a_full_disk(), "rank0.jsonl: Disk quota exceeded"),
+        (RuntimeError("Error: I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (OutOfDiskError("Local disk is full"), "disk"),
+    ],
+)
+def test_full_disk_anywhere_in_a_worker_stops_the_run(cause, message):
+    lasting = lasting_cause({0: LOST, 1: UserExceptionWithTraceback(cause, "trace")})
+    assert isinstance(lasting, TrainingStoppedError)
+    assert message in str(lasting)
+    assert "free space there, then go on with --resume" in str(lasting)
+    assert lasting_cause({0: UserExceptionWithTraceback(OSError(errno.EIO, "Input/output error"), "trace")}) is None
 
 
 def test_the_dead_are_named_rather_than_those_that_lost_them():

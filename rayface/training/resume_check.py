@@ -1,0 +1,70 @@
+"""Whether a run can go on with changed settings: the config held against the newest checkpoint before any write."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.training import checkpoint
+from rayface.training.checkpoint import PROGRESS
+from rayface.training.distributed import World
+from rayface.training.optim import build_optimizer
+from rayface.training.parts import build_config_backbone, build_config_head
+from rayface.training.schedules import build_schedule
+
+Sizes = Mapping[str, tuple[int, ...]]
+
+
+def check_resumable(run: Path, config: Config) -> None:
+    """Refuse settings that the newest checkpoint of a run cannot be loaded with; nothing is written.
+
+    Builds the backbone without memory, and a head of two classes.
+
+    Raises:
+        ValueError: one line, with the keys that were changed.
+    """
+    saved = checkpoint.all_in(run)
+    if not saved:
+        return
+    progress = json.loads((saved[-1] / PROGRESS).read_text())
+    changes = _Changes(configs.flat(configs.from_dict(progress["config"])), configs.flat(config))
+    sizes = checkpoint.saved_sizes(saved[-1])
+    with torch.device("meta"):
+        backbone = build_config_backbone(config)
+    head = build_config_head(config, 2, World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
+    weights = {f"backbone.{name}": tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+    rows = {f"head.{name}": tuple(t.shape[1:]) for name, t in head.state().items() if isinstance(t, torch.Tensor)}
+    changes.check(sizes, weights, ("backbone", "data"))
+    changes.check({name: size[1:] for name, size in sizes.items()}, rows, ("head", "optim"))
+    for name in head.margin.state().keys() - progress["head"]["margin"].keys():
+        raise changes.refusal(("head",), f"has no {name} of the margin")
+    parameter = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1))])
+    optimizer = build_optimizer(config.optim.name, parameter, lr=1.0, momentum=0.0, weight_decay=0.0)
+    schedule = build_schedule(**vars(config.schedule), optimizer=optimizer, total_steps=1, steps_per_epoch=1)
+    schedule.load_state_dict(progress["schedule"])
+
+
+class _Changes:
+    """Settings of the checkpoint's run and of the resumed one, dotted key to value."""
+
+    def __init__(self, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+        self._before, self._now = before, now
+
+    def check(self, saved: Sizes, wanted: Sizes, groups: tuple[str, ...]) -> None:
+        for name, shape in wanted.items():
+            if name not in saved:
+                raise self.refusal(groups, f"has no {name}")
+            if saved[name] != shape:
+                raise self.refusal(groups, f"has {name} of shape {saved[name]}, not {shape}")
+
+    def refusal(self, groups: tuple[str, ...], reason: str) -> ValueError:
+        changed = [
+            f"{key}: {value!r}: the run was started with {self._before.get(key)!r}"
+            for key, value in self._now.items()
+            if key.partition(".")[0] in groups and self._before.get(key) != value
+        ]
+        said = "; ".join(changed) or "train.output: the run is of another version"
+        return ValueError(f"{said}, and its checkpoint {reason}: must stay for --resume")
