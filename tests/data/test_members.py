@@ -1,6 +1,7 @@
 """Which members are a sample: names with dots, image formats, kinds of labels; what is neither sample nor no sample."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import cv2
 import numpy as np
 import pytest
 
+from rayface.curate.embed import read_images
 from rayface.data.check import check
 from rayface.data.decode import decode_images
 from rayface.data.members import encode_sample, parse_name
+from rayface.data.plan import SamplePlan
 from rayface.data.selection import select, write_selected_shard
 from rayface.data.shards import Fault, Sample, open_dataset, read_samples, scan_shard
+from rayface.data.windows import read_window
 from rayface.evaluation.protocols import load_pairs
 
 Files = list[tuple[str, bytes]]
@@ -225,3 +229,24 @@ def test_pairs_name_members_with_dots_and_of_any_format(tmp_path: Path) -> None:
     wanted, _ = decode_images([picture(i, "png") for i in range(2)], 32)
     assert np.array_equal(pairs.images[pairs.a], wanted[[0, 1]])
     assert np.array_equal(pairs.images[pairs.b], wanted[[1, 1]])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_stream_and_embed_decode_every_format_and_name_the_damaged(tmp_path: Path, suffix: str) -> None:
+    files = []
+    for i in range(8):
+        data = picture(i, suffix)
+        files += [(f"k.{i}.{suffix}", data[:-20] if i == 5 else data), (f"k.{i}.json", b'{"label": %d}' % i)]
+    write_tar(tmp_path / "a.tar", files)
+    dataset = open_dataset(tmp_path)
+    wanted, _ = decode_images([picture(i, suffix) for i in range(8)], 32)
+    (chunk,) = read_images(dataset.shards[0].path, dataset.index, 32, 1)
+    assert chunk.keys == [f"k.{i}" for i in range(8) if i != 5]
+    assert np.array_equal(chunk.images, np.delete(wanted, 5, 0))
+    plan = SamplePlan(num_samples=8, batch_size=8, chunk_images=1, window_images=8)
+    (table,) = read_window(dataset.shard_paths(), dataset.index, plan, 0, 32, 1)
+    images = np.frombuffer(table["images"][0].as_buffer(), np.uint8).reshape(8, 32, 32, 3)
+    labels = np.frombuffer(table["labels"][0].as_buffer(), np.int64)
+    assert np.array_equal(images, wanted[labels])
+    for member in (chunk.faults[0].member, json.loads(table["faults"][0].as_py())[0]["member"]):
+        assert member == f"k.5.{suffix}"
