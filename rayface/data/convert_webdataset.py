@@ -26,6 +26,7 @@ from .writer import DEFAULT_SHARD_SIZE, ShardWriter, refuse_not_empty
 
 _CHUNK = 512  # samples in memory
 _COPY_BYTES = 4 << 20
+_TAR_SUFFIX = re.compile(r"\.tar(\.\w+)?$|\.t\w+$", re.IGNORECASE)
 _UNSAFE = re.compile(r"[\x00-\x1f.]")
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -98,9 +99,14 @@ def _sources(root: str) -> list[str]:
         return [root]
     files, folders = list_entries(root, "folder or tar")
     refuse_unfinished(root, {file.name for file in files})
-    names = [file.name for file in shard_files(files)] + tars_not_read(root, files, folders)
+    names = [file.name for file in shard_files(files)] + tars_not_read(root, files, folders, most_folders=None)
     if not names:
         raise DataError(f"{root}: no tars (*.tar, *.tar.gz, *.tgz, ...) in this folder and its sub-folders")
+    seen: dict[str, str] = {}
+    for name in names:
+        first = seen.setdefault(_stem(name), name)
+        if first != name:
+            raise DataError(f"{root}: {first} and {name} are probably the same tar, packed and unpacked: remove one")
     return [join(root, name) for name in names]
 
 
@@ -184,7 +190,11 @@ def _stems(sources: Sequence[str]) -> list[str]:
     """Return the tars' paths below the folder that all are in, without suffixes."""
     plain = [path.partition("?")[0] for path in sources]
     common = len(os.path.commonpath([os.path.dirname(path) for path in plain])) + 1
-    return [clean_key(re.sub(r"\.tar(\.\w+)?$|\.t\w+$", "", path[common:])) for path in plain]
+    return [clean_key(_stem(path[common:])) for path in plain]
+
+
+def _stem(name: str) -> str:
+    return _TAR_SUFFIX.sub("", name)
 
 
 def clean_key(key: str) -> str:

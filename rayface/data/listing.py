@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections import deque
 from collections.abc import Sequence
 
 from .samples import NOT_A_TAR, Fault
-from .storage import DataError, FileInfo, join, list_entries
+from .storage import DataError, FileInfo, is_local, join, list_entries
 
 _CODECS = {
     "gz": "gzip",
@@ -48,26 +50,36 @@ def _is_tar(name: str) -> bool:
 
 
 def tars_not_read(
-    root: str, files: Sequence[FileInfo], folders: Sequence[str], *, dataset_marker: str | None = None
+    root: str,
+    files: Sequence[FileInfo],
+    folders: Sequence[str],
+    *,
+    dataset_marker: str | None = None,
+    most_folders: int | None = _MAX_SUBFOLDERS,
 ) -> list[str]:
     """Return the compressed tars of a folder, and all tars in its sub-folders, as paths relative to it.
 
-    Hidden sub-folders, and those that cannot be listed (lost+found), are left out. The first 1,000 are looked into.
+    Hidden sub-folders, those that cannot be listed (lost+found), and second ways to a folder are left out.
 
     Args:
         files, folders: what lies directly in `root`.
         dataset_marker: sub-folders with a file of this name are datasets of their own and left out.
+        most_folders: sub-folders to look into; None: all.
     """
     found = [file.name for file in files if is_compressed(file.name)]
     waiting = deque(folders)
-    for _ in range(_MAX_SUBFOLDERS):
+    seen = {os.path.realpath(root)}
+    for _ in itertools.count() if most_folders is None else range(most_folders):
         if not waiting:
             break
         folder = waiting.popleft()
-        if folder.rpartition("/")[2].startswith("."):
+        path = join(root, folder)
+        place = os.path.realpath(path) if is_local(path) else path
+        if folder.rpartition("/")[2].startswith(".") or place in seen:
             continue
+        seen.add(place)
         try:
-            files, folders = list_entries(join(root, folder))
+            files, folders = list_entries(path)
         except DataError:
             continue
         if dataset_marker not in {file.name for file in files}:

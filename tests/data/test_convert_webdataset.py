@@ -162,6 +162,8 @@ def test_unusable_sources_are_one_line_and_leave_nothing(tmp_path: Path, mixed: 
     refused(mixed, r"b\.tar\.gz.*no tar member")
     (mixed / "b.tar.gz").rename(mixed / "b.tar.xz")
     refused(mixed, r"b\.tar\.xz: \.xz is not read: unpack it")
+    (mixed / "b.tar.xz").rename(mixed / "a.tar.gz")
+    refused(mixed, r"a\.tar and a\.tar\.gz are probably the same tar")
     with pytest.raises(DataError, match="not empty"):
         convert_webdataset(tmp_path / "src", tmp_path)
 

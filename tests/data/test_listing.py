@@ -119,11 +119,23 @@ def test_empty_archive_and_odd_names_are_tars(bare: Path) -> None:
     assert open_dataset(bare, max_corrupt_fraction=0).num_images == 2
 
 
-def test_search_in_sub_folders_ends(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_to_folders_are_followed_once(bare: Path, tmp_path: Path) -> None:
     (bare / "loop").symlink_to(bare)
+    assert open_dataset(bare).num_images == 1
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.tar").write_bytes(tar_bytes("b"))
+    for name in ("x", "y"):
+        (bare / name).symlink_to(tmp_path / "elsewhere")
+    assert [fault.shard for fault in check(bare).faults] == [f"{bare}/x/b.tar"]
+
+
+def test_search_in_sub_folders_is_bounded(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extracted set with a folder for each of a million people may lie beside the tars."""
+    for i in range(20):
+        (bare / "people" / str(i)).mkdir(parents=True)
+    files, folders = listing.list_entries(str(bare))
     listed: list[str] = []
     list_entries = listing.list_entries
-    monkeypatch.setattr(listing, "_MAX_SUBFOLDERS", 10)
     monkeypatch.setattr(listing, "list_entries", lambda path: listed.append(path) or list_entries(path))
-    refused(bare, "loop/a.tar")
+    assert listing.tars_not_read(str(bare), files, folders, most_folders=10) == []
     assert len(listed) == 10

@@ -207,7 +207,7 @@ def test_selected_shard_keeps_format_and_key(tmp_path: Path, suffix: str) -> Non
     chosen = select(dataset, np.array([2, 0]))
     samples = dataset.index.select(chosen.rows)
     (tmp_path / "out").mkdir()
-    write_selected_shard(str(tmp_path / "out"), dataset.shard_paths(), samples, chosen.labels, 0)
+    write_selected_shard(str(tmp_path / "out"), dataset.shard_paths(), samples, chosen.labels, 0, "")
     (path,) = (tmp_path / "out").iterdir()
     found = [entry for entry in scan_shard(path) if isinstance(entry, Sample)]
     assert [(s.key, s.label, s.jpeg) for s in found] == [(f"k.{i}", 0, picture(i, suffix)) for i in (0, 2)]
