@@ -63,7 +63,8 @@ def test_synth_and_check(call, tmp_path):
     out_dir = tmp_path / "set"
     code, out, _ = call("synth", out_dir, "--identities=3", "--images-per-identity=4", "--json")
     assert code == 0
-    assert json.loads(out) == {"dataset": str(out_dir), "images": 12, "identities": 3, "shards": 1, "faults": 0}
+    counts = {"images": 12, "identities": 3, "identities_with_images": 3, "shards": 1, "faults": 0}
+    assert json.loads(out) == {"dataset": str(out_dir), **counts}
     code, out, _ = call("check", out_dir, "--deep")
     assert code == 0
     assert "12" in out
