@@ -175,30 +175,6 @@ def saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(saved.size) for name, saved in metadata.items() if isinstance(saved, TensorStorageMetadata)}
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's tensors under flat names, "optimizer.PARAMETER.KEY"."""
-    return {
-        f"optimizer.{number}.{key}": value
-        for number, values in optimizer.state_dict()["state"].items()
-        for key, value in values.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put tensors named as by `optimizer_state` back."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        _, number, key = name.split(".", 2)
-        parameter = parameters[int(number)]
-        if value.shape == parameter.shape:
-            # Fused optimizers walk through memory: a buffer must be laid out as its parameter (channels_last).
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 def _newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     damaged: dict[Path, list[str]] = {}
     for folder in reversed(all_in(run)):

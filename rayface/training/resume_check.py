@@ -12,6 +12,7 @@ from rayface.training import checkpoint
 from rayface.training.checkpoint import PROGRESS
 from rayface.training.distributed import World
 from rayface.training.optim import build_optimizer
+from rayface.training.optimizer_state import by_name
 from rayface.training.parts import build_config_backbone, build_config_head
 from rayface.training.schedules import build_schedule
 
@@ -34,10 +35,12 @@ def check_resumable(run: Path, config: Config) -> None:
     sizes = checkpoint.saved_sizes(saved[-1])
     with torch.device("meta"):
         backbone = build_config_backbone(config)
+        moments = checkpoint.empty_like_saved(saved[-1], "optimizer.")
     head = build_config_head(config, 2, World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
     weights = {f"backbone.{name}": tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
     rows = {f"head.{name}": tuple(t.shape[1:]) for name, t in head.state().items() if isinstance(t, torch.Tensor)}
     changes.check(sizes, weights, ("backbone", "data"))
+    by_name(saved[-1], backbone, moments)
     changes.check({name: size[1:] for name, size in sizes.items()}, rows, ("head", "optim"))
     for name in head.margin.state().keys() - progress["head"]["margin"].keys():
         raise changes.refusal(("head",), f"has no {name} of the margin")

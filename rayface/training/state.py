@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from rayface.training import checkpoint
 from rayface.training.checkpoint import RowShard, State
 from rayface.training.distributed import World
+from rayface.training.optimizer_state import by_name, load_optimizer_state, optimizer_state
 
 # bf16 needs no loss scaling, so there is no scaler to keep.
 
@@ -21,17 +22,21 @@ def whole_state(backbone: nn.Module, head: Any, optimizer: Optimizer, world: Wor
     """Live tensors under the names that they have in a checkpoint."""
     return {
         **_weights(backbone, head),
-        **checkpoint.optimizer_state(optimizer),
+        **optimizer_state(optimizer, backbone),
         **rng_tensors(world.rank, world.device),
     }
 
 
 def load_state(folder: Path, backbone: nn.Module, head: Any, optimizer: Optimizer, world: World) -> dict[str, Any]:
-    """Take over a checkpoint, written by any number of ranks; returns its progress."""
+    """Load a checkpoint, written by any number of ranks; return its progress.
+
+    Raises:
+        ValueError: the optimizer state is of another backbone.
+    """
     moments = checkpoint.empty_like_saved(folder, "optimizer.")
     rng = checkpoint.empty_like_saved(folder, f"rng.{world.rank}.")
     progress = checkpoint.load(folder, {**_weights(backbone, head), **moments, **rng})
-    checkpoint.load_optimizer_state(optimizer, moments)
+    load_optimizer_state(optimizer, backbone, by_name(folder, backbone, moments))
     head.load_state({**head.state(), **progress["head"]})
     load_rng(rng, world.device)
     return progress

@@ -102,31 +102,3 @@ def test_none_whole_is_one_clear_error_and_leaves_all_as_it_is(tmp_path):
         checkpoint.newest_whole(tmp_path)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["10", "20"]
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_optimizer_goes_on_as_if_never_stopped(kind, tmp_path):
-    def build() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        net = torch.nn.Linear(3, 2)
-        made = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
-        return net, made(net.parameters(), lr=0.1, **({"momentum": 0.9} if kind == "sgd" else {}))
-
-    def step(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        net(torch.ones(4, 3)).square().mean().backward()
-        optimizer.step()
-
-    net, optimizer = build()
-    step(net, optimizer)
-    weights = {f"net.{k}": v for k, v in net.state_dict().items()}
-    checkpoint.save(tmp_path, {**weights, **checkpoint.optimizer_state(optimizer)}, {"step": 1}, keep=1)
-    other, other_optimizer = build()
-    saved = checkpoint.all_in(tmp_path)[-1]
-    tensors = checkpoint.empty_like_saved(saved, "optimizer.")
-    checkpoint.load(saved, {**{f"net.{k}": v for k, v in other.state_dict().items()}, **tensors})
-    checkpoint.load_optimizer_state(other_optimizer, tensors)
-    for _ in range(3):
-        step(net, optimizer)
-        step(other, other_optimizer)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
