@@ -66,16 +66,16 @@ def prune(
     threshold: Annotated[float | None, typer.Option(help="Drop faces with a higher cosine than this.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = None,
     method: Annotated[str, typer.Option(help="face_nms, random, herding, or diffprob with --head.")] = "face_nms",
-    head: Annotated[
-        str | None, typer.Option(help="Run whose model embedded the faces: compares with diffprob.")
-    ] = None,
+    head: Annotated[str | None, typer.Option(help="Run whose model embedded the faces, for diffprob.")] = None,
     min_images: Annotated[int, typer.Option(help="Kept of every identity that has so many.")] = 1,
     global_weight: Annotated[float, typer.Option(help="Of the sparsity among all faces in the score.")] = 0.0,
     proxy_fraction: Annotated[
         float | None, typer.Option(help="Instead of --embeddings: train a proxy on this share of the identities.")
     ] = None,
     proxy_preset: Annotated[str, typer.Option(help="Recipe of the proxy; KEY=VALUE change it.")] = "mini",
-    baseline: Annotated[list[str] | None, typer.Option(help="To compare with, beside random: herding.")] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="To compare with, beside random: herding, diffprob.")
+    ] = None,
     seed: Seed = 0,
     outliers: Annotated[float | None, typer.Option(help="Look for faces below this cosine to their mean.")] = None,
     duplicates: Annotated[float | None, typer.Option(help="Look for identities above this cosine.")] = None,
@@ -100,7 +100,7 @@ def prune(
     from rayface.curate.clean import CleanOptions
     from rayface.curate.core_set import build
     from rayface.curate.proxy import ProxySettings, prune_by_proxy
-    from rayface.curate.prune_settings import PruneSettings
+    from rayface.curate.prune_settings import PruneSettings, check_head
     from rayface.display import counting, follow_training
 
     settings = PruneSettings(
@@ -127,6 +127,7 @@ def prune(
         raise ValueError(
             "--embeddings, --proxy-fraction: must be one of the two: what `rayface embed` wrote, or a proxy to train"
         )
+    check_head(head, method, baseline or ())
     paths = parse_paths("--data", data) if data else None
     if embeddings is not None:
         with counting("pruning") as progress:

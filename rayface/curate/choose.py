@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,18 +17,16 @@ import torch
 from numpy.typing import NDArray
 
 from rayface.curate.baselines import herding, quotas, random
+from rayface.curate.class_probabilities import keep_probabilities, read_probabilities
 from rayface.curate.cosines import unit_rows
-from rayface.curate.diffprob import diffprob, threshold_at, true_class_probabilities
+from rayface.curate.diffprob import diffprob, threshold_at
 from rayface.curate.embeddings import Rows
 from rayface.curate.face_nms import suppress_many
 from rayface.curate.identities import Floats, Ints, Selection
-from rayface.curate.keep_ratio import search_threshold
+from rayface.curate.keep_ratio import search_threshold, some_identities
 from rayface.curate.parts import Progress, each_part
 from rayface.curate.pieces import Piece, Pieces, read_piece
 from rayface.data.storage import atomic_stream
-
-if TYPE_CHECKING:
-    from rayface.training.checkpoint_tools import SavedCenters
 
 METHODS = ("face_nms", "random", "herding", "diffprob")
 SCHEMA = pa.schema(
@@ -81,8 +78,14 @@ class Context:
     direction: NDArray[np.float64] | None = None
 
 
-def select_rows(rows: Rows, offsets: Ints, rule: Rule, context: Context) -> Selection:
-    """Apply a rule to whole identities."""
+def select_rows(
+    rows: Rows,
+    offsets: Ints,
+    rule: Rule,
+    context: Context,
+    probabilities: NDArray[np.float64] | None = None,
+) -> Selection:
+    """Apply a rule to whole identities; `probabilities` (n,) of their own classes are for diffprob."""
     if rule.method == "face_nms":
         assert rule.threshold is not None
         bonus = None
@@ -91,7 +94,8 @@ def select_rows(rows: Rows, offsets: Ints, rule: Rule, context: Context) -> Sele
         return suppress_many(rows.embeddings, offsets, rule.threshold, min_images=rule.min_images, bonus=bonus)
     if rule.method == "diffprob":
         assert rule.threshold is not None
-        return diffprob(_probabilities(rows, rule), offsets, rule.threshold, min_images=rule.min_images)
+        assert probabilities is not None
+        return diffprob(probabilities, offsets, rule.threshold, min_images=rule.min_images)
     assert context.quota is not None
     quota = context.quota[np.searchsorted(context.labels, rows.labels[offsets[:-1]])]
     if rule.method == "random":
@@ -99,25 +103,11 @@ def select_rows(rows: Rows, offsets: Ints, rule: Rule, context: Context) -> Sele
     return herding(rows.embeddings, offsets, quota)
 
 
-def _probabilities(rows: Rows, rule: Rule) -> NDArray[np.float64]:
-    assert rule.head is not None
-    assert rule.scale is not None
-    centers = _saved_centers(rule.head)
-    return true_class_probabilities(centers.read, centers.num_classes, rows.embeddings, rows.labels, scale=rule.scale)
-
-
-@functools.cache  # every byte of a checkpoint is held against its digests
-def _saved_centers(run: str) -> SavedCenters:
-    from rayface.training.checkpoint_tools import saved_centers  # seconds to import
-
-    return saved_centers(Path(run))
-
-
 class Chooser:
     """Applies rules to all pieces on the cluster; what was decided is kept in files and not decided again.
 
     Args:
-        folder: for the decisions, a parquet file (SCHEMA) for each rule and piece.
+        folder: for the decisions, a parquet file (SCHEMA) for each rule and piece; and for diffprob's probabilities.
     """
 
     def __init__(self, pieces: Pieces, folder: Path, progress: Progress) -> None:
@@ -133,21 +123,18 @@ class Chooser:
         Raises:
             ValueError: no threshold keeps this share.
         """
-        rows, offsets = self._sample(rule.seed)
+        sample = self._sample(rule)
         context = self._context(rule)
-        probabilities = _probabilities(rows, rule) if rule.method == "diffprob" else None
 
         def of_sample(place: float) -> float:
-            tried = _at(rule, place)
-            if probabilities is None:
-                return float(select_rows(rows, offsets, tried, context).kept.mean())
-            assert tried.threshold is not None
-            return float(diffprob(probabilities, offsets, tried.threshold, min_images=rule.min_images).kept.mean())
+            assert sample is not None
+            rows, offsets, probabilities = sample
+            return float(select_rows(rows, offsets, _at(rule, place), context, probabilities).kept.mean())
 
         def of_all(place: float) -> float:
             return self.decide(_at(rule, place)) / self._pieces.num_rows
 
-        place, _ = search_threshold(keep, of_sample, of_all)
+        place, _ = search_threshold(keep, of_all if sample is None else of_sample, of_all)
         return _at(rule, place)
 
     def decide(self, rule: Rule) -> int:
@@ -155,13 +142,14 @@ class Chooser:
         folder = self._decisions(rule)
         folder.mkdir(parents=True, exist_ok=True)
         shared = ray.put(self._context(rule))
+        probabilities_of = self._probabilities(rule)
 
         def decide(numbered: tuple[int, Piece]) -> dict[str, Any]:
             torch.set_num_threads(1)
             path = str(folder / _part_name(numbered[0]))
             if not Path(path).exists():
                 rows, offsets = read_piece(numbered[1])
-                found = select_rows(rows, offsets, rule, ray.get(shared))
+                found = select_rows(rows, offsets, rule, ray.get(shared), probabilities_of(numbered[0]))
                 _write(path, rows, found, _REASONS[rule.method])
             return {"kept": int(np.count_nonzero(_kept(path)))}
 
@@ -181,6 +169,7 @@ class Chooser:
         """
         folder = self._decisions(chosen)
         contexts = ray.put({name: self._context(rule) for name, rule in others.items()})
+        probabilities_of = {name: self._probabilities(rule) for name, rule in others.items()}
 
         def compare(numbered: tuple[int, Piece]) -> dict[str, Any]:
             torch.set_num_threads(1)
@@ -189,7 +178,8 @@ class Chooser:
             ours = _kept(str(folder / _part_name(part)))
             masks = {"all": np.ones(len(ours), bool), "chosen": ours}
             for name, context in ray.get(contexts).items():
-                masks[name] = select_rows(rows, offsets, others[name], context).kept
+                own = probabilities_of[name](part)
+                masks[name] = select_rows(rows, offsets, others[name], context, own).kept
             sums = {name: _likeness(rows.embeddings, offsets, mask) for name, mask in masks.items()}
             return {
                 "part": part,
@@ -205,6 +195,17 @@ class Chooser:
         for name in ("all", "chosen"):
             del found[name]["shared"]
         return found
+
+    def _probabilities(self, rule: Rule) -> Callable[[int], NDArray[np.float64] | None]:
+        """What gives a task the probabilities of a piece: for diffprob, from files that are written once."""
+        if rule.method != "diffprob":
+            return lambda part: None
+        assert rule.head is not None
+        assert rule.scale is not None
+        name = hashlib.sha256(json.dumps([rule.head, rule.scale]).encode()).hexdigest()[:16]
+        folder = self._folder / f"probabilities-{name}"
+        keep_probabilities(folder, self._pieces.pieces, Path(rule.head), rule.scale, self._progress)
+        return lambda part: read_probabilities(folder, part)
 
     def _decisions(self, rule: Rule) -> Path:
         return self._folder / hashlib.sha256(json.dumps(asdict(rule)).encode()).hexdigest()[:16]
@@ -229,35 +230,36 @@ class Chooser:
         total: NDArray[np.float64] = np.sum([result["sum"] for result in results], axis=0)
         return total / self._pieces.num_rows
 
-    def _sample(self, seed: int) -> tuple[Rows, Ints]:
-        """About 50,000 faces: whole identities by chance, of a few pieces by chance."""
-        few = np.sort(np.random.default_rng(seed).permutation(len(self._numbered))[:_SAMPLE_PIECES]).tolist()
-        budget = _SAMPLE_FACES // len(few)
-        chosen = [self._numbered[part] for part in few]
-        results = each_part(lambda numbered: _some(numbered[0], numbered[1], budget, seed), chosen, self._progress)
-        parts = sorted(results, key=lambda result: result["part"])
-        rows = Rows(
-            pa.array([], pa.string()),
-            np.concatenate([part["labels"] for part in parts]),
-            np.concatenate([part["embeddings"] for part in parts]),
-        )
-        sizes = np.concatenate([part["sizes"] for part in parts])
-        return rows, np.r_[0, np.cumsum(sizes)]
+    def _sample(self, rule: Rule) -> tuple[Rows, Ints, NDArray[np.float64] | None] | None:
+        """About 50,000 faces: whole identities by chance, of a few pieces by chance; of diffprob, their probabilities.
+
+        Identities of more than a tenth of that are left out, for one of them would be all that is looked at; None where
+        there are no others.
+        """
+        probabilities_of = self._probabilities(rule)
+        order = np.random.default_rng(rule.seed).permutation(len(self._numbered))
+        budget = _SAMPLE_FACES // min(len(order), _SAMPLE_PIECES)
+
+        def some(numbered: tuple[int, Piece]) -> dict[str, Any]:
+            return _some(*numbered, budget, rule.seed, probabilities_of(numbered[0]))
+
+        for first in range(0, len(order), _SAMPLE_PIECES):
+            few = [self._numbered[part] for part in np.sort(order[first : first + _SAMPLE_PIECES])]
+            parts = sorted(each_part(some, few, self._progress), key=lambda result: result["part"])
+            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "part"}
+            if len(columns["labels"]):
+                rows = Rows(pa.array([], pa.string()), columns["labels"], columns["embeddings"])
+                return rows, np.r_[0, np.cumsum(columns["sizes"])], columns.get("probabilities")
+        return None
 
 
-def _some(part: int, piece: Piece, budget: int, seed: int) -> dict[str, Any]:
+def _some(part: int, piece: Piece, budget: int, seed: int, probabilities: NDArray[np.float64] | None) -> dict[str, Any]:
     rows, offsets = read_piece(piece)
-    order = np.random.default_rng([seed, part]).permutation(len(offsets) - 1)
     sizes = np.diff(offsets)
-    count = int(np.searchsorted(np.cumsum(sizes[order]), budget)) + 1
-    few = np.sort(order[:count])
-    places = np.concatenate([np.arange(offsets[k], offsets[k + 1]) for k in few])
-    return {
-        "part": part,
-        "labels": rows.labels[places],
-        "embeddings": rows.embeddings[places],
-        "sizes": sizes[few],
-    }
+    few = some_identities(sizes, budget, _SAMPLE_FACES // 10, np.random.default_rng([seed, part]))
+    places = np.concatenate([np.arange(offsets[k], offsets[k + 1]) for k in few] or [np.zeros(0, np.int64)])
+    found = {"labels": rows.labels[places], "embeddings": rows.embeddings[places], "sizes": sizes[few]}
+    return {"part": part, **found, **({} if probabilities is None else {"probabilities": probabilities[places]})}
 
 
 def _at(rule: Rule, place: float) -> Rule:

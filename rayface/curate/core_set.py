@@ -15,29 +15,33 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import rayface
 from rayface.config import Config
+from rayface.curate.baselines import LARGEST
 from rayface.curate.choose import SCHEMA, Chooser, Rule
 from rayface.curate.claim import claimed
 from rayface.curate.clean import CleanOptions
 from rayface.curate.clean_job import Cleaned, clean_faces, write_findings
 from rayface.curate.curation_report import curation_report
 from rayface.curate.embeddings import Embeddings, open_embeddings
+from rayface.curate.face_nms import MAX_COMPARED
+from rayface.curate.identities import Ints
 from rayface.curate.parts import Progress, quiet_data
 from rayface.curate.pieces import group
+from rayface.curate.prune_result import CORE_SET, FOUND, REPORT, RESULT, read_result
 from rayface.curate.prune_settings import PruneSettings, check_clean, check_settings
 from rayface.curate.pruned_dataset import check_data, write_pruned
+from rayface.curate.sampled_faces import identity_counts
 from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import atomic_stream, on_disk, write_bytes
 from rayface.session import ray_session
 from rayface.tracking.job import tracked_job
 from rayface.training.run_directory import config_of
 
-CORE_SET = "core_set.parquet"
-RESULT = "prune.json"
 PROXY = "proxy"  # folder of what was made on the way to the embeddings
 _JOB = ".prune_job.json"
 _WORK = ".work"
@@ -89,9 +93,10 @@ def build(
         check_data(source, dataset)
     job = _job(settings, source, test, dataset, write_shards)
     with claimed(str(root), job, _JOB, beside=[PROXY]):
-        if (root / RESULT).exists():
+        if result := read_result(root):
             shutil.rmtree(root / _WORK, ignore_errors=True)  # where a crash came between the two
-            return json.loads((root / RESULT).read_text())
+            return result
+        (root / RESULT).unlink(missing_ok=True)  # what it says is finished is gone
         with tracked_job(root, config.tracking, job) as tracked:
             with ray_session(address, debug=debug), quiet_data(debug):
                 result, cleaned = _prune(settings, source, root, test, dataset, progress)
@@ -122,7 +127,7 @@ def build(
             write_bytes(str(root / RESULT), (json.dumps(result, indent=1) + "\n").encode())
             shutil.rmtree(root / _WORK, ignore_errors=True)
             tracked.journal.metrics({k: v for k, v in result.items() if isinstance(v, int | float)}, step=0)
-            for name in (RESULT, "report.html"):
+            for name in (RESULT, REPORT):
                 tracked.journal.artifact(root / name)
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
 
@@ -164,15 +169,25 @@ def _prune(
         "keep": kept / pieces.num_rows,
         "faces_in": source.num_rows,
         "faces_cleaned": source.num_rows - pieces.num_rows,
-        "found": write_findings(cleaned.report, root / "found") if cleaned else {},
+        "found": write_findings(cleaned.report, root / FOUND) if cleaned else {},
         "faces_out": kept,
         "identities": len(pieces.labels),
+        "identities_compared_in_part": _compared_in_part(rule, pieces.sizes, root / CORE_SET),
         "mean_cosine_before": compared["all"]["mean_cosine"],
         "mean_cosine_after": compared["chosen"]["mean_cosine"],
         "baselines": {name: compared[name] for name in baselines},
         "stage_seconds": laps.seconds,
     }
     return result, cleaned
+
+
+def _compared_in_part(rule: Rule, sizes: Ints, core_set: Path) -> int:
+    """How many identities are so large that their faces were not all compared with each other."""
+    if rule.method == "herding":
+        return int(np.count_nonzero(sizes > LARGEST))
+    if rule.method != "face_nms" or sizes.max() <= MAX_COMPARED:
+        return 0
+    return int(np.count_nonzero(identity_counts(core_set)[2] > MAX_COMPARED))
 
 
 class _Laps:
@@ -192,6 +207,8 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("method", result["method"])]
     if result["threshold"] is not None:
         rows.append(("threshold", f"{result['threshold']:.4f}"))
+    if result["identities_compared_in_part"]:
+        rows.append(("identities too large to be compared as a whole", f"{result['identities_compared_in_part']:,}"))
     cosines = f"{result['mean_cosine_before']:.3f}, of the faces kept {result['mean_cosine_after']:.3f}"
     return [*rows, ("mean cosine within an identity", cosines)]
 
@@ -238,8 +255,8 @@ def _rule(settings: PruneSettings, chooser: Chooser) -> Rule:
 
 
 def _baselines(settings: PruneSettings, chooser: Chooser, keep: float) -> dict[str, Rule]:
-    """Random always; DiffProb where its head is known."""
-    names = dict.fromkeys(["random", *settings.baselines, *(["diffprob"] if settings.head else [])])
+    """Random always, others where they are asked for."""
+    names = dict.fromkeys(["random", *settings.baselines])
     rules = {
         name: Rule(method=name, keep=keep, min_images=settings.min_images, seed=settings.seed, **_head(settings, name))
         for name in names

@@ -35,6 +35,8 @@ from rayface.evaluation.embedder import Precision, load_embedder
 from rayface.session import ray_session
 from rayface.tracking.job import tracked_job
 
+_THREADS = 16  # that open files; each waits for the disk or the store
+_VISIBLE_SECONDS = 90.0  # until a file is seen on another node: NFS keeps listings for up to a minute
 CHUNK = 512  # images read and decoded at a time, and the rows of a row group
 
 
@@ -99,8 +101,11 @@ def embed(
         with ray_session(address, debug=debug), quiet_data(debug):
             work = _Work(settings=settings, dataset=dataset, root=root, job=job, device=config.train.device)
             for done in work.embedded(missing, workers, progress):
+                if len(parts) == len(dataset.shards) - len(missing):
+                    _refuse_lost(root, [done["part"]])  # after the first shard, not after hours
                 parts[done["part"]] = done
                 faults += counter.add([Fault(**fault) for fault in done["faults"]])
+        _refuse_lost(root, list(parts))
         facts = {"parts_skipped": len(dataset.shards) - len(missing), "seconds": time.monotonic() - start}
         manifest = _finish(root, job, settings, dataset, parts, faults, facts)
         numbers = {"num_rows": manifest["num_rows"], "num_faults": len(faults), "seconds": facts["seconds"]}
@@ -149,14 +154,30 @@ def _part_name(number: int) -> str:
 def _finished(root: str, job: dict[str, Any], dataset: Dataset) -> dict[int, dict[str, Any]]:
     """Return the notes of the shards that are embedded."""
     names = set(list_names(root))
-    notes = {}
-    for number, shard in enumerate(dataset.shards):
-        if _part_name(number) in names:
-            rows, note = part_note(join(root, _part_name(number)))
-            if rows + len(note["faults"]) != shard.num_images or note["job"] != job["id"]:
-                raise DataError(f"{join(root, _part_name(number))}: is not of {shard.path}: delete it and run again")
-            notes[number] = {"part": number, "rows": rows, "faults": note["faults"]}
-    return notes
+    there = [number for number in range(len(dataset.shards)) if _part_name(number) in names]
+
+    def note_of(number: int) -> dict[str, Any]:
+        path, shard = join(root, _part_name(number)), dataset.shards[number]
+        rows, note = part_note(path)
+        if rows + len(note["faults"]) != shard.num_images or note["job"] != job["id"]:
+            raise DataError(f"{path}: is not of {shard.path}: delete it and run again")
+        return {"part": number, "rows": rows, "faults": note["faults"]}
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(there, pool.map(note_of, there), strict=True))
+
+
+def _refuse_lost(root: str, numbers: Sequence[int]) -> None:
+    """Raise DataError where files that workers say they wrote do not appear in the folder."""
+    names = {_part_name(number) for number in numbers}
+    until = time.monotonic() + _VISIBLE_SECONDS
+    while lost := sorted(names - set(list_names(root))):
+        if time.monotonic() >= until:
+            raise DataError(
+                f"--out: {root}: {len(lost)} of {len(names)} files that workers wrote are not there ({lost[0]}): must "
+                "be a folder that all nodes share, or a URI"
+            )
+        time.sleep(1)
 
 
 @dataclass(frozen=True, kw_only=True)

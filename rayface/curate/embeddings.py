@@ -158,10 +158,14 @@ def _manifest_rows(root: str) -> dict[str, int]:
         ) from None
 
 
-def missing_parts(root: str, manifest: dict[str, Any]) -> list[str]:
-    """Return names of files that a manifest of `embed` lists and that are not in its folder."""
+def missing_parts(root: str) -> list[str]:
+    """Return names of files that the manifest of a folder lists and that are not there.
+
+    Raises:
+        DataError: the manifest cannot be read.
+    """
     there = set(list_names(root))
-    return [part["path"] for part in manifest["parts"] if part["path"] not in there]
+    return [name for name in _manifest_rows(root) if name not in there]
 
 
 def _look(path: str) -> tuple[int, tuple[int, str] | None]:

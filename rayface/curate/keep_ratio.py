@@ -38,7 +38,8 @@ def threshold_for_keep(
         embeddings, offsets, min_images, block_bytes: as of `suppress_many`.
         keep: share of the faces, in (0, 1].
         tolerance: how far the share may be off.
-        sample_faces: about how many faces, of identities chosen by chance, are searched; they are copied.
+        sample_faces: about how many faces, of identities chosen by chance, are searched; they are copied. Identities of
+            more than a tenth of that are left out; where there are no others, all faces are searched.
         seed: of the sample.
     Raises:
         ValueError: wrong input; a share that no threshold reaches within the tolerance.
@@ -109,13 +110,21 @@ def _bisect(share_of: Callable[[float], float], wanted: float, tolerance: float)
     return nearest
 
 
+def some_identities(sizes: Ints, faces: int, largest: int, random: np.random.Generator) -> Ints:
+    """Return identities by chance, rising, that have about so many faces in all, and none of more than `largest`."""
+    order = random.permutation(len(sizes))
+    order = order[sizes[order] <= largest]
+    count = int(np.searchsorted(np.cumsum(sizes[order]), faces)) + 1
+    return np.sort(order[:count])
+
+
 def _sample(values: Floats, bounds: Ints, sample_faces: int, seed: int) -> tuple[Floats, Ints]:
-    """The faces of identities chosen by chance, and their offsets; all of them where they are few."""
+    """The faces of identities chosen by chance, and their offsets; all of them where they are few, or large."""
     if len(values) <= sample_faces:
         return values, bounds
-    identities = np.random.default_rng(seed).permutation(len(bounds) - 1)
     sizes = np.diff(bounds)
-    count = int(np.searchsorted(np.cumsum(sizes[identities]), sample_faces)) + 1
-    identities = np.sort(identities[:count])
+    identities = some_identities(sizes, sample_faces, sample_faces // 10, np.random.default_rng(seed))
+    if not len(identities):
+        return values, bounds
     rows = np.concatenate([np.arange(bounds[k], bounds[k + 1]) for k in identities])
     return values[rows], np.r_[0, np.cumsum(sizes[identities])]

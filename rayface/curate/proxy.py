@@ -25,7 +25,7 @@ from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import on_disk, write_bytes
 from rayface.session import ray_session
 from rayface.tracking import shared_tracking
-from rayface.training.run_directory import RESULT
+from rayface.training.run_directory import is_finished
 from rayface.training.trainer import Follow, train
 
 _JOB = "proxy.json"
@@ -140,7 +140,7 @@ def _sample_identities(out: Path, proxy: ProxySettings, dataset: Dataset) -> Non
 
 def _train(folder: Path, proxy: ProxySettings, *, address: str | None, debug: bool, follow: Follow) -> None:
     run = folder / "run"
-    if (run / RESULT).exists():
+    if is_finished(run):
         return
     resume = (run / "config.yaml").exists()
     if run.exists() and not resume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +24,8 @@ class PruneSettings:
         min_images: kept of every identity that has so many.
         global_weight: what sparsity among all faces counts in the score, beside that within the identity (1).
         seed: of random, and of the sample that the threshold is searched on.
-        baselines: others to compare with at the same ratio, beside random.
-        head: the run that the embeddings' model is of, for its class centers; where it is given, diffprob is compared.
+        baselines: herding or diffprob, to compare with at the same ratio, beside random.
+        head: run directory of the embedding model, for diffprob, which needs its class centers.
         clean: what to look for, and drop or merge, before.
         block_size: bytes of embeddings that a task holds.
     """
@@ -68,6 +69,12 @@ def check_settings(settings: PruneSettings) -> None:
         if name not in METHODS[1:]:
             raise ValueError(f"--baseline: {name!r}: must be one of {', '.join(METHODS[1:])}")
     check_options(settings.clean)
+
+
+def check_head(head: object | None, method: str, baselines: Sequence[str]) -> None:
+    """Raise ValueError where a head is given for nothing: DiffProb compares every face with every class center."""
+    if head is not None and "diffprob" not in (method, *baselines):
+        raise ValueError("--head: is of diffprob alone: add --baseline diffprob or --method diffprob, or leave it out")
 
 
 def check_exclude(exclude: object | None, above: float | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from rayface import config as configs
 from rayface.backbones.weights import misfit
 from rayface.config import Config
-from rayface.curate.prune_settings import PruneSettings, check_exclude, check_settings
+from rayface.curate.prune_settings import PruneSettings, check_exclude, check_head, check_settings
 from rayface.data.storage import normalise
 from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
@@ -100,6 +100,7 @@ def check_prune(options: Mapping[str, Any]) -> None:
     if (options.get("embeddings") is None) == (options.get("proxy_fraction") is None):
         raise ValueError("embeddings, proxy_fraction: must be one of the two")
     check_exclude(options.get("exclude"), options.get("above"))
+    check_head(options.get("head"), options.get("method") or "", options.get("baseline") or ())
     names = ("threshold", "keep", "method", "min_images", "global_weight", "seed")
     given = {name: options[name] for name in names if options.get(name) is not None}
     if "diffprob" not in (options.get("method"), *(options.get("baseline") or ())):

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rayface.curate.core_set import RESULT as PRUNED
 from rayface.curate.embeddings import MANIFEST as EMBEDDED
+from rayface.curate.embeddings import missing_parts
+from rayface.curate.prune_result import RESULT as PRUNED
+from rayface.curate.prune_result import read_result
 from rayface.evaluation.export import DESCRIPTION
 from rayface.training.run_directory import RESULT as TRAINED
 
@@ -84,13 +86,14 @@ def of_file(name: str) -> Callable[[Path], str | None]:
     return mark
 
 
-def _of_fields(name: str, *fields: str, beside: str = "") -> Callable[[Path], str | None]:
-    """Mark a folder by what a JSON file in it says; `beside` must be there too."""
+def _of_fields(name: str, *fields: str, beside: Sequence[str] = ()) -> Callable[[Path], str | None]:
+    """Mark a folder by what a JSON file in it says; files `beside` must be there too."""
 
     def mark(folder: Path) -> str | None:
         text = None
         with _unless_gone(folder / name):
-            (folder / beside).stat()
+            for other in beside:
+                (folder / other).stat()
             text = (folder / name).read_bytes()
         try:
             said = json.loads(text or "")
@@ -116,15 +119,28 @@ def _of_dataset(folder: Path) -> str | None:
 # A job that finds all embedded writes its manifest anew, with other seconds: train.teacher_cache runs it.
 _EMBEDDED = _of_fields(EMBEDDED, "model_sha256", "dataset_digest", "flip", "precision", "dtype", "num_rows")
 
+
+def _of_embeddings(folder: Path) -> str | None:
+    """Mark embeddings by their manifest; the files that it names must be there too."""
+    mark = _EMBEDDED(folder)
+    return None if mark is None or missing_parts(str(folder)) else mark
+
+
+def _of_core_set(folder: Path) -> str | None:
+    """Mark what prune left by its result; the files that this speaks of must be there too."""
+    mark = of_file(PRUNED)(folder)
+    return None if mark is None or read_result(folder) is None else mark
+
+
 VERBS: dict[str, Verb] = {
     "synth": Verb(output="out", makes="data", mark=_of_dataset),
     "convert": Verb(output="out", makes="data", mark=_of_dataset),
-    "embed": Verb(output="out", makes="embeddings", mark=_EMBEDDED, goes_on=True, ray=True),
-    "prune": Verb(output="out", makes="data", mark=of_file(PRUNED), goes_on=True, ray=True),
+    "embed": Verb(output="out", makes="embeddings", mark=_of_embeddings, goes_on=True, ray=True),
+    "prune": Verb(output="out", makes="data", mark=_of_core_set, goes_on=True, ray=True),
     "train": Verb(
         output="train.output",
         makes="model",
-        mark=_of_fields(DESCRIPTION, "sha256", beside=TRAINED),
+        mark=_of_fields(DESCRIPTION, "sha256", beside=(TRAINED, "model.safetensors")),
         goes_on=True,
         ray=True,
     ),

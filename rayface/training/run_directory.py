@@ -14,6 +14,7 @@ from rayface.data.storage import on_disk
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
 RESULT = "result.json"
+_MODEL = ("model.safetensors", "model.json")
 DATA = "data.json"  # digest and counts of the training data
 # Keys that decide what a step's batch is and what a checkpoint holds: a run keeps them for life.
 _FOR_LIFE = [
@@ -61,10 +62,15 @@ def newest_unfinished(name: str) -> Path:
     Raises:
         ValueError: when there is none.
     """
-    found = [path for _, path in sorted(_numbered(name).items()) if not (path / RESULT).exists()]
+    found = [path for _, path in sorted(_numbered(name).items()) if not is_finished(path)]
     if not found:
         raise ValueError(f"--resume: no unfinished run {name}-* under runs/: name the run with train.output=DIR")
     return found[-1]
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has its result and the model that this speaks of."""
+    return all((run / name).exists() for name in (RESULT, *_MODEL))
 
 
 def check_output(config: Config, resume: bool) -> None:
@@ -78,7 +84,7 @@ def check_output(config: Config, resume: bool) -> None:
     run = on_disk(config.train.output, "train.output").absolute()
     if run.exists() and not run.is_dir():
         raise ValueError(f"train.output: {run}: is a file: choose another directory")
-    if (run / RESULT).exists():
+    if is_finished(run):
         raise ValueError(
             f"train.output: {run}: holds a finished run: choose another directory; to train its model further, start a "
             f"new run with backbone.weights={run}"
@@ -106,6 +112,9 @@ def claimed(config: Config, resume: bool) -> Iterator[Path]:
             raise ValueError(f"train.output: {run}: a run is at work in it: wait for it, or stop it first") from error
         except OSError:
             pass  # a disk without locks
+        if not all((run / name).exists() for name in _MODEL):
+            for name in (OUTCOME, RESULT):  # what they say is finished is gone: it is made anew of the last checkpoint
+                (run / name).unlink(missing_ok=True)
         yield run
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayface.curate import keep_ratio
 from rayface.curate.face_nms import suppress_many
 from rayface.curate.keep_ratio import search_threshold, threshold_for_keep
 
@@ -19,6 +20,17 @@ def test_keeps_the_share_within_half_a_point(drawn: Any, keep: float) -> None:
     assert kept == share
     assert abs(kept - keep) <= 0.005
     assert (threshold, share) == threshold_for_keep(embeddings, offsets, keep, sample_faces=1000)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_very_large_identity_does_not_fill_the_sample(drawn: Any, seed: int) -> None:
+    """Identities of more than a tenth of it are left out; where there are no others, all faces are searched."""
+    embeddings, offsets = drawn([2000, *[10] * 200], size=8, seed=1)
+    values, bounds = keep_ratio._sample(embeddings, offsets, 500, seed)
+    assert np.diff(bounds).tolist() == [10] * (len(bounds) - 1)
+    assert 500 <= len(values) == bounds[-1] <= 510
+    values, bounds = keep_ratio._sample(embeddings[:2000], offsets[:2], 500, seed)
+    assert len(values) == bounds[-1] == 2000
 
 
 def test_min_images_counts(drawn: Any) -> None:

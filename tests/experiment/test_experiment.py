@@ -128,6 +128,7 @@ def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_a
         if len(seen) == 1:
             raise TrainingInterruptedError("the last checkpoint is 7", KeyboardInterrupt())
         (run_directory / "model.json").write_text('{"sha256": "s"}')
+        (run_directory / "model.safetensors").touch()
         (run_directory / "result.json").write_text('{"steps": 9}')
         if len(seen) == 2:
             raise KeyboardInterrupt

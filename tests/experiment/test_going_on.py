@@ -128,7 +128,7 @@ def test_inputs_of_no_stage_change_their_fingerprints(fakes: dict[str, Any], dat
     says = {"model_sha256": "m", "dataset_digest": "d", "flip": True, "precision": "fp32", "dtype": "fp16"}
 
     def embedded(**more: Any) -> None:
-        (folder / "embeddings.json").write_text(json.dumps({**says, "num_rows": 3, **more}))
+        (folder / "embeddings.json").write_text(json.dumps({**says, "parts": [], "num_rows": 3, **more}))
 
     text = (
         f"stages:\n- synth: {{}}\n- evaluate: {{model: MODEL, pairs: {pairs}, data: ['${{synth}}', {data}]}}\n"

@@ -444,7 +444,7 @@ def test_bad_rows_get_one_line(faces: Any, tmp_path: Path, change: Callable[...,
         (PruneSettings(method="best", keep=0.5), "--method: 'best': must be one of"),
         (PruneSettings(keep=0.5, min_images=0), "min_images 0: must be at least 1"),
         (PruneSettings(keep=0.5, global_weight=float("nan")), "--global-weight: nan: must be 0 or more"),
-        (PruneSettings(keep=0.5, head="nowhere"), "--head: nowhere: is not a run directory"),
+        (PruneSettings(keep=0.5, head="nowhere", baselines=("diffprob",)), "--head: nowhere: is not a run directory"),
         (PruneSettings(keep=0.5, clean=CleanOptions(drop=("outliers",))), "drop 'outliers': needs outliers"),
     ],
 )
@@ -472,6 +472,12 @@ def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces:
             labels[key] == label for key, label in zip(dataset.keys(), dataset.index.label.tolist(), strict=True)
         )
     assert check(tmp_path / "shards", deep=True).ok
+    lost = [tmp_path / "shards" / name for name in ("core_set.parquet", "shard-000001.tar")]
+    before = [path.read_bytes() for path in lost]
+    for path in lost:  # prune.json says that they are there
+        path.unlink()
+    build(PruneSettings(keep=0.6), embedded, tmp_path / "shards", data=[str(drawn)], write_shards=True, config=QUIET)
+    assert [path.read_bytes() for path in lost] == before
     with pytest.raises(ValueError, match=r"has no key 'k\d+' \(\d+ of \d+ are missing\)"):
         build(
             PruneSettings(threshold=0.6),

@@ -1,0 +1,27 @@
+"""A run is finished when its result and its model are there."""
+
+from pathlib import Path
+
+import pytest
+
+from rayface import config as configs
+from rayface.training.run_directory import check_output, claimed, is_finished
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "model.json"])
+def test_a_run_whose_model_is_gone_is_resumed(tmp_path: Path, lost: str) -> None:
+    """It is finished anew from its last checkpoint; before, --resume called it finished for ever."""
+    run = tmp_path / "run"
+    run.mkdir()
+    config = configs.with_overrides(configs.load("debug"), {"train.output": str(run)})
+    configs.dump(config, run / "config.yaml")
+    for name in ("result.json", "outcome.json", "model.safetensors", "model.json"):
+        (run / name).write_text("{}")
+    assert is_finished(run)
+    with pytest.raises(ValueError, match="holds a finished run"):
+        check_output(config, resume=True)
+    (run / lost).unlink()
+    assert not is_finished(run)
+    with claimed(config, resume=True):
+        assert not (run / "result.json").exists()
+        assert not (run / "outcome.json").exists()
