@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from rayface.credentials import masked
 from rayface.files import write_text
 from rayface.values import (
     guess,
@@ -430,8 +431,8 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def dump(config: Config, path: Path) -> None:
-    """Write the resolved config as YAML that `load` reads."""
-    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Write the resolved config as YAML that `load` reads; credentials are masked, and given again to go on with it."""
+    write_text(path, yaml.safe_dump(masked(to_dict(config)), sort_keys=False))
 
 
 def _plain(value: Any) -> Any:

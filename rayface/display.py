@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rayface.credentials import mask, masked
 from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, PREFLIGHT_WARNINGS, RECOVERY
 
 _POLL_SECONDS = 0.5
@@ -30,28 +31,29 @@ def _text_column(text: str) -> TextColumn:
 
 def result_table(title: str, rows: Mapping[str, str]) -> None:
     """Print names and values as a table on stdout; a long value is folded, never cut."""
+    title = mask(title)
     table = Table(title=title, show_header=False, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, mask(value))
     _console().print(table)
 
 
 def columns(title: str, rows: Sequence[Mapping[str, str]]) -> None:
     """Print rows of the same names as a table on stdout, the names above; numbers to the right, nothing cut."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=mask(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, (name, value) in enumerate(rows[0].items()):
         justify: Literal["left", "right"] = "right" if value[:1].isdecimal() else "left"
         table.add_column(name, style=None if i else "cyan", justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*masked(list(row.values())))
     _console().print(table)
 
 
 def json_line(result: Mapping[str, Any]) -> None:
     """Print a result as one line of JSON on stdout."""
-    _console(soft_wrap=True, color_system=None).print(json.dumps(result))
+    _console(soft_wrap=True, color_system=None).print(json.dumps(masked(result)))
 
 
 @contextmanager
@@ -137,7 +139,7 @@ class _Follower:
         while self._notes:
             note = self._notes.pop(0)
             style = "yellow" if note.startswith("warning: ") else None
-            console.print(note, style=style)
+            console.print(mask(note), style=style)
 
     def line(self) -> str:
         """What is known, in a few words."""

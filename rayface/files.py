@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rayface.credentials import masked
 from rayface.data.storage import atomic_stream, sync_folder
 
 
@@ -25,8 +26,8 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write indented JSON as `write_file` does."""
-    return write_text(path, json.dumps(value, indent=1))
+    """Write indented JSON as `write_file` does, credentials masked."""
+    return write_text(path, json.dumps(masked(value), indent=1))
 
 
 def publish(temporary: Path, path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError, UserCodeException
 
+from rayface.credentials import mask
 from rayface.data.storage import DataError, StorageError
 
 _MOST = 1000  # characters
@@ -33,7 +34,7 @@ def in_one_line(error: BaseException) -> str:
     """Return the cause of an error: its message, after its type unless the message is written for the user."""
     cause = root_cause(error)
     # Ray's own errors say what happened first; then come lines of ids.
-    said = _ADVICE.sub("", str(cause))
+    said = mask(_ADVICE.sub("", str(cause)))
     lines = [line for line in said.splitlines() if not (isinstance(cause, RayError) and line.startswith("\t"))]
     text = " ".join(" ".join(lines).split())[:_MOST]
     if text and (isinstance(cause, ValueError | RuntimeError) or type(cause).__module__.startswith("ray.")):

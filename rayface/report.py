@@ -23,8 +23,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 
 import rayface
+from rayface.credentials import mask
 from rayface.files import write_file
-from rayface.tracking import mask_credentials
 
 Series = Sequence[tuple[int, float, float]]
 
@@ -84,7 +84,7 @@ def training_report(
         table=table,
         plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
         palette=PALETTE,
-        config=mask_credentials(config.read_text(encoding="utf-8")) if config.is_file() else "",
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
         version=rayface.__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -307,8 +307,12 @@ def as_svg(plot: Plot) -> Markup:
 
 
 def load_template(name: str) -> jinja2.Template:
-    """Return a page of `templates/`."""
+    """Return a page of `templates/`, in which credentials of texts are masked."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rayface"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.PackageLoader("rayface"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=lambda value: mask(value) if type(value) is str else value,
     )
     return environment.get_template(name)

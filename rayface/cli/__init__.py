@@ -13,7 +13,7 @@ import typer
 
 from rayface import __version__
 from rayface.cli import bench, checkpoint, curate, data, models, run, training, tune  # noqa: F401  # they add their verbs
-from rayface.cli.common import USAGE_ERROR, app
+from rayface.cli.common import USAGE_ERROR, app, tell
 from rayface.training.interrupt import exit_code_of, interrupt_in, terminable
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     code, message = _outcome(sys.argv[1:])
     # The error and the frames it held are gone here, and with them the work that still waited in pools.
     if message:
-        typer.echo(f"rayface: {message}", err=True)
+        tell(f"rayface: {message}")
     sys.exit(code)
 
 
@@ -59,7 +59,7 @@ def _said_of(error: BaseException, *, debug: bool) -> tuple[int, str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1, ""
     if debug:
-        traceback.print_exception(error)
+        tell("".join(traceback.format_exception(error)))
     if "ray" in sys.modules:
         from rayface.ray_errors import root_cause
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Json, app, path_argument, path_option, show_result
+from rayface.cli.common import Debug, Json, app, path_argument, path_option, show_result, tell
 
 checkpoints = typer.Typer(help="Look into a checkpoint and take parts out of it.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoint")
@@ -33,7 +33,7 @@ def checkpoint_verify(
     found = verify(directory)
     faults = [fault for reasons in found.values() for fault in reasons]
     for fault in faults:
-        typer.echo(fault, err=True)
+        tell(fault)
     names = {name: "damaged" if reasons else "whole" for name, reasons in found.items()}
     show_result("verified", {"whole": not faults, "checkpoints": names, **({"faults": faults} if json else {})}, json)
     raise typer.Exit(1 if faults else 0)

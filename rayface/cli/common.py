@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rayface.credentials import mask
+
 app = typer.Typer(
     name="rayface",
     help="Very-large-scale face-recognition training on Ray.",
@@ -58,6 +60,11 @@ def dataset_facts(dataset: Any, out: str) -> dict[str, Any]:
         "shards": len(dataset.shards),
         "faults": len(dataset.faults),
     }
+
+
+def tell(text: object) -> None:
+    """Print a line on stderr, credentials masked."""
+    typer.echo(mask(str(text)), err=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Overrides, Seed, app, show_result
+from rayface.cli.common import Address, Debug, Json, Overrides, Seed, app, show_result, tell
 from rayface.config import parse_bytes
 
 Data = Annotated[str, typer.Option(help="Dataset directory, or several as one: '[A,B]', as data.train.")]
@@ -51,7 +51,7 @@ def embed(
             progress=progress,
         )
     for fault in result["faults"]:
-        typer.echo(fault, err=True)
+        tell(fault)
     shown = ("model", "data", "num_rows", "num_classes", "embedding_size", "flip", "parts_skipped", "seconds")
     facts = {name: result[name] for name in shown} | {"faults": len(result["faults"])}
     show_result(f"embedded into {out}", {"out": out, **result} if json else facts, json)

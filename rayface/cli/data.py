@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Seed, ShardSize, app, dataset_facts, show_result
+from rayface.cli.common import Address, Debug, Json, Seed, ShardSize, app, dataset_facts, show_result, tell
 from rayface.config import parse_bytes
 
 
@@ -67,7 +67,7 @@ def convert(
         )
     left_out: Counter[str] = Counter()
     for fault in dataset.faults:
-        typer.echo(str(fault), err=True)
+        tell(fault)
         left_out[fault.kind] += fault.num_lost
     show_result(f"converted into {out}", {**dataset_facts(dataset, out), "left_out": dict(left_out)}, json)
 
@@ -102,6 +102,6 @@ def check(
         show_result("", {**facts, "fault_list": [str(fault) for fault in report.faults]}, json)
     else:
         for fault in report.faults:
-            typer.echo(str(fault), err=True)
+            tell(fault)
         show_result(f"checked {directory}", facts, json)
     raise typer.Exit(0 if report.ok else 1)

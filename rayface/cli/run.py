@@ -17,6 +17,7 @@ from rayface.cli.common import (
     kept_results,
     path_argument,
     show_results,
+    tell,
 )
 from rayface.values import to_text
 
@@ -38,8 +39,7 @@ def run(
     from rayface.experiment.verbs import VERBS
 
     commands = {verb: _Verb(verb) for verb in VERBS}
-    say = lambda text: typer.echo(text, err=True)  # noqa: E731
-    result = run_experiment(file, overrides or [], commands, out=out, address=address, debug=debug, say=say)
+    result = run_experiment(file, overrides or [], commands, out=out, address=address, debug=debug, say=tell)
     if json:
         json_line(result)
         return

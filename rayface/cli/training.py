@@ -11,10 +11,10 @@ from rayface.cli.common import (
     Json,
     Overrides,
     app,
-    path_argument,
     path_option,
     show_result,
     show_results,
+    tell,
 )
 from rayface.config import parse_bytes
 
@@ -41,7 +41,7 @@ def train(
         address=address,
         debug=debug,
         follow=follow_training,
-        say=lambda text: typer.echo(text, err=True),
+        say=tell,
     )
     show_result("trained", result, json)
 
@@ -103,14 +103,17 @@ def plan(
 
 @app.command()
 def sync(
-    run: Annotated[Path, path_argument(help="Run directory.")],
+    run: Annotated[str, typer.Argument(help="Run directory, or the output of another job, on a disk or a URI.")],
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for MLflow.")] = 60.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Deliver to MLflow what a run could not, because the server was down."""
+    from rayface.data.storage import normalise
     from rayface.tracking import deliver
+    from rayface.tracking.spool import spool
 
-    delivered = deliver(run / "journal", timeout)
-    show_result("synced", {"run": str(run), "delivered": delivered}, json)
+    with spool(normalise(run)) as folder:
+        delivered = deliver(folder / "journal", timeout)
+    show_result("synced", {"run": run, "delivered": delivered}, json)
     raise typer.Exit(0 if delivered else 1)

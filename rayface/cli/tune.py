@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Overrides, app, path_argument, show_result
+from rayface.cli.common import Address, Debug, Json, Overrides, app, path_argument, show_result, tell
 
 
 @app.command()
@@ -28,6 +28,6 @@ def tune(
         resume=resume,
         address=address,
         debug=debug,
-        say=lambda text: typer.echo(text, err=True),
+        say=tell,
     )
     show_result("swept", result, json)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rayface.credentials import masked
 from rayface.data.storage import (
     DataError,
     delete_temporary,
@@ -37,6 +38,7 @@ def claimed(root: str, job: dict[str, Any], job_file: str, *, beside: Collection
         DataError: it holds another job or something else, or another process is at work in it.
     """
     make_folder(root)
+    job = masked(job)
     with _locked(root):
         names = {name for name in list_names(root) if not is_temporary(name)} - {_LOCK, *beside}
         if names and job_file not in names:

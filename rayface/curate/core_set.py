@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 import rayface
 from rayface.config import Config
+from rayface.credentials import masked
 from rayface.curate.baselines import LARGEST
 from rayface.curate.choose import SCHEMA, Chooser, Rule
 from rayface.curate.claim import claimed
@@ -37,7 +38,8 @@ from rayface.curate.prune_settings import PruneSettings, check_clean, check_sett
 from rayface.curate.pruned_dataset import check_data, write_pruned
 from rayface.curate.sampled_faces import identity_counts
 from rayface.data.shards import Dataset, open_dataset
-from rayface.data.storage import atomic_stream, on_disk, write_bytes
+from rayface.data.storage import atomic_stream, on_disk
+from rayface.files import write_json
 from rayface.session import ray_session
 from rayface.tracking.job import tracked_job
 from rayface.training.run_directory import config_of
@@ -124,7 +126,7 @@ def build(
             result["embeddings"] = str(embeddings)
             result["config"] = job
             result["created_by"] = f"rayface {rayface.__version__}"
-            write_bytes(str(root / RESULT), (json.dumps(result, indent=1) + "\n").encode())
+            write_json(root / RESULT, result)
             shutil.rmtree(root / _WORK, ignore_errors=True)
             tracked.journal.metrics({k: v for k, v in result.items() if isinstance(v, int | float)}, step=0)
             for name in (RESULT, REPORT):
@@ -223,7 +225,7 @@ def _digest(source: Embeddings | None) -> str | None:
     """Of the files' names and rows."""
     if source is None:
         return None
-    return hashlib.sha256(json.dumps([asdict(file) for file in source.files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(masked([asdict(file) for file in source.files])).encode()).hexdigest()
 
 
 def _job(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 import rayface
 from rayface.config import Config
+from rayface.credentials import masked
 from rayface.curate.claim import claimed
 from rayface.curate.embeddings import JOB, MANIFEST, Dtype, part_note, write_part
 from rayface.curate.identities import Ints
@@ -29,11 +28,12 @@ from rayface.data.decode import decode_images
 from rayface.data.members import IMAGE_SUFFIXES
 from rayface.data.samples import ShardRows, locate_member
 from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, open_dataset, read_samples
-from rayface.data.storage import is_local, join, list_names, normalise, on_disk, write_bytes
+from rayface.data.storage import join, list_names, normalise, on_disk, write_bytes
 from rayface.data.stream import FaultCounter
 from rayface.evaluation.embedder import Precision, load_embedder
 from rayface.session import ray_session
 from rayface.tracking.job import tracked_job
+from rayface.tracking.spool import spool
 
 _THREADS = 16  # that open files; each waits for the disk or the store
 _VISIBLE_SECONDS = 90.0  # until a file is seen on another node: NFS keeps listings for up to a minute
@@ -91,7 +91,7 @@ def embed(
     root = normalise(out)
     job = job_of(settings, dataset)
     params = {**job, "model": settings.model, "data": dataset.roots, "dataset.name": dataset.name}
-    with claimed(root, job, JOB), _spool(root) as spool, tracked_job(spool, config.tracking, params) as tracked:
+    with claimed(root, job, JOB), spool(root) as folder, tracked_job(folder, config.tracking, params) as tracked:
         parts = _finished(root, job, dataset)
         counter = FaultCounter(dataset.num_images, limit, known=dataset.faults)
         faults = list(dataset.faults)
@@ -111,16 +111,6 @@ def embed(
         numbers = {"num_rows": manifest["num_rows"], "num_faults": len(faults), "seconds": facts["seconds"]}
         tracked.journal.metrics(numbers, step=0)
     return {**manifest, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
-
-
-@contextmanager
-def _spool(root: str) -> Iterator[Path]:
-    """Where the job's journal lies: in its folder, or in a temporary one where that is not on a disk."""
-    if is_local(root):
-        yield Path(root)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder) / root.rstrip("/").rpartition("/")[2]
 
 
 def check_embedding(settings: EmbedSettings) -> None:
@@ -340,5 +330,5 @@ def _finish(
         "created_by": f"rayface {rayface.__version__}",
         **facts,
     }
-    write_bytes(join(root, MANIFEST), (json.dumps(manifest, indent=1) + "\n").encode())
+    write_bytes(join(root, MANIFEST), (json.dumps(masked(manifest), indent=1) + "\n").encode())
     return manifest

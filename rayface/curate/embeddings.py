@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayface.credentials import masked
 from rayface.curate.identities import Floats, Ints
 from rayface.data.storage import (
     DataError,
@@ -27,6 +28,7 @@ from rayface.data.storage import (
     one_line,
     open_arrow,
     read_bytes,
+    split,
 )
 
 MANIFEST = "embeddings.json"
@@ -123,7 +125,7 @@ JOB = "job.json"  # what is being embedded, beside parts that are not all there 
 def _paths(root: str) -> tuple[dict[str, int], dict[str, int]]:
     """When each parquet file of a folder, or the one that is named, was written; the rows that a manifest says."""
     if root.partition("?")[0].endswith(".parquet"):
-        folder, _, wanted = root.partition("?")[0].rpartition("/")
+        folder, wanted = split(root)
         return {root: next((file.mtime_ns for file in list_files(folder) if file.name == wanted), 0)}, {}
     files = list_files(root, "folder of embeddings")
     names = {file.name for file in files}
@@ -367,7 +369,7 @@ def write_part(
             lists = pa.FixedSizeListArray.from_arrays(values, size)
             writer.write_table(pa.table([pa.array(keys, pa.string()), pa.array(labels), lists], schema=schema))
             num_rows += len(keys)
-        writer.add_key_value_metadata({_PART: json.dumps(note).encode()})
+        writer.add_key_value_metadata({_PART: json.dumps(masked(note)).encode()})
     return num_rows
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.credentials import masked
 from rayface.curate.core_set import PROXY, build
 from rayface.curate.embed import EmbedSettings, embed
 from rayface.curate.embeddings import open_embeddings
@@ -22,7 +23,8 @@ from rayface.curate.parts import Progress
 from rayface.curate.prune_settings import PruneSettings, check_exclude, check_settings
 from rayface.data.selection import select, write_selection
 from rayface.data.shards import Dataset, open_dataset
-from rayface.data.storage import on_disk, write_bytes
+from rayface.data.storage import on_disk
+from rayface.files import write_json
 from rayface.session import ray_session
 from rayface.tracking import shared_tracking
 from rayface.training.run_directory import is_finished
@@ -109,13 +111,13 @@ def _check_same(folder: Path, proxy: ProxySettings, dataset: Dataset) -> None:
         "seed": proxy.seed,
         **{key: value for key, value in configs.flat(proxy.config).items() if not key.startswith("tracking.")},
     }
-    job = json.loads(json.dumps(job))
+    job = json.loads(json.dumps(masked(job)))
     path = folder / _JOB
     if not path.exists():
         if folder.parent.exists() and any(folder.parent.iterdir()):
             raise ValueError(f"--out: {folder.parent}: is not empty: choose another directory")
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(str(path), json.dumps(job, indent=1).encode())
+        write_json(path, job)
         return
     before = json.loads(path.read_text())
     for key, value in job.items():

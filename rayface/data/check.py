@@ -32,7 +32,7 @@ from .manifest import (
 from .members import parse_name
 from .samples import Fault, ShardRows
 from .scan import INDEX_SCHEMA, ShardScan, joint_table, scan_shards, shared_key, with_prefix, with_unique_keys
-from .storage import DataError, FileInfo, join, list_entries, normalise, write_bytes
+from .storage import DataError, FileInfo, join, list_entries, normalise, split, write_bytes
 from .writer import identities_file
 
 
@@ -84,7 +84,7 @@ def check(
     shards = shard_files(files)
     manifest = read_manifest(root) if MANIFEST in names else None
     if manifest and manifest.selection:
-        folder = manifest.shards[0].path.rpartition("/")[0]
+        folder = split(manifest.shards[0].path)[0]
         raise DataError(f"{root}: has no shards, it is a selection of those of other datasets: check {folder}")
     not_read = tars_not_read(root, files, folders, dataset_marker=MANIFEST if shards else None)
     if not shards:

@@ -20,7 +20,7 @@ from .dataset import Dataset
 from .decode import SNIFF_BYTES, decode_image, image_format, orientation
 from .image_folder import Listing, fault_of, has_image_suffix, list_images, unique_keys
 from .samples import Fault
-from .storage import DataError, Source, one_line
+from .storage import DataError, Source, one_line, split
 from .writer import DEFAULT_SHARD_SIZE, ShardWriter
 
 _AHEAD = 64  # images in memory while they wait for their place in a shard
@@ -69,7 +69,7 @@ def convert_folder(
     out = Path(out) if "://" not in str(out) else out
     with ShardWriter(
         out,
-        name=name or str(out).rstrip("/").rpartition("/")[2],
+        name=name or split(str(out))[1],
         identities=listing.identities,
         image_size=(image_size, image_size),
         layout=layout,

@@ -21,7 +21,7 @@ from .manifest import IDENTITIES, read_identities
 from .random_access import read_samples
 from .samples import Fault, SampleIndex
 from .scan import ScanJob, ShardScan, joint_table, scan_shards
-from .storage import DataError, is_local, join, list_entries, locate, make_folder, normalise, one_line
+from .storage import DataError, is_local, join, list_entries, locate, make_folder, normalise, one_line, split
 from .writer import DEFAULT_SHARD_SIZE, ShardWriter, refuse_not_empty
 
 _CHUNK = 512  # samples in memory
@@ -72,7 +72,7 @@ def convert_webdataset(
         labels, old = _relabelled(root, scans, faults)
         with ShardWriter(
             target,
-            name=name or target.partition("?")[0].rstrip("/").rpartition("/")[2],
+            name=name or split(target)[1],
             identities=_names(root, old),
             num_classes=len(old),
             image_size=_common_size(scans),

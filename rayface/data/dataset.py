@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rayface.credentials import recall
+
 from .classes import num_with_images
 from .directory import Part, load_part
 from .index import SOURCE_LABEL, concatenate, count, looked_up, to_index
@@ -222,15 +224,17 @@ def refuse_corruption(faults: Sequence[Fault], num_good: int, max_corrupt_fracti
 
 def _shards(part: Part) -> list[Shard]:
     counts = count(part.columns["shard"], len(part.manifest.shards)).tolist()
+    # Of a selection with the credentials of its source, which workers have no other way to know.
+    paths = [recall(join(part.root, entry.path)) for entry in part.manifest.shards]
     return [
         Shard(
-            path=join(part.root, entry.path),
+            path=path,
             num_images=count,
             num_bytes=entry.num_bytes,
             sha256=entry.sha256,
             key_prefix=entry.key_prefix,
         )
-        for entry, count in zip(part.manifest.shards, counts, strict=True)
+        for entry, path, count in zip(part.manifest.shards, paths, counts, strict=True)
     ]
 
 

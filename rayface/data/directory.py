@@ -37,7 +37,7 @@ from .scan import (
     with_unique_keys,
 )
 from .scan_cache import load_scan, scan_key, store_scan
-from .storage import DataError, FileInfo, join, list_entries, list_files
+from .storage import DataError, FileInfo, join, list_entries, list_files, split
 
 _NAMED_LABELS = 1000  # labels out of range are named one by one up to here
 
@@ -93,7 +93,7 @@ def refuse_unfinished(root: str, names: set[str]) -> None:
 
 def _selected_files(manifest: Manifest) -> list[FileInfo]:
     """Return the shards elsewhere that a selection names, under their full paths."""
-    folders = dict.fromkeys(entry.path.rpartition("/")[0] for entry in manifest.shards)
+    folders = dict.fromkeys(split(entry.path)[0] for entry in manifest.shards)
     found = {join(folder, file.name): file for folder in folders for file in list_files(folder)}
     paths = [entry.path for entry in manifest.shards if entry.path in found]
     return [replace(found[path], name=path) for path in paths]

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
+from rayface.credentials import mask, masked
+
 from .classes import MAX_LABEL
 from .scan import ShardScan, joint_table
 from .storage import DataError, join, one_line, open_arrow, read_bytes
@@ -55,7 +57,7 @@ class Manifest(BaseModel):
         fields["shards"] = [
             entry.model_dump(exclude=set() if entry.key_prefix else {"key_prefix"}) for entry in self.shards
         ]
-        return (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(masked(fields), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_manifest(root: str) -> Manifest:
@@ -140,6 +142,6 @@ def shard_entries(names: list[str], scans: list[ShardScan]) -> list[ShardEntry]:
 def digest_of(manifest: Manifest) -> str:
     """Return the sha256 over the shards' digests, or over names and sizes where one has none, and the selection."""
     full = all(entry.sha256 for entry in manifest.shards)
-    lines = [entry.sha256 if full else f"{entry.path} {entry.num_bytes}" for entry in manifest.shards]
+    lines = [entry.sha256 if full else f"{mask(entry.path)} {entry.num_bytes}" for entry in manifest.shards]
     lines += [manifest.selection] if manifest.selection else []
     return hashlib.sha256("\n".join(str(line) for line in lines).encode()).hexdigest()

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rayface.credentials import mask
+
 from .decode import SNIFF_BYTES, image_format
 from .members import (
     IMAGE_SUFFIXES,
@@ -60,7 +62,7 @@ class Fault:
     kind: str = "jpeg"
 
     def __str__(self) -> str:
-        return f"{self.shard}: {self.member + ' ' if self.member else ''}at byte {self.offset}: {self.reason}"
+        return mask(f"{self.shard}: {self.member + ' ' if self.member else ''}at byte {self.offset}: {self.reason}")
 
 
 @dataclass

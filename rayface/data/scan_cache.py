@@ -17,6 +17,8 @@ import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayface.credentials import mask, masked
+
 from .index import Columns, read_columns
 from .manifest import INDEX, MANIFEST, Manifest
 from .samples import Fault
@@ -38,7 +40,7 @@ class CachedScan:
 
 def scan_key(root: str, files: list[FileInfo], manifest: Manifest | None) -> str:
     """Return the name of a directory's scan: another one as soon as path, sizes, times or manifest are others."""
-    state = [root, [asdict(file) for file in files], manifest.model_dump() if manifest else None, _VERSION]
+    state = [mask(root), [asdict(file) for file in files], manifest.model_dump() if manifest else None, _VERSION]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
 
 
@@ -91,7 +93,7 @@ def _store(folder: Path, manifest: Manifest, table: pa.Table, faults: list[Fault
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     try:
         pq.write_table(table, temporary / INDEX)
-        (temporary / "faults.json").write_text(json.dumps([asdict(fault) for fault in faults]))
+        (temporary / "faults.json").write_text(json.dumps(masked([asdict(fault) for fault in faults])))
         (temporary / MANIFEST).write_bytes(manifest.to_json())
         os.rename(temporary, folder)
     except OSError:

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from rayface.credentials import is_masked, mask, openable
+
 LARGEST_REMOTE = 5 << 30  # bytes of a file that S3 renames
 _T = TypeVar("_T")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -32,15 +34,22 @@ _REFUSED = re.compile(
     r"ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|INVALID_ACCESS_KEY|"
     r"INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN"
 )
+_NOT_KEPT = ": its credentials are kept in no file: give the URI again with them, or set them in the environment"
 _log = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
     """A dataset that cannot be used; the message is one line and names the file, the rule and the remedy."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
+
 
 class StorageError(RuntimeError):
     """An error of the storage that outlasted all retries; it says nothing about the data. One line: file and cause."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
 
 
 def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read") -> _T:
@@ -56,13 +65,13 @@ def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read"
         except (pa.ArrowException, OSError) as error:
             reason = one_line(error)
             if not _may_pass(error):
-                raise DataError(f"{path}: {what} ({reason})") from None
+                raise DataError(f"{path}: {what} ({reason}){_NOT_KEPT if is_masked(path) else ''}") from None
             if delay is None:
                 raise StorageError(
                     f"{path}: {what} after {len(_BACK_OFF) + 1} tries ({reason}): the storage failed, the data may be "
                     "whole: run again when it is back"
                 ) from None
-            _log.warning("%s: %s (%s): next try in %g s", path, what, reason, delay)
+            _log.warning("%s: %s (%s): next try in %g s", mask(path), what, mask(reason), delay)
             time.sleep(delay)
     raise AssertionError("unreachable")
 
@@ -94,13 +103,13 @@ def locate(path: str) -> tuple[Any, str]:
     """Return (pyarrow filesystem, path inside it) of a plain path or URI; DataError for an unknown scheme."""
     if "://" not in path:
         return pafs.LocalFileSystem(), os.path.abspath(path)
-    base, question, query = path.partition("?")
-    folder, _, name = base.rstrip("/").rpartition("/")
-    if folder.endswith(("/", ":")):
+    uri = openable(path)
+    folder, name = split(uri)
+    if folder.partition("?")[0].endswith(("/", ":")):
         filesystem: Any
-        filesystem, inside = retried(path, lambda: _filesystem(path), "cannot be opened")
+        filesystem, inside = retried(path, lambda: _filesystem(uri), "cannot be opened")
         return filesystem, inside
-    filesystem, inside = retried(path, lambda: _filesystem(folder + question + query), "cannot be opened")
+    filesystem, inside = retried(path, lambda: _filesystem(folder), "cannot be opened")
     return filesystem, f"{inside}/{name}"
 
 
@@ -120,6 +129,13 @@ def join(folder: str, name: str) -> str:
         return name
     base, question, query = folder.partition("?") if "://" in folder else (folder, "", "")
     return f"{base.rstrip('/')}/{name}{question}{query}"
+
+
+def split(path: str) -> tuple[str, str]:
+    """Return folder and name of a path or URI, as `join` takes them."""
+    base, question, query = path.partition("?") if "://" in path else (path, "", "")
+    folder, _, name = base.rstrip("/").rpartition("/")
+    return f"{folder}{question}{query}", name
 
 
 def is_local(path: str) -> bool:
@@ -385,6 +401,13 @@ def make_folder(folder: str) -> None:
         filesystem.create_dir(inside, recursive=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{folder}: cannot be written ({one_line(error)})") from None
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder; DataError or StorageError where that cannot be found out."""
+    filesystem, inside = locate(path)
+    found = retried(path, lambda: filesystem.get_file_info(inside))
+    return bool(found.type != pafs.FileType.NotFound)
 
 
 def list_names(folder: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from rayface.credentials import masked
 from rayface.data.storage import join, make_folder, normalise, one_line, write_bytes
 from rayface.evaluation.export import load_model
 from rayface.evaluation.protocols import embed_images, load_pairs, pair_result
@@ -53,7 +54,8 @@ def evaluate_on_pairs(
         with tempfile.TemporaryDirectory() as drawn:
             for name, path in training_plots(Path(drawn), metrics={}, roc=(far, tar)).items():
                 write_bytes(join(plots, f"{name}.png"), path.read_bytes())
-        write_bytes(join(root, "evaluation.json"), json.dumps({**result, "roc": thinned(far, tar)}, indent=1).encode())
+        told = masked({**result, "roc": thinned(far, tar)})
+        write_bytes(join(root, "evaluation.json"), json.dumps(told, indent=1).encode())
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"--out: {out}: cannot be written: {one_line(error)}: choose another directory") from error
     return result

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rayface.credentials import masked
 from rayface.files import write_text
 
 CARD = "model_card.md"
@@ -55,7 +56,7 @@ def card(info: dict[str, Any], onnx: str | None = None) -> str:
 
 def write_card(folder: Path, info: dict[str, Any], onnx: str | None = None) -> None:
     """Write the card into a folder, in place of one that is there."""
-    write_text(folder / CARD, card(info, onnx))
+    write_text(folder / CARD, card(masked(info), onnx))
 
 
 def _runtime(onnx: str) -> list[str]:

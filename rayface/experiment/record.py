@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rayface.data.storage import write_bytes
+from rayface.files import write_json
 
 _FILE = "experiment.json"
 
@@ -61,7 +61,7 @@ class Record:
         return done
 
     def _save(self) -> None:
-        write_bytes(str(self._path), json.dumps({"stages": self._stages}, indent=1).encode())
+        write_json(self._path, {"stages": self._stages})
 
 
 def changed_key(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

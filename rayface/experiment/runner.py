@@ -12,6 +12,7 @@ from typing import Any
 
 from rayface import config as configs
 from rayface.config import Config, TrainConfig
+from rayface.credentials import masked
 from rayface.curate.claim import claimed
 from rayface.data.storage import on_disk
 from rayface.experiment.checks import Models, check_paths, check_prune, check_train, config_of_stage, proxy_of_stage
@@ -181,10 +182,10 @@ def _prepare_stage(
         command=command,
         folder=folder,
         arguments=[*common, *arguments],
-        settings=json.loads(json.dumps(settings, default=str)),
+        settings=masked(json.loads(json.dumps(settings, default=str))),
         config=config,
         trains=trained.train if trained else None,
-        inputs={f"{key} {', '.join(paths)}": fingerprint(key, paths) for key, paths in named_inputs.items()},
+        inputs=masked({f"{key} {', '.join(paths)}": fingerprint(key, paths) for key, paths in named_inputs.items()}),
     )
 
 

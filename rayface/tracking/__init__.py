@@ -12,8 +12,8 @@ artifacts are idempotent by key and path.
 This package is the only importer of MLflow, and it imports it inside the thread, because that takes seconds.
 """
 
-from rayface.tracking.delivery import Delivery, deliver, shared_tracking, start
+from rayface.tracking.delivery import Delivery, deliver, shared_tracking, start, tracking_uri
 from rayface.tracking.journal import Journal, read_metrics
-from rayface.tracking.server import PARENT, mask_credentials
+from rayface.tracking.server import PARENT
 
-__all__ = ["PARENT", "Delivery", "Journal", "deliver", "mask_credentials", "read_metrics", "shared_tracking", "start"]
+__all__ = ["PARENT", "Delivery", "Journal", "deliver", "read_metrics", "shared_tracking", "start", "tracking_uri"]

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from rayface.config import TrackingConfig
+from rayface.credentials import mask, unmasked
+from rayface.files import write_json
 from rayface.tracking.journal import read_records
-from rayface.tracking.server import ENVIRONMENT, MAX_METRICS, Server, Settings, checked_uri, mask_credentials
+from rayface.tracking.server import ENVIRONMENT, MAX_METRICS, Server, Settings, checked_uri, make_database_folder
 
+_VARIABLE = "MLFLOW_TRACKING_URI"
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
@@ -59,8 +62,10 @@ class Delivery:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "tracking.json"
         old = Settings(**json.loads(path.read_text())) if path.exists() else None
+        self._uri = checked_uri(uri)
+        make_database_folder(self._uri)
         self._settings = Settings(
-            uri=checked_uri(uri),
+            uri=mask(self._uri),
             experiment=experiment,
             run_name=run_name,
             tags=dict(tags),
@@ -68,7 +73,7 @@ class Delivery:
             created=old.created if old else time.time(),
         )
         if old != self._settings:
-            _write_json(path, asdict(self._settings))
+            write_json(path, asdict(self._settings))
         self.last_error: str | None = None
         self._lasting_error: str | None = None
         self._progress = self._load_progress()
@@ -83,13 +88,14 @@ class Delivery:
         """Return a delivery with the settings that an earlier one left in `folder`.
 
         Raises:
-            ValueError: no delivery was ever made from there.
+            ValueError: no delivery was ever made from there, or its password is not known.
         """
         path = Path(folder) / "tracking.json"
         if not path.is_file():
             raise ValueError(f"spool {folder} must hold a tracking.json: give the directory of a run that was tracked")
         old = Settings(**json.loads(path.read_text()))
-        return cls(folder, uri=old.uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags)
+        uri = unmasked(old.uri, "tracking.uri", os.environ.get(_VARIABLE), _VARIABLE)
+        return cls(folder, uri=uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags)
 
     @property
     def run_id(self) -> str | None:
@@ -99,7 +105,7 @@ class Delivery:
     @property
     def uri(self) -> str:
         """The tracking URI as it may be shown: without credentials."""
-        return mask_credentials(self._settings.uri)
+        return self._settings.uri
 
     def start(self) -> None:
         """Start sending."""
@@ -159,7 +165,7 @@ class Delivery:
     def _note(self, error: Exception | str) -> None:
         if isinstance(error, BlockingIOError):
             error = "another process is delivering this spool"
-        text = mask_credentials(" ".join(str(error).split()))[:500]
+        text = mask(" ".join(str(error).split()))[:500]
         if text != self.last_error:
             logger.warning("tracking at %s: %s; the run goes on, the spool is kept", self.uri, text)
         self.last_error = text
@@ -227,7 +233,7 @@ class Delivery:
 
     def _connected(self) -> "Server":
         if self._server is None:
-            server = Server(self._settings, self._progress.run_id)
+            server = Server(self._uri, self._settings, self._progress.run_id)
             self._progress.run_id = server.run_id
             self._save()
             self._server = server
@@ -243,7 +249,19 @@ class Delivery:
         return _Progress(target=target)  # a place that knows nothing of this run is told everything
 
     def _save(self) -> None:
-        _write_json(self.folder / "delivered.json", asdict(self._progress))
+        write_json(self.folder / "delivered.json", asdict(self._progress))
+
+
+def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
+    """Where to send what is journalled in `folder`: tracking.uri, MLFLOW_TRACKING_URI, else mlflow.db beside it.
+
+    Raises:
+        ValueError: the password of tracking.uri is masked and not in the environment, or MLflow cannot store there.
+    """
+    given = os.environ.get(_VARIABLE)
+    if settings.uri is not None:
+        return checked_uri(unmasked(settings.uri, "tracking.uri", given, _VARIABLE))
+    return checked_uri(given or f"sqlite:///{folder.parent / 'mlflow.db'}")
 
 
 def shared_tracking(settings: TrackingConfig, folder: Path) -> TrackingConfig:
@@ -254,8 +272,8 @@ def shared_tracking(settings: TrackingConfig, folder: Path) -> TrackingConfig:
     Raises:
         ValueError: the file's folder cannot be made.
     """
-    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
-    return replace(settings, uri=checked_uri(uri)) if uri.startswith("sqlite:///") else settings
+    uri = tracking_uri(settings, folder)
+    return replace(settings, uri=uri) if uri.startswith("sqlite:///") else settings
 
 
 def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str]) -> Delivery:
@@ -264,7 +282,7 @@ def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str]) -> Deliv
     Raises:
         ValueError: MLflow cannot store there.
     """
-    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.parent / 'mlflow.db'}"
+    uri = tracking_uri(settings, run)
     delivery = Delivery(run / "journal", uri=uri, experiment=settings.experiment, run_name=run.name, tags=tags)
     delivery.start()
     return delivery
@@ -297,14 +315,3 @@ def _take(lock: IO[str]) -> None:
     except OSError as error:
         # some network file systems have no locks; two deliveries at once send twice what MLflow then drops
         logger.debug("no lock on %s: %s", lock.name, error)
-
-
-def _write_json(path: Path, value: object) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    # only the owner reads it: a tracking URI may hold a password
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,14 +1,14 @@
 """Jobs other than training, told to MLflow."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rayface.config import TrackingConfig
-from rayface.tracking.delivery import Delivery
+from rayface.tracking.delivery import Delivery, tracking_uri
 from rayface.tracking.journal import Journal, Status
+from rayface.tracking.spool import JOURNAL
 
 
 @dataclass(kw_only=True)
@@ -25,16 +25,15 @@ def tracked_job(folder: Path, config: TrackingConfig, params: Mapping[str, objec
     """Log a job into `folder`/journal and hand it to MLflow; whatever happens inside, its end is told and waited for.
 
     Args:
-        folder: the job's output on a local disk; its name is the run's, and mlflow.db is made beside it where neither
-            tracking.uri nor MLFLOW_TRACKING_URI says where to send.
+        folder: of `spool`; its name is the run's, and mlflow.db is made beside it where neither tracking.uri nor
+            MLFLOW_TRACKING_URI says where to send.
     """
     delivery = None
     if config.enabled:
-        uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
-        spool = folder / "journal"
-        delivery = Delivery(spool, uri=uri, experiment=config.experiment, run_name=folder.name, tags={})
+        uri = tracking_uri(config, folder)
+        delivery = Delivery(folder / JOURNAL, uri=uri, experiment=config.experiment, run_name=folder.name, tags={})
         delivery.start()
-    job = TrackedJob(journal=Journal(folder / "journal" / "driver.jsonl"), uri=delivery.uri if delivery else None)
+    job = TrackedJob(journal=Journal(folder / JOURNAL / "driver.jsonl"), uri=delivery.uri if delivery else None)
     job.journal.params(params)
     status: Status = "FAILED"
     try:

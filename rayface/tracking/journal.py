@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from rayface.credentials import masked
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 PREFLIGHT = "preflight"  # tag: what the workers found of each other before the first step
 PREFLIGHT_WARNINGS = "preflight.warnings"  # tag: what of it should be better
@@ -85,7 +87,7 @@ class Journal:
     def _write(self, kind: str, **values: object) -> None:
         if kind in ("params", "tags") and not values["values"]:
             return
-        line = json.dumps({"kind": kind, "time": time.time(), **values}, allow_nan=False)
+        line = json.dumps(masked({"kind": kind, "time": time.time(), **values}), allow_nan=False)
         os.write(self._file, line.encode() + b"\n")
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayface.credentials import mask
+
 logger = logging.getLogger(__name__)
 
 MAX_METRICS = 1000  # MLflow's limits for one call of log_batch
@@ -30,14 +32,9 @@ ENVIRONMENT = {
 }
 
 
-def mask_credentials(text: str) -> str:
-    """Return `text` with the `user:password@` of every URI in it replaced by `***@`."""
-    return re.sub(r"(://)[^/\s@]+@", r"\1***@", text)
-
-
 @dataclass(kw_only=True)
 class Settings:
-    """Where a spool goes; kept in `tracking.json`."""
+    """Where a spool goes; kept in `tracking.json`, where the URI's credentials are masked."""
 
     uri: str
     experiment: str
@@ -52,36 +49,47 @@ def _sqlite_path(uri: str) -> Path | None:
 
 
 def checked_uri(uri: str) -> str:
-    """Return `uri`, a sqlite file as an absolute path in a folder that exists.
+    """Return `uri`, a sqlite file as an absolute path.
 
     Raises:
-        ValueError: it is a folder, which MLflow no longer writes to, or its folder cannot be made.
+        ValueError: it is a folder, which MLflow no longer writes to.
     """
     path = _sqlite_path(uri)
     if path is None:
         if uri.partition("://")[0] in _FOLDERS or ("://" not in uri and uri != "databricks"):
             raise ValueError(
-                f"tracking.uri {uri!r} must be sqlite:///FILE, http(s)://SERVER or another database: "
+                f"tracking.uri {mask(uri)!r} must be sqlite:///FILE, http(s)://SERVER or another database: "
                 "MLflow no longer writes to folders"
             )
         return uri
-    path = path.absolute()
+    _, mark, options = uri.partition("?")
+    return f"sqlite:///{path.absolute()}{mark}{options}"
+
+
+def make_database_folder(uri: str) -> None:
+    """Make the folder of a sqlite file.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    if (path := _sqlite_path(uri)) is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"tracking.uri {uri!r} must be in a folder that can be made: {error.strerror}") from error
-    _, mark, options = uri.partition("?")
-    return f"sqlite:///{path}{mark}{options}"
+        raise ValueError(
+            f"tracking.uri {mask(uri)!r} must be in a folder that can be made: {error.strerror}"
+        ) from error
 
 
 class Server:
     """MLflow as a delivery needs it; making one finds or makes the run."""
 
-    def __init__(self, settings: Settings, run_id: str | None) -> None:
+    def __init__(self, uri: str, settings: Settings, run_id: str | None) -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)  # a note for each of its migrations
         import mlflow
 
-        self._client = mlflow.MlflowClient(tracking_uri=settings.uri)
+        self._client = mlflow.MlflowClient(tracking_uri=uri)
         self._entities = mlflow.entities
         self._error = mlflow.exceptions.MlflowException
         self.run_id = run_id or self._find_or_create_run(settings)

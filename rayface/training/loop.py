@@ -12,6 +12,7 @@ import torch
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.credentials import masked
 from rayface.data.images import augment
 from rayface.data.plan import SamplePlan
 from rayface.data.stream import Batch, FaultCounter
@@ -280,7 +281,7 @@ class Training:
             "recovery": self.recovery.state(),
             "faults": self.faults.state(),
             "mlflow": {"run_id": mlflow_run_id(self.run), "last_step": self.journal.last_step if self.journal else -1},
-            "config": configs.to_dict(replace(self.config, train=replace(self.config.train, output=None))),
+            "config": masked(configs.to_dict(replace(self.config, train=replace(self.config.train, output=None)))),
             "workers": self.world.size,
             "head": {k: v for k, v in self.head.state().items() if not isinstance(v, torch.Tensor)},
         }

@@ -10,6 +10,7 @@ from typing import Any
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.credentials import masked
 from rayface.data.storage import on_disk
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
@@ -168,7 +169,7 @@ def check_data(run: Path, facts: dict[str, Any]) -> None:
 
 
 def _check_unchanged(old: Config, new: Config) -> None:
-    before, now = configs.flat(old), configs.flat(new)
+    before, now = masked(configs.flat(old)), masked(configs.flat(new))
     for key in _FOR_LIFE:
         if before[key] != now[key]:
             raise ValueError(f"{key}: {now[key]!r}: the run was started with {before[key]!r}: must stay for --resume")

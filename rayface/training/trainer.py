@@ -172,11 +172,8 @@ def check_settings(config: Config) -> None:
     check_pieces(train)
     _check_static_graph(config)
     build_config_margin(config.head)
-    if config.tracking.uri and tracking.mask_credentials(config.tracking.uri) != config.tracking.uri:
-        raise ValueError(
-            "tracking.uri: must not hold a password, it is logged: set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD instead"
-        )
+    if config.tracking.enabled and config.tracking.uri is not None:
+        tracking.tracking_uri(config.tracking, Path())
     if (config.evaluate.pairs is None) != (config.evaluate.data is None):
         raise ValueError("evaluate.pairs: needs evaluate.data beside it, the dataset that holds the named members")
     for path in (config.evaluate.pairs, config.evaluate.data):

@@ -6,7 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from rayface import config as configs
 from rayface.config import Config
+from rayface.credentials import mask, masked
 from rayface.data.storage import normalise
 from rayface.files import write_json, write_text
 from rayface.tuning import spec as specs
@@ -22,7 +26,10 @@ _LONGEST = 100  # characters of a value in a message
 def remember(folder: Path, file: Path, overrides: Sequence[str], preset: str | None) -> None:
     """Keep what a sweep is started with."""
     write_json(folder / _COMMAND, {"overrides": list(overrides), "preset": preset})
-    write_text(folder / _FILE, file.read_text(encoding="utf-8-sig"))
+    text = file.read_text(encoding="utf-8-sig")
+    if mask(text) != text:
+        text = yaml.safe_dump(masked(read_yaml(file)), sort_keys=False)
+    write_text(folder / _FILE, text)
 
 
 def resume_sweep(
@@ -54,7 +61,10 @@ def resume_sweep(
     first = command["preset"]
     then = specs.flat(*specs.load(folder / _FILE, command["overrides"], first))
     now, now_base = specs.load(file, command["overrides"], first if preset is None else preset)
-    edited = _differing(then, specs.flat(now, now_base))
+    edited = _differing(then, masked(specs.flat(now, now_base)))
+    flat = configs.flat(base)
+    secret = {key: value for key, value in configs.flat(now_base).items() if value != flat[key] == masked(value)}
+    base = configs.with_overrides(base, secret)  # credentials are in the file alone
     free = specs.FREE | {"heatmaps"}
     if kept := {key: values for key, values in edited.items() if key not in free}:
         raise ValueError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from rayface import config as configs
 from rayface.config import Config, DatabaseUri, PathText, Positive
+from rayface.credentials import mask, masked
 from rayface.files import write_text
 from rayface.tuning.prune_stage import PRUNE, check_prune, prune_values
 from rayface.tuning.search_space import Parameter, Scalar, grid
@@ -113,7 +113,7 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
 def dump(spec: Spec, base: Config, path: Path) -> None:
     """Write what `load` reads, all of it resolved."""
     tree = {**asdict(replace(spec, preset=None)), "config": configs.to_dict(base)}
-    write_text(path, yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False))
+    write_text(path, yaml.safe_dump(masked(json.loads(json.dumps(tree))), sort_keys=False))
 
 
 def check_resumable(overrides: Sequence[str]) -> None:
@@ -204,12 +204,16 @@ def _check(spec: Spec, base: Config) -> None:
     check_prune(spec.prune, spec.search)
     _check_objectives(spec, base)
     _check_storage(spec.sweep.storage)
+    for key, parameter in spec.search.items():
+        if masked(parameter.given()) != parameter.given():
+            rule = "must not hold credentials, Optuna writes them down: set them in the environment"
+            raise ValueError(f"search: {key}: {rule}")
     if spec.sweep.sampler == "grid":
         grid(spec.search)
 
 
 def _check_storage(uri: str | None) -> None:
-    if uri is not None and re.search(r"://[^/\s@:]*:[^\s@]+@|[?&]\w*(passw(or)?d|pwd)=", uri, re.IGNORECASE):
+    if uri is not None and mask(uri) != uri:
         raise ValueError("sweep.storage: must not hold a password, it is written down: set OPTUNA_STORAGE instead")
 
 

@@ -8,7 +8,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from rayface.tracking import mask_credentials
+from rayface.credentials import mask
 from rayface.tuning.search_space import grid
 from rayface.tuning.spec import Spec, SweepConfig
 
@@ -39,7 +39,7 @@ def open_study(spec: Spec, name: str, storage: str, *, total_steps: int, resume:
             pruner=_pruner(spec.sweep, total_steps),
         )
     except Exception as error:  # SQLAlchemy's drivers raise whatever they like
-        text = mask_credentials(" ".join(str(error).split()))[:300]
+        text = mask(" ".join(str(error).split()))[:300]
         raise ValueError(f"sweep.storage: the study cannot be opened: {type(error).__name__}: {text}") from error
     study.sampler = _sampler(spec.sweep, len(study.get_trials(deepcopy=False)))
     if spec.sweep.sampler == "grid":

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow_server import MlflowServer
 
-from rayface.tracking import Delivery, Journal, deliver, mask_credentials
+from rayface.config import TrackingConfig
+from rayface.tracking import Delivery, Journal, deliver, tracking_uri
 from rayface.tracking.server import ENVIRONMENT, Server
 
 TIMEOUT = 60
@@ -231,12 +232,10 @@ def test_nothing_is_made_for_an_empty_spool(tmp_path, uri):
 
 
 def test_credentials_are_not_shown(tmp_path, caplog, monkeypatch):
-    assert mask_credentials("to http://me:secret@host:1/x failed") == "to http://***@host:1/x failed"
-    assert mask_credentials("postgresql+psycopg://me@host/db a@b.c") == "postgresql+psycopg://***@host/db a@b.c"
     uri = "http://me:secret@127.0.0.1:9"
 
-    def fails(self, settings, run_id):
-        raise OSError(f"no answer from {settings.uri}")
+    def fails(self, uri, settings, run_id):
+        raise OSError(f"no answer from {uri}")
 
     monkeypatch.setattr(Server, "__init__", fails)
     Journal(tmp_path / "driver.jsonl").metrics({"loss": 1.0}, 0)
@@ -248,7 +247,31 @@ def test_credentials_are_not_shown(tmp_path, caplog, monkeypatch):
     assert sender.last_error == "no answer from http://***@127.0.0.1:9"
     assert "no answer" in caplog.text
     assert "secret" not in caplog.text
-    assert (tmp_path / "tracking.json").stat().st_mode & 0o077 == 0  # the URI is in it
+    assert not any("secret" in path.read_text() for path in tmp_path.iterdir())
+
+
+def test_credentials_that_are_not_kept_are_taken_from_the_environment_to_deliver(tmp_path, monkeypatch):
+    seen = []
+
+    def notes(self, uri, settings, run_id):
+        seen.append((uri, settings.uri))
+        raise OSError("no answer")
+
+    monkeypatch.setattr(Server, "__init__", notes)
+    Journal(tmp_path / "driver.jsonl").metrics({"loss": 1.0}, 0)
+    real, shown = "http://me:se/cr@et@127.0.0.1:9", "http://***@127.0.0.1:9"
+    delivery(tmp_path, real)
+    for other in (None, "http://me:secret@another:9"):
+        if other:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+        with pytest.raises(ValueError, match=r"its password is not kept: give it again, or .* in MLFLOW_TRACKING_URI"):
+            deliver(tmp_path, 0.1)
+        with pytest.raises(ValueError, match=r"^tracking.uri: http://\*\*\*@127.0.0.1:9: its password is not kept"):
+            tracking_uri(TrackingConfig(uri=shown), tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", real)
+    assert not deliver(tmp_path, 0.1)
+    assert set(seen) == {(real, shown)}
+    assert tracking_uri(TrackingConfig(uri=shown), tmp_path) == real
 
 
 def test_wrong_settings_are_named(tmp_path):

@@ -1,0 +1,85 @@
+"""Where the journal of a job lies: with its output, or on a disk of this machine while that is on an object store."""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+import pyarrow as pa
+
+from rayface.credentials import mask
+from rayface.data.storage import (
+    exists,
+    is_local,
+    is_temporary,
+    join,
+    list_files,
+    make_folder,
+    one_line,
+    read_bytes,
+    split,
+    write_bytes,
+)
+from rayface.files import write_file
+
+JOURNAL = "journal"
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def spool(root: str) -> Iterator[Path]:
+    """The local folder for the journal of a job whose output is `root`: `root` itself, if it is on a disk.
+
+    A URI's journal is stored in `root`/journal at the end, however the job ends, and fetched from there when the job
+    goes on. Until then, and after a crash, it is in a folder of this machine that stays.
+    """
+    if is_local(root):
+        yield Path(root)
+        return
+    folder, kept = _lasting_folder(root), join(root, JOURNAL)
+    _fetch(kept, folder / JOURNAL)
+    try:
+        yield folder
+    finally:
+        _store(folder / JOURNAL, kept)
+
+
+def _lasting_folder(root: str) -> Path:
+    """Of this user, for this URI; where there is no home to write to, one of its own that nobody deletes."""
+    name = f"{split(root)[1]}-{hashlib.sha256(mask(root).encode()).hexdigest()[:8]}"
+    folder = platformdirs.user_state_path("rayface") / "jobs" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="rayface-job-")) / name
+    return folder
+
+
+def _fetch(kept: str, folder: Path) -> None:
+    """Take a journal that is stored, unless one that is longer was left here."""
+    if not exists(kept):
+        return
+    files = [file for file in list_files(kept, "journal") if not is_temporary(file.name)]
+    stored = sum(file.size for file in files if file.name.endswith(".jsonl"))
+    if stored <= sum(path.stat().st_size for path in folder.glob("*.jsonl")):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        write_file(folder / file.name, read_bytes(join(kept, file.name)))
+
+
+def _store(folder: Path, kept: str) -> None:
+    """Store a journal beside the job's output; where that fails, it stays here, and that is said."""
+    paths = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".jsonl")]
+    try:
+        if paths:
+            make_folder(kept)
+        for path in paths:
+            write_bytes(join(kept, path.name), path.read_bytes())
+        shutil.rmtree(folder.parent, ignore_errors=True)
+    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+        _log.warning("%s: cannot be written (%s): the journal is kept in %s", mask(kept), mask(one_line(error)), folder)

@@ -1,0 +1,162 @@
+"""Credentials in URIs: what is masked, what is not, and what a masked URI is opened with."""
+
+import contextlib
+import json
+
+import pytest
+from pyarrow import fs
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.credentials import is_masked, mask, masked, openable, recall, unmasked
+from rayface.data.manifest import Manifest, ShardEntry, digest_of
+from rayface.files import write_json
+from rayface.tracking import Journal
+from rayface.tuning import spec as specs
+from rayface.tuning.resume import remember, resume_sweep
+from rayface.tuning.spec import Spec
+from rayface.tuning.sweep_directory import SPEC
+
+PLANTED = "s3://AKIAHUNTER2:hunter2/with@signs@bucket/faces?region=eu&token=hunter2"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("to http://me:secret@host:1/x failed", "to http://***@host:1/x failed"),
+        ("https://ghp_token@host/x", "https://***@host/x"),
+        ("s3://KEY:SECRET@bucket/a.tar?region=eu", "s3://***@bucket/a.tar?region=eu"),
+        ("s3://KEY:se/cr/et@bucket/a", "s3://***@bucket/a"),
+        ("s3://KEY:1/2@bucket/a", "s3://***@bucket/a"),
+        ("mysql://me:p@ss@host/db", "mysql://***@host/db"),
+        ("mysql://me:p@s/s@host/db", "mysql://***@host/db"),
+        ("mysql://me@firm.com:p?s#s@host/db", "mysql://***@host/db"),
+        ("'s3://K:pa'ss@bucket'", "'s3://***@bucket'"),
+        ("[s3://K:S@a/x,s3://L:T@b/y]", "[s3://***@a/x,s3://***@b/y]"),
+        ("abfss://data:pass@account.net/x", "abfss://data:***@account.net/x"),
+        ("https://h/x?password=a@b&user=me", "https://h/x?password=***&user=me"),
+        ("https://h/x?a=1&token=t&X-Amz-Signature=f0&z=1", "https://h/x?a=1&token=***&X-Amz-Signature=***&z=1"),
+        ("h?access_key=A&secret_key=B&sig=D", "h?access_key=***&secret_key=***&sig=***"),
+        ("h?X-Amz-Credential=A&AWSAccessKeyId=B", "h?X-Amz-Credential=***&AWSAccessKeyId=***"),
+        ("h?X-Amz-Security-Token=A&sslpassword=C", "h?X-Amz-Security-Token=***&sslpassword=***"),
+    ],
+)
+def test_secret_of_a_uri_is_masked(text, shown):
+    assert mask(text) == shown
+    assert mask(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://bucket/a@2x/b.tar?region=eu",
+        "hdfs://namenode:8020/faces@v2",
+        "http://127.0.0.1:5000/#/runs?x=a@b",
+        "sqlite:////home/a@b/mlflow.db?timeout=1",
+        "abfss://data@account.net/x",
+        "postgresql+psycopg://me@host/db a@b.c",
+        "file:///a:b@c/d",
+        "/data/a:b@c?tokens",
+        "mail a@b.c, key=value, password: none",
+    ],
+)
+def test_what_is_no_secret_stays(text):
+    assert mask(text) == text
+    assert not is_masked(text)
+
+
+def test_texts_of_a_tree_are_masked_wherever_they_are_and_json_stays_json():
+    tree = {"data s3://K:S@b": ["s3://K:S@b", ("x", 1, None, 0.5)], "deep": {"s3://h:80/x": 'a"me@b'}}
+    plain = masked(tree)
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain == {"data s3://***@b": ["s3://***@b", ["x", 1, None, 0.5]], "deep": {"s3://h:80/x": 'a"me@b'}}
+
+
+@pytest.mark.parametrize("secret", ["ab/cd+ef", "a@b", "a?b#c", "a%2Fb"])
+def test_a_secret_is_opened_as_it_is_meant(secret):
+    uri = openable(f"s3://AK:{secret}@bucket/faces?region=us-east-1")
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    assert path == "bucket/faces"
+    assert filesystem.__reduce__()[1][0]["secret_key"] == secret.replace("%2F", "/")
+
+
+def test_masked_uri_is_opened_with_what_was_seen_for_its_place_else_without():
+    stored = mask("s3://AK:se/cret@own-bucket/a?region=eu&token=T")
+    assert openable(stored) == "s3://own-bucket/a?region=eu"
+    assert recall(stored) == stored
+    openable("s3://AK:se/cret@own-bucket/elsewhere?region=eu&token=T")
+    assert recall(stored) == openable(stored) == "s3://AK:se%2Fcret@own-bucket/a?region=eu&token=T"
+    for other in ("s3://***@other/a?region=eu&token=***", "s3://***@own-bucket/a?endpoint_override=evil&token=***"):
+        assert recall(other) == other
+        assert "cret" not in openable(other)
+    assert openable("abfss://data:***@account.net/x") == "abfss://data@account.net/x"
+    assert openable("s3://own-bucket/a") == "s3://own-bucket/a"
+
+
+def test_masked_setting_takes_its_credentials_from_the_environment_or_is_refused():
+    stored = "postgresql://***@host/db"
+    assert unmasked(stored, "tracking.uri", "postgresql://me:pw@host/db", "URI") == "postgresql://me:pw@host/db"
+    assert unmasked("http://host", "tracking.uri", None, "URI") == "http://host"
+    for given in (None, "postgresql://me:pw@other/db"):
+        with pytest.raises(ValueError, match=r"^tracking.uri: postgresql://\*\*\*@host/db: its password is not kept"):
+            unmasked(stored, "tracking.uri", given, "URI")
+
+
+def planted_configs():
+    """A config for every key that takes a URI, with a secret in it."""
+    for key in configs.flat(Config()):
+        with contextlib.suppress(ValueError):
+            yield key, configs.with_overrides(Config(), {key: PLANTED})
+
+
+def test_no_setting_that_takes_a_uri_is_written_with_its_secret(tmp_path):
+    keys = []
+    journal = Journal(tmp_path / "journal" / "driver.jsonl")
+    for key, config in planted_configs():
+        keys.append(key)
+        configs.dump(config, tmp_path / f"{key}.yaml")
+        again = configs.load(file=tmp_path / f"{key}.yaml")
+        assert "***" in str(configs.flat(again)[key])
+        journal.params(configs.flat(config))
+        write_json(tmp_path / f"{key}.json", configs.to_dict(config))
+        specs.dump(Spec(search={"optim.lr": [0.1]}, prune={"embeddings": PLANTED}), config, tmp_path / f"{key}.sweep")
+    assert {"data.train", "evaluate.data", "evaluate.pairs", "tracking.uri", "train.teacher"} <= set(keys)
+    journal.tags({"reason": f"no answer from {PLANTED}"})
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 3 * len(keys) + 1
+    for path in written:
+        assert "hunter2" not in path.read_text(), path
+
+
+def test_sweep_keeps_no_credentials_and_takes_them_from_its_file_to_go_on(tmp_path):
+    file, folder = tmp_path / "s.yaml", tmp_path / "sweep"
+    folder.mkdir()
+    config = f"{{data: {{train: '{PLANTED}'}}, evaluate: {{pairs: p, data: d}}}}"
+    text = f"config: {config}\nsearch: {{optim.lr: [0.1, 0.2]}}\n"
+    file.write_text(text)
+    overrides = [f"sweep.output={folder}"]
+    spec, base = specs.load(file, overrides)
+    remember(folder, file, overrides, None)
+    specs.dump(spec, base, folder / SPEC)
+    assert all("hunter2" not in path.read_text() for path in folder.iterdir())
+    said: list[str] = []
+    _, again, _ = resume_sweep(file, overrides, None, said.append)
+    assert configs.flat(again)["data.train"] == [PLANTED]
+    assert said == []
+    file.write_text(text.replace("bucket", "another"))
+    with pytest.raises(ValueError, match=r"data.train .*another.* \(was .*bucket.*\): must stay") as refused:
+        resume_sweep(file, overrides, None, said.append)
+    assert "hunter2" not in mask(str(refused.value))
+    file.write_text(text.replace("[0.1, 0.2]", f"[0.1, 0.2], backbone.weights: [m, '{PLANTED}']"))
+    with pytest.raises(ValueError, match=r"^search: backbone.weights: must not hold credentials"):
+        specs.load(file, overrides)
+
+
+def test_selection_of_shards_elsewhere_is_written_without_their_credentials():
+    entry = ShardEntry(path=PLANTED, num_images=1, num_bytes=1)
+    manifest = Manifest(
+        name="n", num_classes=1, num_images=1, parent={"path": [PLANTED]}, shards=[entry], selection="s"
+    )
+    stored = manifest.to_json()
+    assert b"hunter2" not in stored
+    assert digest_of(Manifest.model_validate_json(stored)) == digest_of(manifest)
