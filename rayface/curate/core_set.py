@@ -35,7 +35,7 @@ from rayface.curate.parts import Progress, quiet_data
 from rayface.curate.pieces import group
 from rayface.curate.prune_result import CORE_SET, FOUND, REPORT, RESULT, read_result
 from rayface.curate.prune_settings import PruneSettings, check_clean, check_settings
-from rayface.curate.pruned_dataset import check_data, write_pruned
+from rayface.curate.pruned_dataset import check_copied, check_data, write_pruned
 from rayface.curate.sampled_faces import identity_counts
 from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import atomic_stream, on_disk
@@ -93,6 +93,8 @@ def build(
     check_clean(settings, source, test, dataset)
     if dataset is not None:
         check_data(source, dataset)
+        if write_shards:
+            check_copied(dataset)
     job = _job(settings, source, test, dataset, write_shards)
     with claimed(str(root), job, _JOB, beside=[PROXY]):
         if result := read_result(root):

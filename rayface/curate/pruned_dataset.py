@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from rayface.data.selection import (
     write_shards_manifest,
 )
 from rayface.data.shards import DataError, Dataset
+
+_UNSAFE = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|[\x00-\x1f]"  # as is_safe_name has it
 
 
 def write_pruned(
@@ -67,6 +70,20 @@ def check_data(embeddings: Embeddings, source: Dataset) -> None:
     file = next(file for file in embeddings.files if file.num_rows)
     keys = next(read_labels(file))[0]
     _refuse_missing(source.find([keys]), [keys], source)
+
+
+def check_copied(source: Dataset) -> None:
+    """Raise DataError, before hours of work, where a key of the source would be a member outside of a shard's folder.
+
+    Other people's shards are read whatever their keys; a shard of ours is safe to unpack.
+    """
+    for keys in source.key_batches():
+        unsafe = keys.filter(pc.match_substring_regex(keys, _UNSAFE))
+        if len(unsafe):
+            raise DataError(
+                f"--write-shards: {', '.join(source.roots)}: key {unsafe[0].as_py()!r}: names a place outside of the "
+                "shard's folder: leave --write-shards out, or rename the member first"
+            )
 
 
 def _refuse_missing(places: NDArray[np.int64], keys: Iterable[pa.Array], source: Dataset) -> None:

@@ -66,6 +66,8 @@ def load_part(root: str) -> Part:
     shards = shard_files(files)
     manifest = read_manifest(root) if MANIFEST in names else None
     if manifest and manifest.selection:
+        if INDEX not in names:  # the shards have more samples than were selected
+            raise DataError(f"{root}: {INDEX} is missing, which lists the selected samples; select them again")
         shards = _selected_files(manifest)
     if not manifest:  # which says what the shards are
         not_read = tars_not_read(root, files, folders, dataset_marker=MANIFEST if shards else None)

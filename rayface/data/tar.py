@@ -210,8 +210,20 @@ def _is_header(block: bytes) -> bool:
     return bool(name)
 
 
+def is_safe_name(name: str) -> bool:
+    """Whether a member of this name is unpacked inside of the folder that it is unpacked into, on every system."""
+    parts = name.replace("\\", "/").split("/")
+    return bool(parts[0]) and ".." not in parts and min(name) >= " "
+
+
 def encode_member(name: str, data: bytes) -> bytes:
-    """Return headers, data and padding of a regular file; mode 0644, owner 0, time 0: same input, same bytes."""
+    """Return headers, data and padding of a regular file; mode 0644, owner 0, time 0: same input, same bytes.
+
+    Raises:
+        ValueError: the name leads outside of the archive's folder.
+    """
+    if not is_safe_name(name):
+        raise ValueError(f"member {name!r}: must be a relative name without .. and control characters")
     raw = name.encode("utf-8")
     if len(raw) <= 100:
         return _header(raw, len(data), b"0") + data + bytes(-len(data) % BLOCK)

@@ -38,7 +38,7 @@ from .storage import (
     normalise,
     write_bytes,
 )
-from .tar import end_of_archive
+from .tar import end_of_archive, is_safe_name
 
 DEFAULT_SHARD_SIZE = 256 * 2**20
 _OURS = re.compile(rf"shard-\d{{6,}}\.tar|{re.escape(MANIFEST)}|{re.escape(INDEX)}|{re.escape(IDENTITIES)}|\..+\.tmp")
@@ -128,7 +128,7 @@ class ShardWriter:
 
     def add(self, key: str, label: int, jpeg: bytes) -> None:
         """Append a sample; ValueError for a key that is no key or a label that is no identity."""
-        if not key or parse_name(f"{key}.jpg") != (key, key, "jpg") or not _is_safe(key):
+        if not key or parse_name(f"{key}.jpg") != (key, key, "jpg") or not is_safe_name(key):
             raise ValueError(f"key {key!r}: must be a relative name without dots and control characters")
         if not 0 <= label < len(self.counts):
             raise ValueError(f"label {label} of {key}: must be from 0 to {len(self.counts) - 1}, one per identity")
@@ -222,10 +222,6 @@ def _checked_identities(identities: Sequence[str]) -> list[str]:
         twice = Counter(names).most_common(1)[0][0]
         raise ValueError(f"identities: {twice!r} occurs twice; names must be unique")
     return names
-
-
-def _is_safe(key: str) -> bool:
-    return not key.startswith("/") and ".." not in key.split("/") and min(key) >= " "
 
 
 def _claim(root: str) -> int:

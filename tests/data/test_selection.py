@@ -113,3 +113,13 @@ def test_the_digest_tells_selections_apart(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x" / "dataset.json").read_text())["num_images"] == 2
     with pytest.raises(ValueError, match="no samples are left"):
         select(source, np.array([], np.int64))
+
+
+def test_a_selection_without_its_index_is_refused(tmp_path: Path) -> None:
+    """It was read as all samples of the shards that it refers to."""
+    source, out = make(tmp_path / "all"), tmp_path / "some"
+    out.mkdir()
+    write_selection(str(out), select(source, ROWS), name="some")
+    (out / "index.parquet").unlink()
+    with pytest.raises(ValueError, match=r"some: index.parquet is missing, which lists the selected samples"):
+        open_dataset(out)
