@@ -124,8 +124,42 @@ def _point_stdout_at(descriptor: int) -> None:
         os.dup2(descriptor, 1)
 
 
+def is_cluster(address: str | None) -> bool:
+    """Whether `ray_session(address)` connects to a cluster, where nodes may come, rather than to a local Ray."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+def require_workers(
+    device: str,
+    cpus: float,
+    count: int,
+    *,
+    wait: float,
+    say: Callable[[str], None] = lambda text: None,
+    setting: str = "train.num_workers",
+) -> None:
+    """`require` room for workers of so many CPUs each, and of a GPU where `device` (train.device) takes one.
+
+    On a cluster of no nodes yet, CPUs come first: the nodes that bring them show whether there are GPUs.
+    """
+    if device != "cuda":
+        require({"CPU": cpus}, count, wait=wait, say=say, setting=setting)
+    if takes_gpu(device):
+        require({"CPU": cpus, "GPU": 1.0}, count, wait=wait, say=say, setting=setting)
+
+
+def takes_gpu(device: str) -> bool:
+    """Whether a worker takes a GPU, by train.device; to be asked where Ray is."""
+    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
 def require(
-    bundle: Mapping[str, float], count: int, *, wait: float, say: Callable[[str], None] = lambda text: None
+    bundle: Mapping[str, float],
+    count: int,
+    *,
+    wait: float,
+    say: Callable[[str], None] = lambda text: None,
+    setting: str = "train.num_workers",
 ) -> None:
     """Wait until the cluster has room for `count` workers of one `bundle` each; an autoscaler is asked for nodes.
 
@@ -133,6 +167,7 @@ def require(
         bundle: resources of a worker, {"CPU": 1.0, "GPU": 1.0}; it must fit into one node.
         wait: seconds; nodes that are asked for take minutes to come.
         say: told, once, that there is something to wait for.
+        setting: that asks for so many, named in the error.
 
     Raises:
         NoRoomError: when there is not enough room after that time.
@@ -154,7 +189,7 @@ def require(
             request_resources(bundles=[])
     if room < count:
         raise NoRoomError(
-            f"train.num_workers: {count}: each needs {needs}, the cluster has room for {room}: "
+            f"{setting}: {count}: each needs {needs}, the cluster has room for {room}: "
             "use fewer workers, add nodes, or raise train.wait_for_nodes"
         )
 

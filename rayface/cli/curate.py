@@ -49,6 +49,7 @@ def embed(
             address=address,
             debug=debug,
             progress=progress,
+            say=tell,
         )
     for fault in result["faults"]:
         tell(fault)
@@ -142,6 +143,7 @@ def prune(
                 address=address,
                 debug=debug,
                 progress=progress,
+                say=tell,
             )
     else:
         if paths is None:

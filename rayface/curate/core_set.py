@@ -10,7 +10,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from rayface.curate.sampled_faces import identity_counts
 from rayface.data.shards import Dataset, open_dataset
 from rayface.data.storage import atomic_stream, on_disk
 from rayface.files import write_json
-from rayface.session import ray_session
+from rayface.session import is_cluster, ray_session, require
 from rayface.tracking.job import tracked_job
 from rayface.training.run_directory import config_of
 
@@ -61,6 +61,7 @@ def build(
     address: str | None = None,
     debug: bool = False,
     progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Choose a core set of embedded faces.
 
@@ -75,6 +76,7 @@ def build(
         exclude: embeddings of a test set, whose identities settings.clean.test looks for.
         write_shards: copy the kept samples into shards of their own; else the dataset refers to those of `data`.
         progress: told how many parts of a stage of how many are done.
+        say: told what the job waits for before it can start.
 
     Returns:
         what prune.json holds: method, threshold, keep wanted and got, counts, baselines, seconds, config.
@@ -103,6 +105,8 @@ def build(
         (root / RESULT).unlink(missing_ok=True)  # what it says is finished is gone
         with tracked_job(root, config.tracking, job) as tracked:
             with ray_session(address, debug=debug), quiet_data(debug):
+                if is_cluster(address):
+                    require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, say=say, setting="tasks")
                 result, cleaned = _prune(settings, source, root, test, dataset, progress)
                 if dataset is not None:
                     result["dataset"] = write_pruned(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import rayface
-from rayface.config import Config
+from rayface.config import Config, TrainConfig
 from rayface.credentials import masked
 from rayface.curate.claim import claimed
 from rayface.curate.embeddings import JOB, MANIFEST, Dtype, part_note, write_part
@@ -31,7 +31,7 @@ from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, open_dat
 from rayface.data.storage import join, list_names, normalise, on_disk, write_bytes
 from rayface.data.stream import FaultCounter
 from rayface.evaluation.embedder import Precision, load_embedder
-from rayface.session import ray_session
+from rayface.session import is_cluster, ray_session, require_workers
 from rayface.tracking.job import tracked_job
 from rayface.tracking.spool import spool
 
@@ -62,6 +62,7 @@ def embed(
     address: str | None = None,
     debug: bool = False,
     progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Embed every image of a dataset into parquet files with key, label and an embedding of length 1.
 
@@ -72,9 +73,11 @@ def embed(
     Args:
         data: dataset directory, or several as one label space, as data.train.
         out: folder (local or URI), new or of the same job.
-        workers: actors; None: one for each GPU of the cluster, else one for each CPU, never more than shards.
-        config: for data.max_corrupt_fraction, train.device and tracking.
+        workers: actors, which a cluster is asked for nodes for; None: one for each GPU that is there, else one for each
+            CPU, never more than shards.
+        config: for data.max_corrupt_fraction, train.device, train.wait_for_nodes and tracking.
         progress: told how many shards of how many are embedded.
+        say: told what the job waits for before it can start.
 
     Returns:
         the manifest, embeddings.json: settings, digests, counts, parts, faults, seconds.
@@ -99,6 +102,8 @@ def embed(
             faults += counter.add([Fault(**fault) for fault in note["faults"]])
         missing = [number for number in range(len(dataset.shards)) if number not in parts]
         with ray_session(address, debug=debug), quiet_data(debug):
+            if missing and is_cluster(address):
+                _wait_for_nodes(config.train, min(workers or 1, len(missing)), say)
             work = _Work(settings=settings, dataset=dataset, root=root, job=job, device=config.train.device)
             for done in work.embedded(missing, workers, progress):
                 if len(parts) == len(dataset.shards) - len(missing):
@@ -197,6 +202,11 @@ class _Work:
         yield from each_part_by_actors(
             ShardEmbedder, arguments, work, progress, actors=actors, num_cpus=cpus, num_gpus=int(gpu)
         )
+
+
+def _wait_for_nodes(train: TrainConfig, workers: int, say: Callable[[str], None]) -> None:
+    """Ask for nodes: those of a cluster come and go with the work."""
+    require_workers(train.device, 1.0, workers, wait=train.wait_for_nodes, say=say, setting="--workers")
 
 
 def _room(device: str) -> tuple[bool, int, int]:

@@ -88,7 +88,8 @@ def prune_by_proxy(
         _train(folder, proxy, address=address, debug=debug, follow=follow)
         model = EmbedSettings(model=str(folder / "run"))
         with count("embedding shards") as progress:
-            embed(model, data, folder / "embeddings", config=proxy.config, debug=debug, progress=progress)
+            found = folder / "embeddings"
+            embed(model, data, found, config=proxy.config, address=address, debug=debug, progress=progress)
         with count("pruning") as progress:
             return build(
                 settings,
@@ -98,6 +99,7 @@ def prune_by_proxy(
                 exclude=exclude,
                 write_shards=write_shards,
                 config=proxy.config,
+                address=address,
                 debug=debug,
                 progress=progress,
             )

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,7 @@ from rayface.evaluation.protocols import load_pairs
 from rayface.files import write_json, write_text
 from rayface.plan.memory import job_of
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
-from rayface.session import ray_session, require
+from rayface.session import is_cluster, ray_session, require_workers, takes_gpu
 from rayface.tracking.journal import Status
 from rayface.training import checkpoint, interrupt
 from rayface.training.distillation import check_distillation
@@ -92,7 +91,7 @@ def train(
     check_distillation(config)
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
     with ray_session(address, num_cpus=num_cpus, debug=debug):
-        on_cluster = bool(address or os.environ.get("RAY_ADDRESS"))
+        on_cluster = is_cluster(address)
         _check_resources(config, config.train.wait_for_nodes if on_cluster else 0.0, say)
         _check_memory(config, dataset.num_classes)
         with claimed(config, resume) as run:
@@ -214,12 +213,9 @@ def _check_backbone(config: Config, resume: bool) -> None:
 
 
 def _check_resources(config: Config, wait: float, say: Callable[[str], None]) -> None:
-    """Wait for the nodes that the workers need; on a cluster of no GPUs yet, CPUs first, as they come together."""
+    """Wait for the nodes that the workers need."""
     train = config.train
-    if train.device != "cuda":
-        require({"CPU": train.cpus_per_worker}, train.min_workers, wait=wait, say=say)
-    if uses_gpu(config):
-        require({"CPU": train.cpus_per_worker, "GPU": 1}, train.min_workers, wait=wait, say=say)
+    require_workers(train.device, train.cpus_per_worker, train.min_workers, wait=wait, say=say)
 
 
 def _check_memory(config: Config, num_classes: int) -> None:
@@ -246,8 +242,7 @@ def _check_memory(config: Config, num_classes: int) -> None:
 
 def uses_gpu(config: Config) -> bool:
     """Whether each worker takes a GPU; to be asked where Ray is."""
-    device = config.train.device
-    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    return takes_gpu(config.train.device)
 
 
 def _plan(config: Config, dataset: Dataset) -> SamplePlan:

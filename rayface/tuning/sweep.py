@@ -20,7 +20,7 @@ from ray import tune as ray_tune
 from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
-from rayface.session import places, ray_session
+from rayface.session import is_cluster, places, ray_session, require_workers
 from rayface.tracking import shared_tracking
 from rayface.tracking.journal import Status
 from rayface.training.interrupt import TrainingInterruptedError, terminable
@@ -84,6 +84,8 @@ def tune(
     most = _most_workers(spec, base)
     num_cpus = spec.sweep.concurrency * _cpus(most) + 1
     with claimed(folder), ray_session(address, num_cpus=num_cpus, debug=debug, dashboard=True):
+        if is_cluster(address):
+            _wait_for_nodes(spec, most, say)
         _check_room(spec, most)
         storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{folder / 'study.db'}"
         study = open_study(spec, study_name(folder, resume), storage, total_steps=total_steps, resume=resume)
@@ -281,6 +283,13 @@ def _quiet_tune(debug: bool) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     if not debug:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _wait_for_nodes(spec: Spec, base: Config, say: Say) -> None:
+    """Ask for the nodes that the trials at the same time need: those of a cluster come and go with the work."""
+    train, workers = base.train, spec.sweep.concurrency * base.train.max_workers
+    setting = "sweep.concurrency * train.num_workers"
+    require_workers(train.device, train.cpus_per_worker, workers, wait=train.wait_for_nodes, say=say, setting=setting)
 
 
 def _check_room(spec: Spec, base: Config) -> None:
