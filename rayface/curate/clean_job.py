@@ -1,8 +1,12 @@
-"""Clean embedded faces before they are pruned: `clean` on a file of all of them, and embeddings of those that stay."""
+"""Clean embedded faces before they are pruned, as a job on the cluster, and write embeddings of those that stay.
+
+`clean_faces` reads from top to bottom; every task leaves files that are found again when the job is run again.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,35 +19,50 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.curate.choose import SCHEMA
-from rayface.curate.clean import CleanOptions, CleanReport, clean
-from rayface.curate.embed import ShardWork, shard_work
-from rayface.curate.embeddings import Dtype, Embeddings, Rows, open_embeddings, read_rows, write_part
-from rayface.curate.identities import Ints
+from rayface.curate.clean import CleanOptions
+from rayface.curate.clean_findings import (
+    Findings,
+    Found,
+    far_from_mean,
+    findings,
+    merged_labels,
+    reason_column,
+    reasons,
+)
+from rayface.curate.clean_tasks import FaceFiles, copies, describe, search
+from rayface.curate.embeddings import Dtype, Embeddings, open_embeddings, write_part
+from rayface.curate.identities import Bools, Ints
+from rayface.curate.pair_search import known_pairs, most_pairs, no_pairs
 from rayface.curate.parts import Progress, each_part
-from rayface.curate.pieces import Pieces, read_piece
-from rayface.data.keys import batches_of
-from rayface.data.samples import ShardRows
-from rayface.data.shards import Dataset, Fault, read_samples
-from rayface.data.storage import atomic_stream, write_bytes
+from rayface.curate.pieces import Piece, Pieces, group, read_piece
+from rayface.data.shards import Dataset
+from rayface.data.storage import atomic_stream, read_bytes, write_bytes
 
 _ROWS = 65_536
 _DONE = "done.json"  # written last
-_SORTED, _STAYS, _FACES = "faces.npy", "stays.parquet", "faces.parquet"
+_FACES, _STAYS, _SEARCH = "faces.parquet", "stays", "search"
 _TABLES = ("outliers", "duplicates", "conflicts", "bytes", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """What `clean` found, the embeddings that stay, the others as rows of a core set, and labels that were merged.
+    """What was found, the embeddings that stay, and labels that were merged.
 
-    `faces` is a parquet file with the key and the label of all faces, before any were merged.
+    `faces` is a parquet file with the key and the label of all faces, before any were merged, and why one is dropped.
     """
 
-    report: CleanReport
+    found: Findings
     faces: Path
     stays: Embeddings
-    dropped: pa.Table
     merged: dict[int, int]
+
+    def dropped(self) -> Iterator[pa.Table]:
+        """Yield rows of a core set for the faces that do not stay."""
+        with pq.ParquetFile(self.faces) as file:
+            for batch in file.iter_batches(_ROWS, columns=["key", "label", "reason"]):
+                gone = batch.filter(pc.is_valid(batch["reason"]))
+                none, zeros = pa.nulls(len(gone), pa.string()), np.zeros(len(gone), np.float32)
+                yield pa.table([gone["key"], gone["label"], zeros > 0, zeros, none, gone["reason"]], schema=SCHEMA)
 
 
 def clean_faces(
@@ -54,148 +73,136 @@ def clean_faces(
     *,
     exclude: Embeddings | None,
     dataset: Dataset | None,
+    block_bytes: int,
+    device: str,
     progress: Progress,
 ) -> Cleaned:
-    """Clean all faces, in this process; what was found is kept in files and, once complete, never looked for again.
-
-    Approximate search need not find the same on another machine, and what follows builds on it.
+    """Clean all faces on the cluster; an interrupted job goes on with what its tasks have found.
 
     Args:
-        folder: for what was found, and two copies of the embeddings, one sorted by identity, one of those that stay.
+        folder: on a disk that all nodes share; for what was found, a copy of the embeddings that stay where any are
+            dropped or merged, and for conflicts another one of all while they are searched.
         exclude: of a test set whose identities are to be looked for.
         dataset: where given, samples of the same bytes are looked for.
+        block_bytes: of embeddings that a task holds, about.
+        device: "auto", "cpu" or "cuda", where pairs are searched.
 
-    Memory: as of `clean`; the keys of all faces, and those of `exclude` whole.
+    Memory: a few blocks for each task; on the driver 30 bytes for each face, 8 * D bytes for a sample of them, and what
+    is found.
     """
     if not (folder / _DONE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _clean(pieces, source, folder, options, exclude, dataset, progress)
-        write_bytes(str(folder / _DONE), b"{}\n")
-    (folder / _SORTED).unlink(missing_ok=True)
-    return _cleaned(folder)
+        work = folder / _SEARCH
+        work.mkdir(parents=True, exist_ok=True)
+        faces = describe(pieces, work / "all", progress, vectors=options.conflicts is not None)
+        found, test_names = _find(faces, work, options, exclude, dataset, block_bytes, device, progress)
+        why = reasons(found, options.drop, faces.cosines, faces.bounds)
+        if (why >= 0).all():
+            raise ValueError("--drop: drops every face: raise or lower the cosines")
+        listed = findings(found, why, faces.keys_at, faces.names, faces.bounds, faces.cosines, test_names)
+        write_findings(listed, folder)
+        _write_faces(faces, why, folder / _FACES)
+        merged = merged_labels(faces.names, found.duplicates) if options.merge else faces.names
+        changed = np.flatnonzero(merged != faces.names)
+        if len(changed) or (why >= 0).any():
+            _write_stays(pieces, source, why < 0, np.repeat(merged, np.diff(faces.bounds)), folder, progress)
+        done = {"num_dropped": listed.num_dropped, "merged": [faces.names[changed].tolist(), merged[changed].tolist()]}
+        write_bytes(str(folder / _DONE), (json.dumps(done) + "\n").encode())
+    shutil.rmtree(folder / _SEARCH, ignore_errors=True)
+    return _cleaned(folder, source)
 
 
-def _clean(
-    pieces: Pieces,
-    source: Embeddings,
-    folder: Path,
+def _find(
+    faces: FaceFiles,
+    work: Path,
     options: CleanOptions,
     exclude: Embeddings | None,
     dataset: Dataset | None,
+    block_bytes: int,
+    device: str,
     progress: Progress,
+) -> tuple[Found, Ints]:
+    """What is wrong, and the labels of the test set's identities."""
+    duplicates, conflicts, overlap = no_pairs(), no_pairs(), no_pairs()
+    test_names = np.zeros(0, np.int64)
+    limit = most_pairs(len(faces.cosines))
+    more: Any = {"limit": limit, "block_bytes": block_bytes, "device": device, "progress": progress}
+    if options.duplicates is not None:
+        duplicates = search("duplicates", faces.centers, None, options.duplicates, work, **more)
+    if options.conflicts is not None:
+        apart = faces.bounds, known_pairs(duplicates, len(faces.names))
+        conflicts = search("conflicts", faces.vectors, None, options.conflicts, work, apart=apart, **more)
+    if options.test is not None and exclude is not None:
+        test = describe(group(exclude, work / "test_runs", block_bytes, progress), work / "test", progress)
+        test_names = test.names
+        overlap = search("test", faces.centers, test.centers, options.test, work, **more)
+    found = Found(
+        outliers=far_from_mean(faces.cosines, options.outliers),
+        duplicates=duplicates,
+        conflicts=conflicts,
+        copies=no_pairs() if dataset is None else copies(dataset, faces, work, progress),
+        overlap=overlap,
+    )
+    return found, test_names
+
+
+def _write_faces(faces: FaceFiles, why: NDArray[np.int8], path: Path) -> None:
+    """Write key and label of all faces, and why one is dropped."""
+    schema = pa.schema([("key", pa.string()), ("label", pa.int64()), ("reason", pa.string())])
+    start = 0
+    with atomic_stream(str(path)) as stream, pq.ParquetWriter(stream, schema) as writer:
+        for table in map(faces.table, range(len(faces.paths))):
+            reason = reason_column(why[start : start + len(table)]).cast(pa.string())
+            writer.write_table(pa.table([table["key"], table["label"], reason], schema=schema))
+            start += len(table)
+
+
+def _write_stays(
+    pieces: Pieces, source: Embeddings, stays: Bools, labels: Ints, folder: Path, progress: Progress
 ) -> None:
-    keys, labels, embeddings = _in_one_file(pieces, source, folder / _SORTED)
-    test = None if exclude is None else _whole(exclude)
-    report = clean(
-        embeddings,
-        labels,
-        keys,
-        options,
-        test_embeddings=None if test is None else test.embeddings,
-        test_labels=None if test is None else test.labels,
-        digests=None if dataset is None else _digests(dataset, keys, progress),
-    )
-    stays = np.flatnonzero(report.reason.is_null())
-    if len(stays) == 0:
-        raise ValueError("--drop: drops every face: raise or lower the cosines")
-    dtype: Dtype = "fp16" if embeddings.dtype == np.float16 else "fp32"
+    """Write the embeddings that stay, with their labels, a file for each piece that has any."""
+    (folder / _STAYS).mkdir(exist_ok=True)
+    dtype: Dtype = "fp16" if source.dtype == "float16" else "fp32"
 
-    def batches() -> Iterator[tuple[list[str], Ints, Any]]:
-        for rows in (stays[k : k + _ROWS] for k in range(0, len(stays), _ROWS)):
-            yield keys.take(pa.array(rows)).to_pylist(), report.labels[rows], embeddings[rows]
+    def write(numbered: tuple[int, Piece, Bools, Ints]) -> dict[str, Any]:
+        number, piece, kept, own = numbered
+        path = folder / _STAYS / f"{number:06d}.parquet"
+        if not path.exists():
+            rows, _ = read_piece(piece)
+            places = np.flatnonzero(kept)
+            blocks = (
+                (rows.keys.take(pa.array(some)).to_pylist(), own[some], rows.embeddings[some])
+                for some in (places[k : k + _ROWS] for k in range(0, len(places), _ROWS))
+            )
+            write_part(str(path), blocks, size=source.size, dtype=dtype, note={})
+        return {}
 
-    write_part(str(folder / _STAYS), batches(), size=source.size, dtype=dtype, note={})
-    write_findings(report, folder)
-    faces = {"key": keys, "label": labels, "reason": report.reason, "merged": report.labels}
-    _write_table(folder / _FACES, pa.table(faces))
+    ends = np.cumsum([piece.num_rows for piece in pieces.pieces]).tolist()
+    ranges = [slice(end - piece.num_rows, end) for piece, end in zip(pieces.pieces, ends, strict=True)]
+    parts = [
+        (number, piece, stays[rows], labels[rows])
+        for number, (piece, rows) in enumerate(zip(pieces.pieces, ranges, strict=True))
+        if stays[rows].any()
+    ]
+    for _ in each_part(write, parts, progress):
+        pass
 
 
-def _cleaned(folder: Path) -> Cleaned:
-    """Read what _clean wrote."""
-    faces = pq.read_table(folder / _FACES).combine_chunks()
-    keys, reason = (faces[name].chunk(0) for name in ("key", "reason"))
-    labels, merged = (faces[name].to_numpy() for name in ("label", "merged"))
+def _cleaned(folder: Path, source: Embeddings) -> Cleaned:
+    """Read what was written."""
+    done = json.loads(read_bytes(str(folder / _DONE)))
     tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}
-    changed = np.flatnonzero(merged != labels)
     return Cleaned(
-        report=CleanReport(**tables, reason=reason, labels=merged),
+        found=Findings(**tables, num_dropped=done["num_dropped"]),
         faces=folder / _FACES,
-        stays=open_embeddings(folder / _STAYS),
-        dropped=_dropped(keys, labels, reason),
-        merged=dict(zip(labels[changed].tolist(), merged[changed].tolist(), strict=True)),
+        stays=open_embeddings(folder / _STAYS) if (folder / _STAYS).exists() else source,
+        merged=dict(zip(*done["merged"], strict=True)),
     )
 
 
-def write_findings(report: CleanReport, folder: Path) -> dict[str, int]:
+def write_findings(found: Findings, folder: Path) -> dict[str, int]:
     """Write what was found as parquet tables; return how much of each."""
     folder.mkdir(exist_ok=True)
-    tables = {name: getattr(report, name) for name in _TABLES}
-    for name, table in tables.items():
-        _write_table(folder / f"{name}.parquet", table)
-    return {name: len(table) for name, table in tables.items()}
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    with atomic_stream(str(path)) as stream:
-        pq.write_table(table, stream)
-
-
-def _in_one_file(pieces: Pieces, source: Embeddings, path: Path) -> tuple[pa.Array, Ints, NDArray[Any]]:
-    """Keys, labels and, in a memory-mapped file, embeddings of all faces, identity by identity."""
-    embeddings = np.lib.format.open_memmap(path, "w+", np.dtype(source.dtype), (pieces.num_rows, source.size))
-    keys, labels, done = [], [], 0
-    for piece in pieces.pieces:
-        rows, _ = read_piece(piece)
-        embeddings[done : done + len(rows.labels)] = rows.embeddings
-        done += len(rows.labels)
-        keys.append(rows.keys)
-        labels.append(rows.labels)
-    embeddings.flush()
-    return pa.concat_arrays(keys), np.concatenate(labels), embeddings
-
-
-def _whole(source: Embeddings) -> Rows:
-    parts = [read_rows(file.path, 0, file.num_rows) for file in source.files if file.num_rows]
-    return Rows(
-        pa.concat_arrays([part.keys for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.embeddings for part in parts]),
-    )
-
-
-def _digests(dataset: Dataset, keys: pa.Array, progress: Progress) -> NDArray[np.uint64]:
-    """(n,) 64 bits of a hash of each face's JPEG; one that the dataset does not have, or cannot read, has its own."""
-    index = dataset.index
-    places = ShardRows(index.shard, len(dataset.shards))
-    work = list(enumerate(shard_work(dataset, range(len(dataset.shards)))))
-
-    def digest(numbered: tuple[int, ShardWork]) -> dict[str, Any]:
-        part, shard = numbered
-        found = np.zeros(len(shard.samples), np.uint64)
-        for start in range(0, len(found), 512):
-            samples = read_samples([shard.path], shard.samples.select(slice(start, start + 512)))
-            for row, sample in enumerate(samples, start):
-                if not isinstance(sample, Fault):
-                    found[row] = int.from_bytes(hashlib.blake2b(sample.jpeg, digest_size=8).digest(), "little")
-        return {"part": part, "digests": found}
-
-    known = np.zeros(len(index), np.uint64)
-    for result in each_part(digest, work, progress):
-        known[places[result["part"]]] = result["digests"]
-    own = dataset.find(batches_of(keys))
-    found = np.where(own >= 0, known[own], 0)
-    return np.where(found == 0, np.arange(1, len(keys) + 1, dtype=np.uint64), found)
-
-
-def _dropped(keys: pa.Array, labels: Ints, reason: pa.Array) -> pa.Table:
-    """Rows of a core set for the faces that do not stay."""
-    rows = pa.array(np.flatnonzero(pc.is_valid(reason)))
-    none = pa.nulls(len(rows), pa.string())
-    columns = [
-        keys.take(rows),
-        pa.array(labels[rows]),
-        np.zeros(len(rows), bool),
-        np.zeros(len(rows), np.float32),
-        none,
-    ]
-    return pa.table([*columns, reason.take(rows)], schema=SCHEMA)
+    for name in _TABLES:
+        with atomic_stream(str(folder / f"{name}.parquet")) as stream:
+            pq.write_table(getattr(found, name), stream)
+    return {name: len(getattr(found, name)) for name in _TABLES}

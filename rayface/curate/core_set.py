@@ -107,7 +107,7 @@ def build(
             with ray_session(address, debug=debug), quiet_data(debug):
                 if is_cluster(address):
                     require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, say=say, setting="tasks")
-                result, cleaned = _prune(settings, source, root, test, dataset, progress)
+                result, cleaned = _prune(settings, source, root, test, dataset, config.train.device, progress)
                 if dataset is not None:
                     result["dataset"] = write_pruned(
                         root,
@@ -122,7 +122,7 @@ def build(
                 root / CORE_SET,
                 source,
                 dataset=dataset,
-                found=cleaned.report if cleaned else None,
+                found=cleaned.found if cleaned else None,
                 labelled=cleaned.faces if cleaned else None,
                 table=_table(result),
                 baselines=_compared(result),
@@ -146,6 +146,7 @@ def _prune(
     root: Path,
     test: Embeddings | None,
     dataset: Dataset | None,
+    device: str,
     progress: Progress,
 ) -> tuple[dict[str, Any], Cleaned | None]:
     """Write the core set; return what was chosen, beside what other methods would have, and what was cleaned."""
@@ -154,9 +155,16 @@ def _prune(
     laps.end("group")
     cleaned = None
     if settings.clean != CleanOptions():
-        copies = dataset if settings.clean.bytes else None
         cleaned = clean_faces(
-            pieces, source, root / _WORK / "clean", settings.clean, exclude=test, dataset=copies, progress=progress
+            pieces,
+            source,
+            root / _WORK / "clean",
+            settings.clean,
+            exclude=test,
+            dataset=dataset if settings.clean.bytes else None,
+            block_bytes=settings.block_size,
+            device=device,
+            progress=progress,
         )
         pieces = group(cleaned.stays, root / _WORK / "clean_runs", settings.block_size, progress)
         laps.end("clean")
@@ -164,7 +172,7 @@ def _prune(
     rule = _rule(settings, chooser)
     kept = chooser.decide(rule)
     laps.end("choose")
-    tables = itertools.chain(chooser.decisions(rule), [cleaned.dropped] if cleaned else [])
+    tables = itertools.chain(chooser.decisions(rule), cleaned.dropped() if cleaned else [])
     _write_core_set(root / CORE_SET, tables)
     laps.end("write")
     baselines = _baselines(settings, chooser, kept / pieces.num_rows)
@@ -177,7 +185,7 @@ def _prune(
         "keep": kept / pieces.num_rows,
         "faces_in": source.num_rows,
         "faces_cleaned": source.num_rows - pieces.num_rows,
-        "found": write_findings(cleaned.report, root / FOUND) if cleaned else {},
+        "found": write_findings(cleaned.found, root / FOUND) if cleaned else {},
         "faces_out": kept,
         "identities": len(pieces.labels),
         "identities_compared_in_part": _compared_in_part(rule, pieces.sizes, root / CORE_SET),

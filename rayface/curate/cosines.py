@@ -1,10 +1,14 @@
-"""Unit embeddings in float64."""
+"""Unit embeddings and the centers of identities, in float64."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rayface.curate.identities import Floats, Ints
+
+_BLOCK = 4096  # rows
 
 
 def unit_rows(embeddings: Floats, rows: Ints) -> NDArray[np.float64]:
@@ -26,3 +30,39 @@ def unit_rows(embeddings: Floats, rows: Ints) -> NDArray[np.float64]:
         )
     wide *= (1 / norms)[..., None]
     return wide
+
+
+def identity_centers(embeddings: Floats, offsets: Ints) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return unit centers (I, D), and the cosine (N,) of each face to the mean of its identity, 0 where that is zero.
+
+    Args:
+        embeddings: (N, D) of any norm, the faces of an identity next to each other.
+        offsets: (I + 1,) where each identity begins, and N; every one has faces.
+
+    Memory beside the result: blocks of 4,096 rows.
+    """
+    centers = np.zeros((len(offsets) - 1, embeddings.shape[1]), np.float32)
+    cosines = np.zeros(len(embeddings))
+    for first, last in _blocks(offsets):
+        start, stop = int(offsets[first]), int(offsets[last])
+        blocks = [np.arange(row, min(row + _BLOCK, stop)) for row in range(start, stop, _BLOCK)]
+        sums = np.zeros((last - first, embeddings.shape[1]))
+        for rows in blocks:  # several only of one identity
+            starts = (offsets[first:last] - rows[0]).clip(min=0)
+            sums += np.add.reduceat(unit_rows(embeddings, rows), starts, axis=0)
+        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        means = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 1e-9)
+        centers[first:last] = means
+        owner = np.repeat(np.arange(last - first), np.diff(offsets[first : last + 1]))
+        for rows in blocks:
+            cosines[rows] = np.einsum("nd,nd->n", unit_rows(embeddings, rows), means[owner[rows - start]])
+    return centers, cosines
+
+
+def _blocks(offsets: Ints) -> Iterator[tuple[int, int]]:
+    """Ranges of whole identities (first, last + 1) with at most _BLOCK faces, or of one identity."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _BLOCK, side="right")) - 1)
+        yield first, last
+        first = last

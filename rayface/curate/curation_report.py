@@ -12,7 +12,7 @@ from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 import rayface
-from rayface.curate.clean import CleanReport
+from rayface.curate.clean_findings import Findings
 from rayface.curate.cosines import unit_rows
 from rayface.curate.curation_sheets import add_pictures, dropped_sheet, found_sheets, labels_shown
 from rayface.curate.embeddings import Embeddings
@@ -43,7 +43,7 @@ def curation_report(
     embeddings: Embeddings,
     *,
     dataset: Dataset | None = None,
-    found: CleanReport | None = None,
+    found: Findings | None = None,
     labelled: Path | None = None,
     table: Sequence[tuple[str, str]] = (),
     baselines: Mapping[str, Mapping[str, float]] | None = None,
@@ -170,10 +170,9 @@ def _baselines(baselines: Mapping[str, Mapping[str, float]]) -> list[Listing]:
     return [Listing(title="Beside other choices of as many faces", caption=caption, columns=shown, rows=rows)]
 
 
-def _found(found: CleanReport | None) -> list[Listing]:
+def _found(found: Findings | None) -> list[Listing]:
     if found is None:
         return []
-    gone = [reason for reason in found.reason.to_pylist() if reason is not None]
     parts: list[tuple[str, Any, str]] = [
         ("faces far from the mean of their identity", found.outliers, "outlier"),
         ("pairs of identities that are alike", found.duplicates, ""),
@@ -182,7 +181,7 @@ def _found(found: CleanReport | None) -> list[Listing]:
         ("pairs with an identity of the test set", found.test, "in the test set"),
     ]
     rows = [
-        [what, f"{len(part):,}", f"{gone.count(reason):,}" if reason else "-"]
+        [what, f"{len(part):,}", f"{found.num_dropped[reason]:,}" if reason else "-"]
         for what, part, reason in parts
         if len(part)
     ]

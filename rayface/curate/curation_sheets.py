@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from rayface.curate.clean import CleanReport
+from rayface.curate.clean_findings import Findings
 from rayface.curate.cosines import unit_rows
 from rayface.curate.sampled_faces import Identity
 from rayface.data.decode import decode_image
@@ -85,7 +85,7 @@ def _groups(identity: Identity) -> list[list[Face]]:
     return groups
 
 
-def found_sheets(report: CleanReport, keys_of: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> list[Sheet]:
+def found_sheets(report: Findings, keys_of: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> list[Sheet]:
     """The worst outliers, the most alike identities, the most alike faces of different ones, and the rest."""
     outliers = [
         Row(
@@ -143,7 +143,7 @@ def found_sheets(report: CleanReport, keys_of: Mapping[int, Sequence[str]], name
     return [sheet for sheet in sheets if sheet.rows]
 
 
-def labels_shown(report: CleanReport) -> list[int]:
+def labels_shown(report: Findings) -> list[int]:
     """Return the labels whose faces `found_sheets` wants in keys_of."""
     sides = [report.duplicates["other_label"]]
     sides += [table["label"] for table in (report.outliers, report.duplicates, report.test)]

@@ -187,7 +187,7 @@ class _Work:
 
     def embedded(self, missing: Sequence[int], workers: int | None, progress: Progress) -> Iterator[dict[str, Any]]:
         """Embed shards; yield for each its part, rows and faults."""
-        gpu, places, cpus = _room(self.device)
+        gpu, places, cpus = find_room(self.device)
         actors = max(1, min(workers or places, len(missing)))
         if not gpu:
             cpus = max(1, places // actors)  # few shards: several CPUs for each
@@ -209,7 +209,7 @@ def _wait_for_nodes(train: TrainConfig, workers: int, say: Callable[[str], None]
     require_workers(train.device, 1.0, workers, wait=train.wait_for_nodes, say=say, setting="--workers")
 
 
-def _room(device: str) -> tuple[bool, int, int]:
+def find_room(device: str) -> tuple[bool, int, int]:
     """Whether to use GPUs, how many actors find room (one a GPU, else one a CPU), and the CPUs of each."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [(int(node["GPU"]), int(node.get("CPU", 0))) for node in nodes if node.get("GPU", 0) >= 1]

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from rayface.curate import clean as module
+from rayface.curate import cosines as cosines_module
+from rayface.curate import pair_search
 from rayface.curate.clean import CleanOptions, clean
-from rayface.curate.neighbours import CenterIndex
 
 Drawn = Callable[..., tuple[NDArray[Any], NDArray[np.int64]]]
 
@@ -44,7 +44,7 @@ def centers_of(embeddings: NDArray[Any], labels: NDArray[np.int64]) -> dict[int,
 @pytest.mark.parametrize("block", [7, 4096])
 def test_finds_what_a_double_loop_finds(faces: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outliers, duplicate identities, conflicts, in blocks or at once; nothing is dropped."""
-    monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(cosines_module, "_BLOCK", block)
     embeddings, labels, keys = faces
     options = CleanOptions(outliers=0.4, duplicates=0.8, conflicts=0.8)
     found = clean(embeddings, labels, keys, options)
@@ -128,32 +128,54 @@ def test_identities_of_a_test_set_go_whole(faces: Any, drawn: Drawn) -> None:
     assert listed.reason.null_count == len(labels)
 
 
-def test_approximate_search_finds_near_centers() -> None:
-    """3,000 centers in cells, 300 of them near another one: every run the same, nearly all found."""
+def planted(units: NDArray[Any], count: int, cosine: float, seed: int) -> NDArray[Any]:
+    """Copies of the first rows, turned away to a cosine."""
+    away = np.random.default_rng(seed).standard_normal((count, units.shape[1]))
+    away -= (away * units[:count]).sum(axis=1, keepdims=True) * units[:count]
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    return cosine * units[:count] + (1 - cosine**2) ** 0.5 * away
+
+
+def test_clean_with_test_persons_among_30_000_identities_drops_all_of_them() -> None:
+    """And merges all planted duplicates: more identities than searches in cells were tuned at."""
     random = np.random.default_rng(0)
-    centers = random.standard_normal((3000, 32))
-    centers[2700:] = centers[:300] + 0.3 * random.standard_normal((300, 32))
-    unit = units(centers).astype(np.float32)
-    exact = CenterIndex(unit).pairs_above(0.8)
-    cosines = unit.astype(np.float64) @ unit.T.astype(np.float64)
-    assert set(zip(*(side.tolist() for side in exact[:2]), strict=True)) == {
-        (a, b) for a, b in np.argwhere(np.triu(cosines > 0.8, 1)).tolist()
-    }
-    runs = [CenterIndex(unit, exact=100).pairs_above(0.8) for _ in range(2)]
-    assert all((a == b).all() for a, b in zip(*runs, strict=True))
-    found = set(zip(runs[0][0].tolist(), runs[0][1].tolist(), strict=True))
-    everything = set(zip(exact[0].tolist(), exact[1].tolist(), strict=True))
-    assert found <= everything
-    assert len(found) > 0.95 * len(everything)
+    centers = units(random.standard_normal((30_000, 32)))
+    test = planted(centers, 300, 0.7501, seed=1)
+    centers[-300:] = planted(centers, 300, 0.9001, seed=2)
+    faces = np.repeat(centers, 2, axis=0).astype(np.float32)
+    labels = np.repeat(np.arange(30_000), 2)
+    options = CleanOptions(duplicates=0.9, test=0.75, drop=("test",), merge=True)
+    found = clean(
+        faces,
+        labels,
+        pa.array([f"{row}" for row in range(60_000)]),
+        options,
+        test_embeddings=test.astype(np.float32),
+        test_labels=np.arange(300),
+    )
+    gone = np.unique(labels[found.reason.is_valid().to_numpy(zero_copy_only=False)])
+    exact = np.flatnonzero((centers @ test.T > 0.75).any(axis=1))
+    assert set(range(300)) <= set(gone.tolist()) == set(exact.tolist())
+    assert (found.labels.reshape(-1, 2)[-300:, 0] == np.arange(300)).all()
+
+
+def test_merge_of_a_chain_gives_one_label_and_no_limit_of_a_million_pairs() -> None:
+    """A person under 1,450 labels: 1,050,525 pairs."""
+    random = np.random.default_rng(0)
+    person = random.standard_normal(16)
+    faces = np.r_[person + 0.01 * random.standard_normal((1450, 16)), -person[None]]
+    keys = pa.array([f"{row}" for row in range(1451)])
+    found = clean(faces, np.arange(1451)[::-1], keys, CleanOptions(duplicates=0.9, merge=True))
+    assert len(found.duplicates) == 1450 * 1449 // 2
+    assert (found.labels == np.r_[np.ones(1450), 0]).all()
 
 
 def test_too_many_pairs_are_refused(faces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before they fill the memory."""
-    monkeypatch.setattr(module, "_MAX_PAIRS", 10)
-    monkeypatch.setattr("rayface.curate.neighbours._MAX_PAIRS", 10)
-    with pytest.raises(ValueError, match=r"^conflicts -0.9: more than 10 pairs of faces are above it; raise it"):
+    monkeypatch.setattr(pair_search, "_LEAST_LIMIT", 10)
+    with pytest.raises(ValueError, match=r"^conflicts -0.9: more than \d+ pairs are above this cosine; raise it"):
         clean(*faces, CleanOptions(conflicts=-0.9))
-    with pytest.raises(ValueError, match=r"^cosine -0.9: more than 10 pairs of identities are above it; raise it"):
+    with pytest.raises(ValueError, match=r"^duplicates -0.9: more than \d+ pairs are above this cosine; raise it"):
         clean(*faces, CleanOptions(duplicates=-0.9))
 
 

@@ -286,7 +286,7 @@ def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
 
     with pytest.raises(KeyboardInterrupt):
         build(settings, source, out, exclude=test, config=QUIET, progress=killed_when_clean)
-    monkeypatch.setattr(clean_job, "clean", killed)
+    monkeypatch.setattr(clean_job, "describe", killed)
     again = build(settings, source, out, exclude=test, config=QUIET)
     assert again["found"] == whole["found"]
     assert read_all(out) == read_all(tmp_path / "whole")

@@ -1,0 +1,73 @@
+"""A matrix in several .npy files, of which only the rows that are asked for are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayface.curate.identities import Ints
+from rayface.data.storage import atomic_stream
+
+
+@dataclass(frozen=True)
+class StackedRows:
+    """Row-wise concatenation of .npy files (rows, D) of one dtype; small enough to send to tasks.
+
+    Indexing with a slice or with an array of rows reads these into memory. No file stays open.
+    """
+
+    paths: tuple[str, ...]
+    ends: Ints  # (files,), row after the last one of each file
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (int(self.ends[-1]) if len(self.ends) else 0), self.size
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | Ints) -> NDArray[Any]:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(len(self))
+            return self._read(start, max(start, stop))
+        files = np.searchsorted(self.ends, rows, side="right")
+        found: NDArray[Any] | None = None
+        for number in np.unique(files).tolist():
+            asked = np.flatnonzero(files == number)
+            values = np.load(self.paths[number], mmap_mode="r")
+            if found is None:
+                found = np.empty((len(rows), self.size), values.dtype)
+            found[asked] = values[rows[asked] - (self.ends[number - 1] if number else 0)]
+        return np.empty((0, self.size), np.float32) if found is None else found
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        parts = []
+        first = int(np.searchsorted(self.ends, start, side="right"))
+        for number in range(first, len(self.paths)):
+            begin = int(self.ends[number - 1]) if number else 0
+            if begin >= stop:
+                break
+            values = np.load(self.paths[number], mmap_mode="r")
+            parts.append(np.array(values[max(0, start - begin) : stop - begin]))
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, self.size), np.float32)
+
+
+def stack(paths: Sequence[Path]) -> StackedRows:
+    """Look at .npy files of one width without reading them."""
+    shapes = [np.load(path, mmap_mode="r").shape for path in paths]
+    ends = np.cumsum([shape[0] for shape in shapes], dtype=np.int64)
+    return StackedRows(tuple(map(str, paths)), ends, shapes[0][1] if shapes else 0)
+
+
+def write_rows(path: Path, values: NDArray[Any]) -> None:
+    """Write one of the files, which appears whole or not at all."""
+    with atomic_stream(str(path)) as stream:
+        np.lib.format.write_array(stream, np.ascontiguousarray(values), allow_pickle=False)
