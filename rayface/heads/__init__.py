@@ -1,14 +1,28 @@
-"""Class layers: what turns embeddings and labels into a loss. They take plain arguments and import no Ray."""
+"""Heads (class layers): turn embeddings and labels into a loss. They take plain arguments and do not import Ray."""
 
 from collections.abc import Callable
 from typing import Any
 
 from rayface.heads.adaptive_margins import AdaFace, CurricularFace, ElasticFace, MagFace
+from rayface.heads.base import Head, HeadSettings
 from rayface.heads.margin_loss import NonFiniteEmbeddingsError
 from rayface.heads.margins import ArcFace, CombinedMargin, CosFace, Margin
 from rayface.heads.partial_fc import PartialFC
 
-__all__ = ["HEADS", "MARGINS", "NonFiniteEmbeddingsError", "PartialFC", "build_head", "build_margin"]
+__all__ = [
+    "HEADS",
+    "MARGINS",
+    "ArcFace",
+    "CosFace",
+    "Head",
+    "HeadSettings",
+    "Margin",
+    "NonFiniteEmbeddingsError",
+    "PartialFC",
+    "build_head",
+    "build_margin",
+    "head_class",
+]
 
 MARGINS: dict[str, Callable[..., Margin]] = {
     "cosface": CosFace,
@@ -19,7 +33,7 @@ MARGINS: dict[str, Callable[..., Margin]] = {
     "magface": MagFace,
     "curricularface": CurricularFace,
 }
-HEADS: dict[str, Callable[..., Any]] = {"partial_fc": PartialFC}
+HEADS: dict[str, type[Head]] = {"partial_fc": PartialFC}
 
 
 def build_margin(name: str, **arguments: Any) -> Margin:
@@ -29,8 +43,17 @@ def build_margin(name: str, **arguments: Any) -> Margin:
     return MARGINS[name](**arguments)
 
 
-def build_head(name: str, **arguments: Any) -> Any:
-    """Return a head by its name in HEADS with the arguments of its class; ValueError for an unknown name."""
+def head_class(name: str) -> type[Head]:
+    """Return the class of a head by its name in HEADS; ValueError for an unknown name."""
     if name not in HEADS:
         raise ValueError(f"head.name {name!r} must be one of {', '.join(sorted(HEADS))}")
-    return HEADS[name](**arguments)
+    return HEADS[name]
+
+
+def build_head(name: str, settings: HeadSettings) -> Head:
+    """Return this rank's part of a head by its name in HEADS.
+
+    Raises:
+        ValueError: an unknown name, or a setting that the head cannot work with.
+    """
+    return head_class(name).build(settings)

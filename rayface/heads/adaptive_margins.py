@@ -1,4 +1,4 @@
-"""Margins that differ between samples or change while training: AdaFace, ElasticFace, MagFace, CurricularFace."""
+"""Margins that depend on the sample or on running statistics: AdaFace, ElasticFace, MagFace, CurricularFace."""
 
 import math
 
@@ -9,14 +9,14 @@ from rayface.heads.margins import CombinedMargin, Margin, angle
 
 
 class AdaFace(Margin):
-    """Margin by image quality, read off the embedding's norm (arXiv 2204.00964, equations 14 and 15).
+    """Margin by image quality, estimated from the embedding's norm (arXiv 2204.00964, equations 14 and 15).
 
     With k = clip(h (|e| - mean) / std, -1, 1): target logit `s (cos(clip(theta - m k, 1e-3, pi - 1e-3)) - m (k + 1))`.
     Mean and standard deviation of the norms (clipped to [.001, 100]) are running averages over global batches; no
     gradient flows through them or through k.
 
     Args:
-        h: how steeply the margin follows the norm.
+        h: slope of the margin in the normalised norm.
         momentum: weight of the newest batch in the running averages.
     """
 
@@ -52,7 +52,7 @@ class AdaFace(Margin):
 
 
 class ElasticFace(CombinedMargin):
-    """ArcFace or CosFace with a margin drawn anew for each sample, N(margin, std) (arXiv 2109.09416, equations 4, 5).
+    """ArcFace or CosFace with a random margin for each sample, N(margin, std) (arXiv 2109.09416, equations 4, 5).
 
     Args:
         kind: "arc" (defaults .5, .0125) or "cos" (defaults .35, .05).
@@ -76,14 +76,14 @@ class ElasticFace(CombinedMargin):
         self.std = default_std if std is None else std
 
     def target(self, cosine: Tensor, norms: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the target's logit over the scale, (B,); the draws come from a CPU generator, or torch's own."""
+        """Return the target's logit over the scale, (B,); margins are drawn from a CPU generator, or torch's own."""
         drawn = torch.normal(self.margin, self.std, cosine.shape, generator=generator, dtype=cosine.dtype)
         drawn = drawn.to(cosine.device)
         return self.add_angle(cosine, 1.0, drawn) if self.kind == "arc" else cosine - drawn
 
 
 class MagFace(Margin):
-    """Margin and pull that grow with the embedding's norm a, clipped to [low, high] (arXiv 2103.06627, equations 2, 3).
+    """Margin and regulariser by the embedding's norm a, clipped to [low, high] (arXiv 2103.06627, equations 2, 3).
 
     Target logit `s cos(theta + m(a))` with m linear from margin_low to margin_high (`cos(theta) - m sin(m)` where
     theta + m exceeds pi), plus the penalty `weight (1 / a + a / high^2)`. The gradient reaches the norm through both.
@@ -114,13 +114,13 @@ class MagFace(Margin):
         return torch.where(beyond, cosine - margin * torch.sin(margin), torch.cos(theta + margin))
 
     def penalty(self, norms: Tensor) -> Tensor:
-        """Return the pull to large norms, (B,)."""
+        """Return the regulariser that rewards large norms, (B,)."""
         clipped = norms.clamp(self.low, self.high)
         return self.weight * (1 / clipped + clipped / self.high**2)
 
 
 class CurricularFace(Margin):
-    """Hard negatives weigh more as training goes on (arXiv 2004.00288, equations 4 to 9).
+    """Hard negatives get a larger weight as training proceeds (arXiv 2004.00288, equations 4 to 9).
 
     Cosines c to other classes above cos(theta + m) become c (t + c), where t is the running average of the target
     cosines, newest batch included; other terms as ArcFace, with `cos(theta) - m sin(m)` where theta + m exceeds pi.
@@ -143,15 +143,15 @@ class CurricularFace(Margin):
         """Update t."""
         self.t += self.momentum * (cosine.mean().item() - self.t)
 
-    def hardness(self, cosine: Tensor) -> Tensor:
-        """Return (2, B): cos(theta + m), which another class's cosine must exceed to be hard, and t as it is now."""
+    def sample_stats(self, cosine: Tensor) -> Tensor:
+        """Return (2, B): cos(theta + m), above which a negative is hard, and the present t."""
         threshold = torch.cos(torch.acos(cosine.clamp(-1, 1)) + self.margin)
         return torch.stack([threshold, torch.full_like(threshold, self.t)])
 
-    def bend_(self, logits: Tensor, hardness: Tensor | None) -> Tensor | None:
-        """Reweigh the hard ones."""
-        assert hardness is not None
-        threshold, t = hardness
+    def modulate_negatives_(self, logits: Tensor, sample_stats: Tensor | None) -> Tensor | None:
+        """Reweight the hard negatives."""
+        assert sample_stats is not None
+        threshold, t = sample_stats
         hard = logits > self.scale * threshold
         cosine = logits / self.scale
         logits.copy_(torch.where(hard, logits * (t + cosine), logits))

@@ -1,4 +1,4 @@
-"""The class centers of one rank: a contiguous range of rows of the logical (C, D) matrix, and how its rows move."""
+"""The class centers of one rank: a contiguous range of rows of the logical (C, D) matrix, and their optimizer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rayface.heads.row_kernels import RowPasses
 
 OPTIMIZERS = ("sgd", "adamw")
-SHORTEST = 1e-12  # rows that are shorter have no direction
-INIT_BLOCK = 4096  # rows drawn from one key; fixes the initial matrix for every world size
-NOISE_SIZE = 1 << 20  # numbers of rounding noise, a power of two and a multiple of 65536; 4 MB stay in a core's cache
+SHORTEST = 1e-12  # shorter rows are taken as zero: they have no direction
+INIT_BLOCK = 4096  # rows drawn from one key; makes the initial matrix independent of the world size
+NOISE_SIZE = 1 << 20  # int32 of rounding noise, a power of two and a multiple of 65536; 4 MB fit a core's cache
 Block = Tensor | slice  # rows of the local range: sorted distinct int64 (n,), or a slice that needs no copy
 
 
@@ -32,7 +32,7 @@ def class_range(num_classes: int, world_size: int, rank: int) -> tuple[int, int]
 def initial_rows(first: int, last: int, width: int, seed: int, out: Tensor) -> None:
     """Fill out with rows first..last-1 of the initial N(0, .01) matrix, the same for any split into ranks.
 
-    Drawn on the CPU in threads, so the numbers do not depend on the device either.
+    Drawn on the CPU in threads, so that the numbers do not depend on the device.
     """
 
     in_place = out.device.type == "cpu" and out.dtype == torch.float32
@@ -52,14 +52,14 @@ def initial_rows(first: int, last: int, width: int, seed: int, out: Tensor) -> N
 
 
 class Workspace:
-    """Buffers kept between steps: fresh pages cost more than the arithmetic done in them."""
+    """Buffers that are kept between steps: fresh pages cost more than the arithmetic on them."""
 
     def __init__(self, device: torch.device, pinned: bool = False) -> None:
         self._device, self._pinned = device, pinned
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def get(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised contiguous tensor; the same name gives the same memory again."""
+        """Return an uninitialised contiguous tensor; calls with the same name share memory."""
         size = shape[0] * shape[1]
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
@@ -102,7 +102,7 @@ class ClassCenters:
         pinned = host_memory and device.type != "cpu"
         home = torch.device("cpu") if host_memory else device
         self.values = torch.empty(num_rows, width, dtype=dtype, device=home, pin_memory=pinned)
-        # written, not only reserved: a machine too small says so now, not after a thousand steps
+        # written, not only reserved: too little memory fails now, not after a thousand steps
         self.moments = {name: torch.empty_like(self.values, pin_memory=pinned).zero_() for name in self._moment_names()}
         if optimizer == "adamw":
             self.moments["updates"] = torch.zeros(num_rows, 1, dtype=torch.int32, device=home, pin_memory=pinned)
@@ -125,15 +125,15 @@ class ClassCenters:
         return self.values.shape[0]
 
     def begin_step(self, step: int) -> None:
-        """Make what is drawn at random in the coming updates depend on the step alone."""
+        """Key the random rounding of the coming updates by the step."""
         if self._rounding is not None:
             self._rounding.step = step
 
     def read(self, block: Block, fetched: Tensor | None = None) -> Tensor:
-        """Return the centers of a block, (n, D) in the math type; a view of what is there where that is possible.
+        """Return the centers of a block, (n, D) in the math type; a view of the storage where possible.
 
         Args:
-            fetched: the block's rows in the storage type, (n, D), if they are on the device already.
+            fetched: the block's rows in the storage type, (n, D), if they were prefetched to the device.
         """
         if fetched is None:
             return self._read("centers", self.values, block)
@@ -176,12 +176,10 @@ class ClassCenters:
             storage[block] = rows
 
     def update(self, block: Block, gradient: Tensor, lr: float, fetched: Tensor | None = None) -> None:
-        """Move a block by the gradient with respect to its unit rows, (n, D) math type, which is overwritten.
+        """Update a block by the gradient with respect to its unit rows, (n, D) math type.
 
-        So is `fetched`, the block's rows as of `read`.
-
-        The chain rule through w / |w| is applied here, where the rows are at hand: d/dw = (g - (g . u) u) / |w|.
-        A row of zeros has no direction and gets no gradient.
+        Overwrites `gradient` and `fetched`, the block's rows as of `read`. Applies the chain rule through w / |w|:
+        d/dw = (g - (g . u) u) / |w|. A row of zeros has no direction and gets no gradient.
         """
         if self._passes is not None and self.optimizer == "sgd":
             self._sgd_in_one_pass(self._passes, block, gradient, lr)
@@ -204,7 +202,7 @@ class ClassCenters:
         passes.sgd_rows(self.values, velocity, block, gradient, noise=noise, **settings)
 
     def _sgd(self, block: Block, rows: Tensor, gradient: Tensor, inverse: Tensor, pull: Tensor, lr: float) -> None:
-        """Add the gradient's two parts straight to the momentum: a pass over memory less than adding them up first."""
+        """Add both parts of the gradient to the momentum directly, which saves a pass over memory."""
         if self.momentum:
             step = self._read("momentum", self.moments["momentum"], block).mul_(self.momentum)
             step.addcmul_(gradient, inverse).addcmul_(rows, pull)
@@ -216,7 +214,7 @@ class ClassCenters:
     def _adamw(self, block: Block, rows: Tensor, gradient: Tensor, lr: float) -> None:
         first = self._read("exp_avg", self.moments["exp_avg"], block)
         second = self._read("exp_avg_sq", self.moments["exp_avg_sq"], block)
-        # counted by row: a class first seen at step 10,000 starts as any other did at step 1
+        # counted by row: bias correction starts when a class is first used, at whatever step
         count = self._read("updates", self.moments["updates"], block).add_(1)
         age = count.to(self.math_dtype)
         first.lerp_(gradient, 1 - self.betas[0])
@@ -231,7 +229,7 @@ class ClassCenters:
 
 
 def _row_passes() -> RowPasses:
-    from rayface.heads.row_kernels import RowPasses  # numba takes 60 MB and a second, which GPUs need not spend
+    from rayface.heads.row_kernels import RowPasses  # numba takes 60 MB and a second, which GPUs do not need
 
     return RowPasses()
 
@@ -249,14 +247,14 @@ def _noise(seed: int, width: int) -> Tensor:
 
 
 class StochasticRounding:
-    """Rounds fp32 to what bf16 holds, up or down at random with the exact value as mean.
+    """Stochastic rounding of fp32 to bf16: up or down at random, with the exact value as mean.
 
-    The noise of a row is a stretch of one fixed sequence: drawing it anew for every number would cost more than the
-    update itself. Where the stretch begins depends on (seed, step, tensor, class) alone: not on blocks, ranks, pieces
-    of a batch or earlier steps. The sequence is a permutation of 16 times all 65536 values, so no rounding drifts.
+    The noise of a row is a slice of one fixed sequence, because drawing fresh noise would cost more than the update.
+    Its start depends only on (seed, step, tensor, class), not on blocks, ranks, micro-batches or earlier steps. The
+    sequence is a permutation of 16 times all 65536 values, so that rounding has no bias.
 
     Args:
-        seed: of the sequence and the places in it.
+        seed: of the sequence and of the start positions.
         width: numbers in a row.
         device: of the rows.
         first: class of row 0.
@@ -272,7 +270,7 @@ class StochasticRounding:
         self.noise = _noise(seed, width).to(device)
 
     def start(self, name: str) -> int:
-        """Return where the noise of row 0 of a tensor begins; that of row k begins k * width later, modulo the size."""
+        """Return where the noise of row 0 of a tensor starts; that of row k starts k * width later, modulo the size."""
         key = f"{self._seed} {self.step} {name}".encode()
         place = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
         return (place + self._first * self._width) % NOISE_SIZE
@@ -282,6 +280,6 @@ class StochasticRounding:
         if isinstance(block, slice):
             block = torch.arange(block.start, block.stop, device=rows.device)
         starts = (block.to(rows.device) * self._width + self.start(name)) % NOISE_SIZE
-        stretches = self.noise.unfold(0, self._width, 1)  # a view: row s is the stretch from s on
+        stretches = self.noise.unfold(0, self._width, 1)  # a view: row s is the slice that starts at s
         # a carry out of the lower half happens with probability lower / 65536
         rows.view(torch.int32).add_(stretches[starts]).bitwise_and_(-65536)

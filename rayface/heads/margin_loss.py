@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from rayface.heads.class_centers import inverse_norms
-from rayface.heads.sharded_softmax import Layout, Ranks, Term, exponent_base
+from rayface.heads.collectives import Collectives, Layout
+from rayface.heads.sharded_softmax import PendingGradient, exponent_base
 
 if TYPE_CHECKING:
     from rayface.heads.partial_fc import PartialFC
 
 
 class NonFiniteEmbeddingsError(ValueError):
-    """An embedding of the global batch is NaN or infinite; raised on every rank at once, before anything moves."""
+    """An embedding of the global batch is NaN or infinite; raised on every rank at once, before any update."""
 
 
 class MarginLoss(torch.autograd.Function):
-    """Mean margin softmax loss over the global batch; leaves the centers' gradient in the head."""
+    """Mean margin softmax loss over the global batch; backward hands the centers' gradient to the head."""
 
     @staticmethod
     def forward(
@@ -33,7 +34,7 @@ class MarginLoss(torch.autograd.Function):
         differentiate: bool,
     ) -> Tensor:
         ctx.head, ctx.dtype = head, embeddings.dtype
-        # the head chooses the type of each product itself
+        # the head sets the type of each product itself
         with torch.autocast(embeddings.device.type, enabled=False):
             batch = _gather_batch(embeddings, labels, head, layout)
             value, ctx.outcome = _evaluate(head, batch, differentiate)
@@ -42,13 +43,13 @@ class MarginLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         head, outcome = ctx.head, ctx.outcome
-        head.keep(outcome.term, gradient)
-        return outcome.embedding_gradient(head.ranks, gradient).to(ctx.dtype), None, None, None, None, None
+        head.keep(outcome.pending, gradient)
+        return outcome.embedding_gradient(head.collectives, gradient).to(ctx.dtype), None, None, None, None, None
 
 
 @dataclass
 class _Batch:
-    """The global batch, rank after rank."""
+    """The global batch, concatenated in order of rank."""
 
     unit: Tensor  # (B, D), rows of zeros where the embedding is zero
     inverse: Tensor  # (B, 1), one over the norm, or 0
@@ -59,34 +60,36 @@ class _Batch:
 
 @dataclass
 class _Outcome:
-    """What backward needs."""
+    """Saved for backward."""
 
-    term: Term
-    pulls: Tensor  # (B, D) gradient of the global mean by the unit embeddings
-    complete: bool  # pulls are already summed over ranks
+    pending: PendingGradient
+    weighted_centers: Tensor  # (B, D) gradient of the global mean by the unit embeddings
+    complete: bool  # weighted_centers are already summed over ranks
     batch: _Batch
     by_norm: Tensor | None  # (B,) gradient by the norms
 
-    def embedding_gradient(self, ranks: Ranks, factor: Tensor) -> Tensor:
+    def embedding_gradient(self, ranks: Collectives, factor: Tensor) -> Tensor:
         """Return this rank's (B_local, D), times the number of ranks (data-parallel training takes a mean)."""
         own = self.batch.layout.own
-        pulls = self.pulls[own] if self.complete else ranks.sum_own(self.pulls, self.batch.layout)
+        weighted_centers = (
+            self.weighted_centers[own] if self.complete else ranks.sum_own(self.weighted_centers, self.batch.layout)
+        )
         unit = self.batch.unit[own]
-        radial = torch.linalg.vecdot(pulls, unit)[:, None]
-        gradient = (pulls - radial * unit) * self.batch.inverse[own]
+        radial = torch.linalg.vecdot(weighted_centers, unit)[:, None]
+        gradient = (weighted_centers - radial * unit) * self.batch.inverse[own]
         if self.by_norm is not None:
             gradient += self.by_norm[own, None] * unit
         return gradient * (factor * ranks.size)
 
 
 def _gather_batch(embeddings: Tensor, labels: Tensor, head: PartialFC, layout: Layout) -> _Batch:
-    """Bring the batches of all ranks together in one collective, and check them."""
+    """Gather the batches of all ranks in one collective, and check them."""
     dtype, width = head.store.math_dtype, embeddings.shape[1]
     local = embeddings.detach().to(dtype)
-    if head.ranks.size > 1:
-        # the labels travel as bits in further columns
+    if head.collectives.size > 1:
+        # labels are sent as bits in further columns
         tail = labels.contiguous().view(dtype).view(len(labels), -1)
-        together = head.ranks.gather(torch.cat([local, tail], dim=1), layout)
+        together = head.collectives.gather(torch.cat([local, tail], dim=1), layout)
         local = together[:, :width].contiguous()
         labels = together[:, width:].contiguous().view(torch.int64).view(-1)
     norms = torch.linalg.vector_norm(local, dim=1)
@@ -96,7 +99,7 @@ def _gather_batch(embeddings: Tensor, labels: Tensor, head: PartialFC, layout: L
 
 
 def _check_batch(norms: Tensor, labels: Tensor, num_classes: int, layout: Layout) -> None:
-    """Raise for NaN and foreign labels; one transfer of one number from the device."""
+    """Raise for NaN and for labels out of range; transfers one number from the device."""
     finite, known = torch.isfinite(norms), (labels >= 0) & (labels < num_classes)
     if bool((finite & known).all()):
         return
@@ -115,44 +118,44 @@ def _check_batch(norms: Tensor, labels: Tensor, num_classes: int, layout: Layout
 
 
 def _evaluate(head: PartialFC, batch: _Batch, differentiate: bool) -> tuple[Tensor, _Outcome | None]:
-    """Return the loss, and what its gradients need unless that is not wanted."""
-    margin, ranks = head.margin, head.ranks
-    term, target_units = _new_term(head, batch)
+    """Return the loss, and with `differentiate` what its gradients need."""
+    margin, ranks = head.margin, head.collectives
+    pending, target_units = _new_pending(head, batch)
     cosine = torch.linalg.vecdot(batch.unit, target_units).clamp_(-1, 1)  # 0 where another rank has the class
     if margin.needs_target_cosines:
         ranks.sum_(cosine)
         if differentiate:
             margin.observe(cosine, batch.norms)
-        term.hardness = margin.hardness(cosine)
-    term.base = exponent_base(margin, head.num_classes, cosine.dtype)
-    if differentiate and term.base is not None:
-        term.kept = head.softmax.keep_buffer(term.num_rows, len(cosine))
-    sums, pulls, base = _accumulate(head, term, differentiate)
-    if margin.needs_target_cosines and pulls is not None:
-        # the one all-reduce is spent, so this sum stands in for the reduce-scatter too
-        packed = ranks.sum_(torch.cat([sums[:, None], pulls, target_units], dim=1))
+        pending.sample_stats = margin.sample_stats(cosine)
+    pending.base = exponent_base(margin, head.num_classes, cosine.dtype)
+    if differentiate and pending.base is not None:
+        pending.kept = head.softmax.keep_buffer(pending.num_rows, len(cosine))
+    sums, weighted_centers, base = _accumulate(head, pending, differentiate)
+    if margin.needs_target_cosines and weighted_centers is not None:
+        # the all-reduce took place above, so this one replaces the reduce-scatter as well
+        packed = ranks.sum_(torch.cat([sums[:, None], weighted_centers, target_units], dim=1))
         sums = packed[:, 0]
-        pulls, target_units = packed[:, 1:].chunk(2, dim=1)
+        weighted_centers, target_units = packed[:, 1:].chunk(2, dim=1)
     elif margin.needs_target_cosines:
         ranks.sum_(sums)
     else:
         sums, cosine = ranks.sum_(torch.stack([sums, cosine])).unbind()
         if differentiate:
             margin.observe(cosine, batch.norms)
-    return _conclude(head, batch, term, _Sums(sums, pulls, target_units, cosine, base))
+    return _conclude(head, batch, pending, _Sums(sums, weighted_centers, target_units, cosine, base))
 
 
 @dataclass
 class _Sums:
     sums: Tensor  # (B,) over the other classes of all ranks, of exp(logit - base)
-    pulls: Tensor | None  # (B, D)
+    weighted_centers: Tensor | None  # (B, D)
     target_units: Tensor  # (B, D) unit centers of the targets, zeros where another rank has them
     cosine: Tensor  # (B,) to the targets
     base: Tensor | float
 
 
-def _new_term(head: PartialFC, batch: _Batch) -> tuple[Term, Tensor]:
-    """Choose the rows; return the term and the unit centers of the targets this rank holds, (B, D), else zeros."""
+def _new_pending(head: PartialFC, batch: _Batch) -> tuple[PendingGradient, Tensor]:
+    """Choose the rows; return the pending gradient, and unit centers (B, D) of the targets on this rank, else 0."""
     samples, classes = head.own_targets(batch.labels)
     centers = head.store.read(classes)
     target_units = torch.zeros_like(batch.unit)
@@ -160,7 +163,7 @@ def _new_term(head: PartialFC, batch: _Batch) -> tuple[Term, Tensor]:
     fetched = head.fetched_rows(batch.labels)
     rows = head.choose_rows(classes, head.place) if fetched is None else fetched.rows
     num_rows = head.last - head.first if rows is None else rows.numel()
-    term = Term(
+    pending = PendingGradient(
         unit=batch.unit,
         scaled=(batch.unit * head.margin.scale).to(head.softmax.product_dtype),
         rows=rows,
@@ -170,24 +173,26 @@ def _new_term(head: PartialFC, batch: _Batch) -> tuple[Term, Tensor]:
         step=head.step_count,
         fetched=fetched,
     )
-    return term, target_units
+    return pending, target_units
 
 
-def _accumulate(head: PartialFC, term: Term, differentiate: bool) -> tuple[Tensor, Tensor | None, Tensor | float]:
-    """Return this rank's sums and pulls, and the base all ranks' exponents share."""
-    sums, pulls, peak = head.softmax.accumulate(term, differentiate)
-    if peak is None:
-        assert isinstance(term.base, float)
-        return sums, pulls, term.base
-    top = head.ranks.max_(peak.clone())
-    rescale = torch.exp(peak - top)
-    return sums * rescale, None if pulls is None else pulls * rescale[:, None], top
+def _accumulate(
+    head: PartialFC, pending: PendingGradient, differentiate: bool
+) -> tuple[Tensor, Tensor | None, Tensor | float]:
+    """Return this rank's sums and weighted_centers, and the base that the exponents of all ranks share."""
+    sums, weighted_centers, running_max = head.softmax.accumulate(pending, differentiate)
+    if running_max is None:
+        assert isinstance(pending.base, float)
+        return sums, weighted_centers, pending.base
+    top = head.collectives.max_(running_max.clone())
+    rescale = torch.exp(running_max - top)
+    return sums * rescale, None if weighted_centers is None else weighted_centers * rescale[:, None], top
 
 
-def _conclude(head: PartialFC, batch: _Batch, term: Term, total: _Sums) -> tuple[Tensor, _Outcome | None]:
+def _conclude(head: PartialFC, batch: _Batch, pending: PendingGradient, total: _Sums) -> tuple[Tensor, _Outcome | None]:
     """Return the mean loss and the gradients, from the sums over all ranks."""
     margin, count = head.margin, len(batch.norms)
-    differentiate = total.pulls is not None
+    differentiate = total.weighted_centers is not None
     with torch.set_grad_enabled(differentiate):
         cosine, norms = (t.detach().requires_grad_(differentiate) for t in (total.cosine, batch.norms))
         target = margin.scale * margin.target(cosine, norms, head.margin_generator())
@@ -197,20 +202,20 @@ def _conclude(head: PartialFC, batch: _Batch, term: Term, total: _Sums) -> tuple
     value = torch.logaddexp(odds, torch.zeros_like(odds)).mean()  # softplus of torch is linear above 20
     if penalty is not None:
         value = value + penalty.detach().mean()
-    if total.pulls is None:
+    if total.weighted_centers is None:
         return value, None
     with torch.enable_grad():
-        # d loss / d target logit is p - 1; as a sum, for torch imports sympy (36 MB) where grad is given weights
+        # d loss / d target logit is p - 1; a sum, because torch imports sympy (36 MB) if grad gets weights
         slope = (target * odds.sigmoid().div_(-count)).sum()
         if penalty is not None:
             slope = slope + penalty.sum() / count
     by_cosine, by_norm = torch.autograd.grad(slope, (cosine, norms), allow_unused=True)
     log_sum = torch.logaddexp(others, target.detach())
     weight = torch.where(total.sums > 0, torch.exp(total.base - log_sum), 0.0) * (margin.scale / count)
-    pulls = total.pulls * weight[:, None] + total.target_units * by_cosine[:, None]
-    term.target_weight = by_cosine[term.samples]
-    if term.base is None:  # computed again relative to the true denominator, then
-        term.base, term.weight = log_sum, torch.full_like(weight, margin.scale / count)
+    weighted_centers = total.weighted_centers * weight[:, None] + total.target_units * by_cosine[:, None]
+    pending.target_weight = by_cosine[pending.samples]
+    if pending.base is None:  # then they are recomputed relative to the true denominator
+        pending.base, pending.weight = log_sum, torch.full_like(weight, margin.scale / count)
     else:
-        term.weight = weight
-    return value, _Outcome(term, pulls, margin.needs_target_cosines, batch, by_norm)
+        pending.weight = weight
+    return value, _Outcome(pending, weighted_centers, margin.needs_target_cosines, batch, by_norm)

@@ -1,9 +1,9 @@
-"""What a margin softmax does to cosines before the softmax.
+"""Margins: how a margin softmax changes cosines before the softmax.
 
-A head asks a margin for three things: the target's logit (a function of the target's cosine and the embedding's norm,
-differentiated by autograd on vectors of one number per sample), what happens to the other cosines, and the range
-these may take. The running statistics some margins keep are updated from the gathered global batch, so they are the
-same on every rank and need no collective of their own.
+A head asks a margin for the target's logit (a function of the target's cosine and the embedding's norm, differentiated
+by autograd on vectors of one number per sample), for the change of the other cosines, and for the range of the
+changed ones. Running statistics are updated from the gathered global batch. They are therefore the same on every rank
+and need no collective of their own.
 """
 
 import math
@@ -24,7 +24,7 @@ class Margin:
         ValueError: scale or threshold out of range.
     """
 
-    needs_target_cosines = False  # whether `bend_` depends on the sample's own target cosine
+    needs_target_cosines = False  # set it where `modulate_negatives_` depends on the sample's own target cosine
 
     def __init__(self, scale: float, conflict_threshold: float | None = None) -> None:
         if not (math.isfinite(scale) and scale > 0):
@@ -47,24 +47,27 @@ class Margin:
     def observe(self, cosine: Tensor, norms: Tensor) -> None:
         """Update running statistics from the global batch: target cosines (B,) and norms (B,)."""
 
-    def hardness(self, cosine: Tensor) -> Tensor | None:
-        """Return what `bend_` needs to know of each sample, (B,) or (k, B), from its target cosine (B,).
+    def sample_stats(self, cosine: Tensor) -> Tensor | None:
+        """Return what `modulate_negatives_` needs of each sample, (B,) or (k, B), from its target cosine (B,).
 
-        A loss whose logits are computed again later, when statistics have moved on, gets this tensor again.
+        It is kept with the loss: where logits are recomputed for the update, the running statistics have changed.
         """
         return None
 
-    def bend_(self, logits: Tensor, hardness: Tensor | None) -> Tensor | None:
-        """Change the other classes' scaled cosines in place; return d(new)/d(old), or None where it is 1.
+    def modulate_negatives_(self, logits: Tensor, sample_stats: Tensor | None) -> Tensor | None:
+        """Modulate the negatives' scaled cosines in place; return the slope d(new)/d(old), or None where it is 1.
 
         Args:
             logits: (n, B), scale times cosine.
-            hardness: what `hardness` returned.
+            sample_stats: as the method `sample_stats` returned it.
         """
         return None
 
     def range(self) -> tuple[float, float]:
-        """Return bounds of what `bend_` makes of a cosine in [-1, 1]; the softmax skips its max collective on them."""
+        """Return bounds of the cosines that `modulate_negatives_` returns for [-1, 1].
+
+        Where they are narrow enough, the softmax needs no running maximum and no collective for it.
+        """
         return -1.0, 1.0
 
     def state(self) -> dict[str, float]:
@@ -72,12 +75,12 @@ class Margin:
         return {}
 
     def load_state(self, state: dict[str, float]) -> None:
-        """Take statistics that `state` returned."""
+        """Load the statistics that `state` returned."""
         for name in self.state():
             setattr(self, name, float(state[name]))
 
     def logits(self, cosine: Tensor, labels: Tensor, norms: Tensor | None = None) -> Tensor:
-        """Return all logits of a small problem, differentiable; the heads of large ones work chunk by chunk instead.
+        """Return all logits at once, differentiable, (B, C); PartialFC works chunk by chunk instead.
 
         Args:
             cosine: (B, C) of embeddings to class centers.
@@ -88,22 +91,22 @@ class Margin:
         own = cosine.gather(1, labels[:, None]).squeeze(1)
         if torch.is_grad_enabled():
             self.observe(own.detach(), norms.detach())
-        others = _Bend.apply(cosine, self, self.hardness(own.detach()))
+        others = _ModulatedLogits.apply(cosine, self, self.sample_stats(own.detach()))
         return others.scatter(1, labels[:, None], self.scale * self.target(own, norms)[:, None])
 
 
-class _Bend(torch.autograd.Function):
-    """Conflict filter and `bend_` on a whole matrix of cosines (B, C), with their gradient."""
+class _ModulatedLogits(torch.autograd.Function):
+    """Conflict filter and `modulate_negatives_` on a whole matrix of cosines (B, C), with their gradient."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, cosine: Tensor, margin: Margin, hardness: Tensor | None
+        ctx: torch.autograd.function.FunctionCtx, cosine: Tensor, margin: Margin, sample_stats: Tensor | None
     ) -> Tensor:
         logits = cosine.detach() * margin.scale
         conflict = None
         if margin.conflict_threshold is not None:
             conflict = logits > margin.scale * margin.conflict_threshold
-        slope = margin.bend_(logits.T, hardness)
+        slope = margin.modulate_negatives_(logits.T, sample_stats)
         slope = torch.full_like(cosine, margin.scale) if slope is None else slope.T * margin.scale
         if conflict is not None:
             logits.masked_fill_(conflict, 0)
@@ -149,7 +152,7 @@ class CombinedMargin(Margin):
         return self.add_angle(cosine, self.m1, self.m2) - self.m3
 
     def add_angle(self, cosine: Tensor, factor: float, angle_added: float | Tensor) -> Tensor:
-        """Return cos(factor theta + angle_added), (B,), with the gradient asked for."""
+        """Return cos(factor theta + angle_added), (B,), with the gradient that `gradient` names."""
         if self.gradient == "exact":
             return torch.cos(factor * angle(cosine) + angle_added)
         moved = torch.cos(factor * torch.acos(cosine.detach().clamp(-1, 1)) + angle_added)
@@ -166,7 +169,7 @@ class CosFace(CombinedMargin):
 class ArcFace(CombinedMargin):
     """Target logit `s cos(theta + margin)` (arXiv 1801.07698); .5 on MS1M.
 
-    Not mended where theta + margin exceeds pi, as in arcface_torch.
+    Not monotonic where theta + margin exceeds pi; arcface_torch does the same.
     """
 
     def __init__(
@@ -180,12 +183,12 @@ class ArcFace(CombinedMargin):
 
 
 def angle(cosine: Tensor) -> Tensor:
-    """Return acos with a slope that stays below 1000, so that cos = +-1 gives no infinite gradient."""
+    """Return acos with a slope below 1000, so that the gradient at cos = +-1 is finite."""
     return _SafeAcos.apply(cosine)
 
 
 class _SafeAcos(torch.autograd.Function):
-    """acos for cosines in [-1, 1], rounding errors allowed for."""
+    """acos of cosines in [-1, 1], or outside it by a rounding error."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, cosine: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Partial FC: the class layer of face recognition, split over ranks by classes and sampled (arXiv 2203.15565)."""
+"""Partial FC: a head whose classes are sharded over the ranks and sampled in each step (arXiv 2203.15565)."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -8,42 +8,46 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rayface.heads.base import Head, HeadSettings
 from rayface.heads.class_centers import OPTIMIZERS, Block, ClassCenters, class_range, initial_rows
+from rayface.heads.collectives import Collectives
 from rayface.heads.margin_loss import MarginLoss
 from rayface.heads.margins import Margin
+from rayface.heads.partial_fc_memory import partial_fc_memory
 from rayface.heads.prefetch import FetchedRows, Place, RowPrefetch
 from rayface.heads.sampling import keyed_generator, sample_rows
-from rayface.heads.sharded_softmax import Ranks, ShardSoftmax, Term
+from rayface.heads.shape import HeadMemory, HeadShape
+from rayface.heads.sharded_softmax import PendingGradient, ShardSoftmax
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 CENTER_UPDATES = ("sparse", "dense")
 
 
-class PartialFC:
-    """Margin softmax over the class centers of all ranks, of which each step uses the positives and a random part.
+class PartialFC(Head):
+    """Margin softmax over the class centers of all ranks; each step uses the positives and a random sample of the rest.
 
     Rank k holds a contiguous range of C // W (+1 for k < C % W) rows, starting from the same logical N(0, .01) matrix
     for every W. A step is `loss(...)`, `backward()`, `step(lr)`. The embeddings' gradient is W times that of the global
     mean, to cancel the data-parallel mean of the backbone's gradients; the centers' is that of the global mean and
     stays in the head, in factors.
-    Several losses before one step add up, as for any parameter (gradient accumulation); `discard` forgets them.
+    Several losses before one step add up (gradient accumulation); `discard` drops them.
 
-    Collectives a step: one all-gather (embeddings and labels), one all-reduce (2 B numbers), one reduce-scatter (B D
-    numbers, in backward). `prefetch`, where it is called and host_memory is set, adds an all-gather of the B labels
-    before the backbone; the loss's own still carries them, so that all ranks see alike whether the fetched rows serve.
+    Collectives of a step: one all-gather (embeddings and labels), one all-reduce (2 B numbers), one reduce-scatter (B D
+    numbers, in backward). With host_memory, `prefetch` adds an all-gather of the B labels before the backbone. The
+    loss gathers them again, so that all ranks agree on whether the prefetched rows are valid.
     Memory: rows x D x (1 + moments of the optimiser) in the storage type, `logit_memory` bytes, and chunks of a few MB;
     with `prefetch` the sampled rows once more on the device, and with a GPU in pinned host memory.
 
     Args:
-        sample_rate: part of its rows a rank uses in a step, in (0, 1]; all positives always.
-        center_update: "sparse" moves the used rows only (the paper); "dense" lets momentum and weight decay move all
+        sample_rate: fraction of its rows that a rank uses in a step, in (0, 1]; positives are always used.
+        center_update: "sparse" updates the used rows only (the paper); "dense" applies momentum and weight decay to all
             rows in each step (arcface_torch's V2).
         optimizer: "sgd" (torch.optim.SGD) or "adamw" (torch.optim.AdamW; its step is counted by row).
         storage_dtype: of centers and moments, "fp32", "bf16" (rounded stochastically) or "fp64"; None: torch's default
             type, and fp64 once fp64 centers are loaded.
         compute_dtype: type of the three matrix products, "fp32" or "bf16"; sums are fp32.
         host_memory: keep centers and moments in host memory (pinned with a GPU) and move only the rows in use.
-        logit_memory: bytes that exponentials of logits may take; what does not fit is computed twice.
+        logit_memory: bytes for exponentials of logits; what does not fit is recomputed for the update.
     Raises:
         ValueError: an argument out of its range.
     """
@@ -74,11 +78,11 @@ class PartialFC:
         _check_choice("compute_dtype", compute_dtype, ("fp32", "bf16"))
         _check_choice("storage_dtype", storage_dtype or "fp32", tuple(DTYPES))
         _check_numbers(sample_rate, num_classes, embedding_size, logit_memory)
-        self.ranks = Ranks(process_group)
+        self.collectives = Collectives(process_group)
         self.embedding_size, self.num_classes = embedding_size, num_classes
         self.sample_rate, self.center_update, self.seed = sample_rate, center_update, seed
         self.step_count = 0
-        self.first, self.last = class_range(num_classes, self.ranks.size, self.ranks.rank)
+        self.first, self.last = class_range(num_classes, self.collectives.size, self.collectives.rank)
         self._adopts_fp64 = storage_dtype is None
         self._options: dict[str, Any] = {
             "optimizer": optimizer,
@@ -92,10 +96,20 @@ class PartialFC:
         }
         self._softmax_options: dict[str, Any] = {"compute_dtype": compute_dtype, "logit_memory": logit_memory}
         self.margin = margin
-        self._anchor = torch.zeros((), requires_grad=True)  # gives losses a gradient even of constant embeddings
-        self._terms: list[Term] = []
+        self._anchor = torch.zeros((), requires_grad=True)  # makes the loss differentiable even for constant embeddings
+        self._pending: list[PendingGradient] = []
         self._allocate(DTYPES[storage_dtype] if storage_dtype else torch.get_default_dtype())
         initial_rows(self.first, self.last, embedding_size, seed, self.store.values)
+
+    @classmethod
+    def build(cls, settings: HeadSettings) -> "PartialFC":
+        """Return this rank's part, in the default process group."""
+        return cls(**vars(settings))
+
+    @classmethod
+    def memory(cls, shape: HeadShape) -> HeadMemory:
+        """Return the bytes that a rank needs at the peak of a step."""
+        return partial_fc_memory(shape)
 
     def _allocate(self, dtype: torch.dtype) -> None:
         rows = self.last - self.first
@@ -127,7 +141,7 @@ class PartialFC:
 
     @torch.no_grad()
     def load_centers(self, centers: Tensor) -> None:
-        """Take this rank's range of a global (C, D) matrix; forgets gradients that wait for a step, keeps the moments.
+        """Load this rank's range of a global (C, D) matrix; drops pending gradients, keeps the moments.
 
         Raises:
             ValueError: another shape.
@@ -146,7 +160,7 @@ class PartialFC:
         Args:
             embeddings: (B_local, D), raw.
             labels: (B_local,) global class numbers, int64.
-            counts: B_local of every rank; None: the same on all. The mean is over samples, whichever rank they are on.
+            counts: B_local of every rank; None: the same on all.
         Raises:
             ValueError: wrong shapes, or labels outside [0, C), on every rank at once.
             NonFiniteEmbeddingsError: NaN or infinite embeddings, on every rank at once.
@@ -156,16 +170,16 @@ class PartialFC:
         if labels.shape != embeddings.shape[:1]:
             raise ValueError(f"labels of shape {tuple(labels.shape)} must be one per embedding")
         _check_labels(labels)
-        rows = self.ranks.layout(len(labels), counts)
+        rows = self.collectives.layout(len(labels), counts)
         value: Tensor = MarginLoss.apply(embeddings, self._anchor, labels, self, rows, torch.is_grad_enabled())
         return value
 
     @torch.no_grad()
     def prefetch(self, labels: Tensor, counts: Sequence[int] | None = None) -> None:
-        """Begin to fetch the rows of the next loss from host memory; call it before the backbone's forward pass.
+        """Start to fetch the rows of the next loss from host memory; call it before the backbone's forward pass.
 
-        What a loss returns and how rows move does not depend on it, bit for bit: rows that were fetched for other
-        labels are not used. Does nothing, without a collective, unless host_memory is set and sample_rate is below 1.
+        Results do not depend on it, bit for bit: rows that were fetched for other labels are not used. Does nothing,
+        and runs no collective, unless host_memory is set and sample_rate is below 1.
 
         Args:
             labels: (B_local,) global class numbers, int64, of the next loss; every rank must call.
@@ -178,8 +192,8 @@ class PartialFC:
         _check_labels(labels)
         if self._prefetch is None:
             return
-        layout = self.ranks.layout(len(labels), counts)
-        everyone, place = self.ranks.gather(labels[:, None], layout).squeeze(1), self.place
+        layout = self.collectives.layout(len(labels), counts)
+        everyone, place = self.collectives.gather(labels[:, None], layout).squeeze(1), self.place
 
         def choose() -> Tensor:
             rows = self.choose_rows(self.own_targets(everyone)[1], place)
@@ -193,7 +207,7 @@ class PartialFC:
         return None if self._prefetch is None else self._prefetch.take(labels, self.place)
 
     def own_targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which samples of the global batch have their class on this rank, and its local rows, ascending."""
+        """Return the samples of the global batch whose class is on this rank, and their local rows, ascending."""
         samples = ((labels >= self.first) & (labels < self.last)).nonzero().squeeze(1)
         classes = labels[samples] - self.first
         order = classes.argsort(stable=True)
@@ -201,48 +215,48 @@ class PartialFC:
 
     @property
     def place(self) -> Place:
-        """The step, and how many losses of that step have been differentiated."""
-        return self.step_count, len(self._terms)
+        """The step, and the number of losses differentiated in it so far."""
+        return self.step_count, len(self._pending)
 
     def choose_rows(self, targets: Tensor, place: Place) -> Tensor | None:
         """Return the sorted local rows of a loss for the local rows that are targets; None for all.
 
-        Depends on nothing but the targets, (seed, rank) and the loss's place.
+        Depends only on the targets, (seed, rank) and the loss's place.
         """
         if self.sample_rate == 1.0:
             return None
         num_rows = self.last - self.first
-        key = (self.seed, "rows", *place, self.ranks.rank)
+        key = (self.seed, "rows", *place, self.collectives.rank)
         size = int(self.sample_rate * num_rows)
         return sample_rows(num_rows, torch.unique(targets), size, keyed_generator(targets.device, *key))
 
     def last_rows(self) -> Tensor | None:
         """Return the local rows that the last differentiated loss used, sorted (n,), or None for all."""
-        return self._terms[-1].rows
+        return self._pending[-1].rows
 
     def margin_generator(self) -> torch.Generator:
-        """Return the generator of margins drawn at random in the next step, the same on every rank."""
-        return keyed_generator("cpu", self.seed, "margin", self.step_count, len(self._terms))
+        """Return the generator of random margins of the next loss, the same on every rank."""
+        return keyed_generator("cpu", self.seed, "margin", self.step_count, len(self._pending))
 
-    def keep(self, term: Term, factor: Tensor) -> None:
-        """Take the gradient of a loss, times factor (), until the next step."""
-        if term.step != self.step_count:
+    def keep(self, pending: PendingGradient, factor: Tensor) -> None:
+        """Keep the gradient of a loss, times factor (), until the next step."""
+        if pending.step != self.step_count:
             raise RuntimeError("backward of a loss from before the last head.step: its centers have moved since")
-        if any(term is known for known in self._terms):
-            term.factor = term.factor + factor  # type: ignore[operator]
+        if any(pending is known for known in self._pending):
+            pending.factor = pending.factor + factor  # type: ignore[operator]
         else:
-            term.factor = factor
-            self._terms.append(term)
+            pending.factor = factor
+            self._pending.append(pending)
 
     def discard(self) -> None:
-        """Forget the gradients that wait for `step` (a skipped step: infinite loss scale, NaN)."""
-        for term in self._terms:
-            self.softmax.release(term)
-        self._terms.clear()
+        """Drop the pending gradients (of a step that is skipped: infinite loss scale, NaN)."""
+        for pending in self._pending:
+            self.softmax.release(pending)
+        self._pending.clear()
 
     @torch.no_grad()
     def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
-        """Move the centers by the gradients of all losses since the last step.
+        """Update the centers by the gradients of all losses since the last step.
 
         Args:
             lr: learning rate of this step.
@@ -250,59 +264,59 @@ class PartialFC:
         Raises:
             RuntimeError: no loss has been differentiated since the last step.
         """
-        if not self._terms:
+        if not self._pending:
             raise RuntimeError("head.step without a gradient: call loss(...).backward() first")
-        for term in self._terms:
-            assert term.factor is not None
-            term.factor = term.factor / grad_scale
+        for pending in self._pending:
+            assert pending.factor is not None
+            pending.factor = pending.factor / grad_scale
         self._stop_prefetch()
         self.store.begin_step(self.step_count)
-        weighted = [term.weighted_units(self.softmax.product_dtype) for term in self._terms]
+        weighted = [pending.weighted_units(self.softmax.product_dtype) for pending in self._pending]
         for block, spans in self._update_blocks():
             self.store.update(block, self._gradient(block, spans, weighted), lr, self._fetched(block, spans))
         self.discard()
         self.step_count += 1
 
     def _update_blocks(self) -> Iterator[tuple[Block, list[tuple[int, int]]]]:
-        """Yield the blocks of rows that move, and the places of each term's rows within them."""
-        term = self._terms[0]
-        size = self.softmax.chunk_rows(term.unit.shape[0])
-        if len(self._terms) == 1 and (term.rows is None or self.center_update == "sparse"):
-            for lo in range(0, term.num_rows, size):
-                hi = min(lo + size, term.num_rows)
-                yield term.block(lo, hi), [(lo, hi)]
+        """Yield the blocks of rows to update, and the places of each pending gradient's rows in them."""
+        pending = self._pending[0]
+        size = self.softmax.chunk_rows(pending.unit.shape[0])
+        if len(self._pending) == 1 and (pending.rows is None or self.center_update == "sparse"):
+            for lo in range(0, pending.num_rows, size):
+                hi = min(lo + size, pending.num_rows)
+                yield pending.block(lo, hi), [(lo, hi)]
             return
         used = None
-        if self.center_update == "sparse" and all(term.rows is not None for term in self._terms):
-            used = torch.unique(torch.cat([term.rows for term in self._terms if term.rows is not None]))
+        if self.center_update == "sparse" and all(pending.rows is not None for pending in self._pending):
+            used = torch.unique(torch.cat([pending.rows for pending in self._pending if pending.rows is not None]))
         total = self.last - self.first if used is None else used.numel()
         edges = [*range(0, total, size), total]
-        spans = [term.spans(edges, used) for term in self._terms]
+        spans = [pending.spans(edges, used) for pending in self._pending]
         for index, (lo, hi) in enumerate(pairwise(edges)):
             block = slice(lo, hi) if used is None else used[lo:hi]
             yield block, [(places[index], places[index + 1]) for places in spans]
 
     def _gradient(self, block: Block, spans: list[tuple[int, int]], weighted: list[Tensor]) -> Tensor:
-        """Return the sum of all terms' gradients by the unit rows of a block, (n, D) math type."""
+        """Return the sum of the pending gradients by the unit rows of a block, (n, D) math type."""
         rows = block.stop - block.start if isinstance(block, slice) else block.numel()
         space, dtype = self.softmax.workspace, self.store.math_dtype
         total = space.get("gradient", (rows, self.embedding_size), dtype)
         if len(spans) == 1 and spans[0][1] - spans[0][0] == rows:
-            return self.softmax.center_gradient(self._terms[0], weighted[0], *spans[0], out=total)
+            return self.softmax.center_gradient(self._pending[0], weighted[0], *spans[0], out=total)
         total.zero_()
-        for term, units, (lo, hi) in zip(self._terms, weighted, spans, strict=True):
+        for pending, units, (lo, hi) in zip(self._pending, weighted, spans, strict=True):
             part = space.get("part", (hi - lo, self.embedding_size), dtype)
-            self.softmax.center_gradient(term, units, lo, hi, out=part)
-            total.index_add_(0, term.places_in(block, lo, hi), part)
+            self.softmax.center_gradient(pending, units, lo, hi, out=part)
+            total.index_add_(0, pending.places_in(block, lo, hi), part)
         return total
 
     def _fetched(self, block: Block, spans: list[tuple[int, int]]) -> Tensor | None:
-        """Return the rows of a block where a lone term has fetched just these."""
+        """Return the prefetched rows of a block, if the only pending gradient has exactly these."""
         (lo, hi), count = spans[0], block.stop - block.start if isinstance(block, slice) else block.numel()
-        return self._terms[0].fetched_rows(lo, hi) if len(spans) == 1 and hi - lo == count else None
+        return self._pending[0].fetched_rows(lo, hi) if len(spans) == 1 and hi - lo == count else None
 
     def _stop_prefetch(self) -> None:
-        """Let nobody read what is about to be written."""
+        """Stop reading rows that are about to be written."""
         if self._prefetch is not None:
             self._prefetch.cancel()
 
@@ -322,7 +336,7 @@ class PartialFC:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` returned at the same class range (tensors may have been resharded meanwhile).
+        """Load what `state` returned at the same class range; the tensors may have been resharded since.
 
         Raises:
             ValueError: a part is missing or of another shape.
@@ -331,15 +345,8 @@ class PartialFC:
         self.discard()
         if "centers" in state:
             self._adopt_type(state["centers"])
-        for name, mine in [("centers", self.store.values), *self.store.moments.items()]:
-            if name not in state:
-                raise ValueError(f"head state has no {name!r}: it was saved with another head.optimizer")
-            if state[name].shape != mine.shape:
-                raise ValueError(f"head state {name!r} of shape {tuple(state[name].shape)} must be {tuple(mine.shape)}")
-            if state[name].data_ptr() != mine.data_ptr():
-                mine.copy_(state[name])
+        super().load_state(state)
         self.step_count = int(state["step"])
-        self.margin.load_state(state["margin"])
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The sampled rows of the next loss, fetched from host memory by a thread while the backbone runs."""
+"""Prefetches the sampled rows of the next loss from host memory in a thread while the backbone runs."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +15,7 @@ Place = tuple[int, int]  # the head's step, and how many losses of that step cam
 
 @dataclass
 class FetchedRows:
-    """What a loss would have chosen and read itself."""
+    """The rows of a loss and their centers, as the loss would choose and read them."""
 
     rows: Tensor  # (n,) sorted local rows
     centers: Tensor | None  # (n, D) in the storage type, on the head's device; None once the next fetch has begun
@@ -31,7 +31,7 @@ class _Pending:
 class RowPrefetch:
     """Fetches one loss's rows at a time; with a GPU through pinned memory, on a stream of its own.
 
-    Whoever is about to write to the storage must call `cancel` first, and writes must be done when `start` is called.
+    Call `cancel` before writing to the storage; writes must be complete when `start` is called.
     Memory: the sampled rows in the storage type, once on the device and, with a GPU, once more pinned.
     """
 
@@ -46,22 +46,22 @@ class RowPrefetch:
         self._near = Workspace(centers.device)
 
     def start(self, labels: Tensor, place: Place, choose: Callable[[], Tensor]) -> None:
-        """Begin to fetch; forgets what an earlier call fetched.
+        """Start to fetch; drops what an earlier call fetched.
 
         Args:
-            labels, place: by which `take` knows the loss; labels (B,) are of the global batch.
+            labels, place: identify the loss for `take`; labels (B,) are of the global batch.
             choose: returns the sorted local rows; called in the thread.
         """
         self.cancel()
         if self._given is not None:
             self._given.centers = None  # its memory is needed
         if self._stream is not None:
-            # the last loss's kernels read the buffer that is about to be filled, and made the labels
+            # kernels of the last loss read the buffer to be filled, and compute the labels
             self._stream.wait_stream(torch.cuda.current_stream(self._centers.device))
         self._pending = _Pending(labels, place, self._thread.submit(self._fetch, choose))
 
     def take(self, labels: Tensor, place: Place) -> FetchedRows | None:
-        """Wait, and return the rows if they were fetched for this very loss."""
+        """Wait, and return the rows if they were fetched for this loss."""
         pending = self._pending
         self.cancel()
         if pending is None or pending.place != place or not torch.equal(pending.labels, labels):
@@ -73,7 +73,7 @@ class RowPrefetch:
         return fetched
 
     def cancel(self) -> None:
-        """Wait until nothing is read any more, and forget it."""
+        """Wait until the fetch ends, and drop its result."""
         if self._pending is not None:
             self._pending.found.exception()
             self._pending = None

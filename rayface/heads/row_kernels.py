@@ -1,8 +1,8 @@
-"""Passes over rows of class centers that CPUs do in one go, compiled by numba.
+"""Fused CPU kernels over rows of class centers, compiled by numba.
 
-Op by op, a step reads and writes each row a dozen times, most of them out of memory; here it is read twice and written
-once. What a pass computes is stated once more in torch, in `class_centers` and `sharded_softmax`, for GPUs and for
-optimisers that have no pass of their own.
+As separate torch operations, a step reads and writes each row a dozen times, mostly from main memory; a kernel reads
+it twice and writes it once. `class_centers` and `sharded_softmax` have the same computation in torch, for GPUs and for
+optimizers without a kernel.
 """
 
 import math
@@ -25,7 +25,7 @@ from rayface.heads.class_centers import NOISE_SIZE, SHORTEST
 
 @intrinsic
 def _widened(_context: Any, value: Any) -> Any:
-    """bf16 bits (uint16) as float32; anything else as it is."""
+    """bf16 bits (uint16) as float32; other types unchanged."""
     half = value == types.uint16
 
     def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -50,7 +50,7 @@ def _narrowed(_context: Any, value: Any, noise: Any) -> Any:
 
 @intrinsic
 def _nearest(_context: Any, value: Any, like: Any) -> Any:
-    """A number as bf16 bits, ties to even, where `like` is uint16; else as it is."""
+    """A number as bf16 bits, ties to even, if `like` is uint16; else unchanged."""
     half = like == types.uint16
 
     def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -99,7 +99,7 @@ def _sgd_rows(
         inverse = zero if norm < SHORTEST else one / norm
         pull = decay - radial * inverse * inverse * inverse
         if momentum is not None:
-            # two loops: with every array in one of them, compilers give up on vectors
+            # two loops: LLVM does not vectorise one loop over all these arrays
             velocity = momentum[rows[k]]
             begin = (starts[0] + rows[k] * width) % NOISE_SIZE
             for d in range(width):
@@ -119,7 +119,7 @@ def _sgd_rows(
 class RowPasses:
     """The compiled passes, on tensors in the CPU's memory, in as many threads as torch uses.
 
-    Rows are split evenly over the threads; what comes out does not depend on their number.
+    Rows are split evenly over the threads; the result does not depend on their number.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class RowPasses:
         """
         read, wanted, filled = _array(values), _indices(rows), _array(out)
         number = np.float64 if values.dtype == torch.float64 else np.float32
-        zero, one = number(0), number(1)  # a plain 0 would make float64 of all that it meets
+        zero, one = number(0), number(1)  # a plain 0 would promote everything to float64
         self._split(len(out), lambda lo, hi: _unit_rows(read, wanted, filled, zero, one, lo, hi))
 
     def sgd_rows(
@@ -151,7 +151,7 @@ class RowPasses:
         weight_decay: float,
         noise: tuple[Tensor, int, int] | None,
     ) -> None:
-        """Move rows and their momentum by SGD with the gradient by the unit rows, through w / |w|.
+        """Update rows and their momentum by SGD, from the gradient by the unit rows, through w / |w|.
 
         Args:
             values, velocity: (N, D) of one type, fp64, fp32 or bf16; velocity None without momentum.
@@ -178,7 +178,7 @@ class RowPasses:
 
 
 def _array(values: Tensor) -> NDArray[Any]:
-    """The same memory for numba, bf16 as its bits."""
+    """Return the tensor's memory as an array for numba, bf16 as its bits."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 

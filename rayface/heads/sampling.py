@@ -1,4 +1,4 @@
-"""Which classes a step uses: positives plus uniformly random others, in time and memory of the sample."""
+"""Sampling of the classes of a step: positives plus uniformly random negatives, in O(sample) time and memory."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def keyed_generator(device: torch.device | str, *key: int | str) -> torch.Generator:
-    """Return a generator that depends on nothing but the key, such as (seed, step, rank)."""
+    """Return a generator that depends only on the key, such as (seed, step, rank)."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -15,8 +15,8 @@ def keyed_generator(device: torch.device | str, *key: int | str) -> torch.Genera
 def sample_without_replacement(population: int, size: int, generator: torch.Generator) -> Tensor:
     """Return a uniformly random subset of range(population), sorted int64 (size,), in O(size) memory.
 
-    Drawing with replacement until enough distinct numbers are there treats all numbers alike, so given how many
-    distinct ones were drawn, every set of that many is equally likely; a uniform choice of which to drop keeps that.
+    Drawing with replacement is symmetric in the numbers: given the count of distinct ones, every set of that size is
+    equally likely. Dropping a uniformly random surplus keeps that property.
     """
     device = generator.device
     if not 0 <= size <= population:
@@ -27,7 +27,7 @@ def sample_without_replacement(population: int, size: int, generator: torch.Gene
         return kept.nonzero().squeeze(1)
     distinct = torch.empty(0, dtype=torch.int64, device=device)
     while distinct.numel() < size:
-        # a draw is new with probability > 1/2, and the expected shortfall is made up in few rounds
+        # a draw is new with probability > 1/2, so few rounds are enough
         missing = size - distinct.numel()
         drawn = torch.randint(population, (missing + missing // 8 + 16,), generator=generator, device=device)
         distinct = torch.unique(torch.cat([distinct, drawn]))
@@ -54,7 +54,7 @@ def sample_rows(num_rows: int, positives: Tensor, size: int, generator: torch.Ge
     if num_positives >= size:
         return positives
     drawn = sample_without_replacement(num_rows - num_positives, size - num_positives, generator)
-    # the j-th row that is no positive: j plus the number of positives at or below it
+    # the j-th negative row: j plus the number of positives at or below it
     gaps = positives - torch.arange(num_positives, device=positives.device)
     negatives = drawn + torch.searchsorted(gaps, drawn, right=True)
     return torch.cat([positives, negatives]).sort().values

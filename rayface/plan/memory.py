@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 
 from rayface.config import Config
-from rayface.heads.class_centers import NOISE_SIZE
-from rayface.heads.sharded_softmax import CPU_CHUNK_BYTES, GPU_CHUNK_ROWS
+from rayface.heads import head_class
+from rayface.heads.shape import HeadMemory, HeadShape
 from rayface.plan.net import NetSize, net_size
 from rayface.training.distributed import fast_bf16
 
@@ -28,28 +28,14 @@ DENSE_LOGIT_COPIES = 11
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(HeadShape):
     """What memory and time of a step depend on. Batch is global, sizes of types are bytes."""
 
     net: NetSize
-    num_classes: int
-    num_workers: int
-    batch_size: int
-    embedding_size: int
+    head: str
+    """Its name in HEADS."""
     image_size: int
-    sample_rate: float
-    storage_bytes: int
-    compute_bytes: int
-    moments: int
-    """Further matrices of the size of the centers that the head's optimizer keeps."""
     backbone_moments: int
-    logit_memory: int
-    masks_conflicts: bool
-    updates_all_rows: bool
-    host_memory: bool
-    fetches_rows: bool
-    """Sampled rows come from host memory before the loss asks for them."""
-    gpu: bool
     bf16: bool
     recompute: bool
     piece: int | None
@@ -59,32 +45,6 @@ class Job:
     def images(self) -> int:
         """Images of a rank in a step."""
         return -(-self.batch_size // self.num_workers)
-
-    @property
-    def rows(self) -> int:
-        """Class centers of the rank that has most."""
-        return -(-self.num_classes // self.num_workers)
-
-    @property
-    def sampled_rows(self) -> int:
-        """Rows that a step uses: the sample rate's, or the positives where one rank may have more of them."""
-        if self.sample_rate == 1:
-            return self.rows
-        return min(self.rows, max(int(self.sample_rate * self.rows), self.batch_size))
-
-    @property
-    def chunk_rows(self) -> int:
-        """Rows worked on at once, as ShardSoftmax.chunk_rows."""
-        fitting = CPU_CHUNK_BYTES // (max(self.batch_size, self.embedding_size) * self.compute_bytes)
-        return max(1, min(GPU_CHUNK_ROWS if self.gpu else fitting, self.logit_memory // (8 * self.batch_size)))
-
-    @property
-    def kept_rows(self) -> int:
-        """Rows whose exponentials are kept for the update, as ShardSoftmax.keep_buffer; the rest is computed twice."""
-        affordable = self.logit_memory // (self.batch_size * self.compute_bytes) - self.chunk_rows
-        if self.sampled_rows <= affordable:
-            return self.sampled_rows
-        return max(0, affordable) // self.chunk_rows * self.chunk_rows
 
 
 def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = False) -> Job:
@@ -106,6 +66,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     moments = 2 if config.optim.name == "adamw" else int(config.optim.momentum > 0)
     return Job(
         net=net_size(config, bf16=bf16, recompute=recompute),
+        head=head.name,
         num_classes=num_classes,
         num_workers=train.min_workers,
         piece=train.max_batch_per_worker,
@@ -132,11 +93,12 @@ def memory(job: Job, variant: Variant = "chunked") -> dict[str, int]:
     """Return the bytes of a rank's device by part, at the peak of a step: the end of the forward pass.
 
     Args:
-        variant: "chunked" is this project's head. "dense" is a model-parallel head with full logits and a gradient of
-            its rows' size, as arcface_torch's; "data_parallel" has all rows and their full gradient on every rank.
+        variant: "chunked" is the head that the config names. "dense" is a model-parallel head with full logits and a
+            gradient of its rows' size, as arcface_torch's; "data_parallel" has all rows and their full gradient on
+            every rank.
     """
     if variant == "chunked":
-        parts = {**_backbone(job, bucket_copies=0), **_chunked_head(job)}
+        parts = {**_backbone(job, bucket_copies=0), **_head(job).device}
         return parts if job.gpu else {**parts, "checkpoint_copy": checkpoint_bytes(job)}
     backbone = _backbone(job, bucket_copies=1)
     if variant == "dense":
@@ -150,27 +112,17 @@ def host_memory(job: Job) -> int:
     """Return the host bytes of a rank with a GPU: what the head keeps there, and the copy that checkpoints are of."""
     if not job.gpu:
         return 0
-    return (_head_state(job) + _fetched_bytes(job) if job.host_memory else 0) + checkpoint_bytes(job)
+    return _head(job).host + checkpoint_bytes(job)
 
 
 def checkpoint_bytes(job: Job) -> int:
     """Return the bytes of a rank's copy of its state, which is written while training goes on."""
     backbone = _backbone(job, bucket_copies=0)
-    return backbone["backbone_weights"] + backbone["backbone_optimizer"] + _head_state(job)
+    return backbone["backbone_weights"] + backbone["backbone_optimizer"] + _head(job).state
 
 
-def _head_state(job: Job) -> int:
-    counts = 4 * job.rows if job.moments == 2 else 0  # AdamW's updates of each row
-    return center_bytes(job) * (1 + job.moments) + counts
-
-
-def _fetched_bytes(job: Job) -> int:
-    return job.sampled_rows * job.embedding_size * job.storage_bytes if job.fetches_rows else 0
-
-
-def center_bytes(job: Job) -> int:
-    """Return the bytes of a rank's class centers, without moments."""
-    return job.rows * job.embedding_size * job.storage_bytes
+def _head(job: Job) -> HeadMemory:
+    return head_class(job.head).memory(job)
 
 
 def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
@@ -188,40 +140,6 @@ def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
         "input_buffers": images * pixels * (1 + 4 + 4),
         "overhead": GPU_OVERHEAD if job.gpu else CPU_OVERHEAD,
     }
-
-
-def _chunked_head(job: Job) -> dict[str, int]:
-    centers = 0 if job.host_memory else center_bytes(job)
-    return {
-        "class_centers": centers,
-        "center_moments": 0 if job.host_memory else _head_state(job) - centers,
-        "sampled_rows": _row_workspace(job) + _fetched_bytes(job),
-        "logits": _logits(job),
-        "gathered_embeddings": 8 * job.batch_size * (job.embedding_size + 2) * 4,
-    }
-
-
-def _row_workspace(job: Job) -> int:
-    """Chunks of rows that the head works on, and the numbers of the sampled rows."""
-    indexed = job.sample_rate < 1
-    cells = min(job.chunk_rows, job.sampled_rows) * job.embedding_size
-    # a chunk of centers and of each moment: gathered as stored, and in fp32 where that is another type
-    gathered = (job.storage_bytes * indexed + 4 * (job.storage_bytes != 4)) * (1 + job.moments)
-    in_one_pass = not job.gpu and job.moments < 2  # SGD on a CPU moves rows where they are
-    update = 0 if in_one_pass else gathered + 4  # and the gradient's radial part
-    products = job.compute_bytes + (2 if job.compute_bytes == 2 else 0)  # unit rows; the gradient in the products' type
-    chunk = cells * (update + products + 4)  # and the gradient
-    if job.storage_bytes == 2:  # the noise of the rounding
-        chunk += 4 * (NOISE_SIZE + job.embedding_size)
-    # sampling: the result, the draw, its sort and the merged list, int64 each
-    return chunk + (5 * 8 * job.sampled_rows if indexed else 0)
-
-
-def _logits(job: Job) -> int:
-    """Exponentials kept, and one chunk of them where not all are."""
-    chunk = min(job.chunk_rows, job.sampled_rows) * job.batch_size
-    computed_twice = chunk * job.compute_bytes if job.kept_rows < job.sampled_rows else 0
-    return job.kept_rows * job.batch_size * job.compute_bytes + computed_twice + chunk * job.masks_conflicts
 
 
 def _dense_head(job: Job, *, local_batch: int) -> dict[str, int]:

@@ -209,8 +209,7 @@ class Training:
             embeddings = self.forward(images).float()
         self.watchdog.at("loss", step, piece.number)
         try:
-            loss: torch.Tensor = self.head.loss(embeddings, labels, counts=piece.counts)
-            return loss, embeddings
+            return self.head.loss(embeddings, labels, counts=piece.counts), embeddings
         except NonFiniteEmbeddingsError as error:  # on every rank at once
             raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
 
@@ -283,7 +282,7 @@ class Training:
             "mlflow": {"run_id": mlflow_run_id(self.run), "last_step": self.journal.last_step if self.journal else -1},
             "config": masked(configs.to_dict(replace(self.config, train=replace(self.config.train, output=None)))),
             "workers": self.world.size,
-            "head": {k: v for k, v in self.head.state().items() if not isinstance(v, torch.Tensor)},
+            "head": self.head.values(),
         }
         self.checkpoints.save(self._state(), progress)
         self._log_checkpoint()

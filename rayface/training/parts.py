@@ -4,7 +4,6 @@ import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from rayface.backbones import build_backbone
 from rayface.backbones.weights import fill_backbone
 from rayface.config import Config, HeadConfig
 from rayface.evaluation.export import WEIGHTS
-from rayface.heads import build_head, build_margin
+from rayface.heads import Head, HeadSettings, build_head, build_margin
 from rayface.heads.margins import Margin
 from rayface.training.distributed import World
 from rayface.training.gradient_compression import compress
@@ -57,19 +56,22 @@ def build_config_backbone(config: Config) -> nn.Module:
     )
 
 
-def build_config_head(config: Config, num_classes: int, world: World) -> Any:
-    """Build this rank's part of the class layer."""
-    head = config.head
-    return build_head(
-        head.name,
+def build_config_head(config: Config, num_classes: int, world: World) -> Head:
+    """Build this rank's part of the head.
+
+    Raises:
+        ValueError: an unknown head or margin, or a value out of range.
+    """
+    head, optim = config.head, config.optim
+    settings = HeadSettings(
         embedding_size=config.backbone.embedding_size,
         num_classes=num_classes,
         margin=build_config_margin(head),
         sample_rate=head.sample_rate,
         center_update=head.center_update,
-        optimizer=config.optim.name,
-        momentum=config.optim.momentum,
-        weight_decay=config.optim.weight_decay,
+        optimizer=optim.name,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
         storage_dtype=head.storage_dtype,
         compute_dtype=head.compute_dtype,
         logit_memory=head.logit_memory,
@@ -77,6 +79,7 @@ def build_config_head(config: Config, num_classes: int, world: World) -> Any:
         seed=config.train.seed,
         device=world.device,
     )
+    return build_head(head.name, settings)
 
 
 def unsynced(module: nn.Module) -> AbstractContextManager[None]:

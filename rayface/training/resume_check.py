@@ -38,11 +38,13 @@ def check_resumable(run: Path, config: Config) -> None:
         moments = checkpoint.empty_like_saved(saved[-1], "optimizer.")
     head = build_config_head(config, 2, World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
     weights = {f"backbone.{name}": tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
-    rows = {f"head.{name}": tuple(t.shape[1:]) for name, t in head.state().items() if isinstance(t, torch.Tensor)}
+    rows = {f"head.{name}": tuple(tensor.shape[1:]) for name, tensor in head.row_tensors().items()}
+    replicated = {f"head.{name}": tuple(tensor.shape) for name, tensor in head.replicated_tensors().items()}
     changes.check(sizes, weights, ("backbone", "data"))
     by_name(saved[-1], backbone, moments)
     changes.check({name: size[1:] for name, size in sizes.items()}, rows, ("head", "optim"))
-    for name in head.margin.state().keys() - progress["head"]["margin"].keys():
+    changes.check(sizes, replicated, ("head", "optim"))
+    for name in head.values().get("margin", {}).keys() - progress["head"].get("margin", {}).keys():
         raise changes.refusal(("head",), f"has no {name} of the margin")
     parameter = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1))])
     optimizer = build_optimizer(config.optim.name, parameter, lr=1.0, momentum=0.0, weight_decay=0.0)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from rayface.heads import Head
 from rayface.training import checkpoint
 from rayface.training.checkpoint import RowShard, State
 from rayface.training.distributed import World
@@ -18,7 +19,7 @@ from rayface.training.optimizer_state import by_name, load_optimizer_state, opti
 # bf16 needs no loss scaling, so there is no scaler to keep.
 
 
-def whole_state(backbone: nn.Module, head: Any, optimizer: Optimizer, world: World) -> State:
+def whole_state(backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> State:
     """Live tensors under the names that they have in a checkpoint."""
     return {
         **_weights(backbone, head),
@@ -27,7 +28,7 @@ def whole_state(backbone: nn.Module, head: Any, optimizer: Optimizer, world: Wor
     }
 
 
-def load_state(folder: Path, backbone: nn.Module, head: Any, optimizer: Optimizer, world: World) -> dict[str, Any]:
+def load_state(folder: Path, backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> dict[str, Any]:
     """Load a checkpoint, written by any number of ranks; return its progress.
 
     Raises:
@@ -42,13 +43,12 @@ def load_state(folder: Path, backbone: nn.Module, head: Any, optimizer: Optimize
     return progress
 
 
-def _weights(backbone: nn.Module, head: Any) -> State:
+def _weights(backbone: nn.Module, head: Head) -> State:
     state: State = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
     first, _, num_classes = head.row_range
-    for name, rows in head.state().items():
-        if isinstance(rows, torch.Tensor):
-            state[f"head.{name}"] = RowShard.of(rows, first, num_classes)
-    return state
+    rows = {f"head.{name}": RowShard.of(tensor, first, num_classes) for name, tensor in head.row_tensors().items()}
+    replicated = {f"head.{name}": tensor for name, tensor in head.replicated_tensors().items()}
+    return {**state, **rows, **replicated}
 
 
 def rng_tensors(rank: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.data.shared_samples import SharedSamples, share
 from rayface.evaluation.protocols import load_pairs
 from rayface.files import write_json, write_text
+from rayface.heads import head_class
 from rayface.plan.memory import job_of
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 from rayface.session import is_cluster, ray_session, require_workers, takes_gpu
@@ -170,6 +171,7 @@ def check_settings(config: Config) -> None:
         raise ValueError("data.train: is not set: must be a dataset directory, for example data.train=faces")
     check_pieces(train)
     _check_static_graph(config)
+    head_class(config.head.name)
     build_config_margin(config.head)
     if config.tracking.enabled and config.tracking.uri is not None:
         tracking.tracking_uri(config.tracking, Path())

@@ -69,7 +69,7 @@ def test_negatives_stay_in_the_range_given(name: str) -> None:
         for _ in range(200):
             margin.observe(torch.full((4,), target), torch.full((4,), 20.0))
         logits = (cosine * margin.scale)[:, None]
-        margin.bend_(logits, margin.hardness(torch.tensor([target], dtype=torch.float64)))
+        margin.modulate_negatives_(logits, margin.sample_stats(torch.tensor([target], dtype=torch.float64)))
         low, high = margin.range()
         assert logits.min() >= margin.scale * low - 1e-9
         assert logits.max() <= margin.scale * high + 1e-9

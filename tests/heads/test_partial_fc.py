@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayface.heads import HEADS, MARGINS, ArcFace, CosFace, PartialFC, build_head, build_margin
+from rayface.heads import HEADS, MARGINS, ArcFace, CosFace, HeadSettings, PartialFC, build_head, build_margin
 
 C, D, B = 300, 16, 24
 
@@ -116,7 +116,7 @@ def test_logits_stay_within_their_bound(rate: float) -> None:
     """No buffer of exponentials or logits exceeds logit_memory."""
     head = make(sample_rate=rate, logit_memory=8000)
     head.loss(*batch()).backward()
-    kept = head._terms[0].kept
+    kept = head._pending[0].kept
     head.step(0.1)
     space = head.softmax.workspace._buffers
     logits = sum(b.numel() * b.element_size() for (name, _), b in space.items() if name == "logits")
@@ -219,12 +219,12 @@ def test_load_centers_adopts_float64() -> None:
     assert fixed.centers.dtype == torch.float32
 
 
-def test_registry_takes_plain_arguments() -> None:
-    """build_head by name."""
+def test_registry_known_name_is_built_and_unknown_one_is_refused() -> None:
+    settings = HeadSettings(embedding_size=D, num_classes=C, margin=CosFace())
     assert HEADS["partial_fc"] is PartialFC
-    assert isinstance(build_head("partial_fc", embedding_size=D, num_classes=C, margin=CosFace()), PartialFC)
+    assert isinstance(build_head("partial_fc", settings), PartialFC)
     with pytest.raises(ValueError, match=r"head\.name 'fc' must be one of"):
-        build_head("fc")
+        build_head("fc", settings)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""The interface of heads: what training calls, what a head is built from, and what `rayface plan` asks it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from rayface.heads.margins import Margin
+from rayface.heads.shape import HeadMemory, HeadShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """What a head is built from: sizes, the config groups `head` and `optim`, and this rank's device.
+
+    A head takes what it needs and ignores the rest. The fields' names and values are those of the config.
+    """
+
+    embedding_size: int
+    num_classes: int
+    margin: Margin
+    sample_rate: float = 1.0
+    center_update: str = "sparse"
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    storage_dtype: str | None = None
+    compute_dtype: str = "fp32"
+    logit_memory: int = 512_000_000
+    host_memory: bool = False
+    seed: int = 0
+    device: torch.device | str = "cpu"
+
+
+class Head(ABC):
+    """Turns embeddings and labels into a loss, and moves its own class centers.
+
+    A step is `loss(...)`, `backward()`, `step(lr)`; several losses before one step add up. Every rank makes the same
+    calls, so that a head may run collectives in them. Data-parallel training averages the backbone's gradients over
+    the W ranks, so the gradient by this rank's embeddings must be W times that of the mean over the global batch.
+
+    Attributes:
+        margin: changes the logits; its running statistics are part of the head's state.
+        num_classes: C, of all ranks.
+        replicated: names of tensors in `state` that are the same on every rank, of any shape. All others hold one row
+            for each class of `row_range`, so that a checkpoint can be loaded on another number of ranks.
+    """
+
+    margin: Margin
+    num_classes: int
+    replicated: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    @abstractmethod
+    def build(cls, settings: HeadSettings) -> Self:
+        """Return this rank's part of the head.
+
+        Raises:
+            ValueError: a setting that the head cannot work with; one line that names its key.
+        """
+
+    @classmethod
+    def memory(cls, shape: HeadShape) -> HeadMemory:
+        """Return the bytes that a rank needs at the peak of a step.
+
+        The default is that of whole matrices: centers, moments and gradient of all rows of the rank, and three
+        matrices of logits in fp32.
+        """
+        centers = shape.rows * shape.embedding_size * 4
+        state = centers * (1 + shape.moments)
+        device = {
+            "class_centers": centers,
+            "center_moments": centers * shape.moments,
+            "sampled_rows": 2 * centers,
+            "logits": 3 * 4 * shape.rows * shape.batch_size,
+        }
+        return HeadMemory(device=device, host=0, state=state)
+
+    @property
+    def row_range(self) -> tuple[int, int, int]:
+        """First class, last class + 1 of this rank, and the number of all classes."""
+        return 0, self.num_classes, self.num_classes
+
+    def prefetch(self, labels: Tensor, counts: Sequence[int] | None = None) -> None:  # noqa: B027
+        """Begin to fetch what the next loss needs; called before the backbone's forward pass with the loss's labels."""
+
+    @abstractmethod
+    def loss(self, embeddings: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Return the mean loss over the global batch, a scalar that is the same on every rank.
+
+        Args:
+            embeddings: (B_local, D), raw.
+            labels: (B_local,) global class numbers, int64.
+            counts: B_local of every rank; None: the same on all.
+        Raises:
+            ValueError: wrong shapes or labels, on every rank at once.
+            NonFiniteEmbeddingsError: NaN or infinite embeddings, on every rank at once.
+        """
+
+    @abstractmethod
+    def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
+        """Move the centers by the gradients of all losses since the last step, and forget these gradients.
+
+        Args:
+            lr: learning rate of this step.
+            grad_scale: what the losses were multiplied by before backward.
+        """
+
+    def last_rows(self) -> Tensor | None:
+        """Return the local rows that the last loss used, sorted int64 (n,), or None for all.
+
+        Where head.center_update is "sparse", a step that follows may move no others: a checkpoint is copied meanwhile.
+        """
+        return None
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return live tensors and JSON values by name; see `replicated`. Key "margin": the margin's statistics."""
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Load what `state` returned at the same class range; a head with values besides "margin" adds these.
+
+        Raises:
+            ValueError: a tensor is missing or of another shape.
+        """
+        for name, mine in (self.row_tensors() | self.replicated_tensors()).items():
+            if name not in state:
+                raise ValueError(f"head state has no {name!r}: it was saved with another head or optim.name")
+            if state[name].shape != mine.shape:
+                raise ValueError(f"head state {name!r} of shape {tuple(state[name].shape)} must be {tuple(mine.shape)}")
+            if state[name].data_ptr() != mine.data_ptr():
+                mine.copy_(state[name])
+        if "margin" in state:
+            self.margin.load_state(state["margin"])
+
+    def row_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of `state` whose rows are the classes of `row_range`, (last - first, ...)."""
+        return {name: t for name, t in self.state().items() if isinstance(t, Tensor) and name not in self.replicated}
+
+    def replicated_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of `state` that are the same on every rank."""
+        return {name: t for name, t in self.state().items() if isinstance(t, Tensor) and name in self.replicated}
+
+    def values(self) -> dict[str, Any]:
+        """Return what is not a tensor in `state`: JSON values."""
+        return {name: value for name, value in self.state().items() if not isinstance(value, Tensor)}

@@ -1,0 +1,66 @@
+"""What the memory of a head depends on, and how it is told; for `rayface plan` and the check before a run."""
+
+from dataclasses import dataclass
+
+from rayface.heads.sharded_softmax import CPU_CHUNK_BYTES, GPU_CHUNK_ROWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadShape:
+    """Sizes of a head and of a step. Batch is global, sizes of types are bytes."""
+
+    num_classes: int
+    num_workers: int
+    batch_size: int
+    embedding_size: int
+    sample_rate: float
+    storage_bytes: int
+    compute_bytes: int
+    moments: int
+    """Further matrices of the size of the centers that the head's optimizer keeps."""
+    logit_memory: int
+    masks_conflicts: bool
+    updates_all_rows: bool
+    host_memory: bool
+    """On a GPU: centers and moments are kept in host memory."""
+    fetches_rows: bool
+    """Sampled rows come from host memory before the loss asks for them."""
+    gpu: bool
+
+    @property
+    def rows(self) -> int:
+        """Class centers of the rank that has most."""
+        return -(-self.num_classes // self.num_workers)
+
+    @property
+    def sampled_rows(self) -> int:
+        """Rows that a step uses: the sample rate's, or the positives where one rank may have more of them."""
+        if self.sample_rate == 1:
+            return self.rows
+        return min(self.rows, max(int(self.sample_rate * self.rows), self.batch_size))
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows worked on at once, as ShardSoftmax.chunk_rows."""
+        fitting = CPU_CHUNK_BYTES // (max(self.batch_size, self.embedding_size) * self.compute_bytes)
+        return max(1, min(GPU_CHUNK_ROWS if self.gpu else fitting, self.logit_memory // (8 * self.batch_size)))
+
+    @property
+    def kept_rows(self) -> int:
+        """Rows whose exponentials are kept for the update, as ShardSoftmax.keep_buffer; the rest is computed twice."""
+        affordable = self.logit_memory // (self.batch_size * self.compute_bytes) - self.chunk_rows
+        if self.sampled_rows <= affordable:
+            return self.sampled_rows
+        return max(0, affordable) // self.chunk_rows * self.chunk_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadMemory:
+    """Bytes of a head on one rank."""
+
+    device: dict[str, int]
+    """By part, on the rank's device, at the peak of a step."""
+    host: int
+    """In host memory, beside a GPU."""
+    state: int
+    """Of what a checkpoint holds; it is copied while training goes on."""
