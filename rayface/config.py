@@ -238,7 +238,7 @@ class TrainConfig:
     """Or [least, most]: the run takes as many as the cluster has room for, and goes on when nodes leave or join."""
     cpus_per_worker: Positive = 1
     wait_for_nodes: Annotated[float, Field(ge=0)] = 600.0
-    """Seconds that nodes may take to come before a run is refused (on a cluster, not a local Ray), and that lost ones
+    """Seconds that nodes may take to come before a job is refused (on a cluster, not a local Ray), and that lost ones
     may stay away before it is stopped."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
