@@ -28,7 +28,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[st
     save_model(tmp_path / "model", net, name="mini", image_size=32, embedding_size=8, **described)
     monkeypatch.setattr(module, "_VISIBLE_SECONDS", 0.0)
     monkeypatch.setattr(module, "ray_session", lambda *arguments, **options: contextlib.nullcontext())
-    monkeypatch.setattr(module, "_room", lambda device: (False, 1, 1))
+    monkeypatch.setattr(module, "find_room", lambda device: (False, 1, 1))
 
     def here(
         worker: Any, arguments: dict[str, Any], parts: Sequence[Any], progress: Any, **options: Any
