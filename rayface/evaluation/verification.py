@@ -152,6 +152,10 @@ def normalised(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def thinned(far: NDArray[np.float64], tar: NDArray[np.float64], points: int = 500) -> dict[str, list[float]]:
-    """At most `points` of a ROC curve, evenly by place: what a plot shows, as {"far": [...], "tar": [...]}."""
-    keep = np.unique(np.linspace(0, len(far) - 1, points).astype(int))
+    """At most `points` of a ROC curve, evenly by the logarithm of FAR, as {"far": [...], "tar": [...]}.
+
+    Of millions of pairs, points evenly by place would leave out all that is below a FAR of 1 / points.
+    """
+    grid = np.geomspace(far[far > 0].min(initial=1.0), 1.0, points - 2)
+    keep = np.unique(np.r_[0, np.searchsorted(far, np.r_[0.0, grid], side="right") - 1])
     return {"far": [float(x) for x in far[keep]], "tar": [float(x) for x in tar[keep]]}

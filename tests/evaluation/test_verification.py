@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rayface.evaluation import verification
-from rayface.evaluation.verification import pair_scores, roc, ten_fold_accuracy
+from rayface.evaluation.verification import pair_scores, roc, ten_fold_accuracy, thinned
 
 
 def pairs(num_pairs=83, num_dimensions=4, seed=0, noise=0.6):
@@ -119,3 +119,16 @@ def test_wrong_folds_and_kinds_are_named():
         ten_fold_accuracy(a, b, is_same, [0, 1])
     with pytest.raises(ValueError, match="both genuine and impostor"):
         roc(a, b, np.ones(len(a)))
+
+
+def test_thinned_roc_of_a_million_pairs_keeps_its_low_end():
+    far = np.append(0, np.arange(1, 1_000_001) / 1_000_000)
+    tar = far**0.1
+    points = thinned(far, tar)
+    assert len(points["far"]) <= 500
+    assert (points["far"][0], points["far"][-1], points["tar"][-1]) == (0, 1, 1)
+    for rate in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1):
+        nearest = min(range(len(points["far"])), key=lambda k: abs(points["far"][k] - rate))
+        assert points["far"][nearest] == pytest.approx(rate, rel=0.1)
+        assert points["tar"][nearest] == pytest.approx(rate**0.1, rel=0.02)
+    assert thinned(np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0])) == {"far": [0, 0, 1], "tar": [0, 1, 1]}
