@@ -16,6 +16,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from rayface import machine
+from rayface.plugins import runtime_env
 from rayface.training.interrupt import Terminated
 
 _POLL_SECONDS = 2.0
@@ -68,7 +69,7 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool, das
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            ray.init(address, logging_level=level, log_to_driver=debug)
+            ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
         else:
             ray.init(
                 "local",  # None would join a Ray that somebody started on this machine
@@ -76,6 +77,7 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool, das
                 include_dashboard=dashboard,
                 logging_level=level,
                 log_to_driver=debug,
+                runtime_env=runtime_env(),
             )
     except SystemExit as error:  # how Ray answers SIGTERM while it starts
         raise Terminated from error

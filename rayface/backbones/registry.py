@@ -14,6 +14,7 @@ from rayface.backbones.mobilefacenet import MobileFaceNet
 from rayface.backbones.timm import PREFIX, TimmNet
 from rayface.backbones.vargfacenet import VarGFaceNet
 from rayface.backbones.vit import VisionTransformer
+from rayface.plugins import ensure_loaded
 
 # What a name stands for; every entry takes embedding_size, image_size, width and dropout, some take more.
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -57,6 +58,7 @@ def build_backbone(
 
     Raises ValueError for an unknown name or option and for a value out of range.
     """
+    ensure_loaded()
     net = partial(TimmNet, name.removeprefix(PREFIX)) if name.startswith(PREFIX) else BACKBONES.get(name)
     if net is None:
         raise ValueError(f"backbone.name {name!r} is not a known backbone; {_suggestion(name, BACKBONES)}")

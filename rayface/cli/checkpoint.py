@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Json, app, path_argument, path_option, show_result, tell
+from rayface.cli.common import Debug, Imports, Json, app, path_argument, path_option, show_result, tell
 
 checkpoints = typer.Typer(help="Look into a checkpoint and take parts out of it.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoint")
@@ -43,6 +43,7 @@ def checkpoint_verify(
 def checkpoint_export(
     directory: CheckpointDir,
     out: Annotated[Path, path_option(help="Folder for model.safetensors and model.json.")],
+    imports: Imports = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -38,6 +38,22 @@ def path_argument(*, metavar: str = "PATH", help: str) -> Any:
     return typer.Argument(parser=_local_path, metavar=metavar, help=help)
 
 
+def _load_plugins(modules: list[str] | None) -> list[str] | None:
+    from rayface.plugins import load_plugins
+
+    load_plugins(modules or [])
+    return modules
+
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        callback=_load_plugins,
+        help="Import this Python module first, on workers too: adds heads, margins, backbones. Repeat for several.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout instead of a table.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster, if the verb uses one; default: RAY_ADDRESS or a local Ray.")

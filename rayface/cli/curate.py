@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Overrides, Seed, app, show_result, tell
+from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Seed, app, show_result, tell
 from rayface.config import parse_bytes
 
 Data = Annotated[str, typer.Option(help="Dataset directory, or several as one: '[A,B]', as data.train.")]
@@ -22,6 +22,7 @@ def embed(
     precision: Annotated[str, typer.Option(help="Of the model's products: fp32 or bf16.")] = "fp32",
     dtype: Annotated[str, typer.Option(help="As stored: fp16 or fp32.")] = "fp16",
     workers: Annotated[int | None, typer.Option(min=1, help="Actors; default: one a GPU, else one a CPU.")] = None,
+    imports: Imports = None,
     json: Json = False,
     address: Address = None,
     debug: Debug = False,
@@ -92,6 +93,7 @@ def prune(
     write_shards: Annotated[
         bool, typer.Option("--write-shards", help="Copy what is kept into shards; else refer to those of --data.")
     ] = False,
+    imports: Imports = None,
     json: Json = False,
     address: Address = None,
     debug: Debug = False,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, app, path_option, show_result
+from rayface.cli.common import Address, Debug, Imports, Json, app, path_option, show_result
 
 
 @app.command()
@@ -16,6 +16,7 @@ def backbones(
     measure: Annotated[bool, typer.Option("--measure", help="Also measure images/s embedded here.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a measured batch.")] = 16,
     device: Annotated[str, typer.Option(help="Where to measure: cpu or cuda.")] = "cpu",
+    imports: Imports = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -50,6 +51,7 @@ def evaluate(
     out: Annotated[str, typer.Option(help="Directory for evaluation.json and the ROC curve.")],
     backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    imports: Imports = None,
     json: Json = False,
     address: Address = None,
     debug: Debug = False,
@@ -71,6 +73,7 @@ def export(
     external_data: Annotated[
         bool, typer.Option("--external-data", help="Weights in a file beside it; always so above 1.9 GB.")
     ] = False,
+    imports: Imports = None,
     json: Json = False,
     address: Address = None,
     debug: Debug = False,

@@ -11,6 +11,7 @@ from rayface.cli.common import (
     USAGE_ERROR,
     Address,
     Debug,
+    Imports,
     Json,
     Overrides,
     app,
@@ -29,6 +30,7 @@ def run(
     out: Annotated[
         str | None, typer.Option(help="Folder of the stages; default: the file's, else experiments/FILE.")
     ] = None,
+    imports: Imports = None,
     json: Json = False,
     address: Address = None,
     debug: Debug = False,

@@ -8,6 +8,7 @@ import typer
 from rayface.cli.common import (
     Address,
     Debug,
+    Imports,
     Json,
     Overrides,
     app,
@@ -25,6 +26,7 @@ def train(
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
     config: Annotated[Path | None, path_option("--config", "-c", help="YAML file of config keys.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    imports: Imports = None,
     json: Json = False,
     address: Address = None,
     debug: Debug = False,
@@ -66,6 +68,7 @@ def plan(
     published: Annotated[
         bool, typer.Option("--published", help="Show the memory model's error on arcface_torch's table, and end.")
     ] = False,
+    imports: Imports = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

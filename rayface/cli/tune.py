@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Overrides, app, path_argument, show_result, tell
+from rayface.cli.common import Address, Debug, Imports, Json, Overrides, app, path_argument, show_result, tell
 
 
 @app.command()
@@ -14,6 +14,7 @@ def tune(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="In place of the file's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest sweep of that file.")] = False,
+    imports: Imports = None,
     json: Json = False,
     address: Address = None,
     debug: Debug = False,

@@ -27,7 +27,7 @@ from rayface.training.run_directory import RESULT
 
 _JOB = ".experiment.json"
 # Options that do not change a result.
-_UNTOLD = ("json", "address", "debug", "overrides", "workers", "resume")
+_UNTOLD = ("json", "address", "debug", "overrides", "workers", "resume", "imports")
 # Keys of a training that do not change what it learns, but for rounding.
 _OPERATIONAL = (
     "name",

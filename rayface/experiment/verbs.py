@@ -172,4 +172,4 @@ KEYS = ("data.train", "train.teacher", "backbone.weights", "evaluate.pairs", "ev
 DATASETS = ("data", "data.train", "evaluate.data")
 
 # Options that `rayface run` answers itself.
-OWN = ("out", "onnx", "train.output", "json", "address", "debug", "resume", "help")
+OWN = ("out", "onnx", "train.output", "json", "address", "debug", "resume", "help", "import")

@@ -8,6 +8,7 @@ from rayface.heads.base import Head, HeadSettings
 from rayface.heads.margin_loss import NonFiniteEmbeddingsError
 from rayface.heads.margins import ArcFace, CombinedMargin, CosFace, Margin
 from rayface.heads.partial_fc import PartialFC
+from rayface.plugins import ensure_loaded
 
 __all__ = [
     "HEADS",
@@ -38,15 +39,17 @@ HEADS: dict[str, type[Head]] = {"partial_fc": PartialFC}
 
 def build_margin(name: str, **arguments: Any) -> Margin:
     """Return a margin by its name in MARGINS with the arguments of its class; ValueError for an unknown name."""
+    ensure_loaded()
     if name not in MARGINS:
-        raise ValueError(f"head.margin {name!r} must be one of {', '.join(sorted(MARGINS))}")
+        raise ValueError(f"head.margin {name!r} must be one of {', '.join(sorted(MARGINS))}, or added with --import")
     return MARGINS[name](**arguments)
 
 
 def head_class(name: str) -> type[Head]:
     """Return the class of a head by its name in HEADS; ValueError for an unknown name."""
+    ensure_loaded()
     if name not in HEADS:
-        raise ValueError(f"head.name {name!r} must be one of {', '.join(sorted(HEADS))}")
+        raise ValueError(f"head.name {name!r} must be one of {', '.join(sorted(HEADS))}, or added with --import")
     return HEADS[name]
 
 

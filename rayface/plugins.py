@@ -1,0 +1,65 @@
+"""Modules of users that add heads, margins or backbones to the registries: `--import` and entry points.
+
+A plugin is a module that puts its classes into HEADS, MARGINS or BACKBONES when it is imported.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+GROUP = "rayface.plugins"
+_VARIABLE = "RAYFACE_PLUGINS"  # tells Ray's workers the modules, as a JSON list
+_loaded: list[str] = []
+
+
+def load_plugins(modules: Sequence[str] = ()) -> None:
+    """Import modules, and those of all entry points in the group "rayface.plugins"; Ray started later does likewise.
+
+    Args:
+        modules: names of modules, in the working directory or installed.
+    Raises:
+        ValueError: a module that cannot be imported; one line.
+    """
+    if modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for point in _entry_points():
+        _import(point.module, f"entry point {point.name} of {GROUP}")
+    for name in modules:
+        _import(name, "--import")
+    _loaded.extend(name for name in modules if name not in _loaded)
+
+
+def ensure_loaded() -> None:
+    """Load the driver's plugins in a worker of Ray; the registries call it before they look up a name.
+
+    Not when a worker starts: those that read data need no PyTorch.
+
+    Raises:
+        ValueError: a module that cannot be imported; one line.
+    """
+    load_plugins([name for name in json.loads(os.environ.get(_VARIABLE, "[]")) if name not in _loaded])
+
+
+def runtime_env() -> dict[str, Any] | None:
+    """Return the runtime environment that tells Ray's workers the plugins; None where there are none."""
+    return {"env_vars": {_VARIABLE: json.dumps(_loaded)}} if _loaded else None
+
+
+@cache
+def _entry_points() -> tuple[EntryPoint, ...]:
+    return tuple(sorted(entry_points(group=GROUP), key=lambda point: point.name))
+
+
+def _import(name: str, source: str) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            reason = "no such module in the working directory or installed: name it as Python imports it"
+        raise ValueError(f"{source}: {name}: cannot be imported: {reason}") from error

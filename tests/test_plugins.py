@@ -1,0 +1,122 @@
+"""Plugins: modules of users by --import and by entry point, in the command and in every Ray worker."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from rayface import plugins
+from rayface.cli import _outcome
+from rayface.heads import HEADS, MARGINS, CosFace, build_margin
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(plugins, "_loaded", [])
+    monkeypatch.setattr(plugins, "_entry_points", lambda: ())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    before = dict(HEADS), dict(MARGINS)
+    yield
+    for registry, content in zip((HEADS, MARGINS), before, strict=True):
+        registry.clear()
+        registry.update(content)
+    for name in [path.stem for path in tmp_path.glob("*.py")]:
+        sys.modules.pop(name, None)
+
+
+def write_plugin(name: str) -> None:
+    Path(f"{name}.py").write_text(f"from rayface.heads import MARGINS, CosFace\nMARGINS['{name}'] = CosFace\n")
+
+
+def test_import_option_repeated_loads_modules_of_the_working_directory(tmp_path: Path) -> None:
+    write_plugin("one_margin")
+    write_plugin("other_margin")
+    options = ["--import", "one_margin", "--import", "other_margin"]
+    code, message = _outcome(["train", *options, "head.margin=one_margin", f"data.train={tmp_path / 'none'}"])
+    assert code == 2
+    assert "data.train" in message or "none" in message
+    assert {"one_margin", "other_margin"} <= MARGINS.keys()
+    environment = plugins.runtime_env()
+    assert environment is not None
+    assert json.loads(environment["env_vars"]["RAYFACE_PLUGINS"]) == ["one_margin", "other_margin"]
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "backbones"])
+def test_import_of_an_unknown_module_is_one_line_and_exit_code_2(verb: str) -> None:
+    code, message = _outcome([verb, "--import", "no_such_module"])
+    assert code == 2
+    assert message.startswith("--import: no_such_module: cannot be imported: no such module in the working directory")
+    assert "\n" not in message
+
+
+def test_import_of_a_broken_module_names_its_error() -> None:
+    Path("broken_plugin.py").write_text("import module_that_it_lacks\n")
+    code, message = _outcome(["plan", "--import", "broken_plugin"])
+    assert code == 2
+    assert "ModuleNotFoundError: No module named 'module_that_it_lacks'" in message
+
+
+def test_unknown_head_is_refused_before_ray_starts() -> None:
+    code, message = _outcome(["train", "--preset", "debug", "head.name=mine", "data.train=nowhere"])
+    assert (code, message) == (2, "head.name 'mine' must be one of partial_fc, or added with --import")
+
+
+def test_entry_point_is_loaded_without_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_plugin("packaged_margin")
+    monkeypatch.syspath_prepend(os.getcwd())
+    point = EntryPoint("margin", "packaged_margin", plugins.GROUP)
+    monkeypatch.setattr(plugins, "_entry_points", lambda: (point,))
+    plugins.ensure_loaded()
+    assert "packaged_margin" in MARGINS
+
+
+def test_runtime_environment_without_plugins_is_none() -> None:
+    plugins.load_plugins()
+    assert plugins.runtime_env() is None
+
+
+def test_worker_loads_the_plugins_of_the_driver_when_a_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_plugin("driver_margin")
+    monkeypatch.setenv("RAYFACE_PLUGINS", '["driver_margin"]')
+    assert isinstance(build_margin("driver_margin"), CosFace)
+
+
+def test_worker_without_the_module_fails_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYFACE_PLUGINS", '["no_such_module"]')
+    with pytest.raises(ValueError, match="--import: no_such_module: cannot be imported: no such module"):
+        build_margin("cosface")
+
+
+def test_documented_example_trains_with_two_workers_and_resumes(tmp_path: Path) -> None:
+    from rayface.data.synth import synthesize
+
+    example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL)
+    assert example is not None
+    assert len([line for line in example[1].splitlines() if line]) <= 45
+    (tmp_path / "my_heads.py").write_text(example[1])
+    synthesize(tmp_path / "faces", identities=6, images_per_identity=8, processes=1)
+    command = [sys.executable, "-m", "rayface.cli", "train", "--import", "my_heads", "--json"]
+    start = ["--preset", "debug", "head.name=mine", "backbone.name=tiny", "backbone.width=null", "data.train=faces"]
+    keys = ["train.num_workers=2", "train.output=run", "tracking.enabled=false"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def result(*arguments: str) -> dict[str, float]:
+        done = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+        found: dict[str, float] = json.loads(done.stdout)
+        return found
+
+    first = result(*start, *keys, "train.epochs=1")
+    resumed = result("--resume", "train.output=run", "train.epochs=2")
+    assert resumed["steps"] == 2 * first["steps"]
