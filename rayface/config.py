@@ -135,6 +135,9 @@ class DataConfig:
 
     train: Paths = ()
     """Dataset directory, or a list of them trained on as one."""
+    join: Literal["names", "labels", "separate"] | None = None
+    """How a list is one label space, also for --data of other verbs: one name is one person, or one label is, or no
+    person is in two directories. None: names where all have them; labels where no label is in two."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 112
     max_corrupt_fraction: Fraction = 1e-3
     """Share of the samples that may be damaged before a run stops."""

@@ -56,7 +56,7 @@ def bench_embed(
     """
     check_embedding(settings)
     threads = threads or machine.num_cpus()
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, join="separate")  # labels are not looked at
     work = _first(dataset, images)
     before = torch.get_num_threads()
     try:

@@ -61,7 +61,7 @@ def bench_train(
         raise ValueError(f"--steps {steps}: must be at least 1")
     data = None
     if config.data.train:
-        dataset = open_dataset(config.data.train)
+        dataset = open_dataset(config.data.train, join=config.data.join)
         data, num_classes = dataset.name, dataset.num_classes
     if ops < 0:
         raise ValueError(f"--ops {ops}: must be at least 0")
@@ -195,7 +195,7 @@ def _batches(config: Config, num_classes: int, steps: int) -> Iterator[Iterator[
     if not config.data.train:
         yield _noise(config, num_classes, steps)
         return
-    dataset = open_dataset(config.data.train)
+    dataset = open_dataset(config.data.train, join=config.data.join)
     train, data = config.train, config.data
     plan = SamplePlan(
         num_samples=len(dataset.index),

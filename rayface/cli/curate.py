@@ -162,6 +162,7 @@ def prune(
             debug=debug,
             follow=follow_training,
             count=counting,
+            say=tell,
         )
     facts = {name: value for name, value in result.items() if name not in ("config", "created_by")}
     show_result(f"core set in {out}", {"out": out, **result} if json else facts, json)

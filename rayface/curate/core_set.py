@@ -76,7 +76,7 @@ def build(
         exclude: embeddings of a test set, whose identities settings.clean.test looks for.
         write_shards: copy the kept samples into shards of their own; else the dataset refers to those of `data`.
         progress: told how many parts of a stage of how many are done.
-        say: told what the job waits for before it can start.
+        say: told how the labels of several datasets are joined, and what the job waits for before it can start.
 
     Returns:
         what prune.json holds: method, threshold, keep wanted and got, counts, baselines, seconds, config.
@@ -88,7 +88,8 @@ def build(
     root = on_disk(out, "--out").absolute()
     check_settings(settings)
     source = open_embeddings(embeddings)
-    dataset = open_dataset(data, max_corrupt_fraction=config.data.max_corrupt_fraction) if data else None
+    limit, join = config.data.max_corrupt_fraction, config.data.join
+    dataset = open_dataset(data, max_corrupt_fraction=limit, join=join, say=say) if data else None
     if write_shards and dataset is None:
         raise ValueError("--write-shards: needs --data, the dataset that was embedded")
     test = open_embeddings(exclude) if exclude is not None else None

@@ -75,9 +75,9 @@ def embed(
         out: folder (local or URI), new or of the same job.
         workers: actors, which a cluster is asked for nodes for; None: one for each GPU that is there, else one for each
             CPU, never more than shards.
-        config: for data.max_corrupt_fraction, train.device, train.wait_for_nodes and tracking.
+        config: for data.max_corrupt_fraction, data.join, train.device, train.wait_for_nodes and tracking.
         progress: told how many shards of how many are embedded.
-        say: told what the job waits for before it can start.
+        say: told how the labels of several datasets are joined, and what the job waits for before it can start.
 
     Returns:
         the manifest, embeddings.json: settings, digests, counts, parts, faults, seconds.
@@ -90,7 +90,7 @@ def embed(
     model = on_disk(settings.model, "--model").absolute()  # workers run in another directory
     settings = replace(settings, model=str(model))
     limit = config.data.max_corrupt_fraction
-    dataset = open_dataset(data, max_corrupt_fraction=limit)
+    dataset = open_dataset(data, max_corrupt_fraction=limit, join=config.data.join, say=say)
     root = normalise(out)
     job = job_of(settings, dataset)
     params = {**job, "model": settings.model, "data": dataset.roots, "dataset.name": dataset.name}

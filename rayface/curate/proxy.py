@@ -59,6 +59,7 @@ def prune_by_proxy(
     debug: bool = False,
     follow: Follow,
     count: Count = _uncounted,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Sample identities, train a proxy on them, embed all of `data` with it, and prune; see `core_set.build`.
 
@@ -67,6 +68,7 @@ def prune_by_proxy(
     Args:
         follow: as of `train`.
         count: entered with a word for each stage that counts; gives the progress that the stage tells.
+        say: told how the labels of several datasets are joined.
 
     Raises:
         ValueError: bad input, one line.
@@ -80,7 +82,9 @@ def prune_by_proxy(
     folder = on_disk(out, "--out").absolute() / PROXY
     tracking = shared_tracking(proxy.config.tracking, folder.parent)
     proxy = dataclasses.replace(proxy, config=dataclasses.replace(proxy.config, tracking=tracking))
-    dataset = open_dataset(data, max_corrupt_fraction=proxy.config.data.max_corrupt_fraction)
+    dataset = open_dataset(
+        data, max_corrupt_fraction=proxy.config.data.max_corrupt_fraction, join=proxy.config.data.join, say=say
+    )
     _check_same(folder, proxy, dataset)
     num_cpus = proxy.config.train.max_workers * proxy.config.train.cpus_per_worker
     with ray_session(address, num_cpus=num_cpus, debug=debug):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from .classes import holes_in, num_with_images
 from .dataset import Shard
 from .directory import count_faults, refuse_unfinished, scan_jobs, unlisted_faults
+from .label_join import normalised
 from .listing import faults_not_read, refuse_not_read, shard_files, tars_not_read
 from .manifest import (
     IDENTITIES,
@@ -33,7 +35,6 @@ from .members import parse_name
 from .samples import Fault, ShardRows
 from .scan import INDEX_SCHEMA, ShardScan, joint_table, scan_shards, shared_key, with_prefix, with_unique_keys
 from .storage import DataError, FileInfo, join, list_entries, normalise, split, write_bytes
-from .writer import identities_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +74,9 @@ def check(
     """Read every shard of a dataset directory from front to back, in parallel, and hold it against its manifest.
 
     `deep` also compares each shard's sha256 with the manifest and decodes every JPEG (in processes for large sets:
-    scripts that call it need a `__main__` guard). `write_manifest` writes dataset.json, index.parquet and, where it is
-    missing, identities.parquet with label texts as names; what cannot be read is left out. `progress` hears
-    (shards done, of). Raises DataError where there is no dataset or the directory cannot be written.
+    scripts that call it need a `__main__` guard). `write_manifest` writes dataset.json and index.parquet; what cannot
+    be read is left out. `progress` hears (shards done, of). Raises DataError where there is no
+    dataset or the directory cannot be written.
     """
     root = normalise(path)
     files, folders = list_entries(root)
@@ -103,13 +104,15 @@ def check(
     found = _counted(root, manifest, ordered, scans)
     labels = joint_table(scans)["label"].to_numpy()
     if IDENTITIES in names:
-        found.num_classes = len(read_identities(root, found.num_classes, exact=manifest is not None))
+        identities = read_identities(root, found.num_classes, exact=manifest is not None)
+        found.num_classes = len(identities)
+        faults += _equal_names(root, identities)
     elif reason := holes_in(root, labels, found.num_classes):
         faults.append(Fault(shard=root, member=None, offset=0, reason=reason, num_lost=0, kind="labels"))
         if write_manifest:
             raise DataError(f"{root}: {reason}")
     if write_manifest:
-        _write_manifest(root, found, scans, names)
+        _write_manifest(root, found, scans)
     return _report(
         root,
         found,
@@ -183,8 +186,7 @@ def _held_against_index(root: str, manifest: Manifest, names: list[str], scans: 
         reason = f"key {key!r} is of several samples; {RECOUNT.format(root)}"
         faults.append(Fault(shard=path, member=None, offset=0, reason=reason, num_lost=0, kind="duplicate key"))
     for (number, entry), scan in zip(present, scanned, strict=True):
-        place = places[number]
-        rows = table.slice(place.start, place.stop - place.start) if isinstance(place, slice) else table.take(place)
+        rows = _rows_at(table, places[number])
         lost = {parse_name(fault.member).key for fault in scan.faults if fault.member}
         for full, offset in _differing(scan.table, rows):
             key = full.removeprefix(entry.key_prefix)
@@ -193,6 +195,29 @@ def _held_against_index(root: str, manifest: Manifest, names: list[str], scans: 
             reason = f"{INDEX} and shard differ about this sample"
             shard = join(root, entry.path)
             faults.append(Fault(shard=shard, member=key, offset=offset, reason=reason, num_lost=0, kind="index"))
+    return faults
+
+
+def _rows_at(table: pa.Table, rows: slice | NDArray[np.int64]) -> pa.Table:
+    if isinstance(rows, slice):
+        return table.slice(rows.start, rows.stop - rows.start)
+    mask = np.zeros(len(table), bool)
+    mask[rows] = True
+    return table.filter(pa.array(mask))  # `take` would combine all keys into one array
+
+
+def _equal_names(root: str, identities: Sequence[str]) -> list[Fault]:
+    """Return a fault, with nothing lost, for every name that two labels have in different Unicode forms."""
+    first: dict[str, int] = {}
+    faults = []
+    for label, name in enumerate(identities):
+        other = first.setdefault(normalised(name), label)
+        if other != label:
+            reason = (
+                f"labels {other} and {label} have one name in two Unicode forms ({name}): they are read as one class"
+            )
+            path = join(root, IDENTITIES)
+            faults.append(Fault(shard=path, member=None, offset=0, reason=reason, num_lost=0, kind="name"))
     return faults
 
 
@@ -205,17 +230,13 @@ def _differing(found: pa.Table, rows: pa.Table) -> list[tuple[str, int]]:
     return sorted({(row[0], row[1]) for row in a ^ b}, key=lambda pair: pair[1])
 
 
-def _write_manifest(root: str, manifest: Manifest, scans: list[ShardScan], names: set[str]) -> None:
-    """Write index, identities where there are none, and dataset.json last."""
+def _write_manifest(root: str, manifest: Manifest, scans: list[ShardScan]) -> None:
+    """Write the index and, last, dataset.json. Identities get no names: label numbers would join strangers by name."""
     table = joint_table(scans)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    counts = np.bincount(table["label"].to_numpy(), minlength=manifest.num_classes)
-    texts = [str(label) for label in range(manifest.num_classes)]
     try:
         write_bytes(join(root, INDEX), buffer.getvalue())
-        if IDENTITIES not in names:
-            write_bytes(join(root, IDENTITIES), identities_file(texts, counts))
         write_bytes(join(root, MANIFEST), manifest.to_json())
     except (OSError, pa.ArrowException) as error:
         remedy = "without --write-manifest the manifest is kept in the user's cache"

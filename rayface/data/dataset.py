@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .classes import num_with_images
 from .directory import Part, load_part
 from .index import SOURCE_LABEL, concatenate, count, looked_up, to_index
 from .keys import find_keys, key_hashes, prefixed, read_keys, repeated_key
+from .label_join import Join, LabelJoin, Labelled, join_labels
 from .manifest import RECOUNT, digest_of
 from .samples import Fault, SampleIndex
 from .storage import DataError, join, normalise
@@ -57,7 +58,8 @@ class Dataset:
     """One or several dataset directories as one label space; small enough to send to workers but for `index`.
 
     `index` holds the readable samples in shard order; `identities` are names by label, or None;
-    `faults` were found while opening; `digest` names the content, for provenance.
+    `faults` were found while opening; `digest` names the content, labels included, for provenance. `join` is how labels
+    of several directories became one label space, `join_text` one line about it; None for one.
     """
 
     roots: tuple[str, ...]
@@ -75,6 +77,8 @@ class Dataset:
     identities: tuple[str, ...] | None = field(repr=False)
     faults: tuple[Fault, ...]
     digest: str
+    join: Join | None = None
+    join_text: str | None = None
     key_files: tuple[KeyFile, ...] = field(repr=False, default=())
 
     @functools.cached_property
@@ -156,12 +160,19 @@ def distinct_names(roots: Sequence[str]) -> list[str]:
     return [str(number) for number in range(len(roots))]
 
 
-def open_dataset(paths: str | Path | Sequence[str | Path], *, max_corrupt_fraction: float = 1e-3) -> Dataset:
+def open_dataset(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    max_corrupt_fraction: float = 1e-3,
+    join: Join | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Dataset:
     """Open one or several dataset directories (local or URI) as one dataset.
 
-    Labels are joined by identity name where every directory has identities.parquet; else they are one label space.
+    Labels of several are joined as `join` says, see join_labels, and `say` is told how.
     Directories without dataset.json are scanned once, in parallel, and remembered in the user's cache.
-    Raises DataError, one line, for a missing folder, no shards, a damaged manifest, or where more than
+    Raises DataError, one line, for a missing folder, no shards, a damaged manifest, labels of which it is not clear how
+    they are joined, or where more than
     `max_corrupt_fraction` of all samples are lost. Memory: 20 bytes a sample, 24 where labels
     are joined, and 8 more where samples are lost; never above 30 on the way.
     """
@@ -174,13 +185,16 @@ def open_dataset(paths: str | Path | Sequence[str | Path], *, max_corrupt_fracti
     refuse_corruption(faults, num_images, max_corrupt_fraction)
     if num_images == 0:
         raise DataError(f"{', '.join(roots)}: the dataset has no samples")
-    identities, label_maps, num_classes = _join_labels(parts)
+    joined = _join_labels(parts, join)
+    if joined.text:
+        say(joined.text)
+    digest = _joint_digest(parts, joined)
     first = parts[0].manifest
     shards = tuple(shard for part in parts for shard in _shards(part))
     return Dataset(
         roots=tuple(roots),
         name="+".join(part.manifest.name for part in parts),
-        num_classes=num_classes,
+        num_classes=joined.num_classes,
         num_images=num_images,
         image_size=_common([part.manifest.image_size for part in parts]),
         # A mixture is only as well shuffled as its worst part.
@@ -190,10 +204,12 @@ def open_dataset(paths: str | Path | Sequence[str | Path], *, max_corrupt_fracti
         parent=first.parent if len(parts) == 1 else None,
         created_by=_listed([part.manifest.created_by for part in parts]),
         shards=shards,
-        index=_join_indices(parts, label_maps),
-        identities=identities,
+        index=_join_indices(parts, joined.maps),
+        identities=joined.identities,
         faults=tuple(faults),
-        digest=_joint_digest([digest_of(part.manifest) for part in parts]),
+        digest=digest,
+        join=joined.mode,
+        join_text=joined.text,
         key_files=tuple(
             KeyFile(path=part.keys_file, rows=part.rows, num_shards=len(part.manifest.shards)) for part in parts
         ),
@@ -238,18 +254,19 @@ def _shards(part: Part) -> list[Shard]:
     ]
 
 
-def _join_labels(parts: list[Part]) -> tuple[tuple[str, ...] | None, list[np.ndarray | None], int]:
-    """Return joint identity names, each part's map from own to joint labels (None: as they are), the class count."""
-    if len(parts) == 1 or not all(part.identities for part in parts):
-        num_classes = max(part.manifest.num_classes for part in parts)
-        own = parts[0].identities if len(parts) == 1 else None
-        return tuple(own) if own else None, [None] * len(parts), num_classes
-    joint: dict[str, int] = {}
-    maps: list[np.ndarray | None] = []
-    for part in parts:
-        names = part.identities or []
-        maps.append(np.array([joint.setdefault(name, len(joint)) for name in names], np.int32))
-    return tuple(joint), maps, len(joint)
+def _join_labels(parts: Sequence[Part], mode: Join | None) -> LabelJoin:
+    return join_labels(
+        [
+            Labelled(
+                name=name,
+                identities=part.identities,
+                num_classes=part.manifest.num_classes,
+                labels=part.columns["label"],
+            )
+            for name, part in zip(distinct_names([part.root for part in parts]), parts, strict=True)
+        ],
+        mode,
+    )
 
 
 def _join_indices(parts: list[Part], label_maps: list[np.ndarray | None]) -> SampleIndex:
@@ -277,5 +294,12 @@ def _listed(values: list[str]) -> str:
     return "; ".join(dict.fromkeys(value for value in values if value))
 
 
-def _joint_digest(digests: list[str]) -> str:
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+def _joint_digest(parts: Sequence[Part], joined: LabelJoin) -> str:
+    """Return the sha256 over the directories' digests and what became of their labels; of one, its own digest."""
+    digests = [digest_of(part.manifest) for part in parts]
+    if len(parts) == 1 and joined.maps[0] is None:
+        return digests[0]
+    digest = hashlib.sha256("\n".join([*digests, str(joined.mode)]).encode())
+    for label_map in joined.maps:
+        digest.update(b"" if label_map is None else label_map.tobytes())
+    return digest.hexdigest()

@@ -49,9 +49,9 @@ class Fault:
     """Damage in a shard; `num_lost` samples are known to be lost by it (0: nothing but a rule was broken).
 
     `kind` sorts faults for a summary: header, truncated, missing member, label, duplicate key, special file, jpeg,
-    index, or (of whole shards) not a tar, not read, labels, size, count, digest, unlisted. Of a converter: what it left
-    out, `num_lost` things of a kind: image (cannot be read), no image, hidden, link, special file, folder, outside,
-    identity.
+    index, name, or (of whole shards) not a tar, not read, labels, size, count, digest, unlisted. Of a converter: what
+    it left out, `num_lost` things of a kind: image (cannot be read), no image, hidden, link, special file, folder,
+    outside, identity.
     """
 
     shard: str

@@ -109,7 +109,7 @@ def _rows_of(members: Sequence[str], dataset: Dataset, pairs: str) -> NDArray[np
 
 
 def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size: int, pairs: str) -> NDArray[np.uint8]:
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, join="separate")  # labels are not looked at
     rows = _rows_of(members, dataset, pairs)
     order = np.argsort(rows)  # neighbours in a shard are read together
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index.select(rows[order]))

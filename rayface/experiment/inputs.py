@@ -42,7 +42,8 @@ def fingerprint(option: str, paths: Sequence[str]) -> str:
         ValueError: it is not there, or cannot be read; one line.
     """
     if option in DATASETS:
-        return open_dataset(paths, max_corrupt_fraction=1.0).digest
+        # How labels are joined is a setting of the stage.
+        return ",".join(open_dataset(path, max_corrupt_fraction=1.0).digest for path in paths)
     (path,) = map(normalise, paths)
     mark = _MARKS[option](Path(path)) if option in _MARKS and "://" not in path else None
     if mark is not None:

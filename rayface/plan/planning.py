@@ -238,7 +238,11 @@ def _counts(config: Config, preset: str | None, num_classes: int | None, num_ima
     if config.data.train:
         if num_classes is not None or num_images is not None:
             raise ValueError("--num-classes: data.train is set and has counts of its own: give one of the two")
-        return _counted(open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction))
+        return _counted(
+            open_dataset(
+                config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction, join=config.data.join
+            )
+        )
     if num_classes is not None:
         return Counts(num_classes=num_classes, num_images=num_images, source="as given")
     if preset in PUBLISHED_COUNTS:
@@ -254,7 +258,7 @@ def _counted(found: Dataset) -> Counts:
         num_classes=found.num_classes,
         num_classes_with_images=found.num_classes_with_images,
         num_images=found.num_images,
-        source=f"counted in {found.name}",
+        source=f"counted in {found.name}" + (f", {found.join_text}" if found.join_text else ""),
     )
 
 

@@ -19,6 +19,7 @@ _MODEL = ("model.safetensors", "model.json")
 DATA = "data.json"  # digest and counts of the training data
 # Keys that decide what a step's batch is and what a checkpoint holds: a run keeps them for life.
 _FOR_LIFE = [
+    "data.join",
     "data.image_size",
     "data.chunk_images",
     "data.window_images",

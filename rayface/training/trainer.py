@@ -85,7 +85,7 @@ def train(
     """
     check_settings(config)
     check_output(config, resume)
-    dataset = _open_data(config, resume)
+    dataset = _open_data(config, resume, say)
     say(f"data {_data_text(dataset)}")
     plan = _plan(config, dataset)
     _check_backbone(config, resume)
@@ -107,17 +107,21 @@ def train(
             return _train_in(run, config, dataset, plan, follow, resume=resume, tags=tags, held_cpus=held_cpus)
 
 
-def _open_data(config: Config, resume: bool) -> Dataset:
+def _open_data(config: Config, resume: bool, say: Callable[[str], None]) -> Dataset:
+    data = config.data
     try:
-        return open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
+        return open_dataset(data.train, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join, say=say)
     except DataError as error:
         if not resume:
             raise
         raise DataError(f"{error}; where the data was moved, name its new place: --resume data.train=DIR") from error
 
 
-def rehearse(config: Config) -> int:
+def rehearse(config: Config, say: Callable[[str], None] = lambda text: None) -> int:
     """Check what can be checked without Ray.
+
+    Args:
+        say: told how the labels of several datasets are joined.
 
     Returns:
         the number of training steps.
@@ -126,7 +130,7 @@ def rehearse(config: Config) -> int:
         ValueError: bad input; one line.
     """
     check_settings(config)
-    dataset = open_dataset(config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction)
+    dataset = _open_data(config, False, say)
     return _num_steps(config, _plan(config, dataset))
 
 
@@ -157,7 +161,8 @@ def _train_in(
 
 
 def _data_facts(dataset: Dataset) -> dict[str, Any]:
-    return {"digest": dataset.digest, "num_images": len(dataset.index), "num_classes": dataset.num_classes}
+    facts = {"digest": dataset.digest, "num_images": len(dataset.index), "num_classes": dataset.num_classes}
+    return {**facts, "join": dataset.join}
 
 
 def check_settings(config: Config) -> None:

@@ -76,9 +76,9 @@ def tune(
         spec, base, folder = resume_sweep(file, overrides, preset, say)
     else:
         spec, base, folder = new_sweep(file, overrides, preset)
-    total_steps = rehearse(base)
+    total_steps = rehearse(base, say)
     for choice in spec.search["data.train"].edges() if "data.train" in spec.search else ():
-        rehearse(configs.with_overrides(base, {"data.train": choice}))
+        rehearse(configs.with_overrides(base, {"data.train": choice}), say)
     base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
     most = _most_workers(spec, base)

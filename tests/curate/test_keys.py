@@ -34,7 +34,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
             for k in range(3)
         )
         path.write_bytes(data + end_of_archive(len(data)))
-    return open_dataset([tmp_path / "a", tmp_path / "b"])
+    return open_dataset([tmp_path / "a", tmp_path / "b"], join="labels")
 
 
 def grey(colour: int) -> bytes:

@@ -117,12 +117,12 @@ def test_a_selection_keeps_the_keys_of_its_source(bare: Path, tmp_path: Path, co
 def test_directories_opened_as_one_have_keys_with_their_names(bare: Path, tmp_path: Path) -> None:
     other = tmp_path / "deep" / "set"
     write_dataset(other, [("0.tar/00001", 0, b"x"), ("b", 1, b"y")], name="set", identities="ab", image_size=None)
-    both = open_dataset([bare, other])
+    both = open_dataset([bare, other], join="labels")
     assert both.keys() == [*(f"bare/{key}" for key in KEYS), "set/0.tar/00001", "set/b"]
     assert both.key_prefixes == ("bare/0.tar/", "bare/1.tar/", "set/")
     third = tmp_path / "third"
     write_dataset(third, [("c", 0, b"x"), ("d", 1, b"y")], name="set", identities="ab", image_size=None)
-    assert open_dataset([bare, third]).keys() == [*KEYS, "c", "d"]
+    assert open_dataset([bare, third], join="labels").keys() == [*KEYS, "c", "d"]
     out = tmp_path / "some"
     out.mkdir()
     found = write_selection(str(out), select(both, np.array([0, 7, 8])), name="some")

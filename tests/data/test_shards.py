@@ -419,7 +419,7 @@ def test_layout_of_bare_directories(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "a").layout == "by_identity"
     write_tar(tmp_path / "b" / "a.tar", members())
     assert open_dataset(tmp_path / "b").layout == "shuffled"
-    assert open_dataset([tmp_path / "a", tmp_path / "b"]).layout == "by_identity"
+    assert open_dataset([tmp_path / "a", tmp_path / "b"], join="labels").layout == "by_identity"
 
 
 def test_join_by_identity_name(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_one_label_space_where_names_are_missing(tmp_path: Path) -> None:
 
 
 def test_real_faces_as_one(faces: Path) -> None:
-    dataset = open_dataset([faces / "celeba_wild", faces / "celeba_small"])
+    dataset = open_dataset([faces / "celeba_wild", faces / "celeba_small"], join="labels")
     assert (dataset.num_images, dataset.num_classes, dataset.faults) == (12944, 2944, ())
     assert dataset.image_size == (112, 112)
     assert dataset.layout == "shuffled"

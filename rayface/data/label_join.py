@@ -1,0 +1,171 @@
+"""Labels of several dataset directories as those of one: by identity names, as they are, or apart."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .storage import DataError
+
+Join = Literal["names", "labels", "separate"]
+_MAX_LABEL = 2**31 - 1
+_SHOWN = 3
+_BLOCK = 1 << 16
+_CHOICE = (
+    "set data.join=labels if a label is the same person in all of them, or data.join=separate if no person is in two"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What of a directory decides: a short name, its identities by label (None: it has no names), labels (n,)."""
+
+    name: str
+    identities: Sequence[str] | None
+    num_classes: int
+    labels: NDArray[np.integer[Any]]
+
+    @property
+    def says_names(self) -> bool:
+        """Whether identities are more than the label numbers, which are other persons in another directory."""
+        return not (self.identities is None or all(_is_number(n, name) for n, name in enumerate(self.identities)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelJoin:
+    """One label space.
+
+    Attributes:
+        mode: how it was made; None: of one directory.
+        identities: names by label, None where there are none for all.
+        maps: for each directory its labels' new ones (own classes,) int32; None: they stay.
+        text: what to print, one line; None: of one directory.
+    """
+
+    mode: Join | None
+    identities: tuple[str, ...] | None
+    num_classes: int
+    maps: list[NDArray[np.int32] | None]
+    text: str | None
+
+
+def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
+    """Make one label space of several; None: by names where all have them, else as they are where no label is in two.
+
+    Names are compared in Unicode's composed form (NFC); two labels of one name become one, also within a directory.
+
+    Raises:
+        DataError: it is not clear which labels are the same person, or names are wanted that are not there.
+    """
+    if len(parts) == 1:
+        joined = _by_names(parts) if parts[0].identities else _as_they_are(parts)
+        if joined.num_classes == parts[0].num_classes:
+            joined = replace(joined, maps=[None])
+        return replace(joined, mode=None, text=None)
+    if mode is None:
+        mode = "names" if all(part.says_names for part in parts) else "labels"
+        if mode == "labels" and (shared := _shared_labels(parts)):
+            unnamed = next(part.name for part in parts if not part.says_names)
+            raise DataError(
+                f"data: {shared} labels are in more than one of {_listed(parts)}, and {unnamed} has no identity names "
+                f"that could tell who is the same person: {_CHOICE}"
+            )
+    if mode == "names":
+        if nameless := [part.name for part in parts if not part.identities]:
+            raise DataError(f"data.join: names: {nameless[0]} has no identities.parquet: {_CHOICE}")
+        return _by_names(parts)
+    return _as_they_are(parts) if mode == "labels" else _apart(parts)
+
+
+def _by_names(parts: Sequence[Labelled]) -> LabelJoin:
+    joint: dict[str, int] = {}
+    maps: list[NDArray[np.int32] | None] = []
+    for part in parts:
+        numbers = [joint.setdefault(normalised(name), len(joint)) for name in part.identities or ()]
+        maps.append(np.array(numbers, np.int32))
+    names = tuple(joint)
+    both = _names_in_several(parts)
+    shown = f" ({', '.join(both[:_SHOWN])}{', ...' if len(both) > _SHOWN else ''})" if both else ""
+    text = f"joined by names: {_counts(parts)}; {len(both):,} in more than one{shown}; {len(names):,} classes"
+    return LabelJoin(mode="names", identities=names, num_classes=len(names), maps=maps, text=text)
+
+
+def _as_they_are(parts: Sequence[Labelled]) -> LabelJoin:
+    num_classes = max(part.num_classes for part in parts)
+    most: Sequence[str] = max((part.identities or () for part in parts), key=len)
+    agree = all(part.identities is None or list(most[: part.num_classes]) == list(part.identities) for part in parts)
+    shared = _shared_labels(parts)
+    text = (
+        f"joined by labels: {_counts(parts)}; {shared:,} labels with images in more than one, each taken for one "
+        f"person; {num_classes:,} classes"
+    )
+    return LabelJoin(
+        mode="labels",
+        identities=tuple(most) if agree and len(most) == num_classes else None,
+        num_classes=num_classes,
+        maps=[None] * len(parts),
+        text=text,
+    )
+
+
+def _apart(parts: Sequence[Labelled]) -> LabelJoin:
+    starts = np.cumsum([0, *(part.num_classes for part in parts)]).tolist()
+    if starts[-1] > _MAX_LABEL:
+        raise DataError(
+            f"data.join: separate: {starts[-1]:,} classes are more than {_MAX_LABEL:,}: join by names or labels"
+        )
+    maps: list[NDArray[np.int32] | None] = [
+        np.arange(start, start + part.num_classes, dtype=np.int32)
+        for start, part in zip(starts[:-1], parts, strict=True)
+    ]
+    names = None
+    both = _names_in_several(parts)
+    if all(part.identities for part in parts):
+        prefixes = [f"{part.name}/" if both else "" for part in parts]
+        names = tuple(
+            prefix + name for prefix, part in zip(prefixes, parts, strict=True) for name in part.identities or ()
+        )
+    told = f"; {len(both):,} names in more than one, taken for others" if both else ""
+    text = f"joined apart: {_counts(parts)}, no person in two{told}; {starts[-1]:,} classes"
+    return LabelJoin(mode="separate", identities=names, num_classes=starts[-1], maps=maps, text=text)
+
+
+def normalised(name: str) -> str:
+    """Return an identity's name as names are compared: file systems differ in how they store an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_number(label: int, name: str) -> bool:
+    return name.isascii() and name.isdecimal() and int(name) == label
+
+
+def _names_in_several(parts: Sequence[Labelled]) -> list[str]:
+    times = Counter(name for part in parts for name in {normalised(name) for name in part.identities or ()})
+    return sorted(name for name, count in times.items() if count > 1)
+
+
+def _shared_labels(parts: Sequence[Labelled]) -> int:
+    """How many labels have images in more than one directory. Memory: 2 bytes a class."""
+    times = np.zeros(max(part.num_classes for part in parts), np.uint8)
+    for part in parts:
+        occurs = np.zeros(part.num_classes, bool)
+        for start in range(0, len(part.labels), _BLOCK):  # numpy takes 8 bytes for each index of an assignment
+            occurs[part.labels[start : start + _BLOCK]] = True
+        times[: part.num_classes] += occurs & (times[: part.num_classes] < 2)
+    return int(np.count_nonzero(times > 1))
+
+
+def _listed(parts: Sequence[Labelled]) -> str:
+    return ", ".join(part.name for part in parts)
+
+
+def _counts(parts: Sequence[Labelled]) -> str:
+    return ", ".join(
+        f"{part.name} {part.num_classes:,} {'identities' if part.identities else 'labels'}" for part in parts
+    )

@@ -1,0 +1,249 @@
+"""Several directories as one label space: who is the same person is said, or asked for."""
+
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.curate import core_set, embed, proxy
+from rayface.curate.prune_settings import PruneSettings
+from rayface.data.check import check
+from rayface.data.label_join import LabelJoin, Labelled, join_labels
+from rayface.data.selection import select, write_selection
+from rayface.data.shards import DataError, open_dataset, write_dataset
+from rayface.data.tar import encode_member, end_of_archive
+from rayface.plan.planning import make_plan
+from rayface.training import trainer
+from rayface.training.run_directory import check_data, check_output
+
+ZOE, ZOE_DECOMPOSED = (unicodedata.normalize(form, "Zoé") for form in ("NFC", "NFD"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def named(folder: Path, names: Sequence[str]) -> Path:
+    samples = [(f"{folder.name}{label}", label, b"\xff\xd8%d" % label) for label in range(len(names))]
+    write_dataset(folder, samples, name=folder.name, identities=names, image_size=None)
+    return folder
+
+
+def bare(folder: Path, labels: Sequence[int]) -> Path:
+    folder.mkdir()
+    members = [
+        encode_member(f"{folder.name}{n}.jpg", b"\xff\xd8") + encode_member(f"{folder.name}{n}.cls", b"%d" % n)
+        for n in labels
+    ]
+    data = b"".join(members)
+    (folder / "a.tar").write_bytes(data + end_of_archive(len(data)))
+    return folder
+
+
+def joined(*parts: Sequence[str] | int, mode: Any = None) -> LabelJoin:
+    """Join directories of these names, or of so many labels."""
+    return join_labels(
+        [
+            Labelled(
+                name="abc"[n],
+                identities=None if isinstance(part, int) else part,
+                num_classes=part if isinstance(part, int) else len(part),
+                labels=np.arange(part if isinstance(part, int) else len(part)),
+            )
+            for n, part in enumerate(parts)
+        ],
+        mode,
+    )
+
+
+def maps(join: LabelJoin) -> list[list[int] | None]:
+    return [None if each is None else each.tolist() for each in join.maps]
+
+
+def test_directories_with_names_are_joined_by_them() -> None:
+    join = joined(["ann", "bob"], ["zed", "bob", "ann"])
+    assert (join.mode, join.identities, maps(join)) == ("names", ("ann", "bob", "zed"), [[0, 1], [2, 1, 0]])
+    assert join.text == ("joined by names: a 2 identities, b 3 identities; 2 in more than one (ann, bob); 3 classes")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (30, 50),
+        (["ann", "bob"], 3),
+        (["0", "1", "2"], ["0", "1"]),  # numbers that stand in the place of names, as of another program
+        (["ann", "bob"], ["00", "01", "02"]),
+    ],
+)
+def test_labels_that_may_be_other_people_need_a_choice(parts: Any) -> None:
+    with pytest.raises(DataError, match=r"set data.join=labels if .* or data.join=separate if") as caught:
+        joined(*parts)
+    assert "\n" not in str(caught.value)
+    sizes = [part if isinstance(part, int) else len(part) for part in parts]
+    as_they_are, apart = (joined(*parts, mode=mode) for mode in ("labels", "separate"))
+    assert (as_they_are.num_classes, maps(as_they_are)) == (max(sizes), [None, None])
+    assert f"{min(sizes)} labels with images in more than one" in str(as_they_are.text)
+    assert (apart.num_classes, maps(apart)) == (sum(sizes), [[*range(sizes[0])], [*range(sizes[0], sum(sizes))]])
+
+
+def test_labels_that_no_two_directories_share_are_kept() -> None:
+    parts = [
+        Labelled(name="a", identities=None, num_classes=3, labels=np.array([0, 2])),
+        Labelled(name="b", identities=None, num_classes=5, labels=np.array([1, 4])),
+    ]
+    join = join_labels(parts, None)
+    assert (join.mode, join.num_classes, maps(join)) == ("labels", 5, [None, None])
+    assert "0 labels with images in more than one" in str(join.text)
+
+
+def test_names_of_two_unicode_forms_are_one_person() -> None:
+    join = joined([ZOE, "ann"], ["bob", ZOE_DECOMPOSED])
+    assert (join.identities, maps(join)) == ((ZOE, "ann", "bob"), [[0, 1], [2, 0]])
+    assert "1 in more than one" in str(join.text)
+    within = joined([ZOE, "ann", ZOE_DECOMPOSED])
+    assert (within.mode, within.text, within.num_classes, maps(within)) == (None, None, 2, [[0, 1, 0]])
+    assert maps(joined([ZOE_DECOMPOSED, "ann"])) == [None]
+
+
+def test_names_that_are_said_and_missing_are_refused() -> None:
+    with pytest.raises(DataError, match=r"data.join: names: b has no identities.parquet"):
+        joined(["ann"], 2, mode="names")
+    assert joined(["0", "1"], ["0", "1", "2"], mode="names").num_classes == 3
+
+
+def test_directories_kept_apart_keep_their_names() -> None:
+    assert joined(["ann"], ["bob"], mode="separate").identities == ("ann", "bob")
+    apart = joined(["ann", "bob"], ["ann"], mode="separate")
+    assert apart.identities == ("a/ann", "a/bob", "b/ann")
+    assert "1 names in more than one, taken for others" in str(apart.text)
+    assert joined(["ann"], 3, mode="separate").identities is None
+
+
+def test_one_dataset_of_two_is_one_in_every_way(tmp_path: Path) -> None:
+    """Labels, digest, and what is selected of it."""
+    a, b = named(tmp_path / "a", ["ann", "bob"]), bare(tmp_path / "b", range(3))
+    found = {}
+    for mode in ("labels", "separate"):
+        said: list[str] = []
+        found[mode] = open_dataset([a, b], join=mode, say=said.append)  # type: ignore[arg-type]
+        assert said == [found[mode].join_text]
+    assert found["labels"].index.label.tolist() == [0, 1, 0, 1, 2]
+    assert found["separate"].index.label.tolist() == [0, 1, 2, 3, 4]
+    assert found["separate"].index.source_label.tolist() == [0, 1, 0, 1, 2]
+    assert found["labels"].digest != found["separate"].digest
+    (tmp_path / "some").mkdir()
+    some = write_selection(str(tmp_path / "some"), select(found["separate"], np.array([1, 4])), name="some")
+    assert (some.index.label.tolist(), some.index.source_label.tolist()) == ([0, 1], [1, 2])
+    assert open_dataset(a, join="separate").digest == open_dataset(a).digest
+
+
+def test_digest_tells_other_names_of_the_same_shards(tmp_path: Path) -> None:
+    a, b = named(tmp_path / "a", ["ann", "bob"]), named(tmp_path / "b", ["bob", "cy"])
+    before = open_dataset([a, b])
+    columns = {"label": [0, 1], "identity": ["cy", "bob"], "num_images": [1, 1]}
+    pq.write_table(pa.table(columns), b / "identities.parquet")
+    after = open_dataset([a, b])
+    assert (before.num_classes, after.num_classes) == (3, 3)
+    assert before.digest != after.digest
+    assert open_dataset(b).digest != before.digest
+
+
+def test_check_names_equal_names_and_invents_none(tmp_path: Path) -> None:
+    folder = named(tmp_path / "a", ["ann", ZOE])
+    columns = {"label": [0, 1, 2], "identity": ["ann", ZOE, ZOE_DECOMPOSED], "num_images": [1, 1, 0]}
+    pq.write_table(pa.table(columns), folder / "identities.parquet")
+    (folder / "dataset.json").unlink()
+    report = check(folder)
+    assert report.counts == {"name": 1}
+    assert "labels 1 and 2 have one name in two Unicode forms" in report.faults[0].reason
+    assert open_dataset(folder).identities == ("ann", ZOE)
+    (folder / "identities.parquet").unlink()
+    check(folder, write_manifest=True)
+    assert open_dataset(folder).identities is None
+
+
+class StoppedError(Exception):
+    """Raised in the place of the work that follows."""
+
+
+def stop(*args: Any, **kwargs: Any) -> None:
+    raise StoppedError
+
+
+def _embed(config: Config, say: Callable[[str], None]) -> None:
+    embed.embed(embed.EmbedSettings(model=config.name), config.data.train, "out", config=config, say=say)
+
+
+def _prune(config: Config, say: Callable[[str], None]) -> None:
+    core_set.build(PruneSettings(threshold=0.5), config.name, "out", data=config.data.train, config=config, say=say)
+
+
+def _prune_by_proxy(config: Config, say: Callable[[str], None]) -> None:
+    settings = proxy.ProxySettings(fraction=0.5, config=config)
+    proxy.prune_by_proxy(
+        PruneSettings(threshold=0.5),
+        settings,
+        config.data.train,
+        "out",
+        follow=None,
+        say=say,  # type: ignore[arg-type]
+    )
+
+
+def _train(config: Config, say: Callable[[str], None]) -> None:
+    trainer.train(config, say=say)
+
+
+def _tune(config: Config, say: Callable[[str], None]) -> None:
+    trainer.rehearse(config, say)
+
+
+def _plan(config: Config, say: Callable[[str], None]) -> None:
+    say(make_plan(config).table()["data"])
+    raise StoppedError
+
+
+@pytest.mark.parametrize("verb", [_embed, _prune, _prune_by_proxy, _train, _tune, _plan])
+def test_every_verb_that_takes_a_list_joins_it_as_said(
+    verb: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embed, "on_disk", lambda model, option: Path(model))
+    for place in ("curate.embed.job_of", "curate.core_set.check_clean", "curate.proxy._check_same"):
+        monkeypatch.setattr(f"rayface.{place}", stop)
+    monkeypatch.setattr(trainer, "_plan", stop)
+    monkeypatch.setattr(core_set, "open_embeddings", lambda path: None)
+    a, b = bare(tmp_path / "a", range(30)), bare(tmp_path / "b", range(50))
+    overrides = {"data.train": [str(a), str(b)], "train.batch_size": 8}
+    said: list[str] = []
+    with pytest.raises(ValueError, match=r"30 labels are in more than one of a, b, .* set data.join=labels if"):
+        verb(configs.load("debug", overrides=overrides), said.append)
+    assert not said
+    with pytest.raises(StoppedError):
+        verb(configs.load("debug", overrides={**overrides, "data.join": "separate"}), said.append)
+    assert "joined apart: a 30 labels, b 50 labels, no person in two; 80 classes" in "; ".join(said)
+
+
+def test_a_run_keeps_how_its_data_was_joined(tmp_path: Path) -> None:
+    config = configs.load(overrides={"data.train": ["a", "b"], "data.join": "labels", "train.output": str(tmp_path)})
+    configs.dump(config, tmp_path / "config.yaml")
+    check_output(config, resume=True)
+    with pytest.raises(ValueError, match=r"data.join: 'separate': the run was started with 'labels'"):
+        check_output(replace(config, data=replace(config.data, join="separate")), resume=True)
+    a, b = named(tmp_path / "a", ["ann"]), named(tmp_path / "b", ["bob"])
+    facts = trainer._data_facts(open_dataset([a, b]))
+    assert facts["join"] == "names"
+    (tmp_path / "data.json").write_text(json.dumps(facts))
+    check_data(tmp_path, facts)
+    with pytest.raises(ValueError, match="the run was started with"):
+        check_data(tmp_path, trainer._data_facts(open_dataset([a, b], join="labels")))
