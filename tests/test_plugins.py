@@ -96,7 +96,7 @@ def test_worker_without_the_module_fails_in_one_line(monkeypatch: pytest.MonkeyP
         build_margin("cosface")
 
 
-def test_documented_example_trains_with_two_workers_and_resumes(tmp_path: Path) -> None:
+def test_documented_example_trains_with_two_workers(tmp_path: Path) -> None:
     from rayface.data.synth import synthesize
 
     example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL)
@@ -109,14 +109,14 @@ def test_documented_example_trains_with_two_workers_and_resumes(tmp_path: Path) 
     keys = ["train.num_workers=2", "train.output=run", "tracking.enabled=false"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-    def result(*arguments: str) -> dict[str, float]:
-        done = subprocess.run(
-            [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, done.stderr
-        found: dict[str, float] = json.loads(done.stdout)
-        return found
-
-    first = result(*start, *keys, "train.epochs=1")
-    resumed = result("--resume", "train.output=run", "train.epochs=2")
-    assert resumed["steps"] == 2 * first["steps"]
+    done = subprocess.run(
+        [*command, *start, *keys, "train.epochs=2"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 2
+    assert (tmp_path / "run" / "model.safetensors").exists()
