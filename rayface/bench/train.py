@@ -13,12 +13,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.data.dealer import deal
 from rayface.data.images import augment
-from rayface.data.plan import SamplePlan
+from rayface.data.plan import plan_samples
 from rayface.data.shards import open_dataset
-from rayface.data.shared_samples import SharedSamples, share
+from rayface.data.shared_samples import share
 from rayface.data.stream import Batch, train_batches
-from rayface.data.windows import executions, split_streams
 from rayface.session import ray_session
 from rayface.training.distributed import World, autocast, fast_bf16
 from rayface.training.optim import build_optimizer
@@ -197,30 +197,26 @@ def _batches(config: Config, num_classes: int, steps: int) -> Iterator[Iterator[
         return
     dataset = open_dataset(config.data.train, join=config.data.join)
     train, data = config.train, config.data
-    plan = SamplePlan(
-        num_samples=len(dataset.index),
+    plan = plan_samples(
+        dataset,
         batch_size=train.batch_size,
         seed=train.seed,
         chunk_images=data.chunk_images,
         window_images=data.window_images,
     )
 
-    def streams(samples: SharedSamples) -> Iterator[tuple[int, Any]]:
-        for first, last in executions(plan, 0, steps):
-            (stream,) = split_streams(
-                samples,
-                plan,
-                image_size=data.image_size,
-                world_size=1,
-                first_window=first,
-                last_window=last,
-                readers=data.readers,
-                reserved={"CPU": float(train.cpus_per_worker)},
-            )
-            yield first, stream
-
     with ray_session():
-        yield train_batches(streams(share(dataset)), plan, start=0, stop=steps, rank=0, world_size=1)
+        dealt = deal(
+            share(dataset),
+            plan,
+            image_size=data.image_size,
+            world_size=1,
+            start=0,
+            stop=steps,
+            readers=data.readers,
+            reserved={"CPU": float(train.cpus_per_worker)},
+        )
+        yield train_batches(dealt, 0)
 
 
 def _noise(config: Config, num_classes: int, steps: int) -> Iterator[Batch]:

@@ -1,71 +1,160 @@
-"""Read single samples of a dataset by its index: few large reads, headers checked again."""
+"""Read single samples of a dataset by its index: few large reads, many at a time, headers checked again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
 
 import numpy as np
 
 from .members import BadMemberError, MemberName, members_by_key, parse_name, samples_among
 from .samples import Fault, Sample, SampleIndex
-from .storage import Source, is_local
+from .storage import REQUESTS, Source, is_local
 from .tar import Fetch, Member, TarError, read_member
 
 _RUN_BYTES = 32 << 20  # the longest stretch fetched by one read
-_REMOTE_THREADS = 16
+_KEPT_OPEN = 256  # files of object stores: below the 1,024 that many systems allow a process
+_PROBED = 8  # reads that tell whether a local path is a local disk
+_SLOW_SECONDS = 1e-3  # of a read: of a network disk; those in flight together take no longer than one
+
+_Run = tuple[int, list[int], list[int], list[int], list[int]]  # shard; positions, starts, stops, labels
 
 
 def read_samples(shards: Sequence[str], index: SampleIndex) -> list[Sample | Fault]:
-    """Read the samples of `index` from `shards`, in the order of the index; a Fault stands where bytes are damaged.
-
-    Samples that lie side by side in a shard, in whatever order they are asked for, are fetched by one read of at most
-    32 MiB; object stores are asked by up to 16 threads. Headers are checked again, the label must be `source_label`.
-
-    Raises:
-        DataError: a shard is missing or forbidden.
-        StorageError: a shard cannot be read for now; see storage.retried.
-    """
+    """Read the samples of `index` from `shards`, in the order of the index; see SampleReader.read."""
     out: list[Sample | Fault | None] = [None] * len(index)
-    order = np.lexsort((index.offset, index.shard))
-    for number, ids in _split_where(order, np.diff(index.shard[order]) != 0):
-        shard = shards[int(index.shard[number])]
-        _read_shard(shard, index, ids, out)
+    with SampleReader(shards) as reader:
+        for position, sample in reader.read(index):
+            out[position] = sample
     return out  # type: ignore[return-value]  # every place is filled
 
 
-def _split_where(order: np.ndarray, breaks: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Split `order` after the positions where `breaks` is true: (first id, ids) of every part."""
-    parts = np.split(order, np.flatnonzero(breaks) + 1) if len(order) else []
-    return [(int(part[0]), part) for part in parts]
+class SampleReader:
+    """Reads samples of shards; threads, and files of object stores, are kept for the next read. A context manager."""
+
+    def __init__(self, shards: Sequence[str]):
+        self.shards = shards
+        self._files = _OpenFiles()
+        self._pool = ThreadPoolExecutor(REQUESTS)  # starts threads when they are needed
+
+    def read(self, index: SampleIndex) -> Iterator[tuple[int, Sample | Fault]]:
+        """Yield (position in `index`, sample) in the order of the shards; a Fault stands where bytes are damaged.
+
+        Samples that lie side by side in a shard, in whatever order they are asked for, are fetched by one read of at
+        most 32 MiB. Where a read takes a millisecond or more, up to storage.REQUESTS are in flight over all shards
+        while the caller works on the first. Headers are checked again, the label must be `source_label`.
+
+        Raises:
+            DataError: a shard is missing or forbidden.
+            StorageError: a shard cannot be read for now; see storage.retried.
+        """
+        runs = _runs(index)
+        waiting = iter(runs)
+        if all(is_local(self.shards[run[0]]) for run in runs):
+            seconds = 0.0
+            for number, run in enumerate(waiting, 1):
+                began = time.perf_counter()
+                samples = self._read_run(run)
+                seconds += time.perf_counter() - began
+                yield from samples
+                if number == _PROBED and seconds > _PROBED * _SLOW_SECONDS:
+                    break
+        for samples in self._pool.map(self._read_run, waiting):
+            yield from samples
+
+    def _read_run(self, run: _Run) -> list[tuple[int, Sample | Fault]]:
+        number, positions, starts, stops, labels = run
+        shard = self.shards[number]
+        with self._files.opened(shard) as source:
+            data = source.read(starts[0], stops[-1] - starts[0])
+        fetch = _slicer(data, starts[0])
+        return [
+            (position, _parse_sample(shard, fetch, start, stop, label))
+            for position, start, stop, label in zip(positions, starts, stops, labels, strict=True)
+        ]
+
+    def __enter__(self) -> SampleReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._files.close()
 
 
-def _read_shard(shard: str, index: SampleIndex, ids: np.ndarray, out: list[Sample | Fault | None]) -> None:
-    """Fill `out` at `ids`, all of one shard and in the order of their offsets."""
-    offsets = index.offset[ids]
-    ends = offsets + index.num_bytes[ids]
-    breaks = (offsets[1:] != ends[:-1]) | (offsets[1:] // _RUN_BYTES != offsets[:-1] // _RUN_BYTES)
-    runs = np.flatnonzero(np.concatenate(([True], breaks, [True])))
-    positions, starts, stops = ids.tolist(), offsets.tolist(), ends.tolist()
-    labels = index.source_label[ids].tolist()
-    source = Source(shard)
+def _runs(index: SampleIndex) -> list[_Run]:
+    """Gather samples that lie side by side, in the order of the shards."""
+    if not len(index):
+        return []
+    order = np.lexsort((index.offset, index.shard))
+    shards, offsets, labels = index.shard[order], index.offset[order], index.source_label[order]
+    ends = offsets + index.num_bytes[order]
+    breaks = (shards[1:] != shards[:-1]) | (offsets[1:] != ends[:-1])
+    breaks |= offsets[1:] // _RUN_BYTES != offsets[:-1] // _RUN_BYTES
+    edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(order)]
+    positions, starts, stops, expected = order.tolist(), offsets.tolist(), ends.tolist(), labels.tolist()
+    return [
+        (int(shards[a]), positions[a:b], starts[a:b], stops[a:b], expected[a:b]) for a, b in itertools.pairwise(edges)
+    ]
 
-    def read_run(bounds: tuple[int, int]) -> None:
-        first, last = bounds
-        base = starts[first]
-        data = source.read(base, stops[last - 1] - base)
-        fetch = _slicer(data, base)
-        for i in range(first, last):
-            out[positions[i]] = _parse_sample(shard, fetch, starts[i], stops[i], labels[i])
 
-    bounds = list(zip(runs[:-1].tolist(), runs[1:].tolist(), strict=True))
-    with source:
-        if is_local(shard) or len(bounds) == 1:
-            for run in bounds:
-                read_run(run)
-        else:
-            with ThreadPoolExecutor(min(_REMOTE_THREADS, len(bounds))) as pool:
-                list(pool.map(read_run, bounds))
+class _OpenFiles:
+    """Sources by path, thread-safe: those of object stores stay open, the least recently used are closed first."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def opened(self, path: str) -> Iterator[Source]:
+        if is_local(path):  # opening is cheap, and a shard that is taken away is noticed
+            with Source(path) as source:
+                yield source
+            return
+        with self._lock:
+            entry = self._entries.setdefault(path, _Entry())
+            self._entries.move_to_end(path)
+            entry.users += 1
+        try:
+            with entry.lock:  # one request opens it for all who wait
+                entry.source = entry.source or Source(path)
+            yield entry.source
+        finally:
+            with self._lock:
+                entry.users -= 1
+                excess = self._excess()
+            for each in excess:
+                each.close()
+
+    def _excess(self) -> list[_Entry]:
+        """Take out files that nobody reads, the longest unused first, until no more are left than may stay open."""
+        excess = len(self._entries) - _KEPT_OPEN
+        if excess <= 0:
+            return []
+        idle = [path for path, entry in self._entries.items() if not entry.users]
+        return [self._entries.pop(path) for path in idle[:excess]]
+
+    def close(self) -> None:
+        while self._entries:
+            self._entries.popitem()[1].close()
+
+
+class _Entry:
+    def __init__(self) -> None:
+        self.source: Source | None = None
+        self.users = 0
+        self.lock = threading.Lock()
+
+    def close(self) -> None:
+        if self.source is not None:
+            self.source.close()
 
 
 def _slicer(data: bytes, base: int) -> Callable[[int, int], bytes]:

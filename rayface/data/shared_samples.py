@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 
@@ -19,7 +19,7 @@ class SharedSamples:
     """
 
     paths: ray.ObjectRef
-    columns: dict[str, ray.ObjectRef]
+    columns: dict[str, ray.ObjectRef] = field(hash=False)
 
     def get(self) -> tuple[list[str], SampleIndex]:
         """Return shard paths and index; the columns are read-only views of this node's object store."""

@@ -26,6 +26,7 @@ from rayface.credentials import is_masked, mask, openable
 LARGEST_REMOTE = 5 << 30  # bytes of a file that S3 renames
 _T = TypeVar("_T")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+REQUESTS = 64  # of one process to an object store at the same time
 _BACK_OFF = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds before each further try
 # No retry mends these, nor a missing file or permission; all others (EMFILE, ESTALE, EIO, ETIMEDOUT, ...) may pass.
 _PERMANENT = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
@@ -92,6 +93,7 @@ class FileInfo:
 
 
 def _open_filesystem(uri: str) -> tuple[Any, str]:
+    pa.set_io_thread_count(max(pa.io_thread_count(), REQUESTS))  # an S3 client gets as many connections
     return pafs.FileSystem.from_uri(uri)
 
 

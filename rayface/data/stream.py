@@ -1,17 +1,19 @@
-"""The worker's side of the stream: blocks of Ray Data to the batches of a rank, held to the plan."""
+"""The worker's side of the stream: the blocks of its node to the batches of a rank, held to the plan."""
 
-import json
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import ray
 import torch
 
-from rayface.data.plan import SamplePlan
+from rayface.data.dealer import Dealt
+from rayface.data.plan import rank_rows
 from rayface.data.shards import DataError, Fault
-from rayface.data.windows import rank_rows
+from rayface.data.windows import rank_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,45 +76,53 @@ class FaultCounter:
         return new
 
 
-def train_batches(
-    streams: Iterator[tuple[int, Any]], plan: SamplePlan, *, start: int, stop: int, rank: int, world_size: int
-) -> Iterator[Batch]:
-    """This rank's batches of the steps [start, stop) of the run.
+def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterator[Batch]:
+    """This rank's batches of the stream's steps.
 
     Args:
-        streams: (first window, block iterator) of this rank, one for each execution of Ray Data.
+        node: where the rank is; None: on this process's node. Ranks of a node share its blocks.
+
+    Raises:
+        DataError, StorageError: what stopped the readers.
     """
-    rows = rank_rows(plan.batch_size, rank, world_size)
-    step = start
-    for first_window, stream in streams:
-        window = first_window
-        for block in stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
-            row = {name: block[name][0] for name in block.column_names}
-            got = (row["window"].as_py(), row["rank"].as_py())
-            if got != (window, rank):
-                raise RuntimeError(f"Ray Data dealt (window, rank) {got} to {(window, rank)}; order was lost")
-            for batch in _cut(row, plan, step, rows):
-                if batch.step >= stop:
-                    return
-                yield batch
-                step = batch.step + 1
+    stream, plan = dealt.stream, dealt.stream.plan
+    step, stop = stream.steps
+    rows = rank_rows(plan.batch_size, rank, stream.world_size)
+    window = plan.window_of(step)[0]
+    for block in _blocks(dealt, rank, node or ray.get_runtime_context().get_node_id()):
+        for part in rank_windows(block, plan, rank, stream.world_size, stream.image_size):
+            if part.window != window:
+                raise RuntimeError(f"rank {rank} got window {part.window} in place of {window}; order was lost")
+            place = plan.window_of(step)[1]
+            for i in range(place, min(len(part.labels), place + stop - step)):
+                yield Batch(
+                    step=step + i - place,
+                    rows=rows,
+                    images=torch.from_numpy(part.images[i].copy()),
+                    labels=torch.from_numpy(part.labels[i].copy()),
+                    faults=part.faults if i == place else (),
+                )
+            step += len(part.labels) - place
             window += 1
 
 
-def _cut(row: dict[str, pa.Scalar], plan: SamplePlan, step: int, rows: slice) -> Iterator[Batch]:
-    """The batches of a window from `step` on."""
-    labels = np.frombuffer(row["labels"].as_buffer(), np.int64)
-    per_step = rows.stop - rows.start
-    size = row["size"].as_py()
-    images = np.frombuffer(row["images"].as_buffer(), np.uint8).reshape(-1, size, size, 3)
-    faults = tuple(Fault(**fault) for fault in json.loads(row["faults"].as_py()))
-    place = plan.window_of(step)[1]
-    for i in range(place, len(labels) // per_step):
-        part = slice(i * per_step, (i + 1) * per_step)
-        yield Batch(
-            step=step + i - place,
-            rows=rows,
-            images=torch.from_numpy(images[part].copy()),
-            labels=torch.from_numpy(labels[part].copy()),
-            faults=faults if i == place else (),
-        )
+def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[Any]:
+    """Take this rank's turns, and fetch those ahead into the object store of this node while one is used."""
+    dealer, ahead = dealt.dealer, dealt.stream.turns_ahead
+
+    def take(turn: int) -> Any:
+        found = ray.get(dealer.take.remote(rank, node, turn))
+        return found and ray.get(found[0])
+
+    pool = ThreadPoolExecutor(1 + ahead)
+    turns = deque(pool.submit(take, turn) for turn in range(ahead))
+    try:
+        for turn in itertools.count(ahead):
+            turns.append(pool.submit(take, turn))
+            block = turns.popleft().result()
+            if block is None:
+                return
+            yield block
+    finally:
+        dealer.done.remote(rank)
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -8,6 +8,7 @@ import torch
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.data.plan import SamplePlan
 from rayface.training import checkpoint
 from rayface.training.checkpoint import PROGRESS
 from rayface.training.distributed import World
@@ -19,10 +20,13 @@ from rayface.training.schedules import build_schedule
 Sizes = Mapping[str, tuple[int, ...]]
 
 
-def check_resumable(run: Path, config: Config) -> None:
+def check_resumable(run: Path, config: Config, plan: SamplePlan) -> None:
     """Refuse settings that the newest checkpoint of a run cannot be loaded with; nothing is written.
 
     Builds the backbone without memory, and a head of two classes.
+
+    Args:
+        plan: of the resumed run.
 
     Raises:
         ValueError: one line, with the keys that were changed.
@@ -32,6 +36,13 @@ def check_resumable(run: Path, config: Config) -> None:
         return
     progress = json.loads((saved[-1] / PROGRESS).read_text())
     changes = _Changes(configs.flat(configs.from_dict(progress["config"])), configs.flat(config))
+    chunk = progress["plan"]["chunk_images"]
+    if progress["plan"] != vars(plan):
+        raise ValueError(
+            "train.output: the run draws its samples in another order than this version (data of layout "
+            f"by_identity in chunks of {chunk}): finish it with the version that began it, "
+            "or start anew"
+        )
     sizes = checkpoint.saved_sizes(saved[-1])
     with torch.device("meta"):
         backbone = build_config_backbone(config)

@@ -21,7 +21,7 @@ from rayface import config as configs
 from rayface import report, tracking
 from rayface.config import Config
 from rayface.data.classes import described
-from rayface.data.plan import SamplePlan
+from rayface.data.plan import SamplePlan, plan_samples
 from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.data.shared_samples import SharedSamples, share
 from rayface.evaluation.protocols import load_pairs
@@ -99,7 +99,7 @@ def train(
             facts = _data_facts(dataset)
             check_data(run, facts)
             if resume:
-                check_resumable(run, config)
+                check_resumable(run, config, plan)
             fill_cache(config, dataset)
             # From here on the run is one of this config; until here a run that is resumed is as it was.
             write_json(run / DATA, facts)
@@ -253,8 +253,8 @@ def uses_gpu(config: Config) -> bool:
 
 
 def _plan(config: Config, dataset: Dataset) -> SamplePlan:
-    return SamplePlan(
-        num_samples=len(dataset.index),
+    return plan_samples(
+        dataset,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         chunk_images=config.data.chunk_images,

@@ -11,10 +11,8 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.data.plan import SamplePlan
-from rayface.data.shared_samples import SharedSamples
+from rayface.data.dealer import Dealt, deal
 from rayface.data.stream import Batch, train_batches
-from rayface.data.windows import executions, split_streams
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.preflight import preflight
@@ -48,32 +46,26 @@ def train_worker(job: dict[str, Any]) -> None:
         training.journal.tags(found)
 
     def batches_from(step: int) -> Iterator[Batch]:
-        span = {"start": step, "stop": training.total_steps}
-        streams = _streams(config, job["samples"], plan, world, held_cpus=job["held_cpus"], **span)
-        return train_batches(streams, plan, rank=world.rank, world_size=world.size, **span)
+        dealt = None
+        if world.rank == 0:
+            dealt = _deal(config, job, world, start=step, stop=training.total_steps)
+        return train_batches(broadcast_from_rank_zero(dealt), world.rank)
 
     training.fit(batches_from)
 
 
-def _streams(
-    config: Config, samples: SharedSamples, plan: SamplePlan, world: World, *, held_cpus: float, start: int, stop: int
-) -> Iterator[tuple[int, Any]]:
-    """This rank's share of each Ray Data execution; rank 0 starts them and deals them out."""
-    gpus = int(world.device.type == "cuda")
-    for first, last in executions(plan, start, stop):
-        streams = None
-        if world.rank == 0:
-            streams = split_streams(
-                samples,
-                plan,
-                image_size=config.data.image_size,
-                world_size=world.size,
-                first_window=first,
-                last_window=last,
-                readers=config.data.readers,
-                reserved={
-                    "CPU": world.size * config.train.cpus_per_worker + held_cpus,
-                    "GPU": float(world.size * gpus),
-                },
-            )
-        yield first, broadcast_from_rank_zero(streams)[world.rank]
+def _deal(config: Config, job: dict[str, Any], world: World, *, start: int, stop: int) -> Dealt:
+    """Start the stream of all ranks."""
+    return deal(
+        job["samples"],
+        job["plan"],
+        image_size=config.data.image_size,
+        world_size=world.size,
+        start=start,
+        stop=stop,
+        readers=config.data.readers,
+        reserved={
+            "CPU": world.size * config.train.cpus_per_worker + job["held_cpus"],
+            "GPU": float(world.size * (world.device.type == "cuda")),
+        },
+    )

@@ -1,7 +1,6 @@
 """Which members are a sample: names with dots, image formats, kinds of labels; what is neither sample nor no sample."""
 
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from rayface.data.check import check
 from rayface.data.decode import decode_images
 from rayface.data.members import encode_sample, parse_name
 from rayface.data.plan import SamplePlan
+from rayface.data.random_access import SampleReader
 from rayface.data.selection import select, write_selected_shard
 from rayface.data.shards import Fault, Sample, open_dataset, read_samples, scan_shard
-from rayface.data.windows import read_window
+from rayface.data.windows import rank_windows, read_windows
 from rayface.evaluation.protocols import load_pairs
 
 Files = list[tuple[str, bytes]]
@@ -244,9 +244,9 @@ def test_stream_and_embed_decode_every_format_and_name_the_damaged(tmp_path: Pat
     assert chunk.keys == [f"k.{i}" for i in range(8) if i != 5]
     assert np.array_equal(chunk.images, np.delete(wanted, 5, 0))
     plan = SamplePlan(num_samples=8, batch_size=8, chunk_images=1, window_images=8)
-    (table,) = read_window(dataset.shard_paths(), dataset.index, plan, 0, 32, 1)
-    images = np.frombuffer(table["images"][0].as_buffer(), np.uint8).reshape(8, 32, 32, 3)
-    labels = np.frombuffer(table["labels"][0].as_buffer(), np.int64)
-    assert np.array_equal(images, wanted[labels])
-    for member in (chunk.faults[0].member, json.loads(table["faults"][0].as_py())[0]["member"]):
+    with SampleReader(dataset.shard_paths()) as reader:
+        (block,) = read_windows(reader, dataset.index, plan, [0], 32, [[0]])
+    (part,) = rank_windows(block, plan, 0, 1, 32)
+    assert np.array_equal(part.images[0], wanted[part.labels[0]])
+    for member in (chunk.faults[0].member, part.faults[0].member):
         assert member == f"k.5.{suffix}"

@@ -1,12 +1,12 @@
 """The sample plan: every sample once an epoch, the same global batch for any number of workers."""
 
-from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rayface.data.plan import SamplePlan
-from rayface.data.windows import executions, rank_rows
+from rayface.data.plan import SamplePlan, plan_samples
+from rayface.data.windows import rank_rows
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,19 @@ def test_ranks_share_the_global_batch_without_gap_or_overlap(world_size):
     assert np.array_equal(np.concatenate([np.arange(30)[r] for r in rows]), np.arange(30))
 
 
-def test_executions_cover_the_steps():
-    plan = SamplePlan(num_samples=1000, batch_size=1, window_images=1)
-    ranges = list(executions(plan, 5, 9001))
-    assert ranges[0][0] == 5
-    assert ranges[-1][1] == 9001
-    assert all(end == start for (_, end), (start, _) in pairwise(ranges))
-    assert list(executions(plan, 7, 7)) == []
-
-
 def test_a_dataset_smaller_than_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"train.batch_size: 64: must not exceed the 10 samples"):
         SamplePlan(num_samples=10, batch_size=64)
+
+
+@pytest.mark.parametrize(("layout", "chunk_images"), [("by_identity", 1), ("shuffled", 8)])
+def test_plan_of_a_layout_mixes_identities_as_a_shuffled_set_does(layout, chunk_images):
+    labels = np.repeat(np.arange(20_000), 20)  # as they lie in a set by identity
+    if layout == "shuffled":
+        labels = np.random.default_rng(0).permutation(labels)
+    dataset = SimpleNamespace(index=labels, layout=layout)
+    plan = plan_samples(dataset, batch_size=4096, seed=0, chunk_images=8, window_images=4096)
+    assert plan.chunk_images == chunk_images
+    counts = [len(np.unique(labels[plan.batch(step)])) for step in range(3)]
+    expected = 20_000 * (1 - (1 - 1 / 20_000) ** 4096)  # of 4,096 drawn from all
+    assert counts == pytest.approx([expected] * 3, rel=0.02)

@@ -83,7 +83,8 @@ def read_all(dataset: Dataset, folder: Path) -> object:
 
 
 def embed(dataset: Dataset, folder: Path) -> object:
-    return list(read_images(dataset.shards[0].path, dataset.index, 16, threads=1))
+    first = dataset.index.select(dataset.index.shard == 0)
+    return list(read_images(dataset.shards[0].path, first, 16, threads=1))
 
 
 def evaluate(dataset: Dataset, folder: Path) -> object:

@@ -51,10 +51,11 @@ def gated(
     """
 
     def train_worker(job: dict[str, Any]) -> None:
-        from rayface.data import windows
+        from rayface.data import dealer
 
         if windows_per_execution is not None:
-            windows._WINDOWS_PER_EXECUTION = windows_per_execution
+            dealer._BLOCK_IMAGES, dealer._TURNS_AHEAD = 1, 0
+            dealer._TURNS_PER_EXECUTION = windows_per_execution
         _install(gates, folder)
         worker(job)
 

@@ -1,49 +1,42 @@
 """The stream through a real Ray Data: every rank gets its rows of the plan's batches, damaged samples are counted."""
 
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rayface.data import dealer
+from rayface.data.dealer import deal
 from rayface.data.plan import SamplePlan
 from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.data.shared_samples import share
 from rayface.data.stream import Batch, FaultCounter, train_batches
-from rayface.data.windows import split_streams
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def read(dataset: Dataset, plan: SamplePlan, world_size: int, start: int, stop: int) -> list[list[Batch]]:
-    """The batches of every rank, read at the same time as training would."""
-    first, last = plan.window_of(start)[0], plan.window_of(stop - 1)[0] + 1
-    streams = split_streams(
-        share(dataset),
-        plan,
-        image_size=56,
-        world_size=world_size,
-        first_window=first,
-        last_window=last,
-        readers=2,
-        reserved={},
+def read(dataset: Dataset, plan: SamplePlan, start: int, stop: int, nodes: Sequence[str] = ("a",)) -> list[list[Batch]]:
+    """All batches of every rank, read at the same time as training would; `nodes` says where each rank is."""
+    world_size = len(nodes)
+    dealt = deal(
+        share(dataset), plan, image_size=56, world_size=world_size, start=start, stop=stop, readers=2, reserved={}
     )
-
-    def rank_batches(rank: int) -> list[Batch]:
-        span = iter([(first, streams[rank])])
-        return list(train_batches(span, plan, start=start, stop=stop, rank=rank, world_size=world_size))
-
     with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(rank_batches, range(world_size)))
+        return list(pool.map(lambda rank: list(train_batches(dealt, rank, node=nodes[rank])), range(world_size)))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_the_global_batch_of_a_step_is_the_plans_for_any_number_of_workers(drawn, world_size):
+@pytest.mark.parametrize(
+    ("nodes", "block_images"), [("a", 1), ("ab", 1), ("bab", 1), ("ab", 60), ("aabb", 512)], ids=str
+)
+def test_the_global_batch_of_a_step_is_the_plans_for_any_workers_and_nodes(drawn, monkeypatch, nodes, block_images):
+    monkeypatch.setattr(dealer, "_BLOCK_IMAGES", block_images)
     dataset = open_dataset(drawn)
     plan = SamplePlan(num_samples=len(dataset.index), batch_size=12, seed=4, window_images=60)
     start, stop = 7, 2 * plan.steps_per_epoch - 3  # from within a window into the second epoch
-    ranks = read(dataset, plan, world_size, start, stop)
+    ranks = read(dataset, plan, start, stop, nodes)
     assert all([b.step for b in batches] == list(range(start, stop)) for batches in ranks)
     for parts in zip(*ranks, strict=True):
         ids = plan.batch(parts[0].step)
@@ -68,7 +61,7 @@ def test_damaged_images_are_replaced_counted_and_named(drawn, tmp_path):
     copy = damaged_copy(drawn, tmp_path / "set", [3, 50], open_dataset(drawn))
     dataset = open_dataset(copy)
     plan = SamplePlan(num_samples=len(dataset.index), batch_size=12, window_images=60)
-    (batches,) = read(dataset, plan, 1, 0, 2 * plan.steps_per_epoch)
+    (batches,) = read(dataset, plan, 0, 2 * plan.steps_per_epoch)
     counter = FaultCounter(len(dataset.index), 0.01)
     new = [fault for batch in batches for fault in counter.add(batch.faults)]
     assert counter.num_lost == len(new) == 2  # each epoch meets them; each counts once
@@ -80,3 +73,20 @@ def test_damaged_images_are_replaced_counted_and_named(drawn, tmp_path):
         assert len(batch.labels) == 12
     with pytest.raises(DataError, match=r"2 of 240 samples are damaged, more than data.max_corrupt_fraction=0.001"):
         FaultCounter(240, 0.001).add(new)
+
+
+def test_a_missing_shard_stops_every_rank_with_its_cause(drawn, tmp_path):
+    dataset = open_dataset(shutil.copytree(drawn, tmp_path / "set"))
+    Path(dataset.shards[-1].path).unlink()
+    plan = SamplePlan(num_samples=len(dataset.index), batch_size=24, window_images=240)
+    dealt = deal(share(dataset), plan, image_size=56, world_size=2, start=0, stop=10, readers=1, reserved={})
+
+    def error_of(rank: int) -> Exception:
+        with pytest.raises(DataError) as caught:
+            list(train_batches(dealt, rank))
+        return caught.value
+
+    with ThreadPoolExecutor(2) as pool:
+        for error in pool.map(error_of, range(2)):
+            assert str(error).startswith(f"{dataset.shards[-1].path}: cannot be read (")
+            assert "\n" not in str(error)

@@ -67,7 +67,7 @@ def test_resume_with_a_changed_setting_is_refused_exactly_where_loading_fails(ru
     config = configs.with_overrides(config_of(), [change])
     refusal, failure = "", ""
     try:
-        check_resumable(run, config)
+        check_resumable(run, config, PLAN)
     except ValueError as error:
         refusal = str(error)
     try:
@@ -90,6 +90,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused_resume_leaves_the_run_as_it_was(run: Path, tmp_path: Path, no_ray: None) -> None:
     synthesize(tmp_path / "faces", identities=6, images_per_identity=4, image_size=32)
     config = config_of(f"data.train={tmp_path / 'faces'}", "train.batch_size=4", f"train.output={run}")
+    config = configs.with_overrides(config, {"data.window_images": 4096})
     configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"optim\.momentum: 0\.9: the run was started with 0\.0"):
@@ -125,6 +126,12 @@ def test_moved_dataset_of_equal_digest_is_resumed_and_another_one_is_refused(
 
 
 def test_finished_run_given_more_epochs_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text("{}")
+    for name in ("result.json", "model.safetensors", "model.json"):
+        (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError, match=r"holds a finished run: .*start a new run with backbone\.weights="):
         trainer.train(config_of("train.epochs=9", f"train.output={tmp_path}"), resume=True)
+
+
+def test_run_with_another_order_of_samples_is_refused(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"draws its samples in another order .*in chunks of 8\)"):
+        check_resumable(run, config_of(), replace(PLAN, chunk_images=1))
