@@ -50,7 +50,7 @@ def test_embed_asks_an_empty_cluster_for_nodes_and_then_uses_them(autoscaler):
     embed._wait_for_nodes(TrainConfig(wait_for_nodes=5), 4, said.append)
     assert autoscaler.asked == [[{"CPU": 1.0}] * 4, []]
     assert said == ["waiting up to 5 s for nodes: 4 workers of 1 CPU each, room for 0"]
-    assert embed._room("auto") == (False, 4, 1)
+    assert embed.find_room("auto") == (False, 4, 1)
     with pytest.raises(NoRoomError, match=r"^--workers: 9: each needs 1 CPU, the cluster has room for 8: use fewer"):
         embed._wait_for_nodes(TrainConfig(wait_for_nodes=0.1), 9, said.append)
 
@@ -60,7 +60,7 @@ def test_gpus_of_the_nodes_that_came_are_found_and_asked_for(autoscaler):
     require_workers("auto", 2.0, 3, wait=5)
     assert takes_gpu("auto")
     assert autoscaler.asked == [[{"CPU": 2.0}] * 3, []]  # which brought a GPU each
-    assert embed._room("auto") == (True, 3, 2)
+    assert embed.find_room("auto") == (True, 3, 2)
 
 
 @pytest.mark.parametrize("autoscaler", [{"most": 2}], indirect=True)
