@@ -18,9 +18,15 @@ from rayface.cli import app
 Members = list[tuple[str, bytes]]
 
 
-def picture(seed: int, suffix: str = "jpg") -> bytes:
+def picture(seed: int, suffix: str = "jpg", side: int = 32) -> bytes:
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    return cv2.imencode(f".{suffix}", cv2.resize(coarse, (32, 32), interpolation=cv2.INTER_CUBIC))[1].tobytes()
+    return cv2.imencode(f".{suffix}", cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC))[1].tobytes()
+
+
+def turned(jpeg: bytes) -> bytes:
+    """The JPEG with an EXIF orientation of 6."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    return jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
 
 
 def tar(members: Members) -> bytes:
@@ -46,9 +52,14 @@ READ = [  # nothing is lost of these
     ("text.txt", b"69000002"),
     ("json.jpg", picture(2)),
     ("json.json", b'{"label": 69000002}'),
+    ("turned.jpg", turned(picture(3))),
+    ("turned.cls", b"69000000"),
 ]
+TWICE = sample("00000")  # every tar counts from 00000: the shard tells them apart
 FILES = {
     "a.tar": tar(READ),
+    "b.tar": tar(TWICE),
+    "c.tar": tar(TWICE),
     "groups.tar": tar(
         [
             ("no.label.jpg", picture(3)),
@@ -65,6 +76,8 @@ FILES = {
             ("apart.cls", b"69000000"),
             ("damaged.png", picture(7, "png")[:-30]),
             ("damaged.cls", b"69000000"),
+            ("large.jpg", picture(8, side=200)[:-300]),  # would be resized: no looser decoder then
+            ("large.cls", b"69000000"),
         ]
     ),
     "packed.tar.gz": gzip.compress(tar(sample("x"))),
@@ -85,6 +98,7 @@ NAMED = [
     ("groups.tar", "apart.jpg", "no .cls member with this key beside it"),
     ("groups.tar", "apart.cls", "must be neighbours"),
     ("groups.tar", "damaged.png", "PNG that cannot be decoded"),
+    ("groups.tar", "large.jpg", "JPEG"),
     ("packed.tar.gz", "compressed tar", "rayface convert --from webdataset"),
     ("packed.TGZ", "compressed tar", "rayface convert --from webdataset"),
     ("sub/folder/below.tar", "sub-folder", "rayface convert --from webdataset"),
@@ -114,6 +128,7 @@ def test_check_deep_names_every_fault_of_one_folder(told: dict, words: tuple[str
 
 def test_check_deep_names_nothing_else_and_reads_all_that_can_be(told: dict) -> None:
     assert len(told["fault_list"]) == len(NAMED)
-    assert told["images"] == len(READ) // 2
-    assert (told["identities_with_images"], told["samples_lost"]) == (3, 11)
+    assert told["images"] == len(READ) // 2 + 2
+    assert (told["identities_with_images"], told["samples_lost"]) == (3, 12)
+    assert "SHARD/KEY" in told["keys"]
     assert all(line.startswith(told["folder"]) for line in told["fault_list"])
