@@ -95,7 +95,7 @@ def test_new_head_resumed_from_a_checkpoint_equals_the_uninterrupted_run(tmp_pat
     advance(parts, 3)
     parts.save_checkpoint()
     parts.checkpoints.wait()
-    check_resumable(tmp_path / "parts", config)
+    check_resumable(tmp_path / "parts", config, PLAN)
     resumed = training(tmp_path / "parts", config)
     assert resumed.step == 3
     advance(resumed, 5)
@@ -114,7 +114,7 @@ def test_new_head_resumed_with_a_head_of_other_state_is_refused(tmp_path: Path) 
     made.save_checkpoint()
     made.checkpoints.wait()
     with pytest.raises(ValueError, match=r"head\.name: 'partial_fc': the run was started with 'full_softmax'"):
-        check_resumable(tmp_path, config_of("head.name=partial_fc", "optim.momentum=0.9"))
+        check_resumable(tmp_path, config_of("head.name=partial_fc", "optim.momentum=0.9"), PLAN)
 
 
 def test_new_head_is_planned_by_its_own_memory() -> None:
