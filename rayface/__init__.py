@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rayface.evaluation.export import load_model
+    from rayface.models.model_files import load_model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_model"]
@@ -12,7 +12,7 @@ __all__ = ["__version__", "load_model"]
 def __getattr__(name: str) -> Any:
     """Import torch and the rest only for whoever asks for a model."""
     if name == "load_model":
-        from rayface.evaluation.export import load_model
+        from rayface.models.model_files import load_model
 
         return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ from ray.autoscaler.sdk import request_resources
 
 from rayface import machine
 from rayface.plugins import runtime_env
-from rayface.training.interrupt import Terminated
+from rayface.training.recovery.interrupt import Terminated
 
 _POLL_SECONDS = 2.0
 # What Ray appends is /ray/session_2026-11-26_12-50-03_191673_1234567/sockets/plasma_store.

@@ -170,9 +170,12 @@ def test_an_interrupt_of_any_verb_is_one_line_and_its_own_exit_code(call, monkey
     for verb, function in (
         (["synth", "out"], "rayface.data.synth.synthesize"),
         (["check", "dir"], "rayface.data.check.check"),
-        (["evaluate", "--model=m", "--pairs=p", "--data=d", "--out=o"], "rayface.evaluation.jobs.evaluate_on_pairs"),
-        (["embed", "--model=m", "--data=d", "--out=o"], "rayface.curate.embed.embed"),
-        (["prune", "--embeddings=e", "--keep=.5", "--out=o"], "rayface.curate.core_set.build"),
+        (
+            ["evaluate", "--model=m", "--pairs=p", "--data=d", "--out=o"],
+            "rayface.evaluation.evaluate.evaluate_on_pairs",
+        ),
+        (["embed", "--model=m", "--data=d", "--out=o"], "rayface.embedding.embed.embed"),
+        (["prune", "--embeddings=e", "--keep=.5", "--out=o"], "rayface.curate.prune.core_set.build"),
     ):
         monkeypatch.setattr(function, interrupted)
         line = f"rayface: {said}: run the same command again to resume or to start over\n"

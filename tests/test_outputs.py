@@ -11,8 +11,8 @@ from rayface.backbones import build_backbone
 from rayface.data.check import check
 from rayface.data.shards import open_dataset
 from rayface.data.synth import synthesize
-from rayface.evaluation.export import save_model
-from rayface.evaluation.jobs import evaluate_on_pairs
+from rayface.evaluation.evaluate import evaluate_on_pairs
+from rayface.models.model_files import save_model
 
 URI = "s3://bucket/out"
 

@@ -15,8 +15,8 @@ from rayface.backbones import build_backbone
 from rayface.config import Config, load, with_overrides
 from rayface.heads import CosFace, PartialFC
 from rayface.plan import Job, Rates, check_fits, job_of, largest_num_classes, make_plan, memory, step_seconds
+from rayface.plan.backbone_cost import SavedBytes, net_size
 from rayface.plan.memory import DENSE_LOGIT_COPIES, GPU_OVERHEAD, host_memory
-from rayface.plan.net import SavedBytes, net_size
 from rayface.plan.preflight import check_host_fits, memory_per_worker
 from rayface.plan.published import as_table, fit, table_rows
 from rayface.plan.timing import head_macs, head_traffic, network_bytes, step_total

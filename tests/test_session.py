@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from rayface.session import ray_session
-from rayface.training.interrupt import Terminated, terminable
+from rayface.training.recovery.interrupt import Terminated, terminable
 
 SCRIPT = """
 import os, subprocess, sys

@@ -7,7 +7,7 @@ import pytest
 
 from rayface import session
 from rayface.config import Config, TrainConfig
-from rayface.curate import embed
+from rayface.embedding import embed
 from rayface.session import NoRoomError, require_workers, takes_gpu
 from rayface.tuning import sweep
 from rayface.tuning.spec import Spec

@@ -9,9 +9,9 @@ import torch
 
 from rayface.backbones import build_backbone
 from rayface.heads import CosFace, PartialFC
-from rayface.training.checkpoint_writer import CheckpointWriter
+from rayface.training.checkpointing.state import whole_state
+from rayface.training.checkpointing.writer import CheckpointWriter
 from rayface.training.distributed import World
-from rayface.training.state import whole_state
 
 _WARM_UP = 1
 

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from rayface import machine
-from rayface.curate.embed import (
+from rayface.data.images import normalize
+from rayface.data.shards import Dataset, open_dataset
+from rayface.embedding.embed import (
     EmbedSettings,
     ShardEmbedder,
     ShardWork,
@@ -20,10 +22,8 @@ from rayface.curate.embed import (
     read_images,
     shard_work,
 )
-from rayface.curate.parts import Progress
-from rayface.data.images import normalize
-from rayface.data.shards import Dataset, open_dataset
-from rayface.evaluation.export import load_model
+from rayface.models.model_files import load_model
+from rayface.ray_tasks import Progress
 
 _ROUNDS = 5
 _BATCH = 256

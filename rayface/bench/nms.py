@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rayface.curate.face_nms import suppress_many
 from rayface.curate.identities import check_keep
-from rayface.curate.keep_ratio import threshold_for_keep
+from rayface.curate.prune.keep_ratio import threshold_for_keep
 
 WEBFACE42M_FACES = 42_474_557
 _CORES = 64

@@ -13,11 +13,11 @@ import numpy as np
 from rayface import config as configs
 from rayface import machine
 from rayface.bench.nms import WEBFACE42M_FACES
-from rayface.curate.core_set import build
-from rayface.curate.embeddings import write_part
 from rayface.curate.identities import check_keep
-from rayface.curate.parts import Progress
-from rayface.curate.prune_settings import PruneSettings
+from rayface.curate.prune.core_set import build
+from rayface.curate.prune.settings import PruneSettings
+from rayface.embedding.embeddings import write_part
+from rayface.ray_tasks import Progress
 from rayface.session import ray_session
 
 CORES = 64

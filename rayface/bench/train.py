@@ -15,14 +15,14 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.data.dealer import deal
 from rayface.data.images import augment
-from rayface.data.plan import plan_samples
+from rayface.data.sample_order import order_samples
 from rayface.data.shards import open_dataset
 from rayface.data.shared_samples import share
 from rayface.data.stream import Batch, train_batches
 from rayface.session import ray_session
+from rayface.training.builders import build_config_backbone, build_config_head, data_parallel
 from rayface.training.distributed import World, autocast, fast_bf16
 from rayface.training.optim import build_optimizer
-from rayface.training.parts import build_config_backbone, build_config_head, data_parallel
 
 WARM_UP = 2
 PROFILED = 2  # steps
@@ -197,7 +197,7 @@ def _batches(config: Config, num_classes: int, steps: int) -> Iterator[Iterator[
         return
     dataset = open_dataset(config.data.train, join=config.data.join)
     train, data = config.train, config.data
-    plan = plan_samples(
+    plan = order_samples(
         dataset,
         batch_size=train.batch_size,
         seed=train.seed,

@@ -85,8 +85,8 @@ def bench_embed(
     """Images a second of embedding shards, against the bare model on batches that are ready."""
     from rayface.bench.embed import bench_embed as measure
     from rayface.config import parse_paths
-    from rayface.curate.embed import EmbedSettings
     from rayface.display import counting
+    from rayface.embedding.embed import EmbedSettings
 
     settings = EmbedSettings(model=model, backbone=backbone, flip=flip, precision=precision)  # type: ignore[arg-type]
     with counting("measuring, round") as progress:

@@ -15,7 +15,7 @@ CheckpointDir = Annotated[Path, path_argument(metavar="DIR", help="A checkpoint,
 @checkpoints.command("show")
 def checkpoint_show(directory: CheckpointDir, json: Json = False, debug: Debug = False) -> None:
     """Say what a checkpoint holds and whether it is whole."""
-    from rayface.training.checkpoint_tools import show, table
+    from rayface.training.checkpointing.tools import show, table
 
     shown = show(directory)
     show_result("checkpoint", shown if json else table(shown), json)
@@ -28,7 +28,7 @@ def checkpoint_verify(
     debug: Debug = False,
 ) -> None:
     """Compare every byte with the digests; exit code 1 where there are faults, each is named."""
-    from rayface.training.checkpoint_tools import verify
+    from rayface.training.checkpointing.tools import verify
 
     found = verify(directory)
     faults = [fault for reasons in found.values() for fault in reasons]
@@ -48,7 +48,7 @@ def checkpoint_export(
     debug: Debug = False,
 ) -> None:
     """Write the backbone of a checkpoint as a model."""
-    from rayface.training.checkpoint_tools import export
+    from rayface.training.checkpointing.tools import export
 
     show_result("exported", export(directory, out), json)
 
@@ -68,6 +68,6 @@ def checkpoint_reshard(
     debug: Debug = False,
 ) -> None:
     """Merge the class centers of all ranks into one safetensors matrix, or split them for so many ranks."""
-    from rayface.training.checkpoint_tools import reshard
+    from rayface.training.checkpointing.tools import reshard
 
     show_result("resharded", reshard(directory, out, ranks=ranks, from_arcface=from_arcface), json)

@@ -29,9 +29,9 @@ def embed(
 ) -> None:
     """Embed a dataset with a model, as a Ray Data job: one parquet file of key, label, embedding for each shard."""
     from rayface.config import load, parse_paths
-    from rayface.curate.embed import EmbedSettings
-    from rayface.curate.embed import embed as embed_data
     from rayface.display import counting
+    from rayface.embedding.embed import EmbedSettings
+    from rayface.embedding.embed import embed as embed_data
 
     settings = EmbedSettings(
         model=model,
@@ -100,10 +100,10 @@ def prune(
 ) -> None:
     """Choose a core set of the faces that were embedded, as a Ray Data job."""
     from rayface.config import load, parse_paths
-    from rayface.curate.clean import CleanOptions
-    from rayface.curate.core_set import build
-    from rayface.curate.proxy import ProxySettings, prune_by_proxy
-    from rayface.curate.prune_settings import PruneSettings, check_head
+    from rayface.curate.clean.clean import CleanOptions
+    from rayface.curate.prune.core_set import build
+    from rayface.curate.prune.proxy import ProxySettings, prune_by_proxy
+    from rayface.curate.prune.settings import PruneSettings, check_head
     from rayface.display import counting, follow_training
 
     settings = PruneSettings(

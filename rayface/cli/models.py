@@ -58,7 +58,7 @@ def evaluate(
 ) -> None:
     """Measure verification accuracy (10 folds, mirrored images added) on pairs."""
     from rayface.config import parse_paths
-    from rayface.evaluation.jobs import evaluate_on_pairs
+    from rayface.evaluation.evaluate import evaluate_on_pairs
 
     paths = parse_paths("--data", data)
     result = evaluate_on_pairs(model, pairs, paths, out, backbone=backbone, batch_size=batch_size)
@@ -79,8 +79,8 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Export a model to ONNX with a dynamic batch, checked against PyTorch."""
-    from rayface.evaluation.export import load_model
-    from rayface.evaluation.onnx_export import export_onnx
+    from rayface.models.model_files import load_model
+    from rayface.models.onnx_export import export_onnx
 
     result = export_onnx(load_model(model, backbone=backbone), onnx, external_data=external_data)
     show_result("exported", {"onnx": str(onnx), **result}, json)

@@ -13,8 +13,8 @@ from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayface.data.plan import SamplePlan
 from rayface.data.random_access import SampleReader
+from rayface.data.sample_order import SampleOrder
 from rayface.data.samples import SampleIndex
 from rayface.data.shared_samples import SharedSamples
 from rayface.data.storage import DataError, StorageError
@@ -43,7 +43,7 @@ class Stream:
     """
 
     samples: SharedSamples
-    plan: SamplePlan
+    plan: SampleOrder
     image_size: int
     world_size: int
     steps: tuple[int, int]
@@ -64,7 +64,7 @@ class Dealt:
 
 def deal(
     samples: SharedSamples,
-    plan: SamplePlan,
+    plan: SampleOrder,
     *,
     image_size: int,
     world_size: int,

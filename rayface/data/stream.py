@@ -11,7 +11,7 @@ import ray
 import torch
 
 from rayface.data.dealer import Dealt
-from rayface.data.plan import rank_rows
+from rayface.data.sample_order import rank_rows
 from rayface.data.shards import DataError, Fault
 from rayface.data.windows import rank_windows
 

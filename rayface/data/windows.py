@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from rayface.data.decode import decode_image
 from rayface.data.members import IMAGE_SUFFIXES
-from rayface.data.plan import Ids, SamplePlan, rank_rows
 from rayface.data.random_access import SampleReader
+from rayface.data.sample_order import Ids, SampleOrder, rank_rows
 from rayface.data.samples import Fault, SampleIndex, locate_member
 from rayface.data.storage import DataError, StorageError
 
@@ -34,7 +34,7 @@ class RankWindow(NamedTuple):
 def read_windows(
     reader: SampleReader,
     index: SampleIndex,
-    plan: SamplePlan,
+    plan: SampleOrder,
     windows: Sequence[int],
     image_size: int,
     nodes: Sequence[Sequence[int]],
@@ -72,7 +72,7 @@ def read_windows(
 
 
 def _slots(
-    plan: SamplePlan, ids: Sequence[Ids], parts: Sequence[Sequence[tuple[int, int]]]
+    plan: SampleOrder, ids: Sequence[Ids], parts: Sequence[Sequence[tuple[int, int]]]
 ) -> tuple[Ids, list[list[int]]]:
     """Where each image of the windows goes so that every part is in one piece; and the images of each part."""
     world_size = len({rank for own in parts for _, rank in own})
@@ -147,7 +147,7 @@ def error_block(error: DataError | StorageError) -> pa.Table:
     return pa.table({"of_storage": [isinstance(error, StorageError)], "message": [str(error)]})
 
 
-def rank_windows(block: pa.Table, plan: SamplePlan, rank: int, world_size: int, image_size: int) -> list[RankWindow]:
+def rank_windows(block: pa.Table, plan: SampleOrder, rank: int, world_size: int, image_size: int) -> list[RankWindow]:
     """Return a rank's parts of a block, in order; arrays are views of the block. Raises the error of an error_block."""
     if "message" in block.column_names:
         raise (StorageError if block["of_storage"][0].as_py() else DataError)(block["message"][0].as_py())

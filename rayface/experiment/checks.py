@@ -10,14 +10,14 @@ import torch
 from rayface import config as configs
 from rayface.backbones.weights import misfit
 from rayface.config import Config
-from rayface.curate.prune_settings import PruneSettings, check_exclude, check_head, check_settings
+from rayface.curate.prune.settings import PruneSettings, check_exclude, check_head, check_settings
 from rayface.data.storage import normalise
 from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
+from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.distillation import check_distillation
-from rayface.training.parts import build_config_backbone, load_start
 from rayface.training.trainer import check_settings as check_training
-from rayface.training.trainer import rehearse
+from rayface.training.trainer import dry_run
 
 Models = dict[str, Config]
 """Config of the training that a stage's model is of, by the stage's name."""
@@ -69,7 +69,7 @@ def check_train(stage: Stage, config: Config, models: Models) -> None:
     if "data.train" in references:
         check_training(known)
     else:
-        rehearse(known)
+        dry_run(known)
     with torch.device("meta"):
         net = build_config_backbone(config)
         for source in references.get("backbone.weights", ()):

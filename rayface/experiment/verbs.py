@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rayface.curate.embeddings import MANIFEST as EMBEDDED
-from rayface.curate.embeddings import missing_parts
-from rayface.curate.prune_result import RESULT as PRUNED
-from rayface.curate.prune_result import read_result
-from rayface.evaluation.export import DESCRIPTION
+from rayface.curate.prune.result import RESULT as PRUNED
+from rayface.curate.prune.result import read_result
+from rayface.embedding.embeddings import MANIFEST as EMBEDDED
+from rayface.embedding.embeddings import missing_parts
+from rayface.models.model_files import DESCRIPTION
 from rayface.training.run_directory import RESULT as TRAINED
 
 Kind = Literal["data", "embeddings", "model", "onnx", "numbers"]

@@ -8,7 +8,7 @@ import torch
 from rayface.config import Config
 from rayface.heads import head_class
 from rayface.heads.shape import HeadMemory, HeadShape
-from rayface.plan.net import NetSize, net_size
+from rayface.plan.backbone_cost import NetSize, net_size
 from rayface.training.distributed import fast_bf16
 
 Variant = Literal["chunked", "dense", "data_parallel"]

@@ -11,8 +11,8 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.plan.memory import Job, host_memory, job_of, memory
 from rayface.plan.preflight import GB, check_fits, largest_num_classes
 from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
+from rayface.training.builders import build_config_margin
 from rayface.training.micro_batches import check_pieces
-from rayface.training.parts import build_config_margin
 
 # Published counts, identities and images (arXiv 2203.15565 and the sets' papers). They serve planning only: a run takes
 # its counts from dataset.json.
@@ -226,7 +226,7 @@ def plan_run(
     known |= {name: value for name, value in rates.items() if value is not None}
     plan = make_plan(config, preset=preset, rates=known, **options)
     if plot is not None:
-        from rayface.plan.drawing import draw_plan  # matplotlib takes a second to import
+        from rayface.plan.figure import draw_plan  # matplotlib takes a second to import
 
         draw_plan(plan, plot)
     return plan

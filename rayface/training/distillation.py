@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayface.config import Config
-from rayface.data.plan import SamplePlan
+from rayface.data.sample_order import SampleOrder
 from rayface.data.storage import on_disk
 from rayface.data.stream import Batch
-from rayface.evaluation.export import load_model
+from rayface.models.model_files import load_model
 from rayface.training.distributed import World, autocast
 from rayface.training.micro_batches import MicroBatch
 from rayface.training.teacher_cache import by_class, by_sample
@@ -77,7 +77,7 @@ class Distillation:
         return self.weight * len(embeddings) * len(piece.counts) / sum(piece.counts) * loss
 
 
-def build_distillation(config: Config, plan: SamplePlan, num_classes: int, world: World) -> Distillation | None:
+def build_distillation(config: Config, plan: SampleOrder, num_classes: int, world: World) -> Distillation | None:
     """What the config asks for; None without a teacher. With a cache the driver has made it before.
 
     Raises:
@@ -147,7 +147,7 @@ def every_view(config: Config, world: World) -> Teacher:
     return targets
 
 
-def sample_targets(targets: np.ndarray, plan: SamplePlan) -> Teacher:
+def sample_targets(targets: np.ndarray, plan: SampleOrder) -> Teacher:
     """Targets (N, D) of whole, upright images, looked up by the plan: whatever view of it the student sees."""
 
     def of_batch(images: Tensor, batch: Batch, rows: slice) -> Tensor:

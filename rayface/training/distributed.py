@@ -77,7 +77,7 @@ def from_rank_0(value: T, world: World) -> T:
     return box[0]
 
 
-def agreed(flag: bool, world: World) -> bool:
+def broadcast_flag(flag: bool, world: World) -> bool:
     """Whether rank 0 says yes; one broadcast of a number."""
     if world.size == 1:
         return flag

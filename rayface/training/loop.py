@@ -14,29 +14,38 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import masked
 from rayface.data.images import augment
-from rayface.data.plan import SamplePlan
+from rayface.data.sample_order import SampleOrder
 from rayface.data.stream import Batch, FaultCounter
-from rayface.evaluation.export import save_model
 from rayface.files import write_json
 from rayface.heads import NonFiniteEmbeddingsError
+from rayface.models.model_files import save_model
 from rayface.tracking import Journal
 from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
-from rayface.training import checkpoint, interrupt
-from rayface.training.checkpoint_writer import CheckpointWriter
+from rayface.training.builders import build_config_backbone, build_config_head, data_parallel, load_start, no_grad_sync
+from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.state import load_state, mlflow_run_id, whole_state
+from rayface.training.checkpointing.writer import CheckpointWriter
 from rayface.training.distillation import build_distillation
-from rayface.training.distributed import World, agreed, autocast, average_buffers, fast_bf16, from_rank_0, use_cores
-from rayface.training.evaluating import Evaluation
+from rayface.training.distributed import (
+    World,
+    autocast,
+    average_buffers,
+    broadcast_flag,
+    fast_bf16,
+    from_rank_0,
+    use_cores,
+)
 from rayface.training.gradient_compression import forget_errors
 from rayface.training.meter import Meter
 from rayface.training.micro_batches import MicroBatch, micro_batches, scaled_rate
 from rayface.training.optim import build_optimizer
-from rayface.training.parts import build_config_backbone, build_config_head, data_parallel, load_start, unsynced
-from rayface.training.recovery import NotFiniteError, forget, remembered, stopped
-from rayface.training.restarts import leaving, restarts, take_leave
+from rayface.training.recovery import interrupt
+from rayface.training.recovery.restarts import clear_drain_request, drain_requested, restarts
+from rayface.training.recovery.rollback import NotFiniteError, forget, remembered, stopped
+from rayface.training.recovery.watchdog import Watchdog, bytes_being_written
 from rayface.training.run_directory import OUTCOME
 from rayface.training.schedules import build_schedule
-from rayface.training.state import load_state, mlflow_run_id, whole_state
-from rayface.training.watchdog import Watchdog, bytes_being_written
+from rayface.training.validation import Evaluation
 
 
 class Training:
@@ -57,7 +66,7 @@ class Training:
         config: Config,
         run: Path,
         world: World,
-        plan: SamplePlan,
+        plan: SampleOrder,
         *,
         num_classes: int,
         dataset_facts: dict[str, str],
@@ -135,7 +144,7 @@ class Training:
 
     def _done_before(self) -> bool:
         """Whether other workers have finished the run, and were replaced before anybody saw that."""
-        done = self.step == self.total_steps and agreed((self.run / OUTCOME).exists(), self.world)
+        done = self.step == self.total_steps and broadcast_flag((self.run / OUTCOME).exists(), self.world)
         if not done and self.journal is not None:
             (self.run / OUTCOME).unlink(missing_ok=True)  # of a run with fewer steps
         return done
@@ -165,7 +174,7 @@ class Training:
             if stop:
                 self.checkpoints.wait()
                 if self.world.rank == 0 and interrupt.requested(self.run):
-                    take_leave(self.run)  # who asked to stop wants no others started
+                    clear_drain_request(self.run)  # who asked to stop wants no others started
                     interrupt.clear(self.run)
                 return True
             self.watchdog.at("data", self.step)
@@ -186,7 +195,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         for piece in pieces:
             last = piece is pieces[-1]
-            with contextlib.nullcontext() if last or separate else unsynced(self.forward):
+            with contextlib.nullcontext() if last or separate else no_grad_sync(self.forward):
                 loss, embeddings = self._forward(images[piece.rows], labels[piece.rows], piece, batch.step)
                 total = loss
                 if self.distillation is not None:
@@ -395,8 +404,8 @@ class Training:
         """Rank 0 looks, all ranks answer alike."""
         if self.step % self.config.train.log_every:
             return False
-        asked = self.world.rank == 0 and (interrupt.requested(self.run) or leaving(self.run))
-        return agreed(asked, self.world)
+        asked = self.world.rank == 0 and (interrupt.requested(self.run) or drain_requested(self.run))
+        return broadcast_flag(asked, self.world)
 
     def _checkpoint_every(self) -> int:
         return self.config.train.checkpoint_every or self.plan.steps_per_epoch

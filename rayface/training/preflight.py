@@ -22,7 +22,7 @@ from rayface.plan.memory import Job
 from rayface.plan.timing import Rates, network_bytes, step_seconds
 from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
 from rayface.training.distributed import World
-from rayface.training.recovery import TrainingStoppedError
+from rayface.training.recovery.rollback import TrainingStoppedError
 
 CLOCK_SECONDS = 2.0  # more apart, and the times in journals and logs of several nodes cannot be read together
 _REDUCED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}

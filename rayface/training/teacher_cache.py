@@ -31,7 +31,7 @@ def fill_cache(config: Config, dataset: Dataset) -> None:
     Raises:
         ValueError: bad input, one line.
     """
-    from rayface.curate.embed import EmbedSettings, embed
+    from rayface.embedding.embed import EmbedSettings, embed
 
     train = config.train
     if train.teacher is None or train.teacher_cache is None:

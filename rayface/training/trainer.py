@@ -21,27 +21,28 @@ from rayface import config as configs
 from rayface import report, tracking
 from rayface.config import Config
 from rayface.data.classes import described
-from rayface.data.plan import SamplePlan, plan_samples
+from rayface.data.sample_order import SampleOrder, order_samples
 from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.data.shared_samples import SharedSamples, share
-from rayface.evaluation.protocols import load_pairs
+from rayface.elapsed import session
+from rayface.evaluation.pairs import load_pairs
 from rayface.files import write_json, write_text
 from rayface.heads import head_class
 from rayface.plan.memory import job_of
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 from rayface.session import is_cluster, ray_session, require_workers, takes_gpu
 from rayface.tracking.journal import Status
-from rayface.training import checkpoint, interrupt
+from rayface.training.builders import build_config_backbone, build_config_margin, load_start
+from rayface.training.checkpointing import checkpoint
 from rayface.training.distillation import check_distillation
-from rayface.training.interrupt import TrainingInterruptedError, run_interruptibly, terminable
 from rayface.training.micro_batches import check_pieces, micro_batches
-from rayface.training.parts import build_config_backbone, build_config_margin, load_start
-from rayface.training.restarts import clear_restarts, take_leave
-from rayface.training.resume_check import check_resumable
+from rayface.training.recovery import interrupt
+from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly, terminable
+from rayface.training.recovery.restarts import clear_drain_request, clear_restarts
+from rayface.training.recovery.resume_check import check_resumable
+from rayface.training.recovery.supervisor import Supervisor, cause_of
 from rayface.training.run_directory import DATA, OUTCOME, RESULT, check_data, check_output, claimed
 from rayface.training.schedules import build_schedule
-from rayface.training.spent import session
-from rayface.training.supervisor import Supervisor, cause_of
 from rayface.training.teacher_cache import fill_cache
 from rayface.training.worker import train_worker
 
@@ -117,7 +118,7 @@ def _open_data(config: Config, resume: bool, say: Callable[[str], None]) -> Data
         raise DataError(f"{error}; where the data was moved, name its new place: --resume data.train=DIR") from error
 
 
-def rehearse(config: Config, say: Callable[[str], None] = lambda text: None) -> int:
+def dry_run(config: Config, say: Callable[[str], None] = lambda text: None) -> int:
     """Check what can be checked without Ray.
 
     Args:
@@ -134,7 +135,7 @@ def rehearse(config: Config, say: Callable[[str], None] = lambda text: None) -> 
     return _num_steps(config, _plan(config, dataset))
 
 
-def _num_steps(config: Config, plan: SamplePlan) -> int:
+def _num_steps(config: Config, plan: SampleOrder) -> int:
     return max(1, round(config.train.epochs * plan.steps_per_epoch))
 
 
@@ -142,7 +143,7 @@ def _train_in(
     run: Path,
     config: Config,
     dataset: Dataset,
-    plan: SamplePlan,
+    plan: SampleOrder,
     follow: Follow,
     *,
     resume: bool,
@@ -252,8 +253,8 @@ def uses_gpu(config: Config) -> bool:
     return takes_gpu(config.train.device)
 
 
-def _plan(config: Config, dataset: Dataset) -> SamplePlan:
-    return plan_samples(
+def _plan(config: Config, dataset: Dataset) -> SampleOrder:
+    return order_samples(
         dataset,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
@@ -304,13 +305,13 @@ def _git_commit() -> str:
 
 
 def _fit(
-    config: Config, run: Path, dataset: Dataset, samples: SharedSamples, plan: SamplePlan, held_cpus: float
+    config: Config, run: Path, dataset: Dataset, samples: SharedSamples, plan: SampleOrder, held_cpus: float
 ) -> None:
     """Run workers until they are done; once more whenever they have left a node before it was taken away."""
 
     def fit() -> None:
         _trainer(config, run, dataset, samples, plan, held_cpus).fit()
-        while take_leave(run) and not interrupt.requested(run) and not (run / OUTCOME).exists():
+        while clear_drain_request(run) and not interrupt.requested(run) and not (run / OUTCOME).exists():
             _trainer(config, run, dataset, samples, plan, held_cpus).fit()
 
     clear_restarts(run)
@@ -326,7 +327,7 @@ def _fit(
 
 
 def _trainer(
-    config: Config, run: Path, dataset: Dataset, samples: SharedSamples, plan: SamplePlan, held_cpus: float
+    config: Config, run: Path, dataset: Dataset, samples: SharedSamples, plan: SampleOrder, held_cpus: float
 ) -> TorchTrainer:
     gpu = uses_gpu(config)
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}

@@ -13,7 +13,7 @@ from rayface.tuning.search_space import Space
 from rayface.values import is_null, optional_fields, parse_list
 
 if TYPE_CHECKING:
-    from rayface.curate.prune_settings import PruneSettings
+    from rayface.curate.prune.settings import PruneSettings
 
 PRUNE = "prune."  # in front of a parameter's name
 _PATHS = ("embeddings", "head")
@@ -44,7 +44,7 @@ def prune_values(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an unknown name, or a value of another type.
     """
-    from rayface.curate.prune_settings import PruneSettings
+    from rayface.curate.prune.settings import PruneSettings
 
     read = {"baselines": parse_list, "block_size": configs.parse_bytes}
     optional = optional_fields(PruneSettings)
@@ -74,7 +74,7 @@ def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
     Raises:
         ValueError: an unknown name, or a value that breaks its rule.
     """
-    from rayface.curate.prune_settings import PruneSettings, check_settings
+    from rayface.curate.prune.settings import PruneSettings, check_settings
 
     given = {key: value for key, value in prune_values(values).items() if key != "embeddings"}
     settings = TypeAdapter(PruneSettings).validate_python({"baselines": (), **given})

@@ -11,8 +11,8 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from rayface.training import interrupt
-from rayface.training.spent import seconds_of
+from rayface.elapsed import seconds_of
+from rayface.training.recovery import interrupt
 from rayface.tuning.search_space import suggest
 from rayface.tuning.spec import Spec
 from rayface.tuning.study import interrupted, started

@@ -20,12 +20,12 @@ from ray import tune as ray_tune
 from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
+from rayface.elapsed import session
 from rayface.session import is_cluster, places, ray_session, require_workers
 from rayface.tracking import shared_tracking
 from rayface.tracking.journal import Status
-from rayface.training.interrupt import TrainingInterruptedError, terminable
-from rayface.training.spent import session
-from rayface.training.trainer import rehearse, uses_gpu
+from rayface.training.recovery.interrupt import TrainingInterruptedError, terminable
+from rayface.training.trainer import dry_run, uses_gpu
 from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results
 from rayface.tuning.resume import remember, resume_sweep
@@ -76,9 +76,9 @@ def tune(
         spec, base, folder = resume_sweep(file, overrides, preset, say)
     else:
         spec, base, folder = new_sweep(file, overrides, preset)
-    total_steps = rehearse(base, say)
+    total_steps = dry_run(base, say)
     for choice in spec.search["data.train"].edges() if "data.train" in spec.search else ():
-        rehearse(configs.with_overrides(base, {"data.train": choice}), say)
+        dry_run(configs.with_overrides(base, {"data.train": choice}), say)
     base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
     most = _most_workers(spec, base)

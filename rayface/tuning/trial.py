@@ -17,8 +17,8 @@ from rayface.config import Config
 from rayface.ray_errors import in_one_line, root_cause
 from rayface.session import NoRoomError
 from rayface.tracking.journal import Journal, read_records
-from rayface.training.interrupt import TrainingInterruptedError
-from rayface.training.recovery import NodesLostError
+from rayface.training.recovery.interrupt import TrainingInterruptedError
+from rayface.training.recovery.rollback import NodesLostError
 from rayface.training.run_directory import RESULT
 from rayface.training.trainer import train
 from rayface.tuning.prune_stage import PRUNE, prune_settings
@@ -81,7 +81,7 @@ def run_trial(
 
 def _pruned(config: Config, run: Path, settings: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The config with the core set, beside the run, in place of the data that it is made of; what was kept of these."""
-    from rayface.curate.core_set import build  # its compiler takes a second to import, of every trial
+    from rayface.curate.prune.core_set import build  # its compiler takes a second to import, of every trial
 
     core_set = core_set_of(run)
     untracked = configs.with_overrides(config, {"tracking.enabled": False})  # it is told in the trial's own run

@@ -7,9 +7,9 @@ import torch
 
 from rayface.backbones import build_backbone
 from rayface.bench.embed import bench_embed
-from rayface.curate.embed import EmbedSettings
 from rayface.data.synth import synthesize
-from rayface.evaluation.export import save_model
+from rayface.embedding.embed import EmbedSettings
+from rayface.models.model_files import save_model
 
 
 def test_measures_an_actor_and_the_bare_model(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_wrong_shapes_and_settings_get_one_line() -> None:
 
 
 def test_offsets_come_from_labels_in_groups() -> None:
-    """In any order, but each in one piece."""
+    """In any order, but each in one partition."""
     assert group_offsets([7, 7, 2, 9, 9, 9]).tolist() == [0, 2, 3, 6]
     assert group_offsets(np.zeros(0, np.int64)).tolist() == [0]
     with pytest.raises(ValueError, match="labels: one comes back"):

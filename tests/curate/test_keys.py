@@ -10,15 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from rayface.curate import clean_tasks, embed
-from rayface.curate.curation_sheets import Face, Row, Sheet, add_pictures
-from rayface.curate.embed import EmbedSettings, ShardEmbedder, shard_work
-from rayface.curate.embeddings import open_embeddings, read_labels
-from rayface.curate.pruned_dataset import _select, check_data
+from rayface.curate.clean import tasks as clean_tasks
+from rayface.curate.prune.contact_sheets import Face, Row, Sheet, add_pictures
+from rayface.curate.prune.pruned_dataset import _select, check_data
 from rayface.data.selection import write_selection
 from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.data.tar import encode_member, end_of_archive
-from rayface.evaluation.embedder import Embedder
+from rayface.embedding import embed
+from rayface.embedding.embed import EmbedSettings, ShardEmbedder, shard_work
+from rayface.embedding.embedder import Embedder
+from rayface.embedding.embeddings import open_embeddings, read_labels
 from rayface.training.teacher_cache import _order
 
 
@@ -92,11 +93,11 @@ def test_pictures_digests_and_targets_are_those_of_the_key(
     dataset: Dataset, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sheet = Sheet(title="", caption="", rows=[Row(who="", groups=[[Face(key="b/1.tar/0"), Face(key="1.tar/0")]])])
-    monkeypatch.setattr("rayface.curate.curation_sheets._picture", lambda jpeg: jpeg)
+    monkeypatch.setattr("rayface.curate.prune.contact_sheets._picture", lambda jpeg: jpeg)
     add_pictures([sheet], dataset)
     assert [face.jpeg for face in sheet.rows[0].groups[0]] == [grey(90), ""]
 
-    monkeypatch.setattr(clean_tasks, "each_part", lambda work, parts, progress: map(work, parts))
+    monkeypatch.setattr(clean_tasks, "map_unordered", lambda work, parts, progress: map(work, parts))
     found = clean_tasks._digests(dataset, tmp_path / "digests", lambda done, total: None)
     digests = [hashlib.blake2b(grey(10 * row), digest_size=8).digest() for row in range(12)]
     assert found.tolist() == [int.from_bytes(digest, "little") for digest in digests]

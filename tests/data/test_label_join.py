@@ -14,13 +14,14 @@ import pytest
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.curate import core_set, embed, proxy
-from rayface.curate.prune_settings import PruneSettings
+from rayface.curate.prune import core_set, proxy
+from rayface.curate.prune.settings import PruneSettings
 from rayface.data.check import check
 from rayface.data.label_join import LabelJoin, Labelled, join_labels
 from rayface.data.selection import select, write_selection
 from rayface.data.shards import DataError, open_dataset, write_dataset
 from rayface.data.tar import encode_member, end_of_archive
+from rayface.embedding import embed
 from rayface.plan.planning import make_plan
 from rayface.training import trainer
 from rayface.training.run_directory import check_data, check_output
@@ -205,7 +206,7 @@ def _train(config: Config, say: Callable[[str], None]) -> None:
 
 
 def _tune(config: Config, say: Callable[[str], None]) -> None:
-    trainer.rehearse(config, say)
+    trainer.dry_run(config, say)
 
 
 def _plan(config: Config, say: Callable[[str], None]) -> None:
@@ -219,7 +220,7 @@ def test_every_verb_that_takes_a_list_joins_it_as_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(embed, "on_disk", lambda model, option: Path(model))
-    for place in ("curate.embed.job_of", "curate.core_set.check_clean", "curate.proxy._check_same"):
+    for place in ("embedding.embed.job_of", "curate.prune.core_set.check_clean", "curate.prune.proxy._check_same"):
         monkeypatch.setattr(f"rayface.{place}", stop)
     monkeypatch.setattr(trainer, "_plan", stop)
     monkeypatch.setattr(core_set, "open_embeddings", lambda path: None)

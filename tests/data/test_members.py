@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
-from rayface.curate.embed import read_images
 from rayface.data.check import check
 from rayface.data.decode import decode_images
 from rayface.data.members import encode_sample, parse_name
-from rayface.data.plan import SamplePlan
 from rayface.data.random_access import SampleReader
+from rayface.data.sample_order import SampleOrder
 from rayface.data.selection import select, write_selected_shard
 from rayface.data.shards import Fault, Sample, open_dataset, read_samples, scan_shard
 from rayface.data.windows import rank_windows, read_windows
-from rayface.evaluation.protocols import load_pairs
+from rayface.embedding.embed import read_images
+from rayface.evaluation.pairs import load_pairs
 
 Files = list[tuple[str, bytes]]
 
@@ -243,7 +243,7 @@ def test_stream_and_embed_decode_every_format_and_name_the_damaged(tmp_path: Pat
     (chunk,) = read_images(dataset.shards[0].path, dataset.index, 32, 1)
     assert chunk.keys == [f"k.{i}" for i in range(8) if i != 5]
     assert np.array_equal(chunk.images, np.delete(wanted, 5, 0))
-    plan = SamplePlan(num_samples=8, batch_size=8, chunk_images=1, window_images=8)
+    plan = SampleOrder(num_samples=8, batch_size=8, chunk_images=1, window_images=8)
     with SampleReader(dataset.shard_paths()) as reader:
         (block,) = read_windows(reader, dataset.index, plan, [0], 32, [[0]])
     (part,) = rank_windows(block, plan, 0, 1, 32)

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayface.curate.embed import read_images
-from rayface.curate.embeddings import open_embeddings
 from rayface.data import storage
 from rayface.data.check import check
 from rayface.data.convert import convert_folder
 from rayface.data.shards import DataError, Dataset, Sample, open_dataset, read_samples, write_dataset
 from rayface.data.storage import Source, StorageError, read_bytes
-from rayface.evaluation.protocols import load_pairs
+from rayface.embedding.embed import read_images
+from rayface.embedding.embeddings import open_embeddings
+from rayface.evaluation.pairs import load_pairs
 
 PASSING = [errno.EMFILE, errno.ESTALE, errno.EIO, errno.ETIMEDOUT]
 

@@ -12,7 +12,7 @@ import torch
 from rayface.backbones import build_backbone
 from rayface.data.shards import open_dataset, read_samples
 from rayface.evaluation.alignment import TEMPLATE, align, similarity
-from rayface.evaluation.export import save_model
+from rayface.models.model_files import save_model
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -11,7 +11,7 @@ from rayface.experiment import runner
 from rayface.experiment.record import brief
 from rayface.experiment.runner import prepare, run
 from rayface.experiment.spec import load
-from rayface.training.interrupt import Terminated, TrainingInterruptedError
+from rayface.training.recovery.interrupt import Terminated, TrainingInterruptedError
 
 FOUR = """
 stages:

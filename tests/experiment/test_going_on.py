@@ -17,7 +17,7 @@ from rayface.experiment.record import Record
 from rayface.experiment.runner import _inputs, prepare, run
 from rayface.experiment.spec import load, overrides_of
 from rayface.experiment.verbs import VERBS
-from rayface.training.interrupt import TrainingInterruptedError
+from rayface.training.recovery.interrupt import TrainingInterruptedError
 
 
 @pytest.fixture

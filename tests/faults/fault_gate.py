@@ -64,7 +64,7 @@ def gated(
 
 def _install(gates: Sequence[Gate], folder: Path) -> None:
     from rayface.heads import PartialFC
-    from rayface.training import checkpoint
+    from rayface.training.checkpointing import checkpoint
     from rayface.training.loop import Training
 
     now = {"step": -1, "rank": -1}

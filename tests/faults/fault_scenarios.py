@@ -16,12 +16,12 @@ import ray
 from fault_gate import Gate
 from fault_stage import EVERY, Outcome, Stage, outcome
 
-from rayface.data.plan import SamplePlan
+from rayface.data.sample_order import SampleOrder
 from rayface.data.samples import locate_member
 from rayface.data.shards import open_dataset
 from rayface.tracking import deliver, read_metrics
-from rayface.training import interrupt
-from rayface.training.restarts import leaving, restarts
+from rayface.training.recovery import interrupt
+from rayface.training.recovery.restarts import drain_requested, restarts
 
 # Given the stage and the worker at the gate ("pid", "driver", "step"); may return what the worker is told.
 Deed = Callable[[Stage, dict[str, Any]], str | None]
@@ -192,7 +192,7 @@ def _add_node(stage: Stage, here: dict[str, Any]) -> None:
 
 def _drain_node(stage: Stage, here: dict[str, Any]) -> None:
     stage.rig.drain_node()
-    stage.wait_for(lambda: leaving(stage.run))
+    stage.wait_for(lambda: drain_requested(stage.run))
 
 
 def workers_of(stage: Stage) -> list[int]:
@@ -253,7 +253,7 @@ def _tell(answer: str) -> Deed:
 def _next_sample(stage: Stage, step: int) -> tuple[Path, int, int]:
     """Shard, offset and bytes of a sample with a label of two digits that no window up to that of `step` has."""
     dataset = open_dataset([str(stage.data)])
-    plan = SamplePlan(num_samples=len(dataset.index), batch_size=24, window_images=48)
+    plan = SampleOrder(num_samples=len(dataset.index), batch_size=24, window_images=48)
     ids = plan.window(plan.window_of(step)[0] + 1).ravel()
     chosen = next(int(i) for i in ids if dataset.index.label[i] >= 10)
     shard = Path(dataset.shards[dataset.index.shard[chosen]].path)

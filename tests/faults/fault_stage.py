@@ -29,7 +29,8 @@ from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import RECOVERY
-from rayface.training import checkpoint, trainer
+from rayface.training import trainer
+from rayface.training.checkpointing import checkpoint
 
 EVERY = 4  # steps between checkpoints
 EXPERIMENT = "faults"

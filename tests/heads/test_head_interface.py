@@ -11,17 +11,17 @@ from torch.nn import functional as F
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.data.plan import SamplePlan
+from rayface.data.sample_order import SampleOrder
 from rayface.data.stream import Batch
 from rayface.heads import HEADS, CosFace, Head, HeadSettings
 from rayface.plan.memory import host_memory, job_of, memory
-from rayface.training import checkpoint
+from rayface.training.checkpointing import checkpoint
 from rayface.training.distributed import World
 from rayface.training.loop import Training
-from rayface.training.resume_check import check_resumable
+from rayface.training.recovery.resume_check import check_resumable
 
 NUM_CLASSES = 6
-PLAN = SamplePlan(num_samples=24, batch_size=4)
+PLAN = SampleOrder(num_samples=24, batch_size=4)
 FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
 
 

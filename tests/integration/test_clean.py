@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from rayface.curate import clean_tasks, pair_search
-from rayface.curate.clean import CleanOptions, clean
-from rayface.curate.clean_job import Cleaned, clean_faces
-from rayface.curate.embeddings import open_embeddings, write_part
-from rayface.curate.pieces import Pieces, group, read_piece
+from rayface.curate.clean import tasks as clean_tasks
+from rayface.curate.clean.clean import CleanOptions, clean, pair_search
+from rayface.curate.clean.job import Cleaned, clean_faces
+from rayface.curate.partitions import Partitions, partition_by_identity, read_partition
 from rayface.data.shards import open_dataset
+from rayface.embedding.embeddings import open_embeddings, write_part
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 SIZE, BLOCK = 16, 400 * 16 * 4
@@ -53,12 +53,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "all", root / "test"
 
 
-def run(drawn: tuple[Path, Path], folder: Path, look: CleanOptions, **more: Any) -> tuple[Cleaned, Pieces]:
+def run(drawn: tuple[Path, Path], folder: Path, look: CleanOptions, **more: Any) -> tuple[Cleaned, Partitions]:
     source = open_embeddings(drawn[0])
-    pieces = group(source, folder / "runs", BLOCK, quiet)
+    partitions = partition_by_identity(source, folder / "runs", BLOCK, quiet)
     exclude = open_embeddings(drawn[1]) if look.test is not None else None
     settings: dict[str, Any] = {"exclude": exclude, "dataset": None, "progress": quiet, **more}
-    return clean_faces(pieces, source, folder / "clean", look, block_bytes=BLOCK, device="cpu", **settings), pieces
+    return clean_faces(
+        partitions, source, folder / "clean", look, block_bytes=BLOCK, device="cpu", **settings
+    ), partitions
 
 
 def test_clean_job_in_many_tasks_finds_what_clean_finds_in_memory(
@@ -77,12 +79,14 @@ def test_clean_job_in_many_tasks_finds_what_clean_finds_in_memory(
     with pytest.raises(KeyboardInterrupt):
         run(drawn, tmp_path, LOOK, progress=stop)
     assert max(stages) > 8
-    found, pieces = run(drawn, tmp_path, LOOK)
-    assert len(pieces.pieces) > 5
-    parts = [read_piece(piece)[0] for piece in pieces.pieces]
+    found, partitions = run(drawn, tmp_path, LOOK)
+    assert len(partitions.partitions) > 5
+    parts = [read_partition(piece)[0] for piece in partitions.partitions]
     keys = pa.concat_arrays([part.keys for part in parts])
     values, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("embeddings", "labels"))
-    test = read_piece(group(open_embeddings(drawn[1]), tmp_path / "test", BLOCK, quiet).pieces[0])[0]
+    test = read_partition(
+        partition_by_identity(open_embeddings(drawn[1]), tmp_path / "test", BLOCK, quiet).partitions[0]
+    )[0]
     expected = clean(values, labels, keys, LOOK, test_embeddings=test.embeddings, test_labels=test.labels)
     for name in ("outliers", "duplicates", "conflicts", "test"):
         wanted = getattr(expected, name).to_pydict()
@@ -133,8 +137,8 @@ def test_clean_job_finds_equal_files_of_different_shards(tmp_path: Path) -> None
     (tmp_path / "emb").mkdir()
     batch = (keys, np.array([int(key[-1]) for key in keys]), values)
     write_part(str(tmp_path / "emb" / "0.parquet"), [batch], size=SIZE, dtype="fp32", note={})
-    pieces = group(open_embeddings(tmp_path / "emb"), tmp_path / "runs", BLOCK, quiet)
-    faces = clean_tasks.describe(pieces, tmp_path / "faces", quiet)
+    partitions = partition_by_identity(open_embeddings(tmp_path / "emb"), tmp_path / "runs", BLOCK, quiet)
+    faces = clean_tasks.describe(partitions, tmp_path / "faces", quiet)
     rows, others, _ = clean_tasks.copies(dataset, faces, tmp_path, quiet)
     pairs = {
         frozenset(key[-2:] for key in faces.keys_at(np.array(pair)).to_pylist())

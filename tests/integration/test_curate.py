@@ -19,21 +19,21 @@ from rayface.backbones import build_backbone
 from rayface.bench.nms import double_loop
 from rayface.bench.prune import bench_prune
 from rayface.config import Config
-from rayface.curate import clean_job
-from rayface.curate.clean import CleanOptions
-from rayface.curate.core_set import build
-from rayface.curate.embed import EmbedSettings, embed
-from rayface.curate.embeddings import open_embeddings, write_part
-from rayface.curate.parts import Progress
-from rayface.curate.pieces import group, read_piece
-from rayface.curate.proxy import ProxySettings, prune_by_proxy
-from rayface.curate.prune_settings import PruneSettings
+from rayface.curate.clean import job as clean_job
+from rayface.curate.clean.clean import CleanOptions
+from rayface.curate.partitions import partition_by_identity, read_partition
+from rayface.curate.prune.core_set import build
+from rayface.curate.prune.proxy import ProxySettings, prune_by_proxy
+from rayface.curate.prune.settings import PruneSettings
 from rayface.data.check import check
 from rayface.data.decode import decode_images
 from rayface.data.shards import Fault, open_dataset, read_samples
 from rayface.display import follow_training
-from rayface.evaluation.embedder import load_embedder
-from rayface.evaluation.export import save_model
+from rayface.embedding.embed import EmbedSettings, embed
+from rayface.embedding.embedder import load_embedder
+from rayface.embedding.embeddings import open_embeddings, write_part
+from rayface.models.model_files import save_model
+from rayface.ray_tasks import Progress
 from rayface.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -168,7 +168,7 @@ def decided(folder: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def test_the_choice_is_that_of_a_plain_loop_however_the_rows_arrive(faces: Any, tmp_path: Path) -> None:
-    """Shuffled or by identity, in one piece or many."""
+    """Shuffled or by identity, in one partition or many."""
     keys, labels, vectors = faces
     place = {key: number for number, key in enumerate(keys)}
     order = np.lexsort((keys, labels))
@@ -199,18 +199,20 @@ def test_the_choice_is_that_of_a_plain_loop_however_the_rows_arrive(faces: Any, 
 
 
 def test_pieces_hold_whole_identities_and_no_more_than_a_block(faces: Any, tmp_path: Path) -> None:
-    """Every row once; a piece is at most a block and the identity that fills it."""
+    """Every row once; a partition is at most a block and the identity that fills it."""
     keys, labels, vectors = faces
     block = 40
     for name, order in (("shuffled", np.arange(len(keys))), ("sorted", np.argsort(labels, kind="stable"))):
         source = put(tmp_path / name, [keys[row] for row in order], labels[order], vectors[order])
-        pieces = group(open_embeddings(source), tmp_path / f"runs_{name}", block * SIZE * 2, lambda done, total: None)
-        read_ = [read_piece(piece)[0] for piece in pieces.pieces]
+        partitions = partition_by_identity(
+            open_embeddings(source), tmp_path / f"runs_{name}", block * SIZE * 2, lambda done, total: None
+        )
+        read_ = [read_partition(partition)[0] for partition in partitions.partitions]
         assert sorted(key for rows in read_ for key in rows.keys.to_pylist()) == sorted(keys)
         identities = [set(rows.labels.tolist()) for rows in read_]
         assert sum(map(len, identities)) == len(set().union(*identities)) == 60
-        for piece, rows in zip(pieces.pieces, read_, strict=True):
-            assert piece.num_rows == len(rows.labels) < block + np.bincount(labels)[rows.labels].max()
+        for partition, rows in zip(partitions.partitions, read_, strict=True):
+            assert partition.num_rows == len(rows.labels) < block + np.bincount(labels)[rows.labels].max()
         assert (tmp_path / f"runs_{name}").exists() == (name == "shuffled")
 
 

@@ -8,13 +8,13 @@ import torch
 
 from rayface import config as configs
 from rayface.data.decode import decode_images
-from rayface.data.plan import SamplePlan
+from rayface.data.sample_order import SampleOrder
 from rayface.data.shards import open_dataset, read_samples
 from rayface.data.stream import Batch
-from rayface.evaluation.export import load_model, save_model
+from rayface.models.model_files import load_model, save_model
+from rayface.training.builders import build_config_backbone
 from rayface.training.distillation import build_distillation
 from rayface.training.distributed import World
-from rayface.training.parts import build_config_backbone
 from rayface.training.teacher_cache import fill_cache
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -39,7 +39,7 @@ def test_a_cache_is_made_once_and_gives_every_view_its_image(drawn: Path, tmp_pa
 
     images, _ = decode_images([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], 32)
     wanted = load_model(tmp_path / "teacher").embed(images)
-    plan = SamplePlan(num_samples=len(images), batch_size=24, window_images=60)
+    plan = SampleOrder(num_samples=len(images), batch_size=24, window_images=60)
     rows, step = slice(8, 16), 3
     ids = plan.batch(step)[rows]
     labels = torch.from_numpy(dataset.index.label[ids].astype(np.int64))

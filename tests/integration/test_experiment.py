@@ -13,8 +13,8 @@ from rayface import cli
 from rayface import config as configs
 from rayface.data.decode import decode_images
 from rayface.data.shards import open_dataset, read_samples
-from rayface.evaluation.export import LoadedModel, load_model, save_model
-from rayface.training.parts import build_config_backbone
+from rayface.models.model_files import LoadedModel, load_model, save_model
+from rayface.training.builders import build_config_backbone
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

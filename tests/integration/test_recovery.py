@@ -8,7 +8,7 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.data.shards import DataError
 from rayface.training import trainer
-from rayface.training.restarts import restarts
+from rayface.training.recovery.restarts import restarts
 from rayface.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -10,7 +10,7 @@ import torch
 from rayface import cli
 from rayface import config as configs
 from rayface.backbones import build_backbone
-from rayface.evaluation.export import save_model
+from rayface.models.model_files import save_model
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 PLANTED = "pl4nted"

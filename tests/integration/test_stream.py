@@ -10,7 +10,7 @@ import pytest
 
 from rayface.data import dealer
 from rayface.data.dealer import deal
-from rayface.data.plan import SamplePlan
+from rayface.data.sample_order import SampleOrder
 from rayface.data.shards import DataError, Dataset, open_dataset
 from rayface.data.shared_samples import share
 from rayface.data.stream import Batch, FaultCounter, train_batches
@@ -18,7 +18,9 @@ from rayface.data.stream import Batch, FaultCounter, train_batches
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def read(dataset: Dataset, plan: SamplePlan, start: int, stop: int, nodes: Sequence[str] = ("a",)) -> list[list[Batch]]:
+def read(
+    dataset: Dataset, plan: SampleOrder, start: int, stop: int, nodes: Sequence[str] = ("a",)
+) -> list[list[Batch]]:
     """All batches of every rank, read at the same time as training would; `nodes` says where each rank is."""
     world_size = len(nodes)
     dealt = deal(
@@ -34,7 +36,7 @@ def read(dataset: Dataset, plan: SamplePlan, start: int, stop: int, nodes: Seque
 def test_the_global_batch_of_a_step_is_the_plans_for_any_workers_and_nodes(drawn, monkeypatch, nodes, block_images):
     monkeypatch.setattr(dealer, "_BLOCK_IMAGES", block_images)
     dataset = open_dataset(drawn)
-    plan = SamplePlan(num_samples=len(dataset.index), batch_size=12, seed=4, window_images=60)
+    plan = SampleOrder(num_samples=len(dataset.index), batch_size=12, seed=4, window_images=60)
     start, stop = 7, 2 * plan.steps_per_epoch - 3  # from within a window into the second epoch
     ranks = read(dataset, plan, start, stop, nodes)
     assert all([b.step for b in batches] == list(range(start, stop)) for batches in ranks)
@@ -60,7 +62,7 @@ def damaged_copy(drawn: Path, folder: Path, at: list[int], dataset: Dataset) -> 
 def test_damaged_images_are_replaced_counted_and_named(drawn, tmp_path):
     copy = damaged_copy(drawn, tmp_path / "set", [3, 50], open_dataset(drawn))
     dataset = open_dataset(copy)
-    plan = SamplePlan(num_samples=len(dataset.index), batch_size=12, window_images=60)
+    plan = SampleOrder(num_samples=len(dataset.index), batch_size=12, window_images=60)
     (batches,) = read(dataset, plan, 0, 2 * plan.steps_per_epoch)
     counter = FaultCounter(len(dataset.index), 0.01)
     new = [fault for batch in batches for fault in counter.add(batch.faults)]
@@ -78,7 +80,7 @@ def test_damaged_images_are_replaced_counted_and_named(drawn, tmp_path):
 def test_a_missing_shard_stops_every_rank_with_its_cause(drawn, tmp_path):
     dataset = open_dataset(shutil.copytree(drawn, tmp_path / "set"))
     Path(dataset.shards[-1].path).unlink()
-    plan = SamplePlan(num_samples=len(dataset.index), batch_size=24, window_images=240)
+    plan = SampleOrder(num_samples=len(dataset.index), batch_size=24, window_images=240)
     dealt = deal(share(dataset), plan, image_size=56, world_size=2, start=0, stop=10, readers=1, reserved={})
 
     def error_of(rank: int) -> Exception:

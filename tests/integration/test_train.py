@@ -15,11 +15,13 @@ import torch
 from rayface import config as configs
 from rayface.backbones import registry
 from rayface.config import Config
-from rayface.evaluation.export import load_model
-from rayface.evaluation.jobs import evaluate_on_pairs
+from rayface.evaluation.evaluate import evaluate_on_pairs
+from rayface.models.model_files import load_model
 from rayface.tracking import read_metrics
-from rayface.training import checkpoint, checkpoint_tools, trainer
-from rayface.training.recovery import TrainingStoppedError
+from rayface.training import trainer
+from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing import tools as checkpoint_tools
+from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")

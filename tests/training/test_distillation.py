@@ -10,12 +10,12 @@ import torch
 
 from rayface import config as configs
 from rayface.data.decode import decode_images
-from rayface.data.plan import SamplePlan
+from rayface.data.sample_order import SampleOrder
 from rayface.data.shards import open_dataset, read_samples
 from rayface.data.stream import Batch
 from rayface.data.synth import synthesize
-from rayface.evaluation.export import load_model
-from rayface.evaluation.protocols import embed_images, evaluate_pairs, load_pairs
+from rayface.evaluation.pairs import embed_images, evaluate_pairs, load_pairs
+from rayface.models.model_files import load_model
 from rayface.training import teacher_cache
 from rayface.training.distillation import angular_loss, check_distillation, feature_loss
 from rayface.training.distributed import World
@@ -92,7 +92,7 @@ def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
     """A run of one worker, in this process, without Ray."""
     dataset = open_dataset(people / "train")
     images, _ = decode_images([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], SIZE)
-    plan = SamplePlan(num_samples=len(images), batch_size=BATCH)
+    plan = SampleOrder(num_samples=len(images), batch_size=BATCH)
     base = ["backbone.embedding_size=32", "schedule.warmup_epochs=1", "train.checkpoint_every=1000000"]
     config = configs.load("debug", None, [*base, "train.precision=fp32", f"train.epochs={epochs}", *overrides])
     world = World(rank=0, size=1, local_size=1_000_000, device=torch.device("cpu"))  # which share the cores: one thread

@@ -10,16 +10,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from rayface import config as configs
-from rayface.data.plan import SamplePlan
+from rayface.data.sample_order import SampleOrder
 from rayface.data.stream import Batch
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
-from rayface.training import checkpoint
+from rayface.training.checkpointing import checkpoint
 from rayface.training.distributed import World
 from rayface.training.loop import Training
-from rayface.training.recovery import TrainingStoppedError
+from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import OUTCOME
 
-PLAN = SamplePlan(num_samples=24, batch_size=4)
+PLAN = SampleOrder(num_samples=24, batch_size=4)
 FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
 
 

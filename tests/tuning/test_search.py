@@ -6,7 +6,7 @@ import pytest
 import ray
 from ray.tune.search import Searcher
 
-from rayface.training.interrupt import REQUEST
+from rayface.training.recovery.interrupt import REQUEST
 from rayface.tuning.search import StudySearch
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Objective, Spec, SweepConfig

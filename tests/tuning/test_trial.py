@@ -10,8 +10,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from rayface import config as configs
 from rayface.session import NoRoomError
 from rayface.tracking import Journal, read_metrics
-from rayface.training.interrupt import TrainingInterruptedError
-from rayface.training.recovery import NodesLostError, TrainingStoppedError
+from rayface.training.recovery.interrupt import TrainingInterruptedError
+from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedError
 from rayface.tuning import trial
 
 

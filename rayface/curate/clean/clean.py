@@ -1,0 +1,187 @@
+"""Faces and identities that look wrong: found and listed, dropped or merged only when asked.
+
+Outliers within an identity, identities that are one person, faces that two identities share, equal bytes, identities
+that a test set has too. All of it is exact. `clean` works in memory; `clean_job` does the same for a cluster.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike
+
+from rayface.curate.clean.findings import (
+    DROPS,
+    Findings,
+    Found,
+    copies_of,
+    far_from_mean,
+    findings,
+    merged_labels,
+    reason_column,
+    reasons,
+)
+from rayface.curate.clean.pair_search import (
+    Apart,
+    Matrix,
+    Pairs,
+    PairSearch,
+    concatenated,
+    known_pairs,
+    leading_axes,
+    most_pairs,
+    no_pairs,
+    tiles,
+    too_many,
+)
+from rayface.curate.cosines import identity_centers
+from rayface.curate.identities import Floats, Ints, check_embeddings, group_offsets
+
+_BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanOptions:
+    """What to look for; None: do not.
+
+    Attributes:
+        outliers: faces with a lower cosine to their identity's mean.
+        duplicates: identities whose centers have a higher cosine.
+        conflicts: faces of different identities with a higher cosine.
+        bytes: faces whose files are equal.
+        test: identities whose center has a higher cosine to that of an identity of the test set.
+        drop: of DROPS, what to drop of what is found; the rest is only listed.
+        merge: give duplicate identities one label, the lowest.
+    """
+
+    outliers: float | None = None
+    duplicates: float | None = None
+    conflicts: float | None = None
+    bytes: bool = False
+    test: float | None = None
+    drop: tuple[str, ...] = ()
+    merge: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanReport(Findings):
+    """What was found, and what became of it.
+
+    Attributes:
+        reason: (N,) why a face is dropped, of REASONS; null: it stays.
+        labels: (N,) as they were, or merged.
+    """
+
+    reason: pa.DictionaryArray
+    labels: Ints
+
+
+def clean(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    keys: pa.Array,
+    options: CleanOptions,
+    *,
+    test_embeddings: ArrayLike | None = None,
+    test_labels: ArrayLike | None = None,
+    digests: ArrayLike | None = None,
+) -> CleanReport:
+    """Look for faces and identities that are wrong.
+
+    An identity never loses its last face but to the test set: of those to drop, the nearest to the mean stays.
+
+    Args:
+        embeddings: (N, D) of any norm, the faces of an identity next to each other; may be a memory map.
+        labels: (N,) integers.
+        keys: (N,) string, unique.
+        options: what to look for and what to do.
+        test_embeddings, test_labels: (M, D), (M,) of the test set, for options.test.
+        digests: (N,) of any type, equal where the bytes of two samples are, for options.bytes.
+    Returns:
+        what was found. Memory beside it: 4 * D bytes for each identity, 20 for each face, and blocks. Time of
+        conflicts: up to N * N * D / 2 products; of duplicates: as many of identities.
+    Raises:
+        ValueError: wrong shapes or options; NaN, infinity or a vector of zeros; too many pairs.
+    """
+    values, own = check_embeddings(embeddings), np.asarray(labels, np.int64)
+    _check(values, own, keys, options, test_embeddings, test_labels, digests)
+    bounds = group_offsets(own)
+    centers, cosines = identity_centers(values, bounds)
+    duplicates, conflicts, overlap = no_pairs(), no_pairs(), no_pairs()
+    test_names, limit = np.zeros(0, np.int64), most_pairs(len(values))
+    if options.duplicates is not None:
+        duplicates = _pairs_above("duplicates", centers, None, options.duplicates, limit)
+    if options.conflicts is not None:
+        apart = Apart(bounds, known_pairs(duplicates, len(centers)))
+        conflicts = _pairs_above("conflicts", values, None, options.conflicts, limit, apart)
+    if options.test is not None and test_embeddings is not None:
+        test, order = check_embeddings(test_embeddings), np.argsort(np.asarray(test_labels), kind="stable")
+        test_bounds = group_offsets(np.asarray(test_labels)[order])
+        test_names = np.asarray(test_labels)[order][test_bounds[:-1]].astype(np.int64)
+        test_centers, _ = identity_centers(test[order], test_bounds)
+        overlap = _pairs_above("test", centers, test_centers, options.test, limit)
+    found = Found(
+        outliers=far_from_mean(cosines, options.outliers),
+        duplicates=duplicates,
+        conflicts=conflicts,
+        copies=no_pairs() if digests is None else copies_of(np.asarray(digests), cosines),
+        overlap=overlap,
+    )
+    names = own[bounds[:-1]]
+    why = reasons(found, options.drop, cosines, bounds)
+    listed = findings(found, why, lambda rows: keys.take(pa.array(rows)), names, bounds, cosines, test_names)
+    return CleanReport(
+        **vars(listed),
+        reason=reason_column(why),
+        labels=np.repeat(merged_labels(names, duplicates) if options.merge else names, np.diff(bounds)),
+    )
+
+
+def _check(
+    values: Floats,
+    labels: Ints,
+    keys: pa.Array,
+    options: CleanOptions,
+    test_embeddings: ArrayLike | None,
+    test_labels: ArrayLike | None,
+    digests: ArrayLike | None,
+) -> None:
+    if len(values) == 0:
+        raise ValueError("embeddings: no faces; there is nothing to look at")
+    if not len(values) == len(labels) == len(keys):
+        raise ValueError(f"embeddings {len(values)}, labels {len(labels)}, keys {len(keys)}: must be as many")
+    check_options(options)
+    if (options.test is None) != (test_embeddings is None) or (test_embeddings is None) != (test_labels is None):
+        raise ValueError("test: needs a cosine, and embeddings and labels of the test set")
+    if options.bytes != (digests is not None):
+        raise ValueError("bytes: needs digests, and is needed for them")
+
+
+def check_options(options: CleanOptions) -> None:
+    """Raise ValueError, one line, for options that cannot be."""
+    for name in ("outliers", "duplicates", "conflicts", "test"):
+        threshold = getattr(options, name)
+        if threshold is not None and not -1 < threshold < 1:
+            raise ValueError(f"{name} {threshold}: must be above -1 and below 1, it is a cosine")
+    for name in options.drop:
+        if name not in DROPS:
+            raise ValueError(f"drop {name!r}: must be of {', '.join(DROPS)}")
+        if getattr(options, name) is None or getattr(options, name) is False:
+            raise ValueError(f"drop {name!r}: needs {name}, to look for them first")
+    if options.merge and options.duplicates is None:
+        raise ValueError("merge: needs duplicates, the cosine above which two identities are one")
+
+
+def _pairs_above(
+    name: str, left: Matrix, right: Matrix | None, threshold: float, limit: int, apart: Apart | None = None
+) -> Pairs:
+    axes = leading_axes(left, right, threshold)
+    search = PairSearch(name, left, right, threshold, limit=limit, apart=apart, axes=axes)
+    found: list[Pairs] = []
+    total = 0
+    for tile in tiles(len(left), None if right is None else len(right), left.shape[1], _BLOCK_BYTES):
+        found.append(search(tile))
+        total += len(found[-1][0])
+        if total > limit:
+            raise too_many(name, threshold, limit)
+    return concatenated(found)

@@ -1,0 +1,210 @@
+"""Clean embedded faces before they are pruned, as a job on the cluster, and write embeddings of those that stay.
+
+`clean_faces` reads from top to bottom; every task leaves files that are found again when the job is run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayface.curate.clean.clean import CleanOptions
+from rayface.curate.clean.findings import (
+    Findings,
+    Found,
+    far_from_mean,
+    findings,
+    merged_labels,
+    reason_column,
+    reasons,
+)
+from rayface.curate.clean.pair_search import known_pairs, most_pairs, no_pairs
+from rayface.curate.clean.tasks import FaceFiles, copies, describe, search
+from rayface.curate.identities import Bools, Ints
+from rayface.curate.partitions import Partition, Partitions, partition_by_identity, read_partition
+from rayface.curate.prune.selection import SCHEMA
+from rayface.data.shards import Dataset
+from rayface.data.storage import atomic_stream, read_bytes, write_bytes
+from rayface.embedding.embeddings import Dtype, Embeddings, open_embeddings, write_part
+from rayface.ray_tasks import Progress, map_unordered
+
+_ROWS = 65_536
+_DONE = "done.json"  # written last
+_FACES, _STAYS, _SEARCH = "faces.parquet", "stays", "search"
+_TABLES = ("outliers", "duplicates", "conflicts", "bytes", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaned:
+    """What was found, the embeddings that stay, and labels that were merged.
+
+    `faces` is a parquet file with the key and the label of all faces, before any were merged, and why one is dropped.
+    """
+
+    found: Findings
+    faces: Path
+    stays: Embeddings
+    merged: dict[int, int]
+
+    def dropped(self) -> Iterator[pa.Table]:
+        """Yield rows of a core set for the faces that do not stay."""
+        with pq.ParquetFile(self.faces) as file:
+            for batch in file.iter_batches(_ROWS, columns=["key", "label", "reason"]):
+                gone = batch.filter(pc.is_valid(batch["reason"]))
+                none, zeros = pa.nulls(len(gone), pa.string()), np.zeros(len(gone), np.float32)
+                yield pa.table([gone["key"], gone["label"], zeros > 0, zeros, none, gone["reason"]], schema=SCHEMA)
+
+
+def clean_faces(
+    partitions: Partitions,
+    source: Embeddings,
+    folder: Path,
+    options: CleanOptions,
+    *,
+    exclude: Embeddings | None,
+    dataset: Dataset | None,
+    block_bytes: int,
+    device: str,
+    progress: Progress,
+) -> Cleaned:
+    """Clean all faces on the cluster; an interrupted job goes on with what its tasks have found.
+
+    Args:
+        folder: on a disk that all nodes share; for what was found, a copy of the embeddings that stay where any are
+            dropped or merged, and for conflicts another one of all while they are searched.
+        exclude: of a test set whose identities are to be looked for.
+        dataset: where given, samples of the same bytes are looked for.
+        block_bytes: of embeddings that a task holds, about.
+        device: "auto", "cpu" or "cuda", where pairs are searched.
+
+    Memory: a few blocks for each task; on the driver 30 bytes for each face, 8 * D bytes for a sample of them, and what
+    is found.
+    """
+    if not (folder / _DONE).exists():
+        work = folder / _SEARCH
+        work.mkdir(parents=True, exist_ok=True)
+        faces = describe(partitions, work / "all", progress, vectors=options.conflicts is not None)
+        found, test_names = _find(faces, work, options, exclude, dataset, block_bytes, device, progress)
+        why = reasons(found, options.drop, faces.cosines, faces.bounds)
+        if (why >= 0).all():
+            raise ValueError("--drop: drops every face: raise or lower the cosines")
+        listed = findings(found, why, faces.keys_at, faces.names, faces.bounds, faces.cosines, test_names)
+        write_findings(listed, folder)
+        _write_faces(faces, why, folder / _FACES)
+        merged = merged_labels(faces.names, found.duplicates) if options.merge else faces.names
+        changed = np.flatnonzero(merged != faces.names)
+        if len(changed) or (why >= 0).any():
+            _write_stays(partitions, source, why < 0, np.repeat(merged, np.diff(faces.bounds)), folder, progress)
+        done = {"num_dropped": listed.num_dropped, "merged": [faces.names[changed].tolist(), merged[changed].tolist()]}
+        write_bytes(str(folder / _DONE), (json.dumps(done) + "\n").encode())
+    shutil.rmtree(folder / _SEARCH, ignore_errors=True)
+    return _cleaned(folder, source)
+
+
+def _find(
+    faces: FaceFiles,
+    work: Path,
+    options: CleanOptions,
+    exclude: Embeddings | None,
+    dataset: Dataset | None,
+    block_bytes: int,
+    device: str,
+    progress: Progress,
+) -> tuple[Found, Ints]:
+    """What is wrong, and the labels of the test set's identities."""
+    duplicates, conflicts, overlap = no_pairs(), no_pairs(), no_pairs()
+    test_names = np.zeros(0, np.int64)
+    limit = most_pairs(len(faces.cosines))
+    more: Any = {"limit": limit, "block_bytes": block_bytes, "device": device, "progress": progress}
+    if options.duplicates is not None:
+        duplicates = search("duplicates", faces.centers, None, options.duplicates, work, **more)
+    if options.conflicts is not None:
+        apart = faces.bounds, known_pairs(duplicates, len(faces.names))
+        conflicts = search("conflicts", faces.vectors, None, options.conflicts, work, apart=apart, **more)
+    if options.test is not None and exclude is not None:
+        test = describe(
+            partition_by_identity(exclude, work / "test_runs", block_bytes, progress), work / "test", progress
+        )
+        test_names = test.names
+        overlap = search("test", faces.centers, test.centers, options.test, work, **more)
+    found = Found(
+        outliers=far_from_mean(faces.cosines, options.outliers),
+        duplicates=duplicates,
+        conflicts=conflicts,
+        copies=no_pairs() if dataset is None else copies(dataset, faces, work, progress),
+        overlap=overlap,
+    )
+    return found, test_names
+
+
+def _write_faces(faces: FaceFiles, why: NDArray[np.int8], path: Path) -> None:
+    """Write key and label of all faces, and why one is dropped."""
+    schema = pa.schema([("key", pa.string()), ("label", pa.int64()), ("reason", pa.string())])
+    start = 0
+    with atomic_stream(str(path)) as stream, pq.ParquetWriter(stream, schema) as writer:
+        for table in map(faces.table, range(len(faces.paths))):
+            reason = reason_column(why[start : start + len(table)]).cast(pa.string())
+            writer.write_table(pa.table([table["key"], table["label"], reason], schema=schema))
+            start += len(table)
+
+
+def _write_stays(
+    partitions: Partitions, source: Embeddings, stays: Bools, labels: Ints, folder: Path, progress: Progress
+) -> None:
+    """Write the embeddings that stay, with their labels, a file for each partition that has any."""
+    (folder / _STAYS).mkdir(exist_ok=True)
+    dtype: Dtype = "fp16" if source.dtype == "float16" else "fp32"
+
+    def write(numbered: tuple[int, Partition, Bools, Ints]) -> dict[str, Any]:
+        number, partition, kept, own = numbered
+        path = folder / _STAYS / f"{number:06d}.parquet"
+        if not path.exists():
+            rows, _ = read_partition(partition)
+            places = np.flatnonzero(kept)
+            blocks = (
+                (rows.keys.take(pa.array(some)).to_pylist(), own[some], rows.embeddings[some])
+                for some in (places[k : k + _ROWS] for k in range(0, len(places), _ROWS))
+            )
+            write_part(str(path), blocks, size=source.size, dtype=dtype, note={})
+        return {}
+
+    ends = np.cumsum([partition.num_rows for partition in partitions.partitions]).tolist()
+    ranges = [slice(end - partition.num_rows, end) for partition, end in zip(partitions.partitions, ends, strict=True)]
+    parts = [
+        (number, partition, stays[rows], labels[rows])
+        for number, (partition, rows) in enumerate(zip(partitions.partitions, ranges, strict=True))
+        if stays[rows].any()
+    ]
+    for _ in map_unordered(write, parts, progress):
+        pass
+
+
+def _cleaned(folder: Path, source: Embeddings) -> Cleaned:
+    """Read what was written."""
+    done = json.loads(read_bytes(str(folder / _DONE)))
+    tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}
+    return Cleaned(
+        found=Findings(**tables, num_dropped=done["num_dropped"]),
+        faces=folder / _FACES,
+        stays=open_embeddings(folder / _STAYS) if (folder / _STAYS).exists() else source,
+        merged=dict(zip(*done["merged"], strict=True)),
+    )
+
+
+def write_findings(found: Findings, folder: Path) -> dict[str, int]:
+    """Write what was found as parquet tables; return how much of each."""
+    folder.mkdir(exist_ok=True)
+    for name in _TABLES:
+        with atomic_stream(str(folder / f"{name}.parquet")) as stream:
+            pq.write_table(getattr(found, name), stream)
+    return {name: len(getattr(found, name)) for name in _TABLES}

@@ -1,0 +1,238 @@
+"""What cleaning does on the cluster: describe partitions, search pairs, find equal files. Every task leaves a file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayface.curate.clean.findings import copies_of
+from rayface.curate.clean.pair_search import (
+    Apart,
+    Pairs,
+    PairSearch,
+    Tile,
+    concatenated,
+    leading_axes,
+    tiles,
+    too_many,
+)
+from rayface.curate.clean.stacked_rows import StackedRows, stack, write_rows
+from rayface.curate.cosines import identity_centers
+from rayface.curate.identities import Ints, group_offsets
+from rayface.curate.partitions import Partition, Partitions, read_partition
+from rayface.data.keys import batches_of
+from rayface.data.samples import ShardRows
+from rayface.data.shards import Dataset, Fault, read_samples
+from rayface.data.storage import atomic_stream
+from rayface.embedding.embed import ShardWork, find_room, shard_work
+from rayface.ray_tasks import Progress, map_unordered, map_unordered_by_actors
+
+_GPU_ROWS = 2**30  # bytes of embeddings that a GPU holds: it would else wait for the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceFiles:
+    """All faces, by identity; on disk but for `cosines` (N,), to the mean of the identity, `bounds` and `names`."""
+
+    paths: tuple[Path, ...]  # key, label, cosine
+    centers: StackedRows  # (I, D) float32
+    vectors: StackedRows  # (N, D) as embedded; empty where they are not wanted
+    cosines: NDArray[np.float64]
+    bounds: Ints  # (I + 1,)
+    names: Ints  # (I,)
+
+    def table(self, number: int) -> pa.Table:
+        """Return key and label of the faces of a file."""
+        return pq.read_table(self.paths[number], columns=["key", "label"])
+
+    def keys_at(self, rows: Ints) -> pa.Array:
+        """Return the keys of rows, (n,) large_string: of 42 million they can exceed what a string array holds."""
+        ends = np.cumsum([pq.read_metadata(path).num_rows for path in self.paths])
+        order = np.argsort(rows, kind="stable")
+        cuts = np.searchsorted(rows[order], ends)
+        found, first = [pa.array([], pa.large_string())], 0
+        for path, last, end in zip(self.paths, cuts.tolist(), ends.tolist(), strict=True):
+            if last > first:
+                keys = pq.read_table(path, columns=["key"])["key"].combine_chunks().cast(pa.large_string())
+                found.append(keys.take(pa.array(rows[order[first:last]] - (end - len(keys)))))
+            first = last
+        places = np.empty(len(rows), np.int64)
+        places[order] = np.arange(len(rows))
+        return pa.concat_arrays(found).take(pa.array(places))
+
+
+def describe(partitions: Partitions, folder: Path, progress: Progress, *, vectors: bool = False) -> FaceFiles:
+    """Write centers of all identities, and key, label and cosine of all faces; with `vectors` also embeddings."""
+    folder.mkdir(exist_ok=True)
+
+    def work(numbered: tuple[int, Partition]) -> dict[str, Any]:
+        number, partition = numbered
+        path = folder / f"faces-{number:06d}.parquet"
+        if not path.exists():
+            rows, offsets = read_partition(partition)
+            centers, cosines = identity_centers(rows.embeddings, offsets)
+            write_rows(folder / f"centers-{number:06d}.npy", centers)
+            if vectors:
+                write_rows(folder / f"vectors-{number:06d}.npy", rows.embeddings)
+            _write(path, pa.table({"key": rows.keys, "label": rows.labels, "cosine": cosines}))
+        return {}
+
+    for _ in map_unordered(work, list(enumerate(partitions.partitions)), progress):
+        pass
+    paths = tuple(sorted(folder.glob("faces-*.parquet")))
+    tables = [pq.read_table(path, columns=["label", "cosine"]) for path in paths]
+    labels = np.concatenate([table["label"].to_numpy() for table in tables])
+    bounds = group_offsets(labels)
+    return FaceFiles(
+        paths=paths,
+        centers=stack(sorted(folder.glob("centers-*.npy"))),
+        vectors=stack(sorted(folder.glob("vectors-*.npy"))),
+        cosines=np.concatenate([table["cosine"].to_numpy() for table in tables]),
+        bounds=bounds,
+        names=labels[bounds[:-1]],
+    )
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with atomic_stream(str(path)) as stream:
+        pq.write_table(table, stream)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSearch:
+    """Searches a tile and writes its pairs to a file."""
+
+    name: str
+    left: StackedRows
+    right: StackedRows | None
+    threshold: float
+    limit: int
+    axes: NDArray[np.float32] | None
+    device: str
+    folder: Path  # with bounds.npy and known.npy of `Apart`, where only some pairs count
+
+    def path(self, tile: Tile) -> Path:
+        return self.folder / f"{'-'.join(map(str, tile))}.parquet"
+
+    def __call__(self, tile: Tile) -> dict[str, Any]:
+        path = self.path(tile)
+        if not path.exists():
+            apart = None
+            if (self.folder / "bounds.npy").exists():
+                apart = Apart(*(np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("bounds", "known")))
+            search = PairSearch(
+                self.name,
+                self.left,
+                self.right,
+                self.threshold,
+                limit=self.limit,
+                apart=apart,
+                axes=self.axes,
+                device=self.device,
+            )
+            _write(path, pa.table(dict(zip(("left", "right", "cosine"), search(tile), strict=True))))
+        return {"count": pq.read_metadata(path).num_rows}
+
+
+def search(
+    name: str,
+    left: StackedRows,
+    right: StackedRows | None,
+    threshold: float,
+    folder: Path,
+    *,
+    limit: int,
+    block_bytes: int,
+    device: str,
+    progress: Progress,
+    apart: tuple[Ints, Ints] | None = None,
+) -> Pairs:
+    """Return all pairs of rows of a higher cosine, searched on the cluster's GPUs, or else on its CPUs.
+
+    Args:
+        right: None: left rows with each other.
+        apart: bounds and known pairs as of `Apart`.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        DataError: more than `limit` pairs.
+    """
+    folder = folder / name
+    folder.mkdir(exist_ok=True)
+    for part, values in zip(("bounds", "known"), apart or (), strict=False):
+        write_rows(folder / f"{part}.npy", values)
+    gpu, actors, cpus = find_room(device)
+    arguments: dict[str, Any] = {
+        "name": name,
+        "left": left,
+        "right": right,
+        "threshold": threshold,
+        "limit": limit,
+        "axes": leading_axes(left, right, threshold),
+        "device": "cuda" if gpu else "cpu",
+        "folder": folder,
+    }
+    block = max(block_bytes, _GPU_ROWS) if gpu else block_bytes
+    work = tiles(len(left), None if right is None else len(right), left.size, block)
+    if gpu:
+        actors = min(actors, len(work))
+        results = map_unordered_by_actors(
+            TileSearch, arguments, work, progress, actors=actors, num_cpus=cpus, num_gpus=1
+        )
+    else:
+        results = map_unordered(TileSearch(**arguments), work, progress)
+    total = 0
+    for result in results:
+        total += result["count"]
+        if total > limit:
+            raise too_many(name, threshold, limit)
+    path = TileSearch(**arguments).path
+    return concatenated(_read_pairs(path(tile)) for tile in work)
+
+
+def _read_pairs(path: Path) -> Pairs:
+    table = pq.read_table(path)
+    return table["left"].to_numpy(), table["right"].to_numpy(), table["cosine"].to_numpy()
+
+
+def copies(dataset: Dataset, faces: FaceFiles, folder: Path, progress: Progress) -> Pairs:
+    """Return faces whose files have the bytes of another, and those that stay; of samples that can be read."""
+    digests = _digests(dataset, folder / "digests", progress)
+    tables = map(faces.table, range(len(faces.paths)))
+    places = dataset.find(keys for table in tables for keys in batches_of(table["key"]))
+    own = np.where(places >= 0, digests[places], 0)
+    known, counts = np.unique(own[own > 0], return_counts=True)
+    rows = np.flatnonzero(np.isin(own, known[counts > 1]))
+    left, right, cosines = copies_of(own[rows], faces.cosines[rows])
+    return rows[left], rows[right], cosines
+
+
+def _digests(dataset: Dataset, folder: Path, progress: Progress) -> NDArray[np.uint64]:
+    """(n,) 64 bits of a hash of each sample's image, in the order of the index; 0 where it cannot be read."""
+    folder.mkdir(exist_ok=True)
+
+    def digest(shard: ShardWork) -> dict[str, Any]:
+        path = folder / f"{shard.number:06d}.npy"
+        if not path.exists():
+            found = np.zeros(len(shard.samples), np.uint64)
+            for start in range(0, len(found), 512):
+                samples = read_samples([shard.path], shard.samples.select(slice(start, start + 512)))
+                for row, sample in enumerate(samples, start):
+                    if not isinstance(sample, Fault):
+                        found[row] = int.from_bytes(hashlib.blake2b(sample.jpeg, digest_size=8).digest(), "little")
+            write_rows(path, found)
+        return {"number": shard.number}
+
+    digests = np.zeros(len(dataset.index), np.uint64)
+    places = ShardRows(dataset.index.shard, len(dataset.shards))
+    work = list(shard_work(dataset, range(len(dataset.shards))))
+    for result in map_unordered(digest, work, progress):
+        digests[places[result["number"]]] = np.load(folder / f"{result['number']:06d}.npy")
+    return digests

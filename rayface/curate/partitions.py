@@ -1,0 +1,300 @@
+"""Embeddings grouped into partitions of whole identities, of about a block each, in bounded memory.
+
+Rows that arrive by identity are only cut between identities. Others are shuffled through files: each task sorts a block
+of rows by label, a partition is a range of labels, and a reader takes its rows from every sorted run. Unlike
+Ray Data's hash shuffle (repartition by key), which holds the set in the object store, this keeps nothing but a block in
+memory, cuts only between identities whatever their sizes, and goes on with the runs that are there after a crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rayface.curate.identities import Ints, group_offsets
+from rayface.data.storage import DataError, atomic_stream
+from rayface.embedding.embeddings import EmbeddingFile, Embeddings, Rows, read_labels, read_rows
+from rayface.ray_tasks import Progress, map_unordered
+
+_MOST_MET = 1000
+_FEW_LABELS = 1_000_000  # are added up at a time, or as many as are known
+_NO_ROWS = np.empty(0, np.uint64), np.empty(0, np.int64)
+
+
+Range = tuple[str, int, int]
+"""Rows [start, stop) of a parquet file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortedRuns:
+    """Files of rows sorted by label; `folder` is on a disk that all nodes share."""
+
+    folder: str
+    count: int
+
+    def path(self, number: int) -> str:
+        return f"{self.folder}/sorted-{number:06d}.arrow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """Whole identities: ranges of rows, or in every sorted run the rows whose labels are from `first` to `last`.
+
+    Each reader looks up where the rows are in a run: of 5,000 runs and 5,000 partitions, the driver would
+    else hold and send 27 million ranges.
+    """
+
+    num_rows: int
+    ranges: tuple[Range, ...] = ()
+    runs: SortedRuns | None = None
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partitions:
+    """All faces in partitions; `labels` (I,) int64, rising, and `sizes` (I,) of the identities."""
+
+    partitions: tuple[Partition, ...]
+    labels: Ints
+    sizes: Ints
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.sizes.sum())
+
+
+def read_partition(partition: Partition) -> tuple[Rows, Ints]:
+    """Read a partition: rows by label, then by key, and offsets (I + 1,).
+
+    Raises:
+        DataError: a bad embedding; one line.
+    """
+    if partition.runs is None:
+        parts = [read_rows(*each) for each in partition.ranges]
+    else:
+        runs = [
+            read_run(partition.runs.path(number), partition.first, partition.last)
+            for number in range(partition.runs.count)
+        ]
+        parts = [run for run in runs if len(run.labels)]
+    rows = _sorted(parts)
+    return rows, group_offsets(rows.labels)
+
+
+def _sorted(parts: list[Rows]) -> Rows:
+    """All rows by label, then by key; each part is let go once it is copied."""
+    labels = np.concatenate([part.labels for part in parts])
+    keys = pa.concat_arrays([part.keys for part in parts])
+    order = pc.sort_indices(pa.table({"label": labels, "key": keys}), [("label", "ascending"), ("key", "ascending")])
+    places = order.to_numpy()
+    embeddings = np.empty((len(labels), parts[0].embeddings.shape[1]), parts[0].embeddings.dtype)
+    row_of = np.argsort(places)
+    while parts:
+        part = parts.pop()
+        first = len(row_of) - len(part.labels)
+        embeddings[row_of[first:]] = part.embeddings
+        row_of = row_of[:first]
+    return Rows(keys.take(order), labels[places], embeddings)
+
+
+def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int, progress: Progress) -> Partitions:
+    """Count the identities and cut the faces into partitions.
+
+    Args:
+        folder: for sorted runs, where the rows do not arrive by identity: a copy of the embeddings.
+        block_bytes: of embeddings in a partition, about; an identity is never cut.
+
+    Memory: a few blocks for each task; on the driver 8 bytes for each face, about 100 for each identity and for each
+    partition; what is sent for a partition does not grow with the number of files, unless rows arrive by identity.
+
+    Raises:
+        DataError: a bad row, or a key that occurs twice; one line.
+    """
+    block = max(1, block_bytes // (source.size * np.dtype(source.dtype).itemsize))
+    counts = _count(source, block, progress)
+    labels, sizes = counts.labels, counts.sizes
+    if counts.runs is not None:
+        partitions = list(_cut_by_identity(source.files, counts.runs, block))
+    else:
+        partitions = _shuffle(source, folder, labels, sizes, block, progress)
+    return Partitions(partitions=tuple(partitions), labels=labels, sizes=sizes)
+
+
+def _together(files: Sequence[EmbeddingFile], most: int) -> list[list[EmbeddingFile]]:
+    """Neighbouring files of up to `most` rows in all; a larger file is alone."""
+    found: list[list[EmbeddingFile]] = []
+    rows = most
+    for file in files:
+        if rows + file.num_rows > most:
+            found.append([])
+            rows = 0
+        found[-1].append(file)
+        rows += file.num_rows
+    return found
+
+
+@dataclass(kw_only=True)
+class _Counts:
+    labels: Ints
+    sizes: Ints
+    runs: list[tuple[Ints, Ints]] | None  # of each file, where rows arrive by identity: labels and lengths
+
+
+def _count(source: Embeddings, block: int, progress: Progress) -> _Counts:
+    """Read keys and labels of all files once."""
+    files = source.files
+
+    def count(numbered: tuple[int, list[EmbeddingFile]]) -> dict[str, Any]:
+        part, some = numbered
+        blocks = [[(_hashes(keys), labels) for keys, labels in read_labels(file)] or [_NO_ROWS] for file in some]
+        labels = [np.concatenate([own for _, own in each]) for each in blocks]
+        known, sizes = np.unique(np.concatenate(labels), return_counts=True)
+        runs = [_runs(each) for each in labels]
+        whole = _arrive_whole(runs, len(known))
+        hashes = np.concatenate([own for each in blocks for own, _ in each])
+        return {"part": part, "labels": known, "sizes": sizes, "runs": runs if whole else None, "hashes": hashes}
+
+    parts = list(enumerate(_together(files, block)))
+    runs: dict[int, Any] = {}
+    whole = True
+    hashes, done = np.empty(source.num_rows, np.uint64), 0
+    counts: list[tuple[Ints, Ints]] = []
+    for result in map_unordered(count, parts, progress):
+        whole &= result["runs"] is not None
+        if whole:
+            runs[result["part"]] = result["runs"]
+        else:
+            runs.clear()
+        hashes[done : done + len(result["hashes"])] = result["hashes"]
+        done += len(result["hashes"])
+        counts.append((result["labels"], result["sizes"]))
+        if sum(len(labels) for labels, _ in counts[1:]) > len(counts[0][0]) + _FEW_LABELS:
+            counts = [_summed(counts)]
+    labels, sizes = _summed(counts)
+    _refuse_duplicates(files, hashes)
+    in_order = [each for part in range(len(parts)) for each in runs[part]] if whole else None
+    return _Counts(labels=labels, sizes=sizes, runs=in_order if _arrive_whole(in_order, len(labels)) else None)
+
+
+def _runs(labels: Ints) -> tuple[Ints, Ints]:
+    """Label and length of each stretch of equal labels."""
+    if not len(labels):
+        return labels, labels
+    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
+    return labels[starts], np.diff(np.r_[starts, len(labels)])
+
+
+def _arrive_whole(runs: Sequence[tuple[Ints, Ints]] | None, num_identities: int) -> bool:
+    """Whether every identity is one stretch of rows, at most cut by the end of a file."""
+    stretches, last = 0, None
+    for labels, _ in runs or ():
+        if len(labels):
+            stretches += len(labels) - (labels[0] == last)
+            last = labels[-1]
+    return runs is not None and stretches == num_identities
+
+
+def _summed(counts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    """Labels, rising, and how many faces each has in all."""
+    labels, sizes = (np.concatenate(side) for side in zip(*counts, strict=True))
+    labels, place = np.unique(labels, return_inverse=True)
+    return labels, np.bincount(place, sizes, minlength=len(labels)).astype(np.int64)
+
+
+def _hashes(keys: pa.Array) -> NDArray[np.uint64]:
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys.to_pylist()]
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def _refuse_duplicates(files: Sequence[EmbeddingFile], hashes: NDArray[np.uint64]) -> None:
+    """Only keys whose 64-bit hashes meet are compared; `hashes` are sorted in place."""
+    hashes.sort()
+    met = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_MOST_MET]  # by chance hardly ever one
+    if not len(met):
+        return
+    seen: Counter[str] = Counter()
+    for keys, _ in itertools.chain.from_iterable(map(read_labels, files)):
+        seen.update(keys.filter(pa.array(np.isin(_hashes(keys), met))).to_pylist())
+    key, times = max(seen.items(), key=lambda item: item[1])
+    if times > 1:
+        raise DataError(f"embeddings: key: {key!r}: occurs {times} times: keys must be unique, remove the copies")
+
+
+def _cut_by_identity(files: Sequence[EmbeddingFile], runs: list[tuple[Ints, Ints]], block: int) -> Iterator[Partition]:
+    """Cut the stretches of all files, in their order, into partitions of at least a block of rows."""
+    ranges: list[tuple[str, int, int]] = []
+    held, last = 0, None
+    for file, (labels, lengths) in zip(files, runs, strict=True):
+        start = stop = 0
+        for label, length in zip(labels.tolist(), lengths.tolist(), strict=True):
+            if held + stop - start >= block and label != last:
+                ranges += [(file.path, start, stop)] if stop > start else []
+                yield Partition(ranges=tuple(ranges), num_rows=held + stop - start)
+                ranges, held, start = [], 0, stop
+            stop, last = stop + length, label
+        ranges += [(file.path, start, stop)] if stop > start else []
+        held += stop - start
+    if held:
+        yield Partition(ranges=tuple(ranges), num_rows=held)
+
+
+def _shuffle(
+    source: Embeddings, folder: Path, labels: Ints, sizes: Ints, block: int, progress: Progress
+) -> list[Partition]:
+    """Sort blocks of rows by label into files of their own; a partition is a range of labels in all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks: list[list[Range]] = [
+        [(file.path, start, min(start + block, file.num_rows)) for file in some]
+        for some in _together([file for file in source.files if file.num_rows], block)
+        for start in range(0, max(file.num_rows for file in some), block)  # of several files, all are in one block
+    ]
+    runs = SortedRuns(folder=str(folder), count=len(blocks))
+
+    def sort(numbered: tuple[int, list[Range]]) -> dict[str, Any]:
+        part, ranges = numbered
+        if not Path(runs.path(part)).exists():
+            write_run(runs.path(part), _sorted([read_rows(*each) for each in ranges]))
+        return {}
+
+    for _ in map_unordered(sort, list(enumerate(blocks)), progress):
+        pass
+    # A partition ends with the identity that fills its block.
+    ends = np.cumsum(sizes)
+    number = (ends - sizes) // block
+    starts = np.flatnonzero(np.r_[True, number[1:] != number[:-1]])
+    counts = np.add.reduceat(sizes, starts)
+    bounds = zip(
+        labels[starts].tolist(), labels[np.r_[starts[1:], len(labels)] - 1].tolist(), counts.tolist(), strict=True
+    )
+    return [Partition(runs=runs, first=first, last=last, num_rows=rows) for first, last, rows in bounds]
+
+
+def write_run(path: str, rows: Rows) -> None:
+    """Write rows that are sorted by label as an uncompressed Arrow file, of which `read_run` maps what it wants."""
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), rows.embeddings.shape[1])
+    batch = pa.record_batch([rows.keys, pa.array(rows.labels), lists], names=["key", "label", "embedding"])
+    with atomic_stream(path) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def read_run(path: str, first: int, last: int) -> Rows:
+    """Read the rows of a sorted run whose labels are from `first` to `last`."""
+    with pa.memory_map(path) as mapped:
+        batch = pa.ipc.open_file(mapped).get_batch(0)
+        start, stop = np.searchsorted(batch["label"].to_numpy(), [first, last + 1]).tolist()
+        # Copied, so that the map can go: the kernel maps much more of a file than the rows that are looked at.
+        table = batch.slice(start, stop - start).take(pa.array(np.arange(stop - start)))
+        del batch
+    lists = table["embedding"]
+    return Rows(table["key"], table["label"].to_numpy(), lists.flatten().to_numpy().reshape(-1, lists.type.list_size))

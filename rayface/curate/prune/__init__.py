@@ -1,0 +1,1 @@
+"""Prune a dataset to a core set: selection methods, the job, its result and report."""

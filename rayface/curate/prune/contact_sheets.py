@@ -1,0 +1,182 @@
+"""Contact sheets: faces beside those that they were dropped for, or that they resemble, with cosines."""
+
+import base64
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+
+from rayface.curate.clean.findings import Findings
+from rayface.curate.cosines import unit_rows
+from rayface.curate.prune.sampled_images import Identity
+from rayface.data.decode import decode_image
+from rayface.data.random_access import read_samples
+from rayface.data.samples import Fault
+from rayface.data.shards import Dataset
+
+_FACES_A_ROW = 12
+_ROWS = 12
+_PIXELS = 112
+
+
+@dataclass(kw_only=True)
+class Face:
+    """A picture with a line below it; kind is "kept", "dropped" or "" and decides its colour."""
+
+    key: str
+    caption: str = ""
+    kind: str = ""
+    jpeg: str = ""  # base64; empty: none could be read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    who: str
+    groups: list[list[Face]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    title: str
+    caption: str
+    rows: list[Row]
+
+
+def dropped_sheet(identities: Sequence[Identity], names: Mapping[int, str]) -> Sheet:
+    """Kept faces, each with those that were dropped for it; or kept and dropped ones, where a method says no more."""
+    rows: list[Row] = []
+    for identity in identities:
+        kept, total = np.count_nonzero(identity.kept), len(identity.kept)
+        if kept < total and len(rows) < _ROWS:
+            rows.append(Row(who=f"{_name(identity.label, names)}: {kept} of {total} kept", groups=_groups(identity)))
+    return Sheet(
+        title="Kept and dropped",
+        caption="Green: kept. Orange: dropped for the first face of its group, with the cosine of the two.",
+        rows=rows,
+    )
+
+
+def _groups(identity: Identity) -> list[list[Face]]:
+    units = unit_rows(identity.embeddings, np.arange(len(identity.kept)))
+    place = {key: row for row, key in enumerate(identity.keys)}
+    dropped_for: dict[int, list[int]] = {}
+    for row, by in enumerate(identity.suppressed_by):
+        if by is not None:
+            dropped_for.setdefault(place[by], []).append(row)
+    groups, left = [], _FACES_A_ROW
+    for keeper, rows in sorted(dropped_for.items(), key=lambda item: -len(item[1])):
+        if left < 2:
+            break
+        faces = [Face(key=identity.keys[keeper], caption="kept", kind="kept")]
+        for row in rows[: left - 1]:
+            faces.append(Face(key=identity.keys[row], caption=f"{units[keeper] @ units[row]:.3f}", kind="dropped"))
+        groups.append(faces)
+        left -= len(faces)
+    if groups:
+        alone = [row for row in np.flatnonzero(identity.kept).tolist() if row not in dropped_for]
+        faces = [Face(key=identity.keys[row], caption="kept", kind="kept") for row in alone[:left]]
+        return [*groups, faces] if faces else groups
+    for kind, flag in (("kept", True), ("dropped", False)):
+        few = np.flatnonzero(identity.kept == flag)[: _FACES_A_ROW // 2]
+        groups.append([Face(key=identity.keys[row], caption=identity.reasons[row], kind=kind) for row in few])
+    return groups
+
+
+def found_sheets(report: Findings, keys_of: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> list[Sheet]:
+    """The worst outliers, the most alike identities, the most alike faces of different ones, and the rest."""
+    outliers = [
+        Row(
+            who=_name(row["label"], names),
+            groups=[
+                [Face(key=row["key"], caption=f"{row['cosine']:.3f}", kind="dropped")],
+                [Face(key=key) for key in keys_of.get(row["label"], ()) if key != row["key"]][:5],
+            ],
+        )
+        for row in report.outliers.slice(0, _ROWS).to_pylist()
+    ]
+    alike = [
+        Row(
+            who=f"{_name(row['label'], names)} and {_name(row['other_label'], names)}: {row['cosine']:.3f}",
+            groups=[[Face(key=key) for key in keys_of.get(row[side], ())[:5]] for side in ("label", "other_label")],
+        )
+        for row in report.duplicates.slice(0, _ROWS).to_pylist()
+    ]
+    shared = [
+        Row(
+            who=f"{_name(row['label'], names)} and {_name(row['other_label'], names)}: {row['cosine']:.3f}",
+            groups=[[Face(key=row["key"]), Face(key=row["other_key"])]],
+        )
+        for row in report.conflicts.slice(0, _ROWS).to_pylist()
+    ]
+    equal = [
+        Row(
+            who=" and ".join(dict.fromkeys(_name(row[side], names) for side in ("label", "other_label"))),
+            groups=[[Face(key=row["key"]), Face(key=row["other_key"])]],
+        )
+        for row in report.bytes.slice(0, _ROWS).to_pylist()
+    ]
+    tested = [
+        Row(
+            who=f"{_name(row['label'], names)} and label {row['test_label']} of the test set: {row['cosine']:.3f}",
+            groups=[[Face(key=key) for key in keys_of.get(row["label"], ())]],
+        )
+        for row in report.test.slice(0, _ROWS).to_pylist()
+    ]
+    sheets = [
+        Sheet(
+            title="The worst outliers",
+            caption="With the cosine to the mean of their identity, beside other faces of it.",
+            rows=outliers,
+        ),
+        Sheet(
+            title="The most alike identities",
+            caption="With the cosine of their centers: one person under two names, or two persons alike.",
+            rows=alike,
+        ),
+        Sheet(title="Faces that two identities share", caption="With the cosine of the two faces.", rows=shared),
+        Sheet(title="Files of the same bytes", caption="The second of the two is the one to stay.", rows=equal),
+        Sheet(title="Identities of the test set", caption="With the cosine of the centers.", rows=tested),
+    ]
+    return [sheet for sheet in sheets if sheet.rows]
+
+
+def labels_shown(report: Findings) -> list[int]:
+    """Return the labels whose faces `found_sheets` wants in keys_of."""
+    sides = [report.duplicates["other_label"]]
+    sides += [table["label"] for table in (report.outliers, report.duplicates, report.test)]
+    return sorted({label for side in sides for label in side.slice(0, _ROWS).to_pylist()})
+
+
+def add_pictures(sheets: Sequence[Sheet], dataset: Dataset) -> None:
+    """Read the faces of the sheets from a dataset, each once; those that cannot be read stay without a picture.
+
+    Memory: the pictures.
+    """
+    groups = itertools.chain.from_iterable(row.groups for sheet in sheets for row in sheet.rows)
+    faces = list(itertools.chain.from_iterable(groups))
+    wanted = sorted({face.key for face in faces})
+    places = dataset.find([pa.array(wanted, pa.string())])
+    known = [key for key, place in zip(wanted, places.tolist(), strict=True) if place >= 0]
+    index = dataset.index.select(places[places >= 0])
+    pictures = {}
+    for key, sample in zip(known, read_samples(dataset.shard_paths(), index), strict=True):
+        if not isinstance(sample, Fault):
+            pictures[key] = _picture(sample.jpeg)
+    for face in faces:
+        face.jpeg = pictures.get(face.key, "")
+
+
+def _picture(jpeg: bytes) -> str:
+    """Encoded anew: small, and nothing but an image."""
+    try:
+        image = decode_image(jpeg, _PIXELS)
+    except ValueError:
+        return ""
+    return base64.b64encode(simplejpeg.encode_jpeg(image, quality=85)).decode()
+
+
+def _name(label: int, names: Mapping[int, str]) -> str:
+    return names.get(label, f"label {label}")

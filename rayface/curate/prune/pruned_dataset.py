@@ -1,0 +1,145 @@
+"""A dataset of the faces that a core set keeps: an index of the source's shards, or shards of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from rayface.data.keys import read_keys
+from rayface.data.samples import ShardRows
+from rayface.data.selection import (
+    Selection,
+    select,
+    write_selected_shard,
+    write_selection,
+    write_shards_manifest,
+)
+from rayface.data.shards import DataError, Dataset
+from rayface.embedding.embeddings import Embeddings, read_labels
+from rayface.ray_tasks import Progress, map_unordered
+
+_UNSAFE = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|[\x00-\x1f]"  # as is_safe_name has it
+
+
+def write_pruned(
+    root: Path,
+    source: Dataset,
+    core_set: Path,
+    *,
+    merged: Mapping[int, int],
+    write_shards: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write the kept faces as a dataset into `root`.
+
+    Args:
+        merged: labels of identities that the core set gives another label.
+
+    Memory, on the driver: about 100 bytes for each face of the core set, whatever its key.
+
+    Returns:
+        images, classes, shards, and not_embedded: images of the source that the core set does not know.
+
+    Raises:
+        DataError: a key that is not in the source, or has another label there.
+    """
+    selection, known = _select(core_set, source, merged)
+    name = root.name
+    if write_shards:
+        dataset = _write_shards(root, selection, name, progress)
+    else:
+        dataset = write_selection(str(root), selection, name=name)
+    return {
+        "images": dataset.num_images,
+        "classes": dataset.num_classes,
+        "shards": len(dataset.shards),
+        "not_embedded": source.num_images - known,
+    }
+
+
+def check_data(embeddings: Embeddings, source: Dataset) -> None:
+    """Raise DataError, before hours of work, where the first embedded faces are not in the source."""
+    file = next(file for file in embeddings.files if file.num_rows)
+    keys = next(read_labels(file))[0]
+    _refuse_missing(source.find([keys]), [keys], source)
+
+
+def check_copied(source: Dataset) -> None:
+    """Raise DataError, before hours of work, where a key of the source would be a member outside of a shard's folder.
+
+    Other people's shards are read whatever their keys; a shard of ours is safe to unpack.
+    """
+    for keys in source.key_batches():
+        unsafe = keys.filter(pc.match_substring_regex(keys, _UNSAFE))
+        if len(unsafe):
+            raise DataError(
+                f"--write-shards: {', '.join(source.roots)}: key {unsafe[0].as_py()!r}: names a place outside of the "
+                "shard's folder: leave --write-shards out, or rename the member first"
+            )
+
+
+def _refuse_missing(places: NDArray[np.int64], keys: Iterable[pa.Array], source: Dataset) -> None:
+    missing = np.flatnonzero(places < 0)
+    if len(missing):
+        raise DataError(
+            f"--data: {', '.join(source.roots)}: has no key {_key_at(keys, int(missing[0]))!r} ({len(missing)} of "
+            f"{len(places)} are missing): give the dataset that was embedded"
+        )
+
+
+def _key_at(keys: Iterable[pa.Array], place: int) -> str:
+    for some in keys:
+        if place < len(some):
+            return some[place].as_py()
+        place -= len(some)
+    raise IndexError(place)
+
+
+def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple[Selection, int]:
+    """The kept faces, and how many faces the core set knows."""
+    table = pq.read_table(core_set, columns=["label", "kept"])
+    found = source.find(read_keys(str(core_set)))
+    _refuse_missing(found, read_keys(str(core_set)), source)
+    labels = table["label"].to_numpy()
+    own = source.index.label[found].astype(np.int64)
+    if merged:
+        before = np.array(sorted(merged))
+        after = np.array([merged[label] for label in before.tolist()])
+        place = np.searchsorted(before, own).clip(max=len(before) - 1)
+        own = np.where((before[place] == own) & (after[place] == labels), labels, own)
+    other = np.flatnonzero(own != labels)
+    if len(other):
+        key, here = _key_at(read_keys(str(core_set)), int(other[0])), own[other[0]]
+        raise DataError(
+            f"--data: {', '.join(source.roots)}: label of {key} is {here}, the embeddings say {labels[other[0]]}: give "
+            "the datasets as they were embedded, in the same order"
+        )
+    kept = table["kept"].to_numpy()
+    return select(source, found[kept], labels[kept]), len(table)
+
+
+def _write_shards(root: Path, selection: Selection, name: str, progress: Progress) -> Dataset:
+    """One task for each of the source's shards that has kept samples."""
+    source = selection.source
+    samples = source.index.select(selection.rows)
+    used = np.unique(samples.shard).tolist()
+    rows = ShardRows(samples.shard, len(source.shards))
+    shared = ray.put((source.shard_paths(), samples, selection.labels))
+
+    def write(numbered: tuple[int, slice | NDArray[np.int64], str]) -> dict[str, Any]:
+        number, mine, prefix = numbered
+        paths, all_samples, labels = ray.get(shared)
+        scan = write_selected_shard(str(root), paths, all_samples.select(mine), labels[mine], number, prefix)
+        return {"number": number, "scan": scan}
+
+    parts = [(number, rows[shard], source.key_prefixes[shard]) for number, shard in enumerate(used)]
+    results = sorted(map_unordered(write, parts, progress), key=lambda result: result["number"])
+    return write_shards_manifest(str(root), selection, [result["scan"] for result in results], name=name)

@@ -1,0 +1,195 @@
+"""The report of a core set, one HTML file: how alike faces are before and after, what was dropped, what looks wrong."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+from numpy.typing import NDArray
+
+import rayface
+from rayface.curate.clean.findings import Findings
+from rayface.curate.cosines import unit_rows
+from rayface.curate.identities import Ints
+from rayface.curate.prune.contact_sheets import add_pictures, dropped_sheet, found_sheets, labels_shown
+from rayface.curate.prune.sampled_images import Identity, identity_counts, keys_of, read_identities
+from rayface.data.shards import Dataset
+from rayface.embedding.embeddings import Embeddings
+from rayface.files import write_file
+from rayface.report import HALF, PALETTE, Plot, add_legend, as_svg, load_template, new_axes, write_pngs
+
+_SAMPLED = 300  # identities
+_SAMPLED_FACES = 20_000
+_LARGEST = 1000  # faces of a sampled identity: all its pairs are drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A table with a heading."""
+
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def curation_report(
+    out: Path,
+    core_set: Path,
+    embeddings: Embeddings,
+    *,
+    dataset: Dataset | None = None,
+    found: Findings | None = None,
+    labelled: Path | None = None,
+    table: Sequence[tuple[str, str]] = (),
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write report.html into `out`, which needs no other file, and its plots as PNG.
+
+    Args:
+        core_set: core_set.parquet.
+        embeddings: what it was chosen from.
+        dataset: what was embedded; without it the page has keys in the place of pictures.
+        found: what `clean` found.
+        labelled: parquet with the keys of all faces and the labels that `found` is of, where those of `core_set` are
+            merged.
+        table: what to say first, (what, value).
+        baselines: numbers of this and of other choices of as many faces, by name.
+        seed: of the identities that are drawn for the page.
+    Returns:
+        the path of report.html. Memory: 32 bytes for each identity, up to 20,000 embeddings, and the keys of `dataset`.
+    """
+    labels, sizes, kept = identity_counts(core_set)
+    identities = read_identities(core_set, embeddings, _sampled(labels, sizes, seed))
+    names = {} if dataset is None or dataset.identities is None else dict(enumerate(dataset.identities))
+    sheets = [dropped_sheet(identities, names)]
+    if found is not None:
+        sheets += found_sheets(found, keys_of(labelled or core_set, labels_shown(found), 6), names)
+    sheets = [sheet for sheet in sheets if sheet.rows]
+    if dataset is not None:
+        add_pictures(sheets, dataset)
+    before, after = (_pair_cosines(identities, only_kept=flag) for flag in (False, True))
+    caption = f"Cosines within an identity, {len(identities):,} identities drawn by chance"
+    plots = [
+        Plot("cosines", caption, _histogram(before, after)),
+        Plot("kept", "Faces kept, by the size of the identity", _by_size(sizes, kept)),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write_pngs(out, plots)
+    page = load_template("curation.html").render(
+        title=out.absolute().name,
+        table=[*_counts(sizes, kept), *table],
+        plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
+        palette=PALETTE,
+        config="",
+        listings=[*_baselines(baselines or {}), *_found(found)],
+        sheets=sheets,
+        version=rayface.__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    return write_file(out / "report.html", page.encode())
+
+
+def _sampled(labels: Ints, sizes: Ints, seed: int) -> list[int]:
+    """Labels of identities of two faces or more, by chance."""
+    several = np.flatnonzero((sizes > 1) & (sizes <= _LARGEST))
+    few = np.random.default_rng(seed).permutation(several)[:_SAMPLED]
+    few = few[np.cumsum(sizes[few]) <= _SAMPLED_FACES]
+    return labels[few].tolist()
+
+
+def _pair_cosines(identities: Sequence[Identity], *, only_kept: bool) -> NDArray[np.float64]:
+    found = [np.zeros(0)]
+    for identity in identities:
+        rows = np.flatnonzero(identity.kept) if only_kept else np.arange(len(identity.kept))
+        units = unit_rows(identity.embeddings, rows)
+        found.append((units @ units.T)[np.triu_indices(len(rows), 1)])
+    return np.concatenate(found)
+
+
+def _histogram(before: NDArray[np.float64], after: NDArray[np.float64]) -> Figure:
+    figure, axes = new_axes(HALF, "cosine of two faces", "share of the pairs")
+    both = np.append(before, 1)
+    bins = np.linspace(min(0, float(both.min())), 1, 61).tolist()
+    for values, name, colour in ((before, "before", "blue"), (after, "after", "orange")):
+        shares = np.full(len(values), 1 / max(1, len(values)))
+        label = f"{name}: {len(values):,} pairs"
+        axes.hist(values, bins, weights=shares, histtype="stepfilled", color=PALETTE[colour], alpha=0.35, label=label)
+        axes.hist(values, bins, weights=shares, histtype="step", color=PALETTE[colour], linewidth=1.6)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
+    add_legend(axes)
+    return figure
+
+
+def _by_size(sizes: Ints, kept: Ints) -> Figure:
+    figure, axes = new_axes(HALF, "faces of the identity", "kept")
+    lows = 2 ** np.arange(int(np.log2(sizes.max())) + 1)
+    group = np.log2(sizes).astype(int)
+    faces, left = (np.bincount(group, weights=values, minlength=len(lows)) for values in (sizes, kept))
+    some = faces > 0
+    names = [f"{low}" if low == 1 else f"{low} to {2 * low - 1}" for low in lows[some].tolist()]
+    share = left[some] / faces[some]
+    axes.bar(range(len(names)), share, color=PALETTE["green"], width=0.7)
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)
+    axes.set_ylim(0, 1.08)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    for place, value in enumerate(share.tolist()):
+        axes.annotate(
+            f"{value:.0%}",
+            (place, value),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            color=PALETTE["ink"],
+            fontsize=8,
+        )
+    return figure
+
+
+def _counts(sizes: Ints, kept: Ints) -> list[tuple[str, str]]:
+    share, gone = kept.sum() / sizes.sum(), np.count_nonzero(kept == 0)
+    return [
+        ("faces kept", f"{kept.sum():,} of {sizes.sum():,} ({share:.1%})"),
+        ("identities", f"{len(sizes):,}, {f'{gone:,} of them without a face left' if gone else 'none lost'}"),
+    ]
+
+
+def _baselines(baselines: Mapping[str, Mapping[str, float]]) -> list[Listing]:
+    if not baselines:
+        return []
+    columns = sorted({name for numbers in baselines.values() for name in numbers})
+    rows = [[name, *(_number(numbers.get(column)) for column in columns)] for name, numbers in baselines.items()]
+    shown = ["choice", *(column.replace("_", " ") for column in columns)]
+    caption = "mean cosine: of a face to the others of its identity; shared: share of the faces that are chosen here."
+    return [Listing(title="Beside other choices of as many faces", caption=caption, columns=shown, rows=rows)]
+
+
+def _found(found: Findings | None) -> list[Listing]:
+    if found is None:
+        return []
+    parts: list[tuple[str, Any, str]] = [
+        ("faces far from the mean of their identity", found.outliers, "outlier"),
+        ("pairs of identities that are alike", found.duplicates, ""),
+        ("pairs of faces that two identities share", found.conflicts, "conflict"),
+        ("faces with the bytes of another", found.bytes, "same bytes"),
+        ("pairs with an identity of the test set", found.test, "in the test set"),
+    ]
+    rows = [
+        [what, f"{len(part):,}", f"{found.num_dropped[reason]:,}" if reason else "-"]
+        for what, part, reason in parts
+        if len(part)
+    ]
+    caption = "Of what was looked for. Faces are dropped only where that was asked for."
+    return [Listing(title="What looks wrong", caption=caption, columns=["what", "found", "faces dropped"], rows=rows)]
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-" if value is None else f"{value:,}"

@@ -1,0 +1,72 @@
+"""Models as one function: uint8 images in, embeddings out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rayface.evaluation.pairs import embed_images, refuse_non_finite
+from rayface.models.model_files import load_model
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedder:
+    """A model ready to embed: uint8 RGB (N, size, size, 3) -> float32 (N, D) of length 1.
+
+    Attributes:
+        image_size: side of the images that it takes, pixels.
+        embedding_size: D.
+        digest: sha256 of its weights.
+    """
+
+    function: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    image_size: int
+    embedding_size: int
+    digest: str
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.function(images)
+
+
+def load_embedder(
+    model: str | Path,
+    *,
+    backbone: str | None = None,
+    device: str = "cpu",
+    flip: bool = True,
+    precision: Precision = "fp32",
+    batch_size: int = 256,
+) -> Embedder:
+    """Load a model to embed with.
+
+    Args:
+        model, backbone: as of `load_model`.
+        device: where it runs.
+        flip: add the embedding of the mirror image, as the verification protocols do.
+        precision: of the products; the sum and the norm are float32 all the same.
+        batch_size: images at a time; the mirror images come on top.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    loaded = load_model(model, backbone=backbone, device=device)
+    module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        amp: Literal["bf16"] | None = "bf16" if precision == "bf16" else None
+        found = embed_images(module, images, batch_size=batch_size, device=device, flip=flip, amp=amp)
+        return refuse_non_finite(found)
+
+    info = loaded.info
+    return Embedder(
+        function=embed,
+        image_size=info["image_size"],
+        embedding_size=info["embedding_size"],
+        digest=info["sha256"],
+    )

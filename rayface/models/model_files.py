@@ -1,0 +1,201 @@
+"""Models as files: safetensors with a description beside it; whatever file holds one, loaded."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from safetensors.torch import save_file
+from torch import nn
+
+import rayface
+from rayface.backbones import load_backbone
+from rayface.backbones.weights import embedding_size_of, read_weights
+from rayface.evaluation.pairs import embed_images, refuse_non_finite
+from rayface.files import publish, write_json
+from rayface.models.model_card import write_card
+from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+NORMALISATION = "RGB, x / 127.5 - 1"
+PUBLISHED_SUFFIXES = (".pt", ".pth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A backbone in evaluation mode, and `info`: what `model.json` says of it."""
+
+    module: nn.Module
+    info: dict[str, Any]
+
+    def embed(self, images: ArrayLike, *, flip: bool = True, batch_size: int = 256) -> NDArray[np.float32]:
+        """Embed aligned faces.
+
+        Args:
+            images: uint8 RGB (N, size, size, 3), size as in `info["image_size"]`.
+            flip: add the embedding of the mirror image, as verification protocols do.
+            batch_size: images at a time.
+
+        Returns:
+            (N, D) float32 of length 1: the product of two rows is their cosine.
+
+        Raises:
+            ValueError: images of another type or shape, or a model that gives NaN.
+        """
+        array, size = np.ascontiguousarray(images), self.info["image_size"]
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"images: {array.dtype} {array.shape}: must be uint8 RGB of shape (N, {size}, {size}, 3); see "
+                "rayface.evaluation.alignment"
+            )
+        if not len(array):
+            return np.zeros((0, self.info["embedding_size"]), np.float32)
+        parameter = next(self.module.parameters(), None)  # a model in ONNX has none
+        device = parameter.device if parameter is not None else "cpu"
+        found = embed_images(self.module, array, batch_size=batch_size, device=device, flip=flip)
+        return refuse_non_finite(found)
+
+
+def save_model(
+    folder: str | Path,
+    backbone: nn.Module,
+    *,
+    name: str,
+    backbone_args: Mapping[str, Any],
+    image_size: int,
+    embedding_size: int,
+    licence: str,
+    training_digest: str,
+    metrics: Mapping[str, Any],
+) -> Path:
+    """Write `model.safetensors`, `model.json` and `model_card.md`, each under a temporary name that is then replaced.
+
+    Args:
+        folder: made if missing; a model that is there is replaced.
+        backbone: the net; its weights are copied to the CPU.
+        name: its name for `build_backbone`.
+        backbone_args: further arguments of `build_backbone`, as JSON can hold them.
+        image_size: side of the aligned face that it takes, pixels.
+        embedding_size: length of its output.
+        licence: of the data that it was trained on.
+        training_digest: of the dataset that it was trained on.
+        metrics: what it reached, {name: number}.
+
+    Returns:
+        the path of `model.safetensors`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / WEIGHTS
+    temporary = temporary_name(weights)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    info = {
+        "backbone": name,
+        "backbone_args": dict(backbone_args),
+        "embedding_size": embedding_size,
+        "image_size": image_size,
+        "normalisation": NORMALISATION,
+        "licence": licence,
+        "training_digest": training_digest,
+        "metrics": dict(metrics),
+        "rayface_version": rayface.__version__,
+        "sha256": _sha256(temporary),
+    }
+    publish(temporary, weights)
+    write_json(folder / DESCRIPTION, info)
+    write_card(folder, info)
+    return weights
+
+
+def load_model(path: str | Path, *, backbone: str | None = None, device: str | torch.device = "cpu") -> LoadedModel:
+    """Load a model of ours, or a published one.
+
+    Args:
+        path: a run directory, its `model.safetensors` (with `model.json` beside it), an `.onnx` file (which runs on
+            the CPU; `model.onnx::OUTPUT` where several of its outputs have the shape (N, D)), or a published
+            `.pt`/`.pth` file or training checkpoint, which is read without running any code in it.
+        backbone: the net's name, for a published file, which does not say it; ours says it itself.
+        device: where to put it.
+
+    Raises:
+        ValueError: nothing is there, the description is missing or of other weights, or the weights do not fit the net.
+    """
+    name, _, output = str(path).partition(OUTPUT_SIGN)
+    path = Path(name)
+    if path.is_dir():
+        path = path / WEIGHTS
+    if not path.is_file():
+        raise ValueError(
+            f"model {path} must be a run directory, a {WEIGHTS}, an .onnx or a .pt/.pth file; there is no such file"
+        )
+    if path.suffix == ".onnx":
+        session = OnnxModule(path, output or None)
+        info = describe(session, _sha256(path) + (OUTPUT_SIGN + output if output else ""), NORMALISATION)
+        return LoadedModel(module=session.eval(), info=info)
+    if output:
+        raise ValueError(f"model {path}{OUTPUT_SIGN}{output}: only .onnx files have named outputs; leave it out")
+    info = _published(path, backbone) if path.suffix in PUBLISHED_SUFFIXES else _description(path, backbone)
+    module = load_backbone(
+        info["backbone"],
+        path,
+        embedding_size=info["embedding_size"],
+        image_size=info["image_size"],
+        **info["backbone_args"],
+    )
+    return LoadedModel(module=module.to(device).eval(), info=info)
+
+
+def _published(path: Path, backbone: str | None) -> dict[str, Any]:
+    if backbone is None:
+        raise ValueError(f"model {path} does not say which net it is: name it with --backbone, such as r50")
+    return {
+        "backbone": backbone,
+        "backbone_args": {},
+        "embedding_size": embedding_size_of(backbone, read_weights(path)),
+        "image_size": 112,
+        "normalisation": NORMALISATION,
+        "licence": "unknown: ask the publisher",
+        "training_digest": "",
+        "metrics": {},
+        "sha256": _sha256(path),
+    }
+
+
+def _description(path: Path, backbone: str | None) -> dict[str, Any]:
+    description = path.with_name(DESCRIPTION)
+    try:
+        info = json.loads(description.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"model {path} must have its {DESCRIPTION} beside it; there is none") from None
+    except ValueError as error:
+        raise ValueError(f"model description {description} must be JSON: {error}") from error
+    needed = ("backbone", "backbone_args", "embedding_size", "image_size")
+    missing = [key for key in needed if not isinstance(info, dict) or key not in info]
+    if missing:
+        raise ValueError(f"model description {description} must name {', '.join(needed)}; it lacks {missing[0]}")
+    if backbone not in (None, info["backbone"]):
+        raise ValueError(
+            f"--backbone {backbone} contradicts {description}, which says {info['backbone']}: leave it out"
+        )
+    if info.get("sha256", (found := _sha256(path))) != found:
+        raise ValueError(f"model {path} is not the one that {description} describes: its sha256 is {found}")
+    unsaid = {"normalisation": NORMALISATION, "licence": "", "training_digest": "", "metrics": {}, "sha256": found}
+    return {**unsaid, **info}
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path`, of this process."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

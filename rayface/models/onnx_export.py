@@ -1,0 +1,129 @@
+"""Models as ONNX files, held against PyTorch before they get their name."""
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rayface.files import publish
+from rayface.models.model_card import write_card
+from rayface.models.model_files import NORMALISATION, LoadedModel, temporary_name
+from rayface.models.onnx_model import OnnxModule
+
+ONNX_OPSET = 18
+MAX_ONNX_ERROR = 1e-3  # of an embedding of length 1
+MAX_SINGLE_FILE = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
+
+
+def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = False) -> dict[str, Any]:
+    """Write a model as ONNX with a free batch size, and only if onnxruntime gets what PyTorch gets.
+
+    Input `image` float32 (N, 3, size, size), RGB, x / 127.5 - 1; output `embedding` float32 (N, D), raw. The file's
+    metadata says the same, and `model_card.md` beside it.
+
+    Args:
+        model: from `load_model`.
+        out: the `.onnx` file; written under a temporary name first.
+        external_data: keep the weights in `OUT.data` beside it; always done above 1.9 GB, which one file cannot hold.
+
+    Returns:
+        max_abs_error (largest difference of normalised embeddings, random images, batches of 1 and 3), opset, path,
+        num_bytes (of all files), external_data.
+
+    Raises:
+        ValueError: the extra `onnx` is not installed, `out` is no `.onnx` name, the model is ONNX already, or the
+            difference is above 1e-3.
+    """
+    out = Path(out)
+    if out.suffix != ".onnx":
+        raise ValueError(f"--onnx {out} must end in .onnx")
+    if isinstance(model.module, OnnxModule):
+        raise ValueError("--model is in ONNX already: give a run directory, a model.safetensors or a .pt/.pth file")
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  # torch's exporter needs it
+    except ImportError as error:
+        raise ValueError(f"export to ONNX needs {error.name}: pip install 'rayface[onnx]'") from error
+    tensors = model.module.state_dict().values()
+    external_data |= sum(tensor.numel() * tensor.element_size() for tensor in tensors) > MAX_SINGLE_FILE
+    folder = temporary_name(out)  # a folder: the .onnx holds the name of its weights' file
+    folder.mkdir(parents=True)
+    try:
+        weights = {"save_as_external_data": True, "location": f"{out.name}.data"} if external_data else {}
+        onnx.save(_onnx_model(model), folder / out.name, **weights)
+        error_size = _onnx_error(model, folder / out.name)
+        if not error_size <= MAX_ONNX_ERROR:
+            raise ValueError(
+                f"the ONNX model differs from PyTorch by {error_size:.1e}, the limit is {MAX_ONNX_ERROR:.0e}"
+            )
+        written = sorted(folder.iterdir(), reverse=True)  # the weights first: the .onnx is nothing without them
+        num_bytes = sum(path.stat().st_size for path in written)
+        for path in written:
+            publish(path, out.with_name(path.name))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_card(out.parent, model.info, out.name)
+    facts = {"opset": ONNX_OPSET, "num_bytes": num_bytes, "external_data": external_data}
+    return {"path": str(out), "max_abs_error": error_size, **facts}
+
+
+def _onnx_model(model: LoadedModel) -> Any:
+    """Export the net, and write the contract of its input into the metadata."""
+    size = model.info["image_size"]
+    proto = _traced(model.module, torch.zeros(2, 3, size, size, device=next(model.module.parameters()).device))
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del part.metadata_props[:]  # stack traces, with the paths of this machine
+    for key in ("backbone", "embedding_size", "image_size", "normalisation", "licence", "training_digest", "sha256"):
+        proto.metadata_props.add(key=f"rayface.{key}", value=str(model.info[key]))
+    output = f"embedding float32 (N, {model.info['embedding_size']}), raw"
+    proto.metadata_props.add(key="rayface.input", value=f"image float32 (N, 3, {size}, {size}), {NORMALISATION}")
+    proto.metadata_props.add(key="rayface.output", value=output)
+    return proto
+
+
+def _traced(module: nn.Module, images: torch.Tensor) -> Any:
+    # the exporter warns of torchvision's operators, which no net here has, and of calls of its own
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            (images,),
+            input_names=["image"],
+            output_names=["embedding"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=ONNX_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # None only where torch writes the file itself
+    return program.model_proto
+
+
+def _onnx_error(model: LoadedModel, path: Path) -> float:
+    """The largest difference between normalised embeddings of onnxruntime and PyTorch on random images."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    size = model.info["image_size"]
+    parameter = next(model.module.parameters())
+    random = np.random.default_rng(0)
+    worst = 0.0
+    for batch_size in (1, 3):
+        image = (random.integers(0, 256, (batch_size, 3, size, size)) / 127.5 - 1).astype(np.float32)
+        got = session.run(["embedding"], {"image": image})[0]
+        with torch.inference_mode():
+            wanted = model.module(torch.from_numpy(image).to(parameter)).float().cpu().numpy()
+        worst = max(worst, float(np.abs(_unit(got) - _unit(wanted)).max()))
+    return worst
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    embeddings = embeddings.astype(np.float64)  # of a deep untrained net they reach 1e25, whose square is no float32
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)

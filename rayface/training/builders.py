@@ -1,0 +1,135 @@
+"""Parts that a config asks for, built alike on the driver, which checks, and on the workers."""
+
+import os
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rayface.backbones import build_backbone
+from rayface.backbones.weights import fill_backbone
+from rayface.config import Config, HeadConfig
+from rayface.heads import Head, HeadSettings, build_head, build_margin
+from rayface.heads.margins import Margin
+from rayface.models.model_files import WEIGHTS
+from rayface.training.distributed import World
+from rayface.training.gradient_compression import compress
+
+
+def build_config_margin(head: HeadConfig) -> Margin:
+    """Build it from head.margin, its value, its options and the scale.
+
+    Raises:
+        ValueError: an unknown margin or option, or a value out of range.
+    """
+    options = {"scale": head.scale, **head.margin_options}
+    if head.margin_value is not None:
+        options["margin"] = head.margin_value
+    if head.conflict_threshold is not None:
+        options["conflict_threshold"] = head.conflict_threshold
+    try:
+        return build_margin(head.margin, **options)
+    except TypeError as error:
+        raise ValueError(f"head.margin_options: {options!r}: {head.margin} does not take them all") from error
+
+
+def build_config_backbone(config: Config) -> nn.Module:
+    """Build it with random weights for data.image_size.
+
+    Raises:
+        ValueError: an unknown name or a value out of range.
+    """
+    backbone = config.backbone
+    if backbone.compile and backbone.checkpointing:  # dynamo cannot trace what keeps batch statistics as they are
+        raise ValueError("backbone.compile: true: does not go with backbone.checkpointing: choose one of them")
+    options = {"checkpointing": True} if backbone.checkpointing else {}
+    return build_backbone(
+        backbone.name,
+        embedding_size=backbone.embedding_size,
+        image_size=config.data.image_size,
+        width=backbone.width,
+        dropout=backbone.dropout,
+        **options,
+    )
+
+
+def build_config_head(config: Config, num_classes: int, world: World) -> Head:
+    """Build this rank's part of the head.
+
+    Raises:
+        ValueError: an unknown head or margin, or a value out of range.
+    """
+    head, optim = config.head, config.optim
+    settings = HeadSettings(
+        embedding_size=config.backbone.embedding_size,
+        num_classes=num_classes,
+        margin=build_config_margin(head),
+        sample_rate=head.sample_rate,
+        center_update=head.center_update,
+        optimizer=optim.name,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        storage_dtype=head.storage_dtype,
+        compute_dtype=head.compute_dtype,
+        logit_memory=head.logit_memory,
+        host_memory=head.host_memory,
+        seed=config.train.seed,
+        device=world.device,
+    )
+    return build_head(head.name, settings)
+
+
+def no_grad_sync(module: nn.Module) -> AbstractContextManager[None]:
+    """While inside, gradients of a data-parallel module add up on each rank and are not averaged yet."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def load_start(backbone: nn.Module, config: Config) -> None:
+    """Fill the backbone with backbone.weights, where that is set.
+
+    Raises:
+        ValueError: no such file, or weights that do not fit.
+    """
+    if config.backbone.weights is not None:
+        path = Path(config.backbone.weights)
+        fill_backbone(backbone, path / WEIGHTS if path.is_dir() else path, config.backbone.name)
+
+
+def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Module:
+    """The backbone to train through: compiled where that is asked for, its gradients averaged over the ranks.
+
+    Raises:
+        ValueError: backbone.compile without a compiler, gradients compressed in a way that the workers cannot.
+    """
+    net = compiled(backbone, world) if config.backbone.compile else backbone
+    if world.size == 1:
+        return net
+    # Batch-norm statistics stay each rank's own while training, and are averaged when they are used.
+    parallel = DistributedDataParallel(
+        net,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=config.train.static_graph,
+    )
+    compress(parallel, config.train, world)
+    return parallel
+
+
+def compiled(backbone: nn.Module, world: World) -> nn.Module:
+    """The same net through torch.compile; the parameters are shared.
+
+    Raises:
+        ValueError: torch.compile writes C++ for a CPU, and this machine has no compiler for it.
+    """
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    if world.device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            f"backbone.compile: true: needs a C++ compiler on a CPU, no {' or '.join(compilers)} was found: install "
+            "one, or leave it out"
+        )
+    net: nn.Module = torch.compile(backbone)  # type: ignore[assignment]
+    return net

@@ -1,0 +1,287 @@
+"""The state of a run on disk: tensors by torch.distributed.checkpoint, numbers in progress.json beside them."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from rayface.data.storage import sync_folder
+from rayface.training.checkpointing.digests import Digests, digests_of, verify, write_digests, write_synced
+
+PROGRESS = "progress.json"
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class RowShard(torch.Tensor):
+    """A rank's rows of one logical tensor, in class ranges of any size; shares memory with `local`.
+
+    DTensor's Shard(0) fixes the sizes of the parts; this speaks DCP's protocol (for which it has to be a
+    tensor) for parts of any size, so that a checkpoint holds one (C, ...) tensor and loads on any number of
+    ranks.
+
+    Args:
+        local: (rows, ...), the rank's part; loading writes into it.
+        first_row: where the part begins.
+        num_rows: rows of the whole, C.
+    """
+
+    first_row: int
+    _chunks: list[ChunkStorageMetadata]
+    _whole: torch.Size
+
+    @staticmethod
+    def of(local: torch.Tensor, first_row: int, num_rows: int) -> "RowShard":
+        shard = torch.Tensor._make_subclass(RowShard, local.detach())
+        offsets = torch.Size([first_row, *[0] * (local.dim() - 1)])
+        shard.first_row = first_row
+        shard._chunks = [ChunkStorageMetadata(offsets=offsets, sizes=local.shape)] if len(local) else []
+        shard._whole = torch.Size([num_rows, *local.shape[1:]])
+        return shard
+
+    def over(self, local: torch.Tensor) -> "RowShard":
+        """The same rows of the same tensor in other memory, of the shape of this rank's part."""
+        return RowShard.of(local, self.first_row, self._whole[0])
+
+    def size(self, dim: int | None = None) -> Any:
+        """Of the whole, as DCP compares it with what was saved."""
+        return self._whole if dim is None else self._whole[dim]
+
+    def __create_write_items__(self, fqn: str, value: object) -> list[WriteItem]:
+        properties = TensorProperties.create_from_tensor(self)
+        return [
+            WriteItem(
+                index=MetadataIndex(fqn, chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self._whole),
+            )
+            for chunk in self._chunks
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return self._chunks
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+State = dict[str, torch.Tensor]
+Group = dist.ProcessGroup | None
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written, or none to go on from; one line, the same on every rank."""
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def all_in(run: Path) -> list[Path]:
+    """Checkpoints of a run that were finished, oldest first; whether one is still whole, `verify` says."""
+    return sorted(p.parent for p in (run / "checkpoints").glob(f"step_*/{PROGRESS}"))
+
+
+def save(run: Path, state: State, progress: dict[str, Any], *, keep: int, group: Group = None) -> Path:
+    """Write a checkpoint of all ranks under a temporary name, then give it its own; remove old ones.
+
+    Every rank writes, syncs and digests its own file; the name says that all of them are on disk. Every rank must
+    call it; runs DCP's collectives and four small gathers.
+
+    Args:
+        state: replicated tensors and RowShards; replicated ones are written once.
+        progress: JSON values; holds "step" and, if it was measured, "accuracy". Rank 0's is written.
+        keep: newest checkpoints to keep; beside them the one of the highest accuracy is kept.
+        group: of all ranks, for the collectives; None: the default group, if there is one.
+    Raises:
+        CheckpointError: a rank could not write; what was there before is untouched.
+    """
+    folder = folder_of(run, progress["step"])
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        _on_rank_0(lambda: _make_empty(temporary), group)
+        dcp.save(dict(state), checkpoint_id=temporary, process_group=group, no_dist=not dist.is_initialized())
+        own = _on_every_rank(lambda: _digest_own(temporary, progress), group)
+        digests = {name: entry for part in own for name, entry in part.items()}
+        _on_rank_0(lambda: _publish(temporary, folder, digests, keep), group)
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise _not_written(temporary, folder, f"rank {rank}: {type(cause).__name__}: {cause}") from error
+    except CheckpointError as error:
+        raise _not_written(temporary, folder, str(error)) from error
+    return folder
+
+
+def newest_whole(run: Path, *, group: Group = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a line on every newer one; (None, []) where there is none at all.
+
+    Damaged ones that are newer are put aside under the name damaged_step_N, so that nothing takes them for the newest,
+    and are said in the log and in the run's faults.log. Rank 0 reads, and one gather tells all ranks what it found.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is whole.
+    """
+    found: tuple[Path | None, list[str]] = _on_rank_0(lambda: _newest_whole(run), group)
+    folder, faults = found
+    if folder is None and faults:
+        raise CheckpointError(
+            f"{run}: none of its checkpoints is whole: {'; '.join(faults)[:2000]}; put back what is missing, or start "
+            "anew with another train.output"
+        )
+    return folder, faults
+
+
+def best_in(run: Path) -> Path | None:
+    """The checkpoint of the highest accuracy; of equal ones the first, which is nearest to the evaluation."""
+    scored = [(folder, _accuracy(folder)) for folder in all_in(run)]
+    known = [(folder, accuracy) for folder, accuracy in scored if accuracy is not None]
+    return max(known, key=lambda pair: pair[1])[0] if known else None
+
+
+def load(folder: Path, state: State) -> dict[str, Any]:
+    """Fill the tensors of `state` from a checkpoint, written by any number of ranks; returns its progress."""
+    dcp.load(dict(state), checkpoint_id=folder, no_dist=not dist.is_initialized())
+    return dict(json.loads((folder / PROGRESS).read_text()))
+
+
+def empty_like_saved(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """Tensors of the shapes that a checkpoint has under `prefix`, for state that does not exist before loading."""
+    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {
+        name: torch.empty(saved.size, dtype=saved.properties.dtype)
+        for name, saved in metadata.items()
+        if name.startswith(prefix) and isinstance(saved, TensorStorageMetadata)
+    }
+
+
+def saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Sizes of a checkpoint's tensors by name, of the whole where they are shards."""
+    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {name: tuple(saved.size) for name, saved in metadata.items() if isinstance(saved, TensorStorageMetadata)}
+
+
+def _newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    damaged: dict[Path, list[str]] = {}
+    for folder in reversed(all_in(run)):
+        faults = verify(folder)
+        if not faults:
+            return folder, [_put_aside(run, other, reasons, folder) for other, reasons in damaged.items()]
+        damaged[folder] = faults
+    return None, [reason for reasons in damaged.values() for reason in reasons]
+
+
+def _put_aside(run: Path, damaged: Path, reasons: list[str], used: Path) -> str:
+    aside = damaged.with_name(f"damaged_{damaged.name}")
+    line = f"checkpoint {damaged.name} is damaged, {used.name} is used instead: {'; '.join(reasons)[:2000]}"
+    logger.warning("%s; put aside as %s", line, aside)
+    with (run / "faults.log").open("a") as file:
+        file.write(f"{line}\n")
+    shutil.rmtree(aside, ignore_errors=True)
+    damaged.replace(aside)
+    return line
+
+
+def _make_empty(temporary: Path) -> None:
+    for stale in temporary.parent.glob(".step_*.tmp"):  # of a run that was killed: one write at a time, so none is live
+        shutil.rmtree(stale)
+    temporary.mkdir(parents=True)
+
+
+def _digest_own(temporary: Path, progress: dict[str, Any]) -> Digests:
+    """Digests of the files that this rank wrote; DCP names them by rank, and has them on disk."""
+    rank = _rank()
+    names = [path.name for path in temporary.glob(f"__{rank}_*")]
+    if rank == 0:
+        write_synced(temporary / PROGRESS, json.dumps(progress, indent=1))
+        names += [".metadata", PROGRESS]
+    return digests_of(temporary, names)
+
+
+def _publish(temporary: Path, folder: Path, digests: Digests, keep: int) -> None:
+    write_digests(temporary, digests)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    sync_folder(str(folder.parent))
+    run = folder.parent.parent
+    kept = {*all_in(run)[-keep:], best_in(run)}
+    for old in all_in(run):
+        if old not in kept:
+            # first another name: what is left of it after a crash here must not look like a checkpoint
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
+
+
+def _not_written(temporary: Path, folder: Path, reason: str) -> CheckpointError:
+    if _rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)  # gives back its part of a full disk
+    reason = " ".join(reason.split())[:500]
+    return CheckpointError(
+        f"checkpoint {folder} could not be written: {reason}; remove the cause, then go on with --resume"
+    )
+
+
+def _accuracy(folder: Path) -> float | None:
+    try:
+        value = json.loads((folder / PROGRESS).read_text()).get("accuracy")
+    except (OSError, ValueError, AttributeError):  # damaged: not the best of anything
+        return None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _on_every_rank(action: Callable[[], T], group: Group) -> list[T]:
+    """Results of an action on every rank, in order of rank; where one rank fails, all raise the same."""
+    outcome: tuple[T | None, str | None]
+    try:
+        outcome = action(), None
+    except OSError as error:
+        outcome = None, f"{type(error).__name__}: {error}"
+    outcomes: list[Any] = [outcome]
+    if dist.is_initialized():
+        outcomes = [None] * dist.get_world_size(group)
+        dist.all_gather_object(outcomes, outcome, group=group)
+    for rank, (_, failure) in enumerate(outcomes):
+        if failure is not None:
+            raise CheckpointError(f"rank {rank}: {failure}")
+    return [result for result, _ in outcomes]
+
+
+def _on_rank_0(action: Callable[[], T], group: Group) -> T:
+    results = _on_every_rank(lambda: action() if _rank() == 0 else None, group)
+    result: T = results[0]  # type: ignore[assignment]
+    return result
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def set_aside(run: Path, step: int, *, group: Group = None) -> list[Path]:
+    """Give checkpoints of `step` and later another name, so that no resume takes them; the ones that are left.
+
+    Rank 0 does it, and one gather tells all ranks: a network disk may show them other things.
+    """
+    return _on_rank_0(lambda: _set_aside(run, step), group)
+
+
+def _set_aside(run: Path, step: int) -> list[Path]:
+    every = all_in(run)
+    good = [folder for folder in every if folder.name < folder_of(run, step).name]
+    for folder in every[len(good) :]:
+        aside = folder.with_name(f"not_finite_{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier roll-back from there
+        folder.rename(aside)
+    return good

@@ -1,0 +1,102 @@
+"""The state of a run as tensors: backbone, head, optimizer and random number generators."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from rayface.heads import Head
+from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.checkpoint import RowShard, State
+from rayface.training.checkpointing.optimizer_state import by_name, load_optimizer_state, optimizer_state
+from rayface.training.distributed import World
+
+# bf16 needs no loss scaling, so there is no scaler to keep.
+
+
+def whole_state(backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> State:
+    """Live tensors under the names that they have in a checkpoint."""
+    return {
+        **_weights(backbone, head),
+        **optimizer_state(optimizer, backbone),
+        **rng_tensors(world.rank, world.device),
+    }
+
+
+def load_state(folder: Path, backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> dict[str, Any]:
+    """Load a checkpoint, written by any number of ranks; return its progress.
+
+    Raises:
+        ValueError: the optimizer state is of another backbone.
+    """
+    moments = checkpoint.empty_like_saved(folder, "optimizer.")
+    rng = checkpoint.empty_like_saved(folder, f"rng.{world.rank}.")
+    progress = checkpoint.load(folder, {**_weights(backbone, head), **moments, **rng})
+    load_optimizer_state(optimizer, backbone, by_name(folder, backbone, moments))
+    head.load_state({**head.state(), **progress["head"]})
+    load_rng(rng, world.device)
+    return progress
+
+
+def _weights(backbone: nn.Module, head: Head) -> State:
+    state: State = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+    first, _, num_classes = head.row_range
+    rows = {f"head.{name}": RowShard.of(tensor, first, num_classes) for name, tensor in head.row_tensors().items()}
+    replicated = {f"head.{name}": tensor for name, tensor in head.replicated_tensors().items()}
+    return {**state, **rows, **replicated}
+
+
+def rng_tensors(rank: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of this rank's generators, {"rng.RANK.KIND": uint8}.
+
+    Training itself draws everything from (seed, step); these are for whatever else may draw.
+    """
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": _packed([*map(_plain, np.random.get_state(legacy=True))]),
+        "python": _packed(random.getstate()),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {f"rng.{rank}.{kind}": state for kind, state in states.items()}
+
+
+def load_rng(tensors: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what `rng_tensors` returned."""
+    states = {name.split(".")[2]: state for name, state in tensors.items()}
+    if "torch" in states:
+        torch.set_rng_state(states["torch"])
+    if "numpy" in states:
+        name, keys, *rest = _unpacked(states["numpy"])
+        np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    if "python" in states:
+        version, inner, gauss = _unpacked(states["python"])
+        random.setstate((version, tuple(inner), gauss))
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def mlflow_run_id(run: Path) -> str | None:
+    """The id of the run in MLflow, once it is known there."""
+    path = run / "journal" / "delivered.json"
+    try:
+        return str(json.loads(path.read_text())["run_id"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _packed(state: Any) -> torch.Tensor:
+    return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+
+
+def _unpacked(state: torch.Tensor) -> Any:
+    return json.loads(bytes(state.tolist()))

@@ -1,0 +1,272 @@
+"""What a checkpoint holds, whether it is whole, and parts of it as safetensors: `rayface checkpoint`."""
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from rayface import config as configs
+from rayface.backbones import build_backbone
+from rayface.backbones.weights import read_tensors
+from rayface.files import publish
+from rayface.heads.class_centers import class_range
+from rayface.models.model_files import save_model
+from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.checkpoint import PROGRESS, RowShard
+from rayface.training.checkpointing.digests import DIGESTS
+from rayface.training.run_directory import config_of
+
+CENTERS = "head.centers"
+_SHOWN_KEYS = (
+    "name",
+    "backbone.name",
+    "backbone.embedding_size",
+    "backbone.width",
+    "head.name",
+    "head.margin",
+    "head.sample_rate",
+    "optim.name",
+    "train.batch_size",
+    "train.num_workers",
+    "train.seed",
+)
+# Parts of progress.json that a table names; numbers of the head and damaged samples are not for reading.
+_SHOWN_STATE = ("epoch", "workers", "schedule", "recovery", "mlflow", "plan", "dataset")
+_FEW = 8  # tensors of one kind that a table names one by one
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """The checkpoint that a directory is, or the checkpoints of the run that it is, oldest first.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if any((directory / name).is_file() for name in (PROGRESS, DIGESTS, ".metadata")):
+        return [directory]
+    found = checkpoint.all_in(directory)
+    if not found:
+        raise ValueError(f"DIR {directory}: holds no checkpoint: name a run directory or RUN/checkpoints/step_...")
+    return found
+
+
+def verify(directory: Path) -> dict[str, list[str]]:
+    """Faults of a checkpoint, or of every checkpoint of a run, by name; reads all bytes."""
+    return {folder.name: checkpoint.verify(folder) for folder in checkpoints_in(directory)}
+
+
+def show(directory: Path) -> dict[str, Any]:
+    """What a checkpoint, or the newest of a run, holds; only a whole one is read further than its digests.
+
+    Returns:
+        checkpoint, whole, faults and, of a whole one, step, total_steps, accuracy, epoch, workers, schedule, recovery
+        (roll-backs), mlflow (run_id, last_step), plan, dataset, damaged_samples, bytes, config (main keys), tensors
+        {name: {"shape", "dtype", "bytes"}}.
+    """
+    folder = checkpoints_in(directory)[-1]
+    faults = checkpoint.verify(folder)
+    if faults:
+        return {"checkpoint": str(folder), "whole": False, "faults": faults}
+    progress = json.loads((folder / PROGRESS).read_text())
+    tensors = {
+        name: {
+            "shape": list(saved.size),
+            "dtype": str(saved.properties.dtype).removeprefix("torch."),
+            "bytes": saved.size.numel() * saved.properties.dtype.itemsize,
+        }
+        for name, saved in _tensors(folder).items()
+    }
+    run = folder.absolute().parent.parent
+    if "config" in progress:
+        flat = configs.flat(configs.from_dict(progress["config"]))
+    else:
+        flat = configs.flat(config_of(run)) if (run / "config.yaml").is_file() else {}
+    return {
+        "checkpoint": str(folder),
+        "whole": True,
+        "faults": [],
+        **{key: progress.get(key) for key in ("step", "total_steps", "accuracy", *_SHOWN_STATE)},
+        "damaged_samples": sum(fault[-1] for fault in progress.get("faults", [])),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "config": {key: flat[key] for key in _SHOWN_KEYS if key in flat},
+        "tensors": tensors,
+    }
+
+
+def table(shown: dict[str, Any]) -> dict[str, Any]:
+    """What `show` returned, for a person: many tensors of one kind are one row."""
+    rows: dict[str, Any] = {}
+    for key, value in shown.items():
+        if key not in ("tensors", "faults"):
+            rows |= {f"{key} {name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    kinds: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, tensor in shown.get("tensors", {}).items():
+        kinds[name.split(".")[0]][name] = tensor
+    for kind, tensors in kinds.items():
+        if len(tensors) > _FEW:
+            rows[f"{kind}.*"] = f"{len(tensors):,} tensors, {sum(t['bytes'] for t in tensors.values()):,} bytes"
+        else:
+            rows |= {n: f"{tuple(t['shape'])} {t['dtype']}, {t['bytes']:,} bytes" for n, t in tensors.items()}
+    return rows | {f"fault {number}": fault for number, fault in enumerate(shown["faults"], 1)}
+
+
+def export(directory: Path, out: Path) -> dict[str, Any]:
+    """Write the backbone of a checkpoint, or of the newest of a run, as model.safetensors and model.json.
+
+    The run's config.yaml says which net it is. A model that is in `out` is replaced.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or there is no config.yaml around it.
+    """
+    folder = _whole(directory)
+    config = config_of(folder.absolute().parent.parent)
+    net = config.backbone
+    backbone = build_backbone(
+        net.name, embedding_size=net.embedding_size, image_size=config.data.image_size, width=net.width
+    )
+    progress = _load(folder, {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()})
+    accuracy = progress.get("accuracy")
+    path = save_model(
+        out,
+        backbone,
+        name=net.name,
+        backbone_args={"width": net.width},
+        image_size=config.data.image_size,
+        embedding_size=net.embedding_size,
+        licence=progress["dataset"]["licence"],
+        training_digest=progress["dataset"]["digest"],
+        metrics={} if accuracy is None else {"accuracy_mean": accuracy},
+    )
+    return {"checkpoint": str(folder), "step": progress["step"], "model": str(path)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCenters:
+    """Class centers that are somewhere: read(first, last) gives rows first..last-1 of the (C, D) matrix."""
+
+    num_classes: int
+    width: int
+    read: Callable[[int, int], torch.Tensor]
+
+
+def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = False) -> dict[str, Any]:
+    """Write the class centers as centers.safetensors, (C, D), or as centers_rank_K.safetensors for so many ranks.
+
+    Rank K of W gets C // W rows, one more for the first C % W ranks. The tensor's name is "centers"; num_classes, first
+    and last (+ 1) class are in the file's metadata. Memory: one part; from arcface_torch, twice the matrix.
+
+    Args:
+        directory: a checkpoint, a run (its newest), or a folder of arcface_torch's files of each rank.
+        out: a new or empty folder; it is there only when it is whole.
+        from_arcface: read `checkpoint_gpu_K.pt` or `rank_K_softmax_weight.pt`, see `arcface_centers`.
+    Raises:
+        ValueError: the source is damaged or holds no class centers, `out` is not empty, or more ranks than classes.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out}: is not empty: name a new folder")
+    centers = _arcface(directory) if from_arcface else saved_centers(directory)
+    if not 1 <= ranks <= centers.num_classes:
+        raise ValueError(f"--ranks {ranks}: must be from 1 to {centers.num_classes}, the number of classes")
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for rank in range(ranks):
+        first, last = class_range(centers.num_classes, ranks, rank)
+        path = temporary / ("centers.safetensors" if ranks == 1 else f"centers_rank_{rank}.safetensors")
+        place = {"num_classes": str(centers.num_classes), "first": str(first), "last": str(last)}
+        save_file({"centers": centers.read(first, last).contiguous()}, path, metadata={"format": "pt", **place})
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    publish(temporary, out)
+    return {"out": str(out), "files": ranks, "classes": centers.num_classes, "embedding_size": centers.width}
+
+
+def arcface_centers(folder: Path) -> list[torch.Tensor]:
+    """The class centers of every rank in arcface_torch's files, in order of rank, each (rows, D).
+
+    Not held against files of a real run. Taken from a file: a matrix; or of a dict, or of its "state_dict_softmax_fc",
+    the entry "weight", else the only matrix. Rank K must hold C // W rows, one more for the first C % W ranks. Files
+    are read without running any code in them.
+
+    Raises:
+        ValueError: files are missing or of another layout.
+    """
+    files: dict[int, Path] = {}
+    for pattern in ("checkpoint_gpu_*.pt", "rank*softmax_weight.pt"):
+        numbered = [(re.search(r"\d+", path.name), path) for path in sorted(folder.glob(pattern))]
+        files = files or {int(number[0]): path for number, path in numbered if number}
+    if sorted(files) != list(range(len(files))) or not files:
+        raise ValueError(
+            f"DIR {folder}: must hold checkpoint_gpu_K.pt or rank_K_softmax_weight.pt for every rank K from 0 on; it "
+            f"has those of ranks {sorted(files)}"
+        )
+    parts = [_arcface_weight(files[rank]) for rank in sorted(files)]
+    total = sum(len(part) for part in parts)
+    ranges = [class_range(total, len(parts), rank) for rank in range(len(parts))]
+    sizes = [len(part) for part in parts]
+    if sizes != [last - first for first, last in ranges] or len({part.shape[1] for part in parts}) != 1:
+        raise ValueError(f"DIR {folder}: parts of {sizes} classes are not those of one class layer: ranks are missing")
+    return parts
+
+
+def _arcface_weight(path: Path) -> torch.Tensor:
+    loaded = read_tensors(path)
+    entries = loaded.get("state_dict_softmax_fc", loaded)
+    matrices = {k: v for k, v in entries.items() if isinstance(v, torch.Tensor) and v.ndim == 2}
+    if "weight" not in matrices and len(matrices) != 1:
+        raise ValueError(f"{path}: must hold one matrix of class centers; it has {sorted(matrices) or 'none'}")
+    return matrices.get("weight", next(iter(matrices.values())))
+
+
+def _arcface(folder: Path) -> SavedCenters:
+    whole = torch.cat(arcface_centers(folder))
+    return SavedCenters(num_classes=len(whole), width=whole.shape[1], read=lambda first, last: whole[first:last])
+
+
+def saved_centers(directory: Path) -> SavedCenters:
+    """Return the class centers of a checkpoint or of a run (its newest), to be read in parts.
+
+    Raises:
+        ValueError: it is damaged or holds none.
+    """
+    folder = _whole(directory)
+    saved = _tensors(folder).get(CENTERS)
+    if saved is None:
+        raise ValueError(f"DIR {folder}: has no {CENTERS}: its head keeps no class centers")
+    num_classes, width = saved.size
+
+    def read(first: int, last: int) -> torch.Tensor:
+        rows = torch.empty(last - first, width, dtype=saved.properties.dtype)
+        _load(folder, {CENTERS: RowShard.of(rows, first, num_classes)})
+        return rows
+
+    return SavedCenters(num_classes=num_classes, width=width, read=read)
+
+
+def _whole(directory: Path) -> Path:
+    folder = checkpoints_in(directory)[-1]
+    faults = checkpoint.verify(folder)
+    if faults:
+        raise ValueError(f"DIR {folder}: is damaged: {'; '.join(faults)[:2000]}; name another checkpoint")
+    return folder
+
+
+def _tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
+    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {name: saved for name, saved in metadata.items() if isinstance(saved, TensorStorageMetadata)}
+
+
+def _load(folder: Path, state: checkpoint.State) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # DCP says that it runs in one process
+        return checkpoint.load(folder, state)

@@ -1,0 +1,156 @@
+"""Checkpoints written beside the training: a thread copies the class centers, while they rest, and writes."""
+
+import copy
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.checkpoint import CheckpointError, RowShard, State
+from rayface.training.checkpointing.row_copy import RowCopy
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints, one at a time, while training goes on; every rank makes one.
+
+    Row shards (class centers and their moments) move only when the head steps, so the thread copies them while the
+    next forward and backward pass run. `copied` holds the step back until the rows that it moves are copied.
+    The thread's collectives run on a gloo group of their own, so that they cannot meet those of the training.
+    Memory: a copy of this rank's state in host memory (pinned where the state is on a GPU), kept between checkpoints.
+
+    Args:
+        run: the run directory, seen by all ranks.
+        keep: newest checkpoints to keep, beside the best.
+    """
+
+    def __init__(self, run: Path, *, keep: int) -> None:
+        self._run, self._keep = run, keep
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._buffers: State = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._rows: list[RowCopy] = []
+        self._copied = threading.Event()
+        self._copied.set()
+        self._waited = 0.0
+        self.timing: dict[str, float] | None = None
+        """Of the last checkpoint that was written: step, wait_seconds of the training for it, and of the thread
+        copy_seconds (of row shards) and write_seconds (the copy included)."""
+
+    def newest_whole(self) -> tuple[Path | None, list[str]]:
+        """See `checkpoint.newest_whole`."""
+        self.wait()
+        return checkpoint.newest_whole(self._run, group=self._group)
+
+    def set_aside(self, step: int) -> list[Path]:
+        """See `checkpoint.set_aside`."""
+        return checkpoint.set_aside(self._run, step, group=self._group)
+
+    def reserve(self, state: State) -> None:
+        """Take the memory for a copy now: a machine too small shall fail at the start, not at the first checkpoint."""
+        self._copy(state)
+
+    def save(self, state: State, progress: dict[str, Any]) -> None:
+        """Begin to copy and to write the state, after the last one is written; every rank must call it.
+
+        Args:
+            state: as for `checkpoint.save`; row shards may change once `copied` has returned, the rest at once.
+            progress: as for `checkpoint.save`.
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        start = time.perf_counter()
+        self.wait()
+        shards = {name: tensor for name, tensor in state.items() if isinstance(tensor, RowShard)}
+        saved = self._copy({name: tensor for name, tensor in state.items() if name not in shards})
+        saved |= {name: shard.over(self._buffer(name, shard)) for name, shard in shards.items()}
+        self._rows = [RowCopy(_plain(shard), _plain(saved[name])) for name, shard in shards.items()]
+        work = (saved, copy.deepcopy(progress))
+        self._copied.clear()
+        # A daemon: a worker that fails must be able to end while a write waits for ranks that are gone.
+        self._thread = threading.Thread(target=self._write, args=work, daemon=True, name="checkpoint")
+        self._thread.start()
+        self._waited = time.perf_counter() - start
+
+    def copied(self, rows: torch.Tensor | None = None) -> None:
+        """Return when row shards may change; to be called before every step of the head.
+
+        Args:
+            rows: (n,) int64, of this rank's part, the only ones that will; None: all may.
+        """
+        if self._copied.is_set():
+            return
+        start = time.perf_counter()
+        if rows is None:
+            self._copied.wait()
+        else:
+            for shard in self._rows:
+                shard.before_change(rows)
+        self._waited += time.perf_counter() - start
+
+    @property
+    def writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more.
+
+        Raises:
+            CheckpointError: the last one could not be written.
+            RuntimeError: the ranks lost each other meanwhile.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if isinstance(error, CheckpointError):
+            raise error
+        if error is not None:  # not agreed among the ranks, as when one of them is gone
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            kind = RuntimeError if isinstance(error, RuntimeError) else CheckpointError
+            raise kind(f"checkpoint of {self._run} could not be written: {reason}") from error
+
+    def _write(self, state: State, progress: dict[str, Any]) -> None:
+        start = time.perf_counter()
+        try:
+            try:
+                for shard in self._rows:
+                    shard.run()
+            finally:
+                self._copied.set()
+            copied = time.perf_counter() - start
+            checkpoint.save(self._run, state, progress, keep=self._keep, group=self._group)
+            seconds = time.perf_counter() - start
+            self.timing = {
+                "step": progress["step"],
+                "wait_seconds": self._waited,
+                "copy_seconds": copied,
+                "write_seconds": seconds,
+            }
+        except BaseException as error:  # raised again in the thread that trains
+            self._error = error
+
+    def _copy(self, state: State) -> State:
+        """The state in buffers of ours."""
+        copies: State = {}
+        for name, tensor in state.items():
+            copies[name] = self._buffer(name, tensor)
+            copies[name].copy_(_plain(tensor), non_blocking=tensor.is_cuda)
+        for device in {tensor.device for tensor in state.values() if tensor.is_cuda}:
+            torch.cuda.synchronize(device)
+        return copies
+
+    def _buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Host memory for a copy; that of an earlier checkpoint serves again where it fits."""
+        local, buffer = _plain(tensor), self._buffers.get(name)
+        if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
+            buffer = self._buffers[name] = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+        return buffer
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_subclass(torch.Tensor).detach()

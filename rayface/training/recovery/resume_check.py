@@ -1,0 +1,86 @@
+"""Whether a run can go on with changed settings: the config held against the newest checkpoint before any write."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.data.sample_order import SampleOrder
+from rayface.training.builders import build_config_backbone, build_config_head
+from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.checkpoint import PROGRESS
+from rayface.training.checkpointing.optimizer_state import by_name
+from rayface.training.distributed import World
+from rayface.training.optim import build_optimizer
+from rayface.training.schedules import build_schedule
+
+Sizes = Mapping[str, tuple[int, ...]]
+
+
+def check_resumable(run: Path, config: Config, plan: SampleOrder) -> None:
+    """Refuse settings that the newest checkpoint of a run cannot be loaded with; nothing is written.
+
+    Builds the backbone without memory, and a head of two classes.
+
+    Args:
+        plan: of the resumed run.
+
+    Raises:
+        ValueError: one line, with the keys that were changed.
+    """
+    saved = checkpoint.all_in(run)
+    if not saved:
+        return
+    progress = json.loads((saved[-1] / PROGRESS).read_text())
+    changes = _Changes(configs.flat(configs.from_dict(progress["config"])), configs.flat(config))
+    chunk = progress["plan"]["chunk_images"]
+    if progress["plan"] != vars(plan):
+        raise ValueError(
+            "train.output: the run draws its samples in another order than this version (data of layout "
+            f"by_identity in chunks of {chunk}): finish it with the version that began it, "
+            "or start anew"
+        )
+    sizes = checkpoint.saved_sizes(saved[-1])
+    with torch.device("meta"):
+        backbone = build_config_backbone(config)
+        moments = checkpoint.empty_like_saved(saved[-1], "optimizer.")
+    head = build_config_head(config, 2, World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
+    weights = {f"backbone.{name}": tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+    rows = {f"head.{name}": tuple(tensor.shape[1:]) for name, tensor in head.row_tensors().items()}
+    replicated = {f"head.{name}": tuple(tensor.shape) for name, tensor in head.replicated_tensors().items()}
+    changes.check(sizes, weights, ("backbone", "data"))
+    by_name(saved[-1], backbone, moments)
+    changes.check({name: size[1:] for name, size in sizes.items()}, rows, ("head", "optim"))
+    changes.check(sizes, replicated, ("head", "optim"))
+    for name in head.values().get("margin", {}).keys() - progress["head"].get("margin", {}).keys():
+        raise changes.refusal(("head",), f"has no {name} of the margin")
+    parameter = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1))])
+    optimizer = build_optimizer(config.optim.name, parameter, lr=1.0, momentum=0.0, weight_decay=0.0)
+    schedule = build_schedule(**vars(config.schedule), optimizer=optimizer, total_steps=1, steps_per_epoch=1)
+    schedule.load_state_dict(progress["schedule"])
+
+
+class _Changes:
+    """Settings of the checkpoint's run and of the resumed one, dotted key to value."""
+
+    def __init__(self, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+        self._before, self._now = before, now
+
+    def check(self, saved: Sizes, wanted: Sizes, groups: tuple[str, ...]) -> None:
+        for name, shape in wanted.items():
+            if name not in saved:
+                raise self.refusal(groups, f"has no {name}")
+            if saved[name] != shape:
+                raise self.refusal(groups, f"has {name} of shape {saved[name]}, not {shape}")
+
+    def refusal(self, groups: tuple[str, ...], reason: str) -> ValueError:
+        changed = [
+            f"{key}: {value!r}: the run was started with {self._before.get(key)!r}"
+            for key, value in self._now.items()
+            if key.partition(".")[0] in groups and self._before.get(key) != value
+        ]
+        said = "; ".join(changed) or "train.output: the run is of another version"
+        return ValueError(f"{said}, and its checkpoint {reason}: must stay for --resume")

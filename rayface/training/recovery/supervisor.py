@@ -1,0 +1,196 @@
+"""What happens when workers fail: a reason that stays stops the run, any other starts them again."""
+
+import errno
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import OutOfDiskError, RayActorError, RayError
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    ReschedulingState,
+    RestartingState,
+    SchedulingState,
+)
+
+from rayface.config import TrainConfig
+from rayface.data.storage import DataError, StorageError
+from rayface.ray_errors import in_one_line, root_cause
+from rayface.training.checkpointing.checkpoint import CheckpointError
+from rayface.training.recovery import interrupt
+from rayface.training.recovery.restarts import add_restart, clear_drain_request, request_drain, restarts
+from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedError
+from rayface.training.recovery.watchdog import take_hang
+from rayface.training.run_directory import OUTCOME
+
+_KNOWN = (TrainingStoppedError, CheckpointError, StorageError, DataError, ValueError)
+# What machines, networks and other workers do to a worker; everything else comes again in the next attempt.
+_PASSING = (RayError, RuntimeError, OSError)
+_WITHOUT_WORKERS = (InitializingState, ReschedulingState, RestartingState, SchedulingState)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Libraries that write by themselves (PyTorch, safetensors, SQLite, Arrow) have only words for it.
+_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
+_FAILED_STARTS = 10  # in a run: what befalls workers while they start, as when a node goes just then
+_POLL_SECONDS = 0.2
+# A decision for as many workers as before may rest on a node that has just gone: Ray Train looks at the nodes every
+# 20 s, and would wait for that one for 60 s.
+_ELASTIC_START_SECONDS = 20.0
+
+
+class Supervisor(WorkerGroupCallback, ControllerCallback):
+    """Lives in Ray Train's controller, which starts failed workers again: notes why, and stops what would fail again.
+
+    Args:
+        run: the run directory.
+        train: grace_seconds: for workers to save a checkpoint before their number changes; wait_for_nodes: for a
+            cluster that has lost nodes to have room again; num_workers.
+    """
+
+    def __init__(self, run: Path, train: TrainConfig) -> None:
+        self._run, self._train = run, train
+        self._training = self._failed = False
+        self._without_since: float | None = None
+        self._failed_starts = 0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        if self._train.min_workers < self._train.max_workers:
+            os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(_ELASTIC_START_SECONDS))
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Stop a run whose nodes do not come back; Ray Train waits for ever for the least number of workers."""
+        if not isinstance(current_state, _WITHOUT_WORKERS):
+            self._without_since = None
+            return
+        if isinstance(current_state, ReschedulingState) and isinstance(previous_state, SchedulingState):
+            self._count_failed_start(current_state.training_failed_error)
+        if self._without_since is None:
+            self._without_since = time.monotonic()
+        elif type(previous_state) is type(current_state):
+            time.sleep(_POLL_SECONDS)  # it asks for room as fast as it can
+        without = time.monotonic() - self._without_since
+        limit = max(self._train.wait_for_nodes, _ELASTIC_START_SECONDS)
+        if without > limit and not isinstance(current_state, SchedulingState):
+            raise NodesLostError(
+                f"train.num_workers: {self._train.min_workers}: the cluster has had room for fewer for {without:.0f} s "
+                "(train.wait_for_nodes): add nodes, then go on with --resume"
+            )
+
+    def _count_failed_start(self, error: Exception) -> None:
+        failure = getattr(error, "controller_failure", None)
+        if isinstance(failure, WorkerGroupStartupTimeoutError):  # no room yet
+            return
+        self._failed_starts += 1
+        if self._failed_starts > _FAILED_STARTS:
+            cause = in_one_line(failure or error)
+            raise TrainingStoppedError(f"workers cannot be started: {cause} (--debug shows more)")
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        self._training, self._failed = True, False
+        clear_drain_request(self._run)  # of workers that the node's end overtook
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        failures = worker_group_status.errors
+        if not failures:
+            if self._training and worker_group_status.get_preemption_info() is not None:
+                self._leave()
+            return
+        if self._failed:
+            return  # Ray Train asks until all workers of a node that went have ended
+        self._training, self._failed = False, True
+        clear_drain_request(self._run)  # too late: they start again here
+        cause = lasting_cause(failures)
+        if cause is not None:
+            raise cause  # Ray Train does not try again after an error of the controller
+        add_restart(self._run, take_hang(self._run) or describe(failures))
+
+    def _leave(self) -> None:
+        """Have the workers save a checkpoint and end: a node was given notice. The driver starts others.
+
+        Ray Train would let them train on until the node is gone, and take an end of theirs for the end of the training.
+        """
+        self._training = False
+        request_drain(self._run)
+        add_restart(self._run, "a node is about to be taken away")
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Have healthy workers save a checkpoint before others take their place, so that no step is done twice."""
+        if not self._training:
+            return
+        self._training = False
+        interrupt.request(self._run)
+        deadline = time.monotonic() + self._train.grace_seconds
+        while interrupt.requested(self._run) and not (self._run / OUTCOME).exists() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        interrupt.clear(self._run)
+        add_restart(self._run, f"the cluster has room for {resize_decision.num_workers} workers")
+
+
+def cause_of(error: Exception, run: Path) -> Exception:
+    """What the user should read of an error of Ray Train: the workers' own message where they know the reason."""
+    inner = getattr(error, "controller_failure", None)
+    if isinstance(inner, _KNOWN):
+        return inner
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    cause = lasting_cause(failures)
+    if isinstance(cause, _KNOWN):
+        return cause
+    if failures:
+        *before, last = restarts(run) or [describe(failures)]
+        again = f"; workers had been started again {len(before)} times (train.max_failures)" if before else ""
+        return TrainingStoppedError(f"{last}{again} (--debug shows more)")
+    return TrainingStoppedError(f"Ray Train stopped: {in_one_line(inner or error)} (--debug shows more)")
+
+
+def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
+    """The error among those of the workers that another attempt would meet again, in one line; None: try again."""
+    causes = _causes(failures)
+    if any(isinstance(cause, RayActorError) for cause in causes.values()):
+        return None  # the others' errors are of losing it
+    for rank, cause in causes.items():
+        if full := _full_disk(cause):
+            return TrainingStoppedError(f"worker {rank}: {full}: free space there, then go on with --resume")
+        for known in _KNOWN:
+            if isinstance(cause, known):
+                return known(in_one_line(cause))
+        if found := re.search(r"(DataError|StorageError): (.+)", str(cause)):  # of a read task: Ray wraps it in text
+            return (DataError if found[1] == "DataError" else StorageError)(found[2])
+    if all(isinstance(cause, _PASSING) for cause in causes.values()):
+        return None
+    return TrainingStoppedError(f"{describe(failures)} (--debug shows more)")
+
+
+def _full_disk(error: BaseException) -> str:
+    """Say which disk takes no more, where that is at the bottom of an error; the next attempt would meet it again."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
+            return f"{cause.filename or 'a disk'}: {cause.strerror}"
+        if isinstance(cause, OutOfDiskError) or _NO_SPACE.search(str(cause)):
+            return in_one_line(cause)
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def describe(failures: Mapping[int, BaseException]) -> str:
+    """Which worker failed and how, in one line; a dead one rather than those that lost their connection to it."""
+    causes = _causes(failures)
+    dead = [rank for rank, cause in causes.items() if isinstance(cause, RayActorError)]
+    if dead:
+        return f"worker {' and '.join(map(str, dead))} died"
+    rank, cause = next(iter(causes.items()))
+    return f"worker {rank} failed: {in_one_line(cause)}"
+
+
+def _causes(failures: Mapping[int, BaseException]) -> dict[int, BaseException]:
+    """What Ray Train has wrapped: an error raised in a worker, or why it does not answer."""
+    found = {}
+    for rank, failure in failures.items():
+        inner = getattr(failure, "_base_exc", failure)
+        found[rank] = root_cause(getattr(inner, "health_check_failure", inner))
+    return found

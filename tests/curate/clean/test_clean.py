@@ -1,0 +1,203 @@
+"""What clean finds is what a plain double loop finds, and it drops and merges only what it is asked to."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from rayface.curate import cosines as cosines_module
+from rayface.curate.clean import pair_search
+from rayface.curate.clean.clean import CleanOptions, clean
+
+Drawn = Callable[..., tuple[NDArray[Any], NDArray[np.int64]]]
+
+
+@pytest.fixture
+def faces(drawn: Drawn) -> tuple[NDArray[Any], NDArray[np.int64], pa.Array]:
+    """30 identities with odd labels; 3 strays, 2 identities of one person, a face that two identities share."""
+    random = np.random.default_rng(3)
+    embeddings, offsets = drawn(random.integers(3, 12, 30), seed=5)
+    labels = np.repeat(np.arange(30) * 3 + 1, np.diff(offsets))
+    for identity in (2, 7, 11):
+        embeddings[offsets[identity]] = random.standard_normal(64)
+    twin = offsets[4] - offsets[3]
+    embeddings[offsets[20] : offsets[21]] = embeddings[offsets[3] : offsets[4]].mean(
+        axis=0
+    ) + 0.3 * random.standard_normal((offsets[21] - offsets[20], 64))
+    assert twin > 1
+    embeddings[offsets[9] + 1] = embeddings[offsets[15] + 1] * 3
+    return embeddings, labels, pa.array([f"k{row}" for row in range(len(labels))])
+
+
+def units(values: NDArray[Any]) -> NDArray[np.float64]:
+    wide = values.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def centers_of(embeddings: NDArray[Any], labels: NDArray[np.int64]) -> dict[int, NDArray[np.float64]]:
+    return {k: units(units(embeddings[labels == k]).mean(axis=0)[None])[0] for k in np.unique(labels).tolist()}
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+def test_finds_what_a_double_loop_finds(faces: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outliers, duplicate identities, conflicts, in blocks or at once; nothing is dropped."""
+    monkeypatch.setattr(cosines_module, "_BLOCK", block)
+    embeddings, labels, keys = faces
+    options = CleanOptions(outliers=0.4, duplicates=0.8, conflicts=0.8)
+    found = clean(embeddings, labels, keys, options)
+    centers, unit = centers_of(embeddings, labels), units(embeddings)
+
+    outliers = [(unit[i] @ centers[label], i) for i, label in enumerate(labels.tolist())]
+    expected = sorted((cosine, i) for cosine, i in outliers if cosine < 0.4)
+    assert found.outliers["key"].to_pylist() == [f"k{i}" for _, i in expected]
+    assert len(expected) >= 3
+    np.testing.assert_allclose(found.outliers["cosine"], [cosine for cosine, _ in expected], atol=1e-12)
+
+    near = {(a, b) for a in centers for b in centers if a < b and centers[a] @ centers[b] > 0.8}
+    assert {tuple(row.values())[:2] for row in found.duplicates.to_pylist()} == near == {(10, 61)}
+
+    cosines = unit @ unit.T
+    pairs = {
+        (f"k{i}", f"k{j}")
+        for i, j in np.argwhere(np.triu(cosines > 0.8, 1)).tolist()
+        if labels[i] != labels[j] and (labels[i], labels[j]) not in near
+    }
+    assert {(row["key"], row["other_key"]) for row in found.conflicts.to_pylist()} == pairs
+    assert len(pairs) == 1
+    assert found.reason.null_count == len(labels)
+    assert (found.labels == labels).all()
+
+
+def test_drops_and_merges_when_asked(faces: Any) -> None:
+    """Of a conflict the face that fits its identity less; of duplicate identities the lower label stays."""
+    embeddings, labels, keys = faces
+    options = CleanOptions(outliers=0.4, duplicates=0.8, conflicts=0.8, drop=("outliers", "conflicts"), merge=True)
+    found = clean(embeddings, labels, keys, options)
+    conflict = found.conflicts.to_pylist()[0]
+    centers, unit = centers_of(embeddings, labels), units(embeddings)
+    sides = [(int(conflict[f"{side}key"][1:]), conflict[f"{side}label"]) for side in ("", "other_")]
+    loser = min(sides, key=lambda side: unit[side[0]] @ centers[side[1]])[0]
+    dropped = {key: why for key, why in zip(keys.to_pylist(), found.reason.to_pylist(), strict=True) if why}
+    outliers = dict.fromkeys(found.outliers["key"].to_pylist(), "outlier")
+    assert dropped == {f"k{loser}": "conflict"} | outliers
+    assert (found.labels == np.where(labels == 61, 10, labels)).all()
+
+
+def test_an_identity_keeps_the_face_nearest_to_its_mean() -> None:
+    """Even where every face is an outlier; at opposite faces, whose mean is nothing, the first."""
+    embeddings = np.eye(4)[[0, 1, 2, 3, 3]] * [[1], [1], [1], [1], [-1]]
+    found = clean(embeddings, [0, 0, 0, 1, 1], pa.array(list("abcde")), CleanOptions(outliers=0.9, drop=("outliers",)))
+    assert found.reason.to_pylist() == [None, "outlier", "outlier", None, "outlier"]
+    assert len(found.outliers) == 5
+
+
+def test_equal_bytes(faces: Any) -> None:
+    """The copy that fits its identity best stays; between equals the first."""
+    embeddings, labels, keys = faces
+    digests = np.array([f"d{row}" for row in range(len(labels))], dtype="S8")
+    first, second = np.flatnonzero(labels == 1)[:2]
+    embeddings[second] = embeddings[first]
+    stray = int(np.flatnonzero(labels == 7)[0])  # identity 2's stray
+    digests[[second, stray]] = digests[first]
+    found = clean(embeddings, labels, keys, CleanOptions(bytes=True, drop=("bytes",)), digests=digests)
+    assert found.bytes.to_pylist() == [
+        {"key": f"k{second}", "label": 1, "other_key": f"k{first}", "other_label": 1},
+        {"key": f"k{stray}", "label": 7, "other_key": f"k{first}", "other_label": 1},
+    ]
+    assert {row for row, why in enumerate(found.reason.to_pylist()) if why == "same bytes"} == {second, stray}
+
+
+def test_identities_of_a_test_set_go_whole(faces: Any, drawn: Drawn) -> None:
+    """By the centers of both sides, whatever the order of the test set."""
+    embeddings, labels, keys = faces
+    others, _ = drawn([4, 4], seed=99)
+    theirs = np.concatenate([others[:4], embeddings[labels == 22], others[4:]])
+    names = np.r_[np.full(4, 5), np.full((labels == 22).sum(), 9), np.full(4, 6)]
+    mixed = np.random.default_rng(0).permutation(len(names))
+    options = CleanOptions(test=0.6, outliers=0.4, drop=("test", "outliers"))
+    found = clean(embeddings, labels, keys, options, test_embeddings=theirs[mixed], test_labels=names[mixed])
+    assert [(row["label"], row["test_label"]) for row in found.test.to_pylist()] == [(22, 9)]
+    assert ((np.array(found.reason.to_pylist()) == "in the test set") == (labels == 22)).all()
+    listed = clean(
+        embeddings, labels, keys, CleanOptions(test=0.6), test_embeddings=theirs[mixed], test_labels=names[mixed]
+    )
+    assert listed.test == found.test
+    assert listed.reason.null_count == len(labels)
+
+
+def planted(units: NDArray[Any], count: int, cosine: float, seed: int) -> NDArray[Any]:
+    """Copies of the first rows, turned away to a cosine."""
+    away = np.random.default_rng(seed).standard_normal((count, units.shape[1]))
+    away -= (away * units[:count]).sum(axis=1, keepdims=True) * units[:count]
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    return cosine * units[:count] + (1 - cosine**2) ** 0.5 * away
+
+
+def test_clean_with_test_persons_among_30_000_identities_drops_all_of_them() -> None:
+    """And merges all planted duplicates: more identities than searches in cells were tuned at."""
+    random = np.random.default_rng(0)
+    centers = units(random.standard_normal((30_000, 32)))
+    test = planted(centers, 300, 0.7501, seed=1)
+    centers[-300:] = planted(centers, 300, 0.9001, seed=2)
+    faces = np.repeat(centers, 2, axis=0).astype(np.float32)
+    labels = np.repeat(np.arange(30_000), 2)
+    options = CleanOptions(duplicates=0.9, test=0.75, drop=("test",), merge=True)
+    found = clean(
+        faces,
+        labels,
+        pa.array([f"{row}" for row in range(60_000)]),
+        options,
+        test_embeddings=test.astype(np.float32),
+        test_labels=np.arange(300),
+    )
+    gone = np.unique(labels[found.reason.is_valid().to_numpy(zero_copy_only=False)])
+    exact = np.flatnonzero((centers @ test.T > 0.75).any(axis=1))
+    assert set(range(300)) <= set(gone.tolist()) == set(exact.tolist())
+    assert (found.labels.reshape(-1, 2)[-300:, 0] == np.arange(300)).all()
+
+
+def test_merge_of_a_chain_gives_one_label_and_no_limit_of_a_million_pairs() -> None:
+    """A person under 1,450 labels: 1,050,525 pairs."""
+    random = np.random.default_rng(0)
+    person = random.standard_normal(16)
+    faces = np.r_[person + 0.01 * random.standard_normal((1450, 16)), -person[None]]
+    keys = pa.array([f"{row}" for row in range(1451)])
+    found = clean(faces, np.arange(1451)[::-1], keys, CleanOptions(duplicates=0.9, merge=True))
+    assert len(found.duplicates) == 1450 * 1449 // 2
+    assert (found.labels == np.r_[np.ones(1450), 0]).all()
+
+
+def test_too_many_pairs_are_refused(faces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they fill the memory."""
+    monkeypatch.setattr(pair_search, "_LEAST_LIMIT", 10)
+    with pytest.raises(ValueError, match=r"^conflicts -0.9: more than \d+ pairs are above this cosine; raise it"):
+        clean(*faces, CleanOptions(conflicts=-0.9))
+    with pytest.raises(ValueError, match=r"^duplicates -0.9: more than \d+ pairs are above this cosine; raise it"):
+        clean(*faces, CleanOptions(duplicates=-0.9))
+
+
+def test_bad_input_gets_one_line(faces: Any) -> None:
+    """Named, with the rule."""
+    embeddings, labels, keys = faces
+    with pytest.raises(ValueError, match=r"^outliers 2: must be above -1 and below 1"):
+        clean(embeddings, labels, keys, CleanOptions(outliers=2))
+    with pytest.raises(ValueError, match=r"^drop 'all': must be of test, bytes"):
+        clean(embeddings, labels, keys, CleanOptions(drop=("all",)))
+    with pytest.raises(ValueError, match=r"^drop 'outliers': needs outliers, to look for them first"):
+        clean(embeddings, labels, keys, CleanOptions(conflicts=0.0, drop=("conflicts", "outliers")))
+    with pytest.raises(ValueError, match=r"^bytes: needs digests"):
+        clean(embeddings, labels, keys, CleanOptions(bytes=True))
+    with pytest.raises(ValueError, match=r"^merge: needs duplicates"):
+        clean(embeddings, labels, keys, CleanOptions(merge=True))
+    with pytest.raises(ValueError, match=r"^test: needs a cosine, and embeddings"):
+        clean(embeddings, labels, keys, CleanOptions(test=0.6))
+    with pytest.raises(ValueError, match=r"must be as many"):
+        clean(embeddings, labels[:-1], keys, CleanOptions())
+    with pytest.raises(ValueError, match=r"^labels: one comes back"):
+        clean(embeddings, labels[::-1] % 2, keys, CleanOptions())
+    embeddings[4] = 0
+    with pytest.raises(ValueError, match=r"^embeddings row 4: all zeros"):
+        clean(embeddings, labels, keys, CleanOptions(outliers=0.4))

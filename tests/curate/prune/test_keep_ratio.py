@@ -1,0 +1,71 @@
+"""The threshold for a share is found on a sample and holds on all faces."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayface.curate.face_nms import suppress_many
+from rayface.curate.prune import keep_ratio
+from rayface.curate.prune.keep_ratio import search_threshold, threshold_for_keep
+
+
+@pytest.mark.parametrize("keep", [0.35, 0.6, 0.9, 1.0])
+def test_keeps_the_share_within_half_a_point(drawn: Any, keep: float) -> None:
+    """Searched on 1,000 of 6,000 faces, of which an identity of 600 may not be seen."""
+    sizes = np.r_[600, np.random.default_rng(0).geometric(0.06, 320)]
+    embeddings, offsets = drawn(sizes, size=32, dtype=np.float16)
+    threshold, share = threshold_for_keep(embeddings, offsets, keep, sample_faces=1000)
+    kept = suppress_many(embeddings, offsets, threshold).kept.mean()
+    assert kept == share
+    assert abs(kept - keep) <= 0.005
+    assert (threshold, share) == threshold_for_keep(embeddings, offsets, keep, sample_faces=1000)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_very_large_identity_does_not_fill_the_sample(drawn: Any, seed: int) -> None:
+    """Identities of more than a tenth of it are left out; where there are no others, all faces are searched."""
+    embeddings, offsets = drawn([2000, *[10] * 200], size=8, seed=1)
+    values, bounds = keep_ratio._sample(embeddings, offsets, 500, seed)
+    assert np.diff(bounds).tolist() == [10] * (len(bounds) - 1)
+    assert 500 <= len(values) == bounds[-1] <= 510
+    values, bounds = keep_ratio._sample(embeddings[:2000], offsets[:2], 500, seed)
+    assert len(values) == bounds[-1] == 2000
+
+
+def test_min_images_counts(drawn: Any) -> None:
+    """The share is that after faces came back."""
+    embeddings, offsets = drawn(np.full(100, 20), size=32)
+    threshold, share = threshold_for_keep(embeddings, offsets, 0.6, min_images=10)
+    assert suppress_many(embeddings, offsets, threshold, min_images=10).kept.mean() == share
+    assert abs(share - 0.6) <= 0.005
+
+
+def test_a_biased_sample_is_corrected_and_a_useless_one_left() -> None:
+    """All faces are looked at a few times only; where the sample says nothing they are searched themselves."""
+    looks = []
+
+    def of_all(threshold: float) -> float:
+        looks.append(threshold)
+        return (threshold + 1) / 2
+
+    threshold, share = search_threshold(0.6, lambda t: min(1.0, (t + 1) / 2 + 0.1), of_all)
+    assert abs(share - 0.6) <= 0.005
+    assert threshold == pytest.approx(0.2, abs=0.02)
+    assert len(looks) == 2
+    assert abs(search_threshold(0.6, lambda t: 0.3, of_all)[1] - 0.6) <= 0.005
+
+
+def test_a_share_that_cannot_be_reached_gets_one_line(drawn: Any) -> None:
+    """Fewer faces than identities; copies, of which all or one remain."""
+    embeddings, offsets = drawn(np.full(50, 4))
+    with pytest.raises(ValueError, match=r"^keep 0\.1: no threshold keeps this share.*keeps 0\.2500"):
+        threshold_for_keep(embeddings, offsets, 0.1)
+    with pytest.raises(ValueError, match=r"^keep 0\.5: no threshold"):
+        threshold_for_keep(
+            np.tile(np.eye(3), (1, 10)).reshape(30, 3)[np.repeat(np.arange(3), 10)], [0, 10, 20, 30], 0.5
+        )
+    with pytest.raises(ValueError, match=r"^keep 0: must be above 0"):
+        threshold_for_keep(embeddings, offsets, 0)
+    with pytest.raises(ValueError, match="no faces"):
+        threshold_for_keep(np.zeros((0, 4)), [0], 0.5)

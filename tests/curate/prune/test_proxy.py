@@ -1,0 +1,57 @@
+"""What a proxy's folder remembers, and what is refused before one is trained."""
+
+import json
+
+import pytest
+
+from rayface import config as configs
+from rayface.curate.clean.clean import CleanOptions
+from rayface.curate.prune import proxy
+from rayface.curate.prune.proxy import ProxySettings, prune_by_proxy
+from rayface.curate.prune.settings import PruneSettings
+from rayface.data.synth import synthesize
+
+
+class Reached(Exception):  # noqa: N818
+    """Raised where the proxy's training set would be written: all checks are behind it."""
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    synthesize(tmp_path / "faces", identities=2, images_per_identity=2, processes=1, image_size=32)
+    monkeypatch.setattr(proxy, "ray_session", lambda *args, **options: pytest.raises(Reached))
+
+    def reached(*args):
+        raise Reached
+
+    monkeypatch.setattr(proxy, "_sample_identities", reached)
+
+    def begin(overrides=(), clean=None, **options):
+        settings = PruneSettings(keep=0.5, clean=clean or CleanOptions())
+        config = configs.load("mini", overrides=list(overrides))
+        given = ProxySettings(fraction=0.5, config=config)
+        data, out = [str(tmp_path / "faces")], tmp_path / "out" / "core"
+        prune_by_proxy(settings, given, data, out, follow=None, **options)
+        return (out / "proxy" / "proxy.json").read_text()
+
+    return begin
+
+
+def test_no_password_is_written_down_and_where_it_is_logged_may_change(begin, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@server")
+    job = begin()
+    assert "secret" not in job
+    assert json.loads(job)["fraction"] == 0.5
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert begin(["tracking.enabled=false"]) == job
+    with pytest.raises(ValueError, match=r"its proxy was begun with optim.lr 0.* this is 0.7: choose another"):
+        begin(["optim.lr=0.7"])
+
+
+def test_half_of_a_test_set_is_refused_before_a_proxy_is_trained(begin, tmp_path):
+    for options in ({"exclude": "test"}, {"clean": CleanOptions(test=0.5)}):
+        with pytest.raises(ValueError, match=r"--exclude, --above: must be given together"):
+            begin(**options)
+    with pytest.raises(ValueError, match="nowhere"):
+        begin(exclude=str(tmp_path / "nowhere"), clean=CleanOptions(test=0.5))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,87 @@
+"""An embedding job without Ray: what it holds before it says that it is done."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayface import config as configs
+from rayface.backbones import build_backbone
+from rayface.data.synth import synthesize
+from rayface.embedding import embed as module
+from rayface.embedding.embed import EmbedSettings, ShardEmbedder, embed
+from rayface.embedding.embeddings import open_embeddings
+from rayface.models.model_files import save_model
+
+QUIET = configs.load(overrides=["tracking.enabled=false"])
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
+    """Embeds a small set into tmp_path/emb; its one worker is this process and has this current folder."""
+    synthesize(tmp_path / "faces", identities=4, images_per_identity=5, seed=0, image_size=32, shard_size=30_000)
+    net = build_backbone("mini", embedding_size=8, image_size=32, width=0.25)
+    described = {"licence": "", "training_digest": "", "metrics": {}, "backbone_args": {"width": 0.25}}
+    save_model(tmp_path / "model", net, name="mini", image_size=32, embedding_size=8, **described)
+    monkeypatch.setattr(module, "_VISIBLE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "ray_session", lambda *arguments, **options: contextlib.nullcontext())
+    monkeypatch.setattr(module, "find_room", lambda device: (False, 1, 1))
+
+    def here(
+        worker: Any, arguments: dict[str, Any], parts: Sequence[Any], progress: Any, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        yield from map(worker(**arguments), parts)
+
+    monkeypatch.setattr(module, "map_unordered_by_actors", here)
+
+    def job() -> dict[str, Any]:
+        settings = EmbedSettings(model=str(tmp_path / "model"))
+        return embed(settings, [str(tmp_path / "faces")], tmp_path / "emb", config=QUIET)
+
+    return job
+
+
+def test_parts_that_did_not_arrive_are_refused_after_the_first_shard(
+    job: Callable[[], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose node does not share the folder writes into one of its own."""
+    called: list[int] = []
+
+    class Elsewhere(ShardEmbedder):
+        def __init__(self, **arguments: Any) -> None:
+            (tmp_path / "elsewhere").mkdir()
+            super().__init__(**{**arguments, "root": str(tmp_path / "elsewhere")})
+
+        def __call__(self, work: Any) -> dict[str, Any]:
+            called.append(work.number)
+            return super().__call__(work)
+
+    monkeypatch.setattr(module, "ShardEmbedder", Elsewhere)
+    with pytest.raises(ValueError, match=r"--out: .*emb: 1 of 1 files that workers wrote are not there \(part-000000"):
+        job()
+    assert called == [0]
+    assert not (tmp_path / "emb" / "embeddings.json").exists()
+
+
+def test_a_part_that_goes_while_others_are_written_is_refused(
+    job: Callable[[], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And made again by the next run, which ends with a folder that is whole."""
+
+    class Losing(ShardEmbedder):
+        def __call__(self, work: Any) -> dict[str, Any]:
+            if work.number == 1:
+                (tmp_path / "emb" / "part-000000.parquet").unlink()
+            return super().__call__(work)
+
+    monkeypatch.setattr(module, "ShardEmbedder", Losing)
+    with pytest.raises(ValueError, match=r"files that workers wrote are not there \(part-000000.parquet\)"):
+        job()
+    monkeypatch.setattr(module, "ShardEmbedder", ShardEmbedder)
+    manifest = job()
+    assert len(manifest["parts"]) - manifest["parts_skipped"] == 1
+    assert open_embeddings(tmp_path / "emb").num_rows == manifest["num_rows"] == 20
+    assert json.loads((tmp_path / "emb" / "embeddings.json").read_text())["num_rows"] == 20

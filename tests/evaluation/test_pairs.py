@@ -1,0 +1,232 @@
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from torch import nn
+
+from rayface.data.shards import write_dataset
+from rayface.data.tar import encode_member, end_of_archive
+from rayface.evaluation import pairs as protocols
+from rayface.evaluation.pairs import PairSet, embed_images, evaluate_pairs, load_pairs
+
+HEADER = "path_a,path_b,is_same,fold"
+
+
+def jpeg(colour):
+    return simplejpeg.encode_jpeg(np.full((32, 32, 3), colour, np.uint8), quality=95)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Twelve flat grey faces: `face_03` of the colour 30, two to an identity; the last one is no JPEG."""
+    samples = [(f"face_{i:02}", i // 2, jpeg(10 * i) if i < 11 else b"no picture") for i in range(12)]
+    folder = tmp_path / "data"
+    write_dataset(
+        folder, samples, name="greys", identities=[f"id{i}" for i in range(6)], image_size=(32, 32), shard_size=8000
+    )
+    return folder
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(*rows, header=HEADER):
+        path = tmp_path / "greys_pairs.csv"
+        path.write_text("\n".join([header, *rows]) + "\n")
+        return path
+
+    return write
+
+
+def test_pairs_have_their_images(data, csv, monkeypatch):
+    decoded = []
+    decode = protocols.decode_images
+    monkeypatch.setattr(
+        protocols, "decode_images", lambda jpegs, size: decoded.append(len(jpegs)) or decode(jpegs, size)
+    )
+    path = csv("face_09.jpg,face_08.jpg,1,0", "face_08.jpg,face_01.jpg,0,0", "face_01.jpg,face_09.jpg,0,3")
+    pairs = load_pairs(path, data, image_size=16)
+    assert pairs.name == "greys_pairs"
+    assert pairs.images.shape == (3, 16, 16, 3)
+    assert pairs.images.dtype == np.uint8
+    assert decoded == [3]  # only those that a pair names
+    colours = pairs.images[:, 8, 8, 0].round(-1)
+    assert [colours[i] for i in pairs.a] == [90, 80, 10]
+    assert [colours[i] for i in pairs.b] == [80, 10, 90]
+    assert pairs.is_same.tolist() == [True, False, False]
+    assert pairs.fold.tolist() == [0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("face_01.jpg,nobody.jpg,1,0", "nobody.jpg, not found in"),
+        ("face_01.jpg,face_11.jpg,1,0", "face_11.jpg of .* cannot be decoded: not an image"),
+    ],
+)
+def test_members_that_cannot_be_had_are_named(data, csv, row, words):
+    path = csv(row, "face_01.jpg,face_02.jpg,0,1")
+    with pytest.raises(ValueError, match=words) as caught:
+        load_pairs(path, data, image_size=16)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"pairs {path} ")
+
+
+def test_a_damaged_member_is_named(data, csv):
+    shard = sorted(data.glob("*.tar"))[0]
+    content = bytearray(shard.read_bytes())
+    start = content.index(b"face_01.jpg")
+    content[start + 148 : start + 156] = b"smashed!"  # the checksum of its header
+    shard.write_bytes(content)
+    path = csv("face_00.jpg,face_01.jpg,1,0", "face_00.jpg,face_02.jpg,0,1")
+    with pytest.raises(ValueError, match=r"need face_01.jpg, which is damaged: .*shard-000000.tar: at byte 2560"):
+        load_pairs(path, data, image_size=16)
+
+
+def test_names_that_several_shards_have_need_their_shard(tmp_path, csv, monkeypatch):
+    """Tars that each count from 00: the pictures of the shard that is named, never those of the last one."""
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "bare"
+    data.mkdir()
+    for shard in range(2):
+        members = [(f"{i:02}", i // 2, jpeg(100 * shard + 10 * i)) for i in range(4 + shard)]
+        tar = b"".join(encode_member(f"{k}.jpg", data) + encode_member(f"{k}.cls", b"%d" % n) for k, n, data in members)
+        (data / f"{shard}.tar").write_bytes(tar + end_of_archive(len(tar)))
+    first = "0.tar/01.jpg,1.tar/01.jpg,0,0"
+    several = r"name 01.jpg, which several shards of .* have: .* for example [01].tar/01.jpg"
+    with pytest.raises(ValueError, match=several):
+        load_pairs(csv(first, "0.tar/01.jpg,01.jpg,1,1"), data, image_size=16)
+    with pytest.raises(ValueError, match=r"name 05.jpg, not found in"):
+        load_pairs(csv(first, "0.tar/01.jpg,05.jpg,1,1"), data, image_size=16)
+    pairs = load_pairs(csv(first, "04.jpg,0.tar/01.jpg,1,1"), data, image_size=16)
+    colours = pairs.images[:, 8, 8, 0].round(-1)
+    assert [colours[i] for i in [*pairs.a, *pairs.b]] == [10, 140, 110, 10]
+
+
+def test_a_missing_dataset_is_named(csv, tmp_path):
+    path = csv("face_01.jpg,face_02.jpg,1,0", "face_01.jpg,face_03.jpg,0,1")
+    with pytest.raises(ValueError, match="missing_data"):
+        load_pairs(path, tmp_path / "missing_data", image_size=16)
+
+
+@pytest.mark.parametrize("key", ["Ann_{:04d}", "Ann/Ann_{:04d}", "Ann_Ann_{:04d}"])
+def test_lfws_names_are_found_however_the_dataset_spells_them(tmp_path, key):
+    samples = [(key.format(i), 0, jpeg(20 * i)) for i in range(1, 5)]
+    write_dataset(tmp_path / "set", samples, name="set", identities=["Ann"], image_size=(32, 32))
+    path = tmp_path / "pairs.txt"
+    path.write_text("2\t1\nAnn\t1\t3\nAnn\t1\tAnn\t4\nAnn\t2\t3\nAnn\t4\tAnn\t2\n")
+    pairs = load_pairs(path, tmp_path / "set", image_size=16)
+    colours = pairs.images[:, 8, 8, 0].round(-1)
+    assert [colours[i] for i in pairs.a] == [20, 20, 40, 80]
+    assert [colours[i] for i in pairs.b] == [60, 80, 60, 40]
+    path.write_text("2\t1\nAnn\t1\t9\nAnn\t1\tAnn\t4\nAnn\t2\t3\nAnn\t4\tAnn\t2\n")
+    with pytest.raises(ValueError, match=r"name \S*Ann_0009.jpg, not found in"):
+        load_pairs(path, tmp_path / "set", image_size=16)
+
+
+class Net(nn.Module):
+    """Batch norm would give away training mode; the frozen part must stay frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5))
+        self.layers[1].eval()
+
+    def forward(self, images):
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        return self.layers(images)
+
+
+def test_embeddings_are_the_normalised_sum_with_the_mirror_image():
+    torch.manual_seed(0)
+    net = Net()
+    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
+    got = embed_images(net, images, batch_size=3)
+    assert net.training
+    assert net.layers[0].training
+    assert not net.layers[1].training
+    layers = net.layers.double().eval()
+    for image, embedding in zip(images, got, strict=True):
+        x = torch.from_numpy(image.transpose(2, 0, 1).copy()).double()[None] / 127.5 - 1
+        wanted = (layers(x) + layers(torch.flip(x, (3,))))[0].detach().numpy()
+        np.testing.assert_allclose(embedding, wanted / np.linalg.norm(wanted), atol=1e-6)
+    assert got.dtype == np.float32
+
+
+def test_mirror_image_and_autocast_are_choices():
+    torch.manual_seed(0)
+    net = Net()
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    plain = embed_images(net, images, flip=False)
+    assert not np.allclose(plain, embed_images(net, images))
+    half = embed_images(net, images, flip=False, amp="bf16")
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - plain).max() < 0.02
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-6)
+
+
+def test_the_mode_is_put_back_when_the_net_fails():
+    net = Net()
+    with pytest.raises(RuntimeError):
+        embed_images(net, np.zeros((1, 5, 5, 3), np.uint8))
+    assert net.training
+
+
+def test_evaluation_of_a_set():
+    random = np.random.default_rng(0)
+    num_pairs = 400
+    people = random.normal(size=(num_pairs, 8))
+    is_same = np.arange(num_pairs) % 2 == 0
+    other = np.where(
+        is_same[:, None], people + 0.3 * random.normal(size=people.shape), random.normal(size=people.shape)
+    )
+    embeddings = np.concatenate([people, other]).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    order = np.arange(num_pairs)
+    pairs = PairSet(
+        name="made up",
+        images=np.zeros((0, 1, 1, 3), np.uint8),
+        a=order,
+        b=order + num_pairs,
+        is_same=is_same,
+        fold=order // 40,
+    )
+    result = evaluate_pairs(embeddings, pairs)
+    assert set(result) == {"accuracy_mean", "accuracy_std", "tar_at_far", "num_pairs"}
+    assert result["num_pairs"] == 400
+    assert 0.9 < result["accuracy_mean"] < 1
+    assert list(result["tar_at_far"]) == ["1e-01", "1e-02"]  # 200 impostor pairs cannot resolve 1e-03
+    assert 0 < result["tar_at_far"]["1e-02"] <= result["tar_at_far"]["1e-01"] <= 1
+
+
+def test_a_set_of_one_kind_has_an_accuracy_and_no_rates():
+    embeddings = np.eye(4, dtype=np.float32)
+    pairs = PairSet(
+        name="all the same",
+        images=np.zeros((0, 1, 1, 3), np.uint8),
+        a=np.array([0, 1, 2, 3]),
+        b=np.array([0, 1, 2, 3]),
+        is_same=np.ones(4, bool),
+        fold=np.array([0, 0, 1, 1]),
+    )
+    assert evaluate_pairs(embeddings, pairs) == {
+        "accuracy_mean": 1.0,
+        "accuracy_std": 0.0,
+        "tar_at_far": {},
+        "num_pairs": 4,
+    }
+
+
+def test_real_pairs(faces):
+    pairs = load_pairs(faces / "lfw_pairs" / "lfw_pairs.csv", faces / "lfw_pairs", image_size=32)
+    assert pairs.images.shape == (7701, 32, 32, 3)
+    assert np.bincount(pairs.fold).tolist() == [600] * 10
+    assert pairs.is_same.sum() == 3000
+    theirs = load_pairs(faces / "lfw_pairs" / "pairs.txt", faces / "lfw_pairs", image_size=32)
+    for name in ("images", "a", "b", "is_same", "fold"):
+        assert np.array_equal(getattr(theirs, name), getattr(pairs, name))
+    # grey pixels are no good face recogniser, but no coin toss
+    grey = pairs.images[:, 4:28, 4:28].mean(3).reshape(len(pairs.images), -1)
+    grey = grey - grey.mean(1, keepdims=True)
+    grey /= np.linalg.norm(grey, axis=1, keepdims=True)
+    assert 0.55 < evaluate_pairs(grey.astype(np.float32), pairs)["accuracy_mean"] < 0.75

@@ -1,0 +1,104 @@
+"""Checkpoints by real gloo processes: class ranges of any size, any number of ranks, nothing half written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from rayface.heads.class_centers import class_range
+from rayface.training.checkpointing import checkpoint
+
+NUM_CLASSES = 10
+FULL = torch.arange(NUM_CLASSES * 4.0).view(NUM_CLASSES, 4)
+
+
+def save_and_load_all(rank: int, world_size: int, folder: str) -> None:
+    run = Path(folder)
+    if world_size > 1:
+        store = f"file://{run}/store-{world_size}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    first, last = class_range(NUM_CLASSES, world_size, rank)
+    shard = checkpoint.RowShard.of(FULL[first:last].clone(), first, NUM_CLASSES)
+    state = {"head.centers": shard, "backbone.weight": torch.full((3,), 7.0)}
+    checkpoint.save(run, state, {"step": world_size}, keep=5)
+    for saved in checkpoint.all_in(run):
+        rows, weight = torch.zeros(last - first, 4), torch.zeros(3)
+        target = {"head.centers": checkpoint.RowShard.of(rows, first, NUM_CLASSES), "backbone.weight": weight}
+        progress = checkpoint.load(saved, target)
+        assert torch.equal(rows, FULL[first:last])
+        assert weight.tolist() == [7.0] * 3
+        assert saved == checkpoint.folder_of(run, progress["step"])
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def test_loads_on_any_number_of_ranks(tmp_path):
+    for world_size in (3, 2):
+        mp.spawn(save_and_load_all, (world_size, str(tmp_path)), world_size)
+    save_and_load_all(0, 1, str(tmp_path))
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000001", "step_00000002", "step_00000003"]
+
+
+def test_keeps_the_newest_and_ignores_what_is_not_whole(tmp_path):
+    for step in (5, 10, 15):
+        checkpoint.save(tmp_path, {"w": torch.ones(2)}, {"step": step}, keep=2)
+    (tmp_path / "checkpoints" / "step_00000020").mkdir()
+    (tmp_path / "checkpoints" / ".step_00000025.tmp").mkdir()
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000010", "step_00000015"]
+    assert json.loads((checkpoint.all_in(tmp_path)[-1] / checkpoint.PROGRESS).read_text()) == {"step": 15}
+
+
+def save_small(run: Path, step: int, *, keep: int = 2, **progress: object) -> None:
+    checkpoint.save(run, {"w": torch.full((2,), float(step))}, {"step": step, **progress}, keep=keep)
+
+
+def names(run: Path) -> list[str]:
+    return [p.name.removeprefix("step_000000") for p in checkpoint.all_in(run)]
+
+
+def test_keeps_the_best_beside_the_newest(tmp_path):
+    for step, accuracy in ((10, 0.5), (20, 0.8), (30, 0.8), (40, None), (50, 0.7)):
+        save_small(tmp_path, step, accuracy=accuracy)
+    assert names(tmp_path) == ["20", "40", "50"]
+    assert checkpoint.best_in(tmp_path) == checkpoint.folder_of(tmp_path, 20)
+    save_small(tmp_path, 60, keep=1, accuracy=0.9)
+    assert names(tmp_path) == ["60"]
+
+
+def test_what_a_killed_run_left_is_removed_and_a_write_is_whole(tmp_path):
+    (tmp_path / "checkpoints" / ".step_00000025.tmp").mkdir(parents=True)
+    save_small(tmp_path, 30)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert checkpoint.verify(folder) == []
+    digests = json.loads((folder / "digests.json").read_text())["files"]
+    assert {*digests, "digests.json"} == {p.name for p in folder.iterdir()}
+
+
+def test_a_damaged_newest_one_is_put_aside_for_the_one_before(tmp_path, caplog):
+    for step in (10, 20, 30):
+        save_small(tmp_path, step, keep=3)
+    for step in (20, 30):
+        data = checkpoint.folder_of(tmp_path, step) / "__0_0.distcp"
+        data.write_bytes(data.read_bytes()[:-1] + b"x")
+    chosen, faults = checkpoint.newest_whole(tmp_path)
+    assert chosen == checkpoint.folder_of(tmp_path, 10)
+    assert len(faults) == 2
+    assert "step_00000030 is damaged, step_00000010 is used instead" in caplog.text
+    assert (tmp_path / "faults.log").read_text().count("sha256") == 2
+    assert (tmp_path / "checkpoints" / "damaged_step_00000030").is_dir()
+    save_small(tmp_path, 15, keep=1)  # the one gone on from was kept until here
+    assert names(tmp_path) == ["15"]
+
+
+def test_none_whole_is_one_clear_error_and_leaves_all_as_it_is(tmp_path):
+    assert checkpoint.newest_whole(tmp_path) == (None, [])
+    for step in (10, 20):
+        save_small(tmp_path, step)
+        (checkpoint.folder_of(tmp_path, step) / ".metadata").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="none of its checkpoints is whole") as caught:
+        checkpoint.newest_whole(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["10", "20"]

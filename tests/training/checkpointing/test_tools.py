@@ -1,0 +1,177 @@
+"""Checkpoints on the command line: what is in them, whether they are whole, and parts of them as safetensors."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors import safe_open
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rayface import config as configs
+from rayface.backbones import build_backbone
+from rayface.cli import app
+from rayface.heads.class_centers import class_range
+from rayface.models.model_files import load_model
+from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing import tools as checkpoint_tools
+from rayface.training.checkpointing.checkpoint import RowShard
+
+NUM_CLASSES = 7
+FULL = torch.arange(NUM_CLASSES * 3.0).view(NUM_CLASSES, 3)
+FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
+
+
+def progress(step: int) -> dict[str, object]:
+    return {"step": step, "total_steps": 9, "accuracy": 0.75, "dataset": FACTS}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with two checkpoints: a backbone, class centers, and more tensors than a table names."""
+    run = tmp_path / "run"
+    run.mkdir()
+    config = configs.load("debug", None, ["data.image_size=32", "data.train=unused"])
+    configs.dump(config, run / "config.yaml")
+    torch.manual_seed(1)
+    net = config.backbone
+    backbone = build_backbone(net.name, embedding_size=net.embedding_size, image_size=32, width=net.width)
+    state = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+    state["head.centers"] = RowShard.of(FULL.clone(), 0, NUM_CLASSES)
+    for step in (3, 6):
+        checkpoint.save(run, state, progress(step), keep=2)
+    return run
+
+
+def invoke(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["checkpoint", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def damage(folder: Path) -> None:
+    (folder / "__0_0.distcp").write_bytes(b"short")
+
+
+def test_show_names_step_config_and_tensors(run):
+    shown = json.loads(invoke("show", run, "--json"))
+    assert shown["checkpoint"].endswith("step_00000006")
+    assert (shown["step"], shown["total_steps"], shown["accuracy"], shown["whole"]) == (6, 9, 0.75, True)
+    assert shown["config"]["backbone.name"] == "mini"
+    assert shown["tensors"]["head.centers"] == {"shape": [7, 3], "dtype": "float32", "bytes": 84}
+    assert sum(name.startswith("backbone.") for name in shown["tensors"]) > 8
+    text = invoke("show", run / "checkpoints" / "step_00000003")
+    assert "(7, 3) float32, 84 bytes" in text
+    assert "tensors," in text
+
+
+def test_show_of_a_damaged_one_says_so(run):
+    damage(checkpoint.folder_of(run, 6))
+    shown = checkpoint_tools.show(run)
+    assert not shown["whole"]
+    assert "has 5 bytes" in checkpoint_tools.table(shown)["fault 1"]
+
+
+def test_verify_names_the_faults_of_every_checkpoint_and_exits_with_1(run):
+    assert json.loads(invoke("verify", run, "--json"))["whole"]
+    damage(checkpoint.folder_of(run, 3))
+    said = invoke("verify", run, code=1)
+    assert "step_00000003/__0_0.distcp: has 5 bytes" in said.replace("\n", "")
+    assert checkpoint_tools.verify(run)["step_00000006"] == []
+    invoke("verify", run / "checkpoints" / "step_00000006")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        checkpoint_tools.verify(run / "nothing")
+
+
+def test_export_gives_the_backbone_as_a_model(run, tmp_path):
+    invoke("export", run, "--out", tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    torch.manual_seed(1)
+    net = configs.load(file=run / "config.yaml").backbone
+    wanted = build_backbone(net.name, embedding_size=net.embedding_size, image_size=32, width=net.width)
+    for name, tensor in wanted.state_dict().items():
+        assert torch.equal(tensor, model.module.state_dict()[name])
+    assert model.info["training_digest"] == FACTS["digest"]
+    assert model.info["metrics"] == {"accuracy_mean": 0.75}
+    damage(checkpoint.folder_of(run, 6))
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoint_tools.export(run, tmp_path / "other")
+
+
+def save_shard(rank: int, world_size: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    first, last = class_range(NUM_CLASSES, world_size, rank)
+    state = {"head.centers": RowShard.of(FULL[first:last].to(torch.bfloat16), first, NUM_CLASSES)}
+    checkpoint.save(Path(folder), state, progress(1), keep=1)
+    dist.destroy_process_group()
+
+
+def check_parts(out: Path, ranks: int, wanted: torch.Tensor) -> None:
+    for rank in range(ranks):
+        path = out / f"centers_rank_{rank}.safetensors"
+        first, last = class_range(NUM_CLASSES, ranks, rank)
+        assert torch.equal(load_file(path)["centers"], wanted[first:last])
+        with safe_open(path, "pt") as file:
+            assert file.metadata() == {"format": "pt", "num_classes": "7", "first": str(first), "last": str(last)}
+    assert len(list(out.iterdir())) == ranks
+
+
+def test_reshard_merges_and_splits_what_three_ranks_saved(tmp_path):
+    mp.spawn(save_shard, (3, str(tmp_path)), 3)
+    invoke("reshard", tmp_path, "--out", tmp_path / "one")
+    merged = load_file(tmp_path / "one" / "centers.safetensors")["centers"]
+    assert torch.equal(merged, FULL.to(torch.bfloat16))
+    invoke("reshard", tmp_path, "--out", tmp_path / "two", "--ranks", 2)
+    check_parts(tmp_path / "two", 2, FULL.to(torch.bfloat16))
+    with pytest.raises(ValueError, match="is not empty"):
+        checkpoint_tools.reshard(tmp_path, tmp_path / "two")
+    with pytest.raises(ValueError, match="must be from 1 to 7"):
+        checkpoint_tools.reshard(tmp_path, tmp_path / "eight", ranks=8)
+    assert not (tmp_path / "eight").exists()
+
+
+def arcface_files(folder: Path, world_size: int, kind: str) -> None:
+    folder.mkdir()
+    for rank in range(world_size):
+        first, last = class_range(NUM_CLASSES, world_size, rank)
+        rows = FULL[first:last].clone()
+        if kind == "tensor":
+            torch.save(rows, folder / f"rank_{rank}_softmax_weight.pt")
+            torch.save(rows * 0, folder / f"rank_{rank}_softmax_weight_mom.pt")
+        else:
+            fc = {"weight": rows, "weight_mom": rows * 0} if kind == "weight" else {"other": rows, "bias": rows[0]}
+            state = {"epoch": 3, "state_dict_backbone": {"w": torch.ones(2, 2)}, "state_dict_softmax_fc": fc}
+            torch.save(state, folder / f"checkpoint_gpu_{rank}.pt")
+
+
+@pytest.mark.parametrize("kind", ["tensor", "weight", "only"])
+def test_reshard_reads_the_files_of_arcface_torch(tmp_path, kind):
+    arcface_files(tmp_path / "arcface", 3, kind)
+    invoke("reshard", tmp_path / "arcface", "--from-arcface", "--ranks", 2, "--out", tmp_path / "out")
+    check_parts(tmp_path / "out", 2, FULL)
+
+
+def test_arcface_files_that_do_not_fit_together_are_refused(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.system, ("true",)
+
+    def refused(folder: str, reason: str) -> None:
+        with pytest.raises(ValueError, match=reason):
+            checkpoint_tools.arcface_centers(tmp_path / folder)
+
+    arcface_files(tmp_path / "gap", 3, "weight")
+    (tmp_path / "gap" / "checkpoint_gpu_1.pt").unlink()
+    refused("gap", r"has those of ranks \[0, 2\]")
+    refused("nowhere", r"has those of ranks \[\]")
+    arcface_files(tmp_path / "sizes", 2, "weight")
+    torch.save({"weight": torch.ones(1, 3)}, tmp_path / "sizes" / "checkpoint_gpu_1.pt")
+    refused("sizes", r"parts of \[4, 1\] classes")
+    torch.save({"a": torch.ones(1, 3), "b": torch.ones(1, 3)}, tmp_path / "sizes" / "checkpoint_gpu_1.pt")
+    refused("sizes", r"it has \['a', 'b'\]")
+    torch.save(Code(), tmp_path / "sizes" / "checkpoint_gpu_1.pt")
+    refused("sizes", "holds Python objects")

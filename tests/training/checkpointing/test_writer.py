@@ -1,0 +1,194 @@
+"""Checkpoints written beside the training: what they hold, who waits for whom, and what an error does."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from rayface.heads.class_centers import class_range
+from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.checkpoint import CheckpointError, RowShard
+from rayface.training.checkpointing.row_copy import RowCopy
+from rayface.training.checkpointing.writer import CheckpointWriter
+
+SAVE = checkpoint.save
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Holds every write back until it is set; `started` tells that one has begun."""
+    held, started = threading.Event(), threading.Event()
+
+    def save(*args, **options):
+        started.set()
+        assert held.wait(30)
+        return SAVE(*args, **options)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    held.started = started
+    yield held
+    held.set()
+
+
+def loaded(run: Path, step: int, size: int) -> torch.Tensor:
+    tensor = torch.zeros(size)
+    checkpoint.load(checkpoint.folder_of(run, step), {"w": tensor})
+    return tensor
+
+
+def test_training_goes_on_before_anything_is_written_and_cannot_change_it(tmp_path, held):
+    writer = CheckpointWriter(tmp_path, keep=2)
+    weight, progress = torch.ones(3), {"step": 1, "schedule": {"seen": [1]}}
+    writer.save({"w": weight}, progress)
+    assert held.started.wait(30)
+    weight.fill_(2)
+    progress["schedule"]["seen"].append(2)
+    assert checkpoint.all_in(tmp_path) == []
+    held.set()
+    writer.wait()
+    assert loaded(tmp_path, 1, 3).tolist() == [1, 1, 1]
+    saved = json.loads((checkpoint.folder_of(tmp_path, 1) / checkpoint.PROGRESS).read_text())
+    assert saved["schedule"] == {"seen": [1]}
+
+
+def test_rows_may_change_while_others_are_copied(tmp_path, monkeypatch):
+    """The thread may not copy before training has gone on."""
+    may_copy = threading.Event()
+    run = RowCopy.run
+    monkeypatch.setattr(RowCopy, "run", lambda self: may_copy.wait(30) and run(self))
+    writer = CheckpointWriter(tmp_path, keep=2)
+    rows = FULL.clone()
+    writer.save({"head.centers": RowShard.of(rows, 0, NUM_CLASSES)}, {"step": 1})
+    for few in ([0, 3], [3, 6]):
+        writer.copied(torch.tensor(few))
+        rows[few] += 1
+    may_copy.set()
+    writer.copied()
+    rows += 1
+    writer.wait()
+    got = torch.zeros(NUM_CLASSES, 2)
+    checkpoint.load(checkpoint.folder_of(tmp_path, 1), {"head.centers": RowShard.of(got, 0, NUM_CLASSES)})
+    assert torch.equal(got, FULL)
+
+
+def test_one_write_at_a_time_into_the_same_memory(tmp_path, held):
+    writer, order = CheckpointWriter(tmp_path, keep=5), []
+    weight = torch.ones(3)
+    writer.reserve({"w": weight})
+    buffer = writer._buffers["w"].data_ptr()
+    writer.save({"w": weight}, {"step": 1})
+
+    def save_next() -> None:
+        writer.save({"w": torch.full((3,), 2.0)}, {"step": 2})
+        order.append("second begun")
+
+    second = threading.Thread(target=save_next)
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()  # it may not touch the buffers of the first
+    order.append("first written")
+    held.set()
+    second.join()
+    writer.wait()
+    assert order == ["first written", "second begun"]
+    assert loaded(tmp_path, 1, 3).tolist() == [1, 1, 1]
+    assert loaded(tmp_path, 2, 3).tolist() == [2, 2, 2]
+    assert writer._buffers["w"].data_ptr() == buffer
+    writer.save({"w": torch.ones(5)}, {"step": 3})
+    writer.wait()
+    assert loaded(tmp_path, 3, 5).tolist() == [1] * 5
+
+
+def test_an_error_comes_back_once_as_one_line_and_the_next_write_works(tmp_path, monkeypatch):
+    writer = CheckpointWriter(tmp_path, keep=2)
+    writer.save({"w": torch.ones(3)}, {"step": 1})
+    writer.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_digests", full_disk)
+        writer.save({"w": torch.ones(3)}, {"step": 2})
+        with pytest.raises(CheckpointError, match=r"step_00000002 could not be written: .*No space left") as caught:
+            writer.wait()
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]  # its part is given back
+    writer.wait()
+    writer.save({"w": torch.ones(3)}, {"step": 3})
+    writer.wait()
+    assert loaded(tmp_path, 3, 3).tolist() == [1] * 3
+
+
+def test_what_nobody_foresaw_is_one_line_too(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("Connection closed\nby peer")
+
+    monkeypatch.setattr(checkpoint, "save", fail)
+    writer = CheckpointWriter(tmp_path, keep=2)
+    writer.save({"w": torch.ones(3)}, {"step": 1})
+    with pytest.raises(RuntimeError, match="RuntimeError: Connection closed by peer"):
+        writer.save({"w": torch.ones(3)}, {"step": 2})
+
+
+def full_disk(*args: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+NUM_CLASSES = 7
+FULL = torch.arange(NUM_CLASSES * 2.0).view(NUM_CLASSES, 2)
+
+
+def train_and_save(rank: int, world_size: int, folder: str) -> None:
+    """Collectives on the default group all the while that checkpoints are written."""
+    torch.set_num_threads(1)
+    run = Path(folder)
+    dist.init_process_group("gloo", init_method=f"file://{run}/store", rank=rank, world_size=world_size)
+    writer = CheckpointWriter(run, keep=2)
+    assert writer.newest_whole() == (None, [])
+    first, last = class_range(NUM_CLASSES, world_size, rank)
+    rows, weight = FULL[first:last].clone(), torch.zeros(4)
+    for step in range(1, 41):
+        weight += 1
+        writer.copied()
+        rows += 1
+        total = torch.tensor([float(step + rank)])
+        dist.all_reduce(total)
+        assert total.item() == world_size * step + sum(range(world_size))
+        if step % 10 == 0:
+            state = {"head.centers": RowShard.of(rows, first, NUM_CLASSES), "backbone.w": weight}
+            writer.save(state, {"step": step})
+    writer.wait()
+    fail_on_the_last_rank(rank, world_size, writer)
+    if rank == 0:
+        (checkpoint.folder_of(run, 40) / "__1_0.distcp").write_bytes(b"damaged")
+    dist.barrier()
+    chosen, faults = writer.newest_whole()
+    assert chosen == checkpoint.folder_of(run, 30)
+    assert ["__1_0.distcp: has 7 bytes" in fault for fault in faults] == [True]
+    got, weight = torch.zeros(NUM_CLASSES, 2), torch.zeros(4)
+    checkpoint.load(chosen, {"head.centers": RowShard.of(got, 0, NUM_CLASSES), "backbone.w": weight})
+    assert torch.equal(got, FULL + 30)
+    assert weight.tolist() == [30] * 4
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def fail_on_the_last_rank(rank: int, world_size: int, writer: CheckpointWriter) -> None:
+    """Both where DCP writes and where we do, one rank's trouble is everybody's, in the same words."""
+    for target, name in ((checkpoint, "_digest_own"), (torch.distributed.checkpoint.FileSystemWriter, "write_data")):
+        kept = getattr(target, name)
+        if rank == world_size - 1:
+            setattr(target, name, full_disk)
+        writer.save({"w": torch.ones(3)}, {"step": 50})
+        with pytest.raises(CheckpointError, match=rf"rank {world_size - 1}: OSError: .*No space left on device"):
+            writer.wait()
+        setattr(target, name, kept)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_beside_the_collectives_of_training(tmp_path, world_size):
+    mp.spawn(train_and_save, (world_size, str(tmp_path)), world_size)
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step_00000030", "damaged_step_00000040"}
+    assert "step_00000040 is damaged, step_00000030 is used instead" in (tmp_path / "faults.log").read_text()

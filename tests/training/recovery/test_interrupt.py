@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM in this process: what is raised, and when."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from rayface.config import TrackingConfig
+from rayface.tracking.job import tracked_job
+from rayface.tracking.journal import read_records
+from rayface.training.recovery.interrupt import Terminated, exit_code_of, interrupt_in, terminable
+
+SIGNALS = [(signal.SIGTERM, Terminated, 143), (signal.SIGINT, KeyboardInterrupt, 130)]
+
+
+@pytest.fixture(autouse=True)
+def foreground(monkeypatch):
+    """What runs in the background ignores SIGINT, and so would these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("number", "kind", "code"), SIGNALS)
+def test_interrupt_in_an_import_waits_for_its_end(tmp_path, monkeypatch, number, kind, code):
+    name = f"slow_module_{code}"
+    text = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.3)\ndone = True\n"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def begin() -> None:
+        __import__(name)
+        time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt) as raised, terminable():
+        begin()
+    assert type(raised.value) is kind
+    assert exit_code_of(raised.value) == code
+    assert sys.modules.pop(name).done
+
+
+def test_interrupt_is_found_behind_the_error_that_it_caused():
+    error = SystemError("a call returned a result with an exception set")
+    error.__cause__ = Terminated()
+    assert isinstance(interrupt_in(error), Terminated)
+    assert interrupt_in(ValueError("no interrupt")) is None
+
+
+@pytest.mark.parametrize(("number", "kind", "code"), SIGNALS)
+def test_interrupted_job_is_killed_in_its_journal(tmp_path, number, kind, code):
+    config = TrackingConfig(enabled=False)
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+    with pytest.raises(kind), terminable(), tracked_job(tmp_path, config, {}):
+        interrupt()
+    (*_, (record, _)) = read_records(tmp_path / "journal" / "driver.jsonl", 0)
+    assert record["status"] == "KILLED"

@@ -1,0 +1,167 @@
+"""Which failures of workers are tried again, and what is said of them; Ray Train's own errors, no Ray started."""
+
+import errno
+import types
+from contextlib import nullcontext
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfDiskError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    ReschedulingState,
+    RestartingState,
+    RunningState,
+    SchedulingState,
+)
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2.api.preemption import PreemptionInfo
+
+from rayface.config import TrainConfig
+from rayface.data.storage import DataError, StorageError
+from rayface.training.checkpointing.checkpoint import CheckpointError
+from rayface.training.recovery import interrupt, supervisor
+from rayface.training.recovery.restarts import add_restart, drain_requested, restarts
+from rayface.training.recovery.rollback import TrainingStoppedError
+from rayface.training.recovery.supervisor import Supervisor, cause_of, describe, lasting_cause
+
+LOST = UserExceptionWithTraceback(RuntimeError("gloo\nConnection closed by peer"), "trace")
+DEAD = WorkerHealthCheckFailedError("no answer", ActorDiedError())
+
+
+def from_a_full_disk() -> RuntimeError:
+    """As a library that hides what the system said, which only the chain of causes knows."""
+    error = RuntimeError("PytorchStreamWriter failed writing file")
+    error.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded", "/runs/a/journal/rank0.jsonl")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/a/faults.log"), "/runs/a/faults.log: No space left"),
+        (OSError(errno.EROFS, "Read-only file system"), "a disk: Read-only file system"),
+        (from_a_full_disk(), "rank0.jsonl: Disk quota exceeded"),
+        (RuntimeError("Error: I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (OutOfDiskError("Local disk is full"), "disk"),
+    ],
+)
+def test_full_disk_anywhere_in_a_worker_stops_the_run(cause, message):
+    lasting = lasting_cause({0: LOST, 1: UserExceptionWithTraceback(cause, "trace")})
+    assert isinstance(lasting, TrainingStoppedError)
+    assert message in str(lasting)
+    assert "free space there, then go on with --resume" in str(lasting)
+    assert lasting_cause({0: UserExceptionWithTraceback(OSError(errno.EIO, "Input/output error"), "trace")}) is None
+
+
+def test_the_dead_are_named_rather_than_those_that_lost_them():
+    assert describe({0: LOST, 2: DEAD}) == "worker 2 died"
+    assert describe({0: LOST}) == "worker 0 failed: gloo Connection closed by peer"
+    assert lasting_cause({0: LOST, 2: DEAD}) is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (TrainingStoppedError("the loss is nan"), "the loss is nan"),
+        (CheckpointError("no space\nleft"), "no space left"),
+        (DataError("too many"), "too many"),
+        (ValueError("head.scale: 0"), "head.scale: 0"),
+        (RuntimeError("task failed: DataError: a whole window is damaged"), "a whole window is damaged"),
+        (StorageError("a.tar: cannot be read after 7 tries"), "a.tar: cannot be read after 7 tries"),
+        (RuntimeError("task failed: rayface.data.storage.StorageError: a.tar: EIO\n"), "a.tar: EIO"),
+    ],
+)
+def test_what_would_come_again_is_said_as_the_worker_said_it(cause, message, tmp_path):
+    failures = {0: LOST, 1: UserExceptionWithTraceback(cause, "trace")}
+    lasting = lasting_cause(failures)
+    assert str(lasting) == message
+    said = cause_of(WorkerGroupError("many lines", failures), tmp_path)
+    assert (type(said), str(said)) == (type(lasting), message)
+
+
+def test_a_mistake_in_the_program_is_not_tried_again():
+    found = lasting_cause({1: UserExceptionWithTraceback(KeyError("x"), "trace")})
+    assert isinstance(found, TrainingStoppedError)
+    assert str(found) == "worker 1 failed: KeyError: 'x' (--debug shows more)"
+
+
+def test_a_run_whose_nodes_do_not_come_back_stops_and_says_so(tmp_path, monkeypatch):
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr(supervisor, "time", clock)
+    watching = Supervisor(tmp_path, TrainConfig(num_workers=[2, 4], wait_for_nodes=100))
+    lost = WorkerGroupError("many lines", {0: LOST, 1: DEAD})
+    restarting, scheduling = RestartingState(training_failed_error=lost), SchedulingState(None)
+    for now[0], before, after in [
+        (0, InitializingState(), RunningState()),
+        (500, RunningState(), restarting),
+        (590, restarting, scheduling),
+        (610, scheduling, RunningState()),  # a group that takes long to start is no missing node
+        (900, RunningState(), restarting),
+        (999, restarting, restarting),
+    ]:
+        watching.after_controller_state_update(before, after)
+    now[0] = 1001
+    with pytest.raises(TrainingStoppedError, match=r"^train.num_workers: 2: .* fewer for 101 s .* with --resume$"):
+        watching.after_controller_state_update(restarting, restarting)
+
+
+@pytest.mark.parametrize(
+    ("failure", "stops"),
+    [(WorkerGroupStartupFailedError("no such\nfile"), True), (WorkerGroupStartupTimeoutError(2), False)],
+)
+def test_workers_that_cannot_be_started_are_not_tried_for_ever(tmp_path, failure, stops):
+    watching = Supervisor(tmp_path, TrainConfig(num_workers=2))
+    failed = ReschedulingState(training_failed_error=ControllerError(failure))
+    for _ in range(10):
+        watching.after_controller_state_update(SchedulingState(None), failed)
+    with (
+        pytest.raises(TrainingStoppedError, match=r"^workers cannot be started: no such file")
+        if stops
+        else nullcontext()
+    ):
+        watching.after_controller_state_update(SchedulingState(None), failed)
+
+
+def test_a_node_that_is_given_notice_is_left_once_and_not_when_it_is_too_late(tmp_path):
+    notice = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [1]})
+    group = [
+        WorkerGroupPollStatus(
+            {rank: WorkerStatus(running=True, error=error, preemption_info=notice) for rank in (0, 1)}
+        )
+        for error in (None, LOST)
+    ]
+    watching = Supervisor(tmp_path, TrainConfig(num_workers=2))
+    watching.after_worker_group_training_start(None)
+    for _ in range(2):
+        watching.after_worker_group_poll_status(group[0])
+    assert drain_requested(tmp_path)
+    assert not interrupt.requested(tmp_path), "a leave is no request of a user's"
+    assert restarts(tmp_path) == ["a node is about to be taken away"]
+    interrupt.request(tmp_path)
+    for _ in range(3):  # Ray Train asks on until all workers have ended
+        watching.after_worker_group_poll_status(group[1])
+    assert interrupt.requested(tmp_path), "what a user asked for was forgotten"
+    assert restarts(tmp_path)[1:] == ["worker 0 failed: gloo Connection closed by peer"]
+    assert not drain_requested(tmp_path)  # Ray Train starts them again
+    watching.after_worker_group_training_start(None)
+    watching.after_worker_group_poll_status(group[1])
+    assert len(restarts(tmp_path)) == 3
+
+
+def test_after_the_last_attempt_the_reason_and_the_attempts_are_said(tmp_path):
+    for reason in ("worker 1 died", "worker 0 died", "worker 1 hangs: no progress for 60 s"):
+        add_restart(tmp_path, reason)
+    said = cause_of(WorkerGroupError("many lines", {0: LOST, 1: DEAD}), tmp_path)
+    assert isinstance(said, TrainingStoppedError)
+    assert str(said).startswith(
+        "worker 1 hangs: no progress for 60 s; workers had been started again 2 times (train.max_failures)"
+    )

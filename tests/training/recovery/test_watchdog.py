@@ -1,0 +1,128 @@
+"""Who hangs: the worker that is behind the others; and that all of them end."""
+
+import struct
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from rayface import config as configs
+from rayface.evaluation import verification
+from rayface.evaluation.pairs import PairSet
+from rayface.training.distributed import World
+from rayface.training.recovery.watchdog import PHASES, Watchdog, furthest_behind, take_hang
+from rayface.training.validation import Evaluation
+
+
+@pytest.mark.parametrize(
+    ("places", "behind"),
+    [
+        ([(7, "loss"), (6, "update"), (7, "loss")], 1),
+        ([(7, "loss"), (7, "loss"), (7, "forward")], 2),
+        ([(7, "data"), (7, "checkpoint"), (7, "data")], 1),
+        ([(7, "loss"), (7, "loss"), None], 1),  # the last to come; no word of rank 2
+        ([(7, "forward", 1), (7, "backward", 0), (7, "loss", 1)], 1),  # a piece of the batch behind
+        ([(7, "evaluate", 0, 3), (7, "evaluate", 0, 2), (7, "evaluate", 0, 3)], 1),  # has embedded a batch less
+        ([(7, "score"), (7, "forward"), (7, "forward")], 0),
+        ([(7, "score"), (7, "checkpoint"), (7, "checkpoint")], 0),  # where they wait at once
+    ],
+)
+def test_the_one_that_is_behind_is_named(tmp_path, places, behind):
+    (tmp_path / "beats").mkdir()
+    for rank, place in enumerate(places):
+        if place is not None:
+            write_beat(tmp_path, rank, *place)
+    found = furthest_behind(tmp_path, 3)
+    assert found is not None
+    assert (found.rank, found.step, found.phase) == (behind, *places[behind][:2])
+
+
+def write_beat(run, rank, step, phase, piece=0, signs=0):
+    beat = struct.pack("<qqqqd", step, piece, PHASES.index(phase), signs, 1000.0 + rank)
+    (run / "beats" / f"rank_{rank:05d}").write_bytes(beat)
+
+
+def test_a_worker_waits_as_long_as_the_one_that_is_behind_gets_on(tmp_path):
+    (tmp_path / "beats").mkdir()
+    write_beat(tmp_path, 0, 7, "forward")
+    watchdog = Watchdog(tmp_path, 0, 2, 10.0, lambda: None)
+    watchdog.at("forward", 7)
+    now = time.monotonic()
+    for signs in range(1, 9):
+        write_beat(tmp_path, 1, 7, "score", signs=signs)
+        assert watchdog.standstill(now + 8 * signs) == 0
+    assert watchdog.standstill(now + 73) == 0
+    assert watchdog.standstill(now + 75) > 10
+
+
+def test_a_worker_that_is_itself_behind_is_not_kept_waiting_by_the_others(tmp_path):
+    (tmp_path / "beats").mkdir()
+    write_beat(tmp_path, 0, 7, "forward")
+    watchdog = Watchdog(tmp_path, 0, 2, 10.0, lambda: None)
+    watchdog.at("forward", 7)
+    now = time.monotonic()
+    for signs in range(1, 4):
+        write_beat(tmp_path, 1, 7, "loss", signs=signs)
+        assert (watchdog.standstill(now + 4 * signs) > 10) == (signs == 3)
+
+
+def test_what_is_slow_but_goes_on_is_left_alone(tmp_path):
+    written = [1]
+    watchdog = Watchdog(tmp_path, 0, 1, 10.0, lambda: written[0])
+    assert watchdog.standstill(time.monotonic() + 11) == 0  # the start has more time
+    watchdog.at("forward", 1)
+    assert watchdog.standstill(time.monotonic() + 9) == 0
+    assert watchdog.standstill(time.monotonic() + 11) > 10
+    watchdog.alive()
+    assert watchdog.standstill(time.monotonic() + 9) == 0
+    watchdog.at("checkpoint", 2)
+    for later in (11, 22, 33):
+        written[0] += 1  # a file grows
+        assert watchdog.standstill(time.monotonic() + later) == 0
+    assert watchdog.standstill(time.monotonic() + 44) > 10
+
+
+def test_scoring_of_pairs_says_that_it_gets_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(verification, "_BLOCK", 20)
+    said: list[str] = []
+    spy = types.SimpleNamespace(at=lambda phase, step: said.append(phase), alive=lambda: said.append("alive"))
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    evaluation = Evaluation(configs.load("debug"), tmp_path, world, bf16=False)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    pairs = {
+        "a": np.arange(50) % 6,
+        "b": np.arange(50) % 5,
+        "is_same": np.arange(50) % 2 == 0,
+        "fold": np.arange(50) % 10,
+    }
+    evaluation._pairs = PairSet(name="drawn", images=images, **pairs)
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    assert evaluation.run(backbone, 5, spy) is not None
+    assert said == ["evaluate", "alive", "score", "alive", "alive", "alive"]
+
+
+def train_and_hang(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    with Watchdog(Path(folder), rank, 2, 5.0, lambda: None) as watchdog:
+        for step in range(5):
+            watchdog.at("forward", step)
+            if (rank, step) == (1, 3):
+                time.sleep(600)
+            watchdog.at("loss", step)
+            dist.all_reduce(torch.zeros(1))
+
+
+def test_workers_that_wait_for_one_another_end_and_say_for_whom(tmp_path):
+    with pytest.raises(mp.ProcessExitedException) as caught:
+        mp.spawn(train_and_hang, (str(tmp_path),), 2)
+    assert caught.value.exit_code == 70
+    told = take_hang(tmp_path)
+    assert told is not None
+    assert told.startswith("worker 1 hangs: no progress for ")
+    assert "in step 3, forward (train.hang_timeout)" in told
+    assert take_hang(tmp_path) is None
