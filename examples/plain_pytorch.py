@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from rayface.backbones import build_backbone
+from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_jpegs
 from rayface.data.images import normalize
-from rayface.data.shards import Fault, open_dataset, read_samples
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault
 
 
 def load(directories: list[str], size: int) -> tuple[torch.Tensor, torch.Tensor]:

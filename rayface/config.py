@@ -76,7 +76,7 @@ def _paths(value: Any) -> Any:
 
 def _absolute(path: str) -> str:
     """A path as every process finds it: workers run in other directories. URIs stay."""
-    from rayface.data.storage import normalise  # pyarrow takes its time to import
+    from rayface.storage import normalise  # pyarrow takes its time to import
 
     if not path:
         raise ValueError("must be a path")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayface.credentials import masked
-from rayface.data.storage import atomic_stream, sync_folder
+from rayface.storage import atomic_stream, sync_folder
 
 
 def write_file(path: Path, content: bytes) -> Path:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rayface.credentials import masked
-from rayface.data.storage import (
+from rayface.storage import (
     DataError,
     delete_temporary,
     is_local,

@@ -5,7 +5,7 @@ import re
 from ray.exceptions import ActorDiedError, RayError, RayTaskError, UserCodeException
 
 from rayface.credentials import mask
-from rayface.data.storage import DataError, StorageError
+from rayface.storage import DataError, StorageError
 
 _MOST = 1000  # characters
 _CHAINED = "\nThe above exception was the direct cause of"  # the first of a chain of tracebacks is the cause

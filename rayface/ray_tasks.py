@@ -14,8 +14,8 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from rayface.data.storage import DataError, StorageError
 from rayface.ray_errors import in_one_line
+from rayface.storage import DataError, StorageError
 
 _MOST_BLOCKS = 4096  # Ray Data spends about 10 ms of the driver on each; more parts share one
 

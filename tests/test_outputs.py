@@ -9,7 +9,7 @@ import torch
 from rayface import cli
 from rayface.backbones import build_backbone
 from rayface.data.check import check
-from rayface.data.shards import open_dataset
+from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
 from rayface.evaluation.evaluate import evaluate_on_pairs
 from rayface.models.model_files import save_model

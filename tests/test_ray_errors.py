@@ -3,8 +3,8 @@
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, UserCodeException
 
-from rayface.data.storage import DataError
 from rayface.ray_errors import in_one_line, root_cause
+from rayface.storage import DataError
 
 ADVICE = (
     "\nFailed to apply UDF transform after 1/1 attempts (total backoff 0.0s)."
@@ -13,7 +13,7 @@ ADVICE = (
 CHAINED = """ray::MapBatches(call)() (pid=1, ip=10.0.0.1)
   File "job.py", line 24, in call
     raise DataError("in a task")
-rayface.data.storage.DataError: in a task
+rayface.storage.DataError: in a task
 
 The above exception was the direct cause of the following exception:
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from rayface import machine
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.images import normalize
-from rayface.data.shards import Dataset, open_dataset
 from rayface.embedding.embed import (
     EmbedSettings,
     ShardEmbedder,

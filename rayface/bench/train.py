@@ -13,12 +13,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.data.dealer import deal
+from rayface.data.dataset import open_dataset
 from rayface.data.images import augment
-from rayface.data.sample_order import order_samples
-from rayface.data.shards import open_dataset
-from rayface.data.shared_samples import share
-from rayface.data.stream import Batch, train_batches
+from rayface.data.streaming.batches import Batch, train_batches
+from rayface.data.streaming.dealer import deal
+from rayface.data.streaming.sample_order import order_samples
+from rayface.data.streaming.shared_samples import share
 from rayface.session import ray_session
 from rayface.training.builders import build_config_backbone, build_config_head, data_parallel
 from rayface.training.distributed import World, autocast, fast_bf16

@@ -20,7 +20,7 @@ app = typer.Typer(
 
 
 def _local_path(text: str) -> Path:
-    from rayface.data.storage import DataError, on_disk
+    from rayface.storage import DataError, on_disk
 
     try:
         return on_disk(text)

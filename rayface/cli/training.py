@@ -112,7 +112,7 @@ def sync(
     debug: Debug = False,
 ) -> None:
     """Deliver to MLflow what a run could not, because the server was down."""
-    from rayface.data.storage import normalise
+    from rayface.storage import normalise
     from rayface.tracking import deliver
     from rayface.tracking.spool import spool
 

@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayface.curate.identities import Ints, group_offsets
-from rayface.data.storage import DataError, atomic_stream
 from rayface.embedding.embeddings import EmbeddingFile, Embeddings, Rows, read_labels, read_rows
 from rayface.ray_tasks import Progress, map_unordered
+from rayface.storage import DataError, atomic_stream
 
 _MOST_MET = 1000
 _FEW_LABELS = 1_000_000  # are added up at a time, or as many as are known

@@ -1,1 +1,1 @@
-"""Tar shards of faces: format, conversion, drawing and streaming."""
+"""Datasets of images in tar shards: format, conversion, drawing and streaming."""

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .classes import holes_in, num_with_images
-from .dataset import Shard
-from .directory import count_faults, refuse_unfinished, scan_jobs, unlisted_faults
-from .label_join import normalised
-from .listing import faults_not_read, refuse_not_read, shard_files, tars_not_read
-from .manifest import (
+from rayface.data.classes import holes_in, num_with_images
+from rayface.data.dataset import Shard
+from rayface.data.directory import count_faults, refuse_unfinished, scan_jobs, unlisted_faults
+from rayface.data.label_join import normalised
+from rayface.data.listing import faults_not_read, refuse_not_read, shard_files, tars_not_read
+from rayface.data.manifest import (
     IDENTITIES,
     INDEX,
     MANIFEST,
@@ -31,10 +31,18 @@ from .manifest import (
     read_parquet,
     shard_entries,
 )
-from .members import parse_name
-from .samples import Fault, ShardRows
-from .scan import INDEX_SCHEMA, ShardScan, joint_table, scan_shards, shared_key, with_prefix, with_unique_keys
-from .storage import DataError, FileInfo, join, list_entries, normalise, split, write_bytes
+from rayface.data.shards.members import parse_name
+from rayface.data.shards.samples import Fault, ShardRows
+from rayface.data.shards.scan import (
+    INDEX_SCHEMA,
+    ShardScan,
+    joint_table,
+    scan_shards,
+    shared_key,
+    with_prefix,
+    with_unique_keys,
+)
+from rayface.storage import DataError, FileInfo, join, list_entries, normalise, split, write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .storage import DataError
+from rayface.storage import DataError
 
 MAX_LABEL = 2**31 - 1
 _MAX_EMPTY = 100  # classes for each one that has an image: one shard of 40,000 images of WebFace42M has 50

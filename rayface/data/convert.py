@@ -13,15 +13,14 @@ from typing import TypeVar
 import numpy as np
 import simplejpeg
 
+from rayface.data.dataset import Dataset
+from rayface.data.decode import SNIFF_BYTES, decode_image, image_format, orientation
+from rayface.data.shards.samples import Fault
+from rayface.data.sources.folder import Listing, fault_of, has_image_suffix, list_images, unique_keys
+from rayface.data.sources.webdataset import convert_webdataset
+from rayface.data.writer import DEFAULT_SHARD_SIZE, ShardWriter
 from rayface.machine import num_cpus
-
-from .convert_webdataset import convert_webdataset
-from .dataset import Dataset
-from .decode import SNIFF_BYTES, decode_image, image_format, orientation
-from .image_folder import Listing, fault_of, has_image_suffix, list_images, unique_keys
-from .samples import Fault
-from .storage import DataError, Source, one_line, split
-from .writer import DEFAULT_SHARD_SIZE, ShardWriter
+from rayface.storage import DataError, Source, one_line, split
 
 _AHEAD = 64  # images in memory while they wait for their place in a shard
 _MAX_BYTES = 1 << 30  # of a file that may be an image

@@ -16,15 +16,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayface.credentials import recall
-
-from .classes import num_with_images
-from .directory import Part, load_part
-from .index import SOURCE_LABEL, concatenate, count, looked_up, to_index
-from .keys import find_keys, key_hashes, prefixed, read_keys, repeated_key
-from .label_join import Join, LabelJoin, Labelled, join_labels
-from .manifest import RECOUNT, digest_of
-from .samples import Fault, SampleIndex
-from .storage import DataError, join, normalise
+from rayface.data.classes import num_with_images
+from rayface.data.directory import Part, load_part
+from rayface.data.index import SOURCE_LABEL, concatenate, count, looked_up, to_index
+from rayface.data.keys import find_keys, key_hashes, prefixed, read_keys, repeated_key
+from rayface.data.label_join import Join, LabelJoin, Labelled, join_labels
+from rayface.data.manifest import RECOUNT, digest_of
+from rayface.data.shards.samples import Fault, SampleIndex
+from rayface.storage import DataError, join, normalise
 
 
 @dataclass(frozen=True, kw_only=True)

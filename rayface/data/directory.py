@@ -8,10 +8,26 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from .classes import refuse_holes
-from .index import SOURCE_LABEL, Columns, Ints, first_outside, keep_rows, looked_up, read_columns, read_keys_at
-from .listing import faults_not_read, is_compressed, refuse_not_a_tar, refuse_not_read, shard_files, tars_not_read
-from .manifest import (
+from rayface.data.classes import refuse_holes
+from rayface.data.index import (
+    SOURCE_LABEL,
+    Columns,
+    Ints,
+    first_outside,
+    keep_rows,
+    looked_up,
+    read_columns,
+    read_keys_at,
+)
+from rayface.data.listing import (
+    faults_not_read,
+    is_compressed,
+    refuse_not_a_tar,
+    refuse_not_read,
+    shard_files,
+    tars_not_read,
+)
+from rayface.data.manifest import (
     IDENTITIES,
     INDEX,
     MANIFEST,
@@ -23,9 +39,10 @@ from .manifest import (
     read_identities,
     read_manifest,
 )
-from .members import LABEL_SUFFIXES
-from .samples import Fault, Sample, locate_member, scan_shard
-from .scan import (
+from rayface.data.scan_cache import load_scan, scan_key, store_scan
+from rayface.data.shards.members import LABEL_SUFFIXES
+from rayface.data.shards.samples import Fault, Sample, locate_member, scan_shard
+from rayface.data.shards.scan import (
     INDEX_SCHEMA,
     PROCESSES_FROM_BYTES,
     ScanJob,
@@ -36,8 +53,7 @@ from .scan import (
     with_prefix,
     with_unique_keys,
 )
-from .scan_cache import load_scan, scan_key, store_scan
-from .storage import DataError, FileInfo, join, list_entries, list_files, split
+from rayface.storage import DataError, FileInfo, join, list_entries, list_files, split
 
 _NAMED_LABELS = 1000  # labels out of range are named one by one up to here
 

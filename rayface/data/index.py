@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .samples import SampleIndex
-from .storage import DataError, one_line, open_arrow
+from rayface.data.shards.samples import SampleIndex
+from rayface.storage import DataError, one_line, open_arrow
 
 Ints = NDArray[np.integer[Any]]
 Columns = dict[str, Ints]

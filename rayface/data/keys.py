@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .storage import DataError, one_line, open_arrow
+from rayface.storage import DataError, one_line, open_arrow
 
 BATCH = 65_536  # keys held as Python strings at a time
 _READ_BYTES = 1 << 20  # without it pyarrow holds whole row groups

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .storage import DataError
+from rayface.storage import DataError
 
 Join = Literal["names", "labels", "separate"]
 _MAX_LABEL = 2**31 - 1

@@ -8,8 +8,8 @@ import re
 from collections import deque
 from collections.abc import Sequence
 
-from .samples import NOT_A_TAR, Fault
-from .storage import DataError, FileInfo, is_local, join, list_entries
+from rayface.data.shards.samples import NOT_A_TAR, Fault
+from rayface.storage import DataError, FileInfo, is_local, join, list_entries
 
 _CODECS = {
     "gz": "gzip",

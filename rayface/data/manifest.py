@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from rayface.credentials import mask, masked
-
-from .classes import MAX_LABEL
-from .scan import ShardScan, joint_table
-from .storage import DataError, join, one_line, open_arrow, read_bytes
+from rayface.data.classes import MAX_LABEL
+from rayface.data.shards.scan import ShardScan, joint_table
+from rayface.storage import DataError, join, one_line, open_arrow, read_bytes
 
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"

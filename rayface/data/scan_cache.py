@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayface.credentials import mask, masked
-
-from .index import Columns, read_columns
-from .manifest import INDEX, MANIFEST, Manifest
-from .samples import Fault
-from .storage import DataError, FileInfo, StorageError, one_line
+from rayface.data.index import Columns, read_columns
+from rayface.data.manifest import INDEX, MANIFEST, Manifest
+from rayface.data.shards.samples import Fault
+from rayface.storage import DataError, FileInfo, StorageError, one_line
 
 _VERSION = 6
 _VARIABLE = "RAYFACE_CACHE"

@@ -13,17 +13,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import rayface
-
-from .dataset import Dataset, open_dataset
-from .index import SOURCE_LABEL
-from .manifest import IDENTITIES, INDEX, MANIFEST, Manifest, ShardEntry
-from .members import encode_sample
-from .random_access import read_samples
-from .samples import Fault, SampleIndex
-from .scan import INDEX_SCHEMA, ScanJob, ShardScan, scan_one
-from .storage import DataError, atomic_stream, join, write_bytes
-from .tar import end_of_archive
-from .writer import identities_file
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.index import SOURCE_LABEL
+from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, Manifest, ShardEntry
+from rayface.data.shards.members import encode_sample
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault, SampleIndex
+from rayface.data.shards.scan import INDEX_SCHEMA, ScanJob, ShardScan, scan_one
+from rayface.data.shards.tar import end_of_archive
+from rayface.data.writer import identities_file
+from rayface.storage import DataError, atomic_stream, join, write_bytes
 
 _CHUNK = 512
 _SELECTION_SCHEMA = INDEX_SCHEMA.append(pa.field(SOURCE_LABEL, pa.int32()))

@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from rayface.data.dataset import Dataset
 from rayface.data.drawing import draw_face, sample_identity, sample_view
-from rayface.data.shards import Dataset, write_dataset
-from rayface.data.storage import join, normalise, write_bytes
+from rayface.data.writer import write_dataset
 from rayface.machine import num_cpus
 from rayface.pools import process_pool
+from rayface.storage import join, normalise, write_bytes
 
 NUM_FOLDS = 10
 _CHUNK = 64  # images a task

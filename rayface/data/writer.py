@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import rayface
-
-from .dataset import Dataset, open_dataset
-from .keys import read_keys, repeated_key
-from .manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, ShardEntry
-from .members import encode_sample, parse_name
-from .scan import INDEX_SCHEMA, index_table
-from .storage import (
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.keys import read_keys, repeated_key
+from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, ShardEntry
+from rayface.data.shards.members import encode_sample, parse_name
+from rayface.data.shards.scan import INDEX_SCHEMA, index_table
+from rayface.data.shards.tar import end_of_archive, is_safe_name
+from rayface.storage import (
     LARGEST_REMOTE,
     AtomicFile,
     DataError,
@@ -38,7 +38,6 @@ from .storage import (
     normalise,
     write_bytes,
 )
-from .tar import end_of_archive, is_safe_name
 
 DEFAULT_SHARD_SIZE = 256 * 2**20
 _OURS = re.compile(rf"shard-\d{{6,}}\.tar|{re.escape(MANIFEST)}|{re.escape(INDEX)}|{re.escape(IDENTITIES)}|\..+\.tmp")

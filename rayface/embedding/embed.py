@@ -21,17 +21,18 @@ import rayface
 from rayface.config import Config, TrainConfig
 from rayface.credentials import masked
 from rayface.curate.identities import Ints
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_images
-from rayface.data.members import IMAGE_SUFFIXES
-from rayface.data.samples import ShardRows, locate_member
-from rayface.data.shards import DataError, Dataset, Fault, SampleIndex, open_dataset, read_samples
-from rayface.data.storage import join, list_names, normalise, on_disk, write_bytes
-from rayface.data.stream import FaultCounter
+from rayface.data.shards.members import IMAGE_SUFFIXES
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault, SampleIndex, ShardRows, locate_member
+from rayface.data.streaming.batches import FaultCounter
 from rayface.embedding.embedder import Precision, load_embedder
 from rayface.embedding.embeddings import JOB, MANIFEST, Dtype, part_note, write_part
 from rayface.job_folder import claimed
 from rayface.ray_tasks import Progress, map_unordered_by_actors, quiet_data
 from rayface.session import is_cluster, ray_session, require_workers
+from rayface.storage import DataError, join, list_names, normalise, on_disk, write_bytes
 from rayface.tracking.job import tracked_job
 from rayface.tracking.spool import spool
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rayface.credentials import masked
 from rayface.curate.identities import Floats, Ints
-from rayface.data.storage import (
+from rayface.storage import (
     DataError,
     atomic_stream,
     join,

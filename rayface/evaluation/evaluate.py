@@ -10,11 +10,11 @@ import pyarrow as pa
 import torch
 
 from rayface.credentials import masked
-from rayface.data.storage import join, make_folder, normalise, one_line, write_bytes
 from rayface.evaluation.pairs import embed_images, load_pairs, pair_result
 from rayface.evaluation.verification import pair_scores, roc_of, thinned
 from rayface.models.model_files import load_model
 from rayface.report import training_plots
+from rayface.storage import join, make_folder, normalise, one_line, write_bytes
 
 
 def evaluate_on_pairs(

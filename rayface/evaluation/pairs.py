@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_images
 from rayface.data.images import normalize
 from rayface.data.keys import find_keys
-from rayface.data.members import parse_name
-from rayface.data.shards import Dataset, Fault, open_dataset, read_samples
+from rayface.data.shards.members import parse_name
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault
 from rayface.evaluation.identification import tar_at_far
 from rayface.evaluation.pairs_file import lfw_names, read_pairs
 from rayface.evaluation.verification import fold_accuracy, pair_scores

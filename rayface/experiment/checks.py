@@ -11,9 +11,9 @@ from rayface import config as configs
 from rayface.backbones.weights import misfit
 from rayface.config import Config
 from rayface.curate.prune.settings import PruneSettings, check_exclude, check_head, check_settings
-from rayface.data.storage import normalise
 from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
+from rayface.storage import normalise
 from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.distillation import check_distillation
 from rayface.training.trainer import check_settings as check_training

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from rayface.data.image_folder import is_hidden
-from rayface.data.shards import open_dataset
-from rayface.data.storage import locate, normalise, one_line
+from rayface.data.dataset import open_dataset
+from rayface.data.sources.folder import is_hidden
 from rayface.experiment.spec import Stage
 from rayface.experiment.verbs import DATASETS, KEYS, PATHS, VERBS, of_file
+from rayface.storage import locate, normalise, one_line
 
 _HASHED_BYTES = 2**30  # a larger file is known by its size and time
 _CHUNK = 2**23

@@ -13,7 +13,6 @@ from typing import Any
 from rayface import config as configs
 from rayface.config import Config, TrainConfig
 from rayface.credentials import masked
-from rayface.data.storage import on_disk
 from rayface.experiment.checks import Models, check_paths, check_prune, check_train, config_of_stage, proxy_of_stage
 from rayface.experiment.inputs import fingerprint, input_paths
 from rayface.experiment.record import Done, Record, brief, changed_key
@@ -22,6 +21,7 @@ from rayface.experiment.verbs import VERBS, Command
 from rayface.job_folder import claimed
 from rayface.ray_errors import in_one_line
 from rayface.session import ray_session
+from rayface.storage import on_disk
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RESULT
 

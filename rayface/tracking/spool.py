@@ -12,7 +12,8 @@ import platformdirs
 import pyarrow as pa
 
 from rayface.credentials import mask
-from rayface.data.storage import (
+from rayface.files import write_file
+from rayface.storage import (
     exists,
     is_local,
     is_temporary,
@@ -24,7 +25,6 @@ from rayface.data.storage import (
     split,
     write_bytes,
 )
-from rayface.files import write_file
 
 JOURNAL = "journal"
 _log = logging.getLogger(__name__)

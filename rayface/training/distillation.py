@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayface.config import Config
-from rayface.data.sample_order import SampleOrder
-from rayface.data.storage import on_disk
-from rayface.data.stream import Batch
+from rayface.data.streaming.batches import Batch
+from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import load_model
+from rayface.storage import on_disk
 from rayface.training.distributed import World, autocast
 from rayface.training.micro_batches import MicroBatch
 from rayface.training.teacher_cache import by_class, by_sample

@@ -14,8 +14,8 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import masked
 from rayface.data.images import augment
-from rayface.data.sample_order import SampleOrder
-from rayface.data.stream import Batch, FaultCounter
+from rayface.data.streaming.batches import Batch, FaultCounter
+from rayface.data.streaming.sample_order import SampleOrder
 from rayface.files import write_json
 from rayface.heads import NonFiniteEmbeddingsError
 from rayface.models.model_files import save_model

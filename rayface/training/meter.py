@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from rayface.data.stream import Batch
+from rayface.data.streaming.batches import Batch
 
 
 class Meter:

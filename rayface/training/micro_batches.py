@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from rayface.config import TrainConfig
-from rayface.data.sample_order import rank_rows
+from rayface.data.streaming.sample_order import rank_rows
 
 
 @dataclass(frozen=True, kw_only=True)

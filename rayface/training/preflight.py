@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 import rayface
-from rayface.data.storage import Source, StorageError
 from rayface.plan.memory import Job
 from rayface.plan.timing import Rates, network_bytes, step_seconds
+from rayface.storage import Source, StorageError
 from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
 from rayface.training.distributed import World
 from rayface.training.recovery.rollback import TrainingStoppedError

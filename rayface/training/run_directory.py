@@ -11,7 +11,7 @@ from typing import Any
 from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import masked
-from rayface.data.storage import on_disk
+from rayface.storage import on_disk
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
 RESULT = "result.json"

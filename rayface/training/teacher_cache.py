@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.config import Config
+from rayface.data.dataset import Dataset
 from rayface.data.keys import read_keys
-from rayface.data.shards import DataError, Dataset
 from rayface.files import publish
+from rayface.storage import DataError
 
 BY_SAMPLE = "by_sample.npy"  # (N, D) float16, NaN where a sample is damaged
 BY_CLASS = "by_class.npy"  # (C, D) float16, mean directions of length 1, NaN where a class has no sample

@@ -21,9 +21,9 @@ from rayface import config as configs
 from rayface import report, tracking
 from rayface.config import Config
 from rayface.data.classes import described
-from rayface.data.sample_order import SampleOrder, order_samples
-from rayface.data.shards import DataError, Dataset, open_dataset
-from rayface.data.shared_samples import SharedSamples, share
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.streaming.sample_order import SampleOrder, order_samples
+from rayface.data.streaming.shared_samples import SharedSamples, share
 from rayface.elapsed import session
 from rayface.evaluation.pairs import load_pairs
 from rayface.files import write_json, write_text
@@ -31,6 +31,7 @@ from rayface.heads import head_class
 from rayface.plan.memory import job_of
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 from rayface.session import is_cluster, ray_session, require_workers, takes_gpu
+from rayface.storage import DataError
 from rayface.tracking.journal import Status
 from rayface.training.builders import build_config_backbone, build_config_margin, load_start
 from rayface.training.checkpointing import checkpoint

@@ -11,8 +11,8 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.data.dealer import Dealt, deal
-from rayface.data.stream import Batch, train_batches
+from rayface.data.streaming.batches import Batch, train_batches
+from rayface.data.streaming.dealer import Dealt, deal
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.preflight import preflight

@@ -11,8 +11,8 @@ import yaml
 from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import mask, masked
-from rayface.data.storage import normalise
 from rayface.files import write_json, write_text
+from rayface.storage import normalise
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
 from rayface.tuning.sweep_directory import SPEC, newest

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rayface.config import Config
-from rayface.data.storage import on_disk
 from rayface.files import write_text
+from rayface.storage import on_disk
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
 

@@ -13,13 +13,14 @@ import simplejpeg
 from rayface.curate.clean import tasks as clean_tasks
 from rayface.curate.prune.contact_sheets import Face, Row, Sheet, add_pictures
 from rayface.curate.prune.pruned_dataset import _select, check_data
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.selection import write_selection
-from rayface.data.shards import DataError, Dataset, open_dataset
-from rayface.data.tar import encode_member, end_of_archive
+from rayface.data.shards.tar import encode_member, end_of_archive
 from rayface.embedding import embed
 from rayface.embedding.embed import EmbedSettings, ShardEmbedder, shard_work
 from rayface.embedding.embedder import Embedder
 from rayface.embedding.embeddings import open_embeddings, read_labels
+from rayface.storage import DataError
 from rayface.training.teacher_cache import _order
 
 

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from rayface.data import scan
 from rayface.data.check import check
-from rayface.data.shards import DataError, open_dataset, write_dataset
+from rayface.data.dataset import open_dataset
+from rayface.data.shards import scan
+from rayface.data.writer import write_dataset
+from rayface.storage import DataError
 
 
 @pytest.fixture(autouse=True)

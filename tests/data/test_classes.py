@@ -18,9 +18,11 @@ from rayface.cli import app
 from rayface.config import Config, with_overrides
 from rayface.data.check import check
 from rayface.data.classes import described, num_with_images
-from rayface.data.convert_webdataset import convert_webdataset
-from rayface.data.shards import DataError, open_dataset, write_dataset
+from rayface.data.dataset import open_dataset
+from rayface.data.sources.webdataset import convert_webdataset
+from rayface.data.writer import write_dataset
 from rayface.plan import make_plan
+from rayface.storage import DataError
 from rayface.training.trainer import train
 
 

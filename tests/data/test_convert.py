@@ -15,8 +15,10 @@ from PIL import Image, ImageOps
 from rayface.data.check import check
 from rayface.data.convert import CONVERTERS, convert_folder
 from rayface.data.decode import decode_image
-from rayface.data.image_folder import unique_keys
-from rayface.data.shards import DataError, Sample, read_samples
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Sample
+from rayface.data.sources.folder import unique_keys
+from rayface.storage import DataError
 
 
 def picture(seed: int, height: int = 112, width: int = 112) -> np.ndarray:

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayface.data import index
-from rayface.data.scan import INDEX_SCHEMA
-from rayface.data.shards import DataError, Dataset, open_dataset, write_dataset
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.shards.scan import INDEX_SCHEMA
+from rayface.data.writer import write_dataset
+from rayface.storage import DataError
 
 PER_SHARD = 10_000
 

@@ -11,11 +11,14 @@ import pytest
 
 from rayface.data import keys as keys_module
 from rayface.data.check import check
-from rayface.data.dataset import KeyFile, distinct_names
+from rayface.data.dataset import Dataset, KeyFile, distinct_names, open_dataset
 from rayface.data.keys import batches_of, find_keys, key_hashes, repeated_key
 from rayface.data.selection import select, write_selected_shard, write_selection, write_shards_manifest
-from rayface.data.shards import DataError, Dataset, Fault, open_dataset, read_samples, write_dataset
-from rayface.data.tar import encode_member, end_of_archive
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault
+from rayface.data.shards.tar import encode_member, end_of_archive
+from rayface.data.writer import write_dataset
+from rayface.storage import DataError
 
 
 @pytest.fixture(autouse=True)

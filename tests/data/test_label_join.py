@@ -17,12 +17,14 @@ from rayface.config import Config
 from rayface.curate.prune import core_set, proxy
 from rayface.curate.prune.settings import PruneSettings
 from rayface.data.check import check
+from rayface.data.dataset import open_dataset
 from rayface.data.label_join import LabelJoin, Labelled, join_labels
 from rayface.data.selection import select, write_selection
-from rayface.data.shards import DataError, open_dataset, write_dataset
-from rayface.data.tar import encode_member, end_of_archive
+from rayface.data.shards.tar import encode_member, end_of_archive
+from rayface.data.writer import write_dataset
 from rayface.embedding import embed
 from rayface.plan.planning import make_plan
+from rayface.storage import DataError
 from rayface.training import trainer
 from rayface.training.run_directory import check_data, check_output
 

@@ -11,7 +11,9 @@ import pytest
 
 from rayface.data import listing
 from rayface.data.check import check
-from rayface.data.shards import DataError, open_dataset, write_dataset
+from rayface.data.dataset import open_dataset
+from rayface.data.writer import write_dataset
+from rayface.storage import DataError
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from rayface.data.check import check
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.selection import select, write_selected_shard, write_selection, write_shards_manifest
-from rayface.data.shards import Dataset, Fault, open_dataset, read_samples, write_dataset
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault
+from rayface.data.writer import write_dataset
 
 
 def make(folder: Path, names: str = "abc", first: int = 0) -> Dataset:

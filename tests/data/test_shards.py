@@ -14,17 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from rayface.data import storage
-from rayface.data.shards import (
-    DataError,
-    Fault,
-    Sample,
-    SampleIndex,
-    open_dataset,
-    read_samples,
-    scan_shard,
-    write_dataset,
-)
+from rayface import storage
+from rayface.data.dataset import open_dataset
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault, Sample, SampleIndex, scan_shard
+from rayface.data.writer import write_dataset
+from rayface.storage import DataError
 
 JPEG = {f"k{i}": b"\xff\xd8" + bytes([i]) * (700 + 300 * i) for i in range(5)}
 
@@ -150,7 +145,7 @@ def test_suffixes_are_those_of_webdataset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("window", [64, 1 << 22])
 def test_smashed_jpg_header_loses_one_sample(tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayface.data.samples._SEQUENTIAL_WINDOW", window)
+    monkeypatch.setattr("rayface.data.shards.samples._SEQUENTIAL_WINDOW", window)
     offsets = write_tar(tmp_path / "a.tar", members())
     patch(tmp_path / "a.tar", offsets["k2.jpg"] + 150, b"\xff\xff")
     lost = offsets["k2.cls"] - offsets["k2.jpg"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from rayface.data.shards import open_dataset, read_samples
+from rayface.data.dataset import open_dataset
+from rayface.data.shards.random_access import read_samples
 from rayface.data.synth import synthesize
 from rayface.evaluation.verification import ten_fold_accuracy
 

@@ -16,7 +16,10 @@ import pytest
 import webdataset
 
 import rayface
-from rayface.data.shards import DataError, Dataset, ShardWriter, open_dataset, read_samples, write_dataset
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.shards.random_access import read_samples
+from rayface.data.writer import ShardWriter, write_dataset
+from rayface.storage import DataError
 
 NAMES = ["ann", "bob", "cy"]
 
@@ -164,7 +167,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 SLOW_WRITER = """
 import sys, time
-from rayface.data.shards import write_dataset
+from rayface.data.writer import write_dataset
 def samples():
     for i in range(12):
         yield f"k{i}", i % 3, b"\\xff\\xd8" + bytes([i]) * (100 * i + 1)

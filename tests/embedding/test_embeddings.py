@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayface.curate.partitions import read_run, write_run
-from rayface.data.storage import DataError
 from rayface.embedding.embeddings import (
     Rows,
     open_embeddings,
@@ -20,6 +19,7 @@ from rayface.embedding.embeddings import (
     read_rows,
     write_part,
 )
+from rayface.storage import DataError
 
 KEYS = [f"face{k}" for k in range(7)]
 LABELS = np.arange(7) // 2

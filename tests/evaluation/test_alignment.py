@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rayface.backbones import build_backbone
-from rayface.data.shards import open_dataset, read_samples
+from rayface.data.dataset import open_dataset
+from rayface.data.shards.random_access import read_samples
 from rayface.evaluation.alignment import TEMPLATE, align, similarity
 from rayface.models.model_files import save_model
 

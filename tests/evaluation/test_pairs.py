@@ -4,8 +4,8 @@ import simplejpeg
 import torch
 from torch import nn
 
-from rayface.data.shards import write_dataset
-from rayface.data.tar import encode_member, end_of_archive
+from rayface.data.shards.tar import encode_member, end_of_archive
+from rayface.data.writer import write_dataset
 from rayface.evaluation import pairs as protocols
 from rayface.evaluation.pairs import PairSet, embed_images, evaluate_pairs, load_pairs
 

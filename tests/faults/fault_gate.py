@@ -51,7 +51,7 @@ def gated(
     """
 
     def train_worker(job: dict[str, Any]) -> None:
-        from rayface.data import dealer
+        from rayface.data.streaming import dealer
 
         if windows_per_execution is not None:
             dealer._BLOCK_IMAGES, dealer._TURNS_AHEAD = 1, 0

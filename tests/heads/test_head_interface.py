@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.data.sample_order import SampleOrder
-from rayface.data.stream import Batch
+from rayface.data.streaming.batches import Batch
+from rayface.data.streaming.sample_order import SampleOrder
 from rayface.heads import HEADS, CosFace, Head, HeadSettings
 from rayface.plan.memory import host_memory, job_of, memory
 from rayface.training.checkpointing import checkpoint

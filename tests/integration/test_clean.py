@@ -15,7 +15,7 @@ from rayface.curate.clean import tasks as clean_tasks
 from rayface.curate.clean.clean import CleanOptions, clean, pair_search
 from rayface.curate.clean.job import Cleaned, clean_faces
 from rayface.curate.partitions import Partitions, partition_by_identity, read_partition
-from rayface.data.shards import open_dataset
+from rayface.data.dataset import open_dataset
 from rayface.embedding.embeddings import open_embeddings, write_part
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -26,8 +26,10 @@ from rayface.curate.prune.core_set import build
 from rayface.curate.prune.proxy import ProxySettings, prune_by_proxy
 from rayface.curate.prune.settings import PruneSettings
 from rayface.data.check import check
+from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
-from rayface.data.shards import Fault, open_dataset, read_samples
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault
 from rayface.display import follow_training
 from rayface.embedding.embed import EmbedSettings, embed
 from rayface.embedding.embedder import load_embedder

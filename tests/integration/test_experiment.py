@@ -11,8 +11,9 @@ import pytest
 
 from rayface import cli
 from rayface import config as configs
+from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
-from rayface.data.shards import open_dataset, read_samples
+from rayface.data.shards.random_access import read_samples
 from rayface.models.model_files import LoadedModel, load_model, save_model
 from rayface.training.builders import build_config_backbone
 

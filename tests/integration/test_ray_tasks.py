@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from rayface.data.storage import DataError
 from rayface.ray_tasks import map_unordered, map_unordered_by_actors, quiet_data
+from rayface.storage import DataError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -6,7 +6,7 @@ import pytest
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.data.shards import DataError
+from rayface.storage import DataError
 from rayface.training import trainer
 from rayface.training.recovery.restarts import restarts
 from rayface.training.trainer import train
@@ -53,7 +53,7 @@ def disturbed(monkeypatch: pytest.MonkeyPatch, trouble: object) -> None:
 
 def test_what_would_fail_again_is_not_tried_again(drawn, tmp_path, monkeypatch):
     def fail(training, step):
-        from rayface.data.shards import DataError
+        from rayface.storage import DataError
 
         raise DataError("too many damaged samples")
 

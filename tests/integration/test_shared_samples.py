@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import ray
 
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.index import SOURCE_LABEL
-from rayface.data.samples import SampleIndex
-from rayface.data.shards import Dataset, open_dataset
-from rayface.data.shared_samples import share
+from rayface.data.shards.samples import SampleIndex
+from rayface.data.streaming.shared_samples import share
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 COLUMNS = ("shard", "offset", "num_bytes", "label", SOURCE_LABEL)

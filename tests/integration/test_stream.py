@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayface.data import dealer
-from rayface.data.dealer import deal
-from rayface.data.sample_order import SampleOrder
-from rayface.data.shards import DataError, Dataset, open_dataset
-from rayface.data.shared_samples import share
-from rayface.data.stream import Batch, FaultCounter, train_batches
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.streaming import dealer
+from rayface.data.streaming.batches import Batch, FaultCounter, train_batches
+from rayface.data.streaming.dealer import deal
+from rayface.data.streaming.sample_order import SampleOrder
+from rayface.data.streaming.shared_samples import share
+from rayface.storage import DataError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -20,7 +20,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from rayface import config as configs
-from rayface.data.shards import open_dataset
+from rayface.data.dataset import open_dataset
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
 from rayface.training.run_directory import resolve

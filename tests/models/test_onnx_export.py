@@ -11,8 +11,9 @@ import torch
 
 import rayface
 from rayface.backbones import build_backbone
+from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
-from rayface.data.shards import open_dataset, read_samples
+from rayface.data.shards.random_access import read_samples
 from rayface.embedding.embedder import load_embedder
 from rayface.models import onnx_export
 from rayface.models.model_files import load_model, save_model

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from rayface import config as configs
+from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
-from rayface.data.sample_order import SampleOrder
-from rayface.data.shards import open_dataset, read_samples
-from rayface.data.stream import Batch
+from rayface.data.shards.random_access import read_samples
+from rayface.data.streaming.batches import Batch
+from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.synth import synthesize
 from rayface.evaluation.pairs import embed_images, evaluate_pairs, load_pairs
 from rayface.models.model_files import load_model

@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from rayface import config as configs
-from rayface.data.sample_order import SampleOrder
-from rayface.data.stream import Batch
+from rayface.data.streaming.batches import Batch
+from rayface.data.streaming.sample_order import SampleOrder
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
 from rayface.training.checkpointing import checkpoint
 from rayface.training.distributed import World

@@ -33,10 +33,10 @@ from rayface.curate.clean.tasks import FaceFiles, copies, describe, search
 from rayface.curate.identities import Bools, Ints
 from rayface.curate.partitions import Partition, Partitions, partition_by_identity, read_partition
 from rayface.curate.prune.selection import SCHEMA
-from rayface.data.shards import Dataset
-from rayface.data.storage import atomic_stream, read_bytes, write_bytes
+from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Dtype, Embeddings, open_embeddings, write_part
 from rayface.ray_tasks import Progress, map_unordered
+from rayface.storage import atomic_stream, read_bytes, write_bytes
 
 _ROWS = 65_536
 _DONE = "done.json"  # written last

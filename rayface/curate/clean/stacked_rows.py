@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayface.curate.identities import Ints
-from rayface.data.storage import atomic_stream
+from rayface.storage import atomic_stream
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ from rayface.curate.clean.stacked_rows import StackedRows, stack, write_rows
 from rayface.curate.cosines import identity_centers
 from rayface.curate.identities import Ints, group_offsets
 from rayface.curate.partitions import Partition, Partitions, read_partition
+from rayface.data.dataset import Dataset
 from rayface.data.keys import batches_of
-from rayface.data.samples import ShardRows
-from rayface.data.shards import Dataset, Fault, read_samples
-from rayface.data.storage import atomic_stream
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault, ShardRows
 from rayface.embedding.embed import ShardWork, find_room, shard_work
 from rayface.ray_tasks import Progress, map_unordered, map_unordered_by_actors
+from rayface.storage import atomic_stream
 
 _GPU_ROWS = 2**30  # bytes of embeddings that a GPU holds: it would else wait for the others
 

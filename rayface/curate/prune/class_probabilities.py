@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from rayface.curate.partitions import Partition, read_partition
 from rayface.curate.prune.diffprob import true_class_probabilities
-from rayface.data.storage import atomic_stream
 from rayface.ray_tasks import Progress, map_unordered
+from rayface.storage import atomic_stream
 
 _CENTERS = "centers.npy"
 _ROWS = 65_536  # centers that are copied at a time

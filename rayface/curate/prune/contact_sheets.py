@@ -12,10 +12,10 @@ import simplejpeg
 from rayface.curate.clean.findings import Findings
 from rayface.curate.cosines import unit_rows
 from rayface.curate.prune.sampled_images import Identity
+from rayface.data.dataset import Dataset
 from rayface.data.decode import decode_image
-from rayface.data.random_access import read_samples
-from rayface.data.samples import Fault
-from rayface.data.shards import Dataset
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault
 
 _FACES_A_ROW = 12
 _ROWS = 12

@@ -34,13 +34,13 @@ from rayface.curate.prune.result import CORE_SET, FOUND, REPORT, RESULT, read_re
 from rayface.curate.prune.sampled_images import identity_counts
 from rayface.curate.prune.selection import SCHEMA, Chooser, Rule
 from rayface.curate.prune.settings import PruneSettings, check_clean, check_settings
-from rayface.data.shards import Dataset, open_dataset
-from rayface.data.storage import atomic_stream, on_disk
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.files import write_json
 from rayface.job_folder import claimed
 from rayface.ray_tasks import Progress, quiet_data
 from rayface.session import is_cluster, ray_session, require
+from rayface.storage import atomic_stream, on_disk
 from rayface.tracking.job import tracked_job
 from rayface.training.run_directory import config_of
 

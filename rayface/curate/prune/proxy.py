@@ -18,14 +18,14 @@ from rayface.config import Config
 from rayface.credentials import masked
 from rayface.curate.prune.core_set import PROXY, build
 from rayface.curate.prune.settings import PruneSettings, check_exclude, check_settings
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.selection import select, write_selection
-from rayface.data.shards import Dataset, open_dataset
-from rayface.data.storage import on_disk
 from rayface.embedding.embed import EmbedSettings, embed
 from rayface.embedding.embeddings import open_embeddings
 from rayface.files import write_json
 from rayface.ray_tasks import Progress
 from rayface.session import ray_session
+from rayface.storage import on_disk
 from rayface.tracking import shared_tracking
 from rayface.training.run_directory import is_finished
 from rayface.training.trainer import Follow, train

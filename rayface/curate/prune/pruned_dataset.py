@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
+from rayface.data.dataset import Dataset
 from rayface.data.keys import read_keys
-from rayface.data.samples import ShardRows
 from rayface.data.selection import (
     Selection,
     select,
@@ -22,9 +22,10 @@ from rayface.data.selection import (
     write_selection,
     write_shards_manifest,
 )
-from rayface.data.shards import DataError, Dataset
+from rayface.data.shards.samples import ShardRows
 from rayface.embedding.embeddings import Embeddings, read_labels
 from rayface.ray_tasks import Progress, map_unordered
+from rayface.storage import DataError
 
 _UNSAFE = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|[\x00-\x1f]"  # as is_safe_name has it
 

@@ -17,7 +17,7 @@ from rayface.curate.cosines import unit_rows
 from rayface.curate.identities import Ints
 from rayface.curate.prune.contact_sheets import add_pictures, dropped_sheet, found_sheets, labels_shown
 from rayface.curate.prune.sampled_images import Identity, identity_counts, keys_of, read_identities
-from rayface.data.shards import Dataset
+from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings
 from rayface.files import write_file
 from rayface.report import HALF, PALETTE, Plot, add_legend, as_svg, load_template, new_axes, write_pngs

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayface.data.storage import DataError
+from rayface.storage import DataError
 
 CORE_SET = "core_set.parquet"
 RESULT = "prune.json"  # written last

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayface.curate.identities import Bools, Floats, Ints
-from rayface.data.storage import open_arrow
 from rayface.embedding.embeddings import Embeddings, read_found
+from rayface.storage import open_arrow
 
 _ROWS = 65_536
 

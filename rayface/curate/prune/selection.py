@@ -24,9 +24,9 @@ from rayface.curate.prune.baselines import herding, quotas, random
 from rayface.curate.prune.class_probabilities import keep_probabilities, read_probabilities
 from rayface.curate.prune.diffprob import diffprob, threshold_at
 from rayface.curate.prune.keep_ratio import search_threshold, some_identities
-from rayface.data.storage import atomic_stream
 from rayface.embedding.embeddings import Rows
 from rayface.ray_tasks import Progress, map_unordered
+from rayface.storage import atomic_stream
 
 METHODS = ("face_nms", "random", "herding", "diffprob")
 SCHEMA = pa.schema(

@@ -9,7 +9,7 @@ from pathlib import Path
 from rayface.curate.clean.clean import CleanOptions, check_options
 from rayface.curate.identities import check_keep, check_min_images
 from rayface.curate.prune.selection import METHODS
-from rayface.data.shards import Dataset
+from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings
 
 

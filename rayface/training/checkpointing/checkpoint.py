@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from rayface.data.storage import sync_folder
+from rayface.storage import sync_folder
 from rayface.training.checkpointing.digests import Digests, digests_of, verify, write_digests, write_synced
 
 PROGRESS = "progress.json"

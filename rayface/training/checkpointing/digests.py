@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rayface.data.storage import sync_folder
+from rayface.storage import sync_folder
 
 DIGESTS = "digests.json"
 _READERS = 8  # hashing lets go of the interpreter, so threads read and hash at the same time

@@ -8,7 +8,7 @@ import torch
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.data.sample_order import SampleOrder
+from rayface.data.streaming.sample_order import SampleOrder
 from rayface.training.builders import build_config_backbone, build_config_head
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.checkpoint import PROGRESS

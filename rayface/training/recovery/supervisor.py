@@ -20,8 +20,8 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from rayface.config import TrainConfig
-from rayface.data.storage import DataError, StorageError
 from rayface.ray_errors import in_one_line, root_cause
+from rayface.storage import DataError, StorageError
 from rayface.training.checkpointing.checkpoint import CheckpointError
 from rayface.training.recovery import interrupt
 from rayface.training.recovery.restarts import add_restart, clear_drain_request, request_drain, restarts

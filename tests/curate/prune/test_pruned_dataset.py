@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rayface.curate.prune.pruned_dataset import check_copied
-from rayface.data.shards import open_dataset
-from rayface.data.tar import encode_member
+from rayface.data.dataset import open_dataset
+from rayface.data.shards.tar import encode_member
 
 
 def shard(folder: Path, *keys: str) -> Path:

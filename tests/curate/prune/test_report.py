@@ -17,9 +17,9 @@ from rayface.curate.face_nms import suppress_many
 from rayface.curate.identities import group_offsets
 from rayface.curate.prune.report import curation_report
 from rayface.curate.prune.sampled_images import identity_counts, read_identities
+from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_image
-from rayface.data.random_access import read_samples
-from rayface.data.shards import open_dataset
+from rayface.data.shards.random_access import read_samples
 from rayface.data.synth import synthesize
 from rayface.embedding.embeddings import open_embeddings, write_part
 

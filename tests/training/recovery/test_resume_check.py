@@ -9,7 +9,7 @@ import torch
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.data.sample_order import SampleOrder
+from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.synth import synthesize
 from rayface.training import trainer
 from rayface.training.distributed import World

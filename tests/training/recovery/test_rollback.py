@@ -13,9 +13,9 @@ from torch import nn
 
 from rayface import config as configs
 from rayface.backbones.registry import BACKBONES
-from rayface.data.sample_order import SampleOrder
-from rayface.data.stream import Batch
-from rayface.data.windows import rank_rows
+from rayface.data.streaming.batches import Batch
+from rayface.data.streaming.sample_order import SampleOrder
+from rayface.data.streaming.windows import rank_rows
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.state import load_rng, rng_tensors

@@ -25,7 +25,7 @@ from ray.train.v2.api.exceptions import ControllerError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from rayface.config import TrainConfig
-from rayface.data.storage import DataError, StorageError
+from rayface.storage import DataError, StorageError
 from rayface.training.checkpointing.checkpoint import CheckpointError
 from rayface.training.recovery import interrupt, supervisor
 from rayface.training.recovery.restarts import add_restart, drain_requested, restarts
@@ -76,7 +76,7 @@ def test_the_dead_are_named_rather_than_those_that_lost_them():
         (ValueError("head.scale: 0"), "head.scale: 0"),
         (RuntimeError("task failed: DataError: a whole window is damaged"), "a whole window is damaged"),
         (StorageError("a.tar: cannot be read after 7 tries"), "a.tar: cannot be read after 7 tries"),
-        (RuntimeError("task failed: rayface.data.storage.StorageError: a.tar: EIO\n"), "a.tar: EIO"),
+        (RuntimeError("task failed: rayface.storage.StorageError: a.tar: EIO\n"), "a.tar: EIO"),
     ],
 )
 def test_what_would_come_again_is_said_as_the_worker_said_it(cause, message, tmp_path):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rayface.data.sample_order import SampleOrder, order_samples
-from rayface.data.windows import rank_rows
+from rayface.data.streaming.sample_order import SampleOrder, order_samples
+from rayface.data.streaming.windows import rank_rows
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .dataset import Dataset
-from .directory import refuse_unfinished
-from .listing import codec_of, refuse_not_a_tar, shard_files, tars_not_read
-from .manifest import IDENTITIES, read_identities
-from .random_access import read_samples
-from .samples import Fault, SampleIndex
-from .scan import ScanJob, ShardScan, joint_table, scan_shards
-from .storage import DataError, is_local, join, list_entries, locate, make_folder, normalise, one_line, split
-from .writer import DEFAULT_SHARD_SIZE, ShardWriter, refuse_not_empty
+from rayface.data.dataset import Dataset
+from rayface.data.directory import refuse_unfinished
+from rayface.data.listing import codec_of, refuse_not_a_tar, shard_files, tars_not_read
+from rayface.data.manifest import IDENTITIES, read_identities
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault, SampleIndex
+from rayface.data.shards.scan import ScanJob, ShardScan, joint_table, scan_shards
+from rayface.data.writer import DEFAULT_SHARD_SIZE, ShardWriter, refuse_not_empty
+from rayface.storage import DataError, is_local, join, list_entries, locate, make_folder, normalise, one_line, split
 
 _CHUNK = 512  # samples in memory
 _COPY_BYTES = 4 << 20

@@ -13,10 +13,10 @@ from types import TracebackType
 
 import numpy as np
 
-from .members import BadMemberError, MemberName, members_by_key, parse_name, samples_among
-from .samples import Fault, Sample, SampleIndex
-from .storage import REQUESTS, Source, is_local
-from .tar import Fetch, Member, TarError, read_member
+from rayface.data.shards.members import BadMemberError, MemberName, members_by_key, parse_name, samples_among
+from rayface.data.shards.samples import Fault, Sample, SampleIndex
+from rayface.data.shards.tar import Fetch, Member, TarError, read_member
+from rayface.storage import REQUESTS, Source, is_local
 
 _RUN_BYTES = 32 << 20  # the longest stretch fetched by one read
 _KEPT_OPEN = 256  # files of object stores: below the 1,024 that many systems allow a process

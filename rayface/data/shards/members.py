@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .classes import MAX_LABEL
-from .decode import SNIFF_BYTES, image_format
-from .tar import Fetch, Member, encode_member
+from rayface.data.classes import MAX_LABEL
+from rayface.data.decode import SNIFF_BYTES, image_format
+from rayface.data.shards.tar import Fetch, Member, encode_member
 
 _JPEG_SUFFIXES = frozenset(("jpg", "jpeg", "jpe", "jfif"))
 IMAGE_SUFFIXES = _JPEG_SUFFIXES | {"png", "webp", "bmp", "tif", "tiff", "gif"}

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from rayface.data.check import check
+from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
-from rayface.data.members import encode_sample, parse_name
-from rayface.data.random_access import SampleReader
-from rayface.data.sample_order import SampleOrder
 from rayface.data.selection import select, write_selected_shard
-from rayface.data.shards import Fault, Sample, open_dataset, read_samples, scan_shard
-from rayface.data.windows import rank_windows, read_windows
+from rayface.data.shards.members import encode_sample, parse_name
+from rayface.data.shards.random_access import SampleReader, read_samples
+from rayface.data.shards.samples import Fault, Sample, scan_shard
+from rayface.data.streaming.sample_order import SampleOrder
+from rayface.data.streaming.windows import rank_windows, read_windows
 from rayface.embedding.embed import read_images
 from rayface.evaluation.pairs import load_pairs
 

@@ -10,10 +10,11 @@ from typing import Any
 import ray
 import torch
 
-from rayface.data.dealer import Dealt
-from rayface.data.sample_order import rank_rows
-from rayface.data.shards import DataError, Fault
-from rayface.data.windows import rank_windows
+from rayface.data.shards.samples import Fault
+from rayface.data.streaming.dealer import Dealt
+from rayface.data.streaming.sample_order import rank_rows
+from rayface.data.streaming.windows import rank_windows
+from rayface.storage import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

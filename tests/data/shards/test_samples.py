@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayface.data.samples import ShardRows
+from rayface.data.shards.samples import ShardRows
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

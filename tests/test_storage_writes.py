@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs as pafs
 
-from rayface.data import storage
-from rayface.data.storage import LARGEST_REMOTE, atomic_stream, read_bytes, write_bytes
+from rayface import storage
 from rayface.data.writer import ShardWriter
 from rayface.embedding.embeddings import write_part
+from rayface.storage import LARGEST_REMOTE, atomic_stream, read_bytes, write_bytes
 
 
 class HalfWayError(Exception):

@@ -13,14 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayface.data import storage
+from rayface import storage
 from rayface.data.check import check
 from rayface.data.convert import convert_folder
-from rayface.data.shards import DataError, Dataset, Sample, open_dataset, read_samples, write_dataset
-from rayface.data.storage import Source, StorageError, read_bytes
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Sample
+from rayface.data.writer import write_dataset
 from rayface.embedding.embed import read_images
 from rayface.embedding.embeddings import open_embeddings
 from rayface.evaluation.pairs import load_pairs
+from rayface.storage import DataError, Source, StorageError, read_bytes
 
 PASSING = [errno.EMFILE, errno.ESTALE, errno.EIO, errno.ETIMEDOUT]
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayface.data.decode import decode_image
-from rayface.data.members import IMAGE_SUFFIXES
-from rayface.data.random_access import SampleReader
-from rayface.data.sample_order import Ids, SampleOrder, rank_rows
-from rayface.data.samples import Fault, SampleIndex, locate_member
-from rayface.data.storage import DataError, StorageError
+from rayface.data.shards.members import IMAGE_SUFFIXES
+from rayface.data.shards.random_access import SampleReader
+from rayface.data.shards.samples import Fault, SampleIndex, locate_member
+from rayface.data.streaming.sample_order import Ids, SampleOrder, rank_rows
+from rayface.storage import DataError, StorageError
 
 Images = NDArray[np.uint8]
 

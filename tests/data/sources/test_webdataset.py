@@ -14,11 +14,15 @@ import simplejpeg
 import webdataset
 from typer.testing import CliRunner
 
+from rayface import storage
 from rayface.cli import app
-from rayface.data import storage
 from rayface.data.check import check
-from rayface.data.convert_webdataset import clean_key, convert_webdataset
-from rayface.data.shards import DataError, Sample, open_dataset, read_samples, write_dataset
+from rayface.data.dataset import open_dataset
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Sample
+from rayface.data.sources.webdataset import clean_key, convert_webdataset
+from rayface.data.writer import write_dataset
+from rayface.storage import DataError
 
 Samples = dict[str, tuple[int, bytes]]
 

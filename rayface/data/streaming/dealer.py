@@ -13,12 +13,12 @@ from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayface.data.random_access import SampleReader
-from rayface.data.sample_order import SampleOrder
-from rayface.data.samples import SampleIndex
-from rayface.data.shared_samples import SharedSamples
-from rayface.data.storage import DataError, StorageError
-from rayface.data.windows import error_block, read_windows
+from rayface.data.shards.random_access import SampleReader
+from rayface.data.shards.samples import SampleIndex
+from rayface.data.streaming.sample_order import SampleOrder
+from rayface.data.streaming.shared_samples import SharedSamples
+from rayface.data.streaming.windows import error_block, read_windows
+from rayface.storage import DataError, StorageError
 
 # A block costs Ray Data's loop 3 to 4 ms whatever its size.
 _BLOCK_IMAGES = 512

@@ -12,15 +12,14 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
+from rayface.data.decode import decode_image
+from rayface.data.keys import batches_of, key_hashes, prefixed, repeated_key
+from rayface.data.shards.members import IMAGE_SUFFIXES
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault, Sample, SampleIndex, locate_member, scan_shard
 from rayface.machine import num_cpus
 from rayface.pools import process_pool, thread_pool
-
-from .decode import decode_image
-from .keys import batches_of, key_hashes, prefixed, repeated_key
-from .members import IMAGE_SUFFIXES
-from .random_access import read_samples
-from .samples import Fault, Sample, SampleIndex, locate_member, scan_shard
-from .storage import Source
+from rayface.storage import Source
 
 INDEX_SCHEMA = pa.schema(
     {

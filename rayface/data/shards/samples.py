@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rayface.credentials import mask
-
-from .decode import SNIFF_BYTES, image_format
-from .members import (
+from rayface.data.decode import SNIFF_BYTES, image_format
+from rayface.data.shards.members import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     BadMemberError,
@@ -24,8 +23,8 @@ from .members import (
     read_label,
     samples_among,
 )
-from .storage import Source, is_local, normalise, windowed
-from .tar import BLOCK, Fetch, Gap, Member, TarError, iter_members, read_member
+from rayface.data.shards.tar import BLOCK, Fetch, Gap, Member, TarError, iter_members, read_member
+from rayface.storage import Source, is_local, normalise, windowed
 
 NOT_A_TAR = "not a tar"  # kind of fault
 _MAX_SAMPLE_BYTES = 2**31 - 1  # what the index can count

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .decode import SNIFF_BYTES, image_format
-from .members import IMAGE_SUFFIXES
-from .samples import Fault
-from .storage import DataError, Source, one_line
+from rayface.data.decode import SNIFF_BYTES, image_format
+from rayface.data.shards.members import IMAGE_SUFFIXES
+from rayface.data.shards.samples import Fault
+from rayface.storage import DataError, Source, one_line
 
 _SUFFIXES = IMAGE_SUFFIXES | {"jp2", "pbm", "pgm", "ppm", "pnm"}
 # Of file systems, network storage and tools; folders that begin with a dot are hidden as well.

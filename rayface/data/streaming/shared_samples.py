@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import ray
 
-from .dataset import Dataset
-from .index import SOURCE_LABEL, to_index
-from .samples import SampleIndex
+from rayface.data.dataset import Dataset
+from rayface.data.index import SOURCE_LABEL, to_index
+from rayface.data.shards.samples import SampleIndex
 
 
 @dataclass(frozen=True)

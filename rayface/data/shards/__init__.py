@@ -1,0 +1,1 @@
+"""Tar shards: the format, its members and samples, random access, scans."""

@@ -1,0 +1,1 @@
+"""Sources of images for `rayface convert`, one file each."""

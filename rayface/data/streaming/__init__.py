@@ -1,0 +1,1 @@
+"""The training stream: order of samples, windows, the actor that deals them, batches of a rank."""
