@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
+from rayface.curate.clean import pair_search
 from rayface.curate.clean import tasks as clean_tasks
-from rayface.curate.clean.clean import CleanOptions, clean, pair_search
+from rayface.curate.clean.clean import CleanOptions, clean
 from rayface.curate.clean.job import Cleaned, clean_faces
 from rayface.curate.partitions import Partitions, partition_by_identity, read_partition
 from rayface.data.dataset import open_dataset
