@@ -16,8 +16,8 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from rayface import machine
+from rayface.interrupts import Terminated
 from rayface.plugins import runtime_env
-from rayface.training.recovery.interrupt import Terminated
 
 _POLL_SECONDS = 2.0
 # What Ray appends is /ray/session_2026-11-26_12-50-03_191673_1234567/sockets/plasma_store.

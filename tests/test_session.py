@@ -10,8 +10,8 @@ import time
 import pytest
 import ray
 
+from rayface.interrupts import Terminated, terminable
 from rayface.session import ray_session
-from rayface.training.recovery.interrupt import Terminated, terminable
 
 SCRIPT = """
 import os, subprocess, sys

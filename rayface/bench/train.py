@@ -19,9 +19,10 @@ from rayface.data.streaming.batches import Batch, train_batches
 from rayface.data.streaming.dealer import deal
 from rayface.data.streaming.sample_order import order_samples
 from rayface.data.streaming.shared_samples import share
+from rayface.precision import autocast, uses_bf16
 from rayface.session import ray_session
 from rayface.training.builders import build_config_backbone, build_config_head, data_parallel
-from rayface.training.distributed import World, autocast, fast_bf16
+from rayface.training.distributed import World
 from rayface.training.optim import build_optimizer
 
 WARM_UP = 2
@@ -66,7 +67,7 @@ def bench_train(
     if ops < 0:
         raise ValueError(f"--ops {ops}: must be at least 0")
     world = World(rank=0, size=1, local_size=1, device=torch.device(device))
-    bf16 = {"fp32": False, "bf16": True, "auto": fast_bf16(world.device)}[config.train.precision]
+    bf16 = uses_bf16(config.train.precision, world.device)
     found = []
     for name in names:
         named = configs.with_overrides(config, {"backbone.name": name})

@@ -14,7 +14,8 @@ import typer
 from rayface import __version__
 from rayface.cli import bench, checkpoint, curate, data, models, run, training, tune  # noqa: F401  # they add their verbs
 from rayface.cli.common import USAGE_ERROR, app, tell
-from rayface.training.recovery.interrupt import exit_code_of, interrupt_in, terminable
+from rayface.interrupts import interrupt_in, terminable
+from rayface.training.recovery.interrupt import exit_code_of
 
 
 @app.callback(invoke_without_command=True)

@@ -9,7 +9,7 @@ from rayface.config import Config
 from rayface.heads import head_class
 from rayface.heads.shape import HeadMemory, HeadShape
 from rayface.plan.backbone_cost import NetSize, net_size
-from rayface.training.distributed import fast_bf16
+from rayface.precision import fast_bf16
 
 Variant = Literal["chunked", "dense", "data_parallel"]
 

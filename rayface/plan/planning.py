@@ -8,11 +8,11 @@ from typing import Any
 
 from rayface.config import Config, load, with_overrides
 from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.streaming.micro_batches import check_pieces
+from rayface.heads.from_config import build_config_margin
 from rayface.plan.memory import Job, host_memory, job_of, memory
 from rayface.plan.preflight import GB, check_fits, largest_num_classes
 from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
-from rayface.training.builders import build_config_margin
-from rayface.training.micro_batches import check_pieces
 
 # Published counts, identities and images (arXiv 2203.15565 and the sets' papers). They serve planning only: a run takes
 # its counts from dataset.json.

@@ -11,29 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rayface.backbones import build_backbone
 from rayface.backbones.weights import fill_backbone
-from rayface.config import Config, HeadConfig
-from rayface.heads import Head, HeadSettings, build_head, build_margin
-from rayface.heads.margins import Margin
+from rayface.config import Config
+from rayface.heads import Head, HeadSettings, build_head
+from rayface.heads.from_config import build_config_margin
 from rayface.models.model_files import WEIGHTS
 from rayface.training.distributed import World
 from rayface.training.gradient_compression import compress
-
-
-def build_config_margin(head: HeadConfig) -> Margin:
-    """Build it from head.margin, its value, its options and the scale.
-
-    Raises:
-        ValueError: an unknown margin or option, or a value out of range.
-    """
-    options = {"scale": head.scale, **head.margin_options}
-    if head.margin_value is not None:
-        options["margin"] = head.margin_value
-    if head.conflict_threshold is not None:
-        options["conflict_threshold"] = head.conflict_threshold
-    try:
-        return build_margin(head.margin, **options)
-    except TypeError as error:
-        raise ValueError(f"head.margin_options: {options!r}: {head.margin} does not take them all") from error
 
 
 def build_config_backbone(config: Config) -> nn.Module:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from rayface.config import Config
 from rayface.data.streaming.batches import Batch
+from rayface.data.streaming.micro_batches import MicroBatch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import load_model
+from rayface.precision import autocast
 from rayface.storage import on_disk
-from rayface.training.distributed import World, autocast
-from rayface.training.micro_batches import MicroBatch
+from rayface.training.distributed import World
 from rayface.training.teacher_cache import by_class, by_sample
 
 

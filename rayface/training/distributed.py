@@ -1,6 +1,5 @@
 """What a worker knows about the others: rank, device, and the few collectives that training needs."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,18 +25,6 @@ def use_cores(world: World) -> None:
     """Share the machine's cores among its CPU workers; Ray gives each one thread whatever is idle."""
     if world.device.type == "cpu":
         torch.set_num_threads(max(1, num_cpus() // world.local_size))
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices faster than fp32 ones."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
-    """bf16 autocast, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
 def average_buffers(module: torch.nn.Module, world: World) -> None:

@@ -15,10 +15,12 @@ from rayface.config import Config
 from rayface.credentials import masked
 from rayface.data.images import augment
 from rayface.data.streaming.batches import Batch, FaultCounter
+from rayface.data.streaming.micro_batches import MicroBatch, micro_batches
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.files import write_json
 from rayface.heads import NonFiniteEmbeddingsError
 from rayface.models.model_files import save_model
+from rayface.precision import autocast, uses_bf16
 from rayface.tracking import Journal
 from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
 from rayface.training.builders import build_config_backbone, build_config_head, data_parallel, load_start, no_grad_sync
@@ -28,17 +30,14 @@ from rayface.training.checkpointing.writer import CheckpointWriter
 from rayface.training.distillation import build_distillation
 from rayface.training.distributed import (
     World,
-    autocast,
     average_buffers,
     broadcast_flag,
-    fast_bf16,
     from_rank_0,
     use_cores,
 )
 from rayface.training.gradient_compression import forget_errors
 from rayface.training.meter import Meter
-from rayface.training.micro_batches import MicroBatch, micro_batches, scaled_rate
-from rayface.training.optim import build_optimizer
+from rayface.training.optim import build_optimizer, scaled_rate
 from rayface.training.recovery import interrupt
 from rayface.training.recovery.restarts import clear_drain_request, drain_requested, restarts
 from rayface.training.recovery.rollback import NotFiniteError, forget, remembered, stopped
@@ -76,7 +75,7 @@ class Training:
         self.config, self.run, self.world, self.plan = config, run, world, plan
         self.dataset_facts = dataset_facts
         self.total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
-        self.bf16 = {"fp32": False, "bf16": True, "auto": fast_bf16(world.device)}[config.train.precision]
+        self.bf16 = uses_bf16(config.train.precision, world.device)
         torch.manual_seed(config.train.seed)
         backbone = build_config_backbone(config)
         self.backbone = backbone.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

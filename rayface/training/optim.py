@@ -1,5 +1,8 @@
 """Optimizers of the backbone; the head moves its class centers itself."""
 
+import contextlib
+from collections.abc import Iterator
+
 from torch import nn, optim
 
 
@@ -17,3 +20,16 @@ def build_optimizer(
     if name == "adamw":
         return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     raise ValueError(f"optim.name: {name!r}: must be sgd or adamw")
+
+
+@contextlib.contextmanager
+def scaled_rate(optimizer: optim.Optimizer, factor: float) -> Iterator[None]:
+    """Multiply the learning rates while inside; schedules do not see it."""
+    before = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
+    try:
+        yield
+    finally:
+        for group, lr in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = lr

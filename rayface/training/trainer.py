@@ -22,23 +22,25 @@ from rayface import report, tracking
 from rayface.config import Config
 from rayface.data.classes import described
 from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.streaming.micro_batches import check_pieces, micro_batches
 from rayface.data.streaming.sample_order import SampleOrder, order_samples
 from rayface.data.streaming.shared_samples import SharedSamples, share
 from rayface.elapsed import session
 from rayface.evaluation.pairs import load_pairs
 from rayface.files import write_json, write_text
 from rayface.heads import head_class
+from rayface.heads.from_config import build_config_margin
+from rayface.interrupts import terminable
 from rayface.plan.memory import job_of
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 from rayface.session import is_cluster, ray_session, require_workers, takes_gpu
 from rayface.storage import DataError
 from rayface.tracking.journal import Status
-from rayface.training.builders import build_config_backbone, build_config_margin, load_start
+from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.checkpointing import checkpoint
 from rayface.training.distillation import check_distillation
-from rayface.training.micro_batches import check_pieces, micro_batches
 from rayface.training.recovery import interrupt
-from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly, terminable
+from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
 from rayface.training.recovery.restarts import clear_drain_request, clear_restarts
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.recovery.supervisor import Supervisor, cause_of

@@ -21,10 +21,11 @@ from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
 from rayface.elapsed import session
+from rayface.interrupts import terminable
 from rayface.session import is_cluster, places, ray_session, require_workers
 from rayface.tracking import shared_tracking
 from rayface.tracking.journal import Status
-from rayface.training.recovery.interrupt import TrainingInterruptedError, terminable
+from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.trainer import dry_run, uses_gpu
 from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results

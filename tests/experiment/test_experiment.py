@@ -11,7 +11,8 @@ from rayface.experiment import runner
 from rayface.experiment.record import brief
 from rayface.experiment.runner import prepare, run
 from rayface.experiment.spec import load
-from rayface.training.recovery.interrupt import Terminated, TrainingInterruptedError
+from rayface.interrupts import Terminated
+from rayface.training.recovery.interrupt import TrainingInterruptedError
 
 FOUR = """
 stages:

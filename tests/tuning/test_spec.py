@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from rayface import config as configs
-from rayface.training.builders import build_config_backbone, build_config_margin
+from rayface.heads.from_config import build_config_margin
+from rayface.training.builders import build_config_backbone
 from rayface.training.schedules import build_schedule
 from rayface.tuning import spec as specs
 from rayface.tuning.prune_stage import prune_settings

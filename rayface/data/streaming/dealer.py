@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayface.data.shards.random_access import SampleReader
@@ -18,6 +17,7 @@ from rayface.data.shards.samples import SampleIndex
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import SharedSamples
 from rayface.data.streaming.windows import error_block, read_windows
+from rayface.ray_internals import ExecutionCallback
 from rayface.storage import DataError, StorageError
 
 # A block costs Ray Data's loop 3 to 4 ms whatever its size.

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ray.exceptions import OutOfDiskError, RayActorError, RayError
-from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.state import (
+
+from rayface.config import TrainConfig
+from rayface.ray_errors import in_one_line, root_cause
+from rayface.ray_internals import (
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+    ControllerCallback,
     InitializingState,
     ReschedulingState,
     RestartingState,
     SchedulingState,
+    WorkerGroupCallback,
+    WorkerGroupStartupTimeoutError,
 )
-
-from rayface.config import TrainConfig
-from rayface.ray_errors import in_one_line, root_cause
 from rayface.storage import DataError, StorageError
 from rayface.training.checkpointing.checkpoint import CheckpointError
 from rayface.training.recovery import interrupt

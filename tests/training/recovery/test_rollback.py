@@ -21,7 +21,6 @@ from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.state import load_rng, rng_tensors
 from rayface.training.distributed import World
 from rayface.training.loop import Training
-from rayface.training.micro_batches import micro_batches
 from rayface.training.recovery.rollback import ROLLBACKS, TrainingStoppedError
 
 PLAN = SampleOrder(num_samples=66, batch_size=11)  # 6 steps an epoch; parts of 3 and 4 images on three ranks
@@ -196,19 +195,6 @@ def test_a_step_for_each_piece_at_its_share_of_the_rate(tmp_path):
     moved, also = (net.backbone[2].weight.double() - before for net in (whole, parts))
     assert moved.norm() > 0
     assert (moved - also).norm() < 0.05 * moved.norm()
-
-
-@pytest.mark.parametrize(("size", "limit"), [(1, None), (2, 5), (3, 2), (5, 2), (5, None), (7, 3)])
-def test_pieces_cover_every_part_once(size, limit):
-    ranks = [micro_batches(23, rank, size, limit) for rank in range(size)]
-    assert len({len(pieces) for pieces in ranks}) == 1
-    for rank, pieces in enumerate(ranks):
-        rows = rank_rows(23, rank, size)
-        assert [row for p in pieces for row in range(23)[p.rows]] == list(range(rows.stop - rows.start))
-        assert sum(p.share for p in pieces) == pytest.approx(1)
-        for number, piece in enumerate(pieces):
-            assert piece.counts == [r[number].rows.stop - r[number].rows.start for r in ranks]
-            assert all(0 < count <= (limit or 23) for count in piece.counts)
 
 
 def train_in_parts(rank: int, folder: str, overrides: list[str]) -> None:

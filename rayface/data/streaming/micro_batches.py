@@ -1,10 +1,6 @@
 """A rank's part of the global batch in pieces that fit, and what each is worth."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from torch.optim import Optimizer
 
 from rayface.config import TrainConfig
 from rayface.data.streaming.sample_order import rank_rows
@@ -60,16 +56,3 @@ def check_pieces(train: TrainConfig) -> None:
                 f"train.batch_size: {train.batch_size}: must leave each of {workers} workers two images at once: raise "
                 "it or train.max_batch_per_worker, or use fewer workers"
             )
-
-
-@contextlib.contextmanager
-def scaled_rate(optimizer: Optimizer, factor: float) -> Iterator[None]:
-    """Multiply the learning rates while inside; schedules do not see it."""
-    before = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] *= factor
-    try:
-        yield
-    finally:
-        for group, lr in zip(optimizer.param_groups, before, strict=True):
-            group["lr"] = lr

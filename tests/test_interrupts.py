@@ -8,9 +8,10 @@ import time
 import pytest
 
 from rayface.config import TrackingConfig
+from rayface.interrupts import Terminated, interrupt_in, terminable
 from rayface.tracking.job import tracked_job
 from rayface.tracking.journal import read_records
-from rayface.training.recovery.interrupt import Terminated, exit_code_of, interrupt_in, terminable
+from rayface.training.recovery.interrupt import exit_code_of
 
 SIGNALS = [(signal.SIGTERM, Terminated, 143), (signal.SIGINT, KeyboardInterrupt, 130)]
 

@@ -1,0 +1,22 @@
+"""Margins as a config names them."""
+
+from rayface.config import HeadConfig
+from rayface.heads import build_margin
+from rayface.heads.margins import Margin
+
+
+def build_config_margin(head: HeadConfig) -> Margin:
+    """Build the margin of a config: head.margin with its value, its options and the scale.
+
+    Raises:
+        ValueError: an unknown margin or option, or a value out of range.
+    """
+    options = {"scale": head.scale, **head.margin_options}
+    if head.margin_value is not None:
+        options["margin"] = head.margin_value
+    if head.conflict_threshold is not None:
+        options["conflict_threshold"] = head.conflict_threshold
+    try:
+        return build_margin(head.margin, **options)
+    except TypeError as error:
+        raise ValueError(f"head.margin_options: {options!r}: {head.margin} does not take them all") from error

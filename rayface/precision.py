@@ -1,0 +1,25 @@
+"""The floating-point type that a device computes in: train.precision resolved, and autocast."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16", "auto"]
+
+
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
+    """Return whether train.precision means bf16 autocast on a device; "auto" does where bf16 is the faster type."""
+    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Return whether the device multiplies bf16 matrices faster than fp32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
+    """Return a bf16 autocast context, or one that does nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

@@ -1,0 +1,41 @@
+"""Ray's private classes: imported in one module, with one clear line where a release has moved them."""
+
+import ast
+import importlib
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from rayface import ray_internals
+
+ROOT = Path(ray_internals.__file__).parent
+
+
+def private_imports(path: Path) -> list[str]:
+    text = path.read_text()
+    nodes = list(ast.walk(ast.parse(text))) if "._" in text else []
+    modules = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return [name for name in modules if name.split(".")[0] == "ray" and "._" in name]
+
+
+def test_private_imports_of_ray_stand_in_one_module_only() -> None:
+    found = {path.relative_to(ROOT).as_posix(): private_imports(path) for path in ROOT.rglob("*.py")}
+    assert {path for path, names in found.items() if names} == {"ray_internals.py"}
+
+
+def test_import_of_an_untried_ray_names_the_versions_that_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.train.v2._internal.execution.callback", None)
+    with pytest.raises(ImportError, match=r"ray 2\.\d+\.\d+: must be 2\.60, which rayface was tried with: .*install"):
+        importlib.reload(ray_internals)
+
+
+def test_tried_versions_are_those_that_pyproject_allows() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    requirement = next(r for r in map(Requirement, project["dependencies"]) if r.name == "ray")
+    assert all(requirement.specifier.contains(f"{version}.0") for version in ray_internals.TRIED_VERSIONS)
+    major, minor = map(int, ray_internals.TRIED_VERSIONS[-1].split("."))
+    assert not requirement.specifier.contains(f"{major}.{minor + 1}.0")
