@@ -35,7 +35,6 @@ def ray_session(
     num_cpus: int = 1,
     exact: bool = False,
     debug: bool = False,
-    dashboard: bool = False,
 ) -> Iterator[None]:
     """Connect to Ray, or start a local one that is stopped at the end.
 
@@ -47,7 +46,6 @@ def ray_session(
         num_cpus: CPUs that the job needs; a local Ray offers them even on fewer cores.
         exact: a local Ray whatever RAY_ADDRESS says, with no more CPUs than num_cpus: for measurements.
         debug: show the logs of Ray and of its workers.
-        dashboard: of a local Ray; trials of Ray Tune may hang without.
 
     Raises:
         ValueError: when the cluster does not answer.
@@ -55,12 +53,12 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
-    with _stdout_to_stderr(), _connected(address, num_cpus, exact, debug, dashboard):
+    with _stdout_to_stderr(), _connected(address, num_cpus, exact, debug):
         yield
 
 
 @contextmanager
-def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool, dashboard: bool) -> Iterator[None]:
+def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> Iterator[None]:
     # Read by Train's controller when it starts; the default of 2 s is how late it sees that workers are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -74,7 +72,7 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool, das
             ray.init(
                 "local",  # None would join a Ray that somebody started on this machine
                 num_cpus=num_cpus if exact else max(machine.num_cpus(), num_cpus),
-                include_dashboard=dashboard,
+                include_dashboard=False,
                 logging_level=level,
                 log_to_driver=debug,
                 runtime_env=runtime_env(),

@@ -15,7 +15,7 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from rayface import config as configs
 from rayface import report, tracking
@@ -41,6 +41,7 @@ from rayface.training.checkpointing import checkpoint
 from rayface.training.distillation import check_distillation
 from rayface.training.recovery import interrupt
 from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
+from rayface.training.recovery.placement_groups import Trainer, remove_orphaned_placement_groups
 from rayface.training.recovery.restarts import clear_drain_request, clear_restarts
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.recovery.supervisor import Supervisor, cause_of
@@ -96,6 +97,7 @@ def train(
     check_distillation(config)
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
     with ray_session(address, num_cpus=num_cpus, debug=debug):
+        remove_orphaned_placement_groups()  # of a run before in this process
         on_cluster = is_cluster(address)
         _check_resources(config, config.train.wait_for_nodes if on_cluster else 0.0, say)
         _check_memory(config, dataset.num_classes)
@@ -331,7 +333,7 @@ def _fit(
 
 def _trainer(
     config: Config, run: Path, dataset: Dataset, samples: SharedSamples, plan: SampleOrder, held_cpus: float
-) -> TorchTrainer:
+) -> Trainer:
     gpu = uses_gpu(config)
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = {
@@ -346,7 +348,7 @@ def _trainer(
         "shards": [shard.path for shard in dataset.shards[:1]],
         "shape": job_of(config, dataset.num_classes, gpu=gpu),
     }
-    return TorchTrainer(
+    return Trainer(
         train_worker,
         train_loop_config=job,
         scaling_config=ScalingConfig(

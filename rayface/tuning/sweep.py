@@ -26,6 +26,7 @@ from rayface.session import is_cluster, places, ray_session, require_workers
 from rayface.tracking import shared_tracking
 from rayface.tracking.journal import Status
 from rayface.training.recovery.interrupt import TrainingInterruptedError
+from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
 from rayface.training.trainer import dry_run, uses_gpu
 from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results
@@ -84,7 +85,7 @@ def tune(
     _quiet_tune(debug)
     most = _most_workers(spec, base)
     num_cpus = spec.sweep.concurrency * _cpus(most) + 1
-    with claimed(folder), ray_session(address, num_cpus=num_cpus, debug=debug, dashboard=True):
+    with claimed(folder), ray_session(address, num_cpus=num_cpus, debug=debug):
         if is_cluster(address):
             _wait_for_nodes(spec, most, say)
         _check_room(spec, most)
@@ -204,7 +205,10 @@ class _Sweep:
         return "".join(f"trial {trial.number}: {trial.user_attrs.get('reason', '')}" for trial in failed)
 
     def _wait_for(self, function: Callable[[], object]) -> None:
-        """Call it in a thread; when interrupted, let the trials save their checkpoints first."""
+        """Call it in a thread; when interrupted, let the trials save their checkpoints first.
+
+        Meanwhile the CPUs of trials whose process was killed are released for those that take their place.
+        """
         failures: list[BaseException] = []
         done = threading.Event()
 
@@ -219,7 +223,7 @@ class _Sweep:
         threading.Thread(target=call, daemon=True, name="rayface-tune").start()
         try:
             while not done.wait(0.5):
-                pass
+                remove_orphaned_placement_groups()
         except KeyboardInterrupt as error:
             self._search.stop()
             done.wait(self._base.train.grace_seconds)

@@ -94,8 +94,11 @@ def kill_trial(process: subprocess.Popen[str]) -> None:
     """Kill the process of the only trial of a sweep."""
     import psutil  # Ray brings it
 
-    children = psutil.Process(process.pid).children(recursive=True)
-    (trial,) = [child for child in children if "ImplicitFunc" in "".join(child.cmdline())]
+    def trials() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if "ImplicitFunc" in "".join(child.cmdline())]
+
+    (trial,) = wait_for(process, trials)  # Ray writes a process's title anew with each call: for a moment there is none
     trial.kill()
 
 

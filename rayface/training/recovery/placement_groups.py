@@ -1,0 +1,43 @@
+"""CPUs and GPUs of workers whose Ray Train controller was killed: they are released at once."""
+
+from typing import Any
+
+import ray
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer that leaves the placement groups of killed controllers to `remove_orphaned_placement_groups`.
+
+    Ray Train's own cleaner asks the dashboard of the Ray that it finds on this machine (Ray 2.60). It dies where that
+    is none or several, and where it is another one it takes a live controller for a dead one.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def remove_orphaned_placement_groups() -> None:
+    """Remove placement groups of this job whose Ray Train controller is dead.
+
+    Ray keeps the placement group of a dead actor until its job ends, so that a sweep's trial that is started again
+    would wait for ever for the CPUs of its own former workers.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for data in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        if group.state != PlacementGroupTableData.REMOVED and group.creator_job_id.hex() == job and _orphaned(group):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def _orphaned(group: Any) -> bool:
+    """Whether a controller made it and is dead; a driver that makes a group counts as a dead actor."""
+    if not group.creator_actor_dead or ray.ActorID(group.creator_actor_id).is_nil():
+        return False
+    return bool(state.actor_table(group.creator_actor_id.hex()).get("ActorClassName") == TrainController.__name__)
