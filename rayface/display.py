@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rayface.credentials import mask, masked
+from rayface.progress import Bar
 from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, PREFLIGHT_WARNINGS, RECOVERY
 
 _POLL_SECONDS = 0.5
@@ -57,11 +58,11 @@ def json_line(result: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def counting(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A job's progress on stderr, a bar or now and then a line: call what is yielded with (done, total)."""
+def progress_bar(name: str) -> Iterator[Bar]:
+    """Show the progress of a phase on stderr: a bar, or a line now and then where stderr is no terminal."""
     console = _console(stderr=True)
     if not console.is_terminal:
-        yield _count_lines(console, label)
+        yield _count_lines(console, name)
         return
     with Progress(
         _text_column("{task.description}"),
@@ -70,19 +71,19 @@ def counting(label: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         console=console,
         transient=True,
-    ) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    ) as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def _count_lines(console: Console, label: str) -> Callable[[int, int], None]:
+def _count_lines(console: Console, label: str) -> Bar:
     shown = time.monotonic()
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int | None) -> None:
         nonlocal shown
         if time.monotonic() - shown >= _PLAIN_SECONDS:
             shown = time.monotonic()
-            console.print(f"{label} {done}/{total}")
+            console.print(f"{label} {done}/{total}" if total is not None else f"{label} {done}")
 
     return show
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -18,6 +18,8 @@ from ray.autoscaler.sdk import request_resources
 from rayface import machine
 from rayface.interrupts import Terminated
 from rayface.plugins import runtime_env
+
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0
 # What Ray appends is /ray/session_2026-11-26_12-50-03_191673_1234567/sockets/plasma_store.
@@ -135,7 +137,6 @@ def require_workers(
     count: int,
     *,
     wait: float,
-    say: Callable[[str], None] = lambda text: None,
     setting: str = "train.num_workers",
 ) -> None:
     """`require` room for workers of so many CPUs each, and of a GPU where `device` (train.device) takes one.
@@ -143,9 +144,9 @@ def require_workers(
     On a cluster of no nodes yet, CPUs come first: the nodes that bring them show whether there are GPUs.
     """
     if device != "cuda":
-        require({"CPU": cpus}, count, wait=wait, say=say, setting=setting)
+        require({"CPU": cpus}, count, wait=wait, setting=setting)
     if takes_gpu(device):
-        require({"CPU": cpus, "GPU": 1.0}, count, wait=wait, say=say, setting=setting)
+        require({"CPU": cpus, "GPU": 1.0}, count, wait=wait, setting=setting)
 
 
 def takes_gpu(device: str) -> bool:
@@ -158,7 +159,6 @@ def require(
     count: int,
     *,
     wait: float,
-    say: Callable[[str], None] = lambda text: None,
     setting: str = "train.num_workers",
 ) -> None:
     """Wait until the cluster has room for `count` workers of one `bundle` each; an autoscaler is asked for nodes.
@@ -166,7 +166,6 @@ def require(
     Args:
         bundle: resources of a worker, {"CPU": 1.0, "GPU": 1.0}; it must fit into one node.
         wait: seconds; nodes that are asked for take minutes to come.
-        say: told, once, that there is something to wait for.
         setting: that asks for so many, named in the error.
 
     Raises:
@@ -177,7 +176,7 @@ def require(
         return
     needs = " and ".join(f"{value:g} {name}" for name, value in bundle.items())
     if wait > 0:
-        say(f"waiting up to {wait:g} s for nodes: {count} workers of {needs} each, room for {room}")
+        logger.info("waiting up to %g s for nodes: %d workers of %s each, room for %d", wait, count, needs, room)
         request_resources(bundles=[dict(bundle)] * count)
     deadline = time.monotonic() + wait
     try:

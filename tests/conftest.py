@@ -1,5 +1,6 @@
 """Fixtures that every folder of tests shares."""
 
+import logging
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +23,49 @@ def faces() -> Path:
     if not folder.is_dir():
         pytest.skip(f"RAYFACE_FACES: no folder of real faces at {folder}")
     return folder
+
+
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Returns what rayface has logged since it was last asked, but for the starts and ends of phases."""
+    caplog.set_level(logging.INFO, logger="rayface")
+
+    def messages() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if record.name != "rayface.progress"]
+        caplog.clear()
+        return found
+
+    return messages
+
+
+class ProgressRecorder:
+    """A `progress.Display` that keeps (phase, parts done, parts in all), and calls `on_advance` with the last two."""
+
+    def __init__(self) -> None:
+        self.advances: list[tuple[str, int, int | None]] = []
+        self.on_advance: Callable[[int, int | None], None] = lambda done, total: None
+
+    @contextmanager
+    def bar(self, name: str) -> Iterator[Callable[[int, int | None], None]]:
+        def show(done: int, total: int | None) -> None:
+            self.advances.append((name, done, total))
+            self.on_advance(done, total)
+
+        yield show
+
+    @contextmanager
+    def training(self, run: Path, total_steps: int) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+def recorder() -> Iterator[ProgressRecorder]:
+    """Records the progress of everything that runs in this process."""
+    from rayface.progress import shown_on
+
+    found = ProgressRecorder()
+    with shown_on(found):
+        yield found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def test_brackets_and_colons_of_a_path_are_shown_as_they_are(capsys):
     path = "faces[/old]/[red]:cat:"
     display.result_table(f"drawn into {path}", {path: path})
     display.columns(path, [{"path": path, path: "1"}])
-    with display.counting(path):
+    with display.progress_bar(path):
         pass
     assert capsys.readouterr().out.count(path) == 6
     with display.Progress(display._text_column("{task.description}"), console=display._console()) as progress:

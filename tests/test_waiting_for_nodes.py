@@ -45,14 +45,13 @@ def autoscaler(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 
 @pytest.mark.parametrize("autoscaler", [{"most": 4}], indirect=True)
-def test_embed_asks_an_empty_cluster_for_nodes_and_then_uses_them(autoscaler):
-    said: list[str] = []
-    embed._wait_for_nodes(TrainConfig(wait_for_nodes=5), 4, said.append)
+def test_embed_asks_an_empty_cluster_for_nodes_and_then_uses_them(autoscaler, messages):
+    embed._wait_for_nodes(TrainConfig(wait_for_nodes=5), 4)
     assert autoscaler.asked == [[{"CPU": 1.0}] * 4, []]
-    assert said == ["waiting up to 5 s for nodes: 4 workers of 1 CPU each, room for 0"]
+    assert messages() == ["waiting up to 5 s for nodes: 4 workers of 1 CPU each, room for 0"]
     assert embed.find_room("auto") == (False, 4, 1)
     with pytest.raises(NoRoomError, match=r"^--workers: 9: each needs 1 CPU, the cluster has room for 8: use fewer"):
-        embed._wait_for_nodes(TrainConfig(wait_for_nodes=0.1), 9, said.append)
+        embed._wait_for_nodes(TrainConfig(wait_for_nodes=0.1), 9)
 
 
 @pytest.mark.parametrize("autoscaler", [{"most": 4, "gpus": 1}], indirect=True)
@@ -68,9 +67,9 @@ def test_tune_asks_for_the_workers_of_all_trials_at_once_and_names_what_does_not
     base = Config(train=TrainConfig(num_workers=2, wait_for_nodes=5))
     spec = Spec(search={"optim.lr": [0.1, 0.2]})
     spec = replace(spec, sweep=replace(spec.sweep, concurrency=2))
-    sweep._wait_for_nodes(spec, base, lambda text: None)
+    sweep._wait_for_nodes(spec, base)
     assert autoscaler.asked[0] == [{"CPU": 1}] * 4
     sweep._check_room(spec, base)
     more = replace(base, train=replace(base.train, num_workers=3, wait_for_nodes=0.1))
     with pytest.raises(ValueError, match=r"train.num_workers: 6: each needs 1 CPU, the cluster has room for 4"):
-        sweep._wait_for_nodes(spec, more, lambda text: None)
+        sweep._wait_for_nodes(spec, more)

@@ -23,7 +23,7 @@ from rayface.embedding.embed import (
     shard_work,
 )
 from rayface.models.model_files import load_model
-from rayface.ray_tasks import Progress
+from rayface.progress import phase
 
 _ROUNDS = 5
 _BATCH = 256
@@ -35,7 +35,6 @@ def bench_embed(
     images: int = 1024,
     threads: int | None = None,
     device: str = "cpu",
-    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Measure an actor's work on shards, and the bare model on the same images.
 
@@ -45,7 +44,6 @@ def bench_embed(
     Args:
         images: so many of the first shards, or all there are; they are kept decoded.
         threads: of the model, and to decode beside it; None: the CPUs of this process.
-        progress: told how many rounds of how many are done.
 
     Returns:
         settings, "images", "threads"; medians of the rounds: "bare_images_per_second", "images_per_second" and "ratio"
@@ -64,7 +62,7 @@ def bench_embed(
             actor = ShardEmbedder(settings, folder, job_of(settings, dataset), threads, device)
             batches = _batches(work, actor.embedder.image_size, threads, device)
             bare = _bare(settings, batches, device)
-            seconds = _in_turn(bare, lambda: [actor(each) for each in work], progress)
+            seconds = _in_turn(bare, lambda: [actor(each) for each in work])
     finally:
         torch.set_num_threads(before)
     count = sum(map(len, batches))
@@ -123,13 +121,14 @@ def _bare(settings: EmbedSettings, batches: Sequence[torch.Tensor], device: str)
     return bare
 
 
-def _in_turn(bare: Callable[[], Any], whole: Callable[[], Any], progress: Progress) -> NDArray[np.float64]:
+def _in_turn(bare: Callable[[], Any], whole: Callable[[], Any]) -> NDArray[np.float64]:
     """Seconds (rounds, 2) of both, each first in every other round; a round before warms up."""
     seconds = np.zeros((_ROUNDS + 1, 2))
-    for number in range(_ROUNDS + 1):
-        for which in (0, 1) if number % 2 else (1, 0):
-            start = time.perf_counter()
-            (bare, whole)[which]()
-            seconds[number, which] = time.perf_counter() - start
-        progress(number, _ROUNDS)
+    with phase("measure rounds", parts=_ROUNDS + 1) as current:
+        for number in range(_ROUNDS + 1):
+            for which in (0, 1) if number % 2 else (1, 0):
+                start = time.perf_counter()
+                (bare, whole)[which]()
+                seconds[number, which] = time.perf_counter() - start
+            current.advance()
     return seconds[1:]

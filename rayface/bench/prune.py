@@ -17,7 +17,6 @@ from rayface.curate.identities import check_keep
 from rayface.curate.prune.core_set import build
 from rayface.curate.prune.settings import PruneSettings
 from rayface.embedding.embeddings import write_part
-from rayface.ray_tasks import Progress
 from rayface.session import ray_session
 
 CORES = 64
@@ -38,7 +37,6 @@ def bench_prune(
     *,
     directory: Path | None = None,
     seed: int = 0,
-    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Run `core_set.build` on drawn embeddings (fp16) that lie in no order, on a local Ray, and look at its processes.
 
@@ -76,7 +74,7 @@ def bench_prune(
         build(settings, root / "warm", root / "warm_out", config=quiet)
         settings = PruneSettings(keep=keep, block_size=block_bytes, seed=seed)
         with _peaks() as peaks:
-            found = build(settings, root / "all", root / "out", config=quiet, progress=progress)
+            found = build(settings, root / "all", root / "out", config=quiet)
         files = len(list((root / "all").iterdir()))
     seconds = found["stage_seconds"]
     scale = WEBFACE42M_FACES / faces / 3600

@@ -15,6 +15,7 @@ from rayface import __version__
 from rayface.cli import bench, checkpoint, curate, data, models, run, training, tune  # noqa: F401  # they add their verbs
 from rayface.cli.common import USAGE_ERROR, app, tell
 from rayface.interrupts import interrupt_in, terminable
+from rayface.progress import shown_on
 from rayface.training.recovery.interrupt import exit_code_of
 
 
@@ -42,7 +43,12 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
     command = typer.main.get_command(app)
     try:
         # Not command.main: it takes every interrupt for Ctrl-C, and ends without a word.
-        with terminable(), command.make_context("rayface", list(arguments)) as context:
+        with (
+            terminable(),
+            logged_to_stderr(),
+            shown_on(Terminal()),
+            command.make_context("rayface", list(arguments)) as context,
+        ):
             command.invoke(context)
     except typer.Exit as ended:
         return ended.exit_code, ""

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayface.cli.common import Debug, Json, Overrides, Seed, app, path_option, show_result, show_results
+from rayface.cli.common import Debug, Json, Overrides, Seed, Verbose, app, path_option, show_result, show_results
 from rayface.config import parse_bytes
 
 bench = typer.Typer(help="Measure this machine; ratios are of things measured in one run.", no_args_is_help=True)
@@ -27,6 +27,7 @@ def bench_head(
     straightforward: Annotated[bool, typer.Option("--straightforward", help="Measure the plain way too.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Seconds and memory of a class layer's step, against its three bare matrix products."""
@@ -61,6 +62,7 @@ def bench_rates(
     megabytes: Annotated[int, typer.Option(help="Of what is copied, and of what is reduced over the link.")] = 256,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Matrix products, memory and link of this machine: with --json, a file for `rayface plan --rates`."""
@@ -80,17 +82,16 @@ def bench_embed(
     precision: Annotated[str, typer.Option(help="Of the model's products: fp32 or bf16.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Images a second of embedding shards, against the bare model on batches that are ready."""
     from rayface.bench.embed import bench_embed as measure
     from rayface.config import parse_paths
-    from rayface.display import counting
     from rayface.embedding.embed import EmbedSettings
 
     settings = EmbedSettings(model=model, backbone=backbone, flip=flip, precision=precision)  # type: ignore[arg-type]
-    with counting("measuring, round") as progress:
-        result = measure(settings, parse_paths("--data", data), images, threads, device, progress)
+    result = measure(settings, parse_paths("--data", data), images, threads, device)
     show_result("embedding", result, json)
 
 
@@ -104,6 +105,7 @@ def bench_train(
     ops: Annotated[int, typer.Option(min=0, help="Also so many operators that take the most time, by a profile.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Images/s of whole training steps in one worker, and where their time goes; data.train=DIR reads real data."""
@@ -148,6 +150,7 @@ def bench_nms(
     loop_identities: Annotated[int, typer.Option(min=1, help="Drawn for the double loop; its time is scaled.")] = 500,
     seed: Seed = 0,
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Faces a second of Face-NMS on drawn embeddings, against a plain double loop on some of them."""
@@ -171,25 +174,23 @@ def bench_prune(
     directory: Annotated[Path | None, path_option(help="On the disk to measure; default: the temporary one.")] = None,
     seed: Seed = 0,
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Seconds of a whole prune job by stage, and memory of its processes, on drawn embeddings in no order."""
     from rayface.bench.prune import bench_prune as measure
-    from rayface.display import counting
 
-    with counting("pruning") as progress:
-        result = measure(
-            faces,
-            identities,
-            embedding_size,
-            keep,
-            parse_bytes(block_size),
-            largest,
-            cpus,
-            directory=directory,
-            seed=seed,
-            progress=progress,
-        )
+    result = measure(
+        faces,
+        identities,
+        embedding_size,
+        keep,
+        parse_bytes(block_size),
+        largest,
+        cpus,
+        directory=directory,
+        seed=seed,
+    )
     show_result("pruning", result, json)
 
 
@@ -201,6 +202,7 @@ def bench_checkpoint(
     sample_rate: Annotated[float, typer.Option(help="Share of the classes in a step: less makes it shorter.")] = 0.1,
     directory: Annotated[Path | None, path_option(help="On the disk to measure; default: the temporary one.")] = None,
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Seconds that training waits for a checkpoint, against the seconds of its write."""

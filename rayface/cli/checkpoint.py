@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Imports, Json, app, path_argument, path_option, show_result, tell
+from rayface.cli.common import Debug, Imports, Json, Verbose, app, path_argument, path_option, show_result, tell
 
 checkpoints = typer.Typer(help="Look into a checkpoint and take parts out of it.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoint")
@@ -25,6 +25,7 @@ def checkpoint_show(directory: CheckpointDir, json: Json = False, debug: Debug =
 def checkpoint_verify(
     directory: Annotated[Path, path_argument(metavar="DIR", help="A checkpoint, or a run directory: all of its.")],
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Compare every byte with the digests; exit code 1 where there are faults, each is named."""
@@ -45,6 +46,7 @@ def checkpoint_export(
     out: Annotated[Path, path_option(help="Folder for model.safetensors and model.json.")],
     imports: Imports = None,
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Write the backbone of a checkpoint as a model."""
@@ -65,6 +67,7 @@ def checkpoint_reshard(
         ),
     ] = False,
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Merge the class centers of all ranks into one safetensors matrix, or split them for so many ranks."""

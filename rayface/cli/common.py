@@ -1,13 +1,15 @@
 """The app, and what its verbs share: options, and how a result is shown."""
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rayface.credentials import mask
+from rayface.progress import Bar
 
 app = typer.Typer(
     name="rayface",
@@ -45,6 +47,53 @@ def _load_plugins(modules: list[str] | None) -> list[str] | None:
     return modules
 
 
+class Terminal:
+    """A `progress.Display` on stderr; what draws takes its time to import."""
+
+    def bar(self, name: str) -> AbstractContextManager[Bar]:
+        from rayface.display import progress_bar
+
+        return progress_bar(name)
+
+    def training(self, run: Path, total_steps: int) -> AbstractContextManager[None]:
+        from rayface.display import follow_training
+
+        return follow_training(run, total_steps)
+
+
+class _Stderr(logging.Handler):
+    """Prints what rayface logs on stderr, credentials masked."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tell(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def logged_to_stderr() -> Iterator[None]:
+    """While inside, print what rayface logs from the level INFO on, or all of it once --verbose was read."""
+    logger, handler = logging.getLogger("rayface"), _Stderr()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _be_verbose(verbose: bool) -> bool:
+    logger = logging.getLogger("rayface")
+    if verbose:
+        logger.setLevel(logging.DEBUG)
+        for handler in logger.handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return verbose
+
+
 Imports = Annotated[
     list[str] | None,
     typer.Option(
@@ -59,6 +108,10 @@ Address = Annotated[
     str | None, typer.Option(help="Ray cluster, if the verb uses one; default: RAY_ADDRESS or a local Ray.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's logs, and tracebacks of errors.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", callback=_be_verbose, help="Show debug messages, with the time and the module of each."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Every seed is another result; the same seed is the same one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, dotted.")]
 # Typer brings its own copy of click or uses the installed one, by version: take the class from what it exports.

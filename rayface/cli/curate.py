@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Seed, app, show_result, tell
+from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Seed, Verbose, app, show_result, tell
 from rayface.config import parse_bytes
 
 Data = Annotated[str, typer.Option(help="Dataset directory, or several as one: '[A,B]', as data.train.")]
@@ -25,11 +25,11 @@ def embed(
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Embed a dataset with a model, as a Ray Data job: one parquet file of key, label, embedding for each shard."""
     from rayface.config import load, parse_paths
-    from rayface.display import counting
     from rayface.embedding.embed import EmbedSettings
     from rayface.embedding.embed import embed as embed_data
 
@@ -40,18 +40,15 @@ def embed(
         precision=precision,  # type: ignore[arg-type]  # checked there
         dtype=dtype,  # type: ignore[arg-type]
     )
-    with counting("embedding shards") as progress:
-        result = embed_data(
-            settings,
-            parse_paths("--data", data),
-            out,
-            config=load(overrides=overrides or []),
-            workers=workers,
-            address=address,
-            debug=debug,
-            progress=progress,
-            say=tell,
-        )
+    result = embed_data(
+        settings,
+        parse_paths("--data", data),
+        out,
+        config=load(overrides=overrides or []),
+        workers=workers,
+        address=address,
+        debug=debug,
+    )
     for fault in result["faults"]:
         tell(fault)
     shown = ("model", "data", "num_rows", "num_classes", "embedding_size", "flip", "parts_skipped", "seconds")
@@ -96,6 +93,7 @@ def prune(
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Choose a core set of the faces that were embedded, as a Ray Data job."""
@@ -104,7 +102,6 @@ def prune(
     from rayface.curate.prune.core_set import build
     from rayface.curate.prune.proxy import ProxySettings, prune_by_proxy
     from rayface.curate.prune.settings import PruneSettings, check_head
-    from rayface.display import counting, follow_training
 
     settings = PruneSettings(
         method=method,
@@ -133,20 +130,17 @@ def prune(
     check_head(head, method, baseline or ())
     paths = parse_paths("--data", data) if data else None
     if embeddings is not None:
-        with counting("pruning") as progress:
-            result = build(
-                settings,
-                embeddings,
-                out,
-                data=paths,
-                exclude=exclude,
-                write_shards=write_shards,
-                config=load(overrides=overrides or []),
-                address=address,
-                debug=debug,
-                progress=progress,
-                say=tell,
-            )
+        result = build(
+            settings,
+            embeddings,
+            out,
+            data=paths,
+            exclude=exclude,
+            write_shards=write_shards,
+            config=load(overrides=overrides or []),
+            address=address,
+            debug=debug,
+        )
     else:
         if paths is None:
             raise ValueError("--data: is not given: must be a dataset directory, what the proxy is to embed")
@@ -160,9 +154,6 @@ def prune(
             write_shards=write_shards,
             address=address,
             debug=debug,
-            follow=follow_training,
-            count=counting,
-            say=tell,
         )
     facts = {name: value for name, value in result.items() if name not in ("config", "created_by")}
     show_result(f"core set in {out}", {"out": out, **result} if json else facts, json)

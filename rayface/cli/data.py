@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Seed, ShardSize, app, dataset_facts, show_result, tell
+from rayface.cli.common import Address, Debug, Json, Seed, ShardSize, Verbose, app, dataset_facts, show_result, tell
 from rayface.config import parse_bytes
 
 
@@ -20,6 +20,7 @@ def synth(
     shard_size: ShardSize = "256MB",
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Draw a set of faces; nobody's likeness, the same for a seed."""
@@ -53,18 +54,15 @@ def convert(
     seed: Seed = 0,
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Convert face images to a dataset of tar shards."""
     from rayface.data.convert import CONVERTERS
-    from rayface.display import counting
 
     if source not in CONVERTERS:
         raise ValueError(f"--from: {source!r}: must be one of {', '.join(CONVERTERS)}")
-    with counting("converting") as progress:
-        dataset = CONVERTERS[source](
-            src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed, progress=progress
-        )
+    dataset = CONVERTERS[source](src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed)
     left_out: Counter[str] = Counter()
     for fault in dataset.faults:
         tell(fault)
@@ -79,14 +77,13 @@ def check(
     write_manifest: Annotated[bool, typer.Option("--write-manifest", help="Write dataset.json into DIR.")] = False,
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Count a dataset and name every fault in it; exit code 1 where there are faults."""
     from rayface.data.check import check as check_dataset
-    from rayface.display import counting
 
-    with counting("checking") as progress:
-        report = check_dataset(directory, deep=deep, write_manifest=write_manifest, progress=progress)
+    report = check_dataset(directory, deep=deep, write_manifest=write_manifest)
     facts = {
         "dataset": directory,
         "images": report.num_images,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Imports, Json, app, path_option, show_result
+from rayface.cli.common import Address, Debug, Imports, Json, Verbose, app, path_option, show_result
 
 
 @app.command()
@@ -18,6 +18,7 @@ def backbones(
     device: Annotated[str, typer.Option(help="Where to measure: cpu or cuda.")] = "cpu",
     imports: Imports = None,
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """List the backbones: parameters, multiply-adds, paper; with --measure their speed on this machine."""
@@ -54,6 +55,7 @@ def evaluate(
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Measure verification accuracy (10 folds, mirrored images added) on pairs."""
@@ -76,6 +78,7 @@ def export(
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Export a model to ONNX with a dynamic batch, checked against PyTorch."""

@@ -14,11 +14,11 @@ from rayface.cli.common import (
     Imports,
     Json,
     Overrides,
+    Verbose,
     app,
     kept_results,
     path_argument,
     show_results,
-    tell,
 )
 from rayface.values import to_text
 
@@ -33,6 +33,7 @@ def run(
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Run verbs one after the other, from a file; what is finished is skipped."""
@@ -41,7 +42,7 @@ def run(
     from rayface.experiment.verbs import VERBS
 
     commands = {verb: _Verb(verb) for verb in VERBS}
-    result = run_experiment(file, overrides or [], commands, out=out, address=address, debug=debug, say=tell)
+    result = run_experiment(file, overrides or [], commands, out=out, address=address, debug=debug)
     if json:
         json_line(result)
         return

@@ -11,11 +11,11 @@ from rayface.cli.common import (
     Imports,
     Json,
     Overrides,
+    Verbose,
     app,
     path_option,
     show_result,
     show_results,
-    tell,
 )
 from rayface.config import parse_bytes
 
@@ -29,10 +29,10 @@ def train(
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Train a model into a run directory, logged to MLflow."""
-    from rayface.display import follow_training
     from rayface.training.run_directory import resolve
     from rayface.training.trainer import train as train_model
 
@@ -42,8 +42,6 @@ def train(
         resume=resume,
         address=address,
         debug=debug,
-        follow=follow_training,
-        say=tell,
     )
     show_result("trained", result, json)
 
@@ -70,6 +68,7 @@ def plan(
     ] = False,
     imports: Imports = None,
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Say what a training run will take, and refuse what cannot fit."""
@@ -109,6 +108,7 @@ def sync(
     run: Annotated[str, typer.Argument(help="Run directory, or the output of another job, on a disk or a URI.")],
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for MLflow.")] = 60.0,
     json: Json = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Deliver to MLflow what a run could not, because the server was down."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Imports, Json, Overrides, app, path_argument, show_result, tell
+from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, path_argument, show_result
 
 
 @app.command()
@@ -17,6 +17,7 @@ def tune(
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Search config keys by many training runs: Ray Tune with Optuna, logged to MLflow."""
@@ -29,6 +30,5 @@ def tune(
         resume=resume,
         address=address,
         debug=debug,
-        say=tell,
     )
     show_result("swept", result, json)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rayface.curate.identities import Ints, group_offsets
 from rayface.embedding.embeddings import EmbeddingFile, Embeddings, Rows, read_labels, read_rows
-from rayface.ray_tasks import Progress, map_unordered
+from rayface.ray_tasks import map_unordered
 from rayface.storage import DataError, atomic_stream
 
 _MOST_MET = 1000
@@ -108,7 +108,7 @@ def _sorted(parts: list[Rows]) -> Rows:
     return Rows(keys.take(order), labels[places], embeddings)
 
 
-def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int, progress: Progress) -> Partitions:
+def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int) -> Partitions:
     """Count the identities and cut the faces into partitions.
 
     Args:
@@ -122,12 +122,12 @@ def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int, pr
         DataError: a bad row, or a key that occurs twice; one line.
     """
     block = max(1, block_bytes // (source.size * np.dtype(source.dtype).itemsize))
-    counts = _count(source, block, progress)
+    counts = _count(source, block)
     labels, sizes = counts.labels, counts.sizes
     if counts.runs is not None:
         partitions = list(_cut_by_identity(source.files, counts.runs, block))
     else:
-        partitions = _shuffle(source, folder, labels, sizes, block, progress)
+        partitions = _shuffle(source, folder, labels, sizes, block)
     return Partitions(partitions=tuple(partitions), labels=labels, sizes=sizes)
 
 
@@ -151,7 +151,7 @@ class _Counts:
     runs: list[tuple[Ints, Ints]] | None  # of each file, where rows arrive by identity: labels and lengths
 
 
-def _count(source: Embeddings, block: int, progress: Progress) -> _Counts:
+def _count(source: Embeddings, block: int) -> _Counts:
     """Read keys and labels of all files once."""
     files = source.files
 
@@ -170,7 +170,7 @@ def _count(source: Embeddings, block: int, progress: Progress) -> _Counts:
     whole = True
     hashes, done = np.empty(source.num_rows, np.uint64), 0
     counts: list[tuple[Ints, Ints]] = []
-    for result in map_unordered(count, parts, progress):
+    for result in map_unordered(count, parts, "read keys and labels", rows=source.num_rows):
         whole &= result["runs"] is not None
         if whole:
             runs[result["part"]] = result["runs"]
@@ -249,9 +249,7 @@ def _cut_by_identity(files: Sequence[EmbeddingFile], runs: list[tuple[Ints, Ints
         yield Partition(ranges=tuple(ranges), num_rows=held)
 
 
-def _shuffle(
-    source: Embeddings, folder: Path, labels: Ints, sizes: Ints, block: int, progress: Progress
-) -> list[Partition]:
+def _shuffle(source: Embeddings, folder: Path, labels: Ints, sizes: Ints, block: int) -> list[Partition]:
     """Sort blocks of rows by label into files of their own; a partition is a range of labels in all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     blocks: list[list[Range]] = [
@@ -267,7 +265,7 @@ def _shuffle(
             write_run(runs.path(part), _sorted([read_rows(*each) for each in ranges]))
         return {}
 
-    for _ in map_unordered(sort, list(enumerate(blocks)), progress):
+    for _ in map_unordered(sort, list(enumerate(blocks)), "sort by identity", rows=source.num_rows):
         pass
     # A partition ends with the identity that fills its block.
     ends = np.cumsum(sizes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,13 +77,12 @@ def check(
     *,
     deep: bool = False,
     write_manifest: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Read every shard of a dataset directory from front to back, in parallel, and hold it against its manifest.
 
     `deep` also compares each shard's sha256 with the manifest and decodes every JPEG (in processes for large sets:
     scripts that call it need a `__main__` guard). `write_manifest` writes dataset.json and index.parquet; what cannot
-    be read is left out. `progress` hears (shards done, of). Raises DataError where there is no
+    be read is left out. Raises DataError where there is no
     dataset or the directory cannot be written.
     """
     root = normalise(path)
@@ -101,7 +100,7 @@ def check(
     ordered = _in_manifest_order(shards, manifest)
     num_classes = manifest.num_classes if manifest else None
     jobs = scan_jobs(root, ordered, num_classes, deep=deep, digest=deep or write_manifest)
-    scans = scan_shards(jobs, sum(file.size for file in shards), progress)
+    scans = scan_shards(jobs, sum(file.size for file in shards))
     faults = [fault for scan in scans for fault in scan.faults] + faults_not_read(root, not_read)
     shared = shared_key(scans)
     if manifest:

@@ -20,13 +20,13 @@ from rayface.data.sources.folder import Listing, fault_of, has_image_suffix, lis
 from rayface.data.sources.webdataset import convert_webdataset
 from rayface.data.writer import DEFAULT_SHARD_SIZE, ShardWriter
 from rayface.machine import num_cpus
+from rayface.progress import phase
 from rayface.storage import DataError, Source, one_line, split
 
 _AHEAD = 64  # images in memory while they wait for their place in a shard
 _MAX_BYTES = 1 << 30  # of a file that may be an image
 
 _Out = TypeVar("_Out")
-Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 def convert_folder(
@@ -39,7 +39,6 @@ def convert_folder(
     image_size: int = 112,
     quality: int = 95,
     name: str | None = None,
-    progress: Progress | None = None,
 ) -> Dataset:
     """Convert a folder with one folder of images for each identity, into shards shuffled as a whole.
 
@@ -76,13 +75,13 @@ def convert_folder(
         shard_size=shard_size,
     ) as writer:
         loaded = _ordered(lambda number: load(listing.paths[number]), order.tolist())
-        for done, (number, jpeg) in enumerate(loaded, 1):
-            if isinstance(jpeg, Fault):
-                listing.left_out.add(jpeg)
-            else:
-                writer.add(keys[number], listing.labels[number], jpeg)
-            if progress:
-                progress(done, len(listing.paths))
+        with phase("convert images", parts=len(listing.paths), rows=len(listing.paths)) as current:
+            for number, jpeg in loaded:
+                if isinstance(jpeg, Fault):
+                    listing.left_out.add(jpeg)
+                else:
+                    writer.add(keys[number], listing.labels[number], jpeg)
+                current.advance()
         if not writer.counts.all():
             lost = listing.identities[int(np.argmin(writer.counts))]
             raise DataError(f"{root}: {lost}: its images could be read before and not any more; run it again")

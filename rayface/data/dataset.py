@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from rayface.data.label_join import Join, LabelJoin, Labelled, join_labels
 from rayface.data.manifest import RECOUNT, digest_of
 from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.storage import DataError, join, normalise
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +167,10 @@ def open_dataset(
     *,
     max_corrupt_fraction: float = 1e-3,
     join: Join | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Dataset:
     """Open one or several dataset directories (local or URI) as one dataset.
 
-    Labels of several are joined as `join` says, see join_labels, and `say` is told how.
+    Labels of several are joined as `join` says, see join_labels; how is logged.
     Directories without dataset.json are scanned once, in parallel, and remembered in the user's cache.
     Raises DataError, one line, for a missing folder, no shards, a damaged manifest, labels of which it is not clear how
     they are joined, or where more than
@@ -186,7 +188,7 @@ def open_dataset(
         raise DataError(f"{', '.join(roots)}: the dataset has no samples")
     joined = _join_labels(parts, join)
     if joined.text:
-        say(joined.text)
+        logger.info("%s", joined.text)
     digest = _joint_digest(parts, joined)
     first = parts[0].manifest
     shards = tuple(shard for part in parts for shard in _shards(part))

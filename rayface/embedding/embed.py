@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from rayface.data.streaming.batches import FaultCounter
 from rayface.embedding.embedder import Precision, load_embedder
 from rayface.embedding.embeddings import JOB, MANIFEST, Dtype, part_note, write_part
 from rayface.job_folder import claimed
-from rayface.ray_tasks import Progress, map_unordered_by_actors, quiet_data
+from rayface.ray_tasks import map_unordered_by_actors, quiet_data
 from rayface.session import is_cluster, ray_session, require_workers
 from rayface.storage import DataError, join, list_names, normalise, on_disk, write_bytes
 from rayface.tracking.job import tracked_job
@@ -62,8 +62,6 @@ def embed(
     workers: int | None = None,
     address: str | None = None,
     debug: bool = False,
-    progress: Progress = lambda done, total: None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Embed every image of a dataset into parquet files with key, label and an embedding of length 1.
 
@@ -77,8 +75,6 @@ def embed(
         workers: actors, which a cluster is asked for nodes for; None: one for each GPU that is there, else one for each
             CPU, never more than shards.
         config: for data.max_corrupt_fraction, data.join, train.device, train.wait_for_nodes and tracking.
-        progress: told how many shards of how many are embedded.
-        say: told how the labels of several datasets are joined, and what the job waits for before it can start.
 
     Returns:
         the manifest, embeddings.json: settings, digests, counts, parts, faults, seconds.
@@ -91,7 +87,7 @@ def embed(
     model = on_disk(settings.model, "--model").absolute()  # workers run in another directory
     settings = replace(settings, model=str(model))
     limit = config.data.max_corrupt_fraction
-    dataset = open_dataset(data, max_corrupt_fraction=limit, join=config.data.join, say=say)
+    dataset = open_dataset(data, max_corrupt_fraction=limit, join=config.data.join)
     root = normalise(out)
     job = job_of(settings, dataset)
     params = {**job, "model": settings.model, "data": dataset.roots, "dataset.name": dataset.name}
@@ -104,9 +100,9 @@ def embed(
         missing = [number for number in range(len(dataset.shards)) if number not in parts]
         with ray_session(address, debug=debug), quiet_data(debug):
             if missing and is_cluster(address):
-                _wait_for_nodes(config.train, min(workers or 1, len(missing)), say)
+                _wait_for_nodes(config.train, min(workers or 1, len(missing)))
             work = _Work(settings=settings, dataset=dataset, root=root, job=job, device=config.train.device)
-            for done in work.embedded(missing, workers, progress):
+            for done in work.embedded(missing, workers):
                 if len(parts) == len(dataset.shards) - len(missing):
                     _refuse_lost(root, [done["part"]])  # after the first shard, not after hours
                 parts[done["part"]] = done
@@ -186,7 +182,7 @@ class _Work:
     job: dict[str, Any]
     device: str
 
-    def embedded(self, missing: Sequence[int], workers: int | None, progress: Progress) -> Iterator[dict[str, Any]]:
+    def embedded(self, missing: Sequence[int], workers: int | None) -> Iterator[dict[str, Any]]:
         """Embed shards; yield for each its part, rows and faults."""
         gpu, places, cpus = find_room(self.device)
         actors = max(1, min(workers or places, len(missing)))
@@ -201,13 +197,20 @@ class _Work:
         }
         work = list(shard_work(self.dataset, missing))
         yield from map_unordered_by_actors(
-            ShardEmbedder, arguments, work, progress, actors=actors, num_cpus=cpus, num_gpus=int(gpu)
+            ShardEmbedder,
+            arguments,
+            work,
+            "embed shards",
+            rows=sum(len(shard.samples) for shard in work),
+            actors=actors,
+            num_cpus=cpus,
+            num_gpus=int(gpu),
         )
 
 
-def _wait_for_nodes(train: TrainConfig, workers: int, say: Callable[[str], None]) -> None:
+def _wait_for_nodes(train: TrainConfig, workers: int) -> None:
     """Ask for nodes: those of a cluster come and go with the work."""
-    require_workers(train.device, 1.0, workers, wait=train.wait_for_nodes, say=say, setting="--workers")
+    require_workers(train.device, 1.0, workers, wait=train.wait_for_nodes, setting="--workers")
 
 
 def find_room(device: str) -> tuple[bool, int, int]:

@@ -1,10 +1,11 @@
 """Runs an experiment's stages one after the other, on one Ray; what is finished is skipped."""
 
 import json
+import logging
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from rayface.session import ray_session
 from rayface.storage import on_disk
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RESULT
+
+logger = logging.getLogger(__name__)
 
 _JOB = ".experiment.json"
 # Options that do not change a result.
@@ -83,7 +86,6 @@ def run(
     out: str | None = None,
     address: str | None = None,
     debug: bool = False,
-    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Run the stages of an experiment that are not finished, in their order.
 
@@ -98,7 +100,6 @@ def run(
         out: folder of the stages; None: the file's `output`, else experiments/NAME.
         address: Ray cluster; None: RAY_ADDRESS, else one local Ray for all stages.
         debug: show the logs of Ray.
-        say: told what is done and what is skipped.
 
     Returns:
         experiment, output, seconds, and of every stage its name, verb, output, skipped, seconds and result.
@@ -123,7 +124,7 @@ def run(
             for number, each in enumerate(prepared, 1):
                 title = f"stage {number} of {len(prepared)}: {each.stage.verb} {each.stage.name}"
                 done = _finished(each, prepared, record)
-                say(f"{title}: finished before, skipped" if done else title)
+                logger.info("%s%s", title, ": finished before, skipped" if done else "")
                 stages.append(_shown(each, done or _call(each, prepared, record, again), skipped=done is not None))
     seconds = time.monotonic() - start
     return {"experiment": experiment.name, "output": str(root), "seconds": seconds, "stages": stages}

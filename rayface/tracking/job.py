@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayface.config import TrackingConfig
+from rayface.progress import recorded_in
 from rayface.tracking.delivery import Delivery, tracking_uri
 from rayface.tracking.journal import Journal, Status
 from rayface.tracking.spool import JOURNAL
@@ -37,7 +38,8 @@ def tracked_job(folder: Path, config: TrackingConfig, params: Mapping[str, objec
     job.journal.params(params)
     status: Status = "FAILED"
     try:
-        yield job
+        with recorded_in(job.journal):
+            yield job
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

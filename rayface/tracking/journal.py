@@ -73,6 +73,10 @@ class Journal:
         name = os.path.relpath(path, self.path.parent) if path.is_relative_to(run) else str(path)
         self._write("artifact", path=name, folder=folder)
 
+    def phase(self, name: str, event: str, **numbers: float | int | str) -> None:
+        """Log the start or the end of a phase of the job; it stays in the journal, MLflow does not see it."""
+        self._write("phase", name=name, event=event, **numbers)
+
     def finish(self, status: Status) -> None:
         """Say how the run ended; MLflow learns it after everything else."""
         self._write("finish", status=status)

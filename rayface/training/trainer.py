@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import logging
 import math
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +34,7 @@ from rayface.heads.from_config import build_config_margin
 from rayface.interrupts import terminable
 from rayface.plan.memory import job_of
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
+from rayface.progress import phase, recorded_in, show_training
 from rayface.session import is_cluster, ray_session, require_workers, takes_gpu
 from rayface.storage import DataError
 from rayface.tracking.journal import Status
@@ -52,7 +54,7 @@ from rayface.training.worker import train_worker
 
 _RESIZE_SECONDS = 60.0  # between looks for room for more workers
 
-Follow = Callable[[Path, int], contextlib.AbstractContextManager[None]]
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -61,8 +63,6 @@ def train(
     resume: bool = False,
     address: str | None = None,
     debug: bool = False,
-    follow: Follow = lambda run, steps: contextlib.nullcontext(),
-    say: Callable[[str], None] = lambda text: None,
     tags: Mapping[str, str] = MappingProxyType({}),
     held_cpus: float = 0.0,
 ) -> dict[str, Any]:
@@ -73,9 +73,6 @@ def train(
         resume: go on from the last checkpoint of the run directory.
         address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
         debug: show the logs of Ray.
-        follow: called with the run directory and the number of steps; its context spans the training and may
-            show the journal's progress.
-        say: told the counts of the data, and what the run waits for before it can start.
         tags: of the MLflow run.
         held_cpus: of the cluster, by runs at the same time; readers must not wait for these.
 
@@ -90,8 +87,8 @@ def train(
     """
     check_settings(config)
     check_output(config, resume)
-    dataset = _open_data(config, resume, say)
-    say(f"data {_data_text(dataset)}")
+    dataset = _open_data(config, resume)
+    logger.info("data %s", _data_text(dataset))
     plan = _plan(config, dataset)
     _check_backbone(config, resume)
     check_distillation(config)
@@ -99,7 +96,7 @@ def train(
     with ray_session(address, num_cpus=num_cpus, debug=debug):
         remove_orphaned_placement_groups()  # of a run before in this process
         on_cluster = is_cluster(address)
-        _check_resources(config, config.train.wait_for_nodes if on_cluster else 0.0, say)
+        _check_resources(config, config.train.wait_for_nodes if on_cluster else 0.0)
         _check_memory(config, dataset.num_classes)
         with claimed(config, resume) as run:
             facts = _data_facts(dataset)
@@ -110,24 +107,21 @@ def train(
             # From here on the run is one of this config; until here a run that is resumed is as it was.
             write_json(run / DATA, facts)
             configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
-            return _train_in(run, config, dataset, plan, follow, resume=resume, tags=tags, held_cpus=held_cpus)
+            return _train_in(run, config, dataset, plan, resume=resume, tags=tags, held_cpus=held_cpus)
 
 
-def _open_data(config: Config, resume: bool, say: Callable[[str], None]) -> Dataset:
+def _open_data(config: Config, resume: bool) -> Dataset:
     data = config.data
     try:
-        return open_dataset(data.train, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join, say=say)
+        return open_dataset(data.train, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
     except DataError as error:
         if not resume:
             raise
         raise DataError(f"{error}; where the data was moved, name its new place: --resume data.train=DIR") from error
 
 
-def dry_run(config: Config, say: Callable[[str], None] = lambda text: None) -> int:
+def dry_run(config: Config) -> int:
     """Check what can be checked without Ray.
-
-    Args:
-        say: told how the labels of several datasets are joined.
 
     Returns:
         the number of training steps.
@@ -136,7 +130,7 @@ def dry_run(config: Config, say: Callable[[str], None] = lambda text: None) -> i
         ValueError: bad input; one line.
     """
     check_settings(config)
-    dataset = _open_data(config, False, say)
+    dataset = _open_data(config, False)
     return _num_steps(config, _plan(config, dataset))
 
 
@@ -149,7 +143,6 @@ def _train_in(
     config: Config,
     dataset: Dataset,
     plan: SampleOrder,
-    follow: Follow,
     *,
     resume: bool,
     tags: Mapping[str, str],
@@ -158,9 +151,10 @@ def _train_in(
     if not resume:
         write_text(run / "faults.log", "".join(f"{fault}\n" for fault in dataset.faults))
     with session(run) as seconds, _tracked(config, run, dataset, tags) as tracked:
-        with follow(run, _num_steps(config, plan)):
+        with phase("train"), show_training(run, _num_steps(config, plan)):
             _fit(config, run, dataset, share(dataset), plan, held_cpus)
-        result = _gather(run, dataset, seconds=seconds())
+        with phase("write report"):
+            result = _gather(run, dataset, seconds=seconds())
         for path, folder in _artifacts(run):
             tracked.journal.artifact(path, folder)
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
@@ -225,10 +219,10 @@ def _check_backbone(config: Config, resume: bool) -> None:
         build_config_backbone(config)
 
 
-def _check_resources(config: Config, wait: float, say: Callable[[str], None]) -> None:
+def _check_resources(config: Config, wait: float) -> None:
     """Wait for the nodes that the workers need."""
     train = config.train
-    require_workers(train.device, train.cpus_per_worker, train.min_workers, wait=wait, say=say)
+    require_workers(train.device, train.cpus_per_worker, train.min_workers, wait=wait)
 
 
 def _check_memory(config: Config, num_classes: int) -> None:
@@ -289,7 +283,8 @@ def _tracked(config: Config, run: Path, dataset: Dataset, tags: Mapping[str, str
     journal.tags({"git_commit": _git_commit(), "run_directory": str(run)})
     status: Status = "FAILED"
     try:
-        yield tracked
+        with recorded_in(journal):
+            yield tracked
         status = "FINISHED"
     except (KeyboardInterrupt, TrainingInterruptedError):
         status = "KILLED"

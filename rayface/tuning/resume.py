@@ -1,7 +1,8 @@
 """Resume a sweep: find its directory, and compare its file, which may have been edited, with the first one."""
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from rayface.tuning.spec import Spec
 from rayface.tuning.sweep_directory import SPEC, newest
 from rayface.values import read_yaml, to_text
 
+logger = logging.getLogger(__name__)
+
 _FILE = "started.yaml"  # the sweep's file as it was
 _COMMAND = "started.json"  # what was said beside it
 _LONGEST = 100  # characters of a value in a message
@@ -32,9 +35,7 @@ def remember(folder: Path, file: Path, overrides: Sequence[str], preset: str | N
     write_text(folder / _FILE, text)
 
 
-def resume_sweep(
-    file: Path, overrides: Sequence[str], preset: str | None, say: Callable[[str], None]
-) -> tuple[Spec, Config, Path]:
+def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
     """What a sweep that goes on does, the config of all its trials, and its directory.
 
     It is the sweep that sweep.output names, here or in the file, else the newest of the file's name. What the file says
@@ -44,7 +45,6 @@ def resume_sweep(
         file: the sweep's, as it is now.
         overrides: of this call.
         preset: of this call; None: the one that the sweep was started with.
-        say: told what has been edited and holds.
 
     Raises:
         ValueError: bad input; one line that names each key that differs.
@@ -55,7 +55,9 @@ def resume_sweep(
     if file.resolve().parent == folder.resolve():  # the sweep's own copy
         return spec, base, folder
     if not (folder / _FILE).exists():
-        say(f"{file}: not compared, the sweep in {folder} was started by an older rayface and goes on as it was")
+        logger.info(
+            "%s: not compared: the sweep in %s was started by an older rayface and resumes unchanged", file, folder
+        )
         return spec, base, folder
     command = json.loads((folder / _COMMAND).read_text())
     first = command["preset"]
@@ -73,7 +75,7 @@ def resume_sweep(
         )
     given = {"sweep.output", *(text.partition("=")[0] for text in overrides)}
     if holds := {key: values for key, values in edited.items() if key not in given}:
-        say(f"{file}: edited since the sweep was started, and holds: {_listed(holds)}")
+        logger.info("%s: edited since the sweep was started, and holds: %s", file, _listed(holds))
     changed = {key.removeprefix("sweep."): both[1] for key, both in holds.items() if key != "heatmaps"}
     return replace(spec, sweep=replace(spec.sweep, **changed), heatmaps=now.heatmaps), base, folder
 

@@ -40,7 +40,7 @@ from rayface.tuning.trial import run_trial
 # A trial only waits for its workers: a CPU of its own, however small a part, would not fit beside them where they fill
 # the cluster. Ray Tune must be given something, so it is a byte.
 _TRIAL = ray_tune.PlacementGroupFactory([{"memory": 1}])
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def tune(
@@ -51,7 +51,6 @@ def tune(
     resume: bool = False,
     address: str | None = None,
     debug: bool = False,
-    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Run the sweep that a file describes.
 
@@ -63,7 +62,6 @@ def tune(
             says now is held against what the sweep was started with.
         address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
         debug: show the logs of Ray.
-        say: told of every trial that has ended.
 
     Returns:
         sweep (its directory), trials by how they ended, the best one with its values and parameters,
@@ -75,19 +73,19 @@ def tune(
         TrainingInterruptedError: by Ctrl-C or SIGTERM; one line.
     """
     if resume:
-        spec, base, folder = resume_sweep(file, overrides, preset, say)
+        spec, base, folder = resume_sweep(file, overrides, preset)
     else:
         spec, base, folder = new_sweep(file, overrides, preset)
-    total_steps = dry_run(base, say)
+    total_steps = dry_run(base)
     for choice in spec.search["data.train"].edges() if "data.train" in spec.search else ():
-        dry_run(configs.with_overrides(base, {"data.train": choice}), say)
+        dry_run(configs.with_overrides(base, {"data.train": choice}))
     base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
     most = _most_workers(spec, base)
     num_cpus = spec.sweep.concurrency * _cpus(most) + 1
     with claimed(folder), ray_session(address, num_cpus=num_cpus, debug=debug):
         if is_cluster(address):
-            _wait_for_nodes(spec, most, say)
+            _wait_for_nodes(spec, most)
         _check_room(spec, most)
         storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{folder / 'study.db'}"
         study = open_study(spec, study_name(folder, resume), storage, total_steps=total_steps, resume=resume)
@@ -95,18 +93,16 @@ def tune(
             remember(folder, file, overrides, preset)
             specs.dump(spec, base, folder / SPEC)
         with session(folder) as seconds:
-            sweep = _Sweep(spec, base, folder, study, say, address or os.environ.get("RAY_ADDRESS"))
+            sweep = _Sweep(spec, base, folder, study, address or os.environ.get("RAY_ADDRESS"))
             with sweep.tracked():
                 sweep.run()
                 return sweep.finish(seconds())
 
 
 class _Sweep:
-    def __init__(
-        self, spec: Spec, base: Config, folder: Path, study: optuna.Study, say: Say, address: str | None
-    ) -> None:
+    def __init__(self, spec: Spec, base: Config, folder: Path, study: optuna.Study, address: str | None) -> None:
         self._address = address
-        self._spec, self._base, self._folder, self._study, self._say = spec, base, folder, study, say
+        self._spec, self._base, self._folder, self._study = spec, base, folder, study
         self._journal = tracking.Journal(folder / "journal" / "driver.jsonl")
         self._tags: dict[str, str] = {}  # of the trials' MLflow runs
         self._search = StudySearch(study, spec, folder, self._ended)
@@ -125,7 +121,7 @@ class _Sweep:
         status: Status = "FAILED"
         try:
             if delivery is not None:
-                self._tags.update(_nested_in(delivery, settings.timeout, self._say))
+                self._tags.update(_nested_in(delivery, settings.timeout))
             yield
             status = "FINISHED"
         except TrainingInterruptedError:
@@ -248,7 +244,7 @@ class _Sweep:
         if best:
             curves[f"best/{metrics[0]}"] = best[0].values[0]
         self._journal.metrics(curves, ended)
-        self._say(_line(trial, metrics, best, self._spec.sweep.trials))
+        logger.info("%s", _line(trial, metrics, best, self._spec.sweep.trials))
 
     def _record_trials(self, best: set[int]) -> None:
         """Tag the trials' MLflow runs, and send what could not be sent when they ended."""
@@ -262,7 +258,7 @@ class _Sweep:
             if self._base.tracking.enabled:
                 delivery = tracking.start(self._base.tracking, run, self._tags)
                 if not delivery.close(self._base.tracking.timeout):
-                    self._say(
+                    logger.warning(
                         f"MLflow at {delivery.uri} does not take the trials' tags: send them with rayface sync RUN"
                     )
                     return
@@ -290,11 +286,11 @@ def _quiet_tune(debug: bool) -> None:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
-def _wait_for_nodes(spec: Spec, base: Config, say: Say) -> None:
+def _wait_for_nodes(spec: Spec, base: Config) -> None:
     """Ask for the nodes that the trials at the same time need: those of a cluster come and go with the work."""
     train, workers = base.train, spec.sweep.concurrency * base.train.max_workers
     setting = "sweep.concurrency * train.num_workers"
-    require_workers(train.device, train.cpus_per_worker, workers, wait=train.wait_for_nodes, say=say, setting=setting)
+    require_workers(train.device, train.cpus_per_worker, workers, wait=train.wait_for_nodes, setting=setting)
 
 
 def _check_room(spec: Spec, base: Config) -> None:
@@ -309,12 +305,12 @@ def _check_room(spec: Spec, base: Config) -> None:
         )
 
 
-def _nested_in(delivery: tracking.Delivery, timeout: float, say: Say) -> dict[str, str]:
+def _nested_in(delivery: tracking.Delivery, timeout: float) -> dict[str, str]:
     deadline = time.monotonic() + timeout
     while delivery.run_id is None and time.monotonic() < deadline:
         time.sleep(0.1)
     if delivery.run_id is None:
-        say(f"MLflow at {delivery.uri} does not answer: the trials' runs will not be nested in the sweep's")
+        logger.warning(f"MLflow at {delivery.uri} does not answer: the trials' runs will not be nested in the sweep's")
         return {}
     return {tracking.PARENT: delivery.run_id}
 

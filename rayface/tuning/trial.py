@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.progress import Bar, shown_on
 from rayface.ray_errors import in_one_line, root_cause
 from rayface.session import NoRoomError
 from rayface.tracking.journal import Journal, read_records
@@ -103,20 +104,32 @@ def _trained(
     if run.exists() and not resume:  # it had not begun
         shutil.rmtree(run)
 
+    with shown_on(_TrialDisplay(watch, facts)):
+        return train(config, resume=resume, **options)
+
+
+class _TrialDisplay:
+    """A `progress.Display` that reports a metric of the run's journal to Ray Tune."""
+
+    def __init__(self, watch: str | None, facts: Mapping[str, Any] | None) -> None:
+        self._watch, self._facts = watch, facts
+
     @contextmanager
-    def follow(run: Path, total_steps: int) -> Iterator[None]:
-        if facts is not None:
-            _log_prune(run, facts)
+    def bar(self, name: str) -> Iterator[Bar]:
+        yield lambda done, total: None
+
+    @contextmanager
+    def training(self, run: Path, total_steps: int) -> Iterator[None]:
+        if self._facts is not None:
+            _log_prune(run, self._facts)
         done = threading.Event()
-        thread = threading.Thread(target=_report_evaluations, args=(run, watch, done), daemon=True)
+        thread = threading.Thread(target=_report_evaluations, args=(run, self._watch, done), daemon=True)
         thread.start()
         try:
             yield
         finally:
             done.set()
             thread.join()
-
-    return train(config, resume=resume, follow=follow, **options)
 
 
 def _log_prune(run: Path, facts: Mapping[str, Any]) -> None:

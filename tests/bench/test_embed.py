@@ -1,6 +1,7 @@
 """The measurement of embedding runs, takes as many images as it is asked for, and says what it measured."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from rayface.embedding.embed import EmbedSettings
 from rayface.models.model_files import save_model
 
 
-def test_measures_an_actor_and_the_bare_model(tmp_path: Path) -> None:
+def test_measures_an_actor_and_the_bare_model(tmp_path: Path, recorder: Any) -> None:
     """Rounds are counted; the last shard is cut; a bad setting gets one line."""
     synthesize(tmp_path / "faces", identities=4, images_per_identity=5, seed=0, image_size=32, shard_size=30_000)
     net = build_backbone("mini", embedding_size=8, image_size=32, width=0.25)
@@ -27,11 +28,11 @@ def test_measures_an_actor_and_the_bare_model(tmp_path: Path) -> None:
         training_digest="",
         metrics={},
     )
-    threads, rounds = torch.get_num_threads(), []
+    threads = torch.get_num_threads()
     settings, data = EmbedSettings(model=str(tmp_path)), [str(tmp_path / "faces")]
-    found = bench_embed(settings, data, 13, 1, progress=lambda done, total: rounds.append((done, total)))
+    found = bench_embed(settings, data, 13, 1)
     assert torch.get_num_threads() == threads
-    assert rounds == [(done, 5) for done in range(6)]
+    assert recorder.advances == [("measure rounds", done, 6) for done in range(1, 7)]
     assert (found["images"], found["threads"], len(found["ratios"])) == (13, 1, 5)
     assert found["ratio"] == sorted(found["ratios"])[2]
     assert found["images_per_second"] > 0

@@ -98,8 +98,8 @@ def test_pictures_digests_and_targets_are_those_of_the_key(
     add_pictures([sheet], dataset)
     assert [face.jpeg for face in sheet.rows[0].groups[0]] == [grey(90), ""]
 
-    monkeypatch.setattr(clean_tasks, "map_unordered", lambda work, parts, progress: map(work, parts))
-    found = clean_tasks._digests(dataset, tmp_path / "digests", lambda done, total: None)
+    monkeypatch.setattr(clean_tasks, "map_unordered", lambda work, parts, name, rows: map(work, parts))
+    found = clean_tasks._digests(dataset, tmp_path / "digests")
     digests = [hashlib.blake2b(grey(10 * row), digest_size=8).digest() for row in range(12)]
     assert found.tolist() == [int.from_bytes(digest, "little") for digest in digests]
 

@@ -21,7 +21,7 @@ def grouped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     """Groups rows (labels, in the order of files) that are written into so many files; also tasks of each stage."""
     tasks: list[int] = []
 
-    def map_unordered(work: Callable[[Any], dict[str, Any]], parts: Sequence[Any], progress: Any) -> Iterator[Any]:
+    def map_unordered(work: Callable[[Any], Any], parts: Sequence[Any], *phase: Any, **of: Any) -> Iterator[Any]:
         tasks.append(len(parts))
         yield from map(work, reversed(parts))  # in any order
 
@@ -37,9 +37,7 @@ def grouped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
             path = str(folder / f"{number:05d}.parquet")
             write_part(path, [batch] if len(rows) else [], size=SIZE, dtype="fp32", note={})
         tasks.clear()
-        found = partition_by_identity(
-            open_embeddings(folder), folder / "runs", 4 * SIZE * block, lambda done, total: None
-        )
+        found = partition_by_identity(open_embeddings(folder), folder / "runs", 4 * SIZE * block)
         rows = [read_partition(partition)[0] for partition in found.partitions]
         assert [len(part.labels) for part in rows] == [partition.num_rows for partition in found.partitions]
         keys = [key for part in rows for key in part.keys.to_pylist()]

@@ -95,7 +95,7 @@ def test_classes_with_images_are_counted_in_little_memory(num_classes: int) -> N
     assert num_with_images(np.array([7, 1, 7, 3] * 4, np.int32), num_classes) == 3
 
 
-def test_every_verb_says_classes_with_images(tmp_path: Path) -> None:
+def test_every_verb_says_classes_with_images(tmp_path: Path, messages: Callable[[], list[str]]) -> None:
     folder = bare(tmp_path / "set", [1, 4, 4, 6])
     assert described(4, 7, 3) == "4 images, 7 classes, 3 of them with images"
     assert described(4, 3, 3) == "4 images, 3 classes"
@@ -104,10 +104,9 @@ def test_every_verb_says_classes_with_images(tmp_path: Path) -> None:
     assert (told["images"], told["identities"], told["identities_with_images"]) == (4, 7, 3)
     config = with_overrides(Config(), {"data.train": str(folder), "train.batch_size": 64, "train.device": "cpu"})
     assert make_plan(config).table()["data"] == "7 classes (3 of them with images), 4 images, counted in set"
-    said: list[str] = []
     with pytest.raises(ValueError, match="batch_size"):  # found after the data is opened, before Ray is started
-        train(config, say=said.append)
-    assert said == ["data set: 4 images, 7 classes, 3 of them with images"]
+        train(config)
+    assert messages() == ["data set: 4 images, 7 classes, 3 of them with images"]
 
 
 # -- numbers of index and manifest that memory is taken for

@@ -4,6 +4,7 @@ import io
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,13 +43,12 @@ def people(tmp_path: Path) -> Path:
     return tmp_path / "people"
 
 
-def test_folder_becomes_shuffled_shards(people: Path, tmp_path: Path) -> None:
-    heard: list[tuple[int, int]] = []
-    dataset = convert_folder(people, tmp_path / "out", shard_size=40000, progress=lambda *a: heard.append(a))
+def test_folder_becomes_shuffled_shards(people: Path, tmp_path: Path, recorder: Any) -> None:
+    dataset = convert_folder(people, tmp_path / "out", shard_size=40000)
     assert dataset.identities == ("Ann Lee", "bob", "cy")
     assert (dataset.num_images, dataset.layout, dataset.image_size, dataset.name) == (15, "shuffled", (112, 112), "out")
     assert (dataset.source, dataset.faults) == ("folder people", ())
-    assert heard == [(i, 15) for i in range(1, 16)]
+    assert recorder.advances == [("convert images", i, 15) for i in range(1, 16)]
     assert len(dataset.shards) > 1
     samples = read_samples(dataset.shard_paths(), dataset.index)
     for sample in samples:

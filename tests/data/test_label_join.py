@@ -1,6 +1,7 @@
 """Several directories as one label space: who is the same person is said, or asked for."""
 
 import json
+import logging
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -132,14 +133,13 @@ def test_directories_kept_apart_keep_their_names() -> None:
     assert joined(["ann"], 3, mode="separate").identities is None
 
 
-def test_one_dataset_of_two_is_one_in_every_way(tmp_path: Path) -> None:
+def test_one_dataset_of_two_is_one_in_every_way(tmp_path: Path, messages: Callable[[], list[str]]) -> None:
     """Labels, digest, and what is selected of it."""
     a, b = named(tmp_path / "a", ["ann", "bob"]), bare(tmp_path / "b", range(3))
     found = {}
     for mode in ("labels", "separate"):
-        said: list[str] = []
-        found[mode] = open_dataset([a, b], join=mode, say=said.append)  # type: ignore[arg-type]
-        assert said == [found[mode].join_text]
+        found[mode] = open_dataset([a, b], join=mode)  # type: ignore[arg-type]
+        assert messages() == [found[mode].join_text]
     assert found["labels"].index.label.tolist() == [0, 1, 0, 1, 2]
     assert found["separate"].index.label.tolist() == [0, 1, 2, 3, 4]
     assert found["separate"].index.source_label.tolist() == [0, 1, 0, 1, 2]
@@ -183,42 +183,40 @@ def stop(*args: Any, **kwargs: Any) -> None:
     raise StoppedError
 
 
-def _embed(config: Config, say: Callable[[str], None]) -> None:
-    embed.embed(embed.EmbedSettings(model=config.name), config.data.train, "out", config=config, say=say)
+def _embed(config: Config) -> None:
+    embed.embed(embed.EmbedSettings(model=config.name), config.data.train, "out", config=config)
 
 
-def _prune(config: Config, say: Callable[[str], None]) -> None:
-    core_set.build(PruneSettings(threshold=0.5), config.name, "out", data=config.data.train, config=config, say=say)
+def _prune(config: Config) -> None:
+    core_set.build(PruneSettings(threshold=0.5), config.name, "out", data=config.data.train, config=config)
 
 
-def _prune_by_proxy(config: Config, say: Callable[[str], None]) -> None:
+def _prune_by_proxy(config: Config) -> None:
     settings = proxy.ProxySettings(fraction=0.5, config=config)
     proxy.prune_by_proxy(
         PruneSettings(threshold=0.5),
         settings,
         config.data.train,
         "out",
-        follow=None,
-        say=say,  # type: ignore[arg-type]
     )
 
 
-def _train(config: Config, say: Callable[[str], None]) -> None:
-    trainer.train(config, say=say)
+def _train(config: Config) -> None:
+    trainer.train(config)
 
 
-def _tune(config: Config, say: Callable[[str], None]) -> None:
-    trainer.dry_run(config, say)
+def _tune(config: Config) -> None:
+    trainer.dry_run(config)
 
 
-def _plan(config: Config, say: Callable[[str], None]) -> None:
-    say(make_plan(config).table()["data"])
+def _plan(config: Config) -> None:
+    logging.getLogger("rayface").info(make_plan(config).table()["data"])
     raise StoppedError
 
 
 @pytest.mark.parametrize("verb", [_embed, _prune, _prune_by_proxy, _train, _tune, _plan])
 def test_every_verb_that_takes_a_list_joins_it_as_said(
-    verb: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: Callable[[], list[str]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(embed, "on_disk", lambda model, option: Path(model))
@@ -228,13 +226,12 @@ def test_every_verb_that_takes_a_list_joins_it_as_said(
     monkeypatch.setattr(core_set, "open_embeddings", lambda path: None)
     a, b = bare(tmp_path / "a", range(30)), bare(tmp_path / "b", range(50))
     overrides = {"data.train": [str(a), str(b)], "train.batch_size": 8}
-    said: list[str] = []
     with pytest.raises(ValueError, match=r"30 labels are in more than one of a, b, .* set data.join=labels if"):
-        verb(configs.load("debug", overrides=overrides), said.append)
-    assert not said
+        verb(configs.load("debug", overrides=overrides))
+    assert not messages()
     with pytest.raises(StoppedError):
-        verb(configs.load("debug", overrides={**overrides, "data.join": "separate"}), said.append)
-    assert "joined apart: a 30 labels, b 50 labels, no person in two; 80 classes" in "; ".join(said)
+        verb(configs.load("debug", overrides={**overrides, "data.join": "separate"}))
+    assert "joined apart: a 30 labels, b 50 labels, no person in two; 80 classes" in "; ".join(messages())
 
 
 def test_a_run_keeps_how_its_data_was_joined(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[st
     monkeypatch.setattr(module, "find_room", lambda device: (False, 1, 1))
 
     def here(
-        worker: Any, arguments: dict[str, Any], parts: Sequence[Any], progress: Any, **options: Any
+        worker: Any, arguments: dict[str, Any], parts: Sequence[Any], name: str, **options: Any
     ) -> Iterator[dict[str, Any]]:
         yield from map(worker(**arguments), parts)
 

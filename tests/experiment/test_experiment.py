@@ -1,7 +1,7 @@
 """Experiment files that cannot be, and what is done again and what not; verbs are fakes that leave a file."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,14 @@ def stages_of(file: Path, fakes: Mapping[str, Any], **options: Any) -> list[tupl
     return [(stage["name"], stage["skipped"]) for stage in result["stages"]]
 
 
-def test_what_is_finished_is_not_done_again(file: Path, fakes: dict[str, Any], calls: list[str]) -> None:
-    said: list[str] = []
+def test_what_is_finished_is_not_done_again(
+    file: Path, fakes: dict[str, Any], calls: list[str], messages: Callable[[], list[str]]
+) -> None:
     names = ["drawn", "file", "scores", "evaluate"]
     assert stages_of(file, fakes) == [(name, False) for name in names]
-    assert stages_of(file, fakes, say=said.append) == [(name, True) for name in names]
+    assert stages_of(file, fakes) == [(name, True) for name in names]
     assert calls == names
-    assert said[1] == "stage 2 of 4: export file: finished before, skipped"
+    assert messages()[5] == "stage 2 of 4: export file: finished before, skipped"
     out = file.parent / "out"
     (out / "scores" / "evaluation.json").unlink()
     assert stages_of(file, fakes) == [(name, name != "scores") for name in names]

@@ -26,10 +26,6 @@ LOOK = CleanOptions(
 )
 
 
-def quiet(done: int, total: int) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """3,000 faces of 600 identities in no order, with much to be found among them, and a test set."""
@@ -56,38 +52,36 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def run(drawn: tuple[Path, Path], folder: Path, look: CleanOptions, **more: Any) -> tuple[Cleaned, Partitions]:
     source = open_embeddings(drawn[0])
-    partitions = partition_by_identity(source, folder / "runs", BLOCK, quiet)
+    partitions = partition_by_identity(source, folder / "runs", BLOCK)
     exclude = open_embeddings(drawn[1]) if look.test is not None else None
-    settings: dict[str, Any] = {"exclude": exclude, "dataset": None, "progress": quiet, **more}
+    settings: dict[str, Any] = {"exclude": exclude, "dataset": None, **more}
     return clean_faces(
         partitions, source, folder / "clean", look, block_bytes=BLOCK, device="cpu", **settings
     ), partitions
 
 
 def test_clean_job_in_many_tasks_finds_what_clean_finds_in_memory(
-    drawn: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Any
 ) -> None:
     """An interrupted search goes on with the tiles that are there."""
     monkeypatch.setattr(pair_search, "_LEAST_PAIRS", 2**19)
     monkeypatch.setattr(pair_search, "_CHUNK", 512)
-    stages: list[int] = []
 
     def stop(done: int, total: int) -> None:
-        stages.append(total)
         if total > 8 and done == 3:  # tiles of conflicts
             raise KeyboardInterrupt
 
+    recorder.on_advance = stop
     with pytest.raises(KeyboardInterrupt):
-        run(drawn, tmp_path, LOOK, progress=stop)
-    assert max(stages) > 8
+        run(drawn, tmp_path, LOOK)
+    assert max(total for _, _, total in recorder.advances) > 8
+    recorder.on_advance = lambda done, total: None
     found, partitions = run(drawn, tmp_path, LOOK)
     assert len(partitions.partitions) > 5
     parts = [read_partition(piece)[0] for piece in partitions.partitions]
     keys = pa.concat_arrays([part.keys for part in parts])
     values, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("embeddings", "labels"))
-    test = read_partition(
-        partition_by_identity(open_embeddings(drawn[1]), tmp_path / "test", BLOCK, quiet).partitions[0]
-    )[0]
+    test = read_partition(partition_by_identity(open_embeddings(drawn[1]), tmp_path / "test", BLOCK).partitions[0])[0]
     expected = clean(values, labels, keys, LOOK, test_embeddings=test.embeddings, test_labels=test.labels)
     for name in ("outliers", "duplicates", "conflicts", "test"):
         wanted = getattr(expected, name).to_pydict()
@@ -138,9 +132,9 @@ def test_clean_job_finds_equal_files_of_different_shards(tmp_path: Path) -> None
     (tmp_path / "emb").mkdir()
     batch = (keys, np.array([int(key[-1]) for key in keys]), values)
     write_part(str(tmp_path / "emb" / "0.parquet"), [batch], size=SIZE, dtype="fp32", note={})
-    partitions = partition_by_identity(open_embeddings(tmp_path / "emb"), tmp_path / "runs", BLOCK, quiet)
-    faces = clean_tasks.describe(partitions, tmp_path / "faces", quiet)
-    rows, others, _ = clean_tasks.copies(dataset, faces, tmp_path, quiet)
+    partitions = partition_by_identity(open_embeddings(tmp_path / "emb"), tmp_path / "runs", BLOCK)
+    faces = clean_tasks.describe(partitions, tmp_path / "faces")
+    rows, others, _ = clean_tasks.copies(dataset, faces, tmp_path)
     pairs = {
         frozenset(key[-2:] for key in faces.keys_at(np.array(pair)).to_pylist())
         for pair in zip(rows, others, strict=True)

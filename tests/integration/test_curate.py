@@ -30,12 +30,10 @@ from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault
-from rayface.display import follow_training
 from rayface.embedding.embed import EmbedSettings, embed
 from rayface.embedding.embedder import load_embedder
 from rayface.embedding.embeddings import open_embeddings, write_part
 from rayface.models.model_files import save_model
-from rayface.ray_tasks import Progress
 from rayface.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -206,9 +204,7 @@ def test_pieces_hold_whole_identities_and_no_more_than_a_block(faces: Any, tmp_p
     block = 40
     for name, order in (("shuffled", np.arange(len(keys))), ("sorted", np.argsort(labels, kind="stable"))):
         source = put(tmp_path / name, [keys[row] for row in order], labels[order], vectors[order])
-        partitions = partition_by_identity(
-            open_embeddings(source), tmp_path / f"runs_{name}", block * SIZE * 2, lambda done, total: None
-        )
+        partitions = partition_by_identity(open_embeddings(source), tmp_path / f"runs_{name}", block * SIZE * 2)
         read_ = [read_partition(partition)[0] for partition in partitions.partitions]
         assert sorted(key for rows in read_ for key in rows.keys.to_pylist()) == sorted(keys)
         identities = [set(rows.labels.tolist()) for rows in read_]
@@ -218,30 +214,35 @@ def test_pieces_hold_whole_identities_and_no_more_than_a_block(faces: Any, tmp_p
         assert (tmp_path / f"runs_{name}").exists() == (name == "shuffled")
 
 
-def stop_at(count: int) -> Progress:
-    """A progress that interrupts when it is called for the count-th time."""
+def stop_at(count: int) -> Callable[[int, int | None], None]:
+    """Interrupts when it is called for the count-th time."""
     calls = itertools.count(1)
 
-    def progress(done: int, total: int) -> None:
+    def stop(done: int, total: int | None) -> None:
         if next(calls) == count:
             raise KeyboardInterrupt
 
-    return progress
+    return stop
 
 
 @pytest.mark.parametrize("stopped_at", [2, 9, 20])
-def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(faces: Any, tmp_path: Path, stopped_at: int) -> None:
+def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(
+    faces: Any, tmp_path: Path, stopped_at: int, recorder: Any
+) -> None:
     """In any of its stages; a finished one is told again without work, another one refused."""
     source = put(tmp_path / "emb", *faces)
     settings = PruneSettings(keep=0.6, block_size=3000)
     build(settings, source, tmp_path / "whole", config=QUIET)
     out = tmp_path / "stopped"
+    recorder.on_advance = stop_at(stopped_at)
     with pytest.raises(KeyboardInterrupt):
-        build(settings, source, out, config=QUIET, progress=stop_at(stopped_at))
+        build(settings, source, out, config=QUIET)
+    recorder.on_advance = lambda done, total: None
     result = build(settings, source, out, config=QUIET)
     assert abs(result["keep"] - 0.6) <= 0.005
     assert (out / "core_set.parquet").read_bytes() == (tmp_path / "whole" / "core_set.parquet").read_bytes()
-    assert build(settings, source, out, config=QUIET, progress=stop_at(1))["seconds"] == result["seconds"]
+    recorder.on_advance = stop_at(1)
+    assert build(settings, source, out, config=QUIET)["seconds"] == result["seconds"]
     with pytest.raises(ValueError, match=r"was begun with keep 0.6, this is 0.5: choose another"):
         build(replace(settings, keep=0.5), source, out, config=QUIET)
 
@@ -268,7 +269,7 @@ def read_all(out: Path) -> dict[str, bytes]:
 
 
 def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
-    unclean: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unclean: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Any
 ) -> None:
     """In the middle of cleaning it is done again; once done never, for another machine might find something else."""
     source, test, settings = unclean
@@ -284,12 +285,14 @@ def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
         build(settings, source, out, exclude=test, config=QUIET)
     monkeypatch.setattr(clean_job, "write_findings", real)
 
-    def killed_when_clean(done: int, total: int) -> None:
+    def killed_when_clean(done: int, total: int | None) -> None:
         if (out / ".work" / "clean" / "done.json").exists():
             raise KeyboardInterrupt
 
+    recorder.on_advance = killed_when_clean
     with pytest.raises(KeyboardInterrupt):
-        build(settings, source, out, exclude=test, config=QUIET, progress=killed_when_clean)
+        build(settings, source, out, exclude=test, config=QUIET)
+    recorder.on_advance = lambda done, total: None
     monkeypatch.setattr(clean_job, "describe", killed)
     again = build(settings, source, out, exclude=test, config=QUIET)
     assert again["found"] == whole["found"]
@@ -326,11 +329,13 @@ def test_an_identity_of_50_000_faces_is_chosen_from_like_any_other(tmp_path: Pat
     assert result["faces_out"] == kept.sum() + sum(row[1] for row in found.values() if row[0] != 7)
 
 
-def test_what_a_killed_writer_left_is_deleted(faces: Any, tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_deleted(faces: Any, tmp_path: Path, recorder: Any) -> None:
     """But nothing of a folder that is somebody else's."""
     source, out = put(tmp_path / "emb", *faces), tmp_path / "out"
+    recorder.on_advance = stop_at(1)
     with pytest.raises(KeyboardInterrupt):
-        build(PruneSettings(threshold=0.6), source, out, config=QUIET, progress=stop_at(1))
+        build(PruneSettings(threshold=0.6), source, out, config=QUIET)
+    recorder.on_advance = lambda done, total: None
     for folder in (out, source):
         (folder / ".core_set.parquet.0123abcd.tmp").write_bytes(b"half")
     build(PruneSettings(threshold=0.6), source, out, config=QUIET)
@@ -501,7 +506,7 @@ def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:
     out = tmp_path / "core"
 
     def prune() -> dict[str, Any]:
-        return prune_by_proxy(PruneSettings(keep=0.6), proxy, [str(drawn)], out, follow=follow_training)
+        return prune_by_proxy(PruneSettings(keep=0.6), proxy, [str(drawn)], out)
 
     result = prune()
     assert result["tracking_delivered"]
@@ -512,9 +517,9 @@ def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:
     assert prune()["faces_out"] == result["faces_out"]
     assert (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(ValueError, match=r"its proxy was begun with fraction 0\.3, this is 0\.5"):
-        prune_by_proxy(PruneSettings(keep=0.6), replace(proxy, fraction=0.5), [str(drawn)], out, follow=follow_training)
+        prune_by_proxy(PruneSettings(keep=0.6), replace(proxy, fraction=0.5), [str(drawn)], out)
     overrides = [f"data.train={out}", f"train.output={tmp_path / 'run'}", *settings]
-    trained = train(configs.load("debug", overrides=overrides), follow=follow_training)
+    trained = train(configs.load("debug", overrides=overrides))
     assert trained["steps"] == result["faces_out"] // 24
 
     import mlflow

@@ -21,7 +21,7 @@ OVERRIDES = ["data.train=faces", "optim.momentum=0.5", "sweep.pruner=median"]
 
 
 @pytest.fixture
-def sweep(tmp_path, monkeypatch):
+def sweep(tmp_path, monkeypatch, messages):
     """A sweep that was started, in sweeps/try-001; returns the function that edits its file and resumes it."""
     monkeypatch.chdir(tmp_path)
     file, folder = tmp_path / "try.yaml", tmp_path / "sweeps" / "try-001"
@@ -36,10 +36,9 @@ def sweep(tmp_path, monkeypatch):
             assert before in text
             text = text.replace(before, now)
         file.write_text(text)
-        said = []
-        spec, base, found = resume_sweep(file, overrides, preset, said.append)
+        spec, base, found = resume_sweep(file, overrides, preset)
         assert found == folder
-        return spec, base, said
+        return spec, base, messages()
 
     return resume
 
@@ -87,10 +86,11 @@ def test_other_preset_is_refused_on_resume(sweep):
         sweep({}, preset="mini")
 
 
-def test_sweep_is_found_by_its_own_copy_and_by_the_output_that_the_file_names(sweep, tmp_path):
+def test_sweep_is_found_by_its_own_copy_and_by_the_output_that_the_file_names(sweep, tmp_path, messages):
     folder = tmp_path / "sweeps" / "try-001"
     for name in (SPEC, "started.yaml"):
-        assert resume_sweep(folder / name, [], None, pytest.fail)[2] == folder
+        assert resume_sweep(folder / name, [], None)[2] == folder
+        assert messages() == []
     file = tmp_path / "other.yaml"
     file.write_text(TEXT.replace("trials: 4", "trials: 4, output: sweeps/try-001"))
     assert resume_sweep(file, [], None, pytest.fail)[2] == folder

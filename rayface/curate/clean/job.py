@@ -35,7 +35,7 @@ from rayface.curate.partitions import Partition, Partitions, partition_by_identi
 from rayface.curate.prune.selection import SCHEMA
 from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Dtype, Embeddings, open_embeddings, write_part
-from rayface.ray_tasks import Progress, map_unordered
+from rayface.ray_tasks import map_unordered
 from rayface.storage import atomic_stream, read_bytes, write_bytes
 
 _ROWS = 65_536
@@ -75,7 +75,6 @@ def clean_faces(
     dataset: Dataset | None,
     block_bytes: int,
     device: str,
-    progress: Progress,
 ) -> Cleaned:
     """Clean all faces on the cluster; an interrupted job goes on with what its tasks have found.
 
@@ -93,8 +92,8 @@ def clean_faces(
     if not (folder / _DONE).exists():
         work = folder / _SEARCH
         work.mkdir(parents=True, exist_ok=True)
-        faces = describe(partitions, work / "all", progress, vectors=options.conflicts is not None)
-        found, test_names = _find(faces, work, options, exclude, dataset, block_bytes, device, progress)
+        faces = describe(partitions, work / "all", vectors=options.conflicts is not None)
+        found, test_names = _find(faces, work, options, exclude, dataset, block_bytes, device)
         why = reasons(found, options.drop, faces.cosines, faces.bounds)
         if (why >= 0).all():
             raise ValueError("--drop: drops every face: raise or lower the cosines")
@@ -104,7 +103,7 @@ def clean_faces(
         merged = merged_labels(faces.names, found.duplicates) if options.merge else faces.names
         changed = np.flatnonzero(merged != faces.names)
         if len(changed) or (why >= 0).any():
-            _write_stays(partitions, source, why < 0, np.repeat(merged, np.diff(faces.bounds)), folder, progress)
+            _write_stays(partitions, source, why < 0, np.repeat(merged, np.diff(faces.bounds)), folder)
         done = {"num_dropped": listed.num_dropped, "merged": [faces.names[changed].tolist(), merged[changed].tolist()]}
         write_bytes(str(folder / _DONE), (json.dumps(done) + "\n").encode())
     shutil.rmtree(folder / _SEARCH, ignore_errors=True)
@@ -119,29 +118,26 @@ def _find(
     dataset: Dataset | None,
     block_bytes: int,
     device: str,
-    progress: Progress,
 ) -> tuple[Found, Ints]:
     """What is wrong, and the labels of the test set's identities."""
     duplicates, conflicts, overlap = no_pairs(), no_pairs(), no_pairs()
     test_names = np.zeros(0, np.int64)
     limit = most_pairs(len(faces.cosines))
-    more: Any = {"limit": limit, "block_bytes": block_bytes, "device": device, "progress": progress}
+    more: Any = {"limit": limit, "block_bytes": block_bytes, "device": device}
     if options.duplicates is not None:
         duplicates = search("duplicates", faces.centers, None, options.duplicates, work, **more)
     if options.conflicts is not None:
         apart = faces.bounds, known_pairs(duplicates, len(faces.names))
         conflicts = search("conflicts", faces.vectors, None, options.conflicts, work, apart=apart, **more)
     if options.test is not None and exclude is not None:
-        test = describe(
-            partition_by_identity(exclude, work / "test_runs", block_bytes, progress), work / "test", progress
-        )
+        test = describe(partition_by_identity(exclude, work / "test_runs", block_bytes), work / "test")
         test_names = test.names
         overlap = search("test", faces.centers, test.centers, options.test, work, **more)
     found = Found(
         outliers=far_from_mean(faces.cosines, options.outliers),
         duplicates=duplicates,
         conflicts=conflicts,
-        copies=no_pairs() if dataset is None else copies(dataset, faces, work, progress),
+        copies=no_pairs() if dataset is None else copies(dataset, faces, work),
         overlap=overlap,
     )
     return found, test_names
@@ -158,9 +154,7 @@ def _write_faces(faces: FaceFiles, why: NDArray[np.int8], path: Path) -> None:
             start += len(table)
 
 
-def _write_stays(
-    partitions: Partitions, source: Embeddings, stays: Bools, labels: Ints, folder: Path, progress: Progress
-) -> None:
+def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, labels: Ints, folder: Path) -> None:
     """Write the embeddings that stay, with their labels, a file for each partition that has any."""
     (folder / _STAYS).mkdir(exist_ok=True)
     dtype: Dtype = "fp16" if source.dtype == "float16" else "fp32"
@@ -185,7 +179,7 @@ def _write_stays(
         for number, (partition, rows) in enumerate(zip(partitions.partitions, ranges, strict=True))
         if stays[rows].any()
     ]
-    for _ in map_unordered(write, parts, progress):
+    for _ in map_unordered(write, parts, "write embeddings that stay", rows=int(np.count_nonzero(stays))):
         pass
 
 

@@ -32,7 +32,7 @@ from rayface.data.keys import batches_of
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, ShardRows
 from rayface.embedding.embed import ShardWork, find_room, shard_work
-from rayface.ray_tasks import Progress, map_unordered, map_unordered_by_actors
+from rayface.ray_tasks import map_unordered, map_unordered_by_actors
 from rayface.storage import atomic_stream
 
 _GPU_ROWS = 2**30  # bytes of embeddings that a GPU holds: it would else wait for the others
@@ -69,7 +69,7 @@ class FaceFiles:
         return pa.concat_arrays(found).take(pa.array(places))
 
 
-def describe(partitions: Partitions, folder: Path, progress: Progress, *, vectors: bool = False) -> FaceFiles:
+def describe(partitions: Partitions, folder: Path, *, vectors: bool = False) -> FaceFiles:
     """Write centers of all identities, and key, label and cosine of all faces; with `vectors` also embeddings."""
     folder.mkdir(exist_ok=True)
 
@@ -85,7 +85,9 @@ def describe(partitions: Partitions, folder: Path, progress: Progress, *, vector
             _write(path, pa.table({"key": rows.keys, "label": rows.labels, "cosine": cosines}))
         return {}
 
-    for _ in map_unordered(work, list(enumerate(partitions.partitions)), progress):
+    for _ in map_unordered(
+        work, list(enumerate(partitions.partitions)), "average identities", rows=partitions.num_rows
+    ):
         pass
     paths = tuple(sorted(folder.glob("faces-*.parquet")))
     tables = [pq.read_table(path, columns=["label", "cosine"]) for path in paths]
@@ -152,7 +154,6 @@ def search(
     limit: int,
     block_bytes: int,
     device: str,
-    progress: Progress,
     apart: tuple[Ints, Ints] | None = None,
 ) -> Pairs:
     """Return all pairs of rows of a higher cosine, searched on the cluster's GPUs, or else on its CPUs.
@@ -185,10 +186,10 @@ def search(
     if gpu:
         actors = min(actors, len(work))
         results = map_unordered_by_actors(
-            TileSearch, arguments, work, progress, actors=actors, num_cpus=cpus, num_gpus=1
+            TileSearch, arguments, work, f"search {name}", actors=actors, num_cpus=cpus, num_gpus=1
         )
     else:
-        results = map_unordered(TileSearch(**arguments), work, progress)
+        results = map_unordered(TileSearch(**arguments), work, f"search {name}")
     total = 0
     for result in results:
         total += result["count"]
@@ -203,9 +204,9 @@ def _read_pairs(path: Path) -> Pairs:
     return table["left"].to_numpy(), table["right"].to_numpy(), table["cosine"].to_numpy()
 
 
-def copies(dataset: Dataset, faces: FaceFiles, folder: Path, progress: Progress) -> Pairs:
+def copies(dataset: Dataset, faces: FaceFiles, folder: Path) -> Pairs:
     """Return faces whose files have the bytes of another, and those that stay; of samples that can be read."""
-    digests = _digests(dataset, folder / "digests", progress)
+    digests = _digests(dataset, folder / "digests")
     tables = map(faces.table, range(len(faces.paths)))
     places = dataset.find(keys for table in tables for keys in batches_of(table["key"]))
     own = np.where(places >= 0, digests[places], 0)
@@ -215,7 +216,7 @@ def copies(dataset: Dataset, faces: FaceFiles, folder: Path, progress: Progress)
     return rows[left], rows[right], cosines
 
 
-def _digests(dataset: Dataset, folder: Path, progress: Progress) -> NDArray[np.uint64]:
+def _digests(dataset: Dataset, folder: Path) -> NDArray[np.uint64]:
     """(n,) 64 bits of a hash of each sample's image, in the order of the index; 0 where it cannot be read."""
     folder.mkdir(exist_ok=True)
 
@@ -234,6 +235,6 @@ def _digests(dataset: Dataset, folder: Path, progress: Progress) -> NDArray[np.u
     digests = np.zeros(len(dataset.index), np.uint64)
     places = ShardRows(dataset.index.shard, len(dataset.shards))
     work = list(shard_work(dataset, range(len(dataset.shards))))
-    for result in map_unordered(digest, work, progress):
+    for result in map_unordered(digest, work, "hash images", rows=len(digests)):
         digests[places[result["number"]]] = np.load(folder / f"{result['number']:06d}.npy")
     return digests

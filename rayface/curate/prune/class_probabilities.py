@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 
 from rayface.curate.partitions import Partition, read_partition
 from rayface.curate.prune.diffprob import true_class_probabilities
-from rayface.ray_tasks import Progress, map_unordered
+from rayface.ray_tasks import map_unordered
 from rayface.storage import atomic_stream
 
 _CENTERS = "centers.npy"
 _ROWS = 65_536  # centers that are copied at a time
 
 
-def keep_probabilities(
-    folder: Path, partitions: Sequence[Partition], run: Path, scale: float, progress: Progress
-) -> None:
+def keep_probabilities(folder: Path, partitions: Sequence[Partition], run: Path, scale: float) -> None:
     """Compute the probabilities of every partition that has none yet.
 
     The class centers are read from the run's checkpoint once, into a file that all tasks map: a node holds them once.
@@ -65,7 +63,8 @@ def keep_probabilities(
             np.save(stream, found)
         return {}
 
-    for _ in map_unordered(compute, missing, progress):
+    rows = sum(partition.num_rows for _, partition in missing)
+    for _ in map_unordered(compute, missing, "compute class probabilities", rows=rows):
         pass
     centers.unlink()
 

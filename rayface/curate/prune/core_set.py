@@ -10,7 +10,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.files import write_json
 from rayface.job_folder import claimed
-from rayface.ray_tasks import Progress, quiet_data
+from rayface.progress import phase
+from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
 from rayface.storage import atomic_stream, on_disk
 from rayface.tracking.job import tracked_job
@@ -60,8 +61,6 @@ def build(
     config: Config = Config(),  # noqa: B008  # frozen
     address: str | None = None,
     debug: bool = False,
-    progress: Progress = lambda done, total: None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Choose a core set of embedded faces.
 
@@ -75,8 +74,6 @@ def build(
         data: the dataset that was embedded, or several as one.
         exclude: embeddings of a test set, whose identities settings.clean.test looks for.
         write_shards: copy the kept samples into shards of their own; else the dataset refers to those of `data`.
-        progress: told how many parts of a stage of how many are done.
-        say: told how the labels of several datasets are joined, and what the job waits for before it can start.
 
     Returns:
         what prune.json holds: method, threshold, keep wanted and got, counts, baselines, seconds, config.
@@ -89,7 +86,7 @@ def build(
     check_settings(settings)
     source = open_embeddings(embeddings)
     limit, join = config.data.max_corrupt_fraction, config.data.join
-    dataset = open_dataset(data, max_corrupt_fraction=limit, join=join, say=say) if data else None
+    dataset = open_dataset(data, max_corrupt_fraction=limit, join=join) if data else None
     if write_shards and dataset is None:
         raise ValueError("--write-shards: needs --data, the dataset that was embedded")
     test = open_embeddings(exclude) if exclude is not None else None
@@ -107,8 +104,8 @@ def build(
         with tracked_job(root, config.tracking, job) as tracked:
             with ray_session(address, debug=debug), quiet_data(debug):
                 if is_cluster(address):
-                    require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, say=say, setting="tasks")
-                result, cleaned = _prune(settings, source, root, test, dataset, config.train.device, progress)
+                    require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
+                result, cleaned = _prune(settings, source, root, test, dataset, config.train.device)
                 if dataset is not None:
                     result["dataset"] = write_pruned(
                         root,
@@ -116,19 +113,19 @@ def build(
                         root / CORE_SET,
                         merged=cleaned.merged if cleaned else {},
                         write_shards=write_shards,
-                        progress=progress,
                     )
-            curation_report(
-                root,
-                root / CORE_SET,
-                source,
-                dataset=dataset,
-                found=cleaned.found if cleaned else None,
-                labelled=cleaned.faces if cleaned else None,
-                table=_table(result),
-                baselines=_compared(result),
-                seed=settings.seed,
-            )
+            with phase("write report"):
+                curation_report(
+                    root,
+                    root / CORE_SET,
+                    source,
+                    dataset=dataset,
+                    found=cleaned.found if cleaned else None,
+                    labelled=cleaned.faces if cleaned else None,
+                    table=_table(result),
+                    baselines=_compared(result),
+                    seed=settings.seed,
+                )
             result["seconds"] = time.monotonic() - start
             result["embeddings"] = str(embeddings)
             result["config"] = job
@@ -148,11 +145,10 @@ def _prune(
     test: Embeddings | None,
     dataset: Dataset | None,
     device: str,
-    progress: Progress,
 ) -> tuple[dict[str, Any], Cleaned | None]:
     """Write the core set; return what was chosen, beside what other methods would have, and what was cleaned."""
     laps = _Laps()
-    partitions = partition_by_identity(source, root / _WORK / "runs", settings.block_size, progress)
+    partitions = partition_by_identity(source, root / _WORK / "runs", settings.block_size)
     laps.end("group")
     cleaned = None
     if settings.clean != CleanOptions():
@@ -165,16 +161,16 @@ def _prune(
             dataset=dataset if settings.clean.bytes else None,
             block_bytes=settings.block_size,
             device=device,
-            progress=progress,
         )
-        partitions = partition_by_identity(cleaned.stays, root / _WORK / "clean_runs", settings.block_size, progress)
+        partitions = partition_by_identity(cleaned.stays, root / _WORK / "clean_runs", settings.block_size)
         laps.end("clean")
-    chooser = Chooser(partitions, root / _WORK / "decisions", progress)
+    chooser = Chooser(partitions, root / _WORK / "decisions")
     rule = _rule(settings, chooser)
     kept = chooser.decide(rule)
     laps.end("choose")
     tables = itertools.chain(chooser.decisions(rule), cleaned.dropped() if cleaned else [])
-    _write_core_set(root / CORE_SET, tables)
+    with phase("write core set", rows=source.num_rows):
+        _write_core_set(root / CORE_SET, tables)
     laps.end("write")
     baselines = _baselines(settings, chooser, kept / partitions.num_rows)
     compared = chooser.compare(rule, baselines)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,13 @@ from rayface.data.selection import select, write_selection
 from rayface.embedding.embed import EmbedSettings, embed
 from rayface.embedding.embeddings import open_embeddings
 from rayface.files import write_json
-from rayface.ray_tasks import Progress
 from rayface.session import ray_session
 from rayface.storage import on_disk
 from rayface.tracking import shared_tracking
 from rayface.training.run_directory import is_finished
-from rayface.training.trainer import Follow, train
+from rayface.training.trainer import train
 
 _JOB = "proxy.json"
-Count = Callable[[str], AbstractContextManager[Progress]]
-
-
-def _uncounted(stage: str) -> AbstractContextManager[Progress]:
-    return nullcontext(lambda done, total: None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +50,12 @@ def prune_by_proxy(
     write_shards: bool = False,
     address: str | None = None,
     debug: bool = False,
-    follow: Follow,
-    count: Count = _uncounted,
-    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Sample identities, train a proxy on them, embed all of `data` with it, and prune; see `core_set.build`.
 
     Each stage leaves its result in `out`/proxy (data, run, embeddings) and is skipped when that is there.
 
     Args:
-        follow: as of `train`.
-        count: entered with a word for each stage that counts; gives the progress that the stage tells.
-        say: told how the labels of several datasets are joined.
 
     Raises:
         ValueError: bad input, one line.
@@ -83,30 +70,27 @@ def prune_by_proxy(
     tracking = shared_tracking(proxy.config.tracking, folder.parent)
     proxy = dataclasses.replace(proxy, config=dataclasses.replace(proxy.config, tracking=tracking))
     dataset = open_dataset(
-        data, max_corrupt_fraction=proxy.config.data.max_corrupt_fraction, join=proxy.config.data.join, say=say
+        data, max_corrupt_fraction=proxy.config.data.max_corrupt_fraction, join=proxy.config.data.join
     )
     _check_same(folder, proxy, dataset)
     num_cpus = proxy.config.train.max_workers * proxy.config.train.cpus_per_worker
     with ray_session(address, num_cpus=num_cpus, debug=debug):
         _sample_identities(folder / "data", proxy, dataset)
-        _train(folder, proxy, address=address, debug=debug, follow=follow)
+        _train(folder, proxy, address=address, debug=debug)
         model = EmbedSettings(model=str(folder / "run"))
-        with count("embedding shards") as progress:
-            found = folder / "embeddings"
-            embed(model, data, found, config=proxy.config, address=address, debug=debug, progress=progress)
-        with count("pruning") as progress:
-            return build(
-                settings,
-                folder / "embeddings",
-                out,
-                data=data,
-                exclude=exclude,
-                write_shards=write_shards,
-                config=proxy.config,
-                address=address,
-                debug=debug,
-                progress=progress,
-            )
+        found = folder / "embeddings"
+        embed(model, data, found, config=proxy.config, address=address, debug=debug)
+        return build(
+            settings,
+            found,
+            out,
+            data=data,
+            exclude=exclude,
+            write_shards=write_shards,
+            config=proxy.config,
+            address=address,
+            debug=debug,
+        )
 
 
 def _check_same(folder: Path, proxy: ProxySettings, dataset: Dataset) -> None:
@@ -146,7 +130,7 @@ def _sample_identities(out: Path, proxy: ProxySettings, dataset: Dataset) -> Non
     write_selection(str(out), select(dataset, rows), name=f"{count} identities of {dataset.name}")
 
 
-def _train(folder: Path, proxy: ProxySettings, *, address: str | None, debug: bool, follow: Follow) -> None:
+def _train(folder: Path, proxy: ProxySettings, *, address: str | None, debug: bool) -> None:
     run = folder / "run"
     if is_finished(run):
         return
@@ -158,4 +142,4 @@ def _train(folder: Path, proxy: ProxySettings, *, address: str | None, debug: bo
         data=dataclasses.replace(proxy.config.data, train=(str(folder / "data"),)),
         train=dataclasses.replace(proxy.config.train, output=str(run)),
     )
-    train(config, resume=resume, address=address, debug=debug, follow=follow)
+    train(config, resume=resume, address=address, debug=debug)

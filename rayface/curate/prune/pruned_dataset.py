@@ -24,7 +24,7 @@ from rayface.data.selection import (
 )
 from rayface.data.shards.samples import ShardRows
 from rayface.embedding.embeddings import Embeddings, read_labels
-from rayface.ray_tasks import Progress, map_unordered
+from rayface.ray_tasks import map_unordered
 from rayface.storage import DataError
 
 _UNSAFE = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|[\x00-\x1f]"  # as is_safe_name has it
@@ -37,7 +37,6 @@ def write_pruned(
     *,
     merged: Mapping[int, int],
     write_shards: bool,
-    progress: Progress,
 ) -> dict[str, Any]:
     """Write the kept faces as a dataset into `root`.
 
@@ -54,10 +53,7 @@ def write_pruned(
     """
     selection, known = _select(core_set, source, merged)
     name = root.name
-    if write_shards:
-        dataset = _write_shards(root, selection, name, progress)
-    else:
-        dataset = write_selection(str(root), selection, name=name)
+    dataset = _write_shards(root, selection, name) if write_shards else write_selection(str(root), selection, name=name)
     return {
         "images": dataset.num_images,
         "classes": dataset.num_classes,
@@ -127,7 +123,7 @@ def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple
     return select(source, found[kept], labels[kept]), len(table)
 
 
-def _write_shards(root: Path, selection: Selection, name: str, progress: Progress) -> Dataset:
+def _write_shards(root: Path, selection: Selection, name: str) -> Dataset:
     """One task for each of the source's shards that has kept samples."""
     source = selection.source
     samples = source.index.select(selection.rows)
@@ -142,5 +138,7 @@ def _write_shards(root: Path, selection: Selection, name: str, progress: Progres
         return {"number": number, "scan": scan}
 
     parts = [(number, rows[shard], source.key_prefixes[shard]) for number, shard in enumerate(used)]
-    results = sorted(map_unordered(write, parts, progress), key=lambda result: result["number"])
+    results = sorted(
+        map_unordered(write, parts, "write shards", rows=len(samples)), key=lambda result: result["number"]
+    )
     return write_shards_manifest(str(root), selection, [result["scan"] for result in results], name=name)

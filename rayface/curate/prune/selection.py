@@ -25,7 +25,7 @@ from rayface.curate.prune.class_probabilities import keep_probabilities, read_pr
 from rayface.curate.prune.diffprob import diffprob, threshold_at
 from rayface.curate.prune.keep_ratio import search_threshold, some_identities
 from rayface.embedding.embeddings import Rows
-from rayface.ray_tasks import Progress, map_unordered
+from rayface.ray_tasks import map_unordered
 from rayface.storage import atomic_stream
 
 METHODS = ("face_nms", "random", "herding", "diffprob")
@@ -110,8 +110,8 @@ class Chooser:
         folder: for the decisions, a parquet file (SCHEMA) for each rule and partition, and diffprob's probabilities.
     """
 
-    def __init__(self, partitions: Partitions, folder: Path, progress: Progress) -> None:
-        self._pieces, self._folder, self._progress = partitions, folder, progress
+    def __init__(self, partitions: Partitions, folder: Path) -> None:
+        self._pieces, self._folder = partitions, folder
         self._numbered = list(enumerate(partitions.partitions))
         self._direction: NDArray[np.float64] | None = None
 
@@ -153,7 +153,10 @@ class Chooser:
                 _write(path, rows, found, _REASONS[rule.method])
             return {"kept": int(np.count_nonzero(_kept(path)))}
 
-        return sum(result["kept"] for result in map_unordered(decide, self._numbered, self._progress))
+        return sum(
+            result["kept"]
+            for result in map_unordered(decide, self._numbered, f"select by {rule.method}", rows=self._pieces.num_rows)
+        )
 
     def decisions(self, rule: Rule) -> Iterator[pa.Table]:
         """Yield what was decided, partition by partition."""
@@ -186,7 +189,10 @@ class Chooser:
                 "sums": {name: (*s, np.count_nonzero(ours & masks[name])) for name, s in sums.items()},
             }
 
-        results = sorted(map_unordered(compare, self._numbered, self._progress), key=lambda result: result["part"])
+        results = sorted(
+            map_unordered(compare, self._numbered, "compare methods", rows=self._pieces.num_rows),
+            key=lambda result: result["part"],
+        )
         totals = {name: np.sum([result["sums"][name] for result in results], axis=0) for name in results[0]["sums"]}
         found = {
             name: {"faces": int(faces), "mean_cosine": float(cosines / max(1, paired)), "shared": float(shared / faces)}
@@ -204,7 +210,7 @@ class Chooser:
         assert rule.scale is not None
         name = hashlib.sha256(json.dumps([rule.head, rule.scale]).encode()).hexdigest()[:16]
         folder = self._folder / f"probabilities-{name}"
-        keep_probabilities(folder, self._pieces.partitions, Path(rule.head), rule.scale, self._progress)
+        keep_probabilities(folder, self._pieces.partitions, Path(rule.head), rule.scale)
         return lambda part: read_probabilities(folder, part)
 
     def _decisions(self, rule: Rule) -> Path:
@@ -226,7 +232,10 @@ class Chooser:
             embeddings = read_partition(numbered[1])[0].embeddings
             return {"part": numbered[0], "sum": sum(units.sum(axis=0) for units in _units(embeddings))}
 
-        results = sorted(map_unordered(add, self._numbered, self._progress), key=lambda result: result["part"])
+        results = sorted(
+            map_unordered(add, self._numbered, "average embeddings", rows=self._pieces.num_rows),
+            key=lambda result: result["part"],
+        )
         total: NDArray[np.float64] = np.sum([result["sum"] for result in results], axis=0)
         return total / self._pieces.num_rows
 
@@ -245,7 +254,7 @@ class Chooser:
 
         for first in range(0, len(order), _SAMPLE_PIECES):
             few = [self._numbered[part] for part in np.sort(order[first : first + _SAMPLE_PIECES])]
-            parts = sorted(map_unordered(some, few, self._progress), key=lambda result: result["part"])
+            parts = sorted(map_unordered(some, few, "sample identities"), key=lambda result: result["part"])
             columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "part"}
             if len(columns["labels"]):
                 rows = Rows(pa.array([], pa.string()), columns["labels"], columns["embeddings"])

@@ -19,6 +19,7 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, Sample, SampleIndex, locate_member, scan_shard
 from rayface.machine import num_cpus
 from rayface.pools import process_pool, thread_pool
+from rayface.progress import phase
 from rayface.storage import Source
 
 INDEX_SCHEMA = pa.schema(
@@ -63,15 +64,13 @@ class ShardScan:
     key_prefix: str = ""
 
 
-def scan_shards(
-    jobs: Sequence[ScanJob], num_bytes: int, done: Callable[[int, int], None] | None = None
-) -> list[ShardScan]:
-    """Scan shards of `num_bytes` together, in parallel; `done(shards, of)` hears of progress."""
+def scan_shards(jobs: Sequence[ScanJob], num_bytes: int) -> list[ShardScan]:
+    """Scan shards of `num_bytes` together, in parallel."""
     results = []
-    for result in parallel_map(scan_one, jobs, processes=num_bytes >= PROCESSES_FROM_BYTES):
-        results.append(result)
-        if done:
-            done(len(results), len(jobs))
+    with phase("scan shards", parts=len(jobs)) as current:
+        for result in parallel_map(scan_one, jobs, processes=num_bytes >= PROCESSES_FROM_BYTES):
+            results.append(result)
+            current.advance()
     return results
 
 

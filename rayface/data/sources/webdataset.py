@@ -22,14 +22,13 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.data.shards.scan import ScanJob, ShardScan, joint_table, scan_shards
 from rayface.data.writer import DEFAULT_SHARD_SIZE, ShardWriter, refuse_not_empty
+from rayface.progress import phase
 from rayface.storage import DataError, is_local, join, list_entries, locate, make_folder, normalise, one_line, split
 
 _CHUNK = 512  # samples in memory
 _COPY_BYTES = 4 << 20
 _TAR_SUFFIX = re.compile(r"\.tar(\.\w+)?$|\.t\w+$", re.IGNORECASE)
 _UNSAFE = re.compile(r"[\x00-\x1f.]")
-
-Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 def convert_webdataset(
@@ -40,7 +39,6 @@ def convert_webdataset(
     layout: str = "shuffled",
     seed: int = 0,
     name: str | None = None,
-    progress: Progress | None = None,
 ) -> Dataset:
     """Convert a tar, or all tars of a folder and its sub-folders, into one dataset.
 
@@ -82,14 +80,14 @@ def convert_webdataset(
         ) as writer:
             order = _order(labels, layout, seed)
             unique = _unique_keys(sources, scans)
-            for done, entry in enumerate(_read(paths, scans, order), 1):
-                if isinstance(entry, Fault):
-                    faults.append(entry)
-                else:
-                    row, key, image = entry
-                    writer.add(unique(row, key), int(labels[row]), image)
-                if progress:
-                    progress(done, len(labels))
+            with phase("convert images", parts=len(labels), rows=len(labels)) as current:
+                for entry in _read(paths, scans, order):
+                    if isinstance(entry, Fault):
+                        faults.append(entry)
+                    else:
+                        row, key, image = entry
+                        writer.add(unique(row, key), int(labels[row]), image)
+                    current.advance()
             return dataclasses.replace(writer.finish(), faults=tuple(faults))
 
 

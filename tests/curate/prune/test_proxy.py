@@ -31,7 +31,7 @@ def begin(tmp_path, monkeypatch):
         config = configs.load("mini", overrides=list(overrides))
         given = ProxySettings(fraction=0.5, config=config)
         data, out = [str(tmp_path / "faces")], tmp_path / "out" / "core"
-        prune_by_proxy(settings, given, data, out, follow=None, **options)
+        prune_by_proxy(settings, given, data, out, **options)
         return (out / "proxy" / "proxy.json").read_text()
 
     return begin

@@ -26,7 +26,7 @@ SIZE = 8
 def chooser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Chooser]:
     """Makes a chooser of drawn identities of given sizes, in partitions of so many rows; parts run here, one by one."""
 
-    def map_unordered(work: Callable[[Any], dict[str, Any]], parts: Sequence[Any], progress: Any) -> Iterator[Any]:
+    def map_unordered(work: Callable[[Any], Any], parts: Sequence[Any], *phase: Any, **of: Any) -> Iterator[Any]:
         yield from map(work, parts)
 
     for module in (choose, class_probabilities, partitions):
@@ -42,8 +42,8 @@ def chooser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ch
         (tmp_path / "emb").mkdir(exist_ok=True)
         write_part(str(tmp_path / "emb" / "0.parquet"), [batch], size=SIZE, dtype="fp32", note={})
         source = open_embeddings(tmp_path / "emb")
-        found = partition_by_identity(source, tmp_path / "runs", 4 * SIZE * block, lambda done, total: None)
-        return Chooser(found, tmp_path / "decisions", lambda done, total: None)
+        found = partition_by_identity(source, tmp_path / "runs", 4 * SIZE * block)
+        return Chooser(found, tmp_path / "decisions")
 
     return make
 

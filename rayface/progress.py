@@ -1,0 +1,126 @@
+"""Phases of a job: announced in the log, shown by a bar, timed, and written to the job's journal."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+Bar = Callable[[int, int | None], None]  # (parts done, parts in all; None: unknown)
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    def bar(self, name: str) -> AbstractContextManager[Bar]:
+        """Show the progress of a phase while inside."""
+
+    def training(self, run: Path, total_steps: int) -> AbstractContextManager[None]:
+        """Show the journal of a run while inside."""
+
+
+class PhaseJournal(Protocol):
+    """Where phases are recorded."""
+
+    def phase(self, name: str, event: str, **numbers: float | int | str) -> None:
+        """Record the start or the end of a phase."""
+
+
+class _NoDisplay:
+    @contextlib.contextmanager
+    def bar(self, name: str) -> Iterator[Bar]:
+        yield lambda done, total: None
+
+    @contextlib.contextmanager
+    def training(self, run: Path, total_steps: int) -> Iterator[None]:
+        yield
+
+
+# Of the process, not of a thread or a context: the threads of a job share its display and its journal.
+_displays: list[Display] = [_NoDisplay()]
+_journals: list[PhaseJournal] = []
+
+
+@contextlib.contextmanager
+def shown_on(display: Display) -> Iterator[None]:
+    """Show all progress of this process on `display` while inside."""
+    _displays.append(display)
+    try:
+        yield
+    finally:
+        _displays.remove(display)
+
+
+@contextlib.contextmanager
+def recorded_in(journal: PhaseJournal) -> Iterator[None]:
+    """Record the phases of this process in `journal` while inside; the innermost journal takes them."""
+    _journals.append(journal)
+    try:
+        yield
+    finally:
+        _journals.remove(journal)
+
+
+def show_training(run: Path, total_steps: int) -> AbstractContextManager[None]:
+    """Show the journal of the run in directory `run` while inside."""
+    return _displays[-1].training(run, total_steps)
+
+
+@dataclass(kw_only=True)
+class Phase:
+    """A phase that is under way.
+
+    Attributes:
+        parts: number of parts that it is made of; None if unknown.
+        rows: number of rows of `unit` in all parts; the phase may learn it while it runs.
+    """
+
+    parts: int | None
+    rows: int | None
+    _bar: Bar
+    _done: int = 0
+
+    def advance(self, parts: int = 1) -> None:
+        """Count parts that are done."""
+        self._done += parts
+        self._bar(self._done, self.parts)
+
+
+@contextlib.contextmanager
+def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit: str = "images") -> Iterator[Phase]:
+    """Announce a phase, show its progress, and at its end say how long it took and how fast it was.
+
+    Args:
+        name: what is done, for example "embed shards".
+        parts: number of parts that it is made of.
+        rows: number of rows in all parts, for the rate.
+        unit: what a row is.
+    """
+    announced = "started" if parts is None else f"started, {parts:,} parts"
+    logger.info("%s: %s", name, announced)
+    _record(name, "start", parts=parts, rows=rows)
+    start = time.monotonic()
+    with _displays[-1].bar(name) as bar:
+        current = Phase(parts=parts, rows=rows, _bar=bar)
+        yield current
+    seconds = time.monotonic() - start
+    logger.info("%s: %s", name, _summary(current.parts, current.rows, unit, seconds))
+    _record(name, "end", parts=current.parts, rows=current.rows, seconds=seconds)
+
+
+def _summary(parts: int | None, rows: int | None, unit: str, seconds: float) -> str:
+    counts = [f"{parts:,} parts"] if parts is not None else []
+    if rows is not None:
+        counts.append(f"{rows:,} {unit}")
+    rate = f" ({rows / seconds:,.0f} {unit}/s)" if rows and seconds > 0 else ""
+    return f"{', '.join(counts)} in {seconds:,.1f} s{rate}" if counts else f"finished in {seconds:,.1f} s"
+
+
+def _record(name: str, event: str, **numbers: float | int | None) -> None:
+    if _journals:
+        _journals[-1].phase(name, event, **{key: value for key, value in numbers.items() if value is not None})

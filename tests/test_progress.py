@@ -1,0 +1,68 @@
+"""Phases are announced, shown, timed and recorded in the job's journal."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayface import progress
+from rayface.progress import phase, recorded_in
+from rayface.tracking.journal import Journal
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "time"} for record in found]
+
+
+def test_phase_with_rows_logs_parts_rows_seconds_and_rate(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="rayface")
+    clock = iter([10.0, 14.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with phase("embed shards", parts=2, rows=1000):
+        pass
+    assert caplog.messages == [
+        "embed shards: started, 2 parts",
+        "embed shards: 2 parts, 1,000 images in 4.0 s (250 images/s)",
+    ]
+
+
+def test_phase_of_unknown_size_logs_start_and_seconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="rayface")
+    clock = iter([0.0, 1.5])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with phase("report"):
+        pass
+    assert caplog.messages == ["report: started", "report: finished in 1.5 s"]
+
+
+def test_phase_inside_a_journal_is_recorded_and_no_metric(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal" / "driver.jsonl")
+    with recorded_in(journal), phase("scan shards", parts=3) as current:
+        current.rows = 7
+    journal.close()
+    start, end = records_of(journal.path)
+    assert start == {"kind": "phase", "name": "scan shards", "event": "start", "parts": 3}
+    assert end.pop("seconds") >= 0
+    assert end == {"kind": "phase", "name": "scan shards", "event": "end", "parts": 3, "rows": 7}
+
+
+def test_phase_that_fails_records_no_end(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal" / "driver.jsonl")
+    with pytest.raises(KeyboardInterrupt), recorded_in(journal), phase("scan shards"):
+        raise KeyboardInterrupt
+    journal.close()
+    assert [record["event"] for record in records_of(journal.path)] == ["start"]
+
+
+def test_advances_of_a_phase_reach_the_display(recorder: Any) -> None:
+    with phase("convert images", parts=3) as current:
+        current.advance()
+        current.advance(2)
+    assert recorder.advances == [("convert images", 1, 3), ("convert images", 3, 3)]
