@@ -93,9 +93,9 @@ def test_sweep_is_found_by_its_own_copy_and_by_the_output_that_the_file_names(sw
         assert messages() == []
     file = tmp_path / "other.yaml"
     file.write_text(TEXT.replace("trials: 4", "trials: 4, output: sweeps/try-001"))
-    assert resume_sweep(file, [], None, pytest.fail)[2] == folder
+    assert resume_sweep(file, [], None)[2] == folder
     with pytest.raises(ValueError, match=r"missing\.yaml: cannot be read"):
-        resume_sweep(tmp_path / "missing.yaml", [], None, pytest.fail)
+        resume_sweep(tmp_path / "missing.yaml", [], None)
 
 
 def test_sweep_of_an_older_version_goes_on_and_says_that_its_file_was_not_compared(sweep, tmp_path):
