@@ -101,8 +101,7 @@ def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit:
         rows: number of rows in all parts, for the rate.
         unit: what a row is.
     """
-    announced = "started" if parts is None else f"started, {parts:,} parts"
-    logger.info("%s: %s", name, announced)
+    logger.info("%s: started%s", name, "" if parts is None else f", {_parts(parts)}")
     _record(name, "start", parts=parts, rows=rows)
     start = time.monotonic()
     with _displays[-1].bar(name) as bar:
@@ -114,11 +113,15 @@ def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit:
 
 
 def _summary(parts: int | None, rows: int | None, unit: str, seconds: float) -> str:
-    counts = [f"{parts:,} parts"] if parts is not None else []
+    counts = [_parts(parts)] if parts is not None else []
     if rows is not None:
         counts.append(f"{rows:,} {unit}")
     rate = f" ({rows / seconds:,.0f} {unit}/s)" if rows and seconds > 0 else ""
     return f"{', '.join(counts)} in {seconds:,.1f} s{rate}" if counts else f"finished in {seconds:,.1f} s"
+
+
+def _parts(count: int) -> str:
+    return f"{count:,} part{'' if count == 1 else 's'}"
 
 
 def _record(name: str, event: str, **numbers: float | int | None) -> None:
