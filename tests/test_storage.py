@@ -15,10 +15,11 @@ import pytest
 
 from rayface import storage
 from rayface.data.check import check
-from rayface.data.convert import convert_folder
+from rayface.data.convert import convert as convert_source
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
+from rayface.data.sources.folder import FolderSettings, FolderSource
 from rayface.data.writer import write_dataset
 from rayface.embedding.embed import read_images
 from rayface.embedding.embeddings import open_embeddings
@@ -103,7 +104,8 @@ def convert(dataset: Dataset, folder: Path) -> object:
     for i in range(2):
         (folder / "people" / f"p{i}").mkdir(parents=True)
         (folder / "people" / f"p{i}" / "x.jpg").write_bytes(picture(i))
-    return convert_folder(folder / "people", folder / "out", image_size=16)
+    source = FolderSource(folder / "people", FolderSettings(image_size=16))
+    return convert_source(source, folder / "out")
 
 
 @pytest.mark.parametrize("verb", [read_all, embed, evaluate, check_deep, convert])

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Json, Seed, ShardSize, Verbose, app, dataset_facts, show_result, tell
+from rayface.cli.common import (
+    Address,
+    Debug,
+    Imports,
+    Json,
+    Seed,
+    ShardSize,
+    Verbose,
+    app,
+    dataset_facts,
+    show_result,
+    tell,
+)
 from rayface.config import parse_bytes
 
 
@@ -46,9 +58,10 @@ def convert(
         str,
         typer.Option(
             "--from",
-            help="Kind of SRC: folder (of images for each identity), webdataset (tars of any kind).",
+            help="Kind of SRC: folder (one of images per identity), webdataset (tars of any shape), or a plugin's.",
         ),
     ],
+    imports: Imports = None,
     shard_size: ShardSize = "256MB",
     layout: Annotated[str, typer.Option(help="shuffled or by_identity.")] = "shuffled",
     seed: Seed = 0,
@@ -58,11 +71,12 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Convert face images to a dataset of tar shards."""
-    from rayface.data.convert import CONVERTERS
+    from rayface.data.convert import ConvertSettings
+    from rayface.data.convert import convert as convert_source
+    from rayface.data.sources import open_source
 
-    if source not in CONVERTERS:
-        raise ValueError(f"--from: {source!r}: must be one of {', '.join(CONVERTERS)}")
-    dataset = CONVERTERS[source](src, out, shard_size=parse_bytes(shard_size), layout=layout, seed=seed)
+    settings = ConvertSettings(layout=layout, shard_size=parse_bytes(shard_size), seed=seed)  # type: ignore[arg-type]
+    dataset = convert_source(open_source(source, src), out, settings)
     left_out: Counter[str] = Counter()
     for fault in dataset.faults:
         tell(fault)

@@ -18,8 +18,9 @@ from rayface.cli import app
 from rayface.config import Config, with_overrides
 from rayface.data.check import check
 from rayface.data.classes import described, num_with_images
+from rayface.data.convert import convert
 from rayface.data.dataset import open_dataset
-from rayface.data.sources.webdataset import convert_webdataset
+from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.data.writer import write_dataset
 from rayface.plan import make_plan
 from rayface.storage import DataError
@@ -61,7 +62,7 @@ def test_absurd_label_space_is_refused_with_a_remedy_that_works(tmp_path: Path) 
     with pytest.raises(DataError, match="10 of them with images"):
         check(folder, write_manifest=True)
     assert [path.name for path in folder.iterdir()] == ["a.tar"]
-    dataset = convert_webdataset(folder, tmp_path / "out")
+    dataset = convert(WebDatasetSource(folder), tmp_path / "out")
     assert (dataset.num_classes, dataset.num_classes_with_images, dataset.num_images) == (10, 10, 60)
 
 

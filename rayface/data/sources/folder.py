@@ -1,17 +1,21 @@
-"""List a folder with one folder of images for each identity, and account for everything that is left out of it."""
+"""Source: a folder with one folder of images for each identity."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from rayface.data.decode import SNIFF_BYTES, image_format
 from rayface.data.shards.members import IMAGE_SUFFIXES
 from rayface.data.shards.samples import Fault
+from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
+from rayface.data.sources.faults import FaultLog
+from rayface.data.sources.keys import flat_key, numbered_keys
 from rayface.storage import DataError, Source, one_line
 
 _SUFFIXES = IMAGE_SUFFIXES | {"jp2", "pbm", "pgm", "ppm", "pnm"}
@@ -26,75 +30,134 @@ _TOOL_NAMES = {
     "lost+found",
     "system volume information",
 }
-_NAMED = 1000  # of a kind; the others are counted
-_NAMED_ONCE = ("hidden", "no image", "special file")  # nobody takes these for images: one example of them is enough
+_PART = 256  # folders of identities
+_MAX_BYTES = 1 << 30  # of a file that may be an image
 
 
-class LeftOut:
-    """What a converter leaves out, by kind: named one by one up to a number, counted beyond it."""
+@dataclass(frozen=True, kw_only=True)
+class FolderSettings(SourceSettings):
+    """Photographs have any size; training needs one."""
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.counts: Counter[str] = Counter()
-        self._faults: list[Fault] = []
-
-    def add(self, fault: Fault) -> None:
-        self.counts[fault.kind] += 1
-        if self.counts[fault.kind] <= self._limit(fault.kind):
-            self._faults.append(fault)
-
-    def faults(self) -> list[Fault]:
-        """Return a fault for each thing that is named, and one for the rest of each kind; `num_lost` is how many."""
-        rest = [(kind, count - self._limit(kind)) for kind, count in self.counts.items()]
-        return self._faults + [
-            Fault(shard=str(self.root), member=None, offset=0, reason=f"{more} more: {kind}", num_lost=more, kind=kind)
-            for kind, more in rest
-            if more > 0
-        ]
-
-    @staticmethod
-    def _limit(kind: str) -> int:
-        return 1 if kind in _NAMED_ONCE else _NAMED
+    image_size: int | None = 112
 
 
-@dataclass
-class Listing:
-    """Files below `root` that may be images: identities by label, relative paths in order, a label for each."""
+class FolderSource(DatasetSource):
+    """One folder of images for each identity, at any depth below it; a part is 256 of these folders.
 
-    root: Path
-    left_out: LeftOut
-    identities: list[str] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-
-
-def list_images(root: Path) -> Listing:
-    """List the files of every identity, in the order of names; DataError where there is none.
-
-    Hidden folders and files and those of tools are passed over, links that lead out of `root` and links to folders
-    are not followed. Whether a file is an image is told by its content, later. Folders whose names are the same but for
-    their Unicode normalisation are one identity.
+    Files are recognised as images by their content, whatever their names. Hidden files and folders and those of tools
+    are passed over; links to folders and links that lead out of the root are not followed. Folders whose names differ
+    only in their Unicode normalisation are one identity.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder of identities")
-    listing = Listing(root, LeftOut(root))
-    label_of: dict[str, int] = {}
-    for entry in _entries(listing, ""):
-        if not entry.is_dir():
-            _refuse_stray(listing, entry)
-            continue
-        files = list(_walk(listing, entry.name))
-        if not files:
-            listing.left_out.add(fault_of(root, entry.name, "identity", "a folder without files"))
-            continue
-        name = unicodedata.normalize("NFC", printable(entry.name))
-        label = label_of.setdefault(name, len(label_of))
-        listing.paths += files
-        listing.labels += [label] * len(files)
-    listing.identities = list(label_of)
-    if not listing.paths:
-        raise DataError(f"{root}: no images in folders below it; there must be one folder for each identity")
-    return listing
+
+    kind = "folder"
+    settings_class = FolderSettings
+    expects = "one folder of images for each identity"
+
+    def __init__(self, src: str | Path, settings: SourceSettings | None = None):
+        super().__init__(src, settings)
+        self.root = os.path.realpath(self.root)
+        self._faults = FaultLog(self.root)  # of files beside the folders
+        self._folders: list[str] = []
+
+    def prepare(self, near: str | None) -> None:
+        if not os.path.isdir(self.root):
+            raise DataError(f"{self.root}: no such folder of identities")
+        for entry in self._entries("", self._faults):
+            if entry.is_dir():
+                self._folders.append(entry.name)
+            else:
+                self._faults.add(self._stray(entry))
+
+    def parts(self) -> Sequence[str]:
+        return self._folders[::_PART]
+
+    def list_images(self, part: int) -> PartListing:
+        faults = FaultLog(self.root)
+        if part == 0:
+            faults.update(self._faults)
+        paths: list[str] = []
+        identities: list[str] = []
+        for folder in self._folders[part * _PART : (part + 1) * _PART]:
+            files = list(self._walk(folder, faults))
+            if not files:
+                faults.add(self._fault(folder, "identity", "a folder without files"))
+            paths += files
+            identities += [unicodedata.normalize("NFC", _printable(folder))] * len(files)
+        columns = {
+            "key": pa.array([_key(path) for path in paths], pa.string()),
+            "identity": pa.array(identities, pa.string()),
+            "path": pa.array([os.fsencode(path) for path in paths], pa.binary()),
+        }
+        return PartListing(images=pa.table(columns), faults=faults)
+
+    def read(self, part: int, images: pa.Table) -> Iterator[SourceImage | Fault]:
+        for path in images["path"].to_pylist():
+            yield self._read(os.fsdecode(path))
+
+    def unique_keys(self, keys: Sequence[pa.ChunkedArray]) -> Iterable[str]:
+        return numbered_keys(key for own in keys for chunk in own.chunks for key in chunk.to_pylist())
+
+    def _read(self, path: str) -> SourceImage | Fault:
+        where = f"{self.root}/{path}"
+        try:
+            with Source(where) as source:
+                if image_format(source.read(0, SNIFF_BYTES)) is None and not _has_image_suffix(path):
+                    return self._fault(path, "no image", "not an image")
+                if source.size > _MAX_BYTES:
+                    return self._fault(path, "image", f"{source.size} bytes, more than {_MAX_BYTES}")
+                return SourceImage(source.read(0, source.size), self.root, _printable(path))
+        except DataError as error:
+            return self._fault(path, "image", one_line(error).removeprefix(f"{where}: "))
+
+    def _walk(self, folder: str, faults: FaultLog) -> Iterator[str]:
+        """Yield the files below root/folder, relative to root."""
+        for entry in self._entries(folder, faults):
+            path = f"{folder}/{entry.name}"
+            if entry.is_dir():
+                yield from self._walk(path, faults)
+            else:
+                yield path
+
+    def _entries(self, folder: str, faults: FaultLog) -> Iterator[os.DirEntry[str]]:
+        """Yield what is to be read of a folder, by name: folders, and regular files."""
+        try:
+            found = sorted(os.scandir(os.path.join(self.root, folder)), key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder:
+                raise DataError(f"{self.root}: cannot be listed ({one_line(error)})") from None
+            faults.add(self._fault(folder, "folder", f"cannot be listed ({error.strerror})"))
+            return
+        for entry in found:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if is_hidden(entry.name):
+                faults.add(self._fault(path, "hidden", "hidden, or of a tool"))
+            elif entry.is_symlink() and (reason := self._refused_link(entry)):
+                faults.add(self._fault(path, "link", reason))
+            elif not entry.is_dir() and not entry.is_file():
+                faults.add(self._fault(path, "special file", "no regular file"))
+            else:
+                yield entry
+
+    def _refused_link(self, entry: os.DirEntry[str]) -> str | None:
+        if entry.is_dir():
+            return "symbolic link to a folder, not followed"
+        if not Path(entry.path).resolve().is_relative_to(self.root):
+            return "symbolic link that leads out of the folder, not followed"
+        return None if os.path.exists(entry.path) else "symbolic link to nothing"
+
+    def _stray(self, entry: os.DirEntry[str]) -> Fault:
+        """Return the fault of a file beside the folders of identities."""
+        try:
+            with Source(entry.path) as source:
+                is_image = image_format(source.read(0, SNIFF_BYTES)) is not None
+        except DataError:
+            is_image = _has_image_suffix(entry.name)
+        if is_image:
+            return self._fault(entry.name, "outside", "image outside of an identity's folder")
+        return self._fault(entry.name, "no image", "not an image")
+
+    def _fault(self, path: str, kind: str, reason: str) -> Fault:
+        return Fault(shard=self.root, member=_printable(path), offset=0, reason=reason, kind=kind)
 
 
 def is_hidden(name: str) -> bool:
@@ -102,86 +165,15 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _TOOL_NAMES
 
 
-def _walk(listing: Listing, folder: str) -> Iterator[str]:
-    """Yield the files below root/folder, relative to root."""
-    for entry in _entries(listing, folder):
-        path = f"{folder}/{entry.name}"
-        if entry.is_dir():
-            yield from _walk(listing, path)
-        else:
-            yield path
-
-
-def _entries(listing: Listing, folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield what is to be read of a folder, by name: folders, and regular files."""
-    root, left_out = listing.root, listing.left_out
-    try:
-        found = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
-    except OSError as error:
-        if not folder:
-            raise DataError(f"{root}: cannot be listed ({one_line(error)})") from None
-        left_out.add(fault_of(root, folder, "folder", f"cannot be listed ({error.strerror})"))
-        return
-    for entry in found:
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        if is_hidden(entry.name):
-            left_out.add(fault_of(root, path, "hidden", "hidden, or of a tool"))
-        elif entry.is_symlink() and (reason := _refused_link(root, entry)):
-            left_out.add(fault_of(root, path, "link", reason))
-        elif not entry.is_dir() and not entry.is_file():
-            left_out.add(fault_of(root, path, "special file", "no regular file"))
-        else:
-            yield entry
-
-
-def _refused_link(root: Path, entry: os.DirEntry[str]) -> str | None:
-    if entry.is_dir():
-        return "symbolic link to a folder, not followed"
-    if not Path(entry.path).resolve().is_relative_to(root):
-        return "symbolic link that leads out of the folder, not followed"
-    return None if os.path.exists(entry.path) else "symbolic link to nothing"
-
-
-def _refuse_stray(listing: Listing, entry: os.DirEntry[str]) -> None:
-    """Leave out a file beside the identities' folders."""
-    try:
-        with Source(entry.path) as source:
-            is_image = image_format(source.read(0, SNIFF_BYTES)) is not None
-    except DataError:
-        is_image = has_image_suffix(entry.name)
-    if is_image:
-        listing.left_out.add(fault_of(listing.root, entry.name, "outside", "image outside of an identity's folder"))
-    else:
-        listing.left_out.add(fault_of(listing.root, entry.name, "no image", "not an image"))
-
-
-def fault_of(root: Path, path: str, kind: str, reason: str) -> Fault:
-    return Fault(shard=str(root), member=printable(path), offset=0, reason=reason, kind=kind)
-
-
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """Names that are not valid UTF-8 reach Python with surrogates, which no parquet or tar file can hold."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def has_image_suffix(path: str) -> bool:
+def _has_image_suffix(path: str) -> bool:
     return path.rpartition(".")[2].lower() in _SUFFIXES
 
 
-def unique_keys(paths: Sequence[str]) -> list[str]:
-    """Return a key for every relative image path: flat, without dots (webdataset cuts keys there), unique.
-
-    `ada/x.1.jpg` becomes `ada_x_1`; of paths that become the same, the later ones get -2, -3 and so on.
-    """
-    seen: set[str] = set()
-    keys = []
-    for path in paths:
-        stem = path.rpartition(".")[0] if has_image_suffix(path) else path
-        base = key = "".join(c if c.isalnum() or c in "-_+=@" else "_" for c in stem)
-        number = 1
-        while key in seen:
-            number += 1
-            key = f"{base}-{number}"
-        seen.add(key)
-        keys.append(key)
-    return keys
+def _key(path: str) -> str:
+    """Return a flat key: `ada/x.1.jpg` becomes `ada_x_1`."""
+    return flat_key(path.rpartition(".")[0] if _has_image_suffix(path) else path)

@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,14 +18,19 @@ from typer.testing import CliRunner
 from rayface import storage
 from rayface.cli import app
 from rayface.data.check import check
-from rayface.data.dataset import open_dataset
+from rayface.data.convert import ConvertSettings, convert
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
-from rayface.data.sources.webdataset import clean_key, convert_webdataset
+from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.data.writer import write_dataset
 from rayface.storage import DataError
 
 Samples = dict[str, tuple[int, bytes]]
+
+
+def convert_webdataset(src: Path | str, out: Path | str, **settings: Any) -> Dataset:
+    return convert(WebDatasetSource(src), out, ConvertSettings(**settings))
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +80,7 @@ def mixed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["shuffled", "by_identity"])
-def test_tars_of_every_shape_become_one_dataset_without_holes(tmp_path: Path, mixed: Path, layout: str) -> None:
+def test_webdataset_tars_of_every_shape_become_one_label_space(tmp_path: Path, mixed: Path, layout: str) -> None:
     with pytest.raises(DataError, match="rayface convert --from webdataset"):
         open_dataset(mixed)
     dataset = convert_webdataset(mixed, tmp_path / "out", layout=layout)
@@ -99,18 +105,18 @@ def test_tars_of_every_shape_become_one_dataset_without_holes(tmp_path: Path, mi
     assert sorted(read) == sorted(found(tmp_path / "out"))
 
 
-def test_single_packed_tar_keeps_its_keys(tmp_path: Path) -> None:
+def test_webdataset_single_compressed_tar_keeps_its_keys(tmp_path: Path) -> None:
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(pairs(["x/000", "x/001"], [4, 4], JPEG[:2])))
     convert_webdataset(tmp_path / "b.tar.gz", tmp_path / "out")
     assert found(tmp_path / "out") == {"x/000": (0, JPEG[0]), "x/001": (0, JPEG[1])}
 
 
-def test_same_seed_gives_the_same_bytes(tmp_path: Path, mixed: Path) -> None:
+def test_webdataset_same_seed_gives_the_same_bytes(tmp_path: Path, mixed: Path) -> None:
     digests = [convert_webdataset(mixed, tmp_path / f"out{i}", seed=seed).digest for i, seed in enumerate((3, 3, 4))]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_names_are_kept_and_empty_classes_dropped(tmp_path: Path) -> None:
+def test_webdataset_with_names_keeps_them_and_drops_empty_classes(tmp_path: Path) -> None:
     write_dataset(
         tmp_path / "src",
         [(f"k{i}", 2 * i, JPEG[i]) for i in range(3)],
@@ -124,7 +130,7 @@ def test_names_are_kept_and_empty_classes_dropped(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out" / "identities.parquet")["num_images"].to_pylist() == [1, 1, 1]
 
 
-def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
+def test_webdataset_unreadable_samples_are_left_out_and_named(tmp_path: Path) -> None:
     damaged = JPEG[1][:-400]
     (tmp_path / "src").mkdir()
     files = [("a.jpg", JPEG[0]), ("a.cls", b"5"), ("b.jpg", damaged), ("b.cls", b"6"), ("c.jpg", JPEG[2])]
@@ -136,29 +142,30 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
     assert named == [(source, "b.jpg", "jpeg"), (source, "c.jpg", "missing member")]
 
 
-def test_keys_that_are_no_paths_become_ones(tmp_path: Path) -> None:
-    assert [clean_key(key) for key in ("../../a", "/x/./y.1", "..", "b\n")] == ["a", "x/y_1", "_", "b_"]
+def test_webdataset_keys_that_are_no_paths_become_paths(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(pairs(["../../a", "a", "b.c", "b_c"], [0, 1, 2, 3], JPEG[:4]))
     convert_webdataset(tmp_path / "a.tar", tmp_path / "out")
     assert sorted(found(tmp_path / "out").values()) == [(i, JPEG[i]) for i in range(4)]
 
 
 @pytest.mark.parametrize("layout", ["", "random"])
-def test_unknown_layout_is_refused(tmp_path: Path, mixed: Path, layout: str) -> None:
+def test_webdataset_unknown_layout_is_refused(tmp_path: Path, mixed: Path, layout: str) -> None:
     with pytest.raises(ValueError, match="layout"):
         convert_webdataset(mixed, tmp_path / "out", layout=layout)
 
 
-def test_unusable_sources_are_one_line_and_leave_nothing(tmp_path: Path, mixed: Path) -> None:
+def test_webdataset_unusable_source_is_one_line_and_leaves_nothing(tmp_path: Path, mixed: Path) -> None:
     def refused(src: Path, words: str) -> None:
         with pytest.raises(DataError, match=words) as caught:
             convert_webdataset(src, tmp_path / "out")
         assert "\n" not in str(caught.value)
-        assert not list((tmp_path / "out").iterdir())
+        assert not (tmp_path / "out").exists()
 
     refused(tmp_path / "none", "no such folder or tar")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no tars")
+    (tmp_path / "empty" / "a.tar").write_bytes(tar_bytes([("notes.txt", b"none")]))
+    refused(tmp_path / "empty", "no images in it: webdataset needs tars with an image and its label")
     whole = (mixed / "b.tar.gz").read_bytes()
     (mixed / "b.tar.gz").write_bytes(whole[: len(whole) // 2])
     refused(mixed, r"b\.tar\.gz: cannot be unpacked")
@@ -172,14 +179,16 @@ def test_unusable_sources_are_one_line_and_leave_nothing(tmp_path: Path, mixed: 
         convert_webdataset(tmp_path / "src", tmp_path)
 
 
-def test_object_store_is_read_like_a_folder(tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webdataset_in_an_object_store_is_read_like_a_folder(
+    tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = storage.pafs.LocalFileSystem()
     monkeypatch.setattr(storage, "_filesystem", lambda uri: (local, str(tmp_path / uri.removeprefix("mem://"))))
     convert_webdataset("mem://src", "mem://bucket/out")
     assert len(found(tmp_path / "bucket" / "out")) == 6
 
 
-def test_convert_verb_offers_webdataset(tmp_path: Path, mixed: Path) -> None:
+def test_convert_verb_from_webdataset_counts_images_and_identities(tmp_path: Path, mixed: Path) -> None:
     done = CliRunner().invoke(app, ["convert", str(mixed), str(tmp_path / "out"), "--from", "webdataset", "--json"])
     assert done.exit_code == 0
     told = json.loads(done.stdout)

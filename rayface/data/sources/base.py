@@ -1,0 +1,147 @@
+"""The interface of sources: what `rayface convert` reads, part by part."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import pyarrow as pa
+
+from rayface.data.shards.samples import Fault
+from rayface.data.sources.faults import FaultLog
+from rayface.data.sources.keys import keys_with_part
+from rayface.storage import normalise, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """Settings that every source has; a source adds its own in a subclass.
+
+    Attributes:
+        image_size: height and width in pixels. Images of another size, format or EXIF orientation are turned upright,
+            resized without a crop and encoded as JPEG. None keeps the bytes of every image.
+        quality: JPEG quality of images that are encoded, from 1 to 100.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    image_size: int | None = None
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size {self.image_size}: must be at least 1")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality {self.quality}: must be from 1 to 100")
+
+
+class SourceImage(NamedTuple):  # not a dataclass: made once per image
+    """Bytes of one image in its own format, and where they come from: file, member of it and byte, for messages."""
+
+    data: bytes
+    shard: str
+    member: str | None = None
+    offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartListing:
+    """The images of one part.
+
+    Attributes:
+        images: a row for each image, in the part's order. Columns: `key` string, the image's name, unique in its part
+            if possible; `identity`, its name (string) or its label (int64); and any others that `read` needs.
+        faults: what the part holds and `images` does not.
+        image_size: (height, width) of the first image, None if unknown.
+
+    Raises:
+        ValueError: a column is missing or has nulls.
+    """
+
+    images: pa.Table
+    faults: FaultLog | None = None
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("key", "identity"):
+            if name not in self.images.column_names or self.images[name].null_count:
+                raise ValueError(f"a source's listing must have a column {name!r} without nulls")
+
+
+class DatasetSource(ABC):
+    """A set of labelled images in some format.
+
+    It consists of parts that are listed and read independently of each other, in any order, by several threads and
+    processes at the same time; the source is pickled for these. Both `list_images` and `read` are functions of the
+    source and the part alone, so that an interrupted conversion can repeat any part.
+
+    Attributes:
+        kind: name in SOURCES; dataset.json says it.
+        settings_class: dataclass of the source's settings.
+        expects: what a source must hold, for the message if it has no image.
+        decodes_listed: `list_images` decodes every image and leaves out those that it cannot decode.
+        lists_in_processes: `list_images` is mostly Python work: processes do it instead of threads.
+        root: absolute path or URI of the source.
+    """
+
+    kind: ClassVar[str]
+    settings_class: ClassVar[type[SourceSettings]] = SourceSettings
+    expects: ClassVar[str] = "images with an identity each"
+    decodes_listed: ClassVar[bool] = False
+    lists_in_processes: bool = False
+
+    def __init__(self, src: str | Path, settings: SourceSettings | None = None):
+        self.root = normalise(src)
+        self.settings = settings or self.settings_class()
+
+    @property
+    def title(self) -> str:
+        """What dataset.json says of where the images are from."""
+        return f"{self.kind} {split(self.root)[1]}"
+
+    def prepare(self, near: str | None) -> None:  # noqa: B027
+        """Find the parts; called once, before all other methods.
+
+        Args:
+            near: local folder with room for a temporary copy of the source; None: the system's own.
+        Raises:
+            DataError: the source cannot be read or has no parts; one line.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Delete what `prepare` and `list_images` left on the disk."""
+
+    @abstractmethod
+    def parts(self) -> Sequence[str]:
+        """Return the names of the parts, always in the same order; keys found in several parts are prefixed by them."""
+
+    @abstractmethod
+    def list_images(self, part: int) -> PartListing:
+        """List the images of a part, by its position in `parts`, without their bytes.
+
+        Raises:
+            DataError: the whole source must be refused for this part; one line.
+        """
+
+    @abstractmethod
+    def read(self, part: int, images: pa.Table) -> Iterator[SourceImage | Fault]:
+        """Yield the image of each row, in their order, or the fault that prevents it.
+
+        Args:
+            images: rows of `list_images(part).images`, mostly a few of them, in rising order.
+        """
+
+    def identity_names(self, labels: Sequence[int]) -> list[str] | None:
+        """Return the names of identities that are listed as labels; None if nobody knows them."""
+        return None
+
+    def unique_keys(self, keys: Sequence[pa.ChunkedArray]) -> Iterable[str]:
+        """Return a key for each image, in order, from the column `key` of every part.
+
+        Keys are relative paths without dots, and differ from each other.
+        """
+        return keys_with_part(self.parts(), keys)

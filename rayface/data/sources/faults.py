@@ -1,0 +1,58 @@
+"""What a conversion leaves out: named up to a limit, counted beyond it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from rayface.data.shards.samples import Fault
+
+_NAMED = 1000  # of each kind
+_NAMED_ONCE = ("hidden", "no image", "special file")  # nobody takes these for images: one example is enough
+
+
+class FaultLog:
+    """Faults of a source in bounded memory: the first of each kind by name, all others as numbers."""
+
+    def __init__(self, root: str, faults: Iterable[Fault] = ()):
+        self.root = root
+        self._named: list[Fault] = []
+        self._num_named: Counter[str] = Counter()
+        self._num_unnamed: Counter[str] = Counter()
+        self._num_lost: Counter[str] = Counter()  # images lost by the unnamed ones
+        for fault in faults:
+            self.add(fault)
+
+    def add(self, fault: Fault) -> None:
+        limit = 1 if fault.kind in _NAMED_ONCE else _NAMED
+        if self._num_named[fault.kind] < limit:
+            self._num_named[fault.kind] += 1
+            self._named.append(fault)
+        else:
+            self._num_unnamed[fault.kind] += 1
+            self._num_lost[fault.kind] += fault.num_lost
+
+    def update(self, other: FaultLog) -> None:
+        """Add the faults of another log of the same source."""
+        for fault in other._named:
+            self.add(fault)
+        self._num_unnamed.update(other._num_unnamed)
+        self._num_lost.update(other._num_lost)
+
+    def first(self) -> Fault | None:
+        return self._named[0] if self._named else None
+
+    def faults(self) -> list[Fault]:
+        """Return the named faults, then one for the rest of each kind; `num_lost` is the number of things lost."""
+        return self._named + [
+            Fault(
+                shard=self.root,
+                member=None,
+                offset=0,
+                reason=f"{more} more: {kind}",
+                num_lost=self._num_lost[kind],
+                kind=kind,
+            )
+            for kind, more in self._num_unnamed.items()
+            if more
+        ]

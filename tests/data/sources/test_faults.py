@@ -1,0 +1,31 @@
+"""The log of what a conversion leaves out."""
+
+import pytest
+
+from rayface.data.shards.samples import Fault
+from rayface.data.sources import faults
+from rayface.data.sources.faults import FaultLog
+
+
+def fault(member: str, kind: str = "image", num_lost: int = 1) -> Fault:
+    return Fault(shard="src", member=member, offset=0, reason="bad", num_lost=num_lost, kind=kind)
+
+
+def test_fault_log_beyond_its_limit_counts_faults_and_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_NAMED", 2)
+    log = FaultLog("src", [fault("a"), fault("b"), fault("c", num_lost=5), fault("x", "hidden"), fault("y", "hidden")])
+    other = FaultLog("src", [fault("d"), fault("e"), fault("f", num_lost=0)])
+    log.update(other)
+    told = [(each.member, each.reason, each.kind, each.num_lost) for each in log.faults()]
+    assert told == [
+        ("a", "bad", "image", 1),
+        ("b", "bad", "image", 1),
+        ("x", "bad", "hidden", 1),
+        (None, "4 more: image", "image", 7),
+        (None, "1 more: hidden", "hidden", 1),
+    ]
+
+
+def test_fault_log_without_faults_has_no_first() -> None:
+    assert FaultLog("src").first() is None
+    assert FaultLog("src", [fault("a"), fault("b")]).first() == fault("a")
