@@ -1,15 +1,14 @@
-"""Output folders of jobs: new, or of the same job, and of one process at a time."""
+"""Exclusive ownership of a job's output folder: create it, or resume the same job in it."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from rayface.credentials import masked
+from rayface.files import LOCK, exclusive_folder
 from rayface.storage import (
     DataError,
     delete_temporary,
@@ -22,12 +21,12 @@ from rayface.storage import (
     write_bytes,
 )
 
-_LOCK = ".lock"
-
 
 @contextmanager
-def claimed(root: str, job: dict[str, Any], job_file: str, *, beside: Collection[str] = ()) -> Iterator[None]:
-    """Make a folder ours, or go on in one that holds the same job; kept from other processes while inside.
+def exclusive_job_folder(
+    root: str, job: Mapping[str, object], job_file: str, *, beside: Collection[str] = ()
+) -> Iterator[None]:
+    """Own the output folder of a job while inside; one that is not new must hold the same job.
 
     Args:
         root: local folder, which is locked, or URI.
@@ -38,9 +37,9 @@ def claimed(root: str, job: dict[str, Any], job_file: str, *, beside: Collection
         DataError: it holds another job or something else, or another process is at work in it.
     """
     make_folder(root)
-    job = masked(job)
-    with _locked(root):
-        names = {name for name in list_names(root) if not is_temporary(name)} - {_LOCK, *beside}
+    job = masked(dict(job))
+    with exclusive_folder(Path(root), f"--out: {root}") if is_local(root) else nullcontext():
+        names = {name for name in list_names(root) if not is_temporary(name)} - {LOCK, *beside}
         if names and job_file not in names:
             raise DataError(f"--out: {root}: is not empty ({min(names)}): choose another directory")
         before = json.loads(read_bytes(join(root, job_file))) if names else job
@@ -53,25 +52,3 @@ def claimed(root: str, job: dict[str, Any], job_file: str, *, beside: Collection
             delete_temporary(root)
         write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
         yield
-
-
-@contextmanager
-def _locked(root: str) -> Iterator[None]:
-    if not is_local(root):
-        yield
-        return
-    try:
-        lock = os.open(join(root, _LOCK), os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise DataError(f"--out: {root}: cannot be written: {error.strerror}: choose another directory") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise DataError(f"--out: {root}: another process is at work in it: wait for it, or stop it first") from None
-    except OSError:
-        pass  # a disk without locks
-    try:
-        yield
-    finally:
-        os.close(lock)

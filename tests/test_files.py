@@ -1,13 +1,17 @@
 """Files that appear whole or not at all, and that nothing else writes them."""
 
+import errno
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import rayface
 from rayface import files
+from rayface.storage import DataError
 
 
 def test_write_json_interrupted_leaves_the_former_file(tmp_path, monkeypatch):
@@ -46,3 +50,59 @@ def test_no_module_writes_files_that_a_crash_can_leave_half_written():
         if re.search(r"\.write_(text|bytes)\((?!self)", path.read_text())
     }
     assert writers <= allowed
+
+
+def test_exclusive_folder_held_by_another_is_refused_in_one_line(tmp_path):
+    folder = tmp_path / "out"
+    with files.exclusive_folder(folder, "--out: out"):
+        with pytest.raises(DataError) as refused, files.exclusive_folder(folder, "--out: out"):
+            pass
+        assert str(refused.value) == "--out: out: another process is at work in it: wait for it, or stop it first"
+    with files.exclusive_folder(folder, "--out: out"):
+        assert [path.name for path in folder.iterdir()] == [files.LOCK]
+
+
+def test_exclusive_folder_whose_owner_was_killed_is_free(tmp_path):
+    own = (
+        "import contextlib, sys, time; from pathlib import Path; from rayface.files import exclusive_folder\n"
+        "with exclusive_folder(Path(sys.argv[1]), 'out'): print('owned', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", own, str(tmp_path)], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout.readline() == b"owned\n"
+        with pytest.raises(DataError, match="another process"), files.exclusive_folder(tmp_path, "out"):
+            pass
+        owner.kill()
+        owner.wait()
+        with files.exclusive_folder(tmp_path, "out"):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_exclusive_folder_on_a_disk_without_locks_is_entered(tmp_path, monkeypatch, number):
+    def refuse(fd, operation):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with files.exclusive_folder(tmp_path / "out", "out"):
+        assert (tmp_path / "out").is_dir()
+
+
+def test_exclusive_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    refusal = pytest.raises(DataError, match=r"^train.output: a: cannot be written: .*: choose another directory$")
+    with refusal, files.exclusive_folder(tmp_path / "file" / "a", "train.output: a"):
+        pass
+
+
+def test_next_numbered_folder_counts_only_folders_of_the_name(tmp_path):
+    for name in ("a-001", "a-012", "a-x", "a-b-020", "ab-030"):
+        (tmp_path / name).mkdir()
+    assert files.next_numbered_folder(tmp_path, "a").name == "a-013"
+    assert files.next_numbered_folder(tmp_path, "[a]").name == "[a]-001"
+    assert sorted(files.numbered_folders(tmp_path, "a")) == [1, 12]
+
+
+def test_only_files_locks():
+    root = Path(rayface.__file__).parent
+    assert not [path for path in root.rglob("*.py") if re.search(r"\bfcntl\b", path.read_text())]
+    assert [path.name for path in root.rglob("*.py") if re.search(r"\bFileLock\(", path.read_text())] == ["files.py"]

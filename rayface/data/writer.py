@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import contextlib
 import hashlib
 import io
-import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +24,7 @@ from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manif
 from rayface.data.shards.members import encode_sample, parse_name
 from rayface.data.shards.scan import INDEX_SCHEMA, index_table
 from rayface.data.shards.tar import end_of_archive, is_safe_name
+from rayface.files import exclusive_folder
 from rayface.storage import (
     LARGEST_REMOTE,
     AtomicFile,
@@ -121,7 +120,8 @@ class ShardWriter:
         self.counts = np.zeros(num_classes, np.int64)
         self._hashes = array("q")
         self._shard: AtomicFile | None = None
-        self._lock = _claim(self.root)
+        self._ownership = contextlib.ExitStack()
+        self._ownership.enter_context(_exclusive_dataset(self.root))
         self._index = AtomicFile(join(self.root, INDEX))
         self._parquet = pq.ParquetWriter(self._index.stream, INDEX_SCHEMA)
 
@@ -201,8 +201,7 @@ class ShardWriter:
             for file in (self._shard, self._index):
                 if file is not None:
                     file.abandon()
-        if self._lock >= 0:
-            os.close(self._lock)
+        self._ownership.close()
 
 
 def identities_file(names: Sequence[str], counts: np.ndarray) -> bytes:
@@ -223,23 +222,21 @@ def _checked_identities(identities: Sequence[str]) -> list[str]:
     return names
 
 
-def _claim(root: str) -> int:
-    """Make `root` ours: refuse one that is in use, clear what an interrupted writer left; return the lock's fd."""
+@contextlib.contextmanager
+def _exclusive_dataset(root: str) -> Iterator[None]:
+    """Own the folder of a new dataset while inside: refuse one in use, clear what an interrupted writer left."""
     make_folder(root)
     foreign = refuse_not_empty(root)
-    lock = -1
-    try:
-        if is_local(root):
-            lock = os.open(join(root, UNFINISHED), os.O_CREAT | os.O_RDWR, 0o644)
-            _lock(root, lock)
-        else:
-            write_bytes(join(root, UNFINISHED), b"")
-        for name in foreign:
-            if _OURS.fullmatch(name):
-                delete(join(root, name))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{root}: cannot be written ({error})") from None
-    return lock
+    with exclusive_folder(Path(root), root, lock=UNFINISHED) if is_local(root) else contextlib.nullcontext():
+        try:
+            if not is_local(root):
+                write_bytes(join(root, UNFINISHED), b"")
+            for name in foreign:
+                if _OURS.fullmatch(name):
+                    delete(join(root, name))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{root}: cannot be written ({error})") from None
+        yield
 
 
 def refuse_not_empty(root: str) -> list[str]:
@@ -249,13 +246,3 @@ def refuse_not_empty(root: str) -> list[str]:
     if foreign and UNFINISHED not in names:
         raise DataError(f"{root}: is not empty ({foreign[0]}); give a new folder, existing data is never overwritten")
     return foreign
-
-
-def _lock(root: str, fd: int) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            os.close(fd)
-            raise DataError(f"{root}: another process is writing this dataset now") from None
-        # Some network filesystems have no locks; the rename of finished files still protects the data.

@@ -29,7 +29,7 @@ from rayface.data.shards.samples import Fault, SampleIndex, ShardRows, locate_me
 from rayface.data.streaming.batches import FaultCounter
 from rayface.embedding.embedder import Precision, load_embedder
 from rayface.embedding.embeddings import JOB, MANIFEST, Dtype, part_note, write_part
-from rayface.job_folder import claimed
+from rayface.job_folder import exclusive_job_folder
 from rayface.ray_tasks import map_unordered_by_actors, quiet_data
 from rayface.session import is_cluster, ray_session, require_workers
 from rayface.storage import DataError, join, list_names, normalise, on_disk, write_bytes
@@ -91,7 +91,11 @@ def embed(
     root = normalise(out)
     job = job_of(settings, dataset)
     params = {**job, "model": settings.model, "data": dataset.roots, "dataset.name": dataset.name}
-    with claimed(root, job, JOB), spool(root) as folder, tracked_job(folder, config.tracking, params) as tracked:
+    with (
+        exclusive_job_folder(root, job, JOB),
+        spool(root) as folder,
+        tracked_job(folder, config.tracking, params) as tracked,
+    ):
         parts = _finished(root, job, dataset)
         counter = FaultCounter(dataset.num_images, limit, known=dataset.faults)
         faults = list(dataset.faults)

@@ -19,7 +19,7 @@ from rayface.experiment.inputs import fingerprint, input_paths
 from rayface.experiment.record import Done, Record, brief, changed_key
 from rayface.experiment.spec import Experiment, Stage, load, overrides_of
 from rayface.experiment.verbs import VERBS, Command
-from rayface.job_folder import claimed
+from rayface.job_folder import exclusive_job_folder
 from rayface.ray_errors import in_one_line
 from rayface.session import ray_session
 from rayface.storage import on_disk
@@ -114,7 +114,7 @@ def run(
     prepared = prepare(experiment, root, commands, [*(["--address", address] if address else []), *_flag(debug)])
     named = [*overrides, *(["--out", out] if out else []), *(["--address", address] if address else [])]
     again = shlex.join(["rayface", "run", str(file), *named])
-    with claimed(str(root), {"experiment": experiment.name}, _JOB):
+    with exclusive_job_folder(str(root), {"experiment": experiment.name}, _JOB):
         record = Record(root)
         pending = [each for each in prepared if _finished(each, prepared, record) is None]
         on_ray = [each for each in pending if VERBS[each.stage.verb].ray]

@@ -1,6 +1,5 @@
 """Models as files: safetensors with a description beside it; whatever file holds one, loaded."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import rayface
 from rayface.backbones import load_backbone
 from rayface.backbones.weights import embedding_size_of, read_weights
 from rayface.evaluation.pairs import embed_images, refuse_non_finite
-from rayface.files import publish, write_json
+from rayface.files import publish, sha256_of, write_json
 from rayface.models.model_card import write_card
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
 
@@ -107,7 +106,7 @@ def save_model(
         "training_digest": training_digest,
         "metrics": dict(metrics),
         "rayface_version": rayface.__version__,
-        "sha256": _sha256(temporary),
+        "sha256": sha256_of(temporary),
     }
     publish(temporary, weights)
     write_json(folder / DESCRIPTION, info)
@@ -138,7 +137,7 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
         )
     if path.suffix == ".onnx":
         session = OnnxModule(path, output or None)
-        info = describe(session, _sha256(path) + (OUTPUT_SIGN + output if output else ""), NORMALISATION)
+        info = describe(session, sha256_of(path) + (OUTPUT_SIGN + output if output else ""), NORMALISATION)
         return LoadedModel(module=session.eval(), info=info)
     if output:
         raise ValueError(f"model {path}{OUTPUT_SIGN}{output}: only .onnx files have named outputs; leave it out")
@@ -165,7 +164,7 @@ def _published(path: Path, backbone: str | None) -> dict[str, Any]:
         "licence": "unknown: ask the publisher",
         "training_digest": "",
         "metrics": {},
-        "sha256": _sha256(path),
+        "sha256": sha256_of(path),
     }
 
 
@@ -185,7 +184,7 @@ def _description(path: Path, backbone: str | None) -> dict[str, Any]:
         raise ValueError(
             f"--backbone {backbone} contradicts {description}, which says {info['backbone']}: leave it out"
         )
-    if info.get("sha256", (found := _sha256(path))) != found:
+    if info.get("sha256", (found := sha256_of(path))) != found:
         raise ValueError(f"model {path} is not the one that {description} describes: its sha256 is {found}")
     unsaid = {"normalisation": NORMALISATION, "licence": "", "training_digest": "", "metrics": {}, "sha256": found}
     return {**unsaid, **info}
@@ -194,8 +193,3 @@ def _description(path: Path, backbone: str | None) -> dict[str, Any]:
 def temporary_name(path: Path) -> Path:
     """A hidden name beside `path`, of this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

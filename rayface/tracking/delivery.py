@@ -1,7 +1,5 @@
 """The thread that hands the journals of a run to MLflow."""
 
-import fcntl
-import json
 import logging
 import math
 import os
@@ -12,11 +10,13 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from rayface.config import TrackingConfig
 from rayface.credentials import mask, unmasked
-from rayface.files import write_json
+from rayface.files import hold_lock, read_json, write_json
 from rayface.tracking.journal import read_records
 from rayface.tracking.server import ENVIRONMENT, MAX_METRICS, Server, Settings, checked_uri, make_database_folder
 
@@ -61,7 +61,7 @@ class Delivery:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "tracking.json"
-        old = Settings(**json.loads(path.read_text())) if path.exists() else None
+        old = Settings(**read_json(path)) if path.exists() else None
         self._uri = checked_uri(uri)
         make_database_folder(self._uri)
         self._settings = Settings(
@@ -93,7 +93,7 @@ class Delivery:
         path = Path(folder) / "tracking.json"
         if not path.is_file():
             raise ValueError(f"spool {folder} must hold a tracking.json: give the directory of a run that was tracked")
-        old = Settings(**json.loads(path.read_text()))
+        old = Settings(**read_json(path))
         uri = unmasked(old.uri, "tracking.uri", os.environ.get(_VARIABLE), _VARIABLE)
         return cls(folder, uri=uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags)
 
@@ -129,27 +129,28 @@ class Delivery:
     def _run(self) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        failures, locked = 0, False
-        with (self.folder / "delivery.lock").open("w") as lock:
-            while time.monotonic() < self._deadline:
-                closing = self._closing.is_set()  # before the round: what was logged before close() is in it
-                try:
-                    if not locked:
-                        _take(lock)
-                        locked = True
-                        self._progress = self._load_progress()  # another process may have got further
-                    complete = self._round()
-                    failures = 0
-                    self.last_error = self._lasting_error
-                # a tracking store is a plug-in that may raise anything, and nothing may end the delivery
-                except Exception as error:
-                    complete = False
-                    failures += 1
-                    self._note(error)
-                if complete and closing:
-                    self._delivered = True
-                    return
-                self._pause(failures)
+        lock: FileLock | None = None
+        failures = 0
+        while time.monotonic() < self._deadline:
+            closing = self._closing.is_set()  # before the round: what was logged before close() is in it
+            try:
+                if lock is None:
+                    lock = hold_lock(self.folder / "delivery.lock")
+                    self._progress = self._load_progress()  # another process may have got further
+                complete = self._round()
+                failures = 0
+                self.last_error = self._lasting_error
+            # a tracking store is a plug-in that may raise anything, and nothing may end the delivery
+            except Exception as error:
+                complete = False
+                failures += 1
+                self._note(error)
+            if complete and closing:
+                self._delivered = True
+                break
+            self._pause(failures)
+        if lock is not None:
+            lock.release()
 
     def _pause(self, failures: int) -> None:
         if not failures:
@@ -163,7 +164,7 @@ class Delivery:
             self._closing.wait(seconds)
 
     def _note(self, error: Exception | str) -> None:
-        if isinstance(error, BlockingIOError):
+        if isinstance(error, Timeout):
             error = "another process is delivering this spool"
         text = mask(" ".join(str(error).split()))[:500]
         if text != self.last_error:
@@ -243,7 +244,7 @@ class Delivery:
         target = f"{self.uri} {self._settings.experiment}"
         path = self.folder / "delivered.json"
         if path.exists():
-            progress = _Progress(**json.loads(path.read_text()))
+            progress = _Progress(**read_json(path))
             if progress.target == target:
                 return progress
         return _Progress(target=target)  # a place that knows nothing of this run is told everything
@@ -304,14 +305,3 @@ def deliver(folder: Path, timeout: float) -> bool:
     delivery = Delivery.of(folder)
     delivery.start()
     return delivery.close(timeout)
-
-
-def _take(lock: IO[str]) -> None:
-    """Lock a file until it is closed; BlockingIOError where another process has it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        # some network file systems have no locks; two deliveries at once send twice what MLflow then drops
-        logger.debug("no lock on %s: %s", lock.name, error)

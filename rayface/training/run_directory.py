@@ -1,9 +1,7 @@
 """Run directories: which one a run gets, and what must hold to go on in one."""
 
 import contextlib
-import fcntl
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ from typing import Any
 from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import masked
-from rayface.storage import on_disk
+from rayface.files import exclusive_folder, next_numbered_folder, numbered_folders
+from rayface.storage import DataError, on_disk
 
 OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
 RESULT = "result.json"
@@ -64,7 +63,7 @@ def newest_unfinished(name: str) -> Path:
     Raises:
         ValueError: when there is none.
     """
-    found = [path for _, path in sorted(_numbered(name).items()) if not is_finished(path)]
+    found = [path for _, path in sorted(numbered_folders(_root(), name).items()) if not is_finished(path)]
     if not found:
         raise ValueError(f"--resume: no unfinished run {name}-* under runs/: name the run with train.output=DIR")
     return found[-1]
@@ -98,57 +97,38 @@ def check_output(config: Config, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def claimed(config: Config, resume: bool) -> Iterator[Path]:
-    """The run directory, made if need be, and kept from other drivers while inside; never one that holds a run.
+def exclusive_run_directory(config: Config, resume: bool) -> Iterator[Path]:
+    """Own the run directory, made if missing, while inside; one that holds another run is refused.
 
     Raises:
         ValueError: one line; also when another driver is at work in it.
     """
     check_output(config, resume)
-    run = _next_free(config.name) if config.train.output is None else Path(config.train.output).absolute()
-    _make(run)
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"train.output: {run}: a run is at work in it: wait for it, or stop it first") from error
-        except OSError:
-            pass  # a disk without locks
+    run = _make_numbered(config.name) if config.train.output is None else Path(config.train.output).absolute()
+    with exclusive_folder(run, f"train.output: {run}"):
+        (run / "checkpoints").mkdir(exist_ok=True)
         if not all((run / name).exists() for name in _MODEL):
             for name in (OUTCOME, RESULT):  # what they say is finished is gone: it is made anew of the last checkpoint
                 (run / name).unlink(missing_ok=True)
         yield run
 
 
-def _numbered(name: str) -> dict[int, Path]:
-    """Run directories NAME-001, NAME-002, ... under runs/ by number."""
-    found = {}
-    for path in Path("runs").absolute().glob(f"{name}-*"):
-        if match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name):
-            found[int(match[1])] = path
-    return found
+def _root() -> Path:
+    return Path("runs").absolute()
 
 
-def _next_free(name: str) -> Path:
-    root = Path("runs").absolute()
-    for number in range(max(_numbered(name), default=0) + 1, 10**6):
-        run = root / f"{name}-{number:03d}"
-        with contextlib.suppress(FileExistsError):  # another run may take the same number at this moment
-            _make(run, exist_ok=False)
-            return run
-    raise ValueError(f"train.output: no free name {name}-* under {root}: name a directory")
-
-
-def _make(run: Path, exist_ok: bool = True) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=exist_ok)
-        (run / "checkpoints").mkdir(exist_ok=True)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise ValueError(
-            f"train.output: {run}: cannot be written: {error.strerror}: choose another directory"
-        ) from error
+def _make_numbered(name: str) -> Path:
+    while True:
+        run = next_numbered_folder(_root(), name)
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:  # another run took the number at this moment
+            continue
+        except OSError as error:
+            raise DataError(
+                f"train.output: {run}: cannot be written: {error.strerror}: choose another directory"
+            ) from error
+        return run
 
 
 def check_data(run: Path, facts: dict[str, Any]) -> None:

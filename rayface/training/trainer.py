@@ -47,7 +47,7 @@ from rayface.training.recovery.placement_groups import Trainer, remove_orphaned_
 from rayface.training.recovery.restarts import clear_drain_request, clear_restarts
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.recovery.supervisor import Supervisor, cause_of
-from rayface.training.run_directory import DATA, OUTCOME, RESULT, check_data, check_output, claimed
+from rayface.training.run_directory import DATA, OUTCOME, RESULT, check_data, check_output, exclusive_run_directory
 from rayface.training.schedules import build_schedule
 from rayface.training.teacher_cache import fill_cache
 from rayface.training.worker import train_worker
@@ -98,7 +98,7 @@ def train(
         on_cluster = is_cluster(address)
         _check_resources(config, config.train.wait_for_nodes if on_cluster else 0.0)
         _check_memory(config, dataset.num_classes)
-        with claimed(config, resume) as run:
+        with exclusive_run_directory(config, resume) as run:
             facts = _data_facts(dataset)
             check_data(run, facts)
             if resume:

@@ -34,7 +34,7 @@ from rayface.tuning.resume import remember, resume_sweep
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
 from rayface.tuning.study import best_trials, open_study
-from rayface.tuning.sweep_directory import SPEC, claimed, new_sweep, run_of, study_name
+from rayface.tuning.sweep_directory import SPEC, exclusive_sweep_directory, new_sweep, run_of, study_name
 from rayface.tuning.trial import run_trial
 
 # A trial only waits for its workers: a CPU of its own, however small a part, would not fit beside them where they fill
@@ -83,7 +83,7 @@ def tune(
     _quiet_tune(debug)
     most = _most_workers(spec, base)
     num_cpus = spec.sweep.concurrency * _cpus(most) + 1
-    with claimed(folder), ray_session(address, num_cpus=num_cpus, debug=debug):
+    with exclusive_sweep_directory(folder), ray_session(address, num_cpus=num_cpus, debug=debug):
         if is_cluster(address):
             _wait_for_nodes(spec, most)
         _check_room(spec, most)

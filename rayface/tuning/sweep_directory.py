@@ -1,14 +1,12 @@
 """The directory of a sweep: which one it gets or goes on in, and what is kept there besides trials and results."""
 
 import contextlib
-import fcntl
-import re
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rayface.config import Config
-from rayface.files import write_text
+from rayface.files import exclusive_folder, next_numbered_folder, numbered_folders, write_text
 from rayface.storage import on_disk
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
@@ -24,7 +22,7 @@ def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple
     """
     spec, base = specs.load(file, overrides, preset)
     if spec.sweep.output is None:
-        return spec, base, _numbered(file.stem)
+        return spec, base, next_numbered_folder(_root(), file.stem)
     folder = on_disk(spec.sweep.output, "sweep.output")
     if (folder / SPEC).exists() or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"sweep.output: {folder}: holds a sweep: go on with --resume, or choose another directory")
@@ -33,7 +31,7 @@ def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple
 
 def newest(name: str) -> Path | None:
     """The last sweep of a file's name under sweeps/."""
-    return max(_existing(name).items(), default=(0, None))[1]
+    return max(numbered_folders(_root(), name).items(), default=(0, None))[1]
 
 
 def run_of(sweep: Path, number: int) -> Path:
@@ -46,32 +44,15 @@ def core_set_of(run: Path) -> Path:
     return run.with_name(f"{run.name}_core_set")
 
 
-def _existing(name: str) -> dict[int, Path]:
-    found = {}
-    for path in Path("sweeps").absolute().glob(f"{name}-*"):
-        if match := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name):
-            found[int(match[1])] = path
-    return found
-
-
-def _numbered(name: str) -> Path:
-    return Path("sweeps").absolute() / f"{name}-{max(_existing(name), default=0) + 1:03d}"
+def _root() -> Path:
+    return Path("sweeps").absolute()
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """The directory, made if need be, and kept from other drivers while inside."""
-    try:
-        (folder / "trials").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"sweep.output: {folder}: cannot be written: {error.strerror}: choose another") from error
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"sweep.output: {folder}: a sweep is at work in it: wait for it, or stop it") from error
-        except OSError:
-            pass  # a disk without locks
+def exclusive_sweep_directory(folder: Path) -> Iterator[None]:
+    """Own the directory of a sweep, made if missing, while inside."""
+    with exclusive_folder(folder, f"sweep.output: {folder}"):
+        (folder / "trials").mkdir(exist_ok=True)
         yield
 
 

@@ -160,7 +160,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     settings = {"name": "x", "identities": NAMES, "image_size": None}
     with ShardWriter(tmp_path / "out", **settings) as first:
         first.add("k", 0, b"x")
-        with pytest.raises(DataError, match="another process is writing"):
+        with pytest.raises(DataError, match="another process is at work in it"):
             ShardWriter(tmp_path / "out", **settings)
         assert first.finish().num_images == 1
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rayface import config as configs
-from rayface.training.run_directory import check_output, claimed, is_finished
+from rayface.training.run_directory import check_output, exclusive_run_directory, is_finished
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "model.json"])
@@ -22,6 +22,6 @@ def test_a_run_whose_model_is_gone_is_resumed(tmp_path: Path, lost: str) -> None
         check_output(config, resume=True)
     (run / lost).unlink()
     assert not is_finished(run)
-    with claimed(config, resume=True):
+    with exclusive_run_directory(config, resume=True):
         assert not (run / "result.json").exists()
         assert not (run / "outcome.json").exists()

@@ -37,7 +37,7 @@ from rayface.curate.prune.settings import PruneSettings, check_clean, check_sett
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.files import write_json
-from rayface.job_folder import claimed
+from rayface.job_folder import exclusive_job_folder
 from rayface.progress import phase
 from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
@@ -96,7 +96,7 @@ def build(
         if write_shards:
             check_copied(dataset)
     job = _job(settings, source, test, dataset, write_shards)
-    with claimed(str(root), job, _JOB, beside=[PROXY]):
+    with exclusive_job_folder(str(root), job, _JOB, beside=[PROXY]):
         if result := read_result(root):
             shutil.rmtree(root / _WORK, ignore_errors=True)  # where a crash came between the two
             return result

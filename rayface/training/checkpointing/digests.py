@@ -1,6 +1,5 @@
 """Whether a folder of files is what was written: sizes and sha256 of every file in digests.json."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -8,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rayface.files import sha256_of
 from rayface.storage import sync_folder
 
 DIGESTS = "digests.json"
@@ -18,7 +18,7 @@ Digests = dict[str, dict[str, Any]]
 
 def digests_of(folder: Path, names: Iterable[str]) -> Digests:
     """Size in bytes and sha256 of files of a folder, {name: {"bytes": ..., "sha256": ...}}."""
-    return {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
 
 
 def write_digests(folder: Path, digests: Digests) -> None:
@@ -66,12 +66,7 @@ def _size_fault(path: Path, wanted: int) -> str | None:
 
 def _content_fault(path: Path, wanted: str) -> str | None:
     try:
-        found = _sha256(path)
+        found = sha256_of(path)
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror}"
     return None if found == wanted else f"{path}: has sha256 {found[:12]}..., {wanted[:12]}... was written"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
