@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from pyarrow import fs as pafs
 
-from rayface import storage
 from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, Sample, SampleIndex, scan_shard
 from rayface.data.writer import write_dataset
-from rayface.storage import DataError
+from rayface.storage import DataError, paths
 
 JPEG = {f"k{i}": b"\xff\xd8" + bytes([i]) * (700 + 300 * i) for i in range(5)}
 
@@ -565,12 +565,12 @@ def test_file_uri_is_a_folder(tmp_path: Path) -> None:
 
 def test_uris_are_read_like_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for S3: a pyarrow filesystem behind a scheme, which goes the way of remote files everywhere."""
-    local = storage.pafs.LocalFileSystem()
+    local = pafs.LocalFileSystem()
 
     def from_uri(uri: str) -> tuple[object, str]:
         return local, str(tmp_path / uri.removeprefix("mem://").partition("?")[0])
 
-    monkeypatch.setattr(storage, "_filesystem", from_uri)
+    monkeypatch.setattr(paths, "_filesystem", from_uri)
     samples = [(key, i, jpeg) for i, (key, jpeg) in enumerate(JPEG.items())]
     uri = "mem://bucket/set?endpoint_override=here"
     made = write_dataset(uri, samples, name="x", identities="abcde", image_size=None, shard_size=5000)

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 import webdataset
+from pyarrow import fs as pafs
 from typer.testing import CliRunner
 
-from rayface import storage
 from rayface.cli import app
 from rayface.data.check import check
 from rayface.data.convert import ConvertSettings, convert
@@ -24,7 +24,7 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.data.writer import write_dataset
-from rayface.storage import DataError
+from rayface.storage import DataError, paths
 
 Samples = dict[str, tuple[int, bytes]]
 
@@ -182,8 +182,8 @@ def test_webdataset_unusable_source_is_one_line_and_leaves_nothing(tmp_path: Pat
 def test_webdataset_in_an_object_store_is_read_like_a_folder(
     tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = storage.pafs.LocalFileSystem()
-    monkeypatch.setattr(storage, "_filesystem", lambda uri: (local, str(tmp_path / uri.removeprefix("mem://"))))
+    local = pafs.LocalFileSystem()
+    monkeypatch.setattr(paths, "_filesystem", lambda uri: (local, str(tmp_path / uri.removeprefix("mem://"))))
     convert_webdataset("mem://src", "mem://bucket/out")
     assert len(found(tmp_path / "bucket" / "out")) == 6
 

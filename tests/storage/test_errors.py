@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs as pafs
 
-from rayface import storage
 from rayface.data.check import check
 from rayface.data.convert import convert as convert_source
 from rayface.data.dataset import Dataset, open_dataset
@@ -24,7 +25,7 @@ from rayface.data.writer import write_dataset
 from rayface.embedding.embed import read_images
 from rayface.embedding.embeddings import open_embeddings
 from rayface.evaluation.pairs import load_pairs
-from rayface.storage import DataError, Source, StorageError, read_bytes
+from rayface.storage import DataError, Source, StorageError, errors, paths, read_bytes
 
 PASSING = [errno.EMFILE, errno.ESTALE, errno.EIO, errno.ETIMEDOUT]
 
@@ -36,7 +37,7 @@ def picture(seed: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_BACK_OFF", (0.0, 0.0))
+    monkeypatch.setattr(errors, "_BACK_OFF", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def fail(
 
 @pytest.mark.parametrize("number", PASSING)
 @pytest.mark.parametrize("call", ["open", "pread"])
-def test_an_error_that_passes_loses_no_sample(
+def test_read_after_a_passing_error_loses_no_sample(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str, number: int
 ) -> None:
     whole = read_samples(dataset.shard_paths(), dataset.index)
@@ -109,7 +110,7 @@ def convert(dataset: Dataset, folder: Path) -> object:
 
 
 @pytest.mark.parametrize("verb", [read_all, embed, evaluate, check_deep, convert])
-def test_an_error_that_stays_stops_every_verb_with_its_cause(
+def test_every_verb_after_a_lasting_error_stops_with_its_cause(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Callable[[Dataset, Path], object]
 ) -> None:
     fail(monkeypatch, "pread", errno.EIO)
@@ -119,7 +120,7 @@ def test_an_error_that_stays_stops_every_verb_with_its_cause(
 
 
 @pytest.mark.parametrize("verb", [read_all, embed, evaluate, check_deep])
-def test_too_many_open_files_are_no_damage(
+def test_every_verb_with_too_many_open_files_reports_no_damage(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Callable[[Dataset, Path], object]
 ) -> None:
     fail(monkeypatch, "open", errno.EMFILE, concerns=".tar")
@@ -127,7 +128,7 @@ def test_too_many_open_files_are_no_damage(
         verb(dataset, tmp_path)
 
 
-def test_a_stale_handle_is_opened_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_with_a_stale_handle_opens_the_file_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     with Source(dataset.shards[0].path) as source:
         head = source.read(0, 100)
         fail(monkeypatch, "pread", errno.ESTALE, times=1)
@@ -137,14 +138,14 @@ def test_a_stale_handle_is_opened_again(dataset: Dataset, monkeypatch: pytest.Mo
         assert opened.failed == 1
 
 
-def test_a_missing_shard_stops_at_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_of_a_missing_shard_stops_without_a_retry(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(dataset.shards[0].path).unlink()
-    monkeypatch.setattr(storage.time, "sleep", None)
+    monkeypatch.setattr(time, "sleep", None)
     with pytest.raises(DataError, match=r"shard-000000.tar: cannot be read .*No such file"):
         read_samples(dataset.shard_paths(), dataset.index)
 
 
-def test_damaged_bytes_are_still_a_fault(dataset: Dataset) -> None:
+def test_read_of_corrupt_bytes_is_a_fault_of_the_sample(dataset: Dataset) -> None:
     with open(dataset.shards[0].path, "r+b") as file:
         file.write(b"\0" * 100)
     first, *others = read_samples(dataset.shard_paths(), dataset.index)
@@ -159,7 +160,7 @@ class Store:
     """A pyarrow filesystem that reports `error` for the first `times` requests for a shard."""
 
     def __init__(self, root: Path, error: str, times: float) -> None:
-        self.local, self.root, self.error, self.times = storage.pafs.LocalFileSystem(), root, error, times
+        self.local, self.root, self.error, self.times = pafs.LocalFileSystem(), root, error, times
 
     def from_uri(self, uri: str) -> tuple[object, str]:
         return self, str(self.root / uri.removeprefix("mem://"))
@@ -173,23 +174,23 @@ class Store:
 
 def store(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: str, times: float) -> list[str]:
     root = Path(dataset.roots[0])
-    monkeypatch.setattr(storage, "_filesystem", Store(root.parent, error, times).from_uri)
+    monkeypatch.setattr(paths, "_filesystem", Store(root.parent, error, times).from_uri)
     return [f"mem://set/{Path(path).name}" for path in dataset.shard_paths()]
 
 
 NETWORK = "When reading information for key 'x' in bucket 'b': AWS Error NETWORK_CONNECTION during HeadObject operation"
 
 
-def test_a_store_that_times_out_is_asked_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_store_that_times_out_is_retried(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_samples(dataset.shard_paths(), dataset.index)
     assert read_samples(store(dataset, monkeypatch, NETWORK, 2), dataset.index) == whole
     with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
         read_samples(store(dataset, monkeypatch, NETWORK, float("inf")), dataset.index)
 
 
-def test_a_store_that_refuses_is_not_asked_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_store_that_refuses_is_not_retried(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = store(dataset, monkeypatch, NETWORK.replace("NETWORK_CONNECTION", "ACCESS_DENIED"), float("inf"))
-    monkeypatch.setattr(storage.time, "sleep", None)
+    monkeypatch.setattr(time, "sleep", None)
     with pytest.raises(DataError, match="ACCESS_DENIED"):
         read_samples(shards, dataset.index)
 
@@ -197,7 +198,9 @@ def test_a_store_that_refuses_is_not_asked_again(dataset: Dataset, monkeypatch: 
 # -- parquet: Arrow reports damage of the format as an OSError too
 
 
-def test_an_index_that_cannot_be_read_is_no_damaged_index(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_dataset_with_an_unreadable_index_reports_no_damage(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = Path(dataset.roots[0]) / "index.parquet"
     with monkeypatch.context() as patched:
         fail(patched, "open", errno.EIO, concerns="index.parquet")
@@ -205,12 +208,14 @@ def test_an_index_that_cannot_be_read_is_no_damaged_index(dataset: Dataset, monk
             open_dataset(dataset.roots[0])
     data = index.read_bytes()
     index.write_bytes(data[:-100] + b"\xff" * 92 + data[-8:])
-    monkeypatch.setattr(storage.time, "sleep", None)
+    monkeypatch.setattr(time, "sleep", None)
     with pytest.raises(DataError, match="not a parquet file"):
         open_dataset(dataset.roots[0])
 
 
-def test_embeddings_that_cannot_be_read_are_no_damaged_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_embeddings_with_unreadable_files_reports_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(4, np.float32)), 2)
     pq.write_table(pa.table({"key": ["a", "b"], "label": [0, 1], "embedding": embedding}), tmp_path / "a.parquet")
     assert open_embeddings(str(tmp_path)).num_rows == 2
@@ -219,6 +224,6 @@ def test_embeddings_that_cannot_be_read_are_no_damaged_ones(tmp_path: Path, monk
         open_embeddings(str(tmp_path))
 
 
-def test_an_empty_file_is_read(tmp_path: Path) -> None:
+def test_read_bytes_of_an_empty_file_returns_no_bytes(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     assert read_bytes(str(tmp_path / "empty")) == b""

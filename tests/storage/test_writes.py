@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs as pafs
 
-from rayface import storage
 from rayface.data.writer import ShardWriter
 from rayface.embedding.embeddings import write_part
-from rayface.storage import LARGEST_REMOTE, atomic_stream, read_bytes, write_bytes
+from rayface.storage import LARGEST_REMOTE, atomic_stream, read_bytes, write_bytes, writes
 
 
 class HalfWayError(Exception):
@@ -64,7 +63,7 @@ def place(
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_an_error_half_way_leaves_what_was_there_before(place, write):
+def test_write_with_an_error_half_way_leaves_the_previous_file(place, write):
     path, files = place
     with pytest.raises(HalfWayError):
         write(path("new"))
@@ -76,7 +75,7 @@ def test_an_error_half_way_leaves_what_was_there_before(place, write):
     assert read_bytes(path("new")) == b"whole"
 
 
-def test_an_error_while_a_dataset_is_written_leaves_no_part_of_a_shard(object_store):
+def test_shard_writer_with_an_error_half_way_leaves_no_partial_shard(object_store):
     def write() -> None:
         out = object_store.uri("set")
         with ShardWriter(out, name="set", identities=["ann"], image_size=None, shard_size=4000) as writer:
@@ -91,7 +90,7 @@ def test_an_error_while_a_dataset_is_written_leaves_no_part_of_a_shard(object_st
     assert all(shard.endswith(bytes(1024)) for name, shard in files.items() if name.endswith(".tar"))
 
 
-def test_shards_larger_than_s3_renames_are_refused(object_store):
+def test_shard_size_above_the_rename_limit_of_s3_is_refused(object_store):
     with pytest.raises(ValueError, match=r"^shard_size 5368709121: must be at most 5368709120"):
         ShardWriter(object_store.uri("set"), name="s", identities=["a"], image_size=None, shard_size=LARGEST_REMOTE + 1)
     assert object_store.files() == {}
@@ -110,9 +109,9 @@ class Store:
         raise self._error
 
 
-def test_a_store_without_renames_gets_a_copy_and_one_that_fails_keeps_nothing(tmp_path, monkeypatch):
+def test_commit_on_a_store_without_renames_copies_and_deletes(tmp_path, monkeypatch):
     error: Exception = pa.ArrowNotImplementedError("no renames here")
-    monkeypatch.setattr(storage, "locate", lambda path: (Store(error), str(tmp_path / "file")))
+    monkeypatch.setattr(writes, "locate", lambda path: (Store(error), str(tmp_path / "file")))
     write_bytes("store://file", b"whole")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"whole")]
     error = OSError("the network is down")

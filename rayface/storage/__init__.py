@@ -1,0 +1,63 @@
+"""Files on a local disk or anything pyarrow.fs opens: ranged reads, and writes that appear whole or not at all."""
+
+from rayface.storage.errors import DataError, StorageError, one_line, retried
+from rayface.storage.paths import (
+    REQUESTS,
+    FileInfo,
+    delete,
+    exists,
+    is_local,
+    join,
+    list_entries,
+    list_files,
+    list_names,
+    locate,
+    make_folder,
+    normalise,
+    on_disk,
+    split,
+)
+from rayface.storage.reads import Source, open_arrow, read_bytes, windowed
+from rayface.storage.writes import (
+    LARGEST_REMOTE,
+    AtomicFile,
+    atomic_stream,
+    delete_temporary,
+    is_temporary,
+    sync_folder,
+    temporary_name,
+    write_bytes,
+)
+
+__all__ = [
+    "LARGEST_REMOTE",
+    "REQUESTS",
+    "AtomicFile",
+    "DataError",
+    "FileInfo",
+    "Source",
+    "StorageError",
+    "atomic_stream",
+    "delete",
+    "delete_temporary",
+    "exists",
+    "is_local",
+    "is_temporary",
+    "join",
+    "list_entries",
+    "list_files",
+    "list_names",
+    "locate",
+    "make_folder",
+    "normalise",
+    "on_disk",
+    "one_line",
+    "open_arrow",
+    "read_bytes",
+    "retried",
+    "split",
+    "sync_folder",
+    "temporary_name",
+    "windowed",
+    "write_bytes",
+]

@@ -1,0 +1,75 @@
+"""Errors of data and of its storage, and the retries between them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+
+from rayface.credentials import is_masked, mask
+
+logger = logging.getLogger(__name__)
+
+_BACK_OFF = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds before each further try
+# No retry mends these, nor a missing file or permission; all others (EMFILE, ESTALE, EIO, ETIMEDOUT, ...) may pass.
+_PERMANENT = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+# Object stores report these as an OSError without a number.
+_REFUSED = re.compile(
+    r"ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|INVALID_ACCESS_KEY|"
+    r"INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN"
+)
+_NOT_KEPT = ": its credentials are kept in no file: give the URI again with them, or set them in the environment"
+_T = TypeVar("_T")
+
+
+class DataError(ValueError):
+    """A dataset that cannot be used; the message is one line and names the file, the rule and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
+
+
+class StorageError(RuntimeError):
+    """An error of the storage that outlasted all retries; it says nothing about the data. One line: file and cause."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
+
+
+def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read") -> _T:
+    """Return operation() on the storage of `path`, repeated with back-off while the system reports a passing error.
+
+    Raises:
+        DataError: the file or folder is missing, forbidden or none that can be opened.
+        StorageError: an error that usually passes persisted for 45 s.
+    """
+    for delay in (*_BACK_OFF, None):
+        try:
+            return operation()
+        except (pa.ArrowException, OSError) as error:
+            reason = one_line(error)
+            if not _may_pass(error):
+                raise DataError(f"{path}: {what} ({reason}){_NOT_KEPT if is_masked(path) else ''}") from None
+            if delay is None:
+                raise StorageError(
+                    f"{path}: {what} after {len(_BACK_OFF) + 1} tries ({reason}): the storage failed, the data may be "
+                    "whole: run again when it is back"
+                ) from None
+            logger.warning("%s: %s (%s): next try in %g s", mask(path), what, mask(reason), delay)
+            time.sleep(delay)
+    raise AssertionError("unreachable")
+
+
+def _may_pass(error: Exception) -> bool:
+    if not isinstance(error, OSError) or isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    return error.errno not in _PERMANENT and not _REFUSED.search(str(error))
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

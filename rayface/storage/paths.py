@@ -1,0 +1,138 @@
+"""Paths and URIs of anything pyarrow.fs opens: their parts, their filesystem, what a folder holds."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from rayface.credentials import openable
+from rayface.storage.errors import DataError, one_line, retried
+
+REQUESTS = 64  # of one process to an object store at the same time
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One entry of a folder; size in bytes, mtime in ns since 1970 (0 where the store keeps none)."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+def _open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    pa.set_io_thread_count(max(pa.io_thread_count(), REQUESTS))  # an S3 client gets as many connections
+    return pafs.FileSystem.from_uri(uri)
+
+
+# Opening an S3 filesystem asks the network for the bucket's region: once per folder is enough.
+_filesystem = functools.lru_cache(maxsize=256)(_open_filesystem)
+
+
+def locate(path: str) -> tuple[pafs.FileSystem, str]:
+    """Return (pyarrow filesystem, path inside it) of a plain path or URI; DataError for an unknown scheme."""
+    if "://" not in path:
+        return pafs.LocalFileSystem(), os.path.abspath(path)
+    uri = openable(path)
+    folder, name = split(uri)
+    if folder.partition("?")[0].endswith(("/", ":")):
+        filesystem: pafs.FileSystem
+        filesystem, inside = retried(path, lambda: _filesystem(uri), "cannot be opened")
+        return filesystem, inside
+    filesystem, inside = retried(path, lambda: _filesystem(folder), "cannot be opened")
+    return filesystem, f"{inside}/{name}"
+
+
+def normalise(path: str | Path) -> str:
+    """Return an absolute local path, or the URI as it is (file:// becomes a plain path)."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return locate(text)[1]
+    if "://" in text:
+        return text
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path or URI of `name` in `folder`, an absolute `name` as it is; a URI's query string stays last."""
+    if name.startswith("/") or "://" in name:
+        return name
+    base, question, query = folder.partition("?") if "://" in folder else (folder, "", "")
+    return f"{base.rstrip('/')}/{name}{question}{query}"
+
+
+def split(path: str) -> tuple[str, str]:
+    """Return folder and name of a path or URI, as `join` takes them."""
+    base, question, query = path.partition("?") if "://" in path else (path, "", "")
+    folder, _, name = base.rstrip("/").rpartition("/")
+    return f"{folder}{question}{query}", name
+
+
+def is_local(path: str) -> bool:
+    return "://" not in path
+
+
+def on_disk(path: str | Path, field: str = "") -> Path:
+    """Return the local path that a setting (`field`) names, file:// included; DataError for another URI."""
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return Path(normalise(text))
+    if not is_local(text):
+        rule = "must be a path on a disk that all nodes share, not a URI: mount the storage"
+        raise DataError(f"{field}: {text}: {rule}" if field else f"{text}: {rule}")
+    return Path(text)
+
+
+def list_files(folder: str, kind: str = "dataset folder") -> list[FileInfo]:
+    """Return the files directly in `folder`, by name; DataError where it is no folder (of that kind) to be read."""
+    return list_entries(folder, kind)[0]
+
+
+def list_entries(folder: str, kind: str = "dataset folder") -> tuple[list[FileInfo], list[str]]:
+    """Return the files, by name, and the names of the sub-folders of `folder`; DataError as list_files."""
+    filesystem, inside = locate(folder)
+
+    def entries_of_folder() -> list[pafs.FileInfo] | None:
+        if filesystem.get_file_info(inside).type != pafs.FileType.Directory:
+            return None
+        return filesystem.get_file_info(pafs.FileSelector(inside))
+
+    entries = retried(folder, entries_of_folder, "cannot be listed")
+    if entries is None:
+        raise DataError(f"{folder}: no such {kind}")
+    files = [FileInfo(e.base_name, e.size, e.mtime_ns or 0) for e in entries if e.type == pafs.FileType.File]
+    folders = [e.base_name for e in entries if e.type == pafs.FileType.Directory]
+    return sorted(files, key=lambda file: file.name), sorted(folders)
+
+
+def list_names(folder: str) -> list[str]:
+    """Return the names of all entries of an existing folder, subfolders included."""
+    filesystem, inside = locate(folder)
+    return sorted(entry.base_name for entry in filesystem.get_file_info(pafs.FileSelector(inside)))
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder; DataError or StorageError where that cannot be found out."""
+    filesystem, inside = locate(path)
+    found = retried(path, lambda: filesystem.get_file_info(inside))
+    return bool(found.type != pafs.FileType.NotFound)
+
+
+def make_folder(folder: str) -> None:
+    """Make a folder and those above it; DataError where that cannot be done."""
+    filesystem, inside = locate(folder)
+    try:
+        filesystem.create_dir(inside, recursive=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{folder}: cannot be written ({one_line(error)})") from None
+
+
+def delete(path: str) -> None:
+    """Delete one file."""
+    filesystem, inside = locate(path)
+    filesystem.delete_file(inside)

@@ -1,0 +1,145 @@
+"""Random access to files on a local disk or an object store."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from types import TracebackType
+
+import pyarrow as pa
+
+from rayface.storage.errors import retried
+from rayface.storage.paths import is_local, locate
+
+
+class Source:
+    """Random access to one file: `read(offset, count)`, `size`; thread-safe; a context manager.
+
+    Errors of the system are retried; see `retried` for what is raised when they persist.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._file: pa.NativeFile | None = None
+        self._fd = -1
+        retried(path, self._open)
+
+    def _open(self) -> None:
+        """Open the file, or open it again in place of a handle that fails."""
+        if not is_local(self.path):
+            filesystem, inside = locate(self.path)
+            self._file = filesystem.open_input_file(inside)
+            return
+        fd = os.open(self.path, os.O_RDONLY)
+        if self._fd < 0:
+            self._fd = fd
+            return
+        os.dup2(fd, self._fd, inheritable=False)  # other threads read by the old number
+        os.close(fd)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file; may cost a request."""
+        return retried(self.path, lambda: self._file.size() if self._file else os.fstat(self._fd).st_size)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return the bytes at `offset`, fewer than `count` only at the end of the file."""
+        try:
+            return self._read(offset, count)
+        except OSError:
+            return retried(self.path, lambda: self._read_again(offset, count))
+
+    def _read_again(self, offset: int, count: int) -> bytes:
+        self._open()  # a stale handle stays stale
+        return self._read(offset, count)
+
+    def _read(self, offset: int, count: int) -> bytes:
+        if self._file is not None:
+            return self._file.read_at(count, offset)
+        data = os.pread(self._fd, count, offset)
+        while len(data) < count:  # Linux returns at most 2 GiB at once, and signals may cut a read short
+            more = os.pread(self._fd, count - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        elif self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _SourceStream(io.RawIOBase):
+    """A Source as a Python file, for readers that want one; closes the source with itself."""
+
+    def __init__(self, source: Source):
+        self._source, self._at, self._size = source, 0, source.size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, count: int | None = -1) -> bytes:
+        left = self._size - self._at
+        data = self._source.read(self._at, left if count is None or count < 0 else min(count, left))
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+def open_arrow(path: str) -> pa.NativeFile:
+    """Open a file for Arrow's readers, so that an OSError of theirs is of the format and never of the storage.
+
+    Raises:
+        DataError, StorageError: as Source does, also out of a reader that the file is given to.
+    """
+    return pa.PythonFile(_SourceStream(Source(path)), mode="r")
+
+
+def windowed(source: Source, width: int) -> Callable[[int, int], bytes]:
+    """Return fetch(offset, count) that reads `source` at least `width` bytes at a time, for reading forward.
+
+    The window before the last is kept, so that a short step back over its edge costs no second read.
+    """
+    windows = [(0, b""), (0, b"")]
+
+    def fetch(offset: int, count: int) -> bytes:
+        for start, window in windows:
+            at = offset - start
+            if at >= 0 and at + count <= len(window):
+                return window[at : at + count]
+        windows[1] = windows[0]
+        windows[0] = (offset, source.read(offset, max(width, count)))
+        return windows[0][1][:count]
+
+    return fetch
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the whole of a small file; DataError where it cannot be read."""
+    with Source(path) as source:
+        return source.read(0, source.size)

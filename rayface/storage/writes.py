@@ -1,0 +1,113 @@
+"""Files that appear under their name whole and durable, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from rayface.storage.paths import is_local, locate
+
+LARGEST_REMOTE = 5 << 30  # bytes of a file that S3 renames
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
+
+class AtomicFile:
+    """A file that appears under its name only when `commit` has made it durable; write to its `stream`.
+
+    On every store it is written under a temporary name and renamed. A process that is killed leaves at most a
+    temporary one. On S3 a rename is a copy on its side, of at most 5 GiB.
+    """
+
+    def __init__(self, path: str):
+        self._filesystem, self._path = locate(path)
+        self._local = is_local(path)
+        self._temporary = temporary_name(self._path)
+        self._done = False
+        self.stream: BinaryIO
+        if self._local:
+            self.stream = open(self._temporary, "wb")  # noqa: SIM115 (closed in commit or abandon)
+        else:
+            self.stream = self._filesystem.open_output_stream(self._temporary, compression=None)
+
+    def commit(self) -> None:
+        """Publish the file."""
+        if self._local:
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+            self.stream.close()
+            os.replace(self._temporary, self._path)
+            sync_folder(os.path.dirname(self._path))
+        else:
+            self.stream.close()
+            self._rename()
+        self._done = True
+
+    def _rename(self) -> None:
+        try:
+            self._filesystem.move(self._temporary, self._path)
+        except NotImplementedError:  # Azure without a hierarchical namespace
+            self._filesystem.copy_file(self._temporary, self._path)
+            self._filesystem.delete_file(self._temporary)
+
+    def abandon(self) -> None:
+        """Close and delete what was written, unless it was committed; never raises, as it follows an error."""
+        if self._done:
+            return
+        self._done = True
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self.stream.close()
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._filesystem.delete_file(self._temporary)
+
+
+@contextmanager
+def atomic_stream(path: str) -> Iterator[BinaryIO]:
+    """A stream to write a file by, which appears when the block ends without an error."""
+    file = AtomicFile(path)
+    try:
+        yield file.stream
+        file.commit()
+    finally:
+        file.abandon()
+
+
+def temporary_name(path: str) -> str:
+    """Return a name for a file while it is written: hidden, never taken for a shard, and nobody else's.
+
+    A task that was given up for lost may still write the same file as the one that was started in its place.
+    """
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def delete_temporary(folder: str) -> None:
+    """Delete what writers that were killed have left in a local folder."""
+    for name in filter(is_temporary, os.listdir(folder)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+
+
+def sync_folder(folder: str) -> None:
+    """Have the names in a local folder on disk: a rename in it survives a power cut only then."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a small file so that it appears whole or not at all."""
+    with atomic_stream(path) as stream:
+        stream.write(data)
