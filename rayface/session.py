@@ -71,6 +71,8 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
         if address:
             ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
         else:
+            # Ray starts workers at niceness 15: beside other programs on all cores they come to a stand.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(
                 "local",  # None would join a Ray that somebody started on this machine
                 num_cpus=num_cpus if exact else max(machine.num_cpus(), num_cpus),

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+# For tests that start Ray by themselves: at Ray's 15 its workers stand still beside other work on the machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 
 @pytest.fixture(scope="session")
 def faces() -> Path:

@@ -104,3 +104,17 @@ def test_a_temporary_folder_too_long_for_sockets_is_said_with_the_remedy(tmp_pat
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ValueError: no local Ray could be started: {name}: {folder}: too long")
     assert f"set {name} to a folder of at most 36 characters" in last
+
+
+def test_workers_of_a_local_ray_have_the_priority_of_their_driver():
+    script = (
+        "import os, ray\n"
+        "from rayface.session import ray_session\n"
+        "with ray_session(exact=True):\n"
+        "    there = ray.get(ray.remote(lambda: os.getpriority(os.PRIO_PROCESS, 0)).remote())\n"
+        "print(there - os.getpriority(os.PRIO_PROCESS, 0))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_worker_niceness"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "0\n", done.stderr
