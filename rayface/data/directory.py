@@ -41,7 +41,8 @@ from rayface.data.manifest import (
 )
 from rayface.data.scan_cache import load_scan, scan_key, store_scan
 from rayface.data.shards.members import LABEL_SUFFIXES
-from rayface.data.shards.samples import Fault, Sample, locate_member, scan_shard
+from rayface.data.shards.random_access import locate_member
+from rayface.data.shards.samples import Fault, Sample
 from rayface.data.shards.scan import (
     INDEX_SCHEMA,
     PROCESSES_FROM_BYTES,
@@ -53,6 +54,7 @@ from rayface.data.shards.scan import (
     with_prefix,
     with_unique_keys,
 )
+from rayface.data.shards.sequential import scan_shard
 from rayface.storage import DataError, FileInfo, join, list_entries, list_files, split
 
 _NAMED_LABELS = 1000  # labels out of range are named one by one up to here

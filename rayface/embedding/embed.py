@@ -24,8 +24,8 @@ from rayface.curate.identities import Ints
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_images
 from rayface.data.shards.members import IMAGE_SUFFIXES
-from rayface.data.shards.random_access import read_samples
-from rayface.data.shards.samples import Fault, SampleIndex, ShardRows, locate_member
+from rayface.data.shards.random_access import locate_member, read_samples
+from rayface.data.shards.samples import Fault, SampleIndex, ShardRows
 from rayface.data.streaming.batches import FaultCounter
 from rayface.embedding.embedder import Precision, load_embedder
 from rayface.embedding.embeddings import JOB, MANIFEST, Dtype, part_note, write_part

@@ -17,7 +17,8 @@ from pyarrow import fs as pafs
 
 from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import read_samples
-from rayface.data.shards.samples import Fault, Sample, SampleIndex, scan_shard
+from rayface.data.shards.samples import Fault, Sample, SampleIndex
+from rayface.data.shards.sequential import scan_shard
 from rayface.data.writer import write_dataset
 from rayface.storage import DataError, paths
 
@@ -145,7 +146,7 @@ def test_suffixes_are_those_of_webdataset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("window", [64, 1 << 22])
 def test_smashed_jpg_header_loses_one_sample(tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayface.data.shards.samples._SEQUENTIAL_WINDOW", window)
+    monkeypatch.setattr("rayface.data.shards.sequential._SEQUENTIAL_WINDOW", window)
     offsets = write_tar(tmp_path / "a.tar", members())
     patch(tmp_path / "a.tar", offsets["k2.jpg"] + 150, b"\xff\xff")
     lost = offsets["k2.cls"] - offsets["k2.jpg"]

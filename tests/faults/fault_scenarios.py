@@ -17,7 +17,7 @@ from fault_gate import Gate
 from fault_stage import EVERY, Outcome, Stage, outcome
 
 from rayface.data.dataset import open_dataset
-from rayface.data.shards.samples import locate_member
+from rayface.data.shards.random_access import locate_member
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.tracking import deliver, read_metrics
 from rayface.training.recovery import interrupt

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
@@ -207,3 +207,25 @@ def _members(fetch: Fetch, start: int, stop: int) -> list[tuple[MemberName, Memb
     if not members:
         raise TarError(start, "no sample where the index has one", kind="index")
     return members
+
+
+def locate_member(shard: str, offset: int, num_bytes: int, suffixes: Collection[str]) -> tuple[str | None, int]:
+    """Return name and byte offset of a sample's member with one of `suffixes`; (None, `offset`) where there is none."""
+    found: dict[str, Member] = {}
+    try:
+        with Source(shard) as source:
+            at = offset
+            while at < offset + num_bytes:
+                member = read_member(source.read, at, offset + num_bytes)
+                if member is None:
+                    break
+                name = parse_name(member.name)
+                if name.suffix in suffixes:
+                    found.setdefault(name.key, member)
+                at = member.end
+    except (TarError, ValueError):
+        pass  # the sample cannot be parsed: its beginning is the best that can be named
+    if not found:
+        return None, offset
+    member = found[min(found, key=len)]  # a.jpg, not a.thumb.jpg
+    return member.name, member.offset

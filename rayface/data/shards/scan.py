@@ -15,8 +15,9 @@ import pyarrow as pa
 from rayface.data.decode import decode_image
 from rayface.data.keys import batches_of, key_hashes, prefixed, repeated_key
 from rayface.data.shards.members import IMAGE_SUFFIXES
-from rayface.data.shards.random_access import read_samples
-from rayface.data.shards.samples import Fault, Sample, SampleIndex, locate_member, scan_shard
+from rayface.data.shards.random_access import locate_member, read_samples
+from rayface.data.shards.samples import Fault, Sample, SampleIndex
+from rayface.data.shards.sequential import scan_shard
 from rayface.machine import num_cpus
 from rayface.pools import process_pool, thread_pool
 from rayface.progress import phase

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from rayface.data.decode import decode_image
 from rayface.data.shards.members import IMAGE_SUFFIXES
-from rayface.data.shards.random_access import SampleReader
-from rayface.data.shards.samples import Fault, SampleIndex, locate_member
+from rayface.data.shards.random_access import SampleReader, locate_member
+from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.data.streaming.sample_order import Ids, SampleOrder, rank_rows
 from rayface.storage import DataError, StorageError
 

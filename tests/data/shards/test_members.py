@@ -14,7 +14,8 @@ from rayface.data.decode import decode_images
 from rayface.data.selection import select, write_selected_shard
 from rayface.data.shards.members import encode_sample, parse_name
 from rayface.data.shards.random_access import SampleReader, read_samples
-from rayface.data.shards.samples import Fault, Sample, scan_shard
+from rayface.data.shards.samples import Fault, Sample
+from rayface.data.shards.sequential import scan_shard
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.windows import rank_windows, read_windows
 from rayface.embedding.embed import read_images

@@ -1,0 +1,187 @@
+"""Neighbouring members of a tar to samples and faults: which members are one sample, and what is wrong with others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rayface.data.decode import SNIFF_BYTES, image_format
+from rayface.data.shards.members import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    BadMemberError,
+    MemberName,
+    SampleMembers,
+    members_by_key,
+    parse_name,
+    read_label,
+    samples_among,
+)
+from rayface.data.shards.samples import Fault, Sample
+from rayface.data.shards.tar import Fetch, Gap, Member
+
+_MAX_SAMPLE_BYTES = 2**31 - 1  # what the index can count
+
+
+@dataclass
+class Group:
+    """Consecutive members that may be one sample; `beside_damage` where a part of it may be lost."""
+
+    name: str = ""
+    members: list[tuple[MemberName, Member]] = field(default_factory=list)
+    beside_damage: bool = False
+    suffixes: dict[str, set[str]] = field(default_factory=dict)  # by key
+    complete: str = ""  # the key that has an image and a label
+
+    def ends_before(self, name: MemberName) -> bool:
+        """Tell whether a member belongs to another group.
+
+        It does with another name, with a suffix that its key has already, and where one key is complete and it has
+        another one: name.0001.jpg, name.0001.cls | name.0002.jpg. It does not while the sample that webdataset sees
+        is incomplete: a.cls, a.mask.json, a.mask.png, a.jpg are one.
+        """
+        if name.group != self.name:
+            return bool(self.members)
+        if not name.suffix:
+            return False
+        waits = self.name in self.suffixes and self.complete != self.name
+        return name.suffix in self.suffixes.get(name.key, ()) or (self.complete not in ("", name.key) and not waits)
+
+    def add(self, name: MemberName, member: Member) -> None:
+        self.name = name.group
+        self.members.append((name, member))
+        if name.suffix:
+            found = self.suffixes.setdefault(name.key, set())
+            found.add(name.suffix)
+            if len(found) > 1 and not found.isdisjoint(IMAGE_SUFFIXES) and not found.isdisjoint(LABEL_SUFFIXES):
+                self.complete = name.key
+
+
+def group_members(items: Iterator[Member | Gap]) -> Iterator[Group | Gap]:
+    """Gather consecutive members; a gap ends a group."""
+    group = Group()
+    for item in items:
+        if isinstance(item, Gap):
+            if group.members:
+                group.beside_damage |= not item.harmless
+                yield group
+            yield item
+            group = Group(beside_damage=not item.harmless)
+            continue
+        name = parse_name(item.name)
+        if not name.group or item.type in b"3456":
+            continue
+        if group.ends_before(name):
+            yield group
+            group = Group()
+        group.add(name, item)
+    if group.members:
+        yield group
+
+
+@dataclass(frozen=True)
+class Incomplete:
+    """A key without image or label: a fault of its own, unless a gap beside it explains what is missing."""
+
+    key: str
+    missing: str
+    fault: Fault
+
+
+class SampleParser:
+    """Turns a group of members into its sample and faults; nothing where the group is evidently no sample."""
+
+    def __init__(self, shard: str, fetch: Fetch, num_classes: int | None, read_jpeg: bool):
+        self.shard, self.fetch, self.num_classes, self.read_jpeg = shard, fetch, num_classes, read_jpeg
+        self.complete: set[str] = set()  # keys that had image and label
+        self.incomplete: set[str] = set()
+        self.suffixes = {"image": "jpg", "label": "cls"}  # as the last sample had them
+
+    def __call__(self, group: Group) -> Sequence[Sample | Fault | Incomplete]:
+        found = members_by_key(group.members)
+        if group.beside_damage:
+            found = self._without_other_labels(found)
+        samples = samples_among(found, group.name)
+        entries: list[Sample | Fault | Incomplete] = [self._sample(key, found[key], group) for key in samples]
+        others = [key for key in found if key not in samples]
+        lone = [key for key in others if not self._is_field(key, group.name)]
+        for key in lone:
+            entries += self._lone(key, found[key], found)
+        return entries or self._unnamed_images(group) if lone == others else entries
+
+    def _without_other_labels(self, found: dict[str, SampleMembers]) -> dict[str, SampleMembers]:
+        """Leave out labels that are not of the last sample's kind: .txt may be about anything where .cls is damaged."""
+        for members in found.values():
+            if self.suffixes["label"] not in members.labels:
+                members.labels.clear()
+        return {key: members for key, members in found.items() if members.image or members.labels}
+
+    def _sample(self, key: str, members: SampleMembers, group: Group) -> Sample | Fault:
+        assert members.image is not None
+        first, last = _extent(key, group)
+        num_bytes = last.end - first.offset
+        if key in self.complete:
+            return self._fault(first, "duplicate key", f"duplicate key {key} in this shard")
+        self.complete.add(key)
+        if num_bytes > _MAX_SAMPLE_BYTES:
+            return self._fault(first, "special file", f"sample of {num_bytes} bytes, more than {_MAX_SAMPLE_BYTES}")
+        try:
+            label, image = members.read(self.fetch, self.num_classes, read_image=self.read_jpeg)
+        except BadMemberError as error:
+            return self._fault(error.member, error.kind, str(error))
+        self.suffixes = {"image": _suffix(members.image), "label": min(members.labels, key=LABEL_SUFFIXES.index)}
+        return Sample(key, label, image, first.offset, num_bytes)
+
+    def _is_field(self, key: str, group: str) -> bool:
+        """Tell whether a lone image or label is another field of a sample: thumb.jpg of a where a.jpg and a.cls are."""
+        while len(key) > len(group):
+            key = key.rpartition(".")[0]
+            if key in self.complete:
+                return True
+        return False
+
+    def _lone(self, key: str, members: SampleMembers, found: dict[str, SampleMembers]) -> list[Incomplete]:
+        """Return the fault of an image without a label or the reverse; a .json or .txt is a label if it says one."""
+        member = members.image or members.labels.get("cls")
+        if member is None:
+            try:
+                read_label(members.labels, self.fetch)
+            except BadMemberError:
+                return []
+            member = next(iter(members.labels.values()))
+        missing = self.suffixes["label" if members.image else "image"]
+        reason, num_lost = f"no .{missing} member with this key beside it", 1
+        if key in self.incomplete:  # what was counted as lost before
+            reason, num_lost = f"{reason}: the members of a sample must be neighbours (tar --sort=name)", 0
+        elif not members.image and any(other.startswith(f"{key}.") and found[other].image for other in found):
+            num_lost = 0  # it may be the label of these images, which are counted
+        self.incomplete.add(key)
+        return [Incomplete(key, missing, self._fault(member, "missing member", reason, num_lost))]
+
+    def _unnamed_images(self, group: Group) -> Sequence[Fault]:
+        """Return a fault for each image that only its content tells."""
+        faults = []
+        for _, member in group.members:
+            kind = image_format(self.fetch(member.data, min(member.size, SNIFF_BYTES))) if member.is_file else None
+            if kind not in (None, "BMP", "PNM"):  # whose first bytes may as well begin a text
+                reason = f"{kind} image without a label, or with a suffix that is not read"
+                faults.append(self._fault(member, "missing member", reason))
+        return faults
+
+    def _fault(self, member: Member, kind: str, reason: str, num_lost: int = 1) -> Fault:
+        return Fault(
+            shard=self.shard, member=member.name, offset=member.offset, reason=reason, num_lost=num_lost, kind=kind
+        )
+
+
+def _suffix(member: Member) -> str:
+    return parse_name(member.name).suffix
+
+
+def _extent(key: str, group: Group) -> tuple[Member, Member]:
+    """Return the first and the last member of a sample: its group without images and labels of other keys at the ends.
+
+    A key that goes on after this one (thumb.jpg of a) is a field of the sample.
+    """
+    own = [member for name, member in group.members if not name.suffix or f"{name.key}.".startswith(f"{key}.")]
+    return own[0], own[-1]

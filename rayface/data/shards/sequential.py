@@ -1,0 +1,109 @@
+"""Read a whole shard from front to back: every sample and every fault, named by shard, member and byte."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from rayface.data.shards.sample_parser import Incomplete, SampleParser, group_members
+from rayface.data.shards.samples import NOT_A_TAR, Fault, Sample
+from rayface.data.shards.tar import BLOCK, Fetch, Gap, Member, iter_members
+from rayface.storage import Source, is_local, normalise, windowed
+
+_SEQUENTIAL_WINDOW = 4 << 20
+_REMOTE_WINDOW = 16 << 20
+_INDEX_WINDOW = 2048  # a .cls header and its data in one read, without the JPEG after it
+_COMPRESSION = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\3\4": "zip",
+}
+
+
+def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: bool = True) -> Iterator[Sample | Fault]:
+    """Read a whole shard from front to back, strictly: every sample and every fault, in the order of the file.
+
+    A sample is an image (.jpg, .png, .webp, ...) and a label (.cls, .json {"label": 3} or .txt) with the same name but
+    for the suffix, beside each other. A group of members with only one of the two is a fault; with neither, no sample.
+    After a smashed header reading goes on at the next valid one; a truncated shard ends with a Fault. With
+    `read_jpeg=False` samples carry no JPEG bytes and, on a local disk, these are not read. Memory: two windows of at
+    most 16 MiB, and the keys of the shard.
+    """
+    shard = normalise(path)
+    with Source(shard) as source:
+        width = _SEQUENTIAL_WINDOW if read_jpeg else _INDEX_WINDOW
+        fetch = windowed(source, width if is_local(shard) else _REMOTE_WINDOW)
+        items = iter_members(fetch, source.size)
+        start = list(_until_member(items))
+        if reason := _not_a_tar(start, fetch, source.size):
+            yield Fault(shard=shard, member=None, offset=0, reason=reason, kind=NOT_A_TAR)
+            return
+        groups = group_members(itertools.chain(start, items))
+        parser = SampleParser(shard, fetch, num_classes, read_jpeg)
+        parsed = ((group,) if isinstance(group, Gap) else parser(group) for group in groups)
+        yield from _explain_gaps(shard, itertools.chain.from_iterable(parsed))
+
+
+def _until_member(items: Iterator[Member | Gap]) -> Iterator[Member | Gap]:
+    """Yield what comes up to the first member, and that."""
+    for item in items:
+        yield item
+        if isinstance(item, Member):
+            return
+
+
+def _not_a_tar(start: list[Member | Gap], fetch: Fetch, size: int) -> str | None:
+    """Return why a file without a single member is no tar, None for one that has some or is an empty archive."""
+    if not size:
+        return "the file is empty"
+    damage = [item for item in start if isinstance(item, Gap) and not item.harmless]
+    if not damage or damage[0].member or isinstance(start[-1], Member):
+        return None
+    head = fetch(0, min(size, BLOCK))
+    packed = next((name for magic, name in _COMPRESSION.items() if head.startswith(magic)), None)
+    return f"not a tar but {packed}: unpack it" if packed else f"no tar member in {size} bytes: {damage[0].reason}"
+
+
+def _explain_gaps(shard: str, entries: Iterator[Sample | Fault | Incomplete | Gap]) -> Iterator[Sample | Fault]:
+    """A gap and the incomplete samples on either side of it are one loss: report each lost sample once, at the gap."""
+    gap: Gap | None = None
+    lost: dict[str, str] = {}  # key -> the member that the gap swallowed
+    held: Incomplete | None = None
+    for entry in entries:
+        if isinstance(entry, Gap):
+            if gap:
+                yield from _gap_faults(shard, gap, lost)
+            gap, lost, held = entry, {held.key: held.missing} if held else {}, None
+            continue
+        if gap and isinstance(entry, Incomplete):
+            lost.setdefault(entry.key, entry.missing)
+        if gap:
+            yield from _gap_faults(shard, gap, lost)
+        elif held:
+            yield held.fault
+        held = entry if isinstance(entry, Incomplete) and not gap else None
+        gap = None
+        if not isinstance(entry, Incomplete):
+            yield entry
+    if gap:
+        yield from _gap_faults(shard, gap, lost)
+    elif held:
+        yield held.fault
+
+
+def _gap_faults(shard: str, gap: Gap, lost: dict[str, str]) -> Iterator[Fault]:
+    for key, suffix in lost.items():
+        yield Fault(shard=shard, member=f"{key}.{suffix}", offset=gap.offset, reason=gap.reason, kind=gap.kind)
+    if not lost:
+        yield Fault(
+            shard=shard,
+            member=gap.member,
+            offset=gap.offset,
+            reason=gap.reason,
+            num_lost=0 if gap.harmless else 1,
+            kind=gap.kind,
+        )
