@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from rayface.data.classes import holes_in, num_with_images
 from rayface.data.dataset import Shard
-from rayface.data.directory import count_faults, refuse_unfinished, scan_jobs, unlisted_faults
+from rayface.data.directory import refuse_unfinished
+from rayface.data.directory_scan import count_faults, scan_jobs, unlisted_faults
 from rayface.data.label_join import normalised
 from rayface.data.listing import faults_not_read, refuse_not_read, shard_files, tars_not_read
 from rayface.data.manifest import (

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +17,11 @@ from numpy.typing import NDArray
 from rayface.credentials import recall
 from rayface.data.classes import num_with_images
 from rayface.data.directory import Part, load_part
-from rayface.data.index import SOURCE_LABEL, concatenate, count, looked_up, to_index
+from rayface.data.index import count
+from rayface.data.joint import distinct_names, join_descriptions, join_indices, join_parts, joint_digest
 from rayface.data.keys import find_keys, key_hashes, prefixed, read_keys, repeated_key
-from rayface.data.label_join import Join, LabelJoin, Labelled, join_labels
-from rayface.data.manifest import RECOUNT, digest_of
+from rayface.data.label_join import Join
+from rayface.data.manifest import RECOUNT, Description
 from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.storage import DataError, join, normalise
 
@@ -65,15 +64,8 @@ class Dataset:
     """
 
     roots: tuple[str, ...]
-    name: str
+    about: Description
     num_classes: int
-    num_images: int
-    image_size: tuple[int, int] | None
-    layout: str
-    licence: str
-    source: str
-    parent: dict[str, Any] | None
-    created_by: str
     shards: tuple[Shard, ...]
     index: SampleIndex = field(repr=False)
     identities: tuple[str, ...] | None = field(repr=False)
@@ -82,6 +74,14 @@ class Dataset:
     join: Join | None = None
     join_text: str | None = None
     key_files: tuple[KeyFile, ...] = field(repr=False, default=())
+
+    @property
+    def name(self) -> str:
+        return self.about.name
+
+    @property
+    def num_images(self) -> int:
+        return len(self.index)
 
     @functools.cached_property
     def num_classes_with_images(self) -> int:
@@ -150,18 +150,6 @@ class Dataset:
         return tuple(f"{name}/" for name in distinct_names(self.roots))
 
 
-def distinct_names(roots: Sequence[str]) -> list[str]:
-    """Return the last parts of paths, so many that they differ; numbers where only what is no path differs."""
-    # What stands before an @ of a URI may be a password, and what follows its ? are options.
-    parts = [root.partition("?")[0].partition("://")[2].rpartition("@")[2] if "://" in root else root for root in roots]
-    split = [part.strip("/").split("/") for part in parts]
-    for depth in range(1, min(map(len, split)) + 1):
-        names = ["/".join(part[-depth:]) for part in split]
-        if len(set(names)) == len(names):
-            return names
-    return [str(number) for number in range(len(roots))]
-
-
 def open_dataset(
     paths: str | Path | Sequence[str | Path],
     *,
@@ -186,26 +174,16 @@ def open_dataset(
     refuse_corruption(faults, num_images, max_corrupt_fraction)
     if num_images == 0:
         raise DataError(f"{', '.join(roots)}: the dataset has no samples")
-    joined = _join_labels(parts, join)
+    joined = join_parts(parts, join)
     if joined.text:
         logger.info("%s", joined.text)
-    digest = _joint_digest(parts, joined)
-    first = parts[0].manifest
-    shards = tuple(shard for part in parts for shard in _shards(part))
+    digest = joint_digest(parts, joined)
     return Dataset(
         roots=tuple(roots),
-        name="+".join(part.manifest.name for part in parts),
+        about=join_descriptions(parts),
         num_classes=joined.num_classes,
-        num_images=num_images,
-        image_size=_common([part.manifest.image_size for part in parts]),
-        # A mixture is only as well shuffled as its worst part.
-        layout=_common([part.manifest.layout for part in parts]) or "by_identity",
-        licence=_listed([part.manifest.licence for part in parts]),
-        source=_listed([part.manifest.source for part in parts]),
-        parent=first.parent if len(parts) == 1 else None,
-        created_by=_listed([part.manifest.created_by for part in parts]),
-        shards=shards,
-        index=_join_indices(parts, joined.maps),
+        shards=tuple(shard for part in parts for shard in _shards(part)),
+        index=join_indices(parts, joined.maps),
         identities=joined.identities,
         faults=tuple(faults),
         digest=digest,
@@ -253,54 +231,3 @@ def _shards(part: Part) -> list[Shard]:
         )
         for entry, path, count in zip(part.manifest.shards, paths, counts, strict=True)
     ]
-
-
-def _join_labels(parts: Sequence[Part], mode: Join | None) -> LabelJoin:
-    return join_labels(
-        [
-            Labelled(
-                name=name,
-                identities=part.identities,
-                num_classes=part.manifest.num_classes,
-                labels=part.columns["label"],
-            )
-            for name, part in zip(distinct_names([part.root for part in parts]), parts, strict=True)
-        ],
-        mode,
-    )
-
-
-def _join_indices(parts: list[Part], label_maps: list[np.ndarray | None]) -> SampleIndex:
-    lengths = [len(part) for part in parts]
-    columns = concatenate([part.columns for part in parts])
-    if any(label_map is not None for label_map in label_maps):
-        columns.setdefault(SOURCE_LABEL, columns["label"])
-        columns["label"] = columns["label"].copy()
-    start = num_shards = 0
-    for part, length, label_map in zip(parts, lengths, label_maps, strict=True):
-        rows = slice(start, start := start + length)
-        shard = columns["shard"][rows]
-        shard += np.int32(num_shards)  # in place: `columns["shard"][rows] += ...` would copy
-        num_shards += len(part.manifest.shards)
-        if label_map is not None:
-            columns["label"][rows] = looked_up(label_map, columns["label"][rows])
-    return to_index(columns)
-
-
-def _common(values: list[Any]) -> Any:
-    return values[0] if all(value == values[0] for value in values) else None
-
-
-def _listed(values: list[str]) -> str:
-    return "; ".join(dict.fromkeys(value for value in values if value))
-
-
-def _joint_digest(parts: Sequence[Part], joined: LabelJoin) -> str:
-    """Return the sha256 over the directories' digests and what became of their labels; of one, its own digest."""
-    digests = [digest_of(part.manifest) for part in parts]
-    if len(parts) == 1 and joined.maps[0] is None:
-        return digests[0]
-    digest = hashlib.sha256("\n".join([*digests, str(joined.mode)]).encode())
-    for label_map in joined.maps:
-        digest.update(b"" if label_map is None else label_map.tobytes())
-    return digest.hexdigest()

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pyarrow as pa
 
 from rayface.data.classes import refuse_holes
+from rayface.data.directory_scan import scan_directory, unlisted_faults
 from rayface.data.index import (
     SOURCE_LABEL,
     Columns,
@@ -22,7 +22,6 @@ from rayface.data.index import (
 from rayface.data.listing import (
     faults_not_read,
     is_compressed,
-    refuse_not_a_tar,
     refuse_not_read,
     shard_files,
     tars_not_read,
@@ -35,7 +34,6 @@ from rayface.data.manifest import (
     UNFINISHED,
     Manifest,
     ShardEntry,
-    manifest_of_scan,
     read_identities,
     read_manifest,
 )
@@ -44,15 +42,8 @@ from rayface.data.shards.members import LABEL_SUFFIXES
 from rayface.data.shards.random_access import locate_member
 from rayface.data.shards.samples import Fault, Sample
 from rayface.data.shards.scan import (
-    INDEX_SCHEMA,
     PROCESSES_FROM_BYTES,
-    ScanJob,
-    ShardScan,
-    joint_table,
     parallel_map,
-    scan_shards,
-    with_prefix,
-    with_unique_keys,
 )
 from rayface.data.shards.sequential import scan_shard
 from rayface.storage import DataError, FileInfo, join, list_entries, list_files, split
@@ -195,16 +186,6 @@ def _first_members(part: Part, lost: dict[int, Ints]) -> dict[int, tuple[str, in
     }
 
 
-def unlisted_faults(root: str, manifest: Manifest, names: Sequence[str] | dict[str, FileInfo]) -> list[Fault]:
-    """Return a fault, with nothing lost, for every shard in the folder that dataset.json does not name."""
-    reason = f"this shard is not listed in {MANIFEST} and is not read"
-    unlisted = sorted(set(names) - {entry.path for entry in manifest.shards})
-    return [
-        Fault(shard=join(root, name), member=None, offset=0, reason=reason, num_lost=0, kind="unlisted")
-        for name in unlisted
-    ]
-
-
 def _found_again(part: Part, rows: dict[int, Ints]) -> Iterable[np.ndarray]:
     """Return for each shard which of its index rows a scan finds unchanged, at the same place."""
     names = ("offset", "num_bytes", SOURCE_LABEL if SOURCE_LABEL in part.columns else "label")
@@ -243,70 +224,12 @@ def _labels_in_range(part: Part) -> np.ndarray:
 # -- a directory without index: scanned once, kept in the cache
 
 
-def scan_jobs(root: str, names: Sequence[str], num_classes: int | None, *, deep: bool, digest: bool) -> list[ScanJob]:
-    """Return one ScanJob for each shard of a folder, in order."""
-    return [
-        ScanJob(number=number, path=join(root, name), num_classes=num_classes, deep=deep, digest=digest)
-        for number, name in enumerate(names)
-    ]
-
-
-def count_faults(root: str, manifest: Manifest, names: Sequence[str], scans: Sequence[ShardScan]) -> list[Fault]:
-    """Hold the samples that a scan found against dataset.json: a fault for each shard where the sums do not agree."""
-    by_name = dict(zip(names, scans, strict=True))
-    faults = []
-    for entry in manifest.shards:
-        scan = by_name.get(entry.path)
-        found = len(scan.table) if scan else 0
-        known = sum(fault.num_lost for fault in scan.faults) if scan else 0
-        if found + known == entry.num_images:
-            continue
-        what = f"has {found} readable samples" if scan else "is missing"
-        reason = f"the shard {what}, {MANIFEST} says {entry.num_images}"
-        lost = max(entry.num_images - found - known, 0)
-        shard = join(root, entry.path)
-        faults.append(Fault(shard=shard, member=None, offset=0, reason=reason, num_lost=lost, kind="count"))
-    return faults
-
-
-def _scan(root: str, files: list[FileInfo], manifest: Manifest | None) -> tuple[Manifest, pa.Table, list[Fault]]:
-    present = [file.name for file in files]
-    num_classes = manifest.num_classes if manifest else None
-    listed = {entry.path for entry in manifest.shards} if manifest else set(present)
-    names = [name for name in present if name in listed]
-    jobs = scan_jobs(root, names, num_classes, deep=False, digest=False)
-    scans = scan_shards(jobs, sum(file.size for file in files))
-    faults = [fault for scan in scans for fault in scan.faults]
-    if manifest is None:
-        refuse_not_a_tar(faults)
-        scans = with_unique_keys(names, scans)
-        return manifest_of_scan(root, names, scans), joint_table(scans), faults
-    faults += unlisted_faults(root, manifest, present) + count_faults(root, manifest, names, scans)
-    # The index counts shards as the manifest does, which may list missing ones and another order.
-    by_name = dict(zip(names, scans, strict=True))
-    numbered = [(number, entry) for number, entry in enumerate(manifest.shards) if entry.path in by_name]
-    names = [entry.path for _, entry in numbered]
-    scans = with_unique_keys(names, [with_prefix(entry.key_prefix, by_name[entry.path]) for _, entry in numbered])
-    tables = [_numbered(number, scan.table) for (number, _), scan in zip(numbered, scans, strict=True)]
-    prefixes = {name: scan.key_prefix for name, scan in zip(names, scans, strict=True)}
-    shards = [
-        entry.model_copy(update={"key_prefix": prefixes.get(entry.path, entry.key_prefix)}) for entry in manifest.shards
-    ]
-    manifest = manifest.model_copy(update={"shards": shards})
-    return manifest, pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables]), faults
-
-
-def _numbered(number: int, table: pa.Table) -> pa.Table:
-    """The table of a shard with another number."""
-    return table.set_column(1, INDEX_SCHEMA.field("shard"), pa.array(np.full(len(table), number, np.int32)))
-
-
 def _scanned(root: str, files: list[FileInfo], manifest: Manifest | None) -> Part:
     """Return the scan of a directory, from the cache where it is as it was."""
     key = scan_key(root, files, manifest)
     found = load_scan(key)
     if found is None:
-        store_scan(key, *_scan(root, files, manifest))
+        store_scan(key, *scan_directory(root, files, manifest))
         found = load_scan(key)
         assert found is not None
     return Part(root, found.manifest, found.columns, found.index_file, faults=found.faults)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayface.data.classes import Ints
 from rayface.data.shards.samples import SampleIndex
 from rayface.storage import DataError, one_line, open_arrow
 
-Ints = NDArray[np.integer[Any]]
 Columns = dict[str, Ints]
 """The columns of a SampleIndex by name, (N,) each; without `source_label` where that is the label."""
 
@@ -27,6 +27,7 @@ _TYPES = {
     "offset": np.int64,
     "num_bytes": np.int32,
 }
+_Value = TypeVar("_Value", bound=np.generic)
 _BATCH = 1 << 16  # rows
 _READ_BYTES = 1 << 20  # of each column at a time; without it pyarrow holds whole row groups
 
@@ -103,7 +104,7 @@ def _opened(path: str, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
         raise DataError(f"{path}: not a parquet file with columns {', '.join(names)} ({one_line(error)})") from None
 
 
-def looked_up(table: NDArray[Any], column: Ints) -> NDArray[Any]:
+def looked_up(table: NDArray[_Value], column: Ints) -> NDArray[_Value]:
     """Return table[column], (N,)."""
     found = np.empty(len(column), table.dtype)
     for rows in _pieces(column):

@@ -6,11 +6,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rayface.data.classes import Ints
 from rayface.storage import DataError
 
 Join = Literal["names", "labels", "separate"]
@@ -29,7 +30,7 @@ class Labelled:
     name: str
     identities: Sequence[str] | None
     num_classes: int
-    labels: NDArray[np.integer[Any]]
+    labels: Ints
 
     @property
     def says_names(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,34 @@ class ShardEntry(BaseModel):
     """What stands before the shard's own keys in index.parquet, where those would not be unique in the dataset."""
 
 
+class Parent(BaseModel, extra="allow"):
+    """The dataset that another one was made from: its path, or paths if several were opened as one, and its digest."""
+
+    path: str | list[str] = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a dataset says about itself.
+
+    Attributes:
+        image_size: (height, width); None if images differ.
+        layout: "shuffled" or "by_identity".
+        source: where the images are from.
+        parent: the dataset that it was made from.
+        created_by: program and version.
+    """
+
+    name: str
+    image_size: tuple[int, int] | None
+    layout: Literal["shuffled", "by_identity"]
+    licence: str
+    source: str
+    parent: Parent | None
+    created_by: str
+
+
 class Manifest(BaseModel):
     """dataset.json."""
 
@@ -45,7 +74,7 @@ class Manifest(BaseModel):
     layout: Literal["shuffled", "by_identity"] = "shuffled"
     licence: str = ""
     source: str = ""
-    parent: dict[str, Any] | None = None
+    parent: Parent | None = None
     created_by: str = ""
     selection: str | None = None
     """Of a dataset that is some samples of shards elsewhere: sha256 over which ones; index.parquet lists them."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import rayface
+from rayface.data.classes import Ints
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.index import SOURCE_LABEL
-from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, Manifest, ShardEntry
+from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, Manifest, Parent, ShardEntry
 from rayface.data.shards.members import encode_sample
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, SampleIndex
@@ -46,7 +46,7 @@ class Selection:
     num_classes: int
 
 
-def select(source: Dataset, rows: NDArray[np.int64], labels: NDArray[np.integer[Any]] | None = None) -> Selection:
+def select(source: Dataset, rows: NDArray[np.int64], labels: Ints | None = None) -> Selection:
     """Choose samples by their places in the index; ValueError where none is left.
 
     Args:
@@ -190,19 +190,14 @@ def _publish(
         name=name,
         num_classes=selection.num_classes,
         num_images=len(selection.rows),
-        image_size=source.image_size,
-        layout=source.layout,  # type: ignore[arg-type]  # pydantic refuses what is no layout
-        licence=source.licence,
-        source=source.source,
-        parent=_parent(source),
+        image_size=source.about.image_size,
+        layout=source.about.layout,
+        licence=source.about.licence,
+        source=source.about.source,
+        parent=Parent(path=source.roots[0] if len(source.roots) == 1 else list(source.roots), digest=source.digest),
         created_by=f"rayface {rayface.__version__}",
         selection=chosen,
         shards=entries,
     )
     write_bytes(join(out, MANIFEST), manifest.to_json())
     return open_dataset(out, max_corrupt_fraction=0)
-
-
-def _parent(source: Dataset) -> dict[str, Any]:
-    path = source.roots[0] if len(source.roots) == 1 else list(source.roots)
-    return {"path": path, "digest": source.digest}

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import rayface
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.keys import read_keys, repeated_key
-from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, ShardEntry
+from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, Parent, ShardEntry
 from rayface.data.shards.members import encode_sample, parse_name
 from rayface.data.shards.scan import INDEX_SCHEMA, index_table
 from rayface.data.shards.tar import end_of_archive, is_safe_name
@@ -49,10 +49,10 @@ def write_dataset(
     name: str,
     identities: Sequence[str],
     image_size: tuple[int, int] | None,
-    layout: str = "shuffled",
+    layout: Literal["shuffled", "by_identity"] = "shuffled",
     licence: str = "",
     source: str = "",
-    parent: dict[str, Any] | None = None,
+    parent: Parent | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE,
 ) -> Dataset:
     """Write (key, label, JPEG bytes) samples, in their order, as a dataset; return it opened.
@@ -91,10 +91,10 @@ class ShardWriter:
         identities: Sequence[str] | None,
         image_size: tuple[int, int] | None,
         num_classes: int = 0,
-        layout: str = "shuffled",
+        layout: Literal["shuffled", "by_identity"] = "shuffled",
         licence: str = "",
         source: str = "",
-        parent: dict[str, Any] | None = None,
+        parent: Parent | None = None,
         shard_size: int = DEFAULT_SHARD_SIZE,
     ):
         self.identities = None if identities is None else _checked_identities(identities)
@@ -110,7 +110,7 @@ class ShardWriter:
             num_classes=num_classes,
             num_images=0,
             image_size=image_size,
-            layout=layout,  # type: ignore[arg-type]  # pydantic refuses what is no layout
+            layout=layout,
             licence=licence,
             source=source,
             parent=parent,
@@ -195,7 +195,9 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._parquet.close()  # before its stream; harmless when it is closed
         if kind is not None:
             for file in (self._shard, self._index):

@@ -337,7 +337,7 @@ def _trainer(
         "num_classes": dataset.num_classes,
         "plan": plan,
         "samples": samples,
-        "facts": {"name": dataset.name, "digest": dataset.digest, "licence": dataset.licence},
+        "facts": {"name": dataset.name, "digest": dataset.digest, "licence": dataset.about.licence},
         "faults": dataset.faults,
         "held_cpus": held_cpus,
         "shards": [shard.path for shard in dataset.shards[:1]],

@@ -122,7 +122,7 @@ def test_write_manifest_for_bare_shards(folder: Path) -> None:
     assert after.digest == before.digest
     assert after.keys() == before.keys()
     assert after.index.offset.tolist() == before.index.offset.tolist()
-    assert after.image_size == (32, 32)
+    assert after.about.image_size == (32, 32)
     assert after.identities is None  # nobody has said their names
     assert not (folder / "identities.parquet").exists()
     assert check(folder, deep=True).ok
@@ -134,7 +134,7 @@ def test_write_manifest_keeps_descriptions_and_names(folder: Path) -> None:
     report = check(folder, write_manifest=True)
     assert report.counts == {"count": 1}
     dataset = open_dataset(folder)
-    assert (dataset.licence, dataset.identities, dataset.num_images) == ("mine", tuple("abcd"), 12)
+    assert (dataset.about.licence, dataset.identities, dataset.num_images) == ("mine", tuple("abcd"), 12)
     assert json.loads((folder / "dataset.json").read_text())["num_images"] == 12
 
 

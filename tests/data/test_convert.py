@@ -58,8 +58,9 @@ def people(tmp_path: Path) -> Path:
 def test_convert_folder_writes_shuffled_shards_of_the_same_bytes(people: Path, tmp_path: Path, recorder: Any) -> None:
     dataset = convert_folder(people, tmp_path / "out", shard_size=40000)
     assert dataset.identities == ("Ann Lee", "bob", "cy")
-    assert (dataset.num_images, dataset.layout, dataset.image_size, dataset.name) == (15, "shuffled", (112, 112), "out")
-    assert (dataset.source, dataset.faults) == ("folder people", ())
+    about = dataset.about
+    assert (dataset.num_images, about.layout, about.image_size, about.name) == (15, "shuffled", (112, 112), "out")
+    assert (dataset.about.source, dataset.faults) == ("folder people", ())
     assert recorder.advances == [
         ("list images", 1, 1),
         *[("check identities", i, 3) for i in range(1, 4)],
@@ -90,7 +91,7 @@ def test_convert_order_follows_seed_and_layout(people: Path, tmp_path: Path) -> 
     assert tars("a", seed=1) == tars("b", seed=1)
     assert tars("c", seed=2) != tars("d", seed=1)
     dataset = convert_folder(people, tmp_path / "e", layout="by_identity")
-    assert dataset.layout == "by_identity"
+    assert dataset.about.layout == "by_identity"
     assert dataset.keys() == sorted(dataset.keys())
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from rayface.data import keys as keys_module
 from rayface.data.check import check
-from rayface.data.dataset import Dataset, KeyFile, distinct_names, open_dataset
+from rayface.data.dataset import Dataset, KeyFile, open_dataset
+from rayface.data.joint import distinct_names
 from rayface.data.keys import batches_of, find_keys, key_hashes, repeated_key
 from rayface.data.selection import select, write_selected_shard, write_selection, write_shards_manifest
 from rayface.data.shards.random_access import read_samples

@@ -8,6 +8,7 @@ import pytest
 
 from rayface.data.check import check
 from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.manifest import Parent
 from rayface.data.selection import select, write_selected_shard, write_selection, write_shards_manifest
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault
@@ -59,7 +60,7 @@ def test_a_selection_reads_like_any_dataset(tmp_path: Path, copied: bool) -> Non
     whole = content(source)
     assert content(found) == [whole[row] for row in sorted(ROWS)]
     assert found.identities == source.identities
-    assert found.parent == {"path": str(tmp_path / "all"), "digest": source.digest}
+    assert found.about.parent == Parent(path=str(tmp_path / "all"), digest=source.digest)
     assert found.digest != source.digest
 
 

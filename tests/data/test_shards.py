@@ -362,7 +362,7 @@ def test_bare_directory_is_counted_once_and_cached(
     assert (dataset.index.offset.dtype, dataset.index.num_bytes.dtype) == (np.int64, np.int32)
     assert not any(path.name.startswith(".tmp") for path in own_cache.rglob("*"))
     with monkeypatch.context() as patched:
-        patched.setattr("rayface.data.directory.scan_shards", None)  # a second scan would fail
+        patched.setattr("rayface.data.directory_scan.scan_shards", None)  # a second scan would fail
         again = open_dataset(tmp_path / "set")
     assert again.digest == dataset.digest
     assert pickle.loads(pickle.dumps(again)).index.offset.tolist() == dataset.index.offset.tolist()
@@ -383,7 +383,7 @@ def test_a_home_that_cannot_be_written_costs_a_folder_below_tmp_and_no_second_sc
     (kept,) = (tmp_path / "tmp").iterdir()
     assert kept.stat().st_mode & 0o777 == 0o700
     with monkeypatch.context() as patched:
-        patched.setattr("rayface.data.directory.scan_shards", None)  # a second scan would fail
+        patched.setattr("rayface.data.directory_scan.scan_shards", None)  # a second scan would fail
         assert open_dataset(tmp_path / "set").num_images == 5
     kept.chmod(0o777)  # somebody else could have written it
     with pytest.raises(DataError, match="set RAYFACE_CACHE"):
@@ -412,10 +412,10 @@ def test_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: p
 def test_layout_of_bare_directories(tmp_path: Path) -> None:
     files = [(f"{i}.{s}", d) for i in range(9) for s, d in (("jpg", b"x"), ("cls", b"%d" % (i // 3)))]
     write_tar(tmp_path / "a" / "a.tar", files)
-    assert open_dataset(tmp_path / "a").layout == "by_identity"
+    assert open_dataset(tmp_path / "a").about.layout == "by_identity"
     write_tar(tmp_path / "b" / "a.tar", members())
-    assert open_dataset(tmp_path / "b").layout == "shuffled"
-    assert open_dataset([tmp_path / "a", tmp_path / "b"], join="labels").layout == "by_identity"
+    assert open_dataset(tmp_path / "b").about.layout == "shuffled"
+    assert open_dataset([tmp_path / "a", tmp_path / "b"], join="labels").about.layout == "by_identity"
 
 
 def test_join_by_identity_name(tmp_path: Path) -> None:
@@ -442,8 +442,8 @@ def test_one_label_space_where_names_are_missing(tmp_path: Path) -> None:
 def test_real_faces_as_one(faces: Path) -> None:
     dataset = open_dataset([faces / "celeba_wild", faces / "celeba_small"], join="labels")
     assert (dataset.num_images, dataset.num_classes, dataset.faults) == (12944, 2944, ())
-    assert dataset.image_size == (112, 112)
-    assert dataset.layout == "shuffled"
+    assert dataset.about.image_size == (112, 112)
+    assert dataset.about.layout == "shuffled"
     ids = np.array([0, 6027, 6028, 12943])
     samples = read_samples(dataset.shard_paths(), dataset.index.select(ids))
     assert all(isinstance(sample, Sample) and sample.jpeg[:2] == b"\xff\xd8" for sample in samples)

@@ -39,8 +39,9 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
 
 def test_the_set_reads_back(verification_set):
     dataset = open_dataset(verification_set)
-    assert (dataset.num_classes, dataset.num_images, dataset.image_size) == (40, 320, (112, 112))
-    assert (dataset.licence, dataset.source, dataset.layout) == ("CC0-1.0", "drawn by rayface synth", "shuffled")
+    about = dataset.about
+    assert (dataset.num_classes, dataset.num_images, about.image_size) == (40, 320, (112, 112))
+    assert (about.licence, about.source, about.layout) == ("CC0-1.0", "drawn by rayface synth", "shuffled")
     assert dataset.identities[7] == "identity-000007"
     assert not dataset.faults
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index)

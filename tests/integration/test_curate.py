@@ -28,6 +28,7 @@ from rayface.curate.prune.settings import PruneSettings
 from rayface.data.check import check
 from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
+from rayface.data.manifest import Parent
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault
 from rayface.embedding.embed import EmbedSettings, embed
@@ -475,7 +476,7 @@ def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces:
         assert set(dataset.keys()) == kept
         assert result["dataset"]["images"] == dataset.num_images == result["faces_out"] == len(kept)
         assert dataset.identities == source.identities
-        assert dataset.parent == {"path": str(drawn), "digest": source.digest}
+        assert dataset.about.parent == Parent(path=str(drawn), digest=source.digest)
         labels = dict(zip(source.keys(), source.index.label.tolist(), strict=True))
         assert all(
             labels[key] == label for key, label in zip(dataset.keys(), dataset.index.label.tolist(), strict=True)

@@ -111,7 +111,7 @@ def order_samples(
         num_samples=len(dataset.index),
         batch_size=batch_size,
         seed=seed,
-        chunk_images=1 if dataset.layout == "by_identity" else chunk_images,
+        chunk_images=1 if dataset.about.layout == "by_identity" else chunk_images,
         window_images=window_images,
     )
 

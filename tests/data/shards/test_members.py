@@ -88,7 +88,7 @@ def test_image_formats_in_any_case_are_read_and_decoded(tmp_path: Path, suffix: 
     wanted = cv2.cvtColor(cv2.imdecode(np.frombuffer(picture(1, "png"), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     assert np.abs(images[1].astype(int) - wanted).mean() < 5
     assert check(tmp_path, deep=True).ok
-    assert open_dataset(tmp_path).image_size == (32, 32)
+    assert open_dataset(tmp_path).about.image_size == (32, 32)
 
 
 def test_deep_check_names_a_damaged_png(tmp_path: Path) -> None:

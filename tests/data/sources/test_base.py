@@ -106,7 +106,7 @@ def test_documented_source_of_a_plugin_is_converted(tmp_path: Path, capsys: pyte
     dataset = open_dataset(tmp_path / "out")
     samples = {s.key: s for s in read_samples(dataset.shard_paths(), dataset.index) if isinstance(s, Sample)}
     assert [samples[f"1/{row:06d}"].label for row in range(6)] == [1, 1, 2, 1, 2, 0]
-    assert dataset.source == f"mine {tmp_path.name}"
+    assert dataset.about.source == f"mine {tmp_path.name}"
 
 
 def test_plugin_that_fails_for_one_image_names_it_as_a_fault(tmp_path: Path) -> None:

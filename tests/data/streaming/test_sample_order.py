@@ -63,7 +63,7 @@ def test_plan_of_a_layout_mixes_identities_as_a_shuffled_set_does(layout, chunk_
     labels = np.repeat(np.arange(20_000), 20)  # as they lie in a set by identity
     if layout == "shuffled":
         labels = np.random.default_rng(0).permutation(labels)
-    dataset = SimpleNamespace(index=labels, layout=layout)
+    dataset = SimpleNamespace(index=labels, about=SimpleNamespace(layout=layout))
     plan = order_samples(dataset, batch_size=4096, seed=0, chunk_images=8, window_images=4096)
     assert plan.chunk_images == chunk_images
     counts = [len(np.unique(labels[plan.batch(step)])) for step in range(3)]
