@@ -202,7 +202,8 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ScheduleConfig:
-    name: Literal["polynomial", "multi_step", "cosine", "plateau", "fastface", "constant"] = "polynomial"
+    name: str = "polynomial"
+    """polynomial, multi_step, cosine, plateau, fastface, constant, or one of a plugin."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Not with plateau and fastface."""
     power: Annotated[float, Field(gt=0)] = 1.0

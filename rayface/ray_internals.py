@@ -9,10 +9,13 @@ import ray
 TRIED_VERSIONS = ("2.60",)
 
 try:
+    from ray._private.state import state as global_state
     from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+    from ray.train.v2._internal.execution.controller.controller import TrainController
     from ray.train.v2._internal.execution.controller.state import (
         InitializingState,
         ReschedulingState,
@@ -31,9 +34,12 @@ __all__ = [
     "ControllerCallback",
     "ExecutionCallback",
     "InitializingState",
+    "PlacementGroupCleanerCallback",
     "ReschedulingState",
     "RestartingState",
     "SchedulingState",
+    "TrainController",
     "WorkerGroupCallback",
     "WorkerGroupStartupTimeoutError",
+    "global_state",
 ]

@@ -9,8 +9,9 @@ import torch
 
 from rayface.backbones import build_backbone
 from rayface.heads import CosFace, PartialFC
+from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.state import whole_state
-from rayface.training.checkpointing.writer import CheckpointWriter
+from rayface.training.checkpointing.writer import CheckpointWriter, WriteTiming
 from rayface.training.distributed import World
 
 _WARM_UP = 1
@@ -45,7 +46,7 @@ def bench_checkpoint(
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         head.loss(backbone(images), labels).backward()
-        writer.copied(head.last_rows())
+        writer.wait_until_copied(head.last_rows())
         optimizer.step()
         head.step(0.1)
         return time.perf_counter() - start
@@ -54,16 +55,17 @@ def bench_checkpoint(
         writer = CheckpointWriter(Path(folder), keep=1)
         alone = [step() for _ in range(5)][2:]
         beside: list[float] = []
-        timings = []
+        timings: list[WriteTiming] = []
         for number in range(checkpoints + _WARM_UP):
             state = whole_state(backbone, head, optimizer, world)
-            writer.save(state, {"step": number, "head": {}})
+            writer.save(state, Progress(step=number))
             while writer.writing:
                 beside.append(step())
             writer.wait()
-            timings.append(dict(writer.timing or {}))
+            assert writer.timing is not None
+            timings.append(writer.timing)
     keys = ("wait_seconds", "copy_seconds", "write_seconds")
-    mean = {key: sum(t[key] for t in timings[_WARM_UP:]) / checkpoints for key in keys}
+    mean = {key: sum(getattr(t, key) for t in timings[_WARM_UP:]) / checkpoints for key in keys}
     return {
         "num_classes": num_classes,
         "batch_size": batch_size,

@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +41,7 @@ from rayface.storage import DataError
 from rayface.tracking.journal import Status
 from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distillation import check_distillation
 from rayface.training.recovery import interrupt
 from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
@@ -48,9 +50,9 @@ from rayface.training.recovery.restarts import clear_drain_request, clear_restar
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.recovery.supervisor import Supervisor, cause_of
 from rayface.training.run_directory import DATA, OUTCOME, RESULT, check_data, check_output, exclusive_run_directory
-from rayface.training.schedules import build_schedule
+from rayface.training.schedules import RunLength, build_schedule
 from rayface.training.teacher_cache import fill_cache
-from rayface.training.worker import train_worker
+from rayface.training.worker import WorkerJob, train_worker
 
 _RESIZE_SECONDS = 60.0  # between looks for room for more workers
 
@@ -189,9 +191,8 @@ def check_settings(config: Config) -> None:
         # Once here, where its errors reach the user before a worker starts.
         load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=16)
     parameter = torch.nn.Parameter(torch.zeros(1))
-    build_schedule(
-        **vars(config.schedule), optimizer=torch.optim.SGD([parameter], lr=1.0), total_steps=1, steps_per_epoch=1
-    )
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    build_schedule(config.schedule, optimizer, RunLength(total_steps=1, steps_per_epoch=1))
 
 
 def _check_static_graph(config: Config) -> None:
@@ -331,21 +332,20 @@ def _trainer(
 ) -> Trainer:
     gpu = uses_gpu(config)
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
-    job = {
-        "config": configs.to_dict(config),
-        "run": str(run),
-        "num_classes": dataset.num_classes,
-        "plan": plan,
-        "samples": samples,
-        "facts": {"name": dataset.name, "digest": dataset.digest, "licence": dataset.about.licence},
-        "faults": dataset.faults,
-        "held_cpus": held_cpus,
-        "shards": [shard.path for shard in dataset.shards[:1]],
-        "shape": job_of(config, dataset.num_classes, gpu=gpu),
-    }
+    job = WorkerJob(
+        config=config,
+        run=run,
+        dataset=DatasetFacts(name=dataset.name, digest=dataset.digest, licence=dataset.about.licence),
+        num_classes=dataset.num_classes,
+        samples=samples,
+        plan=plan,
+        known_faults=dataset.faults,
+        held_cpus=held_cpus,
+        first_shard=dataset.shards[0].path,
+        shape=job_of(config, dataset.num_classes, gpu=gpu),
+    )
     return Trainer(
-        train_worker,
-        train_loop_config=job,
+        partial(train_worker, job),  # as an argument: Ray shows a train_loop_config on its dashboard
         scaling_config=ScalingConfig(
             num_workers=config.train.num_workers,
             use_gpu=gpu,

@@ -40,9 +40,7 @@ class Gate:
         return folder / f"{self.place}-{self.step}-{self.rank}.opened"
 
 
-def gated(
-    worker: Callable[[dict[str, Any]], None], gates: Sequence[Gate], folder: Path, windows_per_execution: int | None
-) -> Any:
+def gated(worker: Callable[[Any], None], gates: Sequence[Gate], folder: Path, windows_per_execution: int | None) -> Any:
     """A `train_worker` with gates.
 
     Args:
@@ -50,7 +48,7 @@ def gated(
         windows_per_execution: how far the stream may read ahead; None: as far as ever.
     """
 
-    def train_worker(job: dict[str, Any]) -> None:
+    def train_worker(job: Any) -> None:
         from rayface.data.streaming import dealer
 
         if windows_per_execution is not None:
@@ -65,10 +63,10 @@ def gated(
 def _install(gates: Sequence[Gate], folder: Path) -> None:
     from rayface.heads import PartialFC
     from rayface.training.checkpointing import checkpoint
-    from rayface.training.loop import Training
+    from rayface.training.train_step import TrainStep
 
     now = {"step": -1, "rank": -1}
-    train_step, loss = Training.train_step, PartialFC.loss
+    train_step, loss = TrainStep.run, PartialFC.loss
     make_empty, digest_own = checkpoint._make_empty, checkpoint._digest_own
 
     @functools.wraps(train_step)
@@ -92,11 +90,11 @@ def _install(gates: Sequence[Gate], folder: Path) -> None:
         _pass(gates, folder, place="begin", step=int(temporary.name.split("_")[1].split(".")[0]), rank=0)
 
     @functools.wraps(digest_own)
-    def gated_write(temporary: Path, progress: dict[str, Any]) -> Any:
-        _pass(gates, folder, place="write", step=progress["step"], rank=checkpoint._rank())
+    def gated_write(temporary: Path, progress: Any) -> Any:
+        _pass(gates, folder, place="write", step=progress.step, rank=checkpoint._rank())
         return digest_own(temporary, progress)
 
-    Training.train_step, PartialFC.loss = recorded_step, gated_loss  # type: ignore[method-assign]
+    TrainStep.run, PartialFC.loss = recorded_step, gated_loss  # type: ignore[method-assign]
     checkpoint._make_empty, checkpoint._digest_own = gated_begin, gated_write
 
 

@@ -16,13 +16,14 @@ from rayface.data.streaming.sample_order import SampleOrder
 from rayface.heads import HEADS, CosFace, Head, HeadSettings
 from rayface.plan.memory import host_memory, job_of, memory
 from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.resume_check import check_resumable
 
 NUM_CLASSES = 6
 PLAN = SampleOrder(num_samples=24, batch_size=4)
-FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
+FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
 class FullSoftmax(Head):
@@ -72,7 +73,7 @@ def config_of(*overrides: str) -> Config:
 
 def training(run: Path, config: Config) -> Training:
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    return Training(config, run, world, PLAN, num_classes=NUM_CLASSES, dataset_facts=FACTS)
+    return Training(config, run, world, PLAN, num_classes=NUM_CLASSES, dataset=FACTS)
 
 
 def batch(step: int) -> Batch:
@@ -84,7 +85,7 @@ def batch(step: int) -> Batch:
 
 def advance(made: Training, stop: int) -> None:
     for step in range(made.step, stop):
-        made.train_step(batch(step))
+        made.schedule.step(made.train_step.run(batch(step), 1.0))
         made.step = step + 1
 
 

@@ -18,6 +18,7 @@ from rayface.data.synth import synthesize
 from rayface.evaluation.pairs import embed_images, evaluate_pairs, load_pairs
 from rayface.models.model_files import load_model
 from rayface.training import teacher_cache
+from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distillation import angular_loss, check_distillation, feature_loss
 from rayface.training.distributed import World
 from rayface.training.loop import Training
@@ -97,8 +98,8 @@ def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
     base = ["backbone.embedding_size=32", "schedule.warmup_epochs=1", "train.checkpoint_every=1000000"]
     config = configs.load("debug", None, [*base, "train.precision=fp32", f"train.epochs={epochs}", *overrides])
     world = World(rank=0, size=1, local_size=1_000_000, device=torch.device("cpu"))  # which share the cores: one thread
-    facts = {"name": "drawn", "digest": "d", "licence": "none"}
-    training = Training(config, run, world, plan, num_classes=dataset.num_classes, dataset_facts=facts)
+    facts = DatasetFacts(name="drawn", digest="d", licence="none")
+    training = Training(config, run, world, plan, num_classes=dataset.num_classes, dataset=facts)
 
     def batches(start: int) -> Iterator[Batch]:
         for step in range(start, training.total_steps):

@@ -14,20 +14,21 @@ from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
 from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import OUTCOME
 
 PLAN = SampleOrder(num_samples=24, batch_size=4)
-FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
+FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
 def training(run: Path, *overrides: str, rank: int = 0, size: int = 1) -> Training:
     base = ["train.epochs=2", "train.checkpoint_every=3", "train.precision=fp32", "train.log_every=1"]
     config = configs.load("debug", None, ["data.image_size=32", "data.train=unused", *base, *overrides])
     world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
-    return Training(config, run, world, PLAN, num_classes=6, dataset_facts=FACTS)
+    return Training(config, run, world, PLAN, num_classes=6, dataset=FACTS)
 
 
 def batches(start: int, stop: int, rows: slice = slice(0, 4)):
@@ -121,7 +122,7 @@ def test_the_best_checkpoint_is_kept_also_over_a_resume(tmp_path, monkeypatch):
         "step_00000003": 0.9,
         "step_00000012": 0.8,
     }
-    assert saved["step_00000012"]["dataset"] == FACTS
+    assert saved["step_00000012"]["dataset"] == vars(FACTS)
 
 
 def test_a_run_is_done_only_when_its_last_checkpoint_is_on_disk(tmp_path, monkeypatch):

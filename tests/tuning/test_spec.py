@@ -10,7 +10,7 @@ import yaml
 from rayface import config as configs
 from rayface.heads.from_config import build_config_margin
 from rayface.training.builders import build_config_backbone
-from rayface.training.schedules import build_schedule
+from rayface.training.schedules import RunLength, build_schedule
 from rayface.tuning import spec as specs
 from rayface.tuning.prune_stage import prune_settings
 from rayface.tuning.search_space import suggest
@@ -42,7 +42,7 @@ def test_every_file_of_ours_is_read_and_all_it_suggests_can_be_built(path, prese
         with torch.device("meta"):
             net = build_config_backbone(config)
         optimizer = torch.optim.SGD(net.parameters(), lr=config.optim.lr)
-        build_schedule(**vars(config.schedule), optimizer=optimizer, total_steps=100, steps_per_epoch=10).step(1.0)
+        build_schedule(config.schedule, optimizer, RunLength(total_steps=100, steps_per_epoch=10)).step(1.0)
 
 
 def test_file_preset_and_overrides_come_together_and_are_read_back(tmp_path):

@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from rayface.storage import sync_folder
 from rayface.training.checkpointing.digests import Digests, digests_of, verify, write_digests, write_synced
+from rayface.training.checkpointing.progress import PROGRESS, Progress
 
-PROGRESS = "progress.json"
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def all_in(run: Path) -> list[Path]:
     return sorted(p.parent for p in (run / "checkpoints").glob(f"step_*/{PROGRESS}"))
 
 
-def save(run: Path, state: State, progress: dict[str, Any], *, keep: int, group: Group = None) -> Path:
+def save(run: Path, state: State, progress: Progress, *, keep: int, group: Group = None) -> Path:
     """Write a checkpoint of all ranks under a temporary name, then give it its own; remove old ones.
 
     Every rank writes, syncs and digests its own file; the name says that all of them are on disk. Every rank must
@@ -105,13 +105,13 @@ def save(run: Path, state: State, progress: dict[str, Any], *, keep: int, group:
 
     Args:
         state: replicated tensors and RowShards; replicated ones are written once.
-        progress: JSON values; holds "step" and, if it was measured, "accuracy". Rank 0's is written.
+        progress: rank 0's is written.
         keep: newest checkpoints to keep; beside them the one of the highest accuracy is kept.
         group: of all ranks, for the collectives; None: the default group, if there is one.
     Raises:
         CheckpointError: a rank could not write; what was there before is untouched.
     """
-    folder = folder_of(run, progress["step"])
+    folder = folder_of(run, progress.step)
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         _on_rank_0(lambda: _make_empty(temporary), group)
@@ -153,10 +153,10 @@ def best_in(run: Path) -> Path | None:
     return max(known, key=lambda pair: pair[1])[0] if known else None
 
 
-def load(folder: Path, state: State) -> dict[str, Any]:
+def load(folder: Path, state: State) -> Progress:
     """Fill the tensors of `state` from a checkpoint, written by any number of ranks; returns its progress."""
     dcp.load(dict(state), checkpoint_id=folder, no_dist=not dist.is_initialized())
-    return dict(json.loads((folder / PROGRESS).read_text()))
+    return Progress.read(folder)
 
 
 def empty_like_saved(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
@@ -202,12 +202,12 @@ def _make_empty(temporary: Path) -> None:
     temporary.mkdir(parents=True)
 
 
-def _digest_own(temporary: Path, progress: dict[str, Any]) -> Digests:
+def _digest_own(temporary: Path, progress: Progress) -> Digests:
     """Digests of the files that this rank wrote; DCP names them by rank, and has them on disk."""
     rank = _rank()
     names = [path.name for path in temporary.glob(f"__{rank}_*")]
     if rank == 0:
-        write_synced(temporary / PROGRESS, json.dumps(progress, indent=1))
+        write_synced(temporary / PROGRESS, json.dumps(progress.as_dict(), indent=1))
         names += [".metadata", PROGRESS]
     return digests_of(temporary, names)
 
@@ -236,8 +236,8 @@ def _not_written(temporary: Path, folder: Path, reason: str) -> CheckpointError:
 
 def _accuracy(folder: Path) -> float | None:
     try:
-        value = json.loads((folder / PROGRESS).read_text()).get("accuracy")
-    except (OSError, ValueError, AttributeError):  # damaged: not the best of anything
+        value = Progress.read(folder).accuracy
+    except (OSError, ValueError, TypeError, AttributeError):  # corrupt: cannot be the best
         return None
     return float(value) if isinstance(value, int | float) else None
 

@@ -14,6 +14,7 @@ from rayface.heads import Head
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.checkpoint import RowShard, State
 from rayface.training.checkpointing.optimizer_state import by_name, load_optimizer_state, optimizer_state
+from rayface.training.checkpointing.progress import Progress
 from rayface.training.distributed import World
 
 # bf16 needs no loss scaling, so there is no scaler to keep.
@@ -28,7 +29,7 @@ def whole_state(backbone: nn.Module, head: Head, optimizer: Optimizer, world: Wo
     }
 
 
-def load_state(folder: Path, backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> dict[str, Any]:
+def load_state(folder: Path, backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> Progress:
     """Load a checkpoint, written by any number of ranks; return its progress.
 
     Raises:
@@ -38,7 +39,7 @@ def load_state(folder: Path, backbone: nn.Module, head: Head, optimizer: Optimiz
     rng = checkpoint.empty_like_saved(folder, f"rng.{world.rank}.")
     progress = checkpoint.load(folder, {**_weights(backbone, head), **moments, **rng})
     load_optimizer_state(optimizer, backbone, by_name(folder, backbone, moments))
-    head.load_state({**head.state(), **progress["head"]})
+    head.load_state({**head.state(), **progress.head})
     load_rng(rng, world.device)
     return progress
 

@@ -1,6 +1,5 @@
 """What a checkpoint holds, whether it is whole, and parts of it as safetensors: `rayface checkpoint`."""
 
-import json
 import os
 import re
 import shutil
@@ -23,8 +22,9 @@ from rayface.files import publish
 from rayface.heads.class_centers import class_range
 from rayface.models.model_files import save_model
 from rayface.training.checkpointing import checkpoint
-from rayface.training.checkpointing.checkpoint import PROGRESS, RowShard
+from rayface.training.checkpointing.checkpoint import RowShard
 from rayface.training.checkpointing.digests import DIGESTS
+from rayface.training.checkpointing.progress import PROGRESS, Progress
 from rayface.training.run_directory import config_of
 
 CENTERS = "head.centers"
@@ -77,7 +77,7 @@ def show(directory: Path) -> dict[str, Any]:
     faults = checkpoint.verify(folder)
     if faults:
         return {"checkpoint": str(folder), "whole": False, "faults": faults}
-    progress = json.loads((folder / PROGRESS).read_text())
+    progress = Progress.read(folder).as_dict()
     tensors = {
         name: {
             "shape": list(saved.size),
@@ -87,7 +87,7 @@ def show(directory: Path) -> dict[str, Any]:
         for name, saved in _tensors(folder).items()
     }
     run = folder.absolute().parent.parent
-    if "config" in progress:
+    if progress["config"] is not None:
         flat = configs.flat(configs.from_dict(progress["config"]))
     else:
         flat = configs.flat(config_of(run)) if (run / "config.yaml").is_file() else {}
@@ -95,8 +95,8 @@ def show(directory: Path) -> dict[str, Any]:
         "checkpoint": str(folder),
         "whole": True,
         "faults": [],
-        **{key: progress.get(key) for key in ("step", "total_steps", "accuracy", *_SHOWN_STATE)},
-        "damaged_samples": sum(fault[-1] for fault in progress.get("faults", [])),
+        **{key: progress[key] for key in ("step", "total_steps", "accuracy", *_SHOWN_STATE)},
+        "damaged_samples": sum(fault[-1] for fault in progress["faults"]),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "config": {key: flat[key] for key in _SHOWN_KEYS if key in flat},
         "tensors": tensors,
@@ -135,7 +135,9 @@ def export(directory: Path, out: Path) -> dict[str, Any]:
         net.name, embedding_size=net.embedding_size, image_size=config.data.image_size, width=net.width
     )
     progress = _load(folder, {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()})
-    accuracy = progress.get("accuracy")
+    accuracy, dataset = progress.accuracy, progress.dataset
+    if dataset is None:
+        raise ValueError(f"DIR {folder}: does not name its training data: must be of a run: export another checkpoint")
     path = save_model(
         out,
         backbone,
@@ -143,11 +145,11 @@ def export(directory: Path, out: Path) -> dict[str, Any]:
         backbone_args={"width": net.width},
         image_size=config.data.image_size,
         embedding_size=net.embedding_size,
-        licence=progress["dataset"]["licence"],
-        training_digest=progress["dataset"]["digest"],
+        licence=dataset.licence,
+        training_digest=dataset.digest,
         metrics={} if accuracy is None else {"accuracy_mean": accuracy},
     )
-    return {"checkpoint": str(folder), "step": progress["step"], "model": str(path)}
+    return {"checkpoint": str(folder), "step": progress.step, "model": str(path)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +268,7 @@ def _tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
     return {name: saved for name, saved in metadata.items() if isinstance(saved, TensorStorageMetadata)}
 
 
-def _load(folder: Path, state: checkpoint.State) -> dict[str, Any]:
+def _load(folder: Path, state: checkpoint.State) -> Progress:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP says that it runs in one process
         return checkpoint.load(folder, state)

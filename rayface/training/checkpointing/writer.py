@@ -1,24 +1,38 @@
-"""Checkpoints written beside the training: a thread copies the class centers, while they rest, and writes."""
+"""Asynchronous checkpoints: a thread copies the class centers while they are not updated, then writes."""
 
 import copy
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.checkpoint import CheckpointError, RowShard, State
+from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.row_copy import RowCopy
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteTiming:
+    """Seconds of one checkpoint."""
+
+    step: int
+    wait_seconds: float
+    """That the training waited for it."""
+    copy_seconds: float
+    """Of the thread, for the row shards."""
+    write_seconds: float
+    """Of the thread, the copy included."""
 
 
 class CheckpointWriter:
     """Writes a run's checkpoints, one at a time, while training goes on; every rank makes one.
 
     Row shards (class centers and their moments) move only when the head steps, so the thread copies them while the
-    next forward and backward pass run. `copied` holds the step back until the rows that it moves are copied.
+    next forward and backward pass run. `wait_until_copied` holds the step back until the rows that it moves are copied.
     The thread's collectives run on a gloo group of their own, so that they cannot meet those of the training.
     Memory: a copy of this rank's state in host memory (pinned where the state is on a GPU), kept between checkpoints.
 
@@ -34,12 +48,11 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._rows: list[RowCopy] = []
-        self._copied = threading.Event()
-        self._copied.set()
+        self._rows_copied = threading.Event()
+        self._rows_copied.set()
         self._waited = 0.0
-        self.timing: dict[str, float] | None = None
-        """Of the last checkpoint that was written: step, wait_seconds of the training for it, and of the thread
-        copy_seconds (of row shards) and write_seconds (the copy included)."""
+        self.timing: WriteTiming | None = None
+        """Of the last checkpoint that was written."""
 
     def newest_whole(self) -> tuple[Path | None, list[str]]:
         """See `checkpoint.newest_whole`."""
@@ -54,11 +67,11 @@ class CheckpointWriter:
         """Take the memory for a copy now: a machine too small shall fail at the start, not at the first checkpoint."""
         self._copy(state)
 
-    def save(self, state: State, progress: dict[str, Any]) -> None:
+    def save(self, state: State, progress: Progress) -> None:
         """Begin to copy and to write the state, after the last one is written; every rank must call it.
 
         Args:
-            state: as for `checkpoint.save`; row shards may change once `copied` has returned, the rest at once.
+            state: as for `checkpoint.save`; row shards may change after `wait_until_copied`, the rest at once.
             progress: as for `checkpoint.save`.
         Raises:
             CheckpointError: the one before could not be written.
@@ -70,23 +83,23 @@ class CheckpointWriter:
         saved |= {name: shard.over(self._buffer(name, shard)) for name, shard in shards.items()}
         self._rows = [RowCopy(_plain(shard), _plain(saved[name])) for name, shard in shards.items()]
         work = (saved, copy.deepcopy(progress))
-        self._copied.clear()
+        self._rows_copied.clear()
         # A daemon: a worker that fails must be able to end while a write waits for ranks that are gone.
         self._thread = threading.Thread(target=self._write, args=work, daemon=True, name="checkpoint")
         self._thread.start()
         self._waited = time.perf_counter() - start
 
-    def copied(self, rows: torch.Tensor | None = None) -> None:
+    def wait_until_copied(self, rows: torch.Tensor | None = None) -> None:
         """Return when row shards may change; to be called before every step of the head.
 
         Args:
             rows: (n,) int64, of this rank's part, the only ones that will; None: all may.
         """
-        if self._copied.is_set():
+        if self._rows_copied.is_set():
             return
         start = time.perf_counter()
         if rows is None:
-            self._copied.wait()
+            self._rows_copied.wait()
         else:
             for shard in self._rows:
                 shard.before_change(rows)
@@ -114,23 +127,20 @@ class CheckpointWriter:
             kind = RuntimeError if isinstance(error, RuntimeError) else CheckpointError
             raise kind(f"checkpoint of {self._run} could not be written: {reason}") from error
 
-    def _write(self, state: State, progress: dict[str, Any]) -> None:
+    def _write(self, state: State, progress: Progress) -> None:
         start = time.perf_counter()
         try:
             try:
                 for shard in self._rows:
                     shard.run()
             finally:
-                self._copied.set()
+                self._rows_copied.set()
             copied = time.perf_counter() - start
             checkpoint.save(self._run, state, progress, keep=self._keep, group=self._group)
             seconds = time.perf_counter() - start
-            self.timing = {
-                "step": progress["step"],
-                "wait_seconds": self._waited,
-                "copy_seconds": copied,
-                "write_seconds": seconds,
-            }
+            self.timing = WriteTiming(
+                step=progress.step, wait_seconds=self._waited, copy_seconds=copied, write_seconds=seconds
+            )
         except BaseException as error:  # raised again in the thread that trains
             self._error = error
 

@@ -3,12 +3,11 @@
 from typing import Any
 
 import ray
-from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from rayface.ray_internals import PlacementGroupCleanerCallback, TrainController, global_state
 
 
 class Trainer(TorchTrainer):
@@ -30,7 +29,7 @@ def remove_orphaned_placement_groups() -> None:
     would wait for ever for the CPUs of its own former workers.
     """
     job = ray.get_runtime_context().get_job_id()
-    for data in state._connect_and_get_accessor().get_placement_group_table():
+    for data in global_state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(data)
         if group.state != PlacementGroupTableData.REMOVED and group.creator_job_id.hex() == job and _orphaned(group):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
@@ -40,4 +39,6 @@ def _orphaned(group: Any) -> bool:
     """Whether a controller made it and is dead; a driver that makes a group counts as a dead actor."""
     if not group.creator_actor_dead or ray.ActorID(group.creator_actor_id).is_nil():
         return False
-    return bool(state.actor_table(group.creator_actor_id.hex()).get("ActorClassName") == TrainController.__name__)
+    return bool(
+        global_state.actor_table(group.creator_actor_id.hex()).get("ActorClassName") == TrainController.__name__
+    )

@@ -1,6 +1,5 @@
 """Whether a run can go on with changed settings: the config held against the newest checkpoint before any write."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from rayface.config import Config
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.training.builders import build_config_backbone, build_config_head
 from rayface.training.checkpointing import checkpoint
-from rayface.training.checkpointing.checkpoint import PROGRESS
 from rayface.training.checkpointing.optimizer_state import by_name
+from rayface.training.checkpointing.progress import Progress
 from rayface.training.distributed import World
 from rayface.training.optim import build_optimizer
-from rayface.training.schedules import build_schedule
+from rayface.training.schedules import RunLength, build_schedule
 
 Sizes = Mapping[str, tuple[int, ...]]
 
@@ -34,10 +33,10 @@ def check_resumable(run: Path, config: Config, plan: SampleOrder) -> None:
     saved = checkpoint.all_in(run)
     if not saved:
         return
-    progress = json.loads((saved[-1] / PROGRESS).read_text())
-    changes = _Changes(configs.flat(configs.from_dict(progress["config"])), configs.flat(config))
-    chunk = progress["plan"]["chunk_images"]
-    if progress["plan"] != vars(plan):
+    progress = Progress.read(saved[-1])
+    changes = _Changes(configs.flat(configs.from_dict(dict(progress.config or {}))), configs.flat(config))
+    chunk = progress.plan["chunk_images"]
+    if progress.plan != vars(plan):
         raise ValueError(
             "train.output: the run draws its samples in another order than this version (data of layout "
             f"by_identity in chunks of {chunk}): finish it with the version that began it, "
@@ -55,12 +54,12 @@ def check_resumable(run: Path, config: Config, plan: SampleOrder) -> None:
     by_name(saved[-1], backbone, moments)
     changes.check({name: size[1:] for name, size in sizes.items()}, rows, ("head", "optim"))
     changes.check(sizes, replicated, ("head", "optim"))
-    for name in head.values().get("margin", {}).keys() - progress["head"].get("margin", {}).keys():
+    for name in head.values().get("margin", {}).keys() - progress.head.get("margin", {}).keys():
         raise changes.refusal(("head",), f"has no {name} of the margin")
     parameter = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1))])
     optimizer = build_optimizer(config.optim.name, parameter, lr=1.0, momentum=0.0, weight_decay=0.0)
-    schedule = build_schedule(**vars(config.schedule), optimizer=optimizer, total_steps=1, steps_per_epoch=1)
-    schedule.load_state_dict(progress["schedule"])
+    schedule = build_schedule(config.schedule, optimizer, RunLength(total_steps=1, steps_per_epoch=1))
+    schedule.load_state_dict(dict(progress.schedule))
 
 
 class _Changes:

@@ -63,11 +63,11 @@ class Recovery:
         write_json(run / ROLLBACKS, self.state())
 
 
-def remembered(run: Path, saved: dict[str, Any]) -> Recovery:
+def remembered(run: Path, saved: Recovery) -> Recovery:
     """The state that a checkpoint holds, or the one of a roll-back that came after it."""
-    of_checkpoint, path = Recovery(**saved), run / ROLLBACKS
-    later = Recovery(**json.loads(path.read_text())) if path.exists() else of_checkpoint
-    return later if later.rollbacks > of_checkpoint.rollbacks else of_checkpoint
+    path = run / ROLLBACKS
+    later = Recovery(**json.loads(path.read_text())) if path.exists() else saved
+    return later if later.rollbacks > saved.rollbacks else saved
 
 
 def forget(run: Path) -> None:

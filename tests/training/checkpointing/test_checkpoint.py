@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 
 from rayface.heads.class_centers import class_range
 from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.progress import Progress
 
 NUM_CLASSES = 10
 FULL = torch.arange(NUM_CLASSES * 4.0).view(NUM_CLASSES, 4)
@@ -23,14 +24,14 @@ def save_and_load_all(rank: int, world_size: int, folder: str) -> None:
     first, last = class_range(NUM_CLASSES, world_size, rank)
     shard = checkpoint.RowShard.of(FULL[first:last].clone(), first, NUM_CLASSES)
     state = {"head.centers": shard, "backbone.weight": torch.full((3,), 7.0)}
-    checkpoint.save(run, state, {"step": world_size}, keep=5)
+    checkpoint.save(run, state, Progress(step=world_size), keep=5)
     for saved in checkpoint.all_in(run):
         rows, weight = torch.zeros(last - first, 4), torch.zeros(3)
         target = {"head.centers": checkpoint.RowShard.of(rows, first, NUM_CLASSES), "backbone.weight": weight}
         progress = checkpoint.load(saved, target)
         assert torch.equal(rows, FULL[first:last])
         assert weight.tolist() == [7.0] * 3
-        assert saved == checkpoint.folder_of(run, progress["step"])
+        assert saved == checkpoint.folder_of(run, progress.step)
     if world_size > 1:
         dist.destroy_process_group()
 
@@ -44,15 +45,15 @@ def test_loads_on_any_number_of_ranks(tmp_path):
 
 def test_keeps_the_newest_and_ignores_what_is_not_whole(tmp_path):
     for step in (5, 10, 15):
-        checkpoint.save(tmp_path, {"w": torch.ones(2)}, {"step": step}, keep=2)
+        checkpoint.save(tmp_path, {"w": torch.ones(2)}, Progress(step=step), keep=2)
     (tmp_path / "checkpoints" / "step_00000020").mkdir()
     (tmp_path / "checkpoints" / ".step_00000025.tmp").mkdir()
     assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000010", "step_00000015"]
-    assert json.loads((checkpoint.all_in(tmp_path)[-1] / checkpoint.PROGRESS).read_text()) == {"step": 15}
+    assert Progress.read(checkpoint.all_in(tmp_path)[-1]) == Progress(step=15)
 
 
 def save_small(run: Path, step: int, *, keep: int = 2, **progress: object) -> None:
-    checkpoint.save(run, {"w": torch.full((2,), float(step))}, {"step": step, **progress}, keep=keep)
+    checkpoint.save(run, {"w": torch.full((2,), float(step))}, Progress(step=step, **progress), keep=keep)
 
 
 def names(run: Path) -> list[str]:

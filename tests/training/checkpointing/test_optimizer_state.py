@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.optimizer_state import by_name, load_optimizer_state, optimizer_state
+from rayface.training.checkpointing.progress import Progress
 
 
 class Net(nn.Module):
@@ -49,7 +50,7 @@ def numbered(optimizer: Optimizer) -> dict[str, Tensor]:
 
 def save(folder: Path, net: nn.Module, state: dict[str, Tensor]) -> Path:
     weights = {f"backbone.{name}": tensor for name, tensor in net.state_dict().items()}
-    return checkpoint.save(folder, {**weights, **state}, {"step": 1}, keep=1)
+    return checkpoint.save(folder, {**weights, **state}, Progress(step=1), keep=1)
 
 
 def load(folder: Path, net: nn.Module, optimizer: Optimizer) -> None:

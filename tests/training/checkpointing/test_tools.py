@@ -20,14 +20,15 @@ from rayface.models.model_files import load_model
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing import tools as checkpoint_tools
 from rayface.training.checkpointing.checkpoint import RowShard
+from rayface.training.checkpointing.progress import DatasetFacts, Progress
 
 NUM_CLASSES = 7
 FULL = torch.arange(NUM_CLASSES * 3.0).view(NUM_CLASSES, 3)
-FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
+FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
-def progress(step: int) -> dict[str, object]:
-    return {"step": step, "total_steps": 9, "accuracy": 0.75, "dataset": FACTS}
+def progress(step: int) -> Progress:
+    return Progress(step=step, total_steps=9, accuracy=0.75, dataset=FACTS)
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_export_gives_the_backbone_as_a_model(run, tmp_path):
     wanted = build_backbone(net.name, embedding_size=net.embedding_size, image_size=32, width=net.width)
     for name, tensor in wanted.state_dict().items():
         assert torch.equal(tensor, model.module.state_dict()[name])
-    assert model.info["training_digest"] == FACTS["digest"]
+    assert model.info["training_digest"] == FACTS.digest
     assert model.info["metrics"] == {"accuracy_mean": 0.75}
     damage(checkpoint.folder_of(run, 6))
     with pytest.raises(ValueError, match="is damaged"):

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from rayface.heads.class_centers import class_range
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.checkpoint import CheckpointError, RowShard
+from rayface.training.checkpointing.progress import PROGRESS, Progress
 from rayface.training.checkpointing.row_copy import RowCopy
 from rayface.training.checkpointing.writer import CheckpointWriter
 
@@ -42,16 +43,16 @@ def loaded(run: Path, step: int, size: int) -> torch.Tensor:
 
 def test_training_goes_on_before_anything_is_written_and_cannot_change_it(tmp_path, held):
     writer = CheckpointWriter(tmp_path, keep=2)
-    weight, progress = torch.ones(3), {"step": 1, "schedule": {"seen": [1]}}
+    weight, progress = torch.ones(3), Progress(step=1, schedule={"seen": [1]})
     writer.save({"w": weight}, progress)
     assert held.started.wait(30)
     weight.fill_(2)
-    progress["schedule"]["seen"].append(2)
+    progress.schedule["seen"].append(2)
     assert checkpoint.all_in(tmp_path) == []
     held.set()
     writer.wait()
     assert loaded(tmp_path, 1, 3).tolist() == [1, 1, 1]
-    saved = json.loads((checkpoint.folder_of(tmp_path, 1) / checkpoint.PROGRESS).read_text())
+    saved = json.loads((checkpoint.folder_of(tmp_path, 1) / PROGRESS).read_text())
     assert saved["schedule"] == {"seen": [1]}
 
 
@@ -62,12 +63,12 @@ def test_rows_may_change_while_others_are_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(RowCopy, "run", lambda self: may_copy.wait(30) and run(self))
     writer = CheckpointWriter(tmp_path, keep=2)
     rows = FULL.clone()
-    writer.save({"head.centers": RowShard.of(rows, 0, NUM_CLASSES)}, {"step": 1})
+    writer.save({"head.centers": RowShard.of(rows, 0, NUM_CLASSES)}, Progress(step=1))
     for few in ([0, 3], [3, 6]):
-        writer.copied(torch.tensor(few))
+        writer.wait_until_copied(torch.tensor(few))
         rows[few] += 1
     may_copy.set()
-    writer.copied()
+    writer.wait_until_copied()
     rows += 1
     writer.wait()
     got = torch.zeros(NUM_CLASSES, 2)
@@ -80,10 +81,10 @@ def test_one_write_at_a_time_into_the_same_memory(tmp_path, held):
     weight = torch.ones(3)
     writer.reserve({"w": weight})
     buffer = writer._buffers["w"].data_ptr()
-    writer.save({"w": weight}, {"step": 1})
+    writer.save({"w": weight}, Progress(step=1))
 
     def save_next() -> None:
-        writer.save({"w": torch.full((3,), 2.0)}, {"step": 2})
+        writer.save({"w": torch.full((3,), 2.0)}, Progress(step=2))
         order.append("second begun")
 
     second = threading.Thread(target=save_next)
@@ -98,24 +99,24 @@ def test_one_write_at_a_time_into_the_same_memory(tmp_path, held):
     assert loaded(tmp_path, 1, 3).tolist() == [1, 1, 1]
     assert loaded(tmp_path, 2, 3).tolist() == [2, 2, 2]
     assert writer._buffers["w"].data_ptr() == buffer
-    writer.save({"w": torch.ones(5)}, {"step": 3})
+    writer.save({"w": torch.ones(5)}, Progress(step=3))
     writer.wait()
     assert loaded(tmp_path, 3, 5).tolist() == [1] * 5
 
 
 def test_an_error_comes_back_once_as_one_line_and_the_next_write_works(tmp_path, monkeypatch):
     writer = CheckpointWriter(tmp_path, keep=2)
-    writer.save({"w": torch.ones(3)}, {"step": 1})
+    writer.save({"w": torch.ones(3)}, Progress(step=1))
     writer.wait()
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_digests", full_disk)
-        writer.save({"w": torch.ones(3)}, {"step": 2})
+        writer.save({"w": torch.ones(3)}, Progress(step=2))
         with pytest.raises(CheckpointError, match=r"step_00000002 could not be written: .*No space left") as caught:
             writer.wait()
     assert "\n" not in str(caught.value)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]  # its part is given back
     writer.wait()
-    writer.save({"w": torch.ones(3)}, {"step": 3})
+    writer.save({"w": torch.ones(3)}, Progress(step=3))
     writer.wait()
     assert loaded(tmp_path, 3, 3).tolist() == [1] * 3
 
@@ -126,9 +127,9 @@ def test_what_nobody_foresaw_is_one_line_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save", fail)
     writer = CheckpointWriter(tmp_path, keep=2)
-    writer.save({"w": torch.ones(3)}, {"step": 1})
+    writer.save({"w": torch.ones(3)}, Progress(step=1))
     with pytest.raises(RuntimeError, match="RuntimeError: Connection closed by peer"):
-        writer.save({"w": torch.ones(3)}, {"step": 2})
+        writer.save({"w": torch.ones(3)}, Progress(step=2))
 
 
 def full_disk(*args: object) -> None:
@@ -150,14 +151,14 @@ def train_and_save(rank: int, world_size: int, folder: str) -> None:
     rows, weight = FULL[first:last].clone(), torch.zeros(4)
     for step in range(1, 41):
         weight += 1
-        writer.copied()
+        writer.wait_until_copied()
         rows += 1
         total = torch.tensor([float(step + rank)])
         dist.all_reduce(total)
         assert total.item() == world_size * step + sum(range(world_size))
         if step % 10 == 0:
             state = {"head.centers": RowShard.of(rows, first, NUM_CLASSES), "backbone.w": weight}
-            writer.save(state, {"step": step})
+            writer.save(state, Progress(step=step))
     writer.wait()
     fail_on_the_last_rank(rank, world_size, writer)
     if rank == 0:
@@ -180,7 +181,7 @@ def fail_on_the_last_rank(rank: int, world_size: int, writer: CheckpointWriter) 
         kept = getattr(target, name)
         if rank == world_size - 1:
             setattr(target, name, full_disk)
-        writer.save({"w": torch.ones(3)}, {"step": 50})
+        writer.save({"w": torch.ones(3)}, Progress(step=50))
         with pytest.raises(CheckpointError, match=rf"rank {world_size - 1}: OSError: .*No space left on device"):
             writer.wait()
         setattr(target, name, kept)

@@ -12,12 +12,13 @@ from rayface.config import Config
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.synth import synthesize
 from rayface.training import trainer
+from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.resume_check import check_resumable
 
 PLAN = SampleOrder(num_samples=24, batch_size=4)
-FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
+FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
 def config_of(*overrides: str) -> Config:
@@ -26,7 +27,7 @@ def config_of(*overrides: str) -> Config:
 
 def training(run: Path, config: Config) -> Training:
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    return Training(config, run, world, PLAN, num_classes=6, dataset_facts=FACTS)
+    return Training(config, run, world, PLAN, num_classes=6, dataset=FACTS)
 
 
 @pytest.fixture(scope="module")

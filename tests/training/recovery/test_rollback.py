@@ -18,13 +18,14 @@ from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.windows import rank_rows
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.checkpointing.state import load_rng, rng_tensors
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.rollback import ROLLBACKS, TrainingStoppedError
 
 PLAN = SampleOrder(num_samples=66, batch_size=11)  # 6 steps an epoch; parts of 3 and 4 images on three ranks
-FACTS = {"name": "drawn", "digest": "d" * 64, "licence": "none"}
+FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
 def build_plain(*, embedding_size: int, image_size: int, width: float, dropout: float) -> nn.Module:
@@ -39,7 +40,7 @@ def training(run: Path, *overrides: str, rank: int = 0, size: int = 1) -> Traini
     options = ["backbone.name=plain", "backbone.dropout=0", "data.image_size=32", "data.train=unused", *base]
     config = configs.load("debug", None, [*options, *overrides])
     world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
-    return Training(config, run, world, PLAN, num_classes=6, dataset_facts=FACTS)
+    return Training(config, run, world, PLAN, num_classes=6, dataset=FACTS)
 
 
 def batches_for(net: Training, poisoned: tuple[int, ...] = (), stop: int = 12):
@@ -58,13 +59,13 @@ def batches_for(net: Training, poisoned: tuple[int, ...] = (), stop: int = 12):
 
 def poison(net: Training, steps: tuple[int, ...]) -> None:
     """Have the images of these steps hold NaN as long as the rate is the first one."""
-    prepare = net._prepare
+    prepare = net.train_step.prepare
 
     def broken(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = prepare(batch)
         return images * (torch.nan if batch.step in steps and net.recovery.rate_factor == 1 else 1), labels
 
-    net._prepare = broken
+    net.train_step.prepare = broken
 
 
 def test_head_error_other_than_non_finite_embeddings_is_not_rolled_back(tmp_path):
@@ -161,13 +162,13 @@ def test_roll_backs_end(tmp_path):
 
 def test_a_checkpoint_is_set_aside_as_often_as_it_is_written(tmp_path):
     net = training(tmp_path / "run", "train.on_nan=lower_lr", "train.max_rollbacks=2")
-    prepare = net._prepare
+    prepare = net.train_step.prepare
 
     def broken(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = prepare(batch)
         return images * (torch.nan if batch.step == 8 else 1), labels
 
-    net._prepare = broken
+    net.train_step.prepare = broken
     with pytest.raises(TrainingStoppedError, match="after 2 roll-backs"):
         net.fit(batches_for(net))
     assert [folder.name for folder in checkpoint.all_in(tmp_path / "run")] == ["step_00000000", "step_00000004"]

@@ -1,10 +1,10 @@
 """How fast the loss falls: the two detectors of FastFace (arXiv 2404.11118). Plain floats, O(1) a step."""
 
-from typing import Any
+from rayface.training.schedules.base import StateDict
 
 
 class EmaDetector:
-    """Loss that is won a step, smoothed twice: the detector of the released code.
+    """Decrease of the loss per step, smoothed twice: the detector of the released code.
 
     E_t = (2-a-b) E_{t-1} - (1-a)(1-b) E_{t-2} + a b (L_{t-1} - L_t), with E_0 = 0 and E_1 = a (L_0 - L_1): a moving
     mean of a moving mean, which is how it is computed here, as that form does not pile up rounding errors.
@@ -22,7 +22,7 @@ class EmaDetector:
         self._last: float | None = None
 
     def update(self, loss: float) -> None:
-        """Take in the loss of a step; `value` is E_t from the second one on."""
+        """Take the loss of a step into account; `value` is E_t from the second one on."""
         if self._last is None or self.loss_mean is None:
             self._last = self.loss_mean = loss
             return
@@ -33,10 +33,10 @@ class EmaDetector:
         self._last = loss
         self.loss_mean += self.alpha * (loss - self.loss_mean)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"loss_mean": self.loss_mean, "value": self.value, "won": self._won, "last": self._last}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.loss_mean, self.value = state["loss_mean"], state["value"]
         self._won, self._last = state["won"], state["last"]
 
@@ -61,7 +61,7 @@ class HaarWindowDetector:
         self._seen = [0, 0]  # losses, means
 
     def update(self, loss: float) -> None:
-        """Take in the loss of a step; `value` exists from step 2 m - 1 on."""
+        """Take the loss of a step into account; `value` exists from step 2 m - 1 on."""
         m, half = self.window, self.window // 2
         place = self._seen[0] % m
         self._sums[0] += loss - self._losses[place]
@@ -79,7 +79,7 @@ class HaarWindowDetector:
         if self._seen[1] >= m:
             self.value = (self._sums[1] - self._sums[2]) / m
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {
             "loss_mean": self.loss_mean,
             "value": self.value,
@@ -89,7 +89,7 @@ class HaarWindowDetector:
             "seen": list(self._seen),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         if len(state["losses"]) != self.window:
             before = len(state["losses"])
             raise ValueError(

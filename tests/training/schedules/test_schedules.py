@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rayface import config as configs
-from rayface.training.detectors import EmaDetector, HaarWindowDetector
-from rayface.training.schedules import SCHEDULES, FastFace, build_schedule
+from rayface.config import ScheduleConfig
+from rayface.training.schedules import SCHEDULES, FastFace, RunLength, Schedule, build_schedule
 
 LR = 0.2
 
@@ -18,9 +18,14 @@ def sgd() -> torch.optim.Optimizer:
     return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
 
 
+def build(name: str, optimizer: torch.optim.Optimizer, total: int, per_epoch: int = 40, **options: object) -> Schedule:
+    length = RunLength(total_steps=total, steps_per_epoch=per_epoch)
+    return build_schedule(ScheduleConfig(name=name, **options), optimizer, length)
+
+
 def run(name: str, steps: int, **options: object) -> list[float]:
     optimizer = sgd()
-    schedule = build_schedule(name, optimizer, total_steps=steps, steps_per_epoch=10, **options)
+    schedule = build(name, optimizer, steps, 10, **options)
     return rates(schedule, optimizer, [1.0] * steps)
 
 
@@ -76,57 +81,10 @@ def test_constant():
 def test_plateau():
     optimizer = sgd()
     options = {"alpha": 1.0, "tolerance": 0.1, "decay": 10.0, "max_decays": 2}  # tolerance: 3 steps of 30
-    schedule = build_schedule("plateau", optimizer, total_steps=30, steps_per_epoch=10, **options)
+    schedule = build("plateau", optimizer, 30, 10, **options)
     # Its best at step 2, hardly better at 3; four steps without progress lower the rate for step 7 and then for 11.
     used = rates(schedule, optimizer, [9.0, 8.0, 7.0, 6.9999, *[7.5] * 20])
     assert used == pytest.approx([0.2] * 7 + [0.02] * 4 + [0.002] * 13)
-
-
-@pytest.mark.parametrize(("a", "b"), [(0.1, 0.1), (0.02, 0.3), (1.0, 0.5), (1e-3, 1e-3)])
-def test_ema_detector_equals_the_published_recurrence_and_the_moving_mean_of_a_moving_mean(a, b):
-    losses = noisy(3000)
-    # In long doubles: with rates near 0 the recurrence loses digits.
-    x = losses.astype(np.longdouble)
-    p, q = np.longdouble(a), np.longdouble(b)
-    e = [np.longdouble(0), p * (x[0] - x[1])]
-    inner, outer = x[0] - x[1], p * (x[0] - x[1])
-    mean = x[0]
-    detector = EmaDetector(a, b)
-    detector.update(float(losses[0]))
-    assert detector.value is None
-    for t in range(1, len(losses)):
-        detector.update(float(losses[t]))
-        if t > 1:
-            e.append((2 - p - q) * e[-1] - (1 - p) * (1 - q) * e[-2] + p * q * (x[t - 1] - x[t]))
-            inner = (1 - q) * inner + q * (x[t - 1] - x[t])
-            outer = (1 - p) * outer + p * inner
-        mean = (1 - p) * mean + p * x[t]
-        assert abs(detector.value - e[t]) < 1e-12
-        assert abs(outer - e[t]) < 1e-12
-        assert abs(detector.loss_mean - mean) < 1e-12
-
-
-def test_ema_detector_begins_as_published():
-    detector = EmaDetector(0.1, 0.2)
-    for loss in (5.0, 4.0, 3.5):
-        detector.update(loss)
-    first = 0.1 * (5.0 - 4.0)
-    assert detector.value == pytest.approx((2 - 0.3) * first + 0.1 * 0.2 * (4.0 - 3.5), abs=1e-15)
-
-
-@pytest.mark.parametrize("m", [2, 10, 64])
-def test_haar_window_detector_equals_the_slow_one(m):
-    losses = noisy(500)
-    detector = HaarWindowDetector(m)
-    for t, loss in enumerate(losses):
-        detector.update(loss)
-        means = [losses[k - m + 1 : k + 1].mean() for k in range(m - 1, t + 1)][-m:]
-        if len(means) < m:
-            assert detector.value is None
-        else:
-            slow = (np.sum(means[: m // 2]) - np.sum(means[m // 2 :])) / m
-            assert detector.value == pytest.approx(slow, abs=1e-12)
-            assert detector.loss_mean == pytest.approx(means[-1], abs=1e-12)
 
 
 def test_fastface_waits_for_the_tolerance_and_acts_on_the_next_step():
@@ -273,15 +231,14 @@ STATES = [
 @pytest.mark.parametrize(("name", "options"), STATES)
 def test_a_schedule_resumed_at_any_step_goes_on_as_if_it_had_not_stopped(name, options):
     losses = [float(loss) for loss in noisy(400)]
-    times = {"total_steps": 400, "steps_per_epoch": 40}
     optimizer = sgd()
-    whole = rates(build_schedule(name, optimizer, **times, **options), optimizer, losses)
+    whole = rates(build(name, optimizer, 400, **options), optimizer, losses)
     assert name == "constant" or len(set(whole)) > 1
     for stop in (1, 13, 150, 333):
-        schedule = build_schedule(name, optimizer := sgd(), **times, **options)
+        schedule = build(name, optimizer := sgd(), 400, **options)
         before = rates(schedule, optimizer, losses[:stop])
         state = json.loads(json.dumps(schedule.state_dict()))  # as a checkpoint keeps it
-        resumed = build_schedule(name, optimizer := sgd(), **times, **options)
+        resumed = build(name, optimizer := sgd(), 400, **options)
         optimizer.load_state_dict(sgd().state_dict())  # comes first when a run is resumed, and makes new groups
         resumed.load_state_dict(state)
         assert before + rates(resumed, optimizer, losses[stop:]) == whole
@@ -290,19 +247,18 @@ def test_a_schedule_resumed_at_any_step_goes_on_as_if_it_had_not_stopped(name, o
 @pytest.mark.parametrize(("name", "options"), STATES)
 def test_a_step_that_was_left_out_counts_for_the_step_and_not_for_the_loss(name, options):
     losses = [float(loss) for loss in noisy(120)]
-    times = {"total_steps": 120, "steps_per_epoch": 40}
-    whole = rates(build_schedule(name, optimizer := sgd(), **times, **options), optimizer, losses)
+    whole = rates(build(name, optimizer := sgd(), 120, **options), optimizer, losses)
     gap = [*losses[:50], math.nan, *losses[50:]]
-    got = rates(build_schedule(name, optimizer := sgd(), **times, **options), optimizer, gap)
+    got = rates(build(name, optimizer := sgd(), 120, **options), optimizer, gap)
     follows_the_loss = name in ("plateau", "fastface")
     assert (got[:50] + got[51:] if follows_the_loss else got[:120]) == whole
 
 
 def test_a_checkpoint_of_another_schedule_is_refused():
-    ours = build_schedule("fastface", sgd(), total_steps=10, steps_per_epoch=5)
+    ours = build("fastface", sgd(), 10)
     for name, options in STATES:
         if name != "fastface" or options.get("detector"):
-            other = build_schedule(name, sgd(), total_steps=10, steps_per_epoch=5, **options)
+            other = build(name, sgd(), 10, **options)
             with pytest.raises(ValueError, match="another kind of schedule"):
                 ours.load_state_dict(other.state_dict())
     small, large = (FastFace(sgd(), total_steps=10, detector="haar_window", window=m) for m in (4, 8))
@@ -313,7 +269,7 @@ def test_a_checkpoint_of_another_schedule_is_refused():
 def test_every_schedule_is_built_from_the_config():
     for name in SCHEDULES:
         config = configs.with_overrides(configs.Config(), {"schedule.name": name, "schedule.milestones": [2]})
-        schedule = build_schedule(**vars(config.schedule), optimizer=sgd(), total_steps=10, steps_per_epoch=5)
+        schedule = build_schedule(config.schedule, sgd(), RunLength(total_steps=10, steps_per_epoch=5))
         schedule.step(1.0)
         assert schedule.state_dict()
 
@@ -324,12 +280,29 @@ def test_every_schedule_is_built_from_the_config():
         ({"name": "cosin"}, r"schedule.name: 'cosin': must be one of polynomial"),
         ({"name": "multi_step"}, r"schedule.milestones: \(\): must list"),
         ({"name": "fastface", "warmup_epochs": 2.0}, r"schedule.warmup_epochs: 2: must be 0 with fastface"),
-        ({"name": "fastface", "detector": "haar"}, r"schedule.detector: 'haar': must be"),
-        ({"name": "fastface", "detector": "haar_window", "window": 3}, r"schedule.window: 3: must be even"),
         ({"name": "fastface", "detector": "haar_window", "lambda_total": 1.0}, r"schedule.lambda_total: 1: is for"),
         ({"name": "fastface", "threshold": 0.1, "lambda_total": 1.0}, r"in place of threshold"),
     ],
 )
-def test_settings_that_cannot_be(changes, message):
+def test_build_schedule_with_excluding_settings_names_the_key(changes, message):
     with pytest.raises(ValueError, match=message):
-        build_schedule(**changes, optimizer=sgd(), total_steps=10, steps_per_epoch=5)
+        build(**changes, optimizer=sgd(), total=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"detector": "haar"}, r"schedule.detector: 'haar': must be"),
+        ({"detector": "haar_window", "window": 3}, r"schedule.window: 3: must be even"),
+    ],
+)
+def test_fastface_with_a_detector_that_cannot_be_names_the_key(options, message):
+    with pytest.raises(ValueError, match=message):
+        FastFace(sgd(), total_steps=10, **options)
+
+
+def test_schedule_of_a_plugin_is_built_by_its_name(monkeypatch):
+    monkeypatch.setitem(
+        SCHEDULES, "mine", lambda config, optimizer, length: SCHEDULES["constant"](config, optimizer, length)
+    )
+    assert run("mine", 4) == [LR] * 4

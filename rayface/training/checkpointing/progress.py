@@ -1,0 +1,91 @@
+"""progress.json: what a checkpoint holds of a run beside its tensors."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.credentials import masked
+from rayface.training.recovery.rollback import Recovery
+
+PROGRESS = "progress.json"
+Values = Mapping[str, Any]
+"""A JSON object whose keys belong to another module."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """Name, digest and licence of the training data, for the model's card."""
+
+    name: str
+    digest: str
+    licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowPosition:
+    """How much of the journal MLflow can know of: the id of its run, None before it has one, and the last step."""
+
+    run_id: str | None
+    last_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The state of a run at a step. Checkpoints of older versions lack some of the values; these are None or empty."""
+
+    step: int
+    epoch: float | None = None
+    plan: Values = field(default_factory=dict)
+    """The order of the samples, `vars` of a SampleOrder."""
+    total_steps: int | None = None
+    batch_size: int | None = None
+    """Of all workers together."""
+    accuracy: float | None = None
+    """Of the last evaluation."""
+    dataset: DatasetFacts | None = None
+    schedule: Values = field(default_factory=dict)
+    """The schedule's state_dict."""
+    recovery: Recovery = field(default_factory=Recovery)
+    faults: list[list[Any]] = field(default_factory=list)
+    """Damaged samples, as FaultCounter.state gives them."""
+    mlflow: MlflowPosition | None = None
+    config: Values | None = None
+    """As `saved_config` gives it."""
+    workers: int | None = None
+    head: Values = field(default_factory=dict)
+    """The head's values that are no tensors."""
+
+    @classmethod
+    def from_dict(cls, values: Values) -> Self:
+        """Return the progress of a parsed progress.json; keys that this version does not know are left out.
+
+        Raises:
+            TypeError: there is no step, or a value is of another form.
+        """
+        known = {key: values[key] for key in (own.name for own in fields(cls)) if key in values}
+        for key, kind in (("dataset", DatasetFacts), ("recovery", Recovery), ("mlflow", MlflowPosition)):
+            if known.get(key) is not None:
+                known[key] = kind(**known[key])
+        return cls(**known)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Return the progress of a checkpoint.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+        return cls.from_dict(json.loads((folder / PROGRESS).read_text()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of progress.json."""
+        return asdict(self)
+
+
+def saved_config(config: Config) -> Values:
+    """Return the config as a checkpoint holds it: without credentials and train.output."""
+    return masked(configs.to_dict(replace(config, train=replace(config.train, output=None))))

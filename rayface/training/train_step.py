@@ -1,0 +1,147 @@
+"""One training step on a rank's part of the global batch: forward, backward, head and optimizer step."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rayface.config import Config
+from rayface.data.images import augment
+from rayface.data.streaming.batches import Batch
+from rayface.data.streaming.micro_batches import MicroBatch, micro_batches
+from rayface.heads import Head, NonFiniteEmbeddingsError
+from rayface.precision import autocast
+from rayface.training.builders import build_config_backbone, build_config_head, no_grad_sync
+from rayface.training.distillation import Distillation
+from rayface.training.distributed import World
+from rayface.training.optim import build_optimizer, scaled_rate
+from rayface.training.recovery.rollback import NotFiniteError
+from rayface.training.recovery.watchdog import Watchdog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a rank trains: its copy of the backbone, its part of the head, and the backbone's optimizer."""
+
+    backbone: nn.Module
+    head: Head
+    optimizer: Optimizer
+
+
+def build_trained(config: Config, num_classes: int, world: World) -> Trained:
+    """Build everything that is trained, with the random weights of train.seed."""
+    torch.manual_seed(config.train.seed)
+    backbone = build_config_backbone(config).to(world.device)
+    backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    head = build_config_head(config, num_classes, world)
+    optim = config.optim
+    rates = {"lr": optim.lr, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
+    return Trained(backbone=backbone, head=head, optimizer=build_optimizer(optim.name, backbone, **rates))
+
+
+@dataclass(kw_only=True)
+class TrainStep:
+    """One optimizer step; the batch is worked on in micro batches where train.max_batch_per_worker says so.
+
+    Attributes:
+        batch_size: B, of all ranks.
+        bf16: whether the backbone's forward pass runs under bf16 autocast.
+        forward: the backbone to train through, compiled or data-parallel.
+        wait_until_copied: called before the head updates rows, with the rows, or None for all.
+    """
+
+    config: Config
+    world: World
+    batch_size: int
+    bf16: bool
+    trained: Trained
+    forward: nn.Module
+    distillation: Distillation | None
+    watchdog: Watchdog
+    wait_until_copied: Callable[[Tensor | None], None]
+
+    def run(self, batch: Batch, rate_factor: float) -> float:
+        """Train on this rank's part of the global batch.
+
+        Args:
+            rate_factor: multiplies the schedule's learning rate.
+
+        Returns:
+            the mean loss over the global batch, before the update.
+
+        Raises:
+            NotFiniteError: on every rank, before any weight is updated.
+        """
+        images, labels = self.prepare(batch)
+        train = self.config.train
+        pieces = micro_batches(self.batch_size, self.world.rank, self.world.size, train.max_batch_per_worker)
+        separate = train.resize == "rescale_lr"
+        value = 0.0
+        self.trained.optimizer.zero_grad(set_to_none=True)
+        for piece in pieces:
+            last = piece is pieces[-1]
+            with contextlib.nullcontext() if last or separate else no_grad_sync(self.forward):
+                loss, embeddings = self._loss(images[piece.rows], labels[piece.rows], piece, batch.step)
+                total = loss
+                if self.distillation is not None:
+                    total = loss + self.distillation(embeddings, images[piece.rows], batch, piece)
+                self.watchdog.at("backward", batch.step, piece.number)
+                total.backward(loss.new_tensor(1.0 if separate else piece.share))
+            value += piece.share * float(loss.detach())
+            if last or separate:
+                self._update(value, batch.step, piece, rate_factor * (piece.share if separate else 1.0))
+        return value
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return augmented images and labels on the device; all randomness depends on (seed, step) only."""
+        data, device = self.config.data, self.world.device
+        seeds = np.random.SeedSequence([self.config.train.seed, batch.step]).generate_state(2, np.uint64)
+        torch.manual_seed(int(seeds[0] >> 1) + self.world.rank)  # dropout
+        images = augment(
+            batch.images.to(device, non_blocking=True),
+            batch.rows,
+            self.batch_size,
+            torch.Generator().manual_seed(int(seeds[1] >> 1)),
+            flip=data.flip,
+            shift=data.shift,
+            brightness=data.brightness,
+            contrast=data.contrast,
+            saturation=data.saturation,
+        )
+        return images.contiguous(memory_format=torch.channels_last), batch.labels.to(device, non_blocking=True)
+
+    def _loss(self, images: Tensor, labels: Tensor, piece: MicroBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Return the head's loss, and the embeddings."""
+        self.watchdog.at("forward", step, piece.number)
+        self.trained.head.prefetch(labels, piece.counts)
+        with autocast(self.world.device, self.bf16):
+            embeddings = self.forward(images).float()
+        self.watchdog.at("loss", step, piece.number)
+        try:
+            return self.trained.head.loss(embeddings, labels, counts=piece.counts), embeddings
+        except NonFiniteEmbeddingsError as error:  # on every rank at once
+            raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
+
+    def _update(self, value: float, step: int, piece: MicroBatch, rate_factor: float) -> None:
+        """Update backbone and class centers by the accumulated gradients, and clear these."""
+        self.watchdog.at("update", step, piece.number)
+        head, optimizer, train = self.trained.head, self.trained.optimizer, self.config.train
+        parameters = self.trained.backbone.parameters()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_norm or math.inf)
+        if not math.isfinite(value):
+            raise NotFiniteError(f"the loss of step {step} is {value}", step=step, bad_from=step)
+        if not math.isfinite(norm):
+            raise NotFiniteError(f"the gradient of step {step} is not finite", step=step, bad_from=step + 1)
+        # A single micro batch before the update: the head updates the rows of this one only.
+        single = piece.number == 0 or train.resize == "rescale_lr"
+        sparse = single and self.config.head.center_update == "sparse"
+        self.wait_until_copied(head.last_rows() if sparse else None)
+        with scaled_rate(optimizer, rate_factor):
+            optimizer.step()
+            head.step(optimizer.param_groups[0]["lr"])
+        optimizer.zero_grad(set_to_none=True)
