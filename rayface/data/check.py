@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,28 +72,22 @@ class Report:
         return sum(fault.num_lost for fault in self.faults)
 
 
-def check(
-    path: str | Path,
-    *,
-    deep: bool = False,
-    write_manifest: bool = False,
-) -> Report:
-    """Read every shard of a dataset directory from front to back, in parallel, and hold it against its manifest.
+def check(path: str | Path, *, deep: bool = False, write_manifest: bool = False) -> Report:
+    """Read every shard of a dataset directory from front to back, in parallel, and compare it with its manifest.
 
-    `deep` also compares each shard's sha256 with the manifest and decodes every JPEG (in processes for large sets:
-    scripts that call it need a `__main__` guard). `write_manifest` writes dataset.json and index.parquet; what cannot
-    be read is left out. Raises DataError where there is no
-    dataset or the directory cannot be written.
+    Args:
+        deep: also compare each shard's sha256 with the manifest, and decode every image. Large datasets use processes:
+            a script that calls this needs a `__main__` guard.
+        write_manifest: write dataset.json and index.parquet, without what cannot be read.
+
+    Raises:
+        DataError: there is no dataset, or the directory cannot be written.
     """
     root = normalise(path)
     files, folders = list_entries(root)
     names = {file.name for file in files}
-    refuse_unfinished(root, names)
+    manifest = _manifest_to_check(root, names)
     shards = shard_files(files)
-    manifest = read_manifest(root) if MANIFEST in names else None
-    if manifest and manifest.selection:
-        folder = split(manifest.shards[0].path)[0]
-        raise DataError(f"{root}: has no shards, it is a selection of those of other datasets: check {folder}")
     not_read = tars_not_read(root, files, folders, dataset_marker=MANIFEST if shards else None)
     if not shards:
         refuse_not_read(root, not_read, has_shards=False)
@@ -105,62 +98,65 @@ def check(
     faults = [fault for scan in scans for fault in scan.faults] + faults_not_read(root, not_read)
     shared = shared_key(scans)
     if manifest:
-        faults += _held_against_manifest(root, manifest, ordered, scans)
+        faults += _compare_with_manifest(root, manifest, ordered, scans)
         if INDEX in names:
-            faults += _held_against_index(root, manifest, ordered, scans)
+            faults += _compare_with_index(root, manifest, ordered, scans)
     scans = with_unique_keys(ordered, scans)
-    found = _counted(root, manifest, ordered, scans)
+    found = manifest_of_scan(root, ordered, scans)
+    if manifest:  # whose description stays, with the counts that were found
+        entries = shard_entries(ordered, scans)
+        found = manifest.model_copy(update={"num_images": found.num_images, "shards": entries})
     labels = joint_table(scans)["label"].to_numpy()
-    if IDENTITIES in names:
-        identities = read_identities(root, found.num_classes, exact=manifest is not None)
-        found.num_classes = len(identities)
-        faults += _equal_names(root, identities)
-    elif reason := holes_in(root, labels, found.num_classes):
-        faults.append(Fault(shard=root, member=None, offset=0, reason=reason, num_lost=0, kind="labels"))
-        if write_manifest:
-            raise DataError(f"{root}: {reason}")
+    faults += _check_labels(root, found, labels, has_names=IDENTITIES in names, counted=manifest is None)
     if write_manifest:
+        if holes := next((fault for fault in faults if fault.kind == "labels"), None):
+            raise DataError(f"{root}: {holes.reason}")
         _write_manifest(root, found, scans)
-    return _report(
-        root,
-        found,
-        faults,
+    return Report(
+        path=root,
+        num_images=found.num_images,
+        num_classes=found.num_classes,
         num_classes_with_images=num_with_images(labels, found.num_classes),
+        num_bytes=sum(entry.num_bytes for entry in found.shards),
+        shards=tuple(Shard(**{**entry.model_dump(), "path": join(root, entry.path)}) for entry in found.shards),
+        faults=tuple(faults),
+        counts=dict(Counter(fault.kind for fault in faults).most_common()),
         deep=deep,
         manifest_written=write_manifest,
         shared_key=shared,
     )
 
 
-def _report(root: str, found: Manifest, faults: list[Fault], **facts: Any) -> Report:
-    return Report(
-        path=root,
-        num_images=found.num_images,
-        num_classes=found.num_classes,
-        num_bytes=sum(entry.num_bytes for entry in found.shards),
-        shards=tuple(Shard(**{**entry.model_dump(), "path": join(root, entry.path)}) for entry in found.shards),
-        faults=tuple(faults),
-        counts=dict(Counter(fault.kind for fault in faults).most_common()),
-        **facts,
-    )
+def _check_labels(
+    root: str, found: Manifest, labels: NDArray[np.int32], *, has_names: bool, counted: bool
+) -> list[Fault]:
+    """Return the faults of names and labels; a dataset with names has as many classes as these."""
+    if has_names:
+        identities = read_identities(root, found.num_classes, exact=not counted)
+        found.num_classes = len(identities)
+        return _equal_names(root, identities)
+    reason = holes_in(root, labels, found.num_classes)
+    return [Fault(shard=root, member=None, offset=0, reason=reason, num_lost=0, kind="labels")] if reason else []
+
+
+def _manifest_to_check(root: str, names: set[str]) -> Manifest | None:
+    """Return the manifest, None if there is none; DataError for a folder that has no complete shards of its own."""
+    refuse_unfinished(root, names)
+    manifest = read_manifest(root) if MANIFEST in names else None
+    if manifest and manifest.selection:
+        folder = split(manifest.shards[0].path)[0]
+        raise DataError(f"{root}: has no shards, it is a selection of those of other datasets: check {folder}")
+    return manifest
 
 
 def _in_manifest_order(shards: list[FileInfo], manifest: Manifest | None) -> list[str]:
-    """Return shard names as the manifest orders them, the unlisted last; the index counts shards in that order."""
+    """Return shard names in the manifest's order, which is that of the index; unlisted shards come last."""
     present = [file.name for file in shards]
     listed = [entry.path for entry in manifest.shards if entry.path in present] if manifest else []
     return listed + [name for name in present if name not in set(listed)]
 
 
-def _counted(root: str, manifest: Manifest | None, names: list[str], scans: list[ShardScan]) -> Manifest:
-    """Return the manifest as it should be: the old one's description with the counts that were found."""
-    found = manifest_of_scan(root, names, scans)
-    if manifest is None:
-        return found
-    return manifest.model_copy(update={"num_images": found.num_images, "shards": shard_entries(names, scans)})
-
-
-def _held_against_manifest(root: str, manifest: Manifest, names: list[str], scans: list[ShardScan]) -> list[Fault]:
+def _compare_with_manifest(root: str, manifest: Manifest, names: list[str], scans: list[ShardScan]) -> list[Fault]:
     faults = unlisted_faults(root, manifest, names) + count_faults(root, manifest, names, scans)
     by_name = dict(zip(names, scans, strict=True))
     for entry in manifest.shards:
@@ -181,7 +177,7 @@ def _held_against_manifest(root: str, manifest: Manifest, names: list[str], scan
     return faults
 
 
-def _held_against_index(root: str, manifest: Manifest, names: list[str], scans: list[ShardScan]) -> list[Fault]:
+def _compare_with_index(root: str, manifest: Manifest, names: list[str], scans: list[ShardScan]) -> list[Fault]:
     """Compare index.parquet with what each shard holds: a fault for every sample that it misses or has wrong."""
     path = join(root, INDEX)
     table = read_parquet(path, INDEX_SCHEMA.names)

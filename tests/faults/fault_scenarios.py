@@ -315,7 +315,7 @@ def _deliver_late(stage: Stage) -> None:
 
 _MIDDLE = "between forward and backward, "
 _DATA = {"before": _own_data, "mend": _mend_data}
-_ONE_SAMPLE = "1 of 240 samples are damaged"
+_ONE_SAMPLE = "1 of 240 images are corrupt"
 _OWN_PARTS = "batch-norm, dropout and sampled classes are of each worker"
 
 # Faults of a run strike it one after the other: were one of them to leave a trace, its end would not be the same.
@@ -409,7 +409,7 @@ RUNS: dict[str, list[Scenario]] = {
             name="shard truncated",
             how="cut off in its middle",
             strikes=(Strike(do=_truncate),),
-            stops="samples are damaged",
+            stops="images are corrupt",
             **_DATA,
         ),
         Scenario(
@@ -423,7 +423,7 @@ RUNS: dict[str, list[Scenario]] = {
             name="shard replaced",
             how="another shard under its name",
             strikes=(Strike(do=_replace_shard),),
-            stops="samples are damaged",
+            stops="images are corrupt",
             **_DATA,
         ),
     ],

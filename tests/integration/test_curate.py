@@ -129,7 +129,7 @@ def test_damaged_samples_are_named_and_counted(model: Path, drawn: Path, tmp_pat
     content[start : start + 200] = bytes(200)  # the JPEG's own header
     shard.write_bytes(content)
     settings = EmbedSettings(model=str(model), flip=False, dtype="fp32")
-    with pytest.raises(ValueError, match=r"1 of 240 samples are damaged, more than data.max_corrupt_fraction"):
+    with pytest.raises(ValueError, match=r"1 of 240 images are corrupt, more than data.max_corrupt_fraction"):
         embed(settings, [str(data)], out, config=QUIET)
     allowed = configs.with_overrides(QUIET, ["data.max_corrupt_fraction=0.01"])
     manifest = embed(settings, [str(data)], out, config=allowed)

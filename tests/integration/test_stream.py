@@ -1,4 +1,4 @@
-"""The stream through a real Ray Data: every rank gets its rows of the plan's batches, damaged samples are counted."""
+"""The stream through a real Ray Data: every rank gets its rows of the order's batches, damaged samples are counted."""
 
 import shutil
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def read(
-    dataset: Dataset, plan: SampleOrder, start: int, stop: int, nodes: Sequence[str] = ("a",)
+    dataset: Dataset, order: SampleOrder, start: int, stop: int, nodes: Sequence[str] = ("a",)
 ) -> list[list[Batch]]:
     """All batches of every rank, read at the same time as training would; `nodes` says where each rank is."""
     world_size = len(nodes)
     dealt = deal(
-        share(dataset), plan, image_size=56, world_size=world_size, start=start, stop=stop, readers=2, reserved={}
+        share(dataset), order, image_size=56, world_size=world_size, start=start, stop=stop, readers=2, reserved={}
     )
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(lambda rank: list(train_batches(dealt, rank, node=nodes[rank])), range(world_size)))
@@ -37,16 +37,16 @@ def read(
 def test_the_global_batch_of_a_step_is_the_plans_for_any_workers_and_nodes(drawn, monkeypatch, nodes, block_images):
     monkeypatch.setattr(dealer, "_BLOCK_IMAGES", block_images)
     dataset = open_dataset(drawn)
-    plan = SampleOrder(num_samples=len(dataset.index), batch_size=12, seed=4, window_images=60)
-    start, stop = 7, 2 * plan.steps_per_epoch - 3  # from within a window into the second epoch
-    ranks = read(dataset, plan, start, stop, nodes)
+    order = SampleOrder(num_samples=len(dataset.index), batch_size=12, seed=4, window_images=60)
+    start, stop = 7, 2 * order.steps_per_epoch - 3  # from within a window into the second epoch
+    ranks = read(dataset, order, start, stop, nodes)
     assert all([b.step for b in batches] == list(range(start, stop)) for batches in ranks)
     for parts in zip(*ranks, strict=True):
-        ids = plan.batch(parts[0].step)
+        ids = order.batch(parts[0].step)
         labels = np.concatenate([part.labels.numpy() for part in parts])
         assert np.array_equal(labels, dataset.index.label[ids])
         assert {part.images.shape[1:] for part in parts} == {(56, 56, 3)}
-        assert [part.rows.stop for part in parts][-1] == plan.batch_size
+        assert [part.rows.stop for part in parts][-1] == order.batch_size
 
 
 def damaged_copy(drawn: Path, folder: Path, at: list[int], dataset: Dataset) -> Path:
@@ -63,8 +63,8 @@ def damaged_copy(drawn: Path, folder: Path, at: list[int], dataset: Dataset) -> 
 def test_damaged_images_are_replaced_counted_and_named(drawn, tmp_path):
     copy = damaged_copy(drawn, tmp_path / "set", [3, 50], open_dataset(drawn))
     dataset = open_dataset(copy)
-    plan = SampleOrder(num_samples=len(dataset.index), batch_size=12, window_images=60)
-    (batches,) = read(dataset, plan, 0, 2 * plan.steps_per_epoch)
+    order = SampleOrder(num_samples=len(dataset.index), batch_size=12, window_images=60)
+    (batches,) = read(dataset, order, 0, 2 * order.steps_per_epoch)
     counter = FaultCounter(len(dataset.index), 0.01)
     new = [fault for batch in batches for fault in counter.add(batch.faults)]
     assert counter.num_lost == len(new) == 2  # each epoch meets them; each counts once
@@ -74,15 +74,15 @@ def test_damaged_images_are_replaced_counted_and_named(drawn, tmp_path):
     for batch in batches:
         assert all(image.float().std() > 1 for image in batch.images)  # none is black
         assert len(batch.labels) == 12
-    with pytest.raises(DataError, match=r"2 of 240 samples are damaged, more than data.max_corrupt_fraction=0.001"):
+    with pytest.raises(DataError, match=r"2 of 240 images are corrupt, more than data.max_corrupt_fraction=0.001"):
         FaultCounter(240, 0.001).add(new)
 
 
 def test_a_missing_shard_stops_every_rank_with_its_cause(drawn, tmp_path):
     dataset = open_dataset(shutil.copytree(drawn, tmp_path / "set"))
     Path(dataset.shards[-1].path).unlink()
-    plan = SampleOrder(num_samples=len(dataset.index), batch_size=24, window_images=240)
-    dealt = deal(share(dataset), plan, image_size=56, world_size=2, start=0, stop=10, readers=1, reserved={})
+    order = SampleOrder(num_samples=len(dataset.index), batch_size=24, window_images=240)
+    dealt = deal(share(dataset), order, image_size=56, world_size=2, start=0, stop=10, readers=1, reserved={})
 
     def error_of(rank: int) -> Exception:
         with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""The worker's side of the stream: the blocks of its node to the batches of a rank, held to the plan."""
+"""The worker's side of the stream: turns the blocks of its node into the batches of a rank."""
 
 import itertools
 from collections import deque
@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
 
@@ -26,7 +27,7 @@ class Batch:
         rows: the rank's part of the global batch.
         images: uint8 (n, size, size, 3) RGB.
         labels: int64 (n,), global.
-        faults: damaged samples of the window, the same list on every rank; given with its first batch.
+        faults: corrupt images of the window, the same on every rank; given with its first batch.
     """
 
     step: int
@@ -37,7 +38,7 @@ class Batch:
 
 
 class FaultCounter:
-    """Counts distinct damaged samples; too many of them stop the run.
+    """Counts distinct corrupt images; too many of them stop the run.
 
     Every rank sees the same faults at the same step, so all ranks stop together without a collective.
     """
@@ -49,19 +50,19 @@ class FaultCounter:
 
     @property
     def num_lost(self) -> int:
-        """Damaged samples so far, those known from the start included."""
+        """Corrupt images so far, those known from the start included."""
         return sum(self._lost.values())
 
-    def state(self) -> list[list[Any]]:
-        """What was counted, as JSON."""
+    def state(self) -> list[list[str | int | None]]:
+        """Return what was counted, as JSON."""
         return [[*key, lost] for key, lost in self._lost.items()]
 
     def load_state(self, state: list[list[Any]]) -> None:
-        """Count what an earlier part of the run has met as well."""
+        """Add what `state` returned in an earlier part of the run."""
         self._lost.update({(shard, member, offset): lost for shard, member, offset, lost in state})
 
     def add(self, faults: Sequence[Fault]) -> list[Fault]:
-        """Count faults; the ones not seen before are returned.
+        """Count faults and return those that are new.
 
         Raises:
             DataError: above the limit.
@@ -70,7 +71,7 @@ class FaultCounter:
         self._lost.update({(f.shard, f.member, f.offset): f.num_lost for f in new})
         if new and self.num_lost > self._limit * self._num_samples:
             raise DataError(
-                f"{self.num_lost} of {self._num_samples} samples are damaged, more than "
+                f"{self.num_lost} of {self._num_samples} images are corrupt, more than "
                 f"data.max_corrupt_fraction={self._limit:g} allows; the last is {new[-1]}; "
                 "see `rayface check --deep` for all"
             )
@@ -78,23 +79,23 @@ class FaultCounter:
 
 
 def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterator[Batch]:
-    """This rank's batches of the stream's steps.
+    """Yield this rank's batches of the stream's steps.
 
     Args:
-        node: where the rank is; None: on this process's node. Ranks of a node share its blocks.
+        node: Ray's id of the rank's node, whose ranks share its blocks; None: this process's node.
 
     Raises:
         DataError, StorageError: what stopped the readers.
     """
-    stream, plan = dealt.stream, dealt.stream.plan
+    stream, order = dealt.stream, dealt.stream.order
     step, stop = stream.steps
-    rows = rank_rows(plan.batch_size, rank, stream.world_size)
-    window = plan.window_of(step)[0]
+    rows = rank_rows(order.batch_size, rank, stream.world_size)
+    window = order.window_of(step)[0]
     for block in _blocks(dealt, rank, node or ray.get_runtime_context().get_node_id()):
-        for part in rank_windows(block, plan, rank, stream.world_size, stream.image_size):
+        for part in rank_windows(block, order, rank, stream.world_size, stream.image_size):
             if part.window != window:
-                raise RuntimeError(f"rank {rank} got window {part.window} in place of {window}; order was lost")
-            place = plan.window_of(step)[1]
+                raise RuntimeError(f"rank {rank} got window {part.window} instead of {window}: the order was lost")
+            place = order.window_of(step)[1]
             for i in range(place, min(len(part.labels), place + stop - step)):
                 yield Batch(
                     step=step + i - place,
@@ -107,11 +108,11 @@ def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterat
             window += 1
 
 
-def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[Any]:
-    """Take this rank's turns, and fetch those ahead into the object store of this node while one is used."""
+def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[pa.Table]:
+    """Yield the block of each turn; those ahead are fetched into this node's object store meanwhile."""
     dealer, ahead = dealt.dealer, dealt.stream.turns_ahead
 
-    def take(turn: int) -> Any:
+    def take(turn: int) -> pa.Table | None:
         found = ray.get(dealer.take.remote(rank, node, turn))
         return found and ray.get(found[0])
 

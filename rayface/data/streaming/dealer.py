@@ -1,4 +1,4 @@
-"""The actor between Ray Data, which reads windows ahead, and the workers, which take them turn by turn."""
+"""Actor between Ray Data, which reads windows ahead, and the workers, which take them turn by turn."""
 
 import threading
 import time
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -30,20 +32,21 @@ _SHORTEST_REST, _LONGEST_REST = 1e-3, 0.05  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """What is read for a run of steps, and by how much.
+    """What is read for consecutive steps, and how.
 
     Attributes:
-        samples: of the dataset.
-        steps: first and last + 1.
-        readers: read tasks at once; 0: two for each CPU that training leaves free, which share it.
-        reserved: resources that training holds, {"CPU": ..., "GPU": ...}.
-        block_images: windows are read together until each node gets so many images.
-        turns_per_execution: read by one Ray Data execution; the next one starts when its first turn is asked for.
-        turns_ahead: turns that a worker asks for before it needs them.
+        samples: paths and index of the dataset.
+        order: which image is in which step.
+        steps: first step and last step + 1.
+        readers: number of concurrent read tasks; 0: two for each CPU that training leaves free.
+        reserved: resources held by training, {"CPU": ..., "GPU": ...}.
+        block_images: minimum images per node and block; small windows are read together until they have it.
+        turns_per_execution: turns read by one Ray Data execution; the next starts when its first turn is requested.
+        turns_ahead: turns that a worker requests before it needs them.
     """
 
     samples: SharedSamples
-    plan: SampleOrder
+    order: SampleOrder
     image_size: int
     world_size: int
     steps: tuple[int, int]
@@ -56,15 +59,15 @@ class Stream:
 
 @dataclass(frozen=True)
 class Dealt:
-    """A stream as workers know it; small enough to be sent to all of them."""
+    """A stream and its dealer, as sent to the workers."""
 
-    dealer: Any
+    dealer: ray.actor.ActorHandle
     stream: Stream
 
 
 def deal(
     samples: SharedSamples,
-    plan: SampleOrder,
+    order: SampleOrder,
     *,
     image_size: int,
     world_size: int,
@@ -73,13 +76,13 @@ def deal(
     readers: int,
     reserved: dict[str, float],
 ) -> Dealt:
-    """Start the dealer of the steps [start, stop) on this node; every rank reads it by stream.train_batches.
+    """Start the dealer of the steps [start, stop) on this node; every rank reads from it by batches.train_batches.
 
-    The dealer lives as long as this process and until all ranks are done with it.
+    The dealer ends with this process, or when all ranks are done with it.
     """
     stream = Stream(
         samples=samples,
-        plan=plan,
+        order=order,
         image_size=image_size,
         world_size=world_size,
         steps=(start, stop),
@@ -90,13 +93,13 @@ def deal(
         turns_ahead=_TURNS_AHEAD,
     )
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # A call of each rank may wait while it makes the next one, or says that it is done.
+    # A call of each rank may wait while the rank makes the next one or calls `done`.
     options = {"num_cpus": 0, "max_concurrency": world_size * (_TURNS_AHEAD + 2), "scheduling_strategy": here}
     return Dealt(ray.remote(Dealer).options(**options).remote(stream), stream)
 
 
 class Dealer:
-    """Has the windows of a stream read, and hands each rank the blocks of its node, turn by turn.
+    """Reads the windows of a stream with Ray Data and gives each rank the blocks of its node, turn by turn.
 
     A turn is one window, or several small ones; a read task yields a block for each node, which its ranks share in the
     object store.
@@ -114,10 +117,10 @@ class Dealer:
         self._started = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def take(self, rank: int, node: str, turn: int) -> list[Any] | None:
+    def take(self, rank: int, node: str, turn: int) -> list[ray.ObjectRef] | None:
         """Return the block of the rank's node in a turn, as a reference in a list; None after the last turn.
 
-        The first turn is read when all ranks have asked for it. Raises what stopped the readers.
+        Reading starts when all ranks have requested the first turn. Raises the error that stopped the readers.
         """
         with self._changed:
             self._node_of[rank] = node
@@ -138,7 +141,7 @@ class Dealer:
             return [ready.blocks[node]]
 
     def done(self, rank: int) -> None:
-        """Say that a rank takes no more turns; after the last one the readers are stopped and the actor ends."""
+        """Record that a rank takes no more turns; after the last rank, stop the readers and end the actor."""
         with self._changed:
             self._done.add(rank)
             self._changed.notify_all()
@@ -159,8 +162,8 @@ class Dealer:
                 self._ended = True
                 self._changed.notify_all()
 
-    def _hand_out(self, turn: int, blocks: dict[str, Any]) -> bool:
-        """Make a turn ready and wait until the next one is asked for; whether there is anybody left to ask."""
+    def _hand_out(self, turn: int, blocks: dict[str, ray.ObjectRef]) -> bool:
+        """Offer a turn, wait until the next one is requested, and return whether any rank still takes turns."""
         with self._changed:
             self._turns[turn] = _Turn(blocks, set(range(self._stream.world_size)))
             self._changed.notify_all()
@@ -170,36 +173,36 @@ class Dealer:
     def _all_done(self) -> bool:
         return len(self._done) == self._stream.world_size
 
-    def _blocks(self) -> Iterator[dict[str, Any]]:
+    def _blocks(self) -> Iterator[dict[str, ray.ObjectRef]]:
         """Yield each turn's block by node."""
         names = sorted(set(self._node_of.values()))
         nodes = [sorted(rank for rank, own in self._node_of.items() if own == name) for name in names]
         for turns in _executions(self._stream, len(nodes)):
-            refs = (ref for bundle in _read(self._stream, turns, nodes) for ref in bundle.block_refs)
+            refs = _read(self._stream, turns, nodes)
             for _ in turns:
                 yield {name: next(refs) for name in names}
 
 
 @dataclass
 class _Turn:
-    blocks: dict[str, Any]  # by node
+    blocks: dict[str, ray.ObjectRef]  # by node
     waiting: set[int]  # ranks that have not taken it
 
 
 def _executions(stream: Stream, num_nodes: int) -> Iterator[list[range]]:
-    """The windows of every turn, in lists of one Ray Data execution each."""
-    plan, (start, stop) = stream.plan, stream.steps
+    """Yield, for each Ray Data execution, the windows of its turns."""
+    order, (start, stop) = stream.order, stream.steps
     if start == stop:
         return
-    together = max(1, -(-stream.block_images * num_nodes // (plan.window_steps * plan.batch_size)))
-    first, end = plan.window_of(start)[0], plan.window_of(stop - 1)[0] + 1
+    together = max(1, -(-stream.block_images * num_nodes // (order.window_steps * order.batch_size)))
+    first, end = order.window_of(start)[0], order.window_of(stop - 1)[0] + 1
     turns = [range(window, min(window + together, end)) for window in range(first, end, together)]
     for at in range(0, len(turns), stream.turns_per_execution):
         yield turns[at : at + stream.turns_per_execution]
 
 
-def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]) -> Iterator[Any]:
-    """Start a Ray Data execution and return its blocks: in order of the turns, for each node in order."""
+def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]) -> Iterator[ray.ObjectRef]:
+    """Start a Ray Data execution and return its blocks, ordered by turn and node."""
     free = int(ray.cluster_resources().get("CPU", 1) - stream.reserved.get("CPU", 0))
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block a row
@@ -212,13 +215,13 @@ def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]
     # Without room for all of a task's blocks it would wait for the loop after every two.
     context._max_num_blocks_in_streaming_gen_buffer = max(2, len(nodes))
 
-    def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
+    def read(batch: dict[str, NDArray[np.int64]]) -> Iterator[pa.Table]:
         reader, index = _opened(stream.samples)
         windows = range(int(batch["first"][0]), int(batch["end"][0]))
         try:
-            yield from read_windows(reader, index, stream.plan, windows, stream.image_size, nodes)
+            yield from read_windows(reader, index, stream.order, windows, stream.image_size, nodes)
         except (DataError, StorageError) as error:  # before its first block
-            # An answer like any other: Ray would wrap it in a page of text.
+            # As a block: Ray would wrap an exception in a page of text.
             yield from [error_block(error)] * len(nodes)
 
     with DataContext.current(context):
@@ -227,26 +230,27 @@ def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]
             read,
             batch_size=1,
             batch_format="numpy",
-            # Ray Data takes up to 0.3 s to see that a task is done: meanwhile the other one has the CPU. With no CPU
-            # left over, readers run beside the workers and the operating system shares.
+            # Ray Data takes up to 0.3 s to notice that a task is done; a second task per CPU fills the gap. Without a
+            # free CPU, readers and workers share the CPUs by the operating system.
             compute=TaskPoolStrategy(size=stream.readers or 2 * max(1, free)),
             num_cpus=0.5 if free >= 1 else 0,
         )
-        return blocks.iter_internal_ref_bundles()
+        bundles = blocks.iter_internal_ref_bundles()
+        return (ref for bundle in bundles for ref in bundle.block_refs)
 
 
 @lru_cache(maxsize=1)
 def _opened(samples: SharedSamples) -> tuple[SampleReader, SampleIndex]:
-    """What a reader keeps from one task to the next of the same stream."""
+    """Cache per process: the reader and the index, kept between tasks of a stream."""
     shards, index = samples.get()
     return SampleReader(shards), index
 
 
 class _Rest(ExecutionCallback):
-    """Lets Ray Data's scheduling loop rest after rounds that moved nothing, longer each time.
+    """Sleeps after rounds of Ray Data's scheduling loop without progress, longer each time.
 
-    Without this the loop runs as fast as it can while readers are ahead of training, which is always: it
-    used 29 % of a core while two workers trained on two loaded cores (Ray 2.60).
+    Otherwise the loop polls without a pause while readers are ahead of training, which they always are: it used 29 %
+    of a core while two workers trained on two loaded cores (Ray 2.60).
     """
 
     def __init__(self) -> None:

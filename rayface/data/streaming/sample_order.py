@@ -1,4 +1,4 @@
-"""Which sample is in which step: a pure function of (seed, epoch, step), the same for any number of workers."""
+"""Which image is in which step: a pure function of (seed, epoch, step), the same for any number of workers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOrder:
-    """The order of samples of a training run.
+    """Order of the images of a training run.
 
-    An epoch's order is a permutation of *chunks* (runs of neighbours in the shards, read with one range
-    read), cut into *windows* of whole steps; the samples of a window are permuted once more. Position is
-    therefore a number, the step, and nothing has to be stored to resume. The remainder of an epoch that
-    fills no batch is left out; another one in each epoch.
+    An epoch is a permutation of *chunks* (neighbours in the shards, read at once), cut into *windows* of whole steps;
+    the images of a window are permuted again. The position is therefore one number, the step, and a resume needs no
+    other state. The images of an epoch that do not fill a batch are left out; they differ from epoch to epoch.
 
     Args:
-        num_samples: samples of the dataset, N.
+        num_samples: number of images of the dataset, N.
         batch_size: global batch B.
-        seed: every seed is another order.
-        chunk_images: neighbours kept together; 1 is a full shuffle, more saves requests on object stores.
-        window_images: samples shuffled together, rounded to whole steps.
+        seed: random seed; the same seed gives the same order.
+        chunk_images: images per chunk; 1 is a full shuffle, more saves requests to object stores.
+        window_images: images per window, rounded to whole steps.
 
     Raises:
-        ValueError: when the dataset is smaller than one batch.
+        ValueError: the dataset is smaller than one batch.
     """
 
     num_samples: int
@@ -62,13 +61,13 @@ class SampleOrder:
         return -(-self.steps_per_epoch // self.window_steps)
 
     def window_of(self, step: int) -> tuple[int, int]:
-        """The window (counted over the whole run) that holds a step of the run, and the step's place in it."""
+        """Return the window that holds a step, counted over the whole run, and the step's place in it."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         window, place = divmod(step_in_epoch, self.window_steps)
         return epoch * self.windows_per_epoch + window, place
 
     def window(self, number: int) -> Ids:
-        """Sample ids of a window of the run: (steps, B)."""
+        """Return the positions in the index of a window's images, (steps, B)."""
         epoch, window = divmod(number, self.windows_per_epoch)
         first = window * self.window_steps
         steps = min(self.window_steps, self.steps_per_epoch - first)
@@ -78,15 +77,15 @@ class SampleOrder:
         return ids.reshape(steps, self.batch_size)
 
     def batch(self, step: int) -> Ids:
-        """Sample ids (B,) of a step of the run."""
+        """Return the positions in the index of a step's images, (B,)."""
         window, place = self.window_of(step)
         return self.window(window)[place]
 
     def _at(self, epoch: int, positions: Ids) -> Ids:
-        """Samples at positions of an epoch's chunk order, without spelling the whole order out."""
+        """Return the images at positions of an epoch's chunk order, without computing the whole order."""
         order, short_place = _chunk_order(self.num_samples, self.chunk_images, self.seed, epoch)
         missing = -self.num_samples % self.chunk_images
-        # Only the chunk at the end of the data is short; whatever comes after its place moves up by its gap.
+        # Only the last chunk of the data is short; positions after it move up by the missing images.
         end_of_short = (short_place + 1) * self.chunk_images - missing
         places = positions + missing * (positions >= end_of_short)
         chunk, inside = np.divmod(places, self.chunk_images)
@@ -94,18 +93,18 @@ class SampleOrder:
 
 
 def rank_rows(batch_size: int, rank: int, world_size: int) -> slice:
-    """The part of the global batch that a rank trains on."""
+    """Return the part of the global batch that a rank trains on."""
     return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
 def order_samples(
     dataset: Dataset, *, batch_size: int, seed: int, chunk_images: int, window_images: int
 ) -> SampleOrder:
-    """The plan of a dataset, the same shuffling whatever its layout.
+    """Return the order of a dataset's images, equally random for every layout.
 
-    Where identities lie together in the shards, neighbours are no sample of the set: in chunks of 8 a batch of 4,096 of
-    a set with 20 images an identity would hold 690 identities in place of 4,090. Images are drawn one by one then: more
-    requests of a window, and 4 bytes of memory an image in every reader.
+    In a dataset with layout "by_identity", neighbours show one person: with chunks of 8, a batch of 4,096 images at 20
+    images an identity would hold 690 identities instead of 4,090. Such a dataset gets chunks of one image, at the price
+    of more requests per window and 4 bytes of memory an image in every reader.
     """
     return SampleOrder(
         num_samples=len(dataset.index),

@@ -1,4 +1,4 @@
-"""The sample index in Ray's object store: opened once by the driver, one copy on each node that reads it."""
+"""Sample index in Ray's object store: opened once by the driver, one copy on each node that reads it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rayface.data.shards.samples import SampleIndex
 
 @dataclass(frozen=True)
 class SharedSamples:
-    """References to the shard paths and index columns of a dataset; a few bytes to send, alive as long as their owner.
+    """References to the shard paths and index columns of a dataset; small to send.
 
-    The process that calls `share` is the owner, so that workers may come and go.
+    The process that calls `share` owns the objects, so workers may join and leave.
     """
 
     paths: ray.ObjectRef
@@ -28,15 +28,15 @@ class SharedSamples:
 
 
 def share(dataset: Dataset) -> SharedSamples:
-    """Move a dataset's index into the object store; to be called once.
+    """Move a dataset's index into the object store; call it once.
 
-    `dataset.index` is a view of it from then on and ends with this Ray. Memory: one column more while it is copied.
+    Afterwards `dataset.index` is a view of it, valid until Ray shuts down. Memory: one additional column while copying.
     """
     index, columns = dataset.index, {}
     own_labels = index.source_label is not index.label
     for name in ("shard", "offset", "num_bytes", "label", *([SOURCE_LABEL] if own_labels else [])):
         columns[name] = ray.put(getattr(index, name))
-        setattr(index, name, ray.get(columns[name]))  # lets go of this process's own copy
+        setattr(index, name, ray.get(columns[name]))  # frees this process's own copy
     if not own_labels:
         index.source_label = index.label
     return SharedSamples(ray.put(dataset.shard_paths()), columns)

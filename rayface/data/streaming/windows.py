@@ -1,6 +1,6 @@
-"""Windows of the sample plan, read and decoded: one block of a turn for every node that trains.
+"""Reader's side of the stream: reads and decodes windows into one block for each training node.
 
-Runs in readers, where importing torch would cost seconds and memory for nothing.
+Runs in read tasks, so it must not import torch, which costs seconds and memory.
 """
 
 import itertools
@@ -34,25 +34,25 @@ class RankWindow(NamedTuple):
 def read_windows(
     reader: SampleReader,
     index: SampleIndex,
-    plan: SampleOrder,
+    order: SampleOrder,
     windows: Sequence[int],
     image_size: int,
     nodes: Sequence[Sequence[int]],
 ) -> Iterator[pa.Table]:
-    """Read and decode windows; yield a block for each node, of one row: its ranks' parts of every window.
+    """Read and decode windows; yield a block of one row for each node: its ranks' parts of every window.
 
-    The place of a damaged sample is taken by a whole one of the same window, so that every batch is full.
+    A valid image of the same window replaces each corrupt one, so that every batch is full.
 
     Args:
-        nodes: the ranks of each node that trains.
+        nodes: the ranks of each training node.
 
     Raises:
-        DataError: a whole window is damaged, or a shard is missing.
-        StorageError: a shard cannot be read for now.
+        DataError: all images of a window are corrupt, or a shard is missing.
+        StorageError: the storage of a shard fails.
     """
-    ids = [plan.window(window) for window in windows]
+    ids = [order.window(window) for window in windows]
     parts = [[(at, rank) for at in range(len(windows)) for rank in ranks] for ranks in nodes]
-    slots, counts = _slots(plan, ids, parts)
+    slots, counts = _slots(order, ids, parts)
     starts = np.cumsum([0, *(each.size for each in ids)]).tolist()
     images = np.frombuffer(pa.allocate_buffer(starts[-1] * image_size**2 * 3), np.uint8)  # Arrow keeps freed memory
     images = images.reshape(-1, image_size, image_size, 3)
@@ -72,16 +72,16 @@ def read_windows(
 
 
 def _slots(
-    plan: SampleOrder, ids: Sequence[Ids], parts: Sequence[Sequence[tuple[int, int]]]
+    order: SampleOrder, ids: Sequence[Ids], parts: Sequence[Sequence[tuple[int, int]]]
 ) -> tuple[Ids, list[list[int]]]:
-    """Where each image of the windows goes so that every part is in one piece; and the images of each part."""
+    """Return the slot of each image, such that every part is contiguous, and the number of images of each part."""
     world_size = len({rank for own in parts for _, rank in own})
     starts = np.cumsum([0, *(each.size for each in ids)])
     slots, counts, end = np.empty(starts[-1], np.int64), [], 0
     for own in parts:
         sizes = []
         for at, rank in own:
-            places = np.arange(ids[at].size).reshape(ids[at].shape)[:, rank_rows(plan.batch_size, rank, world_size)]
+            places = np.arange(ids[at].size).reshape(ids[at].shape)[:, rank_rows(order.batch_size, rank, world_size)]
             slots[starts[at] + places.ravel()] = np.arange(end, end := end + places.size)
             sizes.append(places.size)
         counts.append(sizes)
@@ -89,7 +89,7 @@ def _slots(
 
 
 def _decode(reader: SampleReader, samples: SampleIndex, images: Images, slots: Ids) -> dict[int, Fault]:
-    """Decode samples[i] into images[slots[i]]; return the faults by i."""
+    """Decode samples[i] into images[slots[i]] and return the faults by i."""
     faults: dict[int, Fault] = {}
     size = images.shape[1]
     for place, sample in reader.read(samples):
@@ -106,12 +106,10 @@ def _decode(reader: SampleReader, samples: SampleIndex, images: Images, slots: I
 
 
 def _stand_in(images: Images, labels: NDArray[np.int64], slots: Ids, faults: dict[int, Fault]) -> None:
-    """Put a whole sample of the window at the place of each damaged one."""
+    """Replace each corrupt image by a valid one of the window."""
     whole = np.setdiff1d(np.arange(len(slots)), list(faults))
     if not whole.size:
-        raise DataError(
-            f"a whole window of {len(slots)} samples is damaged; the first is {next(iter(faults.values()))}"
-        )
+        raise DataError(f"all {len(slots)} images of a window are corrupt; the first is {next(iter(faults.values()))}")
     for place in faults:
         other = slots[whole[place % whole.size]]
         images[slots[place]], labels[slots[place]] = images[other], labels[other]
@@ -125,7 +123,7 @@ def _block(
     labels: NDArray[np.int64],
     notes: Sequence[str],
 ) -> pa.Table:
-    """One row: a list over the node's parts of each column; images are not copied."""
+    """Return one row with a list over the node's parts in each column; images are not copied."""
     columns = {
         "window": pa.array([windows[at] for at, _ in own], pa.int64()),
         "rank": pa.array([rank for _, rank in own], pa.int64()),
@@ -143,16 +141,20 @@ def _cut(rows: NDArray[np.generic], sizes: Sequence[int]) -> pa.LargeBinaryArray
 
 
 def error_block(error: DataError | StorageError) -> pa.Table:
-    """What a node gets in place of a block where read_windows failed."""
+    """Return the block that stands for an error of read_windows."""
     return pa.table({"of_storage": [isinstance(error, StorageError)], "message": [str(error)]})
 
 
-def rank_windows(block: pa.Table, plan: SampleOrder, rank: int, world_size: int, image_size: int) -> list[RankWindow]:
-    """Return a rank's parts of a block, in order; arrays are views of the block. Raises the error of an error_block."""
+def rank_windows(block: pa.Table, order: SampleOrder, rank: int, world_size: int, image_size: int) -> list[RankWindow]:
+    """Return a rank's parts of a block, in order; arrays are views of the block.
+
+    Raises:
+        DataError, StorageError: that of an error_block.
+    """
     if "message" in block.column_names:
         raise (StorageError if block["of_storage"][0].as_py() else DataError)(block["message"][0].as_py())
     columns = {name: block[name][0].values for name in block.column_names}
-    rows = rank_rows(plan.batch_size, rank, world_size)
+    rows = rank_rows(order.batch_size, rank, world_size)
     shape = (-1, rows.stop - rows.start)
     found = []
     for at in np.flatnonzero(columns["rank"].to_numpy() == rank).tolist():

@@ -245,10 +245,10 @@ def test_stream_and_embed_decode_every_format_and_name_the_damaged(tmp_path: Pat
     (chunk,) = read_images(dataset.shards[0].path, dataset.index, 32, 1)
     assert chunk.keys == [f"k.{i}" for i in range(8) if i != 5]
     assert np.array_equal(chunk.images, np.delete(wanted, 5, 0))
-    plan = SampleOrder(num_samples=8, batch_size=8, chunk_images=1, window_images=8)
+    order = SampleOrder(num_samples=8, batch_size=8, chunk_images=1, window_images=8)
     with SampleReader(dataset.shard_paths()) as reader:
-        (block,) = read_windows(reader, dataset.index, plan, [0], 32, [[0]])
-    (part,) = rank_windows(block, plan, 0, 1, 32)
+        (block,) = read_windows(reader, dataset.index, order, [0], 32, [[0]])
+    (part,) = rank_windows(block, order, 0, 1, 32)
     assert np.array_equal(part.images[0], wanted[part.labels[0]])
     for member in (chunk.faults[0].member, part.faults[0].member):
         assert member == f"k.5.{suffix}"

@@ -1,4 +1,4 @@
-"""The sample plan: every sample once an epoch, the same global batch for any number of workers."""
+"""The sample order: every sample once an epoch, the same global batch for any number of workers."""
 
 from types import SimpleNamespace
 
@@ -14,37 +14,37 @@ from rayface.data.streaming.windows import rank_rows
     [(1000, 10, 8, 64), (997, 10, 8, 64), (64, 64, 1, 1), (130, 7, 16, 20), (5, 2, 8, 4)],
 )
 def test_an_epoch_holds_every_sample_at_most_once_and_leaves_less_than_a_batch(n, batch, chunk, window):
-    plan = SampleOrder(num_samples=n, batch_size=batch, chunk_images=chunk, window_images=window, seed=3)
+    order = SampleOrder(num_samples=n, batch_size=batch, chunk_images=chunk, window_images=window, seed=3)
     for epoch in range(2):
-        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-        seen = np.concatenate([plan.batch(step) for step in steps])
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        seen = np.concatenate([order.batch(step) for step in steps])
         assert len(np.unique(seen)) == len(seen) == n // batch * batch
         assert seen.min() >= 0
         assert seen.max() < n
 
 
 def test_windows_are_the_batches_of_their_steps():
-    plan = SampleOrder(num_samples=500, batch_size=9, window_images=50)
+    order = SampleOrder(num_samples=500, batch_size=9, window_images=50)
     step = 0
-    for window in range(2 * plan.windows_per_epoch):
-        for batch in plan.window(window):
-            assert np.array_equal(batch, plan.batch(step))
+    for window in range(2 * order.windows_per_epoch):
+        for batch in order.window(window):
+            assert np.array_equal(batch, order.batch(step))
             step += 1
-    assert step == 2 * plan.steps_per_epoch
+    assert step == 2 * order.steps_per_epoch
 
 
 def test_order_differs_by_epoch_and_by_seed_and_repeats():
-    plan = SampleOrder(num_samples=640, batch_size=64, seed=1)
+    order = SampleOrder(num_samples=640, batch_size=64, seed=1)
     again = SampleOrder(num_samples=640, batch_size=64, seed=1)
     other = SampleOrder(num_samples=640, batch_size=64, seed=2)
-    assert np.array_equal(plan.batch(3), again.batch(3))
-    assert not np.array_equal(plan.batch(3), plan.batch(3 + plan.steps_per_epoch))
-    assert not np.array_equal(plan.batch(3), other.batch(3))
+    assert np.array_equal(order.batch(3), again.batch(3))
+    assert not np.array_equal(order.batch(3), order.batch(3 + order.steps_per_epoch))
+    assert not np.array_equal(order.batch(3), other.batch(3))
 
 
 def test_chunks_of_one_window_come_from_the_whole_dataset():
-    plan = SampleOrder(num_samples=100_000, batch_size=100, chunk_images=8, window_images=1000)
-    assert np.std(plan.window(0)) > 0.2 * plan.num_samples
+    order = SampleOrder(num_samples=100_000, batch_size=100, chunk_images=8, window_images=1000)
+    assert np.std(order.window(0)) > 0.2 * order.num_samples
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
@@ -64,8 +64,8 @@ def test_plan_of_a_layout_mixes_identities_as_a_shuffled_set_does(layout, chunk_
     if layout == "shuffled":
         labels = np.random.default_rng(0).permutation(labels)
     dataset = SimpleNamespace(index=labels, about=SimpleNamespace(layout=layout))
-    plan = order_samples(dataset, batch_size=4096, seed=0, chunk_images=8, window_images=4096)
-    assert plan.chunk_images == chunk_images
-    counts = [len(np.unique(labels[plan.batch(step)])) for step in range(3)]
+    order = order_samples(dataset, batch_size=4096, seed=0, chunk_images=8, window_images=4096)
+    assert order.chunk_images == chunk_images
+    counts = [len(np.unique(labels[order.batch(step)])) for step in range(3)]
     expected = 20_000 * (1 - (1 - 1 / 20_000) ** 4096)  # of 4,096 drawn from all
     assert counts == pytest.approx([expected] * 3, rel=0.02)
