@@ -89,11 +89,11 @@ def _count_lines(console: Console, label: str) -> Bar:
 
 
 @contextmanager
-def follow_training(run: Path, total_steps: int) -> Iterator[None]:
+def follow_training(run: Path, journal: Path, total_steps: int) -> Iterator[None]:
     """Show a run's journal while it is written: images/s, loss, learning rate, accuracy, time left."""
     console = _console(stderr=True)
     console.print(f"run directory {run}")
-    follower = _Follower(run / "journal" / "rank0.jsonl")
+    follower = _Follower(journal)
     show = _show_bar if console.is_terminal else _show_lines
     done = threading.Event()
     thread = threading.Thread(target=show, args=(console, follower, total_steps, done), daemon=True)

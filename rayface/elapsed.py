@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rayface.files import write_json
 from rayface.tracking.journal import read_records
+from rayface.tracking.spool import JOURNAL
 
 _SESSIONS = "sessions.json"
 
@@ -42,7 +43,7 @@ def _sessions(folder: Path) -> list[tuple[float, float]]:
 
 def _last_word(folder: Path) -> float:
     """When the newest record was written, of the folder's journals and of those of its trials."""
-    records = (record for path in folder.rglob("journal/*.jsonl") for record, _ in read_records(path, 0))
+    records = (record for path in folder.rglob(f"{JOURNAL}/*.jsonl") for record, _ in read_records(path, 0))
     return max((record["time"] for record in records if record), default=0.0)
 
 

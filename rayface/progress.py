@@ -20,8 +20,8 @@ class Display(Protocol):
     def bar(self, name: str) -> AbstractContextManager[Bar]:
         """Show the progress of a phase while inside."""
 
-    def training(self, run: Path, total_steps: int) -> AbstractContextManager[None]:
-        """Show the journal of a run while inside."""
+    def training(self, run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
+        """Show a journal of a run while inside."""
 
 
 class PhaseJournal(Protocol):
@@ -37,7 +37,7 @@ class _NoDisplay:
         yield lambda done, total: None
 
     @contextlib.contextmanager
-    def training(self, run: Path, total_steps: int) -> Iterator[None]:
+    def training(self, run: Path, journal: Path, total_steps: int) -> Iterator[None]:
         yield
 
 
@@ -66,9 +66,9 @@ def recorded_in(journal: PhaseJournal) -> Iterator[None]:
         _journals.remove(journal)
 
 
-def show_training(run: Path, total_steps: int) -> AbstractContextManager[None]:
-    """Show the journal of the run in directory `run` while inside."""
-    return _displays[-1].training(run, total_steps)
+def show_training(run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
+    """Show a journal of the run in directory `run` while inside."""
+    return _displays[-1].training(run, journal, total_steps)
 
 
 @dataclass(kw_only=True)

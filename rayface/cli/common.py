@@ -55,10 +55,10 @@ class Terminal:
 
         return progress_bar(name)
 
-    def training(self, run: Path, total_steps: int) -> AbstractContextManager[None]:
+    def training(self, run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
         from rayface.display import follow_training
 
-        return follow_training(run, total_steps)
+        return follow_training(run, journal, total_steps)
 
 
 class _Stderr(logging.Handler):

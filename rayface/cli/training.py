@@ -33,7 +33,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model into a run directory, logged to MLflow."""
-    from rayface.training.run_directory import resolve
+    from rayface.training.run_output import resolve
     from rayface.training.trainer import train as train_model
 
     resolved = resolve(preset, config, overrides or [], resume=resume)
@@ -114,9 +114,9 @@ def sync(
     """Deliver to MLflow what a run could not, because the server was down."""
     from rayface.storage import normalise
     from rayface.tracking import deliver
-    from rayface.tracking.spool import spool
+    from rayface.tracking.spool import JOURNAL, spool
 
     with spool(normalise(run)) as folder:
-        delivered = deliver(folder / "journal", timeout)
+        delivered = deliver(folder / JOURNAL, timeout)
     show_result("synced", {"run": run, "delivered": delivered}, json)
     raise typer.Exit(0 if delivered else 1)

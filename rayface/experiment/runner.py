@@ -24,7 +24,7 @@ from rayface.ray_errors import in_one_line
 from rayface.session import ray_session
 from rayface.storage import on_disk
 from rayface.training.recovery.interrupt import TrainingInterruptedError
-from rayface.training.run_directory import RESULT
+from rayface.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> D
     done = record.finished(each.stage.name)
     if done is None and mark is not None and each.stage.verb == "train":
         # interrupted between the end of the run and our record of it: the run's own files say that it is whole
-        result = json.loads((each.folder / RESULT).read_text())
+        result = RunDirectory(each.folder).read_result()
         done = record.ended(each.stage.name, mark=mark, seconds=result.get("seconds", 0.0), result=brief(result))
     if done is None or mark is None:
         return None
@@ -260,8 +260,8 @@ def _call(each: Prepared, prepared: Sequence[Prepared], record: Record, again: s
 
 def _goes_on(each: Prepared) -> bool:
     """Whether the verb would go on with what it left when it was interrupted."""
-    begun = each.folder / "config.yaml" if each.stage.verb == "train" else each.folder
-    return VERBS[each.stage.verb].goes_on and begun.exists()
+    begun = RunDirectory(each.folder).has_started() if each.stage.verb == "train" else each.folder.exists()
+    return VERBS[each.stage.verb].goes_on and begun
 
 
 def _call_verb(each: Prepared) -> dict[str, Any]:

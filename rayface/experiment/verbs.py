@@ -13,7 +13,7 @@ from rayface.curate.prune.result import read_result
 from rayface.embedding.embeddings import MANIFEST as EMBEDDED
 from rayface.embedding.embeddings import missing_parts
 from rayface.models.model_files import DESCRIPTION
-from rayface.training.run_directory import RESULT as TRAINED
+from rayface.training.run_directory import RunDirectory
 
 Kind = Literal["data", "embeddings", "model", "onnx", "numbers"]
 
@@ -86,14 +86,12 @@ def of_file(name: str) -> Callable[[Path], str | None]:
     return mark
 
 
-def _of_fields(name: str, *fields: str, beside: Sequence[str] = ()) -> Callable[[Path], str | None]:
-    """Mark a folder by what a JSON file in it says; files `beside` must be there too."""
+def _of_fields(name: str, *fields: str) -> Callable[[Path], str | None]:
+    """Mark a folder by what a JSON file in it says."""
 
     def mark(folder: Path) -> str | None:
         text = None
         with _unless_gone(folder / name):
-            for other in beside:
-                (folder / other).stat()
             text = (folder / name).read_bytes()
         try:
             said = json.loads(text or "")
@@ -132,6 +130,13 @@ def _of_core_set(folder: Path) -> str | None:
     return None if mark is None or read_result(folder) is None else mark
 
 
+def _of_run(folder: Path) -> str | None:
+    """Mark a run by its model, once it is finished."""
+    with _unless_gone(folder):
+        return _of_fields(DESCRIPTION, "sha256")(folder) if RunDirectory(folder).is_finished() else None
+    return None
+
+
 VERBS: dict[str, Verb] = {
     "synth": Verb(output="out", makes="data", mark=_of_dataset),
     "convert": Verb(output="out", makes="data", mark=_of_dataset),
@@ -140,7 +145,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         output="train.output",
         makes="model",
-        mark=_of_fields(DESCRIPTION, "sha256", beside=(TRAINED, "model.safetensors")),
+        mark=_of_run,
         goes_on=True,
         ray=True,
     ),

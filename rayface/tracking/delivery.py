@@ -19,8 +19,10 @@ from rayface.credentials import mask, unmasked
 from rayface.files import hold_lock, read_json, write_json
 from rayface.tracking.journal import read_records
 from rayface.tracking.server import ENVIRONMENT, MAX_METRICS, Server, Settings, checked_uri, make_database_folder
+from rayface.tracking.spool import JOURNAL
 
 _VARIABLE = "MLFLOW_TRACKING_URI"
+_SETTINGS, _DELIVERED, _LOCK = "tracking.json", "delivered.json", "delivery.lock"
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
@@ -60,7 +62,7 @@ class Delivery:
     def __init__(self, folder: Path, *, uri: str, experiment: str, run_name: str, tags: Mapping[str, str]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "tracking.json"
+        path = self.folder / _SETTINGS
         old = Settings(**read_json(path)) if path.exists() else None
         self._uri = checked_uri(uri)
         make_database_folder(self._uri)
@@ -90,9 +92,9 @@ class Delivery:
         Raises:
             ValueError: no delivery was ever made from there, or its password is not known.
         """
-        path = Path(folder) / "tracking.json"
+        path = Path(folder) / _SETTINGS
         if not path.is_file():
-            raise ValueError(f"spool {folder} must hold a tracking.json: give the directory of a run that was tracked")
+            raise ValueError(f"spool {folder} must hold a {_SETTINGS}: give the directory of a run that was tracked")
         old = Settings(**read_json(path))
         uri = unmasked(old.uri, "tracking.uri", os.environ.get(_VARIABLE), _VARIABLE)
         return cls(folder, uri=uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags)
@@ -135,7 +137,7 @@ class Delivery:
             closing = self._closing.is_set()  # before the round: what was logged before close() is in it
             try:
                 if lock is None:
-                    lock = hold_lock(self.folder / "delivery.lock")
+                    lock = hold_lock(self.folder / _LOCK)
                     self._progress = self._load_progress()  # another process may have got further
                 complete = self._round()
                 failures = 0
@@ -242,7 +244,7 @@ class Delivery:
 
     def _load_progress(self) -> _Progress:
         target = f"{self.uri} {self._settings.experiment}"
-        path = self.folder / "delivered.json"
+        path = self.folder / _DELIVERED
         if path.exists():
             progress = _Progress(**read_json(path))
             if progress.target == target:
@@ -250,7 +252,7 @@ class Delivery:
         return _Progress(target=target)  # a place that knows nothing of this run is told everything
 
     def _save(self) -> None:
-        write_json(self.folder / "delivered.json", asdict(self._progress))
+        write_json(self.folder / _DELIVERED, asdict(self._progress))
 
 
 def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
@@ -284,9 +286,17 @@ def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str]) -> Deliv
         ValueError: MLflow cannot store there.
     """
     uri = tracking_uri(settings, run)
-    delivery = Delivery(run / "journal", uri=uri, experiment=settings.experiment, run_name=run.name, tags=tags)
+    delivery = Delivery(run / JOURNAL, uri=uri, experiment=settings.experiment, run_name=run.name, tags=tags)
     delivery.start()
     return delivery
+
+
+def delivered_run_id(folder: Path) -> str | None:
+    """Return the id of the MLflow run that a spool is delivered to, None before MLflow has answered."""
+    try:
+        return str(read_json(folder / _DELIVERED)["run_id"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def deliver(folder: Path, timeout: float) -> bool:

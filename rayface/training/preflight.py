@@ -23,6 +23,7 @@ from rayface.storage import Source, StorageError
 from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
 from rayface.training.distributed import World
 from rayface.training.recovery.rollback import TrainingStoppedError
+from rayface.training.run_directory import RunDirectory
 
 CLOCK_SECONDS = 2.0  # more apart, and the times in journals and logs of several nodes cannot be read together
 _REDUCED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
@@ -165,7 +166,7 @@ def _check_disk(world: World, facts: Sequence[Facts], run: Path, shards: Sequenc
     Raises:
         PreflightError: naming the first rank that cannot.
     """
-    folder = run / ".preflight"
+    folder = RunDirectory(run).preflight
     errors = _exchange(world, "disk", _try(lambda: _touch_disk(folder, world.rank, shards)), timeout, facts)
     seen = _see(folder, world.size) if world.rank == 0 and not any(errors) else []
     seen = _exchange(world, "seen", seen, timeout, facts)[0]

@@ -1,156 +1,235 @@
-"""Run directories: which one a run gets, and what must hold to go on in one."""
+"""The directory of a training run: with `run_messages`, all that knows which files it holds."""
 
 import contextlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rayface import config as configs
+from rayface import elapsed
 from rayface.config import Config
-from rayface.credentials import masked
-from rayface.files import exclusive_folder, next_numbered_folder, numbered_folders
-from rayface.storage import DataError, on_disk
+from rayface.files import exclusive_folder, write_text
+from rayface.models.model_card import CARD
+from rayface.models.model_files import DESCRIPTION, WEIGHTS
+from rayface.tracking import Journal, read_metrics
+from rayface.tracking.delivery import delivered_run_id
+from rayface.tracking.spool import JOURNAL
+from rayface.training.run_messages import RunMessages, Values
 
-OUTCOME = "outcome.json"  # written last: the workers are done; the driver makes result.json of it
-RESULT = "result.json"
-_MODEL = ("model.safetensors", "model.json")
-DATA = "data.json"  # digest and counts of the training data
-# Keys that decide what a step's batch is and what a checkpoint holds: a run keeps them for life.
-_FOR_LIFE = [
-    "data.join",
-    "data.image_size",
-    "data.chunk_images",
-    "data.window_images",
-    "backbone.name",
-    "backbone.embedding_size",
-    "backbone.width",
-    "head.name",
-    "optim.name",
-    "train.batch_size",
-    "train.seed",
-]
+_CONFIG = "config.yaml"
+_DATA = "data.json"
+_OUTCOME = "outcome.json"
+_RESULT = "result.json"
+OUTCOME = _OUTCOME
+_EVALUATION = "evaluation.json"
+_REPORT = "report.html"
+_PLOTS = "plots"
+_FAULTS = "faults.log"
+_WORKER = "rank0"
 
 
-def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, resume: bool) -> Config:
-    """The config of a run: preset, file and overrides; with resume, the run's own config comes first.
+@dataclass(frozen=True)
+class RunDirectory(RunMessages):
+    """The files of a training run, beside the messages of `RunMessages`; files that libraries open have a path."""
 
-    Raises:
-        ValueError: bad input; one line.
-    """
-    if not resume:
-        return configs.load(preset, file, overrides)
-    given = configs.load(preset, file, overrides)
-    run = Path(given.train.output) if given.train.output else newest_unfinished(given.name)
-    base = config_of(run) if preset is None and file is None else given
-    return configs.with_overrides(base, [*overrides, f"train.output={run}"])
+    # Files that other modules or libraries write and read
 
+    @property
+    def name(self) -> str:
+        """The name of the run, also in MLflow."""
+        return self.path.name
 
-def config_of(run: Path) -> Config:
-    """The config that a run was started with.
+    @property
+    def config_file(self) -> Path:
+        """The resolved config as YAML."""
+        return self.path / _CONFIG
 
-    Raises:
-        ValueError: when the directory is not a run's.
-    """
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"train.output: {run}: is not a run directory (no config.yaml): name one that was trained in")
-    return configs.load(file=run / "config.yaml")
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, one folder a step."""
+        return self.path / "checkpoints"
 
+    @property
+    def model(self) -> Path:
+        """The weights of the trained model."""
+        return self.path / WEIGHTS
 
-def newest_unfinished(name: str) -> Path:
-    """The last run of a name under runs/ that has no result.
+    @property
+    def report(self) -> Path:
+        """The report, one HTML page."""
+        return self.path / _REPORT
 
-    Raises:
-        ValueError: when there is none.
-    """
-    found = [path for _, path in sorted(numbered_folders(_root(), name).items()) if not is_finished(path)]
-    if not found:
-        raise ValueError(f"--resume: no unfinished run {name}-* under runs/: name the run with train.output=DIR")
-    return found[-1]
+    @property
+    def plots(self) -> Path:
+        """The folder of the report's figures."""
+        return self.path / _PLOTS
 
+    @property
+    def journals(self) -> Path:
+        """The folder of the journals, which is delivered to MLflow."""
+        return self.path / JOURNAL
 
-def is_finished(run: Path) -> bool:
-    """Whether a run has its result and the model that this speaks of."""
-    return all((run / name).exists() for name in (RESULT, *_MODEL))
+    @property
+    def worker_journal_file(self) -> Path:
+        """The journal of rank 0, for readers that follow it."""
+        return self.journals / f"{_WORKER}.jsonl"
 
+    @property
+    def ray_storage(self) -> Path:
+        """The folder in which Ray Train keeps its own records."""
+        return self.path / "ray"
 
-def check_output(config: Config, resume: bool) -> None:
-    """Refuse, without making anything, an output that cannot be a run's: it holds one, or is not empty.
+    @property
+    def preflight(self) -> Path:
+        """The scratch folder in which workers look for each other's files before the first step."""
+        return self.path / ".preflight"
 
-    Raises:
-        ValueError: one line.
-    """
-    if config.train.output is None:
-        return
-    run = on_disk(config.train.output, "train.output").absolute()
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"train.output: {run}: is a file: choose another directory")
-    if is_finished(run):
-        raise ValueError(
-            f"train.output: {run}: holds a finished run: choose another directory; to train its model further, start a "
-            f"new run with backbone.weights={run}"
-        )
-    if resume:
-        _check_unchanged(config_of(run), config)
-    elif run.exists() and any(run.iterdir()):
-        raise ValueError(f"train.output: {run}: is not empty: go on with --resume, or choose another directory")
+    def bytes_being_written(self) -> int:
+        """Return the size so far of the checkpoint that is being written."""
+        total = 0
+        for path in self.checkpoints.glob(".step_*.tmp/*"):
+            with contextlib.suppress(OSError):
+                total += path.stat().st_size
+        return total
 
+    def artifacts(self) -> list[tuple[Path, str]]:
+        """Return the files of a finished run for MLflow, each with its folder there."""
+        names = (WEIGHTS, DESCRIPTION, CARD, _REPORT, _EVALUATION, _RESULT)
+        files = [(self.path / name, "") for name in names if self._exists(name)]
+        return files + [(path, _PLOTS) for path in sorted(self.plots.glob("*"))]
 
-@contextlib.contextmanager
-def exclusive_run_directory(config: Config, resume: bool) -> Iterator[Path]:
-    """Own the run directory, made if missing, while inside; one that holds another run is refused.
+    # Ownership and state
 
-    Raises:
-        ValueError: one line; also when another driver is at work in it.
-    """
-    check_output(config, resume)
-    run = _make_numbered(config.name) if config.train.output is None else Path(config.train.output).absolute()
-    with exclusive_folder(run, f"train.output: {run}"):
-        (run / "checkpoints").mkdir(exist_ok=True)
-        if not all((run / name).exists() for name in _MODEL):
-            for name in (OUTCOME, RESULT):  # what they say is finished is gone: it is made anew of the last checkpoint
-                (run / name).unlink(missing_ok=True)
-        yield run
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Own the directory, made if missing, while inside; see `files.exclusive_folder`."""
+        return exclusive_folder(self.path, f"train.output: {self}")
 
+    def session(self) -> AbstractContextManager[Callable[[], float]]:
+        """Count a session of the run; see `elapsed.session`."""
+        return elapsed.session(self.path)
 
-def _root() -> Path:
-    return Path("runs").absolute()
+    def seconds(self) -> float:
+        """Return the seconds of all sessions of the run, 0 without any."""
+        return elapsed.seconds_of(self.path)
 
+    def has_started(self) -> bool:
+        """Return whether a run was started here: it has its config."""
+        return self._exists(_CONFIG)
 
-def _make_numbered(name: str) -> Path:
-    while True:
-        run = next_numbered_folder(_root(), name)
-        try:
-            run.mkdir(parents=True)
-        except FileExistsError:  # another run took the number at this moment
-            continue
-        except OSError as error:
-            raise DataError(
-                f"train.output: {run}: cannot be written: {error.strerror}: choose another directory"
-            ) from error
-        return run
+    def is_finished(self) -> bool:
+        """Return whether the run has its result and the model that the result names."""
+        return self._exists(_RESULT) and self.has_model()
 
+    def has_model(self) -> bool:
+        """Return whether weights and description of the trained model are there."""
+        return self._exists(WEIGHTS) and self._exists(DESCRIPTION)
 
-def check_data(run: Path, facts: dict[str, Any]) -> None:
-    """Hold the data against what the run was started with, wherever it lies now.
+    # Config and data
 
-    Raises:
-        ValueError: when it has changed: the plan of the samples, and so the run, would be another one.
-    """
-    path = run / DATA
-    if not path.exists():
-        return
-    before = json.loads(path.read_text())
-    for key, value in facts.items():
-        if before.get(key) != value:
+    def read_config(self) -> Config:
+        """Return the config that the run was started with.
+
+        Raises:
+            ValueError: this is no run directory.
+        """
+        if not self.has_started():
             raise ValueError(
-                f"data.train: {key} is {value}, the run was started with {before.get(key)}: must stay for --resume: "
-                "start a new run on changed data"
+                f"train.output: {self}: is not a run directory (no {_CONFIG}): name one that was trained in"
             )
+        return configs.load(file=self.config_file)
 
+    def write_config(self, config: Config) -> None:
+        """Write the config, without the directory itself: it may be moved."""
+        configs.dump(replace(config, train=replace(config.train, output=None)), self.config_file)
 
-def _check_unchanged(old: Config, new: Config) -> None:
-    before, now = masked(configs.flat(old)), masked(configs.flat(new))
-    for key in _FOR_LIFE:
-        if before[key] != now[key]:
-            raise ValueError(f"{key}: {now[key]!r}: the run was started with {before[key]!r}: must stay for --resume")
+    def read_data_facts(self) -> Values | None:
+        """Return digest and counts of the training data, None before they were written."""
+        return self._read_json(_DATA)
+
+    def write_data_facts(self, facts: Values) -> None:
+        """Write digest and counts of the training data."""
+        self._write_json(_DATA, facts)
+
+    # Results
+
+    def has_outcome(self) -> bool:
+        """Return whether the workers have finished."""
+        return self._exists(_OUTCOME)
+
+    def read_outcome(self) -> Values:
+        """Return what the workers left of the run.
+
+        Raises:
+            FileNotFoundError: they have not finished.
+        """
+        return self._read_required(_OUTCOME)
+
+    def write_outcome(self, outcome: Values) -> None:
+        """Write what the driver makes the result of; the workers' last file."""
+        self._write_json(_OUTCOME, outcome)
+
+    def delete_outcome(self) -> None:
+        """Delete the outcome: it belongs to a run with fewer steps."""
+        self._delete(_OUTCOME)
+
+    def has_result(self) -> bool:
+        """Return whether the driver has written the result."""
+        return self._exists(_RESULT)
+
+    def read_result(self) -> dict[str, Any]:
+        """Return the result of the run, as `rayface train --json` prints it.
+
+        Raises:
+            FileNotFoundError: the run is not finished.
+        """
+        return dict(self._read_required(_RESULT))
+
+    def write_result(self, result: Values) -> None:
+        """Write the result; the driver's last file."""
+        self._write_json(_RESULT, result)
+
+    def delete_results(self) -> None:
+        """Delete outcome and result, for them to be made again from the last checkpoint."""
+        self._delete(_OUTCOME)
+        self._delete(_RESULT)
+
+    def read_evaluation(self) -> Values:
+        """Return the last evaluation while training.
+
+        Raises:
+            FileNotFoundError: there was none.
+        """
+        return self._read_required(_EVALUATION)
+
+    def write_evaluation(self, evaluation: Values) -> None:
+        """Write the last evaluation while training."""
+        self._write_json(_EVALUATION, evaluation)
+
+    # Journals and faults
+
+    def journal(self, writer: str) -> Journal:
+        """Open the journal of one writer, for example "driver" or "sweep"."""
+        return Journal(self.journals / f"{writer}.jsonl")
+
+    def worker_journal(self) -> Journal:
+        """Open the journal of rank 0."""
+        return self.journal(_WORKER)
+
+    def read_metrics(self) -> dict[str, list[tuple[int, float, float]]]:
+        """Return the metrics of all journals; see `tracking.read_metrics`."""
+        return read_metrics(self.journals)
+
+    def mlflow_run_id(self) -> str | None:
+        """Return the id of the run in MLflow, None before MLflow has answered."""
+        return delivered_run_id(self.journals)
+
+    def write_faults(self, lines: Iterable[object]) -> None:
+        """Begin the list of corrupt samples and checkpoints and of restarts."""
+        write_text(self.path / _FAULTS, "".join(f"{line}\n" for line in lines))
+
+    def add_faults(self, lines: Iterable[object]) -> None:
+        """Append to the list of faults."""
+        with (self.path / _FAULTS).open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)

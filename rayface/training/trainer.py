@@ -1,13 +1,12 @@
 """The driver's side of a training run: claim a run directory, start the workers, follow them, gather the results."""
 
 import contextlib
-import json
 import logging
 import math
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -27,9 +26,7 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming.micro_batches import check_pieces, micro_batches
 from rayface.data.streaming.sample_order import SampleOrder, order_samples
 from rayface.data.streaming.shared_samples import SharedSamples, share
-from rayface.elapsed import session
 from rayface.evaluation.pairs import load_pairs
-from rayface.files import write_json, write_text
 from rayface.heads import head_class
 from rayface.heads.from_config import build_config_margin
 from rayface.interrupts import terminable
@@ -43,13 +40,12 @@ from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distillation import check_distillation
-from rayface.training.recovery import interrupt
 from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
 from rayface.training.recovery.placement_groups import Trainer, remove_orphaned_placement_groups
-from rayface.training.recovery.restarts import clear_drain_request, clear_restarts
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.recovery.supervisor import Supervisor, cause_of
-from rayface.training.run_directory import DATA, OUTCOME, RESULT, check_data, check_output, exclusive_run_directory
+from rayface.training.run_directory import RunDirectory
+from rayface.training.run_output import check_data, check_output, exclusive_run_directory
 from rayface.training.schedules import RunLength, build_schedule
 from rayface.training.teacher_cache import fill_cache
 from rayface.training.worker import WorkerJob, train_worker
@@ -104,11 +100,11 @@ def train(
             facts = _data_facts(dataset)
             check_data(run, facts)
             if resume:
-                check_resumable(run, config, plan)
+                check_resumable(run.path, config, plan)
             fill_cache(config, dataset)
             # From here on the run is one of this config; until here a run that is resumed is as it was.
-            write_json(run / DATA, facts)
-            configs.dump(replace(config, train=replace(config.train, output=None)), run / "config.yaml")
+            run.write_data_facts(facts)
+            run.write_config(config)
             return _train_in(run, config, dataset, plan, resume=resume, tags=tags, held_cpus=held_cpus)
 
 
@@ -141,7 +137,7 @@ def _num_steps(config: Config, plan: SampleOrder) -> int:
 
 
 def _train_in(
-    run: Path,
+    run: RunDirectory,
     config: Config,
     dataset: Dataset,
     plan: SampleOrder,
@@ -151,13 +147,13 @@ def _train_in(
     held_cpus: float,
 ) -> dict[str, Any]:
     if not resume:
-        write_text(run / "faults.log", "".join(f"{fault}\n" for fault in dataset.faults))
-    with session(run) as seconds, _tracked(config, run, dataset, tags) as tracked:
-        with phase("train"), show_training(run, _num_steps(config, plan)):
+        run.write_faults(dataset.faults)
+    with run.session() as seconds, _tracked(config, run, dataset, tags) as tracked:
+        with phase("train"), show_training(run.path, run.worker_journal_file, _num_steps(config, plan)):
             _fit(config, run, dataset, share(dataset), plan, held_cpus)
         with phase("write report"):
             result = _gather(run, dataset, seconds=seconds())
-        for path, folder in _artifacts(run):
+        for path, folder in run.artifacts():
             tracked.journal.artifact(path, folder)
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
 
@@ -271,16 +267,16 @@ class _Tracked:
 
 
 @contextlib.contextmanager
-def _tracked(config: Config, run: Path, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[_Tracked]:
+def _tracked(config: Config, run: RunDirectory, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[_Tracked]:
     """The driver's journal of a run; whatever happens inside, the run's end is told and waited for."""
-    delivery = tracking.start(config.tracking, run, tags) if config.tracking.enabled else None
-    journal = tracking.Journal(run / "journal" / "driver.jsonl")
+    delivery = tracking.start(config.tracking, run.path, tags) if config.tracking.enabled else None
+    journal = run.journal("driver")
     tracked = _Tracked(journal=journal, uri=delivery.uri if delivery else None)
     journal.params(configs.flat(config))
     journal.params({"dataset.name": dataset.name, "dataset.digest": dataset.digest})
     journal.params({"dataset.num_classes": dataset.num_classes, "dataset.num_images": len(dataset.index)})
     journal.params({"dataset.num_classes_with_images": dataset.num_classes_with_images})
-    journal.artifact(run / "config.yaml")
+    journal.artifact(run.config_file)
     journal.tags({"git_commit": _git_commit(), "run_directory": str(run)})
     status: Status = "FAILED"
     try:
@@ -306,35 +302,35 @@ def _git_commit() -> str:
 
 
 def _fit(
-    config: Config, run: Path, dataset: Dataset, samples: SharedSamples, plan: SampleOrder, held_cpus: float
+    config: Config, run: RunDirectory, dataset: Dataset, samples: SharedSamples, plan: SampleOrder, held_cpus: float
 ) -> None:
     """Run workers until they are done; once more whenever they have left a node before it was taken away."""
 
     def fit() -> None:
         _trainer(config, run, dataset, samples, plan, held_cpus).fit()
-        while clear_drain_request(run) and not interrupt.requested(run) and not (run / OUTCOME).exists():
+        while run.clear_drain_request() and not run.stop_requested() and not run.has_outcome():
             _trainer(config, run, dataset, samples, plan, held_cpus).fit()
 
-    clear_restarts(run)
+    run.clear_restarts()
     try:
         with terminable():
-            run_interruptibly(fit, run, config.train.grace_seconds, finished=(run / OUTCOME).exists)
+            run_interruptibly(fit, run, config.train.grace_seconds)
     except ray.train.TrainingFailedError as error:
         raise cause_of(error, run) from error
     except KeyboardInterrupt as error:
         raise _interrupted(run, error) from error
-    if not (run / OUTCOME).exists():  # a sweep put the request to stop into the run directory
+    if not run.has_outcome():  # a sweep put the request to stop into the run directory
         raise _interrupted(run, KeyboardInterrupt())
 
 
 def _trainer(
-    config: Config, run: Path, dataset: Dataset, samples: SharedSamples, plan: SampleOrder, held_cpus: float
+    config: Config, run: RunDirectory, dataset: Dataset, samples: SharedSamples, plan: SampleOrder, held_cpus: float
 ) -> Trainer:
     gpu = uses_gpu(config)
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = WorkerJob(
         config=config,
-        run=run,
+        run=run.path,
         dataset=DatasetFacts(name=dataset.name, digest=dataset.digest, licence=dataset.about.licence),
         num_classes=dataset.num_classes,
         samples=samples,
@@ -356,7 +352,7 @@ def _trainer(
         # Ray resumes a run whose name it has seen; ours are resumed from our own checkpoints, under a new name.
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
-            storage_path=str(run / "ray"),
+            storage_path=str(run.ray_storage),
             # A group that finds no room is tried again until the supervisor says that it was long enough.
             failure_config=FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=-1),
             callbacks=[Supervisor(run, config.train)],
@@ -364,8 +360,8 @@ def _trainer(
     )
 
 
-def _interrupted(run: Path, cause: KeyboardInterrupt) -> TrainingInterruptedError:
-    saved = checkpoint.all_in(run)
+def _interrupted(run: RunDirectory, cause: KeyboardInterrupt) -> TrainingInterruptedError:
+    saved = checkpoint.all_in(run.path)
     where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
     return TrainingInterruptedError(
         f"interrupted; {where}; go on with: rayface train --resume train.output={run}", cause
@@ -377,26 +373,26 @@ def _collective_seconds(config: Config) -> int:
     return math.ceil(2 * config.train.hang_timeout) + 86_400 if config.train.hang_timeout else 1800
 
 
-def _gather(run: Path, dataset: Dataset, *, seconds: float) -> dict[str, Any]:
+def _gather(run: RunDirectory, dataset: Dataset, *, seconds: float) -> dict[str, Any]:
     """Plots, report and the numbers that the run is remembered by."""
-    metrics = tracking.read_metrics(run / "journal")
-    result = json.loads((run / OUTCOME).read_text())
+    metrics = run.read_metrics()
+    result = dict(run.read_outcome())
     speeds = sorted(value for _, value, _ in metrics.get("train/images_per_second", []))
     result["images_per_second"] = speeds[len(speeds) // 2] if speeds else 0.0
     result["seconds"] = seconds
     accuracy = metrics.get("eval/accuracy")
     if accuracy:
         result["accuracy_before"] = accuracy[0][1]
-    result = {"run": str(run), "model": str(run / "model.safetensors"), "report": str(run / "report.html"), **result}
-    curve = json.loads((run / "evaluation.json").read_text())["roc"] if accuracy else None
+    result = {"run": str(run), "model": str(run.model), "report": str(run.report), **result}
+    curve = run.read_evaluation()["roc"] if accuracy else None
     report.training_report(
-        run,
+        run.path,
         title=run.name,
         metrics=metrics,
         table=_table(result, dataset),
         roc=(curve["far"], curve["tar"]) if curve else None,
     )
-    write_json(run / RESULT, result)  # last: it says that the run is finished
+    run.write_result(result)  # last: it says that the run is finished
     return result
 
 
@@ -419,9 +415,3 @@ def _table(result: dict[str, Any], dataset: Dataset) -> list[tuple[str, str]]:
             0, ("accuracy", f"{result['accuracy_mean']:.2%} ± {result['accuracy_std']:.2%}, before {before:.2%}")
         )
     return rows
-
-
-def _artifacts(run: Path) -> list[tuple[Path, str]]:
-    names = ("model.safetensors", "model.json", "model_card.md", "report.html", "evaluation.json", RESULT)
-    files = [(run / name, "") for name in names if (run / name).exists()]
-    return files + [(path, "plots") for path in sorted((run / "plots").glob("*"))]

@@ -10,9 +10,9 @@ from torch import nn
 from rayface.config import Config
 from rayface.evaluation.pairs import embed_images, load_pairs, pair_result
 from rayface.evaluation.verification import pair_scores, roc_of, thinned
-from rayface.files import write_json
 from rayface.training.distributed import World, average_buffers, gather_rows
 from rayface.training.recovery.watchdog import Watchdog
+from rayface.training.run_directory import RunDirectory
 
 
 class Evaluation:
@@ -23,7 +23,7 @@ class Evaluation:
     """
 
     def __init__(self, config: Config, run: Path, world: World, *, bf16: bool) -> None:
-        self._config, self._run, self._world, self._bf16 = config, run, world, bf16
+        self._config, self._run, self._world, self._bf16 = config, RunDirectory(run), world, bf16
         self._pairs = None
         if config.evaluate.pairs is not None and config.evaluate.data is not None:
             size = config.data.image_size
@@ -60,5 +60,5 @@ class Evaluation:
         distance, cosine = pair_scores(embeddings, self._pairs.a, self._pairs.b, watchdog.alive)
         self.result = pair_result(distance, cosine, self._pairs)
         far, tar, _ = roc_of(cosine, self._pairs.is_same)
-        write_json(self._run / "evaluation.json", {**self.result, "step": step, "roc": thinned(far, tar)})
+        self._run.write_evaluation({**self.result, "step": step, "roc": thinned(far, tar)})
         return float(self.result["accuracy_mean"])

@@ -11,8 +11,7 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from rayface.elapsed import seconds_of
-from rayface.training.recovery import interrupt
+from rayface.training.run_directory import RunDirectory
 from rayface.tuning.search_space import suggest
 from rayface.tuning.spec import Spec
 from rayface.tuning.study import interrupted, started
@@ -115,7 +114,7 @@ class StudySearch(Searcher):
         result = result or {}
         state = result.get("state")
         run = run_of(self._folder, trial.number)
-        facts: dict[str, Any] = {"run": str(run), "seconds": result.get("seconds", seconds_of(run))}
+        facts: dict[str, Any] = {"run": str(run), "seconds": result.get("seconds", RunDirectory(run).seconds())}
         values: list[float] = []
         if state == "LOST":  # left to a sweep that is resumed, which goes on from the last checkpoint
             self.lost = self.lost or f"trial {trial.number}: {result['reason']}"
@@ -138,4 +137,4 @@ class StudySearch(Searcher):
 
     def _ask_to_stop(self, number: int) -> None:
         with contextlib.suppress(FileNotFoundError):  # it has not begun
-            (run_of(self._folder, number) / interrupt.REQUEST).touch()
+            RunDirectory(run_of(self._folder, number)).request_stop()

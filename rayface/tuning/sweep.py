@@ -25,8 +25,10 @@ from rayface.interrupts import terminable
 from rayface.session import is_cluster, places, ray_session, require_workers
 from rayface.tracking import shared_tracking
 from rayface.tracking.journal import Status
+from rayface.tracking.spool import JOURNAL
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
+from rayface.training.run_directory import RunDirectory
 from rayface.training.trainer import dry_run, uses_gpu
 from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results
@@ -103,7 +105,7 @@ class _Sweep:
     def __init__(self, spec: Spec, base: Config, folder: Path, study: optuna.Study, address: str | None) -> None:
         self._address = address
         self._spec, self._base, self._folder, self._study = spec, base, folder, study
-        self._journal = tracking.Journal(folder / "journal" / "driver.jsonl")
+        self._journal = tracking.Journal(folder / JOURNAL / "driver.jsonl")
         self._tags: dict[str, str] = {}  # of the trials' MLflow runs
         self._search = StudySearch(study, spec, folder, self._ended)
 
@@ -230,7 +232,7 @@ class _Sweep:
 
     def _ended(self, trial: FrozenTrial) -> None:
         run = run_of(self._folder, trial.number)
-        journal = tracking.Journal(run / "journal" / "sweep.jsonl")
+        journal = RunDirectory(run).journal("sweep")
         journal.params(trial.params)
         journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})
         if trial.state == TrialState.FAIL:
@@ -252,7 +254,7 @@ class _Sweep:
             run = run_of(self._folder, trial.number)
             if not trial.state.is_finished():
                 continue
-            journal = tracking.Journal(run / "journal" / "sweep.jsonl")
+            journal = RunDirectory(run).journal("sweep")
             journal.tags({"best": str(trial.number in best).lower()})
             journal.close()
             if self._base.tracking.enabled:

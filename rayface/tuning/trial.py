@@ -1,6 +1,5 @@
 """One trial: a training run like any other, in a process that Ray Tune starts."""
 
-import json
 import math
 import shutil
 import threading
@@ -17,10 +16,10 @@ from rayface.config import Config
 from rayface.progress import Bar, shown_on
 from rayface.ray_errors import in_one_line, root_cause
 from rayface.session import NoRoomError
-from rayface.tracking.journal import Journal, read_records
+from rayface.tracking.journal import read_records
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.rollback import NodesLostError
-from rayface.training.run_directory import RESULT
+from rayface.training.run_directory import RunDirectory
 from rayface.training.trainer import train
 from rayface.tuning.prune_stage import PRUNE, prune_settings
 from rayface.tuning.sweep_directory import core_set_of
@@ -97,10 +96,10 @@ def _of_stage(values: Mapping[str, Any]) -> dict[str, Any]:
 def _trained(
     config: Config, run: Path, watch: str | None, facts: Mapping[str, Any] | None, **options: Any
 ) -> dict[str, Any]:
-    if (run / RESULT).exists():  # it was finished when the sweep broke off
-        result: dict[str, Any] = json.loads((run / RESULT).read_text())
-        return result
-    resume = (run / "config.yaml").exists()
+    directory = RunDirectory(run)
+    if directory.has_result():  # it was finished when the sweep was interrupted
+        return directory.read_result()
+    resume = directory.has_started()
     if run.exists() and not resume:  # it had not begun
         shutil.rmtree(run)
 
@@ -119,11 +118,11 @@ class _TrialDisplay:
         yield lambda done, total: None
 
     @contextmanager
-    def training(self, run: Path, total_steps: int) -> Iterator[None]:
+    def training(self, run: Path, journal: Path, total_steps: int) -> Iterator[None]:
         if self._facts is not None:
             _log_prune(run, self._facts)
         done = threading.Event()
-        thread = threading.Thread(target=_report_evaluations, args=(run, self._watch, done), daemon=True)
+        thread = threading.Thread(target=_report_evaluations, args=(journal, self._watch, done), daemon=True)
         thread.start()
         try:
             yield
@@ -133,15 +132,15 @@ class _TrialDisplay:
 
 
 def _log_prune(run: Path, facts: Mapping[str, Any]) -> None:
-    journal = Journal(run / "journal" / "prune.jsonl")
+    journal = RunDirectory(run).journal("prune")
     journal.metrics({f"prune/{key}": value for key, value in facts.items() if isinstance(value, int | float)}, 0)
     journal.artifact(core_set_of(run) / "report.html", "prune")
     journal.close()
 
 
-def _report_evaluations(run: Path, watch: str | None, done: threading.Event) -> None:
+def _report_evaluations(path: Path, watch: str | None, done: threading.Event) -> None:
     """Report every value of a journal's metric, but for that of step 0, until all is done."""
-    path, offset = run / "journal" / "rank0.jsonl", 0
+    offset = 0
     while watch is not None:
         last = done.wait(_POLL_SECONDS)
         for record, end in read_records(path, offset) if path.exists() else ():

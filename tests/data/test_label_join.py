@@ -27,7 +27,8 @@ from rayface.embedding import embed
 from rayface.plan.planning import make_plan
 from rayface.storage import DataError
 from rayface.training import trainer
-from rayface.training.run_directory import check_data, check_output
+from rayface.training.run_directory import RunDirectory
+from rayface.training.run_output import check_data, check_output
 
 ZOE, ZOE_DECOMPOSED = (unicodedata.normalize(form, "Zoé") for form in ("NFC", "NFD"))
 
@@ -244,6 +245,6 @@ def test_a_run_keeps_how_its_data_was_joined(tmp_path: Path) -> None:
     facts = trainer._data_facts(open_dataset([a, b]))
     assert facts["join"] == "names"
     (tmp_path / "data.json").write_text(json.dumps(facts))
-    check_data(tmp_path, facts)
+    check_data(RunDirectory(tmp_path), facts)
     with pytest.raises(ValueError, match="the run was started with"):
-        check_data(tmp_path, trainer._data_facts(open_dataset([a, b], join="labels")))
+        check_data(RunDirectory(tmp_path), trainer._data_facts(open_dataset([a, b], join="labels")))

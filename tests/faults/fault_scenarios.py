@@ -20,8 +20,7 @@ from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import locate_member
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.tracking import deliver, read_metrics
-from rayface.training.recovery import interrupt
-from rayface.training.recovery.restarts import drain_requested, restarts
+from rayface.training.run_directory import RunDirectory
 
 # Given the stage and the worker at the gate ("pid", "driver", "step"); may return what the worker is told.
 Deed = Callable[[Stage, dict[str, Any]], str | None]
@@ -122,7 +121,8 @@ def check_end(stage: Stage, scenarios: Sequence[Scenario]) -> Outcome:
     # A fault costs what was done since the last checkpoint, never more.
     assert found.steps_again <= EVERY * len(scenarios)
     again = sum(scenario.restarts for scenario in scenarios)
-    assert len(restarts(stage.run)) == read_metrics(stage.run / "journal")["train/restarts"][-1][1] == again
+    restarts = RunDirectory(stage.run).restarts()
+    assert len(restarts) == read_metrics(stage.run / "journal")["train/restarts"][-1][1] == again
     assert (stage.run / "faults.log").read_text().count("workers were started again") == again
     return found
 
@@ -170,7 +170,7 @@ def _send(sent: signal.Signals, to: str = "pid") -> Deed:
     def send(stage: Stage, here: dict[str, Any]) -> None:
         os.kill(here[to], sent)
         if to == "driver" and sent == signal.SIGTERM:
-            stage.wait_for(lambda: interrupt.requested(stage.run))
+            stage.wait_for(lambda: RunDirectory(stage.run).stop_requested())
 
     return send
 
@@ -187,12 +187,12 @@ def _remove_node(stage: Stage, here: dict[str, Any]) -> None:
 def _add_node(stage: Stage, here: dict[str, Any]) -> None:
     """The worker at the gate goes on when it has been asked to make room for more."""
     stage.rig.add_node()
-    stage.wait_for(lambda: interrupt.requested(stage.run))
+    stage.wait_for(lambda: RunDirectory(stage.run).stop_requested())
 
 
 def _drain_node(stage: Stage, here: dict[str, Any]) -> None:
     stage.rig.drain_node()
-    stage.wait_for(lambda: drain_requested(stage.run))
+    stage.wait_for(lambda: RunDirectory(stage.run).drain_requested())
 
 
 def workers_of(stage: Stage) -> list[int]:

@@ -8,7 +8,7 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.storage import DataError
 from rayface.training import trainer
-from rayface.training.recovery.restarts import restarts
+from rayface.training.run_directory import RunDirectory
 from rayface.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -60,4 +60,4 @@ def test_what_would_fail_again_is_not_tried_again(drawn, tmp_path, monkeypatch):
     disturbed(monkeypatch, fail)
     with pytest.raises(DataError, match=r"^too many damaged samples$"):
         train(settings(drawn, tmp_path / "run"))
-    assert restarts(tmp_path / "run") == []
+    assert RunDirectory(tmp_path / "run").restarts() == []

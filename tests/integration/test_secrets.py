@@ -60,7 +60,7 @@ def test_no_credential_of_a_uri_is_written_or_printed(object_store, tmp_path, mo
 
 
 def test_a_run_goes_on_with_credentials_given_again_and_keeps_none(tmp_path):
-    from rayface.training.run_directory import check_output
+    from rayface.training.run_output import check_output
 
     first = configs.load(overrides=[f"data.train=s3://K:{PLANTED}@bucket/a", f"train.output={tmp_path}"])
     configs.dump(first, tmp_path / "config.yaml")

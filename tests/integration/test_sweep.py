@@ -23,7 +23,7 @@ from rayface import config as configs
 from rayface.data.dataset import open_dataset
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
-from rayface.training.run_directory import resolve
+from rayface.training.run_output import resolve
 from rayface.training.schedules import FastFace
 
 CONFIG = {

@@ -6,7 +6,7 @@ import pytest
 import ray
 from ray.tune.search import Searcher
 
-from rayface.training.recovery.interrupt import REQUEST
+from rayface.training.run_directory import RunDirectory
 from rayface.tuning.search import StudySearch
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Objective, Spec, SweepConfig
@@ -111,10 +111,10 @@ def test_trial_that_was_asked_to_stop_is_asked_again_where_another_process_took_
     for name, value in zip("ab", (0.9, 0.1), strict=True):
         desk.start(name)
         desk.report(name, 10, value)
-    request = tmp_path / "trials" / "0001" / REQUEST
-    request.unlink()
+    run = RunDirectory(tmp_path / "trials" / "0001")
+    run.clear_stop_request()
     desk.report("b", 11, 0.1)
-    assert request.exists()
+    assert run.stop_requested()
 
 
 def test_a_trial_that_falls_behind_is_asked_to_stop(tmp_path):
@@ -123,7 +123,7 @@ def test_a_trial_that_falls_behind_is_asked_to_stop(tmp_path):
         desk.start(name)
         desk.report(name, 5, value)
         desk.report(name, 10, value)
-    asked = [(tmp_path / "trials" / f"{number:04d}" / REQUEST).exists() for number in range(4)]
+    asked = [RunDirectory(tmp_path / "trials" / f"{number:04d}").stop_requested() for number in range(4)]
     assert asked == [False, False, False, True] or asked == [False, True, True, True]
     desk.search.on_trial_complete("d", {"state": "PRUNED"})
     assert desk.states()[3] == "PRUNED"
@@ -160,7 +160,7 @@ def test_trials_stopped_with_the_sweep_are_left_for_later(tmp_path):
     desk = Desk(tmp_path, trials=3)
     job = desk.start("a")
     desk.search.stop()
-    assert (tmp_path / "trials" / job["run"][-4:] / REQUEST).exists()
+    assert RunDirectory(tmp_path / "trials" / job["run"][-4:]).stop_requested()
     assert desk.start("b") == Searcher.FINISHED
     desk.search.on_trial_complete("a", {"state": "PRUNED"})
     assert desk.states() == ["RUNNING"]
@@ -213,11 +213,11 @@ def test_pruners_give_up_what_is_worse_than_all_before(tmp_path, pruner):
     desk = Desk(tmp_path, trials=8, pruner=pruner, min_steps=10, reduction_factor=2)
     for number in range(8):
         desk.start(str(number))
-        request = tmp_path / "trials" / f"{number:04d}" / REQUEST
+        run = RunDirectory(tmp_path / "trials" / f"{number:04d}")
         for step in (10, 20, 40, 80):
-            if not request.exists():
+            if not run.stop_requested():
                 desk.report(str(number), step, 1.0 - number / 10)
-        if request.exists():
+        if run.stop_requested():
             desk.search.on_trial_complete(str(number), {"state": "PRUNED"})
         else:
             desk.complete(str(number), 1.0 - number / 10)

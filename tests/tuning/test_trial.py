@@ -8,10 +8,11 @@ from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayface import config as configs
+from rayface.progress import show_training
 from rayface.session import NoRoomError
-from rayface.tracking import Journal, read_metrics
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedError
+from rayface.training.run_directory import RunDirectory
 from rayface.tuning import trial
 
 
@@ -116,14 +117,14 @@ def test_a_trial_that_had_finished_is_not_run_again_and_one_that_had_begun_goes_
 
 
 def test_what_is_watched_is_reported_while_it_trains_but_for_step_0(run_trial, tmp_path):
-    def train(config, *, follow, **options):
-        run = tmp_path / "0007"
-        with follow(run, 30):
-            journal = Journal(run / "journal" / "rank0.jsonl")
+    def train(config, **options):
+        run = RunDirectory(tmp_path / "0007")
+        with show_training(run.path, run.worker_journal_file, 30):
+            journal = run.worker_journal()
             for step in (0, 10, 20):
                 journal.metrics({"eval/accuracy": step / 100, "train/loss": 5.0}, step)
             journal.close()
-        assert read_metrics(run / "journal")
+        assert run.read_metrics()
         return {"accuracy_mean": 0.9, "seconds": 1.0}
 
     *watched, last = run_trial(train, watch="eval/accuracy")

@@ -43,7 +43,7 @@ from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
 from rayface.storage import atomic_stream, on_disk
 from rayface.tracking.job import tracked_job
-from rayface.training.run_directory import config_of
+from rayface.training.run_directory import RunDirectory
 
 PROXY = "proxy"  # folder of what was made on the way to the embeddings
 _JOB = ".prune_job.json"
@@ -288,7 +288,7 @@ def _found(rule: Rule, chooser: Chooser) -> Rule:
 def _head(settings: PruneSettings, method: str) -> dict[str, Any]:
     if method != "diffprob" or settings.head is None:
         return {}
-    return {"head": settings.head, "scale": config_of(Path(settings.head)).head.scale}
+    return {"head": settings.head, "scale": RunDirectory(Path(settings.head)).read_config().head.scale}
 
 
 def _write_core_set(path: Path, tables: Iterator[pa.Table]) -> None:

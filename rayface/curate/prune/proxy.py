@@ -25,7 +25,7 @@ from rayface.files import write_json
 from rayface.session import ray_session
 from rayface.storage import on_disk
 from rayface.tracking import shared_tracking
-from rayface.training.run_directory import is_finished
+from rayface.training.run_directory import RunDirectory
 from rayface.training.trainer import train
 
 _JOB = "proxy.json"
@@ -131,12 +131,12 @@ def _sample_identities(out: Path, proxy: ProxySettings, dataset: Dataset) -> Non
 
 
 def _train(folder: Path, proxy: ProxySettings, *, address: str | None, debug: bool) -> None:
-    run = folder / "run"
-    if is_finished(run):
+    run = RunDirectory(folder / "run")
+    if run.is_finished():
         return
-    resume = (run / "config.yaml").exists()
-    if run.exists() and not resume:
-        shutil.rmtree(run)  # it never got as far as its config
+    resume = run.has_started()
+    if run.path.exists() and not resume:
+        shutil.rmtree(run.path)  # it never got as far as its config
     config = dataclasses.replace(
         proxy.config,
         data=dataclasses.replace(proxy.config.data, train=(str(folder / "data"),)),

@@ -11,6 +11,7 @@ from rayface.curate.identities import check_keep, check_min_images
 from rayface.curate.prune.selection import METHODS
 from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings
+from rayface.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def check_settings(settings: PruneSettings) -> None:
     check_min_images(settings.min_images)
     if "diffprob" in (settings.method, *settings.baselines) and settings.head is None:
         raise ValueError("--head: is not given: must be the run whose model embedded the faces, for diffprob")
-    if settings.head is not None and not (Path(settings.head) / "config.yaml").is_file():
+    if settings.head is not None and not RunDirectory(Path(settings.head)).has_started():
         raise ValueError(
             f"--head: {settings.head}: is not a run directory (no config.yaml): give the run whose model embedded the "
             "faces"

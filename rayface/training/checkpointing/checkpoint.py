@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from rayface.storage import sync_folder
 from rayface.training.checkpointing.digests import Digests, digests_of, verify, write_digests, write_synced
 from rayface.training.checkpointing.progress import PROGRESS, Progress
+from rayface.training.run_directory import RunDirectory
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -89,12 +90,12 @@ class CheckpointError(RuntimeError):
 
 
 def folder_of(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step_{step:08d}"
+    return RunDirectory(run).checkpoints / f"step_{step:08d}"
 
 
 def all_in(run: Path) -> list[Path]:
     """Checkpoints of a run that were finished, oldest first; whether one is still whole, `verify` says."""
-    return sorted(p.parent for p in (run / "checkpoints").glob(f"step_*/{PROGRESS}"))
+    return sorted(p.parent for p in RunDirectory(run).checkpoints.glob(f"step_*/{PROGRESS}"))
 
 
 def save(run: Path, state: State, progress: Progress, *, keep: int, group: Group = None) -> Path:
@@ -189,8 +190,7 @@ def _put_aside(run: Path, damaged: Path, reasons: list[str], used: Path) -> str:
     aside = damaged.with_name(f"damaged_{damaged.name}")
     line = f"checkpoint {damaged.name} is damaged, {used.name} is used instead: {'; '.join(reasons)[:2000]}"
     logger.warning("%s; put aside as %s", line, aside)
-    with (run / "faults.log").open("a") as file:
-        file.write(f"{line}\n")
+    RunDirectory(run).add_faults([line])
     shutil.rmtree(aside, ignore_errors=True)
     damaged.replace(aside)
     return line

@@ -16,6 +16,7 @@ from rayface.training.checkpointing.checkpoint import RowShard, State
 from rayface.training.checkpointing.optimizer_state import by_name, load_optimizer_state, optimizer_state
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.distributed import World
+from rayface.training.run_directory import RunDirectory
 
 # bf16 needs no loss scaling, so there is no scaler to keep.
 
@@ -84,11 +85,7 @@ def load_rng(tensors: dict[str, torch.Tensor], device: torch.device) -> None:
 
 def mlflow_run_id(run: Path) -> str | None:
     """The id of the run in MLflow, once it is known there."""
-    path = run / "journal" / "delivered.json"
-    try:
-        return str(json.loads(path.read_text())["run_id"])
-    except (OSError, ValueError, KeyError):
-        return None
+    return RunDirectory(run).mlflow_run_id()
 
 
 def _plain(value: Any) -> Any:

@@ -25,7 +25,7 @@ from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.checkpoint import RowShard
 from rayface.training.checkpointing.digests import DIGESTS
 from rayface.training.checkpointing.progress import PROGRESS, Progress
-from rayface.training.run_directory import config_of
+from rayface.training.run_directory import RunDirectory
 
 CENTERS = "head.centers"
 _SHOWN_KEYS = (
@@ -86,11 +86,11 @@ def show(directory: Path) -> dict[str, Any]:
         }
         for name, saved in _tensors(folder).items()
     }
-    run = folder.absolute().parent.parent
+    run = RunDirectory(folder.absolute().parent.parent)
     if progress["config"] is not None:
         flat = configs.flat(configs.from_dict(progress["config"]))
     else:
-        flat = configs.flat(config_of(run)) if (run / "config.yaml").is_file() else {}
+        flat = configs.flat(run.read_config()) if run.has_started() else {}
     return {
         "checkpoint": str(folder),
         "whole": True,
@@ -129,7 +129,7 @@ def export(directory: Path, out: Path) -> dict[str, Any]:
         ValueError: the checkpoint is damaged, or there is no config.yaml around it.
     """
     folder = _whole(directory)
-    config = config_of(folder.absolute().parent.parent)
+    config = RunDirectory(folder.absolute().parent.parent).read_config()
     net = config.backbone
     backbone = build_backbone(
         net.name, embedding_size=net.embedding_size, image_size=config.data.image_size, width=net.width

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayface.interrupts import Terminated
-
-REQUEST = "stop"
+from rayface.training.run_directory import RunDirectory
 
 
 class TrainingInterruptedError(RuntimeError):
@@ -28,14 +27,14 @@ def exit_code_of(error: BaseException) -> int:
     return 143 if isinstance(error, Terminated) else 130
 
 
-def run_interruptibly(function: Callable[[], None], run: Path, grace: float, *, finished: Callable[[], bool]) -> None:
-    """Call `function` in a thread; when interrupted, put the request into the run directory and wait for it to end.
+def run_interruptibly(function: Callable[[], None], run: RunDirectory, grace: float) -> None:
+    """Call `function` in a thread; when interrupted, request a stop of the run and wait for the function to end.
 
     Ray Train would answer Ctrl-C in the main thread with an exit of its own that loses the step.
 
     Args:
         grace: seconds that the workers get to save a checkpoint; a second interrupt does not wait.
-        finished: whether all is done: then an interrupt came too late to change anything and is ignored.
+            An interrupt of a run whose workers have finished changes nothing and is ignored.
 
     Raises:
         KeyboardInterrupt: it was interrupted.
@@ -51,7 +50,7 @@ def run_interruptibly(function: Callable[[], None], run: Path, grace: float, *, 
         finally:
             done.set()
 
-    clear(run)
+    run.clear_stop_request()
     # Not Thread.join: Python 3.11 takes a thread for dead whose join was interrupted.
     done = threading.Event()
     threading.Thread(target=call, daemon=True, name="rayface-fit").start()
@@ -59,25 +58,18 @@ def run_interruptibly(function: Callable[[], None], run: Path, grace: float, *, 
         while not done.wait(0.5):
             pass
     except KeyboardInterrupt:
-        request(run)
+        run.request_stop()
         done.wait(grace)
-        clear(run)
-        if not (done.is_set() and not failures and finished()):
+        run.clear_stop_request()
+        if not (done.is_set() and not failures and run.has_outcome()):
             raise
     if failures:
         raise failures[0]
 
 
-def request(run: Path) -> None:
-    """Ask the workers to save a checkpoint and end."""
-    (run / REQUEST).touch()
-
-
 def requested(run: Path) -> bool:
-    """Whether a stop was asked for; to be asked by one rank, which tells the others."""
-    return (run / REQUEST).exists()
+    return RunDirectory(run).stop_requested()
 
 
 def clear(run: Path) -> None:
-    """Forget a request."""
-    (run / REQUEST).unlink(missing_ok=True)
+    RunDirectory(run).clear_stop_request()

@@ -1,14 +1,11 @@
 """A loss that is not finite: back to the last good checkpoint, without the batch or at a lower rate; or the end."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rayface.config import TrainConfig
-from rayface.files import write_json
-
-ROLLBACKS = "rollbacks.json"  # the roll-backs of a run, from each one on; the next checkpoint holds them too
+from rayface.training.run_directory import RunDirectory
 
 
 class TrainingStoppedError(RuntimeError):
@@ -60,19 +57,19 @@ class Recovery:
 
     def remember(self, run: Path) -> None:
         """Keep it beside the checkpoints: workers that die before the next one must not do it all again."""
-        write_json(run / ROLLBACKS, self.state())
+        RunDirectory(run).write_rollbacks(self.state())
 
 
 def remembered(run: Path, saved: Recovery) -> Recovery:
     """The state that a checkpoint holds, or the one of a roll-back that came after it."""
-    path = run / ROLLBACKS
-    later = Recovery(**json.loads(path.read_text())) if path.exists() else saved
+    kept = RunDirectory(run).read_rollbacks()
+    later = Recovery(**kept) if kept is not None else saved
     return later if later.rollbacks > saved.rollbacks else saved
 
 
 def forget(run: Path) -> None:
     """Leave only what the checkpoints hold: the run stops, and a person decides how it goes on."""
-    (run / ROLLBACKS).unlink(missing_ok=True)
+    RunDirectory(run).delete_rollbacks()
 
 
 def stopped(error: NotFiniteError, good: list[Path], rollbacks: int, lr: float) -> TrainingStoppedError:

@@ -5,7 +5,6 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ray.exceptions import OutOfDiskError, RayActorError, RayError
@@ -24,11 +23,8 @@ from rayface.ray_internals import (
 )
 from rayface.storage import DataError, StorageError
 from rayface.training.checkpointing.checkpoint import CheckpointError
-from rayface.training.recovery import interrupt
-from rayface.training.recovery.restarts import add_restart, clear_drain_request, request_drain, restarts
 from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedError
-from rayface.training.recovery.watchdog import take_hang
-from rayface.training.run_directory import OUTCOME
+from rayface.training.run_directory import RunDirectory
 
 _KNOWN = (TrainingStoppedError, CheckpointError, StorageError, DataError, ValueError)
 # What machines, networks and other workers do to a worker; everything else comes again in the next attempt.
@@ -53,7 +49,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             cluster that has lost nodes to have room again; num_workers.
     """
 
-    def __init__(self, run: Path, train: TrainConfig) -> None:
+    def __init__(self, run: RunDirectory, train: TrainConfig) -> None:
         self._run, self._train = run, train
         self._training = self._failed = False
         self._without_since: float | None = None
@@ -93,7 +89,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._training, self._failed = True, False
-        clear_drain_request(self._run)  # of workers that the node's end overtook
+        self._run.clear_drain_request()  # of workers that the node's end overtook
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         failures = worker_group_status.errors
@@ -104,11 +100,11 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         if self._failed:
             return  # Ray Train asks until all workers of a node that went have ended
         self._training, self._failed = False, True
-        clear_drain_request(self._run)  # too late: they start again here
+        self._run.clear_drain_request()  # too late: they start again here
         cause = lasting_cause(failures)
         if cause is not None:
             raise cause  # Ray Train does not try again after an error of the controller
-        add_restart(self._run, take_hang(self._run) or describe(failures))
+        self._run.add_restart(self._run.take_hang() or describe(failures))
 
     def _leave(self) -> None:
         """Have the workers save a checkpoint and end: a node was given notice. The driver starts others.
@@ -116,23 +112,23 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         Ray Train would let them train on until the node is gone, and take an end of theirs for the end of the training.
         """
         self._training = False
-        request_drain(self._run)
-        add_restart(self._run, "a node is about to be taken away")
+        self._run.request_drain()
+        self._run.add_restart("a node is about to be taken away")
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Have healthy workers save a checkpoint before others take their place, so that no step is done twice."""
         if not self._training:
             return
         self._training = False
-        interrupt.request(self._run)
+        self._run.request_stop()
         deadline = time.monotonic() + self._train.grace_seconds
-        while interrupt.requested(self._run) and not (self._run / OUTCOME).exists() and time.monotonic() < deadline:
+        while self._run.stop_requested() and not self._run.has_outcome() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
-        interrupt.clear(self._run)
-        add_restart(self._run, f"the cluster has room for {resize_decision.num_workers} workers")
+        self._run.clear_stop_request()
+        self._run.add_restart(f"the cluster has room for {resize_decision.num_workers} workers")
 
 
-def cause_of(error: Exception, run: Path) -> Exception:
+def cause_of(error: Exception, run: RunDirectory) -> Exception:
     """What the user should read of an error of Ray Train: the workers' own message where they know the reason."""
     inner = getattr(error, "controller_failure", None)
     if isinstance(inner, _KNOWN):
@@ -142,7 +138,7 @@ def cause_of(error: Exception, run: Path) -> Exception:
     if isinstance(cause, _KNOWN):
         return cause
     if failures:
-        *before, last = restarts(run) or [describe(failures)]
+        *before, last = run.restarts() or [describe(failures)]
         again = f"; workers had been started again {len(before)} times (train.max_failures)" if before else ""
         return TrainingStoppedError(f"{last}{again} (--debug shows more)")
     return TrainingStoppedError(f"Ray Train stopped: {in_one_line(inner or error)} (--debug shows more)")

@@ -1,4 +1,4 @@
-"""A thread in every worker that sees when training stands still, names the worker that is behind, and ends its own."""
+"""Per-worker watchdog: detects a stalled run, reports the slowest rank and terminates its own process."""
 
 import contextlib
 import os
@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from rayface.training.run_directory import RunDirectory
+
 # In the order in which a step goes through them; evaluate and checkpoint belong to the step that follows.
 PHASES = ("start", "evaluate", "score", "checkpoint", "data", "forward", "loss", "backward", "update", "finish")
-HANG = "hang"
 # step, piece, phase, signs of life, unix seconds; written at every change, so that a stopped process left it
 _BEAT = struct.Struct("<qqqqd")
 # Before the first batch Ray Data starts, reads and decodes a whole window.
@@ -38,7 +39,13 @@ class Watchdog:
     """
 
     def __init__(self, run: Path, rank: int, size: int, timeout: float, progress: Callable[[], object]) -> None:
-        self._run, self._rank, self._size, self._timeout, self._progress = run, rank, size, timeout, progress
+        self._run, self._rank, self._size, self._timeout, self._progress = (
+            RunDirectory(run),
+            rank,
+            size,
+            timeout,
+            progress,
+        )
         self._place, self._since = ("start", 0, 0), time.monotonic()
         self._signs = 0
         self._seen: object = None
@@ -52,10 +59,8 @@ class Watchdog:
         self._since = time.monotonic()
         if self._timeout:
             if self._rank == 0:
-                take_hang(self._run)  # of the workers before
-            path = _beat_path(self._run, self._rank)
-            path.parent.mkdir(exist_ok=True)
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+                self._run.take_hang()  # of the workers before
+            self._file = self._run.open_heartbeat(self._rank)
             self._write()
             self._thread.start()
         return self
@@ -127,11 +132,7 @@ class Watchdog:
         where += f" of piece {behind.piece + 1}" * (behind.piece > 0)
         line = f"worker {behind.rank} hangs: no progress for {still:.0f} s in {where} (train.hang_timeout)"
         print(line, file=sys.stderr, flush=True)
-        try:
-            with (self._run / HANG).open("x") as file:  # the first to see it has the word
-                file.write(line)
-        except OSError:
-            pass
+        self._run.record_hang(line)
 
 
 class Beat(NamedTuple):
@@ -145,12 +146,12 @@ class Beat(NamedTuple):
     rank: int
 
 
-def furthest_behind(run: Path, size: int) -> Beat | None:
+def furthest_behind(run: RunDirectory, size: int) -> Beat | None:
     """The worker that the others wait for; None where none is known."""
     beats = []
     for rank in range(size):
         with contextlib.suppress(OSError, struct.error, IndexError):
-            step, piece, phase, signs, since = _BEAT.unpack(_beat_path(run, rank).read_bytes())
+            step, piece, phase, signs, since = _BEAT.unpack(run.read_heartbeat(rank))
             beats.append(Beat(step, piece, PHASES[phase], signs, since, rank))
 
     def key(beat: Beat) -> tuple[float, ...]:
@@ -160,27 +161,5 @@ def furthest_behind(run: Path, size: int) -> Beat | None:
     return min(beats, key=key, default=None)
 
 
-def take_hang(run: Path) -> str | None:
-    """What a watchdog reported, once."""
-    path = run / HANG
-    try:
-        line = path.read_text()
-        path.unlink()
-    except OSError:
-        return None
-    return line or None
-
-
 def bytes_being_written(run: Path) -> int:
-    """Size so far of the checkpoint that is being written."""
-    total = 0
-    for path in (run / "checkpoints").glob(".step_*.tmp/*"):
-        try:
-            total += path.stat().st_size
-        except OSError:
-            continue
-    return total
-
-
-def _beat_path(run: Path, rank: int) -> Path:
-    return run / "beats" / f"rank_{rank:05d}"
+    return RunDirectory(run).bytes_being_written()

@@ -22,7 +22,7 @@ from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.checkpointing.state import load_rng, rng_tensors
 from rayface.training.distributed import World
 from rayface.training.loop import Training
-from rayface.training.recovery.rollback import ROLLBACKS, TrainingStoppedError
+from rayface.training.recovery.rollback import TrainingStoppedError
 
 PLAN = SampleOrder(num_samples=66, batch_size=11)  # 6 steps an epoch; parts of 3 and 4 images on three ranks
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
@@ -157,7 +157,7 @@ def test_roll_backs_end(tmp_path):
         net.fit(batches_for(net, poisoned=(5, 6, 7)))
     assert net.recovery.skipped == [5, 6]
     assert "after 2 roll-backs; the last good checkpoint is" in str(caught.value)
-    assert not (tmp_path / "run" / ROLLBACKS).exists()  # a person goes on from the checkpoint, as it says
+    assert not (tmp_path / "run" / "rollbacks.json").exists()  # a person goes on from the checkpoint, as it says
 
 
 def test_a_checkpoint_is_set_aside_as_often_as_it_is_written(tmp_path):

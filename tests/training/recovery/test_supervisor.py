@@ -27,10 +27,10 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from rayface.config import TrainConfig
 from rayface.storage import DataError, StorageError
 from rayface.training.checkpointing.checkpoint import CheckpointError
-from rayface.training.recovery import interrupt, supervisor
-from rayface.training.recovery.restarts import add_restart, drain_requested, restarts
+from rayface.training.recovery import supervisor
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.recovery.supervisor import Supervisor, cause_of, describe, lasting_cause
+from rayface.training.run_directory import RunDirectory
 
 LOST = UserExceptionWithTraceback(RuntimeError("gloo\nConnection closed by peer"), "trace")
 DEAD = WorkerHealthCheckFailedError("no answer", ActorDiedError())
@@ -83,7 +83,7 @@ def test_what_would_come_again_is_said_as_the_worker_said_it(cause, message, tmp
     failures = {0: LOST, 1: UserExceptionWithTraceback(cause, "trace")}
     lasting = lasting_cause(failures)
     assert str(lasting) == message
-    said = cause_of(WorkerGroupError("many lines", failures), tmp_path)
+    said = cause_of(WorkerGroupError("many lines", failures), RunDirectory(tmp_path))
     assert (type(said), str(said)) == (type(lasting), message)
 
 
@@ -97,7 +97,7 @@ def test_a_run_whose_nodes_do_not_come_back_stops_and_says_so(tmp_path, monkeypa
     now = [0.0]
     clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
     monkeypatch.setattr(supervisor, "time", clock)
-    watching = Supervisor(tmp_path, TrainConfig(num_workers=[2, 4], wait_for_nodes=100))
+    watching = Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=[2, 4], wait_for_nodes=100))
     lost = WorkerGroupError("many lines", {0: LOST, 1: DEAD})
     restarting, scheduling = RestartingState(training_failed_error=lost), SchedulingState(None)
     for now[0], before, after in [
@@ -119,7 +119,7 @@ def test_a_run_whose_nodes_do_not_come_back_stops_and_says_so(tmp_path, monkeypa
     [(WorkerGroupStartupFailedError("no such\nfile"), True), (WorkerGroupStartupTimeoutError(2), False)],
 )
 def test_workers_that_cannot_be_started_are_not_tried_for_ever(tmp_path, failure, stops):
-    watching = Supervisor(tmp_path, TrainConfig(num_workers=2))
+    watching = Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=2))
     failed = ReschedulingState(training_failed_error=ControllerError(failure))
     for _ in range(10):
         watching.after_controller_state_update(SchedulingState(None), failed)
@@ -139,28 +139,28 @@ def test_a_node_that_is_given_notice_is_left_once_and_not_when_it_is_too_late(tm
         )
         for error in (None, LOST)
     ]
-    watching = Supervisor(tmp_path, TrainConfig(num_workers=2))
+    watching = Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=2))
     watching.after_worker_group_training_start(None)
     for _ in range(2):
         watching.after_worker_group_poll_status(group[0])
-    assert drain_requested(tmp_path)
-    assert not interrupt.requested(tmp_path), "a leave is no request of a user's"
-    assert restarts(tmp_path) == ["a node is about to be taken away"]
-    interrupt.request(tmp_path)
+    assert RunDirectory(tmp_path).drain_requested()
+    assert not RunDirectory(tmp_path).stop_requested(), "a leave is no request of a user's"
+    assert RunDirectory(tmp_path).restarts() == ["a node is about to be taken away"]
+    RunDirectory(tmp_path).request_stop()
     for _ in range(3):  # Ray Train asks on until all workers have ended
         watching.after_worker_group_poll_status(group[1])
-    assert interrupt.requested(tmp_path), "what a user asked for was forgotten"
-    assert restarts(tmp_path)[1:] == ["worker 0 failed: gloo Connection closed by peer"]
-    assert not drain_requested(tmp_path)  # Ray Train starts them again
+    assert RunDirectory(tmp_path).stop_requested(), "what a user asked for was forgotten"
+    assert RunDirectory(tmp_path).restarts()[1:] == ["worker 0 failed: gloo Connection closed by peer"]
+    assert not RunDirectory(tmp_path).drain_requested()  # Ray Train starts them again
     watching.after_worker_group_training_start(None)
     watching.after_worker_group_poll_status(group[1])
-    assert len(restarts(tmp_path)) == 3
+    assert len(RunDirectory(tmp_path).restarts()) == 3
 
 
 def test_after_the_last_attempt_the_reason_and_the_attempts_are_said(tmp_path):
     for reason in ("worker 1 died", "worker 0 died", "worker 1 hangs: no progress for 60 s"):
-        add_restart(tmp_path, reason)
-    said = cause_of(WorkerGroupError("many lines", {0: LOST, 1: DEAD}), tmp_path)
+        RunDirectory(tmp_path).add_restart(reason)
+    said = cause_of(WorkerGroupError("many lines", {0: LOST, 1: DEAD}), RunDirectory(tmp_path))
     assert isinstance(said, TrainingStoppedError)
     assert str(said).startswith(
         "worker 1 hangs: no progress for 60 s; workers had been started again 2 times (train.max_failures)"

@@ -15,7 +15,8 @@ from rayface import config as configs
 from rayface.evaluation import verification
 from rayface.evaluation.pairs import PairSet
 from rayface.training.distributed import World
-from rayface.training.recovery.watchdog import PHASES, Watchdog, furthest_behind, take_hang
+from rayface.training.recovery.watchdog import PHASES, Watchdog, furthest_behind
+from rayface.training.run_directory import RunDirectory
 from rayface.training.validation import Evaluation
 
 
@@ -37,7 +38,7 @@ def test_the_one_that_is_behind_is_named(tmp_path, places, behind):
     for rank, place in enumerate(places):
         if place is not None:
             write_beat(tmp_path, rank, *place)
-    found = furthest_behind(tmp_path, 3)
+    found = furthest_behind(RunDirectory(tmp_path), 3)
     assert found is not None
     assert (found.rank, found.step, found.phase) == (behind, *places[behind][:2])
 
@@ -121,8 +122,8 @@ def test_workers_that_wait_for_one_another_end_and_say_for_whom(tmp_path):
     with pytest.raises(mp.ProcessExitedException) as caught:
         mp.spawn(train_and_hang, (str(tmp_path),), 2)
     assert caught.value.exit_code == 70
-    told = take_hang(tmp_path)
+    told = RunDirectory(tmp_path).take_hang()
     assert told is not None
     assert told.startswith("worker 1 hangs: no progress for ")
     assert "in step 3, forward (train.hang_timeout)" in told
-    assert take_hang(tmp_path) is None
+    assert RunDirectory(tmp_path).take_hang() is None

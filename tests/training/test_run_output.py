@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from rayface import config as configs
-from rayface.training.run_directory import check_output, exclusive_run_directory, is_finished
+from rayface.training.run_directory import RunDirectory
+from rayface.training.run_output import check_output, exclusive_run_directory
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "model.json"])
@@ -17,11 +18,11 @@ def test_a_run_whose_model_is_gone_is_resumed(tmp_path: Path, lost: str) -> None
     configs.dump(config, run / "config.yaml")
     for name in ("result.json", "outcome.json", "model.safetensors", "model.json"):
         (run / name).write_text("{}")
-    assert is_finished(run)
+    assert RunDirectory(run).is_finished()
     with pytest.raises(ValueError, match="holds a finished run"):
         check_output(config, resume=True)
     (run / lost).unlink()
-    assert not is_finished(run)
+    assert not RunDirectory(run).is_finished()
     with exclusive_run_directory(config, resume=True):
         assert not (run / "result.json").exists()
         assert not (run / "outcome.json").exists()

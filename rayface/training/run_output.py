@@ -1,0 +1,135 @@
+"""Which directory a run gets, and what must hold to resume the run in it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.credentials import masked
+from rayface.files import next_numbered_folder, numbered_folders
+from rayface.storage import DataError, on_disk
+from rayface.training.run_directory import RunDirectory
+
+# Keys that decide what a step's batch is and what a checkpoint holds: a run keeps them for life.
+_FOR_LIFE = [
+    "data.join",
+    "data.image_size",
+    "data.chunk_images",
+    "data.window_images",
+    "backbone.name",
+    "backbone.embedding_size",
+    "backbone.width",
+    "head.name",
+    "optim.name",
+    "train.batch_size",
+    "train.seed",
+]
+
+
+def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, resume: bool) -> Config:
+    """The config of a run: preset, file and overrides; with resume, the run's own config comes first.
+
+    Raises:
+        ValueError: bad input; one line.
+    """
+    if not resume:
+        return configs.load(preset, file, overrides)
+    given = configs.load(preset, file, overrides)
+    run = RunDirectory(Path(given.train.output)) if given.train.output else newest_unfinished(given.name)
+    base = run.read_config() if preset is None and file is None else given
+    return configs.with_overrides(base, [*overrides, f"train.output={run}"])
+
+
+def newest_unfinished(name: str) -> RunDirectory:
+    """The last run of a name under runs/ that has no result.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    runs = [RunDirectory(path) for _, path in sorted(numbered_folders(_root(), name).items())]
+    found = [run for run in runs if not run.is_finished()]
+    if not found:
+        raise ValueError(f"--resume: no unfinished run {name}-* under runs/: name the run with train.output=DIR")
+    return found[-1]
+
+
+def check_output(config: Config, resume: bool) -> None:
+    """Refuse, without making anything, an output that cannot be a run's: it holds one, or is not empty.
+
+    Raises:
+        ValueError: one line.
+    """
+    if config.train.output is None:
+        return
+    path = on_disk(config.train.output, "train.output").absolute()
+    run = RunDirectory(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"train.output: {run}: is a file: choose another directory")
+    if run.is_finished():
+        raise ValueError(
+            f"train.output: {run}: holds a finished run: choose another directory; to train its model further, start a "
+            f"new run with backbone.weights={run}"
+        )
+    if resume:
+        _check_unchanged(run.read_config(), config)
+    elif path.exists() and any(path.iterdir()):
+        raise ValueError(f"train.output: {run}: is not empty: go on with --resume, or choose another directory")
+
+
+@contextlib.contextmanager
+def exclusive_run_directory(config: Config, resume: bool) -> Iterator[RunDirectory]:
+    """Own the run directory, made if missing, while inside; one that holds another run is refused.
+
+    Raises:
+        ValueError: one line; also when another driver is at work in it.
+    """
+    check_output(config, resume)
+    path = _make_numbered(config.name) if config.train.output is None else Path(config.train.output).absolute()
+    run = RunDirectory(path)
+    with run.exclusive():
+        run.checkpoints.mkdir(exist_ok=True)
+        if not run.has_model():
+            run.delete_results()  # the model that they speak of is gone: all is made again from the last checkpoint
+        yield run
+
+
+def _make_numbered(name: str) -> Path:
+    while True:
+        run = next_numbered_folder(_root(), name)
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:  # another run took the number at this moment
+            continue
+        except OSError as error:
+            text = f"train.output: {run}: cannot be written: {error.strerror}: choose another directory"
+            raise DataError(text) from error
+        return run
+
+
+def _root() -> Path:
+    return Path("runs").absolute()
+
+
+def check_data(run: RunDirectory, facts: Mapping[str, object]) -> None:
+    """Refuse training data other than the run was started with, wherever it lies now.
+
+    Raises:
+        ValueError: it has changed: the order of the samples, and so the run, would be another one.
+    """
+    before = run.read_data_facts()
+    if before is None:
+        return
+    for key, value in facts.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"data.train: {key} is {value}, the run was started with {before.get(key)}: must stay for --resume: "
+                "start a new run on changed data"
+            )
+
+
+def _check_unchanged(old: Config, new: Config) -> None:
+    before, now = masked(configs.flat(old)), masked(configs.flat(new))
+    for key in _FOR_LIFE:
+        if before[key] != now[key]:
+            raise ValueError(f"{key}: {now[key]!r}: the run was started with {before[key]!r}: must stay for --resume")
