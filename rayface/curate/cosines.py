@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayface.curate.identities import Floats, Ints
+from rayface.arrays import Floats, Ints
 
 _BLOCK = 4096  # rows
 

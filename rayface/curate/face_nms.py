@@ -16,16 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from rayface.arrays import Bools, Ints, check_embeddings, check_offsets
 from rayface.curate.cosines import unit_rows
-from rayface.curate.identities import (
-    BLOCK_BYTES,
-    Bools,
-    Ints,
-    Selection,
-    check_embeddings,
-    check_min_images,
-    check_offsets,
-)
+from rayface.curate.identities import BLOCK_BYTES, Selection, check_min_images
 from rayface.curate.nms_kernel import MAX_BLOCK, SCORE_DECIMALS, suppress_identities
 
 MAX_COMPARED = 32_768

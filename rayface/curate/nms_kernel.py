@@ -12,8 +12,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from rayface.arrays import Bools, Floats, Ints
 from rayface.compiled import compiled
-from rayface.curate.identities import Bools, Floats, Ints
 
 SCORE_DECIMALS = 12  # scores that are equal but for rounding are ties: the two faces of an identity of two always are
 MAX_BLOCK = 512  # rows; two such blocks of 16-bit integers fit a core's cache

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayface.curate.identities import Ints, group_offsets
+from rayface.arrays import Ints, group_offsets
 from rayface.embedding.embeddings import EmbeddingFile, Embeddings, Rows, read_labels, read_rows
 from rayface.ray_tasks import map_unordered
 from rayface.storage import DataError, atomic_stream

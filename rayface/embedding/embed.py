@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 import rayface
+from rayface.arrays import Ints
 from rayface.config import Config, TrainConfig
 from rayface.credentials import masked
-from rayface.curate.identities import Ints
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_images
 from rayface.data.shards.members import IMAGE_SUFFIXES

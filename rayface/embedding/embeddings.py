@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayface.arrays import Floats, Ints
 from rayface.credentials import masked
-from rayface.curate.identities import Floats, Ints
 from rayface.storage import (
     DataError,
     atomic_stream,

@@ -9,7 +9,6 @@ import pytest
 from numpy.typing import NDArray
 
 from rayface.curate.face_nms import sparsity_scores, suppress, suppress_many
-from rayface.curate.identities import group_offsets
 
 
 def double_loop(embeddings: NDArray[Any], threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -240,17 +239,7 @@ def test_wrong_shapes_and_settings_get_one_line() -> None:
     with pytest.raises(ValueError, match=r"^block_bytes 0: must be"):
         suppress_many(np.ones((2, 4)), [0, 2], 0.5, block_bytes=0)
     for offsets in ([0, 3], [1, 2], [0, 2, 1, 2]):
-        with pytest.raises(ValueError, match=r"^offsets: must climb from 0 to 2"):
+        with pytest.raises(ValueError, match=r"^offsets: must rise from 0 to 2"):
             suppress_many(np.ones((2, 4)), offsets, 0.5)
     with pytest.raises(ValueError, match=r"^offsets shape \(\) dtype"):
         suppress_many(np.ones((2, 4)), 2, 0.5)
-
-
-def test_offsets_come_from_labels_in_groups() -> None:
-    """In any order, but each in one partition."""
-    assert group_offsets([7, 7, 2, 9, 9, 9]).tolist() == [0, 2, 3, 6]
-    assert group_offsets(np.zeros(0, np.int64)).tolist() == [0]
-    with pytest.raises(ValueError, match="labels: one comes back"):
-        group_offsets([1, 2, 1])
-    with pytest.raises(ValueError, match=r"labels shape \(1, 2\)"):
-        group_offsets([[1, 2]])

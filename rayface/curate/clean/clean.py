@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
+from rayface.arrays import Floats, Ints, check_embeddings, group_offsets
 from rayface.curate.clean.findings import (
     DROPS,
     Findings,
@@ -35,7 +36,6 @@ from rayface.curate.clean.pair_search import (
     too_many,
 )
 from rayface.curate.cosines import identity_centers
-from rayface.curate.identities import Floats, Ints, check_embeddings, group_offsets
 
 _BLOCK_BYTES = 64 * 2**20
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from rayface.arrays import Bools, Ints
 from rayface.curate.clean.pair_search import Pairs
-from rayface.curate.identities import Bools, Ints
 
 DROPS = ("test", "bytes", "outliers", "conflicts")  # in order: the first that applies is a face's reason
 REASONS = {"test": "in the test set", "bytes": "same bytes", "outliers": "outlier", "conflicts": "conflict"}

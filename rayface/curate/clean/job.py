@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayface.arrays import Bools, Ints
 from rayface.curate.clean.clean import CleanOptions
 from rayface.curate.clean.findings import (
     Findings,
@@ -30,7 +31,6 @@ from rayface.curate.clean.findings import (
 )
 from rayface.curate.clean.pair_search import known_pairs, most_pairs, no_pairs
 from rayface.curate.clean.tasks import FaceFiles, copies, describe, search
-from rayface.curate.identities import Bools, Ints
 from rayface.curate.partitions import Partition, Partitions, partition_by_identity, read_partition
 from rayface.curate.prune.selection import SCHEMA
 from rayface.data.dataset import Dataset

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rayface.arrays import Floats, Ints
 from rayface.curate.clean.stacked_rows import StackedRows
-from rayface.curate.identities import Floats, Ints
 
 Matrix = NDArray[Any] | StackedRows  # (rows, D) of any norm
 Pairs = tuple[Ints, Ints, NDArray[np.float64]]  # left row, right row, cosine

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayface.curate.identities import Ints
+from rayface.arrays import Ints
 from rayface.storage import atomic_stream
 
 

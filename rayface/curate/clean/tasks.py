@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayface.arrays import Ints, group_offsets
 from rayface.curate.clean.findings import copies_of
 from rayface.curate.clean.pair_search import (
     Apart,
@@ -25,7 +26,6 @@ from rayface.curate.clean.pair_search import (
 )
 from rayface.curate.clean.stacked_rows import StackedRows, stack, write_rows
 from rayface.curate.cosines import identity_centers
-from rayface.curate.identities import Ints, group_offsets
 from rayface.curate.partitions import Partition, Partitions, read_partition
 from rayface.data.dataset import Dataset
 from rayface.data.keys import batches_of

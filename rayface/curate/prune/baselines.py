@@ -5,20 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rayface.arrays import Floats, Ints, check_embeddings, check_offsets, group_offsets
 from rayface.curate.cosines import unit_rows
-from rayface.curate.identities import (
-    BLOCK_BYTES,
-    Batch,
-    Floats,
-    Ints,
-    Selection,
-    batches,
-    check_embeddings,
-    check_keep,
-    check_min_images,
-    check_offsets,
-    group_offsets,
-)
+from rayface.curate.identities import BLOCK_BYTES, Batch, Selection, batches, check_keep, check_min_images
 
 LARGEST = 8192  # faces of an identity that herding takes whole
 _ROWS = 4096

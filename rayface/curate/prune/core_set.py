@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import rayface
+from rayface.arrays import Ints
 from rayface.config import Config
 from rayface.credentials import masked
 from rayface.curate.clean.clean import CleanOptions
 from rayface.curate.clean.job import Cleaned, clean_faces, write_findings
 from rayface.curate.face_nms import MAX_COMPARED
-from rayface.curate.identities import Ints
 from rayface.curate.partitions import partition_by_identity
 from rayface.curate.prune.baselines import LARGEST
 from rayface.curate.prune.pruned_dataset import check_copied, check_data, write_pruned

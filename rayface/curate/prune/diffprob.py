@@ -6,15 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from rayface.arrays import Ints, check_embeddings, check_offsets
 from rayface.curate.cosines import unit_rows
-from rayface.curate.identities import (
-    Ints,
-    Selection,
-    check_embeddings,
-    check_keep,
-    check_min_images,
-    check_offsets,
-)
+from rayface.curate.identities import Selection, check_keep, check_min_images
 from rayface.curate.prune.keep_ratio import search_threshold
 
 Centers = Callable[[int, int], torch.Tensor]  # rows [first, last) of the class centers, (n, D)

@@ -5,16 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rayface.arrays import Floats, Ints, check_embeddings, check_offsets
 from rayface.curate.face_nms import suppress_many
-from rayface.curate.identities import (
-    BLOCK_BYTES,
-    Floats,
-    Ints,
-    check_embeddings,
-    check_keep,
-    check_min_images,
-    check_offsets,
-)
+from rayface.curate.identities import BLOCK_BYTES, check_keep, check_min_images
 
 _LOWEST = -1 + 1e-6
 _HALVINGS = 24

@@ -12,9 +12,9 @@ from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 import rayface
+from rayface.arrays import Ints
 from rayface.curate.clean.findings import Findings
 from rayface.curate.cosines import unit_rows
-from rayface.curate.identities import Ints
 from rayface.curate.prune.contact_sheets import add_pictures, dropped_sheet, found_sheets, labels_shown
 from rayface.curate.prune.sampled_images import Identity, identity_counts, keys_of, read_identities
 from rayface.data.dataset import Dataset

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayface.curate.identities import Bools, Floats, Ints
+from rayface.arrays import Bools, Floats, Ints
 from rayface.embedding.embeddings import Embeddings, read_found
 from rayface.storage import open_arrow
 

@@ -16,9 +16,10 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from rayface.arrays import Floats, Ints
 from rayface.curate.cosines import unit_rows
 from rayface.curate.face_nms import suppress_many
-from rayface.curate.identities import Floats, Ints, Selection
+from rayface.curate.identities import Selection
 from rayface.curate.partitions import Partition, Partitions, read_partition
 from rayface.curate.prune.baselines import herding, quotas, random
 from rayface.curate.prune.class_probabilities import keep_probabilities, read_probabilities

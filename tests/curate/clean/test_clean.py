@@ -196,7 +196,7 @@ def test_bad_input_gets_one_line(faces: Any) -> None:
         clean(embeddings, labels, keys, CleanOptions(test=0.6))
     with pytest.raises(ValueError, match=r"must be as many"):
         clean(embeddings, labels[:-1], keys, CleanOptions())
-    with pytest.raises(ValueError, match=r"^labels: one comes back"):
+    with pytest.raises(ValueError, match=r"^labels: the rows of an identity"):
         clean(embeddings, labels[::-1] % 2, keys, CleanOptions())
     embeddings[4] = 0
     with pytest.raises(ValueError, match=r"^embeddings row 4: all zeros"):

@@ -108,5 +108,5 @@ def test_bad_input_gets_one_line() -> None:
         herding([[1.0, 0.0], [0.0, 0.0]], [0, 2], np.array([1]))
     with pytest.raises(ValueError, match=r"^min_images 0"):
         quotas(np.array([4]), 0.5, min_images=0)
-    with pytest.raises(ValueError, match=r"^offsets: must climb"):
+    with pytest.raises(ValueError, match=r"^offsets: must rise"):
         herding(np.ones((4, 3)), [0, 4, 3], np.array([1, 1]))

@@ -77,11 +77,12 @@ def test_reads_the_centers_of_a_checkpoint(tmp_path: Path) -> None:
     """Part by part, as they were saved."""
     from rayface.training.checkpointing import checkpoint
     from rayface.training.checkpointing.checkpoint import RowShard
+    from rayface.training.checkpointing.progress import Progress
     from rayface.training.checkpointing.tools import saved_centers
 
     centers = torch.randn(9, 4)
     state = {"head.centers": RowShard.of(centers, 0, 9)}
-    checkpoint.save(tmp_path, state, {"step": 1, "position": 1}, keep=1)
+    checkpoint.save(tmp_path, state, Progress(step=1), keep=1)
     saved = saved_centers(tmp_path)
     assert (saved.num_classes, saved.width) == (9, 4)
     assert torch.equal(saved.read(2, 7), centers[2:7])

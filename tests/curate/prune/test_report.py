@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayface.arrays import group_offsets
 from rayface.curate.clean.clean import CleanOptions, clean
 from rayface.curate.cosines import unit_rows
 from rayface.curate.face_nms import suppress_many
-from rayface.curate.identities import group_offsets
 from rayface.curate.prune.report import curation_report
 from rayface.curate.prune.sampled_images import identity_counts, read_identities
 from rayface.data.dataset import open_dataset
