@@ -4,28 +4,24 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from rayface.config import Config
 from rayface.data.streaming.batches import Batch, Fault, FaultCounter
 from rayface.data.streaming.sample_order import SampleOrder
-from rayface.files import write_json
 from rayface.models.model_files import save_model
 from rayface.precision import uses_bf16
 from rayface.training.builders import data_parallel, load_start
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.progress import DatasetFacts, MlflowPosition, Progress, saved_config
-from rayface.training.checkpointing.state import load_state, mlflow_run_id, whole_state
+from rayface.training.checkpointing.state import load_state, whole_state
 from rayface.training.checkpointing.writer import CheckpointWriter
 from rayface.training.distillation import build_distillation
 from rayface.training.distributed import World, average_buffers, broadcast_flag, from_rank_0, use_cores
 from rayface.training.gradient_compression import forget_errors
 from rayface.training.meter import Meter
-from rayface.training.recovery import interrupt
-from rayface.training.recovery.restarts import clear_drain_request, drain_requested, restarts
-from rayface.training.recovery.rollback import NotFiniteError, forget, remembered, stopped
-from rayface.training.recovery.watchdog import Watchdog, bytes_being_written
-from rayface.training.run_directory import OUTCOME
+from rayface.training.recovery.rollback import NotFiniteError, remembered, stopped
+from rayface.training.recovery.watchdog import Watchdog
+from rayface.training.run_directory import RunDirectory
 from rayface.training.run_log import RunLog
 from rayface.training.schedules import RunLength, build_schedule
 from rayface.training.train_step import TrainStep, build_trained
@@ -48,7 +44,7 @@ class Training:
     def __init__(
         self,
         config: Config,
-        run: Path,
+        run: RunDirectory,
         world: World,
         plan: SampleOrder,
         *,
@@ -65,7 +61,7 @@ class Training:
         length = RunLength(total_steps=self.total_steps, steps_per_epoch=plan.steps_per_epoch)
         self.schedule = build_schedule(config.schedule, self.optimizer, length)
         self.log = RunLog(run, world)
-        self.checkpoints = CheckpointWriter(run, keep=config.train.keep_checkpoints)
+        self.checkpoints = CheckpointWriter(run.path, keep=config.train.keep_checkpoints)
         self.accuracy: float | None = None  # of the last evaluation; known to rank 0
         self.loss = math.nan
         saved = self._restore()
@@ -76,7 +72,7 @@ class Training:
         if saved is None:
             load_start(self.backbone, config)
         hang_timeout = config.train.hang_timeout
-        self.watchdog = Watchdog(run, world.rank, world.size, hang_timeout, lambda: bytes_being_written(run))
+        self.watchdog = Watchdog(run, world.rank, world.size, hang_timeout, run.bytes_being_written)
         self.train_step = self._build_step(num_classes)
         self.faults = FaultCounter(plan.num_samples, config.data.max_corrupt_fraction, known_faults)
         self.faults.load_state(progress.faults)
@@ -121,9 +117,9 @@ class Training:
 
     def _done_before(self) -> bool:
         """Return whether earlier workers finished the run and were replaced before the driver noticed."""
-        done = self.step == self.total_steps and broadcast_flag((self.run / OUTCOME).exists(), self.world)
+        done = self.step == self.total_steps and broadcast_flag(self.run.has_outcome(), self.world)
         if not done and self.world.rank == 0:
-            (self.run / OUTCOME).unlink(missing_ok=True)  # of a run with fewer steps
+            self.run.delete_outcome()  # of a run with fewer steps
         return done
 
     def _train(self, batches: Iterator[Batch]) -> bool:
@@ -165,14 +161,14 @@ class Training:
         """Return whether the workers shall end before the last step; rank 0 decides for all."""
         if self.step % self.config.train.log_every:
             return False
-        asked = self.world.rank == 0 and (interrupt.requested(self.run) or drain_requested(self.run))
+        asked = self.world.rank == 0 and (self.run.stop_requested() or self.run.drain_requested())
         return broadcast_flag(asked, self.world)
 
     def _stop(self) -> None:
         self.checkpoints.wait()
-        if self.world.rank == 0 and interrupt.requested(self.run):
-            clear_drain_request(self.run)  # a stop that was asked for starts no workers again
-            interrupt.clear(self.run)
+        if self.world.rank == 0 and self.run.stop_requested():
+            self.run.clear_drain_request()  # a stop that was asked for starts no workers again
+            self.run.clear_stop_request()
 
     def _roll_back(self, error: NotFiniteError) -> None:
         """Return to the last good checkpoint; every rank has met the same error.
@@ -191,7 +187,7 @@ class Training:
         progress = self._restore() if may and good else None
         if progress is None:
             if self.world.rank == 0:
-                forget(self.run)
+                self.run.delete_rollbacks()
             raise stopped(error, good, self.recovery.rollbacks, self.config.optim.lr) from error
         self.step = progress.step
         forget_errors(self.train_step.forward)
@@ -202,7 +198,7 @@ class Training:
         self.log.recovery(text)
 
     def _report_restarts(self) -> None:
-        self.restarts = restarts(self.run)
+        self.restarts = self.run.restarts()
         if self.restarts:
             reason = f"{self.restarts[-1]}: workers were started again, {self.world.size} of them"
             self.log.recovery(f"{reason}; training goes on from step {self.step} (restart {len(self.restarts)})")
@@ -233,7 +229,7 @@ class Training:
             schedule=self.schedule.state_dict(),
             recovery=self.recovery,
             faults=self.faults.state(),
-            mlflow=MlflowPosition(run_id=mlflow_run_id(self.run), last_step=self.log.last_step),
+            mlflow=MlflowPosition(run_id=self.run.mlflow_run_id(), last_step=self.log.last_step),
             config=saved_config(self.config),
             workers=self.world.size,
             head=self.head.values(),
@@ -248,7 +244,7 @@ class Training:
         if self.world.rank != 0:
             return
         save_model(
-            self.run,
+            self.run.path,
             self.backbone,
             name=self.config.backbone.name,
             backbone_args={"width": self.config.backbone.width},
@@ -260,7 +256,7 @@ class Training:
         )
         loss = self.loss if math.isfinite(self.loss) else None  # None: resumed after the last step
         outcome = {"steps": self.step, "faults": self.faults.num_lost, "loss": loss}
-        write_json(self.run / OUTCOME, {**outcome, **self.evaluation.result})
+        self.run.write_outcome({**outcome, **self.evaluation.result})
         self.log.close()
 
     def _restore(self) -> Progress | None:

@@ -50,7 +50,7 @@ class Facts:
 
 
 def preflight(
-    world: World, run: Path, shards: Sequence[str], shape: Job, *, node: str, timeout: float = 120.0
+    world: World, run: RunDirectory, shards: Sequence[str], shape: Job, *, node: str, timeout: float = 120.0
 ) -> dict[str, str]:
     """Check that the ranks can train together; every rank of the process group must call it.
 
@@ -160,13 +160,13 @@ def _missing(store: dist.Store, keys: Sequence[str], timeout: float) -> list[int
     return []
 
 
-def _check_disk(world: World, facts: Sequence[Facts], run: Path, shards: Sequence[str], timeout: float) -> None:
+def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards: Sequence[str], timeout: float) -> None:
     """Every rank writes a file that rank 0 must see, and reads a shard.
 
     Raises:
         PreflightError: naming the first rank that cannot.
     """
-    folder = RunDirectory(run).preflight
+    folder = run.preflight
     errors = _exchange(world, "disk", _try(lambda: _touch_disk(folder, world.rank, shards)), timeout, facts)
     seen = _see(folder, world.size) if world.rank == 0 and not any(errors) else []
     seen = _exchange(world, "seen", seen, timeout, facts)[0]

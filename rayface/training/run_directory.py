@@ -22,7 +22,6 @@ _CONFIG = "config.yaml"
 _DATA = "data.json"
 _OUTCOME = "outcome.json"
 _RESULT = "result.json"
-OUTCOME = _OUTCOME
 _EVALUATION = "evaluation.json"
 _REPORT = "report.html"
 _PLOTS = "plots"

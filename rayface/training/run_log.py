@@ -1,13 +1,12 @@
 """What a run tells of itself: rank 0's journal, which MLflow gets, and faults.log."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rayface.data.streaming.batches import Fault
-from rayface.tracking import Journal
 from rayface.tracking.journal import CHECKPOINT_FAULTS, RECOVERY
 from rayface.training.checkpointing.writer import WriteTiming
 from rayface.training.distributed import World
+from rayface.training.run_directory import RunDirectory
 
 
 class RunLog:
@@ -18,9 +17,9 @@ class RunLog:
         world: this worker's place.
     """
 
-    def __init__(self, run: Path, world: World) -> None:
+    def __init__(self, run: RunDirectory, world: World) -> None:
         self._run = run
-        self._journal = Journal(run / "journal" / "rank0.jsonl") if world.rank == 0 else None
+        self._journal = run.worker_journal() if world.rank == 0 else None
 
     @property
     def last_step(self) -> int:
@@ -64,5 +63,4 @@ class RunLog:
 
     def _append(self, lines: Sequence[str]) -> None:
         if lines and self._journal is not None:
-            with (self._run / "faults.log").open("a") as file:
-                file.writelines(f"{line}\n" for line in lines)
+            self._run.add_faults(lines)

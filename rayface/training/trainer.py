@@ -100,7 +100,7 @@ def train(
             facts = _data_facts(dataset)
             check_data(run, facts)
             if resume:
-                check_resumable(run.path, config, plan)
+                check_resumable(run, config, plan)
             fill_cache(config, dataset)
             # From here on the run is one of this config; until here a run that is resumed is as it was.
             run.write_data_facts(facts)
@@ -330,7 +330,7 @@ def _trainer(
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = WorkerJob(
         config=config,
-        run=run.path,
+        run=run,
         dataset=DatasetFacts(name=dataset.name, digest=dataset.digest, licence=dataset.about.licence),
         num_classes=dataset.num_classes,
         samples=samples,

@@ -1,7 +1,6 @@
 """Verification accuracy while training: the pairs' images are shared among the ranks."""
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ class Evaluation:
         result: of the last run, as `evaluate_pairs` returns it; empty on ranks other than 0.
     """
 
-    def __init__(self, config: Config, run: Path, world: World, *, bf16: bool) -> None:
-        self._config, self._run, self._world, self._bf16 = config, RunDirectory(run), world, bf16
+    def __init__(self, config: Config, run: RunDirectory, world: World, *, bf16: bool) -> None:
+        self._config, self._run, self._world, self._bf16 = config, run, world, bf16
         self._pairs = None
         if config.evaluate.pairs is not None and config.evaluate.data is not None:
             size = config.data.image_size

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 import ray.train
@@ -19,6 +18,7 @@ from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.preflight import preflight
+from rayface.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class WorkerJob:
     """What the driver gives every worker of a run."""
 
     config: Config
-    run: Path
+    run: RunDirectory
     """The run directory, seen by all workers."""
     dataset: DatasetFacts
     num_classes: int

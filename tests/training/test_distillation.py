@@ -22,6 +22,7 @@ from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distillation import angular_loss, check_distillation, feature_loss
 from rayface.training.distributed import World
 from rayface.training.loop import Training
+from rayface.training.run_directory import RunDirectory
 
 SIZE, BATCH = 32, 48
 
@@ -99,7 +100,7 @@ def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
     config = configs.load("debug", None, [*base, "train.precision=fp32", f"train.epochs={epochs}", *overrides])
     world = World(rank=0, size=1, local_size=1_000_000, device=torch.device("cpu"))  # which share the cores: one thread
     facts = DatasetFacts(name="drawn", digest="d", licence="none")
-    training = Training(config, run, world, plan, num_classes=dataset.num_classes, dataset=facts)
+    training = Training(config, RunDirectory(run), world, plan, num_classes=dataset.num_classes, dataset=facts)
 
     def batches(start: int) -> Iterator[Batch]:
         for step in range(start, training.total_steps):

@@ -18,7 +18,7 @@ from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.rollback import TrainingStoppedError
-from rayface.training.run_directory import OUTCOME
+from rayface.training.run_directory import RunDirectory
 
 PLAN = SampleOrder(num_samples=24, batch_size=4)
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
@@ -28,7 +28,7 @@ def training(run: Path, *overrides: str, rank: int = 0, size: int = 1) -> Traini
     base = ["train.epochs=2", "train.checkpoint_every=3", "train.precision=fp32", "train.log_every=1"]
     config = configs.load("debug", None, ["data.image_size=32", "data.train=unused", *base, *overrides])
     world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
-    return Training(config, run, world, PLAN, num_classes=6, dataset=FACTS)
+    return Training(config, RunDirectory(run), world, PLAN, num_classes=6, dataset=FACTS)
 
 
 def batches(start: int, stop: int, rows: slice = slice(0, 4)):
@@ -133,18 +133,18 @@ def test_a_run_is_done_only_when_its_last_checkpoint_is_on_disk(tmp_path, monkey
     run = tmp_path / "run"
     with pytest.raises(checkpoint.CheckpointError, match="No space left on device"):
         training(run, "train.epochs=0.5").fit(batches_to(3))
-    assert not (run / OUTCOME).exists()
+    assert not RunDirectory(run).has_outcome()
 
 
 def test_workers_that_were_replaced_when_all_was_done_leave_it_as_it_is(tmp_path):
     run = tmp_path / "run"
     training(run).fit(batches_to(12))
-    outcome = json.loads((run / OUTCOME).read_text())
+    outcome = RunDirectory(run).read_outcome()
     training(run).fit(batches_to(12))
-    assert json.loads((run / OUTCOME).read_text()) == outcome
+    assert RunDirectory(run).read_outcome() == outcome
     assert outcome["loss"] is not None
     training(run, "train.epochs=3").fit(batches_to(18))
-    assert json.loads((run / OUTCOME).read_text())["steps"] == 18
+    assert RunDirectory(run).read_outcome()["steps"] == 18
 
 
 def test_a_loss_that_is_not_finite_waits_for_the_checkpoint_that_is_being_written_and_sets_it_aside(tmp_path):

@@ -15,6 +15,7 @@ from rayface.plan.memory import Job, job_of
 from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
 from rayface.training import preflight
 from rayface.training.distributed import World
+from rayface.training.run_directory import RunDirectory
 
 SIZE = 3
 CASES = ("whole", "clock", "other version", "own disk", "no data", "does not come")
@@ -40,7 +41,7 @@ def answer_of(case: str, world: World, folder: Path, shape: Job, monkeypatch: py
     try:
         found = preflight.preflight(
             world,
-            run,
+            RunDirectory(run),
             [str(shard)],
             shape,
             node=f"10.0.0.{world.rank}",

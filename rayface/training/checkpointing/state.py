@@ -16,7 +16,6 @@ from rayface.training.checkpointing.checkpoint import RowShard, State
 from rayface.training.checkpointing.optimizer_state import by_name, load_optimizer_state, optimizer_state
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.distributed import World
-from rayface.training.run_directory import RunDirectory
 
 # bf16 needs no loss scaling, so there is no scaler to keep.
 
@@ -81,11 +80,6 @@ def load_rng(tensors: dict[str, torch.Tensor], device: torch.device) -> None:
         random.setstate((version, tuple(inner), gauss))
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def mlflow_run_id(run: Path) -> str | None:
-    """The id of the run in MLflow, once it is known there."""
-    return RunDirectory(run).mlflow_run_id()
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from rayface.interrupts import Terminated
 from rayface.training.run_directory import RunDirectory
@@ -65,11 +64,3 @@ def run_interruptibly(function: Callable[[], None], run: RunDirectory, grace: fl
             raise
     if failures:
         raise failures[0]
-
-
-def requested(run: Path) -> bool:
-    return RunDirectory(run).stop_requested()
-
-
-def clear(run: Path) -> None:
-    RunDirectory(run).clear_stop_request()

@@ -1,7 +1,6 @@
 """Whether a run can go on with changed settings: the config held against the newest checkpoint before any write."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -14,12 +13,13 @@ from rayface.training.checkpointing.optimizer_state import by_name
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.distributed import World
 from rayface.training.optim import build_optimizer
+from rayface.training.run_directory import RunDirectory
 from rayface.training.schedules import RunLength, build_schedule
 
 Sizes = Mapping[str, tuple[int, ...]]
 
 
-def check_resumable(run: Path, config: Config, plan: SampleOrder) -> None:
+def check_resumable(run: RunDirectory, config: Config, plan: SampleOrder) -> None:
     """Refuse settings that the newest checkpoint of a run cannot be loaded with; nothing is written.
 
     Builds the backbone without memory, and a head of two classes.
@@ -30,7 +30,7 @@ def check_resumable(run: Path, config: Config, plan: SampleOrder) -> None:
     Raises:
         ValueError: one line, with the keys that were changed.
     """
-    saved = checkpoint.all_in(run)
+    saved = checkpoint.all_in(run.path)
     if not saved:
         return
     progress = Progress.read(saved[-1])

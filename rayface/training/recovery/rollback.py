@@ -55,21 +55,16 @@ class Recovery:
     def state(self) -> dict[str, Any]:
         return asdict(self)
 
-    def remember(self, run: Path) -> None:
+    def remember(self, run: RunDirectory) -> None:
         """Keep it beside the checkpoints: workers that die before the next one must not do it all again."""
-        RunDirectory(run).write_rollbacks(self.state())
+        run.write_rollbacks(self.state())
 
 
-def remembered(run: Path, saved: Recovery) -> Recovery:
+def remembered(run: RunDirectory, saved: Recovery) -> Recovery:
     """The state that a checkpoint holds, or the one of a roll-back that came after it."""
-    kept = RunDirectory(run).read_rollbacks()
+    kept = run.read_rollbacks()
     later = Recovery(**kept) if kept is not None else saved
     return later if later.rollbacks > saved.rollbacks else saved
-
-
-def forget(run: Path) -> None:
-    """Leave only what the checkpoints hold: the run stops, and a person decides how it goes on."""
-    RunDirectory(run).delete_rollbacks()
 
 
 def stopped(error: NotFiniteError, good: list[Path], rollbacks: int, lr: float) -> TrainingStoppedError:

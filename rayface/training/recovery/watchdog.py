@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -38,14 +37,8 @@ class Watchdog:
         progress: asked while a checkpoint is waited for: as long as the answer changes, something is done.
     """
 
-    def __init__(self, run: Path, rank: int, size: int, timeout: float, progress: Callable[[], object]) -> None:
-        self._run, self._rank, self._size, self._timeout, self._progress = (
-            RunDirectory(run),
-            rank,
-            size,
-            timeout,
-            progress,
-        )
+    def __init__(self, run: RunDirectory, rank: int, size: int, timeout: float, progress: Callable[[], object]) -> None:
+        self._run, self._rank, self._size, self._timeout, self._progress = run, rank, size, timeout, progress
         self._place, self._since = ("start", 0, 0), time.monotonic()
         self._signs = 0
         self._seen: object = None
@@ -159,7 +152,3 @@ def furthest_behind(run: RunDirectory, size: int) -> Beat | None:
         return beat.step, beat.piece, PHASES.index(beat.phase), beat.signs, -beat.since
 
     return min(beats, key=key, default=None)
-
-
-def bytes_being_written(run: Path) -> int:
-    return RunDirectory(run).bytes_being_written()

@@ -16,6 +16,7 @@ from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.resume_check import check_resumable
+from rayface.training.run_directory import RunDirectory
 
 PLAN = SampleOrder(num_samples=24, batch_size=4)
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
@@ -27,7 +28,7 @@ def config_of(*overrides: str) -> Config:
 
 def training(run: Path, config: Config) -> Training:
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    return Training(config, run, world, PLAN, num_classes=6, dataset=FACTS)
+    return Training(config, RunDirectory(run), world, PLAN, num_classes=6, dataset=FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_resume_with_a_changed_setting_is_refused_exactly_where_loading_fails(ru
     config = configs.with_overrides(config_of(), [change])
     refusal, failure = "", ""
     try:
-        check_resumable(run, config, PLAN)
+        check_resumable(RunDirectory(run), config, PLAN)
     except ValueError as error:
         refusal = str(error)
     try:
@@ -135,4 +136,4 @@ def test_finished_run_given_more_epochs_says_what_to_do(tmp_path: Path) -> None:
 
 def test_run_with_another_order_of_samples_is_refused(run: Path) -> None:
     with pytest.raises(ValueError, match=r"draws its samples in another order .*in chunks of 8\)"):
-        check_resumable(run, config_of(), replace(PLAN, chunk_images=1))
+        check_resumable(RunDirectory(run), config_of(), replace(PLAN, chunk_images=1))

@@ -23,6 +23,7 @@ from rayface.training.checkpointing.state import load_rng, rng_tensors
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.rollback import TrainingStoppedError
+from rayface.training.run_directory import RunDirectory
 
 PLAN = SampleOrder(num_samples=66, batch_size=11)  # 6 steps an epoch; parts of 3 and 4 images on three ranks
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
@@ -40,7 +41,7 @@ def training(run: Path, *overrides: str, rank: int = 0, size: int = 1) -> Traini
     options = ["backbone.name=plain", "backbone.dropout=0", "data.image_size=32", "data.train=unused", *base]
     config = configs.load("debug", None, [*options, *overrides])
     world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
-    return Training(config, run, world, PLAN, num_classes=6, dataset=FACTS)
+    return Training(config, RunDirectory(run), world, PLAN, num_classes=6, dataset=FACTS)
 
 
 def batches_for(net: Training, poisoned: tuple[int, ...] = (), stop: int = 12):

@@ -51,7 +51,7 @@ def write_beat(run, rank, step, phase, piece=0, signs=0):
 def test_a_worker_waits_as_long_as_the_one_that_is_behind_gets_on(tmp_path):
     (tmp_path / "beats").mkdir()
     write_beat(tmp_path, 0, 7, "forward")
-    watchdog = Watchdog(tmp_path, 0, 2, 10.0, lambda: None)
+    watchdog = Watchdog(RunDirectory(tmp_path), 0, 2, 10.0, lambda: None)
     watchdog.at("forward", 7)
     now = time.monotonic()
     for signs in range(1, 9):
@@ -64,7 +64,7 @@ def test_a_worker_waits_as_long_as_the_one_that_is_behind_gets_on(tmp_path):
 def test_a_worker_that_is_itself_behind_is_not_kept_waiting_by_the_others(tmp_path):
     (tmp_path / "beats").mkdir()
     write_beat(tmp_path, 0, 7, "forward")
-    watchdog = Watchdog(tmp_path, 0, 2, 10.0, lambda: None)
+    watchdog = Watchdog(RunDirectory(tmp_path), 0, 2, 10.0, lambda: None)
     watchdog.at("forward", 7)
     now = time.monotonic()
     for signs in range(1, 4):
@@ -74,7 +74,7 @@ def test_a_worker_that_is_itself_behind_is_not_kept_waiting_by_the_others(tmp_pa
 
 def test_what_is_slow_but_goes_on_is_left_alone(tmp_path):
     written = [1]
-    watchdog = Watchdog(tmp_path, 0, 1, 10.0, lambda: written[0])
+    watchdog = Watchdog(RunDirectory(tmp_path), 0, 1, 10.0, lambda: written[0])
     assert watchdog.standstill(time.monotonic() + 11) == 0  # the start has more time
     watchdog.at("forward", 1)
     assert watchdog.standstill(time.monotonic() + 9) == 0
@@ -93,7 +93,7 @@ def test_scoring_of_pairs_says_that_it_gets_on(tmp_path, monkeypatch):
     said: list[str] = []
     spy = types.SimpleNamespace(at=lambda phase, step: said.append(phase), alive=lambda: said.append("alive"))
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    evaluation = Evaluation(configs.load("debug"), tmp_path, world, bf16=False)
+    evaluation = Evaluation(configs.load("debug"), RunDirectory(tmp_path), world, bf16=False)
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     pairs = {
         "a": np.arange(50) % 6,
@@ -109,7 +109,7 @@ def test_scoring_of_pairs_says_that_it_gets_on(tmp_path, monkeypatch):
 
 def train_and_hang(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    with Watchdog(Path(folder), rank, 2, 5.0, lambda: None) as watchdog:
+    with Watchdog(RunDirectory(Path(folder)), rank, 2, 5.0, lambda: None) as watchdog:
         for step in range(5):
             watchdog.at("forward", step)
             if (rank, step) == (1, 3):
