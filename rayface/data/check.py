@@ -1,4 +1,4 @@
-"""Check a dataset directory: every header, label and count; with `deep` every digest and every image."""
+"""Check a dataset directory: every header, label and count; optionally every digest and image."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from rayface.storage import DataError, FileInfo, join, list_entries, normalise, 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `check` found: readable samples, classes, shards as counted, every fault, and their `counts` by kind."""
+    """Result of `check`: readable samples, classes, shards as counted, every fault, and `counts` of faults by kind."""
 
     path: str
     num_images: int
@@ -68,7 +68,7 @@ class Report:
 
     @property
     def num_lost(self) -> int:
-        """Samples known to be lost."""
+        """Number of samples known to be lost."""
         return sum(fault.num_lost for fault in self.faults)
 
 
@@ -103,7 +103,7 @@ def check(path: str | Path, *, deep: bool = False, write_manifest: bool = False)
             faults += _compare_with_index(root, manifest, ordered, scans)
     scans = with_unique_keys(ordered, scans)
     found = manifest_of_scan(root, ordered, scans)
-    if manifest:  # whose description stays, with the counts that were found
+    if manifest:  # keep its description
         entries = shard_entries(ordered, scans)
         found = manifest.model_copy(update={"num_images": found.num_images, "shards": entries})
     labels = joint_table(scans)["label"].to_numpy()
@@ -178,7 +178,7 @@ def _compare_with_manifest(root: str, manifest: Manifest, names: list[str], scan
 
 
 def _compare_with_index(root: str, manifest: Manifest, names: list[str], scans: list[ShardScan]) -> list[Fault]:
-    """Compare index.parquet with what each shard holds: a fault for every sample that it misses or has wrong."""
+    """Compare index.parquet with the shards; return a fault for every sample that is missing or differs."""
     path = join(root, INDEX)
     table = read_parquet(path, INDEX_SCHEMA.names)
     by_name = dict(zip(names, scans, strict=True))
@@ -195,7 +195,7 @@ def _compare_with_index(root: str, manifest: Manifest, names: list[str], scans: 
         for full, offset in _differing(scan.table, rows):
             key = full.removeprefix(entry.key_prefix)
             if key in lost:
-                continue  # already named by the scan
+                continue  # reported by the scan
             reason = f"{INDEX} and shard differ about this sample"
             shard = join(root, entry.path)
             faults.append(Fault(shard=shard, member=key, offset=offset, reason=reason, num_lost=0, kind="index"))
@@ -207,7 +207,7 @@ def _rows_at(table: pa.Table, rows: slice | NDArray[np.int64]) -> pa.Table:
         return table.slice(rows.start, rows.stop - rows.start)
     mask = np.zeros(len(table), bool)
     mask[rows] = True
-    return table.filter(pa.array(mask))  # `take` would combine all keys into one array
+    return table.filter(pa.array(mask))  # `take` would copy all keys into one array
 
 
 def _equal_names(root: str, identities: Sequence[str]) -> list[Fault]:
@@ -226,7 +226,7 @@ def _equal_names(root: str, identities: Sequence[str]) -> list[Fault]:
 
 
 def _differing(found: pa.Table, rows: pa.Table) -> list[tuple[str, int]]:
-    """Return (key, offset) of the samples that only one of the two has, or has otherwise."""
+    """Return (key, offset) of the samples that differ between the two tables."""
     columns = ["key", "offset", "num_bytes", "label"]
     if all(found[name].equals(rows[name].cast(found[name].type)) for name in columns):
         return []
@@ -235,7 +235,7 @@ def _differing(found: pa.Table, rows: pa.Table) -> list[tuple[str, int]]:
 
 
 def _write_manifest(root: str, manifest: Manifest, scans: list[ShardScan]) -> None:
-    """Write the index and, last, dataset.json. Identities get no names: label numbers would join strangers by name."""
+    """Write the index and, last, dataset.json; no names, as label numbers would join different people by name."""
     table = joint_table(scans)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)

@@ -1,4 +1,4 @@
-"""Classes that have images, and label spaces that are almost all holes."""
+"""Count classes with images, and reject label spaces with too many empty classes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rayface.storage import DataError
 
 Ints = NDArray[np.integer[Any]]
 MAX_LABEL = 2**31 - 1
-_MAX_EMPTY = 100  # classes for each one that has an image: one shard of 40,000 images of WebFace42M has 50
-_FEW = 10_000  # classes that cost nothing
+_MAX_EMPTY = 100  # classes per class with images; a shard of 40,000 images of WebFace42M has 50
+_FEW = 10_000  # classes that need no check
 
 
 def num_with_images(labels: Ints, num_classes: int) -> int:
@@ -25,13 +25,13 @@ def num_with_images(labels: Ints, num_classes: int) -> int:
 
 
 def described(num_images: int, num_classes: int, with_images: int) -> str:
-    """Return the counts in words; that some classes have no image is said where it is so."""
+    """Return the counts as text; it mentions empty classes if there are any."""
     holes = f", {with_images:,} of them with images" if with_images != num_classes else ""
     return f"{num_images:,} images, {num_classes:,} classes{holes}"
 
 
 def holes_in(root: str, labels: Ints, num_classes: int) -> str | None:
-    """Return what is wrong with labels that nobody can mean, and the remedy; None where most classes have images."""
+    """Return why labels with too many empty classes are wrong, and the remedy; None if they are acceptable."""
     if num_classes <= _FEW or num_classes <= _MAX_EMPTY * (present := num_with_images(labels, num_classes)):
         return None
     return (
@@ -41,6 +41,6 @@ def holes_in(root: str, labels: Ints, num_classes: int) -> str | None:
 
 
 def refuse_holes(root: str, labels: Ints, num_classes: int) -> None:
-    """Raise DataError where there are more than 100 classes for each one with an image, and no names say so."""
+    """Raise DataError if there are more than 100 classes per class with images."""
     if reason := holes_in(root, labels, num_classes):
         raise DataError(f"{root}: {reason}")

@@ -1,4 +1,4 @@
-"""Datasets of tar shards: open one or several directories as one, with an index of every sample."""
+"""Datasets of tar shards: one or several directories opened as one, with an index of every sample."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A tar file: absolute path or URI, samples and bytes as counted, and its digest where it is known.
+    """A tar file: absolute path or URI, number of samples and bytes, and its digest if it is known.
 
-    `key_prefix` stands before its own keys in the index of its directory; see Dataset.key_prefixes.
+    `key_prefix` is what the index of its directory prepends to its own keys; see Dataset.key_prefixes.
     """
 
     path: str
@@ -44,7 +44,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyFile:
-    """Where the keys of a directory's samples are: a parquet file, and the rows of it that count, rising; None: all."""
+    """The parquet file with the keys of a directory's samples, and its valid rows in rising order (None: all)."""
 
     path: str
     rows: NDArray[np.int64] | None
@@ -56,11 +56,16 @@ class KeyFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One or several dataset directories as one label space; small enough to send to workers but for `index`.
+    """One or several dataset directories as one label space; small to send except for `index`.
 
-    `index` holds the readable samples in shard order; `identities` are names by label, or None;
-    `faults` were found while opening; `digest` names the content, labels included, for provenance. `join` is how labels
-    of several directories became one label space, `join_text` one line about it; None for one.
+    Attributes:
+        about: what the directories say about themselves.
+        index: the readable samples in shard order.
+        identities: names by label, None if there are none.
+        faults: found while opening.
+        digest: sha256 of the content, labels included.
+        join: how labels of several directories became one label space; None for one directory.
+        join_text: one line about it.
     """
 
     roots: tuple[str, ...]
@@ -85,22 +90,22 @@ class Dataset:
 
     @functools.cached_property
     def num_classes_with_images(self) -> int:
-        """Classes that have an image; labels may have holes."""
+        """Number of classes with images."""
         return num_with_images(self.index.label, self.num_classes)
 
     def shard_paths(self) -> list[str]:
-        """Return the paths that `index.shard` counts, as read_samples wants them."""
+        """Return the paths that `index.shard` refers to, for read_samples."""
         return [shard.path for shard in self.shards]
 
     def keys(self) -> list[str]:
-        """Return the key of every sample in index order (about 100 bytes of memory each)."""
+        """Return the key of every sample in index order. Memory: about 100 bytes each."""
         return [key for keys in self.key_batches() for key in keys.to_pylist()]
 
     def key_batches(self) -> Iterator[pa.Array]:
-        """Yield the keys of all samples in index order, some at a time, read from the index files.
+        """Yield the keys of all samples in index order, in batches read from the index files.
 
-        A key is unique in the dataset. It is the sample's own in its shard, or SHARD/KEY where shards of a directory
-        have the same ones, and DIRECTORY/... where directories that are opened as one have.
+        A key is unique in the dataset: the sample's own key in its shard; SHARD/KEY if shards of a directory share
+        keys; DIRECTORY/... if directories opened as one do.
         """
         for prefix, file in zip(self._root_prefixes, self.key_files, strict=True):
             for keys in file.batches():
@@ -108,14 +113,14 @@ class Dataset:
 
     @functools.cached_property
     def key_prefixes(self) -> tuple[str, ...]:
-        """What stands before a shard's own keys to make them those of the dataset, by shard."""
+        """What to prepend to a shard's own keys to get those of the dataset, by shard."""
         roots = [
             root for root, file in zip(self._root_prefixes, self.key_files, strict=True) for _ in range(file.num_shards)
         ]
         return tuple(root + shard.key_prefix for root, shard in zip(roots, self.shards, strict=True))
 
     def own_key_batches(self) -> Iterator[pa.Array]:
-        """Yield what the shards themselves call their samples, in index order; not unique where keys have prefixes."""
+        """Yield the keys as stored in the shards, in index order; with prefixes they are not unique."""
         prefixes, done = self.key_prefixes, 0
         for keys in self.key_batches():
             shards = self.index.shard[done : done + len(keys)]
@@ -130,15 +135,15 @@ class Dataset:
                 )
 
     def find(self, keys: Iterable[pa.Array]) -> NDArray[np.int64]:
-        """Return where samples are in the index, by their keys, -1 where there is none. Memory: see find_keys."""
+        """Return the positions of keys in the index, -1 for a key that is not there. Memory: see find_keys."""
         return find_keys(keys, self.key_batches())[0]
 
     @functools.cached_property
     def _root_prefixes(self) -> tuple[str, ...]:
-        """What stands before the keys of each directory's index; looked for once, as only few need keys.
+        """What to prepend to the keys of each directory's index.
 
         Raises:
-            DataError: an index that names two samples alike.
+            DataError: two samples of an index have one key.
         """
         hashes = [key_hashes(file.batches()) for file in self.key_files]
         batches = itertools.chain.from_iterable(file.batches() for file in self.key_files)
@@ -158,12 +163,15 @@ def open_dataset(
 ) -> Dataset:
     """Open one or several dataset directories (local or URI) as one dataset.
 
-    Labels of several are joined as `join` says, see join_labels; how is logged.
-    Directories without dataset.json are scanned once, in parallel, and remembered in the user's cache.
-    Raises DataError, one line, for a missing folder, no shards, a damaged manifest, labels of which it is not clear how
-    they are joined, or where more than
-    `max_corrupt_fraction` of all samples are lost. Memory: 20 bytes a sample, 24 where labels
-    are joined, and 8 more where samples are lost; never above 30 on the way.
+    Directories without dataset.json are scanned once, in parallel, and cached. Memory: 20 bytes a sample, 24 if labels
+    are joined, 8 more if samples are lost; at most 30 on the way.
+
+    Args:
+        join: how labels of several directories are joined, see join_labels; the result is logged.
+
+    Raises:
+        DataError: a missing folder, no shards, a corrupt manifest, labels that cannot be joined without `join`, or more
+            than `max_corrupt_fraction` of all samples lost; one line.
     """
     if not 0 <= max_corrupt_fraction <= 1:
         raise ValueError(f"data.max_corrupt_fraction {max_corrupt_fraction}: must be from 0 to 1")
@@ -205,7 +213,7 @@ def _checked_roots(paths: Sequence[str | Path]) -> list[str]:
 
 
 def refuse_corruption(faults: Sequence[Fault], num_good: int, max_corrupt_fraction: float) -> None:
-    """Raise DataError where the samples lost by `faults` are more than the fraction allowed of all there were."""
+    """Raise DataError if `faults` lost more samples than the allowed fraction of all."""
     lost = sum(fault.num_lost for fault in faults)
     total = num_good + lost
     if lost > max_corrupt_fraction * total:
@@ -219,7 +227,7 @@ def refuse_corruption(faults: Sequence[Fault], num_good: int, max_corrupt_fracti
 
 def _shards(part: Part) -> list[Shard]:
     counts = count(part.columns["shard"], len(part.manifest.shards)).tolist()
-    # Of a selection with the credentials of its source, which workers have no other way to know.
+    # Of a selection: with the credentials of its source, which workers cannot know otherwise.
     paths = [recall(join(part.root, entry.path)) for entry in part.manifest.shards]
     return [
         Shard(

@@ -1,4 +1,4 @@
-"""Image bytes to uint8 images: one strict decoder for everything that is accepted, upright by its EXIF orientation."""
+"""Strict decoder of image bytes: all accepted formats, turned upright by EXIF orientation."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _MAGIC = {
     **{b"P%d%c" % (kind, space): "PNM" for kind in range(1, 7) for space in b" \t\r\n"},
 }
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
-_MAX_PIXELS = 1 << 27  # 134 million; a few bytes of a header are enough to ask for 12 GiB
-SNIFF_BYTES = 12  # what `image_format` looks at
+_MAX_PIXELS = 1 << 27  # 134 million; a small header can otherwise request 12 GiB
+SNIFF_BYTES = 12  # what `image_format` needs
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 
 
 def image_format(head: bytes) -> str | None:
-    """Return the format of an image by its first bytes (SNIFF_BYTES of them), None for what is no image."""
+    """Return the format of an image by its first SNIFF_BYTES bytes, None if it is not an image."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
@@ -37,19 +37,19 @@ def image_format(head: bytes) -> str | None:
 
 
 def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
-    """Decode one image strictly: damage that a viewer would paint over is an error here.
+    """Decode one image strictly: corruption that a viewer would tolerate is an error.
 
-    EXIF orientation (JPEG, PNG, WebP, TIFF) is applied, transparency is dropped, of an animation the first frame is
-    taken. JPEGs are scaled down while they are decoded.
+    EXIF orientation (JPEG, PNG, WebP, TIFF) is applied, transparency is dropped, and an animation gives its first
+    frame. JPEGs are scaled down while decoding.
 
     Args:
-        size: side of the result, pixels; the whole image is resized to it, not cropped. None: as it is.
+        size: height and width of the result in pixels, resized without a crop; None keeps the size.
 
     Returns:
         uint8 RGB (height, width, 3).
 
     Raises:
-        ValueError: not an image, damaged, or of a format that is not read.
+        ValueError: not an image, corrupt, or of an unsupported format.
     """
     if data.startswith(_JPEG):
         _refuse_huge(*simplejpeg.decode_jpeg_header(data)[:2])
@@ -64,10 +64,7 @@ def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
 
 
 def decode_images(images: Sequence[bytes], size: int) -> tuple[NDArray[np.uint8], dict[int, str]]:
-    """Decode many images: (n, size, size, 3) RGB, and the reason for each one that could not be.
-
-    The places of bad ones are left black; the caller decides what stands there.
-    """
+    """Decode many images; return (n, size, size, 3) RGB and the reason for each that failed, which stays black."""
     decoded = np.zeros((len(images), size, size, 3), np.uint8)
     bad: dict[int, str] = {}
     for i, data in enumerate(images):
@@ -85,10 +82,10 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
     if name == "HEIF":
         # OpenCV's AVIF ignores the rotation that these files carry, and it has no HEIC.
         raise ValueError("HEIC and AVIF are not read: save it as JPEG or PNG")
-    if name == "PNG":  # OpenCV's own limit for all kinds is 2^30
+    if name == "PNG":  # OpenCV's own limit is 2^30
         _refuse_huge(*struct.unpack(">II", data[16:24].ljust(8, b"\0")))
     try:
-        # Orientation is ours, for it depends on OpenCV's version; TIFF's is always applied by OpenCV.
+        # OpenCV's orientation depends on its version, so apply it here; OpenCV always applies TIFF's.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ValueError(f"{name} that cannot be decoded: {' '.join(str(error).split())}") from None
@@ -103,7 +100,7 @@ def _refuse_huge(height: int, width: int) -> None:
 
 
 def orientation(data: bytes) -> int:
-    """Return the EXIF orientation, 1 to 8, of a JPEG, PNG or WebP; 1 (upright) where it says nothing that is valid."""
+    """Return the EXIF orientation, 1 to 8, of a JPEG, PNG or WebP; 1 (upright) if it has no valid one."""
     exif = _exif(data)
     byte_order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if byte_order is None:
@@ -116,14 +113,14 @@ def orientation(data: bytes) -> int:
             if tag == _ORIENTATION_TAG and kind == _SHORT and 1 <= value <= 8:
                 return int(value)
     except struct.error:
-        pass  # damaged metadata is no damage to the picture
+        pass  # corrupt metadata does not make the image corrupt
     return 1
 
 
 def _exif(data: bytes) -> bytes:
     """Return the EXIF block, which is a small TIFF file, or nothing."""
     if data.startswith(_JPEG):
-        # One search through the bytes spares almost every JPEG the walk over its segments.
+        # A search of the bytes avoids parsing the segments of almost every JPEG.
         return _jpeg_exif(data) if b"Exif\0\0" in data else b""
     if data.startswith(b"\x89PNG") and b"eXIf" in data:
         return _chunk(data, b"eXIf", start=8, header=">I4s", after=4)

@@ -1,4 +1,4 @@
-"""One dataset directory: its index held against the files, or a scan of bare shards, kept in the user's cache."""
+"""Open one dataset directory: validate its index against the files, or scan bare shards and cache the scan."""
 
 from __future__ import annotations
 
@@ -48,12 +48,17 @@ from rayface.data.shards.scan import (
 from rayface.data.shards.sequential import scan_shard
 from rayface.storage import DataError, FileInfo, join, list_entries, list_files, split
 
-_NAMED_LABELS = 1000  # labels out of range are named one by one up to here
+_NAMED_LABELS = 1000  # maximum number of labels out of range that are named one by one
 
 
 @dataclass
 class Part:
-    """One directory: `columns` are its index without keys, `rows` the rows of the parquet `keys_file` that it holds."""
+    """One directory.
+
+    Attributes:
+        columns: its index without keys.
+        keys_file: parquet file with its keys.
+        rows: valid rows of `keys_file`, None for all."""
 
     root: str
     manifest: Manifest
@@ -68,17 +73,17 @@ class Part:
 
 
 def load_part(root: str) -> Part:
-    """Read one dataset directory; DataError where it is none."""
+    """Read one dataset directory; DataError if it is none."""
     files, folders = list_entries(root)
     names = {file.name for file in files}
     refuse_unfinished(root, names)
     shards = shard_files(files)
     manifest = read_manifest(root) if MANIFEST in names else None
     if manifest and manifest.selection:
-        if INDEX not in names:  # the shards have more samples than were selected
+        if INDEX not in names:  # without it, all samples of the shards would be read
             raise DataError(f"{root}: {INDEX} is missing, which lists the selected samples; select them again")
         shards = _selected_files(manifest)
-    if not manifest:  # which says what the shards are
+    if not manifest:  # a manifest lists the shards
         not_read = tars_not_read(root, files, folders, dataset_marker=MANIFEST if shards else None)
         refuse_not_read(root, not_read, has_shards=bool(shards))
     elif not shards:
@@ -94,7 +99,7 @@ def load_part(root: str) -> Part:
 
 
 def refuse_unfinished(root: str, names: set[str]) -> None:
-    """Raise DataError for a folder whose writer was interrupted: it would pass for a smaller dataset."""
+    """Raise DataError for a folder whose writer was interrupted, which looks like a smaller dataset."""
     if UNFINISHED in names:
         raise DataError(f"{root}: the dataset was never finished; run the command that writes it again")
 
@@ -103,7 +108,7 @@ def refuse_unfinished(root: str, names: set[str]) -> None:
 
 
 def _selected_files(manifest: Manifest) -> list[FileInfo]:
-    """Return the shards elsewhere that a selection names, under their full paths."""
+    """Return the shards that a selection refers to, under their full paths."""
     folders = dict.fromkeys(split(entry.path)[0] for entry in manifest.shards)
     found = {join(folder, file.name): file for folder in folders for file in list_files(folder)}
     paths = [entry.path for entry in manifest.shards if entry.path in found]
@@ -125,7 +130,7 @@ def _indexed(root: str, files: list[FileInfo], manifest: Manifest) -> Part:
         where = {name: int(column[row]) for name, column in columns.items()}
         raise DataError(f"{path}: row {row} is no place in its shard ({where}); {RECOUNT.format(root)}")
     part = Part(root, manifest, columns, path)
-    kept = _hold_against_files(part, {file.name: file for file in files})
+    kept = _compare_with_files(part, {file.name: file for file in files})
     kept &= _labels_in_range(part)
     if not kept.all():
         keep_rows(columns, kept)
@@ -133,8 +138,8 @@ def _indexed(root: str, files: list[FileInfo], manifest: Manifest) -> Part:
     return part
 
 
-def _hold_against_files(part: Part, files: dict[str, FileInfo]) -> np.ndarray:
-    """Compare every shard's size with the manifest; where it differs, keep the samples that a scan finds again."""
+def _compare_with_files(part: Part, files: dict[str, FileInfo]) -> np.ndarray:
+    """Compare every shard's size with the manifest; if it differs, keep the samples that a scan finds again."""
     entries = part.manifest.shards
     part.faults += unlisted_faults(part.root, part.manifest, files)
     missing = np.array([entry.path not in files for entry in entries], bool)
@@ -187,7 +192,7 @@ def _first_members(part: Part, lost: dict[int, Ints]) -> dict[int, tuple[str, in
 
 
 def _found_again(part: Part, rows: dict[int, Ints]) -> Iterable[np.ndarray]:
-    """Return for each shard which of its index rows a scan finds unchanged, at the same place."""
+    """Yield, for each shard, which of its index rows a scan finds unchanged."""
     names = ("offset", "num_bytes", SOURCE_LABEL if SOURCE_LABEL in part.columns else "label")
     jobs = [
         (join(part.root, part.manifest.shards[number].path), [part.columns[name][own] for name in names])
@@ -221,11 +226,11 @@ def _labels_in_range(part: Part) -> np.ndarray:
     return good
 
 
-# -- a directory without index: scanned once, kept in the cache
+# -- a directory without index: scanned once and cached
 
 
 def _scanned(root: str, files: list[FileInfo], manifest: Manifest | None) -> Part:
-    """Return the scan of a directory, from the cache where it is as it was."""
+    """Return the scan of a directory, from the cache if the directory is unchanged."""
     key = scan_key(root, files, manifest)
     found = load_scan(key)
     if found is None:

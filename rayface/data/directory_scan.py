@@ -1,4 +1,4 @@
-"""Scan the shards of a directory that has no index, and hold what is found against its manifest."""
+"""Scan the shards of a directory without an index, and compare the result with its manifest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def scan_directory(
         scans = with_unique_keys(names, scans)
         return manifest_of_scan(root, names, scans), joint_table(scans), faults
     faults += unlisted_faults(root, manifest, present) + count_faults(root, manifest, names, scans)
-    # The index counts shards as the manifest does, which may list missing ones and another order.
+    # The index numbers shards as the manifest does, which may list missing shards and another order.
     by_name = dict(zip(names, scans, strict=True))
     numbered = [(number, entry) for number, entry in enumerate(manifest.shards) if entry.path in by_name]
     names = [entry.path for _, entry in numbered]
@@ -65,7 +65,7 @@ def scan_jobs(root: str, names: Sequence[str], num_classes: int | None, *, deep:
 
 
 def unlisted_faults(root: str, manifest: Manifest, names: Collection[str]) -> list[Fault]:
-    """Return a fault, with nothing lost, for every shard in the folder that dataset.json does not name."""
+    """Return a fault, with nothing lost, for every shard in the folder that dataset.json does not list."""
     reason = f"this shard is not listed in {MANIFEST} and is not read"
     unlisted = sorted(set(names) - {entry.path for entry in manifest.shards})
     return [
@@ -75,7 +75,7 @@ def unlisted_faults(root: str, manifest: Manifest, names: Collection[str]) -> li
 
 
 def count_faults(root: str, manifest: Manifest, names: Sequence[str], scans: Sequence[ShardScan]) -> list[Fault]:
-    """Hold the samples that a scan found against dataset.json: a fault for each shard where the sums do not agree."""
+    """Compare the number of samples found with dataset.json; return a fault for each shard that differs."""
     by_name = dict(zip(names, scans, strict=True))
     faults = []
     for entry in manifest.shards:

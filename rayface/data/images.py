@@ -1,4 +1,4 @@
-"""uint8 images to what a network is trained on, on the device where the work is done."""
+"""Normalise and augment uint8 images on the device of training."""
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +21,19 @@ def augment(
     contrast: float,
     saturation: float,
 ) -> torch.Tensor:
-    """Random mirror, crop shift and colour jitter, each drawn for every image of the *global* batch.
+    """Random mirror, crop shift and colour jitter, drawn for every image of the *global* batch.
 
-    A rank draws for all B images and keeps its own, so that an image is treated alike on any number of
+    Each rank draws for all B images and uses its own part, so an image gets the same augmentation on any number of
     ranks.
 
     Args:
-        images: uint8 (n, h, w, 3), the rank's part, on the device where the work is done.
+        images: uint8 (n, h, w, 3), the rank's part, on the device of training.
         rows: the rank's part of the global batch.
         batch_size: global batch B.
         generator: CPU generator, seeded by the caller for the step.
         flip: mirror half of the images.
-        shift: largest crop shift in pixels; the edge is black.
-        brightness, contrast, saturation: largest relative change, 0.2 for +-20 %.
+        shift: maximum crop shift in pixels; the edge is black.
+        brightness, contrast, saturation: maximum relative change, 0.2 for +-20 %.
 
     Returns:
         float32 (n, 3, h, w), normalised to [-1, 1] before the jitter and not clipped after it.
@@ -56,7 +56,7 @@ def augment(
 
 
 def _shift(images: torch.Tensor, draw_x: torch.Tensor, draw_y: torch.Tensor, shift: int) -> torch.Tensor:
-    """Move every image by its own whole number of pixels in [-shift, shift]."""
+    """Shift every image by its own integer number of pixels in [-shift, shift]."""
     n, height, width, _ = images.shape
     padded = F.pad(images, (0, 0, shift, shift, shift, shift))
     span = 2 * shift + 1

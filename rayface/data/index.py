@@ -1,4 +1,4 @@
-"""The sample index as numpy columns: read from index.parquet in batches, so that nothing stands in memory twice."""
+"""Sample index as numpy columns, read from index.parquet in batches so that nothing is in memory twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rayface.storage import DataError, one_line, open_arrow
 Columns = dict[str, Ints]
 """The columns of a SampleIndex by name, (N,) each; without `source_label` where that is the label."""
 
-SOURCE_LABEL = "source_label"  # of a selection: the label as the shard says, where it is another one
+SOURCE_LABEL = "source_label"  # of a selection: the label as stored in the shard
 _TYPES = {
     SOURCE_LABEL: np.int32,
     "label": np.int32,
@@ -29,24 +29,24 @@ _TYPES = {
 }
 _Value = TypeVar("_Value", bound=np.generic)
 _BATCH = 1 << 16  # rows
-_READ_BYTES = 1 << 20  # of each column at a time; without it pyarrow holds whole row groups
+_READ_BYTES = 1 << 20  # read per column at once; otherwise pyarrow buffers whole row groups
 
 
 def read_columns(
     path: str, num_shards: int, num_rows: int | None = None, *, source_label: bool = False
 ) -> tuple[Columns, NDArray[np.int64]]:
-    """Read an index file but for its keys.
+    """Read an index file without its keys.
 
     Args:
-        num_shards: shards that it may count.
-        num_rows: samples that it must have, where that is known.
-        source_label: it has a column of this name too.
+        num_shards: shard numbers must be below it.
+        num_rows: number of samples that it must have, None for any.
+        source_label: whether it has this column.
 
     Returns:
-        the columns, 20 or 24 bytes a sample, and the samples of each shard.
+        the columns, 20 or 24 bytes a sample, and the number of samples of each shard.
 
     Raises:
-        DataError: not a parquet file with these columns, or a value that cannot be.
+        DataError: not a parquet file with these columns, or an impossible value.
     """
     types = {name: kind for name, kind in _TYPES.items() if source_label or name != SOURCE_LABEL}
     with _opened(path, list(types)) as file:
@@ -58,7 +58,7 @@ def read_columns(
             for batch in file.iter_batches(_BATCH, row_groups=groups, columns=list(types)):
                 rows = slice(start, start := start + len(batch))
                 for name, kind in types.items():
-                    columns[name][rows] = np.from_dlpack(batch[name].cast(pa.from_numpy_dtype(kind)))  # refuses nulls
+                    columns[name][rows] = np.from_dlpack(batch[name].cast(pa.from_numpy_dtype(kind)))  # rejects nulls
         shards = columns["shard"]
         low, high = int(shards.min(initial=0)), int(shards.max(initial=0))
         if low < 0 or high >= num_shards:
@@ -67,7 +67,7 @@ def read_columns(
 
 
 def read_keys_at(path: str, rows: Sequence[int]) -> dict[int, str]:
-    """Read the keys of a few rows of an index file: each row group that holds one is read once."""
+    """Read the keys of a few rows of an index file; each row group is read at most once."""
     keys: dict[int, str] = {}
     with _opened(path, ["key"]) as file:
         groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -79,7 +79,7 @@ def read_keys_at(path: str, rows: Sequence[int]) -> dict[int, str]:
 
 
 def _row_groups(file: pq.ParquetFile) -> Iterator[list[int]]:
-    """Gather small row groups, for each that is read at once has a buffer of its own for every column."""
+    """Combine small row groups, because each read allocates a buffer for every column."""
     gathered: list[int] = []
     num_rows = 0
     for group in range(file.num_row_groups):
@@ -113,16 +113,16 @@ def looked_up(table: NDArray[_Value], column: Ints) -> NDArray[_Value]:
 
 
 def count(column: Ints, num_values: int) -> NDArray[np.int64]:
-    """Return how often each value from 0 to `num_values` - 1 occurs."""
+    """Return the number of occurrences of each value from 0 to `num_values` - 1."""
     return sum((np.bincount(column[rows], minlength=num_values) for rows in _pieces(column)), np.zeros(num_values, int))
 
 
 def first_outside(columns: Columns, sizes: Sequence[int]) -> int | None:
-    """Return the first row that is no stretch of bytes inside its shard; `sizes` of the shards in bytes."""
+    """Return the first row whose bytes are not inside its shard, None if there is none; `sizes` of shards in bytes."""
     ends = np.array(sizes, np.int64)
     for rows in _pieces(columns["shard"]):
         offset, num_bytes = columns["offset"][rows], columns["num_bytes"][rows]
-        # Not offset + num_bytes, which may overflow.
+        # offset + num_bytes may overflow.
         wrong = (offset < 0) | (num_bytes <= 0) | (offset > ends[columns["shard"][rows]] - num_bytes)
         if wrong.any():
             return rows.start + int(np.argmax(wrong))
@@ -130,23 +130,23 @@ def first_outside(columns: Columns, sizes: Sequence[int]) -> int | None:
 
 
 def _pieces(column: Ints) -> Iterator[slice]:
-    """Cut a column, for numpy's intermediates take 8 bytes an element."""
+    """Cut a column into slices, because numpy's intermediates take 8 bytes an element."""
     return (slice(start, start + _BATCH) for start in range(0, len(column), _BATCH))
 
 
 def keep_rows(columns: Columns, kept: NDArray[np.bool_]) -> None:
-    """Drop the samples where `kept` (N,) is false, one column after the other."""
+    """Drop the samples with `kept` (N,) false, column by column."""
     for name in columns:
         columns[name] = columns[name][kept]
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:
-    """Return the samples of all parts, in order; several parts are emptied, one column after the other."""
+    """Return the samples of all parts, in order; several parts are emptied column by column to save memory."""
     if len(parts) == 1:
         return parts[0]
     bounds = np.cumsum([0, *(len(part["shard"]) for part in parts)]).tolist()
     joint: Columns = {}
-    for name in _TYPES:  # source_label first, for it may be the label
+    for name in _TYPES:  # source_label first, because it may be the label
         if name != SOURCE_LABEL or any(SOURCE_LABEL in part for part in parts):
             joint[name] = np.empty(bounds[-1], _TYPES[name])
             for part, (start, stop) in zip(parts, itertools.pairwise(bounds), strict=True):

@@ -18,8 +18,8 @@ _T = TypeVar("_T")
 
 
 def distinct_names(roots: Sequence[str]) -> list[str]:
-    """Return the last parts of paths, so many that they differ; numbers where only what is no path differs."""
-    # What stands before an @ of a URI may be a password, and what follows its ? are options.
+    """Return the shortest endings of paths that differ; numbers if the paths themselves do not differ."""
+    # The part of a URI before @ may be a password, and the part after ? are options.
     parts = [root.partition("?")[0].partition("://")[2].rpartition("@")[2] if "://" in root else root for root in roots]
     split = [part.strip("/").split("/") for part in parts]
     for depth in range(1, min(map(len, split)) + 1):
@@ -30,7 +30,7 @@ def distinct_names(roots: Sequence[str]) -> list[str]:
 
 
 def join_parts(parts: Sequence[Part], mode: Join | None) -> LabelJoin:
-    """Return one label space; directories are called by the last parts of their paths."""
+    """Return one label space; directories are named by the endings of their paths."""
     return join_labels(
         [
             Labelled(
@@ -64,7 +64,7 @@ def join_indices(parts: list[Part], label_maps: list[np.ndarray | None]) -> Samp
 
 
 def join_descriptions(parts: Sequence[Part]) -> Description:
-    """Return what is said of all parts; a mixture is only as well shuffled as its worst part."""
+    """Return the description of all parts; a mixture is only as well shuffled as its worst part."""
     manifests = [part.manifest for part in parts]
     return Description(
         name="+".join(manifest.name for manifest in manifests),
@@ -86,7 +86,7 @@ def _listed(values: Sequence[str]) -> str:
 
 
 def joint_digest(parts: Sequence[Part], joined: LabelJoin) -> str:
-    """Return the sha256 over the directories' digests and what became of their labels; of one, its own digest."""
+    """Return the sha256 over the directories' digests and label maps; for one directory, its own digest."""
     digests = [digest_of(part.manifest) for part in parts]
     if len(parts) == 1 and joined.maps[0] is None:
         return digests[0]

@@ -1,4 +1,4 @@
-"""Keys of samples in bulk: read in batches, never as one Arrow array, which a `string` column of 2 GB could not be."""
+"""Keys of samples in bulk, always in batches: one Arrow `string` array holds at most 2 GB."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from rayface.storage import DataError, one_line, open_arrow
 
-BATCH = 65_536  # keys held as Python strings at a time
-_READ_BYTES = 1 << 20  # without it pyarrow holds whole row groups
+BATCH = 65_536  # keys held as Python strings at once
+_READ_BYTES = 1 << 20  # otherwise pyarrow buffers whole row groups
 _MOST_MET = 1000
 
 
 def read_keys(path: str, rows: NDArray[np.int64] | None = None) -> Iterator[pa.Array]:
-    """Read the column `key` of a parquet file, some rows at a time.
+    """Yield the column `key` of a parquet file in batches.
 
     Args:
-        rows: those that count, rising; None: all.
+        rows: rows to read, in rising order; None: all.
 
     Raises:
-        DataError: a key is missing, or the file is damaged.
+        DataError: a key is missing, or the file is corrupt.
     """
     done = 0
     try:
@@ -63,9 +63,9 @@ def key_hashes(keys: Iterable[pa.Array]) -> NDArray[np.int64]:
 
 
 def repeated_key(hashes: NDArray[np.int64], keys: Iterable[pa.Array]) -> str | None:
-    """Return a key that occurs more than once, None where there is none.
+    """Return a key that occurs more than once, None if there is none.
 
-    `hashes` are those of `keys`, which are read only where two hashes are equal. Memory: 8 bytes a key.
+    `hashes` are those of `keys`, which are read only if two hashes are equal. Memory: 8 bytes a key.
     """
     ordered = np.sort(hashes)
     # 64-bit hash collisions are rare, so confirm candidates on the full keys; a thousand are enough to find a true one.
@@ -82,13 +82,13 @@ def repeated_key(hashes: NDArray[np.int64], keys: Iterable[pa.Array]) -> str | N
 
 
 def find_keys(wanted: Iterable[pa.Array], keys: Iterable[pa.Array]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Look keys up in a stream of keys.
+    """Look up keys in a stream of keys.
 
-    Keys are compared by 128 bits of BLAKE2b: two different ones meet with a probability of 1e-23 among 42 million.
-    Memory: 44 bytes for each wanted key, and a batch.
+    Keys are compared by 128 bits of BLAKE2b; the probability of a collision among 42 million is 1e-23. Memory: 44 bytes
+    for each wanted key, and a batch.
 
     Returns:
-        for each wanted key its place in `keys`, -1 where it is not there, and how often it is there. Both (n,).
+        for each wanted key its position in `keys`, -1 if it is not there, and its number of occurrences. Both (n,).
     """
     high, low = _fingerprints(wanted)
     order = np.argsort(high)
@@ -97,7 +97,7 @@ def find_keys(wanted: Iterable[pa.Array], keys: Iterable[pa.Array]) -> tuple[NDA
     done = 0
     for some in keys:
         their_high, their_low = _fingerprints([some])
-        by_high = np.argsort(their_high)  # so that the search sweeps through memory once
+        by_high = np.argsort(their_high)  # the search then passes through memory once
         first = np.searchsorted(high, their_high[by_high])
         counts = np.searchsorted(high, their_high[by_high], side="right") - first
         rows = np.repeat(by_high, counts)
@@ -111,7 +111,7 @@ def find_keys(wanted: Iterable[pa.Array], keys: Iterable[pa.Array]) -> tuple[NDA
 
 
 def _fingerprints(keys: Iterable[pa.Array]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Two halves, (n,) each."""
+    """Return the halves of 128-bit hashes, (n,) each."""
     parts = [
         b"".join([hashlib.blake2b(key.encode(), digest_size=16).digest() for key in some.to_pylist()])
         for column in keys

@@ -1,4 +1,4 @@
-"""Labels of several dataset directories as those of one: by identity names, as they are, or apart."""
+"""Join the labels of several dataset directories: by identity name, unchanged, or kept separate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHOICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """What of a directory decides: a short name, its identities by label (None: it has no names), labels (n,)."""
+    """What the join of a directory depends on: a short name, its identities by label (None: no names), labels (n,)."""
 
     name: str
     identities: Sequence[str] | None
@@ -34,7 +34,7 @@ class Labelled:
 
     @property
     def says_names(self) -> bool:
-        """Whether identities are more than the label numbers, which are other persons in another directory."""
+        """Whether identities are names and not just label numbers, which mean other people in another directory."""
         return not (self.identities is None or all(_is_number(n, name) for n, name in enumerate(self.identities)))
 
 
@@ -43,10 +43,10 @@ class LabelJoin:
     """One label space.
 
     Attributes:
-        mode: how it was made; None: of one directory.
-        identities: names by label, None where there are none for all.
-        maps: for each directory its labels' new ones (own classes,) int32; None: they stay.
-        text: what to print, one line; None: of one directory.
+        mode: how labels were joined; None for one directory.
+        identities: names by label, None if some directory has none.
+        maps: new label by old label for each directory, (own classes,) int32; None: unchanged.
+        text: one line for the user; None for one directory.
     """
 
     mode: Join | None
@@ -57,12 +57,15 @@ class LabelJoin:
 
 
 def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
-    """Make one label space of several; None: by names where all have them, else as they are where no label is in two.
+    """Join several label spaces into one.
 
-    Names are compared in Unicode's composed form (NFC); two labels of one name become one, also within a directory.
+    Names are compared in Unicode's composed form (NFC); labels with one name become one, also within a directory.
+
+    Args:
+        mode: None: by names if all directories have them, else unchanged if no label is in two directories.
 
     Raises:
-        DataError: it is not clear which labels are the same person, or names are wanted that are not there.
+        DataError: it is ambiguous which labels are the same person, or a directory lacks the names that `mode` needs.
     """
     if len(parts) == 1:
         joined = _by_names(parts) if parts[0].identities else _as_they_are(parts)
@@ -138,7 +141,7 @@ def _apart(parts: Sequence[Labelled]) -> LabelJoin:
 
 
 def normalised(name: str) -> str:
-    """Return an identity's name as names are compared: file systems differ in how they store an accent."""
+    """Return an identity's name in the form that is compared; file systems store accents differently."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -152,7 +155,7 @@ def _names_in_several(parts: Sequence[Labelled]) -> list[str]:
 
 
 def _shared_labels(parts: Sequence[Labelled]) -> int:
-    """How many labels have images in more than one directory. Memory: 2 bytes a class."""
+    """Return the number of labels with images in more than one directory. Memory: 2 bytes a class."""
     times = np.zeros(max(part.num_classes for part in parts), np.uint8)
     for part in parts:
         occurs = np.zeros(part.num_classes, bool)

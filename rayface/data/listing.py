@@ -1,4 +1,4 @@
-"""Which files of a dataset directory are its shards, and which tars in it are not read and must not be forgotten."""
+"""Find the shards of a dataset directory, and the tars in it that are not read and must be reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CODECS = {
     "lz4": "lz4",
 }
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-# An extracted set with a folder for each of a million people may lie beside the tars.
+# An extracted dataset with a folder for each of a million people may be next to the tars.
 _MAX_SUBFOLDERS = 1000
 
 
@@ -31,7 +31,7 @@ def is_compressed(name: str) -> bool:
 
 
 def codec_of(name: str) -> str | None:
-    """Return Arrow's name of a tar's compression, None for a plain one; DataError where Arrow has none."""
+    """Return Arrow's name of a tar's compression, None for a plain tar; DataError if Arrow does not support it."""
     if not is_compressed(name):
         return None
     suffix = name.rpartition(".")[2].lower()
@@ -41,7 +41,7 @@ def codec_of(name: str) -> str | None:
 
 
 def shard_files(files: Sequence[FileInfo]) -> list[FileInfo]:
-    """Return the tar files of a folder that are no leftovers of an interrupted writer."""
+    """Return the tar files of a folder, without leftovers of an interrupted writer."""
     return [file for file in files if _is_tar(file.name)]
 
 
@@ -57,14 +57,14 @@ def tars_not_read(
     dataset_marker: str | None = None,
     most_folders: int | None = _MAX_SUBFOLDERS,
 ) -> list[str]:
-    """Return the compressed tars of a folder, and all tars in its sub-folders, as paths relative to it.
+    """Return the compressed tars of a folder and all tars in its sub-folders, as paths relative to it.
 
-    Hidden sub-folders, those that cannot be listed (lost+found), and second ways to a folder are left out.
+    Hidden sub-folders, those that cannot be listed (lost+found), and links to folders already seen are skipped.
 
     Args:
-        files, folders: what lies directly in `root`.
-        dataset_marker: sub-folders with a file of this name are datasets of their own and left out.
-        most_folders: sub-folders to look into; None: all.
+        files, folders: entries of `root`.
+        dataset_marker: sub-folders with a file of this name are separate datasets and skipped.
+        most_folders: maximum number of sub-folders to search; None: all.
     """
     found = [file.name for file in files if is_compressed(file.name)]
     waiting = deque(folders)
@@ -89,7 +89,7 @@ def tars_not_read(
 
 
 def refuse_not_read(root: str, names: Sequence[str], *, has_shards: bool) -> None:
-    """Raise DataError where a folder has tars that would be left out, or no shards at all."""
+    """Raise DataError for a folder with tars that are not read, or without shards."""
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise DataError(f"{root}: {names[0]}{more}: {_reason(names[0])}; {_remedy(root)}")
@@ -98,7 +98,7 @@ def refuse_not_read(root: str, names: Sequence[str], *, has_shards: bool) -> Non
 
 
 def faults_not_read(root: str, names: Sequence[str]) -> list[Fault]:
-    """Return a fault for every tar that is left out; how many samples that loses is not known."""
+    """Return a fault for every tar that is not read; the number of samples in it is unknown."""
     return [
         Fault(
             shard=join(root, name),
@@ -113,7 +113,7 @@ def faults_not_read(root: str, names: Sequence[str]) -> list[Fault]:
 
 
 def refuse_not_a_tar(faults: Sequence[Fault]) -> None:
-    """Raise DataError where a whole shard is unreadable: how many samples that loses, only a manifest knows."""
+    """Raise DataError if a whole shard is unreadable, because without a manifest the loss is unknown."""
     unreadable = [fault for fault in faults if fault.kind == NOT_A_TAR]
     if unreadable:
         more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""

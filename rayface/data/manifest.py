@@ -1,4 +1,4 @@
-"""The files beside the shards: dataset.json, identities.parquet, index.parquet; their models, rules and readers."""
+"""Files next to the shards: dataset.json, identities.parquet and index.parquet; models, validation and readers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rayface.storage import DataError, join, one_line, open_arrow, read_bytes
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"
 IDENTITIES = "identities.parquet"
-UNFINISHED = ".unfinished"  # lies in a folder while it is written
+UNFINISHED = ".unfinished"  # is in a folder while it is written
 
 RECOUNT = "run `rayface check --write-manifest {}` to count the shards anew"
 
 
 class ShardEntry(BaseModel):
-    """A shard as dataset.json names it: `path` is a name in the folder; of a selection, the path or URI of a shard."""
+    """A shard in dataset.json: `path` is a file name in the folder; in a selection, the path or URI of a shard."""
 
     path: str
     num_images: int = Field(ge=0)
@@ -104,15 +104,18 @@ def read_manifest(root: str) -> Manifest:
 
 
 def read_identities(root: str, num_classes: int, *, exact: bool) -> list[str]:
-    """Return the identity names by label; DataError unless names are unique and labels are 0, 1, ... without a hole.
+    """Return the identity names by label.
 
-    There must be `num_classes` of them, or, if not `exact`, at least as many: identities without an image are allowed.
+    There must be `num_classes` names, or at least as many unless `exact`: identities without an image are allowed.
+
+    Raises:
+        DataError: names are not unique, or labels are not 0, 1, 2, ...
     """
     path = join(root, IDENTITIES)
     table = read_parquet(path, ["label", "identity"])
     order = np.argsort(table["label"].to_numpy(), kind="stable")
     count = num_classes if exact else max(num_classes, len(order))
-    # The number of rows first: the other one may be any number.
+    # Compare the number of rows first: num_classes may be any number.
     if len(order) != count or not np.array_equal(table["label"].to_numpy()[order], np.arange(count)):
         raise DataError(f"{path}: label: must be every number from 0 to {count - 1} once")
     names = table["identity"].take(pa.array(order)).to_pylist()
@@ -122,9 +125,9 @@ def read_identities(root: str, num_classes: int, *, exact: bool) -> list[str]:
 
 
 def read_parquet(path: str, columns: list[str]) -> pa.Table:
-    """Read columns of a parquet file; DataError where it is damaged or lacks one."""
+    """Read columns of a parquet file; DataError if it is corrupt or lacks one."""
     try:
-        # ParquetFile, not read_table: that one takes a folder named a=b for a partition and adds a column.
+        # Not read_table, which takes a folder named a=b for a partition and adds a column.
         with open_arrow(path) as stream:
             return pq.ParquetFile(stream).read(columns=columns).select(columns)
     except DataError:
@@ -134,13 +137,13 @@ def read_parquet(path: str, columns: list[str]) -> pa.Table:
 
 
 def manifest_of_scan(root: str, names: list[str], scans: list[ShardScan]) -> Manifest:
-    """Return the manifest of a bare directory from the scans of its shards; DataError where no sample is readable."""
+    """Return the manifest of a bare directory from the scans of its shards; DataError if no sample is readable."""
     labels = joint_table(scans)["label"].to_numpy()
     if not len(labels):
         faults = [fault for scan in scans for fault in scan.faults]
         why = f"; the first fault: {faults[0]}" if faults else ""
         raise DataError(f"{root}: no readable sample (an image and its label) in {len(names)} shards{why}")
-    # No manifest says how the samples lie: neighbours of one class mean that identities lie together.
+    # Guess the layout: if most neighbours are of one class, it is by identity.
     neighbours = float(np.mean(labels[1:] == labels[:-1])) if len(labels) > 1 else 0.0
     sizes = {scan.image_size for scan in scans if scan.image_size}
     return Manifest(
@@ -168,7 +171,7 @@ def shard_entries(names: list[str], scans: list[ShardScan]) -> list[ShardEntry]:
 
 
 def digest_of(manifest: Manifest) -> str:
-    """Return the sha256 over the shards' digests, or over names and sizes where one has none, and the selection."""
+    """Return the sha256 over the shards' digests (names and sizes if a digest is missing) and the selection."""
     full = all(entry.sha256 for entry in manifest.shards)
     lines = [entry.sha256 if full else f"{mask(entry.path)} {entry.num_bytes}" for entry in manifest.shards]
     lines += [manifest.selection] if manifest.selection else []

@@ -1,4 +1,4 @@
-"""Scans of directories without an index, kept so that they are made once: in the user's cache, else below /tmp."""
+"""Cache of scans of directories without an index: in the user's cache directory, else below /tmp."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _VARIABLE = "RAYFACE_CACHE"
 
 @dataclass(frozen=True, kw_only=True)
 class CachedScan:
-    """What a scan found; `columns` are its index without keys, `index_file` the parquet that holds all of it."""
+    """A cached scan; `columns` are the index without keys, `index_file` is the parquet file with all of it."""
 
     manifest: Manifest
     columns: Columns
@@ -38,16 +38,16 @@ class CachedScan:
 
 
 def scan_key(root: str, files: list[FileInfo], manifest: Manifest | None) -> str:
-    """Return the name of a directory's scan: another one as soon as path, sizes, times or manifest are others."""
+    """Return the cache key of a directory: a function of path, sizes, times and manifest."""
     state = [mask(root), [asdict(file) for file in files], manifest.model_dump() if manifest else None, _VERSION]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
 
 
 def load_scan(key: str) -> CachedScan | None:
-    """Return a scan that was stored, None where there is none that can be read."""
+    """Return a cached scan, None if there is no valid one."""
     for base in _folders():
         folder = base / key
-        if not os.path.isdir(folder):  # Path.is_dir raises where the home may not be entered
+        if not os.path.isdir(folder):  # Path.is_dir raises if the home is not accessible
             continue
         try:
             manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
@@ -56,12 +56,12 @@ def load_scan(key: str) -> CachedScan | None:
             columns, _ = read_columns(index, len(manifest.shards))
             return CachedScan(manifest=manifest, columns=columns, index_file=index, faults=faults)
         except (OSError, ValueError, StorageError):
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, by a crash before it was on disk: it is made anew
+            shutil.rmtree(folder, ignore_errors=True)  # corrupt, such as after a crash: scan again
     return None
 
 
 def store_scan(key: str, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:
-    """Keep a scan in the first folder that can be written; DataError where none can."""
+    """Store a scan in the first writable folder; DataError if there is none."""
     tried = []
     for base in _folders():
         try:
@@ -73,7 +73,7 @@ def store_scan(key: str, manifest: Manifest, table: pa.Table, faults: list[Fault
 
 
 def _folders() -> Iterator[Path]:
-    """Yield where scans may lie. A folder that the user names is the only one; a home may be missing or read-only."""
+    """Yield folders for scans. A folder set by the user is the only one; a home may be missing or read-only."""
     if named := os.environ.get(_VARIABLE):
         yield Path(named) / "datasets"
         return
@@ -82,7 +82,7 @@ def _folders() -> Iterator[Path]:
     with contextlib.suppress(OSError):
         temporary.mkdir(mode=0o700, exist_ok=True)
         found = temporary.lstat()
-        # Everybody may write to /tmp: what somebody else has put there is not ours to trust.
+        # Everybody may write to /tmp: do not trust files of another user.
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
             yield temporary / "datasets"
 
@@ -96,7 +96,7 @@ def _store(folder: Path, manifest: Manifest, table: pa.Table, faults: list[Fault
         (temporary / MANIFEST).write_bytes(manifest.to_json())
         os.rename(temporary, folder)
     except OSError:
-        if not folder.is_dir():  # else another process was faster and wrote the same
+        if not folder.is_dir():  # otherwise another process stored the same scan first
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Datasets that are some samples of another one: an index of its shards, or shards of their own."""
+"""Datasets that contain some samples of another one: as an index of its shards, or as new shards."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Selection:
     """Samples of a dataset.
 
     Attributes:
-        rows: (n,) int64 places in the source's index, rising.
-        labels: (n,) int32. Those of the source; where a class lost all of its images, numbered anew without a hole.
-        identities: names by label, None where the source has none.
-        num_classes: of these labels.
+        rows: (n,) int64 positions in the source's index, rising.
+        labels: (n,) int32, those of the source; renumbered without gaps if a class lost all of its images.
+        identities: names by label, None if the source has none.
+        num_classes: number of classes.
     """
 
     source: Dataset
@@ -47,11 +47,11 @@ class Selection:
 
 
 def select(source: Dataset, rows: NDArray[np.int64], labels: Ints | None = None) -> Selection:
-    """Choose samples by their places in the index; ValueError where none is left.
+    """Select samples by their positions in the index; ValueError for none.
 
     Args:
         rows: (n,) in any order.
-        labels: (n,) where they are others than the source says, such as those of merged identities.
+        labels: (n,) new labels, such as those of merged identities; None: those of the source.
     """
     if not len(rows):
         raise ValueError("selection: no samples are left of the dataset")
@@ -68,10 +68,7 @@ def select(source: Dataset, rows: NDArray[np.int64], labels: Ints | None = None)
 
 
 def write_selection(out: str, selection: Selection, *, name: str) -> Dataset:
-    """Write a dataset that refers to the source's shards and lists the chosen samples; return it opened.
-
-    Memory: some keys at a time.
-    """
+    """Write a dataset that refers to the source's shards and lists the selected samples; return it opened."""
     source, rows = selection.source, selection.rows
     index = source.index.select(rows)
     used, number = np.unique(index.shard, return_inverse=True)
@@ -94,7 +91,7 @@ def write_selection(out: str, selection: Selection, *, name: str) -> Dataset:
 
 
 def _index_tables(selection: Selection, index: SampleIndex, number: NDArray[np.int64]) -> Iterator[pa.Table]:
-    """Yield the rows of the selection's index.parquet; `index` and `number` of the shard are of its samples."""
+    """Yield the selection's index.parquet in batches; `index` and shard `number` are those of its samples."""
     rows, done = selection.rows, 0
     for keys in selection.source.key_batches():
         first, last = np.searchsorted(rows, [done, done + len(keys)])
@@ -114,12 +111,13 @@ def _index_tables(selection: Selection, index: SampleIndex, number: NDArray[np.i
 def write_selected_shard(
     folder: str, shards: Sequence[str], samples: SampleIndex, labels: NDArray[np.int32], number: int, key_prefix: str
 ) -> ShardScan:
-    """Copy samples of one shard into a tar of their own, unless it is there, and return a strict scan of it.
+    """Copy samples of one shard into a new tar unless it exists, and return a strict scan of it.
 
     Args:
-        samples: of one shard, in its order; `labels` (n,) are what their .cls will say.
-        number: of the new shard.
-        key_prefix: of the shard that is copied; its samples keep the keys that they have in the source.
+        samples: samples of one shard, in its order.
+        labels: (n,) new labels.
+        number: number of the new shard.
+        key_prefix: key prefix of the copied shard, so that samples keep their keys of the source.
 
     Raises:
         DataError: a sample cannot be read.
@@ -128,7 +126,7 @@ def write_selected_shard(
     job = ScanJob(number=number, path=path, digest=True)
     try:
         scan = scan_one(job)
-    except DataError:  # not there yet
+    except DataError:  # does not exist yet
         _write_tar(path, _read(shards, samples, labels, key_prefix))
         scan = scan_one(job)
     if len(scan.table) != len(samples) or scan.faults:
@@ -137,7 +135,7 @@ def write_selected_shard(
 
 
 def write_shards_manifest(out: str, selection: Selection, scans: Sequence[ShardScan], *, name: str) -> Dataset:
-    """Write index and manifest over the shards that write_selected_shard wrote; return the dataset opened."""
+    """Write index and manifest of the shards written by write_selected_shard; return the dataset opened."""
     entries = [
         ShardEntry(path=shard_name(number), num_images=len(scan.table), num_bytes=scan.num_bytes, sha256=scan.sha256)
         for number, scan in enumerate(scans)

@@ -1,4 +1,4 @@
-"""Writes datasets of drawn faces: nobody's likeness, the same for a seed, and hard enough to be worth training on."""
+"""Datasets of drawn faces: nobody's likeness, deterministic, and hard enough for training to be meaningful."""
 
 import csv
 import io
@@ -19,8 +19,8 @@ from rayface.pools import process_pool
 from rayface.storage import join, normalise, write_bytes
 
 NUM_FOLDS = 10
-_CHUNK = 64  # images a task
-_WORTH_A_PROCESS = 512  # images; starting a process takes as long as drawing about that many
+_CHUNK = 64  # images per task
+_WORTH_A_PROCESS = 512  # starting a process takes as long as drawing about that many images
 
 Sample = tuple[str, int, bytes]
 
@@ -36,17 +36,17 @@ def synthesize(
     processes: int | None = None,
     pairs: int = 0,
 ) -> Dataset:
-    """Draws `identities` people, `images_per_identity` times each, and writes them globally shuffled to `out`.
+    """Draw `identities` people, `images_per_identity` times each, and write the images globally shuffled to `out`.
 
-    The bytes depend on every argument but `processes`. People of different seeds are different people: a set to
-    evaluate on is drawn with another seed and `pairs` > 0.
+    The bytes depend on all arguments except `processes`. Different seeds give different people: draw an evaluation set
+    with another seed and `pairs` > 0.
 
     Args:
         image_size: side in pixels; even, 16 to 256.
-        shard_size: most bytes in one shard.
-        processes: how many draw; one for each CPU this process may use if None.
-        pairs: verification pairs in `out`/pairs.csv (path_a, path_b, is_same, fold), a multiple of 20: ten folds with
-            no person in two of them, in each as many pairs of one person as of two.
+        shard_size: maximum bytes of a shard.
+        processes: number of processes; None: one for each CPU available to this process.
+        pairs: number of verification pairs in `out`/pairs.csv (path_a, path_b, is_same, fold), a multiple of 20: ten
+            folds without a common person, half of the pairs of each of one person.
 
     Raises:
         ValueError: an argument out of range, or `out` is not empty.
@@ -94,7 +94,7 @@ def _key(number: int, index: int) -> str:
 
 
 def _samples(identities: int, images: int, seed: int, size: int, workers: int) -> Iterator[Sample]:
-    """Every sample once, in an order set by the seed."""
+    """Yield every sample once, in an order set by the seed."""
     order = np.random.default_rng(np.random.SeedSequence((seed, 0, 0, 2))).permutation(identities * images)
     tasks = [order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK)]
     if workers == 1:
@@ -108,7 +108,7 @@ def _samples(identities: int, images: int, seed: int, size: int, workers: int) -
 def _in_order(
     pool: Executor, tasks: list[np.ndarray], images: int, seed: int, size: int, ahead: int
 ) -> Iterator[Sample]:
-    """The samples of the tasks in order, with at most `ahead` tasks drawn before they are wanted."""
+    """Yield the samples of the tasks in order, with at most `ahead` tasks in flight."""
     waiting: deque[Future[list[Sample]]] = deque()
     for task in tasks:
         waiting.append(pool.submit(_draw, task, images, seed, size))
@@ -119,9 +119,9 @@ def _in_order(
 
 
 def _draw(task: np.ndarray, images: int, seed: int, size: int) -> list[Sample]:
-    """Draws and encodes the samples numbered in `task`."""
+    """Draw and encode the samples numbered in `task`."""
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # pictures this small lose time on threads, and the other processes need the CPUs
+    cv2.setNumThreads(1)  # threads slow down images this small, and other processes need the CPUs
     try:
         samples = []
         for number, index in zip(*divmod(task, images), strict=True):
@@ -135,14 +135,14 @@ def _draw(task: np.ndarray, images: int, seed: int, size: int) -> list[Sample]:
 
 
 def _pair_rows(identities: int, images: int, seed: int, pairs: int) -> list[tuple[str, str, int, int]]:
-    """Rows of pairs.csv, fold by fold: first the pairs of one person, then those of two; none twice."""
+    """Return the rows of pairs.csv, fold by fold: first pairs of one person, then of two; none twice."""
     rng = np.random.default_rng(np.random.SeedSequence((seed, 0, 0, 3)))
     each = pairs // (2 * NUM_FOLDS)
     rows = []
     for fold, people in enumerate(np.array_split(rng.permutation(identities), NUM_FOLDS)):
         same = len(people) * images * (images - 1) // 2
         different = len(people) * (len(people) - 1) // 2 * images**2
-        if min(same, different) < 2 * each:  # twice, so that few draws below hit a pair that is already in
+        if min(same, different) < 2 * each:  # twice as many, so that few draws below repeat a pair
             raise ValueError(
                 f"pairs {pairs}: too many for {identities} identities with {images} images each in {NUM_FOLDS} folds; "
                 "draw more identities or fewer pairs"
@@ -155,7 +155,7 @@ def _pair_rows(identities: int, images: int, seed: int, pairs: int) -> list[tupl
 def _distinct_pairs(
     rng: np.random.Generator, people: np.ndarray, images: int, count: int, same: bool
 ) -> list[tuple[str, str]]:
-    """Member names of `count` pairs of pictures of one person, or of two."""
+    """Return member names of `count` pairs of images of one person, or of two."""
     found: dict[tuple[str, str], None] = {}
     while len(found) < count:
         first, second = rng.choice(people, 2, replace=False)

@@ -1,4 +1,4 @@
-"""Write datasets: deterministic tar shards, index, identities and manifest, safe to interrupt and run again."""
+"""Write datasets: deterministic tar shards, index, identities and manifest; safe to interrupt and repeat."""
 
 from __future__ import annotations
 
@@ -55,11 +55,14 @@ def write_dataset(
     parent: Parent | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE,
 ) -> Dataset:
-    """Write (key, label, JPEG bytes) samples, in their order, as a dataset; return it opened.
+    """Write (key, label, image bytes) samples, in their order, as a dataset; return it opened.
 
-    Labels are positions in `identities`, keys are unique and without dots, shards hold at most `shard_size` bytes.
-    The same samples give the same bytes. An interrupted write is begun anew when run again. Memory: one sample, 8 bytes
-    for each written, and the index of one shard. DataError where `out` holds anything or cannot be written.
+    Labels are positions in `identities`, keys are unique and without dots, shards have at most `shard_size` bytes. The
+    same samples give the same bytes. After an interruption, a repeated call starts over. Memory: one sample, 8 bytes
+    for each written, and the index of one shard.
+
+    Raises:
+        DataError: `out` is not empty or cannot be written, or a key occurs twice.
     """
     with ShardWriter(
         out,
@@ -78,9 +81,9 @@ def write_dataset(
 
 
 class ShardWriter:
-    """What write_dataset does, a sample at a time: `add`, then `finish`; a context manager that lets go on errors.
+    """Writes a dataset sample by sample: `add`, then `finish`; a context manager that cleans up after errors.
 
-    Where nobody knows names, `identities` is None and `num_classes` says how many there are.
+    Without names, `identities` is None and `num_classes` gives their number.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class ShardWriter:
         self._parquet = pq.ParquetWriter(self._index.stream, INDEX_SCHEMA)
 
     def add(self, key: str, label: int, jpeg: bytes) -> None:
-        """Append a sample; ValueError for a key that is no key or a label that is no identity."""
+        """Append a sample; ValueError for an invalid key or label."""
         if not key or parse_name(f"{key}.jpg") != (key, key, "jpg") or not is_safe_name(key):
             raise ValueError(f"key {key!r}: must be a relative name without dots and control characters")
         if not 0 <= label < len(self.counts):
@@ -161,7 +164,7 @@ class ShardWriter:
 
     @property
     def num_images(self) -> int:
-        """Samples added so far."""
+        """Number of samples added so far."""
         return len(self._hashes)
 
     def _open_shard(self) -> None:
@@ -198,7 +201,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._parquet.close()  # before its stream; harmless when it is closed
+        self._parquet.close()  # before its stream; no effect if it is closed
         if kind is not None:
             for file in (self._shard, self._index):
                 if file is not None:
@@ -207,7 +210,7 @@ class ShardWriter:
 
 
 def identities_file(names: Sequence[str], counts: np.ndarray) -> bytes:
-    """Return the bytes of identities.parquet: names and numbers of images by label."""
+    """Return the bytes of identities.parquet: name and number of images by label."""
     buffer = io.BytesIO()
     columns = {"label": np.arange(len(names), dtype=np.int64), "identity": list(names), "num_images": counts}
     pq.write_table(pa.table(columns), buffer)
@@ -226,7 +229,7 @@ def _checked_identities(identities: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _exclusive_dataset(root: str) -> Iterator[None]:
-    """Own the folder of a new dataset while inside: refuse one in use, clear what an interrupted writer left."""
+    """Own the folder of a new dataset while inside: refuse one in use, delete files of an interrupted writer."""
     make_folder(root)
     foreign = refuse_not_empty(root)
     with exclusive_folder(Path(root), root, lock=UNFINISHED) if is_local(root) else contextlib.nullcontext():
@@ -242,7 +245,7 @@ def _exclusive_dataset(root: str) -> Iterator[None]:
 
 
 def refuse_not_empty(root: str) -> list[str]:
-    """Return what an interrupted writer left in a folder; DataError where anything else is there."""
+    """Return the files that an interrupted writer left in a folder; DataError if it holds anything else."""
     names = list_names(root)
     foreign = [name for name in names if name != UNFINISHED]
     if foreign and UNFINISHED not in names:

@@ -15,10 +15,10 @@ from rayface.credentials import is_masked, mask
 
 logger = logging.getLogger(__name__)
 
-_BACK_OFF = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds before each further try
-# No retry mends these, nor a missing file or permission; all others (EMFILE, ESTALE, EIO, ETIMEDOUT, ...) may pass.
+_BACK_OFF = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds before each retry
+# Permanent, like a missing file or permission; others (EMFILE, ESTALE, EIO, ETIMEDOUT, ...) are retried.
 _PERMANENT = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
-# Object stores report these as an OSError without a number.
+# Permanent errors of object stores, reported as an OSError without a number.
 _REFUSED = re.compile(
     r"ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|INVALID_ACCESS_KEY|"
     r"INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN"
@@ -28,25 +28,25 @@ _T = TypeVar("_T")
 
 
 class DataError(ValueError):
-    """A dataset that cannot be used; the message is one line and names the file, the rule and the remedy."""
+    """Data that cannot be used. The message is one line with file, rule and remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__(mask(message))
 
 
 class StorageError(RuntimeError):
-    """An error of the storage that outlasted all retries; it says nothing about the data. One line: file and cause."""
+    """A storage error that outlasted all retries; the data may be valid. The message is one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(mask(message))
 
 
 def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read") -> _T:
-    """Return operation() on the storage of `path`, repeated with back-off while the system reports a passing error.
+    """Return operation(), retried with back-off while the storage of `path` reports a transient error.
 
     Raises:
-        DataError: the file or folder is missing, forbidden or none that can be opened.
-        StorageError: an error that usually passes persisted for 45 s.
+        DataError: the file or folder is missing, forbidden or cannot be opened.
+        StorageError: a transient error persisted for 45 s.
     """
     for delay in (*_BACK_OFF, None):
         try:

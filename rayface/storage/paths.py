@@ -1,4 +1,4 @@
-"""Paths and URIs of anything pyarrow.fs opens: their parts, their filesystem, what a folder holds."""
+"""Paths and URIs of anything pyarrow.fs opens: their parts, filesystem and folders."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pyarrow import fs as pafs
 from rayface.credentials import openable
 from rayface.storage.errors import DataError, one_line, retried
 
-REQUESTS = 64  # of one process to an object store at the same time
+REQUESTS = 64  # maximum concurrent requests of a process to an object store
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One entry of a folder; size in bytes, mtime in ns since 1970 (0 where the store keeps none)."""
+    """One file of a folder; size in bytes, mtime in ns since 1970 (0 if the store has none)."""
 
     name: str
     size: int
@@ -26,16 +26,16 @@ class FileInfo:
 
 
 def _open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    pa.set_io_thread_count(max(pa.io_thread_count(), REQUESTS))  # an S3 client gets as many connections
+    pa.set_io_thread_count(max(pa.io_thread_count(), REQUESTS))  # an S3 client opens as many connections
     return pafs.FileSystem.from_uri(uri)
 
 
-# Opening an S3 filesystem asks the network for the bucket's region: once per folder is enough.
+# Opening an S3 filesystem requests the bucket's region: cache it per folder.
 _filesystem = functools.lru_cache(maxsize=256)(_open_filesystem)
 
 
 def locate(path: str) -> tuple[pafs.FileSystem, str]:
-    """Return (pyarrow filesystem, path inside it) of a plain path or URI; DataError for an unknown scheme."""
+    """Return (pyarrow filesystem, path in it) of a plain path or URI; DataError for an unknown scheme."""
     if "://" not in path:
         return pafs.LocalFileSystem(), os.path.abspath(path)
     uri = openable(path)
@@ -78,7 +78,7 @@ def is_local(path: str) -> bool:
 
 
 def on_disk(path: str | Path, field: str = "") -> Path:
-    """Return the local path that a setting (`field`) names, file:// included; DataError for another URI."""
+    """Return the local path of a setting named `field`; file:// is accepted. DataError for another URI."""
     text = os.fspath(path)
     if text.startswith("file://"):
         return Path(normalise(text))
@@ -89,7 +89,7 @@ def on_disk(path: str | Path, field: str = "") -> Path:
 
 
 def list_files(folder: str, kind: str = "dataset folder") -> list[FileInfo]:
-    """Return the files directly in `folder`, by name; DataError where it is no folder (of that kind) to be read."""
+    """Return the files directly in `folder`, by name; DataError if there is no such folder (of that `kind`)."""
     return list_entries(folder, kind)[0]
 
 
@@ -117,14 +117,14 @@ def list_names(folder: str) -> list[str]:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder; DataError or StorageError where that cannot be found out."""
+    """Return whether there is a file or folder; DataError or StorageError if the store does not answer."""
     filesystem, inside = locate(path)
     found = retried(path, lambda: filesystem.get_file_info(inside))
     return bool(found.type != pafs.FileType.NotFound)
 
 
 def make_folder(folder: str) -> None:
-    """Make a folder and those above it; DataError where that cannot be done."""
+    """Make a folder and its parents; DataError if that fails."""
     filesystem, inside = locate(folder)
     try:
         filesystem.create_dir(inside, recursive=True)

@@ -14,9 +14,9 @@ from rayface.storage.paths import is_local, locate
 
 
 class Source:
-    """Random access to one file: `read(offset, count)`, `size`; thread-safe; a context manager.
+    """Random access to one file; thread-safe; a context manager.
 
-    Errors of the system are retried; see `retried` for what is raised when they persist.
+    Transient errors are retried; see `retried` for what is raised if they persist.
     """
 
     def __init__(self, path: str):
@@ -26,7 +26,7 @@ class Source:
         retried(path, self._open)
 
     def _open(self) -> None:
-        """Open the file, or open it again in place of a handle that fails."""
+        """Open the file, or open it again to replace a failing handle."""
         if not is_local(self.path):
             filesystem, inside = locate(self.path)
             self._file = filesystem.open_input_file(inside)
@@ -35,7 +35,7 @@ class Source:
         if self._fd < 0:
             self._fd = fd
             return
-        os.dup2(fd, self._fd, inheritable=False)  # other threads read by the old number
+        os.dup2(fd, self._fd, inheritable=False)  # other threads use the old number
         os.close(fd)
 
     @property
@@ -82,7 +82,7 @@ class Source:
 
 
 class _SourceStream(io.RawIOBase):
-    """A Source as a Python file, for readers that want one; closes the source with itself."""
+    """A Source as a Python file, which closes the source with itself."""
 
     def __init__(self, source: Source):
         self._source, self._at, self._size = source, 0, source.size
@@ -112,18 +112,18 @@ class _SourceStream(io.RawIOBase):
 
 
 def open_arrow(path: str) -> pa.NativeFile:
-    """Open a file for Arrow's readers, so that an OSError of theirs is of the format and never of the storage.
+    """Open a file for Arrow's readers; an OSError of theirs is then always about the format, never the storage.
 
     Raises:
-        DataError, StorageError: as Source does, also out of a reader that the file is given to.
+        DataError, StorageError: as Source does, also from within Arrow's reader.
     """
     return pa.PythonFile(_SourceStream(Source(path)), mode="r")
 
 
 def windowed(source: Source, width: int) -> Callable[[int, int], bytes]:
-    """Return fetch(offset, count) that reads `source` at least `width` bytes at a time, for reading forward.
+    """Return fetch(offset, count) for sequential reading: it reads `source` at least `width` bytes at once.
 
-    The window before the last is kept, so that a short step back over its edge costs no second read.
+    The previous window is kept, so a short step back across its edge needs no second read.
     """
     windows = [(0, b""), (0, b"")]
 
@@ -140,6 +140,6 @@ def windowed(source: Source, width: int) -> Callable[[int, int], bytes]:
 
 
 def read_bytes(path: str) -> bytes:
-    """Return the whole of a small file; DataError where it cannot be read."""
+    """Return the content of a small file; DataError if it cannot be read."""
     with Source(path) as source:
         return source.read(0, source.size)

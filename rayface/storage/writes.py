@@ -14,15 +14,15 @@ import pyarrow as pa
 
 from rayface.storage.paths import is_local, locate
 
-LARGEST_REMOTE = 5 << 30  # bytes of a file that S3 renames
+LARGEST_REMOTE = 5 << 30  # maximum bytes of a file that S3 renames
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class AtomicFile:
-    """A file that appears under its name only when `commit` has made it durable; write to its `stream`.
+    """A file that appears under its name only after `commit` made it durable; write to its `stream`.
 
-    On every store it is written under a temporary name and renamed. A process that is killed leaves at most a
-    temporary one. On S3 a rename is a copy on its side, of at most 5 GiB.
+    It is written under a temporary name and renamed, on every store. A killed process leaves at most the temporary
+    file. On S3 a rename is a server-side copy of at most 5 GiB.
     """
 
     def __init__(self, path: str):
@@ -57,7 +57,7 @@ class AtomicFile:
             self._filesystem.delete_file(self._temporary)
 
     def abandon(self) -> None:
-        """Close and delete what was written, unless it was committed; never raises, as it follows an error."""
+        """Close and delete the file unless it was committed; never raises, because it follows an error."""
         if self._done:
             return
         self._done = True
@@ -69,7 +69,7 @@ class AtomicFile:
 
 @contextmanager
 def atomic_stream(path: str) -> Iterator[BinaryIO]:
-    """A stream to write a file by, which appears when the block ends without an error."""
+    """Yield a stream for a file that appears when the block ends without an error."""
     file = AtomicFile(path)
     try:
         yield file.stream
@@ -79,9 +79,9 @@ def atomic_stream(path: str) -> Iterator[BinaryIO]:
 
 
 def temporary_name(path: str) -> str:
-    """Return a name for a file while it is written: hidden, never taken for a shard, and nobody else's.
+    """Return a unique, hidden name for a file while it is written.
 
-    A task that was given up for lost may still write the same file as the one that was started in its place.
+    It is unique because a task that Ray considers lost may still write the same file as its replacement.
     """
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -92,14 +92,14 @@ def is_temporary(name: str) -> bool:
 
 
 def delete_temporary(folder: str) -> None:
-    """Delete what writers that were killed have left in a local folder."""
+    """Delete temporary files of killed writers in a local folder."""
     for name in filter(is_temporary, os.listdir(folder)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))
 
 
 def sync_folder(folder: str) -> None:
-    """Have the names in a local folder on disk: a rename in it survives a power cut only then."""
+    """Sync the names in a local folder to disk; only then a rename in it survives a power cut."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -108,6 +108,6 @@ def sync_folder(folder: str) -> None:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a small file so that it appears whole or not at all."""
+    """Write a small file atomically."""
     with atomic_stream(path) as stream:
         stream.write(data)

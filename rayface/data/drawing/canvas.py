@@ -1,4 +1,4 @@
-"""A small anti-aliased canvas that turns with the head: shapes are given in face coordinates and a depth.
+"""Anti-aliased canvas that turns with the head: shapes are given in face coordinates and a depth.
 
 Coordinates as in `rayface.data.drawing.portrait`; depth z grows towards the viewer, 0 at the bridge of the nose.
 """

@@ -1,4 +1,4 @@
-"""Members of a shard: which are the image and the label of one sample, and how a label is read."""
+"""Members of a tar: find the image and the label of a sample, and parse labels."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from rayface.data.shards.tar import Fetch, Member, encode_member
 
 _JPEG_SUFFIXES = frozenset(("jpg", "jpeg", "jpe", "jfif"))
 IMAGE_SUFFIXES = _JPEG_SUFFIXES | {"png", "webp", "bmp", "tif", "tiff", "gif"}
-LABEL_SUFFIXES = ("cls", "json", "txt")  # the first of them that a sample has in a readable form is its label
+LABEL_SUFFIXES = ("cls", "json", "txt")  # in order of preference
 _SUFFIXES = IMAGE_SUFFIXES.union(LABEL_SUFFIXES)
-_MAX_TEXT_BYTES = 64  # what is read of a .cls or .txt member; more is no label anyway
+_MAX_TEXT_BYTES = 64  # read of a .cls or .txt member; a longer text is no label
 _MAX_JSON_BYTES = 1 << 20
 _SUFFIX_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WebP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif"}
 _BOM = b"\xef\xbb\xbf"
 
 
 class MemberName(NamedTuple):
-    """A member's name in parts; `group` is empty for names that belong to no sample (hidden files).
+    """A member's name, split.
 
-    `group` ends at the first dot of the last part, as keys of webdataset do. `key` is the name without an image or
-    label suffix, so that name.0001.jpg and name.0001.cls are a sample of their own; of other members it is the group.
-    `suffix` is a lower-case image or label suffix, or empty.
+    Attributes:
+        group: the key that WebDataset sees: the path up to the first dot of its last part; empty for hidden files.
+        key: the name without an image or label suffix, so that name.0001.jpg and name.0001.cls form a sample of their
+            own; the group for other members.
+        suffix: lower-case image or label suffix, or empty.
     """
 
     group: str
@@ -50,7 +52,7 @@ def parse_name(name: str) -> MemberName:
 
 
 class BadMemberError(ValueError):
-    """A member that spoils its sample; `kind` as in Fault."""
+    """A member that makes its sample invalid; `kind` as in Fault."""
 
     def __init__(self, member: Member, kind: str, reason: str):
         super().__init__(reason)
@@ -59,13 +61,16 @@ class BadMemberError(ValueError):
 
 @dataclass(slots=True)
 class SampleMembers:
-    """The members with one key: the image (a JPEG where there are several), and the labels by suffix."""
+    """The members with one key: the image (a JPEG if there are several), and the labels by suffix."""
 
     image: Member | None = None
     labels: dict[str, Member] = field(default_factory=dict)
 
     def read(self, fetch: Fetch, num_classes: int | None = None, *, read_image: bool = True) -> tuple[int, bytes]:
-        """Return (label, image bytes) of a sample that has both; BadMemberError names the member that is wrong."""
+        """Return (label, image bytes) of a sample that has both.
+
+        Raises:
+            BadMemberError: an invalid member."""
         assert self.image is not None
         _refuse_link(self.image)
         data = fetch(self.image.data, self.image.size) if read_image else b""
@@ -79,7 +84,7 @@ def _refuse_link(member: Member) -> None:
 
 
 def members_by_key(members: Iterable[tuple[MemberName, Member]]) -> dict[str, SampleMembers]:
-    """Return the images and labels among `members` by key; other fields are left out."""
+    """Return the images and labels among `members` by key; skip other fields."""
     found: dict[str, SampleMembers] = {}
     for (_, key, suffix), member in members:
         if not suffix:
@@ -95,7 +100,7 @@ def members_by_key(members: Iterable[tuple[MemberName, Member]]) -> dict[str, Sa
 
 
 def samples_among(found: dict[str, SampleMembers], group: str) -> list[str]:
-    """Return the keys that have an image and a label; only the one without a dot, as for webdataset, where it has."""
+    """Return the keys that have an image and a label; only the group itself if it has both, as WebDataset reads it."""
     complete = [key for key, members in found.items() if members.image and members.labels]
     return [group] if group in complete else complete
 
@@ -105,7 +110,10 @@ def _is_jpeg(member: Member) -> bool:
 
 
 def read_label(labels: dict[str, Member], fetch: Fetch, num_classes: int | None = None) -> int:
-    """Return the label that .cls, .json ({"label": 3}) or .txt says, the first that is readable in this order."""
+    """Return the label from .cls, .json ({"label": 3}) or .txt, the first valid one in this order.
+
+    Raises:
+        BadMemberError: no valid label."""
     problem: BadMemberError | None = None
     for suffix in LABEL_SUFFIXES:
         member = labels.get(suffix)
@@ -117,7 +125,7 @@ def read_label(labels: dict[str, Member], fetch: Fetch, num_classes: int | None 
             return _in_range(parse(fetch(member.data, min(member.size, limit))), num_classes)
         except ValueError as error:
             problem = problem or BadMemberError(member, "label", str(error))
-            if suffix == "cls":  # a .json or .txt beside it may be about anything
+            if suffix == "cls":  # a .json or .txt beside it may hold anything
                 break
     assert problem is not None
     raise problem
@@ -138,7 +146,7 @@ def _json_label(text: bytes) -> int:
     except (ValueError, RecursionError):
         raise ValueError('no label: the member is not JSON with {"label": N}') from None
     label = value.get("label") if isinstance(value, dict) else None
-    if type(label) is not int:  # bool is one, and no label
+    if type(label) is not int:  # a bool is an int, but no label
         raise ValueError('no label: the JSON has no integer "label"')
     if label < 0:
         raise ValueError(f"label {label} is negative")

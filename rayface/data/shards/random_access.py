@@ -1,4 +1,4 @@
-"""Read single samples of a dataset by its index: few large reads, many at a time, headers checked again."""
+"""Random access to samples by the index: few large reads, many in flight, headers validated again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rayface.data.shards.samples import Fault, Sample, SampleIndex
 from rayface.data.shards.tar import Fetch, Member, TarError, read_member
 from rayface.storage import REQUESTS, Source, is_local
 
-_RUN_BYTES = 32 << 20  # the longest stretch fetched by one read
-_KEPT_OPEN = 256  # files of object stores: below the 1,024 that many systems allow a process
-_PROBED = 8  # reads that tell whether a local path is a local disk
-_SLOW_SECONDS = 1e-3  # of a read: of a network disk; those in flight together take no longer than one
+_RUN_BYTES = 32 << 20  # maximum bytes of one read
+_KEPT_OPEN = 256  # open files of object stores; many systems limit a process to 1,024
+_PROBED = 8  # reads that are timed to recognise a network disk
+_SLOW_SECONDS = 1e-3  # a read of a network disk takes longer; concurrent reads hide it
 
 _Run = tuple[int, list[int], list[int], list[int], list[int]]  # shard; positions, starts, stops, labels
 
@@ -36,23 +36,23 @@ def read_samples(shards: Sequence[str], index: SampleIndex) -> list[Sample | Fau
 
 
 class SampleReader:
-    """Reads samples of shards; threads, and files of object stores, are kept for the next read. A context manager."""
+    """Reads samples of shards and keeps its threads and the files of object stores open; a context manager."""
 
     def __init__(self, shards: Sequence[str]):
         self.shards = shards
         self._files = _OpenFiles()
-        self._pool = ThreadPoolExecutor(REQUESTS)  # starts threads when they are needed
+        self._pool = ThreadPoolExecutor(REQUESTS)  # starts threads on demand
 
     def read(self, index: SampleIndex) -> Iterator[tuple[int, Sample | Fault]]:
-        """Yield (position in `index`, sample) in the order of the shards; a Fault stands where bytes are damaged.
+        """Yield (position in `index`, sample) in the order of the shards, with a Fault for each corrupt sample.
 
-        Samples that lie side by side in a shard, in whatever order they are asked for, are fetched by one read of at
-        most 32 MiB. Where a read takes a millisecond or more, up to storage.REQUESTS are in flight over all shards
-        while the caller works on the first. Headers are checked again, the label must be `source_label`.
+        Adjacent samples of a shard, in any order of `index`, are fetched by one read of at most 32 MiB. If a read takes
+        a millisecond or more, up to storage.REQUESTS reads are in flight. Headers are validated again, and the label
+        must equal `source_label`.
 
         Raises:
             DataError: a shard is missing or forbidden.
-            StorageError: a shard cannot be read for now; see storage.retried.
+            StorageError: the storage of a shard fails; see storage.retried.
         """
         runs = _runs(index)
         waiting = iter(runs)
@@ -90,7 +90,7 @@ class SampleReader:
 
 
 def _runs(index: SampleIndex) -> list[_Run]:
-    """Gather samples that lie side by side, in the order of the shards."""
+    """Group adjacent samples, in the order of the shards."""
     if not len(index):
         return []
     order = np.lexsort((index.offset, index.shard))
@@ -106,7 +106,7 @@ def _runs(index: SampleIndex) -> list[_Run]:
 
 
 class _OpenFiles:
-    """Sources by path, thread-safe: those of object stores stay open, the least recently used are closed first."""
+    """Thread-safe cache of open files of object stores; the least recently used are closed first."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -114,7 +114,7 @@ class _OpenFiles:
 
     @contextmanager
     def opened(self, path: str) -> Iterator[Source]:
-        if is_local(path):  # opening is cheap, and a shard that is taken away is noticed
+        if is_local(path):  # opening is cheap, and a removed shard is noticed
             with Source(path) as source:
                 yield source
             return
@@ -123,7 +123,7 @@ class _OpenFiles:
             self._entries.move_to_end(path)
             entry.users += 1
         try:
-            with entry.lock:  # one request opens it for all who wait
+            with entry.lock:  # the first thread opens it for all that wait
                 entry.source = entry.source or Source(path)
             yield entry.source
         finally:
@@ -134,7 +134,7 @@ class _OpenFiles:
                 each.close()
 
     def _excess(self) -> list[_Entry]:
-        """Take out files that nobody reads, the longest unused first, until no more are left than may stay open."""
+        """Remove and return unused files, the longest unused first, down to the number that may stay open."""
         excess = len(self._entries) - _KEPT_OPEN
         if excess <= 0:
             return []
@@ -165,7 +165,7 @@ def _slicer(data: bytes, base: int) -> Callable[[int, int], bytes]:
 
 
 def _parse_sample(shard: str, fetch: Fetch, start: int, stop: int, expected: int) -> Sample | Fault:
-    """Parse the members in [start, stop): one group with exactly one sample, which has the expected label."""
+    """Parse the members in [start, stop), which must be one group with one sample of the expected label."""
     try:
         members = _members(fetch, start, stop)
         found = members_by_key(members)
@@ -190,7 +190,7 @@ def _parse_sample(shard: str, fetch: Fetch, start: int, stop: int, expected: int
 
 
 def _members(fetch: Fetch, start: int, stop: int) -> list[tuple[MemberName, Member]]:
-    """Return the members in [start, stop), which must be of one group; TarError where they cannot be read."""
+    """Return the members in [start, stop), which must be of one group; TarError otherwise."""
     members: list[tuple[MemberName, Member]] = []
     at = start
     while at < stop:
@@ -210,7 +210,7 @@ def _members(fetch: Fetch, start: int, stop: int) -> list[tuple[MemberName, Memb
 
 
 def locate_member(shard: str, offset: int, num_bytes: int, suffixes: Collection[str]) -> tuple[str | None, int]:
-    """Return name and byte offset of a sample's member with one of `suffixes`; (None, `offset`) where there is none."""
+    """Return name and byte offset of a sample's member with one of `suffixes`; (None, `offset`) if there is none."""
     found: dict[str, Member] = {}
     try:
         with Source(shard) as source:
@@ -224,7 +224,7 @@ def locate_member(shard: str, offset: int, num_bytes: int, suffixes: Collection[
                     found.setdefault(name.key, member)
                 at = member.end
     except (TarError, ValueError):
-        pass  # the sample cannot be parsed: its beginning is the best that can be named
+        pass  # the sample is corrupt: name its start
     if not found:
         return None, offset
     member = found[min(found, key=len)]  # a.jpg, not a.thumb.jpg

@@ -1,4 +1,4 @@
-"""Neighbouring members of a tar to samples and faults: which members are one sample, and what is wrong with others."""
+"""Parser of samples: groups neighbouring members of a tar and turns them into samples and faults."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from rayface.data.shards.members import (
 from rayface.data.shards.samples import Fault, Sample
 from rayface.data.shards.tar import Fetch, Gap, Member
 
-_MAX_SAMPLE_BYTES = 2**31 - 1  # what the index can count
+_MAX_SAMPLE_BYTES = 2**31 - 1  # the index counts bytes in int32
 
 
 @dataclass
 class Group:
-    """Consecutive members that may be one sample; `beside_damage` where a part of it may be lost."""
+    """Consecutive members that may form a sample; if `beside_damage`, a part of it may be lost."""
 
     name: str = ""
     members: list[tuple[MemberName, Member]] = field(default_factory=list)
     beside_damage: bool = False
     suffixes: dict[str, set[str]] = field(default_factory=dict)  # by key
-    complete: str = ""  # the key that has an image and a label
+    complete: str = ""  # key with an image and a label
 
     def ends_before(self, name: MemberName) -> bool:
-        """Tell whether a member belongs to another group.
+        """Return whether a member starts another group.
 
-        It does with another name, with a suffix that its key has already, and where one key is complete and it has
-        another one: name.0001.jpg, name.0001.cls | name.0002.jpg. It does not while the sample that webdataset sees
-        is incomplete: a.cls, a.mask.json, a.mask.png, a.jpg are one.
+        It does if its group has another name, if its key has that suffix already, or if another key is complete:
+        name.0001.jpg, name.0001.cls | name.0002.jpg. It does not while the sample that WebDataset sees is incomplete:
+        a.cls, a.mask.json, a.mask.png, a.jpg form one sample.
         """
         if name.group != self.name:
             return bool(self.members)
@@ -58,7 +58,7 @@ class Group:
 
 
 def group_members(items: Iterator[Member | Gap]) -> Iterator[Group | Gap]:
-    """Gather consecutive members; a gap ends a group."""
+    """Group consecutive members; a gap ends a group."""
     group = Group()
     for item in items:
         if isinstance(item, Gap):
@@ -81,7 +81,7 @@ def group_members(items: Iterator[Member | Gap]) -> Iterator[Group | Gap]:
 
 @dataclass(frozen=True)
 class Incomplete:
-    """A key without image or label: a fault of its own, unless a gap beside it explains what is missing."""
+    """A key without image or label: a fault, unless a neighbouring gap explains it."""
 
     key: str
     missing: str
@@ -89,13 +89,13 @@ class Incomplete:
 
 
 class SampleParser:
-    """Turns a group of members into its sample and faults; nothing where the group is evidently no sample."""
+    """Turns a group of members into samples and faults; a group without image and label gives neither."""
 
     def __init__(self, shard: str, fetch: Fetch, num_classes: int | None, read_jpeg: bool):
         self.shard, self.fetch, self.num_classes, self.read_jpeg = shard, fetch, num_classes, read_jpeg
-        self.complete: set[str] = set()  # keys that had image and label
+        self.complete: set[str] = set()  # keys with image and label
         self.incomplete: set[str] = set()
-        self.suffixes = {"image": "jpg", "label": "cls"}  # as the last sample had them
+        self.suffixes = {"image": "jpg", "label": "cls"}  # of the last sample
 
     def __call__(self, group: Group) -> Sequence[Sample | Fault | Incomplete]:
         found = members_by_key(group.members)
@@ -110,7 +110,7 @@ class SampleParser:
         return entries or self._unnamed_images(group) if lone == others else entries
 
     def _without_other_labels(self, found: dict[str, SampleMembers]) -> dict[str, SampleMembers]:
-        """Leave out labels that are not of the last sample's kind: .txt may be about anything where .cls is damaged."""
+        """Drop labels of another suffix than the last sample's: if .cls is corrupt, .txt may hold anything."""
         for members in found.values():
             if self.suffixes["label"] not in members.labels:
                 members.labels.clear()
@@ -133,7 +133,7 @@ class SampleParser:
         return Sample(key, label, image, first.offset, num_bytes)
 
     def _is_field(self, key: str, group: str) -> bool:
-        """Tell whether a lone image or label is another field of a sample: thumb.jpg of a where a.jpg and a.cls are."""
+        """Return whether a lone image or label is another field of a sample: a.thumb.jpg beside a.jpg and a.cls."""
         while len(key) > len(group):
             key = key.rpartition(".")[0]
             if key in self.complete:
@@ -141,7 +141,7 @@ class SampleParser:
         return False
 
     def _lone(self, key: str, members: SampleMembers, found: dict[str, SampleMembers]) -> list[Incomplete]:
-        """Return the fault of an image without a label or the reverse; a .json or .txt is a label if it says one."""
+        """Return the fault of a lone image or label; .json and .txt count if they hold a label."""
         member = members.image or members.labels.get("cls")
         if member is None:
             try:
@@ -151,19 +151,19 @@ class SampleParser:
             member = next(iter(members.labels.values()))
         missing = self.suffixes["label" if members.image else "image"]
         reason, num_lost = f"no .{missing} member with this key beside it", 1
-        if key in self.incomplete:  # what was counted as lost before
+        if key in self.incomplete:  # was counted as lost before
             reason, num_lost = f"{reason}: the members of a sample must be neighbours (tar --sort=name)", 0
         elif not members.image and any(other.startswith(f"{key}.") and found[other].image for other in found):
-            num_lost = 0  # it may be the label of these images, which are counted
+            num_lost = 0  # may be the label of these images, which are counted
         self.incomplete.add(key)
         return [Incomplete(key, missing, self._fault(member, "missing member", reason, num_lost))]
 
     def _unnamed_images(self, group: Group) -> Sequence[Fault]:
-        """Return a fault for each image that only its content tells."""
+        """Return a fault for each member that only its content shows to be an image."""
         faults = []
         for _, member in group.members:
             kind = image_format(self.fetch(member.data, min(member.size, SNIFF_BYTES))) if member.is_file else None
-            if kind not in (None, "BMP", "PNM"):  # whose first bytes may as well begin a text
+            if kind not in (None, "BMP", "PNM"):  # whose first bytes may also start a text
                 reason = f"{kind} image without a label, or with a suffix that is not read"
                 faults.append(self._fault(member, "missing member", reason))
         return faults
@@ -181,7 +181,7 @@ def _suffix(member: Member) -> str:
 def _extent(key: str, group: Group) -> tuple[Member, Member]:
     """Return the first and the last member of a sample: its group without images and labels of other keys at the ends.
 
-    A key that goes on after this one (thumb.jpg of a) is a field of the sample.
+    A key that extends this one (a.thumb of a) is a field of the sample.
     """
     own = [member for name, member in group.members if not name.suffix or f"{name.key}.".startswith(f"{key}.")]
     return own[0], own[-1]

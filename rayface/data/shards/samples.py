@@ -1,4 +1,4 @@
-"""Samples of shards: an image and a label with one key, where they lie, and what can be wrong with them."""
+"""Samples of shards (an image and a label with one key), their index, and faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_A_TAR = "not a tar"  # kind of fault
 
 
 class Sample(NamedTuple):  # not a dataclass: made thousands of times a second
-    """One face: `label` as its shard says, `offset` and `num_bytes` of all its members with headers and padding."""
+    """One image: `label` as stored in its shard, `offset` and `num_bytes` of its members with headers and padding."""
 
     key: str
     label: int
@@ -24,12 +24,17 @@ class Sample(NamedTuple):  # not a dataclass: made thousands of times a second
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Damage in a shard; `num_lost` samples are known to be lost by it (0: nothing but a rule was broken).
+    """A corrupt or invalid part of a shard or of a source.
 
-    `kind` sorts faults for a summary: header, truncated, missing member, label, duplicate key, special file, jpeg,
-    index, name, or (of whole shards) not a tar, not read, labels, size, count, digest, unlisted. Of a converter: what
-    it left out, `num_lost` things of a kind: image (cannot be read), no image, hidden, link, special file, folder,
-    outside, identity.
+    Attributes:
+        shard: path of the file or source.
+        member: name in it, None for the whole.
+        offset: byte in the file.
+        num_lost: samples known to be lost; 0 if only a rule is broken.
+        kind: for summaries. Of samples: header, truncated, missing member, label, duplicate key, special file, jpeg,
+            index, name. Of whole shards: not a tar, not read, labels, size, count, digest, unlisted. Of what a
+            conversion left out: image (cannot be read), no image, hidden, link, special file, folder, outside,
+            identity.
     """
 
     shard: str
@@ -45,12 +50,16 @@ class Fault:
 
 @dataclass
 class SampleIndex:
-    """Where every sample lies: numpy columns of length N, 24 bytes a sample, 20 where both labels are one array.
+    """Position of every sample: numpy columns of length N, 24 bytes a sample, 20 if both labels are one array.
 
-    Columns are never changed; one may be replaced by an equal one that lies elsewhere in memory.
+    Columns are immutable; one may be replaced by an equal one elsewhere in memory.
 
-    `shard` int32 number of the shard; `offset` int64 byte of the first tar header; `num_bytes` int32 with headers and
-    padding; `label` int32 in the joint label space; `source_label` int32 as the shard's .cls says.
+    Attributes:
+        shard: int32, number of the shard.
+        offset: int64, byte of the first tar header.
+        num_bytes: int32, with headers and padding.
+        label: int32, in the joint label space.
+        source_label: int32, as stored in the shard.
     """
 
     shard: np.ndarray
@@ -70,9 +79,9 @@ class SampleIndex:
 
 
 class ShardRows:
-    """Positions of every shard's samples, from an index column `shard` (N,): a slice, or an array if out of order.
+    """Rows of every shard in an index column `shard` (N,): a slice, or an array if the column is not sorted.
 
-    One pass over the column for all shards. Memory: 8 bytes a sample if out of order.
+    Takes one pass over the column. Memory: 8 bytes a sample if it is not sorted.
     """
 
     def __init__(self, shard: np.ndarray, num_shards: int) -> None:

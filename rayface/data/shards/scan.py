@@ -1,4 +1,4 @@
-"""Scan whole shards in parallel: for an index, and with `deep` for digests and images that cannot be decoded."""
+"""Scan whole shards in parallel: build their index, and optionally decode every image and compute digests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True, kw_only=True)
 class ScanJob:
-    """What to do with one shard: its number in the index, the classes there are, deep decoding, the digest."""
+    """One shard to scan: its number in the index, the number of classes, whether to decode and to hash it."""
 
     number: int
     path: str
@@ -52,9 +52,12 @@ class ScanJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardScan:
-    """What a shard holds: its rows of the index (INDEX_SCHEMA), its faults, its sha256 and its first image's size.
+    """Result of a scan.
 
-    `key_prefix` stands before the shard's own keys in `table`.
+    Attributes:
+        table: the shard's rows of the index (INDEX_SCHEMA).
+        image_size: (height, width) of the first image.
+        key_prefix: what `table` prepends to the shard's own keys.
     """
 
     table: pa.Table
@@ -66,7 +69,7 @@ class ShardScan:
 
 
 def scan_shards(jobs: Sequence[ScanJob], num_bytes: int) -> list[ShardScan]:
-    """Scan shards of `num_bytes` together, in parallel."""
+    """Scan shards in parallel; `num_bytes` is their total size."""
     results = []
     with phase("scan shards", parts=len(jobs)) as current:
         for result in parallel_map(scan_one, jobs, processes=num_bytes >= PROCESSES_FROM_BYTES):
@@ -105,7 +108,7 @@ def joint_table(scans: Sequence[ShardScan]) -> pa.Table:
 
 
 def with_unique_keys(names: Sequence[str], scans: Sequence[ShardScan]) -> list[ShardScan]:
-    """Return the scans of a dataset's shards with keys that are unique in it: SHARD/KEY where several shards have one.
+    """Return the scans with keys that are unique in the dataset: SHARD/KEY if several shards share a key.
 
     Memory: 8 bytes a sample.
     """
@@ -115,7 +118,7 @@ def with_unique_keys(names: Sequence[str], scans: Sequence[ShardScan]) -> list[S
 
 
 def with_prefix(prefix: str, scan: ShardScan) -> ShardScan:
-    """Return the scan of a shard with other keys: `prefix`, then the shard's own."""
+    """Return the scan with `prefix` prepended to the shard's own keys."""
     chunks = [prefixed(prefix, chunk) for chunk in scan.table["key"].chunks]
     keys = pa.chunked_array(chunks, INDEX_SCHEMA.field("key").type)
     table = scan.table.set_column(0, INDEX_SCHEMA.field("key"), keys)
@@ -123,7 +126,7 @@ def with_prefix(prefix: str, scan: ShardScan) -> ShardScan:
 
 
 def shared_key(scans: Sequence[ShardScan]) -> str | None:
-    """Return a key that several shards have, None where there is none; one that a shard has twice is a fault of it."""
+    """Return a key that several shards have, None if there is none; a key twice in one shard is a fault."""
     return repeated_key(key_hashes(_keys(scans)), _keys(scans))
 
 
@@ -133,7 +136,7 @@ def _keys(scans: Sequence[ShardScan]) -> Iterator[pa.Array]:
 
 
 def _decoded(shard: str, sample: Sample) -> Sample | Fault:
-    """Return the sample where its image decodes without a warning, else the fault, at the image's own header."""
+    """Return the sample if its image decodes without a warning, else the fault at the image's header."""
     try:
         decode_image(sample.jpeg)
     except ValueError as error:
@@ -143,7 +146,7 @@ def _decoded(shard: str, sample: Sample) -> Sample | Fault:
 
 
 def _first_size(shard: str, table: pa.Table) -> tuple[int, int] | None:
-    """Return (height, width) of the first image; None where there is none to ask."""
+    """Return (height, width) of the first image, None if there is none."""
     if not len(table):
         return None
     first = [np.array([table[name][0].as_py()]) for name in ("offset", "num_bytes", "label", "label")]
@@ -172,7 +175,7 @@ def _digest(path: str) -> tuple[int, str]:
 
 
 def parallel_map(function: Callable[[_In], _Out], items: Sequence[_In], *, processes: bool) -> Iterable[_Out]:
-    """Yield function(item) in order, from processes (for much Python work) or from threads (which hide latency)."""
+    """Yield function(item) in order, computed by processes (for Python work) or threads (to hide latency)."""
     cores = num_cpus()
     done = 0
     if processes and cores > 1 and len(items) > 1:
@@ -183,6 +186,6 @@ def parallel_map(function: Callable[[_In], _Out], items: Sequence[_In], *, proce
                     done += 1
             return
         except BrokenProcessPool:
-            pass  # a script without a __main__ guard cannot start processes; threads do the same, slower
+            pass  # a script without a __main__ guard cannot start processes; fall back to threads
     with thread_pool(max(1, min(32, 2 * cores, len(items) - done))) as threads:
         yield from threads.map(function, items[done:])

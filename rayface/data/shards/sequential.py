@@ -13,7 +13,7 @@ from rayface.storage import Source, is_local, normalise, windowed
 
 _SEQUENTIAL_WINDOW = 4 << 20
 _REMOTE_WINDOW = 16 << 20
-_INDEX_WINDOW = 2048  # a .cls header and its data in one read, without the JPEG after it
+_INDEX_WINDOW = 2048  # one read covers a .cls header and its data, but not the JPEG after it
 _COMPRESSION = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -25,13 +25,16 @@ _COMPRESSION = {
 
 
 def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: bool = True) -> Iterator[Sample | Fault]:
-    """Read a whole shard from front to back, strictly: every sample and every fault, in the order of the file.
+    """Read a whole shard strictly: yield every sample and every fault, in the order of the file.
 
-    A sample is an image (.jpg, .png, .webp, ...) and a label (.cls, .json {"label": 3} or .txt) with the same name but
-    for the suffix, beside each other. A group of members with only one of the two is a fault; with neither, no sample.
-    After a smashed header reading goes on at the next valid one; a truncated shard ends with a Fault. With
-    `read_jpeg=False` samples carry no JPEG bytes and, on a local disk, these are not read. Memory: two windows of at
-    most 16 MiB, and the keys of the shard.
+    A sample is an image (.jpg, .png, .webp, ...) and a label (.cls, .json {"label": 3} or .txt) of the same name except
+    for the suffix, next to each other. A group with only one of the two is a fault. After a corrupt header, scanning
+    resumes at the next valid one; a truncated shard ends with a fault. Memory: two windows of at most 16 MiB, and the
+    keys of the shard.
+
+    Args:
+        num_classes: labels must be below it; None: any label.
+        read_jpeg: without it samples carry no image bytes, which are not read from a local disk.
     """
     shard = normalise(path)
     with Source(shard) as source:
@@ -49,7 +52,7 @@ def scan_shard(path: str | Path, *, num_classes: int | None = None, read_jpeg: b
 
 
 def _until_member(items: Iterator[Member | Gap]) -> Iterator[Member | Gap]:
-    """Yield what comes up to the first member, and that."""
+    """Yield everything up to and including the first member."""
     for item in items:
         yield item
         if isinstance(item, Member):
@@ -57,7 +60,7 @@ def _until_member(items: Iterator[Member | Gap]) -> Iterator[Member | Gap]:
 
 
 def _not_a_tar(start: list[Member | Gap], fetch: Fetch, size: int) -> str | None:
-    """Return why a file without a single member is no tar, None for one that has some or is an empty archive."""
+    """Return why a file is not a tar; None if it has a member or is an empty archive."""
     if not size:
         return "the file is empty"
     damage = [item for item in start if isinstance(item, Gap) and not item.harmless]
@@ -69,9 +72,9 @@ def _not_a_tar(start: list[Member | Gap], fetch: Fetch, size: int) -> str | None
 
 
 def _explain_gaps(shard: str, entries: Iterator[Sample | Fault | Incomplete | Gap]) -> Iterator[Sample | Fault]:
-    """A gap and the incomplete samples on either side of it are one loss: report each lost sample once, at the gap."""
+    """Report a gap and the incomplete samples on both sides of it as one loss, at the gap."""
     gap: Gap | None = None
-    lost: dict[str, str] = {}  # key -> the member that the gap swallowed
+    lost: dict[str, str] = {}  # key -> suffix of the member lost in the gap
     held: Incomplete | None = None
     for entry in entries:
         if isinstance(entry, Gap):

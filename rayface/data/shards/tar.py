@@ -1,4 +1,4 @@
-"""A strict tar parser: ustar, pax and GNU headers, byte offsets for everything, nothing skipped in silence."""
+"""Strict tar parser: ustar, pax and GNU headers, byte offsets of everything, no silent skips."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import NamedTuple
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
-_RECORD = 20 * BLOCK  # tar programs pad archives to this
+_RECORD = 20 * BLOCK  # tar pads archives to a multiple of this
 _SEARCH = 1 << 20
-_MAX_EXTENSION = 1 << 20  # a pax or long-name header beyond this is damage, not metadata
+_MAX_EXTENSION = 1 << 20  # a larger pax or long-name header is corrupt
 _REGULAR = b"07\0"
 
-Fetch = Callable[[int, int], bytes]  # (offset, count) -> the bytes there, fewer only at the end of the file
+Fetch = Callable[[int, int], bytes]  # (offset, count) -> bytes, fewer only at the end of the file
 
 
 class TarError(Exception):
-    """Damage at byte `offset`; `member` where the header still named it; kind "truncated" where the file ends early."""
+    """Corruption at byte `offset`.
+
+    Attributes:
+        member: name if the header still has it.
+        kind: "truncated" if the file ends early."""
 
     def __init__(self, offset: int, reason: str, member: str | None = None, kind: str = "header"):
         super().__init__(reason)
@@ -24,7 +28,7 @@ class TarError(Exception):
 
 
 class Member(NamedTuple):
-    """One archive member: `offset` of its first header (extension headers included), `end` after the padding."""
+    """One archive member: `offset` of its first header, extension headers included, and `end` after the padding."""
 
     name: str
     offset: int
@@ -39,7 +43,7 @@ class Member(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Bytes [offset, end) that hold no readable member; `harmless` where no member can have been lost."""
+    """Bytes [offset, end) without a readable member; `harmless` if no member can have been lost."""
 
     offset: int
     end: int
@@ -53,7 +57,7 @@ def _number(field: bytes, what: str) -> int:
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")
-    if digits.isdigit():  # refuses signs, underscores and 0o, which int() would take
+    if digits.isdigit():  # rejects signs, underscores and 0o, which int() accepts
         try:
             return int(digits, 8)
         except ValueError:
@@ -67,11 +71,11 @@ def _text(raw: bytes) -> str:
 
 
 def parse_header(block: bytes) -> tuple[str, int, bytes]:
-    """Return (name, data size, type) of a 512-byte header; ValueError where checksum or a field is wrong."""
+    """Return (name, data size, type) of a 512-byte header; ValueError if the checksum or a field is wrong."""
     stored = _number(block[148:156], "checksum")
     actual = sum(block) - sum(block[148:156]) + 256
     if stored != actual:
-        # Some old programs summed signed bytes.
+        # Some old programs sum signed bytes.
         signed = actual - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
         if stored != signed:
             raise ValueError(f"checksum is {actual}, header says {stored}")
@@ -97,9 +101,12 @@ def _pax_records(data: bytes) -> dict[str, str]:
 
 
 def read_member(fetch: Fetch, offset: int, limit: int) -> Member | None:
-    """Read the member whose first header is at `offset`; None at a zero block; TarError on damage.
+    """Read the member whose first header is at `offset`; return None at a zero block.
 
-    Pax and GNU long-name headers are applied to the member that follows them. `limit` is the end of the file.
+    Pax and GNU long-name headers apply to the member that follows them. `limit` is the end of the file.
+
+    Raises:
+        TarError: the member is corrupt.
     """
     at, name, size = offset, None, None
     while True:
@@ -148,7 +155,7 @@ def _extension(
 
 
 def iter_members(fetch: Fetch, limit: int) -> Iterator[Member | Gap]:
-    """Yield every member and every gap of an archive of `limit` bytes, in order, and go on after damage."""
+    """Yield every member and every gap of an archive of `limit` bytes, in order; continue after corruption."""
     at = 0
     while at < limit:
         try:
@@ -169,7 +176,7 @@ def iter_members(fetch: Fetch, limit: int) -> Iterator[Member | Gap]:
         if at == limit:
             return
         end = _next_header(fetch, at, limit)
-        # Zeros right up to a header are how concatenated archives look; anything else was a member once.
+        # Zeros up to a header separate concatenated archives; anything else is a lost member.
         reason = f"zeros inside the archive, {end - start} bytes skipped"
         yield Gap(start, end, reason, harmless=end == at)
         at = end
@@ -188,7 +195,7 @@ def _skip_zeros(fetch: Fetch, at: int, limit: int) -> int:
 
 
 def _next_header(fetch: Fetch, at: int, limit: int) -> int:
-    """Return the offset of the next valid header, at any alignment: lost bytes shift all that follows."""
+    """Return the offset of the next valid header at any alignment, because lost bytes shift what follows."""
     while at + BLOCK <= limit:
         chunk = fetch(at, min(_SEARCH, limit - at))
         found = chunk.find(b"ustar", 257)
@@ -211,13 +218,13 @@ def _is_header(block: bytes) -> bool:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a member of this name is unpacked inside of the folder that it is unpacked into, on every system."""
+    """Return whether a member of this name stays inside the folder that it is unpacked into, on every system."""
     parts = name.replace("\\", "/").split("/")
     return bool(parts[0]) and ".." not in parts and min(name) >= " "
 
 
 def encode_member(name: str, data: bytes) -> bytes:
-    """Return headers, data and padding of a regular file; mode 0644, owner 0, time 0: same input, same bytes.
+    """Return headers, data and padding of a regular file with mode 0644, owner 0 and time 0: same input, same bytes.
 
     Raises:
         ValueError: the name leads outside of the archive's folder.
