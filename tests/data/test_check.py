@@ -18,11 +18,6 @@ from rayface.data.writer import write_dataset
 from rayface.storage import DataError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def jpeg(seed: int) -> bytes:
     image = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     return simplejpeg.encode_jpeg(image)
@@ -42,7 +37,7 @@ def patch(path: Path, offset: int, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_sound_set_passes(folder: Path, deep: bool, recorder: Any) -> None:
+def test_check_of_a_valid_dataset_passes(folder: Path, deep: bool, recorder: Any) -> None:
     report = check(folder, deep=deep)
     assert report.ok
     assert (report.num_images, report.num_classes, report.faults, report.counts) == (12, 4, (), {})
@@ -52,7 +47,9 @@ def test_a_sound_set_passes(folder: Path, deep: bool, recorder: Any) -> None:
 
 
 @pytest.mark.parametrize("processes", [False, True])
-def test_deep_finds_a_bad_jpeg_and_the_digest(folder: Path, processes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_deep_of_a_corrupt_image_names_it_and_the_digest(
+    folder: Path, processes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if processes:
         monkeypatch.setattr(scan, "PROCESSES_FROM_BYTES", 0)
     dataset = open_dataset(folder)
@@ -70,7 +67,7 @@ def test_deep_finds_a_bad_jpeg_and_the_digest(folder: Path, processes: bool, mon
     assert report.num_lost == 1
 
 
-def test_every_kind_is_counted(folder: Path) -> None:
+def test_check_of_many_faults_counts_every_kind(folder: Path) -> None:
     dataset = open_dataset(folder)
     paths = [Path(shard.path) for shard in dataset.shards]
     first = {n: int(np.flatnonzero(dataset.index.shard == n)[0]) for n in range(len(paths))}
@@ -95,7 +92,7 @@ def test_every_kind_is_counted(folder: Path) -> None:
     assert report.num_images + report.num_lost >= 12
 
 
-def test_index_is_compared(folder: Path) -> None:
+def test_check_of_a_differing_index_names_the_samples(folder: Path) -> None:
     table = pq.read_table(folder / "index.parquet")
     offsets = table["offset"].to_pylist()
     offsets[1] += 512
@@ -113,7 +110,7 @@ def bare(folder: Path) -> Path:
     return folder
 
 
-def test_write_manifest_for_bare_shards(folder: Path) -> None:
+def test_write_manifest_for_bare_shards_keeps_the_dataset(folder: Path) -> None:
     before = open_dataset(folder)
     report = check(bare(folder), write_manifest=True)
     assert report.ok
@@ -128,7 +125,7 @@ def test_write_manifest_for_bare_shards(folder: Path) -> None:
     assert check(folder, deep=True).ok
 
 
-def test_write_manifest_keeps_descriptions_and_names(folder: Path) -> None:
+def test_write_manifest_over_an_old_one_keeps_description_and_names(folder: Path) -> None:
     manifest = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**manifest, "licence": "mine", "num_images": 99}))
     report = check(folder, write_manifest=True)
@@ -138,7 +135,7 @@ def test_write_manifest_keeps_descriptions_and_names(folder: Path) -> None:
     assert json.loads((folder / "dataset.json").read_text())["num_images"] == 12
 
 
-def test_read_only_folder_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_manifest_into_a_read_only_folder_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare(folder)
 
     def refuse(path: str, data: bytes) -> None:
@@ -154,14 +151,14 @@ def test_read_only_folder_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(caught.value)
 
 
-def test_no_dataset_is_one_line(tmp_path: Path) -> None:
+def test_check_of_no_dataset_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such dataset folder"):
         check(tmp_path / "none")
     with pytest.raises(DataError, match="no tar shards"):
         check(tmp_path)
 
 
-def test_real_faces(faces: Path) -> None:
+def test_check_of_real_images_finds_no_fault(faces: Path) -> None:
     report = check(faces / "celeba_wild")
     assert report.ok
     assert (report.num_images, report.num_classes, len(report.shards)) == (6028, 290, 4)

@@ -126,7 +126,7 @@ def test_check_deep_names_every_fault_of_one_folder(told: dict, words: tuple[str
     assert len(found) == 1, told["fault_list"]
 
 
-def test_check_deep_names_nothing_else_and_reads_all_that_can_be(told: dict) -> None:
+def test_check_deep_of_one_folder_reads_all_valid_samples(told: dict) -> None:
     assert len(told["fault_list"]) == len(NAMED)
     assert told["images"] == len(READ) // 2 + 2
     assert (told["identities_with_images"], told["samples_lost"]) == (3, 12)

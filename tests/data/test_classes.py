@@ -26,12 +26,6 @@ from rayface.plan import make_plan
 from rayface.storage import DataError
 from rayface.training.trainer import train
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 JPEG = simplejpeg.encode_jpeg(np.full((32, 32, 3), 90, np.uint8))
 
 
@@ -46,7 +40,7 @@ def bare(folder: Path, labels: list[int]) -> Path:
     return folder
 
 
-def test_absurd_label_space_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
+def test_label_space_of_empty_classes_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
     folder = bare(tmp_path / "set", [69_000_000 + i // 6 for i in range(60)])
     with pytest.raises(DataError) as caught:
         open_dataset(folder)
@@ -66,7 +60,7 @@ def test_absurd_label_space_is_refused_with_a_remedy_that_works(tmp_path: Path) 
     assert (dataset.num_classes, dataset.num_classes_with_images, dataset.num_images) == (10, 10, 60)
 
 
-def test_manifest_without_names_is_held_to_the_same_ratio(tmp_path: Path) -> None:
+def test_manifest_without_names_of_empty_classes_is_refused(tmp_path: Path) -> None:
     folder = bare(tmp_path / "set", [0, 1, 1])
     check(folder, write_manifest=True)
     (folder / "identities.parquet").unlink(missing_ok=True)
@@ -77,13 +71,13 @@ def test_manifest_without_names_is_held_to_the_same_ratio(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("labels", [[0, 9_999], [3, 9_999, 9_999], [i * 90 for i in range(200)]])
-def test_holes_that_may_be_meant_are_accepted_and_said(tmp_path: Path, labels: list[int]) -> None:
+def test_label_space_with_few_empty_classes_is_accepted(tmp_path: Path, labels: list[int]) -> None:
     dataset = open_dataset(bare(tmp_path / "set", labels))
     assert dataset.num_classes == max(labels) + 1
     assert dataset.num_classes_with_images == len(set(labels))
 
 
-def test_names_without_an_image_are_meant(tmp_path: Path) -> None:
+def test_names_without_an_image_are_accepted(tmp_path: Path) -> None:
     names = [f"p{i}" for i in range(20_000)]
     write_dataset(tmp_path / "set", [("k", 7, JPEG)], name="set", identities=names, image_size=None)
     dataset = open_dataset(tmp_path / "set")
@@ -92,11 +86,13 @@ def test_names_without_an_image_are_meant(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [8, 60, 61, 10**9])
-def test_classes_with_images_are_counted_in_little_memory(num_classes: int) -> None:
+def test_num_with_images_of_a_large_label_space_takes_little_memory(num_classes: int) -> None:
     assert num_with_images(np.array([7, 1, 7, 3] * 4, np.int32), num_classes) == 3
 
 
-def test_every_verb_says_classes_with_images(tmp_path: Path, messages: Callable[[], list[str]]) -> None:
+def test_every_verb_with_empty_classes_counts_classes_with_images(
+    tmp_path: Path, messages: Callable[[], list[str]]
+) -> None:
     folder = bare(tmp_path / "set", [1, 4, 4, 6])
     assert described(4, 7, 3) == "4 images, 7 classes, 3 of them with images"
     assert described(4, 3, 3) == "4 images, 3 classes"

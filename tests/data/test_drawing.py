@@ -7,14 +7,14 @@ from rayface.data.drawing import draw_face, landmarks, sample_identity, sample_v
 
 
 @pytest.mark.parametrize("size", [56, 112, 224])
-def test_a_picture_has_the_size_asked_for_and_is_no_flat_colour(size):
+def test_draw_face_at_any_size_has_that_size_and_contrast(size):
     image = draw_face(sample_identity(0, 0), sample_view(0, 0, 0), size)
     assert image.shape == (size, size, 3)
     assert image.dtype == np.uint8
     assert image.std() > 15
 
 
-def test_the_same_numbers_draw_the_same_picture_and_others_another():
+def test_draw_face_of_equal_numbers_repeats_and_of_others_differs():
     def draw(seed, number, index):
         return draw_face(sample_identity(seed, number), sample_view(seed, number, index))
 
@@ -24,7 +24,7 @@ def test_the_same_numbers_draw_the_same_picture_and_others_another():
         assert np.abs(first.astype(int) - draw(*other)).mean() > 5
 
 
-def test_eyes_lie_where_an_aligned_crop_has_them():
+def test_draw_face_has_its_eyes_where_an_aligned_crop_has_them():
     points = np.stack(
         [landmarks(sample_identity(0, i), sample_view(0, i, k)) for i in range(60) for k in range(4)]
     ).mean(0)
@@ -32,12 +32,12 @@ def test_eyes_lie_where_an_aligned_crop_has_them():
     assert np.abs(points[2:] - ((56.0, 71.7), (41.5, 92.4), (70.7, 92.2))).max() < 4.5
 
 
-def test_landmarks_grow_with_the_picture():
+def test_landmarks_at_another_size_scale_with_it():
     identity, view = sample_identity(0, 1), sample_view(0, 1, 0)
     assert np.allclose(landmarks(identity, view, 224), 2 * landmarks(identity, view, 112))
 
 
-def test_proportions_are_steadier_within_a_person_than_between_people():
+def test_proportions_vary_less_within_a_person_than_between_people():
     def proportion(number, index):
         eye, other, _, left, right = landmarks(sample_identity(0, number), sample_view(0, number, index))
         eyes, mouth = (eye + other) / 2, (left + right) / 2
@@ -47,7 +47,7 @@ def test_proportions_are_steadier_within_a_person_than_between_people():
     assert table.mean(1).std() > 1.2 * table.std(1).mean()
 
 
-def test_a_third_of_the_pictures_at_most_is_burnt_out_or_black():
+def test_draw_face_leaves_at_most_a_third_of_images_burnt_out_or_black():
     images = np.stack([draw_face(sample_identity(5, i), sample_view(5, i, 0), 56) for i in range(60)])
     middle = images[:, 14:42, 14:42].mean((1, 2, 3))
     assert ((middle > 235) | (middle < 20)).mean() < 1 / 3

@@ -22,14 +22,14 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [112, 56, 64, 28, 128])
-def test_decode_scales_to_size(size):
+def test_decode_images_of_any_size_resizes_them(size):
     image = decode_image(simplejpeg.encode_jpeg(smooth(112, 112), quality=95), size)
     assert image.shape == (size, size, 3)
     x = np.arange(size)
     assert np.abs(image[..., 0].astype(float) - 255 * (x + 0.5) / size).mean() < 6
 
 
-def test_bad_jpegs_are_named_and_the_others_kept():
+def test_decode_images_with_corrupt_ones_names_them_and_keeps_the_others():
     good = simplejpeg.encode_jpeg(smooth(112, 112))
     images, bad = decode_images([good, b"", good[: len(good) // 2], good], 56)
     assert sorted(bad) == [1, 2]
@@ -38,7 +38,7 @@ def test_bad_jpegs_are_named_and_the_others_kept():
 
 
 @pytest.mark.parametrize("size", [None, 112])
-def test_a_header_that_asks_for_gigabytes_is_refused_before_memory_is_taken(size):
+def test_decode_of_a_header_of_gigabytes_is_refused_before_memory_is_taken(size):
     jpeg = bytearray(simplejpeg.encode_jpeg(smooth(32, 32)))
     start = jpeg.find(b"\xff\xc0") + 5
     jpeg[start : start + 4] = (65_500).to_bytes(2, "big") * 2
@@ -65,7 +65,7 @@ def encoded(image: np.ndarray, kind: str, turn: int | None = None, **options) ->
 
 @pytest.mark.parametrize("size", [None, 112, 50])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_exif_orientation_is_applied_in_every_format_and_size(kind, size):
+def test_decode_of_every_format_and_size_applies_exif_orientation(kind, size):
     for turn in range(1, 9):
         data = encoded(smooth(90, 140), kind, turn, quality=95)
         with Image.open(io.BytesIO(data)) as stored:
@@ -88,7 +88,7 @@ def test_exif_orientation_is_applied_in_every_format_and_size(kind, size):
         b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0",  # 9: no orientation
     ],
 )
-def test_damaged_exif_is_no_damage_to_the_picture(block):
+def test_decode_with_corrupt_exif_keeps_the_image(block):
     plain = simplejpeg.encode_jpeg(smooth(112, 112))
     segment = b"Exif\0\0" + block
     data = plain[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + plain[2:]
@@ -96,7 +96,7 @@ def test_damaged_exif_is_no_damage_to_the_picture(block):
     assert np.array_equal(decode_image(data), decode_image(plain))
 
 
-def test_exif_of_a_picture_inside_is_not_that_of_the_picture():
+def test_orientation_of_an_embedded_image_is_ignored():
     inner = encoded(smooth(8, 8), "JPEG", 6)
     assert orientation(simplejpeg.encode_jpeg(smooth(112, 112)) + inner) == 1  # a preview behind the end
 
@@ -120,7 +120,7 @@ def is_refused(data: bytes, size: int | None) -> bool:
     return False
 
 
-def test_damage_is_refused_alike_at_every_size():
+def test_decode_of_a_corrupt_image_is_refused_at_every_size():
     copies = damaged(simplejpeg.encode_jpeg(smooth(300, 200), quality=90), 60)
     strict = [is_refused(data, None) for data in copies]
     assert sum(strict) >= 20
@@ -131,14 +131,14 @@ def test_damage_is_refused_alike_at_every_size():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000"])
-def test_formats_are_told_by_content_and_cut_ones_refused(kind):
+def test_image_format_follows_the_content_and_truncated_images_are_refused(kind):
     data = encoded(smooth(60, 40), kind)
     assert image_format(data[:12]) is not None
     assert decode_image(data, 30).shape == (30, 30, 3)
     assert is_refused(data[: len(data) // 2], 30)
 
 
-def test_what_is_not_read_is_said():
+def test_decode_of_an_unsupported_format_names_it():
     for data, words in ((b"", "no bytes"), (b"<html></html>", "not an image"), (b"\0\0\0\x18ftypheic", "HEIC")):
         with pytest.raises(ValueError, match=words):
             decode_image(data, 30)
@@ -150,12 +150,12 @@ def test_what_is_not_read_is_said():
         assert np.abs(decode_image(stream.getvalue()) - wanted).mean() < 4
 
 
-def test_normalize_spans_minus_one_to_one():
+def test_normalize_maps_bytes_to_minus_one_to_one():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 1, 2, 3)
     assert normalize(images)[0, 0, 0].tolist() == [-1.0, 1.0]
 
 
-def test_shift_and_flip_against_a_slow_loop():
+def test_augment_with_shift_and_flip_equals_a_slow_loop():
     images = torch.randint(0, 256, (6, 9, 7, 3), dtype=torch.uint8)
     got = augment(images, slice(0, 6), 6, torch.Generator().manual_seed(5), **{**OFF, "flip": True, "shift": 2})
     draws = torch.rand(6, 6, generator=torch.Generator().manual_seed(5))
@@ -170,7 +170,7 @@ def test_shift_and_flip_against_a_slow_loop():
         assert torch.equal(got[i], normalize(want[None])[0])
 
 
-def test_jitter_is_what_its_name_says():
+def test_augment_with_jitter_changes_only_what_it_names():
     images = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
     x = normalize(images)
     draws = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
@@ -181,7 +181,7 @@ def test_jitter_is_what_its_name_says():
         assert torch.allclose(got, centre + factor * (x - centre), atol=1e-5)
 
 
-def test_an_image_is_treated_alike_on_any_number_of_ranks():
+def test_augment_on_any_number_of_ranks_treats_an_image_alike():
     images = torch.randint(0, 256, (6, 8, 8, 3), dtype=torch.uint8)
     options = {"flip": True, "shift": 2, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
     whole = augment(images, slice(0, 6), 6, torch.Generator().manual_seed(9), **options)

@@ -62,7 +62,7 @@ def peak_bytes(work: Callable[[], Dataset]) -> tuple[int, Dataset]:
         pa.set_memory_pool(before)
 
 
-def test_opening_takes_at_most_30_bytes_an_image_alone_joined_and_damaged(tmp_path: Path) -> None:
+def test_open_dataset_takes_at_most_30_bytes_an_image(tmp_path: Path) -> None:
     images = 1_000_000
     bare = [index_only(tmp_path, images // 2, name) for name in ("a", "b")]
     named = [index_only(tmp_path, images // 2, name, named=True) for name in ("c", "d")]
@@ -86,7 +86,9 @@ def test_opening_takes_at_most_30_bytes_an_image_alone_joined_and_damaged(tmp_pa
     assert [fault.num_lost for fault in dataset.faults] == [PER_SHARD] * 10
 
 
-def test_missing_shards_cost_no_read_of_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_dataset_with_missing_shards_does_not_read_all_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = index_only(tmp_path, 100_000, "half")
     for number in range(1, 9):
         (folder / f"{number}.tar").unlink()
@@ -100,13 +102,13 @@ def test_missing_shards_cost_no_read_of_the_keys(tmp_path: Path, monkeypatch: py
     assert lost == [(None, PER_SHARD)] * 8 + [("key", PER_SHARD)]
 
 
-def test_keys_of_a_few_rows_are_read_from_their_row_groups_alone(tmp_path: Path) -> None:
+def test_read_keys_at_a_few_rows_reads_only_their_row_groups(tmp_path: Path) -> None:
     folder = index_only(tmp_path, 50_000, "set", row_group=7_000)
     wanted = [0, 6_999, 7_000, 49_999]
     assert index.read_keys_at(str(folder / "index.parquet"), wanted) == {row: str(row) for row in wanted}
 
 
-def test_shards_found_again_in_an_index_of_any_order(tmp_path: Path) -> None:
+def test_open_dataset_with_an_unsorted_index_finds_changed_shards_again(tmp_path: Path) -> None:
     samples = [(f"k{i}", i, bytes([i]) * 3000) for i in range(12)]
     folder = tmp_path / "set"
     write_dataset(folder, samples, name="set", identities="abcdefghijkl", image_size=None, shard_size=30_000)
@@ -132,7 +134,7 @@ def test_shards_found_again_in_an_index_of_any_order(tmp_path: Path) -> None:
         ("offset", "x", "index.parquet"),
     ],
 )
-def test_an_index_with_impossible_values_is_refused(
+def test_index_with_impossible_values_is_refused(
     tmp_path: Path, column: str, value: int | str | None, words: str
 ) -> None:
     path = index_only(tmp_path, 2 * PER_SHARD, "set") / "index.parquet"

@@ -22,11 +22,6 @@ from rayface.data.writer import write_dataset
 from rayface.storage import DataError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def write_tar(path: Path, samples: list[tuple[str, int, bytes]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = b"".join(encode_member(f"{k}.jpg", jpeg) + encode_member(f"{k}.cls", b"%d" % n) for k, n, jpeg in samples)
@@ -56,7 +51,7 @@ def content(dataset: Dataset) -> dict[str, bytes]:
 JPEGS = {key: bytes([int(key[0]), int(key[-1])]) * 9 for key in KEYS}
 
 
-def test_shards_that_count_from_zero_have_keys_with_their_names(bare: Path) -> None:
+def test_keys_of_shards_that_count_from_zero_get_the_shard_name(bare: Path) -> None:
     dataset = open_dataset(bare)
     assert dataset.keys() == KEYS
     assert dataset.key_prefixes == ("0.tar/", "1.tar/")
@@ -66,7 +61,7 @@ def test_shards_that_count_from_zero_have_keys_with_their_names(bare: Path) -> N
     assert dataset.find([wanted]).tolist() == [5, -1, 1, -1]
 
 
-def test_written_manifest_keeps_the_keys_and_an_index_of_equal_ones_is_refused(bare: Path) -> None:
+def test_write_manifest_keeps_keys_and_an_index_of_equal_keys_is_refused(bare: Path) -> None:
     report = check(bare, write_manifest=True)
     assert (report.ok, report.shared_key) == (True, "00000")
     assert open_dataset(bare).keys() == KEYS
@@ -93,7 +88,7 @@ def test_written_manifest_keeps_the_keys_and_an_index_of_equal_ones_is_refused(b
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_a_selection_keeps_the_keys_of_its_source(bare: Path, tmp_path: Path, copied: bool) -> None:
+def test_keys_of_a_selection_are_those_of_its_source(bare: Path, tmp_path: Path, copied: bool) -> None:
     source, out = open_dataset(bare), tmp_path / "some"
     chosen = select(source, np.array([1, 4, 6]))
     out.mkdir()
@@ -118,7 +113,7 @@ def test_a_selection_keeps_the_keys_of_its_source(bare: Path, tmp_path: Path, co
     assert write_selection(str(again), select(found, np.array([0, 2])), name="fewer").keys() == [KEYS[1], KEYS[6]]
 
 
-def test_directories_opened_as_one_have_keys_with_their_names(bare: Path, tmp_path: Path) -> None:
+def test_keys_of_joined_directories_get_the_directory_name(bare: Path, tmp_path: Path) -> None:
     other = tmp_path / "deep" / "set"
     write_dataset(other, [("0.tar/00001", 0, b"x"), ("b", 1, b"y")], name="set", identities="ab", image_size=None)
     both = open_dataset([bare, other], join="labels")
@@ -144,11 +139,11 @@ def test_directories_opened_as_one_have_keys_with_their_names(bare: Path, tmp_pa
         (["/a", "/x/a"], ["0", "1"]),
     ],
 )
-def test_distinct_names_of_directories(roots: list[str], names: list[str]) -> None:
+def test_distinct_names_of_directories_are_the_shortest_that_differ(roots: list[str], names: list[str]) -> None:
     assert distinct_names(roots) == names
 
 
-def test_find_keys_is_what_a_dict_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_keys_finds_what_a_dict_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys_module, "BATCH", 7)
     random = np.random.default_rng(0)
     keys = [f"k{n}" for n in random.integers(0, 80, 100)]
@@ -162,7 +157,7 @@ def test_find_keys_is_what_a_dict_finds(monkeypatch: pytest.MonkeyPatch) -> None
     assert find_keys([], batches_of(pa.array(keys)))[0].tolist() == []
 
 
-def test_equal_hashes_of_different_keys_are_no_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_key_with_colliding_hashes_compares_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = pa.array([f"k{n}" for n in range(9)])
 
     def coarse(batches: Iterator[pa.Array]) -> np.ndarray:
@@ -175,7 +170,7 @@ def test_equal_hashes_of_different_keys_are_no_repetition(monkeypatch: pytest.Mo
     assert repeated_key(coarse(iter([keys, more])), [keys, more]) == "k3"
 
 
-def test_keys_are_found_and_selected_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_many_batches_are_found_and_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One Arrow string array ends at 2 GB: nothing may hold the keys of all samples in one."""
     monkeypatch.setattr(keys_module, "BATCH", 2)
     size, count = 2**18, 64

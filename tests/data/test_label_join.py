@@ -33,11 +33,6 @@ from rayface.training.run_output import check_data, check_output
 ZOE, ZOE_DECOMPOSED = (unicodedata.normalize(form, "Zoé") for form in ("NFC", "NFD"))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def named(folder: Path, names: Sequence[str]) -> Path:
     samples = [(f"{folder.name}{label}", label, b"\xff\xd8%d" % label) for label in range(len(names))]
     write_dataset(folder, samples, name=folder.name, identities=names, image_size=None)
@@ -75,7 +70,7 @@ def maps(join: LabelJoin) -> list[list[int] | None]:
     return [None if each is None else each.tolist() for each in join.maps]
 
 
-def test_directories_with_names_are_joined_by_them() -> None:
+def test_join_labels_with_names_joins_by_name() -> None:
     join = joined(["ann", "bob"], ["zed", "bob", "ann"])
     assert (join.mode, join.identities, maps(join)) == ("names", ("ann", "bob", "zed"), [[0, 1], [2, 1, 0]])
     assert join.text == ("joined by names: a 2 identities, b 3 identities; 2 in more than one (ann, bob); 3 classes")
@@ -90,7 +85,7 @@ def test_directories_with_names_are_joined_by_them() -> None:
         (["ann", "bob"], ["00", "01", "02"]),
     ],
 )
-def test_labels_that_may_be_other_people_need_a_choice(parts: Any) -> None:
+def test_join_labels_of_ambiguous_labels_is_refused(parts: Any) -> None:
     with pytest.raises(DataError, match=r"set data.join=labels if .* or data.join=separate if") as caught:
         joined(*parts)
     assert "\n" not in str(caught.value)
@@ -101,7 +96,7 @@ def test_labels_that_may_be_other_people_need_a_choice(parts: Any) -> None:
     assert (apart.num_classes, maps(apart)) == (sum(sizes), [[*range(sizes[0])], [*range(sizes[0], sum(sizes))]])
 
 
-def test_labels_that_no_two_directories_share_are_kept() -> None:
+def test_join_labels_of_disjoint_labels_keeps_them() -> None:
     parts = [
         Labelled(name="a", identities=None, num_classes=3, labels=np.array([0, 2])),
         Labelled(name="b", identities=None, num_classes=5, labels=np.array([1, 4])),
@@ -111,7 +106,7 @@ def test_labels_that_no_two_directories_share_are_kept() -> None:
     assert "0 labels with images in more than one" in str(join.text)
 
 
-def test_names_of_two_unicode_forms_are_one_person() -> None:
+def test_join_labels_with_two_unicode_forms_of_a_name_makes_one_class() -> None:
     join = joined([ZOE, "ann"], ["bob", ZOE_DECOMPOSED])
     assert (join.identities, maps(join)) == ((ZOE, "ann", "bob"), [[0, 1], [2, 0]])
     assert "1 in more than one" in str(join.text)
@@ -120,13 +115,13 @@ def test_names_of_two_unicode_forms_are_one_person() -> None:
     assert maps(joined([ZOE_DECOMPOSED, "ann"])) == [None]
 
 
-def test_names_that_are_said_and_missing_are_refused() -> None:
+def test_join_labels_by_missing_names_is_refused() -> None:
     with pytest.raises(DataError, match=r"data.join: names: b has no identities.parquet"):
         joined(["ann"], 2, mode="names")
     assert joined(["0", "1"], ["0", "1", "2"], mode="names").num_classes == 3
 
 
-def test_directories_kept_apart_keep_their_names() -> None:
+def test_join_labels_separately_keeps_all_names() -> None:
     assert joined(["ann"], ["bob"], mode="separate").identities == ("ann", "bob")
     apart = joined(["ann", "bob"], ["ann"], mode="separate")
     assert apart.identities == ("a/ann", "a/bob", "b/ann")
@@ -134,7 +129,9 @@ def test_directories_kept_apart_keep_their_names() -> None:
     assert joined(["ann"], 3, mode="separate").identities is None
 
 
-def test_one_dataset_of_two_is_one_in_every_way(tmp_path: Path, messages: Callable[[], list[str]]) -> None:
+def test_open_dataset_of_two_has_one_index_digest_and_selection(
+    tmp_path: Path, messages: Callable[[], list[str]]
+) -> None:
     """Labels, digest, and what is selected of it."""
     a, b = named(tmp_path / "a", ["ann", "bob"]), bare(tmp_path / "b", range(3))
     found = {}
@@ -151,7 +148,7 @@ def test_one_dataset_of_two_is_one_in_every_way(tmp_path: Path, messages: Callab
     assert open_dataset(a, join="separate").digest == open_dataset(a).digest
 
 
-def test_digest_tells_other_names_of_the_same_shards(tmp_path: Path) -> None:
+def test_digest_of_equal_shards_with_other_names_differs(tmp_path: Path) -> None:
     a, b = named(tmp_path / "a", ["ann", "bob"]), named(tmp_path / "b", ["bob", "cy"])
     before = open_dataset([a, b])
     columns = {"label": [0, 1], "identity": ["cy", "bob"], "num_images": [1, 1]}
@@ -162,7 +159,7 @@ def test_digest_tells_other_names_of_the_same_shards(tmp_path: Path) -> None:
     assert open_dataset(b).digest != before.digest
 
 
-def test_check_names_equal_names_and_invents_none(tmp_path: Path) -> None:
+def test_check_of_equal_names_reports_them_and_writes_none(tmp_path: Path) -> None:
     folder = named(tmp_path / "a", ["ann", ZOE])
     columns = {"label": [0, 1, 2], "identity": ["ann", ZOE, ZOE_DECOMPOSED], "num_images": [1, 1, 0]}
     pq.write_table(pa.table(columns), folder / "identities.parquet")
@@ -216,7 +213,7 @@ def _plan(config: Config) -> None:
 
 
 @pytest.mark.parametrize("verb", [_embed, _prune, _prune_by_proxy, _train, _tune, _plan])
-def test_every_verb_that_takes_a_list_joins_it_as_said(
+def test_every_verb_with_several_datasets_joins_as_configured(
     verb: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: Callable[[], list[str]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -235,7 +232,7 @@ def test_every_verb_that_takes_a_list_joins_it_as_said(
     assert "joined apart: a 30 labels, b 50 labels, no person in two; 80 classes" in "; ".join(messages())
 
 
-def test_a_run_keeps_how_its_data_was_joined(tmp_path: Path) -> None:
+def test_resume_with_another_join_is_refused(tmp_path: Path) -> None:
     config = configs.load(overrides={"data.train": ["a", "b"], "data.join": "labels", "train.output": str(tmp_path)})
     configs.dump(config, tmp_path / "config.yaml")
     check_output(config, resume=True)

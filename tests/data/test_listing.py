@@ -16,11 +16,6 @@ from rayface.data.writer import write_dataset
 from rayface.storage import DataError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def tar_bytes(prefix: str = "k") -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
@@ -47,7 +42,7 @@ def refused(folder: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["b.tar.gz", "b.TGZ", "b.tar.zst", "b.tar.xz", "b.tbz2", "deep/er/b.tar", "sub/b.tgz"])
-def test_tar_that_is_not_read_beside_a_shard_is_refused_and_named(bare: Path, name: str) -> None:
+def test_open_dataset_with_a_tar_that_is_not_read_is_refused(bare: Path, name: str) -> None:
     (bare / name).parent.mkdir(parents=True, exist_ok=True)
     (bare / name).write_bytes(gzip.compress(tar_bytes("b")))
     refused(bare, name, f"rayface convert --from webdataset {bare} OUT")
@@ -57,7 +52,7 @@ def test_tar_that_is_not_read_beside_a_shard_is_refused_and_named(bare: Path, na
     assert f"rayface convert --from webdataset {bare} OUT" in report.faults[0].reason
 
 
-def test_tars_in_sub_folders_only_are_named(tmp_path: Path) -> None:
+def test_open_dataset_with_tars_only_in_sub_folders_names_them(tmp_path: Path) -> None:
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.tar").write_bytes(tar_bytes())
@@ -66,12 +61,12 @@ def test_tars_in_sub_folders_only_are_named(tmp_path: Path) -> None:
         check(tmp_path)
 
 
-def test_upper_case_tar_is_a_shard(bare: Path) -> None:
+def test_tar_with_an_upper_case_suffix_is_a_shard(bare: Path) -> None:
     (bare / "B.TAR").write_bytes(tar_bytes("b"))
     assert open_dataset(bare).num_images == 2
 
 
-def test_other_files_and_folders_beside_shards_are_no_tars(bare: Path) -> None:
+def test_other_files_next_to_shards_are_ignored(bare: Path) -> None:
     for name in ("a.tar.md5", "a.tar.idx", "README.gz", ".old.tar.gz"):
         (bare / name).write_bytes(b"x")
     (bare / ".cache").mkdir()
@@ -84,7 +79,7 @@ def test_other_files_and_folders_beside_shards_are_no_tars(bare: Path) -> None:
     assert check(bare).ok
 
 
-def test_dataset_with_a_manifest_names_what_it_does_not_read(tmp_path: Path) -> None:
+def test_dataset_with_a_manifest_reports_tars_that_are_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     write_dataset(folder, [("k", 0, b"\xff\xd8")], name="set", identities=["a"], image_size=None)
     (folder / "more.tar.gz").write_bytes(gzip.compress(tar_bytes()))
@@ -107,7 +102,7 @@ def test_dataset_with_a_manifest_names_what_it_does_not_read(tmp_path: Path) -> 
         (b"version https://git-lfs.github.com/spec/v1\n", "no tar member"),
     ],
 )
-def test_shard_that_is_no_tar_is_refused_as_its_loss_is_unknown(bare: Path, content: bytes, reason: str) -> None:
+def test_shard_that_is_no_tar_is_refused(bare: Path, content: bytes, reason: str) -> None:
     (bare / "b.tar").write_bytes(content)
     refused(bare, f"{bare}/b.tar", reason, "remove it")
     report = check(bare)
@@ -115,7 +110,7 @@ def test_shard_that_is_no_tar_is_refused_as_its_loss_is_unknown(bare: Path, cont
     assert reason in report.faults[0].reason
 
 
-def test_empty_archive_and_odd_names_are_tars(bare: Path) -> None:
+def test_empty_archive_and_odd_names_are_accepted(bare: Path) -> None:
     (bare / "empty.tar").write_bytes(bytes(10240))
     (bare / "b.tar").write_bytes(tar_bytes("BZh9"))  # begins as bzip2 does
     assert open_dataset(bare, max_corrupt_fraction=0).num_images == 2

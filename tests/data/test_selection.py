@@ -36,7 +36,7 @@ ROWS = np.array([9, 1, 4, 5])
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_a_selection_reads_like_any_dataset(tmp_path: Path, copied: bool) -> None:
+def test_selection_when_opened_reads_like_any_dataset(tmp_path: Path, copied: bool) -> None:
     """The chosen samples, in the source's order, and where they are from."""
     source = make(tmp_path / "all")
     chosen, out = select(source, ROWS), tmp_path / "some"
@@ -64,7 +64,7 @@ def test_a_selection_reads_like_any_dataset(tmp_path: Path, copied: bool) -> Non
     assert found.digest != source.digest
 
 
-def test_classes_that_lost_all_images_are_closed_up(tmp_path: Path) -> None:
+def test_selection_without_all_images_of_a_class_renumbers_labels(tmp_path: Path) -> None:
     """The others are numbered anew, by name as before; the shards keep saying the old number."""
     source = make(tmp_path / "all")
     rows = np.flatnonzero(source.index.label != 1)
@@ -77,7 +77,7 @@ def test_classes_that_lost_all_images_are_closed_up(tmp_path: Path) -> None:
     assert [row[0] for row in content(found)] == [source.keys()[row] for row in rows]
 
 
-def test_of_several_datasets_and_joined_with_another(tmp_path: Path) -> None:
+def test_selection_of_several_datasets_joins_with_another(tmp_path: Path) -> None:
     """Labels go by identity name all the way."""
     make(tmp_path / "one", "ab")
     make(tmp_path / "two", "bc")
@@ -94,7 +94,7 @@ def test_of_several_datasets_and_joined_with_another(tmp_path: Path) -> None:
     assert len(names) == len(content(joined))
 
 
-def test_damage_of_the_source_is_found(tmp_path: Path) -> None:
+def test_selection_of_a_corrupt_source_reports_its_faults(tmp_path: Path) -> None:
     source = make(tmp_path / "all")
     out = tmp_path / "some"
     out.mkdir()
@@ -107,7 +107,7 @@ def test_damage_of_the_source_is_found(tmp_path: Path) -> None:
     assert sum(fault.num_lost for fault in lost.faults) + lost.num_images == len(ROWS)
 
 
-def test_the_digest_tells_selections_apart(tmp_path: Path) -> None:
+def test_digest_of_other_selections_differs(tmp_path: Path) -> None:
     source = make(tmp_path / "all")
     digests = set()
     for name, rows in (("x", [1, 2]), ("y", [1, 3]), ("z", [1, 2])):
@@ -119,7 +119,7 @@ def test_the_digest_tells_selections_apart(tmp_path: Path) -> None:
         select(source, np.array([], np.int64))
 
 
-def test_a_selection_without_its_index_is_refused(tmp_path: Path) -> None:
+def test_selection_without_its_index_is_refused(tmp_path: Path) -> None:
     """It was read as all samples of the shards that it refers to."""
     source, out = make(tmp_path / "all"), tmp_path / "some"
     out.mkdir()

@@ -31,13 +31,13 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
+def test_synthesize_with_any_number_of_processes_gives_the_same_bytes(tmp_path):
     for processes in (1, 2):
         synthesize(tmp_path / str(processes), identities=20, images_per_identity=5, pairs=20, processes=processes)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
-def test_the_set_reads_back(verification_set):
+def test_synthesize_writes_a_dataset_that_reads_back(verification_set):
     dataset = open_dataset(verification_set)
     about = dataset.about
     assert (dataset.num_classes, dataset.num_images, about.image_size) == (40, 320, (112, 112))
@@ -50,19 +50,19 @@ def test_the_set_reads_back(verification_set):
     assert simplejpeg.decode_jpeg(samples[0].jpeg).shape == (112, 112, 3)
 
 
-def test_the_order_is_shuffled_over_the_whole_set(verification_set):
+def test_synthesize_shuffles_over_the_whole_set(verification_set):
     labels = open_dataset(verification_set).index.label
     assert len(set(labels[:40].tolist())) > 20
     assert (np.diff(labels) == 0).mean() < 0.1
 
 
-def test_shards_hold_no_more_than_asked_for(tmp_path):
+def test_synthesize_with_a_shard_size_keeps_it(tmp_path):
     dataset = synthesize(tmp_path / "set", identities=6, images_per_identity=5, shard_size=6 * 10_240, processes=1)
     assert len(dataset.shards) > 1
     assert all(shard.num_bytes <= 6 * 10_240 for shard in dataset.shards)
 
 
-def test_another_seed_draws_other_people_in_another_order(tmp_path):
+def test_synthesize_with_another_seed_draws_other_people(tmp_path):
     a, b = (
         synthesize(tmp_path / str(seed), identities=4, images_per_identity=4, seed=seed, processes=1) for seed in (0, 1)
     )
@@ -70,7 +70,7 @@ def test_another_seed_draws_other_people_in_another_order(tmp_path):
     assert a.keys() != b.keys()
 
 
-def test_pairs_are_ten_balanced_folds_without_a_person_in_two(verification_set):
+def test_synthesize_with_pairs_writes_ten_balanced_disjoint_folds(verification_set):
     rows = rows_of(verification_set)
     assert list(rows[0]) == ["path_a", "path_b", "is_same", "fold"]
     assert [int(row["fold"]) for row in rows] == sorted(list(range(10)) * 40)
@@ -87,7 +87,7 @@ def test_pairs_are_ten_balanced_folds_without_a_person_in_two(verification_set):
     assert members.issuperset(row[column] for row in rows for column in ("path_a", "path_b"))
 
 
-def test_bare_pixels_are_near_chance(verification_set):
+def test_verification_by_pixels_is_near_chance(verification_set):
     dataset = open_dataset(verification_set)
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index)
     place = {f"{sample.key}.jpg": row for row, sample in enumerate(samples)}
@@ -99,7 +99,7 @@ def test_bare_pixels_are_near_chance(verification_set):
     assert accuracy < 0.70
 
 
-def test_an_output_that_holds_something_is_refused(verification_set):
+def test_synthesize_into_a_folder_with_files_is_refused(verification_set):
     before = contents(verification_set)
     with pytest.raises(ValueError, match="set"):
         synthesize(verification_set, identities=2, images_per_identity=2, processes=1)
@@ -119,7 +119,7 @@ def test_an_output_that_holds_something_is_refused(verification_set):
         ("pairs", 20_000),
     ],
 )
-def test_arguments_out_of_range_are_refused_before_anything_is_written(tmp_path, field, value):
+def test_synthesize_with_arguments_out_of_range_writes_nothing(tmp_path, field, value):
     arguments = {"identities": 20, "images_per_identity": 4} | {field: value}
     with pytest.raises(ValueError, match=rf"^{field} {value}: [^\n]+$"):
         synthesize(tmp_path / "set", **arguments)

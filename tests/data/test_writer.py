@@ -37,7 +37,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def test_what_is_written(tmp_path: Path) -> None:
+def test_write_dataset_writes_shards_index_identities_and_manifest(tmp_path: Path) -> None:
     parent = {"path": "elsewhere", "digest": "abc"}
     dataset = write(tmp_path / "out", samples(), licence="CC0", source="drawn", parent=parent)
     assert (dataset.num_images, dataset.num_classes, dataset.identities) == (12, 3, tuple(NAMES))
@@ -67,7 +67,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert [(s.key, s.label, s.jpeg) for s in read] == samples()
 
 
-def test_others_read_it(tmp_path: Path) -> None:
+def test_written_shards_are_read_by_webdataset(tmp_path: Path) -> None:
     dataset = write(tmp_path / "out", [*samples(), ("é" * 60, 1, b"long")])
     expected = [*samples(), ("é" * 60, 1, b"long")]
     paths = dataset.shard_paths()
@@ -85,13 +85,13 @@ def test_others_read_it(tmp_path: Path) -> None:
     assert names == [f"{key}.{suffix}" for key, _, _ in expected for suffix in ("jpg", "cls")]
 
 
-def test_two_writes_are_byte_identical(tmp_path: Path) -> None:
+def test_write_dataset_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "a", samples())
     write(tmp_path / "b", iter(samples()))
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
-def test_shard_size_is_a_limit(tmp_path: Path) -> None:
+def test_write_dataset_with_a_shard_size_keeps_it(tmp_path: Path) -> None:
     dataset = write(tmp_path / "out", samples(40), shard_size=30720)
     assert all(shard.num_bytes <= 30720 for shard in dataset.shards)
     one_each = write(tmp_path / "tiny", samples(3), shard_size=1)
@@ -99,18 +99,18 @@ def test_shard_size_is_a_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["a.b", "", "/etc/x", "../x", "a/../b", "a\nb", "a\0b", "x/"])
-def test_keys_that_are_no_keys(tmp_path: Path, key: str) -> None:
+def test_write_dataset_with_an_invalid_key_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="must be a relative name without dots"):
         write(tmp_path / "out", [(key, 0, b"x")])
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_labels_out_of_range(tmp_path: Path, label: int) -> None:
+def test_write_dataset_with_a_label_out_of_range_is_refused(tmp_path: Path, label: int) -> None:
     with pytest.raises(ValueError, match=f"label {label} of k: must be from 0 to 2"):
         write(tmp_path / "out", [("k", label, b"x")])
 
 
-def test_duplicates_and_nothing(tmp_path: Path) -> None:
+def test_write_dataset_with_equal_keys_or_no_sample_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="key 'k3' occurs twice"):
         write(tmp_path / "a", [*samples(), ("k3", 0, b"x")])
     with pytest.raises(DataError, match="no samples"):
@@ -121,7 +121,7 @@ def test_duplicates_and_nothing(tmp_path: Path) -> None:
         write(tmp_path / "d", samples(), layout="sorted")
 
 
-def test_existing_data_is_never_overwritten(tmp_path: Path) -> None:
+def test_write_dataset_over_existing_data_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "out", samples())
     before = digests(tmp_path / "out")
     with pytest.raises(DataError, match="is not empty"):
@@ -135,14 +135,14 @@ def test_existing_data_is_never_overwritten(tmp_path: Path) -> None:
     assert write(tmp_path / "empty", samples()).num_images == 12
 
 
-def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_write_dataset_into_an_impossible_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written") as caught:
         write(tmp_path / "file" / "out", samples())
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_half_way_leaves_no_dataset(tmp_path: Path) -> None:
+def test_write_dataset_with_an_error_half_way_leaves_no_dataset(tmp_path: Path) -> None:
     def failing() -> Iterator[tuple[str, int, bytes]]:
         yield from samples()
         raise RuntimeError("source broke")
@@ -156,7 +156,7 @@ def test_an_error_half_way_leaves_no_dataset(tmp_path: Path) -> None:
     assert digests(tmp_path / "out") == digests(tmp_path / "clean")
 
 
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
+def test_write_dataset_during_another_write_is_refused(tmp_path: Path) -> None:
     settings = {"name": "x", "identities": NAMES, "image_size": None}
     with ShardWriter(tmp_path / "out", **settings) as first:
         first.add("k", 0, b"x")
@@ -179,7 +179,7 @@ write_dataset(sys.argv[1], samples(), name="set", identities=names, image_size=(
 """
 
 
-def test_killed_and_run_again(tmp_path: Path) -> None:
+def test_write_dataset_after_a_kill_starts_over(tmp_path: Path) -> None:
     out = tmp_path / "out"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen([sys.executable, "-c", SLOW_WRITER, str(out)], stdout=subprocess.PIPE, env=env)

@@ -21,7 +21,7 @@ def of_size(dataset: Dataset, count: int, *, joined: bool) -> SampleIndex:
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_a_shared_index_is_a_view_of_one_copy_for_owner_and_tasks(drawn, joined):
+def test_share_index_is_a_view_of_one_copy_for_owner_and_tasks(drawn, joined):
     dataset = open_dataset(drawn)
     wanted, index = (of_size(dataset, 100_000, joined=joined) for _ in range(2))
     object.__setattr__(dataset, "index", index)

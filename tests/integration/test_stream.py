@@ -34,7 +34,7 @@ def read(
 @pytest.mark.parametrize(
     ("nodes", "block_images"), [("a", 1), ("ab", 1), ("bab", 1), ("ab", 60), ("aabb", 512)], ids=str
 )
-def test_the_global_batch_of_a_step_is_the_plans_for_any_workers_and_nodes(drawn, monkeypatch, nodes, block_images):
+def test_stream_on_any_workers_and_nodes_gives_the_ordered_global_batch(drawn, monkeypatch, nodes, block_images):
     monkeypatch.setattr(dealer, "_BLOCK_IMAGES", block_images)
     dataset = open_dataset(drawn)
     order = SampleOrder(num_samples=len(dataset.index), batch_size=12, seed=4, window_images=60)
@@ -60,7 +60,7 @@ def damaged_copy(drawn: Path, folder: Path, at: list[int], dataset: Dataset) -> 
     return folder
 
 
-def test_damaged_images_are_replaced_counted_and_named(drawn, tmp_path):
+def test_stream_with_corrupt_images_replaces_counts_and_names_them(drawn, tmp_path):
     copy = damaged_copy(drawn, tmp_path / "set", [3, 50], open_dataset(drawn))
     dataset = open_dataset(copy)
     order = SampleOrder(num_samples=len(dataset.index), batch_size=12, window_images=60)
@@ -78,7 +78,7 @@ def test_damaged_images_are_replaced_counted_and_named(drawn, tmp_path):
         FaultCounter(240, 0.001).add(new)
 
 
-def test_a_missing_shard_stops_every_rank_with_its_cause(drawn, tmp_path):
+def test_stream_with_a_missing_shard_stops_every_rank_with_its_cause(drawn, tmp_path):
     dataset = open_dataset(shutil.copytree(drawn, tmp_path / "set"))
     Path(dataset.shards[-1].path).unlink()
     order = SampleOrder(num_samples=len(dataset.index), batch_size=24, window_images=240)

@@ -124,7 +124,7 @@ def read_member(fetch: Fetch, offset: int, limit: int) -> Member | None:
                 at, name, size = _extension(fetch, data, own_size, kind, limit, name, size)
                 continue
         except ValueError as error:
-            raise TarError(at, f"smashed tar header ({error})", name) from None
+            raise TarError(at, f"corrupt tar header ({error})", name) from None
         name = own_name if name is None else name
         size = own_size if size is None else size
         if kind in b"123456":

@@ -24,11 +24,6 @@ from rayface.evaluation.pairs import load_pairs
 Files = list[tuple[str, bytes]]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def picture(seed: int, suffix: str) -> bytes:
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     return cv2.imencode(f".{suffix}", cv2.resize(coarse, (32, 32), interpolation=cv2.INTER_CUBIC))[1].tobytes()
@@ -65,7 +60,7 @@ def scanned(path: Path, files: Files) -> tuple[list[tuple[str, int, bytes]], lis
 
 
 @pytest.mark.parametrize("labels_first", [False, True])
-def test_names_with_dots_are_samples_of_their_own(tmp_path: Path, labels_first: bool) -> None:
+def test_names_with_dots_are_separate_samples(tmp_path: Path, labels_first: bool) -> None:
     files: Files = []
     for i in range(6):
         pair = [(f"a.b/name.{i:04d}.jpg", JPEG[i]), (f"a.b/name.{i:04d}.cls", b"%d" % i)]
@@ -91,7 +86,7 @@ def test_image_formats_in_any_case_are_read_and_decoded(tmp_path: Path, suffix: 
     assert open_dataset(tmp_path).about.image_size == (32, 32)
 
 
-def test_deep_check_names_a_damaged_png(tmp_path: Path) -> None:
+def test_check_deep_of_a_corrupt_png_names_it(tmp_path: Path) -> None:
     bad = bytearray(picture(1, "png"))
     bad[len(bad) // 2] ^= 1
     files = [("a.png", picture(0, "png")), ("a.cls", b"0"), ("b.c.png", bytes(bad)), ("b.c.cls", b"1")]
@@ -104,7 +99,7 @@ def test_deep_check_names_a_damaged_png(tmp_path: Path) -> None:
     ("suffix", "text"),
     [("cls", b"7\n"), ("txt", b" 7 \r\n"), ("txt", b"\xef\xbb\xbf7"), ("json", b'{"label": 7, "age": 3}')],
 )
-def test_labels_of_every_kind_are_read(tmp_path: Path, suffix: str, text: bytes) -> None:
+def test_labels_of_every_suffix_are_read(tmp_path: Path, suffix: str, text: bytes) -> None:
     samples, faults = scanned(tmp_path, [("k.1.jpg", JPEG[0]), (f"k.1.{suffix}", text)])
     assert (samples, faults) == ([("k.1", 7, JPEG[0])], [])
 
@@ -122,7 +117,7 @@ def test_labels_of_every_kind_are_read(tmp_path: Path, suffix: str, text: bytes)
         (b'{"label": 2147483648}', "out of range"),
     ],
 )
-def test_json_without_a_label_beside_an_image_is_a_lost_sample(tmp_path: Path, text: bytes, reason: str) -> None:
+def test_json_without_a_label_is_a_lost_sample(tmp_path: Path, text: bytes, reason: str) -> None:
     write_tar(tmp_path / "a.tar", [("k.jpg", JPEG[0]), ("k.json", text)])
     (fault,) = scan_shard(tmp_path / "a.tar")
     assert isinstance(fault, Fault)
@@ -130,7 +125,7 @@ def test_json_without_a_label_beside_an_image_is_a_lost_sample(tmp_path: Path, t
     assert reason in fault.reason
 
 
-def test_label_of_cls_wins_and_captions_are_no_labels(tmp_path: Path) -> None:
+def test_label_of_cls_precedes_others_and_captions_are_no_labels(tmp_path: Path) -> None:
     files = [("a.cls", b"1"), ("a.jpg", JPEG[0]), ("a.json", b'{"label": 9}'), ("a.txt", b"8")]
     files += [("b.jpg", JPEG[1]), ("b.json", b'{"age": 4}'), ("b.txt", b"2")]
     files += [("c.jpg", JPEG[2]), ("c.txt", b"a man with a hat")]
@@ -139,7 +134,7 @@ def test_label_of_cls_wins_and_captions_are_no_labels(tmp_path: Path) -> None:
     assert faults == [("c.txt", "label", 1)]
 
 
-def test_other_fields_of_a_sample_are_no_samples_and_no_faults(tmp_path: Path) -> None:
+def test_other_fields_of_a_sample_are_ignored(tmp_path: Path) -> None:
     files = [("a.cls", b"1"), ("a.depth.png", JPEG[5]), ("a.jpg", JPEG[0]), ("a.thumb.jpg", JPEG[5]), ("a.x.npy", b"")]
     files += [("b.cls", b"2"), ("b.mask.json", b'{"label": 3}'), ("b.mask.png", JPEG[5]), ("b.jpg", JPEG[1])]
     files += [("README.md", b"x"), ("num.json", b"{}"), ("notes.txt", b"none"), ("._a.jpg", JPEG[5]), ("plain", b"x")]
@@ -147,7 +142,7 @@ def test_other_fields_of_a_sample_are_no_samples_and_no_faults(tmp_path: Path) -
     assert (samples, faults) == ([("a", 1, JPEG[0]), ("b", 2, JPEG[1])], [])
 
 
-def test_groups_that_are_neither_sample_nor_evidently_none_are_named_and_counted(tmp_path: Path) -> None:
+def test_incomplete_groups_are_named_and_counted(tmp_path: Path) -> None:
     files = [("a.jpg", JPEG[0]), ("a.cls", b"1"), ("b.0.jpg", JPEG[1]), ("b.1.jpg", JPEG[2]), ("b.cls", b"1")]
     files += [("c.heic", b"\0\0\0\x18ftypheic"), ("c.cls", b"1"), ("d.jp2", b"\0\0\0\x0cjP  \r\n"), ("e", JPEG[3])]
     files += [("f.jpg", JPEG[4]), ("f.id", b"4"), ("g.txt", b"3"), ("a.jpg", JPEG[5])]
@@ -166,7 +161,7 @@ def test_groups_that_are_neither_sample_nor_evidently_none_are_named_and_counted
     ]
 
 
-def test_images_apart_from_their_labels_are_lost_once_each(tmp_path: Path) -> None:
+def test_images_apart_from_their_labels_are_each_lost_once(tmp_path: Path) -> None:
     files = [(f"{i}.jpg", JPEG[i]) for i in range(6)] + [(f"{i}.cls", b"0") for i in range(6)]
     write_tar(tmp_path / "a.tar", files)
     faults = [entry for entry in scan_shard(tmp_path / "a.tar") if isinstance(entry, Fault)]
@@ -174,7 +169,7 @@ def test_images_apart_from_their_labels_are_lost_once_each(tmp_path: Path) -> No
     assert "must be neighbours (tar --sort=name)" in faults[-1].reason
 
 
-def test_another_field_is_not_taken_for_the_label_where_cls_is_damaged(tmp_path: Path) -> None:
+def test_corrupt_cls_is_not_replaced_by_another_field(tmp_path: Path) -> None:
     files = [m for i in range(3) for m in ((f"{i}.cls", b"0"), (f"{i}.jpg", JPEG[i]), (f"{i}.txt", b"61"))]
     write_tar(tmp_path / "a.tar", files)
     with tarfile.open(tmp_path / "a.tar") as tar:
@@ -197,12 +192,12 @@ def test_another_field_is_not_taken_for_the_label_where_cls_is_damaged(tmp_path:
         ("d/.k.jpg", ("", "", "")),
     ],
 )
-def test_parse_name(name: str, parts: tuple[str, str, str]) -> None:
+def test_parse_name_splits_group_key_and_suffix(name: str, parts: tuple[str, str, str]) -> None:
     assert parse_name(name) == parts
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_selected_shard_keeps_format_and_key(tmp_path: Path, suffix: str) -> None:
+def test_write_selected_shard_keeps_format_and_key(tmp_path: Path, suffix: str) -> None:
     files = [m for i in range(3) for m in ((f"k.{i}.{suffix}", picture(i, suffix)), (f"k.{i}.json", b'{"label": 0}'))]
     write_tar(tmp_path / "in" / "a.tar", files)
     dataset = open_dataset(tmp_path / "in")
@@ -223,7 +218,7 @@ def test_encode_sample_names_the_image_by_its_content() -> None:
     assert encode_sample("k", 1, b"anything")[:6] == b"k.jpg\0"
 
 
-def test_pairs_name_members_with_dots_and_of_any_format(tmp_path: Path) -> None:
+def test_pairs_with_dots_and_any_format_find_their_members(tmp_path: Path) -> None:
     files = [m for i in range(2) for m in ((f"k.{i}.png", picture(i, "png")), (f"k.{i}.txt", b"%d" % i))]
     write_tar(tmp_path / "set" / "a.tar", files)
     (tmp_path / "pairs.csv").write_text("path_a,path_b,is_same,fold\nk.0.png,k.1.png,0,0\nk.1.png,k.1.png,1,1\n")
@@ -234,7 +229,7 @@ def test_pairs_name_members_with_dots_and_of_any_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_stream_and_embed_decode_every_format_and_name_the_damaged(tmp_path: Path, suffix: str) -> None:
+def test_stream_and_embed_decode_every_format_and_name_corrupt_images(tmp_path: Path, suffix: str) -> None:
     files = []
     for i in range(8):
         data = picture(i, suffix)

@@ -9,7 +9,7 @@ from rayface.data.shards.samples import ShardRows
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_rows_of_every_shard_are_those_of_a_scan(shuffled: bool) -> None:
+def test_shard_rows_equal_those_of_a_scan(shuffled: bool) -> None:
     """Shards without a sample among them; in the order of the index; slices where it is in shard order."""
     random = np.random.default_rng(0)
     shard = np.sort(random.choice([0, 1, 2, 4, 7, 8], 500)).astype(np.int32)
@@ -33,7 +33,7 @@ class Counted(np.ndarray):
         return getattr(ufunc, method)(*plain, **options)
 
 
-def test_a_thousand_shards_cost_one_pass_over_the_index() -> None:
+def test_shard_rows_of_a_thousand_shards_take_one_pass() -> None:
     """One pass for each shard took 20 minutes for 42 million images."""
     shard = np.repeat(np.arange(1000, dtype=np.int32), 20).view(Counted)
     Counted.seen = 0

@@ -33,11 +33,6 @@ def convert_webdataset(src: Path | str, out: Path | str, **settings: Any) -> Dat
     return convert(WebDatasetSource(src), out, ConvertSettings(**settings))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def jpeg(seed: int) -> bytes:
     return simplejpeg.encode_jpeg(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 

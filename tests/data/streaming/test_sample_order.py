@@ -13,7 +13,7 @@ from rayface.data.streaming.windows import rank_rows
     ("n", "batch", "chunk", "window"),
     [(1000, 10, 8, 64), (997, 10, 8, 64), (64, 64, 1, 1), (130, 7, 16, 20), (5, 2, 8, 4)],
 )
-def test_an_epoch_holds_every_sample_at_most_once_and_leaves_less_than_a_batch(n, batch, chunk, window):
+def test_epoch_has_every_sample_at_most_once_and_leaves_less_than_a_batch(n, batch, chunk, window):
     order = SampleOrder(num_samples=n, batch_size=batch, chunk_images=chunk, window_images=window, seed=3)
     for epoch in range(2):
         steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
@@ -33,7 +33,7 @@ def test_windows_are_the_batches_of_their_steps():
     assert step == 2 * order.steps_per_epoch
 
 
-def test_order_differs_by_epoch_and_by_seed_and_repeats():
+def test_order_of_equal_seeds_repeats_and_differs_by_epoch():
     order = SampleOrder(num_samples=640, batch_size=64, seed=1)
     again = SampleOrder(num_samples=640, batch_size=64, seed=1)
     other = SampleOrder(num_samples=640, batch_size=64, seed=2)
@@ -42,24 +42,24 @@ def test_order_differs_by_epoch_and_by_seed_and_repeats():
     assert not np.array_equal(order.batch(3), other.batch(3))
 
 
-def test_chunks_of_one_window_come_from_the_whole_dataset():
+def test_window_has_chunks_of_the_whole_dataset():
     order = SampleOrder(num_samples=100_000, batch_size=100, chunk_images=8, window_images=1000)
     assert np.std(order.window(0)) > 0.2 * order.num_samples
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_ranks_share_the_global_batch_without_gap_or_overlap(world_size):
+def test_rank_rows_cover_the_global_batch_without_overlap(world_size):
     rows = [rank_rows(30, rank, world_size) for rank in range(world_size)]
     assert np.array_equal(np.concatenate([np.arange(30)[r] for r in rows]), np.arange(30))
 
 
-def test_a_dataset_smaller_than_a_batch_is_refused():
+def test_order_of_a_dataset_smaller_than_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"train.batch_size: 64: must not exceed the 10 samples"):
         SampleOrder(num_samples=10, batch_size=64)
 
 
 @pytest.mark.parametrize(("layout", "chunk_images"), [("by_identity", 1), ("shuffled", 8)])
-def test_plan_of_a_layout_mixes_identities_as_a_shuffled_set_does(layout, chunk_images):
+def test_order_of_any_layout_mixes_identities_like_a_shuffled_dataset(layout, chunk_images):
     labels = np.repeat(np.arange(20_000), 20)  # as they lie in a set by identity
     if layout == "shuffled":
         labels = np.random.default_rng(0).permutation(labels)

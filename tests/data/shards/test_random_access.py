@@ -1,0 +1,57 @@
+"""Random access to samples: any order, headers validated again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayface.data.dataset import open_dataset
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Fault, SampleIndex
+from tests.data.shard_files import JPEG, patch, small_dataset
+
+
+def test_read_samples_in_any_order_returns_that_order(tmp_path: Path) -> None:
+    dataset = open_dataset(small_dataset(tmp_path))
+    assert len(dataset.shards) > 1
+    order = np.array([4, 0, 2, 1, 3, 0])
+    samples = read_samples(dataset.shard_paths(), dataset.index.select(order))
+    assert [sample.key for sample in samples] == [f"k{i}" for i in order]
+    assert [sample.jpeg for sample in samples] == [JPEG[f"k{i}"] for i in order]
+    assert read_samples(dataset.shard_paths(), dataset.index.select(slice(0, 0))) == []
+
+
+def damaged_read(dataset_path: Path, offset: int, data: bytes) -> Fault:
+    dataset = open_dataset(dataset_path)
+    patch(Path(dataset.shards[0].path), offset, data)
+    entries = read_samples(dataset.shard_paths(), dataset.index)
+    assert [isinstance(entry, Fault) for entry in entries] == [True, False, False, False, False]
+    return entries[0]
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "member", "at", "reason"),
+    [
+        (10, b"x", None, 0, "corrupt tar header"),
+        (512 + 1024, b"\0" * 512, "k0.jpg", 1536, "zeros"),
+        (512 + 1024 + 512, b"3", "k0.cls", 1536, "label is 3, the index says 0"),
+        (512 + 1024 + 512, b"?", "k0.cls", 1536, "not an integer"),
+    ],
+)
+def test_read_samples_of_changed_bytes_returns_faults(
+    tmp_path: Path, offset: int, data: bytes, member: str | None, at: int, reason: str
+) -> None:
+    fault = damaged_read(small_dataset(tmp_path), offset, data)
+    assert fault.offset == at
+    assert reason in fault.reason
+    if member and "zeros" not in reason:
+        assert fault.member == member
+
+
+def test_read_samples_with_a_stale_index_returns_faults(tmp_path: Path) -> None:
+    dataset = open_dataset(small_dataset(tmp_path, shard_size=9000))
+    wrong = dataset.index.select(slice(0, 1))
+    shifted = SampleIndex(wrong.shard, wrong.offset + 1536, wrong.num_bytes, wrong.label, wrong.source_label)
+    (entry,) = read_samples(dataset.shard_paths(), shifted)
+    assert isinstance(entry, Fault)
+    assert "which the index has here" in entry.reason
