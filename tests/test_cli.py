@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rayface import __version__, cli
-from rayface.config import parse_bytes
+from rayface.config_fields import parse_bytes
 
 
 def run(
@@ -177,7 +177,7 @@ def test_an_interrupt_of_any_verb_is_one_line_and_its_own_exit_code(call, monkey
             "rayface.evaluation.evaluate.evaluate_on_pairs",
         ),
         (["embed", "--model=m", "--data=d", "--out=o"], "rayface.embedding.embed.embed"),
-        (["prune", "--embeddings=e", "--keep=.5", "--out=o"], "rayface.curate.prune.core_set.build"),
+        (["prune", "--embeddings=e", "--keep=.5", "--out=o"], "rayface.stages.proxy.prune"),
     ):
         monkeypatch.setattr(function, interrupted)
         line = f"rayface: {said}: run the same command again to resume or to start over\n"
@@ -185,6 +185,8 @@ def test_an_interrupt_of_any_verb_is_one_line_and_its_own_exit_code(call, monkey
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("text", "value"), [("256MB", 256 * 2**20), ("1g", 2**30), ("1000", 1000), ("5KB", 5120)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("256MB", 256 * 2**20), ("256MiB", 256 * 2**20), ("1g", 2**30), ("1000", 1000), ("5KB", 5120)]
+)
 def test_sizes(text, value):
     assert parse_bytes(text) == value

@@ -8,6 +8,7 @@ import yaml
 from rayface import config
 from rayface.config import Config
 from rayface.presets import PRESETS
+from rayface.stages import STAGES
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -146,13 +147,15 @@ def test_paths_are_absolute_where_they_enter(tmp_path, monkeypatch):
         "train.teacher_cache",
         "train.output",
         "evaluate.pairs",
-        "evaluate.data",
+        "prune.embeddings",
+        "prune.out",
     ]
     monkeypatch.chdir(tmp_path)
-    given = config.load(overrides=[*(f"{key}=x" for key in keys), "data.train=[x,s3://b/x,~/x]"])
+    given = config.load(overrides=[*(f"{key}=x" for key in keys), "data.train=[x,s3://b/x,~/x]", "evaluate.data=x"])
     monkeypatch.chdir("/")
     flat = config.flat(config.from_dict(config.to_dict(given)))
     assert [flat[key] for key in keys] == [str(tmp_path / "x")] * len(keys)
+    assert flat["evaluate.data"] == [str(tmp_path / "x")]
     assert flat["data.train"] == [str(tmp_path / "x"), "s3://b/x", str(Path.home() / "x")]
 
 
@@ -173,3 +176,57 @@ def test_sqlite_file_is_absolute_where_it_enters(tmp_path, monkeypatch, uri, abs
 def test_margin_option_is_set_beside_the_others():
     given = config.load(overrides=["head.margin_options={m1: 1, m2: .3}", "head.margin_options.m2=0.2"])
     assert given.head.margin_options == {"m1": 1, "m2": 0.2}
+
+
+def test_marks_of_fields_are_the_keys_that_a_run_keeps_and_shows():
+    """They decide what may change on a resume, what a fingerprint holds, and what a checkpoint shows."""
+    assert sorted(config.FIXED) == [
+        "backbone.embedding_size",
+        "backbone.name",
+        "backbone.width",
+        "data.chunk_images",
+        "data.image_size",
+        "data.join",
+        "data.window_images",
+        "head.name",
+        "optim.name",
+        "train.batch_size",
+        "train.seed",
+    ]
+    trained = {key for key in config.OPERATIONAL if key.partition(".")[0] in config.TRAINING}
+    assert sorted(trained) == [
+        "data.readers",
+        "evaluate.every",
+        "evaluate.out",
+        "name",
+        "tracking.enabled",
+        "tracking.experiment",
+        "tracking.timeout",
+        "tracking.uri",
+        "train.checkpoint_every",
+        "train.cpus_per_worker",
+        "train.device",
+        "train.grace_seconds",
+        "train.hang_timeout",
+        "train.keep_checkpoints",
+        "train.log_every",
+        "train.max_failures",
+        "train.num_workers",
+        "train.output",
+        "train.teacher_cache",
+        "train.wait_for_nodes",
+    ]
+    assert config.SHOWN[:2] == ("name", "backbone.name")
+    assert len(config.SHOWN) == 11
+
+
+def test_rule_of_a_group_names_its_keys_without_its_values():
+    with pytest.raises(ValueError, match=r"^prune: threshold, keep: both are given: must be one of the two"):
+        config.load(overrides=["prune.keep=0.5", "prune.threshold=0.5"])
+
+
+def test_every_key_of_a_stage_has_a_description():
+    """They are the help texts of the command line."""
+    keys = [key for stage in STAGES.values() for key in stage.flags.values()]
+    missing = [key for key in keys if not config.descriptions()[key]]
+    assert missing == ["synth.identities", "synth.images_per_identity"]

@@ -1,6 +1,7 @@
 """Credentials in URIs: what is masked, what is not, and what a masked URI is opened with."""
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
@@ -114,13 +115,20 @@ def test_no_setting_that_takes_a_uri_is_written_with_its_secret(tmp_path):
     journal = Journal(tmp_path / "journal" / "driver.jsonl")
     for key, config in planted_configs():
         keys.append(key)
-        configs.dump(config, tmp_path / f"{key}.yaml")
+        configs.dump(config, tmp_path / f"{key}.yaml", [field.name for field in dataclasses.fields(Config)])
         again = configs.load(file=tmp_path / f"{key}.yaml")
         assert "***" in str(configs.flat(again)[key])
         journal.params(configs.flat(config))
         write_json(tmp_path / f"{key}.json", configs.to_dict(config))
-        specs.dump(Spec(search={"optim.lr": [0.1]}, prune={"embeddings": PLANTED}), config, tmp_path / f"{key}.sweep")
-    assert {"data.train", "evaluate.data", "evaluate.pairs", "tracking.uri", "train.teacher"} <= set(keys)
+        specs.dump(Spec(search={"optim.lr": [0.1]}), config, tmp_path / f"{key}.sweep")
+    assert {
+        "data.train",
+        "evaluate.data",
+        "evaluate.pairs",
+        "prune.embeddings",
+        "tracking.uri",
+        "train.teacher",
+    } <= set(keys)
     journal.tags({"reason": f"no answer from {PLANTED}"})
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == 3 * len(keys) + 1
@@ -128,7 +136,7 @@ def test_no_setting_that_takes_a_uri_is_written_with_its_secret(tmp_path):
         assert "hunter2" not in path.read_text(), path
 
 
-def test_sweep_keeps_no_credentials_and_takes_them_from_its_file_to_go_on(tmp_path):
+def test_sweep_keeps_no_credentials_and_takes_them_from_its_file_to_go_on(tmp_path, messages):
     file, folder = tmp_path / "s.yaml", tmp_path / "sweep"
     folder.mkdir()
     config = f"{{data: {{train: '{PLANTED}'}}, evaluate: {{pairs: p, data: d}}}}"
@@ -139,13 +147,12 @@ def test_sweep_keeps_no_credentials_and_takes_them_from_its_file_to_go_on(tmp_pa
     remember(folder, file, overrides, None)
     specs.dump(spec, base, folder / SPEC)
     assert all("hunter2" not in path.read_text() for path in folder.iterdir())
-    said: list[str] = []
-    _, again, _ = resume_sweep(file, overrides, None, said.append)
+    _, again, _ = resume_sweep(file, overrides, None)
     assert configs.flat(again)["data.train"] == [PLANTED]
-    assert said == []
+    assert messages() == []
     file.write_text(text.replace("bucket", "another"))
     with pytest.raises(ValueError, match=r"data.train .*another.* \(was .*bucket.*\): must stay") as refused:
-        resume_sweep(file, overrides, None, said.append)
+        resume_sweep(file, overrides, None)
     assert "hunter2" not in mask(str(refused.value))
     file.write_text(text.replace("[0.1, 0.2]", f"[0.1, 0.2], backbone.weights: [m, '{PLANTED}']"))
     with pytest.raises(ValueError, match=r"^search: backbone.weights: must not hold credentials"):

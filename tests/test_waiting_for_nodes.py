@@ -50,7 +50,7 @@ def test_embed_asks_an_empty_cluster_for_nodes_and_then_uses_them(autoscaler, me
     assert autoscaler.asked == [[{"CPU": 1.0}] * 4, []]
     assert messages() == ["waiting up to 5 s for nodes: 4 workers of 1 CPU each, room for 0"]
     assert embed.find_room("auto") == (False, 4, 1)
-    with pytest.raises(NoRoomError, match=r"^--workers: 9: each needs 1 CPU, the cluster has room for 8: use fewer"):
+    with pytest.raises(NoRoomError, match=r"^embed.workers: 9: each needs 1 CPU, the cluster has room for 8"):
         embed._wait_for_nodes(TrainConfig(wait_for_nodes=0.1), 9)
 
 

@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from rayface import machine
+from rayface.config import EmbedConfig
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.images import normalize
 from rayface.embedding.embed import (
-    EmbedSettings,
     ShardEmbedder,
     ShardWork,
-    check_embedding,
     job_of,
     read_images,
     shard_work,
@@ -30,8 +29,7 @@ _BATCH = 256
 
 
 def bench_embed(
-    settings: EmbedSettings,
-    data: Sequence[str],
+    settings: EmbedConfig,
     images: int = 1024,
     threads: int | None = None,
     device: str = "cpu",
@@ -52,9 +50,8 @@ def bench_embed(
     Raises:
         ValueError: as of `embed`.
     """
-    check_embedding(settings)
     threads = threads or machine.num_cpus()
-    dataset = open_dataset(data, join="separate")  # labels are not looked at
+    dataset = open_dataset(settings.data, join="separate")  # labels are not looked at
     work = _first(dataset, images)
     before = torch.get_num_threads()
     try:
@@ -69,7 +66,7 @@ def bench_embed(
     ratios = (seconds[:, 0] / seconds[:, 1]).tolist()
     bare_rate, whole_rate = (count / np.median(seconds, axis=0)).tolist()
     return {
-        "model": Path(settings.model).name,
+        "model": Path(str(settings.model)).name,
         "flip": settings.flip,
         "precision": settings.precision,
         "images": count,
@@ -103,9 +100,9 @@ def _parts(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
 
 
-def _bare(settings: EmbedSettings, batches: Sequence[torch.Tensor], device: str) -> Callable[[], Any]:
+def _bare(settings: EmbedConfig, batches: Sequence[torch.Tensor], device: str) -> Callable[[], Any]:
     """The model's forward passes and nothing else."""
-    loaded = load_model(settings.model, backbone=settings.backbone, device=device)
+    loaded = load_model(str(settings.model), backbone=settings.backbone, device=device)
     module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     cast = settings.precision == "bf16"
 

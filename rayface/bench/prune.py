@@ -13,9 +13,9 @@ import numpy as np
 from rayface import config as configs
 from rayface import machine
 from rayface.bench.nms import WEBFACE42M_FACES
+from rayface.config import Config
 from rayface.curate.identities import check_keep
-from rayface.curate.prune.core_set import build
-from rayface.curate.prune.settings import PruneSettings
+from rayface.curate.prune.core_set import prune
 from rayface.embedding.embeddings import write_part
 from rayface.session import ray_session
 
@@ -24,6 +24,13 @@ _SERIAL = "write"  # the stage that one process does for all
 _FILE_ROWS, _BATCH_ROWS = 40_000, 4_096
 _WARM_FACES = 2_000
 _LOOK_SECONDS = 0.2
+
+
+def _config(embeddings: Path, **settings: float) -> Config:
+    """The config of a prune job that is logged nowhere, into a folder beside its embeddings."""
+    own = {f"prune.{name}": value for name, value in settings.items()}
+    paths = {"prune.embeddings": embeddings, "prune.out": embeddings.with_name(f"{embeddings.name}_out")}
+    return configs.load(overrides={**own, **paths, "tracking.enabled": False})
 
 
 def bench_prune(
@@ -38,11 +45,11 @@ def bench_prune(
     directory: Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Run `core_set.build` on drawn embeddings (fp16) that lie in no order, on a local Ray, and look at its processes.
+    """Run `core_set.prune` on drawn embeddings (fp16) that lie in no order, on a local Ray, and look at its processes.
 
     Args:
         identities: all of about the same size; a face is its identity's direction and noise of a strength of its own.
-        block_bytes: as PruneSettings.block_size.
+        block_bytes: as prune.block_size.
         largest: faces of one identity more, which is as large as that.
         cpus: of the local Ray; None: all.
         directory: on the disk to measure, where the embeddings and as much again are written; None: the temporary one.
@@ -65,16 +72,14 @@ def bench_prune(
             f"{largest}: from 0 to all faces"
         )
     cpus = cpus or machine.num_cpus()
-    quiet = configs.load(overrides=["tracking.enabled=false"])
     with tempfile.TemporaryDirectory(dir=directory) as folder, ray_session(num_cpus=cpus, exact=True):
         root = Path(folder)
         for name, count, large in (("warm", _WARM_FACES, 0), ("all", faces, largest)):
             _draw_files(root / name, count, max(1, identities * count // faces), embedding_size, large, seed)
-        settings = PruneSettings(keep=keep, block_size=max(1, _WARM_FACES * embedding_size // cpus), seed=seed)
-        build(settings, root / "warm", root / "warm_out", config=quiet)
-        settings = PruneSettings(keep=keep, block_size=block_bytes, seed=seed)
+        warm = max(1, _WARM_FACES * embedding_size // cpus)
+        prune(_config(root / "warm", keep=keep, block_size=warm, seed=seed))
         with _peaks() as peaks:
-            found = build(settings, root / "all", root / "out", config=quiet)
+            found = prune(_config(root / "all", keep=keep, block_size=block_bytes, seed=seed))
         files = len(list((root / "all").iterdir()))
     seconds = found["stage_seconds"]
     scale = WEBFACE42M_FACES / faces / 3600

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from rayface.cli.common import Debug, Json, Overrides, Seed, Verbose, app, path_option, show_result, show_results
-from rayface.config import parse_bytes
+from rayface.config_fields import parse_bytes
 
 bench = typer.Typer(help="Measure this machine; ratios are of things measured in one run.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -87,11 +87,11 @@ def bench_embed(
 ) -> None:
     """Images a second of embedding shards, against the bare model on batches that are ready."""
     from rayface.bench.embed import bench_embed as measure
-    from rayface.config import parse_paths
-    from rayface.embedding.embed import EmbedSettings
+    from rayface.config import load
 
-    settings = EmbedSettings(model=model, backbone=backbone, flip=flip, precision=precision)  # type: ignore[arg-type]
-    result = measure(settings, parse_paths("--data", data), images, threads, device)
+    given = {"model": model, "backbone": backbone, "data": data, "flip": flip, "precision": precision}
+    config = load(overrides={f"embed.{name}": value for name, value in given.items()})
+    result = measure(config.embed, images, threads, device)
     show_result("embedding", result, json)
 
 

@@ -116,19 +116,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Every seed is another result; th
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, dotted.")]
 # Typer brings its own copy of click or uses the installed one, by version: take the class from what it exports.
 USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-_kept: list[list[dict[str, Any]]] = []  # innermost last
 ShardSize = Annotated[str, typer.Option(help="Largest shard, as 256MB.")]
-
-
-def dataset_facts(dataset: Any, out: str) -> dict[str, Any]:
-    return {
-        "dataset": out,
-        "images": dataset.num_images,
-        "identities": dataset.num_classes,
-        "identities_with_images": dataset.num_classes_with_images,
-        "shards": len(dataset.shards),
-        "faults": len(dataset.faults),
-    }
 
 
 def tell(text: object) -> None:
@@ -136,22 +124,10 @@ def tell(text: object) -> None:
     typer.echo(mask(str(text)), err=True)
 
 
-@contextmanager
-def kept_results() -> Iterator[list[dict[str, Any]]]:
-    """While inside, results of verbs are put into this list instead of being shown."""
-    _kept.append([])
-    try:
-        yield _kept[-1]
-    finally:
-        _kept.pop()
-
-
 def show_result(title: str, result: dict[str, Any], as_json: bool) -> None:
     from rayface.display import json_line, result_table
 
-    if _kept:
-        _kept[-1].append(result)
-    elif as_json:
+    if as_json:
         json_line(result)
     else:
         result_table(title, {name.replace("_", " "): _text(value) for name, value in result.items()})

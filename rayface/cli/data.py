@@ -1,6 +1,5 @@
-"""Verbs of data: synth, convert, check."""
+"""Verb of data: check."""
 
-from collections import Counter
 from typing import Annotated
 
 import typer
@@ -8,80 +7,12 @@ import typer
 from rayface.cli.common import (
     Address,
     Debug,
-    Imports,
     Json,
-    Seed,
-    ShardSize,
     Verbose,
     app,
-    dataset_facts,
     show_result,
     tell,
 )
-from rayface.config import parse_bytes
-
-
-@app.command()
-def synth(
-    out: Annotated[str, typer.Argument(help="Directory to make.")],
-    identities: Annotated[int, typer.Option(min=1)] = 200,
-    images_per_identity: Annotated[int, typer.Option(min=1)] = 20,
-    seed: Seed = 0,
-    pairs: Annotated[int, typer.Option(min=0, help="Also write pairs.csv with so many pairs to verify.")] = 0,
-    image_size: Annotated[int, typer.Option(min=16)] = 112,
-    shard_size: ShardSize = "256MB",
-    json: Json = False,
-    address: Address = None,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Draw a set of faces; nobody's likeness, the same for a seed."""
-    from rayface.data.synth import synthesize
-
-    dataset = synthesize(
-        out,
-        identities=identities,
-        images_per_identity=images_per_identity,
-        seed=seed,
-        pairs=pairs,
-        image_size=image_size,
-        shard_size=parse_bytes(shard_size),
-    )
-    show_result(f"drawn into {out}", dataset_facts(dataset, out), json)
-
-
-@app.command()
-def convert(
-    src: Annotated[str, typer.Argument(help="What there is.")],
-    out: Annotated[str, typer.Argument(help="Dataset directory to make.")],
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            help="Kind of SRC: folder (one of images per identity), webdataset (tars of any shape), or a plugin's.",
-        ),
-    ],
-    imports: Imports = None,
-    shard_size: ShardSize = "256MB",
-    layout: Annotated[str, typer.Option(help="shuffled or by_identity.")] = "shuffled",
-    seed: Seed = 0,
-    json: Json = False,
-    address: Address = None,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Convert face images to a dataset of tar shards."""
-    from rayface.data.convert import ConvertSettings
-    from rayface.data.convert import convert as convert_source
-    from rayface.data.sources import open_source
-
-    settings = ConvertSettings(layout=layout, shard_size=parse_bytes(shard_size), seed=seed)  # type: ignore[arg-type]
-    dataset = convert_source(open_source(source, src), out, settings)
-    left_out: Counter[str] = Counter()
-    for fault in dataset.faults:
-        tell(fault)
-        left_out[fault.kind] += fault.num_lost
-    show_result(f"converted into {out}", {**dataset_facts(dataset, out), "left_out": dict(left_out)}, json)
 
 
 @app.command()

@@ -17,7 +17,8 @@ from rayface.cli.common import (
     show_result,
     show_results,
 )
-from rayface.config import parse_bytes
+from rayface.config import with_overrides
+from rayface.config_fields import parse_bytes
 
 
 @app.command()
@@ -33,17 +34,12 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model into a run directory, logged to MLflow."""
+    from rayface.stages import STAGES
     from rayface.training.run_output import resolve
-    from rayface.training.trainer import train as train_model
 
-    resolved = resolve(preset, config, overrides or [], resume=resume)
-    result = train_model(
-        resolved,
-        resume=resume,
-        address=address,
-        debug=debug,
-    )
-    show_result("trained", result, json)
+    cluster = {"cluster.address": address, "cluster.debug": debug}
+    resolved = with_overrides(resolve(preset, config, overrides or [], resume=resume), cluster)
+    show_result("trained", dict(STAGES["train"].run(resolved, resume=resume)), json)
 
 
 @app.command()

@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 import rayface
 from rayface.arrays import Ints
-from rayface.config import Config, TrainConfig
+from rayface.config import Config, EmbedConfig, TrainConfig, require_keys
 from rayface.credentials import masked
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_images
@@ -27,8 +26,8 @@ from rayface.data.shards.members import IMAGE_SUFFIXES
 from rayface.data.shards.random_access import locate_member, read_samples
 from rayface.data.shards.samples import Fault, SampleIndex, ShardRows
 from rayface.data.streaming.batches import FaultCounter
-from rayface.embedding.embedder import Precision, load_embedder
-from rayface.embedding.embeddings import JOB, MANIFEST, Dtype, part_note, write_part
+from rayface.embedding.embedder import load_embedder
+from rayface.embedding.embeddings import JOB, MANIFEST, part_note, write_part
 from rayface.job_folder import exclusive_job_folder
 from rayface.ray_tasks import map_unordered_by_actors, quiet_data
 from rayface.session import is_cluster, ray_session, require_workers
@@ -41,54 +40,30 @@ _VISIBLE_SECONDS = 90.0  # until a file is seen on another node: NFS keeps listi
 CHUNK = 512  # images read and decoded at a time, and the rows of a row group
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbedSettings:
-    """What decides the bytes of an embedding."""
-
-    model: str
-    """Run directory, model.safetensors, or a published checkpoint with `backbone`; on a disk that all nodes share."""
-    backbone: str | None = None
-    flip: bool = True
-    precision: Precision = "fp32"
-    dtype: Dtype = "fp16"
-
-
-def embed(
-    settings: EmbedSettings,
-    data: Sequence[str],
-    out: str | Path,
-    *,
-    config: Config = Config(),  # noqa: B008  # frozen
-    workers: int | None = None,
-    address: str | None = None,
-    debug: bool = False,
-) -> dict[str, Any]:
+def embed(config: Config) -> dict[str, Any]:
     """Embed every image of a dataset into parquet files with key, label and an embedding of length 1.
 
-    Run again after an interruption it goes on with the shards that are missing. Every readable sample becomes exactly
+    Run again after an interruption it resumes with the shards that are missing. Every readable sample becomes exactly
     one row, those that are damaged are named in the manifest. Memory of an actor: the model, and a few hundred images
     for each of its CPUs.
 
     Args:
-        data: dataset directory, or several as one label space, as data.train.
-        out: folder (local or URI), new or of the same job.
-        workers: actors, which a cluster is asked for nodes for; None: one for each GPU that is there, else one for each
-            CPU, never more than shards.
-        config: for data.max_corrupt_fraction, data.join, train.device, train.wait_for_nodes and tracking.
+        config: `embed`; of others data.max_corrupt_fraction, data.join, train.device, train.wait_for_nodes, tracking
+            and cluster.
 
     Returns:
         the manifest, embeddings.json: settings, digests, counts, parts, faults, seconds.
 
     Raises:
-        ValueError: bad input, one line; also where `out` holds embeddings of another model, data or setting.
+        ValueError: bad input, one line; also if `embed.out` holds embeddings of another model, dataset or setting.
     """
     start = time.monotonic()
-    check_embedding(settings)
-    model = on_disk(settings.model, "--model").absolute()  # workers run in another directory
-    settings = replace(settings, model=str(model))
+    require_keys(config, "embed.model", "embed.data", "embed.out")
+    model = on_disk(str(config.embed.model), "embed.model").absolute()  # workers run in another directory
+    settings, cluster = replace(config.embed, model=str(model)), config.cluster
     limit = config.data.max_corrupt_fraction
-    dataset = open_dataset(data, max_corrupt_fraction=limit, join=config.data.join)
-    root = normalise(out)
+    dataset = open_dataset(settings.data, max_corrupt_fraction=limit, join=config.data.join)
+    root = normalise(str(settings.out))
     job = job_of(settings, dataset)
     params = {**job, "model": settings.model, "data": dataset.roots, "dataset.name": dataset.name}
     with (
@@ -102,11 +77,11 @@ def embed(
         for note in parts.values():
             faults += counter.add([Fault(**fault) for fault in note["faults"]])
         missing = [number for number in range(len(dataset.shards)) if number not in parts]
-        with ray_session(address, debug=debug), quiet_data(debug):
-            if missing and is_cluster(address):
-                _wait_for_nodes(config.train, min(workers or 1, len(missing)))
+        with ray_session(cluster.address, debug=cluster.debug), quiet_data(cluster.debug):
+            if missing and is_cluster(cluster.address):
+                _wait_for_nodes(config.train, min(settings.workers or 1, len(missing)))
             work = _Work(settings=settings, dataset=dataset, root=root, job=job, device=config.train.device)
-            for done in work.embedded(missing, workers):
+            for done in work.embedded(missing):
                 if len(parts) == len(dataset.shards) - len(missing):
                     _refuse_lost(root, [done["part"]])  # after the first shard, not after hours
                 parts[done["part"]] = done
@@ -119,16 +94,9 @@ def embed(
     return {**manifest, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
 
 
-def check_embedding(settings: EmbedSettings) -> None:
-    """Raise ValueError, one line, for settings that cannot be."""
-    for name, allowed in (("precision", get_args(Precision)), ("dtype", get_args(Dtype))):
-        if getattr(settings, name) not in allowed:
-            raise ValueError(f"--{name}: {getattr(settings, name)!r}: must be {' or '.join(allowed)}")
-
-
-def job_of(settings: EmbedSettings, dataset: Dataset) -> dict[str, Any]:
+def job_of(settings: EmbedConfig, dataset: Dataset) -> dict[str, Any]:
     """What must be the same for a part to count: the model, the data, and how."""
-    embedder = load_embedder(settings.model, backbone=settings.backbone)
+    embedder = load_embedder(str(settings.model), backbone=settings.backbone)
     facts = {
         "model_sha256": embedder.digest,
         "dataset_digest": dataset.digest,
@@ -170,8 +138,8 @@ def _refuse_lost(root: str, numbers: Sequence[int]) -> None:
     while lost := sorted(names - set(list_names(root))):
         if time.monotonic() >= until:
             raise DataError(
-                f"--out: {root}: {len(lost)} of {len(names)} files that workers wrote are not there ({lost[0]}): must "
-                "be a folder that all nodes share, or a URI"
+                f"embed.out: {root}: {len(lost)} of {len(names)} files that workers wrote are not there ({lost[0]}): "
+                "must be a folder that all nodes share, or a URI"
             )
         time.sleep(1)
 
@@ -180,16 +148,16 @@ def _refuse_lost(root: str, numbers: Sequence[int]) -> None:
 class _Work:
     """The shards that are left, on the cluster."""
 
-    settings: EmbedSettings
+    settings: EmbedConfig
     dataset: Dataset
     root: str
     job: dict[str, Any]
     device: str
 
-    def embedded(self, missing: Sequence[int], workers: int | None) -> Iterator[dict[str, Any]]:
+    def embedded(self, missing: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Embed shards; yield for each its part, rows and faults."""
         gpu, places, cpus = find_room(self.device)
-        actors = max(1, min(workers or places, len(missing)))
+        actors = max(1, min(self.settings.workers or places, len(missing)))
         if not gpu:
             cpus = max(1, places // actors)  # few shards: several CPUs for each
         arguments = {
@@ -214,7 +182,7 @@ class _Work:
 
 def _wait_for_nodes(train: TrainConfig, workers: int) -> None:
     """Ask for nodes: those of a cluster come and go with the work."""
-    require_workers(train.device, 1.0, workers, wait=train.wait_for_nodes, setting="--workers")
+    require_workers(train.device, 1.0, workers, wait=train.wait_for_nodes, setting="embed.workers")
 
 
 def find_room(device: str) -> tuple[bool, int, int]:
@@ -249,11 +217,11 @@ def shard_work(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardWork]:
 class ShardEmbedder:
     """An actor's work: hold the model, embed one shard after another."""
 
-    def __init__(self, settings: EmbedSettings, root: str, job: dict[str, Any], threads: int, device: str) -> None:
+    def __init__(self, settings: EmbedConfig, root: str, job: dict[str, Any], threads: int, device: str) -> None:
         torch.set_num_threads(threads)
         self.root, self.job, self.threads, self.dtype = root, job, threads, settings.dtype
         self.embedder = load_embedder(
-            settings.model,
+            str(settings.model),
             backbone=settings.backbone,
             device=device,
             flip=settings.flip,
@@ -321,7 +289,7 @@ def _read_chunk(shard: str, samples: SampleIndex, image_size: int) -> Chunk:
 def _finish(
     root: str,
     job: dict[str, Any],
-    settings: EmbedSettings,
+    settings: EmbedConfig,
     dataset: Dataset,
     parts: dict[int, dict[str, Any]],
     faults: list[Fault],

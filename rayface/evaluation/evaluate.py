@@ -9,12 +9,26 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from rayface.config import Config
 from rayface.credentials import masked
 from rayface.evaluation.pairs import embed_images, load_pairs, pair_result
 from rayface.evaluation.verification import pair_scores, roc_of, thinned
 from rayface.models.model_files import load_model
 from rayface.report import training_plots
 from rayface.storage import join, make_folder, normalise, one_line, write_bytes
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Evaluate `evaluate.model` on `evaluate.pairs` and `evaluate.data`; see `evaluate_on_pairs`."""
+    given = config.evaluate
+    return evaluate_on_pairs(
+        str(given.model),
+        str(given.pairs),
+        given.data,
+        str(given.out),
+        backbone=given.backbone,
+        batch_size=given.batch_size,
+    )
 
 
 def evaluate_on_pairs(
@@ -57,5 +71,7 @@ def evaluate_on_pairs(
         told = masked({**result, "roc": thinned(far, tar)})
         write_bytes(join(root, "evaluation.json"), json.dumps(told, indent=1).encode())
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"--out: {out}: cannot be written: {one_line(error)}: choose another directory") from error
+        raise ValueError(
+            f"evaluate.out: {out}: cannot be written: {one_line(error)}: choose another directory"
+        ) from error
     return result

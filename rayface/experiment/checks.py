@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rayface import config as configs
 from rayface.backbones.weights import misfit
-from rayface.config import Config
-from rayface.curate.prune.settings import PruneSettings, check_exclude, check_head, check_settings
+from rayface.config import Config, require_keys
+from rayface.curate.prune.settings import check_settings as check_pruning
 from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
-from rayface.storage import normalise
 from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.distillation import check_distillation
 from rayface.training.trainer import check_settings as check_training
@@ -23,48 +21,46 @@ Models = dict[str, Config]
 """Config of the training that a stage's model is of, by the stage's name."""
 
 
-def config_of_stage(stage: Stage, options: Mapping[str, Any], output: Path) -> Config:
-    """The resolved config of a train stage.
+def config_of(stage: Stage, paths: Mapping[str, str], output: Path) -> Config:
+    """The resolved config of a stage.
+
+    Args:
+        paths: results of earlier stages, by name.
+        output: of the stage.
 
     Raises:
         ValueError: one line.
     """
-    file = options.get("config")
-    config = configs.load(options.get("preset"), Path(file) if file else None, stage.keys)
-    return configs.with_overrides(config, {"train.output": str(output)})
+    keys = {**stage.with_paths(paths).keys, stage.type.output: str(output)}
+    config = configs.load(stage.preset, Path(stage.file) if stage.file else None, keys)
+    if stage.verb == "prune" and config.prune.proxy_fraction is not None:
+        config = configs.load(config.prune.proxy_preset, None, {**keys, "data.train": []})
+    return config
 
 
-def proxy_of_stage(stage: Stage, options: Mapping[str, Any]) -> Config:
-    """The resolved config of the proxy that a prune stage trains.
-
-    Raises:
-        ValueError: one line.
-    """
-    return configs.with_overrides(configs.load(options["proxy_preset"], overrides=stage.keys), {"data.train": []})
-
-
-def check_paths(stage: Stage) -> None:
-    """Refuse options that name something which is neither there nor the result of a stage.
+def check(stage: Stage, config: Config, models: Models) -> None:
+    """Refuse a stage as its verb would, as far as its inputs exist; models of earlier stages by their config.
 
     Raises:
         ValueError: one line.
     """
-    for option, paths in input_paths(stage, {} if stage.verb == "train" else None).items():
-        for path in map(normalise, paths):
+    if stage.verb != "train":
+        require_keys(config, *stage.type.required)
+    for key, paths in input_paths(stage, config).items():
+        for path in paths:
             if "://" not in path and not Path(path).exists():
-                raise ValueError(f"{option}: {path}: does not exist: give a path, or ${{NAME}} of an earlier stage")
+                raise ValueError(f"{key}: {path}: does not exist: give a path, or ${{NAME}} of an earlier stage")
+    if stage.verb == "train":
+        _check_train(stage, config, models)
+    if stage.verb == "prune":
+        _check_prune(stage, config)
 
 
-def check_train(stage: Stage, config: Config, models: Models) -> None:
-    """Refuse a training as the verb would, as far as its inputs are there; models of earlier stages by their config.
-
-    Raises:
-        ValueError: one line.
-    """
+def _check_train(stage: Stage, config: Config, models: Models) -> None:
     references = stage.references()
     evaluate = config.evaluate
     if ("evaluate.pairs" in references or "evaluate.data" in references) and evaluate.pairs and evaluate.data:
-        evaluate = replace(evaluate, pairs=None, data=None)
+        evaluate = replace(evaluate, pairs=None, data=())
     known = replace(config, evaluate=evaluate)
     if "data.train" in references:
         check_training(known)
@@ -82,26 +78,23 @@ def check_train(stage: Stage, config: Config, models: Models) -> None:
 
 
 def _check_teacher(sources: Sequence[str], config: Config, models: Models) -> None:
-    """Hold the teacher against the student: its training's config, or its file, where there is one of them."""
+    """Compare the teacher with the student: its training's config, or its file, if there is one of them."""
     teacher = next((models[name] for name in sources if name in models), None)
     if teacher is None and (not sources or Path(str(config.train.teacher)).exists()):
         check_distillation(config)
         return
-    fits = teacher or config  # of an export to come, of a model that no stage trains, the sizes are seen later
+    fits = teacher or config  # sizes of an export to come, of a model that no stage trains, are checked later
     check_distillation(config, {"embedding_size": fits.backbone.embedding_size, "image_size": fits.data.image_size})
 
 
-def check_prune(options: Mapping[str, Any]) -> None:
-    """Refuse settings that the verb would refuse, of those that need nothing else.
-
-    Raises:
-        ValueError: one line.
-    """
-    if (options.get("embeddings") is None) == (options.get("proxy_fraction") is None):
-        raise ValueError("embeddings, proxy_fraction: must be one of the two")
-    check_exclude(options.get("exclude"), options.get("above"))
-    check_head(options.get("head"), options.get("method") or "", options.get("baseline") or ())
-    names = ("threshold", "keep", "method", "min_images", "global_weight", "seed")
-    given = {name: options[name] for name in names if options.get(name) is not None}
-    if "diffprob" not in (options.get("method"), *(options.get("baseline") or ())):
-        check_settings(PruneSettings(baselines=tuple(options.get("baseline") or ("random",)), **given))
+def _check_prune(stage: Stage, config: Config) -> None:
+    if (config.prune.embeddings is None) == (config.prune.proxy_fraction is None):
+        raise ValueError("prune.embeddings, prune.proxy_fraction: must be one of the two")
+    if "prune.head" in stage.references():  # the run is made by the experiment
+        named = {config.prune.method, *config.prune.baselines} - {"diffprob"}
+        config = replace(
+            config, prune=replace(config.prune, head=None, method=next(iter(named), "random"), baselines=())
+        )
+        if config.prune.threshold is not None and config.prune.method == "random":
+            return
+    check_pruning(config)

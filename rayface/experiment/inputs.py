@@ -1,53 +1,57 @@
 """Fingerprints of what a stage is made of and no stage has made: photographs, datasets, models, files."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from rayface import config as configs
+from rayface.config import Config
 from rayface.data.dataset import open_dataset
 from rayface.data.sources.folder import is_hidden
-from rayface.experiment.spec import Stage
-from rayface.experiment.verbs import DATASETS, KEYS, PATHS, VERBS, of_file
+from rayface.experiment.spec import Stage, is_reference
+from rayface.stages import INPUT_KINDS, INPUT_PATHS, fingerprints
 from rayface.storage import locate, normalise, one_line
 
 _HASHED_BYTES = 2**30  # a larger file is known by its size and time
 _CHUNK = 2**23
 
-# Options whose folders say in a file what they hold.
-_MARKS: dict[str, Callable[[Path], str | None]] = {
-    "embeddings": VERBS["embed"].mark,
-    "exclude": VERBS["embed"].mark,
-    **dict.fromkeys(("model", "head", "train.teacher", "backbone.weights"), of_file("model.json")),
+# By the kind of input: how folders say in a file what they hold.
+_OWN: dict[str, Callable[[Path], str | None]] = {
+    "embeddings": fingerprints.of_embeddings,
+    "model": fingerprints.of_file("model.json"),
 }
 
 
-def input_paths(stage: Stage, resolved: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]]:
-    """Paths that a stage's options name themselves, and, of what it trains by a config, that one's keys."""
-    references, found = stage.references(), {}
-    for option in (*PATHS, *(() if resolved is None else KEYS)):
-        said = None if resolved is None or option in references else resolved.get(option)
-        if paths := stage.own_paths(option, said):
-            found[option] = paths
+def input_paths(stage: Stage, config: Config) -> dict[str, tuple[str, ...]]:
+    """Paths that no stage makes, by the keys that name them, of those that decide a stage's result."""
+    decisive, resolved = stage.type.settings(config), configs.flat(config)
+    found = {}
+    for key in INPUT_PATHS:
+        value = stage.keys[key] if key in stage.references() else resolved[key]
+        paths = value if isinstance(value, list) else [value]
+        if key in decisive and (own := tuple(normalise(path) for path in paths if path and not is_reference(path))):
+            found[key] = own
     return found
 
 
-def fingerprint(option: str, paths: Sequence[str]) -> str:
-    """What changes when that which an option names does.
+def fingerprint(key: str, paths: Sequence[str]) -> str:
+    """What changes when that which a key names does.
 
     Raises:
         ValueError: it is not there, or cannot be read; one line.
     """
-    if option in DATASETS:
+    kind = INPUT_KINDS.get(key, ("",))[0]
+    if kind == "data":
         # How labels are joined is a setting of the stage.
         return ",".join(open_dataset(path, max_corrupt_fraction=1.0).digest for path in paths)
-    (path,) = map(normalise, paths)
-    mark = _MARKS[option](Path(path)) if option in _MARKS and "://" not in path else None
-    if mark is not None:
-        return mark
+    (path,) = paths
+    own = _OWN[kind](Path(path)) if kind in _OWN and "://" not in path else None
+    if own is not None:
+        return own
     filesystem, inside = locate(path)
     try:
         entry = filesystem.get_file_info(inside)
@@ -56,8 +60,8 @@ def fingerprint(option: str, paths: Sequence[str]) -> str:
         if entry.type == pafs.FileType.Directory:
             return _of_folder(filesystem, inside)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{option}: {path}: cannot be read ({one_line(error)})") from error
-    raise ValueError(f"{option}: {path}: does not exist")
+        raise ValueError(f"{key}: {path}: cannot be read ({one_line(error)})") from error
+    raise ValueError(f"{key}: {path}: does not exist")
 
 
 def _of_file(filesystem: Any, entry: Any) -> str:

@@ -1,14 +1,20 @@
 """What an experiment remembers of its stages, in experiment.json."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rayface import config as configs
+from rayface.config import Config
+from rayface.credentials import masked
 from rayface.files import write_json
+from rayface.stages import STAGES
 
 _FILE = "experiment.json"
+_VERSION = 2  # settings and inputs by config key; before they were by option of the command line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +35,12 @@ class Record:
     def __init__(self, root: Path) -> None:
         self._path = root / _FILE
         try:
-            self._stages: dict[str, dict[str, Any]] = {**json.loads(self._path.read_text())["stages"]}
+            tree = json.loads(self._path.read_text())
+            stages = tree["stages"] if "version" in tree else upgraded(tree["stages"])
+            self._stages: dict[str, dict[str, Any]] = {**stages}
         except FileNotFoundError:
             self._stages = {}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self._path}: cannot be read: {error}: delete it, and the stages beside it") from error
 
     def begun(self, name: str) -> bool:
@@ -61,7 +69,39 @@ class Record:
         return done
 
     def _save(self) -> None:
-        write_json(self._path, {"stages": self._stages})
+        write_json(self._path, {"version": _VERSION, "stages": self._stages})
+
+
+def upgraded(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version recorded by options of the command line, by config key."""
+    found = {}
+    for name, stage in stages.items():
+        flags = STAGES[stage["verb"]].flags
+        settings = {flags.get(option, option): value for option, value in stage["settings"].items()}
+        inputs = {}
+        for told, mark in stage["inputs"].items():
+            option, _, paths = told.partition(" ")
+            if option in flags:
+                own = ", ".join(path if "://" in path else os.path.abspath(path) for path in paths.split(", "))
+                told = f"{flags[option]} {own}"
+            inputs[told] = mark
+        found[name] = {
+            **stage,
+            "settings": {key: _parsed(key, value) for key, value in settings.items()},
+            "inputs": inputs,
+        }
+    return found
+
+
+def _parsed(key: str, value: Any) -> Any:
+    """A value as its config key has it; one that names a stage, or of no key, as it stands there."""
+    if key not in configs.flat(Config()) or "${" in json.dumps(value) or value is None:
+        return value
+    try:
+        read = configs.with_overrides(Config(), {key: value})
+    except ValueError:
+        return value
+    return masked(json.loads(json.dumps(configs.value_of(configs.to_dict(read), key))))
 
 
 def changed_key(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -1,56 +1,52 @@
-"""What an experiment's file says: stages, each a name, a verb and its settings."""
+"""What an experiment's file says: stages, each a name, a verb and the config keys of its Config."""
 
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rayface import config as configs
-from rayface.config import Config, parse_paths
-from rayface.experiment.verbs import OWN, TAKES, VERBS, Command
-from rayface.values import parse_override, read_yaml, shown, to_text
+from rayface.config import Config
+from rayface.stages import INPUT_KINDS, STAGES, StageType
+from rayface.values import parse_list, parse_override, read_yaml, shown
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# Names of options that `rayface run` answers itself.
+RESERVED = ("json", "address", "verbose", "debug", "resume", "help", "import")
+# Other names that a file may use, for those of the command line.
+_SPELLINGS = {"equal_bytes": "bytes", "baselines": "baseline"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A verb with its settings; values may hold ${NAME}, the result of an earlier stage.
+    """A verb with its settings; values may contain ${NAME}, the result of an earlier stage.
 
     Attributes:
-        options: of the verb.
-        keys: dotted config keys, the experiment's own ones first.
+        keys: config keys, those of the whole experiment first.
+        preset, file: that the keys change.
     """
 
     name: str
     verb: str
-    options: Mapping[str, Any]
     keys: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    file: str | None = None
+
+    @property
+    def type(self) -> StageType:
+        return STAGES[self.verb]
 
     def references(self) -> dict[str, list[str]]:
-        """Names of the stages whose results it takes, by option or key."""
-        found = {key: [*_names(value)] for key, value in {**self.options, **self.keys}.items()}
+        """Names of the stages whose results it takes, by key."""
+        found = {key: [*_names(value)] for key, value in self.keys.items()}
         return {key: names for key, names in found.items() if names}
 
-    def own_paths(self, key: str, otherwise: Any = None) -> tuple[str, ...]:
-        """Paths that an option or key names itself, beside results of stages; `otherwise` where it is not said."""
-        if self.verb == "synth":  # its `pairs` is a number
-            return ()
-        value = {**self.options, **self.keys}.get(key, otherwise)
-        paths = value if isinstance(value, list) else [value]
-        return tuple(path for path in paths if isinstance(path, str) and not _REFERENCE.search(path))
-
     def with_paths(self, paths: Mapping[str, str]) -> "Stage":
-        """The same, with paths in place of the names."""
-        options, keys = _filled(dict(self.options), paths), _filled(dict(self.keys), paths)
-        return Stage(name=self.name, verb=self.verb, options=options, keys=keys)
-
-    def overrides(self) -> list[str]:
-        """Its config keys as the command line has them."""
-        return overrides_of(self.keys)
+        """The same, with paths in place of the references."""
+        return replace(self, keys=_filled(dict(self.keys), paths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +56,16 @@ class Experiment:
     stages: tuple[Stage, ...]
 
 
-def overrides_of(keys: Mapping[str, Any]) -> list[str]:
-    """Config keys as the command line has them."""
-    return [f"{key}={to_text(value)}" for key, value in keys.items()]
+def is_reference(path: str) -> bool:
+    """Whether a path is in the result of a stage."""
+    return _REFERENCE.search(path) is not None
 
 
-def load(file: Path, overrides: Sequence[str], commands: Mapping[str, Command]) -> Experiment:
-    """Read a file; overrides are config keys of every stage whose verb takes some.
+def load(file: Path, overrides: Sequence[str]) -> Experiment:
+    """Read a file; overrides are config keys of every stage.
 
     Raises:
-        ValueError: one line that names the file, and the stage where it is of one.
+        ValueError: one line that names the file, and the stage if it is in one.
     """
     tree = read_yaml(file)
     _known(tree, ("output", "config", "stages"), f"{file}")
@@ -82,7 +78,7 @@ def load(file: Path, overrides: Sequence[str], commands: Mapping[str, Command]) 
     given = dict(parse_override(text) for text in overrides)
     stages: list[Stage] = []
     for number, entry in enumerate(listed, 1):
-        stage = _stage(entry, f"{file}: stage {number}", commands, shared, given)
+        stage = _stage(entry, f"{file}: stage {number}", shared, given)
         if stage.name in [earlier.name for earlier in stages]:
             raise ValueError(f"{file}: stage {number}: name: {stage.name}: is taken: names must differ")
         _check_references(stage, stages, file)
@@ -90,46 +86,55 @@ def load(file: Path, overrides: Sequence[str], commands: Mapping[str, Command]) 
     return Experiment(name=file.stem, output=output, stages=tuple(stages))
 
 
-def _stage(
-    entry: Any, where: str, commands: Mapping[str, Command], shared: Mapping[str, Any], given: Mapping[str, Any]
-) -> Stage:
+def _stage(entry: Any, where: str, shared: Mapping[str, Any], given: Mapping[str, Any]) -> Stage:
     tree = _mapping(entry, where)
-    _known(tree, ("name", *VERBS), where)
+    _known(tree, ("name", *STAGES), where)
     verbs = [key for key in tree if key != "name"]
     if len(verbs) != 1:
-        raise ValueError(f"{where}: has {len(verbs)} verbs: must have one of {', '.join(VERBS)}")
+        raise ValueError(f"{where}: has {len(verbs)} verbs: must have one of {', '.join(STAGES)}")
     (verb,) = verbs
     name = tree.get("name", verb)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{where}: name: {name!r}: must be letters, digits, '-' and '_': it names a folder")
-    command, where = commands[verb], f"{where} ({name})"
-    options: dict[str, Any] = {}
-    keys: dict[str, Any] = {}
-    for key, value in configs.open_groups(_mapping(tree[verb] or {}, f"{where}: {verb}"), f"{where}: {verb}").items():
-        option = key.replace("-", "_")
-        if option in options:
-            raise ValueError(f"{where}: {verb}: {key}: is given twice: keep one of them")
-        if option in OWN or key in OWN:
-            raise ValueError(f"{where}: {key}: is `rayface run`'s own: leave it out")
-        if option in command.options and option != "overrides":
-            options[option] = value
-        elif "overrides" in command.options and "." in key:
-            keys[key] = value
-        else:
-            _unknown(key, {*command.options} - {"overrides", *OWN}, f"{where}: {verb}")
-    if "overrides" in command.options:
-        keys = {**shared, **keys, **given}
-        try:
-            configs.with_overrides(Config(), keys)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    return Stage(name=name, verb=verb, options=_with_lists(options), keys=_with_lists(keys))
+    where = f"{where} ({name})"
+    opened = configs.open_groups(_mapping(tree[verb] or {}, f"{where}: {verb}"), f"{where}: {verb}")
+    own: dict[str, Any] = {}
+    for written, value in opened.items():
+        key = _key_of(written, verb, where)
+        if key in own:
+            raise ValueError(f"{where}: {verb}: {written}: is given twice: keep one of them")
+        own[key] = value
+    bases = {name: own.pop(name, None) for name in ("preset", "config")}
+    keys = {**shared, **own, **given}
+    try:
+        configs.with_overrides(Config(), keys)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return Stage(name=name, verb=verb, keys=_with_lists(keys), preset=bases["preset"], file=bases["config"])
 
 
-def _with_lists(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Several datasets as a list, so that a path that takes a stage's place cannot end it."""
-    texts = {key: value for key, value in values.items() if key in ("data", "data.train") and isinstance(value, str)}
-    return {**values, **{key: list(parse_paths(key, text)) for key, text in texts.items() if text.startswith("[")}}
+def _key_of(written: str, verb: str, where: str) -> str:
+    """The config key of a name in a stage: a key itself, an option of the verb, or a key of the verb's own group."""
+    stage, name = STAGES[verb], written.replace("-", "_")
+    key = stage.flags.get(_SPELLINGS.get(name, name), written)
+    if name in RESERVED or key == stage.output:
+        raise ValueError(f"{where}: {written}: is `rayface run`'s own: leave it out")
+    if "." in key or key == "name" or (verb == "train" and name in ("preset", "config")):
+        return key
+    own = [known.partition(".")[2] for known in configs.flat(Config()) if known.startswith(f"{verb}.")]
+    if name in own:
+        return f"{verb}.{name}"
+    return _unknown(written, {*stage.flags, *own}, f"{where}: {verb}")
+
+
+def _with_lists(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Several datasets as a list, so that a path that takes the place of a reference cannot end it."""
+    texts = {
+        key: value
+        for key, value in keys.items()
+        if INPUT_KINDS.get(key) == ("data",) and isinstance(value, str) and value.startswith("[")
+    }
+    return {**keys, **{key: parse_list(text) for key, text in texts.items()}}
 
 
 def _check_references(stage: Stage, earlier: Sequence[Stage], file: Path) -> None:
@@ -142,12 +147,13 @@ def _check_references(stage: Stage, earlier: Sequence[Stage], file: Path) -> Non
                 hint = f"did you mean {near[0]}?" if near else f"before it are {', '.join(known) or 'none'}"
                 raise ValueError(f"{where}: is not the name of an earlier stage: {hint}")
             source = known[name]
-            makes = VERBS[source.verb].makes
-            if source.verb == "prune" and "data" not in source.options:
-                makes = "numbers"  # a list of what is kept, and no dataset
-            if key in TAKES and makes not in TAKES[key]:
-                what = "no dataset without `data`" if source.verb == "prune" else f"{makes}, by {source.verb}"
-                raise ValueError(f"{where}: makes {what}: must be a stage that makes {' or '.join(TAKES[key])}")
+            kind = source.type.output_kind
+            if source.verb == "prune" and "prune.data" not in source.keys:
+                kind = "numbers"  # a list of what is kept, and no dataset
+            if key in INPUT_KINDS and kind not in INPUT_KINDS[key]:
+                what = "no dataset without `data`" if source.verb == "prune" else f"{kind}, by {source.verb}"
+                wanted = " or ".join(INPUT_KINDS[key])
+                raise ValueError(f"{where}: makes {what}: must be a stage that makes {wanted}")
 
 
 def _names(value: Any) -> Iterator[str]:
@@ -178,7 +184,7 @@ def _known(tree: Mapping[str, Any], known: Collection[str], where: str) -> None:
             _unknown(str(key), known, where)
 
 
-def _unknown(key: str, known: Collection[str], where: str) -> None:
+def _unknown(key: str, known: Collection[str], where: str) -> Any:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
     raise ValueError(f"{where}: {key}: is not known here: {hint}")

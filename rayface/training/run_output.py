@@ -11,21 +11,6 @@ from rayface.files import next_numbered_folder, numbered_folders
 from rayface.storage import DataError, on_disk
 from rayface.training.run_directory import RunDirectory
 
-# Keys that decide what a step's batch is and what a checkpoint holds: a run keeps them for life.
-_FOR_LIFE = [
-    "data.join",
-    "data.image_size",
-    "data.chunk_images",
-    "data.window_images",
-    "backbone.name",
-    "backbone.embedding_size",
-    "backbone.width",
-    "head.name",
-    "optim.name",
-    "train.batch_size",
-    "train.seed",
-]
-
 
 def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, resume: bool) -> Config:
     """The config of a run: preset, file and overrides; with resume, the run's own config comes first.
@@ -130,6 +115,6 @@ def check_data(run: RunDirectory, facts: Mapping[str, object]) -> None:
 
 def _check_unchanged(old: Config, new: Config) -> None:
     before, now = masked(configs.flat(old)), masked(configs.flat(new))
-    for key in _FOR_LIFE:
+    for key in sorted(configs.FIXED):
         if before[key] != now[key]:
             raise ValueError(f"{key}: {now[key]!r}: the run was started with {before[key]!r}: must stay for --resume")

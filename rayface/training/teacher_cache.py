@@ -7,13 +7,14 @@ which workers map into memory instead of reading.
 import itertools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayface.config import Config
+from rayface.config import Config, EmbedConfig
 from rayface.data.dataset import Dataset
 from rayface.data.keys import read_keys
 from rayface.files import publish
@@ -32,13 +33,15 @@ def fill_cache(config: Config, dataset: Dataset) -> None:
     Raises:
         ValueError: bad input, one line.
     """
-    from rayface.embedding.embed import EmbedSettings, embed
+    from rayface.embedding.embed import embed
 
     train = config.train
     if train.teacher is None or train.teacher_cache is None:
         return
-    settings = EmbedSettings(model=train.teacher, backbone=train.teacher_backbone)
-    manifest = embed(settings, config.data.train, train.teacher_cache, config=config)
+    teacher = EmbedConfig(
+        model=train.teacher, backbone=train.teacher_backbone, data=config.data.train, out=train.teacher_cache
+    )
+    manifest = embed(replace(config, embed=teacher))
     folder = Path(train.teacher_cache)
     shape = (len(dataset.index), int(manifest["embedding_size"]))
     if not (folder / BY_SAMPLE).exists():

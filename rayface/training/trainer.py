@@ -178,9 +178,9 @@ def check_settings(config: Config) -> None:
     build_config_margin(config.head)
     if config.tracking.enabled and config.tracking.uri is not None:
         tracking.tracking_uri(config.tracking, Path())
-    if (config.evaluate.pairs is None) != (config.evaluate.data is None):
+    if (config.evaluate.pairs is None) != (not config.evaluate.data):
         raise ValueError("evaluate.pairs: needs evaluate.data beside it, the dataset that holds the named members")
-    for path in (config.evaluate.pairs, config.evaluate.data):
+    for path in (config.evaluate.pairs, *config.evaluate.data):
         if path is not None and "://" not in path and not Path(path).exists():
             raise ValueError(f"evaluate: {path}: does not exist: give the path of the pairs csv and of its dataset")
     if config.evaluate.pairs and config.evaluate.data:
@@ -272,7 +272,7 @@ def _tracked(config: Config, run: RunDirectory, dataset: Dataset, tags: Mapping[
     delivery = tracking.start(config.tracking, run.path, tags) if config.tracking.enabled else None
     journal = run.journal("driver")
     tracked = _Tracked(journal=journal, uri=delivery.uri if delivery else None)
-    journal.params(configs.flat(config))
+    journal.params(configs.flat(config, configs.TRAINING))
     journal.params({"dataset.name": dataset.name, "dataset.digest": dataset.digest})
     journal.params({"dataset.num_classes": dataset.num_classes, "dataset.num_images": len(dataset.index)})
     journal.params({"dataset.num_classes_with_images": dataset.num_classes_with_images})

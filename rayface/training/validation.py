@@ -24,7 +24,7 @@ class Evaluation:
     def __init__(self, config: Config, run: RunDirectory, world: World, *, bf16: bool) -> None:
         self._config, self._run, self._world, self._bf16 = config, run, world, bf16
         self._pairs = None
-        if config.evaluate.pairs is not None and config.evaluate.data is not None:
+        if config.evaluate.pairs is not None and config.evaluate.data:
             size = config.data.image_size
             self._pairs = load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=size)
         self.result: dict[str, Any] = {}

@@ -15,8 +15,7 @@ from rayface import report
 from rayface.config import Config
 from rayface.files import write_json, write_text
 from rayface.tuning import figures
-from rayface.tuning.prune_stage import PRUNE
-from rayface.tuning.spec import Spec
+from rayface.tuning.spec import Spec, prunes
 from rayface.tuning.study import best_trials
 from rayface.tuning.sweep_directory import core_set_of, run_of
 
@@ -67,8 +66,8 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
 
 
 def _write_best(spec: Spec, base: Config, trial: FrozenTrial, folder: Path) -> None:
-    params = {key: value for key, value in trial.params.items() if not key.startswith(PRUNE)}
-    if spec.prune is not None:
+    params = dict(trial.params)
+    if prunes(base):
         params["data.train"] = str(core_set_of(run_of(folder, trial.number)))
     config = configs.with_overrides(base, params)
     configs.dump(replace(config, train=replace(config.train, output=None)), folder / "best.yaml")

@@ -14,14 +14,15 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 from rayface import config as configs
-from rayface.config import Config, DatabaseUri, PathText, Positive
+from rayface.config import CleanConfig, Config, PruneConfig
+from rayface.config_fields import DatabaseUri, PathText, Positive
 from rayface.credentials import mask, masked
 from rayface.files import write_text
-from rayface.tuning.prune_stage import PRUNE, check_prune, prune_values
 from rayface.tuning.search_space import Parameter, Scalar, grid
 from rayface.values import is_null, optional_fields, parse_override, read_yaml, shown, to_text
 
-_OWN = ("sweep.", "prune.")
+_OWN = "sweep."
+_STAGES = ("prune", "clean")  # groups of the stage in front of a training
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 # Objectives that are also logged while a run trains, and under which name: what a pruner can go by.
 WATCHED = {"accuracy_mean": "eval/accuracy", "loss": "train/loss"}
@@ -74,10 +75,8 @@ class Spec:
     preset: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     """What all trials have in common, as a file for `rayface train -c`."""
-    prune: dict[str, Any] | None = None
-    """Prune data.train first: embeddings (as `rayface embed` writes them), and settings as `rayface prune` has them."""
     search: dict[str, Annotated[Parameter, BeforeValidator(_parameter)]] = Field(min_length=1)
-    """Dotted config key, or prune.SETTING, to a list of choices or a range."""
+    """Dotted config key to a list of choices or a range; with prune.embeddings, data.train is pruned first."""
     objectives: tuple[Objective, ...] = Field(default=(Objective(),), min_length=1)
     heatmaps: tuple[tuple[str, str], ...] = ()
     """Pairs of keys to draw the first objective over."""
@@ -88,21 +87,22 @@ _ADAPTER = TypeAdapter(Spec)
 
 
 def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tuple[Spec, Config]:
-    """Read a sweep file; `sweep.*` and `prune.*` overrides are the file's, all others config keys.
+    """Read a sweep file; `sweep.*` overrides are the file's, all others config keys.
 
     Raises:
         ValueError: one line.
     """
-    spec = _build(read_yaml(file), file)
+    tree = read_yaml(file)
+    # Beside `config`, the groups of the stage in front of a training may be given at the top.
+    stages = {group: tree.pop(group) or {} for group in _STAGES if group in tree}
+    spec = _build(tree, file)
     own = [text for text in overrides if text.startswith(_OWN)]
     spec = _with_overrides(spec, own, file)
     if preset is not None:
         spec = replace(spec, preset=preset)
-    base = configs.with_overrides(configs.load(spec.preset), spec.config)
+    base = configs.with_overrides(configs.load(spec.preset), {**spec.config, **stages})
     base = configs.with_overrides(base, [text for text in overrides if text not in own])
     base = configs.with_overrides(base, {"train.output": None})
-    if spec.prune is not None:
-        spec = replace(spec, prune=prune_values(spec.prune))
     spec = replace(spec, search={key: _typed(key, parameter, base) for key, parameter in spec.search.items()})
     if not base.data.train and "data.train" in spec.search:  # what is checked before trials start needs one of them
         base = configs.with_overrides(base, {"data.train": spec.search["data.train"].edges()[0]})
@@ -112,8 +112,18 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
 
 def dump(spec: Spec, base: Config, path: Path) -> None:
     """Write what `load` reads, all of it resolved."""
-    tree = {**asdict(replace(spec, preset=None)), "config": configs.to_dict(base)}
+    tree = {**asdict(replace(spec, preset=None)), "config": configs.to_dict(base, groups_of(base))}
     write_text(path, yaml.safe_dump(masked(json.loads(json.dumps(tree))), sort_keys=False))
+
+
+def prunes(base: Config) -> bool:
+    """Whether every trial prunes data.train first."""
+    return base.prune.embeddings is not None
+
+
+def groups_of(base: Config) -> tuple[str, ...]:
+    """The fields of Config that a trial uses."""
+    return (*configs.TRAINING, *(_STAGES if prunes(base) else ()))
 
 
 def check_resumable(overrides: Sequence[str]) -> None:
@@ -132,11 +142,15 @@ def flat(spec: Spec, base: Config) -> dict[str, Any]:
     tree = json.loads(json.dumps(asdict(spec)))
     groups = {
         "search": {key: parameter.given() for key, parameter in spec.search.items()},
-        "prune": tree["prune"] or {},
         "sweep": tree["sweep"],
     }
     out = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
-    return {**configs.flat(base), **out, "objectives": tree["objectives"], "heatmaps": tree["heatmaps"]}
+    return {
+        **configs.flat(base, groups_of(base)),
+        **out,
+        "objectives": tree["objectives"],
+        "heatmaps": tree["heatmaps"],
+    }
 
 
 def _with_overrides(spec: Spec, overrides: Sequence[str], file: Path) -> Spec:
@@ -164,11 +178,7 @@ def _typed(key: str, parameter: Parameter, base: Config) -> Parameter:
 
 
 def _value(key: str, value: Scalar, base: Config) -> Scalar:
-    if key.startswith(PRUNE):
-        name = key.removeprefix(PRUNE)
-        found = prune_values({name: value})[name]
-    else:
-        found = configs.value_of(configs.to_dict(configs.with_overrides(base, {key: value})), key)
+    found = configs.value_of(configs.to_dict(configs.with_overrides(base, {key: value})), key)
     if isinstance(found, list | tuple | dict):  # Optuna's choices are no lists
         found = found[0] if key == "data.train" and len(found) == 1 else to_text(found)
     return found
@@ -194,14 +204,13 @@ def _check(spec: Spec, base: Config) -> None:
         for other in parameter.when or {}:
             if other not in before:
                 raise ValueError(f"search.{key}.when: {other}: must be a parameter named before {key}")
-        if not key.startswith(PRUNE):
-            for value in parameter.edges():
-                configs.with_overrides(base, {key: value})
+        for value in parameter.edges():
+            configs.with_overrides(base, {key: value})
         before.append(key)
     for key in (key for pair in spec.heatmaps for key in pair):
         if key not in spec.search:
             raise ValueError(f"heatmaps: {key}: must be one of the parameters: {', '.join(spec.search)}")
-    check_prune(spec.prune, spec.search)
+    _check_stages(spec, base)
     _check_objectives(spec, base)
     _check_storage(spec.sweep.storage)
     for key, parameter in spec.search.items():
@@ -210,6 +219,21 @@ def _check(spec: Spec, base: Config) -> None:
             raise ValueError(f"search: {key}: {rule}")
     if spec.sweep.sampler == "grid":
         grid(spec.search)
+
+
+def _check_stages(spec: Spec, base: Config) -> None:
+    """Refuse settings of the stage in front of a training, searched ones among them, before a trial starts."""
+    searched = {key: p.edges() for key, p in spec.search.items() if key.startswith(tuple(f"{g}." for g in _STAGES))}
+    if not prunes(base):
+        if searched or (base.prune, base.clean) != (PruneConfig(), CleanConfig()):
+            raise ValueError("prune.embeddings: is not set: name the folder that `rayface embed` wrote of data.train")
+        return
+    from rayface.curate.prune.settings import check_settings  # its compiler takes a second to import
+
+    first = {key: edges[0] for key, edges in searched.items()}
+    tried = [{**first, key: edge} for key, edges in searched.items() for edge in edges] or [first]
+    for values in tried:
+        check_settings(configs.with_overrides(base, values))
 
 
 def _check_storage(uri: str | None) -> None:

@@ -116,7 +116,7 @@ class _Sweep:
         delivery = (
             tracking.start(settings, self._folder, {"rayface.sweep": self._folder.name}) if settings.enabled else None
         )
-        self._journal.params(configs.flat(self._base))
+        self._journal.params(configs.flat(self._base, specs.groups_of(self._base)))
         self._journal.params({f"search.{key}": json.dumps(value.given()) for key, value in self._spec.search.items()})
         self._journal.artifact(self._folder / SPEC)
         self._tags = {"rayface.sweep": self._folder.name}
@@ -146,7 +146,6 @@ class _Sweep:
         trial = ray_tune.with_parameters(
             run_trial,
             base=configs.to_dict(self._base),
-            prune=self._spec.prune,
             metrics=metrics,
             watch=watch,
             tags=self._tags,

@@ -16,12 +16,12 @@ from rayface.config import Config
 from rayface.progress import Bar, shown_on
 from rayface.ray_errors import in_one_line, root_cause
 from rayface.session import NoRoomError
+from rayface.stages import STAGES
 from rayface.tracking.journal import read_records
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.rollback import NodesLostError
 from rayface.training.run_directory import RunDirectory
 from rayface.training.trainer import train
-from rayface.tuning.prune_stage import PRUNE, prune_settings
 from rayface.tuning.sweep_directory import core_set_of
 
 _POLL_SECONDS = 0.5
@@ -31,7 +31,6 @@ def run_trial(
     job: Mapping[str, Any],
     *,
     base: Mapping[str, Any],
-    prune: Mapping[str, Any] | None,
     metrics: Sequence[str],
     watch: str | None,
     tags: Mapping[str, str],
@@ -45,7 +44,6 @@ def run_trial(
     Args:
         job: run (its directory) and values (by config key).
         base: the config that the values change.
-        prune: as the sweep file has it.
         metrics: what to take from the result.
         watch: a metric of the journal to report while it trains.
         tags: of the MLflow run.
@@ -57,11 +55,10 @@ def run_trial(
     """
     run = Path(job["run"])
     try:
-        values = {key: value for key, value in job["values"].items() if not key.startswith(PRUNE)}
-        config = configs.with_overrides(configs.from_dict(base), {**values, "train.output": str(run)})
+        config = configs.with_overrides(configs.from_dict(base), {**job["values"], "train.output": str(run)})
         facts = None
-        if prune is not None:
-            config, facts = _pruned(config, run, {**prune, **_of_stage(job["values"])})
+        if config.prune.embeddings is not None:
+            config, facts = _pruned(config, run)
         result = _trained(config, run, watch, facts, tags=tags, held_cpus=held_cpus, address=address)
         numbers = [float(result.get(metric, math.nan)) for metric in metrics]
         missing = [metric for metric, value in zip(metrics, numbers, strict=True) if not math.isfinite(value)]
@@ -79,18 +76,13 @@ def run_trial(
         tune.report({"state": "FAIL", "reason": in_one_line(error)})
 
 
-def _pruned(config: Config, run: Path, settings: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+def _pruned(config: Config, run: Path) -> tuple[Config, Mapping[str, Any]]:
     """The config with the core set, beside the run, in place of the data that it is made of; what was kept of these."""
-    from rayface.curate.prune.core_set import build  # its compiler takes a second to import, of every trial
-
     core_set = core_set_of(run)
-    untracked = configs.with_overrides(config, {"tracking.enabled": False})  # it is told in the trial's own run
-    facts = build(prune_settings(settings), settings["embeddings"], core_set, data=config.data.train, config=untracked)
+    # It is logged in the trial's own run.
+    stage = {"prune.data": config.data.train, "prune.out": core_set, "tracking.enabled": False}
+    facts = STAGES["prune"].run(configs.with_overrides(config, stage))
     return configs.with_overrides(config, {"data.train": str(core_set)}), facts
-
-
-def _of_stage(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.removeprefix(PRUNE): value for key, value in values.items() if key.startswith(PRUNE)}
 
 
 def _trained(

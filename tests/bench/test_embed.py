@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from rayface.backbones import build_backbone
 from rayface.bench.embed import bench_embed
+from rayface.config import EmbedConfig
 from rayface.data.synth import synthesize
-from rayface.embedding.embed import EmbedSettings
 from rayface.models.model_files import save_model
 
 
@@ -29,14 +28,12 @@ def test_measures_an_actor_and_the_bare_model(tmp_path: Path, recorder: Any) -> 
         metrics={},
     )
     threads = torch.get_num_threads()
-    settings, data = EmbedSettings(model=str(tmp_path)), [str(tmp_path / "faces")]
-    found = bench_embed(settings, data, 13, 1)
+    settings = EmbedConfig(model=str(tmp_path), data=(str(tmp_path / "faces"),))
+    found = bench_embed(settings, 13, 1)
     assert torch.get_num_threads() == threads
     assert recorder.advances == [("measure rounds", done, 6) for done in range(1, 7)]
     assert (found["images"], found["threads"], len(found["ratios"])) == (13, 1, 5)
     assert found["ratio"] == sorted(found["ratios"])[2]
     assert found["images_per_second"] > 0
     assert found["bare_images_per_second"] > 0
-    assert bench_embed(settings, data, 100, 1)["images"] == 20
-    with pytest.raises(ValueError, match="--precision: 'fp8': must be fp32 or bf16"):
-        bench_embed(EmbedSettings(model=str(tmp_path), precision="fp8"), data)  # type: ignore[arg-type]
+    assert bench_embed(settings, 100, 1)["images"] == 20

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
+from rayface.config import EmbedConfig
 from rayface.curate.clean import tasks as clean_tasks
 from rayface.curate.prune.contact_sheets import Face, Row, Sheet, add_pictures
 from rayface.curate.prune.pruned_dataset import _select, check_data
@@ -17,7 +18,7 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.selection import write_selection
 from rayface.data.shards.tar import encode_member, end_of_archive
 from rayface.embedding import embed
-from rayface.embedding.embed import EmbedSettings, ShardEmbedder, shard_work
+from rayface.embedding.embed import ShardEmbedder, shard_work
 from rayface.embedding.embedder import Embedder
 from rayface.embedding.embeddings import open_embeddings, read_labels
 from rayface.storage import DataError
@@ -57,7 +58,7 @@ def embedded(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     folder = tmp_path / "embeddings"
     folder.mkdir()
     job = {"id": "j", "model_sha256": "x"}
-    actor = ShardEmbedder(EmbedSettings(model="m", dtype="fp32"), str(folder), job, threads=1, device="cpu")
+    actor = ShardEmbedder(EmbedConfig(model="m", dtype="fp32"), str(folder), job, threads=1, device="cpu")
     for work in shard_work(dataset, range(4)):
         actor(work)
     return folder

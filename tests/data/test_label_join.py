@@ -15,8 +15,7 @@ import pytest
 
 from rayface import config as configs
 from rayface.config import Config
-from rayface.curate.prune import core_set, proxy
-from rayface.curate.prune.settings import PruneSettings
+from rayface.curate.prune import core_set
 from rayface.data.check import check
 from rayface.data.dataset import open_dataset
 from rayface.data.label_join import LabelJoin, Labelled, join_labels
@@ -25,6 +24,7 @@ from rayface.data.shards.tar import encode_member, end_of_archive
 from rayface.data.writer import write_dataset
 from rayface.embedding import embed
 from rayface.plan.planning import make_plan
+from rayface.stages import proxy
 from rayface.storage import DataError
 from rayface.training import trainer
 from rayface.training.run_directory import RunDirectory
@@ -182,21 +182,18 @@ def stop(*args: Any, **kwargs: Any) -> None:
 
 
 def _embed(config: Config) -> None:
-    embed.embed(embed.EmbedSettings(model=config.name), config.data.train, "out", config=config)
+    given = {"embed.model": config.name, "embed.data": config.data.train, "embed.out": "out"}
+    embed.embed(configs.with_overrides(config, given))
 
 
 def _prune(config: Config) -> None:
-    core_set.build(PruneSettings(threshold=0.5), config.name, "out", data=config.data.train, config=config)
+    given = {"prune.threshold": 0.5, "prune.embeddings": config.name, "prune.out": "out"}
+    core_set.prune(configs.with_overrides(config, {**given, "prune.data": config.data.train}))
 
 
 def _prune_by_proxy(config: Config) -> None:
-    settings = proxy.ProxySettings(fraction=0.5, config=config)
-    proxy.prune_by_proxy(
-        PruneSettings(threshold=0.5),
-        settings,
-        config.data.train,
-        "out",
-    )
+    given = {"prune.threshold": 0.5, "prune.proxy_fraction": 0.5, "prune.out": "out"}
+    proxy.prune(configs.with_overrides(config, {**given, "prune.data": config.data.train}))
 
 
 def _train(config: Config) -> None:
@@ -218,7 +215,7 @@ def test_every_verb_with_several_datasets_joins_as_configured(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(embed, "on_disk", lambda model, option: Path(model))
-    for place in ("embedding.embed.job_of", "curate.prune.core_set.check_clean", "curate.prune.proxy._check_same"):
+    for place in ("embedding.embed.job_of", "curate.prune.core_set.check_clean", "stages.proxy._check_same"):
         monkeypatch.setattr(f"rayface.{place}", stop)
     monkeypatch.setattr(trainer, "_plan", stop)
     monkeypatch.setattr(core_set, "open_embeddings", lambda path: None)

@@ -12,7 +12,7 @@ from rayface import config as configs
 from rayface.backbones import build_backbone
 from rayface.data.synth import synthesize
 from rayface.embedding import embed as module
-from rayface.embedding.embed import EmbedSettings, ShardEmbedder, embed
+from rayface.embedding.embed import ShardEmbedder, embed
 from rayface.embedding.embeddings import open_embeddings
 from rayface.models.model_files import save_model
 
@@ -38,8 +38,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[st
     monkeypatch.setattr(module, "map_unordered_by_actors", here)
 
     def job() -> dict[str, Any]:
-        settings = EmbedSettings(model=str(tmp_path / "model"))
-        return embed(settings, [str(tmp_path / "faces")], tmp_path / "emb", config=QUIET)
+        paths = {"embed.model": tmp_path / "model", "embed.data": tmp_path / "faces", "embed.out": tmp_path / "emb"}
+        return embed(configs.with_overrides(QUIET, {key: str(path) for key, path in paths.items()}))
 
     return job
 
@@ -60,7 +60,7 @@ def test_parts_that_did_not_arrive_are_refused_after_the_first_shard(
             return super().__call__(work)
 
     monkeypatch.setattr(module, "ShardEmbedder", Elsewhere)
-    with pytest.raises(ValueError, match=r"--out: .*emb: 1 of 1 files that workers wrote are not there \(part-000000"):
+    with pytest.raises(ValueError, match=r"embed.out: .*emb: 1 of 1 files that workers wrote are not there \("):
         job()
     assert called == [0]
     assert not (tmp_path / "emb" / "embeddings.json").exists()

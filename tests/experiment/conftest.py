@@ -1,36 +1,43 @@
-"""Verbs that are fakes and leave a file, and a small dataset."""
+"""Stages that are fakes and leave a file, and a small dataset."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayface.cli.run import _Verb
+from rayface.config import Config, flat
 from rayface.data.synth import synthesize
-from rayface.experiment.verbs import VERBS
+from rayface.stages import STAGES
 
 FILES = {"synth": "dataset.json", "convert": "dataset.json", "evaluate": "evaluation.json", "export": "model.onnx"}
 
 
-class Fake(_Verb):
-    """Reads its settings as the verb does, and only notes that it was called."""
+@dataclass
+class Fake:
+    """Takes the place of a stage's function: notes the call, and leaves a file or fails."""
 
-    def __init__(self, name: str, calls: list[str]) -> None:
-        super().__init__(name)
-        self.calls, self.failure = calls, None
+    verb: str
+    calls: list[str]
+    failure: BaseException | None = None
+    configs: list[tuple[Config, bool]] = field(default_factory=list)
+    call: Callable[[Config], dict[str, Any]] | None = None
 
-    def call(self, arguments: Sequence[str]) -> dict[str, Any]:
-        values = self.parse(arguments)
-        out = Path(values.get("out") or Path(values["onnx"]).parent)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "half").touch()
-        self.calls.append(out.name)
+    def __call__(self, config: Config, resume: bool) -> dict[str, Any]:
+        self.configs.append((config, resume))
+        if self.call is not None:
+            return self.call(config)
+        out = Path(flat(config)[STAGES[self.verb].output])
+        folder = out.parent if STAGES[self.verb].file else out
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "half").touch()
+        self.calls.append(folder.name)
         if self.failure is not None:
             raise self.failure
-        (out / FILES[self._name]).write_text(json.dumps({"of": len(self.calls)}))
-        return {"accuracy_mean": 0.5, "long": [1, 2], "model": values.get("model")}
+        (folder / FILES[self.verb]).write_text(json.dumps({"of": len(self.calls)}))
+        return {"accuracy_mean": 0.5, "long": [1, 2], "model": flat(config).get(f"{self.verb}.model")}
 
 
 @pytest.fixture
@@ -39,8 +46,11 @@ def calls() -> list[str]:
 
 
 @pytest.fixture
-def fakes(calls: list[str]) -> dict[str, Fake]:
-    return {verb: Fake(verb, calls) for verb in VERBS}
+def fakes(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
+    found = {verb: Fake(verb, calls) for verb in STAGES}
+    for verb, fake in found.items():
+        monkeypatch.setitem(STAGES, verb, replace(STAGES[verb], function=fake))
+    return found
 
 
 @pytest.fixture(scope="session")

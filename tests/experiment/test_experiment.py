@@ -1,12 +1,13 @@
 """Experiment files that cannot be, and what is done again and what not; verbs are fakes that leave a file."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rayface.config import Config
 from rayface.experiment import runner
 from rayface.experiment.record import brief
 from rayface.experiment.runner import prepare, run
@@ -36,8 +37,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def stages_of(file: Path, fakes: Mapping[str, Any], **options: Any) -> list[tuple[str, bool]]:
-    result = run(file, [], fakes, out=str(file.parent / "out"), **options)
-    return [(stage["name"], stage["skipped"]) for stage in result["stages"]]
+    result = run(file, [], out=str(file.parent / "out"), **options)
+    return [(stage.name, stage.skipped) for stage in result.stages]
 
 
 def test_what_is_finished_is_not_done_again(
@@ -51,8 +52,8 @@ def test_what_is_finished_is_not_done_again(
     out = file.parent / "out"
     (out / "scores" / "evaluation.json").unlink()
     assert stages_of(file, fakes) == [(name, name != "scores") for name in names]
-    result = run(file, [], fakes, out=str(out))
-    assert result["stages"][2]["result"] == {"accuracy_mean": 0.5, "model": str(out / "file" / "model.onnx")}
+    result = run(file, [], out=str(out))
+    assert result.stages[2].result == {"accuracy_mean": 0.5, "model": str(out / "file" / "model.onnx")}
 
 
 def test_a_stage_that_failed_begins_anew_and_the_ones_before_it_stay(
@@ -89,16 +90,16 @@ def test_changes_that_a_finished_stage_cannot_follow_are_named_before_anything_r
         assert calls == done
 
     file.write_text(text.replace("batch_size: 8", "batch_size: 9"))
-    refused("stage scores: is finished with batch_size 8, this is 9: put it back, or delete .*scores to have it done")
+    refused("stage scores: is finished with evaluate.batch_size 8, this is 9: put it back, or delete .*scores to")
     file.write_text(text)
     (tmp_path / "model" / "model.json").write_text('{"sha256": "another"}')
-    refused("stage file: is finished, and model .*, which it was made of, is another one now")
+    refused("stage file: is finished, and its input export.model .* has changed or is missing")
     (tmp_path / "model" / "model.json").write_text("{}")
     (tmp_path / "out" / "file" / "model.onnx").write_text("another")
-    refused("stage file: is finished, and what it left in .*file is not there as it was")
+    refused("stage file: is finished, and its result in .*file has changed")
     # done again, it is another one, and so what was made of it is refused
     (tmp_path / "out" / "file" / "model.onnx").unlink()
-    with pytest.raises(ValueError, match="stage scores: is finished, and stage file, which it was made of, is another"):
+    with pytest.raises(ValueError, match="stage scores: is finished, and its input stage file has changed"):
         stages_of(file, fakes)
 
 
@@ -111,7 +112,7 @@ def test_folders_of_others_are_left_alone(file: Path, fakes: dict[str, Any], tmp
     stages_of(file, fakes)
     file.write_text(file.read_text() + "  - name: more\n    synth: {}\n")
     (tmp_path / "out" / "more").mkdir()
-    with pytest.raises(ValueError, match=r"stage more: .*more: is there, and was not made by it: move it away"):
+    with pytest.raises(ValueError, match=r"stage more: .*more: exists, and was not made by it: move it away"):
         stages_of(file, fakes)
 
 
@@ -120,11 +121,11 @@ def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_a
 ) -> None:
     """The fake leaves what a run leaves: its config when it begins, model and result when it ends."""
     monkeypatch.setattr(runner, "ray_session", lambda *args, **options: contextlib.nullcontext())
-    seen: list[list[str]] = []
+    seen: list[bool] = []
     run_directory = tmp_path / "out" / "a"
 
-    def call(arguments: Sequence[str]) -> dict[str, Any]:
-        seen.append([word for word in arguments if word.startswith("--")])
+    def call(config: Config) -> dict[str, Any]:
+        seen.append(fakes["train"].configs[-1][1])
         run_directory.mkdir(exist_ok=True)
         (run_directory / "config.yaml").touch()
         if len(seen) == 1:
@@ -136,21 +137,21 @@ def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_a
             raise KeyboardInterrupt
         return {}
 
-    monkeypatch.setattr(fakes["train"], "call", call)
+    fakes["train"].call = call
     file = tmp_path / "one.yaml"
     file.write_text(f"stages:\n{TRAIN}".replace("DATA", str(data)))
     with pytest.raises(TrainingInterruptedError, match="stage a: interrupted"):
-        run(file, [], fakes, out=str(tmp_path / "out"))
+        run(file, [], out=str(tmp_path / "out"))
     with pytest.raises(TrainingInterruptedError):  # between the end of the run and the record of it
-        run(file, ["optim.lr=0.01"], fakes, out=str(tmp_path / "out"))
-    assert seen == [["--preset=debug", "--"], ["--resume", "--preset=debug", "--"]]
-    result = run(file, ["optim.lr=0.01"], fakes, out=str(tmp_path / "out"))
-    assert result["stages"][0]["result"] == {"steps": 9}
-    assert result["stages"][0]["skipped"]
+        run(file, ["optim.lr=0.01"], out=str(tmp_path / "out"))
+    assert seen == [False, True]
+    result = run(file, ["optim.lr=0.01"], out=str(tmp_path / "out"))
+    assert result.stages[0].result == {"steps": 9}
+    assert result.stages[0].skipped
     more_workers = ["optim.lr=0.01", "train.num_workers=4", "tracking.enabled=false"]
-    assert run(file, more_workers, fakes, out=str(tmp_path / "out"))["stages"][0]["skipped"]
+    assert run(file, more_workers, out=str(tmp_path / "out")).stages[0].skipped
     with pytest.raises(ValueError, match=r"stage a: is finished with optim.lr 0.01, this is 0.1"):
-        run(file, [], fakes, out=str(tmp_path / "out"))
+        run(file, [], out=str(tmp_path / "out"))
     assert len(seen) == 2
 
 
@@ -172,12 +173,12 @@ TRAIN = "- name: a\n  train: {preset: debug, data.train: DATA}\n"
         ("stages: [{train: {train: {output: x}}}]", "train.output: is `rayface run`'s own"),
         ("stages: [{train: {optim.l: 1}}]", "optim.l: is not a config key: did you mean optim.lr?"),
         ("config: {head.scal: 1}\nstages: [{train: {}}]", "head.scal: is not a config key"),
-        ("stages: [{evaluate: {optim.lr: 1}}]", "evaluate: optim.lr: is not known here"),
-        ("stages: [{synth: {identities: many}}]", "stage synth: Invalid value for '--identities'"),
-        ("stages: [{export: {}}]", "stage export: Missing option '--model'"),
-        ("stages: [{export: {model: '${core}'}}]", "stage export: model: ${core}: is not the name of an earlier stage"),
+        ("stages: [{evaluate: {lr: 1}}]", "evaluate: lr: is not known here"),
+        ("stages: [{synth: {identities: many}}]", "stage 1 (synth): synth.identities: 'many'"),
+        ("stages: [{export: {}}]", "stage export: export.model: is not set"),
+        ("stages: [{export: {model: '${core}'}}]", "stage export: export.model: ${core}: is not the name of"),
         ("stages: [{synth: {}}, {export: {model: '${synth}'}}]", "makes data, by synth: must be a stage that makes"),
-        ("stages: [{export: {model: /nowhere}}]", "stage export: model: /nowhere: does not exist"),
+        ("stages: [{export: {model: /nowhere}}]", "stage export: export.model: /nowhere: does not exist"),
         ("stages: [{train: {preset: debug}}]", "stage train: data.train: is not set"),
         ("stages: [{train: {preset: debug, data.train: DATA, head.margin: cosfac}}]", "head.margin 'cosfac'"),
         ("stages: [{train: {preset: debug, data.train: DATA, train.teacher: /nowhere}}]", "train.teacher: /nowhere"),
@@ -201,11 +202,11 @@ TRAIN = "- name: a\n  train: {preset: debug, data.train: DATA}\n"
         ),
         (
             f"stages:\n{TRAIN}- embed: {{model: '${{a}}', data: [DATA, 2024]}}",
-            "stage embed: data: HERE/2024: does not exist",
+            "stage embed: embed.data: HERE/2024: does not exist",
         ),
         (
             "stages: [{prune: {data: DATA, proxy_fraction: 0.1, keep: 0.6, above: 0.5}}]",
-            "stage prune: --exclude, --above: must be given together",
+            "stage prune: clean.exclude, clean.above: must be given together",
         ),
         (
             "stages: [{prune: {data: DATA, proxy_fraction: 0.1, keep: 0.6, proxy_preset: mimi}}]",
@@ -224,7 +225,7 @@ TRAIN = "- name: a\n  train: {preset: debug, data.train: DATA}\n"
         (
             f"stages:\n{TRAIN}- name: e\n  embed: {{model: '${{a}}', data: DATA}}\n"
             "- name: p\n  prune: {embeddings: '${e}', data: DATA}",
-            "stage p: --threshold, --keep: neither is given",
+            "stage p: prune.threshold, prune.keep: neither is given",
         ),
         (
             f"stages:\n{TRAIN}- name: e\n  embed: {{model: '${{a}}', data: DATA}}\n- name: p\n"
@@ -239,7 +240,7 @@ def test_a_file_that_cannot_be_is_one_line_before_anything_starts(
     file = tmp_path / "wrong.yaml"
     file.write_text(text.replace("DATA", str(data)))
     with pytest.raises(ValueError, match=r".") as caught:
-        run(file, [], fakes, out=str(tmp_path / "out"))
+        run(file, [], out=str(tmp_path / "out"))
     assert message.replace("HERE", str(Path.cwd())) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert calls == []
@@ -248,10 +249,10 @@ def test_a_file_that_cannot_be_is_one_line_before_anything_starts(
 
 @pytest.mark.parametrize("name", ["generations", "curation"])
 def test_the_examples_are_sound(name: str, fakes: dict[str, Any], tmp_path: Path) -> None:
-    experiment = load(Path(__file__).parents[2] / "examples" / f"{name}.yaml", ["train.seed=1"], fakes)
-    stages = prepare(experiment, tmp_path, fakes, [])
+    experiment = load(Path(__file__).parents[2] / "examples" / f"{name}.yaml", ["train.seed=1"])
+    stages = prepare(experiment, tmp_path)
     assert len(stages) == 8
-    assert {stage.config.train.seed for stage in stages if stage.config} == {1}
+    assert {stage.config.train.seed for stage in stages} == {1}
 
 
 def test_results_are_remembered_in_short() -> None:

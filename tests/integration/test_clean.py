@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
+from rayface.config import CleanConfig
 from rayface.curate.clean import pair_search
 from rayface.curate.clean import tasks as clean_tasks
-from rayface.curate.clean.clean import CleanOptions, clean
+from rayface.curate.clean.clean import clean
 from rayface.curate.clean.job import Cleaned, clean_faces
 from rayface.curate.partitions import Partitions, partition_by_identity, read_partition
 from rayface.data.dataset import open_dataset
@@ -21,8 +22,8 @@ from rayface.embedding.embeddings import open_embeddings, write_part
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 SIZE, BLOCK = 16, 400 * 16 * 4
-LOOK = CleanOptions(
-    outliers=0.3, duplicates=0.9, conflicts=0.9, test=0.8, drop=("outliers", "conflicts", "test"), merge=True
+LOOK = CleanConfig(
+    outliers=0.3, duplicates=0.9, conflicts=0.9, above=0.8, drop=("outliers", "conflicts", "test"), merge=True
 )
 
 
@@ -50,10 +51,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "all", root / "test"
 
 
-def run(drawn: tuple[Path, Path], folder: Path, look: CleanOptions, **more: Any) -> tuple[Cleaned, Partitions]:
+def run(drawn: tuple[Path, Path], folder: Path, look: CleanConfig, **more: Any) -> tuple[Cleaned, Partitions]:
     source = open_embeddings(drawn[0])
     partitions = partition_by_identity(source, folder / "runs", BLOCK)
-    exclude = open_embeddings(drawn[1]) if look.test is not None else None
+    exclude = open_embeddings(drawn[1]) if look.above is not None else None
     settings: dict[str, Any] = {"exclude": exclude, "dataset": None, **more}
     return clean_faces(
         partitions, source, folder / "clean", look, block_bytes=BLOCK, device="cpu", **settings
@@ -106,7 +107,7 @@ def test_clean_job_in_many_tasks_finds_what_clean_finds_in_memory(
 
 
 def test_clean_job_that_only_lists_copies_no_embeddings(drawn: tuple[Path, Path], tmp_path: Path) -> None:
-    found, _ = run(drawn, tmp_path, CleanOptions(duplicates=0.9))
+    found, _ = run(drawn, tmp_path, CleanConfig(duplicates=0.9))
     assert len(found.found.duplicates) > 5
     assert found.stays == open_embeddings(drawn[0])
     assert not next(found.dropped()).num_rows

@@ -4,7 +4,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,42 @@ from rayface.bench.nms import double_loop
 from rayface.bench.prune import bench_prune
 from rayface.config import Config
 from rayface.curate.clean import job as clean_job
-from rayface.curate.clean.clean import CleanOptions
 from rayface.curate.partitions import partition_by_identity, read_partition
-from rayface.curate.prune.core_set import build
-from rayface.curate.prune.proxy import ProxySettings, prune_by_proxy
-from rayface.curate.prune.settings import PruneSettings
+from rayface.curate.prune.core_set import prune
 from rayface.data.check import check
 from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
 from rayface.data.manifest import Parent
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault
-from rayface.embedding.embed import EmbedSettings, embed
+from rayface.embedding.embed import embed
 from rayface.embedding.embedder import load_embedder
 from rayface.embedding.embeddings import open_embeddings, write_part
 from rayface.models.model_files import save_model
+from rayface.stages.proxy import prune as prune_by_proxy
 from rayface.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 QUIET = configs.load(overrides=["tracking.enabled=false"])
 SIZE = 16
+
+
+def settings_of(**values: Any) -> dict[str, Any]:
+    """Settings by name, those of cleaning below "clean"."""
+    return values
+
+
+def embed_into(out: Path, data: Path, model: Path, *, config: Config = QUIET, **settings: Any) -> dict[str, Any]:
+    keys = {"model": str(model), "data": [str(data)], "out": str(out), **settings}
+    return embed(configs.with_overrides(config, {f"embed.{key}": value for key, value in keys.items()}))
+
+
+def build(settings: dict[str, Any], source: Path, out: Path, **more: Any) -> dict[str, Any]:
+    """Prune embeddings with settings by name; `exclude` is of cleaning."""
+    own = {"embeddings": str(source), "out": str(out), **settings, **more}
+    clean = {**own.pop("clean", {}), **({"exclude": str(own.pop("exclude"))} if "exclude" in own else {})}
+    keys = {f"prune.{key}": value for key, value in own.items()}
+    return prune(configs.with_overrides(QUIET, {**keys, **{f"clean.{key}": value for key, value in clean.items()}}))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +82,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedded(model: Path, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The drawn set, embedded."""
     out = tmp_path_factory.mktemp("embedded") / "emb"
-    embed(EmbedSettings(model=str(model)), [str(drawn)], out, config=QUIET)
+    embed_into(out, drawn, model)
     return out
 
 
@@ -106,15 +121,14 @@ def test_embedding_goes_on_where_it_stopped_and_with_nothing_else(embedded: Path
     lost = sorted(before)[1]
     lost.unlink()
     times = {path: path.stat().st_mtime_ns for path in before if path != lost}
-    settings = EmbedSettings(model=str(model))
-    again = embed(settings, [str(drawn)], embedded, config=QUIET)
+    again = embed_into(embedded, drawn, model)
     assert again["parts_skipped"] == len(before) - 1
     assert {path: path.read_bytes() for path in embedded.glob("*.parquet")} == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
     with pytest.raises(ValueError, match="was begun with flip True, this is False: choose another"):
-        embed(replace(settings, flip=False), [str(drawn)], embedded, config=QUIET)
+        embed_into(embedded, drawn, model, flip=False)
     with pytest.raises(ValueError, match=r"--out: .* is not empty"):
-        embed(settings, [str(drawn)], drawn, config=QUIET)
+        embed_into(drawn, drawn, model)
 
 
 def test_damaged_samples_are_named_and_counted(model: Path, drawn: Path, tmp_path: Path) -> None:
@@ -128,11 +142,11 @@ def test_damaged_samples_are_named_and_counted(model: Path, drawn: Path, tmp_pat
     start = int(dataset.index.offset[row]) + 512
     content[start : start + 200] = bytes(200)  # the JPEG's own header
     shard.write_bytes(content)
-    settings = EmbedSettings(model=str(model), flip=False, dtype="fp32")
+    settings = settings_of(flip=False, dtype="fp32")
     with pytest.raises(ValueError, match=r"1 of 240 images are corrupt, more than data.max_corrupt_fraction"):
-        embed(settings, [str(data)], out, config=QUIET)
+        embed_into(out, data, model, **settings)
     allowed = configs.with_overrides(QUIET, ["data.max_corrupt_fraction=0.01"])
-    manifest = embed(settings, [str(data)], out, config=allowed)
+    manifest = embed_into(out, data, model, config=allowed, **settings)
     assert manifest["num_rows"] == 239
     assert dataset.keys()[row] in manifest["faults"][0]
     assert str(shard) in manifest["faults"][0]
@@ -182,7 +196,7 @@ def test_the_choice_is_that_of_a_plain_loop_however_the_rows_arrive(faces: Any, 
     found = []
     for source, block_size in itertools.product((shuffled, sorted_), (1500, 2**20)):
         out = tmp_path / f"{source.name}{block_size}"
-        result = build(PruneSettings(threshold=0.6, block_size=block_size), source, out, config=QUIET)
+        result = build(settings_of(threshold=0.6, block_size=block_size), source, out)
         found.append(decided(out))
         assert result["faces_out"] == sum(wanted.values()) == sum(row[1] for row in found[-1].values())
         assert result["mean_cosine_after"] < result["mean_cosine_before"]
@@ -232,24 +246,24 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(
 ) -> None:
     """In any of its stages; a finished one is told again without work, another one refused."""
     source = put(tmp_path / "emb", *faces)
-    settings = PruneSettings(keep=0.6, block_size=3000)
-    build(settings, source, tmp_path / "whole", config=QUIET)
+    settings = settings_of(keep=0.6, block_size=3000)
+    build(settings, source, tmp_path / "whole")
     out = tmp_path / "stopped"
     recorder.on_advance = stop_at(stopped_at)
     with pytest.raises(KeyboardInterrupt):
-        build(settings, source, out, config=QUIET)
+        build(settings, source, out)
     recorder.on_advance = lambda done, total: None
-    result = build(settings, source, out, config=QUIET)
+    result = build(settings, source, out)
     assert abs(result["keep"] - 0.6) <= 0.005
     assert (out / "core_set.parquet").read_bytes() == (tmp_path / "whole" / "core_set.parquet").read_bytes()
     recorder.on_advance = stop_at(1)
-    assert build(settings, source, out, config=QUIET)["seconds"] == result["seconds"]
+    assert build(settings, source, out)["seconds"] == result["seconds"]
     with pytest.raises(ValueError, match=r"was begun with keep 0.6, this is 0.5: choose another"):
-        build(replace(settings, keep=0.5), source, out, config=QUIET)
+        build(settings_of(**settings, keep=0.5), source, out)
 
 
 @pytest.fixture(scope="module")
-def unclean(faces: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, PruneSettings]:
+def unclean(faces: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
     """Faces among which there is much to be found, a test set, and settings that drop and merge."""
     keys, labels, vectors = faces
     root = tmp_path_factory.mktemp("unclean")
@@ -258,10 +272,10 @@ def unclean(faces: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     vectors = vectors.copy()
     vectors[shared[0]] = vectors[shared[1]]
     test = put(root / "test", ["t0", "t1"], np.zeros(2, int), vectors[labels == labels[5]][:2], files=1)
-    look = CleanOptions(
-        outliers=0.3, duplicates=0.9, conflicts=0.95, test=0.8, drop=("outliers", "conflicts", "test"), merge=True
+    look = settings_of(
+        outliers=0.3, duplicates=0.9, conflicts=0.95, above=0.8, drop=("outliers", "conflicts"), merge=True
     )
-    return put(root / "emb", keys, labels, vectors), test, PruneSettings(keep=0.6, block_size=3000, clean=look)
+    return put(root / "emb", keys, labels, vectors), test, settings_of(keep=0.6, block_size=3000, clean=look)
 
 
 def read_all(out: Path) -> dict[str, bytes]:
@@ -274,7 +288,7 @@ def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
 ) -> None:
     """In the middle of cleaning it is done again; once done never, for another machine might find something else."""
     source, test, settings = unclean
-    whole = build(settings, source, tmp_path / "whole", exclude=test, config=QUIET)
+    whole = build(settings, source, tmp_path / "whole", exclude=test)
     assert all(whole["found"][name] for name in ("outliers", "duplicates", "conflicts", "test"))
     out, real = tmp_path / "killed", clean_job.write_findings
 
@@ -283,7 +297,7 @@ def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(clean_job, "write_findings", killed)
     with pytest.raises(KeyboardInterrupt):
-        build(settings, source, out, exclude=test, config=QUIET)
+        build(settings, source, out, exclude=test)
     monkeypatch.setattr(clean_job, "write_findings", real)
 
     def killed_when_clean(done: int, total: int | None) -> None:
@@ -292,10 +306,10 @@ def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
 
     recorder.on_advance = killed_when_clean
     with pytest.raises(KeyboardInterrupt):
-        build(settings, source, out, exclude=test, config=QUIET)
+        build(settings, source, out, exclude=test)
     recorder.on_advance = lambda done, total: None
     monkeypatch.setattr(clean_job, "describe", killed)
-    again = build(settings, source, out, exclude=test, config=QUIET)
+    again = build(settings, source, out, exclude=test)
     assert again["found"] == whole["found"]
     assert read_all(out) == read_all(tmp_path / "whole")
 
@@ -315,7 +329,7 @@ def test_an_identity_of_50_000_faces_is_chosen_from_like_any_other(tmp_path: Pat
     rows = [(keys[k : k + 6000], labels[k : k + 6000], vectors[k : k + 6000]) for k in range(0, 53_000, 6000)]
     write_part(str(folder / "0.parquet"), rows, size=SIZE, dtype="fp16", note={})
     block = 1250 * SIZE * 2
-    result = build(PruneSettings(threshold=0.95, block_size=block), folder, tmp_path / "out", config=QUIET)
+    result = build(settings_of(threshold=0.95, block_size=block), folder, tmp_path / "out")
     found = decided(tmp_path / "out")
     mine = np.flatnonzero(labels == 7)
     units = vectors[mine].astype(np.float64)
@@ -335,14 +349,14 @@ def test_what_a_killed_writer_left_is_deleted(faces: Any, tmp_path: Path, record
     source, out = put(tmp_path / "emb", *faces), tmp_path / "out"
     recorder.on_advance = stop_at(1)
     with pytest.raises(KeyboardInterrupt):
-        build(PruneSettings(threshold=0.6), source, out, config=QUIET)
+        build(settings_of(threshold=0.6), source, out)
     recorder.on_advance = lambda done, total: None
     for folder in (out, source):
         (folder / ".core_set.parquet.0123abcd.tmp").write_bytes(b"half")
-    build(PruneSettings(threshold=0.6), source, out, config=QUIET)
+    build(settings_of(threshold=0.6), source, out)
     assert not (out / ".core_set.parquet.0123abcd.tmp").exists()
     with pytest.raises(ValueError, match="is not empty"):
-        build(PruneSettings(threshold=0.6), source, source, config=QUIET)
+        build(settings_of(threshold=0.6), source, source)
     assert (source / ".core_set.parquet.0123abcd.tmp").exists()
 
 
@@ -368,16 +382,16 @@ def test_other_methods_and_guards(faces: Any, tmp_path: Path) -> None:
     keys, labels, _ = faces
     source = put(tmp_path / "emb", *faces)
     for method in ("random", "herding"):
-        build(PruneSettings(method=method, keep=0.6, block_size=4000), source, tmp_path / method, config=QUIET)
+        build(settings_of(method=method, keep=0.6, block_size=4000), source, tmp_path / method)
         kept = [row[1] for row in decided(tmp_path / method).values()]
         assert sum(kept) == round(0.6 * len(keys))
-    least = PruneSettings(threshold=0.0, min_images=3, block_size=4000)
-    build(least, source, tmp_path / "least", config=QUIET)
+    least = settings_of(threshold=0.0, min_images=3, block_size=4000)
+    build(least, source, tmp_path / "least")
     left = np.bincount([row[0] for row in decided(tmp_path / "least").values() if row[1]], minlength=1000)
     assert (left >= np.minimum(np.bincount(labels, minlength=1000), 3)).all()
-    plain = PruneSettings(threshold=0.6)
-    build(plain, source, tmp_path / "plain", config=QUIET)
-    build(replace(plain, global_weight=1.0), source, tmp_path / "global", config=QUIET)
+    plain = settings_of(threshold=0.6)
+    build(plain, source, tmp_path / "plain")
+    build(settings_of(**plain, global_weight=1.0), source, tmp_path / "global")
     assert decided(tmp_path / "plain") != decided(tmp_path / "global")
 
 
@@ -394,29 +408,32 @@ def test_what_is_wrong_is_found_and_dropped_or_merged_before(faces: Any, tmp_pat
     source = put(tmp_path / "emb", keys, labels, vectors)
     noisy = vectors[taken] + random.normal(0, 0.01, (len(taken), SIZE)).astype(np.float16)
     test = put(tmp_path / "test", [f"t{k}" for k in taken], np.zeros(len(taken), int), noisy, files=1)
-    look = CleanOptions(outliers=-0.5, duplicates=0.95, test=0.99)
-    settings = PruneSettings(threshold=1.0, clean=look, block_size=3000)
-    result = build(settings, source, tmp_path / "found", exclude=test, config=QUIET)
-    assert result["found"] == {"outliers": 1, "duplicates": 1, "conflicts": 0, "bytes": 0, "test": 1}
+    look = settings_of(outliers=-0.5, duplicates=0.95)
+    settings = settings_of(threshold=1.0, clean=look, block_size=3000)
+    result = build(settings, source, tmp_path / "found")
+    assert result["found"] == {"outliers": 1, "duplicates": 1, "conflicts": 0, "bytes": 0, "test": 0}
     assert (result["faces_cleaned"], result["faces_out"]) == (0, len(keys))
     outliers = pq.read_table(tmp_path / "found" / "found" / "outliers.parquet")
     assert outliers["key"].to_pylist() == [keys[rows[0]]]
-    asked = replace(settings, clean=replace(look, drop=("outliers", "test"), merge=True))
-    build(asked, source, tmp_path / "dropped", exclude=test, config=QUIET)
+    asked = settings_of(**settings, clean=settings_of(**look, above=0.99, drop=("outliers",), merge=True))
+    build(asked, source, tmp_path / "dropped", exclude=test)
     found = decided(tmp_path / "dropped")
     assert set(found) == set(keys)
     gone = {key: row[3] for key, row in found.items() if not row[1]}
     assert gone == {keys[rows[0]]: "outlier"} | dict.fromkeys([keys[row] for row in taken], "in the test set")
     assert {found[keys[row]][0] for row in rows[1:]} == {largest}
-    with pytest.raises(ValueError, match="--exclude, --above: must be given together"):
-        build(settings, source, tmp_path / "one", config=QUIET)
+    with pytest.raises(ValueError, match=r"clean.exclude, clean.above: must be given together"):
+        build(asked, source, tmp_path / "one")
 
 
 def test_merged_identities_are_one_class_of_the_dataset(embedded: Path, drawn: Path, tmp_path: Path) -> None:
     """The shards keep the labels that they have; equal files are dropped but one."""
-    look = CleanOptions(duplicates=-0.99, merge=True, bytes=True, drop=("bytes",))
+    look = settings_of(duplicates=-0.99, merge=True, bytes=True, drop=("bytes",))
     result = build(
-        PruneSettings(threshold=1.0, clean=look), embedded, tmp_path / "out", data=[str(drawn)], config=QUIET
+        settings_of(threshold=1.0, clean=look),
+        embedded,
+        tmp_path / "out",
+        data=[str(drawn)],
     )
     dataset = open_dataset(tmp_path / "out", max_corrupt_fraction=0)
     assert (dataset.num_classes, dataset.num_images) == (1, 240)
@@ -438,29 +455,32 @@ def test_bad_rows_get_one_line(faces: Any, tmp_path: Path, change: Callable[...,
     keys, vectors = change(keys, vectors)
     source = put(tmp_path / "emb", keys, labels, vectors.astype(np.float16))
     with pytest.raises(ValueError, match=message) as raised:
-        build(PruneSettings(threshold=0.6), source, tmp_path / "out", config=QUIET)
+        build(settings_of(threshold=0.6), source, tmp_path / "out")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (PruneSettings(keep=0.0), "keep 0.0: must be above 0 and at most 1"),
-        (PruneSettings(keep=1.2), "keep 1.2: must be above 0 and at most 1"),
-        (PruneSettings(), "neither is given"),
-        (PruneSettings(keep=0.5, threshold=0.5), "both are given"),
-        (PruneSettings(threshold=1.5), "--threshold: 1.5: must be above -1"),
-        (PruneSettings(method="random", threshold=0.5), "--threshold: is of face_nms"),
-        (PruneSettings(method="best", keep=0.5), "--method: 'best': must be one of"),
-        (PruneSettings(keep=0.5, min_images=0), "min_images 0: must be at least 1"),
-        (PruneSettings(keep=0.5, global_weight=float("nan")), "--global-weight: nan: must be 0 or more"),
-        (PruneSettings(keep=0.5, head="nowhere", baselines=("diffprob",)), "--head: nowhere: is not a run directory"),
-        (PruneSettings(keep=0.5, clean=CleanOptions(drop=("outliers",))), "drop 'outliers': needs outliers"),
+        (settings_of(keep=0.0), "prune.keep: 0.0: input should be greater than 0"),
+        (settings_of(keep=1.2), "prune.keep: 1.2: input should be less than or equal to 1"),
+        (settings_of(), "neither is given"),
+        (settings_of(keep=0.5, threshold=0.5), "both are given"),
+        (settings_of(threshold=1.5), "prune.threshold: 1.5: input should be less than or equal to 1"),
+        (settings_of(method="random", threshold=0.5), "prune.threshold: is of face_nms"),
+        (settings_of(method="best", keep=0.5), "prune.method: 'best': must be one of"),
+        (settings_of(keep=0.5, min_images=0), "prune.min_images: 0: input should be greater than 0"),
+        (settings_of(keep=0.5, global_weight=float("nan")), "prune.global_weight: nan: input should be"),
+        (
+            settings_of(keep=0.5, head="nowhere", baselines=("diffprob",)),
+            "prune.head: .*nowhere: is not a run",
+        ),
+        (settings_of(keep=0.5, clean=settings_of(drop=("outliers",))), "clean.drop: 'outliers': needs clean.outliers"),
     ],
 )
-def test_bad_settings_get_one_line(tmp_path: Path, settings: PruneSettings, message: str) -> None:
+def test_bad_settings_get_one_line(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build(settings, tmp_path / "none", tmp_path / "out", config=QUIET)
+        build(settings, tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -469,7 +489,11 @@ def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces:
     for name, write_shards in (("reference", False), ("shards", True)):
         out = tmp_path / name
         result = build(
-            PruneSettings(keep=0.6), embedded, out, data=[str(drawn)], write_shards=write_shards, config=QUIET
+            settings_of(keep=0.6),
+            embedded,
+            out,
+            data=[str(drawn)],
+            write_shards=write_shards,
         )
         dataset, source = open_dataset(out, max_corrupt_fraction=0), open_dataset(drawn)
         kept = {key for key, row in decided(out).items() if row[1]}
@@ -486,15 +510,14 @@ def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces:
     before = [path.read_bytes() for path in lost]
     for path in lost:  # prune.json says that they are there
         path.unlink()
-    build(PruneSettings(keep=0.6), embedded, tmp_path / "shards", data=[str(drawn)], write_shards=True, config=QUIET)
+    build(settings_of(keep=0.6), embedded, tmp_path / "shards", data=[str(drawn)], write_shards=True)
     assert [path.read_bytes() for path in lost] == before
     with pytest.raises(ValueError, match=r"has no key 'k\d+' \(\d+ of \d+ are missing\)"):
         build(
-            PruneSettings(threshold=0.6),
+            settings_of(threshold=0.6),
             put(tmp_path / "emb", *faces),
             tmp_path / "other",
             data=[str(drawn)],
-            config=QUIET,
         )
     assert not (tmp_path / "other").exists()
 
@@ -502,23 +525,22 @@ def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces:
 def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:
     """Sample, train, embed, prune, and train on what is left, logged to MLflow; run again it does nothing twice."""
     settings = [f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", "train.batch_size=24", "data.window_images=48"]
-    config: Config = configs.load("debug", overrides=settings)
-    proxy = ProxySettings(fraction=0.3, config=config)
     out = tmp_path / "core"
 
-    def prune() -> dict[str, Any]:
-        return prune_by_proxy(PruneSettings(keep=0.6), proxy, [str(drawn)], out)
+    def prune_with(fraction: float) -> dict[str, Any]:
+        own = [f"prune.proxy_fraction={fraction}", "prune.keep=0.6", f"prune.data={drawn}", f"prune.out={out}"]
+        return prune_by_proxy(configs.load("debug", overrides=[*settings, *own]))
 
-    result = prune()
+    result = prune_with(0.3)
     assert result["tracking_delivered"]
     sample = open_dataset(out / "proxy" / "data")
     assert (sample.num_classes, sample.num_images) == (6, 72)
     assert abs(result["keep"] - 0.6) <= 0.005
     weights = (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns
-    assert prune()["faces_out"] == result["faces_out"]
+    assert prune_with(0.3)["faces_out"] == result["faces_out"]
     assert (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(ValueError, match=r"its proxy was begun with fraction 0\.3, this is 0\.5"):
-        prune_by_proxy(PruneSettings(keep=0.6), replace(proxy, fraction=0.5), [str(drawn)], out)
+        prune_with(0.5)
     overrides = [f"data.train={out}", f"train.output={tmp_path / 'run'}", *settings]
     trained = train(configs.load("debug", overrides=overrides))
     assert trained["steps"] == result["faces_out"] // 24

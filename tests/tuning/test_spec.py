@@ -12,7 +12,6 @@ from rayface.heads.from_config import build_config_margin
 from rayface.training.builders import build_config_backbone
 from rayface.training.schedules import RunLength, build_schedule
 from rayface.tuning import spec as specs
-from rayface.tuning.prune_stage import prune_settings
 from rayface.tuning.search_space import suggest
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
@@ -37,7 +36,7 @@ def test_every_file_of_ours_is_read_and_all_it_suggests_can_be_built(path, prese
     seen = [suggest(spec.search, study.ask()) for _ in range(12)]
     assert set().union(*seen) == set(spec.search)
     for values in seen:
-        config = configs.with_overrides(base, {k: v for k, v in values.items() if not k.startswith(specs.PRUNE)})
+        config = configs.with_overrides(base, values)
         build_config_margin(config.head)
         with torch.device("meta"):
             net = build_config_backbone(config)
@@ -76,7 +75,11 @@ def test_file_preset_and_overrides_come_together_and_are_read_back(tmp_path):
         ({"objectives": [{"metric": "seconds", "mode": "min"}]}, ["sweep.pruner=median"], "needs an objective of"),
         ({"sweep": {"sampler": "grid"}}, [], "a grid needs choices, or a step"),
         ({"search": {"prune.keep": [0.5]}}, [], "prune.embeddings: is not set"),
-        ({"search": {"prune.kep": [0.5]}}, ["prune.embeddings=e"], "must be settings of `rayface prune`"),
+        (
+            {"search": {"prune.kep": [0.5]}},
+            ["prune.embeddings=e"],
+            "prune.kep: is not a config key: did you mean",
+        ),
         ({"search": {"prune.keep": [1.5]}}, ["prune.embeddings=e"], "1.5"),
     ],
 )
@@ -144,12 +147,10 @@ def test_values_of_a_sweep_are_typed_by_their_fields(tmp_path):
     assert spec.search["prune.keep"].choices == (1.0, 0.5)
     assert (spec.sweep.trials, spec.sweep.storage, spec.sweep.output) == (10, None, str(Path("out #2").absolute()))
     prune = {"min_images": 2, "baselines": ("herding",), "block_size": 1024, "embeddings": str(Path("e #1").absolute())}
-    assert spec.prune == prune
-    settings = prune_settings({**spec.prune, "keep": 0.5})
-    assert (settings.min_images, settings.baselines, settings.block_size) == (2, ("herding",), 1024)
+    assert {name: getattr(base.prune, name) for name in prune} == prune
     specs.dump(spec, base, tmp_path / "again.yaml")
-    again, _ = specs.load(tmp_path / "again.yaml", [])
-    assert (again.search, again.sweep, again.prune) == (spec.search, spec.sweep, {**prune, "baselines": ("herding",)})
+    again, again_base = specs.load(tmp_path / "again.yaml", [])
+    assert (again.search, again.sweep, again_base.prune) == (spec.search, spec.sweep, base.prune)
 
 
 @pytest.mark.parametrize(
@@ -167,12 +168,12 @@ def test_searched_paths_are_absolute_where_they_enter(tmp_path, monkeypatch, key
     (here / "h").mkdir(parents=True)
     (here / "h" / "config.yaml").touch()
     monkeypatch.chdir(here)
-    file = write(tmp_path, search={key: given}, prune={"threshold": 0.5})
+    file = write(tmp_path, search={key: given}, prune={"threshold": 0.5, "baselines": ["diffprob"], "head": "h"})
     spec, base = specs.load(file, [*PLACES, "prune.embeddings=e"])
     monkeypatch.chdir("/")
-    assert spec.prune["embeddings"] == f"{here}/e"
+    assert base.prune.embeddings == f"{here}/e"
     choices = spec.search[key].choices
-    if key.startswith(specs.PRUNE):
+    if key.startswith("prune."):
         assert choices == (f"{here}/{given[0]}",)
         return
     found = [configs.value_of(configs.to_dict(configs.with_overrides(base, {key: choice})), key) for choice in choices]

@@ -27,9 +27,7 @@ def run_trial(tmp_path, monkeypatch):
         job = {"run": str(tmp_path / "0007"), "values": {"optim.lr": 0.25}}
         metrics = ["accuracy_mean", "seconds"]
         base = configs.to_dict(configs.load("debug"))
-        trial.run_trial(
-            job, base=base, prune=None, metrics=metrics, watch=watch, tags={"a": "b"}, held_cpus=2.0, address="c:1"
-        )
+        trial.run_trial(job, base=base, metrics=metrics, watch=watch, tags={"a": "b"}, held_cpus=2.0, address="c:1")
         return reports
 
     return run

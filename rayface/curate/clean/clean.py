@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from rayface.arrays import Floats, Ints, check_embeddings, group_offsets
+from rayface.config import CleanConfig
 from rayface.curate.clean.findings import (
     DROPS,
     Findings,
@@ -41,29 +42,6 @@ _BLOCK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanOptions:
-    """What to look for; None: do not.
-
-    Attributes:
-        outliers: faces with a lower cosine to their identity's mean.
-        duplicates: identities whose centers have a higher cosine.
-        conflicts: faces of different identities with a higher cosine.
-        bytes: faces whose files are equal.
-        test: identities whose center has a higher cosine to that of an identity of the test set.
-        drop: of DROPS, what to drop of what is found; the rest is only listed.
-        merge: give duplicate identities one label, the lowest.
-    """
-
-    outliers: float | None = None
-    duplicates: float | None = None
-    conflicts: float | None = None
-    bytes: bool = False
-    test: float | None = None
-    drop: tuple[str, ...] = ()
-    merge: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class CleanReport(Findings):
     """What was found, and what became of it.
 
@@ -80,7 +58,7 @@ def clean(
     embeddings: ArrayLike,
     labels: ArrayLike,
     keys: pa.Array,
-    options: CleanOptions,
+    options: CleanConfig,
     *,
     test_embeddings: ArrayLike | None = None,
     test_labels: ArrayLike | None = None,
@@ -95,7 +73,7 @@ def clean(
         labels: (N,) integers.
         keys: (N,) string, unique.
         options: what to look for and what to do.
-        test_embeddings, test_labels: (M, D), (M,) of the test set, for options.test.
+        test_embeddings, test_labels: (M, D), (M,) of the test set, for options.above.
         digests: (N,) of any type, equal where the bytes of two samples are, for options.bytes.
     Returns:
         what was found. Memory beside it: 4 * D bytes for each identity, 20 for each face, and blocks. Time of
@@ -114,12 +92,12 @@ def clean(
     if options.conflicts is not None:
         apart = Apart(bounds, known_pairs(duplicates, len(centers)))
         conflicts = _pairs_above("conflicts", values, None, options.conflicts, limit, apart)
-    if options.test is not None and test_embeddings is not None:
+    if options.above is not None and test_embeddings is not None:
         test, order = check_embeddings(test_embeddings), np.argsort(np.asarray(test_labels), kind="stable")
         test_bounds = group_offsets(np.asarray(test_labels)[order])
         test_names = np.asarray(test_labels)[order][test_bounds[:-1]].astype(np.int64)
         test_centers, _ = identity_centers(test[order], test_bounds)
-        overlap = _pairs_above("test", centers, test_centers, options.test, limit)
+        overlap = _pairs_above("test", centers, test_centers, options.above, limit)
     found = Found(
         outliers=far_from_mean(cosines, options.outliers),
         duplicates=duplicates,
@@ -128,7 +106,7 @@ def clean(
         overlap=overlap,
     )
     names = own[bounds[:-1]]
-    why = reasons(found, options.drop, cosines, bounds)
+    why = reasons(found, options.dropped, cosines, bounds)
     listed = findings(found, why, lambda rows: keys.take(pa.array(rows)), names, bounds, cosines, test_names)
     return CleanReport(
         **vars(listed),
@@ -141,7 +119,7 @@ def _check(
     values: Floats,
     labels: Ints,
     keys: pa.Array,
-    options: CleanOptions,
+    options: CleanConfig,
     test_embeddings: ArrayLike | None,
     test_labels: ArrayLike | None,
     digests: ArrayLike | None,
@@ -151,25 +129,22 @@ def _check(
     if not len(values) == len(labels) == len(keys):
         raise ValueError(f"embeddings {len(values)}, labels {len(labels)}, keys {len(keys)}: must be as many")
     check_options(options)
-    if (options.test is None) != (test_embeddings is None) or (test_embeddings is None) != (test_labels is None):
+    if (options.above is None) != (test_embeddings is None) or (test_embeddings is None) != (test_labels is None):
         raise ValueError("test: needs a cosine, and embeddings and labels of the test set")
     if options.bytes != (digests is not None):
         raise ValueError("bytes: needs digests, and is needed for them")
 
 
-def check_options(options: CleanOptions) -> None:
-    """Raise ValueError, one line, for options that cannot be."""
-    for name in ("outliers", "duplicates", "conflicts", "test"):
-        threshold = getattr(options, name)
-        if threshold is not None and not -1 < threshold < 1:
-            raise ValueError(f"{name} {threshold}: must be above -1 and below 1, it is a cosine")
+def check_options(options: CleanConfig) -> None:
+    """Raise ValueError, one line, for options that contradict each other."""
+    looked_for = {"test": options.above, **{name: getattr(options, name) for name in DROPS if name != "test"}}
     for name in options.drop:
         if name not in DROPS:
-            raise ValueError(f"drop {name!r}: must be of {', '.join(DROPS)}")
-        if getattr(options, name) is None or getattr(options, name) is False:
-            raise ValueError(f"drop {name!r}: needs {name}, to look for them first")
+            raise ValueError(f"clean.drop: {name!r}: must be of {', '.join(DROPS)}")
+        if looked_for[name] is None or looked_for[name] is False:
+            raise ValueError(f"clean.drop: {name!r}: needs clean.{name}, to find them first")
     if options.merge and options.duplicates is None:
-        raise ValueError("merge: needs duplicates, the cosine above which two identities are one")
+        raise ValueError("clean.merge: needs clean.duplicates, the cosine above which two identities are one")
 
 
 def _pairs_above(

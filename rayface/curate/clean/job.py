@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.arrays import Bools, Ints
-from rayface.curate.clean.clean import CleanOptions
+from rayface.config import CleanConfig
 from rayface.curate.clean.findings import (
     Findings,
     Found,
@@ -69,7 +69,7 @@ def clean_faces(
     partitions: Partitions,
     source: Embeddings,
     folder: Path,
-    options: CleanOptions,
+    options: CleanConfig,
     *,
     exclude: Embeddings | None,
     dataset: Dataset | None,
@@ -94,9 +94,9 @@ def clean_faces(
         work.mkdir(parents=True, exist_ok=True)
         faces = describe(partitions, work / "all", vectors=options.conflicts is not None)
         found, test_names = _find(faces, work, options, exclude, dataset, block_bytes, device)
-        why = reasons(found, options.drop, faces.cosines, faces.bounds)
+        why = reasons(found, options.dropped, faces.cosines, faces.bounds)
         if (why >= 0).all():
-            raise ValueError("--drop: drops every face: raise or lower the cosines")
+            raise ValueError("clean.drop: drops every image: change the cosines of clean.*")
         listed = findings(found, why, faces.keys_at, faces.names, faces.bounds, faces.cosines, test_names)
         write_findings(listed, folder)
         _write_faces(faces, why, folder / _FACES)
@@ -113,7 +113,7 @@ def clean_faces(
 def _find(
     faces: FaceFiles,
     work: Path,
-    options: CleanOptions,
+    options: CleanConfig,
     exclude: Embeddings | None,
     dataset: Dataset | None,
     block_bytes: int,
@@ -129,10 +129,10 @@ def _find(
     if options.conflicts is not None:
         apart = faces.bounds, known_pairs(duplicates, len(faces.names))
         conflicts = search("conflicts", faces.vectors, None, options.conflicts, work, apart=apart, **more)
-    if options.test is not None and exclude is not None:
+    if options.above is not None and exclude is not None:
         test = describe(partition_by_identity(exclude, work / "test_runs", block_bytes), work / "test")
         test_names = test.names
-        overlap = search("test", faces.centers, test.centers, options.test, work, **more)
+        overlap = search("test", faces.centers, test.centers, options.above, work, **more)
     found = Found(
         outliers=far_from_mean(faces.cosines, options.outliers),
         duplicates=duplicates,

@@ -1,6 +1,6 @@
 """The prune job: group embeddings by identity, choose faces, write the core set and a dataset of it.
 
-`build` reads from top to bottom; every stage leaves files that are found again when it is run again.
+`prune` reads from top to bottom; every stage leaves files that are found again when it is run again.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 
 import rayface
 from rayface.arrays import Ints
-from rayface.config import Config
+from rayface.config import CleanConfig, Config, PruneConfig, require_keys
 from rayface.credentials import masked
-from rayface.curate.clean.clean import CleanOptions
 from rayface.curate.clean.job import Cleaned, clean_faces, write_findings
 from rayface.curate.face_nms import MAX_COMPARED
 from rayface.curate.partitions import partition_by_identity
@@ -33,7 +32,7 @@ from rayface.curate.prune.report import curation_report
 from rayface.curate.prune.result import CORE_SET, FOUND, REPORT, RESULT, read_result
 from rayface.curate.prune.sampled_images import identity_counts
 from rayface.curate.prune.selection import SCHEMA, Chooser, Rule
-from rayface.curate.prune.settings import PruneSettings, check_clean, check_settings
+from rayface.curate.prune.settings import check_clean, check_settings
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.files import write_json
@@ -50,30 +49,27 @@ _JOB = ".prune_job.json"
 _WORK = ".work"
 
 
-def build(
-    settings: PruneSettings,
-    embeddings: str | Path,
-    out: str | Path,
-    *,
-    data: Sequence[str] | None = None,
-    exclude: str | Path | None = None,
-    write_shards: bool = False,
-    config: Config = Config(),  # noqa: B008  # frozen
-    address: str | None = None,
-    debug: bool = False,
-) -> dict[str, Any]:
-    """Choose a core set of embedded faces.
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What a prune job reads, and `job`, which must be the same to resume in `root` and to find its result again."""
 
-    Writes core_set.parquet (key, label, kept, score, suppressed_by, reason), prune.json and report.html, and with
-    `data` a dataset: `out` is then trained on like any other. Two runs make the same core set; an interrupted one goes
-    on when run again.
+    root: Path
+    source: Embeddings
+    dataset: Dataset | None
+    test: Embeddings | None
+    job: dict[str, Any]
+
+
+def prune(config: Config) -> dict[str, Any]:
+    """Select a core set of embedded images.
+
+    Writes core_set.parquet (key, label, kept, score, suppressed_by, reason), prune.json and report.html into
+    `prune.out`, and with `prune.data` a dataset: the folder is then trained on like any other. Two runs make the same
+    core set; an interrupted one resumes when it is run again.
 
     Args:
-        embeddings: folder of parquet files, as `rayface embed` writes them.
-        out: folder on a disk that all nodes share, new or of the same job.
-        data: the dataset that was embedded, or several as one.
-        exclude: embeddings of a test set, whose identities settings.clean.test looks for.
-        write_shards: copy the kept samples into shards of their own; else the dataset refers to those of `data`.
+        config: `prune` and `clean`; of others data.max_corrupt_fraction, data.join, train.device, train.wait_for_nodes,
+            tracking and cluster.
 
     Returns:
         what prune.json holds: method, threshold, keep wanted and got, counts, baselines, seconds, config.
@@ -82,53 +78,18 @@ def build(
         ValueError: bad input, one line.
     """
     start = time.monotonic()
-    root = on_disk(out, "--out").absolute()
-    check_settings(settings)
-    source = open_embeddings(embeddings)
-    limit, join = config.data.max_corrupt_fraction, config.data.join
-    dataset = open_dataset(data, max_corrupt_fraction=limit, join=join) if data else None
-    if write_shards and dataset is None:
-        raise ValueError("--write-shards: needs --data, the dataset that was embedded")
-    test = open_embeddings(exclude) if exclude is not None else None
-    check_clean(settings, source, test, dataset)
-    if dataset is not None:
-        check_data(source, dataset)
-        if write_shards:
-            check_copied(dataset)
-    job = _job(settings, source, test, dataset, write_shards)
-    with exclusive_job_folder(str(root), job, _JOB, beside=[PROXY]):
+    inputs = _opened(config)
+    root = inputs.root
+    with exclusive_job_folder(str(root), inputs.job, _JOB, beside=[PROXY]):
         if result := read_result(root):
             shutil.rmtree(root / _WORK, ignore_errors=True)  # where a crash came between the two
             return result
         (root / RESULT).unlink(missing_ok=True)  # what it says is finished is gone
-        with tracked_job(root, config.tracking, job) as tracked:
-            with ray_session(address, debug=debug), quiet_data(debug):
-                if is_cluster(address):
-                    require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
-                result, cleaned = _prune(settings, source, root, test, dataset, config.train.device)
-                if dataset is not None:
-                    result["dataset"] = write_pruned(
-                        root,
-                        dataset,
-                        root / CORE_SET,
-                        merged=cleaned.merged if cleaned else {},
-                        write_shards=write_shards,
-                    )
-            with phase("write report"):
-                curation_report(
-                    root,
-                    root / CORE_SET,
-                    source,
-                    dataset=dataset,
-                    found=cleaned.found if cleaned else None,
-                    labelled=cleaned.faces if cleaned else None,
-                    table=_table(result),
-                    baselines=_compared(result),
-                    seed=settings.seed,
-                )
+        with tracked_job(root, config.tracking, inputs.job) as tracked:
+            result = _pruned(config, inputs)
             result["seconds"] = time.monotonic() - start
-            result["embeddings"] = str(embeddings)
-            result["config"] = job
+            result["embeddings"] = str(config.prune.embeddings)
+            result["config"] = inputs.job
             result["created_by"] = f"rayface {rayface.__version__}"
             write_json(root / RESULT, result)
             shutil.rmtree(root / _WORK, ignore_errors=True)
@@ -138,29 +99,69 @@ def build(
     return {**result, "tracking": tracked.uri, "tracking_delivered": tracked.delivered}
 
 
-def _prune(
-    settings: PruneSettings,
-    source: Embeddings,
-    root: Path,
-    test: Embeddings | None,
-    dataset: Dataset | None,
-    device: str,
-) -> tuple[dict[str, Any], Cleaned | None]:
-    """Write the core set; return what was chosen, beside what other methods would have, and what was cleaned."""
+def _opened(config: Config) -> _Inputs:
+    """Open what is read, and refuse what contradicts itself before anything is written."""
+    settings, clean, data = config.prune, config.clean, config.data
+    require_keys(config, "prune.embeddings", "prune.out")
+    root = on_disk(str(settings.out), "prune.out").absolute()
+    check_settings(config)
+    source = open_embeddings(str(settings.embeddings))
+    dataset = None
+    if settings.data:
+        dataset = open_dataset(settings.data, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
+    test = open_embeddings(clean.exclude) if clean.exclude is not None else None
+    check_clean(clean, source, test, dataset)
+    if dataset is not None:
+        check_data(source, dataset)
+        if settings.write_shards:
+            check_copied(dataset)
+    return _Inputs(root=root, source=source, dataset=dataset, test=test, job=_job(config, source, test, dataset))
+
+
+def _pruned(config: Config, inputs: _Inputs) -> dict[str, Any]:
+    """Write the core set, its dataset and its report."""
+    cluster, root, dataset = config.cluster, inputs.root, inputs.dataset
+    with ray_session(cluster.address, debug=cluster.debug), quiet_data(cluster.debug):
+        if is_cluster(cluster.address):
+            require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
+        result, cleaned = _selected(config, inputs)
+        if dataset is not None:
+            merged = cleaned.merged if cleaned else {}
+            result["dataset"] = write_pruned(
+                root, dataset, root / CORE_SET, merged=merged, write_shards=config.prune.write_shards
+            )
+    with phase("write report"):
+        curation_report(
+            root,
+            root / CORE_SET,
+            inputs.source,
+            dataset=dataset,
+            found=cleaned.found if cleaned else None,
+            labelled=cleaned.faces if cleaned else None,
+            table=_table(result),
+            baselines=_compared(result),
+            seed=config.prune.seed,
+        )
+    return result
+
+
+def _selected(config: Config, inputs: _Inputs) -> tuple[dict[str, Any], Cleaned | None]:
+    """Write the core set; return what was selected, what other methods would have been, and what was cleaned."""
+    settings, clean, source, root = config.prune, config.clean, inputs.source, inputs.root
     laps = _Laps()
     partitions = partition_by_identity(source, root / _WORK / "runs", settings.block_size)
     laps.end("group")
     cleaned = None
-    if settings.clean != CleanOptions():
+    if clean != CleanConfig():
         cleaned = clean_faces(
             partitions,
             source,
             root / _WORK / "clean",
-            settings.clean,
-            exclude=test,
-            dataset=dataset if settings.clean.bytes else None,
+            clean,
+            exclude=inputs.test,
+            dataset=inputs.dataset if clean.bytes else None,
             block_bytes=settings.block_size,
-            device=device,
+            device=config.train.device,
         )
         partitions = partition_by_identity(cleaned.stays, root / _WORK / "clean_runs", settings.block_size)
         laps.end("clean")
@@ -239,21 +240,29 @@ def _digest(source: Embeddings | None) -> str | None:
     return hashlib.sha256(json.dumps(masked([asdict(file) for file in source.files])).encode()).hexdigest()
 
 
-def _job(
-    settings: PruneSettings, source: Embeddings, test: Embeddings | None, dataset: Dataset | None, write_shards: bool
-) -> dict[str, Any]:
-    """What must be the same to go on in a folder, and to find its result again."""
+def _job(config: Config, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> dict[str, Any]:
+    """What must be the same to resume in a folder, and to find its result again."""
+    settings, clean = asdict(config.prune), asdict(config.clean)
+    names = ("method", "threshold", "keep", "min_images", "global_weight", "seed", "baselines", "head")
+    looked_for = ("outliers", "duplicates", "conflicts", "bytes")
     job = {
-        **asdict(settings),
+        **{name: settings[name] for name in names},
+        "clean": {
+            **{name: clean[name] for name in looked_for},
+            "test": clean["above"],
+            "drop": config.clean.dropped,
+            "merge": clean["merge"],
+        },
+        "block_size": settings["block_size"],
         "embeddings": _digest(source),
         "exclude": _digest(test),
         "dataset_digest": dataset.digest if dataset else None,
-        "write_shards": write_shards,
+        "write_shards": settings["write_shards"],
     }
     return json.loads(json.dumps(job))
 
 
-def _rule(settings: PruneSettings, chooser: Chooser) -> Rule:
+def _rule(settings: PruneConfig, chooser: Chooser) -> Rule:
     """The rule of the core set; its threshold searched where a share is wanted."""
     rule = Rule(
         method=settings.method,
@@ -267,7 +276,7 @@ def _rule(settings: PruneSettings, chooser: Chooser) -> Rule:
     return _found(rule, chooser)
 
 
-def _baselines(settings: PruneSettings, chooser: Chooser, keep: float) -> dict[str, Rule]:
+def _baselines(settings: PruneConfig, chooser: Chooser, keep: float) -> dict[str, Rule]:
     """Random always, others where they are asked for."""
     names = dict.fromkeys(["random", *settings.baselines])
     rules = {
@@ -285,7 +294,7 @@ def _found(rule: Rule, chooser: Chooser) -> Rule:
     return chooser.search(rule.keep, replace(rule, keep=None))
 
 
-def _head(settings: PruneSettings, method: str) -> dict[str, Any]:
+def _head(settings: PruneConfig, method: str) -> dict[str, Any]:
     if method != "diffprob" or settings.head is None:
         return {}
     return {"head": settings.head, "scale": RunDirectory(Path(settings.head)).read_config().head.scale}

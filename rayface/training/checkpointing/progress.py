@@ -88,4 +88,4 @@ class Progress:
 
 def saved_config(config: Config) -> Values:
     """Return the config as a checkpoint holds it: without credentials and train.output."""
-    return masked(configs.to_dict(replace(config, train=replace(config.train, output=None))))
+    return masked(configs.to_dict(replace(config, train=replace(config.train, output=None)), configs.TRAINING))

@@ -28,19 +28,6 @@ from rayface.training.checkpointing.progress import PROGRESS, Progress
 from rayface.training.run_directory import RunDirectory
 
 CENTERS = "head.centers"
-_SHOWN_KEYS = (
-    "name",
-    "backbone.name",
-    "backbone.embedding_size",
-    "backbone.width",
-    "head.name",
-    "head.margin",
-    "head.sample_rate",
-    "optim.name",
-    "train.batch_size",
-    "train.num_workers",
-    "train.seed",
-)
 # Parts of progress.json that a table names; numbers of the head and damaged samples are not for reading.
 _SHOWN_STATE = ("epoch", "workers", "schedule", "recovery", "mlflow", "plan", "dataset")
 _FEW = 8  # tensors of one kind that a table names one by one
@@ -98,7 +85,7 @@ def show(directory: Path) -> dict[str, Any]:
         **{key: progress[key] for key in ("step", "total_steps", "accuracy", *_SHOWN_STATE)},
         "damaged_samples": sum(fault[-1] for fault in progress["faults"]),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "config": {key: flat[key] for key in _SHOWN_KEYS if key in flat},
+        "config": {key: flat[key] for key in configs.SHOWN if key in flat},
         "tensors": tensors,
     }
 

@@ -34,7 +34,10 @@ def check_resumable(run: RunDirectory, config: Config, plan: SampleOrder) -> Non
     if not saved:
         return
     progress = Progress.read(saved[-1])
-    changes = _Changes(configs.flat(configs.from_dict(dict(progress.config or {}))), configs.flat(config))
+    changes = _Changes(
+        configs.flat(configs.from_dict(dict(progress.config or {})), configs.TRAINING),
+        configs.flat(config, configs.TRAINING),
+    )
     chunk = progress.plan["chunk_images"]
     if progress.plan != vars(plan):
         raise ValueError(

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from rayface.config import CleanConfig
 from rayface.curate import cosines as cosines_module
 from rayface.curate.clean import pair_search
-from rayface.curate.clean.clean import CleanOptions, clean
+from rayface.curate.clean.clean import clean
 
 Drawn = Callable[..., tuple[NDArray[Any], NDArray[np.int64]]]
 
@@ -46,7 +47,7 @@ def test_finds_what_a_double_loop_finds(faces: Any, block: int, monkeypatch: pyt
     """Outliers, duplicate identities, conflicts, in blocks or at once; nothing is dropped."""
     monkeypatch.setattr(cosines_module, "_BLOCK", block)
     embeddings, labels, keys = faces
-    options = CleanOptions(outliers=0.4, duplicates=0.8, conflicts=0.8)
+    options = CleanConfig(outliers=0.4, duplicates=0.8, conflicts=0.8)
     found = clean(embeddings, labels, keys, options)
     centers, unit = centers_of(embeddings, labels), units(embeddings)
 
@@ -74,7 +75,7 @@ def test_finds_what_a_double_loop_finds(faces: Any, block: int, monkeypatch: pyt
 def test_drops_and_merges_when_asked(faces: Any) -> None:
     """Of a conflict the face that fits its identity less; of duplicate identities the lower label stays."""
     embeddings, labels, keys = faces
-    options = CleanOptions(outliers=0.4, duplicates=0.8, conflicts=0.8, drop=("outliers", "conflicts"), merge=True)
+    options = CleanConfig(outliers=0.4, duplicates=0.8, conflicts=0.8, drop=("outliers", "conflicts"), merge=True)
     found = clean(embeddings, labels, keys, options)
     conflict = found.conflicts.to_pylist()[0]
     centers, unit = centers_of(embeddings, labels), units(embeddings)
@@ -89,7 +90,7 @@ def test_drops_and_merges_when_asked(faces: Any) -> None:
 def test_an_identity_keeps_the_face_nearest_to_its_mean() -> None:
     """Even where every face is an outlier; at opposite faces, whose mean is nothing, the first."""
     embeddings = np.eye(4)[[0, 1, 2, 3, 3]] * [[1], [1], [1], [1], [-1]]
-    found = clean(embeddings, [0, 0, 0, 1, 1], pa.array(list("abcde")), CleanOptions(outliers=0.9, drop=("outliers",)))
+    found = clean(embeddings, [0, 0, 0, 1, 1], pa.array(list("abcde")), CleanConfig(outliers=0.9, drop=("outliers",)))
     assert found.reason.to_pylist() == [None, "outlier", "outlier", None, "outlier"]
     assert len(found.outliers) == 5
 
@@ -102,7 +103,7 @@ def test_equal_bytes(faces: Any) -> None:
     embeddings[second] = embeddings[first]
     stray = int(np.flatnonzero(labels == 7)[0])  # identity 2's stray
     digests[[second, stray]] = digests[first]
-    found = clean(embeddings, labels, keys, CleanOptions(bytes=True, drop=("bytes",)), digests=digests)
+    found = clean(embeddings, labels, keys, CleanConfig(bytes=True, drop=("bytes",)), digests=digests)
     assert found.bytes.to_pylist() == [
         {"key": f"k{second}", "label": 1, "other_key": f"k{first}", "other_label": 1},
         {"key": f"k{stray}", "label": 7, "other_key": f"k{first}", "other_label": 1},
@@ -117,15 +118,10 @@ def test_identities_of_a_test_set_go_whole(faces: Any, drawn: Drawn) -> None:
     theirs = np.concatenate([others[:4], embeddings[labels == 22], others[4:]])
     names = np.r_[np.full(4, 5), np.full((labels == 22).sum(), 9), np.full(4, 6)]
     mixed = np.random.default_rng(0).permutation(len(names))
-    options = CleanOptions(test=0.6, outliers=0.4, drop=("test", "outliers"))
+    options = CleanConfig(above=0.6, outliers=0.4, drop=("test", "outliers"))
     found = clean(embeddings, labels, keys, options, test_embeddings=theirs[mixed], test_labels=names[mixed])
     assert [(row["label"], row["test_label"]) for row in found.test.to_pylist()] == [(22, 9)]
     assert ((np.array(found.reason.to_pylist()) == "in the test set") == (labels == 22)).all()
-    listed = clean(
-        embeddings, labels, keys, CleanOptions(test=0.6), test_embeddings=theirs[mixed], test_labels=names[mixed]
-    )
-    assert listed.test == found.test
-    assert listed.reason.null_count == len(labels)
 
 
 def planted(units: NDArray[Any], count: int, cosine: float, seed: int) -> NDArray[Any]:
@@ -144,7 +140,7 @@ def test_clean_with_test_persons_among_30_000_identities_drops_all_of_them() -> 
     centers[-300:] = planted(centers, 300, 0.9001, seed=2)
     faces = np.repeat(centers, 2, axis=0).astype(np.float32)
     labels = np.repeat(np.arange(30_000), 2)
-    options = CleanOptions(duplicates=0.9, test=0.75, drop=("test",), merge=True)
+    options = CleanConfig(duplicates=0.9, above=0.75, drop=("test",), merge=True)
     found = clean(
         faces,
         labels,
@@ -165,7 +161,7 @@ def test_merge_of_a_chain_gives_one_label_and_no_limit_of_a_million_pairs() -> N
     person = random.standard_normal(16)
     faces = np.r_[person + 0.01 * random.standard_normal((1450, 16)), -person[None]]
     keys = pa.array([f"{row}" for row in range(1451)])
-    found = clean(faces, np.arange(1451)[::-1], keys, CleanOptions(duplicates=0.9, merge=True))
+    found = clean(faces, np.arange(1451)[::-1], keys, CleanConfig(duplicates=0.9, merge=True))
     assert len(found.duplicates) == 1450 * 1449 // 2
     assert (found.labels == np.r_[np.ones(1450), 0]).all()
 
@@ -174,30 +170,28 @@ def test_too_many_pairs_are_refused(faces: Any, monkeypatch: pytest.MonkeyPatch)
     """Before they fill the memory."""
     monkeypatch.setattr(pair_search, "_LEAST_LIMIT", 10)
     with pytest.raises(ValueError, match=r"^conflicts -0.9: more than \d+ pairs are above this cosine; raise it"):
-        clean(*faces, CleanOptions(conflicts=-0.9))
+        clean(*faces, CleanConfig(conflicts=-0.9))
     with pytest.raises(ValueError, match=r"^duplicates -0.9: more than \d+ pairs are above this cosine; raise it"):
-        clean(*faces, CleanOptions(duplicates=-0.9))
+        clean(*faces, CleanConfig(duplicates=-0.9))
 
 
 def test_bad_input_gets_one_line(faces: Any) -> None:
     """Named, with the rule."""
     embeddings, labels, keys = faces
-    with pytest.raises(ValueError, match=r"^outliers 2: must be above -1 and below 1"):
-        clean(embeddings, labels, keys, CleanOptions(outliers=2))
-    with pytest.raises(ValueError, match=r"^drop 'all': must be of test, bytes"):
-        clean(embeddings, labels, keys, CleanOptions(drop=("all",)))
-    with pytest.raises(ValueError, match=r"^drop 'outliers': needs outliers, to look for them first"):
-        clean(embeddings, labels, keys, CleanOptions(conflicts=0.0, drop=("conflicts", "outliers")))
+    with pytest.raises(ValueError, match=r"^clean.drop: 'all': must be of test, bytes"):
+        clean(embeddings, labels, keys, CleanConfig(drop=("all",)))
+    with pytest.raises(ValueError, match=r"^clean.drop: 'outliers': needs clean.outliers, to find them first"):
+        clean(embeddings, labels, keys, CleanConfig(conflicts=0.0, drop=("conflicts", "outliers")))
     with pytest.raises(ValueError, match=r"^bytes: needs digests"):
-        clean(embeddings, labels, keys, CleanOptions(bytes=True))
-    with pytest.raises(ValueError, match=r"^merge: needs duplicates"):
-        clean(embeddings, labels, keys, CleanOptions(merge=True))
+        clean(embeddings, labels, keys, CleanConfig(bytes=True))
+    with pytest.raises(ValueError, match=r"^clean.merge: needs clean.duplicates"):
+        clean(embeddings, labels, keys, CleanConfig(merge=True))
     with pytest.raises(ValueError, match=r"^test: needs a cosine, and embeddings"):
-        clean(embeddings, labels, keys, CleanOptions(test=0.6))
+        clean(embeddings, labels, keys, CleanConfig(above=0.6))
     with pytest.raises(ValueError, match=r"must be as many"):
-        clean(embeddings, labels[:-1], keys, CleanOptions())
+        clean(embeddings, labels[:-1], keys, CleanConfig())
     with pytest.raises(ValueError, match=r"^labels: the rows of an identity"):
-        clean(embeddings, labels[::-1] % 2, keys, CleanOptions())
+        clean(embeddings, labels[::-1] % 2, keys, CleanConfig())
     embeddings[4] = 0
     with pytest.raises(ValueError, match=r"^embeddings row 4: all zeros"):
-        clean(embeddings, labels, keys, CleanOptions(outliers=0.4))
+        clean(embeddings, labels, keys, CleanConfig(outliers=0.4))

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayface.arrays import group_offsets
-from rayface.curate.clean.clean import CleanOptions, clean
+from rayface.config import CleanConfig
+from rayface.curate.clean.clean import clean
 from rayface.curate.cosines import unit_rows
 from rayface.curate.face_nms import suppress_many
 from rayface.curate.prune.report import curation_report
@@ -45,7 +46,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     table = {"key": keys, "label": labels, "kept": found.kept, "score": found.score, "suppressed_by": by}
     reason = np.where(found.kept, "kept", "too alike")
     pq.write_table(pa.table({**table, "reason": reason}), root / "core_set.parquet", row_group_size=20)
-    options = CleanOptions(outliers=0.5, duplicates=0.1, conflicts=0.5, bytes=True, test=0.9, drop=("outliers",))
+    options = CleanConfig(outliers=0.5, duplicates=0.1, conflicts=0.5, bytes=True, above=0.9, drop=("outliers",))
     theirs, digests = labels == 3, np.r_[1, 1, np.arange(2, len(keys))]
     test = {"test_embeddings": values[theirs], "test_labels": labels[theirs]}
     report = clean(values, labels, pa.array(keys), options, digests=digests, **test)

@@ -5,11 +5,8 @@ import json
 import pytest
 
 from rayface import config as configs
-from rayface.curate.clean.clean import CleanOptions
-from rayface.curate.prune import proxy
-from rayface.curate.prune.proxy import ProxySettings, prune_by_proxy
-from rayface.curate.prune.settings import PruneSettings
 from rayface.data.synth import synthesize
+from rayface.stages import proxy
 
 
 class Reached(Exception):  # noqa: N818
@@ -26,12 +23,10 @@ def begin(tmp_path, monkeypatch):
 
     monkeypatch.setattr(proxy, "_sample_identities", reached)
 
-    def begin(overrides=(), clean=None, **options):
-        settings = PruneSettings(keep=0.5, clean=clean or CleanOptions())
-        config = configs.load("mini", overrides=list(overrides))
-        given = ProxySettings(fraction=0.5, config=config)
-        data, out = [str(tmp_path / "faces")], tmp_path / "out" / "core"
-        prune_by_proxy(settings, given, data, out, **options)
+    def begin(*overrides):
+        out = tmp_path / "out" / "core"
+        own = ["prune.keep=0.5", "prune.proxy_fraction=0.5", f"prune.data={tmp_path / 'faces'}", f"prune.out={out}"]
+        proxy.prune(configs.load("mini", overrides=[*own, *overrides]))
         return (out / "proxy" / "proxy.json").read_text()
 
     return begin
@@ -43,15 +38,15 @@ def test_no_password_is_written_down_and_where_it_is_logged_may_change(begin, mo
     assert "secret" not in job
     assert json.loads(job)["fraction"] == 0.5
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert begin(["tracking.enabled=false"]) == job
+    assert begin("tracking.enabled=false") == job
     with pytest.raises(ValueError, match=r"its proxy was begun with optim.lr 0.* this is 0.7: choose another"):
-        begin(["optim.lr=0.7"])
+        begin("optim.lr=0.7")
 
 
 def test_half_of_a_test_set_is_refused_before_a_proxy_is_trained(begin, tmp_path):
-    for options in ({"exclude": "test"}, {"clean": CleanOptions(test=0.5)}):
-        with pytest.raises(ValueError, match=r"--exclude, --above: must be given together"):
-            begin(**options)
+    for given in ("clean.exclude=test", "clean.above=0.5"):
+        with pytest.raises(ValueError, match=r"clean.exclude, clean.above: must be given together"):
+            begin(given)
     with pytest.raises(ValueError, match="nowhere"):
-        begin(exclude=str(tmp_path / "nowhere"), clean=CleanOptions(test=0.5))
+        begin(f"clean.exclude={tmp_path / 'nowhere'}", "clean.above=0.5")
     assert not (tmp_path / "out").exists()

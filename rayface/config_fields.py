@@ -1,0 +1,145 @@
+"""Types of config fields, and the marks on them: how a value is read, and what it decides."""
+
+import os
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
+
+from rayface.values import guess, parse_list, parse_mapping
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Value = TypeVar("Value")
+
+
+class Mark(Enum):
+    """What a field decides."""
+
+    FIXED = "a resumed run must have the value that it was started with"
+    OPERATIONAL = "does not change a result but for rounding: not part of a stage's fingerprint"
+    SHOWN = "is shown by `rayface checkpoint show`"
+
+
+Fixed = Annotated[Value, Mark.FIXED]
+Operational = Annotated[Value, Mark.OPERATIONAL]
+Shown = Annotated[Value, Mark.SHOWN]
+
+
+def marked(tree: Any, mark: Mark) -> list[str]:
+    """Dotted keys of a tree of dataclasses whose fields carry a mark, or whose group does, in their order."""
+    found: list[str] = []
+    hints = get_type_hints(tree, include_extras=True)
+    for field in fields(tree):
+        own = mark in getattr(hints[field.name], "__metadata__", ())
+        if not is_dataclass(field.default) or isinstance(field.default, type):
+            found += [field.name] if own else []
+            continue
+        group = type(field.default)
+        inner = [each.name for each in fields(group)] if own else marked(group, mark)
+        found += [f"{field.name}.{name}" for name in inner]
+    return found
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from text as 256MiB, 1GiB or 1000000; MB and GB are read as MiB and GiB, as memory is sold.
+
+    Raises:
+        ValueError: anything else.
+    """
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:], 1)
+    digits = number.rstrip("KMGT")
+    if not digits.isdecimal() or int(digits) == 0:
+        raise ValueError(f"size {text!r}: must be a number of bytes above 0, for example 256MiB")
+    return int(digits) * factor
+
+
+def parse_paths(field: str, text: str) -> tuple[str, ...]:
+    """One path, as it stands there, or several written as '[a,b]', as data.train takes them.
+
+    Raises:
+        ValueError: brackets that hold no list of paths.
+    """
+    try:
+        return _paths(text)
+    except ValueError as error:
+        raise ValueError(f"{field}: {text!r}: {error}") from error
+
+
+def _paths(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value and not value.startswith("["):
+        return (value,)
+    try:
+        return tuple(parse_list(value))
+    except ValueError as error:
+        raise ValueError(
+            "must be a directory, or several as '[a,b]'; one whose own name begins with a bracket as './[a'"
+        ) from error
+
+
+def _absolute(path: str) -> str:
+    """A path as every process finds it: workers run in other directories. URIs stay."""
+    from rayface.storage import normalise  # pyarrow takes its time to import
+
+    if not path:
+        raise ValueError("must be a path")
+    return normalise(path)
+
+
+def _absolute_database(uri: str) -> str:
+    """A sqlite file as every process finds it; other URIs stay."""
+    scheme = "sqlite:///"
+    if not uri.startswith(scheme) or uri.startswith((f"{scheme}:", f"{scheme}file:")):
+        return uri
+    return scheme + os.path.abspath(uri.removeprefix(scheme))
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Bytes = Annotated[Positive, BeforeValidator(lambda v: parse_bytes(v) if isinstance(v, str) else v)]
+
+
+def _as_list(value: Any) -> Any:
+    return parse_list(value) if isinstance(value, str) and value.startswith("[") else value
+
+
+def _alone(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _workers(value: Any) -> int | tuple[int, int]:
+    """A number of workers, or the least and the most."""
+    value = _as_list(value)
+    bounds = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    bounds = tuple(guess(bound) if isinstance(bound, str) else bound for bound in bounds)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in bounds)
+    if len(bounds) != 2 or not whole or not 1 <= bounds[0] <= bounds[1]:
+        raise ValueError("must be a number of workers above 0, or [least, most], for example [1, 3]")
+    return (bounds[0], bounds[1]) if isinstance(value, list | tuple) else bounds[0]
+
+
+def as_mapping(value: Any) -> Any:
+    return parse_mapping(value) if isinstance(value, str) else value
+
+
+def _guessed(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: guess(value) if isinstance(value, str) else value for key, value in values.items()}
+
+
+Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]
+PathText = Annotated[str, AfterValidator(_absolute)]
+"""A path or URI; relative ones are of the current directory where they enter, and absolute from there on."""
+Paths = Annotated[tuple[PathText, ...], BeforeValidator(_paths)]
+DatabaseUri = Annotated[str, AfterValidator(_absolute_database)]
+Numbers = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_list)]
+Options = Annotated[dict[str, Any], BeforeValidator(as_mapping), AfterValidator(_guessed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: _alone(_as_list(v)))]
+Share = Annotated[float, Field(gt=0, le=1)]
+Cosine = Annotated[float, Field(gt=-1, le=1)]
+Seed = NotNegative
+"""The same seed gives the same result."""

@@ -1,0 +1,93 @@
+"""Fingerprints of what stages leave: something that changes when a result does, None if it is not whole."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rayface.files import sha256_of
+
+Fingerprint = Callable[[Path], str | None]
+
+
+@contextmanager
+def _unless_missing(path: Path) -> Iterator[None]:
+    """Pass over what is missing; a result that cannot be read now, because a disk is away, is not missing.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}: make it readable, or delete it") from error
+
+
+def of_file(name: str) -> Fingerprint:
+    """Fingerprint a folder by the content of a file in it."""
+
+    def fingerprint(folder: Path) -> str | None:
+        with _unless_missing(folder / name):
+            return sha256_of(folder / name)
+        return None
+
+    return fingerprint
+
+
+def of_fields(name: str, *fields: str) -> Fingerprint:
+    """Fingerprint a folder by some fields of a JSON file in it."""
+
+    def fingerprint(folder: Path) -> str | None:
+        text = None
+        with _unless_missing(folder / name):
+            text = (folder / name).read_bytes()
+        try:
+            content = json.loads(text or "")
+            return hashlib.sha256(json.dumps([content[field] for field in fields]).encode()).hexdigest()
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    return fingerprint
+
+
+def of_dataset(folder: Path) -> str | None:
+    """Fingerprint a dataset by its manifest; its shards must exist."""
+    found = of_file("dataset.json")(folder)
+    if found is None:
+        return None
+    with _unless_missing(folder):
+        shards = json.loads((folder / "dataset.json").read_text()).get("shards", [])
+        if all((folder / shard["path"]).stat().st_size == shard["num_bytes"] for shard in shards):
+            return found
+    return None
+
+
+def of_embeddings(folder: Path) -> str | None:
+    """Fingerprint embeddings by what decides their bytes; the files that the manifest names must exist."""
+    from rayface.embedding.embeddings import MANIFEST, missing_parts
+
+    # Not all of the manifest: a job that finds everything embedded writes it anew, with other seconds.
+    fields = ("model_sha256", "dataset_digest", "flip", "precision", "dtype", "num_rows")
+    found = of_fields(MANIFEST, *fields)(folder)
+    return None if found is None or missing_parts(str(folder)) else found
+
+
+def of_core_set(folder: Path) -> str | None:
+    """Fingerprint a core set by prune.json; the files that it names must exist."""
+    from rayface.curate.prune.result import RESULT, read_result
+
+    found = of_file(RESULT)(folder)
+    return None if found is None or read_result(folder) is None else found
+
+
+def of_run(folder: Path) -> str | None:
+    """Fingerprint a run by its model, once it is finished."""
+    from rayface.models.model_files import DESCRIPTION
+    from rayface.training.run_directory import RunDirectory
+
+    with _unless_missing(folder):
+        return of_fields(DESCRIPTION, "sha256")(folder) if RunDirectory(folder).is_finished() else None
+    return None
