@@ -29,7 +29,6 @@ from rayface.data.manifest import (
     read_identities,
     read_manifest,
     read_parquet,
-    shard_entries,
 )
 from rayface.data.shards.members import parse_name
 from rayface.data.shards.samples import Fault, ShardRows
@@ -89,11 +88,11 @@ def check(path: str | Path, *, deep: bool = False, write_manifest: bool = False)
     manifest = _manifest_to_check(root, names)
     shards = shard_files(files)
     not_read = tars_not_read(root, files, folders, dataset_marker=MANIFEST if shards else None)
-    if not shards:
-        refuse_not_read(root, not_read, has_shards=False)
+    refuse_not_read(root, [] if shards else not_read, has_shards=bool(shards))
     ordered = _in_manifest_order(shards, manifest)
-    num_classes = manifest.num_classes if manifest else None
-    jobs = scan_jobs(root, ordered, num_classes, deep=deep, digest=deep or write_manifest)
+    jobs = scan_jobs(
+        root, ordered, manifest.num_classes if manifest else None, deep=deep, digest=deep or write_manifest
+    )
     scans = scan_shards(jobs, sum(file.size for file in shards))
     faults = [fault for scan in scans for fault in scan.faults] + faults_not_read(root, not_read)
     shared = shared_key(scans)
@@ -104,8 +103,7 @@ def check(path: str | Path, *, deep: bool = False, write_manifest: bool = False)
     scans = with_unique_keys(ordered, scans)
     found = manifest_of_scan(root, ordered, scans)
     if manifest:  # keep its description
-        entries = shard_entries(ordered, scans)
-        found = manifest.model_copy(update={"num_images": found.num_images, "shards": entries})
+        found = manifest.model_copy(update={"num_images": found.num_images, "shards": found.shards})
     labels = joint_table(scans)["label"].to_numpy()
     faults += _check_labels(root, found, labels, has_names=IDENTITIES in names, counted=manifest is None)
     if write_manifest:

@@ -127,7 +127,7 @@ def _draw(task: np.ndarray, images: int, seed: int, size: int) -> list[Sample]:
         for number, index in zip(*divmod(task, images), strict=True):
             view = sample_view(seed, int(number), int(index))
             image = draw_face(sample_identity(seed, int(number)), view, size)
-            jpeg = simplejpeg.encode_jpeg(image, view.quality, "RGB", "420")
+            jpeg = simplejpeg.encode_jpeg(image, view.camera.quality, "RGB", "420")
             samples.append((_key(number, index), int(number), jpeg))
         return samples
     finally:

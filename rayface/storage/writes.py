@@ -46,15 +46,12 @@ class AtomicFile:
             sync_folder(os.path.dirname(self._path))
         else:
             self.stream.close()
-            self._rename()
+            try:
+                self._filesystem.move(self._temporary, self._path)
+            except NotImplementedError:  # Azure without a hierarchical namespace
+                self._filesystem.copy_file(self._temporary, self._path)
+                self._filesystem.delete_file(self._temporary)
         self._done = True
-
-    def _rename(self) -> None:
-        try:
-            self._filesystem.move(self._temporary, self._path)
-        except NotImplementedError:  # Azure without a hierarchical namespace
-            self._filesystem.copy_file(self._temporary, self._path)
-            self._filesystem.delete_file(self._temporary)
 
     def abandon(self) -> None:
         """Close and delete the file unless it was committed; never raises, because it follows an error."""

@@ -9,7 +9,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from rayface.data.drawing.portrait import Array, View
+from rayface.data.drawing.draws import Array
+from rayface.data.drawing.view import View
 
 _SHIFT = 4  # OpenCV's fixed-point bits: 1/16 pixel
 _FIXED = 1 << _SHIFT
@@ -77,14 +78,14 @@ class Canvas:
         self.shadow = np.full((size // 2, size // 2, 3), 255, np.uint8)
         self.unit = size / _CROP  # output pixels per crop pixel
         cos_yaw, sin_yaw, cos_pitch, sin_pitch = (
-            np.cos(view.yaw), np.sin(view.yaw), np.cos(view.pitch), np.sin(view.pitch)
+            np.cos(view.pose.yaw), np.sin(view.pose.yaw), np.cos(view.pose.pitch), np.sin(view.pose.pitch)
         )  # fmt: skip
-        c, s = view.scale * np.cos(view.roll), view.scale * np.sin(view.roll)
+        c, s = view.pose.scale * np.cos(view.pose.roll), view.pose.scale * np.sin(view.pose.roll)
         plane = np.array(((c, s), (-s, c)))
         # turning, scaling and dropping the depth is one affine map of (x, y, z)
         xy = np.array(((cos_yaw, -sin_yaw * sin_pitch), (0.0, cos_pitch))) @ plane
         depth = np.array((sin_yaw, cos_yaw * sin_pitch)) @ plane
-        origin = np.array((0.0, _NECK * (1 - cos_pitch))) @ plane + _EYE_POINT + view.shift
+        origin = np.array((0.0, _NECK * (1 - cos_pitch))) @ plane + _EYE_POINT + view.pose.shift
         self._crop_map = xy, depth, origin
         self._layer_map = _fixed_map(self._crop_map, 2 * self.unit)
         self._shadow_map = _fixed_map(self._crop_map, self.unit / 2)

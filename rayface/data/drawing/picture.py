@@ -10,7 +10,9 @@ import numpy as np
 
 from rayface.data.drawing import features
 from rayface.data.drawing.canvas import RELIEF, Canvas, ellipse
-from rayface.data.drawing.portrait import Array, Identity, View
+from rayface.data.drawing.draws import Array
+from rayface.data.drawing.portrait import Identity
+from rayface.data.drawing.view import View
 
 _GRAIN = 256  # side of the tile of film grain
 
@@ -33,11 +35,11 @@ def landmarks(identity: Identity, view: View, size: int = 112) -> Array:
     f = identity
     points = np.array(
         [
-            (-f.eye_spacing, 0.0),
-            (f.eye_spacing, 0.0),
-            (0.0, f.nose_length),
-            (-f.mouth_width, f.mouth_height),
-            (f.mouth_width, f.mouth_height),
+            (-f.eyes.spacing, 0.0),
+            (f.eyes.spacing, 0.0),
+            (0.0, f.nose.length),
+            (-f.mouth.width, f.mouth.height),
+            (f.mouth.width, f.mouth.height),
         ]
     )
     depth = points[:, 0] ** 2 * RELIEF
@@ -81,23 +83,27 @@ def _grid(side: int) -> Array:
 def _light_map(canvas: Canvas, view: View, side: int = 28) -> Array:
     """Lambert's law on an ellipsoid the size of the head, (side, side, 3)."""
     centre = canvas.project(np.array(((0.0, 8.0),)), -12.0)[0]
-    n = (_grid(side) - centre) / (46 * view.scale, 62 * view.scale)
+    n = (_grid(side) - centre) / (46 * view.pose.scale, 62 * view.pose.scale)
     radius = np.sqrt((n * n).sum(1)).clip(1e-6)
     xy = n * (np.minimum(radius, 0.97) / radius)[:, None]
-    facing = xy @ view.light[:2] + np.sqrt(1 - (xy * xy).sum(1)) * view.light[2]
+    facing = xy @ view.light.direction[:2] + np.sqrt(1 - (xy * xy).sum(1)) * view.light.direction[2]
     # the soft foot of the ramp: light creeps a little around the edge of a face
     lambert = np.maximum(facing + 0.15, 0) / 1.15
-    glow = view.ambient + view.diffuse * lambert[:, None] * view.light_colour
-    glow /= view.ambient + 0.62 * view.diffuse  # the camera meters for the face
+    glow = view.light.ambient + view.light.diffuse * lambert[:, None] * view.light.colour
+    glow /= view.light.ambient + 0.62 * view.light.diffuse  # the camera meters for the face
     return glow.reshape(side, side, 3).astype(np.float32)
 
 
 def _backdrop(view: View, size: int, side: int = 28) -> Array:
     """Two colours running into each other, with blurred shapes, (size, size, 3) float32."""
-    direction = np.array((np.cos(view.backdrop_angle), np.sin(view.backdrop_angle)))
+    direction = np.array((np.cos(view.backdrop.angle), np.sin(view.backdrop.angle)))
     ramp = ((_grid(side) / 56 - 1) @ direction * 0.4 + 0.5).clip(0, 1)[:, None]
-    image = (view.backdrop[0] * (1 - ramp) + view.backdrop[1] * ramp).reshape(side, side, 3).astype(np.uint8)
-    for x, y, radius, *colour in view.blobs.tolist():
+    image = (
+        (view.backdrop.colours[0] * (1 - ramp) + view.backdrop.colours[1] * ramp)
+        .reshape(side, side, 3)
+        .astype(np.uint8)
+    )
+    for x, y, radius, *colour in view.backdrop.blobs.tolist():
         outline = (ellipse(x * side, y * side, radius * side, radius * side, 16) * 16).astype(np.int32)
         cv2.fillPoly(image, [outline], colour, cv2.LINE_8, 4)
     image = cv2.resize(cv2.GaussianBlur(image, (0, 0), 1.6), (size, size), interpolation=cv2.INTER_LINEAR)
@@ -114,13 +120,13 @@ def _grain() -> Array:
 
 def _develop(image: Array, view: View) -> Array:
     """Exposure, contrast, focus and grain, to uint8."""
-    image = image * np.float32(view.exposure / 255)
-    image = np.clip(image, 1e-3, None) ** np.float32(1.15 * view.contrast)
+    image = image * np.float32(view.camera.exposure / 255)
+    image = np.clip(image, 1e-3, None) ** np.float32(1.15 * view.camera.contrast)
     image = image * 1.4 / (1 + 0.4 * image)  # highlights roll off instead of clipping
     image = image * 255
     size = image.shape[0]
-    if view.blur > 0.2:
-        image = cv2.GaussianBlur(image, (0, 0), view.blur * size / 112)
-    top, left = (view.cover_place[:2] * 1e6).astype(int) % (_GRAIN - size + 1)
+    if view.camera.blur > 0.2:
+        image = cv2.GaussianBlur(image, (0, 0), view.camera.blur * size / 112)
+    top, left = (view.cover.place[:2] * 1e6).astype(int) % (_GRAIN - size + 1)
     grain = _grain()[top : top + size, left : left + size]
-    return np.clip(np.rint(image + grain * np.float32(view.noise)), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(image + grain * np.float32(view.camera.noise)), 0, 255).astype(np.uint8)

@@ -94,7 +94,9 @@ def members_by_key(members: Iterable[tuple[MemberName, Member]]) -> dict[str, Sa
         of_key = found[key]
         if suffix not in IMAGE_SUFFIXES:
             of_key.labels.setdefault(suffix, member)
-        elif of_key.image is None or (suffix in _JPEG_SUFFIXES and not _is_jpeg(of_key.image)):
+        elif of_key.image is None or (
+            suffix in _JPEG_SUFFIXES and parse_name(of_key.image.name).suffix not in _JPEG_SUFFIXES
+        ):
             of_key.image = member
     return found
 
@@ -103,10 +105,6 @@ def samples_among(found: dict[str, SampleMembers], group: str) -> list[str]:
     """Return the keys that have an image and a label; only the group itself if it has both, as WebDataset reads it."""
     complete = [key for key, members in found.items() if members.image and members.labels]
     return [group] if group in complete else complete
-
-
-def _is_jpeg(member: Member) -> bool:
-    return parse_name(member.name).suffix in _JPEG_SUFFIXES
 
 
 def read_label(labels: dict[str, Member], fetch: Fetch, num_classes: int | None = None) -> int:

@@ -129,7 +129,10 @@ class SampleParser:
             label, image = members.read(self.fetch, self.num_classes, read_image=self.read_jpeg)
         except BadMemberError as error:
             return self._fault(error.member, error.kind, str(error))
-        self.suffixes = {"image": _suffix(members.image), "label": min(members.labels, key=LABEL_SUFFIXES.index)}
+        self.suffixes = {
+            "image": parse_name(members.image.name).suffix,
+            "label": min(members.labels, key=LABEL_SUFFIXES.index),
+        }
         return Sample(key, label, image, first.offset, num_bytes)
 
     def _is_field(self, key: str, group: str) -> bool:
@@ -172,10 +175,6 @@ class SampleParser:
         return Fault(
             shard=self.shard, member=member.name, offset=member.offset, reason=reason, num_lost=num_lost, kind=kind
         )
-
-
-def _suffix(member: Member) -> str:
-    return parse_name(member.name).suffix
 
 
 def _extent(key: str, group: Group) -> tuple[Member, Member]:

@@ -93,7 +93,11 @@ def scan_one(job: ScanJob) -> ShardScan:
             column.append(value)
     columns = (keys, np.full(len(keys), job.number, np.int32), offsets, sizes, labels)
     table = index_table(columns)
-    size, sha256 = _digest(job.path) if job.digest else (_size(job.path), None)
+    if job.digest:
+        size, sha256 = _digest(job.path)
+    else:
+        with Source(job.path) as source:
+            size, sha256 = source.size, None
     return ShardScan(table=table, faults=faults, num_bytes=size, sha256=sha256, image_size=_first_size(job.path, table))
 
 
@@ -160,12 +164,7 @@ def _first_size(shard: str, table: pa.Table) -> tuple[int, int] | None:
     return height, width
 
 
-def _size(path: str) -> int:
-    with Source(path) as source:
-        return source.size
-
-
-def _digest(path: str) -> tuple[int, str]:
+def _digest(path: str) -> tuple[int, str | None]:
     digest, at = hashlib.sha256(), 0
     with Source(path) as source:
         while chunk := source.read(at, _DIGEST_CHUNK):
