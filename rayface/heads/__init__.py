@@ -1,7 +1,6 @@
 """Heads (class layers): turn embeddings and labels into a loss. They take plain arguments and do not import Ray."""
 
 from collections.abc import Callable
-from typing import Any
 
 from rayface.heads.adaptive_margins import AdaFace, CurricularFace, ElasticFace, MagFace
 from rayface.heads.base import Head, HeadSettings
@@ -37,7 +36,7 @@ MARGINS: dict[str, Callable[..., Margin]] = {
 HEADS: dict[str, type[Head]] = {"partial_fc": PartialFC}
 
 
-def build_margin(name: str, **arguments: Any) -> Margin:
+def build_margin(name: str, **arguments: object) -> Margin:
     """Return a margin by its name in MARGINS with the arguments of its class; ValueError for an unknown name."""
     ensure_loaded()
     if name not in MARGINS:

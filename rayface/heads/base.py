@@ -1,15 +1,20 @@
 """The interface of heads: what training calls, what a head is built from, and what `rayface plan` asks it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
 from rayface.heads.margins import Margin
 from rayface.heads.shape import HeadMemory, HeadShape
+
+Value: TypeAlias = int | float | str | dict[str, float] | None
+"""A JSON value of a head's state."""
+HeadState: TypeAlias = Mapping[str, Tensor | Value]
+"""State of a head by name: tensors, and values that a checkpoint keeps as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,13 @@ class Head(ABC):
         return 0, self.num_classes, self.num_classes
 
     def prefetch(self, labels: Tensor, counts: Sequence[int] | None = None) -> None:  # noqa: B027
-        """Begin to fetch what the next loss needs; called before the backbone's forward pass with the loss's labels."""
+        """Start to fetch what the next loss needs, while the backbone's forward pass runs; every rank calls it.
+
+        Args:
+            labels, counts: of the next loss.
+        Raises:
+            ValueError: labels of another shape or type.
+        """
 
     @abstractmethod
     def loss(self, embeddings: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
@@ -117,25 +128,27 @@ class Head(ABC):
         return None
 
     @abstractmethod
-    def state(self) -> dict[str, Any]:
+    def state(self) -> HeadState:
         """Return live tensors and JSON values by name; see `replicated`. Key "margin": the margin's statistics."""
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: HeadState) -> None:
         """Load what `state` returned at the same class range; a head with values besides "margin" adds these.
 
         Raises:
             ValueError: a tensor is missing or of another shape.
         """
         for name, mine in (self.row_tensors() | self.replicated_tensors()).items():
-            if name not in state:
+            saved = state.get(name)
+            if not isinstance(saved, Tensor):
                 raise ValueError(f"head state has no {name!r}: it was saved with another head or optim.name")
-            if state[name].shape != mine.shape:
-                raise ValueError(f"head state {name!r} of shape {tuple(state[name].shape)} must be {tuple(mine.shape)}")
-            if state[name].data_ptr() != mine.data_ptr():
-                mine.copy_(state[name])
-        if "margin" in state:
-            self.margin.load_state(state["margin"])
+            if saved.shape != mine.shape:
+                raise ValueError(f"head state {name!r} of shape {tuple(saved.shape)} must be {tuple(mine.shape)}")
+            if saved.data_ptr() != mine.data_ptr():
+                mine.copy_(saved)
+        margin = state.get("margin")
+        if isinstance(margin, dict):
+            self.margin.load_state(margin)
 
     def row_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of `state` whose rows are the classes of `row_range`, (last - first, ...)."""
@@ -145,6 +158,6 @@ class Head(ABC):
         """Return the tensors of `state` that are the same on every rank."""
         return {name: t for name, t in self.state().items() if isinstance(t, Tensor) and name in self.replicated}
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Value]:
         """Return what is not a tensor in `state`: JSON values."""
         return {name: value for name, value in self.state().items() if not isinstance(value, Tensor)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -68,8 +69,26 @@ class Workspace:
         return buffer[:size].view(shape)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CenterOptimizer:
+    """Optimizer of the class centers, "sgd" or "adamw", as in torch.optim; AdamW counts its steps by row."""
+
+    name: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Names of the matrices of the size of the centers that it keeps."""
+        if self.name == "adamw":
+            return "exp_avg", "exp_avg_sq"
+        return ("momentum",) if self.momentum else ()
+
+
 class ClassCenters:
-    """Rows of the class centers and of the optimiser's moments, read and updated block by block.
+    """Rows of the class centers and of the optimizer's moments, read and updated block by block.
 
     Memory: rows x width x (1 + moments) numbers of the storage type; nothing else of that size exists at any time.
     bf16 storage rounds stochastically, so that updates smaller than its resolution are right on average.
@@ -85,36 +104,25 @@ class ClassCenters:
         num_rows: int,
         width: int,
         *,
-        optimizer: str,
-        momentum: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
+        optimizer: CenterOptimizer,
         dtype: torch.dtype,
         device: torch.device,
         host_memory: bool,
         seed: int,
         first: int = 0,
     ) -> None:
-        self.optimizer, self.momentum, self.betas, self.eps = optimizer, momentum, betas, eps
-        self.weight_decay = weight_decay
-        self.device = device
+        self.optimizer, self.device = optimizer, device
         pinned = host_memory and device.type != "cpu"
         home = torch.device("cpu") if host_memory else device
         self.values = torch.empty(num_rows, width, dtype=dtype, device=home, pin_memory=pinned)
         # written, not only reserved: too little memory fails now, not after a thousand steps
-        self.moments = {name: torch.empty_like(self.values, pin_memory=pinned).zero_() for name in self._moment_names()}
-        if optimizer == "adamw":
+        self.moments = {name: torch.empty_like(self.values, pin_memory=pinned).zero_() for name in optimizer.moments}
+        if optimizer.name == "adamw":
             self.moments["updates"] = torch.zeros(num_rows, 1, dtype=torch.int32, device=home, pin_memory=pinned)
         self._workspace = Workspace(device)
         self._staging = Workspace(home, pinned) if host_memory else None
         self._rounding = StochasticRounding(seed, width, device, first) if dtype == torch.bfloat16 else None
         self._passes = _row_passes() if device.type == "cpu" else None
-
-    def _moment_names(self) -> tuple[str, ...]:
-        if self.optimizer == "adamw":
-            return "exp_avg", "exp_avg_sq"
-        return ("momentum",) if self.momentum else ()
 
     @property
     def math_dtype(self) -> torch.dtype:
@@ -181,7 +189,7 @@ class ClassCenters:
         Overwrites `gradient` and `fetched`, the block's rows as of `read`. Applies the chain rule through w / |w|:
         d/dw = (g - (g . u) u) / |w|. A row of zeros has no direction and gets no gradient.
         """
-        if self._passes is not None and self.optimizer == "sgd":
+        if self._passes is not None and self.optimizer.name == "sgd":
             self._sgd_in_one_pass(self._passes, block, gradient, lr)
             return
         rows = self.read(block, fetched)
@@ -189,8 +197,8 @@ class ClassCenters:
         products = self._workspace.get("products", (rows.shape[0], rows.shape[1]), rows.dtype)
         radial = torch.mul(gradient, rows, out=products).sum(1, keepdim=True)
         pull = radial.mul_(inverse.pow(3)).neg_()
-        if self.optimizer == "sgd":
-            self._sgd(block, rows, gradient, inverse, pull.add_(self.weight_decay), lr)
+        if self.optimizer.name == "sgd":
+            self._sgd(block, rows, gradient, inverse, pull.add_(self.optimizer.weight_decay), lr)
         else:
             self._adamw(block, rows, gradient.mul_(inverse).addcmul_(rows, pull), lr)
 
@@ -198,13 +206,13 @@ class ClassCenters:
         velocity, noise = self.moments.get("momentum"), None
         if self._rounding is not None:
             noise = (self._rounding.noise, self._rounding.start("momentum"), self._rounding.start("centers"))
-        settings = {"lr": lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
-        passes.sgd_rows(self.values, velocity, block, gradient, noise=noise, **settings)
+        rates = {"lr": lr, "momentum": self.optimizer.momentum, "weight_decay": self.optimizer.weight_decay}
+        passes.sgd_rows(self.values, velocity, block, gradient, noise=noise, **rates)
 
     def _sgd(self, block: Block, rows: Tensor, gradient: Tensor, inverse: Tensor, pull: Tensor, lr: float) -> None:
         """Add both parts of the gradient to the momentum directly, which saves a pass over memory."""
-        if self.momentum:
-            step = self._read("momentum", self.moments["momentum"], block).mul_(self.momentum)
+        if self.optimizer.momentum:
+            step = self._read("momentum", self.moments["momentum"], block).mul_(self.optimizer.momentum)
             step.addcmul_(gradient, inverse).addcmul_(rows, pull)
             self._write("momentum", block, step)
         else:
@@ -217,11 +225,12 @@ class ClassCenters:
         # counted by row: bias correction starts when a class is first used, at whatever step
         count = self._read("updates", self.moments["updates"], block).add_(1)
         age = count.to(self.math_dtype)
-        first.lerp_(gradient, 1 - self.betas[0])
-        second.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
-        root = torch.sqrt(second, out=gradient).div_((1 - self.betas[1] ** age).sqrt_()).add_(self.eps)
-        rows.mul_(1 - lr * self.weight_decay)
-        step = torch.div(first, root, out=root).mul_(-lr / (1 - self.betas[0] ** age))
+        beta_1, beta_2 = self.optimizer.betas
+        first.lerp_(gradient, 1 - beta_1)
+        second.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
+        root = torch.sqrt(second, out=gradient).div_((1 - beta_2**age).sqrt_()).add_(self.optimizer.eps)
+        rows.mul_(1 - lr * self.optimizer.weight_decay)
+        step = torch.div(first, root, out=root).mul_(-lr / (1 - beta_1**age))
         self._write("centers", block, rows.add_(step))
         self._write("exp_avg", block, first)
         self._write("exp_avg_sq", block, second)

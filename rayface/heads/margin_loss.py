@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -20,12 +20,20 @@ class NonFiniteEmbeddingsError(ValueError):
     """An embedding of the global batch is NaN or infinite; raised on every rank at once, before any update."""
 
 
+class _Context(Protocol):
+    """What the forward pass leaves for the backward pass."""
+
+    head: PartialFC
+    dtype: torch.dtype
+    outcome: _Outcome | None
+
+
 class MarginLoss(torch.autograd.Function):
     """Mean margin softmax loss over the global batch; backward hands the centers' gradient to the head."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         embeddings: Tensor,
         anchor: Tensor,
         labels: Tensor,
@@ -41,8 +49,9 @@ class MarginLoss(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         head, outcome = ctx.head, ctx.outcome
+        assert outcome is not None  # autograd only comes here where a gradient was asked for
         head.keep(outcome.pending, gradient)
         return outcome.embedding_gradient(head.collectives, gradient).to(ctx.dtype), None, None, None, None, None
 

@@ -1,15 +1,14 @@
 """Partial FC: a head whose classes are sharded over the ranks and sampled in each step (arXiv 2203.15565)."""
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rayface.heads.base import Head, HeadSettings
-from rayface.heads.class_centers import OPTIMIZERS, Block, ClassCenters, class_range, initial_rows
+from rayface.heads.base import Head, HeadSettings, HeadState
+from rayface.heads.center_update import CenterUpdate
+from rayface.heads.class_centers import OPTIMIZERS, CenterOptimizer, ClassCenters, class_range, initial_rows
 from rayface.heads.collectives import Collectives
 from rayface.heads.margin_loss import MarginLoss
 from rayface.heads.margins import Margin
@@ -35,7 +34,7 @@ class PartialFC(Head):
     Collectives of a step: one all-gather (embeddings and labels), one all-reduce (2 B numbers), one reduce-scatter (B D
     numbers, in backward). With host_memory, `prefetch` adds an all-gather of the B labels before the backbone. The
     loss gathers them again, so that all ranks agree on whether the prefetched rows are valid.
-    Memory: rows x D x (1 + moments of the optimiser) in the storage type, `logit_memory` bytes, and chunks of a few MB;
+    Memory: rows x D x (1 + moments of the optimizer) in the storage type, `logit_memory` bytes, and chunks of a few MB;
     with `prefetch` the sampled rows once more on the device, and with a GPU in pinned host memory.
 
     Args:
@@ -84,20 +83,12 @@ class PartialFC(Head):
         self.step_count = 0
         self.first, self.last = class_range(num_classes, self.collectives.size, self.collectives.rank)
         self._adopts_fp64 = storage_dtype is None
-        self._options: dict[str, Any] = {
-            "optimizer": optimizer,
-            "momentum": momentum,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "device": torch.device(device),
-            "host_memory": host_memory,
-            "seed": seed,
-        }
-        self._softmax_options: dict[str, Any] = {"compute_dtype": compute_dtype, "logit_memory": logit_memory}
+        rates = {"momentum": momentum, "weight_decay": weight_decay, "eps": eps}
+        self._optimizer = CenterOptimizer(name=optimizer, betas=betas, **rates)
+        self._device, self._host_memory = torch.device(device), host_memory
+        self._compute_dtype, self._logit_memory = compute_dtype, logit_memory
         self.margin = margin
         self._anchor = torch.zeros((), requires_grad=True)  # makes the loss differentiable even for constant embeddings
-        self._pending: list[PendingGradient] = []
         self._allocate(DTYPES[storage_dtype] if storage_dtype else torch.get_default_dtype())
         initial_rows(self.first, self.last, embedding_size, seed, self.store.values)
 
@@ -112,17 +103,24 @@ class PartialFC(Head):
         return partial_fc_memory(shape)
 
     def _allocate(self, dtype: torch.dtype) -> None:
-        rows = self.last - self.first
-        self.store = ClassCenters(rows, self.embedding_size, dtype=dtype, first=self.first, **self._options)
-        bf16 = self._softmax_options["compute_dtype"] == "bf16"
-        on_host = self._options["host_memory"] and self.sample_rate < 1
-        self._prefetch = RowPrefetch(self.store) if on_host else None
+        self.store = ClassCenters(
+            self.last - self.first,
+            self.embedding_size,
+            optimizer=self._optimizer,
+            dtype=dtype,
+            device=self._device,
+            host_memory=self._host_memory,
+            seed=self.seed,
+            first=self.first,
+        )
+        self._prefetch = RowPrefetch(self.store) if self._host_memory and self.sample_rate < 1 else None
         self.softmax = ShardSoftmax(
             self.store,
             self.margin,
-            product_dtype=torch.bfloat16 if bf16 else self.store.math_dtype,
-            logit_memory=self._softmax_options["logit_memory"],
+            product_dtype=torch.bfloat16 if self._compute_dtype == "bf16" else self.store.math_dtype,
+            logit_memory=self._logit_memory,
         )
+        self._update = CenterUpdate(self.softmax, sparse=self.center_update == "sparse")
 
     def _adopt_type(self, centers: Tensor) -> None:
         fp64 = torch.float64
@@ -155,16 +153,7 @@ class PartialFC(Head):
         self.store.values.copy_(centers[self.first : self.last])
 
     def loss(self, embeddings: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-        """Return the mean loss over the global batch, a scalar that is the same on every rank.
-
-        Args:
-            embeddings: (B_local, D), raw.
-            labels: (B_local,) global class numbers, int64.
-            counts: B_local of every rank; None: the same on all.
-        Raises:
-            ValueError: wrong shapes, or labels outside [0, C), on every rank at once.
-            NonFiniteEmbeddingsError: NaN or infinite embeddings, on every rank at once.
-        """
+        """Return the mean loss over the global batch; see `Head.loss`."""
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
             raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} must be (batch, {self.embedding_size})")
         if labels.shape != embeddings.shape[:1]:
@@ -176,16 +165,10 @@ class PartialFC(Head):
 
     @torch.no_grad()
     def prefetch(self, labels: Tensor, counts: Sequence[int] | None = None) -> None:
-        """Start to fetch the rows of the next loss from host memory; call it before the backbone's forward pass.
+        """Start to fetch the rows of the next loss from host memory; see `Head.prefetch`.
 
-        Results do not depend on it, bit for bit: rows that were fetched for other labels are not used. Does nothing,
-        and runs no collective, unless host_memory is set and sample_rate is below 1.
-
-        Args:
-            labels: (B_local,) global class numbers, int64, of the next loss; every rank must call.
-            counts: as for `loss`.
-        Raises:
-            ValueError: labels of another shape or type.
+        The result is the same without it, bit for bit: rows that were fetched for other labels are not used. Does
+        nothing, and runs no collective, unless host_memory is set and sample_rate is below 1.
         """
         if labels.ndim != 1:
             raise ValueError(f"labels of shape {tuple(labels.shape)} must be one per embedding")
@@ -216,7 +199,7 @@ class PartialFC(Head):
     @property
     def place(self) -> Place:
         """The step, and the number of losses differentiated in it so far."""
-        return self.step_count, len(self._pending)
+        return self.step_count, len(self._update.pending)
 
     def choose_rows(self, targets: Tensor, place: Place) -> Tensor | None:
         """Return the sorted local rows of a loss for the local rows that are targets; None for all.
@@ -232,95 +215,41 @@ class PartialFC(Head):
 
     def last_rows(self) -> Tensor | None:
         """Return the local rows that the last differentiated loss used, sorted (n,), or None for all."""
-        return self._pending[-1].rows
+        return self._update.pending[-1].rows
 
     def margin_generator(self) -> torch.Generator:
         """Return the generator of random margins of the next loss, the same on every rank."""
-        return keyed_generator("cpu", self.seed, "margin", self.step_count, len(self._pending))
+        return keyed_generator("cpu", self.seed, "margin", *self.place)
 
     def keep(self, pending: PendingGradient, factor: Tensor) -> None:
         """Keep the gradient of a loss, times factor (), until the next step."""
         if pending.step != self.step_count:
             raise RuntimeError("backward of a loss from before the last head.step: its centers have moved since")
-        if any(pending is known for known in self._pending):
-            pending.factor = pending.factor + factor  # type: ignore[operator]
-        else:
-            pending.factor = factor
-            self._pending.append(pending)
+        self._update.add(pending, factor)
 
     def discard(self) -> None:
         """Drop the pending gradients (of a step that is skipped: infinite loss scale, NaN)."""
-        for pending in self._pending:
-            self.softmax.release(pending)
-        self._pending.clear()
+        self._update.discard()
 
     @torch.no_grad()
     def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
-        """Update the centers by the gradients of all losses since the last step.
+        """Update the centers by the gradients of all losses since the last step; see `Head.step`.
 
-        Args:
-            lr: learning rate of this step.
-            grad_scale: what the losses were multiplied by before backward (a loss scaler's factor).
         Raises:
             RuntimeError: no loss has been differentiated since the last step.
         """
-        if not self._pending:
+        if not self._update.pending:
             raise RuntimeError("head.step without a gradient: call loss(...).backward() first")
-        for pending in self._pending:
-            assert pending.factor is not None
-            pending.factor = pending.factor / grad_scale
         self._stop_prefetch()
-        self.store.begin_step(self.step_count)
-        weighted = [pending.weighted_units(self.softmax.product_dtype) for pending in self._pending]
-        for block, spans in self._update_blocks():
-            self.store.update(block, self._gradient(block, spans, weighted), lr, self._fetched(block, spans))
-        self.discard()
+        self._update.apply(self.step_count, lr, grad_scale)
         self.step_count += 1
-
-    def _update_blocks(self) -> Iterator[tuple[Block, list[tuple[int, int]]]]:
-        """Yield the blocks of rows to update, and the places of each pending gradient's rows in them."""
-        pending = self._pending[0]
-        size = self.softmax.chunk_rows(pending.unit.shape[0])
-        if len(self._pending) == 1 and (pending.rows is None or self.center_update == "sparse"):
-            for lo in range(0, pending.num_rows, size):
-                hi = min(lo + size, pending.num_rows)
-                yield pending.block(lo, hi), [(lo, hi)]
-            return
-        used = None
-        if self.center_update == "sparse" and all(pending.rows is not None for pending in self._pending):
-            used = torch.unique(torch.cat([pending.rows for pending in self._pending if pending.rows is not None]))
-        total = self.last - self.first if used is None else used.numel()
-        edges = [*range(0, total, size), total]
-        spans = [pending.spans(edges, used) for pending in self._pending]
-        for index, (lo, hi) in enumerate(pairwise(edges)):
-            block = slice(lo, hi) if used is None else used[lo:hi]
-            yield block, [(places[index], places[index + 1]) for places in spans]
-
-    def _gradient(self, block: Block, spans: list[tuple[int, int]], weighted: list[Tensor]) -> Tensor:
-        """Return the sum of the pending gradients by the unit rows of a block, (n, D) math type."""
-        rows = block.stop - block.start if isinstance(block, slice) else block.numel()
-        space, dtype = self.softmax.workspace, self.store.math_dtype
-        total = space.get("gradient", (rows, self.embedding_size), dtype)
-        if len(spans) == 1 and spans[0][1] - spans[0][0] == rows:
-            return self.softmax.center_gradient(self._pending[0], weighted[0], *spans[0], out=total)
-        total.zero_()
-        for pending, units, (lo, hi) in zip(self._pending, weighted, spans, strict=True):
-            part = space.get("part", (hi - lo, self.embedding_size), dtype)
-            self.softmax.center_gradient(pending, units, lo, hi, out=part)
-            total.index_add_(0, pending.places_in(block, lo, hi), part)
-        return total
-
-    def _fetched(self, block: Block, spans: list[tuple[int, int]]) -> Tensor | None:
-        """Return the prefetched rows of a block, if the only pending gradient has exactly these."""
-        (lo, hi), count = spans[0], block.stop - block.start if isinstance(block, slice) else block.numel()
-        return self._pending[0].fetched_rows(lo, hi) if len(spans) == 1 and hi - lo == count else None
 
     def _stop_prefetch(self) -> None:
         """Stop reading rows that are about to be written."""
         if self._prefetch is not None:
             self._prefetch.cancel()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> HeadState:
         """Return live tensors of this rank's rows and plain numbers; see `row_range` for where the rows belong.
 
         Keys: "centers" (n, D) and the moments ("momentum" (n, D), or "exp_avg", "exp_avg_sq" (n, D) and "updates" (n,
@@ -335,7 +264,7 @@ class PartialFC(Head):
         }
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: HeadState) -> None:
         """Load what `state` returned at the same class range; the tensors may have been resharded since.
 
         Raises:
@@ -343,10 +272,12 @@ class PartialFC(Head):
         """
         self._stop_prefetch()
         self.discard()
-        if "centers" in state:
-            self._adopt_type(state["centers"])
+        centers, step = state.get("centers"), state["step"]
+        if isinstance(centers, Tensor):
+            self._adopt_type(centers)
         super().load_state(state)
-        self.step_count = int(state["step"])
+        assert isinstance(step, int)
+        self.step_count = step
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

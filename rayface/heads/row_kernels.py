@@ -6,29 +6,33 @@ optimizers without a kernel.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
+from numba.core.typing import Context, Signature
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rayface.compiled import compiled
 from rayface.heads.class_centers import NOISE_SIZE, SHORTEST
 
+Arguments = Sequence[ir.Value]
+Intrinsic = tuple[Signature, Callable[[Context, ir.IRBuilder, Signature, Arguments], ir.Value]]
+"""What numba asks of an intrinsic: its signature and its code generator."""
+Number = np.float32 | np.float64
+
 
 @intrinsic
-def _widened(_context: Any, value: Any) -> Any:
+def _widened(_context: Context, value: types.Type) -> Intrinsic:
     """bf16 bits (uint16) as float32; other types unchanged."""
     half = value == types.uint16
 
-    def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(_: Context, builder: ir.IRBuilder, signature: Signature, args: Arguments) -> ir.Value:
         if not half:
             return args[0]
         bits = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
@@ -38,10 +42,10 @@ def _widened(_context: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _narrowed(_context: Any, value: Any, noise: Any) -> Any:
+def _narrowed(_context: Context, value: types.Type, noise: types.Type) -> Intrinsic:
     """The upper 16 bits of float32 + noise (int32, of the lower 16 bits) as bf16 bits."""
 
-    def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(_: Context, builder: ir.IRBuilder, signature: Signature, args: Arguments) -> ir.Value:
         bits = builder.add(builder.bitcast(args[0], ir.IntType(32)), args[1])
         return builder.trunc(builder.lshr(bits, ir.Constant(ir.IntType(32), 16)), ir.IntType(16))
 
@@ -49,11 +53,11 @@ def _narrowed(_context: Any, value: Any, noise: Any) -> Any:
 
 
 @intrinsic
-def _nearest(_context: Any, value: Any, like: Any) -> Any:
+def _nearest(_context: Context, value: types.Type, like: types.Type) -> Intrinsic:
     """A number as bf16 bits, ties to even, if `like` is uint16; else unchanged."""
     half = like == types.uint16
 
-    def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(_: Context, builder: ir.IRBuilder, signature: Signature, args: Arguments) -> ir.Value:
         if not half:
             return args[0]
         word, half_word = ir.IntType(32), ir.IntType(16)
@@ -70,7 +74,9 @@ def _nearest(_context: Any, value: Any, like: Any) -> Any:
 
 
 @compiled
-def _unit_rows(values: Any, rows: Any, out: Any, zero: Any, one: Any, lo: int, hi: int) -> None:
+def _unit_rows(
+    values: np.ndarray, rows: np.ndarray, out: np.ndarray, zero: Number, one: Number, lo: int, hi: int
+) -> None:
     width = values.shape[1]
     for k in range(lo, hi):
         row = values[rows[k]]
@@ -85,7 +91,15 @@ def _unit_rows(values: Any, rows: Any, out: Any, zero: Any, one: Any, lo: int, h
 
 @compiled
 def _sgd_rows(
-    values: Any, momentum: Any, rows: Any, gradient: Any, noise: Any, settings: Any, starts: Any, lo: int, hi: int
+    values: np.ndarray,
+    momentum: np.ndarray | None,
+    rows: np.ndarray,
+    gradient: np.ndarray,
+    noise: np.ndarray | None,
+    settings: tuple[Number, ...],
+    starts: tuple[int, int],
+    lo: int,
+    hi: int,
 ) -> None:
     width = values.shape[1]
     zero, one, rate, keep, decay = settings
@@ -177,10 +191,10 @@ class RowPasses:
             other.result()
 
 
-def _array(values: Tensor) -> NDArray[Any]:
+def _array(values: Tensor) -> np.ndarray:
     """Return the tensor's memory as an array for numba, bf16 as its bits."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
-def _indices(rows: Tensor | slice) -> NDArray[Any]:
+def _indices(rows: Tensor | slice) -> np.ndarray:
     return (torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows).numpy()

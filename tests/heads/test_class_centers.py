@@ -6,6 +6,7 @@ import torch
 from rayface.heads.class_centers import (
     INIT_BLOCK,
     NOISE_SIZE,
+    CenterOptimizer,
     ClassCenters,
     StochasticRounding,
     class_range,
@@ -39,20 +40,16 @@ def test_initial_matrix_does_not_depend_on_the_split(dtype: torch.dtype) -> None
     assert whole.unique(dim=0).shape[0] == classes or dtype == torch.bfloat16
 
 
-def centers(**changes) -> ClassCenters:
+def centers(optimizer: str = "sgd", momentum: float = 0.9, weight_decay: float = 1e-2, **changes) -> ClassCenters:
     """Return a small store of ones."""
+    rates = {"momentum": momentum, "weight_decay": weight_decay}
     settings = {
-        "optimizer": "sgd",
-        "momentum": 0.9,
-        "betas": (0.9, 0.999),
-        "eps": 1e-8,
-        "weight_decay": 1e-2,
         "dtype": torch.float32,
         "device": torch.device("cpu"),
         "host_memory": False,
         "seed": 0,
     }
-    store = ClassCenters(50, 8, **(settings | changes))
+    store = ClassCenters(50, 8, optimizer=CenterOptimizer(name=optimizer, **rates), **(settings | changes))
     store.values.copy_(torch.linspace(-1, 1, 400).view(50, 8))
     return store
 

@@ -116,7 +116,7 @@ def test_logits_stay_within_their_bound(rate: float) -> None:
     """No buffer of exponentials or logits exceeds logit_memory."""
     head = make(sample_rate=rate, logit_memory=8000)
     head.loss(*batch()).backward()
-    kept = head._pending[0].kept
+    kept = head._update.pending[0].kept
     head.step(0.1)
     space = head.softmax.workspace._buffers
     logits = sum(b.numel() * b.element_size() for (name, _), b in space.items() if name == "logits")

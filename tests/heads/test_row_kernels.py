@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayface.heads.class_centers import NOISE_SIZE, ClassCenters
+from rayface.heads.class_centers import NOISE_SIZE, CenterOptimizer, ClassCenters
 from rayface.heads.row_kernels import RowPasses
 
 BLOCKS = {"slice": slice(3, 20), "rows": torch.tensor([0, 3, 4, 9, 17, 30, 49])}
@@ -110,9 +110,9 @@ def test_what_torch_does_on_gpus_is_the_same(dtype: torch.dtype, block, momentum
     """A store without passes, as it is on a GPU, ends where one with them does."""
 
     def store() -> ClassCenters:
-        settings = {"optimizer": "sgd", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "seed": 0}
-        place = {"device": torch.device("cpu"), "host_memory": False}
-        made = ClassCenters(50, 33, momentum=momentum, dtype=dtype, **settings, **place)
+        optimizer = CenterOptimizer(momentum=momentum, weight_decay=1e-2)
+        place = {"device": torch.device("cpu"), "host_memory": False, "seed": 0}
+        made = ClassCenters(50, 33, optimizer=optimizer, dtype=dtype, **place)
         made.values.copy_(filled(dtype, 1))
         return made
 

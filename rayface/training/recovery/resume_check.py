@@ -57,7 +57,8 @@ def check_resumable(run: RunDirectory, config: Config, plan: SampleOrder) -> Non
     by_name(saved[-1], backbone, moments)
     changes.check({name: size[1:] for name, size in sizes.items()}, rows, ("head", "optim"))
     changes.check(sizes, replicated, ("head", "optim"))
-    for name in head.values().get("margin", {}).keys() - progress.head.get("margin", {}).keys():
+    margin = head.values().get("margin")
+    for name in (margin.keys() if isinstance(margin, dict) else set()) - progress.head.get("margin", {}).keys():
         raise changes.refusal(("head",), f"has no {name} of the margin")
     parameter = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1))])
     optimizer = build_optimizer(config.optim.name, parameter, lr=1.0, momentum=0.0, weight_decay=0.0)
