@@ -3,14 +3,25 @@
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-Work = Callable[[dict[str, Any]], dict[str, Any]]
+
+class OnDevice(Protocol):
+    """Settings of a measurement."""
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+
+
+Settings = TypeVar("Settings", bound=OnDevice)
+Result = TypeVar("Result")
 
 
 def check_device(device: str, workers: int) -> None:
@@ -24,26 +35,31 @@ def check_device(device: str, workers: int) -> None:
         )
 
 
-def in_processes(work: Work, count: int, settings: dict[str, Any]) -> dict[str, Any]:
+def in_processes(work: Callable[[Settings], Result], count: int, settings: Settings) -> Result:
     """Run work in fresh processes of one group, with the threads shared out; return what rank 0 found."""
     context = mp.get_context("spawn")
-    answers = context.SimpleQueue()
+    answers: SimpleQueue[Result] = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         threads = max(1, torch.get_num_threads() // count)
         mp.spawn(_worker, (count, f"{folder}/meet", threads, work, settings, answers), nprocs=count)
-    found: dict[str, Any] = answers.get()
-    return found
+    return answers.get()
 
 
 def _worker(
-    rank: int, count: int, meeting: str, threads: int, work: Work, settings: dict[str, Any], answers: Any
+    rank: int,
+    count: int,
+    meeting: str,
+    threads: int,
+    work: Callable[[Settings], Result],
+    settings: Settings,
+    answers: "SimpleQueue[Result]",
 ) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(rank)
-    if settings["device"] == "cuda":
+    if settings.device == "cuda":
         torch.cuda.set_device(rank)
     if count > 1:
-        backend = "nccl" if settings["device"] == "cuda" else "gloo"
+        backend = "nccl" if settings.device == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=Path(meeting).as_uri(), rank=rank, world_size=count)
     found = work(settings)
     if rank == 0:

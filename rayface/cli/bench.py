@@ -1,5 +1,6 @@
 """Benchmarks: ratios of things measured in one run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,28 +32,31 @@ def bench_head(
     debug: Debug = False,
 ) -> None:
     """Seconds and memory of a class layer's step, against its three bare matrix products."""
-    from rayface.bench.head import as_table, bench_scaling
+    from rayface.bench.head import HeadBench, as_table, bench_scaling
     from rayface.bench.head import bench_head as measure
 
     counts = classes or [1_000_000]
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "workers": workers,
-        "steps": steps,
-        "embedding_size": embedding_size,
-        "storage_dtype": storage_dtype,
-        "logit_memory": parse_bytes(logit_memory),
-        "straightforward": straightforward,
-        "device": device,
-    }
+    settings = HeadBench(
+        num_classes=counts[0],
+        batch_size=batch_size,
+        sample_rate=sample_rate,
+        dtype=dtype,
+        workers=workers,
+        steps=steps,
+        embedding_size=embedding_size,
+        storage_dtype=storage_dtype,
+        logit_memory=parse_bytes(logit_memory),
+        device=device,
+    )
     if sampled_rows is not None:
-        results = bench_scaling(counts, batch_size, sampled_rows=sampled_rows, **options)
+        found = bench_scaling(counts, settings, sampled_rows=sampled_rows, straightforward=straightforward)
     else:
-        results = [measure(count, batch_size, sample_rate, **options) for count in counts]
-    if len(results) == 1:
-        show_result("class layer, a step", results[0], json)
+        each = [replace(settings, num_classes=count) for count in counts]
+        found = [measure(one, straightforward=straightforward) for one in each]
+    if len(found) == 1:
+        show_result("class layer, a step", found[0].as_dict(), json)
     else:
-        show_results("class layer, a step", results, as_table(results), json)
+        show_results("class layer, a step", [one.as_dict() for one in found], as_table(found), json)
 
 
 @bench.command("rates")
@@ -66,9 +70,11 @@ def bench_rates(
     debug: Debug = False,
 ) -> None:
     """Matrix products, memory and link of this machine: with --json, a file for `rayface plan --rates`."""
+    from rayface.bench.rates import RatesBench
     from rayface.bench.rates import bench_rates as measure
 
-    show_result("rates", measure(workers=workers, size=size, megabytes=megabytes, device=device), json)
+    settings = RatesBench(workers=workers, size=size, megabytes=megabytes, device=device)
+    show_result("rates", measure(settings), json)
 
 
 @bench.command("embed")

@@ -1,20 +1,17 @@
 """The measurement of the class layer runs and says what it measured."""
 
-import json
 import sys
-from dataclasses import fields
 
 import pytest
 
-from rayface.bench.head import as_table, bench_head, bench_scaling
-from rayface.bench.rates import bench_rates
+from rayface.bench.head import HeadBench, as_table, bench_head, bench_scaling
 from rayface.cli import main
-from rayface.plan.timing import Rates, read_rates
 
 
 def test_measures_two_workers_and_the_straightforward_way() -> None:
     """Tiny sizes, all fields."""
-    found = bench_head(600, 8, 0.5, workers=2, steps=1, embedding_size=16, straightforward=True)
+    sizes = {"num_classes": 600, "batch_size": 8, "embedding_size": 16}
+    found = bench_head(HeadBench(**sizes, sample_rate=0.5, workers=2, steps=1), straightforward=True).as_dict()
     assert found["step_seconds"] > 0
     assert found["ratio"] == pytest.approx(found["step_seconds"] / found["products_seconds"])
     assert found["state_bytes"] == 2 * 300 * 16 * 4
@@ -25,15 +22,15 @@ def test_measures_two_workers_and_the_straightforward_way() -> None:
 def test_bad_settings_get_one_line() -> None:
     """Said before any process starts."""
     with pytest.raises(ValueError, match=r"batch_size 7 must be a multiple of workers 2"):
-        bench_head(100, 7, workers=2)
+        bench_head(HeadBench(num_classes=100, batch_size=7, workers=2))
     with pytest.raises(ValueError, match=r"head\.sample_rate 2"):
-        bench_head(100, 8, 2.0)
+        bench_head(HeadBench(num_classes=100, batch_size=8, sample_rate=2.0))
     with pytest.raises(ValueError, match=r"head\.compute_dtype 'int8'"):
-        bench_head(100, 8, dtype="int8")
+        bench_head(HeadBench(num_classes=100, batch_size=8, dtype="int8"))
     with pytest.raises(ValueError, match=r"head\.sample_rate 0 must be in \(0, 1\]"):
-        bench_head(100, 8, 0)
+        bench_head(HeadBench(num_classes=100, batch_size=8, sample_rate=0))
     with pytest.raises(ValueError, match=r"--sampled-rows: 101: must be from 1 to the fewest --classes, 100"):
-        bench_scaling([300, 100], 8, sampled_rows=101)
+        bench_scaling([300, 100], HeadBench(num_classes=300, batch_size=8), sampled_rows=101)
 
 
 @pytest.mark.parametrize("arguments", [["head", "-B", "8", "-C", "100"], ["rates"]])
@@ -56,21 +53,9 @@ def test_a_device_that_is_not_there_is_one_line(
 
 def test_several_class_counts_use_the_same_number_of_rows() -> None:
     """One result each, and a table of them."""
-    found = bench_scaling([300, 900], 8, sampled_rows=70, steps=1, embedding_size=16)
-    assert [one["num_classes"] for one in found] == [300, 900]
+    settings = HeadBench(num_classes=300, batch_size=8, steps=1, embedding_size=16)
+    found = bench_scaling([300, 900], settings, sampled_rows=70)
+    assert [one.settings.num_classes for one in found] == [300, 900]
     rows = as_table(found)
     assert [row["rows"] for row in rows] == ["70", "70"]
     assert [row["state GB"] for row in rows] == ["0.00", "0.00"]
-
-
-def test_rates_are_what_the_plan_reads(tmp_path) -> None:
-    """All rates but the backbone's share, from two processes."""
-    found = bench_rates(size=64, megabytes=1)
-    file = tmp_path / "rates.json"
-    file.write_text(json.dumps(found))
-    rates = read_rates(file)
-    assert rates.keys() == {field.name for field in fields(Rates)} - {"backbone_efficiency"}
-    assert all(rate > 0 for rate in rates.values())
-    assert Rates(**rates).link_bandwidth == found["link_bandwidth"]
-    with pytest.raises(ValueError, match="--megabytes: 0: must be at least 1"):
-        bench_rates(megabytes=0)
