@@ -12,8 +12,9 @@ artifacts are idempotent by key and path.
 This package is the only importer of MLflow, and it imports it inside the thread, because that takes seconds.
 """
 
-from rayface.tracking.delivery import Delivery, deliver, shared_tracking, start, tracking_uri
+from rayface.tracking.delivery import Delivery, deliver, start
 from rayface.tracking.journal import Journal, read_metrics
 from rayface.tracking.server import PARENT
+from rayface.tracking.uris import shared_tracking, tracking_uri
 
 __all__ = ["PARENT", "Delivery", "Journal", "deliver", "read_metrics", "shared_tracking", "start", "tracking_uri"]

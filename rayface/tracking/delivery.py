@@ -1,4 +1,4 @@
-"""The thread that hands the journals of a run to MLflow."""
+"""The thread that delivers the journals of a job to MLflow."""
 
 import logging
 import math
@@ -8,20 +8,19 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from rayface.config import TrackingConfig
 from rayface.credentials import mask, unmasked
 from rayface.files import hold_lock, read_json, write_json
-from rayface.tracking.journal import read_records
+from rayface.tracking.journal import Record, read_records
 from rayface.tracking.server import ENVIRONMENT, MAX_METRICS, Server, Settings, checked_uri, make_database_folder
 from rayface.tracking.spool import JOURNAL
+from rayface.tracking.uris import VARIABLE, tracking_uri
 
-_VARIABLE = "MLFLOW_TRACKING_URI"
 _SETTINGS, _DELIVERED, _LOCK = "tracking.json", "delivered.json", "delivery.lock"
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class _Progress:
     run_id: str | None = None
     cursors: dict[str, int] = field(default_factory=dict)
     artifacts: list[tuple[str, str]] = field(default_factory=list)  # read from the journals, not yet sent
-    finish: dict[str, Any] | None = None  # the last finish record, once it is read
+    finish: Record | None = None  # the last finish record, once it is read
     ended: bool = False  # MLflow knows it
 
 
@@ -96,7 +95,7 @@ class Delivery:
         if not path.is_file():
             raise ValueError(f"spool {folder} must hold a {_SETTINGS}: give the directory of a run that was tracked")
         old = Settings(**read_json(path))
-        uri = unmasked(old.uri, "tracking.uri", os.environ.get(_VARIABLE), _VARIABLE)
+        uri = unmasked(old.uri, "tracking.uri", os.environ.get(VARIABLE), VARIABLE)
         return cls(folder, uri=uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags)
 
     @property
@@ -199,12 +198,12 @@ class Delivery:
             self._save()
         return True
 
-    def _next_records(self, path: Path) -> tuple[list[dict[str, Any]], int]:
+    def _next_records(self, path: Path) -> tuple[list[Record], int]:
         """Return the next records of a journal, at most one batch of metrics, and where the rest begins."""
         end = self._progress.cursors.get(path.name, 0)
         if end > path.stat().st_size:
             end = 0  # another file under the same name; what it has in common with the old one, MLflow drops
-        records: list[dict[str, Any]] = []
+        records: list[Record] = []
         num_metrics = 0
         for record, next_end in read_records(path, end):
             if record is None:
@@ -217,7 +216,7 @@ class Delivery:
             end = next_end
         return records, end
 
-    def _send(self, journal: str, records: list[dict[str, Any]]) -> None:
+    def _send(self, journal: str, records: list[Record]) -> None:
         progress = self._progress
         sent = [record for record in records if record["kind"] in ("metrics", "params", "tags")]
         for record in records:
@@ -253,30 +252,6 @@ class Delivery:
 
     def _save(self) -> None:
         write_json(self.folder / _DELIVERED, asdict(self._progress))
-
-
-def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
-    """Where to send what is journalled in `folder`: tracking.uri, MLFLOW_TRACKING_URI, else mlflow.db beside it.
-
-    Raises:
-        ValueError: the password of tracking.uri is masked and not in the environment, or MLflow cannot store there.
-    """
-    given = os.environ.get(_VARIABLE)
-    if settings.uri is not None:
-        return checked_uri(unmasked(settings.uri, "tracking.uri", given, _VARIABLE))
-    return checked_uri(given or f"sqlite:///{folder.parent / 'mlflow.db'}")
-
-
-def shared_tracking(settings: TrackingConfig, folder: Path) -> TrackingConfig:
-    """One place for a job in `folder` and for those that it starts in other folders; beside it, where none is named.
-
-    Only files are fixed: a server's address, which may hold a password, is left where it was said.
-
-    Raises:
-        ValueError: the file's folder cannot be made.
-    """
-    uri = tracking_uri(settings, folder)
-    return replace(settings, uri=uri) if uri.startswith("sqlite:///") else settings
 
 
 def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str]) -> Delivery:

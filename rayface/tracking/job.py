@@ -1,13 +1,14 @@
-"""Jobs other than training, told to MLflow."""
+"""The journal of a job, delivered to MLflow."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from rayface.config import TrackingConfig
 from rayface.progress import recorded_in
-from rayface.tracking.delivery import Delivery, tracking_uri
+from rayface.tracking.delivery import start
 from rayface.tracking.journal import Journal, Status
 from rayface.tracking.spool import JOURNAL
 
@@ -22,18 +23,23 @@ class TrackedJob:
 
 
 @contextmanager
-def tracked_job(folder: Path, config: TrackingConfig, params: Mapping[str, object]) -> Iterator[TrackedJob]:
-    """Log a job into `folder`/journal and hand it to MLflow; whatever happens inside, its end is told and waited for.
+def tracked_job(
+    folder: Path,
+    config: TrackingConfig,
+    params: Mapping[str, object],
+    *,
+    tags: Mapping[str, str] = MappingProxyType({}),
+    interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+) -> Iterator[TrackedJob]:
+    """Log a job into `folder`/journal and deliver it to MLflow; however the job ends, its end is delivered too.
 
     Args:
         folder: of `spool`; its name is the run's, and mlflow.db is made beside it where neither tracking.uri nor
             MLFLOW_TRACKING_URI says where to send.
+        tags: of the MLflow run.
+        interrupts: errors after which the job was interrupted and has not failed.
     """
-    delivery = None
-    if config.enabled:
-        uri = tracking_uri(config, folder)
-        delivery = Delivery(folder / JOURNAL, uri=uri, experiment=config.experiment, run_name=folder.name, tags={})
-        delivery.start()
+    delivery = start(config, folder, tags) if config.enabled else None
     job = TrackedJob(journal=Journal(folder / JOURNAL / "driver.jsonl"), uri=delivery.uri if delivery else None)
     job.journal.params(params)
     status: Status = "FAILED"
@@ -41,7 +47,7 @@ def tracked_job(folder: Path, config: TrackingConfig, params: Mapping[str, objec
         with recorded_in(job.journal):
             yield job
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except interrupts:
         status = "KILLED"
         raise
     finally:

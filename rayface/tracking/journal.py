@@ -11,6 +11,8 @@ from typing import Any, Literal
 from rayface.credentials import masked
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Record = Mapping[str, Any]
+"""A line of a journal: its kind, its time, and the values of the kind."""
 PREFLIGHT = "preflight"  # tag: what the workers found of each other before the first step
 PREFLIGHT_WARNINGS = "preflight.warnings"  # tag: what of it should be better
 RECOVERY = "recovery"  # tag: why training did not go straight on, and from where it does
@@ -95,7 +97,7 @@ class Journal:
         os.write(self._file, line.encode() + b"\n")
 
 
-def read_records(path: Path, offset: int) -> Iterator[tuple[dict[str, Any] | None, int]]:
+def read_records(path: Path, offset: int) -> Iterator[tuple[Record | None, int]]:
     """Yield every whole line from byte `offset` on (None if it is no record), and where the next begins."""
     with path.open("rb") as file:
         file.seek(offset)

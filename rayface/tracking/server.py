@@ -2,12 +2,13 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rayface.credentials import mask
+from rayface.tracking.journal import Record
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Server:
         )
         return run.info.run_id
 
-    def log(self, records: list[dict[str, Any]]) -> str | None:
+    def log(self, records: Sequence[Record]) -> str | None:
         """Log metrics, params and tags; the reason why MLflow refused some of them, if it did.
 
         A server that does not answer raises. What it never takes is left out, so that the rest gets through.
