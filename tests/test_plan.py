@@ -241,21 +241,21 @@ def test_what_fits_is_not_refused_and_what_never_fits_says_so(small):
 
 
 def test_training_refuses_before_workers_start(small, monkeypatch):
-    from rayface.training import trainer
+    from rayface.training import resources
 
     machine = {"Alive": True, "NodeID": "here", "Resources": {"CPU": 2.0}}
     here = SimpleNamespace(get_node_id=lambda: "here")
-    monkeypatch.setattr(trainer.ray, "get_runtime_context", lambda: here)
-    monkeypatch.setattr(trainer.ray, "nodes", lambda: [machine, {"Alive": False, "Resources": {}}])
-    monkeypatch.setattr(trainer.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(resources.ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [machine, {"Alive": False, "Resources": {}}])
+    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 2.0})
     shares: list[int] = []
     monkeypatch.setattr(
-        trainer, "memory_per_worker", lambda *, gpu, workers_per_machine: shares.append(workers_per_machine) or 2**30
+        resources, "memory_per_worker", lambda *, gpu, workers_per_machine: shares.append(workers_per_machine) or 2**30
     )
     config = with_overrides(small, {"train.num_workers": 4})
-    trainer._check_memory(config, 1000)
+    resources.check_memory(config, 1000)
     with pytest.raises(ValueError, match="memory: 50,000,000 classes need"):
-        trainer._check_memory(config, 50_000_000)
+        resources.check_memory(config, 50_000_000)
     assert shares == [4, 4]
 
 

@@ -11,10 +11,10 @@ import torch
 
 from rayface.config import Config
 from rayface.credentials import masked
+from rayface.curves import training_plots
 from rayface.evaluation.pairs import embed_images, load_pairs, pair_result
 from rayface.evaluation.verification import pair_scores, roc_of, thinned
 from rayface.models.model_files import load_model
-from rayface.report import training_plots
 from rayface.storage import join, make_folder, normalise, one_line, write_bytes
 
 

@@ -14,8 +14,8 @@ from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
 from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.distillation import check_distillation
-from rayface.training.trainer import check_settings as check_training
-from rayface.training.trainer import dry_run
+from rayface.training.validate import check_settings as check_training
+from rayface.training.validate import dry_run
 
 Models = dict[str, Config]
 """Config of the training that a stage's model is of, by the stage's name."""

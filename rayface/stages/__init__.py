@@ -154,7 +154,7 @@ def _shown_core_set(result: Result) -> Result:
 def _train(config: Config, resume: bool) -> Result:
     from rayface.training.trainer import train
 
-    return train(config, resume=resume, address=config.cluster.address, debug=config.cluster.debug)
+    return train(config, resume=resume, address=config.cluster.address, debug=config.cluster.debug).as_dict()
 
 
 def _evaluate(config: Config, resume: bool) -> Result:

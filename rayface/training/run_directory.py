@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rayface import config as configs
 from rayface import elapsed
@@ -139,6 +138,10 @@ class RunDirectory(RunMessages):
             )
         return configs.load(file=self.config_file)
 
+    def config_text(self) -> str:
+        """Return the config as YAML, "" without one."""
+        return self.config_file.read_text(encoding="utf-8") if self.has_started() else ""
+
     def write_config(self, config: Config) -> None:
         """Write the config, without the directory itself: it may be moved."""
         configs.dump(replace(config, train=replace(config.train, output=None)), self.config_file)
@@ -177,13 +180,13 @@ class RunDirectory(RunMessages):
         """Return whether the driver has written the result."""
         return self._exists(_RESULT)
 
-    def read_result(self) -> dict[str, Any]:
+    def read_result(self) -> Values:
         """Return the result of the run, as `rayface train --json` prints it.
 
         Raises:
             FileNotFoundError: the run is not finished.
         """
-        return dict(self._read_required(_RESULT))
+        return self._read_required(_RESULT)
 
     def write_result(self, result: Values) -> None:
         """Write the result; the driver's last file."""
@@ -205,6 +208,10 @@ class RunDirectory(RunMessages):
     def write_evaluation(self, evaluation: Values) -> None:
         """Write the last evaluation while training."""
         self._write_json(_EVALUATION, evaluation)
+
+    def write_report(self, page: str) -> None:
+        """Write the report."""
+        write_text(self.report, page)
 
     # Journals and faults
 

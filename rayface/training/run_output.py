@@ -1,12 +1,14 @@
 """Which directory a run gets, and what must hold to resume the run in it."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import masked
+from rayface.data.dataset import Dataset
 from rayface.files import next_numbered_folder, numbered_folders
 from rayface.storage import DataError, on_disk
 from rayface.training.run_directory import RunDirectory
@@ -96,7 +98,23 @@ def _root() -> Path:
     return Path("runs").absolute()
 
 
-def check_data(run: RunDirectory, facts: Mapping[str, object]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What must stay of the training data for a resume."""
+
+    digest: str
+    num_images: int
+    num_classes: int
+    join: str | None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "DataFacts":
+        """Return the facts of a dataset."""
+        images, classes = len(dataset.index), dataset.num_classes
+        return cls(digest=dataset.digest, num_images=images, num_classes=classes, join=dataset.join)
+
+
+def check_data(run: RunDirectory, facts: DataFacts) -> None:
     """Refuse training data other than the run was started with, wherever it lies now.
 
     Raises:
@@ -105,7 +123,7 @@ def check_data(run: RunDirectory, facts: Mapping[str, object]) -> None:
     before = run.read_data_facts()
     if before is None:
         return
-    for key, value in facts.items():
+    for key, value in asdict(facts).items():
         if before.get(key) != value:
             raise ValueError(
                 f"data.train: {key} is {value}, the run was started with {before.get(key)}: must stay for --resume: "

@@ -1,7 +1,6 @@
 """Verification accuracy while training: the pairs' images are shared among the ranks."""
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from rayface.evaluation.verification import pair_scores, roc_of, thinned
 from rayface.training.distributed import World, average_buffers, gather_rows
 from rayface.training.recovery.watchdog import Watchdog
 from rayface.training.run_directory import RunDirectory
+from rayface.training.run_messages import Values
 
 
 class Evaluation:
@@ -27,7 +27,7 @@ class Evaluation:
         if config.evaluate.pairs is not None and config.evaluate.data:
             size = config.data.image_size
             self._pairs = load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=size)
-        self.result: dict[str, Any] = {}
+        self.result: Values = {}
 
     def run(self, backbone: nn.Module, step: int, watchdog: Watchdog) -> float | None:
         """Evaluate and write evaluation.json; the accuracy on rank 0, None elsewhere or without pairs.

@@ -28,8 +28,9 @@ from rayface.tracking.journal import Status
 from rayface.tracking.spool import JOURNAL
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
+from rayface.training.resources import uses_gpu
 from rayface.training.run_directory import RunDirectory
-from rayface.training.trainer import dry_run, uses_gpu
+from rayface.training.validate import dry_run
 from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results
 from rayface.tuning.resume import remember, resume_sweep

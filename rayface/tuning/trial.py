@@ -87,7 +87,7 @@ def _pruned(config: Config, run: Path) -> tuple[Config, Mapping[str, Any]]:
 
 def _trained(
     config: Config, run: Path, watch: str | None, facts: Mapping[str, Any] | None, **options: Any
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     directory = RunDirectory(run)
     if directory.has_result():  # it was finished when the sweep was interrupted
         return directory.read_result()
@@ -96,7 +96,7 @@ def _trained(
         shutil.rmtree(run)
 
     with shown_on(_TrialDisplay(watch, facts)):
-        return train(config, resume=resume, **options)
+        return train(config, resume=resume, **options).as_dict()
 
 
 class _TrialDisplay:

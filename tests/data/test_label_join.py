@@ -1,10 +1,9 @@
 """Several directories as one label space: who is the same person is said, or asked for."""
 
-import json
 import logging
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ from rayface.embedding import embed
 from rayface.plan.planning import make_plan
 from rayface.stages import proxy
 from rayface.storage import DataError
-from rayface.training import trainer
+from rayface.training import trainer, validate
 from rayface.training.run_directory import RunDirectory
-from rayface.training.run_output import check_data, check_output
+from rayface.training.run_output import DataFacts, check_data, check_output
 
 ZOE, ZOE_DECOMPOSED = (unicodedata.normalize(form, "Zoé") for form in ("NFC", "NFD"))
 
@@ -201,7 +200,7 @@ def _train(config: Config) -> None:
 
 
 def _tune(config: Config) -> None:
-    trainer.dry_run(config)
+    validate.dry_run(config)
 
 
 def _plan(config: Config) -> None:
@@ -217,7 +216,7 @@ def test_every_verb_with_several_datasets_joins_as_configured(
     monkeypatch.setattr(embed, "on_disk", lambda model, option: Path(model))
     for place in ("embedding.embed.job_of", "curate.prune.core_set.check_clean", "stages.proxy._check_same"):
         monkeypatch.setattr(f"rayface.{place}", stop)
-    monkeypatch.setattr(trainer, "_plan", stop)
+    monkeypatch.setattr(validate, "_order", stop)
     monkeypatch.setattr(core_set, "open_embeddings", lambda path: None)
     a, b = bare(tmp_path / "a", range(30)), bare(tmp_path / "b", range(50))
     overrides = {"data.train": [str(a), str(b)], "train.batch_size": 8}
@@ -236,9 +235,9 @@ def test_resume_with_another_join_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.join: 'separate': the run was started with 'labels'"):
         check_output(replace(config, data=replace(config.data, join="separate")), resume=True)
     a, b = named(tmp_path / "a", ["ann"]), named(tmp_path / "b", ["bob"])
-    facts = trainer._data_facts(open_dataset([a, b]))
-    assert facts["join"] == "names"
-    (tmp_path / "data.json").write_text(json.dumps(facts))
+    facts = DataFacts.of(open_dataset([a, b]))
+    assert facts.join == "names"
+    RunDirectory(tmp_path).write_data_facts(asdict(facts))
     check_data(RunDirectory(tmp_path), facts)
     with pytest.raises(ValueError, match="the run was started with"):
-        check_data(RunDirectory(tmp_path), trainer._data_facts(open_dataset([a, b], join="labels")))
+        check_data(RunDirectory(tmp_path), DataFacts.of(open_dataset([a, b], join="labels")))

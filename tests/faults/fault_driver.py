@@ -9,11 +9,11 @@ import ray
 from fault_gate import Gate, gated
 
 from rayface.cli import main
-from rayface.training import trainer
+from rayface.training import fit
 
 if __name__ == "__main__":
     gates = [Gate(**gate) for gate in json.loads(sys.argv[1])]
     ray.cloudpickle.register_pickle_by_value(fault_gate)
-    trainer.train_worker = gated(trainer.train_worker, gates, Path(sys.argv[2]), None)
+    fit.train_worker = gated(fit.train_worker, gates, Path(sys.argv[2]), None)
     sys.argv = ["rayface", *sys.argv[3:]]
     main()

@@ -29,7 +29,7 @@ from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import RECOVERY
-from rayface.training import trainer
+from rayface.training import fit, trainer
 from rayface.training.checkpointing import checkpoint
 
 EVERY = 4  # steps between checkpoints
@@ -67,7 +67,7 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
         os.environ["RAYFACE_CACHE"] = str(folder / "cache")
-        trainer._RESIZE_SECONDS = 2.0
+        fit._RESIZE_SECONDS = 2.0
         ray.cloudpickle.register_pickle_by_value(fault_gate)
         self.folder = folder
         self.store = f"sqlite:///{folder / 'mlflow.db'}"
@@ -170,16 +170,16 @@ class Stage:
     def train(self, *faults: tuple[Gate, Action], resume: bool = False) -> str | None:
         """Train in this process, with faults at gates; the line with which the run stopped, if it did."""
         config = configs.with_overrides(configs.load("debug"), self.keys())
-        worker = trainer.train_worker
+        worker = fit.train_worker
         gates = [gate for gate, _ in faults]
-        trainer.train_worker = gated(worker, gates, self.gates, self.windows_per_execution)
+        fit.train_worker = gated(worker, gates, self.gates, self.windows_per_execution)
         try:
             with self._at_gates(faults, driver=os.getpid()):
-                self.result = trainer.train(config, resume=resume)
+                self.result = trainer.train(config, resume=resume).as_dict()
         except (RuntimeError, ValueError) as error:
             return str(error)
         finally:
-            trainer.train_worker = worker
+            fit.train_worker = worker
         return None
 
     def command(self, *faults: tuple[Gate, Action], code: int, resume: bool = False) -> str:

@@ -542,7 +542,7 @@ def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"its proxy was begun with fraction 0\.3, this is 0\.5"):
         prune_with(0.5)
     overrides = [f"data.train={out}", f"train.output={tmp_path / 'run'}", *settings]
-    trained = train(configs.load("debug", overrides=overrides))
+    trained = train(configs.load("debug", overrides=overrides)).as_dict()
     assert trained["steps"] == result["faces_out"] // 24
 
     import mlflow

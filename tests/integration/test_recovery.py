@@ -7,7 +7,7 @@ import pytest
 from rayface import config as configs
 from rayface.config import Config
 from rayface.storage import DataError
-from rayface.training import trainer
+from rayface.training import fit
 from rayface.training.run_directory import RunDirectory
 from rayface.training.trainer import train
 
@@ -34,21 +34,21 @@ def settings(drawn: Path, run: Path) -> Config:
 
 def disturbed(monkeypatch: pytest.MonkeyPatch, trouble: object) -> None:
     """Have `trouble(training, step)` called in the workers before every step."""
-    worker = trainer.train_worker
+    worker = fit.train_worker
 
-    def train_with_trouble(job: dict[str, object]) -> None:  # nested: travels to the workers by value
-        from rayface.training.loop import Training
+    def train_with_trouble(job: object) -> None:  # nested: travels to the workers by value
+        from rayface.training.train_step import TrainStep
 
-        step_of = Training.train_step
+        run_step = TrainStep.run
 
-        def train_step(self: Training, batch: object) -> object:
+        def run(self: TrainStep, batch: object, *rest: object) -> object:
             trouble(self, batch.step)
-            return step_of(self, batch)
+            return run_step(self, batch, *rest)
 
-        Training.train_step = train_step
+        TrainStep.run = run
         worker(job)
 
-    monkeypatch.setattr(trainer, "train_worker", train_with_trouble)
+    monkeypatch.setattr(fit, "train_worker", train_with_trouble)
 
 
 def test_what_would_fail_again_is_not_tried_again(drawn, tmp_path, monkeypatch):

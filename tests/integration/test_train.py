@@ -18,7 +18,7 @@ from rayface.config import Config
 from rayface.evaluation.evaluate import evaluate_on_pairs
 from rayface.models.model_files import load_model
 from rayface.tracking import read_metrics
-from rayface.training import trainer
+from rayface.training import fit
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing import tools as checkpoint_tools
 from rayface.training.recovery.rollback import TrainingStoppedError
@@ -49,7 +49,7 @@ def losses(run: Path) -> np.ndarray:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backbone `plain` without batch statistics and dropout, known here and in the workers."""
-    worker = trainer.train_worker
+    worker = fit.train_worker
 
     # Nested, so that it travels to the workers by value: they cannot import tests.
     def register() -> None:
@@ -69,7 +69,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
         register()
         worker(job)
 
-    monkeypatch.setattr(trainer, "train_worker", register_and_train)
+    monkeypatch.setattr(fit, "train_worker", register_and_train)
     monkeypatch.setattr(registry, "BACKBONES", dict(registry.BACKBONES))
     register()
 
@@ -128,7 +128,7 @@ def test_a_run_leaves_model_report_and_results_and_its_name_is_taken(drawn, tmp_
         tracking__uri=store,
         tracking__experiment="tests",
     )
-    result = train(config)
+    result = train(config).as_dict()
     assert result["steps"] == 30
     assert result["tracking_delivered"]
     assert result["num_pairs"] == 100
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_names_the_last_good_checkpoint_and_can_
     assert not (run / "result.json").exists()
     # What was saved with the broken weights is set aside, so a resume does not meet them again.
     assert list((run / "checkpoints").glob("not_finite_*"))
-    result = train(settings(drawn, run, optim__lr=0.01, **common), resume=True)
+    result = train(settings(drawn, run, optim__lr=0.01, **common), resume=True).as_dict()
     assert result["steps"] == 10
     assert np.isfinite(result["loss"])
 
@@ -258,7 +258,7 @@ def test_workers_take_the_index_of_a_bare_directory_from_the_driver(drawn, tmp_p
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # a home that cannot be written
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    worker = trainer.train_worker
+    worker = fit.train_worker
 
     def train_without_opening(job: dict[str, object]) -> None:
         from rayface.data import dataset
@@ -266,8 +266,8 @@ def test_workers_take_the_index_of_a_bare_directory_from_the_driver(drawn, tmp_p
         dataset.load_part = None  # a worker that opens the data would fail
         worker(job)
 
-    monkeypatch.setattr(trainer, "train_worker", train_without_opening)
-    result = train(settings(bare, tmp_path / "run", train__num_workers=1, train__epochs=0.2))
+    monkeypatch.setattr(fit, "train_worker", train_without_opening)
+    result = train(settings(bare, tmp_path / "run", train__num_workers=1, train__epochs=0.2)).as_dict()
     assert result["faults"] == 0
 
 
@@ -284,7 +284,7 @@ def test_real_faces_from_two_directories_to_an_evaluated_model(faces, tmp_path, 
         train__batch_size=128,
         train__epochs=0.2,
     )
-    result = train(config)
+    result = train(config).as_dict()
     assert result["steps"] == 20
     assert result["faults"] == 0
     assert result["num_pairs"] == 6000

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from ray import tune
@@ -23,7 +24,12 @@ def run_trial(tmp_path, monkeypatch):
     def run(train, watch=None):
         reports = []
         monkeypatch.setattr(tune, "report", reports.append)
-        monkeypatch.setattr(trial, "train", train)
+
+        def result(config, **options):
+            values = train(config, **options)
+            return SimpleNamespace(as_dict=lambda: values)
+
+        monkeypatch.setattr(trial, "train", result)
         job = {"run": str(tmp_path / "0007"), "values": {"optim.lr": 0.25}}
         metrics = ["accuracy_mean", "seconds"]
         base = configs.to_dict(configs.load("debug"))

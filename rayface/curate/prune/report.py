@@ -80,7 +80,7 @@ def curation_report(
         Plot("kept", "Faces kept, by the size of the identity", _by_size(sizes, kept)),
     ]
     out.mkdir(parents=True, exist_ok=True)
-    write_pngs(out, plots)
+    write_pngs(out / "plots", plots)
     page = load_template("curation.html").render(
         title=out.absolute().name,
         table=[*_counts(sizes, kept), *table],

@@ -2,10 +2,10 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rayface.config import TrainConfig
 from rayface.training.run_directory import RunDirectory
+from rayface.training.run_messages import Values
 
 
 class TrainingStoppedError(RuntimeError):
@@ -52,7 +52,7 @@ class Recovery:
     def may_roll_back(self, train: TrainConfig) -> bool:
         return train.on_nan != "stop" and self.rollbacks < train.max_rollbacks
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Values:
         return asdict(self)
 
     def remember(self, run: RunDirectory) -> None:

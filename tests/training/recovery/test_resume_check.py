@@ -85,8 +85,7 @@ def test_resume_with_a_changed_setting_is_refused_exactly_where_loading_fails(ru
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "ray_session", lambda *args, **options: nullcontext())
-    monkeypatch.setattr(trainer, "_check_resources", lambda *args: None)
-    monkeypatch.setattr(trainer, "_check_memory", lambda *args: None)
+    monkeypatch.setattr(trainer, "require_resources", lambda *args: None)
 
 
 def test_refused_resume_leaves_the_run_as_it_was(run: Path, tmp_path: Path, no_ray: None) -> None:

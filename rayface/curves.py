@@ -1,0 +1,184 @@
+"""Figures of a training run's metrics over its steps, and of a ROC."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from rayface.report import HALF, PALETTE, TALL, WIDE, Plot, add_legend, new_axes, style, write_pngs
+
+Series = Sequence[tuple[int, float, float]]
+
+ROUND = [1, 2, 4, 5, 10]  # what ticks may be multiples of
+MAX_POINTS = 1500  # a curve with more shows no more
+SMOOTHING_WINDOW = 0.04  # of the points of a curve
+
+
+def training_plots(
+    folder: Path, *, metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] | None = None
+) -> dict[str, Path]:
+    """Write NAME.png in a folder for what `metrics` and `roc` hold.
+
+    Returns:
+        the files by name: loss, accuracy, roc, schedule (of one that follows the loss), lr, throughput.
+    """
+    return write_pngs(folder, draw_curves(metrics, roc))
+
+
+def draw_curves(metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] | None) -> list[Plot]:
+    """Draw what `metrics` and `roc` hold, in the order of a report; curves without points are left out.
+
+    Args:
+        metrics: as `read_metrics` returns them; a name counts up to its last slash: `train/loss` is a loss.
+        roc: FAR and TAR.
+    """
+    curves: dict[str, NDArray[np.float64]] = {}
+    for name, points in metrics.items():
+        if np.isfinite([value for _, value, _ in points]).any():
+            curves.setdefault(name.rpartition("/")[2], np.array([point[:2] for point in points], np.float64).T)
+    plots = []
+    if (curve := curves.get("loss")) is not None:
+        plots.append(Plot("loss", "Loss", _loss(*curve), wide=True))
+    if (curve := curves.get("accuracy")) is not None:
+        plots.append(Plot("accuracy", "Verification accuracy", _accuracy(*curve)))
+    if roc is not None:
+        plots.append(Plot("roc", "ROC at the last step", _roc(np.asarray(roc[0]), np.asarray(roc[1]))))
+    if {"loss", "loss_mean", "detector", "threshold", "lr"} <= curves.keys():
+        plots.append(Plot("schedule", "Loss, how fast it falls, learning rate", _schedule(curves), wide=True))
+    if (curve := curves.get("lr")) is not None:
+        plots.append(Plot("lr", "Learning rate", _lr(*curve)))
+    if (curve := curves.get("images_per_second")) is not None:
+        plots.append(Plot("throughput", "Throughput", _throughput(*curve)))
+    return plots
+
+
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the centred moving mean of (n,) values over 4 % of them, leaving out those that are not finite."""
+    half = int(len(values) * SMOOTHING_WINDOW / 2)
+    finite = np.isfinite(values)
+    sums = np.append(0, np.where(finite, values, 0).cumsum())
+    counts = np.append(0, finite.cumsum())
+    places = np.arange(len(values))
+    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    with np.errstate(invalid="ignore"):
+        return (sums[last] - sums[first]) / (counts[last] - counts[first])
+
+
+def _step_axes(size: tuple[float, float], y: str, steps: NDArray[np.float64]) -> tuple[Figure, Axes]:
+    figure, axes = new_axes(size, "step", y)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    if steps[-1] > steps[0]:
+        axes.set_xlim(steps[0], steps[-1])
+    return figure, axes
+
+
+def _loss(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
+    figure, axes = _step_axes(WIDE, "loss", steps)
+    mean = smoothed(values)
+    axes.plot(*_thinned(steps, values), color=PALETTE["blue"], alpha=0.4, linewidth=0.9, label="as logged")
+    axes.plot(*_thinned(steps, mean), color=PALETTE["blue"], linewidth=2, label="moving mean")
+    add_legend(axes)
+    return figure
+
+
+def _lr(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
+    figure, axes = _step_axes(HALF, "learning rate", steps)
+    axes.plot(*_thinned(steps, values), color=PALETTE["orange"], linewidth=2)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def _schedule(curves: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """FastFace's view of a run, three panels over the same steps."""
+    figure, first = _step_axes(TALL, "loss", curves["loss"][0])
+    grid = figure.add_gridspec(3, hspace=0.06)
+    first.set_subplotspec(grid[0])
+    panels = [first, figure.add_subplot(grid[1], sharex=first), figure.add_subplot(grid[2], sharex=first)]
+    for axes, name in zip(panels, ("loss", "E", "learning rate"), strict=True):
+        style(axes, "", name)
+        axes.tick_params(labelbottom=axes is panels[-1])
+    panels[-1].set_xlabel("step", color=PALETTE["muted"], fontsize=9)
+    first.plot(*_thinned(*curves["loss"]), color=PALETTE["blue"], alpha=0.4, linewidth=0.9, label="as logged")
+    first.plot(*_thinned(*curves["loss_mean"]), color=PALETTE["blue"], linewidth=2, label="its moving mean")
+    panels[1].plot(*_thinned(*curves["detector"]), color=PALETTE["violet"], linewidth=1.5, label="E")
+    threshold = float(curves["threshold"][1, -1])
+    panels[1].axhline(
+        threshold, color=PALETTE["ink"], linewidth=1.2, linestyle=(0, (4, 3)), label=f"threshold {threshold:.3g}"
+    )
+    panels[2].plot(*_thinned(*curves["lr"]), color=PALETTE["orange"], linewidth=2, drawstyle="steps-post")
+    panels[2].set_yscale("log", base=2)
+    panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    for axes in panels[:2]:
+        add_legend(axes)
+    return figure
+
+
+def _throughput(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
+    figure, axes = _step_axes(HALF, "images / s", steps)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    middle = float(np.nanmedian(values))
+    axes.plot(*_thinned(steps, values), color=PALETTE["violet"], alpha=0.75, linewidth=1.1, label="as logged")
+    axes.axhline(
+        middle, color=PALETTE["ink"], linewidth=1.2, linestyle=(0, (4, 3)), label=f"median {middle:,.0f}", zorder=3
+    )
+    axes.set_ylim(bottom=0)
+    add_legend(axes)
+    return figure
+
+
+def _accuracy(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
+    figure, axes = _step_axes(HALF, "accuracy", steps)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    axes.plot(steps, values, color=PALETTE["green"], linewidth=2, marker="o", markersize=5, clip_on=False)
+    axes.margins(y=0.18)
+    axes.annotate(
+        f"{values[-1]:.1%}",
+        (steps[-1], values[-1]),
+        (-4, 7),
+        textcoords="offset points",
+        ha="right",
+        fontsize=10,
+        fontweight="bold",
+        color=PALETTE["green"],
+    )
+    return figure
+
+
+def _roc(far: NDArray[np.float64], tar: NDArray[np.float64]) -> Figure:
+    figure, axes = new_axes(HALF, "false acceptance rate", "true acceptance rate")
+    lowest = float(far[far > 0].min(initial=1.0)) if (far < 1).any() else 0.1
+    lowest = min(lowest, 0.1)
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1)
+    axes.set_ylim(0, 1.03)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    shown = np.maximum(far, lowest)  # no false acceptance at all has no place on a log axis
+    axes.plot(shown, tar, color=PALETTE["blue"], linewidth=2, drawstyle="steps-post")
+    for rate in (1e-1, 1e-2, 1e-3, 1e-4):
+        if rate >= lowest:
+            reached = float(tar[far <= rate].max(initial=0.0))
+            axes.plot(rate, reached, "o", color=PALETTE["blue"], markersize=5)
+            axes.annotate(
+                f"{reached:.1%}",
+                (rate, reached),
+                (6, -12),
+                textcoords="offset points",
+                fontsize=9,
+                color=PALETTE["ink"],
+            )
+    return figure
+
+
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """At most about MAX_POINTS of a curve, the last one always."""
+    stride = max(1, len(x) // MAX_POINTS)
+    places = np.append(np.arange(0, len(x) - 1, stride), len(x) - 1)
+    return x[places], y[places]

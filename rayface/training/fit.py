@@ -1,0 +1,103 @@
+"""The workers of a run under Ray Train: started, started again, interrupted."""
+
+import math
+import uuid
+from functools import partial
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig
+
+from rayface.config import Config
+from rayface.data.streaming.shared_samples import SharedSamples, share
+from rayface.interrupts import terminable
+from rayface.plan.memory import job_of
+from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.progress import DatasetFacts
+from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
+from rayface.training.recovery.placement_groups import Trainer
+from rayface.training.recovery.supervisor import Supervisor, cause_of
+from rayface.training.resources import uses_gpu
+from rayface.training.run_directory import RunDirectory
+from rayface.training.validate import ValidRun
+from rayface.training.worker import WorkerJob, train_worker
+
+_RESIZE_SECONDS = 60.0  # between looks for room for more workers
+
+
+def fit(run: RunDirectory, valid: ValidRun, *, held_cpus: float) -> None:
+    """Run workers until they are done; start others whenever they have left a node that is taken away.
+
+    Args:
+        held_cpus: CPUs reserved by concurrent runs; data readers must leave them free.
+
+    Raises:
+        TrainingStoppedError, CheckpointError, ValueError: the run could not go on; one line.
+        TrainingInterruptedError: by Ctrl-C or SIGTERM, or by a sweep, after a checkpoint; one line.
+    """
+    samples = share(valid.dataset)
+
+    def run_workers() -> None:
+        _trainer(run, valid, samples, held_cpus).fit()
+        while run.clear_drain_request() and not run.stop_requested() and not run.has_outcome():
+            _trainer(run, valid, samples, held_cpus).fit()
+
+    run.clear_restarts()
+    try:
+        with terminable():
+            run_interruptibly(run_workers, run, valid.config.train.grace_seconds)
+    except ray.train.TrainingFailedError as error:
+        raise cause_of(error, run) from error
+    except KeyboardInterrupt as error:
+        raise _interrupted(run, error) from error
+    if not run.has_outcome():  # a sweep requested the stop
+        raise _interrupted(run, KeyboardInterrupt())
+
+
+def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cpus: float) -> Trainer:
+    config, dataset = valid.config, valid.dataset
+    gpu = uses_gpu(config)
+    resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
+    job = WorkerJob(
+        config=config,
+        run=run,
+        dataset=DatasetFacts(name=dataset.name, digest=dataset.digest, licence=dataset.about.licence),
+        num_classes=dataset.num_classes,
+        samples=samples,
+        plan=valid.order,
+        known_faults=dataset.faults,
+        held_cpus=held_cpus,
+        first_shard=dataset.shards[0].path,
+        shape=job_of(config, dataset.num_classes, gpu=gpu),
+    )
+    return Trainer(
+        partial(train_worker, job),  # as an argument: Ray shows a train_loop_config on its dashboard
+        scaling_config=ScalingConfig(
+            num_workers=config.train.num_workers,
+            use_gpu=gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+        ),
+        torch_config=TorchConfig(timeout_s=_collective_seconds(config)),
+        # Ray resumes a run whose name it has seen; ours are resumed from our own checkpoints, under a new name.
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(run.ray_storage),
+            # A group that finds no room is tried again until the supervisor says that it was long enough.
+            failure_config=FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=-1),
+            callbacks=[Supervisor(run, config.train)],
+        ),
+    )
+
+
+def _interrupted(run: RunDirectory, cause: KeyboardInterrupt) -> TrainingInterruptedError:
+    saved = checkpoint.all_in(run.path)
+    where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
+    return TrainingInterruptedError(
+        f"interrupted; {where}; go on with: rayface train --resume train.output={run}", cause
+    )
+
+
+def _collective_seconds(config: Config) -> int:
+    """When a collective gives up: where watchdogs end true hangs, long after them, for ranks may wait for work."""
+    return math.ceil(2 * config.train.hang_timeout) + 86_400 if config.train.hang_timeout else 1800

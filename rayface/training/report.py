@@ -1,0 +1,40 @@
+"""The report of a training run: one HTML page and its figures."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from numpy.typing import ArrayLike
+
+import rayface
+from rayface.curves import Series, draw_curves
+from rayface.report import PALETTE, as_svg, load_template, write_pngs
+from rayface.training.run_directory import RunDirectory
+
+
+def write_report(
+    run: RunDirectory,
+    *,
+    metrics: Mapping[str, Series],
+    table: Sequence[tuple[str, str]],
+    roc: tuple[ArrayLike, ArrayLike] | None = None,
+) -> None:
+    """Write the report of a run, which needs no other file, and its figures as PNG.
+
+    Args:
+        run: its config, if there is one, is shown too.
+        metrics: as `read_metrics` returns them.
+        table: what to say first, (what, value).
+        roc: FAR and TAR.
+    """
+    plots = draw_curves(metrics, roc)
+    write_pngs(run.plots, plots)
+    page = load_template("report.html").render(
+        title=run.name,
+        table=table,
+        plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
+        palette=PALETTE,
+        config=run.config_text(),
+        version=rayface.__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    run.write_report(page)

@@ -1,0 +1,47 @@
+"""What a run needs of a cluster: nodes for its workers, and memory on them."""
+
+import ray
+
+from rayface.config import Config
+from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
+from rayface.session import is_cluster, require_workers, takes_gpu
+
+
+def uses_gpu(config: Config) -> bool:
+    """Return whether each worker takes a GPU; to be asked where Ray is."""
+    return takes_gpu(config.train.device)
+
+
+def require_resources(config: Config, num_classes: int, address: str | None) -> None:
+    """Wait for the nodes that the workers need, and refuse a run that does not fit into their memory.
+
+    Raises:
+        ValueError: one line.
+        NoRoomError: the nodes did not come.
+    """
+    train = config.train
+    wait = train.wait_for_nodes if is_cluster(address) else 0.0
+    require_workers(train.device, train.cpus_per_worker, train.min_workers, wait=wait)
+    check_memory(config, num_classes)
+
+
+def check_memory(config: Config, num_classes: int) -> None:
+    """Refuse what cannot fit, as seen from where a worker would be: the driver's machine may be another kind."""
+    gpu = uses_gpu(config)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU" if gpu else "CPU", 0) > 0]
+    share = -(-config.train.max_workers // max(1, len(nodes)))
+    here = [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]
+
+    def available(gpu_memory: bool) -> int | None:
+        if here:
+            return memory_per_worker(gpu=gpu_memory, workers_per_machine=share)
+        # "DEFAULT": anywhere. A trial of a sweep would else keep the task in its own placement group, without a CPU.
+        where = {"num_cpus": config.train.cpus_per_worker, "num_gpus": int(gpu), "scheduling_strategy": "DEFAULT"}
+        place = ray.remote(**where)(memory_per_worker)
+        found: int | None = ray.get(place.remote(gpu=gpu_memory, workers_per_machine=share))
+        return found
+
+    if (on_device := available(gpu)) is not None:
+        check_fits(config, num_classes, on_device, gpu=gpu)
+    if gpu and (on_host := available(False)) is not None:
+        check_host_fits(config, num_classes, on_host)

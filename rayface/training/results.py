@@ -1,0 +1,89 @@
+"""The result of a finished run: its numbers, and the report with them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayface.data.dataset import Dataset
+from rayface.training.report import write_report
+from rayface.training.run_directory import RunDirectory
+from rayface.training.run_messages import Values
+from rayface.training.validate import data_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run is remembered by."""
+
+    run: RunDirectory
+    steps: int
+    faults: int
+    """Number of corrupt samples that were left out."""
+    loss: float | None
+    """Of the last step; None where the run was resumed after it."""
+    images_per_second: float
+    """Median over the run."""
+    seconds: float
+    """Of all sessions of the run."""
+    evaluation: Values = field(default_factory=dict)
+    """As `evaluation.pairs.pair_result` gives it; empty without pairs."""
+    accuracy_before: float | None = None
+    """Before the first step; None without pairs."""
+    tracking: str | None = None
+    """URI of the tracking server; None where nothing is sent."""
+    tracking_delivered: bool | None = None
+
+    def for_file(self) -> Values:
+        """Return the values of result.json."""
+        before = {} if self.accuracy_before is None else {"accuracy_before": self.accuracy_before}
+        return {
+            "run": str(self.run),
+            "model": str(self.run.model),
+            "report": str(self.run.report),
+            "steps": self.steps,
+            "faults": self.faults,
+            "loss": self.loss,
+            **self.evaluation,
+            "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
+            **before,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values that `rayface train --json` prints."""
+        return {**self.for_file(), "tracking": self.tracking, "tracking_delivered": self.tracking_delivered}
+
+
+def write_results(run: RunDirectory, dataset: Dataset, *, seconds: float) -> TrainResult:
+    """Write report and result of a run whose workers are done."""
+    metrics, outcome = run.read_metrics(), dict(run.read_outcome())
+    speeds = sorted(value for _, value, _ in metrics.get("train/images_per_second", []))
+    accuracy = metrics.get("eval/accuracy")
+    result = TrainResult(
+        run=run,
+        steps=outcome.pop("steps"),
+        faults=outcome.pop("faults"),
+        loss=outcome.pop("loss"),
+        evaluation=outcome,
+        images_per_second=speeds[len(speeds) // 2] if speeds else 0.0,
+        seconds=seconds,
+        accuracy_before=accuracy[0][1] if accuracy else None,
+    )
+    curve = run.read_evaluation()["roc"] if accuracy else None
+    roc = (curve["far"], curve["tar"]) if curve else None
+    write_report(run, metrics=metrics, table=_table(result, dataset), roc=roc)
+    run.write_result(result.for_file())  # last: it says that the run is finished
+    return result
+
+
+def _table(result: TrainResult, dataset: Dataset) -> list[tuple[str, str]]:
+    rows = [
+        ("data", data_text(dataset)),
+        ("steps", f"{result.steps:,}"),
+        ("images/s", f"{result.images_per_second:,.0f}"),
+        ("seconds", f"{result.seconds:,.0f}"),
+        ("damaged samples", f"{result.faults:,}"),
+    ]
+    if result.evaluation:
+        mean, std = result.evaluation["accuracy_mean"], result.evaluation["accuracy_std"]
+        rows.insert(0, ("accuracy", f"{mean:.2%} ± {std:.2%}, before {result.accuracy_before:.2%}"))
+    return rows

@@ -1,0 +1,160 @@
+"""Everything about a run that can be refused before Ray starts."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rayface import tracking
+from rayface.config import Config
+from rayface.data.classes import described
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.streaming.micro_batches import check_pieces, micro_batches
+from rayface.data.streaming.sample_order import SampleOrder, order_samples
+from rayface.evaluation.pairs import load_pairs
+from rayface.heads import head_class
+from rayface.heads.from_config import build_config_margin
+from rayface.storage import DataError
+from rayface.training.builders import build_config_backbone, load_start
+from rayface.training.distillation import check_distillation
+from rayface.training.recovery.resume_check import check_resumable
+from rayface.training.run_directory import RunDirectory
+from rayface.training.run_output import DataFacts, check_data, check_output
+from rayface.training.schedules import RunLength, build_schedule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidRun:
+    """A run whose config, data and, for a resume, directory go together."""
+
+    config: Config
+    resume: bool
+    dataset: Dataset
+    order: SampleOrder
+
+    @property
+    def total_steps(self) -> int:
+        """Number of training steps."""
+        return max(1, round(self.config.train.epochs * self.order.steps_per_epoch))
+
+    @property
+    def data_facts(self) -> DataFacts:
+        """What a resume compares of the training data."""
+        return DataFacts.of(self.dataset)
+
+
+def validate(config: Config, *, resume: bool = False) -> ValidRun:
+    """Check a run in every way that needs no Ray; nothing is written.
+
+    Raises:
+        ValueError: bad input; one line.
+    """
+    check_settings(config)
+    check_output(config, resume)
+    dataset = _open_dataset(config, resume)
+    logger.info("data %s", data_text(dataset))
+    run = ValidRun(config=config, resume=resume, dataset=dataset, order=_order(config, dataset))
+    _check_backbone(config, resume)
+    check_distillation(config)
+    if resume and config.train.output is not None:
+        directory = RunDirectory(Path(config.train.output).absolute())
+        with directory.exclusive():
+            check_data(directory, run.data_facts)
+            check_resumable(directory, config, run.order)
+    return run
+
+
+def dry_run(config: Config) -> int:
+    """Check settings and data, without the output and the backbone.
+
+    Returns:
+        the number of training steps.
+
+    Raises:
+        ValueError: bad input; one line.
+    """
+    check_settings(config)
+    dataset = _open_dataset(config, resume=False)
+    return ValidRun(config=config, resume=False, dataset=dataset, order=_order(config, dataset)).total_steps
+
+
+def data_text(dataset: Dataset) -> str:
+    """Return name and counts of a dataset."""
+    counts = described(len(dataset.index), dataset.num_classes, dataset.num_classes_with_images)
+    return f"{dataset.name}: {counts}"
+
+
+def _open_dataset(config: Config, resume: bool) -> Dataset:
+    data = config.data
+    try:
+        return open_dataset(data.train, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
+    except DataError as error:
+        if not resume:
+            raise
+        raise DataError(f"{error}; where the data was moved, name its new place: --resume data.train=DIR") from error
+
+
+def _order(config: Config, dataset: Dataset) -> SampleOrder:
+    return order_samples(
+        dataset,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        chunk_images=config.data.chunk_images,
+        window_images=config.data.window_images,
+    )
+
+
+def check_settings(config: Config) -> None:
+    """Refuse what can be seen to be wrong without opening the training data.
+
+    Raises:
+        ValueError: one line.
+    """
+    train, data = config.train, config.data
+    if not data.train:
+        raise ValueError("data.train: is not set: must be a dataset directory, for example data.train=faces")
+    check_pieces(train)
+    _check_static_graph(config)
+    head_class(config.head.name)
+    build_config_margin(config.head)
+    if config.tracking.enabled and config.tracking.uri is not None:
+        tracking.tracking_uri(config.tracking, Path())
+    if (config.evaluate.pairs is None) != (not config.evaluate.data):
+        raise ValueError("evaluate.pairs: needs evaluate.data beside it, the dataset that holds the named members")
+    for path in (config.evaluate.pairs, *config.evaluate.data):
+        if path is not None and "://" not in path and not Path(path).exists():
+            raise ValueError(f"evaluate: {path}: does not exist: give the path of the pairs csv and of its dataset")
+    if config.evaluate.pairs and config.evaluate.data:
+        # Once here, where its errors reach the user before a worker starts.
+        load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=16)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    build_schedule(config.schedule, optimizer, RunLength(total_steps=1, steps_per_epoch=1))
+
+
+def _check_static_graph(config: Config) -> None:
+    """PyTorch stops with an internal error where the first gradients of a static graph are not averaged at once."""
+    train = config.train
+    if not train.static_graph:
+        return
+    counts = range(train.min_workers, train.max_workers + 1)
+    pieces = max(len(micro_batches(train.batch_size, 0, n, train.max_batch_per_worker)) for n in counts)
+    if pieces > 1 and train.resize == "accumulate":
+        raise ValueError(
+            f"train.static_graph: true: a step is {pieces} pieces that are added up, which it does not go with: leave "
+            "it out, or raise train.max_batch_per_worker"
+        )
+    if config.backbone.compile:
+        raise ValueError("train.static_graph: true: does not go with backbone.compile: choose one of them")
+
+
+def _check_backbone(config: Config, resume: bool) -> None:
+    """Build it, without memory unless it starts from weights: what cannot be is found before workers start."""
+    if config.backbone.weights is not None and not resume:
+        load_start(build_config_backbone(config), config)
+        return
+    with torch.device("meta"):
+        build_config_backbone(config)

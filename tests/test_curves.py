@@ -1,0 +1,60 @@
+"""Figures of a run's metrics and of a ROC."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from rayface.curves import smoothed, training_plots
+
+ALL = ["loss", "accuracy", "roc", "lr", "throughput"]
+ROC = ([0, 0, 0.001, 0.01, 0.5, 1.0], [0, 0.4, 0.6, 0.8, 0.95, 1.0])
+
+
+def series(values):
+    return [(10 * i, value, 1e9 + i) for i, value in enumerate(values)]
+
+
+@pytest.fixture
+def metrics():
+    return {
+        "train/loss": series([9.0, math.nan, 7.0, math.inf, *np.linspace(6, 1, 50)]),
+        "train/lr": series(np.linspace(0.1, 0, 54)),
+        "train/images_per_second": series([100.0, 600.0, 610.0]),
+        "eval/accuracy": series([0.5, 0.7, 0.9]),
+        "train/epoch": series([0.0, 1.0]),
+    }
+
+
+def test_plots_are_pictures(tmp_path, metrics):
+    files = training_plots(tmp_path, metrics=metrics, roc=ROC)
+    assert list(files) == ALL
+    for name, path in files.items():
+        assert path == tmp_path / f"{name}.png"
+        picture = cv2.imread(str(path))
+        assert picture.shape[1] == (2000 if name == "loss" else 1120)
+        assert picture.std() > 5
+
+
+def test_training_plots_of_a_schedule_that_follows_the_loss_have_its_figure(tmp_path, metrics):
+    values = np.linspace(1, 0, 54)
+    followed = {"loss_mean": values, "detector": values[2:], "threshold": [0.3]}
+    metrics.update({f"train/{name}": series(points) for name, points in followed.items()})
+    files = training_plots(tmp_path, metrics=metrics)
+    assert cv2.imread(str(files["schedule"])).shape == (1440, 2000, 3)
+
+
+def test_training_plots_of_missing_metrics_are_left_out(tmp_path):
+    metrics = {"loss": series([math.nan, math.nan]), "lr": series([0.1])}
+    assert list(training_plots(tmp_path, metrics=metrics)) == ["lr"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 60, 200])
+def test_smoothed_equals_the_slow_one(count):
+    values = np.random.default_rng(count).random(count)
+    values[::7] = math.nan
+    half = int(count * 0.04 / 2)
+    for i, got in enumerate(smoothed(values)):
+        inside = [v for v in values[max(0, i - half) : i + half + 1] if math.isfinite(v)]
+        assert got == pytest.approx(np.mean(inside)) if inside else math.isnan(got)

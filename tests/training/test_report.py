@@ -1,0 +1,120 @@
+"""The page that a run leaves."""
+
+import html.parser
+import math
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from rayface.curves import MAX_POINTS
+from rayface.training.report import write_report
+from rayface.training.run_directory import RunDirectory
+
+ALL = ["loss", "accuracy", "roc", "lr", "throughput"]
+ROC = ([0, 0, 0.001, 0.01, 0.5, 1.0], [0, 0.4, 0.6, 0.8, 0.95, 1.0])
+
+
+def series(values):
+    return [(10 * i, value, 1e9 + i) for i, value in enumerate(values)]
+
+
+@pytest.fixture
+def metrics():
+    return {
+        "train/loss": series([9.0, math.nan, 7.0, math.inf, *np.linspace(6, 1, 50)]),
+        "train/lr": series(np.linspace(0.1, 0, 54)),
+        "train/images_per_second": series([100.0, 600.0, 610.0]),
+        "eval/accuracy": series([0.5, 0.7, 0.9]),
+        "train/epoch": series([0.0, 1.0]),
+    }
+
+
+def report_of(path, **content):
+    run = RunDirectory(path)
+    write_report(run, **content)
+    return run.report
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, and what it would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.fetched, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href") and not value.startswith("#"):
+                self.fetched.append(value)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_a_report_stands_alone(tmp_path, metrics):
+    folder = tmp_path / "mini-001"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("tracking:\n  uri: http://me:secret@host/\n")
+    path = report_of(folder, metrics=metrics, table=[("accuracy", "90 %")], roc=ROC)
+    assert path == folder / "report.html"
+    text = path.read_text()
+    page = Page(text)
+    assert page.fetched == []
+    assert "@import" not in text
+    assert page.tags.count("svg") == 5
+    assert page.tags.index("table") < page.tags.index("svg")
+    assert "prefers-color-scheme: dark" in text
+    assert "secret" not in text
+    assert "mini-001" in page.words
+    assert len(page.ids) == len(set(page.ids)), "an id twice, and a curve is cut off by the frame of another"
+    for url in re.findall(r"url\(#([^)]+)\)", text):
+        assert url in page.ids
+    for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        assert ElementTree.fromstring(svg).get("aria-label")
+        assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set(), "a colour that does not follow the page's mode"
+    assert sorted(file.stem for file in (folder / "plots").iterdir()) == sorted(ALL)
+    assert sorted(file.name for file in folder.iterdir()) == ["config.yaml", "plots", "report.html"]
+
+
+def test_a_browser_draws_the_report(tmp_path, metrics, browser):
+    seen = browser(report_of(tmp_path / "mini-001", metrics=metrics, table=[], roc=ROC))
+    assert seen.console == []
+    assert Page(seen.dom).tags.count("svg") == 5
+
+
+def test_a_schedule_that_follows_the_loss_is_drawn_with_it(tmp_path, metrics):
+    values = np.linspace(1, 0, 54)
+    followed = {"loss_mean": values, "detector": values[2:], "threshold": [0.3]}
+    metrics.update({f"train/{name}": series(points) for name, points in followed.items()})
+    page = Page(report_of(tmp_path, metrics=metrics, table=[]).read_text())
+    assert "threshold 0.3" in page.words
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_what_is_not_there_is_left_out(tmp_path):
+    path = report_of(tmp_path, metrics={}, table=[])
+    page = Page(path.read_text())
+    assert "table" not in page.tags
+    assert "svg" not in page.tags
+
+
+def test_names_are_text_not_markup(tmp_path, metrics):
+    evil = "<script>alert(1) & more"
+    folder = tmp_path / evil
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"name: {evil}\n")
+    page = Page(report_of(folder, metrics=metrics, table=[(evil, evil)]).read_text())
+    assert "script" not in page.tags
+    assert page.words.count(evil) == 3
+
+
+def test_long_runs_stay_small(tmp_path):
+    loss = series(np.random.default_rng(0).random(100_000))
+    path = report_of(tmp_path, metrics={"train/loss": loss}, table=[])
+    assert path.stat().st_size < 2 * MAX_POINTS * 60

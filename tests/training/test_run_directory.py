@@ -1,0 +1,95 @@
+"""The files and messages of a run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import rayface
+from rayface import config as configs
+from rayface.training.run_directory import RunDirectory
+
+NAMES = (
+    r"config\.yaml|data\.json|outcome\.json|faults\.log|restarts\.json|rollbacks\.json|rank0\.jsonl|checkpoints|beats|"
+    r"hang|leave|\.preflight"
+)
+
+
+def test_run_files_are_named_by_no_other_module():
+    root = Path(rayface.__file__).parent
+    joined = re.compile(rf'(?:/ |= |\()f?"(?:{NAMES})"')
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if joined.search(path.read_text())}
+    # The command `rayface checkpoint` lists a key of that name in its result.
+    assert found == {"training/run_directory.py", "training/run_messages.py"}
+
+
+def test_directory_of_a_finished_run_has_result_and_model(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert not run.has_started()
+    run.write_config(configs.with_overrides(configs.load("debug"), {"train.output": str(tmp_path)}))
+    assert run.has_started()
+    assert run.read_config().train.output is None  # it may be moved
+    run.write_outcome({"steps": 3})
+    assert run.has_outcome()
+    run.write_result({"steps": 3})
+    assert run.has_result()
+    assert not run.is_finished()
+    for path in (run.model, run.model.with_name("model.json")):
+        path.touch()
+    assert run.is_finished()
+    assert run.read_result() == {"steps": 3}
+    assert [path.name for path, _ in run.artifacts()] == ["model.safetensors", "model.json", "result.json"]
+    run.delete_results()
+    assert not (run.has_outcome())
+    assert not (run.has_result())
+
+
+def test_read_config_of_another_folder_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a run directory \(no config.yaml\): name one that was trained in$"):
+        RunDirectory(tmp_path).read_config()
+
+
+def test_stop_and_drain_are_separate_requests(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert not (run.stop_requested())
+    assert not (run.drain_requested())
+    assert not (run.clear_drain_request())
+    run.request_drain()
+    assert run.drain_requested()
+    assert not run.stop_requested()
+    run.request_stop()
+    assert run.clear_drain_request()
+    assert not run.clear_drain_request()
+    assert run.stop_requested()
+    run.clear_stop_request()
+    assert not run.stop_requested()
+    with pytest.raises(FileNotFoundError):
+        RunDirectory(tmp_path / "gone").request_stop()
+
+
+def test_restarts_are_counted_per_driver(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.restarts() == []
+    run.add_restart("worker 1 died")
+    run.add_restart("worker 0 died")
+    run.request_drain()
+    assert run.restarts() == ["worker 1 died", "worker 0 died"]
+    run.clear_restarts()
+    assert run.restarts() == []
+    assert not run.drain_requested()
+
+
+def test_hang_keeps_the_first_report_and_is_taken_once(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.take_hang() is None
+    run.record_hang("worker 1 hangs")
+    run.record_hang("worker 0 hangs")
+    assert run.take_hang() == "worker 1 hangs"
+    assert run.take_hang() is None
+
+
+def test_faults_are_appended_to_the_list_of_the_start(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write_faults(["a"])
+    run.add_faults(["b", "c"])
+    assert (tmp_path / "faults.log").read_text() == "a\nb\nc\n"
