@@ -26,7 +26,7 @@ test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: $(INSTALLED)
-	PYTHONPATH=tests/tracking $(VENV)/bin/python tests/faults/table.py $(ARGS)
+	$(VENV)/bin/python -m tests.faults.table $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .

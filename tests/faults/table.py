@@ -1,6 +1,6 @@
-"""Plays the faults and prints the table of the README: `make faults`.
+"""Injects the faults and prints the table of docs/reliability.md: `make faults`.
 
-table.py [WORDS...]: only the faults whose names hold one of these. Imports from tests/tracking, see the Makefile.
+python -m tests.faults.table [WORDS...]: only the faults whose names hold one of these.
 """
 
 import contextlib
@@ -10,45 +10,45 @@ import time
 import traceback
 from pathlib import Path
 
-from fault_scenarios import RUNS, Scenario, check_end, play
-from fault_stage import Outcome, Rig, Stage
+from tests.faults.fixture import Outcome, RunFixture, TestCluster
+from tests.faults.scenarios import RUNS, Scenario, check_end, run_scenarios
 
 _HEAD = ("fault", "how injected", "the run", "recovery, s", "repeated / lost", "loss curve equal", "model equal")
 
 
 def main(words: list[str]) -> int:
-    """Play the faults, then print the table; the number of runs that did not end as they should."""
+    """Inject the faults, then print the table; return the number of runs that did not end as they should."""
     failed, rows = 0, [_HEAD, ("---",) * len(_HEAD)]
     # Ray tells of dead workers and nodes on stdout, where only the table shall be.
     with tempfile.TemporaryDirectory(prefix="rayface-faults-") as folder, contextlib.redirect_stdout(sys.stderr):
-        rig = Rig(Path(folder))
+        cluster = TestCluster(Path(folder))
         try:
             start = time.monotonic()
-            steps = len(rig.reference.losses)
-            print(f"the run that nothing disturbs: {steps} steps, {time.monotonic() - start:.0f} s", file=sys.stderr)
+            steps = len(cluster.reference.losses)
+            print(f"the undisturbed run: {steps} steps, {time.monotonic() - start:.0f} s", file=sys.stderr)
             for name, scenarios in RUNS.items():
                 chosen = [(i, s) for i, s in enumerate(scenarios) if not words or any(w in s.name for w in words)]
                 if chosen:
-                    new = _play(Stage(rig, name), chosen)
+                    new = _run(RunFixture(cluster, name), chosen)
                     rows += new
                     failed += not new
         finally:
-            rig.close()
+            cluster.close()
     print(*(f"| {' | '.join(row)} |" for row in rows), sep="\n")
     return failed
 
 
-def _play(stage: Stage, scenarios: list[tuple[int, Scenario]]) -> list[tuple[str, ...]]:
+def _run(fixture: RunFixture, scenarios: list[tuple[int, Scenario]]) -> list[tuple[str, ...]]:
     start = time.monotonic()
     try:
-        play(stage, scenarios)
-        found = check_end(stage, [scenario for _, scenario in scenarios])
+        run_scenarios(fixture, scenarios)
+        found = check_end(fixture, [scenario for _, scenario in scenarios])
     except Exception:
         traceback.print_exc()
-        print(f"{stage.name}: FAILED", file=sys.stderr, flush=True)
+        print(f"{fixture.name}: FAILED", file=sys.stderr, flush=True)
         return []
-    lines = [f"{name}: {line}" for name, (_, line) in stage.stopped.items()]
-    done = f"{stage.name}: {time.monotonic() - start:.0f} s, {found.steps_again} steps done again"
+    lines = [f"{name}: {line}" for name, (_, line) in fixture.stopped.items()]
+    done = f"{fixture.name}: {time.monotonic() - start:.0f} s, {found.steps_again} steps done again"
     print(done, *lines, sep="\n  ", file=sys.stderr, flush=True)
     return [_row(scenario, found) for _, scenario in scenarios]
 

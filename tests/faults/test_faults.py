@@ -1,14 +1,15 @@
-"""Faults strike runs on a real cluster of two nodes; what is left is what a run has that nothing disturbs."""
+"""Faults injected into runs on a real cluster of two nodes; the runs end as an undisturbed one."""
 
 import pytest
-from fault_scenarios import RUNS, check_end, play
-from fault_stage import Stage
+
+from tests.faults.fixture import RunFixture
+from tests.faults.scenarios import RUNS, check_end, run_scenarios
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_struck_by_faults_one_after_the_other_ends_as_if_nothing_had_been(rig, name):
+def test_run_with_injected_faults_ends_as_an_undisturbed_run(cluster, name):
     """As far as its settings ask for that: see Scenario.different and Scenario.lost."""
-    rig.in_a_hurry = True
-    stage = Stage(rig, name)
-    play(stage, list(enumerate(RUNS[name])))
-    check_end(stage, RUNS[name])
+    cluster.in_a_hurry = True
+    fixture = RunFixture(cluster, name)
+    run_scenarios(fixture, list(enumerate(RUNS[name])))
+    check_end(fixture, RUNS[name])

@@ -1,13 +1,9 @@
-"""Lets the tests of this folder import their oracle, which worker processes import too."""
+"""One thread for all tests of this folder."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

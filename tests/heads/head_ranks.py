@@ -1,4 +1,4 @@
-"""One rank of a process group that works through the oracle's cases: head_ranks.py RANK WORLD_SIZE RENDEZVOUS OUT."""
+"""One rank of a process group that works through the oracle's cases: head_ranks RANK WORLD_SIZE RENDEZVOUS OUT."""
 
 import sys
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from head_oracle import Case, cases
 from torch import Tensor
 
 from rayface.heads import PartialFC, build_margin
+from tests.heads.head_oracle import Case, cases
 
 
 def solve(case: Case, rank: int, world_size: int) -> dict[str, Any]:

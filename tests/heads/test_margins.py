@@ -2,13 +2,13 @@
 
 import math
 
-import head_oracle
 import pytest
 import torch
 from torch.nn import functional as F
 
 from rayface.heads import MARGINS, AdaFace, CurricularFace, ElasticFace, MagFace, build_margin
 from rayface.heads.margins import ArcFace, CombinedMargin, CosFace
+from tests.heads import head_oracle
 
 CASES = [case for case in head_oracle.cases() if case.dtype == torch.float64 and case.losses_per_step == 1]
 

@@ -1,11 +1,11 @@
 """Partial FC in one process: what moves, what is kept, what is refused."""
 
-import head_oracle
 import pytest
 import torch
 from torch import Tensor
 
 from rayface.heads import HEADS, MARGINS, ArcFace, CosFace, HeadSettings, PartialFC, build_head, build_margin
+from tests.heads import head_oracle
 
 C, D, B = 300, 16, 24
 

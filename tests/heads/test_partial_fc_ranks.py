@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-import head_oracle
 import pytest
 import torch
 from torch import Tensor
+
+from tests.heads import head_oracle
 
 CASES = {case.name: case for case in head_oracle.cases()}
 
@@ -20,8 +20,7 @@ def solved(tmp_path_factory):
     def run(world_size: int) -> list[dict]:
         if world_size not in done:
             folder = tmp_path_factory.mktemp(f"ranks{world_size}")
-            script = Path(__file__).parent / "head_ranks.py"
-            command = [sys.executable, str(script)]
+            command = [sys.executable, "-m", "tests.heads.head_ranks"]
             ranks = [
                 subprocess.Popen([*command, str(rank), str(world_size), str(folder / "meet"), str(folder / "out")])
                 for rank in range(world_size)

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow_server import MlflowServer
 
 from rayface.config import TrackingConfig
 from rayface.tracking import Delivery, Journal, deliver, tracking_uri
 from rayface.tracking.server import ENVIRONMENT, Server
+from tests.tracking.mlflow_server import MlflowServer
 
 TIMEOUT = 60
 

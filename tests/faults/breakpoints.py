@@ -1,7 +1,7 @@
-"""The workers' side of a fault: gates at exact places of a run, and a record of every sample that was trained on.
+"""The workers' side of a fault: breakpoints at exact places of a run, and a record of every sample that was trained on.
 
-A worker that comes to a gate says so in a file and waits there until the harness, which has done its damage, opens it.
-A gate stops a run once: a step that is done again after a restart passes through.
+A worker at a breakpoint says so in a file and waits there until the harness has injected the fault and opens it.
+A point stops a run once: a step that is done again after a restart passes through.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class Breakpoint:
     """A place of a run.
 
     Attributes:
@@ -40,8 +40,10 @@ class Gate:
         return folder / f"{self.place}-{self.step}-{self.rank}.opened"
 
 
-def gated(worker: Callable[[Any], None], gates: Sequence[Gate], folder: Path, windows_per_execution: int | None) -> Any:
-    """A `train_worker` with gates.
+def with_breakpoints(
+    worker: Callable[[Any], None], breakpoints: Sequence[Breakpoint], folder: Path, windows_per_execution: int | None
+) -> Any:
+    """A `train_worker` with breakpoints.
 
     Args:
         folder: exists, and is seen by all workers.
@@ -54,13 +56,13 @@ def gated(worker: Callable[[Any], None], gates: Sequence[Gate], folder: Path, wi
         if windows_per_execution is not None:
             dealer._BLOCK_IMAGES, dealer._TURNS_AHEAD = 1, 0
             dealer._TURNS_PER_EXECUTION = windows_per_execution
-        _install(gates, folder)
+        _install(breakpoints, folder)
         worker(job)
 
     return train_worker
 
 
-def _install(gates: Sequence[Gate], folder: Path) -> None:
+def _install(breakpoints: Sequence[Breakpoint], folder: Path) -> None:
     from rayface.heads import PartialFC
     from rayface.training.checkpointing import checkpoint
     from rayface.training.train_step import TrainStep
@@ -72,30 +74,33 @@ def _install(gates: Sequence[Gate], folder: Path) -> None:
     @functools.wraps(train_step)
     def recorded_step(self: Any, batch: Any, *rest: Any) -> Any:
         now.update(step=batch.step, rank=self.world.rank)
-        # A checkpoint is written beside the steps: its fault strikes before the first of them, not at a later fault.
-        _hold([gate for gate in gates if (gate.place, gate.step, gate.rank) == ("write", *now.values())], folder)
+        # A checkpoint is written beside the steps: its fault is injected before the first of them.
+        _hold(
+            [point for point in breakpoints if (point.place, point.step, point.rank) == ("write", *now.values())],
+            folder,
+        )
         value = train_step(self, batch, *rest)
         _record(folder / "trained.jsonl", batch)
         return value
 
     @functools.wraps(loss)
-    def gated_loss(self: Any, embeddings: Any, *rest: Any, **options: Any) -> Any:
-        answer = _pass(gates, folder, place="step", **now)
+    def loss_with_breakpoint(self: Any, embeddings: Any, *rest: Any, **options: Any) -> Any:
+        answer = _pass(breakpoints, folder, place="step", **now)
         value = loss(self, embeddings * math.nan if answer == "nan" else embeddings, *rest, **options)
         return value * math.inf if answer == "inf" else value
 
     @functools.wraps(make_empty)
-    def gated_begin(temporary: Path) -> None:
+    def begin_with_breakpoint(temporary: Path) -> None:
         make_empty(temporary)
-        _pass(gates, folder, place="begin", step=int(temporary.name.split("_")[1].split(".")[0]), rank=0)
+        _pass(breakpoints, folder, place="begin", step=int(temporary.name.split("_")[1].split(".")[0]), rank=0)
 
     @functools.wraps(digest_own)
-    def gated_write(temporary: Path, progress: Any) -> Any:
-        _pass(gates, folder, place="write", step=progress.step, rank=checkpoint._rank())
+    def write_with_breakpoint(temporary: Path, progress: Any) -> Any:
+        _pass(breakpoints, folder, place="write", step=progress.step, rank=checkpoint._rank())
         return digest_own(temporary, progress)
 
-    TrainStep.run, PartialFC.loss = recorded_step, gated_loss  # type: ignore[method-assign]
-    checkpoint._make_empty, checkpoint._digest_own = gated_begin, gated_write
+    TrainStep.run, PartialFC.loss = recorded_step, loss_with_breakpoint  # type: ignore[method-assign]
+    checkpoint._make_empty, checkpoint._digest_own = begin_with_breakpoint, write_with_breakpoint
 
 
 def _record(path: Path, batch: Any) -> None:
@@ -107,24 +112,24 @@ def _record(path: Path, batch: Any) -> None:
     os.close(descriptor)
 
 
-def _pass(gates: Sequence[Gate], folder: Path, **here: Any) -> str:
-    """Wait at the gate that stands here, if there is one; what the harness answered."""
-    for gate in gates:
-        if asdict(gate) == here:
+def _pass(breakpoints: Sequence[Breakpoint], folder: Path, **here: Any) -> str:
+    """Wait at the breakpoint of this place, if there is one; return what the harness answered."""
+    for point in breakpoints:
+        if asdict(point) == here:
             with contextlib.suppress(FileExistsError):
-                return _wait(gate, folder)
+                return _wait(point, folder)
     return ""
 
 
-def _hold(gates: Sequence[Gate], folder: Path) -> None:
-    while not all(gate.opened(folder).exists() for gate in gates):
+def _hold(breakpoints: Sequence[Breakpoint], folder: Path) -> None:
+    while not all(point.opened(folder).exists() for point in breakpoints):
         time.sleep(_POLL_SECONDS)
 
 
-def _wait(gate: Gate, folder: Path) -> str:
+def _wait(point: Breakpoint, folder: Path) -> str:
     import ray
 
-    reached, opened = gate.reached(folder), gate.opened(folder)
+    reached, opened = point.reached(folder), point.opened(folder)
     reached.touch(exist_ok=False)
     temporary = reached.with_suffix(".new")
     temporary.write_text(json.dumps({"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}))

@@ -1,4 +1,4 @@
-"""Every fault that is played: how it is done, and what has to follow. The tests and `make faults` play these."""
+"""Every fault that is injected: how, and what must follow. The tests and `make faults` run these scenarios."""
 
 import itertools
 import os
@@ -13,35 +13,35 @@ from typing import Any
 
 import numpy as np
 import ray
-from fault_gate import Gate
-from fault_stage import EVERY, Outcome, Stage, outcome
 
 from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import locate_member
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.tracking import deliver, read_metrics
 from rayface.training.run_directory import RunDirectory
+from tests.faults.breakpoints import Breakpoint
+from tests.faults.fixture import EVERY, Outcome, RunFixture, outcome
 
-# Given the stage and the worker at the gate ("pid", "driver", "step"); may return what the worker is told.
-Deed = Callable[[Stage, dict[str, Any]], str | None]
+# Given the fixture and the worker at the breakpoint ("pid", "driver", "step"); may return what the worker is told.
+Inject = Callable[[RunFixture, dict[str, Any]], str | None]
 DAY = 86400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strike:
-    """A deed at a place of the run.
+class Injection:
+    """A fault, or the repair of one, at a place of the run.
 
     Attributes:
         after: steps after the middle between two checkpoints.
-        at: see Gate; "begin" and "write" are of the checkpoint that comes next.
-        mends: it ends a fault.
+        at: see Breakpoint; "begin" and "write" are of the checkpoint that comes next.
+        repairs: it repairs an earlier fault.
     """
 
-    do: Deed
+    inject: Inject
     after: int = 0
     at: str = "step"
     ranks: tuple[int, ...] = (1,)
-    mends: bool = False
+    repairs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +52,23 @@ class Scenario:
         how: it is done, for the table.
         stops: what the one line says with which the run stops, to be resumed; None: it goes on by itself.
         code: the driver is a process of its own, and ends with this code.
-        before: is done before the run, unless another fault comes before this one.
-        mend: what a person does before the resume.
-        different: why the run does not end as one that nothing disturbs; empty: it does.
+        before: called before the run, unless another fault comes before this one.
+        repair: what a person does before the resume.
+        different: why the run does not end as an undisturbed one; empty: it does.
         lost: samples that it leaves out, as it is asked to.
-        later: steps from the one that it strikes to the first one of other workers, with which the recovery ends.
+        later: steps from the one that it hits to the first one of other workers, with which the recovery ends.
         settings: config keys.
         restarts: the workers are started again.
     """
 
     name: str
     how: str
-    strikes: tuple[Strike, ...] = ()
+    injections: tuple[Injection, ...] = ()
     stops: str | None = None
     code: int | None = None
-    before: Callable[[Stage], None] | None = None
-    mend: Callable[[Stage], None] | None = None
-    at_end: Callable[[Stage], None] | None = None
+    before: Callable[[RunFixture], None] | None = None
+    repair: Callable[[RunFixture], None] | None = None
+    at_end: Callable[[RunFixture], None] | None = None
     different: str = ""
     lost: int = 0
     later: int = 0
@@ -88,61 +88,61 @@ class Scenario:
         return self.stops is not None or self.code is not None
 
 
-def play(stage: Stage, scenarios: Sequence[tuple[int, Scenario]]) -> None:
-    """Play faults on one run, each at its place (0 is before the first checkpoint); resume it whenever it stops."""
-    stage.rig.have_two_nodes()
+def run_scenarios(fixture: RunFixture, scenarios: Sequence[tuple[int, Scenario]]) -> None:
+    """Inject faults into one run, each at its place (0 is before the first checkpoint); resume it whenever it stops."""
+    fixture.cluster.have_two_nodes()
     for _, scenario in scenarios:
-        stage.settings.update(scenario.settings)
+        fixture.settings.update(scenario.settings)
     first = scenarios[0][1]
     if first.before:
-        first.before(stage)
+        first.before(fixture)
     resume = False
     for group in _up_to_stops(scenarios):
-        faults = [fault for place, scenario in group for fault in _faults(stage, place, scenario)]
+        faults = [fault for place, scenario in group for fault in _faults(fixture, place, scenario)]
         last = group[-1][1] if group and group[-1][1].parts else None
         if last is None or last.code is None:
-            line = stage.train(*faults, resume=resume)
+            line = fixture.train(*faults, resume=resume)
         else:
-            line = stage.command(*faults, code=last.code, resume=resume)
-        _check_stop(stage, last, line)
+            line = fixture.command(*faults, code=last.code, resume=resume)
+        _check_stop(fixture, last, line)
         resume = True
     for _, scenario in scenarios:
         if scenario.at_end:
-            scenario.at_end(stage)
+            scenario.at_end(fixture)
 
 
-def check_end(stage: Stage, scenarios: Sequence[Scenario]) -> Outcome:
+def check_end(fixture: RunFixture, scenarios: Sequence[Scenario]) -> Outcome:
     """What the faults did to the run; asserts that it is no more than they may do."""
-    found = outcome(stage)
+    found = outcome(fixture)
     if not scenarios[0].different:
-        assert found.losses == [value for _, value in stage.rig.reference.losses]
-        assert found.same_model, f"{stage.name}: another model"
+        assert found.losses == [value for _, value in fixture.cluster.reference.losses]
+        assert found.same_model, f"{fixture.name}: another model"
     assert (found.repeated, found.lost) == (0, sum(scenario.lost for scenario in scenarios))
     # A fault costs what was done since the last checkpoint, never more.
     assert found.steps_again <= EVERY * len(scenarios)
     again = sum(scenario.restarts for scenario in scenarios)
-    restarts = RunDirectory(stage.run).restarts()
-    assert len(restarts) == read_metrics(stage.run / "journal")["train/restarts"][-1][1] == again
-    assert (stage.run / "faults.log").read_text().count("workers were started again") == again
+    restarts = RunDirectory(fixture.run).restarts()
+    assert len(restarts) == read_metrics(fixture.run / "journal")["train/restarts"][-1][1] == again
+    assert (fixture.run / "faults.log").read_text().count("workers were started again") == again
     return found
 
 
-def _check_stop(stage: Stage, scenario: Scenario | None, line: str | None) -> None:
+def _check_stop(fixture: RunFixture, scenario: Scenario | None, line: str | None) -> None:
     """A run that stops says why in one line; then what was wrong is put right."""
     if scenario is None:
-        assert line is None, f"{stage.name}: should have gone on, said {line!r}"
+        assert line is None, f"{fixture.name}: should have gone on, said {line!r}"
         return
     assert line is not None, f"{scenario.name}: should have stopped"
     wanted = scenario.stops or ""
     assert wanted in line, f"{scenario.name}: should have said {wanted!r}, said {line!r}"
     assert "\n" not in line, line
-    stage.stopped[scenario.name] = (time.monotonic(), line)
-    if scenario.mend:
-        scenario.mend(stage)
+    fixture.stopped[scenario.name] = (time.monotonic(), line)
+    if scenario.repair:
+        scenario.repair(fixture)
 
 
 def _up_to_stops(scenarios: Sequence[tuple[int, Scenario]]) -> Iterator[list[tuple[int, Scenario]]]:
-    """What strikes in one try: up to the fault that stops it; the last try finishes."""
+    """Yield the faults of each attempt: up to the one that stops it; the last attempt finishes."""
     group: list[tuple[int, Scenario]] = []
     for entry in scenarios:
         group.append(entry)
@@ -152,79 +152,81 @@ def _up_to_stops(scenarios: Sequence[tuple[int, Scenario]]) -> Iterator[list[tup
     yield group
 
 
-def _faults(stage: Stage, place: int, scenario: Scenario) -> list[tuple[Gate, Callable[[dict[str, Any]], str | None]]]:
-    def act(strike: Strike, here: dict[str, Any]) -> str | None:
-        if not strike.mends:
-            stage.struck.setdefault(scenario.name, (time.monotonic(), here["step"] + scenario.later))
-        return strike.do(stage, here)
+def _faults(
+    fixture: RunFixture, place: int, scenario: Scenario
+) -> list[tuple[Breakpoint, Callable[[dict[str, Any]], str | None]]]:
+    def act(injection: Injection, here: dict[str, Any]) -> str | None:
+        if not injection.repairs:
+            fixture.injected.setdefault(scenario.name, (time.monotonic(), here["step"] + scenario.later))
+        return injection.inject(fixture, here)
 
     faults = []
-    for strike in scenario.strikes:
-        step = EVERY * place + (EVERY // 2 + strike.after if strike.at == "step" else EVERY)
-        for rank in strike.ranks:
-            faults.append((Gate(step=step, rank=rank, place=strike.at), partial(act, strike)))  # type: ignore[arg-type]
+    for injection in scenario.injections:
+        step = EVERY * place + (EVERY // 2 + injection.after if injection.at == "step" else EVERY)
+        for rank in injection.ranks:
+            faults.append((Breakpoint(step=step, rank=rank, place=injection.at), partial(act, injection)))  # type: ignore[arg-type]
     return faults
 
 
-def _send(sent: signal.Signals, to: str = "pid") -> Deed:
-    def send(stage: Stage, here: dict[str, Any]) -> None:
+def _send(sent: signal.Signals, to: str = "pid") -> Inject:
+    def send(fixture: RunFixture, here: dict[str, Any]) -> None:
         os.kill(here[to], sent)
         if to == "driver" and sent == signal.SIGTERM:
-            stage.wait_for(lambda: RunDirectory(stage.run).stop_requested())
+            fixture.wait_for(lambda: RunDirectory(fixture.run).stop_requested())
 
     return send
 
 
-def _replace_node(stage: Stage, here: dict[str, Any]) -> None:
-    stage.rig.remove_node()
-    stage.rig.add_node()
+def _replace_node(fixture: RunFixture, here: dict[str, Any]) -> None:
+    fixture.cluster.remove_node()
+    fixture.cluster.add_node()
 
 
-def _remove_node(stage: Stage, here: dict[str, Any]) -> None:
-    stage.rig.remove_node()
+def _remove_node(fixture: RunFixture, here: dict[str, Any]) -> None:
+    fixture.cluster.remove_node()
 
 
-def _add_node(stage: Stage, here: dict[str, Any]) -> None:
-    """The worker at the gate goes on when it has been asked to make room for more."""
-    stage.rig.add_node()
-    stage.wait_for(lambda: RunDirectory(stage.run).stop_requested())
+def _add_node(fixture: RunFixture, here: dict[str, Any]) -> None:
+    """The worker at the breakpoint goes on when it has been asked to make room for more."""
+    fixture.cluster.add_node()
+    fixture.wait_for(lambda: RunDirectory(fixture.run).stop_requested())
 
 
-def _drain_node(stage: Stage, here: dict[str, Any]) -> None:
-    stage.rig.drain_node()
-    stage.wait_for(lambda: RunDirectory(stage.run).drain_requested())
+def _drain_node(fixture: RunFixture, here: dict[str, Any]) -> None:
+    fixture.cluster.drain_node()
+    fixture.wait_for(lambda: RunDirectory(fixture.run).drain_requested())
 
 
-def workers_of(stage: Stage) -> list[int]:
+def workers_of(fixture: RunFixture) -> list[int]:
     """How many workers a run had, one number for each change."""
-    steps = read_metrics(stage.run / "journal")["train/workers"]
+    steps = read_metrics(fixture.run / "journal")["train/workers"]
     return [int(count) for count, _ in itertools.groupby(value for _, value, _ in steps)]
 
 
-def _followed_the_cluster(stage: Stage) -> None:
-    assert workers_of(stage) == [2, 1, 2, 1]
+def _followed_the_cluster(fixture: RunFixture) -> None:
+    assert workers_of(fixture) == [2, 1, 2, 1]
 
 
-def _fill_object_store(stage: Stage, here: dict[str, Any]) -> None:
+def _fill_object_store(fixture: RunFixture, here: dict[str, Any]) -> None:
     """Twice what it holds."""
-    stage.rig.kept += [ray.put(np.random.default_rng(i).bytes(40 * 2**20)) for i in range(5)]
+    fixture.cluster.kept += [ray.put(np.random.default_rng(i).bytes(40 * 2**20)) for i in range(5)]
 
 
-def _free_object_store(stage: Stage) -> None:
-    stage.rig.kept.clear()
+def _free_object_store(fixture: RunFixture) -> None:
+    fixture.cluster.kept.clear()
 
 
-def _fill_disk(stage: Stage, here: dict[str, Any]) -> None:
+def _fill_disk(fixture: RunFixture, here: dict[str, Any]) -> None:
     """The files that the ranks are about to write are /dev/full, which has no space left."""
-    (folder,) = (stage.run / "checkpoints").glob(".step_*.tmp")
+    (folder,) = (fixture.run / "checkpoints").glob(".step_*.tmp")
     for rank in (0, 1):
         (folder / f"__{rank}_0.distcp").symlink_to("/dev/full")
 
 
-def _step_clock(seconds: float) -> Deed:
+def _step_clock(seconds: float) -> Inject:
     """Of every worker, by what it is told, and of the driver, which is this process."""
 
-    def step(stage: Stage, here: dict[str, Any]) -> str:
+    def step(fixture: RunFixture, here: dict[str, Any]) -> str:
         if not isinstance(time.time, _SteppedClock):
             time.time = _SteppedClock(time.time)
         time.time.seconds = seconds
@@ -233,7 +235,7 @@ def _step_clock(seconds: float) -> Deed:
     return step
 
 
-def _set_clock(stage: Stage) -> None:
+def _set_clock(fixture: RunFixture) -> None:
     if isinstance(time.time, _SteppedClock):
         time.time = time.time.real
 
@@ -246,13 +248,13 @@ class _SteppedClock:
         return self.real() + self.seconds
 
 
-def _tell(answer: str) -> Deed:
-    return lambda stage, here: answer
+def _tell(answer: str) -> Inject:
+    return lambda fixture, here: answer
 
 
-def _next_sample(stage: Stage, step: int) -> tuple[Path, int, int]:
+def _next_sample(fixture: RunFixture, step: int) -> tuple[Path, int, int]:
     """Shard, offset and bytes of a sample with a label of two digits that no window up to that of `step` has."""
-    dataset = open_dataset([str(stage.data)])
+    dataset = open_dataset([str(fixture.data)])
     plan = SampleOrder(num_samples=len(dataset.index), batch_size=24, window_images=48)
     ids = plan.window(plan.window_of(step)[0] + 1).ravel()
     chosen = next(int(i) for i in ids if dataset.index.label[i] >= 10)
@@ -260,9 +262,9 @@ def _next_sample(stage: Stage, step: int) -> tuple[Path, int, int]:
     return shard, int(dataset.index.offset[chosen]), int(dataset.index.num_bytes[chosen])
 
 
-def _overwrite(suffix: str, data: bytes) -> Deed:
-    def overwrite(stage: Stage, here: dict[str, Any]) -> None:
-        shard, offset, size = _next_sample(stage, here["step"])
+def _overwrite(suffix: str, data: bytes) -> Inject:
+    def overwrite(fixture: RunFixture, here: dict[str, Any]) -> None:
+        shard, offset, size = _next_sample(fixture, here["step"])
         _, member = locate_member(str(shard), offset, size, [suffix])
         with shard.open("r+b") as file:
             file.seek(member + 512)  # behind the tar header
@@ -271,68 +273,68 @@ def _overwrite(suffix: str, data: bytes) -> Deed:
     return overwrite
 
 
-def _truncate(stage: Stage, here: dict[str, Any]) -> None:
-    shard, offset, _ = _next_sample(stage, here["step"])
+def _truncate(fixture: RunFixture, here: dict[str, Any]) -> None:
+    shard, offset, _ = _next_sample(fixture, here["step"])
     os.truncate(shard, offset + 700)
 
 
-def _remove(stage: Stage, here: dict[str, Any]) -> None:
-    _next_sample(stage, here["step"])[0].unlink()
+def _remove(fixture: RunFixture, here: dict[str, Any]) -> None:
+    _next_sample(fixture, here["step"])[0].unlink()
 
 
-def _replace_shard(stage: Stage, here: dict[str, Any]) -> None:
-    shard = _next_sample(stage, here["step"])[0]
-    other = next(path for path in sorted(stage.data.glob("*.tar")) if path != shard)
+def _replace_shard(fixture: RunFixture, here: dict[str, Any]) -> None:
+    shard = _next_sample(fixture, here["step"])[0]
+    other = next(path for path in sorted(fixture.data.glob("*.tar")) if path != shard)
     shutil.copyfile(other, shard)
 
 
-def _own_data(stage: Stage) -> None:
-    stage.own_data()
-    stage.windows_per_execution = EVERY // 2  # reads ahead up to the checkpoint after the fault
+def _own_data(fixture: RunFixture) -> None:
+    fixture.own_data()
+    fixture.windows_per_execution = EVERY // 2  # reads ahead up to the checkpoint after the fault
 
 
-def _mend_data(stage: Stage) -> None:
-    shutil.copytree(stage.rig.data, stage.data, dirs_exist_ok=True)
+def _repair_data(fixture: RunFixture) -> None:
+    shutil.copytree(fixture.cluster.data, fixture.data, dirs_exist_ok=True)
 
 
-def _server_down(stage: Stage, here: dict[str, Any] | None = None) -> None:
-    stage.rig.server.kill()
-    stage.uri = stage.rig.server.uri
+def _server_down(fixture: RunFixture, here: dict[str, Any] | None = None) -> None:
+    fixture.cluster.server.kill()
+    fixture.uri = fixture.cluster.server.uri
 
 
-def _server_up(stage: Stage, here: dict[str, Any] | None = None) -> None:
-    stage.uri = stage.rig.server.uri
-    if stage.rig.server.process is None:
-        stage.rig.server.start()
-        stage.rig.server.wait()
+def _server_up(fixture: RunFixture, here: dict[str, Any] | None = None) -> None:
+    fixture.uri = fixture.cluster.server.uri
+    if fixture.cluster.server.process is None:
+        fixture.cluster.server.start()
+        fixture.cluster.server.wait()
 
 
-def _deliver_late(stage: Stage) -> None:
-    assert stage.result["tracking_delivered"] is False
-    _server_up(stage)
-    assert deliver(stage.run / "journal", 60)
+def _deliver_late(fixture: RunFixture) -> None:
+    assert fixture.result["tracking_delivered"] is False
+    _server_up(fixture)
+    assert deliver(fixture.run / "journal", 60)
 
 
 _MIDDLE = "between forward and backward, "
-_DATA = {"before": _own_data, "mend": _mend_data}
+_DATA = {"before": _own_data, "repair": _repair_data}
 _ONE_SAMPLE = "1 of 240 images are corrupt"
 _OWN_PARTS = "batch-norm, dropout and sampled classes are of each worker"
 
-# Faults of a run strike it one after the other: were one of them to leave a trace, its end would not be the same.
+# Faults are injected into one run in turn: if one of them left a trace, the run would end otherwise.
 RUNS: dict[str, list[Scenario]] = {
     "workers": [
         Scenario(
             name="object store full",
             how="200 MB put into the 100 MB of a node",
-            strikes=(Strike(do=_fill_object_store),),
+            injections=(Injection(inject=_fill_object_store),),
             at_end=_free_object_store,
         ),
         Scenario(
             name="clock jumps",
             how="time.time of driver and workers a day on, then a day back",
-            strikes=(
-                Strike(do=_step_clock(DAY), ranks=(0, 1)),
-                Strike(do=_step_clock(-DAY), ranks=(0, 1), after=2, mends=True),
+            injections=(
+                Injection(inject=_step_clock(DAY), ranks=(0, 1)),
+                Injection(inject=_step_clock(-DAY), ranks=(0, 1), after=2, repairs=True),
             ),
             at_end=_set_clock,
         ),
@@ -340,52 +342,52 @@ RUNS: dict[str, list[Scenario]] = {
             name="worker killed",
             how=f"{_MIDDLE}SIGKILL to rank 1",
             restarts=True,
-            strikes=(Strike(do=_send(signal.SIGKILL)),),
+            injections=(Injection(inject=_send(signal.SIGKILL)),),
         ),
         Scenario(
             name="killed while a checkpoint is written",
             how="SIGKILL to rank 1, its file written, the checkpoint without its name",
             restarts=True,
-            strikes=(Strike(do=_send(signal.SIGKILL), at="write"),),
+            injections=(Injection(inject=_send(signal.SIGKILL), at="write"),),
         ),
         Scenario(
             name="worker hangs",
             how=f"{_MIDDLE}SIGSTOP to rank 1",
             restarts=True,
-            strikes=(Strike(do=_send(signal.SIGSTOP)),),
+            injections=(Injection(inject=_send(signal.SIGSTOP)),),
             settings={"train.hang_timeout": 15, "train.max_failures": 9},
         ),
         Scenario(
             name="node lost",
             how="raylet and its workers killed; another node comes",
             restarts=True,
-            strikes=(Strike(do=_replace_node),),
+            injections=(Injection(inject=_replace_node),),
         ),
     ],
     "driver": [
         Scenario(
             name="disk full while a checkpoint is written",
             how="its files are /dev/full",
-            strikes=(Strike(do=_fill_disk, at="begin", ranks=(0,)),),
+            injections=(Injection(inject=_fill_disk, at="begin", ranks=(0,)),),
             stops="could not be written: rank 0: OSError: [Errno 28] No space left on device; remove the cause, then",
         ),
         Scenario(
             name="driver killed",
             how=f"{_MIDDLE}SIGKILL to `rayface train`",
-            strikes=(Strike(do=_send(signal.SIGKILL, "driver")),),
+            injections=(Injection(inject=_send(signal.SIGKILL, "driver")),),
             code=-signal.SIGKILL,
         ),
         Scenario(
             name="driver terminated",
             how=f"{_MIDDLE}SIGTERM to `rayface train`",
-            strikes=(Strike(do=_send(signal.SIGTERM, "driver")),),
+            injections=(Injection(inject=_send(signal.SIGTERM, "driver")),),
             code=143,
             stops="interrupted; the last checkpoint is",
         ),
         Scenario(
             name="NaN, train.on_nan=stop",
             how="rank 1's embeddings of a step are NaN",
-            strikes=(Strike(do=_tell("nan")),),
+            injections=(Injection(inject=_tell("nan")),),
             stops="the last good checkpoint is",
             settings={"train.on_nan": "stop"},
         ),
@@ -394,35 +396,35 @@ RUNS: dict[str, list[Scenario]] = {
         Scenario(
             name="corrupt JPEG",
             how="its first 64 bytes are overwritten",
-            strikes=(Strike(do=_overwrite("jpg", b"\0" * 64)),),
+            injections=(Injection(inject=_overwrite("jpg", b"\0" * 64)),),
             stops=_ONE_SAMPLE,
             **_DATA,
         ),
         Scenario(
             name="label out of range",
             how="a .cls of 20 classes says 99",
-            strikes=(Strike(do=_overwrite("cls", b"99")),),
+            injections=(Injection(inject=_overwrite("cls", b"99")),),
             stops=_ONE_SAMPLE,
             **_DATA,
         ),
         Scenario(
             name="shard truncated",
             how="cut off in its middle",
-            strikes=(Strike(do=_truncate),),
+            injections=(Injection(inject=_truncate),),
             stops="images are corrupt",
             **_DATA,
         ),
         Scenario(
             name="shard missing",
             how="file removed",
-            strikes=(Strike(do=_remove),),
+            injections=(Injection(inject=_remove),),
             stops="cannot be read",
             **_DATA,
         ),
         Scenario(
             name="shard replaced",
             how="another shard under its name",
-            strikes=(Strike(do=_replace_shard),),
+            injections=(Injection(inject=_replace_shard),),
             stops="images are corrupt",
             **_DATA,
         ),
@@ -432,19 +434,19 @@ RUNS: dict[str, list[Scenario]] = {
             name="MLflow server down at the start",
             how="`mlflow server` started at step 4",
             before=_server_down,
-            strikes=(Strike(do=_server_up, after=2, mends=True),),
+            injections=(Injection(inject=_server_up, after=2, repairs=True),),
         ),
         Scenario(
             name="MLflow server down in the middle",
             how="killed, and started 4 steps later",
             before=_server_up,
-            strikes=(Strike(do=_server_down), Strike(do=_server_up, after=4, mends=True)),
+            injections=(Injection(inject=_server_down), Injection(inject=_server_up, after=4, repairs=True)),
         ),
         Scenario(
             name="MLflow server down at the end",
             how="killed; started, then `rayface sync`",
             before=_server_up,
-            strikes=(Strike(do=_server_down, after=4),),
+            injections=(Injection(inject=_server_down, after=4),),
             at_end=_deliver_late,
             settings={"tracking.timeout": 2},
         ),
@@ -455,7 +457,7 @@ RUNS: dict[str, list[Scenario]] = {
             name="node leaves, train.num_workers=[1,2]",
             how="raylet and its workers killed",
             restarts=True,
-            strikes=(Strike(do=_remove_node),),
+            injections=(Injection(inject=_remove_node),),
             settings={"train.num_workers": [1, 2]},
             different=_OWN_PARTS,
         ),
@@ -463,7 +465,7 @@ RUNS: dict[str, list[Scenario]] = {
             name="node joins, train.num_workers=[1,2]",
             how="another node comes",
             restarts=True,
-            strikes=(Strike(do=_add_node, ranks=(0,)),),
+            injections=(Injection(inject=_add_node, ranks=(0,)),),
             later=1,
             different=_OWN_PARTS,
         ),
@@ -471,7 +473,7 @@ RUNS: dict[str, list[Scenario]] = {
             name="node leaves with notice, train.num_workers=[1,2]",
             how="`ray drain-node`, for preemption in 60 s",
             restarts=True,
-            strikes=(Strike(do=_drain_node),),
+            injections=(Injection(inject=_drain_node),),
             later=1,
             at_end=_followed_the_cluster,
             different=_OWN_PARTS,
@@ -481,7 +483,7 @@ RUNS: dict[str, list[Scenario]] = {
         Scenario(
             name="NaN, train.on_nan=skip",
             how="rank 1's embeddings of a step are NaN",
-            strikes=(Strike(do=_tell("nan")),),
+            injections=(Injection(inject=_tell("nan")),),
             different="that batch is left out",
             lost=24,
             settings={"train.on_nan": "skip"},
@@ -491,7 +493,7 @@ RUNS: dict[str, list[Scenario]] = {
         Scenario(
             name="infinite loss, train.on_nan=lower_lr",
             how="the loss of a step is infinite on all ranks",
-            strikes=(Strike(do=_tell("inf"), ranks=(0, 1)),),
+            injections=(Injection(inject=_tell("inf"), ranks=(0, 1)),),
             different="the rate is lower from there on",
             settings={"train.on_nan": "lower_lr"},
         ),

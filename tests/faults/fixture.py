@@ -1,4 +1,4 @@
-"""Where faults are played: a cluster of two nodes, one run that nothing disturbs, and a run directory for each play."""
+"""What the scenarios run on: a cluster of two nodes, an undisturbed reference run, and a run directory for each."""
 
 import contextlib
 import json
@@ -14,12 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fault_gate
 import numpy as np
 import ray
-from fault_gate import Gate, gated
 from mlflow import MlflowClient
-from mlflow_server import MlflowServer
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
@@ -31,7 +28,11 @@ from rayface.tracking import read_metrics
 from rayface.tracking.journal import RECOVERY
 from rayface.training import fit, trainer
 from rayface.training.checkpointing import checkpoint
+from tests.faults import breakpoints as breakpoints_module
+from tests.faults.breakpoints import Breakpoint, with_breakpoints
+from tests.tracking.mlflow_server import MlflowServer
 
+_ROOT = Path(__file__).parents[2]  # holds the packages rayface and tests
 EVERY = 4  # steps between checkpoints
 EXPERIMENT = "faults"
 _OBJECT_STORE = 100 * 2**20
@@ -48,7 +49,7 @@ _SETTINGS: dict[str, Any] = {
     "train.precision": "fp32",
     "tracking.experiment": EXPERIMENT,
 }
-# What is done at a gate, given the worker that waits there; returns what the worker is told.
+# What is done at a breakpoint, given the worker that waits there; returns what the worker is told.
 Action = Callable[[dict[str, Any]], str | None]
 
 
@@ -61,22 +62,24 @@ class Trained:
     images: dict[tuple[int, int], str]
 
 
-class Rig:
-    """What all plays share; everything in it is made once."""
+class TestCluster:
+    """The cluster that all scenarios share, made once."""
+
+    __test__ = False
 
     def __init__(self, folder: Path) -> None:
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
         os.environ["RAYFACE_CACHE"] = str(folder / "cache")
         fit._RESIZE_SECONDS = 2.0
-        ray.cloudpickle.register_pickle_by_value(fault_gate)
+        ray.cloudpickle.register_pickle_by_value(breakpoints_module)
         self.folder = folder
         self.store = f"sqlite:///{folder / 'mlflow.db'}"
         self.data = folder / "set"
         synthesize(self.data, identities=20, images_per_identity=12, seed=1, shard_size=300_000, processes=1)
         node = {"num_cpus": 1, "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args=node)
+        self.ray_cluster = Cluster(initialize_head=True, head_node_args=node)
         # While there is no other node: a driver dies with the node that it is connected to.
-        ray.init(self.cluster.address, logging_level="ERROR", log_to_driver=False)
+        ray.init(self.ray_cluster.address, logging_level="ERROR", log_to_driver=False)
         self.node: Any = self._new_node()
         self.drained = False
         self._reference: Trained | None = None
@@ -86,7 +89,7 @@ class Rig:
         self.server = MlflowServer(folder / "server")
 
     def have_two_nodes(self) -> None:
-        """Mend what a play before has left: one node, or one that is about to be taken away."""
+        """Repair what earlier scenarios left: one node, or one that is about to be taken away."""
         if self.drained:
             self.remove_node()
         if self.node is None:
@@ -95,21 +98,21 @@ class Rig:
     def remove_node(self) -> None:
         """Take a node away as a power cut does; returns when it is known to be gone, and its workers with it."""
         gone = self.node.node_id
-        self.cluster.remove_node(self.node, allow_graceful=False)
-        Stage.wait_for(lambda: gone not in [node["NodeID"] for node in ray.nodes() if node["Alive"]])
+        self.ray_cluster.remove_node(self.node, allow_graceful=False)
+        RunFixture.wait_for(lambda: gone not in [node["NodeID"] for node in ray.nodes() if node["Alive"]])
         self.node, self.drained = None, False
         self._look_at_nodes()
 
     def drain_node(self) -> None:
         """Give notice of a minute that the node will be taken away, as a cloud does."""
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        gcs = ray._raylet.GcsClient(address=self.cluster.address)
+        gcs = ray._raylet.GcsClient(address=self.ray_cluster.address)
         accepted, why = gcs.drain_node(self.node.node_id, reason, "a fault", int(1000 * (time.time() + 60)))
         assert accepted, why
         self.drained = True
 
     def add_node(self) -> None:
-        self.cluster._shutdown_at_exit = False  # it is done with signals, which only the main thread may set
+        self.ray_cluster._shutdown_at_exit = False  # it is done with signals, which only the main thread may set
         self.node = self._new_node()
         self._look_at_nodes()
 
@@ -120,61 +123,61 @@ class Rig:
             ray.get(coordinator.get_reserved_resources.remote("nobody", recompute=True))
 
     def _new_node(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=_OBJECT_STORE)
+        return self.ray_cluster.add_node(num_cpus=1, object_store_memory=_OBJECT_STORE)
 
     def close(self) -> None:
         self.server.kill()
         ray.shutdown()
-        self.cluster.shutdown()
+        self.ray_cluster.shutdown()
 
     @property
     def reference(self) -> Trained:
-        """The run that nothing disturbs."""
+        """The undisturbed run."""
         if self._reference is None:
             self.have_two_nodes()
-            stage = Stage(self, "undisturbed")
-            stage.train()
-            self._reference = stage.trained()
+            fixture = RunFixture(self, "undisturbed")
+            fixture.train()
+            self._reference = fixture.trained()
         return self._reference
 
 
 @dataclass
-class Stage:
+class RunFixture:
     """One run directory, and everything that happens to it."""
 
-    rig: Rig
+    cluster: TestCluster
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     windows_per_execution: int | None = None
-    struck: dict[str, tuple[float, int]] = field(default_factory=dict)  # fault to monotonic seconds and step
+    injected: dict[str, tuple[float, int]] = field(default_factory=dict)  # fault to monotonic seconds and step
     stopped: dict[str, tuple[float, str]] = field(default_factory=dict)  # fault to monotonic seconds and the one line
     result: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.folder = self.rig.folder / self.name
-        self.run, self.gates = self.folder / "run", self.folder / "gates"
-        self.data, self.uri = self.rig.data, self.rig.store
-        self.gates.mkdir(parents=True)
+        self.folder = self.cluster.folder / self.name
+        self.run, self.breakpoints = self.folder / "run", self.folder / "breakpoints"
+        self.data, self.uri = self.cluster.data, self.cluster.store
+        self.breakpoints.mkdir(parents=True)
 
     def own_data(self) -> None:
         """Train on a copy of the set, which may be damaged."""
         self.data = self.folder / "set"
         if not self.data.exists():
-            shutil.copytree(self.rig.data, self.data)
+            shutil.copytree(self.cluster.data, self.data)
 
     def keys(self) -> dict[str, Any]:
         """Dotted config keys of this run."""
         own = {"data.train": str(self.data), "train.output": str(self.run), "tracking.uri": self.uri}
         return {**_SETTINGS, **own, **self.settings}
 
-    def train(self, *faults: tuple[Gate, Action], resume: bool = False) -> str | None:
-        """Train in this process, with faults at gates; the line with which the run stopped, if it did."""
+    def train(self, *faults: tuple[Breakpoint, Action], resume: bool = False) -> str | None:
+        """Train in this process, with faults at breakpoints; the line with which the run stopped, if it did."""
         config = configs.with_overrides(configs.load("debug"), self.keys())
         worker = fit.train_worker
-        gates = [gate for gate, _ in faults]
-        fit.train_worker = gated(worker, gates, self.gates, self.windows_per_execution)
+        breakpoints = [point for point, _ in faults]
+        fit.train_worker = with_breakpoints(worker, breakpoints, self.breakpoints, self.windows_per_execution)
         try:
-            with self._at_gates(faults, driver=os.getpid()):
+            with self._at_breakpoints(faults, driver=os.getpid()):
                 self.result = trainer.train(config, resume=resume).as_dict()
         except (RuntimeError, ValueError) as error:
             return str(error)
@@ -182,15 +185,15 @@ class Stage:
             fit.train_worker = worker
         return None
 
-    def command(self, *faults: tuple[Gate, Action], code: int, resume: bool = False) -> str:
+    def command(self, *faults: tuple[Breakpoint, Action], code: int, resume: bool = False) -> str:
         """`rayface train` as a process of its own, which has to end with this exit code; its last line."""
         arguments = [f"{key}={value}" for key, value in self.keys().items()] + ["--resume"] * resume
-        gates = json.dumps([vars(gate) for gate, _ in faults])
-        command = [sys.executable, Path(__file__).with_name("fault_driver.py"), gates, self.gates, "train"]
-        command += ["--preset=debug", f"--address={self.rig.cluster.address}", *arguments]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        breakpoints = json.dumps([vars(point) for point, _ in faults])
+        command = [sys.executable, "-m", "tests.faults.driver", breakpoints, str(self.breakpoints), "train"]
+        command += ["--preset=debug", f"--address={self.cluster.ray_cluster.address}", *arguments]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=_ROOT) as process:
             try:
-                with self._at_gates(faults, driver=process.pid):
+                with self._at_breakpoints(faults, driver=process.pid):
                     _, errors = process.communicate(timeout=300)
             finally:
                 process.kill()
@@ -205,22 +208,22 @@ class Stage:
             time.sleep(0.02)
 
     @contextlib.contextmanager
-    def _at_gates(self, faults: Sequence[tuple[Gate, Action]], driver: int) -> Iterator[None]:
-        """Threads that wait for workers at the gates, do the damage, and let them go on."""
+    def _at_breakpoints(self, faults: Sequence[tuple[Breakpoint, Action]], driver: int) -> Iterator[None]:
+        """Start threads that wait for workers at the breakpoints, inject the faults, and let the workers go on."""
         done, failures = threading.Event(), []
 
-        def watch(gate: Gate, action: Action) -> None:
-            reached, opened = gate.reached(self.gates), gate.opened(self.gates)
+        def watch(point: Breakpoint, action: Action) -> None:
+            reached, opened = point.reached(self.breakpoints), point.opened(self.breakpoints)
             while not (reached.exists() and reached.stat().st_size):
                 if done.wait(0.02):
-                    failures.append(AssertionError(f"{self.name}: no worker came to {gate}"))
+                    failures.append(AssertionError(f"{self.name}: no worker came to {point}"))
                     return
             answer = ""
             try:
-                last = gate.step // EVERY * EVERY
-                if gate.place == "step" and last:  # how much is done again shall not depend on the speed of the disk
+                last = point.step // EVERY * EVERY
+                if point.place == "step" and last:  # how much is done again shall not depend on the speed of the disk
                     self.wait_for(lambda: done.is_set() or checkpoint.folder_of(self.run, last).exists())
-                answer = action({**json.loads(reached.read_text()), "driver": driver, "step": gate.step}) or ""
+                answer = action({**json.loads(reached.read_text()), "driver": driver, "step": point.step}) or ""
             except BaseException as error:  # raised again in the thread that trains, if it ever ends
                 traceback.print_exc()
                 failures.append(error)
@@ -253,14 +256,14 @@ class Stage:
 
     def record(self) -> list[dict[str, Any]]:
         """Every rank's part of every step that was done, in the order of doing."""
-        return [json.loads(line) for line in (self.gates / "trained.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.breakpoints / "trained.jsonl").read_text().splitlines()]
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What faults did to a run, held against the run that nothing disturbed."""
+    """What faults did to a run, compared with the undisturbed one."""
 
-    recovery_seconds: dict[str, float]  # from each fault to the end of the step that it struck, when it is done at last
+    recovery_seconds: dict[str, float]  # from each fault to the end of the step that it hit
     steps_again: int
     repeated: int
     lost: int
@@ -269,15 +272,15 @@ class Outcome:
     losses: list[float]
 
 
-def outcome(stage: Stage) -> Outcome:
+def outcome(fixture: RunFixture) -> Outcome:
     """Measure, and hold what MLflow has against the journal."""
-    check_tracked_once(stage)
-    reference, own = stage.rig.reference, stage.trained()
+    check_tracked_once(fixture)
+    reference, own = fixture.cluster.reference, fixture.trained()
     # with its step: the global batch of each one shall be the same, whichever worker had which part of it
     wanted, got = ([f"{step} {image}" for (step, _), image in t.images.items()] for t in (reference, own))
-    steps = [record["step"] for record in stage.record() if record["first_row"] == 0]
+    steps = [record["step"] for record in fixture.record() if record["first_row"] == 0]
     return Outcome(
-        recovery_seconds={name: _recovery(stage, name) for name in stage.struck},
+        recovery_seconds={name: _recovery(fixture, name) for name in fixture.injected},
         steps_again=len(steps) - len(set(steps)),
         repeated=_missing(got, wanted),
         lost=_missing(wanted, got),
@@ -287,26 +290,28 @@ def outcome(stage: Stage) -> Outcome:
     )
 
 
-def check_tracked_once(stage: Stage) -> None:
+def check_tracked_once(fixture: RunFixture) -> None:
     """Hold MLflow against the run: every point of every metric once, the last recovery told, and the run finished."""
-    client = MlflowClient(stage.uri)
+    client = MlflowClient(fixture.uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs([experiment.experiment_id])
-    (run,) = [run for run in runs if run.data.tags["run_directory"] == str(stage.run)]
+    (run,) = [run for run in runs if run.data.tags["run_directory"] == str(fixture.run)]
     assert run.info.status == "FINISHED", run.info.status
-    told = (stage.run / "faults.log").read_text().splitlines()
+    told = (fixture.run / "faults.log").read_text().splitlines()
     assert run.data.tags.get(RECOVERY) == (told[-1] if told else None)
-    for name, points in read_metrics(stage.run / "journal").items():
+    for name, points in read_metrics(fixture.run / "journal").items():
         journal = [(step, value) for step, value, _ in points]
         sent = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
         assert sent == journal, name
         assert len({step for step, _ in sent}) == len(sent), name
 
 
-def _recovery(stage: Stage, name: str) -> float:
-    struck, step = stage.struck[name]
-    since, _ = stage.stopped.get(name, (struck, ""))  # where the run stopped for it, it is done in the next try
-    return min([r["time"] for r in stage.record() if r["time"] > since and r["step"] >= step], default=np.inf) - struck
+def _recovery(fixture: RunFixture, name: str) -> float:
+    injected, step = fixture.injected[name]
+    since, _ = fixture.stopped.get(name, (injected, ""))  # where the run stopped for it, it is done in the next try
+    return (
+        min([r["time"] for r in fixture.record() if r["time"] > since and r["step"] >= step], default=np.inf) - injected
+    )
 
 
 def _same_model(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
