@@ -150,7 +150,7 @@ def test_a_real_class_layer_holds_what_the_model_says(small, storage, optimizer,
         logit_memory=2**18,
     )
     head.loss(torch.randn(16, 64, requires_grad=True), torch.randint(20_003, (16,))).backward()
-    kept = head._pending[0].kept
+    kept = head._update.pending[0].kept
     head.step(0.1)
     moments = [v for k, v in head.state().items() if isinstance(v, torch.Tensor) and k != "centers"]
     assert parts["class_centers"] == head.centers.nbytes

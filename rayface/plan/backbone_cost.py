@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rayface.backbones import build_backbone
 from rayface.backbones.counting import count_macs, count_parameters
-from rayface.config import Config
+from rayface.config import BackboneConfig, Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +44,23 @@ def net_size(config: Config, *, bf16: bool, recompute: bool = False) -> NetSize:
     Raises:
         ValueError: an unknown name, a value out of range, or a backbone that cannot recompute.
     """
-    backbone = config.backbone
-    return _net_size(
-        backbone.name,
-        bf16,
-        recompute,
-        embedding_size=backbone.embedding_size,
-        image_size=config.data.image_size,
-        width=backbone.width,
-        dropout=backbone.dropout,
-    )
+    return _net_size(config.backbone, config.data.image_size, bf16, recompute)
 
 
 @lru_cache(maxsize=64)
-def _net_size(name: str, bf16: bool, recompute: bool, **arguments: Any) -> NetSize:
-    def build(**options: Any) -> nn.Module:
+def _net_size(backbone: BackboneConfig, image_size: int, bf16: bool, recompute: bool) -> NetSize:
+    def build(**options: bool) -> nn.Module:
         with torch.device("meta"):
-            return build_backbone(name, **arguments, **options)
+            return build_backbone(
+                backbone.name,
+                embedding_size=backbone.embedding_size,
+                image_size=image_size,
+                width=backbone.width,
+                dropout=backbone.dropout,
+                **options,
+            )
 
-    image_size, options = arguments["image_size"], {"checkpointing": True} if recompute else {}
+    options = {"checkpointing": True} if recompute else {}
     # batch norm refuses a batch of one; two sizes part what grows with the batch from what does not
     two, four = (saved_bytes(build(**options), n, image_size, bf16=bf16)[0] for n in (2, 4))
     blocks = [saved_bytes(build(), n, image_size, bf16=bf16)[1] for n in (2, 4)] if recompute else [0, 0]

@@ -1,7 +1,7 @@
 """Bytes of every part of a training rank, ours and those of the straightforward class layer."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 
@@ -9,7 +9,7 @@ from rayface.config import Config
 from rayface.heads import head_class
 from rayface.heads.shape import HeadMemory, HeadShape
 from rayface.plan.backbone_cost import NetSize, net_size
-from rayface.precision import fast_bf16
+from rayface.precision import uses_bf16
 
 Variant = Literal["chunked", "dense", "data_parallel"]
 
@@ -35,7 +35,6 @@ class Job(HeadShape):
     head: str
     """Its name in HEADS."""
     image_size: int
-    backbone_moments: int
     bf16: bool
     recompute: bool
     piece: int | None
@@ -60,33 +59,51 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     """
     if num_classes < 1:
         raise ValueError(f"--num-classes: {num_classes}: must be at least 1")
-    head, train = config.head, config.train
+    train = config.train
     recompute = recompute or config.backbone.checkpointing
-    bf16 = train.precision == "bf16" or (train.precision == "auto" and (gpu or fast_bf16(torch.device("cpu"))))
-    moments = 2 if config.optim.name == "adamw" else int(config.optim.momentum > 0)
+    bf16 = (gpu and train.precision == "auto") or uses_bf16(train.precision, torch.device("cpu"))
     return Job(
         net=net_size(config, bf16=bf16, recompute=recompute),
-        head=head.name,
+        head=config.head.name,
         num_classes=num_classes,
         num_workers=train.min_workers,
         piece=train.max_batch_per_worker,
         batch_size=train.batch_size,
         embedding_size=config.backbone.embedding_size,
         image_size=config.data.image_size,
-        sample_rate=head.sample_rate,
-        storage_bytes=2 if head.storage_dtype == "bf16" else 4,
-        compute_bytes=2 if head.compute_dtype == "bf16" else 4,
-        moments=moments,
-        backbone_moments=moments,
-        logit_memory=head.logit_memory,
-        masks_conflicts=head.conflict_threshold is not None,
-        updates_all_rows=head.center_update == "dense",
-        host_memory=head.host_memory and gpu,
-        fetches_rows=head.host_memory and head.sample_rate < 1,
         gpu=gpu,
         bf16=bf16,
         recompute=recompute,
+        **_of_head(config, gpu=gpu),
     )
+
+
+class _OfHead(TypedDict):
+    sample_rate: float
+    storage_bytes: int
+    compute_bytes: int
+    moments: int
+    logit_memory: int
+    masks_conflicts: bool
+    updates_all_rows: bool
+    host_memory: bool
+    fetches_rows: bool
+
+
+def _of_head(config: Config, *, gpu: bool) -> _OfHead:
+    """Return what the config groups `head` and `optim` decide of a HeadShape."""
+    head, optim = config.head, config.optim
+    return {
+        "sample_rate": head.sample_rate,
+        "storage_bytes": 2 if head.storage_dtype == "bf16" else 4,
+        "compute_bytes": 2 if head.compute_dtype == "bf16" else 4,
+        "moments": 2 if optim.name == "adamw" else int(optim.momentum > 0),
+        "logit_memory": head.logit_memory,
+        "masks_conflicts": head.conflict_threshold is not None,
+        "updates_all_rows": head.center_update == "dense",
+        "host_memory": head.host_memory and gpu,
+        "fetches_rows": head.host_memory and head.sample_rate < 1,
+    }
 
 
 def memory(job: Job, variant: Variant = "chunked") -> dict[str, int]:
@@ -133,7 +150,7 @@ def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
     return {
         "backbone_weights": 4 * net.parameters + net.buffer_bytes,
         "backbone_gradients": 4 * net.trainable,
-        "backbone_optimizer": 4 * net.trainable * job.backbone_moments,
+        "backbone_optimizer": 4 * net.trainable * job.moments,
         "ddp_buckets": buckets,
         "activations": net.activation_bytes(min(images, job.piece or images)),
         # as read, augmented, and laid out for the net

@@ -201,10 +201,13 @@ def plan_run(
     overrides: Sequence[str],
     *,
     num_workers: int | None,
+    num_classes: int | None = None,
+    num_images: int | None = None,
+    memory_per_device: int | None = None,
     rates: Mapping[str, float | None],
     rates_file: Path | None = None,
+    recompute: bool = False,
     plot: Path | None,
-    **options: Any,
 ) -> Plan:
     """Plan the run that `rayface train` would start with these arguments.
 
@@ -214,7 +217,7 @@ def plan_run(
         rates: of Rates; None: as in rates_file, or assumed.
         rates_file: JSON that `rayface bench rates --json` printed.
         plot: PNG file to draw, or None.
-        options: of `make_plan`.
+        num_classes, num_images, memory_per_device, recompute: as of `make_plan`.
 
     Raises:
         ValueError: bad input; one line.
@@ -224,7 +227,15 @@ def plan_run(
         config = with_overrides(config, {"train.num_workers": num_workers})
     known = {} if rates_file is None else read_rates(rates_file)
     known |= {name: value for name, value in rates.items() if value is not None}
-    plan = make_plan(config, preset=preset, rates=known, **options)
+    plan = make_plan(
+        config,
+        preset=preset,
+        num_classes=num_classes,
+        num_images=num_images,
+        memory_per_device=memory_per_device,
+        rates=known,
+        recompute=recompute,
+    )
     if plot is not None:
         from rayface.plan.figure import draw_plan  # matplotlib takes a second to import
 

@@ -1,9 +1,9 @@
 """Whether a run fits, before it starts; and if not, which setting to change."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
@@ -11,6 +11,8 @@ from rayface.config import Config, with_overrides
 from rayface.plan.memory import Job, host_memory, job_of, memory
 
 GB = 2**30
+Setting: TypeAlias = int | float | str | bool
+Overrides: TypeAlias = Mapping[str, Setting]
 
 
 def check_fits(
@@ -32,7 +34,7 @@ def check_fits(
     if total <= memory_per_device:
         return
 
-    def fits(overrides: dict[str, Any]) -> bool:
+    def fits(overrides: Overrides) -> bool:
         changed = job_of(with_overrides(config, overrides), num_classes, gpu=gpu, recompute=recompute)
         return sum(memory(changed).values()) <= memory_per_device
 
@@ -97,20 +99,20 @@ def memory_per_worker(*, gpu: bool, workers_per_machine: int) -> int | None:
     return None if free is None else free // max(1, workers_per_machine)
 
 
-def _remedy(config: Config, fits: Callable[[dict[str, Any]], bool]) -> str:
+def _remedy(config: Config, fits: Callable[[Overrides], bool]) -> str:
     """The settings that would each be enough; at most three."""
     enough = [f"{key}={value}" for key, value in _candidates(config, fits)]
     if enough:
         return f"use {' or '.join(enough[:3])}"
-    together = {"head.storage_dtype": "bf16", "head.compute_dtype": "bf16", "head.sample_rate": 0.1}
+    together: Overrides = {"head.storage_dtype": "bf16", "head.compute_dtype": "bf16", "head.sample_rate": 0.1}
     if fits(together):
         return "use " + " with ".join(f"{key}={value}" for key, value in together.items())
     return "no single setting is enough: use more of train.num_workers and a smaller train.batch_size together"
 
 
-def _candidates(config: Config, fits: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[str, Any]]:
+def _candidates(config: Config, fits: Callable[[Overrides], bool]) -> Iterator[tuple[str, Setting]]:
     head, train = config.head, config.train
-    tries: list[tuple[str, list[Any]]] = [
+    tries: list[tuple[str, Sequence[Setting]]] = [
         ("head.storage_dtype", ["bf16"] if head.storage_dtype == "fp32" else []),
         ("train.num_workers", [n for n in _doublings(train.min_workers, 4096) if train.batch_size % n == 0]),
         ("train.batch_size", [b for b in _halvings(train.batch_size) if b % train.min_workers == 0 and b > 1]),

@@ -104,7 +104,7 @@ def head_traffic(job: Job) -> int:
 def backbone_traffic(job: Job) -> int:
     """Bytes that clipping and the backbone's optimizer read and write, fp32."""
     # the norm reads gradients, clipping reads and writes them; the update reads them, and moves weights and moments
-    return 4 * job.net.trainable * (1 + 2 + 1 + 2 * (1 + job.backbone_moments))
+    return 4 * job.net.trainable * (1 + 2 + 1 + 2 * (1 + job.moments))
 
 
 def network_bytes(job: Job) -> dict[str, float]:

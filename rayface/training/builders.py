@@ -18,6 +18,9 @@ from rayface.models.model_files import WEIGHTS
 from rayface.training.distributed import World
 from rayface.training.gradient_compression import compress
 
+# Keys of the config group `head` that are fields of HeadSettings by the same name.
+_HEAD_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", "logit_memory", "host_memory")
+
 
 def build_config_backbone(config: Config) -> nn.Module:
     """Build it with random weights for data.image_size.
@@ -50,17 +53,12 @@ def build_config_head(config: Config, num_classes: int, world: World) -> Head:
         embedding_size=config.backbone.embedding_size,
         num_classes=num_classes,
         margin=build_config_margin(head),
-        sample_rate=head.sample_rate,
-        center_update=head.center_update,
         optimizer=optim.name,
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
-        storage_dtype=head.storage_dtype,
-        compute_dtype=head.compute_dtype,
-        logit_memory=head.logit_memory,
-        host_memory=head.host_memory,
         seed=config.train.seed,
         device=world.device,
+        **{key: getattr(head, key) for key in _HEAD_KEYS},
     )
     return build_head(head.name, settings)
 

@@ -5,11 +5,11 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import ray
 import torch
@@ -25,6 +25,7 @@ from rayface.training.distributed import World
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
 
+T = TypeVar("T")  # a JSON value
 CLOCK_SECONDS = 2.0  # more apart, and the times in journals and logs of several nodes cannot be read together
 _REDUCED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 _PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}
@@ -125,7 +126,7 @@ def check_versions(facts: Sequence[Facts]) -> None:
                 )
 
 
-def _exchange(world: World, name: str, own: Any, timeout: float, facts: Sequence[Facts] = ()) -> list[Any]:
+def _exchange(world: World, name: str, own: T, timeout: float, facts: Sequence[Facts] = ()) -> list[T]:
     """Every rank's value by the store of the process group; unlike a collective it knows who did not come.
 
     Rank 0 gathers and publishes, so that the store is asked a few times a rank, however many there are.
@@ -138,10 +139,8 @@ def _exchange(world: World, name: str, own: Any, timeout: float, facts: Sequence
         missing = _missing(store, keys, timeout)
         values = None if missing else [json.loads(value) for value in store.multi_get(keys)]
         store.set(together, json.dumps({"missing": missing, "values": values}))
-    if _missing(store, [together], timeout + _MARGIN_SECONDS):
-        answer = {"missing": [0]}
-    else:
-        answer = json.loads(store.get(together))
+    silent = _missing(store, [together], timeout + _MARGIN_SECONDS)
+    answer = {"missing": [0]} if silent else json.loads(store.get(together))
     if answer["missing"]:
         who = " and ".join(str(facts[rank]) if facts else f"rank {rank}" for rank in answer["missing"])
         raise PreflightError(
@@ -167,7 +166,7 @@ def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards:
         PreflightError: naming the first rank that cannot.
     """
     folder = run.preflight
-    errors = _exchange(world, "disk", _try(lambda: _touch_disk(folder, world.rank, shards)), timeout, facts)
+    errors = _exchange(world, "disk", _touch_disk(folder, world.rank, shards), timeout, facts)
     seen = _see(folder, world.size) if world.rank == 0 and not any(errors) else []
     seen = _exchange(world, "seen", seen, timeout, facts)[0]
     if world.rank == 0:
@@ -183,16 +182,13 @@ def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards:
             )
 
 
-def _touch_disk(folder: Path, rank: int, shards: Sequence[str]) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / f"rank_{rank}").write_text(str(rank))
-    with Source(shards[0]) as source:
-        source.read(0, min(source.size, 512))
-
-
-def _try(action: Callable[[], None]) -> str:
+def _touch_disk(folder: Path, rank: int, shards: Sequence[str]) -> str:
+    """Write a file and read a shard; return what failed, empty where nothing did."""
     try:
-        action()
+        folder.mkdir(exist_ok=True)
+        (folder / f"rank_{rank}").write_text(str(rank))
+        with Source(shards[0]) as source:
+            source.read(0, min(source.size, 512))
     except (OSError, ValueError, StorageError) as error:
         return " ".join(str(error).split())
     return ""
