@@ -229,6 +229,8 @@ class EvaluateConfig:
     """Directory for evaluation.json and the ROC curve."""
     every: Operational[NotNegative] = 0
     """Steps; 0: before the first and after the last."""
+    protocol: str = "pairs"
+    """How a model is measured: pairs (10-fold verification), or a protocol of a plugin."""
     pairs: PathText | None = None
     """Pairs of images: a CSV with path_a, path_b, is_same, fold, or LFW's pairs.txt."""
     data: Paths = ()

@@ -174,7 +174,7 @@ def test_an_interrupt_of_any_verb_is_one_line_and_its_own_exit_code(call, monkey
         (["check", "dir"], "rayface.data.check.check"),
         (
             ["evaluate", "--model=m", "--pairs=p", "--data=d", "--out=o"],
-            "rayface.evaluation.evaluate.evaluate_on_pairs",
+            "rayface.evaluation.evaluate.evaluate",
         ),
         (["embed", "--model=m", "--data=d", "--out=o"], "rayface.embedding.embed.embed"),
         (["prune", "--embeddings=e", "--keep=.5", "--out=o"], "rayface.stages.proxy.prune"),

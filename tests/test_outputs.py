@@ -8,10 +8,11 @@ import torch
 
 from rayface import cli
 from rayface.backbones import build_backbone
+from rayface.config import load
 from rayface.data.check import check
 from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
-from rayface.evaluation.evaluate import evaluate_on_pairs
+from rayface.evaluation.evaluate import evaluate
 from rayface.models.model_files import save_model
 
 URI = "s3://bucket/out"
@@ -75,7 +76,8 @@ def test_a_dataset_and_an_evaluation_are_written_to_an_object_store(here, tmp_pa
     facts = {"name": "mini", "backbone_args": {"width": 0.25}, "licence": "", "training_digest": "", "metrics": {}}
     save_model(tmp_path / "model", net, image_size=32, embedding_size=16, **facts)
     out = object_store.uri("scores")
-    result = evaluate_on_pairs(str(tmp_path / "model"), str(tmp_path / "pairs.csv"), data, out)
+    given = {"model": str(tmp_path / "model"), "pairs": str(tmp_path / "pairs.csv"), "data": data, "out": out}
+    result = evaluate(load(overrides={f"evaluate.{key}": value for key, value in given.items()}))
     assert result["num_pairs"] == 40
     files = object_store.files()
     assert files["scores/plots/roc.png"].startswith(b"\x89PNG")

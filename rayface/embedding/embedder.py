@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayface.evaluation.pairs import embed_images, refuse_non_finite
+from rayface.models.forward import embed_images, refuse_non_finite
 from rayface.models.model_files import load_model
 
 Precision = Literal["fp32", "bf16"]

@@ -2,76 +2,62 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from rayface.config import Config
+from rayface.config import Config, require_keys
 from rayface.credentials import masked
 from rayface.curves import training_plots
-from rayface.evaluation.pairs import embed_images, load_pairs, pair_result
-from rayface.evaluation.verification import pair_scores, roc_of, thinned
+from rayface.evaluation.protocol import Roc
+from rayface.evaluation.protocols import protocol_class
+from rayface.models.forward import embed_images
 from rayface.models.model_files import load_model
+from rayface.progress import phase
 from rayface.storage import join, make_folder, normalise, one_line, write_bytes
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Evaluate `evaluate.model` on `evaluate.pairs` and `evaluate.data`; see `evaluate_on_pairs`."""
-    given = config.evaluate
-    return evaluate_on_pairs(
-        str(given.model),
-        str(given.pairs),
-        given.data,
-        str(given.out),
-        backbone=given.backbone,
-        batch_size=given.batch_size,
-    )
-
-
-def evaluate_on_pairs(
-    model: str,
-    pairs: str,
-    data: str | Sequence[str],
-    out: str | Path,
-    *,
-    backbone: str | None = None,
-    batch_size: int = 256,
-) -> dict[str, Any]:
-    """Measure a model on verification pairs and write OUT/evaluation.json and OUT/plots/roc.png.
+    """Measure `evaluate.model` by `evaluate.protocol`; write evaluation.json and plots into `evaluate.out`.
 
     Runs on CUDA where there is one, in float32, in this process.
 
-    Args:
-        model: run directory, model.safetensors, or a published checkpoint with `backbone`.
-        pairs: CSV with path_a, path_b, is_same, fold.
-        data: dataset directory that holds the members, or several.
-        out: directory or URI, made if missing.
+    Returns:
+        model, what it was measured on, and the figures of the protocol.
 
     Raises:
         ValueError: bad input, one line.
     """
+    require_keys(config, "evaluate.model", "evaluate.out")
+    given = config.evaluate
+    protocol_type = protocol_class(given)
+    if protocol_type is None:
+        raise ValueError(f"evaluate.protocol: {given.protocol}: its inputs are not set, for example evaluate.pairs")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_model(model, backbone=backbone, device=device)
-    pair_set = load_pairs(pairs, data, image_size=loaded.info["image_size"])
-    root = normalise(out)
-    plots = join(root, "plots")
-    make_folder(plots)  # before the work
+    loaded = load_model(str(given.model), backbone=given.backbone, device=device)
+    protocol = protocol_type.open(given, image_size=loaded.info["image_size"])
+    root = normalise(str(given.out))
+    make_folder(join(root, "plots"))  # before the work
     module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    embeddings = embed_images(module, pair_set.images, batch_size=batch_size, device=device)
-    distance, cosine = pair_scores(embeddings, pair_set.a, pair_set.b)
-    result = {"model": str(model), "pairs": str(pairs), **pair_result(distance, cosine, pair_set)}
-    far, tar, _ = roc_of(cosine, pair_set.is_same)
+    with phase("embed images", rows=protocol.num_images):
+        images = protocol.read_images(0, protocol.num_images)
+        embeddings = embed_images(module, images, batch_size=given.batch_size, device=device)
+    with phase("score"):
+        scored = protocol.score(embeddings)
+    about = {"model": str(given.model), **protocol.inputs}
+    _write(root, {**about, **scored.as_dict()}, scored.roc)
+    return {**about, **scored.figures()}
+
+
+def _write(root: str, content: dict[str, Any], roc: Roc | None) -> None:
     try:
-        with tempfile.TemporaryDirectory() as drawn:
-            for name, path in training_plots(Path(drawn), metrics={}, roc=(far, tar)).items():
-                write_bytes(join(plots, f"{name}.png"), path.read_bytes())
-        told = masked({**result, "roc": thinned(far, tar)})
-        write_bytes(join(root, "evaluation.json"), json.dumps(told, indent=1).encode())
+        if roc is not None:
+            with tempfile.TemporaryDirectory() as drawn:
+                for name, path in training_plots(Path(drawn), metrics={}, roc=(roc.far, roc.tar)).items():
+                    write_bytes(join(root, f"plots/{name}.png"), path.read_bytes())
+        write_bytes(join(root, "evaluation.json"), json.dumps(masked(content), indent=1).encode())
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"evaluate.out: {out}: cannot be written: {one_line(error)}: choose another directory"
-        ) from error
-    return result
+        where = f"evaluate.out: {root}"
+        raise ValueError(f"{where}: cannot be written: {one_line(error)}: choose another directory") from error

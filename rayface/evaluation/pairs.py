@@ -1,28 +1,26 @@
-"""Evaluation sets of face pairs: read them, embed them, measure."""
+"""The pairs protocol: 10-fold verification accuracy and TAR at FAR on pairs of images (LFW, CFP-FP, AgeDB-30, ...)."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
 
+from rayface.config import EvaluateConfig
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_images
-from rayface.data.images import normalize
 from rayface.data.keys import find_keys
 from rayface.data.shards.members import parse_name
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault
 from rayface.evaluation.identification import tar_at_far
 from rayface.evaluation.pairs_file import lfw_names, read_pairs
-from rayface.evaluation.verification import fold_accuracy, pair_scores
+from rayface.evaluation.protocol import EvaluationProtocol, Figure, ProtocolResult, Roc
+from rayface.evaluation.verification import fold_accuracy, pair_scores, roc_of
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -127,98 +125,92 @@ def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size
     return images[np.argsort(order)]
 
 
-def embed_images(
-    model: nn.Module,
-    images: NDArray[np.uint8],
-    *,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    flip: bool = True,
-    amp: Literal["bf16"] | None = None,
-    done: Callable[[], None] = lambda: None,
-) -> NDArray[np.float32]:
-    """Embed images as the protocols do: the embedding of the image plus that of its mirror image, normalised.
+@dataclass(frozen=True, kw_only=True)
+class PairResult(ProtocolResult):
+    """Verification on pairs.
 
-    Args:
-        model: (n, 3, size, size) in [-1, 1] -> (n, D), on `device`; used in evaluation mode, which is undone after.
-        images: uint8 RGB (n, size, size, 3).
-        batch_size: images at a time; the mirror images come on top.
-        device: where the model is.
-        flip: add the mirror image.
-        amp: "bf16" for autocast; the sum and the norm are float32 all the same.
-        done: called after every batch.
-
-    Returns:
-        (n, D) float32 of length 1; NaN where the model gives NaN, which `refuse_non_finite` names.
+    Attributes:
+        accuracy_mean, accuracy_std: over the folds.
+        tar_at_far: {"1e-03": rate, ...} for the rates that the number of impostor pairs can resolve.
+        num_pairs: number of pairs.
     """
-    device = torch.device(device)
-    cast = torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else nullcontext()
-    parts = []
-    with _evaluating(model), torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch = normalize(torch.from_numpy(images[start : start + batch_size]).to(device))
-            with cast:
-                total = model(batch).float()
-                if flip:
-                    total = total + model(batch.flip(3)).float()
-            parts.append(F.normalize(total, dim=1).cpu().numpy())
-            done()
-    return np.concatenate(parts)
+
+    accuracy_mean: float
+    accuracy_std: float
+    tar_at_far: Mapping[str, float]
+    num_pairs: int
+
+    def figures(self) -> dict[str, Figure]:
+        return {
+            "accuracy_mean": self.accuracy_mean,
+            "accuracy_std": self.accuracy_std,
+            "tar_at_far": dict(self.tar_at_far),
+            "num_pairs": self.num_pairs,
+        }
+
+    @property
+    def main_figure(self) -> float:
+        return self.accuracy_mean
 
 
-def refuse_non_finite(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the embeddings (n, D), which must be numbers.
+class PairsProtocol(EvaluationProtocol):
+    """Verification on the pairs of evaluate.pairs, whose images are in evaluate.data."""
 
-    Raises:
-        ValueError: a model that gives NaN or infinity.
-    """
-    good = np.atleast_1d(np.isfinite(embeddings).all(axis=1))
-    if not good.all():
-        raise ValueError(
-            f"model: gives NaN or infinity for {np.count_nonzero(~good)} of {len(good)} images, first for image "
-            f"{int(np.argmin(good))}: its training had diverged, or the precision is too low; use another checkpoint"
-        )
-    return embeddings
+    def __init__(self, pairs: PairSet, file: str) -> None:
+        self.pairs, self._file = pairs, file
+
+    @classmethod
+    def is_configured(cls, settings: EvaluateConfig) -> bool:
+        if (settings.pairs is None) != (not settings.data):
+            raise ValueError("evaluate.pairs: needs evaluate.data beside it, the dataset that holds the named members")
+        return settings.pairs is not None
+
+    @classmethod
+    def open(cls, settings: EvaluateConfig, *, image_size: int) -> PairsProtocol:
+        pairs = str(settings.pairs)
+        for path in (pairs, *settings.data):
+            if "://" not in path and not Path(path).exists():
+                raise ValueError(f"evaluate: {path}: does not exist: give the path of the pairs csv and of its dataset")
+        return cls(load_pairs(pairs, settings.data, image_size=image_size), pairs)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"pairs": self._file}
+
+    @property
+    def num_images(self) -> int:
+        return len(self.pairs.images)
+
+    def read_images(self, first: int, last: int) -> NDArray[np.uint8]:
+        return self.pairs.images[first:last]
+
+    def score(self, embeddings: NDArray[np.float32], done: Callable[[], None] = lambda: None) -> PairResult:
+        return evaluate_pairs(embeddings, self.pairs, done)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode and, at the end, back in the mode that it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def evaluate_pairs(embeddings: NDArray[np.float32], pairs: PairSet) -> dict[str, Any]:
+def evaluate_pairs(
+    embeddings: NDArray[np.float32], pairs: PairSet, done: Callable[[], None] = lambda: None
+) -> PairResult:
     """Measure verification on a set of pairs.
 
     Args:
         embeddings: (n, D), one for each of the set's images.
         pairs: the set.
-
-    Returns:
-        accuracy_mean, accuracy_std (over the folds), tar_at_far {"1e-03": rate, ...} for the rates that the number of
-        impostor pairs can resolve, num_pairs.
+        done: called after every block of pairs.
 
     Raises:
         ValueError: see `ten_fold_accuracy`.
     """
-    return pair_result(*pair_scores(embeddings, pairs.a, pairs.b), pairs)
-
-
-def pair_result(distance: NDArray[np.float64], score: NDArray[np.float64], pairs: PairSet) -> dict[str, Any]:
-    """`evaluate_pairs` of squared distances and cosines (N,)."""
+    distance, score = pair_scores(embeddings, pairs.a, pairs.b, done)
     mean, std = fold_accuracy(distance, pairs.is_same, pairs.fold)
     genuine, impostor = score[pairs.is_same], score[~pairs.is_same]
     fars = [far for far in FARS if far * len(impostor) >= 1] if len(genuine) else []
     tars = tar_at_far(genuine, impostor, fars) if fars else np.empty(0)
-    return {
-        "accuracy_mean": mean,
-        "accuracy_std": std,
-        "tar_at_far": {f"{far:.0e}": float(tar) for far, tar in zip(fars, tars, strict=True)},
-        "num_pairs": len(pairs.is_same),
-    }
+    both = len(genuine) > 0 and len(impostor) > 0
+    return PairResult(
+        accuracy_mean=mean,
+        accuracy_std=std,
+        tar_at_far={f"{far:.0e}": float(tar) for far, tar in zip(fars, tars, strict=True)},
+        num_pairs=len(pairs.is_same),
+        roc=Roc(*roc_of(score, pairs.is_same)[:2]) if both else None,
+    )

@@ -16,8 +16,8 @@ from torch import nn
 import rayface
 from rayface.backbones import load_backbone
 from rayface.backbones.weights import embedding_size_of, read_weights
-from rayface.evaluation.pairs import embed_images, refuse_non_finite
 from rayface.files import publish, sha256_of, write_json
+from rayface.models.forward import embed_images, refuse_non_finite
 from rayface.models.model_card import write_card
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
 

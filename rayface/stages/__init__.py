@@ -264,9 +264,9 @@ STAGES: dict[str, StageType] = {
     "evaluate": StageType(
         summary="Measure verification accuracy (10 folds, mirrored images added) on pairs.",
         function=_evaluate,
-        flags=_flags("evaluate", "model", "pairs", "data", "out", "backbone", "batch_size"),
+        flags=_flags("evaluate", "model", "protocol", "pairs", "data", "out", "backbone", "batch_size"),
         decisive=("evaluate",),
-        required=("evaluate.model", "evaluate.pairs", "evaluate.data", "evaluate.out"),
+        required=("evaluate.model", "evaluate.out"),
         output="evaluate.out",
         output_kind="numbers",
         fingerprint=fingerprints.of_file("evaluation.json"),

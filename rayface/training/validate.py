@@ -12,7 +12,7 @@ from rayface.data.classes import described
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming.micro_batches import check_pieces, micro_batches
 from rayface.data.streaming.sample_order import SampleOrder, order_samples
-from rayface.evaluation.pairs import load_pairs
+from rayface.evaluation.protocols import protocol_class
 from rayface.heads import head_class
 from rayface.heads.from_config import build_config_margin
 from rayface.storage import DataError
@@ -122,14 +122,9 @@ def check_settings(config: Config) -> None:
     build_config_margin(config.head)
     if config.tracking.enabled and config.tracking.uri is not None:
         tracking.tracking_uri(config.tracking, Path())
-    if (config.evaluate.pairs is None) != (not config.evaluate.data):
-        raise ValueError("evaluate.pairs: needs evaluate.data beside it, the dataset that holds the named members")
-    for path in (config.evaluate.pairs, *config.evaluate.data):
-        if path is not None and "://" not in path and not Path(path).exists():
-            raise ValueError(f"evaluate: {path}: does not exist: give the path of the pairs csv and of its dataset")
-    if config.evaluate.pairs and config.evaluate.data:
-        # Once here, where its errors reach the user before a worker starts.
-        load_pairs(config.evaluate.pairs, config.evaluate.data, image_size=16)
+    if (protocol := protocol_class(config.evaluate)) is not None:
+        # Opened here once, so that its errors reach the user before a worker starts.
+        protocol.open(config.evaluate, image_size=16)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     build_schedule(config.schedule, optimizer, RunLength(total_steps=1, steps_per_epoch=1))

@@ -15,7 +15,7 @@ import torch
 from rayface import config as configs
 from rayface.backbones import registry
 from rayface.config import Config
-from rayface.evaluation.evaluate import evaluate_on_pairs
+from rayface.evaluation.evaluate import evaluate
 from rayface.models.model_files import load_model
 from rayface.tracking import read_metrics
 from rayface.training import fit
@@ -290,6 +290,7 @@ def test_real_faces_from_two_directories_to_an_evaluated_model(faces, tmp_path, 
     assert result["num_pairs"] == 6000
     assert 0.5 < result["accuracy_mean"] < 0.9
     assert set(result["tar_at_far"]) == {"1e-01", "1e-02", "1e-03"}
-    loaded = evaluate_on_pairs(str(tmp_path / "run"), config.evaluate.pairs, config.evaluate.data, tmp_path / "out")
+    given = {"evaluate.model": str(tmp_path / "run"), "evaluate.out": str(tmp_path / "out")}
+    loaded = evaluate(configs.with_overrides(config, given))
     # The run evaluates under its own precision, the verb in float32.
     assert loaded["accuracy_mean"] == pytest.approx(result["accuracy_mean"], abs=0.01)

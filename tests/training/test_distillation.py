@@ -15,7 +15,8 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.synth import synthesize
-from rayface.evaluation.pairs import embed_images, evaluate_pairs, load_pairs
+from rayface.evaluation.pairs import evaluate_pairs, load_pairs
+from rayface.models.forward import embed_images
 from rayface.models.model_files import load_model
 from rayface.training import teacher_cache
 from rayface.training.checkpointing.progress import DatasetFacts
@@ -124,7 +125,7 @@ def test_a_student_is_closer_to_its_teacher_and_better_than_alone(people: Path, 
     pairs = load_pairs(people / "test" / "pairs.csv", people / "test", image_size=SIZE)
     runs = (teacher, alone, taught, again)
     embeddings = {run: embed_images(load_model(run).module, pairs.images) for run in runs}
-    accuracy = {run: evaluate_pairs(found, pairs)["accuracy_mean"] for run, found in embeddings.items()}
+    accuracy = {run: evaluate_pairs(found, pairs).accuracy_mean for run, found in embeddings.items()}
     cosine = {run: float((embeddings[run] * embeddings[teacher]).sum(1).mean()) for run in runs}
     assert cosine[taught] > cosine[alone] + 0.25
     assert cosine[again] > cosine[taught] + 0.05

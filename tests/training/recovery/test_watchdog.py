@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 from rayface import config as configs
 from rayface.evaluation import verification
-from rayface.evaluation.pairs import PairSet
+from rayface.evaluation.pairs import PairSet, PairsProtocol
 from rayface.training.distributed import World
 from rayface.training.recovery.watchdog import PHASES, Watchdog, furthest_behind
 from rayface.training.run_directory import RunDirectory
@@ -101,7 +101,7 @@ def test_scoring_of_pairs_says_that_it_gets_on(tmp_path, monkeypatch):
         "is_same": np.arange(50) % 2 == 0,
         "fold": np.arange(50) % 10,
     }
-    evaluation._pairs = PairSet(name="drawn", images=images, **pairs)
+    evaluation._protocol = PairsProtocol(PairSet(name="drawn", images=images, **pairs), "drawn.csv")
     backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
     assert evaluation.run(backbone, 5, spy) is not None
     assert said == ["evaluate", "alive", "score", "alive", "alive", "alive"]

@@ -1,0 +1,79 @@
+"""The forward pass of evaluation: images to embeddings of length 1, the mirror image added."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from rayface.data.images import normalize
+
+
+def embed_images(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    flip: bool = True,
+    amp: Literal["bf16"] | None = None,
+    done: Callable[[], None] = lambda: None,
+) -> NDArray[np.float32]:
+    """Embed images as protocols do: the embedding of an image plus that of its mirror image, normalised.
+
+    Args:
+        model: (n, 3, size, size) in [-1, 1] -> (n, D), on `device`; used in evaluation mode, which is undone after.
+        images: uint8 RGB (n, size, size, 3).
+        batch_size: images at a time; the mirror images come on top.
+        device: where the model is.
+        flip: add the mirror image.
+        amp: "bf16" for autocast; the sum and the norm are float32 all the same.
+        done: called after every batch.
+
+    Returns:
+        (n, D) float32 of length 1; NaN where the model gives NaN, which `refuse_non_finite` names.
+    """
+    device = torch.device(device)
+    cast = torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else nullcontext()
+    parts = []
+    with _evaluating(model), torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = normalize(torch.from_numpy(images[start : start + batch_size]).to(device))
+            with cast:
+                total = model(batch).float()
+                if flip:
+                    total = total + model(batch.flip(3)).float()
+            parts.append(F.normalize(total, dim=1).cpu().numpy())
+            done()
+    return np.concatenate(parts)
+
+
+def refuse_non_finite(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the embeddings (n, D), which must be numbers.
+
+    Raises:
+        ValueError: a model that gives NaN or infinity.
+    """
+    good = np.atleast_1d(np.isfinite(embeddings).all(axis=1))
+    if not good.all():
+        raise ValueError(
+            f"model: gives NaN or infinity for {np.count_nonzero(~good)} of {len(good)} images, first for image "
+            f"{int(np.argmin(good))}: its training had diverged, or the precision is too low; use another checkpoint"
+        )
+    return embeddings
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode and, at the end, back in the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,57 @@
+"""Images become embeddings: the normalised sum with the mirror image, whatever mode the net was in."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rayface.models.forward import embed_images
+
+
+class Net(nn.Module):
+    """Batch norm would give away training mode; the frozen part must stay frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5))
+        self.layers[1].eval()
+
+    def forward(self, images):
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        return self.layers(images)
+
+
+def test_embeddings_are_the_normalised_sum_with_the_mirror_image():
+    torch.manual_seed(0)
+    net = Net()
+    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
+    got = embed_images(net, images, batch_size=3)
+    assert net.training
+    assert net.layers[0].training
+    assert not net.layers[1].training
+    layers = net.layers.double().eval()
+    for image, embedding in zip(images, got, strict=True):
+        x = torch.from_numpy(image.transpose(2, 0, 1).copy()).double()[None] / 127.5 - 1
+        wanted = (layers(x) + layers(torch.flip(x, (3,))))[0].detach().numpy()
+        np.testing.assert_allclose(embedding, wanted / np.linalg.norm(wanted), atol=1e-6)
+    assert got.dtype == np.float32
+
+
+def test_mirror_image_and_autocast_are_choices():
+    torch.manual_seed(0)
+    net = Net()
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    plain = embed_images(net, images, flip=False)
+    assert not np.allclose(plain, embed_images(net, images))
+    half = embed_images(net, images, flip=False, amp="bf16")
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - plain).max() < 0.02
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-6)
+
+
+def test_the_mode_is_put_back_when_the_net_fails():
+    net = Net()
+    with pytest.raises(RuntimeError):
+        embed_images(net, np.zeros((1, 5, 5, 3), np.uint8))
+    assert net.training
