@@ -265,6 +265,8 @@ class ConvertConfig:
     """What to convert."""
     kind: str | None = None
     """Format of the source: folder (one folder of images for each identity), webdataset (tars of any shape)."""
+    options: Options = Field(default_factory=dict)
+    """Settings of this kind of source, as {image_size: 224, quality: 90} for folder."""
     out: Operational[PathText | None] = None
     """Dataset directory to write."""
     shard_size: Bytes = 256 * 2**20
@@ -432,7 +434,7 @@ SHOWN = tuple(marked(Config, Mark.SHOWN))
 _ADAPTER = TypeAdapter(Config)
 _GROUPS = {f.name for f in fields(Config) if is_dataclass(f.default)}
 _OPTIONAL = {f"{f.name}.{key}" for f in fields(Config) if f.name in _GROUPS for key in optional_fields(type(f.default))}
-_MAPPINGS = {"head.margin_options"}  # keys that hold keys of their own
+_MAPPINGS = {"convert.options", "head.margin_options"}  # keys that hold keys of their own
 
 
 def load(

@@ -106,7 +106,7 @@ def test_convert_from_folder(call, tmp_path):
         (["train", "--resume"], "--resume: no unfinished run"),
         (["check", "/nowhere"], "/nowhere"),
         (["convert", "/nowhere", "out", "--from=folder"], "/nowhere"),
-        (["convert", ".", "out", "--from=zip"], "--from: 'zip': must be one of folder"),
+        (["convert", ".", "out", "--from=zip"], "convert.kind: 'zip': must be one of folder"),
         (["synth", "out", "--shard-size=big"], "size 'big'"),
         (["synth", "out", "--identities=0"], "identities"),
         (["evaluate", "--model=/nowhere", "--pairs=p.csv", "--data=d", "--out=o"], "/nowhere"),

@@ -97,9 +97,7 @@ def check(path: str | Path, *, deep: bool = False, write_manifest: bool = False)
     faults = [fault for scan in scans for fault in scan.faults] + faults_not_read(root, not_read)
     shared = shared_key(scans)
     if manifest:
-        faults += _compare_with_manifest(root, manifest, ordered, scans)
-        if INDEX in names:
-            faults += _compare_with_index(root, manifest, ordered, scans)
+        faults += _compare_with_manifest(root, manifest, ordered, scans, has_index=INDEX in names)
     scans = with_unique_keys(ordered, scans)
     found = manifest_of_scan(root, ordered, scans)
     if manifest:  # keep its description
@@ -154,7 +152,9 @@ def _in_manifest_order(shards: list[FileInfo], manifest: Manifest | None) -> lis
     return listed + [name for name in present if name not in set(listed)]
 
 
-def _compare_with_manifest(root: str, manifest: Manifest, names: list[str], scans: list[ShardScan]) -> list[Fault]:
+def _compare_with_manifest(
+    root: str, manifest: Manifest, names: list[str], scans: list[ShardScan], *, has_index: bool
+) -> list[Fault]:
     faults = unlisted_faults(root, manifest, names) + count_faults(root, manifest, names, scans)
     by_name = dict(zip(names, scans, strict=True))
     for entry in manifest.shards:
@@ -172,7 +172,7 @@ def _compare_with_manifest(root: str, manifest: Manifest, names: list[str], scan
     if manifest.num_images != total:
         reason = f"num_images is {manifest.num_images}, its shards have {total}"
         faults.append(Fault(shard=join(root, MANIFEST), member=None, offset=0, reason=reason, num_lost=0, kind="count"))
-    return faults
+    return faults + (_compare_with_index(root, manifest, names, scans) if has_index else [])
 
 
 def _compare_with_index(root: str, manifest: Manifest, names: list[str], scans: list[ShardScan]) -> list[Fault]:

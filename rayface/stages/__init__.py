@@ -108,7 +108,7 @@ def _convert(config: Config, resume: bool) -> Result:
 
     given = config.convert
     settings = ConvertSettings(layout=given.layout, shard_size=given.shard_size, seed=given.seed)
-    dataset = convert(open_source(str(given.kind), str(given.source)), str(given.out), settings)
+    dataset = convert(open_source(str(given.kind), str(given.source), given.options), str(given.out), settings)
     left_out: Counter[str] = Counter()
     for fault in dataset.faults:
         logger.warning("%s", fault)

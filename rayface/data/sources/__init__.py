@@ -1,6 +1,10 @@
 """Sources of images for `rayface convert`, one file each; a plugin adds its own to SOURCES."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
@@ -23,13 +27,24 @@ __all__ = [
 SOURCES: dict[str, type[DatasetSource]] = {"folder": FolderSource, "webdataset": WebDatasetSource}
 
 
-def open_source(kind: str, src: str | Path, settings: SourceSettings | None = None) -> DatasetSource:
-    """Return a source by its name in SOURCES; settings None: its defaults.
+def open_source(kind: str, src: str | Path, options: Mapping[str, object] | None = None) -> DatasetSource:
+    """Return a source by its name in SOURCES; `options` are settings of its settings_class by name.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or an option that the source does not take; one line.
     """
     ensure_loaded()
     if kind not in SOURCES:
-        raise ValueError(f"--from: {kind!r}: must be one of {', '.join(sorted(SOURCES))}, or added with --import")
+        raise ValueError(f"convert.kind: {kind!r}: must be one of {', '.join(sorted(SOURCES))}, or added with --import")
+    settings_class = SOURCES[kind].settings_class
+    known = [field.name for field in fields(settings_class)]
+    for name in options or {}:
+        if name not in known:
+            raise ValueError(f"convert.options.{name}: {kind} has no such setting: it has {', '.join(known)}")
+    try:
+        settings = TypeAdapter(settings_class).validate_python(dict(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["convert.options", *map(str, first["loc"])])
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
     return SOURCES[kind](src, settings)

@@ -22,6 +22,7 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources import SOURCES, PartListing, SourceSettings, open_source
+from rayface.data.sources.folder import FolderSettings
 
 ROOT = Path(__file__).parents[3]
 # A grey JPEG of 112 x 112 pixels.
@@ -134,8 +135,29 @@ def test_plugin_that_fails_for_one_image_names_it_as_a_fault(tmp_path: Path) -> 
 
 
 def test_open_source_of_an_unknown_kind_is_one_line() -> None:
-    with pytest.raises(ValueError, match="--from: 'rec': must be one of folder, webdataset, or added with --import"):
+    with pytest.raises(ValueError, match=r"convert.kind: 'rec': must be one of folder, webdataset, or added with"):
         open_source("rec", "src")
+
+
+def test_open_source_with_options_sets_its_settings() -> None:
+    assert open_source("folder", "src").settings == FolderSettings(image_size=112, quality=95)
+    options = {"image_size": 64, "quality": 80}
+    assert open_source("folder", "src", options).settings == FolderSettings(image_size=64, quality=80)
+    assert open_source("webdataset", "src", {"image_size": None}).settings == SourceSettings()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"side": 3}, "convert.options.side: folder has no such setting: it has image_size, quality"),
+        ({"quality": 0}, "convert.options: quality 0: must be from 1 to 100"),
+        ({"quality": "high"}, "convert.options.quality: Input should be a valid integer"),
+    ],
+)
+def test_open_source_with_an_invalid_option_is_one_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        open_source("folder", "src", options)
+    assert "\n" not in str(caught.value)
 
 
 def test_settings_out_of_range_are_refused() -> None:
