@@ -69,6 +69,8 @@ def parse_paths(field: str, text: str) -> tuple[str, ...]:
 
 
 def _paths(value: Any) -> Any:
+    if value is None:  # in the config of a run that an older rayface started
+        return ()
     if not isinstance(value, str):
         return value
     if value and not value.startswith("["):

@@ -230,3 +230,8 @@ def test_every_key_of_a_stage_has_a_description():
     keys = [key for stage in STAGES.values() for key in stage.flags.values()]
     missing = [key for key in keys if not config.descriptions()[key]]
     assert missing == ["synth.identities", "synth.images_per_identity"]
+
+
+def test_load_config_of_an_older_run_without_evaluation_data_has_none(tmp_path):
+    (tmp_path / "config.yaml").write_text("evaluate:\n  pairs: null\n  data: null\n")
+    assert config.load(file=tmp_path / "config.yaml").evaluate.data == ()
