@@ -13,11 +13,10 @@ import rayface
 from rayface import config as configs
 from rayface import report
 from rayface.config import Config
-from rayface.files import write_json, write_text
 from rayface.tuning import figures
 from rayface.tuning.spec import Spec, prunes
 from rayface.tuning.study import best_trials
-from rayface.tuning.sweep_directory import core_set_of, run_of
+from rayface.tuning.sweep_directory import SweepDirectory
 
 
 def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> dict[str, Any]:
@@ -26,12 +25,13 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
     Returns:
         what result.json holds.
     """
+    sweep = SweepDirectory(folder)
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     best = best_trials(study)
     states = [trial.state.name.lower() for trial in trials]
     result: dict[str, Any] = {
-        "sweep": str(folder),
-        "report": str(folder / "report.html"),
+        "sweep": str(sweep),
+        "report": str(sweep.report),
         "trials": len(trials),
         **{name: states.count(name) for name in ("complete", "pruned", "fail")},
         "seconds": seconds,
@@ -43,13 +43,13 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
             **dict(zip(metrics, best[0].values, strict=True)),
             "params": best[0].params,
         }
-        result["best_config"] = str(folder / "best.yaml")
-        _write_best(spec, base, best[0], folder)
+        result["best_config"] = str(sweep.best_config)
+        _write_best(base, best[0], sweep)
     took = [] if "seconds" in metrics else ["seconds"]
     plots = figures.draw(study, spec)
-    figures.write_pngs(study, spec, folder / "plots")
+    figures.write_pngs(study, spec, sweep.plots)
     page = report.load_template("sweep.html").render(
-        title=folder.name,
+        title=sweep.name,
         table=_table(result),
         plots=plots,
         config="",
@@ -60,17 +60,16 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
         version=rayface.__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    write_text(folder / "report.html", page)
-    write_json(folder / "result.json", result)
+    sweep.write_results(result, page)
     return result
 
 
-def _write_best(spec: Spec, base: Config, trial: FrozenTrial, folder: Path) -> None:
+def _write_best(base: Config, trial: FrozenTrial, sweep: SweepDirectory) -> None:
     params = dict(trial.params)
     if prunes(base):
-        params["data.train"] = str(core_set_of(run_of(folder, trial.number)))
+        params["data.train"] = str(sweep.core_set(trial.number))
     config = configs.with_overrides(base, params)
-    configs.dump(replace(config, train=replace(config.train, output=None)), folder / "best.yaml")
+    configs.dump(replace(config, train=replace(config.train, output=None)), sweep.best_config)
 
 
 def _table(result: dict[str, Any]) -> list[tuple[str, str]]:

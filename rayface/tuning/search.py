@@ -11,11 +11,10 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from rayface.training.run_directory import RunDirectory
 from rayface.tuning.search_space import suggest
 from rayface.tuning.spec import Spec
 from rayface.tuning.study import interrupted, started
-from rayface.tuning.sweep_directory import run_of
+from rayface.tuning.sweep_directory import SweepDirectory
 
 _ALIKE = 3  # trials of a session that fail for one reason, before any other ends, say that all would
 _KILLED = "its process was killed more often than train.max_failures"
@@ -40,7 +39,7 @@ class StudySearch(Searcher):
 
     def __init__(self, study: optuna.Study, spec: Spec, folder: Path, ended: Ended) -> None:
         super().__init__()
-        self._study, self._spec, self._folder, self._ended = study, spec, folder, ended
+        self._study, self._spec, self._sweep, self._ended = study, spec, SweepDirectory(folder), ended
         self._again = [trial.number for trial in interrupted(study)]
         self._trials: dict[str, optuna.Trial] = {}
         self._pruned: set[str] = set()
@@ -95,7 +94,7 @@ class StudySearch(Searcher):
         else:
             trial = self._study.ask()
         self._trials[trial_id] = trial
-        return {"run": str(run_of(self._folder, trial.number)), "values": suggest(self._spec.search, trial)}
+        return {"run": str(self._sweep.run(trial.number)), "values": suggest(self._spec.search, trial)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._trials[trial_id]
@@ -113,8 +112,8 @@ class StudySearch(Searcher):
         trial = self._trials.pop(trial_id)
         result = result or {}
         state = result.get("state")
-        run = run_of(self._folder, trial.number)
-        facts: dict[str, Any] = {"run": str(run), "seconds": result.get("seconds", RunDirectory(run).seconds())}
+        run = self._sweep.run(trial.number)
+        facts: dict[str, Any] = {"run": str(run), "seconds": result.get("seconds", run.seconds())}
         values: list[float] = []
         if state == "LOST":  # left to a sweep that is resumed, which goes on from the last checkpoint
             self.lost = self.lost or f"trial {trial.number}: {result['reason']}"
@@ -137,4 +136,4 @@ class StudySearch(Searcher):
 
     def _ask_to_stop(self, number: int) -> None:
         with contextlib.suppress(FileNotFoundError):  # it has not begun
-            RunDirectory(run_of(self._folder, number)).request_stop()
+            self._sweep.run(number).request_stop()

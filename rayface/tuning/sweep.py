@@ -20,16 +20,13 @@ from ray import tune as ray_tune
 from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
-from rayface.elapsed import session
 from rayface.interrupts import terminable
 from rayface.session import is_cluster, places, ray_session, require_workers
 from rayface.tracking import shared_tracking
 from rayface.tracking.journal import Status
-from rayface.tracking.spool import JOURNAL
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
 from rayface.training.resources import uses_gpu
-from rayface.training.run_directory import RunDirectory
 from rayface.training.validate import dry_run
 from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results
@@ -37,7 +34,7 @@ from rayface.tuning.resume import remember, resume_sweep
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
 from rayface.tuning.study import best_trials, open_study
-from rayface.tuning.sweep_directory import SPEC, exclusive_sweep_directory, new_sweep, run_of, study_name
+from rayface.tuning.sweep_directory import SweepDirectory, new_sweep
 from rayface.tuning.trial import run_trial
 
 # A trial only waits for its workers: a CPU of its own, however small a part, would not fit beside them where they fill
@@ -75,52 +72,60 @@ def tune(
         RuntimeError: all trials failed, the first ones alike, or the cluster lost its nodes; one line.
         TrainingInterruptedError: by Ctrl-C or SIGTERM; one line.
     """
-    if resume:
-        spec, base, folder = resume_sweep(file, overrides, preset)
-    else:
-        spec, base, folder = new_sweep(file, overrides, preset)
-    total_steps = dry_run(base)
-    for choice in spec.search["data.train"].edges() if "data.train" in spec.search else ():
-        dry_run(configs.with_overrides(base, {"data.train": choice}))
+    start = resume_sweep if resume else new_sweep
+    spec, base, folder = start(file, overrides, preset)
+    total_steps = _check_trials(spec, base)
     base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
     most = _most_workers(spec, base)
     num_cpus = spec.sweep.concurrency * _cpus(most) + 1
-    with exclusive_sweep_directory(folder), ray_session(address, num_cpus=num_cpus, debug=debug):
+    directory = SweepDirectory(folder)
+    with directory.exclusive(), ray_session(address, num_cpus=num_cpus, debug=debug):
         if is_cluster(address):
             _wait_for_nodes(spec, most)
         _check_room(spec, most)
-        storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{folder / 'study.db'}"
-        study = open_study(spec, study_name(folder, resume), storage, total_steps=total_steps, resume=resume)
+        storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or directory.storage
+        study = open_study(spec, directory.study_name(resume=resume), storage, total_steps=total_steps, resume=resume)
         if not resume:
             remember(folder, file, overrides, preset)
-            specs.dump(spec, base, folder / SPEC)
-        with session(folder) as seconds:
-            sweep = _Sweep(spec, base, folder, study, address or os.environ.get("RAY_ADDRESS"))
+            specs.dump(spec, base, directory.spec)
+        with directory.session() as seconds:
+            sweep = _Sweep(spec, base, directory, study, address or os.environ.get("RAY_ADDRESS"))
             with sweep.tracked():
                 sweep.run()
                 return sweep.finish(seconds())
 
 
+def _check_trials(spec: Spec, base: Config) -> int:
+    """Check settings and data of the trials; return their number of training steps."""
+    for choice in spec.search["data.train"].edges() if "data.train" in spec.search else ():
+        dry_run(configs.with_overrides(base, {"data.train": choice}))
+    return dry_run(base)
+
+
 class _Sweep:
-    def __init__(self, spec: Spec, base: Config, folder: Path, study: optuna.Study, address: str | None) -> None:
+    def __init__(
+        self, spec: Spec, base: Config, directory: SweepDirectory, study: optuna.Study, address: str | None
+    ) -> None:
         self._address = address
-        self._spec, self._base, self._folder, self._study = spec, base, folder, study
-        self._journal = tracking.Journal(folder / JOURNAL / "driver.jsonl")
+        self._spec, self._base, self._directory, self._study = spec, base, directory, study
+        self._journal = directory.driver_journal()
         self._tags: dict[str, str] = {}  # of the trials' MLflow runs
-        self._search = StudySearch(study, spec, folder, self._ended)
+        self._search = StudySearch(study, spec, directory.path, self._ended)
 
     @contextlib.contextmanager
     def tracked(self) -> Iterator[None]:
         """The sweep's own MLflow run; what its trials' runs must have to be nested in it is in `_tags`."""
         settings = self._base.tracking
         delivery = (
-            tracking.start(settings, self._folder, {"rayface.sweep": self._folder.name}) if settings.enabled else None
+            tracking.start(settings, self._directory.path, {"rayface.sweep": self._directory.name})
+            if settings.enabled
+            else None
         )
         self._journal.params(configs.flat(self._base, specs.groups_of(self._base)))
         self._journal.params({f"search.{key}": json.dumps(value.given()) for key, value in self._spec.search.items()})
-        self._journal.artifact(self._folder / SPEC)
-        self._tags = {"rayface.sweep": self._folder.name}
+        self._journal.artifact(self._directory.spec)
+        self._tags = {"rayface.sweep": self._directory.name}
         status: Status = "FAILED"
         try:
             if delivery is not None:
@@ -162,7 +167,7 @@ class _Sweep:
             ),
             run_config=ray_tune.RunConfig(
                 name=uuid.uuid4().hex[:12],
-                storage_path=str(self._folder / "ray"),
+                storage_path=str(self._directory.ray_storage),
                 verbose=0,
                 # Where a trial's process or its node is killed, another one goes on from the last checkpoint.
                 failure_config=ray_tune.FailureConfig(max_failures=self._base.train.max_failures),
@@ -174,19 +179,16 @@ class _Sweep:
     def finish(self, seconds: float) -> dict[str, Any]:
         """Write what came out, and tell MLflow."""
         best = best_trials(self._study)
-        result = write_results(self._spec, self._base, self._folder, self._study, seconds=seconds)
-        for path in (self._folder / "best.yaml", self._folder / "report.html", self._folder / "result.json"):
-            if path.exists():
-                self._journal.artifact(path)
-        for path in sorted((self._folder / "plots").glob("*")):
-            self._journal.artifact(path, "plots")
+        result = write_results(self._spec, self._base, self._directory.path, self._study, seconds=seconds)
+        for path, folder in self._directory.artifacts():
+            self._journal.artifact(path, folder)
         self._record_trials({trial.number for trial in best})
         self._check_ending(bool(result["fail"]) and result["fail"] == result["trials"], result["trials"])
         return result
 
     def _check_ending(self, all_failed: bool, num_trials: int) -> None:
         """Fail where the sweep has no result, or could not run all of its trials."""
-        resume = f"go on with: rayface tune {self._folder / SPEC} --resume"
+        resume = f"go on with: rayface tune {self._directory.spec} --resume"
         if self._search.lost:
             raise RuntimeError(f"{self._search.lost}; {resume}")
         left = self._search.remaining
@@ -225,14 +227,14 @@ class _Sweep:
         except KeyboardInterrupt as error:
             self._search.stop()
             done.wait(self._base.train.grace_seconds)
-            message = f"interrupted; go on with: rayface tune {self._folder / SPEC} --resume"
+            message = f"interrupted; go on with: rayface tune {self._directory.spec} --resume"
             raise TrainingInterruptedError(message, error) from error
         if failures:
             raise failures[0]
 
     def _ended(self, trial: FrozenTrial) -> None:
-        run = run_of(self._folder, trial.number)
-        journal = RunDirectory(run).journal("sweep")
+        run = self._directory.run(trial.number)
+        journal = run.journal("sweep")
         journal.params(trial.params)
         journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})
         if trial.state == TrialState.FAIL:
@@ -251,14 +253,14 @@ class _Sweep:
     def _record_trials(self, best: set[int]) -> None:
         """Tag the trials' MLflow runs, and send what could not be sent when they ended."""
         for trial in self._study.get_trials(deepcopy=False):
-            run = run_of(self._folder, trial.number)
+            run = self._directory.run(trial.number)
             if not trial.state.is_finished():
                 continue
-            journal = RunDirectory(run).journal("sweep")
+            journal = run.journal("sweep")
             journal.tags({"best": str(trial.number in best).lower()})
             journal.close()
             if self._base.tracking.enabled:
-                delivery = tracking.start(self._base.tracking, run, self._tags)
+                delivery = tracking.start(self._base.tracking, run.path, self._tags)
                 if not delivery.close(self._base.tracking.timeout):
                     logger.warning(
                         f"MLflow at {delivery.uri} does not take the trials' tags: send them with rayface sync RUN"

@@ -1,17 +1,25 @@
-"""The directory of a sweep: which one it gets or goes on in, and what is kept there besides trials and results."""
+"""The directory of a sweep: which one a sweep gets, and the files in it."""
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rayface import elapsed
 from rayface.config import Config
-from rayface.files import exclusive_folder, next_numbered_folder, numbered_folders, write_text
+from rayface.files import exclusive_folder, next_numbered_folder, numbered_folders, write_json, write_text
 from rayface.storage import on_disk
+from rayface.tracking import Journal
+from rayface.tracking.spool import JOURNAL
+from rayface.training.run_directory import RunDirectory
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
 
 SPEC = "sweep.yaml"
+_RESULT = "result.json"
+_TRIALS = "trials"
 
 
 def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
@@ -34,13 +42,8 @@ def newest(name: str) -> Path | None:
     return max(numbered_folders(_root(), name).items(), default=(0, None))[1]
 
 
-def run_of(sweep: Path, number: int) -> Path:
-    """The run directory of a trial, in that of its sweep."""
-    return sweep / "trials" / f"{number:04d}"
-
-
 def core_set_of(run: Path) -> Path:
-    """What the prune stage of a trial leaves, beside its run directory."""
+    """Return the core set that the prune stage of a trial leaves, beside the trial's run directory."""
     return run.with_name(f"{run.name}_core_set")
 
 
@@ -48,17 +51,86 @@ def _root() -> Path:
     return Path("sweeps").absolute()
 
 
-@contextlib.contextmanager
-def exclusive_sweep_directory(folder: Path) -> Iterator[None]:
-    """Own the directory of a sweep, made if missing, while inside."""
-    with exclusive_folder(folder, f"sweep.output: {folder}"):
-        (folder / "trials").mkdir(exist_ok=True)
-        yield
+@dataclass(frozen=True)
+class SweepDirectory:
+    """The files of a sweep."""
 
+    path: Path
 
-def study_name(folder: Path, resume: bool) -> str:
-    """Of this sweep alone, wherever its directory is moved to."""
-    path = folder / "study_name"
-    if not resume:
-        write_text(path, f"{folder.name}-{uuid.uuid4().hex[:12]}")
-    return path.read_text()
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The name of the sweep, also in MLflow."""
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        """The resolved sweep, which resumes it."""
+        return self.path / SPEC
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML page."""
+        return self.path / "report.html"
+
+    @property
+    def plots(self) -> Path:
+        """The folder of the report's figures."""
+        return self.path / "plots"
+
+    @property
+    def best_config(self) -> Path:
+        """The config of the best trial."""
+        return self.path / "best.yaml"
+
+    @property
+    def ray_storage(self) -> Path:
+        """The folder in which Ray Tune keeps its own records."""
+        return self.path / "ray"
+
+    @property
+    def storage(self) -> str:
+        """The Optuna storage of a sweep that names none."""
+        return f"sqlite:///{self.path / 'study.db'}"
+
+    def run(self, number: int) -> RunDirectory:
+        """Return the run directory of a trial."""
+        return RunDirectory(self.path / _TRIALS / f"{number:04d}")
+
+    def core_set(self, number: int) -> Path:
+        """Return the core set of a trial."""
+        return core_set_of(self.run(number).path)
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Own the directory, made if missing, while inside."""
+        with exclusive_folder(self.path, f"sweep.output: {self}"):
+            (self.path / _TRIALS).mkdir(exist_ok=True)
+            yield
+
+    def session(self) -> contextlib.AbstractContextManager[Callable[[], float]]:
+        """Count a session of the sweep; see `elapsed.session`."""
+        return elapsed.session(self.path)
+
+    def study_name(self, *, resume: bool) -> str:
+        """Return the study's name, which is this sweep's alone wherever its directory is moved to."""
+        path = self.path / "study_name"
+        if not resume:
+            write_text(path, f"{self.name}-{uuid.uuid4().hex[:12]}")
+        return path.read_text()
+
+    def driver_journal(self) -> Journal:
+        """Open the driver's journal."""
+        return Journal(self.path / JOURNAL / "driver.jsonl")
+
+    def write_results(self, result: Mapping[str, Any], page: str) -> None:
+        """Write report and result."""
+        write_text(self.report, page)
+        write_json(self.path / _RESULT, result)
+
+    def artifacts(self) -> list[tuple[Path, str]]:
+        """Return the files of a sweep that has ended for MLflow, each with its folder there."""
+        files = [path for path in (self.best_config, self.report, self.path / _RESULT) if path.exists()]
+        return [(path, "") for path in files] + [(path, "plots") for path in sorted(self.plots.glob("*"))]

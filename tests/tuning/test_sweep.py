@@ -10,7 +10,7 @@ from rayface.tuning import sweep
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Spec, SweepConfig
 from rayface.tuning.study import open_study
-from rayface.tuning.sweep_directory import SPEC
+from rayface.tuning.sweep_directory import SPEC, SweepDirectory
 
 
 def node(**resources):
@@ -70,7 +70,7 @@ def ended(tmp_path, monkeypatch):
         spec = Spec(search={"optim.lr": Parameter(low=0.1, high=0.2)}, sweep=SweepConfig(trials=trials))
         base = configs.load(overrides=["tracking.enabled=false"])
         study = open_study(spec, "test", f"sqlite:///{tmp_path / 'study.db'}", total_steps=1)
-        swept = sweep._Sweep(spec, base, tmp_path, study, None)
+        swept = sweep._Sweep(spec, base, SweepDirectory(tmp_path), study, None)
         for name, ending in enumerate(endings):
             swept._search.suggest(str(name))
             swept._search.on_trial_complete(str(name), ending)
