@@ -1,6 +1,6 @@
-"""Modules of users that add heads, margins or backbones to the registries: `--import` and entry points.
+"""Modules of users that add classes to the registries: `--import` and entry points.
 
-A plugin is a module that puts its classes into HEADS, MARGINS or BACKBONES when it is imported.
+A plugin is a module that puts its classes into HEADS, MARGINS, BACKBONES, SOURCES or METHODS when it is imported.
 """
 
 import importlib

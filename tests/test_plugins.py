@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from rayface import plugins
@@ -120,3 +122,42 @@ def test_documented_example_trains_with_two_workers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_documented_selection_method_prunes_and_is_a_baseline(tmp_path: Path) -> None:
+    from rayface.embedding.embeddings import write_part
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL)
+    (tmp_path / "my_method.py").write_text(next(block for block in blocks if "METHODS" in block))
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(5), 8)
+    vectors = random.standard_normal((5, 16))[labels] + random.standard_normal((40, 16))
+    (tmp_path / "emb").mkdir()
+    rows = [([f"k{row:02d}" for row in range(40)], labels, vectors)]
+    write_part(str(tmp_path / "emb" / "0.parquet"), rows, size=16, dtype="fp32", note={})
+    command = [sys.executable, "-m", "rayface.cli", "prune", "--import", "my_method", "--json", "--embeddings", "emb"]
+    keys = ["prune.method=mine", "prune.keep=0.25", "prune.block_size=800", "prune.baselines=[face_nms]"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    done = subprocess.run(
+        [*command, "--out", "core", *keys, "tracking.enabled=false"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["method"], result["threshold"], result["faces_out"]) == ("mine", None, 10)
+    assert set(result["baselines"]) == {"random", "face_nms"}
+    table = pq.read_table(tmp_path / "core" / "core_set.parquet").to_pydict()
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine = [float(units[row] @ units[labels == labels[row]].mean(axis=0)) for row in range(40)]
+    own = np.array([cosine[int(key[1:])] for key in table["key"]]).reshape(5, 8)
+    kept = np.array(table["kept"]).reshape(5, 8)
+    assert kept.sum(axis=1).tolist() == [2] * 5
+    assert (np.where(kept, own, -2).max(axis=1) < np.where(kept, 2, own).min(axis=1)).all()
+    assert {reason for reason, stays in zip(table["reason"], table["kept"], strict=True) if not stays} == {
+        "near the mean"
+    }

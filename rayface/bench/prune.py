@@ -29,7 +29,7 @@ _LOOK_SECONDS = 0.2
 def _config(embeddings: Path, **settings: float) -> Config:
     """The config of a prune job that is logged nowhere, into a folder beside its embeddings."""
     own = {f"prune.{name}": value for name, value in settings.items()}
-    paths = {"prune.embeddings": embeddings, "prune.out": embeddings.with_name(f"{embeddings.name}_out")}
+    paths = {"prune.embeddings": str(embeddings), "prune.out": f"{embeddings}_out"}
     return configs.load(overrides={**own, **paths, "tracking.enabled": False})
 
 
@@ -81,11 +81,11 @@ def bench_prune(
         with _peaks() as peaks:
             found = prune(_config(root / "all", keep=keep, block_size=block_bytes, seed=seed))
         files = len(list((root / "all").iterdir()))
-    seconds = found["stage_seconds"]
+    seconds = found.stage_seconds
     scale = WEBFACE42M_FACES / faces / 3600
     return {
         "faces": faces,
-        "identities": found["identities"],
+        "identities": found.identities,
         "embedding_size": embedding_size,
         "keep": keep,
         "block_bytes": block_bytes,
@@ -93,8 +93,8 @@ def bench_prune(
         "cpus": cpus,
         "files": files,
         "embedding_bytes": 2 * faces * embedding_size,
-        "threshold": found["threshold"],
-        "kept": found["keep"],
+        "threshold": found.threshold,
+        "kept": found.keep,
         "stage_seconds": seconds,
         "seconds": sum(seconds.values()),
         "projected_hours_42m_64_cores": {

@@ -32,6 +32,12 @@ def unit_rows(embeddings: Floats, rows: Ints) -> NDArray[np.float64]:
     return wide
 
 
+def unit_blocks(embeddings: Floats) -> Iterator[NDArray[np.float64]]:
+    """Yield the unit embeddings of all rows, 4,096 at a time."""
+    for start in range(0, len(embeddings), _BLOCK):
+        yield unit_rows(embeddings, np.arange(start, min(start + _BLOCK, len(embeddings))))
+
+
 def identity_centers(embeddings: Floats, offsets: Ints) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return unit centers (I, D), and the cosine (N,) of each face to the mean of its identity, 0 where that is zero.
 

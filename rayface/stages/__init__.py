@@ -144,7 +144,7 @@ def _shown_embeddings(result: Result) -> Result:
 def _prune(config: Config, resume: bool) -> Result:
     from rayface.stages.proxy import prune
 
-    return {"out": config.prune.out, **prune(config)}
+    return {"out": config.prune.out, **prune(config).as_dict()}
 
 
 def _shown_core_set(result: Result) -> Result:

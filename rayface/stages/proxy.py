@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from rayface.config import Config, EmbedConfig, PruneConfig, require_keys
 from rayface.credentials import masked
 from rayface.curate.prune.core_set import PROXY
 from rayface.curate.prune.core_set import prune as prune_embeddings
+from rayface.curate.prune.result import PruneResult
 from rayface.curate.prune.settings import check_settings
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.selection import select, write_selection
@@ -30,7 +30,7 @@ from rayface.training.trainer import train
 _JOB = "proxy.json"
 
 
-def prune(config: Config) -> dict[str, Any]:
+def prune(config: Config) -> PruneResult:
     """Select a core set, of embeddings or, with `prune.proxy_fraction`, by a proxy model that is trained first.
 
     Raises:
@@ -47,7 +47,7 @@ def prune(config: Config) -> dict[str, Any]:
     return prune_embeddings(config)
 
 
-def prune_by_proxy(config: Config) -> dict[str, Any]:
+def prune_by_proxy(config: Config) -> PruneResult:
     """Sample identities, train a proxy model on them, embed all of `prune.data` with it, and prune.
 
     A chain of the stages train, embed and prune; each leaves its result in `prune.out`/proxy (data, run, embeddings)

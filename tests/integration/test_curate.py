@@ -21,6 +21,7 @@ from rayface.config import Config
 from rayface.curate.clean import job as clean_job
 from rayface.curate.partitions import partition_by_identity, read_partition
 from rayface.curate.prune.core_set import prune
+from rayface.curate.prune.result import PruneResult
 from rayface.data.check import check
 from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
@@ -49,7 +50,7 @@ def embed_into(out: Path, data: Path, model: Path, *, config: Config = QUIET, **
     return embed(configs.with_overrides(config, {f"embed.{key}": value for key, value in keys.items()}))
 
 
-def build(settings: dict[str, Any], source: Path, out: Path, **more: Any) -> dict[str, Any]:
+def build(settings: dict[str, Any], source: Path, out: Path, **more: Any) -> PruneResult:
     """Prune embeddings with settings by name; `exclude` is of cleaning."""
     own = {"embeddings": str(source), "out": str(out), **settings, **more}
     clean = {**own.pop("clean", {}), **({"exclude": str(own.pop("exclude"))} if "exclude" in own else {})}
@@ -198,9 +199,9 @@ def test_the_choice_is_that_of_a_plain_loop_however_the_rows_arrive(faces: Any, 
         out = tmp_path / f"{source.name}{block_size}"
         result = build(settings_of(threshold=0.6, block_size=block_size), source, out)
         found.append(decided(out))
-        assert result["faces_out"] == sum(wanted.values()) == sum(row[1] for row in found[-1].values())
-        assert result["mean_cosine_after"] < result["mean_cosine_before"]
-        assert result["baselines"]["random"]["faces"] == result["faces_out"]
+        assert result.faces_out == sum(wanted.values()) == sum(row[1] for row in found[-1].values())
+        assert result.mean_cosine_after < result.mean_cosine_before
+        assert result.baselines["random"].faces == result.faces_out
         assert not (out / ".work").exists()
     assert all(other == found[0] for other in found)
     assert {key: row[1] for key, row in found[0].items()} == wanted
@@ -254,12 +255,12 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(
         build(settings, source, out)
     recorder.on_advance = lambda done, total: None
     result = build(settings, source, out)
-    assert abs(result["keep"] - 0.6) <= 0.005
+    assert abs(result.keep - 0.6) <= 0.005
     assert (out / "core_set.parquet").read_bytes() == (tmp_path / "whole" / "core_set.parquet").read_bytes()
     recorder.on_advance = stop_at(1)
-    assert build(settings, source, out)["seconds"] == result["seconds"]
+    assert build(settings, source, out).seconds == result.seconds
     with pytest.raises(ValueError, match=r"was begun with keep 0.6, this is 0.5: choose another"):
-        build(settings_of(**settings, keep=0.5), source, out)
+        build(settings | {"keep": 0.5}, source, out)
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +290,7 @@ def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
     """In the middle of cleaning it is done again; once done never, for another machine might find something else."""
     source, test, settings = unclean
     whole = build(settings, source, tmp_path / "whole", exclude=test)
-    assert all(whole["found"][name] for name in ("outliers", "duplicates", "conflicts", "test"))
+    assert all(whole.found[name] for name in ("outliers", "duplicates", "conflicts", "test"))
     out, real = tmp_path / "killed", clean_job.write_findings
 
     def killed(*arguments: Any) -> None:
@@ -310,7 +311,7 @@ def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
     recorder.on_advance = lambda done, total: None
     monkeypatch.setattr(clean_job, "describe", killed)
     again = build(settings, source, out, exclude=test)
-    assert again["found"] == whole["found"]
+    assert again.found == whole.found
     assert read_all(out) == read_all(tmp_path / "whole")
 
 
@@ -341,7 +342,7 @@ def test_an_identity_of_50_000_faces_is_chosen_from_like_any_other(tmp_path: Pat
             kept[row] = True
     assert [found[keys[row]][1] for row in mine] == kept.tolist()
     assert 200 <= kept.sum() < 1000
-    assert result["faces_out"] == kept.sum() + sum(row[1] for row in found.values() if row[0] != 7)
+    assert result.faces_out == kept.sum() + sum(row[1] for row in found.values() if row[0] != 7)
 
 
 def test_what_a_killed_writer_left_is_deleted(faces: Any, tmp_path: Path, recorder: Any) -> None:
@@ -391,7 +392,7 @@ def test_other_methods_and_guards(faces: Any, tmp_path: Path) -> None:
     assert (left >= np.minimum(np.bincount(labels, minlength=1000), 3)).all()
     plain = settings_of(threshold=0.6)
     build(plain, source, tmp_path / "plain")
-    build(settings_of(**plain, global_weight=1.0), source, tmp_path / "global")
+    build(plain | {"global_weight": 1.0}, source, tmp_path / "global")
     assert decided(tmp_path / "plain") != decided(tmp_path / "global")
 
 
@@ -411,11 +412,11 @@ def test_what_is_wrong_is_found_and_dropped_or_merged_before(faces: Any, tmp_pat
     look = settings_of(outliers=-0.5, duplicates=0.95)
     settings = settings_of(threshold=1.0, clean=look, block_size=3000)
     result = build(settings, source, tmp_path / "found")
-    assert result["found"] == {"outliers": 1, "duplicates": 1, "conflicts": 0, "bytes": 0, "test": 0}
-    assert (result["faces_cleaned"], result["faces_out"]) == (0, len(keys))
+    assert result.found == {"outliers": 1, "duplicates": 1, "conflicts": 0, "bytes": 0, "test": 0}
+    assert (result.faces_cleaned, result.faces_out) == (0, len(keys))
     outliers = pq.read_table(tmp_path / "found" / "found" / "outliers.parquet")
     assert outliers["key"].to_pylist() == [keys[rows[0]]]
-    asked = settings_of(**settings, clean=settings_of(**look, above=0.99, drop=("outliers",), merge=True))
+    asked = settings | {"clean": look | {"above": 0.99, "drop": ("outliers",), "merge": True}}
     build(asked, source, tmp_path / "dropped", exclude=test)
     found = decided(tmp_path / "dropped")
     assert set(found) == set(keys)
@@ -437,7 +438,7 @@ def test_merged_identities_are_one_class_of_the_dataset(embedded: Path, drawn: P
     )
     dataset = open_dataset(tmp_path / "out", max_corrupt_fraction=0)
     assert (dataset.num_classes, dataset.num_images) == (1, 240)
-    assert result["found"]["bytes"] == 0
+    assert result.found["bytes"] == 0
     samples = read_samples(dataset.shard_paths(), dataset.index)
     assert not any(isinstance(sample, Fault) for sample in samples)
 
@@ -467,7 +468,7 @@ def test_bad_rows_get_one_line(faces: Any, tmp_path: Path, change: Callable[...,
         (settings_of(), "neither is given"),
         (settings_of(keep=0.5, threshold=0.5), "both are given"),
         (settings_of(threshold=1.5), "prune.threshold: 1.5: input should be less than or equal to 1"),
-        (settings_of(method="random", threshold=0.5), "prune.threshold: is of face_nms"),
+        (settings_of(method="random", threshold=0.5), "prune.threshold: random has no threshold: set prune.keep"),
         (settings_of(method="best", keep=0.5), "prune.method: 'best': must be one of"),
         (settings_of(keep=0.5, min_images=0), "prune.min_images: 0: input should be greater than 0"),
         (settings_of(keep=0.5, global_weight=float("nan")), "prune.global_weight: nan: input should be"),
@@ -498,7 +499,8 @@ def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces:
         dataset, source = open_dataset(out, max_corrupt_fraction=0), open_dataset(drawn)
         kept = {key for key, row in decided(out).items() if row[1]}
         assert set(dataset.keys()) == kept
-        assert result["dataset"]["images"] == dataset.num_images == result["faces_out"] == len(kept)
+        assert result.dataset is not None
+        assert result.dataset.images == dataset.num_images == result.faces_out == len(kept)
         assert dataset.identities == source.identities
         assert dataset.about.parent == Parent(path=str(drawn), digest=source.digest)
         labels = dict(zip(source.keys(), source.index.label.tolist(), strict=True))
@@ -527,28 +529,29 @@ def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:
     settings = [f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", "train.batch_size=24", "data.window_images=48"]
     out = tmp_path / "core"
 
-    def prune_with(fraction: float) -> dict[str, Any]:
+    def prune_with(fraction: float) -> PruneResult:
         own = [f"prune.proxy_fraction={fraction}", "prune.keep=0.6", f"prune.data={drawn}", f"prune.out={out}"]
         return prune_by_proxy(configs.load("debug", overrides=[*settings, *own]))
 
     result = prune_with(0.3)
-    assert result["tracking_delivered"]
+    assert result.tracked is not None
+    assert result.tracked.delivered
     sample = open_dataset(out / "proxy" / "data")
     assert (sample.num_classes, sample.num_images) == (6, 72)
-    assert abs(result["keep"] - 0.6) <= 0.005
+    assert abs(result.keep - 0.6) <= 0.005
     weights = (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns
-    assert prune_with(0.3)["faces_out"] == result["faces_out"]
+    assert prune_with(0.3).faces_out == result.faces_out
     assert (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(ValueError, match=r"its proxy was begun with fraction 0\.3, this is 0\.5"):
         prune_with(0.5)
     overrides = [f"data.train={out}", f"train.output={tmp_path / 'run'}", *settings]
     trained = train(configs.load("debug", overrides=overrides)).as_dict()
-    assert trained["steps"] == result["faces_out"] // 24
+    assert trained["steps"] == result.faces_out // 24
 
     import mlflow
 
     runs = mlflow.MlflowClient(tracking_uri=settings[0].partition("=")[2]).search_runs(["1"])
     logged = {run.info.run_name: run.data for run in runs}
     assert set(logged) == {"core", "embeddings", "run"}
-    assert logged["core"].metrics["faces_out"] == result["faces_out"]
+    assert logged["core"].metrics["faces_out"] == result.faces_out
     assert logged["core"].params["keep"] == "0.6"

@@ -31,8 +31,8 @@ from rayface.curate.clean.findings import (
 )
 from rayface.curate.clean.pair_search import known_pairs, most_pairs, no_pairs
 from rayface.curate.clean.tasks import FaceFiles, copies, describe, search
+from rayface.curate.core_set_file import dropped_rows
 from rayface.curate.partitions import Partition, Partitions, partition_by_identity, read_partition
-from rayface.curate.prune.selection import SCHEMA
 from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Dtype, Embeddings, open_embeddings, write_part
 from rayface.ray_tasks import map_unordered
@@ -61,8 +61,7 @@ class Cleaned:
         with pq.ParquetFile(self.faces) as file:
             for batch in file.iter_batches(_ROWS, columns=["key", "label", "reason"]):
                 gone = batch.filter(pc.is_valid(batch["reason"]))
-                none, zeros = pa.nulls(len(gone), pa.string()), np.zeros(len(gone), np.float32)
-                yield pa.table([gone["key"], gone["label"], zeros > 0, zeros, none, gone["reason"]], schema=SCHEMA)
+                yield dropped_rows(gone["key"], gone["label"], gone["reason"])
 
 
 def clean_faces(

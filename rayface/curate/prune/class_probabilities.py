@@ -1,82 +1,133 @@
-"""True-class probabilities of all faces for DiffProb: computed once, by a job, and kept beside the decisions."""
+"""True-class probabilities of all images for DiffProb: computed once, on the cluster, and kept in files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from rayface.arrays import check_embeddings
+from rayface.curate.cosines import unit_rows
 from rayface.curate.partitions import Partition, read_partition
-from rayface.curate.prune.diffprob import true_class_probabilities
+from rayface.curate.prune.dataset_stats import DatasetStats
+from rayface.curate.prune.selection_method import Images
 from rayface.ray_tasks import map_unordered
 from rayface.storage import atomic_stream
 
+Centers = Callable[[int, int], torch.Tensor]  # rows [first, last) of the class centers, (n, D)
+
 _CENTERS = "centers.npy"
-_ROWS = 65_536  # centers that are copied at a time
+_COPIED = 65_536  # centers that are copied at a time
+_ROWS, _CLASSES = 1024, 8192  # a block of logits: 32 MB
 
 
-def keep_probabilities(folder: Path, partitions: Sequence[Partition], run: Path, scale: float) -> None:
-    """Compute the probabilities of every partition that has none yet.
+@dataclass(frozen=True, kw_only=True)
+class ClassProbabilities:
+    """Probabilities of all images in `folder`, a file for each partition."""
 
-    The class centers are read from the run's checkpoint once, into a file that all tasks map: a node holds them once.
-    Memory of a task: the partition, 12 bytes for each of its faces, and a block of centers and of logits.
+    folder: Path
+
+    def of(self, images: Images) -> NDArray[np.float64]:
+        """Return the probabilities (n,) of images."""
+        found: NDArray[np.float64] = np.load(self.path(images.part))[images.rows]
+        return found
+
+    def path(self, part: int) -> Path:
+        return self.folder / f"part-{part:06d}.npy"
+
+
+def class_probabilities(stats: DatasetStats, run: Path, scale: float) -> ClassProbabilities:
+    """Return the probabilities of all images; computes those of partitions that have none yet.
+
+    The class centers are copied from the run's checkpoint into a file that all tasks map: a node holds them once.
+    Memory of a task: the partition, 12 bytes per image, a block of centers and one of logits. Disk: 8 bytes per image
+    and, until all are computed, 4 per value of the centers.
 
     Args:
-        folder: for the probabilities, 8 bytes a face, and while the job runs the centers, 4 bytes a value; on a disk
-            that all nodes share.
-        run: whose class centers they are.
-        scale: that these were trained with.
+        run: run directory of the embedding model.
+        scale: that its class centers were trained with.
 
     Raises:
         ValueError: the run has no class centers, or not those of these labels and embeddings; one line.
     """
-    missing = [(part, partition) for part, partition in enumerate(partitions) if not _path(folder, part).exists()]
+    name = hashlib.sha256(json.dumps([str(run), scale]).encode()).hexdigest()[:16]
+    found = ClassProbabilities(folder=stats.folder / f"probabilities-{name}")
+    missing = [each for each in enumerate(stats.partitions.partitions) if not found.path(each[0]).exists()]
     if not missing:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    centers = folder / _CENTERS
+        return found
+    found.folder.mkdir(parents=True, exist_ok=True)
+    centers = found.folder / _CENTERS
     if not centers.exists():
         _copy_centers(run, centers)
 
-    def compute(numbered: tuple[int, Partition]) -> dict[str, Any]:
+    def compute(numbered: tuple[int, Partition]) -> None:
         torch.set_num_threads(1)
         part, partition = numbered
         rows, _ = read_partition(partition)
         mapped = np.load(centers, mmap_mode="r")
         if mapped.shape[1] != rows.embeddings.shape[1]:
             raise ValueError(
-                f"--head: {run}: its class centers are of length {mapped.shape[1]}, the embeddings of "
-                f"{rows.embeddings.shape[1]}: must be the run whose model embedded the faces"
+                f"prune.head: {run}: its class centers are of length {mapped.shape[1]}, the embeddings of "
+                f"{rows.embeddings.shape[1]}: must be the run whose model embedded the images"
             )
-        found = true_class_probabilities(
+        values = true_class_probabilities(
             lambda first, last: torch.from_numpy(mapped[first:last].copy()),
             len(mapped),
             rows.embeddings,
             rows.labels,
             scale=scale,
         )
-        with atomic_stream(str(_path(folder, part))) as stream:
-            np.save(stream, found)
-        return {}
+        with atomic_stream(str(found.path(part))) as stream:
+            np.save(stream, values)
 
-    rows = sum(partition.num_rows for _, partition in missing)
-    for _ in map_unordered(compute, missing, "compute class probabilities", rows=rows):
+    num_rows = sum(partition.num_rows for _, partition in missing)
+    for _ in map_unordered(compute, missing, "compute class probabilities", rows=num_rows):
         pass
     centers.unlink()
-
-
-def read_probabilities(folder: Path, part: int) -> NDArray[np.float64]:
-    """Return those of the faces of a partition, (n,), in the order in which it is read."""
-    found: NDArray[np.float64] = np.load(_path(folder, part))
     return found
 
 
-def _path(folder: Path, part: int) -> Path:
-    return folder / f"part-{part:06d}.npy"
+def true_class_probabilities(
+    centers: Centers, num_classes: int, embeddings: ArrayLike, labels: ArrayLike, *, scale: float = 64.0
+) -> NDArray[np.float64]:
+    """Return the softmax probability of each image's own class, without a margin.
+
+    p_i = exp(s cos(f_i, w_y)) / sum_j exp(s cos(f_i, w_j)) with the scale s that the centers w were trained with.
+
+    Args:
+        centers: reads class centers of any norm.
+        embeddings: (N, D) of any norm, of the model that the centers are of; may be a memory map.
+        labels: (N,) below num_classes.
+    Returns:
+        (N,). N * num_classes * D multiplications, in float32. Memory: 12 bytes per image, a block of 8,192 centers and
+        one of logits; embeddings are read once per block of centers.
+    Raises:
+        ValueError: wrong shapes; a label without a class center; a scale that is not positive.
+    """
+    values, own = check_embeddings(embeddings), np.asarray(labels)
+    if own.shape != (len(values),) or own.dtype.kind not in "iu":
+        raise ValueError(f"labels shape {own.shape} dtype {own.dtype}: must be ({len(values)},) integers")
+    if len(own) and not 0 <= own.min() <= own.max() < num_classes:
+        raise ValueError(f"labels from {own.min()} to {own.max()}: must be below {num_classes}, the class centers")
+    if not scale > 0:
+        raise ValueError(f"scale {scale}: must be above 0, it is that of the training")
+    true, total = torch.zeros(len(values)), torch.full((len(values),), -torch.inf)
+    for first in range(0, num_classes, _CLASSES):
+        last = min(first + _CLASSES, num_classes)
+        block = torch.nn.functional.normalize(centers(first, last).float(), dim=1)
+        for start in range(0, len(values), _ROWS):
+            rows = np.arange(start, min(start + _ROWS, len(values)))
+            logits = torch.from_numpy(unit_rows(values, rows).astype(np.float32)) @ block.T * scale
+            here = np.flatnonzero((own[rows] >= first) & (own[rows] < last))
+            true[rows[here]] = logits[here, own[rows[here]] - first]
+            total[rows] = torch.logaddexp(total[rows], logits.logsumexp(dim=1))
+    return (true.double() - total.double()).exp().clamp(max=1).numpy()
 
 
 def _copy_centers(run: Path, path: Path) -> None:
@@ -86,6 +137,6 @@ def _copy_centers(run: Path, path: Path) -> None:
     header = {"descr": "<f4", "fortran_order": False, "shape": (centers.num_classes, centers.width)}
     with atomic_stream(str(path)) as stream:
         np.lib.format.write_array_header_1_0(stream, header)
-        for first in range(0, centers.num_classes, _ROWS):
-            rows = centers.read(first, min(first + _ROWS, centers.num_classes))
+        for first in range(0, centers.num_classes, _COPIED):
+            rows = centers.read(first, min(first + _COPIED, centers.num_classes))
             stream.write(rows.float().contiguous().numpy().astype("<f4", copy=False).tobytes())

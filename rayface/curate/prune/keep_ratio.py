@@ -1,4 +1,4 @@
-"""The threshold with which Face-NMS keeps a wanted share of the faces."""
+"""Search the threshold at which a wanted share of the images is kept."""
 
 from collections.abc import Callable
 
@@ -21,32 +21,32 @@ def threshold_for_keep(
     *,
     min_images: int = 1,
     tolerance: float = 0.005,
-    sample_faces: int = 50_000,
+    sample_images: int = 50_000,
     seed: int = 0,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[float, float]:
-    """Return the threshold with which `suppress_many` keeps the share `keep` of all faces, and the share it does keep.
+    """Return the threshold at which `suppress_many` keeps the share `keep` of all images, and the share that it keeps.
 
     Args:
         embeddings, offsets, min_images, block_bytes: as of `suppress_many`.
-        keep: share of the faces, in (0, 1].
-        tolerance: how far the share may be off.
-        sample_faces: about how many faces, of identities chosen by chance, are searched; they are copied. Identities of
-            more than a tenth of that are left out; where there are no others, all faces are searched.
+        keep: share of the images, in (0, 1].
+        tolerance: largest difference from that share.
+        sample_images: approximate number of images, of random identities, that are searched; they are copied.
+            Identities of more than a tenth of that are left out; if there are no others, all images are searched.
         seed: of the sample.
     Raises:
-        ValueError: wrong input; a share that no threshold reaches within the tolerance.
+        ValueError: wrong input; no threshold keeps the share within the tolerance.
     """
     values = check_embeddings(embeddings)
     bounds = check_offsets(offsets, len(values))
     check_min_images(min_images)
     check_keep(keep)
     if len(values) == 0:
-        raise ValueError("embeddings: no faces; a threshold cannot be found without any")
-    sample, sample_bounds = _sample(values, bounds, sample_faces, seed)
+        raise ValueError("embeddings: no images: a threshold cannot be searched without any")
+    sample, sample_bounds = _sample(values, bounds, sample_images, seed)
 
-    def share(faces: Floats, ends: Ints, threshold: float) -> float:
-        found = suppress_many(faces, ends, threshold, min_images=min_images, block_bytes=block_bytes)
+    def share(images: Floats, ends: Ints, threshold: float) -> float:
+        found = suppress_many(images, ends, threshold, min_images=min_images, block_bytes=block_bytes)
         return float(found.kept.mean())
 
     return search_threshold(
@@ -60,15 +60,15 @@ def threshold_for_keep(
 def search_threshold(
     keep: float, of_sample: Callable[[float], float], of_all: Callable[[float], float], *, tolerance: float = 0.005
 ) -> tuple[float, float]:
-    """Return a threshold and the share of all faces kept with it, within tolerance of keep.
+    """Return a threshold and the share of all images kept at it, within tolerance of keep.
 
-    Bisects on the sample and looks at all faces; what the sample is off by there corrects the share that is sought on
-    it. Where that does not settle, bisects on all faces.
+    Bisects on the sample and verifies on all images; the difference there corrects the share that is searched on the
+    sample. If that does not converge, bisects on all images.
 
     Args:
-        of_sample, of_all: share kept of a threshold, rising with it.
+        of_sample, of_all: share kept at a threshold, rising with it.
     Raises:
-        ValueError: a share that no threshold reaches.
+        ValueError: no threshold keeps this share.
     """
     wanted = keep
     for _ in range(_CORRECTIONS):
@@ -103,20 +103,20 @@ def _bisect(share_of: Callable[[float], float], wanted: float, tolerance: float)
     return nearest
 
 
-def some_identities(sizes: Ints, faces: int, largest: int, random: np.random.Generator) -> Ints:
-    """Return identities by chance, rising, that have about so many faces in all, and none of more than `largest`."""
+def sample_identities(sizes: Ints, num_images: int, largest: int, random: np.random.Generator) -> Ints:
+    """Return random identities (k,), rising, with about num_images images in all and at most `largest` each."""
     order = random.permutation(len(sizes))
     order = order[sizes[order] <= largest]
-    count = int(np.searchsorted(np.cumsum(sizes[order]), faces)) + 1
+    count = int(np.searchsorted(np.cumsum(sizes[order]), num_images)) + 1
     return np.sort(order[:count])
 
 
-def _sample(values: Floats, bounds: Ints, sample_faces: int, seed: int) -> tuple[Floats, Ints]:
-    """The faces of identities chosen by chance, and their offsets; all of them where they are few, or large."""
-    if len(values) <= sample_faces:
+def _sample(values: Floats, bounds: Ints, sample_images: int, seed: int) -> tuple[Floats, Ints]:
+    """Embeddings of random identities, and their offsets; all of them if they are few, or large."""
+    if len(values) <= sample_images:
         return values, bounds
     sizes = np.diff(bounds)
-    identities = some_identities(sizes, sample_faces, sample_faces // 10, np.random.default_rng(seed))
+    identities = sample_identities(sizes, sample_images, sample_images // 10, np.random.default_rng(seed))
     if not len(identities):
         return values, bounds
     rows = np.concatenate([np.arange(bounds[k], bounds[k + 1]) for k in identities])

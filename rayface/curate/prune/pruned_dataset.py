@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
+from rayface.curate.prune.result import DatasetCounts
 from rayface.data.dataset import Dataset
 from rayface.data.keys import read_keys
 from rayface.data.selection import (
@@ -37,16 +38,13 @@ def write_pruned(
     *,
     merged: Mapping[int, int],
     write_shards: bool,
-) -> dict[str, Any]:
-    """Write the kept faces as a dataset into `root`.
+) -> DatasetCounts:
+    """Write the kept images as a dataset into `root`.
 
     Args:
         merged: labels of identities that the core set gives another label.
 
     Memory, on the driver: about 100 bytes for each face of the core set, whatever its key.
-
-    Returns:
-        images, classes, shards, and not_embedded: images of the source that the core set does not know.
 
     Raises:
         DataError: a key that is not in the source, or has another label there.
@@ -54,12 +52,12 @@ def write_pruned(
     selection, known = _select(core_set, source, merged)
     name = root.name
     dataset = _write_shards(root, selection, name) if write_shards else write_selection(str(root), selection, name=name)
-    return {
-        "images": dataset.num_images,
-        "classes": dataset.num_classes,
-        "shards": len(dataset.shards),
-        "not_embedded": source.num_images - known,
-    }
+    return DatasetCounts(
+        images=dataset.num_images,
+        classes=dataset.num_classes,
+        shards=len(dataset.shards),
+        not_embedded=source.num_images - known,
+    )
 
 
 def check_data(embeddings: Embeddings, source: Dataset) -> None:

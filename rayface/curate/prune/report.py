@@ -16,6 +16,7 @@ from rayface.arrays import Ints
 from rayface.curate.clean.findings import Findings
 from rayface.curate.cosines import unit_rows
 from rayface.curate.prune.contact_sheets import add_pictures, dropped_sheet, found_sheets, labels_shown
+from rayface.curate.prune.result import SelectionFigures
 from rayface.curate.prune.sampled_images import Identity, identity_counts, keys_of, read_identities
 from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings
@@ -46,7 +47,7 @@ def curation_report(
     found: Findings | None = None,
     labelled: Path | None = None,
     table: Sequence[tuple[str, str]] = (),
-    baselines: Mapping[str, Mapping[str, float]] | None = None,
+    baselines: Mapping[str, SelectionFigures] | None = None,
     seed: int = 0,
 ) -> Path:
     """Write report.html into `out`, which needs no other file, and its plots as PNG.
@@ -160,14 +161,13 @@ def _counts(sizes: Ints, kept: Ints) -> list[tuple[str, str]]:
     ]
 
 
-def _baselines(baselines: Mapping[str, Mapping[str, float]]) -> list[Listing]:
+def _baselines(baselines: Mapping[str, SelectionFigures]) -> list[Listing]:
     if not baselines:
         return []
-    columns = sorted({name for numbers in baselines.values() for name in numbers})
-    rows = [[name, *(_number(numbers.get(column)) for column in columns)] for name, numbers in baselines.items()]
-    shown = ["choice", *(column.replace("_", " ") for column in columns)]
-    caption = "mean cosine: of a face to the others of its identity; shared: share of the faces that are chosen here."
-    return [Listing(title="Beside other choices of as many faces", caption=caption, columns=shown, rows=rows)]
+    rows = [[name, f"{own.faces:,}", f"{own.mean_cosine:.3f}", f"{own.shared:.3f}"] for name, own in baselines.items()]
+    caption = "Mean cosine: of an image to the others of its identity. Shared: share of the images that are kept here."
+    columns = ["method", "images", "mean cosine", "shared"]
+    return [Listing(title="Other methods that keep as many images", caption=caption, columns=columns, rows=rows)]
 
 
 def _found(found: Findings | None) -> list[Listing]:
@@ -187,9 +187,3 @@ def _found(found: Findings | None) -> list[Listing]:
     ]
     caption = "Of what was looked for. Faces are dropped only where that was asked for."
     return [Listing(title="What looks wrong", caption=caption, columns=["what", "found", "faces dropped"], rows=rows)]
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return "-" if value is None else f"{value:,}"

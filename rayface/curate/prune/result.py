@@ -1,10 +1,12 @@
-"""What a finished prune job leaves in its folder, and which of it is gone."""
+"""The result of a prune job, its files, and whether all of them are there."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,34 +18,129 @@ RESULT = "prune.json"  # written last
 REPORT = "report.html"
 FOUND = "found"
 _DATASET, _INDEX = "dataset.json", "index.parquet"
+Values = Mapping[str, Any]
+"""A JSON object."""
 
 
-def read_result(root: Path) -> dict[str, Any] | None:
-    """Return what prune.json says, or None where it is not there, or other results of the job are not.
+@dataclass(frozen=True, kw_only=True)
+class SelectionFigures:
+    """What a method keeps.
+
+    Attributes:
+        faces: images kept.
+        mean_cosine: of an image to the other kept images of its identity; identities of two or more, mean over images.
+        shared: share of its images that are in the core set too.
+    """
+
+    faces: int
+    mean_cosine: float
+    shared: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetCounts:
+    """The dataset of a core set; `not_embedded`: images of its source that the core set does not know."""
+
+    images: int
+    classes: int
+    shards: int
+    not_embedded: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """Where a job was tracked, and whether everything was delivered; None: tracking was off."""
+
+    uri: str | None
+    delivered: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What a prune job did; the fields but `tracked` are the keys of prune.json.
+
+    Attributes:
+        keep_wanted: share of the images to keep, where that was set.
+        keep: share that was kept, of those that cleaning left.
+        faces_in, faces_cleaned, faces_out: images embedded, dropped by cleaning, kept.
+        found: what cleaning found, by table.
+        mean_cosine_before, mean_cosine_after: of an image to the others of its identity.
+        baselines: what other methods keep of as many images.
+        config: what decided the result.
+        tracked: of the job that has just run; None if the result was there.
+    """
+
+    method: str
+    threshold: float | None
+    keep_wanted: float | None
+    keep: float
+    faces_in: int
+    faces_cleaned: int
+    found: dict[str, int]
+    faces_out: int
+    identities: int
+    identities_compared_in_part: int = 0
+    mean_cosine_before: float
+    mean_cosine_after: float
+    baselines: dict[str, SelectionFigures]
+    stage_seconds: dict[str, float]
+    dataset: DatasetCounts | None = None
+    seconds: float
+    embeddings: str
+    config: Values
+    created_by: str
+    tracked: Tracked | None = None
+
+    @classmethod
+    def from_dict(cls, values: Values) -> Self:
+        """Return the result of a parsed prune.json.
+
+        Raises:
+            TypeError, AttributeError: a value is missing or of another form.
+        """
+        known = {own.name: values[own.name] for own in fields(cls) if own.name in values}
+        known["baselines"] = {name: SelectionFigures(**own) for name, own in values["baselines"].items()}
+        if "dataset" in known:
+            known["dataset"] = DatasetCounts(**known["dataset"])
+        return cls(**known)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of prune.json, and where the job was tracked."""
+        found = asdict(self)
+        tracked = found.pop("tracked")
+        if found["dataset"] is None:
+            del found["dataset"]
+        if tracked is not None:
+            found |= {"tracking": tracked["uri"], "tracking_delivered": tracked["delivered"]}
+        return found
+
+
+def read_result(root: Path) -> PruneResult | None:
+    """Return the result of a finished job, or None if a file of it is missing.
 
     Raises:
-        DataError: prune.json is damaged.
+        DataError: prune.json is corrupt.
     """
     path = root / RESULT
     if not path.exists():
         return None
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
-        return None if _missing(root, result) else result
-    except (ValueError, KeyError, TypeError) as error:
+        result = PruneResult.from_dict(json.loads(path.read_text()))
+        return result if _is_complete(root, result) else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is damaged ({type(error).__name__}: {error}): delete it and run again") from None
 
 
-def _missing(root: Path, result: dict[str, Any]) -> bool:
-    names = [CORE_SET, REPORT, *(f"{FOUND}/{name}.parquet" for name in result["found"])]
-    names += [_DATASET, _INDEX] if "dataset" in result else []
+def _is_complete(root: Path, result: PruneResult) -> bool:
+    names = [CORE_SET, REPORT, *(f"{FOUND}/{name}.parquet" for name in result.found)]
+    names += [_DATASET, _INDEX] if result.dataset else []
     if not all((root / name).is_file() for name in names):
-        return True
+        return False
     try:
-        if pq.read_metadata(root / CORE_SET).num_rows != result["faces_in"]:
-            return True
+        if pq.read_metadata(root / CORE_SET).num_rows != result.faces_in:
+            return False
     except (pa.ArrowException, OSError):
-        return True
-    shards = json.loads((root / _DATASET).read_text())["shards"] if "dataset" in result else []
+        return False
+    shards = json.loads((root / _DATASET).read_text())["shards"] if result.dataset else []
     own = [(root / shard["path"], shard["num_bytes"]) for shard in shards if "/" not in shard["path"]]
-    return not all(path.is_file() and path.stat().st_size == size for path, size in own)
+    return all(path.is_file() and path.stat().st_size == size for path, size in own)

@@ -15,11 +15,11 @@ def test_keeps_the_share_within_half_a_point(drawn: Any, keep: float) -> None:
     """Searched on 1,000 of 6,000 faces, of which an identity of 600 may not be seen."""
     sizes = np.r_[600, np.random.default_rng(0).geometric(0.06, 320)]
     embeddings, offsets = drawn(sizes, size=32, dtype=np.float16)
-    threshold, share = threshold_for_keep(embeddings, offsets, keep, sample_faces=1000)
+    threshold, share = threshold_for_keep(embeddings, offsets, keep, sample_images=1000)
     kept = suppress_many(embeddings, offsets, threshold).kept.mean()
     assert kept == share
     assert abs(kept - keep) <= 0.005
-    assert (threshold, share) == threshold_for_keep(embeddings, offsets, keep, sample_faces=1000)
+    assert (threshold, share) == threshold_for_keep(embeddings, offsets, keep, sample_images=1000)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -67,5 +67,5 @@ def test_a_share_that_cannot_be_reached_gets_one_line(drawn: Any) -> None:
         )
     with pytest.raises(ValueError, match=r"^keep 0: must be above 0"):
         threshold_for_keep(embeddings, offsets, 0)
-    with pytest.raises(ValueError, match="no faces"):
+    with pytest.raises(ValueError, match="no images"):
         threshold_for_keep(np.zeros((0, 4)), [0], 0.5)

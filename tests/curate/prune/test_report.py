@@ -17,6 +17,7 @@ from rayface.curate.clean.clean import clean
 from rayface.curate.cosines import unit_rows
 from rayface.curate.face_nms import suppress_many
 from rayface.curate.prune.report import curation_report
+from rayface.curate.prune.result import SelectionFigures
 from rayface.curate.prune.sampled_images import identity_counts, read_identities
 from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_image
@@ -70,7 +71,7 @@ def write(pruned: dict[str, Any], out: Path, **more: Any) -> str:
 
 def test_the_report_stands_alone_and_shows_faces_with_their_cosines(pruned: Any, tmp_path: Path) -> None:
     """Every picture is inside; a dropped face has its cosine to the face that it was dropped for."""
-    baselines = {"random": {"faces": 30, "mean_cosine": 0.5}}
+    baselines = {"random": SelectionFigures(faces=30, mean_cosine=0.5, shared=0.75)}
     page = write(pruned, tmp_path / "core", dataset=pruned["dataset"], found=pruned["found"], baselines=baselines)
     html5lib.HTMLParser(strict=True).parse(page)
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
@@ -80,7 +81,13 @@ def test_the_report_stands_alone_and_shows_faces_with_their_cosines(pruned: Any,
     assert 'class="none"' not in page
     kept = pruned["kept"]
     assert f"{kept.sum()} of {len(kept)} ({kept.mean():.1%})" in page
-    for title in ("Kept and dropped", "The worst outliers", "The most alike identities", "other choices", "What looks"):
+    for title in (
+        "Kept and dropped",
+        "The worst outliers",
+        "The most alike identities",
+        "Other methods that keep",
+        "What looks",
+    ):
         assert title in page
     for title in ("Faces that two identities share", "Files of the same bytes", "Identities of the test set"):
         assert f"<h2>{title}</h2>" in page

@@ -1,13 +1,38 @@
 """A finished prune job is one whose results are there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayface.curate.prune.result import read_result
+from rayface.curate.prune.result import DatasetCounts, PruneResult, SelectionFigures, Tracked, read_result
+
+
+def result() -> PruneResult:
+    """Two of three images are kept."""
+    return PruneResult(
+        method="face_nms",
+        threshold=0.5,
+        keep_wanted=None,
+        keep=2 / 3,
+        faces_in=3,
+        faces_cleaned=0,
+        found={"outliers": 0},
+        faces_out=2,
+        identities=1,
+        mean_cosine_before=0.5,
+        mean_cosine_after=0.4,
+        baselines={"random": SelectionFigures(faces=2, mean_cosine=0.5, shared=0.5)},
+        stage_seconds={"choose": 0.1},
+        dataset=DatasetCounts(images=2, classes=1, shards=2, not_embedded=0),
+        seconds=0.2,
+        embeddings="emb",
+        config={"seed": 0},
+        created_by="rayface",
+    )
 
 
 @pytest.fixture
@@ -20,15 +45,26 @@ def finished(tmp_path: Path) -> Path:
     (tmp_path / "shard-000000.tar").write_bytes(b"12345")
     shards = [{"path": "shard-000000.tar", "num_bytes": 5}, {"path": "/elsewhere/shard-000007.tar", "num_bytes": 9}]
     (tmp_path / "dataset.json").write_text(json.dumps({"shards": shards}))
-    result = {"faces_in": 3, "found": {"outliers": 0}, "dataset": {"images": 2}}
-    (tmp_path / "prune.json").write_text(json.dumps(result))
+    (tmp_path / "prune.json").write_text(json.dumps(result().as_dict()))
     return tmp_path
 
 
-def test_a_whole_result_is_read(finished: Path) -> None:
-    found = read_result(finished)
-    assert found is not None
-    assert found["faces_in"] == 3
+def test_read_result_of_a_finished_job_returns_it(finished: Path) -> None:
+    assert read_result(finished) == result()
+
+
+def test_as_dict_of_a_tracked_job_says_where() -> None:
+    tracked = replace(result(), dataset=None, tracked=Tracked(uri="sqlite:///x", delivered=True)).as_dict()
+    assert (tracked["tracking"], tracked["tracking_delivered"]) == ("sqlite:///x", True)
+    assert not {"tracked", "dataset"} & tracked.keys()
+    assert "tracking" not in result().as_dict()
+
+
+def test_read_result_without_a_key_raises_one_line(finished: Path) -> None:
+    values = {key: value for key, value in result().as_dict().items() if key != "faces_in"}
+    (finished / "prune.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"prune.json: is damaged \(TypeError: .*'faces_in'"):
+        read_result(finished)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +79,12 @@ def test_a_whole_result_is_read(finished: Path) -> None:
         "shard-000000.tar",
     ],
 )
-def test_a_result_that_is_gone_makes_the_job_unfinished(finished: Path, name: str) -> None:
+def test_read_result_without_one_of_its_files_is_none(finished: Path, name: str) -> None:
     (finished / name).unlink()
     assert read_result(finished) is None
 
 
-def test_a_result_that_is_cut_makes_the_job_unfinished(finished: Path) -> None:
+def test_read_result_with_a_cut_file_is_none(finished: Path) -> None:
     """A shard of another size, a core set of other rows or none that can be read."""
     (finished / "shard-000000.tar").write_bytes(b"123")
     assert read_result(finished) is None
@@ -59,7 +95,7 @@ def test_a_result_that_is_cut_makes_the_job_unfinished(finished: Path) -> None:
     assert read_result(finished) is None
 
 
-def test_a_damaged_mark_is_refused_in_one_line(finished: Path) -> None:
+def test_read_result_of_corrupt_json_raises_one_line(finished: Path) -> None:
     (finished / "prune.json").write_text("{")
     with pytest.raises(
         ValueError, match=r"prune.json: is damaged \(JSONDecodeError: .*delete it and run again"

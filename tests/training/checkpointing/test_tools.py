@@ -176,3 +176,11 @@ def test_arcface_files_that_do_not_fit_together_are_refused(tmp_path):
     refused("sizes", r"it has \['a', 'b'\]")
     torch.save(Code(), tmp_path / "sizes" / "checkpoint_gpu_1.pt")
     refused("sizes", "holds Python objects")
+
+
+def test_saved_centers_of_a_checkpoint_are_read_in_parts(tmp_path: Path) -> None:
+    centers = torch.randn(9, 4)
+    checkpoint.save(tmp_path, {"head.centers": RowShard.of(centers, 0, 9)}, Progress(step=1), keep=1)
+    saved = checkpoint_tools.saved_centers(tmp_path)
+    assert (saved.num_classes, saved.width) == (9, 4)
+    assert torch.equal(saved.read(2, 7), centers[2:7])

@@ -1,0 +1,109 @@
+"""The interface of selection methods: which images of every identity a core set keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import pyarrow as pa
+
+from rayface.arrays import Floats, Ints
+from rayface.config import PruneConfig
+from rayface.curate.identities import Selection
+from rayface.curate.prune.dataset_stats import DatasetStats
+
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Whole identities of a partition: n images, sorted by label, then by key.
+
+    Attributes:
+        keys: (n,) string.
+        labels: (n,).
+        embeddings: (n, D), of any norm.
+        offsets: (I + 1,) first image of each identity, and n.
+        part: number of the partition.
+        rows: (n,) rows of these images in the partition; all of them, or those of a sample of its identities.
+    """
+
+    keys: pa.Array
+    labels: Ints
+    embeddings: Floats
+    offsets: Ints
+    part: int
+    rows: Ints
+
+
+class SelectionMethod(ABC, Generic[Prepared]):
+    """Selects the images of a core set, identity by identity.
+
+    Subclasses are frozen dataclasses. Their fields decide the result, and nothing else does: partitions may be cut
+    differently, and tasks may run twice or in any order.
+
+    Attributes:
+        reason: why an image is not kept, as core_set.parquet says it.
+        keys: keys of the config group `prune` that are refused unless a method that names them here is used.
+    """
+
+    reason: ClassVar[str] = "not selected"
+    keys: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: PruneConfig) -> Self:
+        """Return the method of `settings`, of which either `threshold` or `keep` is set; called before Ray starts.
+
+        Raises:
+            ValueError: a setting that the method cannot work with; one line that names its key.
+        """
+
+    @abstractmethod
+    def prepare(self, stats: DatasetStats) -> Prepared:
+        """Return what `select` needs of all images, else None. Runs on the driver, which sends it to every task."""
+
+    @abstractmethod
+    def select(self, images: Images, prepared: Prepared) -> Selection:
+        """Select among whole identities; runs in a task with one thread.
+
+        Returns:
+            kept (n,), score (n,) float32, suppressed_by (n,): the row of `images` that an image was dropped for, or -1.
+        """
+
+    def compared_in_part(self, sizes: Ints, core_set: Path) -> int:
+        """Return how many identities are so large that not all of their images were compared with each other.
+
+        Args:
+            sizes: (I,) images of each identity.
+            core_set: the finished core_set.parquet.
+        """
+        return 0
+
+    def fingerprint(self) -> str:
+        """Return a digest of the class and its fields; equal methods share their decisions on disk."""
+        fields: dict[str, Any] = asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
+        text = json.dumps([type(self).__module__, type(self).__qualname__, fields], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ThresholdMethod(SelectionMethod[Prepared]):
+    """A method with a threshold, which is searched for a wanted share of the images.
+
+    Attributes:
+        threshold: a field of subclasses; `from_settings` without `prune.threshold` sets any.
+    """
+
+    threshold: float
+
+    @abstractmethod
+    def at(self, position: float) -> Self:
+        """Return the method with another threshold; `prepare` must not depend on it.
+
+        Args:
+            position: from -1, where the fewest images are kept, to 1, where all are; the more, the higher it is.
+        """

@@ -1,0 +1,56 @@
+"""The registry of selection methods, and what of prune's settings they refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayface.config import PruneConfig
+from rayface.curate.prune.methods import (
+    METHODS,
+    FaceNMS,
+    Herding,
+    Random,
+    baseline_settings,
+    build_method,
+    check_methods,
+)
+
+
+def test_build_method_of_every_name_takes_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    for name, method in METHODS.items():
+        settings = PruneConfig(method=name, keep=0.4, min_images=3, seed=5, global_weight=0.2, head=str(tmp_path))
+        assert type(build_method(settings)) is method
+    settings = PruneConfig(keep=0.4, min_images=3, seed=5, global_weight=0.2)
+    assert build_method(settings) == FaceNMS(threshold=1.0, min_images=3, global_weight=0.2)
+    assert build_method(baseline_settings(settings, "random", 0.25)) == Random(keep=0.25, min_images=3, seed=5)
+    assert build_method(baseline_settings(settings, "herding", 0.25)) == Herding(keep=0.25, min_images=3)
+
+
+def test_fingerprint_of_equal_methods_is_equal_and_of_others_is_not() -> None:
+    methods = [FaceNMS(threshold=0.5), FaceNMS(threshold=0.4), Random(keep=0.5), Herding(keep=0.5)]
+    assert FaceNMS(threshold=0.5).fingerprint() == methods[0].fingerprint()
+    assert len({method.fingerprint() for method in methods}) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"method": "nearest"},
+            r"^prune.method: 'nearest': must be one of face_nms, .*, or added with --import",
+        ),
+        ({"baselines": ("nearest",)}, r"^prune.baselines: 'nearest': must be one of face_nms"),
+        ({"head": "run"}, r"^prune.head: is of diffprob alone: add that to prune.method or prune.baselines"),
+        ({"baselines": ("diffprob",)}, r"^prune.head: is not set: must be the run whose model embedded the images"),
+        ({"method": "random", "keep": None, "threshold": 0.5}, r"^prune.threshold: random has no threshold"),
+    ],
+)
+def test_check_methods_of_settings_that_contradict_raises_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_methods(PruneConfig(**{"keep": 0.5, **settings}))
+
+
+def test_check_methods_of_a_threshold_with_baselines_passes() -> None:
+    check_methods(PruneConfig(threshold=0.5, baselines=("herding", "random")))
