@@ -2,10 +2,12 @@
 
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from rayface.backbones import build_backbone
 from rayface.heads import CosFace, PartialFC
@@ -17,30 +19,90 @@ from rayface.training.distributed import World
 _WARM_UP = 1
 
 
-def bench_checkpoint(
-    num_classes: int,
-    batch_size: int,
-    *,
-    embedding_size: int = 512,
-    sample_rate: float = 0.1,
-    checkpoints: int = 3,
-    directory: Path | None = None,
-) -> dict[str, Any]:
-    """Train a small net with a class layer on noise, in this process, and save checkpoints while it goes on.
+@dataclass(frozen=True, kw_only=True)
+class CheckpointBench:
+    """What is measured: a small backbone and a class layer, trained on noise in this process."""
 
-    Args:
-        checkpoints: measured ones, after one to warm up; reported are means.
-        directory: on the disk to measure; None: the temporary one.
-    Returns:
-        state_bytes; wait_seconds of the step loop for a checkpoint, write_seconds, their ratio; copy_seconds in the
-        background; step_seconds while nothing is written and step_seconds_writing while one is.
-    """
-    head = PartialFC(embedding_size, num_classes, CosFace(), sample_rate=sample_rate)
-    backbone = build_backbone("mini", embedding_size=embedding_size, image_size=112)
+    num_classes: int
+    batch_size: int
+    embedding_size: int = 512
+    sample_rate: float = 0.1
+    checkpoints: int = 3
+    """Measured checkpoints, after one to warm up; reported are means."""
+    directory: Path | None = None
+    """On the disk to measure; None: the temporary one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointTimes:
+    """What was measured of checkpoints that are written while training continues."""
+
+    num_classes: int
+    batch_size: int
+    sample_rate: float
+    state_bytes: int
+    wait_seconds: float
+    """That the step loop waits for a checkpoint."""
+    copy_seconds: float
+    """In the background."""
+    write_seconds: float
+    ratio: float
+    """Of wait and write."""
+    step_seconds: float
+    """While nothing is written."""
+    step_seconds_writing: float
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Return the values by name, for --json."""
+        return asdict(self)
+
+
+def bench_checkpoint(settings: CheckpointBench) -> CheckpointTimes:
+    """Save checkpoints while training continues, and measure how long each side waits."""
+    head = PartialFC(settings.embedding_size, settings.num_classes, CosFace(), sample_rate=settings.sample_rate)
+    backbone = build_backbone("mini", embedding_size=settings.embedding_size, image_size=112)
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1, momentum=0.9)
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    images = torch.randn(batch_size, 3, 112, 112).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(num_classes, (batch_size,))
+    with tempfile.TemporaryDirectory(dir=settings.directory) as folder:
+        writer = CheckpointWriter(Path(folder), keep=1)
+        step = _step_of(settings, backbone, head, optimizer, writer)
+        alone = [step() for _ in range(5)][2:]
+        beside: list[float] = []
+        timings: list[WriteTiming] = []
+        for number in range(settings.checkpoints + _WARM_UP):
+            state = whole_state(backbone, head, optimizer, world)
+            writer.save(state, Progress(step=number))
+            while writer.writing:
+                beside.append(step())
+            writer.wait()
+            assert writer.timing is not None
+            timings.append(writer.timing)
+    measured = timings[_WARM_UP:]
+    wait, write = (sum(getattr(t, key) for t in measured) / len(measured) for key in ("wait_seconds", "write_seconds"))
+    return CheckpointTimes(
+        num_classes=settings.num_classes,
+        batch_size=settings.batch_size,
+        sample_rate=settings.sample_rate,
+        state_bytes=sum(tensor.as_subclass(torch.Tensor).nbytes for tensor in state.values()),
+        wait_seconds=wait,
+        copy_seconds=sum(timing.copy_seconds for timing in measured) / len(measured),
+        write_seconds=write,
+        ratio=wait / write,
+        step_seconds=sum(alone) / len(alone),
+        step_seconds_writing=sum(beside) / len(beside),
+    )
+
+
+def _step_of(
+    settings: CheckpointBench,
+    backbone: nn.Module,
+    head: PartialFC,
+    optimizer: torch.optim.Optimizer,
+    writer: CheckpointWriter,
+) -> Callable[[], float]:
+    """Return a function that does one training step and returns its seconds."""
+    images = torch.randn(settings.batch_size, 3, 112, 112).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(settings.num_classes, (settings.batch_size,))
 
     def step() -> float:
         start = time.perf_counter()
@@ -51,28 +113,4 @@ def bench_checkpoint(
         head.step(0.1)
         return time.perf_counter() - start
 
-    with tempfile.TemporaryDirectory(dir=directory) as folder:
-        writer = CheckpointWriter(Path(folder), keep=1)
-        alone = [step() for _ in range(5)][2:]
-        beside: list[float] = []
-        timings: list[WriteTiming] = []
-        for number in range(checkpoints + _WARM_UP):
-            state = whole_state(backbone, head, optimizer, world)
-            writer.save(state, Progress(step=number))
-            while writer.writing:
-                beside.append(step())
-            writer.wait()
-            assert writer.timing is not None
-            timings.append(writer.timing)
-    keys = ("wait_seconds", "copy_seconds", "write_seconds")
-    mean = {key: sum(getattr(t, key) for t in timings[_WARM_UP:]) / checkpoints for key in keys}
-    return {
-        "num_classes": num_classes,
-        "batch_size": batch_size,
-        "sample_rate": sample_rate,
-        "state_bytes": sum(tensor.as_subclass(torch.Tensor).nbytes for tensor in state.values()),
-        **mean,
-        "ratio": mean["wait_seconds"] / mean["write_seconds"],
-        "step_seconds": sum(alone) / len(alone),
-        "step_seconds_writing": sum(beside) / len(beside),
-    }
+    return step

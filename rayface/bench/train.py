@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,55 @@ PROFILED = 2  # steps
 PHASES = ("data_wait", "augment", "forward", "head", "backward", "optimizer")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One of PyTorch's operators in a step: its calls and seconds, and its share in the time of all operators."""
+
+    op: str
+    calls: float
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneTimes:
+    """What was measured of one backbone; medians of the steps."""
+
+    name: str
+    images_per_second: float
+    step_seconds: float
+    seconds: dict[str, float]
+    """By phase."""
+    share: dict[str, float]
+    """Of each phase in the time of all steps."""
+    ops: list[Operator] | None = None
+    """The slowest first; None where no profile was asked for."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values by name, for --json."""
+        values = asdict(self)
+        return values if self.ops is not None else {key: value for key, value in values.items() if key != "ops"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTimes:
+    """What was measured of training steps."""
+
+    batch_size: int
+    image_size: int
+    precision: str
+    threads: int
+    num_classes: int
+    data: str | None
+    """Name of the dataset; None: noise."""
+    steps: int
+    backbones: list[BackboneTimes]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values by name, for --json."""
+        return {**vars(self), "backbones": [each.as_dict() for each in self.backbones]}
+
+
 def bench_train(
     names: Sequence[str],
     config: Config,
@@ -38,34 +88,29 @@ def bench_train(
     steps: int = 10,
     ops: int = 0,
     device: str = "cpu",
-) -> dict[str, Any]:
-    """Measure whole training steps of nets, in this process, as one worker of `rayface train` does them.
+) -> TrainTimes:
+    """Measure whole training steps of backbones, in this process, as one worker of `rayface train` does them.
 
     Args:
-        names: of the nets; each is measured in turn.
-        config: sizes, precision, head and optimizer; data.train: read it by Ray Data as a run would. Without it images
+        names: of the backbones; each is measured in turn.
+        config: sizes, precision, head and optimizer; data.train is read by Ray Data as a run would. Without it images
             are noise in memory, and nothing waits for data.
         num_classes: of the class layer, where there is no dataset.
         steps: measured, after two to warm up.
-        ops: so many of PyTorch's operators that take the most time, of two more steps, which its profiler slows down.
+        ops: number of PyTorch's operators to report, the slowest of two more steps, which its profiler slows down.
         device: cpu or cuda.
-
-    Returns:
-        batch_size, image_size, precision, num_classes, data; "backbones": for each its name, images_per_second (of the
-        median step), step_seconds, seconds of each phase (medians), and share of each in the time of all steps; with
-        ops "ops": op, calls and seconds of a step, share in the time of all operators.
 
     Raises:
         ValueError: an unknown name, or sizes that cannot be.
     """
     if steps < 1:
         raise ValueError(f"--steps {steps}: must be at least 1")
+    if ops < 0:
+        raise ValueError(f"--ops {ops}: must be at least 0")
     data = None
     if config.data.train:
         dataset = open_dataset(config.data.train, join=config.data.join)
         data, num_classes = dataset.name, dataset.num_classes
-    if ops < 0:
-        raise ValueError(f"--ops {ops}: must be at least 0")
     world = World(rank=0, size=1, local_size=1, device=torch.device(device))
     bf16 = uses_bf16(config.train.precision, world.device)
     found = []
@@ -73,19 +118,19 @@ def bench_train(
         named = configs.with_overrides(config, {"backbone.name": name})
         with _batches(named, num_classes, WARM_UP + steps + (PROFILED if ops else 0)) as batches:
             bench = _Bench(named, num_classes, world, bf16)
-            seconds = bench.run(itertools.islice(batches, WARM_UP + steps))
-            profiled = {"ops": bench.profile(batches)[:ops]} if ops else {}
-        found.append({"name": name, **_summary(seconds[WARM_UP:], config.train.batch_size), **profiled})
-    return {
-        "batch_size": config.train.batch_size,
-        "image_size": config.data.image_size,
-        "precision": "bf16" if bf16 else "fp32",
-        "threads": torch.get_num_threads(),
-        "num_classes": num_classes,
-        "data": data,
-        "steps": steps,
-        "backbones": found,
-    }
+            seconds = bench.run(itertools.islice(batches, WARM_UP + steps))[WARM_UP:]
+            profiled = bench.profile(batches)[:ops] if ops else None
+        found.append(_summary(name, seconds, config.train.batch_size, profiled))
+    return TrainTimes(
+        batch_size=config.train.batch_size,
+        image_size=config.data.image_size,
+        precision="bf16" if bf16 else "fp32",
+        threads=torch.get_num_threads(),
+        num_classes=num_classes,
+        data=data,
+        steps=steps,
+        backbones=found,
+    )
 
 
 class _Bench:
@@ -114,7 +159,7 @@ class _Bench:
             self.step(batch, clock)
             measured.append(clock.seconds)
 
-    def profile(self, batches: Iterator[Batch]) -> list[dict[str, Any]]:
+    def profile(self, batches: Iterator[Batch]) -> list[Operator]:
         """Train on the PROFILED batches that are left, under PyTorch's profiler; its operators, the slowest first.
 
         Time is that of the operator itself, without those that it calls; on a GPU that of its kernels.
@@ -127,7 +172,7 @@ class _Bench:
         calls = {e.key: e.count for e in profiler.key_averages()}
         whole = sum(times.values())
         return [
-            {"op": op, "calls": calls[op] / PROFILED, "seconds": us / 1e6 / PROFILED, "share": us / whole}
+            Operator(op=op, calls=calls[op] / PROFILED, seconds=us / 1e6 / PROFILED, share=us / whole)
             for op, us in sorted(times.items(), key=lambda pair: -pair[1])
         ]
 
@@ -181,13 +226,15 @@ class _Clock:
         self._last = now
 
 
-def _summary(steps: list[dict[str, float]], batch_size: int) -> dict[str, Any]:
+def _summary(name: str, steps: list[dict[str, float]], batch_size: int, ops: list[Operator] | None) -> BackboneTimes:
     whole = [sum(step.values()) for step in steps]
     seconds = {phase: statistics.median(step[phase] for step in steps) for phase in PHASES}
     share = {phase: sum(step[phase] for step in steps) / sum(whole) for phase in PHASES}
     step_seconds = statistics.median(whole)
-    speed = {"images_per_second": batch_size / step_seconds, "step_seconds": step_seconds}
-    return {**speed, "seconds": seconds, "share": share}
+    speed = batch_size / step_seconds
+    return BackboneTimes(
+        name=name, images_per_second=speed, step_seconds=step_seconds, seconds=seconds, share=share, ops=ops
+    )
 
 
 @contextmanager

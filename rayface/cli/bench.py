@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rayface.cli.common import Debug, Json, Overrides, Seed, Verbose, app, path_option, show_result, show_results
 from rayface.config_fields import parse_bytes
+
+if TYPE_CHECKING:
+    from rayface.bench.train import Operator
 
 bench = typer.Typer(help="Measure this machine; ratios are of things measured in one run.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -124,25 +127,25 @@ def bench_train(
     names = backbone or [config.backbone.name]
     result = measure(names, config, num_classes=classes, steps=steps, ops=ops, device=device)
     if json:
-        json_line(result)
+        json_line(result.as_dict())
         return
     rows = [
         {
-            "backbone": found["name"],
-            "images/s": f"{found['images_per_second']:,.3g}",
-            "step": f"{found['step_seconds']:,.3g}s",
-            **{phase.removeprefix("data_"): f"{found['share'][phase]:.1%}" for phase in PHASES},
+            "backbone": found.name,
+            "images/s": f"{found.images_per_second:,.3g}",
+            "step": f"{found.step_seconds:,.3g}s",
+            **{phase.removeprefix("data_"): f"{found.share[phase]:.1%}" for phase in PHASES},
         }
-        for found in result["backbones"]
+        for found in result.backbones
     ]
-    columns(f"training, batch {result['batch_size']}, {result['precision']}, {result['threads']} threads", rows)
-    for found in result["backbones"] if ops else ():
-        columns(f"operators of {found['name']}, a step", [_operator(op) for op in found["ops"]])
+    columns(f"training, batch {result.batch_size}, {result.precision}, {result.threads} threads", rows)
+    for found in result.backbones if ops else ():
+        columns(f"operators of {found.name}, a step", [_operator(op) for op in found.ops or ()])
 
 
-def _operator(found: dict[str, Any]) -> dict[str, str]:
-    calls, seconds = f"{found['calls']:,.0f}", f"{found['seconds']:,.3g}s"
-    return {"operator": found["op"], "share": f"{found['share']:.1%}", "calls": calls, "time": seconds}
+def _operator(found: "Operator") -> dict[str, str]:
+    calls, seconds = f"{found.calls:,.0f}", f"{found.seconds:,.3g}s"
+    return {"operator": found.op, "share": f"{found.share:.1%}", "calls": calls, "time": seconds}
 
 
 @bench.command("nms")
@@ -212,7 +215,14 @@ def bench_checkpoint(
     debug: Debug = False,
 ) -> None:
     """Seconds that training waits for a checkpoint, against the seconds of its write."""
+    from rayface.bench.checkpoint import CheckpointBench
     from rayface.bench.checkpoint import bench_checkpoint as measure
 
-    result = measure(classes, batch_size, embedding_size=embedding_size, sample_rate=sample_rate, directory=directory)
-    show_result("checkpoint", result, json)
+    settings = CheckpointBench(
+        num_classes=classes,
+        batch_size=batch_size,
+        embedding_size=embedding_size,
+        sample_rate=sample_rate,
+        directory=directory,
+    )
+    show_result("checkpoint", measure(settings).as_dict(), json)

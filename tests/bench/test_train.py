@@ -8,7 +8,7 @@ from rayface.bench.train import PHASES, bench_train
 
 def test_phases_add_up_for_each_net() -> None:
     config = configs.load("debug", None, ["train.batch_size=4", "backbone.width=0.25", "train.precision=fp32"])
-    found = bench_train(["mini", "mbf"], config, num_classes=20, steps=2, ops=4)
+    found = bench_train(["mini", "mbf"], config, num_classes=20, steps=2, ops=4).as_dict()
     assert [each["name"] for each in found["backbones"]] == ["mini", "mbf"]
     assert (found["batch_size"], found["precision"], found["data"]) == (4, "fp32", None)
     for each in found["backbones"]:
