@@ -103,17 +103,15 @@ def bench_train(
     Raises:
         ValueError: an unknown name, or sizes that cannot be.
     """
-    if steps < 1:
-        raise ValueError(f"--steps {steps}: must be at least 1")
-    if ops < 0:
-        raise ValueError(f"--ops {ops}: must be at least 0")
+    if steps < 1 or ops < 0:
+        raise ValueError(f"--steps {steps}, --ops {ops}: must be at least 1 and 0")
     data = None
     if config.data.train:
         dataset = open_dataset(config.data.train, join=config.data.join)
         data, num_classes = dataset.name, dataset.num_classes
     world = World(rank=0, size=1, local_size=1, device=torch.device(device))
     bf16 = uses_bf16(config.train.precision, world.device)
-    found = []
+    found: list[BackboneTimes] = []
     for name in names:
         named = configs.with_overrides(config, {"backbone.name": name})
         with _batches(named, num_classes, WARM_UP + steps + (PROFILED if ops else 0)) as batches:

@@ -15,10 +15,10 @@ CheckpointDir = Annotated[Path, path_argument(metavar="DIR", help="A checkpoint,
 @checkpoints.command("show")
 def checkpoint_show(directory: CheckpointDir, json: Json = False, debug: Debug = False) -> None:
     """Say what a checkpoint holds and whether it is whole."""
-    from rayface.training.checkpointing.tools import show, table
+    from rayface.training.checkpointing.tools import show
 
     shown = show(directory)
-    show_result("checkpoint", shown if json else table(shown), json)
+    show_result("checkpoint", shown.as_dict() if json else shown.table(), json)
 
 
 @checkpoints.command("verify")

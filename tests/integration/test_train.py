@@ -156,7 +156,7 @@ def check_mlflow(store: str, run: Path) -> None:
     assert "git_commit" in logged.data.tags
     history = [(m.step, m.value) for m in client.get_metric_history(logged.info.run_id, "train/loss")]
     assert sorted(history) == [(s, v) for s, v, _ in read_metrics(run / "journal")["train/loss"]]
-    saved = checkpoint_tools.show(run)["mlflow"]
+    saved = checkpoint_tools.show(run).as_dict()["mlflow"]
     assert saved == {"run_id": logged.info.run_id, "last_step": 30}
     names = {artifact.path for artifact in client.list_artifacts(logged.info.run_id)}
     assert {"config.yaml", "model.safetensors", "report.html", "plots"} <= names

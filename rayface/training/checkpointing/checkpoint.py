@@ -59,7 +59,7 @@ class RowShard(torch.Tensor):
         """The same rows of the same tensor in other memory, of the shape of this rank's part."""
         return RowShard.of(local, self.first_row, self._whole[0])
 
-    def size(self, dim: int | None = None) -> Any:
+    def size(self, dim: int | None = None) -> torch.Size | int:  # type: ignore[override]
         """Of the whole, as DCP compares it with what was saved."""
         return self._whole if dim is None else self._whole[dim]
 

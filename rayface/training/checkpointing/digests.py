@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from rayface.files import sha256_of
 from rayface.storage import sync_folder
@@ -13,7 +12,7 @@ from rayface.storage import sync_folder
 DIGESTS = "digests.json"
 _READERS = 8  # hashing lets go of the interpreter, so threads read and hash at the same time
 
-Digests = dict[str, dict[str, Any]]
+Digests = dict[str, dict[str, int | str]]
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> Digests:

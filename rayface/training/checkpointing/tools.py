@@ -6,7 +6,7 @@ import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,62 +52,97 @@ def verify(directory: Path) -> dict[str, list[str]]:
     return {folder.name: checkpoint.verify(folder) for folder in checkpoints_in(directory)}
 
 
-def show(directory: Path) -> dict[str, Any]:
-    """What a checkpoint, or the newest of a run, holds; only a whole one is read further than its digests.
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """A tensor of a checkpoint, whole where the ranks hold shards of it."""
 
-    Returns:
-        checkpoint, whole, faults and, of a whole one, step, total_steps, accuracy, epoch, workers, schedule, recovery
-        (roll-backs), mlflow (run_id, last_step), plan, dataset, damaged_samples, bytes, config (main keys), tensors
+    shape: list[int]
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointContents:
+    """What a checkpoint holds; of a corrupt one only its faults."""
+
+    folder: Path
+    faults: list[str]
+    progress: Progress | None = None
+    num_bytes: int = 0
+    config: dict[str, object] = field(default_factory=dict)
+    """The keys that are shown."""
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values by name, for --json.
+
+        Keys: checkpoint, whole, faults and, of a valid one, step, total_steps, accuracy, epoch, workers, schedule,
+        recovery (roll-backs), mlflow (run_id, last_step), plan, dataset, damaged_samples, bytes, config, tensors
         {name: {"shape", "dtype", "bytes"}}.
-    """
+        """
+        if self.progress is None:
+            return {"checkpoint": str(self.folder), "whole": False, "faults": self.faults}
+        progress = self.progress.as_dict()
+        return {
+            "checkpoint": str(self.folder),
+            "whole": True,
+            "faults": [],
+            **{key: progress[key] for key in ("step", "total_steps", "accuracy", *_SHOWN_STATE)},
+            "damaged_samples": sum(fault[-1] for fault in self.progress.faults),
+            "bytes": self.num_bytes,
+            "config": self.config,
+            "tensors": {name: vars(tensor) for name, tensor in self.tensors.items()},
+        }
+
+    def table(self) -> dict[str, object]:
+        """Return what to show a person: many tensors of one kind are one row."""
+        rows: dict[str, object] = {}
+        for key, value in self.as_dict().items():
+            if key not in ("tensors", "faults"):
+                several = isinstance(value, dict)
+                rows |= {f"{key} {name}": part for name, part in value.items()} if several else {key: value}
+        kinds: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
+        for name, tensor in self.tensors.items():
+            kinds[name.split(".")[0]][name] = tensor
+        for kind, tensors in kinds.items():
+            if len(tensors) > _FEW:
+                rows[f"{kind}.*"] = f"{len(tensors):,} tensors, {sum(t.bytes for t in tensors.values()):,} bytes"
+            else:
+                rows |= {name: f"{tuple(t.shape)} {t.dtype}, {t.bytes:,} bytes" for name, t in tensors.items()}
+        return rows | {f"fault {number}": fault for number, fault in enumerate(self.faults, 1)}
+
+
+def show(directory: Path) -> CheckpointContents:
+    """Return what a checkpoint, or the newest of a run, holds; of a corrupt one only its digests are read."""
     folder = checkpoints_in(directory)[-1]
     faults = checkpoint.verify(folder)
     if faults:
-        return {"checkpoint": str(folder), "whole": False, "faults": faults}
-    progress = Progress.read(folder).as_dict()
+        return CheckpointContents(folder=folder, faults=faults)
+    progress = Progress.read(folder)
     tensors = {
-        name: {
-            "shape": list(saved.size),
-            "dtype": str(saved.properties.dtype).removeprefix("torch."),
-            "bytes": saved.size.numel() * saved.properties.dtype.itemsize,
-        }
+        name: TensorInfo(
+            shape=list(saved.size),
+            dtype=str(saved.properties.dtype).removeprefix("torch."),
+            bytes=saved.size.numel() * saved.properties.dtype.itemsize,
+        )
         for name, saved in _tensors(folder).items()
     }
     run = RunDirectory(folder.absolute().parent.parent)
-    if progress["config"] is not None:
-        flat = configs.flat(configs.from_dict(progress["config"]))
+    if progress.config is not None:
+        flat = configs.flat(configs.from_dict(dict(progress.config)))
     else:
         flat = configs.flat(run.read_config()) if run.has_started() else {}
-    return {
-        "checkpoint": str(folder),
-        "whole": True,
-        "faults": [],
-        **{key: progress[key] for key in ("step", "total_steps", "accuracy", *_SHOWN_STATE)},
-        "damaged_samples": sum(fault[-1] for fault in progress["faults"]),
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "config": {key: flat[key] for key in configs.SHOWN if key in flat},
-        "tensors": tensors,
-    }
+    return CheckpointContents(
+        folder=folder,
+        faults=[],
+        progress=progress,
+        num_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        config={key: flat[key] for key in configs.SHOWN if key in flat},
+        tensors=tensors,
+    )
 
 
-def table(shown: dict[str, Any]) -> dict[str, Any]:
-    """What `show` returned, for a person: many tensors of one kind are one row."""
-    rows: dict[str, Any] = {}
-    for key, value in shown.items():
-        if key not in ("tensors", "faults"):
-            rows |= {f"{key} {name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
-    kinds: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name, tensor in shown.get("tensors", {}).items():
-        kinds[name.split(".")[0]][name] = tensor
-    for kind, tensors in kinds.items():
-        if len(tensors) > _FEW:
-            rows[f"{kind}.*"] = f"{len(tensors):,} tensors, {sum(t['bytes'] for t in tensors.values()):,} bytes"
-        else:
-            rows |= {n: f"{tuple(t['shape'])} {t['dtype']}, {t['bytes']:,} bytes" for n, t in tensors.items()}
-    return rows | {f"fault {number}": fault for number, fault in enumerate(shown["faults"], 1)}
-
-
-def export(directory: Path, out: Path) -> dict[str, Any]:
+def export(directory: Path, out: Path) -> dict[str, str | int]:
     """Write the backbone of a checkpoint, or of the newest of a run, as model.safetensors and model.json.
 
     The run's config.yaml says which net it is. A model that is in `out` is replaced.
@@ -148,7 +183,7 @@ class SavedCenters:
     read: Callable[[int, int], torch.Tensor]
 
 
-def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = False) -> dict[str, Any]:
+def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = False) -> dict[str, str | int]:
     """Write the class centers as centers.safetensors, (C, D), or as centers_rank_K.safetensors for so many ranks.
 
     Rank K of W gets C // W rows, one more for the first C % W ranks. The tensor's name is "centers"; num_classes, first

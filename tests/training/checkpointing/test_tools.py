@@ -73,8 +73,8 @@ def test_show_names_step_config_and_tensors(run):
 def test_show_of_a_damaged_one_says_so(run):
     damage(checkpoint.folder_of(run, 6))
     shown = checkpoint_tools.show(run)
-    assert not shown["whole"]
-    assert "has 5 bytes" in checkpoint_tools.table(shown)["fault 1"]
+    assert not shown.as_dict()["whole"]
+    assert "has 5 bytes" in shown.table()["fault 1"]
 
 
 def test_verify_names_the_faults_of_every_checkpoint_and_exits_with_1(run):
