@@ -29,7 +29,7 @@ _NECK = 20.0  # the head nods about this height
 
 @lru_cache
 def _spline(num_points: int, closed: bool, steps: int) -> Array:
-    """The Catmull-Rom matrix that turns `num_points` points into a smooth curve through them."""
+    """Return the Catmull-Rom matrix that turns `num_points` points into a smooth curve through them."""
     segments = num_points if closed else num_points - 1
     t = np.linspace(0, 1, steps, endpoint=False)
     basis = np.stack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]) / 2
@@ -44,7 +44,7 @@ def _spline(num_points: int, closed: bool, steps: int) -> Array:
 
 
 def curve(points: Array, *, closed: bool = False, steps: int = 6) -> Array:
-    """A smooth curve through `points`, (n, 2) or (curves, n, 2)."""
+    """Return a smooth curve through `points`, (n, 2) or (curves, n, 2)."""
     return _spline(points.shape[-2], closed, steps) @ points
 
 
@@ -55,17 +55,17 @@ def _circle(steps: int) -> Array:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, steps: int = 20) -> Array:
-    """The outline of an ellipse, (steps, 2)."""
+    """Return the outline of an ellipse, (steps, 2)."""
     return _circle(steps) * (rx, ry) + np.array((x, y))
 
 
 def mirrored(right: Array) -> Array:
-    """An outline symmetric about x = 0 from its right half, (n, 2) from top to bottom, ends on the axis."""
+    """Return an outline symmetric about x = 0 from its right half, (n, 2) from top to bottom, ends on the axis."""
     return np.concatenate([right, right[-2:0:-1] * (-1, 1)])
 
 
 def both(right: Array) -> Array:
-    """A shape (n, 2) and its mirror image, (2, n, 2)."""
+    """Return a shape (n, 2) and its mirror image, (2, n, 2)."""
     return np.stack([right, right * (-1.0, 1.0)])
 
 
@@ -91,27 +91,27 @@ class Canvas:
         self._shadow_map = _fixed_map(self._crop_map, self.unit / 2)
 
     def project(self, points: Array, z: Depth = None) -> Array:
-        """Face coordinates (n, 2) to crop pixels (n, 2). Without a depth the points lie on the face's relief."""
+        """Project face coordinates (n, 2) to crop pixels (n, 2); without depth, points lie on the face's relief."""
         return _apply(self._crop_map, points, z)
 
     def fill(self, points: Array, colour: Array, z: Depth = None) -> None:
-        """A filled polygon (n, 2), or several that do not overlap (polygons, n, 2)."""
+        """Draw a filled polygon (n, 2), or several that do not overlap (polygons, n, 2)."""
         shapes = self._place(self._layer_map, points, z)
         cv2.fillPoly(self.layer, shapes, (*colour.tolist(), 255.0), cv2.LINE_AA, _SHIFT)
 
     def stroke(self, points: Array, colour: Array, width: float, z: Depth = None) -> None:
-        """An open line (n, 2), or several (lines, n, 2); `width` in crop pixels."""
+        """Draw an open line (n, 2), or several (lines, n, 2); `width` in crop pixels."""
         lines = self._place(self._layer_map, points, z)
         thickness = max(1, round(width * 2 * self.unit))
         cv2.polylines(self.layer, lines, False, (*colour.tolist(), 255.0), thickness, cv2.LINE_AA, _SHIFT)
 
     def shade(self, points: Array, tint: Sequence[float] | Array, z: Depth = None) -> None:
-        """Soft shadows in the shape of polygons: `tint` (3,) in 0..1 is what is left of the colour under them."""
+        """Draw soft shadows in the shape of polygons: `tint` (3,) in 0..1 is what is left of the colour under them."""
         shapes = self._place(self._shadow_map, points, z)
         cv2.fillPoly(self.shadow, shapes, [255.0 * c for c in tint], cv2.LINE_AA, _SHIFT)
 
     def plain(self, points: Array, colour: Array) -> None:
-        """A filled polygon in crop pixels, which does not turn with the head."""
+        """Draw a filled polygon in crop pixels, which does not turn with the head."""
         fixed = np.rint((points * (2 * self.unit) - 0.5) * _FIXED).astype(np.int32)
         cv2.fillPoly(self.layer, [fixed], (*colour.tolist(), 255.0), cv2.LINE_AA, _SHIFT)
 
@@ -132,6 +132,6 @@ def _apply(affine: Affine, points: Array, z: Depth) -> Array:
 
 
 def _fixed_map(affine: Affine, scale: float) -> Affine:
-    """The map to OpenCV's fixed-point coordinates, which count from pixel centres."""
+    """Return the map to OpenCV's fixed-point coordinates, which count from pixel centres."""
     xy, depth, origin = affine
     return xy * (scale * _FIXED), depth * (scale * _FIXED), (origin * scale - 0.5) * _FIXED + 0.5

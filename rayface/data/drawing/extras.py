@@ -10,7 +10,7 @@ from rayface.data.drawing.view import View
 
 
 def glasses(canvas: Canvas, f: Identity, view: View) -> None:
-    """The person's own glasses, or borrowed ones."""
+    """Draw the person's own glasses, or borrowed ones."""
     if view.outfit.glasses == "none":
         return
     own = f.frame.worn
@@ -34,7 +34,7 @@ def glasses(canvas: Canvas, f: Identity, view: View) -> None:
 
 
 def hat(canvas: Canvas, f: Identity, view: View) -> None:
-    """A knitted hat, a cap or a headband."""
+    """Draw a knitted hat, a cap or a headband."""
     if view.outfit.hat == "none":
         return
     low = -24.0 - 3 * view.cover.place[2]
@@ -68,7 +68,7 @@ def hat(canvas: Canvas, f: Identity, view: View) -> None:
 
 
 def cover(canvas: Canvas, f: Identity, view: View) -> None:
-    """A hand, a bar or a mask before the face."""
+    """Draw a hand, a bar or a mask before the face."""
     if view.cover.kind == "mask":
         _mask(canvas, f, view)
     elif view.cover.kind == "bar":
@@ -97,7 +97,7 @@ def _mask(canvas: Canvas, f: Identity, view: View) -> None:
 
 
 def _bar(canvas: Canvas, view: View) -> None:
-    """A pole or a railing between the camera and the face."""
+    """Draw a pole or a railing between the camera and the face."""
     u, v, w = view.cover.place
     centre, angle = np.array((20 + 72 * u, 20 + 80 * v)), np.pi * w
     along = np.array((np.cos(angle), np.sin(angle))) * 100
@@ -108,7 +108,7 @@ def _bar(canvas: Canvas, view: View) -> None:
 
 
 def _hand(canvas: Canvas, f: Identity, view: View) -> None:
-    """Fingers laid on a cheek or on the mouth."""
+    """Draw fingers laid on a cheek or on the mouth."""
     u, v, w = view.cover.place
     side = -1.0 if u < 0.5 else 1.0
     angle = 0.25 + 0.9 * v

@@ -12,7 +12,7 @@ NOSE_DEPTH = 12.0
 
 
 def draw(canvas: Canvas, identity: Identity, view: View) -> None:
-    """Draws the whole head with what it wears and what covers it."""
+    """Draw the whole head with what it wears and what covers it."""
     hair.back(canvas, identity, view)
     _neck(canvas, identity, view)
     _ears(canvas, identity)
@@ -31,7 +31,7 @@ def draw(canvas: Canvas, identity: Identity, view: View) -> None:
 
 
 def head_outline(f: Identity) -> Array:
-    """The head from crown to chin and back, (72, 2)."""
+    """Return the head from crown to chin and back, (72, 2)."""
     right = np.array(
         [
             (0, -f.shape.crown),
@@ -61,7 +61,7 @@ def _ears(canvas: Canvas, f: Identity) -> None:
 
 
 def _complexion(canvas: Canvas, f: Identity) -> None:
-    """Soft shading: sockets, cheeks, jaw, the shadow under the lip, and the marks of the skin."""
+    """Draw soft shading: sockets, cheeks, jaw, the shadow under the lip, and the marks of the skin."""
     blush = 1 - 0.16 * f.marks.blush
     canvas.shade(both(ellipse(f.eyes.spacing - 2, -2, f.eyes.width + 3, 7)), (0.86, 0.8, 0.78))
     canvas.shade(both(ellipse(23, 22, 9, 7)), (1.0, blush, blush))
@@ -103,7 +103,7 @@ def _beard(canvas: Canvas, f: Identity, view: View) -> None:
 
 
 def _jaw_band(f: Identity, top: float, size: float) -> Array:
-    """The outline of a full beard, or of its stubble."""
+    """Return the outline of a full beard, or of its stubble."""
     y, w = f.mouth.height, f.mouth.width
     outer = [
         (f.shape.cheek + 0.3, 10),
@@ -151,12 +151,12 @@ def _mouth(canvas: Canvas, f: Identity, view: View) -> None:
 
 
 def _between(x: Array, upper: Array, lower: Array) -> Array:
-    """The outline of the area between two lines over the same x."""
+    """Return the outline of the area between two lines over the same x."""
     return np.stack([np.concatenate([x, x[::-1]]), np.concatenate([upper, lower[::-1]])], 1)
 
 
 def _lids(f: Identity, view: View) -> tuple[Array, Array, Array]:
-    """x, upper and lower lid of the right-hand eye from the inner to the outer corner, (15,) each."""
+    """Return x, upper and lower lid of the right-hand eye from the inner to the outer corner, (15,) each."""
     t = np.linspace(0, 1, 15)
     x = f.eyes.spacing + (t * 2 - 1) * f.eyes.width
     tilt = -(t * 2 - 1) * f.eyes.width * np.sin(f.eyes.tilt)
@@ -183,7 +183,7 @@ def _eyes(canvas: Canvas, f: Identity, view: View) -> None:
 
 
 def _irises(canvas: Canvas, f: Identity, view: View, lids: tuple[Array, Array, Array]) -> None:
-    """Iris, pupil and glint, cut off at the lids. Both eyes look the same way and are lit from the same side."""
+    """Draw iris, pupil and glint, cut off at the lids. Both eyes look the same way and are lit from the same side."""
     x, upper, lower = lids
     look, height, r = view.expression.gaze[0] * 2.4, -0.5 + view.expression.gaze[1] * 1.1, f.eyes.iris_size
     discs = [ellipse(look, height, size, size, 18) for size in (r, 0.8 * r, 0.42 * r)]

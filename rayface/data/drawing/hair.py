@@ -12,12 +12,12 @@ _LENGTH = {"curly": 14.0, "bob": 44.0, "long": 96.0}
 
 
 def volume(f: Identity, view: View) -> float:
-    """How far the hair stands off the head."""
+    """Return how far the hair stands off the head."""
     return _VOLUME[f.hair.style] * f.hair.volume * (1 + 0.12 * view.outfit.hair_drift[1])
 
 
 def back(canvas: Canvas, f: Identity, view: View) -> None:
-    """The hair behind the head and neck."""
+    """Draw the hair behind the head and neck."""
     if f.hair.style not in _LENGTH:
         return
     length = _LENGTH[f.hair.style] + 4 * view.outfit.hair_drift[2]
@@ -29,7 +29,7 @@ def back(canvas: Canvas, f: Identity, view: View) -> None:
 
 
 def front(canvas: Canvas, f: Identity, view: View) -> None:
-    """The hair on top of the head, its locks and its shadow on the forehead."""
+    """Draw the hair on top of the head, its locks and its shadow on the forehead."""
     if f.hair.style == "bald":
         return
     line = _hairline(f, view)
@@ -59,7 +59,7 @@ def front(canvas: Canvas, f: Identity, view: View) -> None:
 
 
 def _arc(f: Identity, volume: float, bottom: float, view: View) -> Array:
-    """The outer edge of the hair from the left side over the crown to the right, (57, 2)."""
+    """Return the outer edge of the hair from the left side over the crown to the right, (57, 2)."""
     angle = np.linspace(0, np.pi, 57)
     cos, sin = np.cos(angle), np.sin(angle)
     x = -(f.shape.temple + 1.5 + 0.8 * volume) * np.sign(cos) * np.abs(cos) ** 0.8
@@ -71,7 +71,7 @@ def _arc(f: Identity, volume: float, bottom: float, view: View) -> Array:
 
 
 def _hairline(f: Identity, view: View) -> Array:
-    """The inner edge of the hair from the right sideburn over the forehead to the left, (n, 2)."""
+    """Return the inner edge of the hair from the right sideburn over the forehead to the left, (n, 2)."""
     drift = 0.8 * view.outfit.hair_drift[3]
     if f.hair.fringe:
         low = 17 + 7 * (1 - f.hair.fringe) + drift
@@ -101,7 +101,7 @@ def _hairline(f: Identity, view: View) -> Array:
 
 
 def _locks(canvas: Canvas, f: Identity, arc: Array, line: Array) -> None:
-    """Locks from the hairline to the outer edge, lighter and darker by turns."""
+    """Draw locks from the hairline to the outer edge, lighter and darker by turns."""
     inner = line[:: max(1, len(line) // 15)]
     outer = arc[np.linspace(len(arc) - 1, 0, len(inner)).astype(int)]
     middle = (inner + outer) / 2 + np.array((3 * f.hair.part, -1.0))

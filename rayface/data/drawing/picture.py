@@ -1,6 +1,6 @@
-"""Draws a face: pure functions of a person, a picture's circumstances and a size. No Ray, no torch, no files.
+"""Draw a face: pure functions of a person, an image's parameters and a size. No Ray, no torch, no files.
 
-Deterministic: the picture `index` of person `number` of a set depends on (seed, number, index) alone.
+Image `index` of person `number` depends only on (seed, number, index).
 """
 
 from functools import lru_cache
@@ -19,19 +19,19 @@ _GRAIN = 256  # side of the tile of film grain
 
 @lru_cache(maxsize=256)
 def sample_identity(seed: int, number: int) -> Identity:
-    """Person `number` of the set `seed`; other seeds hold other people."""
+    """Return person `number` of the set `seed`; other seeds hold other people."""
     return Identity.sample(np.random.default_rng(np.random.SeedSequence((seed, number))))
 
 
 def sample_view(seed: int, number: int, index: int) -> View:
-    """The circumstances of picture `index` of person `number`."""
+    """Return the parameters of image `index` of person `number`."""
     # seed sequences pad with zeros: the 1 keeps picture 0 apart from the person
     rng = np.random.default_rng(np.random.SeedSequence((seed, number, index, 1)))
     return View.sample(rng, sample_identity(seed, number))
 
 
 def landmarks(identity: Identity, view: View, size: int = 112) -> Array:
-    """Left eye, right eye, nose tip, left and right corner of the mouth in the drawn picture, (5, 2) pixels (x, y)."""
+    """Return left eye, right eye, nose tip, left and right corner of the mouth, (5, 2) pixels (x, y)."""
     f = identity
     points = np.array(
         [
@@ -49,7 +49,7 @@ def landmarks(identity: Identity, view: View, size: int = 112) -> Array:
 
 
 def draw_face(identity: Identity, view: View, size: int = 112) -> Array:
-    """Draws one picture.
+    """Draw one image.
 
     Args:
         size: side in pixels; even, 16 to 256.
@@ -63,7 +63,7 @@ def draw_face(identity: Identity, view: View, size: int = 112) -> Array:
 
 
 def _lit(canvas: Canvas, view: View, size: int) -> Array:
-    """The head in its light in front of the backdrop, (size, size, 3) float32."""
+    """Return the head in its light in front of the backdrop, (size, size, 3) float32."""
     layer = cv2.resize(canvas.layer, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     shadow = cv2.GaussianBlur(canvas.shadow, (0, 0), 1.5 * canvas.unit)
     light = cv2.resize(_light_map(canvas, view), shadow.shape[1::-1], interpolation=cv2.INTER_LINEAR)
@@ -75,13 +75,13 @@ def _lit(canvas: Canvas, view: View, size: int) -> Array:
 
 @lru_cache
 def _grid(side: int) -> Array:
-    """Crop coordinates of the cells of a coarse grid, (side * side, 2)."""
+    """Return crop coordinates of the cells of a coarse grid, (side * side, 2)."""
     line = (np.arange(side) + 0.5) * (112 / side)
     return np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
 
 
 def _light_map(canvas: Canvas, view: View, side: int = 28) -> Array:
-    """Lambert's law on an ellipsoid the size of the head, (side, side, 3)."""
+    """Return the light by Lambert's law on an ellipsoid the size of the head, (side, side, 3)."""
     centre = canvas.project(np.array(((0.0, 8.0),)), -12.0)[0]
     n = (_grid(side) - centre) / (46 * view.pose.scale, 62 * view.pose.scale)
     radius = np.sqrt((n * n).sum(1)).clip(1e-6)
@@ -95,7 +95,7 @@ def _light_map(canvas: Canvas, view: View, side: int = 28) -> Array:
 
 
 def _backdrop(view: View, size: int, side: int = 28) -> Array:
-    """Two colours running into each other, with blurred shapes, (size, size, 3) float32."""
+    """Return a gradient of two colours with blurred shapes, (size, size, 3) float32."""
     direction = np.array((np.cos(view.backdrop.angle), np.sin(view.backdrop.angle)))
     ramp = ((_grid(side) / 56 - 1) @ direction * 0.4 + 0.5).clip(0, 1)[:, None]
     image = (
@@ -112,14 +112,14 @@ def _backdrop(view: View, size: int, side: int = 28) -> Array:
 
 @lru_cache
 def _grain() -> Array:
-    """A tile of film grain of deviation 1: luminance and a little colour."""
+    """Return a tile of image noise of deviation 1: luminance and a little colour."""
     rng = np.random.default_rng(0)
     tile = rng.standard_normal((_GRAIN, _GRAIN, 1)) * 0.8 + rng.standard_normal((_GRAIN, _GRAIN, 3)) * 0.6
     return tile.astype(np.float32)
 
 
 def _develop(image: Array, view: View) -> Array:
-    """Exposure, contrast, focus and grain, to uint8."""
+    """Apply exposure, contrast, blur and noise; return uint8."""
     image = image * np.float32(view.camera.exposure / 255)
     image = np.clip(image, 1e-3, None) ** np.float32(1.15 * view.camera.contrast)
     image = image * 1.4 / (1 + 0.4 * image)  # highlights roll off instead of clipping
