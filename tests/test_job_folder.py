@@ -1,0 +1,49 @@
+"""Who owns a job's output folder."""
+
+from pathlib import Path
+
+import pytest
+
+from rayface.job_folder import exclusive_job_folder
+from rayface.storage import DataError
+
+JOB = {"model": "a", "size": 8}
+
+
+def own(root: Path, job: dict[str, object], **options: list[str]) -> None:
+    with exclusive_job_folder(str(root), job, ".job.json", **options):
+        (root / "part").touch()
+
+
+def test_job_folder_of_the_same_job_is_resumed_and_unfinished_files_are_deleted(tmp_path):
+    own(tmp_path / "out", JOB)
+    (tmp_path / "out" / ".part.0123abcd.tmp").touch()
+    own(tmp_path / "out", JOB)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".job.json", ".lock", "part"]
+
+
+def test_job_folder_of_another_job_is_refused_with_the_key_that_differs(tmp_path):
+    own(tmp_path, JOB)
+    with pytest.raises(DataError, match=r"was begun with size 8, this is 9: choose another directory$"):
+        own(tmp_path, {**JOB, "size": 9})
+
+
+def test_job_folder_with_foreign_files_is_refused_unless_they_are_known(tmp_path):
+    (tmp_path / "notes").touch()
+    with pytest.raises(DataError, match=r"is not empty \(notes\): choose another directory$"):
+        own(tmp_path, JOB)
+    own(tmp_path, JOB, beside=["notes"])
+
+
+def test_job_folder_of_a_running_job_is_refused(tmp_path):
+    with (
+        exclusive_job_folder(str(tmp_path), JOB, ".job.json"),
+        pytest.raises(DataError, match=r"another process is at work in it: wait for it, or stop it first$"),
+    ):
+        own(tmp_path, JOB)
+
+
+def test_job_folder_keeps_no_credentials(tmp_path):
+    own(tmp_path, {"data": "s3://key:secret@bucket/set"})
+    assert "secret" not in (tmp_path / ".job.json").read_text()
+    own(tmp_path, {"data": "s3://key:secret@bucket/set"})

@@ -1,0 +1,39 @@
+"""A job's journal, from its start to however it ends."""
+
+import json
+
+import pytest
+
+from rayface.config import TrackingConfig
+from rayface.tracking.job import tracked_job
+from rayface.tracking.journal import read_records
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "FAILED"), (StoppedError, "KILLED")],
+)
+def test_tracked_job_that_ends_in_an_error_records_its_status(tmp_path, ending, status):
+    job = tracked_job(tmp_path, TrackingConfig(enabled=False), {"size": 8}, interrupts=(StoppedError,))
+    if ending is None:
+        with job:
+            pass
+    else:
+        with pytest.raises(ending), job:
+            raise ending
+    records = [record for record, _ in read_records(tmp_path / "journal" / "driver.jsonl", 0)]
+    assert [record["kind"] for record in records] == ["params", "finish"]
+    assert records[0]["values"] == {"size": "8"}
+    assert records[-1]["status"] == status
+
+
+def test_tracked_job_of_mlflow_carries_its_tags(tmp_path):
+    config = TrackingConfig(enabled=True, uri=f"sqlite:///{tmp_path / 'mlflow.db'}", timeout=0.0)
+    with tracked_job(tmp_path / "run", config, {}, tags={"rayface.sweep": "try-001"}) as job:
+        assert job.uri == config.uri
+    settings = json.loads((tmp_path / "run" / "journal" / "tracking.json").read_text())
+    assert (settings["run_name"], settings["tags"]) == ("run", {"rayface.sweep": "try-001"})

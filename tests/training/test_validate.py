@@ -1,0 +1,62 @@
+"""What is refused before Ray starts."""
+
+from pathlib import Path
+
+import pytest
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.data.synth import synthesize
+from rayface.training.run_directory import RunDirectory
+from rayface.training.validate import check_settings, dry_run, validate
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("validate") / "set"
+    synthesize(folder, identities=4, images_per_identity=4, image_size=32)
+    return folder
+
+
+def config_of(data: Path, *overrides: str) -> Config:
+    return configs.with_overrides(configs.load("debug"), [f"data.train={data}", "train.batch_size=4", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.static_graph=true train.max_batch_per_worker=2", "a step is 2 pieces that are added up"),
+        ("train.static_graph=true backbone.compile=true", "does not go with backbone.compile: choose one of them"),
+        ("evaluate.pairs=pairs.csv", "evaluate.pairs: needs evaluate.data beside it"),
+        ("head.name=none", "head.name 'none' must be one of partial_fc"),
+    ],
+)
+def test_check_settings_of_a_bad_value_is_one_line(data: Path, change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        check_settings(config_of(data, *change.split()))
+    assert "\n" not in str(refused.value)
+
+
+def test_validate_of_a_new_run_counts_its_steps_and_makes_nothing(data: Path, tmp_path: Path) -> None:
+    config = config_of(data, "train.epochs=3", f"train.output={tmp_path / 'run'}")
+    valid = validate(config)
+    assert valid.total_steps == dry_run(config) == 12
+    assert valid.data_facts.num_images == 16
+    assert not (tmp_path / "run").exists()
+
+
+def test_validate_of_a_resume_on_other_data_is_refused(data: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    config = config_of(data, f"train.output={tmp_path}")
+    run.write_config(config)
+    run.write_data_facts({"digest": "another", "num_images": 16, "num_classes": 4, "join": None})
+    with pytest.raises(ValueError, match=r"data.train: digest is .*, the run was started with another: must stay"):
+        validate(config, resume=True)
+
+
+def test_validate_of_a_resume_while_the_run_is_at_work_is_refused(data: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    config = config_of(data, f"train.output={tmp_path}")
+    run.write_config(config)
+    with run.exclusive(), pytest.raises(ValueError, match=r"train.output: .* another process is at work in it"):
+        validate(config, resume=True)
