@@ -1,4 +1,4 @@
-"""How long a run or a sweep was worked at: over all its sessions, those that were killed included."""
+"""Elapsed time of a run or a sweep over all its sessions, killed ones included."""
 
 import json
 import time
@@ -15,7 +15,11 @@ _SESSIONS = "sessions.json"
 
 @contextmanager
 def session(folder: Path) -> Iterator[Callable[[], float]]:
-    """Count one more session in a folder, to be entered before its journals; what it yields says the seconds of all."""
+    """Count a session in a folder, to be entered before its journals are opened.
+
+    Yields:
+        a function that returns the seconds of all sessions so far.
+    """
     before = _sessions(folder)
     spent = sum(seconds for _, seconds in before)
     start, opened = time.monotonic(), time.time()
@@ -23,26 +27,26 @@ def session(folder: Path) -> Iterator[Callable[[], float]]:
     try:
         yield lambda: spent + time.monotonic() - start
     finally:
-        with suppress(OSError):  # then it counts as killed, and what went wrong inside is still told
+        with suppress(OSError):  # then it counts as killed; an error from inside is still raised
             _write(folder, [*before, (opened, time.monotonic() - start)])
 
 
 def seconds_of(folder: Path) -> float:
-    """What all sessions in a folder took, 0 where there was none."""
+    """Return the seconds of all sessions in a folder, 0 without any."""
     return sum(seconds for _, seconds in _sessions(folder))
 
 
 def _sessions(folder: Path) -> list[tuple[float, float]]:
-    """When each began (Unix time) and its seconds; one that was killed lasted to its last word in a journal."""
+    """Return start (Unix time) and seconds of each session; a killed one lasted until its last journal record."""
     path = folder / _SESSIONS
     if not path.exists():
         return []
     found = json.loads(path.read_text())["sessions"]
-    return [(start, max(0.0, _last_word(folder) - start) if took is None else took) for start, took in found]
+    return [(start, max(0.0, _last_record(folder) - start) if took is None else took) for start, took in found]
 
 
-def _last_word(folder: Path) -> float:
-    """When the newest record was written, of the folder's journals and of those of its trials."""
+def _last_record(folder: Path) -> float:
+    """Return the time of the newest record in the journals of a folder and of its trials."""
     records = (record for path in folder.rglob(f"{JOURNAL}/*.jsonl") for record, _ in read_records(path, 0))
     return max((record["time"] for record in records if record), default=0.0)
 

@@ -1,4 +1,4 @@
-"""Where the journal of a job lies: with its output, or on a disk of this machine while that is on an object store."""
+"""The local folder of a job's journal: its output, or a folder of this machine if that is on an object store."""
 
 import hashlib
 import logging
@@ -49,7 +49,7 @@ def spool(root: str) -> Iterator[Path]:
 
 
 def _lasting_folder(root: str) -> Path:
-    """Of this user, for this URI; where there is no home to write to, one of its own that nobody deletes."""
+    """Return this user's folder for a URI; without a writable home, a new temporary one that is kept."""
     name = f"{split(root)[1]}-{hashlib.sha256(mask(root).encode()).hexdigest()[:8]}"
     folder = platformdirs.user_state_path("rayface") / "jobs" / name
     try:
@@ -60,7 +60,7 @@ def _lasting_folder(root: str) -> Path:
 
 
 def _fetch(kept: str, folder: Path) -> None:
-    """Take a journal that is stored, unless one that is longer was left here."""
+    """Fetch the stored journal, unless a longer one was left here."""
     if not exists(kept):
         return
     files = [file for file in list_files(kept, "journal") if not is_temporary(file.name)]
@@ -73,7 +73,7 @@ def _fetch(kept: str, folder: Path) -> None:
 
 
 def _store(folder: Path, kept: str) -> None:
-    """Store a journal beside the job's output; where that fails, it stays here, and that is said."""
+    """Store a journal beside the job's output; if that fails, it stays here and a warning names it."""
     paths = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".jsonl")]
     try:
         if paths:

@@ -15,7 +15,7 @@ from rayface.training.run_directory import RunDirectory
 
 
 def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, resume: bool) -> Config:
-    """The config of a run: preset, file and overrides; with resume, the run's own config comes first.
+    """Return the config of a run: preset, file and overrides; for a resume, the run's own config comes first.
 
     Raises:
         ValueError: bad input; one line.
@@ -29,10 +29,10 @@ def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, 
 
 
 def newest_unfinished(name: str) -> RunDirectory:
-    """The last run of a name under runs/ that has no result.
+    """Return the last run of a name under runs/ that is not finished.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: there is none.
     """
     runs = [RunDirectory(path) for _, path in sorted(numbered_folders(_root(), name).items())]
     found = [run for run in runs if not run.is_finished()]
@@ -42,7 +42,7 @@ def newest_unfinished(name: str) -> RunDirectory:
 
 
 def check_output(config: Config, resume: bool) -> None:
-    """Refuse, without making anything, an output that cannot be a run's: it holds one, or is not empty.
+    """Refuse an output that holds another run or is not empty; nothing is made.
 
     Raises:
         ValueError: one line.

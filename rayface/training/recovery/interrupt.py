@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the driver asks the workers to stop, they save a checkpoint and leave together."""
+"""Ctrl-C and SIGTERM: the driver requests a stop; the workers save a checkpoint and end together."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from rayface.training.run_directory import RunDirectory
 
 
 class TrainingInterruptedError(RuntimeError):
-    """A run that was asked to stop and did; the message says how to go on.
+    """A run stopped on request; the message says how to resume it.
 
     Attributes:
         exit_code: of the command line, 130 for Ctrl-C and 143 for SIGTERM.
@@ -29,10 +29,10 @@ def exit_code_of(error: BaseException) -> int:
 def run_interruptibly(function: Callable[[], None], run: RunDirectory, grace: float) -> None:
     """Call `function` in a thread; when interrupted, request a stop of the run and wait for the function to end.
 
-    Ray Train would answer Ctrl-C in the main thread with an exit of its own that loses the step.
+    Ray Train would handle Ctrl-C in the main thread by an exit that loses the steps since the last checkpoint.
 
     Args:
-        grace: seconds that the workers get to save a checkpoint; a second interrupt does not wait.
+        grace: seconds for the workers to save a checkpoint; a second interrupt ends the wait.
             An interrupt of a run whose workers have finished changes nothing and is ignored.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A loss that is not finite: back to the last good checkpoint, without the batch or at a lower rate; or the end."""
+"""Non-finite losses: roll back to the last good checkpoint, then skip the batch or lower the rate; or stop."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ class TrainingStoppedError(RuntimeError):
 
 
 class NodesLostError(TrainingStoppedError):
-    """The cluster lost nodes that the workers need, and none came in their place for train.wait_for_nodes."""
+    """The cluster lost nodes that the workers need, and got no others within train.wait_for_nodes."""
 
 
 class NotFiniteError(Exception):
@@ -22,7 +22,7 @@ class NotFiniteError(Exception):
     Args:
         reason: what is not finite, in one line.
         step: the step.
-        bad_from: checkpoints of this step and later may hold the damage.
+        bad_from: checkpoints of this step and later may be corrupt.
     """
 
     def __init__(self, reason: str, *, step: int, bad_from: int) -> None:
@@ -56,19 +56,19 @@ class Recovery:
         return asdict(self)
 
     def remember(self, run: RunDirectory) -> None:
-        """Keep it beside the checkpoints: workers that die before the next one must not do it all again."""
+        """Keep the state beside the checkpoints, for workers that die before the next one."""
         run.write_rollbacks(self.state())
 
 
 def remembered(run: RunDirectory, saved: Recovery) -> Recovery:
-    """The state that a checkpoint holds, or the one of a roll-back that came after it."""
+    """Return the state of a checkpoint, or of a roll-back after it."""
     kept = run.read_rollbacks()
     later = Recovery(**kept) if kept is not None else saved
     return later if later.rollbacks > saved.rollbacks else saved
 
 
 def stopped(error: NotFiniteError, good: list[Path], rollbacks: int, lr: float) -> TrainingStoppedError:
-    """What a user reads who has to decide: the last good checkpoint and what to change."""
+    """Return the error that stops the run: it names the last good checkpoint and what to change."""
     way_on = (
         f"the last good checkpoint is {good[-1]}; go on from it with --resume and"
         if good

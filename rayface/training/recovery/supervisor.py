@@ -1,4 +1,4 @@
-"""What happens when workers fail: a reason that stays stops the run, any other starts them again."""
+"""Failed workers: a lasting cause stops the run, any other restarts them."""
 
 import errno
 import os
@@ -27,13 +27,13 @@ from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedEr
 from rayface.training.run_directory import RunDirectory
 
 _KNOWN = (TrainingStoppedError, CheckpointError, StorageError, DataError, ValueError)
-# What machines, networks and other workers do to a worker; everything else comes again in the next attempt.
+# Failures of machines, networks and other workers; any other error would recur in the next attempt.
 _PASSING = (RayError, RuntimeError, OSError)
 _WITHOUT_WORKERS = (InitializingState, ReschedulingState, RestartingState, SchedulingState)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# Libraries that write by themselves (PyTorch, safetensors, SQLite, Arrow) have only words for it.
+# Libraries that write by themselves (PyTorch, safetensors, SQLite, Arrow) report it only as text.
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
-_FAILED_STARTS = 10  # in a run: what befalls workers while they start, as when a node goes just then
+_FAILED_STARTS = 10  # per run, for example because a node was lost at that moment
 _POLL_SECONDS = 0.2
 # A decision for as many workers as before may rest on a node that has just gone: Ray Train looks at the nodes every
 # 20 s, and would wait for that one for 60 s.
@@ -41,7 +41,7 @@ _ELASTIC_START_SECONDS = 20.0
 
 
 class Supervisor(WorkerGroupCallback, ControllerCallback):
-    """Lives in Ray Train's controller, which starts failed workers again: notes why, and stops what would fail again.
+    """Callback of Ray Train's controller: records why workers are restarted, stops a run that would fail again.
 
     Args:
         run: the run directory.
@@ -60,7 +60,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(_ELASTIC_START_SECONDS))
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Stop a run whose nodes do not come back; Ray Train waits for ever for the least number of workers."""
+        """Stop a run whose nodes do not come back; Ray Train waits forever for the minimum number of workers."""
         if not isinstance(current_state, _WITHOUT_WORKERS):
             self._without_since = None
             return
@@ -69,7 +69,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         if self._without_since is None:
             self._without_since = time.monotonic()
         elif type(previous_state) is type(current_state):
-            time.sleep(_POLL_SECONDS)  # it asks for room as fast as it can
+            time.sleep(_POLL_SECONDS)  # Ray Train polls without a pause
         without = time.monotonic() - self._without_since
         limit = max(self._train.wait_for_nodes, _ELASTIC_START_SECONDS)
         if without > limit and not isinstance(current_state, SchedulingState):
@@ -89,34 +89,34 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._training, self._failed = True, False
-        self._run.clear_drain_request()  # of workers that the node's end overtook
+        self._run.clear_drain_request()  # of workers whose node was lost before they ended
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         failures = worker_group_status.errors
         if not failures:
             if self._training and worker_group_status.get_preemption_info() is not None:
-                self._leave()
+                self._drain()
             return
         if self._failed:
-            return  # Ray Train asks until all workers of a node that went have ended
+            return  # Ray Train polls until all workers of a lost node have ended
         self._training, self._failed = False, True
-        self._run.clear_drain_request()  # too late: they start again here
+        self._run.clear_drain_request()  # too late: Ray Train restarts them
         cause = lasting_cause(failures)
         if cause is not None:
             raise cause  # Ray Train does not try again after an error of the controller
         self._run.add_restart(self._run.take_hang() or describe(failures))
 
-    def _leave(self) -> None:
-        """Have the workers save a checkpoint and end: a node was given notice. The driver starts others.
+    def _drain(self) -> None:
+        """Drain the workers, because a node is about to be preempted; the driver starts others.
 
-        Ray Train would let them train on until the node is gone, and take an end of theirs for the end of the training.
+        Ray Train would let them train until the node is gone, and take their end for the end of the training.
         """
         self._training = False
         self._run.request_drain()
         self._run.add_restart("a node is about to be taken away")
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """Have healthy workers save a checkpoint before others take their place, so that no step is done twice."""
+        """Have healthy workers save a checkpoint before they are replaced, so that no step is repeated."""
         if not self._training:
             return
         self._training = False
@@ -129,7 +129,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
 
 def cause_of(error: Exception, run: RunDirectory) -> Exception:
-    """What the user should read of an error of Ray Train: the workers' own message where they know the reason."""
+    """Return the error to show for an error of Ray Train: the workers' own where they know the cause."""
     inner = getattr(error, "controller_failure", None)
     if isinstance(inner, _KNOWN):
         return inner
@@ -145,10 +145,10 @@ def cause_of(error: Exception, run: RunDirectory) -> Exception:
 
 
 def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
-    """The error among those of the workers that another attempt would meet again, in one line; None: try again."""
+    """Return the workers' error that would recur in another attempt, in one line; None: restart them."""
     causes = _causes(failures)
     if any(isinstance(cause, RayActorError) for cause in causes.values()):
-        return None  # the others' errors are of losing it
+        return None  # the other workers fail because they lost it
     for rank, cause in causes.items():
         if full := _full_disk(cause):
             return TrainingStoppedError(f"worker {rank}: {full}: free space there, then go on with --resume")
@@ -163,7 +163,7 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
 
 
 def _full_disk(error: BaseException) -> str:
-    """Say which disk takes no more, where that is at the bottom of an error; the next attempt would meet it again."""
+    """Return which disk is full where that caused an error, else ""; it would recur in the next attempt."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
@@ -175,7 +175,7 @@ def _full_disk(error: BaseException) -> str:
 
 
 def describe(failures: Mapping[int, BaseException]) -> str:
-    """Which worker failed and how, in one line; a dead one rather than those that lost their connection to it."""
+    """Return which worker failed and how, in one line; a dead worker before those that lost their connection to it."""
     causes = _causes(failures)
     dead = [rank for rank, cause in causes.items() if isinstance(cause, RayActorError)]
     if dead:
@@ -185,7 +185,7 @@ def describe(failures: Mapping[int, BaseException]) -> str:
 
 
 def _causes(failures: Mapping[int, BaseException]) -> dict[int, BaseException]:
-    """What Ray Train has wrapped: an error raised in a worker, or why it does not answer."""
+    """Unwrap Ray Train's errors: the error that a worker raised, or why it does not answer."""
     found = {}
     for rank, failure in failures.items():
         inner = getattr(failure, "_base_exc", failure)

@@ -12,29 +12,29 @@ from typing import NamedTuple
 
 from rayface.training.run_directory import RunDirectory
 
-# In the order in which a step goes through them; evaluate and checkpoint belong to the step that follows.
+# In the order of a step; evaluate and checkpoint belong to the step that follows.
 PHASES = ("start", "evaluate", "score", "checkpoint", "data", "forward", "loss", "backward", "update", "finish")
-# step, piece, phase, signs of life, unix seconds; written at every change, so that a stopped process left it
+# step, piece, phase, heartbeats, Unix seconds; written at every change, so that a stopped process has left it
 _BEAT = struct.Struct("<qqqqd")
-# Before the first batch Ray Data starts, reads and decodes a whole window.
+# Before the first batch, Ray Data starts, reads and decodes a whole window.
 _START_SECONDS = 1800.0
 _EXIT_CODE = 70
 
 
 class Watchdog:
-    """Holds where this worker is, writes it to RUN/beats, and ends the process when it stays there too long.
+    """Records the place of this worker, and terminates the process when it makes no progress.
 
-    Workers wait for each other in every step, so all stand still when one does. The one that is behind the others
-    (an earlier step, piece of its batch or phase, fewer signs of life in it, or the last to come there) is the one that
-    is named, in RUN/hang; as long as it gets on, the others wait for it. Every worker that sees no progress exits hard,
-    so that Ray Train starts them again; the named one may not be able to.
+    Workers wait for each other in every step, so all of them stall when one does. The slowest one (an earlier step,
+    piece of its batch or phase, fewer heartbeats in it, or the last to arrive there) is the one that is reported; as
+    long as it makes progress, the others wait for it. Every worker that sees no progress exits hard, so that Ray Train
+    restarts them; the reported one may be unable to.
 
     Args:
         run: the run directory.
         rank, size: of this worker, and how many there are.
-        timeout: seconds without progress; 0: nothing is watched. The start, up to the first batch, gets 30 min. more.
-            A worker that waits looks after a quarter of it who gets on, so it may see a hang a quarter later.
-        progress: asked while a checkpoint is waited for: as long as the answer changes, something is done.
+        timeout: seconds without progress; 0 turns the watchdog off. The start, up to the first batch, gets 30 minutes
+            more. A waiting worker checks for progress after a quarter of it, so it may see a hang a quarter later.
+        progress: called while a checkpoint is awaited: as long as its value changes, there is progress.
     """
 
     def __init__(self, run: RunDirectory, rank: int, size: int, timeout: float, progress: Callable[[], object]) -> None:
@@ -43,7 +43,7 @@ class Watchdog:
         self._signs = 0
         self._seen: object = None
         self._behind: Beat | None = None
-        self._lock = threading.Lock()  # signs of life come from two threads
+        self._lock = threading.Lock()  # heartbeats come from two threads
         self._file: int | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
@@ -52,7 +52,7 @@ class Watchdog:
         self._since = time.monotonic()
         if self._timeout:
             if self._rank == 0:
-                self._run.take_hang()  # of the workers before
+                self._run.take_hang()  # of earlier workers
             self._file = self._run.open_heartbeat(self._rank)
             self._write()
             self._thread.start()
@@ -68,14 +68,14 @@ class Watchdog:
             self._file = None
 
     def at(self, phase: str, step: int, piece: int = 0) -> None:
-        """Say where the worker is now."""
+        """Record the place of the worker."""
         with self._lock:
             self._place, self._signs = (phase, step, piece), 0
             self._since = time.monotonic()
             self._write()
 
     def alive(self) -> None:
-        """Say that there is progress in the phase."""
+        """Record progress within the phase."""
         with self._lock:
             self._signs += 1
             self._since = time.monotonic()
@@ -91,7 +91,7 @@ class Watchdog:
                 os._exit(_EXIT_CODE)
 
     def standstill(self, now: float) -> float:
-        """Seconds without progress at the time `now`, 0 as long as they are not too many."""
+        """Return the seconds without progress at time `now` where they exceed the timeout, else 0."""
         phase = self._place[0]
         if phase == "checkpoint" and (seen := self._progress()) != self._seen:
             self._seen = seen
@@ -104,7 +104,7 @@ class Watchdog:
         return still if still > limit else 0.0
 
     def _others_get_on(self) -> bool:
-        """Whether the worker that the others wait for is another one, and not where it was at the last look."""
+        """Return whether another worker is the slowest, and has made progress since the last check."""
         behind = furthest_behind(self._run, self._size)
         if behind is None or behind.rank == self._rank or behind == self._behind:
             return False
@@ -115,7 +115,7 @@ class Watchdog:
         if self._file is None:
             return
         phase, step, piece = self._place
-        with contextlib.suppress(OSError):  # a full disk is no reason to watch less
+        with contextlib.suppress(OSError):  # the watchdog also works on a full disk
             os.pwrite(self._file, _BEAT.pack(step, piece, PHASES.index(phase), self._signs, time.time()), 0)
 
     def _report(self, still: float) -> None:
@@ -129,7 +129,7 @@ class Watchdog:
 
 
 class Beat(NamedTuple):
-    """Where a worker is, how often it has said there that it gets on, and the unix seconds when it last did."""
+    """The place of a worker, its heartbeats there, and the Unix seconds of the last one."""
 
     step: int
     piece: int
@@ -140,7 +140,7 @@ class Beat(NamedTuple):
 
 
 def furthest_behind(run: RunDirectory, size: int) -> Beat | None:
-    """The worker that the others wait for; None where none is known."""
+    """Return the slowest worker; None where none is known."""
     beats = []
     for rank in range(size):
         with contextlib.suppress(OSError, struct.error, IndexError):
@@ -148,7 +148,7 @@ def furthest_behind(run: RunDirectory, size: int) -> Beat | None:
             beats.append(Beat(step, piece, PHASES[phase], signs, since, rank))
 
     def key(beat: Beat) -> tuple[float, ...]:
-        # Of those at the same place, the last to come: the others were there before, waiting.
+        # Of those at the same place, the last to arrive: the others have been waiting.
         return beat.step, beat.piece, PHASES.index(beat.phase), beat.signs, -beat.since
 
     return min(beats, key=key, default=None)
