@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayface.data.convert import convert
+from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
@@ -117,3 +117,10 @@ def test_folder_of_many_identities_is_listed_in_parts(people: Path, monkeypatch:
     monkeypatch.setattr("rayface.data.sources.folder._PART", 1)
     assert source.parts() == ["Ann Lee", "bob", "cy"]
     assert pa.concat_tables(source.list_images(part).images for part in range(3)).equals(whole)
+
+
+def test_folder_by_identity_keeps_two_unicode_forms_of_a_name_together(people: Path, tmp_path: Path) -> None:
+    for n, name in enumerate(("Zoe\u0308", "Zoz", "Zo\u00eb")):  # in the order of their bytes
+        save(people / name / f"{n}.jpg", picture(n))
+    dataset = convert(FolderSource(people), tmp_path / "out", ConvertSettings(layout="by_identity"))
+    assert dataset.index.label.tolist() == sorted(dataset.index.label.tolist())

@@ -188,3 +188,17 @@ def test_convert_verb_from_webdataset_counts_images_and_identities(tmp_path: Pat
     assert done.exit_code == 0
     told = json.loads(done.stdout)
     assert (told["images"], told["identities"], told["left_out"]) == (6, 4, {})
+
+
+def test_webdataset_read_of_a_changed_copy_names_the_compressed_tar(tmp_path: Path) -> None:
+    packed = tmp_path / "b.tar.gz"
+    packed.write_bytes(gzip.compress(pairs(["000", "001"], [4, 4], JPEG[:2])))
+    source = WebDatasetSource(packed)
+    source.prepare(str(tmp_path))
+    listed = source.list_images(0).images
+    (copy,) = tmp_path.glob(".unpacked-*/*.tar")
+    copy.write_bytes(bytes(copy.stat().st_size))
+    faults = list(source.read(0, listed))
+    assert [fault.shard for fault in faults] == [str(packed)] * 2
+    source.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["b.tar.gz"]
