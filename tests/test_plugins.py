@@ -125,7 +125,7 @@ def test_documented_example_trains_with_two_workers(tmp_path: Path) -> None:
 
 
 def test_documented_selection_method_prunes_and_is_a_baseline(tmp_path: Path) -> None:
-    from rayface.embedding.embeddings import write_part
+    from rayface.embedding.part_file import write_part
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL)
     (tmp_path / "my_method.py").write_text(next(block for block in blocks if "METHODS" in block))

@@ -14,13 +14,7 @@ from rayface import machine
 from rayface.config import EmbedConfig
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.images import normalize
-from rayface.embedding.embed import (
-    ShardEmbedder,
-    ShardWork,
-    job_of,
-    read_images,
-    shard_work,
-)
+from rayface.embedding.shard_embedder import EmbedJob, ShardEmbedder, ShardWork, read_images, shard_work
 from rayface.models.model_files import load_model
 from rayface.progress import phase
 
@@ -56,7 +50,7 @@ def bench_embed(
     before = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            actor = ShardEmbedder(settings, folder, job_of(settings, dataset), threads, device)
+            actor = ShardEmbedder(settings, folder, EmbedJob.of(settings, dataset), threads, device)
             batches = _batches(work, actor.embedder.image_size, threads, device)
             bare = _bare(settings, batches, device)
             seconds = _in_turn(bare, lambda: [actor(each) for each in work])

@@ -16,7 +16,7 @@ from rayface.bench.nms import WEBFACE42M_FACES
 from rayface.config import Config
 from rayface.curate.identities import check_keep
 from rayface.curate.prune.core_set import prune
-from rayface.embedding.embeddings import write_part
+from rayface.embedding.part_file import write_part
 from rayface.session import ray_session
 
 CORES = 64

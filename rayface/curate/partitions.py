@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayface.arrays import Ints, group_offsets
-from rayface.embedding.embeddings import EmbeddingFile, Embeddings, Rows, read_labels, read_rows
+from rayface.embedding.embeddings import Embeddings
+from rayface.embedding.rows import EmbeddingFile, Rows, read_labels, read_rows
 from rayface.ray_tasks import map_unordered
 from rayface.storage import DataError, atomic_stream
 

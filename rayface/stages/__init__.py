@@ -130,7 +130,7 @@ def _facts(dataset: Any, out: str | None) -> Result:
 def _embed(config: Config, resume: bool) -> Result:
     from rayface.embedding.embed import embed
 
-    result = embed(config)
+    result = embed(config).as_dict()
     for fault in result["faults"]:
         logger.warning("%s", fault)
     return {"out": config.embed.out, **result}

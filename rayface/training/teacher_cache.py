@@ -6,9 +6,10 @@ which workers map into memory instead of reading.
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -41,7 +42,7 @@ def fill_cache(config: Config, dataset: Dataset) -> None:
     teacher = EmbedConfig(
         model=train.teacher, backbone=train.teacher_backbone, data=config.data.train, out=train.teacher_cache
     )
-    manifest = embed(replace(config, embed=teacher))
+    manifest = embed(replace(config, embed=teacher)).manifest
     folder = Path(train.teacher_cache)
     shape = (len(dataset.index), int(manifest["embedding_size"]))
     if not (folder / BY_SAMPLE).exists():
@@ -88,7 +89,7 @@ def _write(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None
         temporary.unlink(missing_ok=True)
 
 
-def _order(folder: Path, manifest: dict, dataset: Dataset, out: np.ndarray) -> None:
+def _order(folder: Path, manifest: Mapping[str, Any], dataset: Dataset, out: np.ndarray) -> None:
     """Put the rows of the parquet files where the dataset has their keys; one shard at a time."""
     out[:] = np.nan
     paths = [folder / part["path"] for part in manifest["parts"]]

@@ -17,10 +17,11 @@ from rayface.curate.prune.pruned_dataset import _select, check_data
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.selection import write_selection
 from rayface.data.shards.tar import encode_member, end_of_archive
-from rayface.embedding import embed
-from rayface.embedding.embed import ShardEmbedder, shard_work
+from rayface.embedding import shard_embedder
 from rayface.embedding.embedder import Embedder
-from rayface.embedding.embeddings import open_embeddings, read_labels
+from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.rows import read_labels
+from rayface.embedding.shard_embedder import EmbedJob, ShardEmbedder, shard_work
 from rayface.storage import DataError
 from rayface.training.teacher_cache import _order
 
@@ -51,13 +52,14 @@ KEYS = [f"{folder}/{shard}.tar/{k}" for folder in "ab" for shard in "01" for k i
 def embedded(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Embeddings that say the grey of the picture, made as an actor makes them."""
     monkeypatch.setattr(
-        embed,
+        shard_embedder,
         "load_embedder",
         lambda *args, **kwargs: Embedder(function=colours, image_size=16, embedding_size=2, digest="x"),
     )
     folder = tmp_path / "embeddings"
     folder.mkdir()
-    job = {"id": "j", "model_sha256": "x"}
+    facts = {"flip": True, "precision": "fp32", "dtype": "fp32", "embedding_size": 2, "image_size": 16}
+    job = EmbedJob(model_sha256="x", dataset_digest="d", **facts)
     actor = ShardEmbedder(EmbedConfig(model="m", dtype="fp32"), str(folder), job, threads=1, device="cpu")
     for work in shard_work(dataset, range(4)):
         actor(work)

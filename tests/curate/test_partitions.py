@@ -11,7 +11,8 @@ import pytest
 
 from rayface.curate import partitions as module
 from rayface.curate.partitions import Partitions, partition_by_identity, read_partition
-from rayface.embedding.embeddings import open_embeddings, write_part
+from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.part_file import write_part
 
 SIZE = 4
 

@@ -12,8 +12,9 @@ from rayface import config as configs
 from rayface.backbones import build_backbone
 from rayface.data.synth import synthesize
 from rayface.embedding import embed as module
-from rayface.embedding.embed import ShardEmbedder, embed
+from rayface.embedding.embed import embed
 from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.shard_embedder import ShardEmbedder
 from rayface.models.model_files import save_model
 
 QUIET = configs.load(overrides=["tracking.enabled=false"])
@@ -39,7 +40,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[st
 
     def job() -> dict[str, Any]:
         paths = {"embed.model": tmp_path / "model", "embed.data": tmp_path / "faces", "embed.out": tmp_path / "emb"}
-        return embed(configs.with_overrides(QUIET, {key: str(path) for key, path in paths.items()}))
+        return embed(configs.with_overrides(QUIET, {key: str(path) for key, path in paths.items()})).manifest
 
     return job
 

@@ -10,15 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayface.curate.partitions import read_run, write_run
-from rayface.embedding.embeddings import (
-    Rows,
-    open_embeddings,
-    part_note,
-    read_found,
-    read_labels,
-    read_rows,
-    write_part,
-)
+from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.part_file import part_note, write_part
+from rayface.embedding.rows import Rows, read_found, read_labels, read_rows
 from rayface.storage import DataError
 
 KEYS = [f"face{k}" for k in range(7)]
@@ -57,7 +51,7 @@ def test_a_part_is_read_as_it_was_written(tmp_path: Path, dtype: Any) -> None:
 
 def test_a_row_group_larger_than_what_is_decoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any range of rows of files that others wrote."""
-    monkeypatch.setattr("rayface.embedding.embeddings._ROWS", 2)
+    monkeypatch.setattr("rayface.embedding.rows._ROWS", 2)
     path = tmp_path / "one.parquet"
     pq.write_table(table(), path)
     for start in range(7):

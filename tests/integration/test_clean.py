@@ -18,7 +18,8 @@ from rayface.curate.clean.clean import clean
 from rayface.curate.clean.job import Cleaned, clean_faces
 from rayface.curate.partitions import Partitions, partition_by_identity, read_partition
 from rayface.data.dataset import open_dataset
-from rayface.embedding.embeddings import open_embeddings, write_part
+from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.part_file import write_part
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 SIZE, BLOCK = 16, 400 * 16 * 4

@@ -3,7 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault
 from rayface.embedding.embed import embed
 from rayface.embedding.embedder import load_embedder
-from rayface.embedding.embeddings import open_embeddings, write_part
+from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.part_file import write_part
 from rayface.models.model_files import save_model
 from rayface.stages.proxy import prune as prune_by_proxy
 from rayface.training.trainer import train
@@ -45,9 +46,10 @@ def settings_of(**values: Any) -> dict[str, Any]:
     return values
 
 
-def embed_into(out: Path, data: Path, model: Path, *, config: Config = QUIET, **settings: Any) -> dict[str, Any]:
+def embed_into(out: Path, data: Path, model: Path, *, config: Config = QUIET, **settings: Any) -> Mapping[str, Any]:
     keys = {"model": str(model), "data": [str(data)], "out": str(out), **settings}
-    return embed(configs.with_overrides(config, {f"embed.{key}": value for key, value in keys.items()}))
+    given = {f"embed.{key}": value for key, value in keys.items()}
+    return embed(configs.with_overrides(config, given)).manifest
 
 
 def build(settings: dict[str, Any], source: Path, out: Path, **more: Any) -> PruneResult:

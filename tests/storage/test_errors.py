@@ -22,8 +22,8 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources.folder import FolderSettings, FolderSource
 from rayface.data.writer import write_dataset
-from rayface.embedding.embed import read_images
 from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.shard_embedder import read_images
 from rayface.evaluation.pairs import load_pairs
 from rayface.storage import DataError, Source, StorageError, errors, paths, read_bytes
 

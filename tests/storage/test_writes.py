@@ -11,7 +11,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from rayface.data.writer import ShardWriter
-from rayface.embedding.embeddings import write_part
+from rayface.embedding.part_file import write_part
 from rayface.storage import LARGEST_REMOTE, atomic_stream, read_bytes, write_bytes, writes
 
 

@@ -34,7 +34,8 @@ from rayface.curate.clean.tasks import FaceFiles, copies, describe, search
 from rayface.curate.core_set_file import dropped_rows
 from rayface.curate.partitions import Partition, Partitions, partition_by_identity, read_partition
 from rayface.data.dataset import Dataset
-from rayface.embedding.embeddings import Dtype, Embeddings, open_embeddings, write_part
+from rayface.embedding.embeddings import Embeddings, open_embeddings
+from rayface.embedding.part_file import Dtype, write_part
 from rayface.ray_tasks import map_unordered
 from rayface.storage import atomic_stream, read_bytes, write_bytes
 

@@ -31,7 +31,8 @@ from rayface.data.dataset import Dataset
 from rayface.data.keys import batches_of
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, ShardRows
-from rayface.embedding.embed import ShardWork, find_room, shard_work
+from rayface.embedding.embed import find_room
+from rayface.embedding.shard_embedder import ShardWork, shard_work
 from rayface.ray_tasks import map_unordered, map_unordered_by_actors
 from rayface.storage import atomic_stream
 

@@ -24,7 +24,8 @@ from rayface.data.selection import (
     write_shards_manifest,
 )
 from rayface.data.shards.samples import ShardRows
-from rayface.embedding.embeddings import Embeddings, read_labels
+from rayface.embedding.embeddings import Embeddings
+from rayface.embedding.rows import read_labels
 from rayface.ray_tasks import map_unordered
 from rayface.storage import DataError
 

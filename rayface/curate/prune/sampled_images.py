@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayface.arrays import Bools, Floats, Ints
-from rayface.embedding.embeddings import Embeddings, read_found
+from rayface.embedding.embeddings import Embeddings
+from rayface.embedding.rows import read_found
 from rayface.storage import open_arrow
 
 _ROWS = 65_536

@@ -11,7 +11,8 @@ from rayface.curate import partitions
 from rayface.curate.partitions import partition_by_identity
 from rayface.curate.prune import class_probabilities, comparison, dataset_stats, selection
 from rayface.curate.prune.selection import Selector
-from rayface.embedding.embeddings import open_embeddings, write_part
+from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.part_file import write_part
 
 MakeSelector = Callable[..., Selector]
 

@@ -23,7 +23,8 @@ from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
 from rayface.data.synth import synthesize
-from rayface.embedding.embeddings import open_embeddings, write_part
+from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.part_file import write_part
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from rayface.data.shards.samples import Fault, Sample
 from rayface.data.shards.sequential import scan_shard
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.windows import rank_windows, read_windows
-from rayface.embedding.embed import read_images
+from rayface.embedding.shard_embedder import read_images
 from rayface.evaluation.pairs import load_pairs
 
 Files = list[tuple[str, bytes]]

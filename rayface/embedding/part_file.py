@@ -1,0 +1,58 @@
+"""One parquet file of embeddings, as `rayface embed` writes it for each shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayface.arrays import Floats, Ints
+from rayface.credentials import masked
+from rayface.embedding.rows import opened
+from rayface.storage import DataError, atomic_stream
+
+_PART = b"rayface"  # metadata key of a part of ours
+_TYPES = {"fp16": pa.float16(), "fp32": pa.float32()}
+Dtype = Literal["fp16", "fp32"]
+
+
+def write_part(
+    path: str, batches: Iterable[tuple[list[str], Ints, Floats]], *, size: int, dtype: Dtype, note: Mapping[str, object]
+) -> int:
+    """Write a parquet file of embeddings, which appears whole or not at all; return its rows.
+
+    Args:
+        batches: (keys, labels (n,), embeddings (n, D)), each a row group.
+        note: kept in the file's metadata for `part_note`; taken after the last batch.
+    """
+    kind = _TYPES[dtype]
+    schema = pa.schema({"key": pa.string(), "label": pa.int64(), "embedding": pa.list_(kind, size)})
+    num_rows = 0
+    with (
+        atomic_stream(path) as stream,
+        pq.ParquetWriter(stream, schema, compression="none", use_dictionary=False) as writer,
+    ):
+        for keys, labels, embeddings in batches:
+            values = pa.array(embeddings.astype(kind.to_pandas_dtype()).ravel(), kind)
+            lists = pa.FixedSizeListArray.from_arrays(values, size)
+            writer.write_table(pa.table([pa.array(keys, pa.string()), pa.array(labels), lists], schema=schema))
+            num_rows += len(keys)
+        writer.add_key_value_metadata({_PART: json.dumps(masked(note)).encode()})
+    return num_rows
+
+
+def part_note(path: str) -> tuple[int, Mapping[str, Any]]:
+    """Return the rows of a part that `write_part` wrote, and its note.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    with opened(path) as file:
+        metadata = file.metadata
+        note = (metadata.metadata or {}).get(_PART)
+        if note is None:
+            raise DataError(f"{path}: was not written by rayface; give a folder of its own")
+        return metadata.num_rows, json.loads(note)
