@@ -27,7 +27,7 @@ def metrics():
     }
 
 
-def test_plots_are_pictures(tmp_path, metrics):
+def test_training_plots_of_all_metrics_are_pictures(tmp_path, metrics):
     files = training_plots(tmp_path, metrics=metrics, roc=ROC)
     assert list(files) == ALL
     for name, path in files.items():
@@ -51,7 +51,7 @@ def test_training_plots_of_missing_metrics_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 60, 200])
-def test_smoothed_equals_the_slow_one(count):
+def test_smoothed_of_any_length_equals_the_direct_mean(count):
     values = np.random.default_rng(count).random(count)
     values[::7] = math.nan
     half = int(count * 0.04 / 2)

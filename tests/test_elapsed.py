@@ -9,7 +9,7 @@ from rayface.elapsed import seconds_of, session
 from rayface.tracking.journal import Journal
 
 
-def test_sessions_add_up_and_one_that_failed_counts(tmp_path):
+def test_session_that_failed_counts_in_the_sum(tmp_path):
     assert seconds_of(tmp_path) == 0
     with session(tmp_path) as seconds:
         time.sleep(0.05)
@@ -27,7 +27,7 @@ def test_sessions_add_up_and_one_that_failed_counts(tmp_path):
     assert seconds_of(tmp_path) >= first + 0.05
 
 
-def test_a_session_that_was_killed_lasted_to_its_last_word(tmp_path):
+def test_session_that_was_killed_lasted_until_its_last_record(tmp_path):
     journals = [tmp_path / "journal" / "driver.jsonl", tmp_path / "trials" / "0000" / "journal" / "rank0.jsonl"]
     for path in journals:
         journal = Journal(path)
@@ -46,6 +46,6 @@ def test_a_session_that_was_killed_lasted_to_its_last_word(tmp_path):
     assert seconds_of(tmp_path) == pytest.approx(expected, abs=1.0)
 
 
-def test_one_that_was_killed_without_a_word_counts_nothing(tmp_path):
+def test_session_that_was_killed_without_a_record_counts_nothing(tmp_path):
     (tmp_path / "sessions.json").write_text(json.dumps({"sessions": [[time.time(), None]]}))
     assert seconds_of(tmp_path) == 0

@@ -64,7 +64,7 @@ def forget(spool, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_everything_arrives(tmp_path, uri):
+def test_delivery_of_a_run_sends_everything(tmp_path, uri):
     run = tmp_path / "run"
     spool = run / "tracking"
     driver, worker = Journal(spool / "driver.jsonl"), Journal(spool / "rank0.jsonl")
@@ -104,7 +104,7 @@ def test_everything_arrives(tmp_path, uri):
     assert not Path("mlruns").exists()
 
 
-def test_nothing_arrives_twice(tmp_path, uri):
+def test_delivery_after_lost_answers_sends_nothing_twice(tmp_path, uri):
     spool = tmp_path / "run" / "tracking"
     journal = Journal(spool / "driver.jsonl")
     journal.params({"a": 1})
@@ -125,7 +125,7 @@ def test_nothing_arrives_twice(tmp_path, uri):
     assert len(runs(uri)) == num_runs + 1
 
 
-def test_a_batch_whose_answer_is_lost_is_sent_again_and_counted_once(tmp_path, uri, monkeypatch):
+def test_delivery_of_a_batch_whose_answer_is_lost_counts_it_once(tmp_path, uri, monkeypatch):
     import mlflow
 
     log_batch = mlflow.MlflowClient.log_batch
@@ -148,7 +148,7 @@ def test_a_batch_whose_answer_is_lost_is_sent_again_and_counted_once(tmp_path, u
     assert history(uri, sender.run_id, "loss") == [(step, step) for step in range(5)]
 
 
-def test_a_resumed_run_goes_on(tmp_path, uri):
+def test_delivery_of_a_resumed_run_continues_it(tmp_path, uri):
     spool = tmp_path / "run" / "tracking"
     journal = Journal(spool / "driver.jsonl")
     journal.params({"lr": 0.1, "epochs": 5})
@@ -177,7 +177,7 @@ def test_a_resumed_run_goes_on(tmp_path, uri):
     assert client(uri).get_run(run_id).info.status == "FINISHED"
 
 
-def test_another_store_is_told_everything(tmp_path, uri):
+def test_delivery_to_another_store_sends_everything(tmp_path, uri):
     spool = tmp_path / "run" / "tracking"
     Journal(spool / "driver.jsonl").metrics({"loss": 1.0}, 0)
     first = deliver_all(spool, uri)
@@ -186,7 +186,7 @@ def test_another_store_is_told_everything(tmp_path, uri):
     assert history(uri, second.run_id, "loss") == [(0, 1.0)]
 
 
-def test_what_mlflow_refuses_does_not_hold_up_the_rest(tmp_path, uri, caplog):
+def test_delivery_of_refused_records_sends_the_rest(tmp_path, uri, caplog):
     spool = tmp_path / "run" / "tracking"
     journal = Journal(spool / "driver.jsonl")
     journal.metrics({"a": 1.0, "not//allowed": 2.0, "b": 3.0}, 0)
@@ -204,7 +204,7 @@ def test_what_mlflow_refuses_does_not_hold_up_the_rest(tmp_path, uri, caplog):
     assert data.params == {"c": "1"}
 
 
-def test_two_processes_do_not_deliver_one_spool(tmp_path, uri):
+def test_delivery_of_a_spool_that_another_process_delivers_waits(tmp_path, uri):
     spool = tmp_path / "run" / "tracking"
     Journal(spool / "driver.jsonl").metrics({"loss": 1.0}, 0)
     first = delivery(spool, uri)
@@ -220,18 +220,18 @@ def test_two_processes_do_not_deliver_one_spool(tmp_path, uri):
     assert deliver(spool, TIMEOUT)
 
 
-def test_the_users_environment_wins(tmp_path, uri, monkeypatch):
+def test_delivery_with_a_user_environment_keeps_it(tmp_path, uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     deliver_all(tmp_path / "tracking", uri)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
-def test_nothing_is_made_for_an_empty_spool(tmp_path, uri):
+def test_delivery_of_an_empty_spool_makes_no_run(tmp_path, uri):
     assert deliver_all(tmp_path / "tracking", uri).run_id is None
 
 
-def test_credentials_are_not_shown(tmp_path, caplog, monkeypatch):
+def test_delivery_to_a_uri_with_credentials_does_not_show_them(tmp_path, caplog, monkeypatch):
     uri = "http://me:secret@127.0.0.1:9"
 
     def fails(self, uri, settings, run_id):
@@ -250,7 +250,7 @@ def test_credentials_are_not_shown(tmp_path, caplog, monkeypatch):
     assert not any("secret" in path.read_text() for path in tmp_path.iterdir())
 
 
-def test_credentials_that_are_not_kept_are_taken_from_the_environment_to_deliver(tmp_path, monkeypatch):
+def test_deliver_with_masked_credentials_takes_them_from_the_environment(tmp_path, monkeypatch):
     seen = []
 
     def notes(self, uri, settings, run_id):
@@ -274,7 +274,7 @@ def test_credentials_that_are_not_kept_are_taken_from_the_environment_to_deliver
     assert tracking_uri(TrackingConfig(uri=shown), tmp_path) == real
 
 
-def test_wrong_settings_are_named(tmp_path):
+def test_delivery_with_wrong_settings_is_refused_in_one_line(tmp_path):
     for uri in ("./mlruns", "file:///mlruns", "s3://bucket/mlruns"):
         with pytest.raises(ValueError, match=r"tracking\.uri .* must be sqlite"):
             delivery(tmp_path, uri)
@@ -285,14 +285,14 @@ def test_wrong_settings_are_named(tmp_path):
         deliver(tmp_path / "none", 1)
 
 
-def test_a_relative_sqlite_file_is_remembered_where_it_is(tmp_path, monkeypatch):
+def test_delivery_to_a_relative_sqlite_file_keeps_its_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     delivery(tmp_path / "spool", "sqlite:///s.db?timeout=5")
     kept = json.loads((tmp_path / "spool" / "tracking.json").read_text())
     assert kept["uri"] == f"sqlite:///{tmp_path}/s.db?timeout=5"
 
 
-def test_a_server_that_comes_late_and_dies_in_between(tmp_path, monkeypatch, capfd):
+def test_delivery_to_a_server_that_comes_late_and_dies_sends_everything(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("rayface.tracking.delivery.MAX_BACKOFF_SECONDS", 0.5)
     monkeypatch.setattr("rayface.tracking.delivery.POLL_SECONDS", 0.05)
     (tmp_path / "store").mkdir()

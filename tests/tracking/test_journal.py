@@ -10,7 +10,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_record_is_one_line_on_disk_at_once(tmp_path):
+def test_journal_record_is_one_line_on_disk_at_once(tmp_path):
     path = tmp_path / "run" / "tracking" / "rank0.jsonl"
     journal = Journal(path)
     assert journal.last_step == -1
@@ -27,7 +27,7 @@ def test_a_record_is_one_line_on_disk_at_once(tmp_path):
     journal.close()
 
 
-def test_numbers_that_json_lacks_come_back(tmp_path):
+def test_journal_of_non_finite_numbers_reads_them_back(tmp_path):
     journal = Journal(tmp_path / "a.jsonl")
     journal.metrics({"nan": math.nan, "up": math.inf, "down": -math.inf}, 0)
     assert "NaN" not in (tmp_path / "a.jsonl").read_text()  # which is not JSON
@@ -36,7 +36,7 @@ def test_numbers_that_json_lacks_come_back(tmp_path):
     assert (metrics["up"][0][1], metrics["down"][0][1]) == (math.inf, -math.inf)
 
 
-def test_replayed_steps_are_not_written_again(tmp_path):
+def test_journal_of_replayed_steps_does_not_repeat_them(tmp_path):
     path = tmp_path / "a.jsonl"
     journal = Journal(path)
     for step in range(10):
@@ -57,7 +57,7 @@ def test_replayed_steps_are_not_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b'{"kind": "metrics", "ti', b"\xff\xfe{"])
-def test_a_torn_last_line_is_cut_off(tmp_path, torn):
+def test_journal_with_a_torn_last_line_cuts_it_off(tmp_path, torn):
     path = tmp_path / "a.jsonl"
     Journal(path).metrics({"loss": 1.0}, 0)
     with path.open("ab") as file:
@@ -68,7 +68,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     assert len(lines(path)) == 2
 
 
-def test_lines_that_are_no_records_are_passed_over(tmp_path):
+def test_read_records_of_corrupt_lines_skips_them(tmp_path):
     path = tmp_path / "a.jsonl"
     Journal(path).metrics({"loss": 1.0}, 0)
     with path.open("ab") as file:
@@ -77,7 +77,7 @@ def test_lines_that_are_no_records_are_passed_over(tmp_path):
     assert [value for _, value, _ in read_metrics(tmp_path)["loss"]] == [1.0, 2.0]
 
 
-def test_metrics_of_several_journals_are_joined_by_step(tmp_path):
+def test_read_metrics_of_several_journals_joins_them_by_step(tmp_path):
     Journal(tmp_path / "b.jsonl").metrics({"loss": 2.0}, 2)
     Journal(tmp_path / "a.jsonl").metrics({"loss": 5.0, "lr": 0.1}, 5)
     metrics = read_metrics(tmp_path)
@@ -86,7 +86,7 @@ def test_metrics_of_several_journals_are_joined_by_step(tmp_path):
     assert read_metrics(tmp_path / "nothing") == {}
 
 
-def test_an_artifact_of_the_run_moves_with_it(tmp_path):
+def test_journal_artifact_inside_the_run_is_stored_relative(tmp_path):
     journal = Journal(tmp_path / "run" / "tracking" / "driver.jsonl")
     journal.artifact(tmp_path / "run" / "plots" / "loss.png", "plots")
     journal.artifact(tmp_path / "elsewhere.txt")

@@ -50,9 +50,7 @@ class Server:
         self.told.append((self._spool, status))
 
 
-def test_a_journal_that_mlflow_did_not_take_is_stored_with_the_output_and_delivered_later(
-    object_store, state, monkeypatch
-):
+def test_spool_of_an_undelivered_journal_is_stored_and_delivered_later(object_store, state, monkeypatch):
     monkeypatch.setattr(delivery, "Server", Server)
     root, config = object_store.uri("emb"), TrackingConfig(uri="http://mlflow.test", timeout=0.2)
     assert work(root, config, 0).delivered is False
@@ -68,14 +66,14 @@ def test_a_journal_that_mlflow_did_not_take_is_stored_with_the_output_and_delive
     assert json.loads(object_store.files()["emb/journal/delivered.json"])["ended"] is True
 
 
-def test_without_a_server_the_store_of_mlflow_is_in_a_folder_that_stays(object_store, state, monkeypatch):
+def test_spool_without_a_server_keeps_mlflow_in_a_lasting_folder(object_store, state, monkeypatch):
     monkeypatch.setattr(delivery, "Server", Server)
     job = work(object_store.uri("emb"), TrackingConfig(timeout=0), 0)
     assert job.uri == f"sqlite:///{state / 'rayface' / 'jobs' / 'mlflow.db'}"
     assert (state / "rayface" / "jobs").is_dir()
 
 
-def test_a_journal_that_cannot_be_stored_is_kept_here_and_goes_on(object_store, state, monkeypatch, caplog):
+def test_spool_that_cannot_be_stored_is_kept_locally_and_resumed(object_store, state, monkeypatch, caplog):
     config = TrackingConfig(enabled=False)
 
     def refuse(*args: object) -> None:
@@ -92,7 +90,7 @@ def test_a_journal_that_cannot_be_stored_is_kept_here_and_goes_on(object_store, 
     assert not path.exists()
 
 
-def test_what_was_never_tracked_is_refused_and_left_alone(object_store):
+def test_spool_of_an_untracked_output_is_refused_and_unchanged(object_store):
     object_store.put("emb/part.parquet", b"x")
     with (
         pytest.raises(ValueError, match="give the directory of a run that was tracked"),

@@ -57,7 +57,7 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
-def test_a_report_stands_alone(tmp_path, metrics):
+def test_write_report_page_needs_no_other_file(tmp_path, metrics):
     folder = tmp_path / "mini-001"
     folder.mkdir()
     (folder / "config.yaml").write_text("tracking:\n  uri: http://me:secret@host/\n")
@@ -82,13 +82,13 @@ def test_a_report_stands_alone(tmp_path, metrics):
     assert sorted(file.name for file in folder.iterdir()) == ["config.yaml", "plots", "report.html"]
 
 
-def test_a_browser_draws_the_report(tmp_path, metrics, browser):
+def test_write_report_page_in_a_browser_is_drawn(tmp_path, metrics, browser):
     seen = browser(report_of(tmp_path / "mini-001", metrics=metrics, table=[], roc=ROC))
     assert seen.console == []
     assert Page(seen.dom).tags.count("svg") == 5
 
 
-def test_a_schedule_that_follows_the_loss_is_drawn_with_it(tmp_path, metrics):
+def test_write_report_of_a_schedule_that_follows_the_loss_draws_it(tmp_path, metrics):
     values = np.linspace(1, 0, 54)
     followed = {"loss_mean": values, "detector": values[2:], "threshold": [0.3]}
     metrics.update({f"train/{name}": series(points) for name, points in followed.items()})
@@ -97,14 +97,14 @@ def test_a_schedule_that_follows_the_loss_is_drawn_with_it(tmp_path, metrics):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_what_is_not_there_is_left_out(tmp_path):
+def test_write_report_without_metrics_leaves_figures_out(tmp_path):
     path = report_of(tmp_path, metrics={}, table=[])
     page = Page(path.read_text())
     assert "table" not in page.tags
     assert "svg" not in page.tags
 
 
-def test_names_are_text_not_markup(tmp_path, metrics):
+def test_write_report_of_markup_in_names_escapes_it(tmp_path, metrics):
     evil = "<script>alert(1) & more"
     folder = tmp_path / evil
     folder.mkdir()
@@ -114,7 +114,7 @@ def test_names_are_text_not_markup(tmp_path, metrics):
     assert page.words.count(evil) == 3
 
 
-def test_long_runs_stay_small(tmp_path):
+def test_write_report_of_a_long_run_stays_small(tmp_path):
     loss = series(np.random.default_rng(0).random(100_000))
     path = report_of(tmp_path, metrics={"train/loss": loss}, table=[])
     assert path.stat().st_size < 2 * MAX_POINTS * 60

@@ -10,7 +10,7 @@ from rayface.training.run_output import check_output, exclusive_run_directory
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "model.json"])
-def test_a_run_whose_model_is_gone_is_resumed(tmp_path: Path, lost: str) -> None:
+def test_exclusive_run_directory_of_a_run_without_its_model_deletes_its_results(tmp_path: Path, lost: str) -> None:
     """It is finished anew from its last checkpoint; before, --resume called it finished for ever."""
     run = tmp_path / "run"
     run.mkdir()

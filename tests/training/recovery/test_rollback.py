@@ -99,7 +99,7 @@ def one_thread():
 
 
 @pytest.mark.parametrize("step", [0, 6])
-def test_a_skipped_batch_is_as_if_it_had_been_left_out_from_the_start(tmp_path, step):
+def test_roll_back_that_skips_a_batch_equals_a_run_without_it(tmp_path, step):
     poisoned, clean = training(tmp_path / "a", "train.on_nan=skip"), training(tmp_path / "b", "train.on_nan=skip")
     poisoned.fit(batches_for(poisoned, poisoned=(step,)))
     clean.recovery.skipped.append(step)
@@ -114,7 +114,7 @@ def test_a_skipped_batch_is_as_if_it_had_been_left_out_from_the_start(tmp_path, 
     assert line in (tmp_path / "a" / "faults.log").read_text()
 
 
-def test_a_lowered_rate_holds_from_the_checkpoint_on_and_over_a_resume(tmp_path):
+def test_roll_back_that_lowers_the_rate_holds_over_a_resume(tmp_path):
     options = ["train.on_nan=lower_lr", "train.nan_lr_factor=0.25"]
     poisoned, clean = training(tmp_path / "a", *options), training(tmp_path / "b", *options)
     with pytest.raises(RuntimeError, match="the stream ended at step 9"):
@@ -137,7 +137,7 @@ def test_a_lowered_rate_holds_from_the_checkpoint_on_and_over_a_resume(tmp_path)
 
 
 @pytest.mark.parametrize("options", [["train.on_nan=skip"], ["train.on_nan=lower_lr"]])
-def test_workers_that_die_after_a_roll_back_do_not_forget_it(tmp_path, options):
+def test_roll_back_before_workers_die_is_kept(tmp_path, options):
     """The batch is broken once only: were the roll-back forgotten, the run would go on without it."""
     whole, killed = training(tmp_path / "a", *options), training(tmp_path / "b", *options)
     whole.fit(batches_for(whole, poisoned=(6,)))
@@ -152,7 +152,7 @@ def test_workers_that_die_after_a_roll_back_do_not_forget_it(tmp_path, options):
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
-def test_roll_backs_end(tmp_path):
+def test_roll_back_more_often_than_allowed_stops_the_run(tmp_path):
     net = training(tmp_path / "run", "train.on_nan=skip", "train.max_rollbacks=2")
     with pytest.raises(TrainingStoppedError, match=r"NaN|the loss") as caught:
         net.fit(batches_for(net, poisoned=(5, 6, 7)))
@@ -161,7 +161,7 @@ def test_roll_backs_end(tmp_path):
     assert not (tmp_path / "run" / "rollbacks.json").exists()  # a person goes on from the checkpoint, as it says
 
 
-def test_a_checkpoint_is_set_aside_as_often_as_it_is_written(tmp_path):
+def test_roll_back_to_a_step_again_sets_its_checkpoint_aside_again(tmp_path):
     net = training(tmp_path / "run", "train.on_nan=lower_lr", "train.max_rollbacks=2")
     prepare = net.train_step.prepare
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_is_set_aside_as_often_as_it_is_written(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "not_finite_step_00000008").is_dir()
 
 
-def test_pieces_are_as_good_as_the_whole(tmp_path):
+def test_micro_batches_of_a_step_equal_the_whole_batch(tmp_path):
     whole, pieces = training(tmp_path / "a"), training(tmp_path / "b", "train.max_batch_per_worker=5")
     whole.fit(batches_for(whole))
     pieces.fit(batches_for(pieces))
@@ -185,7 +185,7 @@ def test_pieces_are_as_good_as_the_whole(tmp_path):
     assert torch.allclose(whole.head.centers, pieces.head.centers, atol=1e-5)
 
 
-def test_a_step_for_each_piece_at_its_share_of_the_rate(tmp_path):
+def test_rescale_lr_steps_per_piece_at_its_share_of_the_rate(tmp_path):
     """With weights that hardly move, so many small steps are one large one."""
     options = ["optim.lr=1e-6", "optim.momentum=0", "optim.clip_norm=null", "optim.weight_decay=0"]
     pieces = [*options, "train.max_batch_per_worker=4", "train.resize=rescale_lr"]
@@ -208,7 +208,7 @@ def train_in_parts(rank: int, folder: str, overrides: list[str]) -> None:
     dist.destroy_process_group()
 
 
-def test_a_run_goes_on_with_numbers_of_workers_that_do_not_divide_the_batch(tmp_path):
+def test_resume_with_workers_that_do_not_divide_the_batch_goes_on(tmp_path):
     """1, then 3 (parts of 3 and 4 images, worked through in pieces), then 1; rolled back on the way."""
     options = ["train.on_nan=skip", "head.sample_rate=1"]
     whole = training(tmp_path / "whole", *options)
@@ -232,7 +232,7 @@ def test_a_run_goes_on_with_numbers_of_workers_that_do_not_divide_the_batch(tmp_
     assert progress["config"]["head"]["sample_rate"] == 1
 
 
-def test_generators_go_on_where_they_were():
+def test_load_rng_of_saved_generators_continues_them():
     device = torch.device("cpu")
     random.gauss(0, 1)  # leaves a second number waiting
     saved = rng_tensors(3, device)

@@ -61,7 +61,7 @@ def test_full_disk_anywhere_in_a_worker_stops_the_run(cause, message):
     assert lasting_cause({0: UserExceptionWithTraceback(OSError(errno.EIO, "Input/output error"), "trace")}) is None
 
 
-def test_the_dead_are_named_rather_than_those_that_lost_them():
+def test_describe_of_a_dead_worker_names_it_before_those_that_lost_it():
     assert describe({0: LOST, 2: DEAD}) == "worker 2 died"
     assert describe({0: LOST}) == "worker 0 failed: gloo Connection closed by peer"
     assert lasting_cause({0: LOST, 2: DEAD}) is None
@@ -79,7 +79,7 @@ def test_the_dead_are_named_rather_than_those_that_lost_them():
         (RuntimeError("task failed: rayface.storage.StorageError: a.tar: EIO\n"), "a.tar: EIO"),
     ],
 )
-def test_what_would_come_again_is_said_as_the_worker_said_it(cause, message, tmp_path):
+def test_cause_of_a_lasting_error_is_the_workers_own_message(cause, message, tmp_path):
     failures = {0: LOST, 1: UserExceptionWithTraceback(cause, "trace")}
     lasting = lasting_cause(failures)
     assert str(lasting) == message
@@ -87,13 +87,13 @@ def test_what_would_come_again_is_said_as_the_worker_said_it(cause, message, tmp
     assert (type(said), str(said)) == (type(lasting), message)
 
 
-def test_a_mistake_in_the_program_is_not_tried_again():
+def test_lasting_cause_of_a_program_error_stops_the_run():
     found = lasting_cause({1: UserExceptionWithTraceback(KeyError("x"), "trace")})
     assert isinstance(found, TrainingStoppedError)
     assert str(found) == "worker 1 failed: KeyError: 'x' (--debug shows more)"
 
 
-def test_a_run_whose_nodes_do_not_come_back_stops_and_says_so(tmp_path, monkeypatch):
+def test_supervisor_without_nodes_for_too_long_stops_the_run(tmp_path, monkeypatch):
     now = [0.0]
     clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
     monkeypatch.setattr(supervisor, "time", clock)
@@ -118,7 +118,7 @@ def test_a_run_whose_nodes_do_not_come_back_stops_and_says_so(tmp_path, monkeypa
     ("failure", "stops"),
     [(WorkerGroupStartupFailedError("no such\nfile"), True), (WorkerGroupStartupTimeoutError(2), False)],
 )
-def test_workers_that_cannot_be_started_are_not_tried_for_ever(tmp_path, failure, stops):
+def test_supervisor_of_workers_that_fail_to_start_stops_the_run(tmp_path, failure, stops):
     watching = Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=2))
     failed = ReschedulingState(training_failed_error=ControllerError(failure))
     for _ in range(10):
@@ -131,7 +131,7 @@ def test_workers_that_cannot_be_started_are_not_tried_for_ever(tmp_path, failure
         watching.after_controller_state_update(SchedulingState(None), failed)
 
 
-def test_a_node_that_is_given_notice_is_left_once_and_not_when_it_is_too_late(tmp_path):
+def test_supervisor_of_a_preempted_node_drains_the_workers_once(tmp_path):
     notice = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [1]})
     group = [
         WorkerGroupPollStatus(
@@ -157,7 +157,7 @@ def test_a_node_that_is_given_notice_is_left_once_and_not_when_it_is_too_late(tm
     assert len(RunDirectory(tmp_path).restarts()) == 3
 
 
-def test_after_the_last_attempt_the_reason_and_the_attempts_are_said(tmp_path):
+def test_cause_of_the_last_attempt_names_reason_and_attempts(tmp_path):
     for reason in ("worker 1 died", "worker 0 died", "worker 1 hangs: no progress for 60 s"):
         RunDirectory(tmp_path).add_restart(reason)
     said = cause_of(WorkerGroupError("many lines", {0: LOST, 1: DEAD}), RunDirectory(tmp_path))

@@ -33,7 +33,7 @@ from rayface.training.validation import Evaluation
         ([(7, "score"), (7, "checkpoint"), (7, "checkpoint")], 0),  # where they wait at once
     ],
 )
-def test_the_one_that_is_behind_is_named(tmp_path, places, behind):
+def test_furthest_behind_of_several_workers_is_the_slowest(tmp_path, places, behind):
     (tmp_path / "beats").mkdir()
     for rank, place in enumerate(places):
         if place is not None:
@@ -48,7 +48,7 @@ def write_beat(run, rank, step, phase, piece=0, signs=0):
     (run / "beats" / f"rank_{rank:05d}").write_bytes(beat)
 
 
-def test_a_worker_waits_as_long_as_the_one_that_is_behind_gets_on(tmp_path):
+def test_watchdog_while_the_slowest_worker_makes_progress_waits(tmp_path):
     (tmp_path / "beats").mkdir()
     write_beat(tmp_path, 0, 7, "forward")
     watchdog = Watchdog(RunDirectory(tmp_path), 0, 2, 10.0, lambda: None)
@@ -61,7 +61,7 @@ def test_a_worker_waits_as_long_as_the_one_that_is_behind_gets_on(tmp_path):
     assert watchdog.standstill(now + 75) > 10
 
 
-def test_a_worker_that_is_itself_behind_is_not_kept_waiting_by_the_others(tmp_path):
+def test_watchdog_of_the_slowest_worker_ignores_the_progress_of_others(tmp_path):
     (tmp_path / "beats").mkdir()
     write_beat(tmp_path, 0, 7, "forward")
     watchdog = Watchdog(RunDirectory(tmp_path), 0, 2, 10.0, lambda: None)
@@ -72,7 +72,7 @@ def test_a_worker_that_is_itself_behind_is_not_kept_waiting_by_the_others(tmp_pa
         assert (watchdog.standstill(now + 4 * signs) > 10) == (signs == 3)
 
 
-def test_what_is_slow_but_goes_on_is_left_alone(tmp_path):
+def test_watchdog_of_a_slow_worker_with_progress_does_not_fire(tmp_path):
     written = [1]
     watchdog = Watchdog(RunDirectory(tmp_path), 0, 1, 10.0, lambda: written[0])
     assert watchdog.standstill(time.monotonic() + 11) == 0  # the start has more time
@@ -88,7 +88,7 @@ def test_what_is_slow_but_goes_on_is_left_alone(tmp_path):
     assert watchdog.standstill(time.monotonic() + 44) > 10
 
 
-def test_scoring_of_pairs_says_that_it_gets_on(tmp_path, monkeypatch):
+def test_evaluation_while_it_scores_pairs_reports_progress(tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "_BLOCK", 20)
     said: list[str] = []
     spy = types.SimpleNamespace(at=lambda phase, step: said.append(phase), alive=lambda: said.append("alive"))
@@ -118,7 +118,7 @@ def train_and_hang(rank: int, folder: str) -> None:
             dist.all_reduce(torch.zeros(1))
 
 
-def test_workers_that_wait_for_one_another_end_and_say_for_whom(tmp_path):
+def test_watchdogs_of_a_hung_worker_end_all_and_report_it(tmp_path):
     with pytest.raises(mp.ProcessExitedException) as caught:
         mp.spawn(train_and_hang, (str(tmp_path),), 2)
     assert caught.value.exit_code == 70
