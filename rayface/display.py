@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: progress on stderr, a table or one line of JSON on stdout."""
+"""Terminal output: progress on stderr, a table or one line of JSON on stdout."""
 
 import json
 import threading
@@ -117,7 +117,7 @@ class _Follower:
         self._notes: list[str] = []
 
     def read(self) -> bool:
-        """Take in new lines; True if there were any."""
+        """Read new lines; return whether there were any."""
         if not self._path.exists():
             return False
         with self._path.open("rb") as file:
@@ -136,14 +136,14 @@ class _Follower:
         return bool(whole)
 
     def show_notes(self, console: Console) -> None:
-        """Print, once, what a person must know of the run besides its numbers."""
+        """Print the run's warnings and notes, each once."""
         while self._notes:
             note = self._notes.pop(0)
             style = "yellow" if note.startswith("warning: ") else None
             console.print(mask(note), style=style)
 
     def line(self) -> str:
-        """What is known, in a few words."""
+        """Return the newest values as one short line."""
         names = {
             "train/loss": "loss {:.3f}",
             "train/lr": "lr {:.4g}",

@@ -1,4 +1,4 @@
-"""A Ray to work on: the cluster that is named, else one of this process's own that ends with it."""
+"""Ray sessions: connect to a cluster, or start a local Ray that ends with this process."""
 
 import contextlib
 import logging
@@ -27,7 +27,7 @@ _MAX_TEMPORARY = 36
 
 
 class NoRoomError(ValueError):
-    """The cluster has too few nodes, and no more have come."""
+    """The cluster has too few nodes, and no more joined in time."""
 
 
 @contextmanager
@@ -40,8 +40,8 @@ def ray_session(
 ) -> Iterator[None]:
     """Connect to Ray, or start a local one that is stopped at the end.
 
-    While it is there, what this process and those of a local Ray write to stdout goes to stderr: Ray's processes
-    warn on the stdout that they inherit, where a reader of --json expects the result alone.
+    Inside the context, stdout of this process and of a local Ray's processes is redirected to stderr: Ray's processes
+    print warnings to the stdout that they inherit, where a reader of --json expects the result only.
 
     Args:
         address: of a cluster; None: RAY_ADDRESS, else a local Ray.
@@ -107,7 +107,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Of the file descriptors, so that children and C++ follow; nothing where one of them is closed."""
+    """Redirect the file descriptor, so that child processes and C++ follow; no effect where stdout is closed."""
     try:
         saved = os.dup(1)
     except OSError:
@@ -129,7 +129,7 @@ def _point_stdout_at(descriptor: int) -> None:
 
 
 def is_cluster(address: str | None) -> bool:
-    """Whether `ray_session(address)` connects to a cluster, where nodes may come, rather than to a local Ray."""
+    """Return whether `ray_session(address)` connects to a cluster, where nodes may join, rather than to a local Ray."""
     return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
@@ -141,9 +141,9 @@ def require_workers(
     wait: float,
     setting: str = "train.num_workers",
 ) -> None:
-    """`require` room for workers of so many CPUs each, and of a GPU where `device` (train.device) takes one.
+    """Wait for room for workers with `cpus` CPUs each, and a GPU if `device` (train.device) takes one; see `require`.
 
-    On a cluster of no nodes yet, CPUs come first: the nodes that bring them show whether there are GPUs.
+    A cluster without nodes is asked for CPUs first: the nodes that join show whether there are GPUs.
     """
     if device != "cuda":
         require({"CPU": cpus}, count, wait=wait, setting=setting)
@@ -152,7 +152,7 @@ def require_workers(
 
 
 def takes_gpu(device: str) -> bool:
-    """Whether a worker takes a GPU, by train.device; to be asked where Ray is."""
+    """Return whether a worker takes a GPU, by train.device; call it inside a Ray session."""
     return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
@@ -196,7 +196,7 @@ def require(
 
 
 def places(bundle: Mapping[str, float]) -> int:
-    """How many workers of one `bundle` each the nodes hold that are there, others' work left out of account."""
+    """Return how many workers of one `bundle` each the live nodes hold, regardless of other jobs."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     # Ray counts in steps of 1e-4: .3 CPUs hold three times .1.
     return sum(math.floor(min(node.get(name, 0) / value for name, value in bundle.items()) + 1e-6) for node in nodes)

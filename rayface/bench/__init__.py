@@ -1,1 +1,1 @@
-"""Measurements on the user's own machine."""
+"""Benchmarks on the user's own machine."""

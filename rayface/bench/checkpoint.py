@@ -1,4 +1,4 @@
-"""How long training waits for a checkpoint, and how long its write takes, on this machine and disk."""
+"""Benchmark of checkpoints: how long training waits for one, and how long its write takes."""
 
 import tempfile
 import time

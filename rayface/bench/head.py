@@ -1,4 +1,4 @@
-"""How long a step of the class layer takes on this machine, against its three bare matrix products."""
+"""Benchmark of a head's step against its three bare matrix products."""
 
 import resource
 import statistics

@@ -1,4 +1,4 @@
-"""Fresh processes of one group to measure in, and their clock."""
+"""Fresh processes of one group to measure in, and a clock that waits for the device."""
 
 import tempfile
 import time
@@ -36,7 +36,7 @@ def check_device(device: str, workers: int) -> None:
 
 
 def in_processes(work: Callable[[Settings], Result], count: int, settings: Settings) -> Result:
-    """Run work in fresh processes of one group, with the threads shared out; return what rank 0 found."""
+    """Run work in fresh processes of one group, with the threads split among them; return rank 0's result."""
     context = mp.get_context("spawn")
     answers: SimpleQueue[Result] = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What this machine reaches in matrix products, memory and the link between processes, for `rayface plan --rates`."""
+"""Benchmark of matrix products, memory and the link between processes, for `rayface plan --rates`."""
 
 import statistics
 from collections.abc import Callable

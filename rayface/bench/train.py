@@ -1,4 +1,4 @@
-"""How fast one worker trains here, and where a step's time goes."""
+"""Benchmark of one worker's training steps, by phase and operator."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What the memory of a head depends on, and how it is told; for `rayface plan` and the check before a run."""
+"""Sizes that the memory of a head depends on, and its memory; for `rayface plan` and the check before a run."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a backbone costs: parameters, multiply-adds, and the bytes that its forward pass keeps for the backward one."""
+"""Cost of a backbone: parameters, multiply-adds, and bytes kept from the forward for the backward pass."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ from rayface.config import BackboneConfig, Config
 
 @dataclass(frozen=True, kw_only=True)
 class NetSize:
-    """A backbone in numbers; bytes are those of one rank in training."""
+    """Size and cost of a backbone; bytes are of one rank in training."""
 
     parameters: int
     trainable: int
@@ -35,7 +35,7 @@ class NetSize:
 
 
 def net_size(config: Config, *, bf16: bool, recompute: bool = False) -> NetSize:
-    """Measure the backbone that a config names; nothing of its size is allocated.
+    """Measure the backbone of a config, without allocating its memory.
 
     Args:
         bf16: its products run under bf16 autocast.

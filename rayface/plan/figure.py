@@ -1,4 +1,4 @@
-"""Memory and speed of a plan against the number of classes, as a picture."""
+"""Figure of a plan: memory and speed against the number of classes."""
 
 from pathlib import Path
 

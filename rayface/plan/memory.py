@@ -1,4 +1,4 @@
-"""Bytes of every part of a training rank, ours and those of the straightforward class layer."""
+"""Memory of a training rank by part, for rayface's head and for the straightforward one."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
@@ -29,7 +29,7 @@ DENSE_LOGIT_COPIES = 11
 
 @dataclass(frozen=True, kw_only=True)
 class Job(HeadShape):
-    """What memory and time of a step depend on. Batch is global, sizes of types are bytes."""
+    """Everything that memory and time of a step depend on. Batch is global, sizes of types are bytes."""
 
     net: NetSize
     head: str
@@ -47,7 +47,7 @@ class Job(HeadShape):
 
 
 def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = False) -> Job:
-    """Return what a config asks of its ranks.
+    """Return the job of a config.
 
     Args:
         num_classes: C, of the joint label space.

@@ -1,4 +1,4 @@
-"""What a run will take, before it is started: memory, time and network of a rank, and the largest C that fits."""
+"""Plan a run before it starts: memory, time and network of a rank, and the largest C that fits."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +29,7 @@ PUBLISHED_COUNTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Of a dataset, and where they are from; no number of images: no hours."""
+    """Counts of a dataset, and their source; without a number of images no hours are planned."""
 
     num_classes: int
     num_classes_with_images: int | None = None
@@ -39,7 +39,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run's memory, time and network; every number is computed when it is asked for."""
+    """A run's memory, time and network; values are computed on access."""
 
     config: Config
     job: Job
@@ -81,7 +81,7 @@ class Plan:
 
     @cached_property
     def refusal(self) -> str | None:
-        """What does not fit and what to change, one line; None where all fits or the memory is not known."""
+        """What does not fit and what to change, one line; None if everything fits or the memory is unknown."""
         if self.memory_per_device is None:
             return None
         try:
@@ -131,7 +131,7 @@ class Plan:
         return "" if present in (None, self.job.num_classes) else f" ({present:,} of them with images)"
 
     def table(self) -> dict[str, str]:
-        """Return what to show a person, by name."""
+        """Return the rows of the printed table, by name."""
         job, numbers = self.job, self.as_dict()
         verdict = "no" if self.refusal else "yes"
         rows = {
@@ -172,8 +172,8 @@ def make_plan(
     """Plan a run of train.num_workers ranks, each with a GPU unless train.device=cpu.
 
     Args:
-        preset: whose published counts are taken where neither data.train nor the counts say them.
-        num_classes, num_images: counts of a dataset that is not there yet.
+        preset: its published counts are used where neither data.train nor the counts are given.
+        num_classes, num_images: counts of a dataset that does not exist yet.
         rates: those of Rates that are known, by name; the others are assumed.
         memory_per_device: bytes of a GPU, or of a CPU worker's share; None: nothing is refused.
         recompute: the backbone computes its blocks' activations twice.

@@ -1,4 +1,4 @@
-"""Whether a run fits, before it starts; and if not, which setting to change."""
+"""Check before a run starts that it fits into memory, and name settings to change if it does not."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ Overrides: TypeAlias = Mapping[str, Setting]
 def check_fits(
     config: Config, num_classes: int, memory_per_device: int, *, gpu: bool = True, recompute: bool = False
 ) -> None:
-    """Refuse a run that needs more than a device has.
+    """Refuse a run that needs more memory than a device has.
 
     Args:
         num_classes: C, of the joint label space.
@@ -47,7 +47,7 @@ def check_fits(
 
 
 def check_host_fits(config: Config, num_classes: int, memory_per_worker: int) -> None:
-    """Refuse a run on GPUs that needs more host memory than there is: checkpoints are written from a copy there.
+    """Refuse a run on GPUs that needs more host memory than a machine has: checkpoints are copied there.
 
     Args:
         num_classes: C, of the joint label space.
@@ -89,7 +89,7 @@ def largest_num_classes(job: Callable[[int], Job], memory_per_device: int) -> in
 
 
 def memory_per_worker(*, gpu: bool, workers_per_machine: int) -> int | None:
-    """Return the bytes that a worker on a machine like this one may take; None where that cannot be known here.
+    """Return the bytes that a worker on a machine like this one may take; None if unknown.
 
     With GPUs: the memory of this machine's first one. Else: what is free of the machine's memory, shared out.
     """
@@ -100,7 +100,7 @@ def memory_per_worker(*, gpu: bool, workers_per_machine: int) -> int | None:
 
 
 def _remedy(config: Config, fits: Callable[[Overrides], bool]) -> str:
-    """The settings that would each be enough; at most three."""
+    """Return the settings of which each would be enough; at most three."""
     enough = [f"{key}={value}" for key, value in _candidates(config, fits)]
     if enough:
         return f"use {' or '.join(enough[:3])}"
@@ -139,7 +139,7 @@ def _gb(size: int) -> str:
 
 
 def _free_memory() -> int | None:
-    """Bytes that this machine, or the container it is, can still give."""
+    """Return the free bytes of this machine or its container."""
     machine = _sizes(Path("/proc/meminfo")).get("MemAvailable:")
     group = Path("/sys/fs/cgroup")
     limit, used = _number(group / "memory.max"), _number(group / "memory.current")
@@ -150,7 +150,7 @@ def _free_memory() -> int | None:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """The first two words of every line."""
+    """Return the first two words of every line, name and number."""
     try:
         return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
     except OSError:

@@ -9,7 +9,7 @@ from rayface.plan.memory import Job
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a rank's device and link reach.
+    """Throughput of a rank's device and link.
 
     The defaults are assumptions for planning, of the order of a current data-centre GPU, and measurements of nothing.
     """
@@ -55,7 +55,7 @@ def read_rates(file: Path) -> dict[str, float]:
 
 
 def step_seconds(job: Job, rates: Rates) -> dict[str, float]:
-    """Return the seconds of the parts of a step; see `step_total` for what of them passes one after the other.
+    """Return the seconds of the parts of a step; see `step_total` for the parts that overlap.
 
     Not in the model: latencies, waiting for data, evaluation and checkpoints.
     """

@@ -1,4 +1,4 @@
-"""Parts that a config asks for, built alike on the driver, which checks, and on the workers."""
+"""Build the parts of a run from its config, on the driver (to check it) and on the workers."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ _HEAD_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", 
 
 
 def build_config_backbone(config: Config) -> nn.Module:
-    """Build it with random weights for data.image_size.
+    """Build the backbone with random weights for data.image_size.
 
     Raises:
         ValueError: an unknown name or a value out of range.
@@ -64,12 +64,12 @@ def build_config_head(config: Config, num_classes: int, world: World) -> Head:
 
 
 def no_grad_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """While inside, gradients of a data-parallel module add up on each rank and are not averaged yet."""
+    """Inside the context, a data-parallel module accumulates gradients on each rank without averaging them."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def load_start(backbone: nn.Module, config: Config) -> None:
-    """Fill the backbone with backbone.weights, where that is set.
+    """Load backbone.weights into the backbone, if it is set.
 
     Raises:
         ValueError: no such file, or weights that do not fit.
@@ -80,7 +80,7 @@ def load_start(backbone: nn.Module, config: Config) -> None:
 
 
 def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Module:
-    """The backbone to train through: compiled where that is asked for, its gradients averaged over the ranks.
+    """Return the backbone to train through: compiled if backbone.compile is set, gradients averaged over the ranks.
 
     Raises:
         ValueError: backbone.compile without a compiler, gradients compressed in a way that the workers cannot.
@@ -101,7 +101,7 @@ def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Modul
 
 
 def compiled(backbone: nn.Module, world: World) -> nn.Module:
-    """The same net through torch.compile; the parameters are shared.
+    """Return the backbone through torch.compile; the parameters are shared.
 
     Raises:
         ValueError: torch.compile writes C++ for a CPU, and this machine has no compiler for it.

@@ -1,4 +1,4 @@
-"""What a worker knows about the others: rank, device, and the few collectives that training needs."""
+"""A worker's rank and device, and the few collectives that training needs."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,7 +22,7 @@ class World:
 
 
 def use_cores(world: World) -> None:
-    """Share the machine's cores among its CPU workers; Ray gives each one thread whatever is idle."""
+    """Split the machine's cores among its CPU workers; Ray would give each of them one thread."""
     if world.device.type == "cpu":
         torch.set_num_threads(max(1, num_cpus() // world.local_size))
 
@@ -40,7 +40,7 @@ def average_buffers(module: torch.nn.Module, world: World) -> None:
 
 
 def gather_rows(rows: torch.Tensor, counts: list[int], world: World) -> torch.Tensor:
-    """Rows of all ranks in order of rank: (counts[rank], ...) -> (sum(counts), ...); one all-gather.
+    """Return the rows of all ranks in order of rank: (counts[rank], ...) -> (sum(counts), ...); one all-gather.
 
     Args:
         rows: this rank's rows, on the device of the process group.
@@ -56,7 +56,7 @@ def gather_rows(rows: torch.Tensor, counts: list[int], world: World) -> torch.Te
 
 
 def from_rank_0(value: T, world: World) -> T:
-    """Rank 0's value on every rank; one broadcast of an object that pickle takes."""
+    """Return rank 0's value on every rank; one broadcast of a pickled object."""
     if world.size == 1:
         return value
     box = [value]
@@ -65,7 +65,7 @@ def from_rank_0(value: T, world: World) -> T:
 
 
 def broadcast_flag(flag: bool, world: World) -> bool:
-    """Whether rank 0 says yes; one broadcast of a number."""
+    """Return rank 0's flag on every rank; one broadcast of a number."""
     if world.size == 1:
         return flag
     answer = torch.tensor(int(flag), device=world.device)

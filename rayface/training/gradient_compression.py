@@ -1,4 +1,4 @@
-"""Gradients made smaller on their way between workers: PyTorch's communication hooks."""
+"""Gradient compression between workers, by PyTorch's communication hooks."""
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ _STATE = "_rayface_powersgd"
 
 
 def compress(parallel: DistributedDataParallel, train: TrainConfig, world: World) -> None:
-    """Have gradients sent as train.gradient_compression says.
+    """Register the communication hook of train.gradient_compression.
 
     PowerSGD (arXiv 1905.13727) sends matrices as products of narrow ones, and adds what that leaves out of a step to
     the next. What was left out is kept on each rank, as large as the gradients, and not part of checkpoints.
@@ -36,14 +36,14 @@ def compress(parallel: DistributedDataParallel, train: TrainConfig, world: World
 
 
 def _one_by_one(state: PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """PowerSGD for gloo, which pairs collectives in the order of the calls: those of two buckets would be mixed up."""
+    """PowerSGD for gloo, which pairs collectives in call order: those of two buckets must not interleave."""
     future = powerSGD_hook(state, bucket)
     future.wait()
     return future
 
 
 def forget_errors(parallel: nn.Module) -> None:
-    """Drop what PowerSGD keeps from step to step, as a resumed run does; a gradient that was not finite lives in it."""
+    """Reset PowerSGD's error feedback, as a resumed run does: a non-finite gradient would persist in it."""
     state: PowerSGDState | None = getattr(parallel, _STATE, None)
     if state is not None:
         for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):

@@ -261,7 +261,7 @@ class Training:
 
     def _restore(self) -> Progress | None:
         """Load the newest valid checkpoint, if there is one, and return its progress."""
-        saved, faults = self.checkpoints.newest_whole()
+        saved, faults = self.checkpoints.newest_valid()
         self.log.corrupt_checkpoints(faults)
         if saved is None:
             return None

@@ -1,4 +1,4 @@
-"""Speed of the step loop, and what it waits for."""
+"""Throughput of the step loop, and its share of time spent waiting for data."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ class Meter:
         self._step, self._start, self._waited = step, time.perf_counter(), 0.0
 
     def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, with the time that each took to come counted as waiting."""
+        """Yield the batches, and count the time until each arrives as waiting."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -26,7 +26,7 @@ class Meter:
             yield batch
 
     def read(self, step: int) -> tuple[float, float]:
-        """Steps a second and share of time waited, since the last reading; starts anew."""
+        """Return steps a second and the share of time waited since the last reading, and restart."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         reading = (step - self._step) / elapsed, self._waited / elapsed
         self.restart(step)

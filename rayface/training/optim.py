@@ -1,4 +1,4 @@
-"""Optimizers of the backbone; the head moves its class centers itself."""
+"""Optimizers of the backbone; the head updates its class centers itself."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import nn, optim
 def build_optimizer(
     name: str, module: nn.Module, *, lr: float, momentum: float, weight_decay: float
 ) -> optim.Optimizer:
-    """SGD with momentum, or AdamW; weight decay on every trainable parameter, as arcface_torch has it.
+    """Return SGD with momentum, or AdamW; weight decay on every trainable parameter, as in arcface_torch.
 
     Raises:
         ValueError: for another name.
@@ -24,7 +24,7 @@ def build_optimizer(
 
 @contextlib.contextmanager
 def scaled_rate(optimizer: optim.Optimizer, factor: float) -> Iterator[None]:
-    """Multiply the learning rates while inside; schedules do not see it."""
+    """Multiply the learning rates inside the context; schedules do not see it."""
     before = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] *= factor

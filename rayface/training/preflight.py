@@ -1,4 +1,4 @@
-"""Before the first step of several workers: are all there, of one version, on one disk, and how fast is the link."""
+"""Pre-flight check before the first step: versions, shared disk, clocks and bandwidth of all ranks."""
 
 import hashlib
 import json
@@ -34,12 +34,12 @@ _FILES_SECONDS = 10.0  # a network disk may show another node's file this much l
 
 
 class PreflightError(TrainingStoppedError):
-    """Workers that cannot train together; one line, the same on every rank."""
+    """The workers cannot train together; one line, the same on every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a rank says of itself."""
+    """A rank's node, device and versions."""
 
     rank: int
     node: str
@@ -100,7 +100,7 @@ def preflight(
 
 
 def roll_call(world: World, node: str, timeout: float) -> list[Facts]:
-    """What every rank says of itself, in order of rank.
+    """Return the facts of every rank, in order of rank.
 
     Raises:
         PreflightError: naming the ranks that did not answer in time.
@@ -127,7 +127,7 @@ def check_versions(facts: Sequence[Facts]) -> None:
 
 
 def _exchange(world: World, name: str, own: T, timeout: float, facts: Sequence[Facts] = ()) -> list[T]:
-    """Every rank's value by the store of the process group; unlike a collective it knows who did not come.
+    """Return every rank's value, by the store of the process group; unlike a collective it can name missing ranks.
 
     Rank 0 gathers and publishes, so that the store is asked a few times a rank, however many there are.
     """
@@ -151,7 +151,7 @@ def _exchange(world: World, name: str, own: T, timeout: float, facts: Sequence[F
 
 
 def _missing(store: dist.Store, keys: Sequence[str], timeout: float) -> list[int]:
-    """Places of the keys that were not set in time."""
+    """Return the indices of the keys that were not set in time."""
     try:
         store.wait(list(keys), timedelta(seconds=timeout))
     except RuntimeError:  # some stores have no class of their own for a time-out
@@ -160,7 +160,7 @@ def _missing(store: dist.Store, keys: Sequence[str], timeout: float) -> list[int
 
 
 def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards: Sequence[str], timeout: float) -> None:
-    """Every rank writes a file that rank 0 must see, and reads a shard.
+    """Have every rank write a file that rank 0 must see, and read a shard.
 
     Raises:
         PreflightError: naming the first rank that cannot.
@@ -195,7 +195,7 @@ def _touch_disk(folder: Path, rank: int, shards: Sequence[str]) -> str:
 
 
 def _see(folder: Path, size: int) -> list[int]:
-    """Ranks whose file is there."""
+    """Return the ranks whose file is visible."""
     deadline = time.monotonic() + _FILES_SECONDS
     while True:
         seen = [rank for rank in range(size) if (folder / f"rank_{rank}").is_file()]
@@ -205,7 +205,7 @@ def _see(folder: Path, size: int) -> list[int]:
 
 
 def _clock_skew(world: World, facts: Sequence[Facts]) -> tuple[float, Facts, Facts]:
-    """Seconds between the clocks that are furthest apart, and their ranks, the one ahead first.
+    """Return the largest clock skew in seconds, and its two ranks, the one ahead first.
 
     All read their clock when a barrier lets them go: exact to the milliseconds that this takes.
     """
@@ -218,7 +218,7 @@ def _clock_skew(world: World, facts: Sequence[Facts]) -> tuple[float, Facts, Fac
 
 
 def _all_reduce_bandwidth(world: World, facts: Sequence[Facts], timeout: float) -> float:
-    """GB/s that a rank sends in a ring all-reduce, the best of four after a first one that makes the connections.
+    """Return the GB/s that a rank sends in a ring all-reduce, the best of four after one that opens connections.
 
     Raises:
         PreflightError: it does not end.
@@ -248,7 +248,7 @@ def _all_reduce_bandwidth(world: World, facts: Sequence[Facts], timeout: float) 
 
 
 def _product_tflops(world: World, *, bf16: bool) -> float:
-    """10^12 operations a second of a square product on this rank's device; the best of two."""
+    """Return the TFLOPS of a square matrix product on this rank's device; the best of two."""
     side = _PRODUCT_SIDE[world.device.type]
     a = torch.ones(side, side, device=world.device, dtype=torch.bfloat16 if bf16 else torch.float32)
     seconds = []
@@ -285,7 +285,7 @@ def _synchronize(world: World) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """Of what has to be the same everywhere; of rayface also what its code is, which changes without its version."""
+    """Return the versions that must be the same on all ranks; of rayface also a digest of its code."""
     code = hashlib.sha256()
     root = Path(rayface.__file__).parent
     for path in sorted(root.rglob("*.py")):

@@ -56,7 +56,7 @@ class RowShard(torch.Tensor):
         return shard
 
     def over(self, local: torch.Tensor) -> "RowShard":
-        """The same rows of the same tensor in other memory, of the shape of this rank's part."""
+        """Return the same shard with other memory, of the shape of this rank's part."""
         return RowShard.of(local, self.first_row, self._whole[0])
 
     def size(self, dim: int | None = None) -> torch.Size | int:  # type: ignore[override]
@@ -86,7 +86,7 @@ Group = dist.ProcessGroup | None
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written, or none to go on from; one line, the same on every rank."""
+    """A checkpoint could not be written, or there is none to resume from; one line, the same on every rank."""
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -94,7 +94,7 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def all_in(run: Path) -> list[Path]:
-    """Checkpoints of a run that were finished, oldest first; whether one is still whole, `verify` says."""
+    """Return the finished checkpoints of a run, oldest first; `verify` tells whether one is valid."""
     return sorted(p.parent for p in RunDirectory(run).checkpoints.glob(f"step_*/{PROGRESS}"))
 
 
@@ -128,8 +128,8 @@ def save(run: Path, state: State, progress: Progress, *, keep: int, group: Group
     return folder
 
 
-def newest_whole(run: Path, *, group: Group = None) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a line on every newer one; (None, []) where there is none at all.
+def newest_valid(run: Path, *, group: Group = None) -> tuple[Path | None, list[str]]:
+    """Return the newest valid checkpoint, and a line on every newer one; (None, []) where there is no checkpoint.
 
     Damaged ones that are newer are put aside under the name damaged_step_N, so that nothing takes them for the newest,
     and are said in the log and in the run's faults.log. Rank 0 reads, and one gather tells all ranks what it found.
@@ -137,7 +137,7 @@ def newest_whole(run: Path, *, group: Group = None) -> tuple[Path | None, list[s
     Raises:
         CheckpointError: there are checkpoints, and none of them is whole.
     """
-    found: tuple[Path | None, list[str]] = _on_rank_0(lambda: _newest_whole(run), group)
+    found: tuple[Path | None, list[str]] = _on_rank_0(lambda: _newest_valid(run), group)
     folder, faults = found
     if folder is None and faults:
         raise CheckpointError(
@@ -148,7 +148,7 @@ def newest_whole(run: Path, *, group: Group = None) -> tuple[Path | None, list[s
 
 
 def best_in(run: Path) -> Path | None:
-    """The checkpoint of the highest accuracy; of equal ones the first, which is nearest to the evaluation."""
+    """Return the checkpoint of the highest accuracy; of equal ones the first, which is closest to the evaluation."""
     scored = [(folder, _accuracy(folder)) for folder in all_in(run)]
     known = [(folder, accuracy) for folder, accuracy in scored if accuracy is not None]
     return max(known, key=lambda pair: pair[1])[0] if known else None
@@ -161,7 +161,7 @@ def load(folder: Path, state: State) -> Progress:
 
 
 def empty_like_saved(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """Tensors of the shapes that a checkpoint has under `prefix`, for state that does not exist before loading."""
+    """Return empty tensors of the shapes saved under `prefix`, for state that does not exist before loading."""
     metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     return {
         name: torch.empty(saved.size, dtype=saved.properties.dtype)
@@ -171,12 +171,12 @@ def empty_like_saved(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Sizes of a checkpoint's tensors by name, of the whole where they are shards."""
+    """Return the full sizes of a checkpoint's tensors by name."""
     metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     return {name: tuple(saved.size) for name, saved in metadata.items() if isinstance(saved, TensorStorageMetadata)}
 
 
-def _newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+def _newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     damaged: dict[Path, list[str]] = {}
     for folder in reversed(all_in(run)):
         faults = verify(folder)
@@ -203,7 +203,7 @@ def _make_empty(temporary: Path) -> None:
 
 
 def _digest_own(temporary: Path, progress: Progress) -> Digests:
-    """Digests of the files that this rank wrote; DCP names them by rank, and has them on disk."""
+    """Return digests of the files that this rank wrote; DCP names them by rank, and has synced them."""
     rank = _rank()
     names = [path.name for path in temporary.glob(f"__{rank}_*")]
     if rank == 0:
@@ -243,7 +243,7 @@ def _accuracy(folder: Path) -> float | None:
 
 
 def _on_every_rank(action: Callable[[], T], group: Group) -> list[T]:
-    """Results of an action on every rank, in order of rank; where one rank fails, all raise the same."""
+    """Return the results of an action on every rank, in order of rank; if one rank fails, all raise the same error."""
     outcome: tuple[T | None, str | None]
     try:
         outcome = action(), None
@@ -270,7 +270,7 @@ def _rank() -> int:
 
 
 def set_aside(run: Path, step: int, *, group: Group = None) -> list[Path]:
-    """Give checkpoints of `step` and later another name, so that no resume takes them; the ones that are left.
+    """Rename checkpoints of `step` and later, so that no resume takes them; return the ones that are left.
 
     Rank 0 does it, and one gather tells all ranks: a network disk may show them other things.
     """

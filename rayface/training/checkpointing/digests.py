@@ -1,4 +1,4 @@
-"""Whether a folder of files is what was written: sizes and sha256 of every file in digests.json."""
+"""digests.json: sizes and sha256 of the files in a folder, to detect corruption."""
 
 import json
 import os
@@ -21,13 +21,13 @@ def digests_of(folder: Path, names: Iterable[str]) -> Digests:
 
 
 def write_digests(folder: Path, digests: Digests) -> None:
-    """Write digests.json, and have the folder on disk with all its names."""
+    """Write digests.json, and sync the folder to disk."""
     write_synced(folder / DIGESTS, json.dumps({"files": digests}, indent=1))
     sync_folder(str(folder))
 
 
 def verify(folder: Path) -> list[str]:
-    """What is wrong with a folder: a file missing, of another size or content, or unreadable; empty if it is whole.
+    """Return a folder's faults: files missing, of another size or content, or unreadable; empty if it is valid.
 
     Reads every byte unless a size is wrong already; 256 KB of memory for each of 8 threads.
     """
@@ -46,7 +46,7 @@ def verify(folder: Path) -> list[str]:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a text file and have it on disk."""
+    """Write a text file and sync it to disk."""
     with path.open("w") as file:
         file.write(text)
         file.flush()

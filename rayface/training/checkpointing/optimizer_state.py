@@ -49,7 +49,7 @@ def load_optimizer_state(optimizer: Optimizer, module: nn.Module, tensors: dict[
 
 
 def by_name(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a checkpoint's optimizer tensors under their names today, whichever way it names them.
+    """Return a checkpoint's optimizer tensors by parameter name, also from older checkpoints, which number them.
 
     Older checkpoints number the parameters. A number stands for a parameter's place among the trainable ones in the
     order of the backbone that was saved, which the checkpoint keeps; the order of `module` may be another one.
@@ -77,7 +77,7 @@ def by_name(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> dict
 
 
 def _saved_order(folder: Path) -> list[str]:
-    """Names of the backbone's tensors in the order that they were saved in."""
+    """Return the names of the backbone's tensors in the order in which they were saved."""
     # The tensors' own metadata is in the order of the ranks that wrote them; this is in that of the state.
     planned = dcp.FileSystemReader(folder).read_metadata().planner_data or {}
     return [name.removeprefix("backbone.") for name in planned if name.startswith("backbone.")]

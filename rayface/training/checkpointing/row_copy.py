@@ -1,4 +1,4 @@
-"""A matrix copied block by block in one thread while another one changes rows of it."""
+"""Copy a matrix block by block in one thread while another thread updates rows of it."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ _REST_SECONDS = 1e-4  # between blocks: who waits for the lock shall get it
 
 
 class RowCopy:
-    """Copies rows as they are now; rows that are about to change are copied before that.
+    """Snapshot of a matrix: rows that are about to be updated are copied first.
 
     Memory: a byte a row.
 
@@ -26,7 +26,7 @@ class RowCopy:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Copy what is not copied yet."""
+        """Copy the remaining rows."""
         size = max(1, _BLOCK_BYTES // max(1, self._live[:1].nbytes))
         for start in range(0, len(self._live), size):
             with self._lock:
@@ -39,7 +39,7 @@ class RowCopy:
             time.sleep(_REST_SECONDS)
 
     def before_change(self, rows: Tensor) -> None:
-        """Return when these rows (n,), int64, may change."""
+        """Block until these rows (n,), int64, may be updated."""
         rows = rows.cpu()
         with self._lock:
             self._take(rows[~self._done[rows]])

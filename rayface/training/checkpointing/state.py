@@ -21,7 +21,7 @@ from rayface.training.distributed import World
 
 
 def whole_state(backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> State:
-    """Live tensors under the names that they have in a checkpoint."""
+    """Return the live tensors by their names in a checkpoint."""
     return {
         **_weights(backbone, head),
         **optimizer_state(optimizer, backbone),
@@ -53,9 +53,9 @@ def _weights(backbone: nn.Module, head: Head) -> State:
 
 
 def rng_tensors(rank: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of this rank's generators, {"rng.RANK.KIND": uint8}.
+    """Return the states of this rank's random generators, {"rng.RANK.KIND": uint8}.
 
-    Training itself draws everything from (seed, step); these are for whatever else may draw.
+    Training draws everything from (seed, step); these serve other code that draws.
     """
     states = {
         "torch": torch.get_rng_state(),
@@ -68,7 +68,7 @@ def rng_tensors(rank: int, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def load_rng(tensors: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put back what `rng_tensors` returned."""
+    """Restore what `rng_tensors` returned."""
     states = {name.split(".")[2]: state for name, state in tensors.items()}
     if "torch" in states:
         torch.set_rng_state(states["torch"])

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whether it is whole, and parts of it as safetensors: `rayface checkpoint`."""
+"""Inspect and verify checkpoints, and export parts of them as safetensors: `rayface checkpoint`."""
 
 import os
 import re
@@ -34,7 +34,7 @@ _FEW = 8  # tensors of one kind that a table names one by one
 
 
 def checkpoints_in(directory: Path) -> list[Path]:
-    """The checkpoint that a directory is, or the checkpoints of the run that it is, oldest first.
+    """Return the checkpoint at a directory, or all checkpoints of the run there, oldest first.
 
     Raises:
         ValueError: it is neither.
@@ -48,7 +48,7 @@ def checkpoints_in(directory: Path) -> list[Path]:
 
 
 def verify(directory: Path) -> dict[str, list[str]]:
-    """Faults of a checkpoint, or of every checkpoint of a run, by name; reads all bytes."""
+    """Return the faults of a checkpoint, or of every checkpoint of a run, by name; reads all bytes."""
     return {folder.name: checkpoint.verify(folder) for folder in checkpoints_in(directory)}
 
 
@@ -145,7 +145,7 @@ def show(directory: Path) -> CheckpointContents:
 def export(directory: Path, out: Path) -> dict[str, str | int]:
     """Write the backbone of a checkpoint, or of the newest of a run, as model.safetensors and model.json.
 
-    The run's config.yaml says which net it is. A model that is in `out` is replaced.
+    The run's config.yaml names the backbone. A model in `out` is replaced.
 
     Raises:
         ValueError: the checkpoint is damaged, or there is no config.yaml around it.
@@ -176,7 +176,7 @@ def export(directory: Path, out: Path) -> dict[str, str | int]:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedCenters:
-    """Class centers that are somewhere: read(first, last) gives rows first..last-1 of the (C, D) matrix."""
+    """Saved class centers: read(first, last) returns rows first..last-1 of the (C, D) matrix."""
 
     num_classes: int
     width: int
@@ -184,7 +184,7 @@ class SavedCenters:
 
 
 def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = False) -> dict[str, str | int]:
-    """Write the class centers as centers.safetensors, (C, D), or as centers_rank_K.safetensors for so many ranks.
+    """Write the class centers as centers.safetensors, (C, D), or as centers_rank_K.safetensors for `ranks` ranks.
 
     Rank K of W gets C // W rows, one more for the first C % W ranks. The tensor's name is "centers"; num_classes, first
     and last (+ 1) class are in the file's metadata. Memory: one part; from arcface_torch, twice the matrix.
@@ -216,7 +216,7 @@ def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = 
 
 
 def arcface_centers(folder: Path) -> list[torch.Tensor]:
-    """The class centers of every rank in arcface_torch's files, in order of rank, each (rows, D).
+    """Return the class centers of every rank in arcface_torch's files, in order of rank, each (rows, D).
 
     Not held against files of a real run. Taken from a file: a matrix; or of a dict, or of its "state_dict_softmax_fc",
     the entry "weight", else the only matrix. Rank K must hold C // W rows, one more for the first C % W ranks. Files

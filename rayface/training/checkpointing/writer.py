@@ -29,7 +29,7 @@ class WriteTiming:
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints, one at a time, while training goes on; every rank makes one.
+    """Writes a run's checkpoints, one at a time, while training continues; every rank has one writer.
 
     Row shards (class centers and their moments) move only when the head steps, so the thread copies them while the
     next forward and backward pass run. `wait_until_copied` holds the step back until the rows that it moves are copied.
@@ -54,21 +54,21 @@ class CheckpointWriter:
         self.timing: WriteTiming | None = None
         """Of the last checkpoint that was written."""
 
-    def newest_whole(self) -> tuple[Path | None, list[str]]:
-        """See `checkpoint.newest_whole`."""
+    def newest_valid(self) -> tuple[Path | None, list[str]]:
+        """See `checkpoint.newest_valid`."""
         self.wait()
-        return checkpoint.newest_whole(self._run, group=self._group)
+        return checkpoint.newest_valid(self._run, group=self._group)
 
     def set_aside(self, step: int) -> list[Path]:
         """See `checkpoint.set_aside`."""
         return checkpoint.set_aside(self._run, step, group=self._group)
 
     def reserve(self, state: State) -> None:
-        """Take the memory for a copy now: a machine too small shall fail at the start, not at the first checkpoint."""
+        """Allocate the memory for a copy now, so that too small a machine fails before the first step."""
         self._copy(state)
 
     def save(self, state: State, progress: Progress) -> None:
-        """Begin to copy and to write the state, after the last one is written; every rank must call it.
+        """Start to copy and write the state, after the previous one is written; every rank must call it.
 
         Args:
             state: as for `checkpoint.save`; row shards may change after `wait_until_copied`, the rest at once.
@@ -90,7 +90,7 @@ class CheckpointWriter:
         self._waited = time.perf_counter() - start
 
     def wait_until_copied(self, rows: torch.Tensor | None = None) -> None:
-        """Return when row shards may change; to be called before every step of the head.
+        """Block until row shards may be updated; call it before every step of the head.
 
         Args:
             rows: (n,) int64, of this rank's part, the only ones that will; None: all may.
@@ -110,7 +110,7 @@ class CheckpointWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Return when nothing is being written any more.
+        """Block until nothing is being written.
 
         Raises:
             CheckpointError: the last one could not be written.
@@ -145,7 +145,7 @@ class CheckpointWriter:
             self._error = error
 
     def _copy(self, state: State) -> State:
-        """The state in buffers of ours."""
+        """Copy the state into the writer's own buffers."""
         copies: State = {}
         for name, tensor in state.items():
             copies[name] = self._buffer(name, tensor)
@@ -155,7 +155,7 @@ class CheckpointWriter:
         return copies
 
     def _buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Host memory for a copy; that of an earlier checkpoint serves again where it fits."""
+        """Return host memory for a copy; that of an earlier checkpoint is reused where it fits."""
         local, buffer = _plain(tensor), self._buffers.get(name)
         if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
             buffer = self._buffers[name] = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)

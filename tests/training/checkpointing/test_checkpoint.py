@@ -84,7 +84,7 @@ def test_a_damaged_newest_one_is_put_aside_for_the_one_before(tmp_path, caplog):
     for step in (20, 30):
         data = checkpoint.folder_of(tmp_path, step) / "__0_0.distcp"
         data.write_bytes(data.read_bytes()[:-1] + b"x")
-    chosen, faults = checkpoint.newest_whole(tmp_path)
+    chosen, faults = checkpoint.newest_valid(tmp_path)
     assert chosen == checkpoint.folder_of(tmp_path, 10)
     assert len(faults) == 2
     assert "step_00000030 is damaged, step_00000010 is used instead" in caplog.text
@@ -95,11 +95,11 @@ def test_a_damaged_newest_one_is_put_aside_for_the_one_before(tmp_path, caplog):
 
 
 def test_none_whole_is_one_clear_error_and_leaves_all_as_it_is(tmp_path):
-    assert checkpoint.newest_whole(tmp_path) == (None, [])
+    assert checkpoint.newest_valid(tmp_path) == (None, [])
     for step in (10, 20):
         save_small(tmp_path, step)
         (checkpoint.folder_of(tmp_path, step) / ".metadata").unlink()
     with pytest.raises(checkpoint.CheckpointError, match="none of its checkpoints is whole") as caught:
-        checkpoint.newest_whole(tmp_path)
+        checkpoint.newest_valid(tmp_path)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["10", "20"]

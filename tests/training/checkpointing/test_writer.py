@@ -146,7 +146,7 @@ def train_and_save(rank: int, world_size: int, folder: str) -> None:
     run = Path(folder)
     dist.init_process_group("gloo", init_method=f"file://{run}/store", rank=rank, world_size=world_size)
     writer = CheckpointWriter(run, keep=2)
-    assert writer.newest_whole() == (None, [])
+    assert writer.newest_valid() == (None, [])
     first, last = class_range(NUM_CLASSES, world_size, rank)
     rows, weight = FULL[first:last].clone(), torch.zeros(4)
     for step in range(1, 41):
@@ -164,7 +164,7 @@ def train_and_save(rank: int, world_size: int, folder: str) -> None:
     if rank == 0:
         (checkpoint.folder_of(run, 40) / "__1_0.distcp").write_bytes(b"damaged")
     dist.barrier()
-    chosen, faults = writer.newest_whole()
+    chosen, faults = writer.newest_valid()
     assert chosen == checkpoint.folder_of(run, 30)
     assert ["__1_0.distcp: has 7 bytes" in fault for fault in faults] == [True]
     got, weight = torch.zeros(NUM_CLASSES, 2), torch.zeros(4)
