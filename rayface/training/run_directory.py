@@ -12,12 +12,12 @@ from rayface.config import Config
 from rayface.files import exclusive_folder, write_text
 from rayface.models.model_card import CARD
 from rayface.models.model_files import DESCRIPTION, WEIGHTS
+from rayface.models.run_files import CHECKPOINTS, CONFIG
 from rayface.tracking import Journal, read_metrics
 from rayface.tracking.delivery import delivered_run_id
 from rayface.tracking.spool import JOURNAL
 from rayface.training.run_messages import RunMessages, Values
 
-_CONFIG = "config.yaml"
 _DATA = "data.json"
 _OUTCOME = "outcome.json"
 _RESULT = "result.json"
@@ -42,12 +42,12 @@ class RunDirectory(RunMessages):
     @property
     def config_file(self) -> Path:
         """The resolved config as YAML."""
-        return self.path / _CONFIG
+        return self.path / CONFIG
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints, one folder a step."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def model(self) -> Path:
@@ -114,7 +114,7 @@ class RunDirectory(RunMessages):
 
     def has_started(self) -> bool:
         """Return whether a run was started here: it has its config."""
-        return self._exists(_CONFIG)
+        return self._exists(CONFIG)
 
     def is_finished(self) -> bool:
         """Return whether the run has its result and the model that the result names."""
@@ -134,7 +134,7 @@ class RunDirectory(RunMessages):
         """
         if not self.has_started():
             raise ValueError(
-                f"train.output: {self}: is not a run directory (no {_CONFIG}): name one that was trained in"
+                f"train.output: {self}: is not a run directory (no {CONFIG}): name one that was trained in"
             )
         return configs.load(file=self.config_file)
 

@@ -131,7 +131,7 @@ def true_class_probabilities(
 
 
 def _copy_centers(run: Path, path: Path) -> None:
-    from rayface.training.checkpointing.tools import saved_centers  # seconds to import
+    from rayface.models.saved_centers import saved_centers  # seconds to import
 
     centers = saved_centers(run)
     header = {"descr": "<f4", "fortran_order": False, "shape": (centers.num_classes, centers.width)}

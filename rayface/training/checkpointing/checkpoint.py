@@ -12,73 +12,16 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from rayface.models.digests import Digests, digests_of, verify, write_digests, write_synced
+from rayface.models.run_files import all_in
 from rayface.storage import sync_folder
-from rayface.training.checkpointing.digests import Digests, digests_of, verify, write_digests, write_synced
 from rayface.training.checkpointing.progress import PROGRESS, Progress
 from rayface.training.run_directory import RunDirectory
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-class RowShard(torch.Tensor):
-    """A rank's rows of one logical tensor, in class ranges of any size; shares memory with `local`.
-
-    DTensor's Shard(0) fixes the sizes of the parts; this speaks DCP's protocol (for which it has to be a
-    tensor) for parts of any size, so that a checkpoint holds one (C, ...) tensor and loads on any number of
-    ranks.
-
-    Args:
-        local: (rows, ...), the rank's part; loading writes into it.
-        first_row: where the part begins.
-        num_rows: rows of the whole, C.
-    """
-
-    first_row: int
-    _chunks: list[ChunkStorageMetadata]
-    _whole: torch.Size
-
-    @staticmethod
-    def of(local: torch.Tensor, first_row: int, num_rows: int) -> "RowShard":
-        shard = torch.Tensor._make_subclass(RowShard, local.detach())
-        offsets = torch.Size([first_row, *[0] * (local.dim() - 1)])
-        shard.first_row = first_row
-        shard._chunks = [ChunkStorageMetadata(offsets=offsets, sizes=local.shape)] if len(local) else []
-        shard._whole = torch.Size([num_rows, *local.shape[1:]])
-        return shard
-
-    def over(self, local: torch.Tensor) -> "RowShard":
-        """Return the same shard with other memory, of the shape of this rank's part."""
-        return RowShard.of(local, self.first_row, self._whole[0])
-
-    def size(self, dim: int | None = None) -> torch.Size | int:  # type: ignore[override]
-        """Of the whole, as DCP compares it with what was saved."""
-        return self._whole if dim is None else self._whole[dim]
-
-    def __create_write_items__(self, fqn: str, value: object) -> list[WriteItem]:
-        properties = TensorProperties.create_from_tensor(self)
-        return [
-            WriteItem(
-                index=MetadataIndex(fqn, chunk.offsets),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self._whole),
-            )
-            for chunk in self._chunks
-        ]
-
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return self._chunks
-
-    def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
-        return self.as_subclass(torch.Tensor)
 
 
 State = dict[str, torch.Tensor]
@@ -91,11 +34,6 @@ class CheckpointError(RuntimeError):
 
 def folder_of(run: Path, step: int) -> Path:
     return RunDirectory(run).checkpoints / f"step_{step:08d}"
-
-
-def all_in(run: Path) -> list[Path]:
-    """Return the finished checkpoints of a run, oldest first; `verify` tells whether one is valid."""
-    return sorted(p.parent for p in RunDirectory(run).checkpoints.glob(f"step_*/{PROGRESS}"))
 
 
 def save(run: Path, state: State, progress: Progress, *, keep: int, group: Group = None) -> Path:

@@ -9,9 +9,9 @@ from typing import Any, Self
 from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import masked
+from rayface.models.run_files import PROGRESS
 from rayface.training.recovery.rollback import Recovery
 
-PROGRESS = "progress.json"
 Values = Mapping[str, Any]
 """A JSON object whose keys belong to another module."""
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rayface.heads import Head
+from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
-from rayface.training.checkpointing.checkpoint import RowShard, State
+from rayface.training.checkpointing.checkpoint import State
 from rayface.training.checkpointing.optimizer_state import by_name, load_optimizer_state, optimizer_state
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.distributed import World

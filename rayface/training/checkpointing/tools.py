@@ -5,7 +5,6 @@ import re
 import shutil
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,30 +20,15 @@ from rayface.backbones.weights import read_tensors
 from rayface.files import publish
 from rayface.heads.class_centers import class_range
 from rayface.models.model_files import save_model
+from rayface.models.run_files import checkpoints_in, valid_checkpoint
+from rayface.models.saved_centers import SavedCenters, saved_centers
 from rayface.training.checkpointing import checkpoint
-from rayface.training.checkpointing.checkpoint import RowShard
-from rayface.training.checkpointing.digests import DIGESTS
-from rayface.training.checkpointing.progress import PROGRESS, Progress
+from rayface.training.checkpointing.progress import Progress
 from rayface.training.run_directory import RunDirectory
 
-CENTERS = "head.centers"
 # Parts of progress.json that a table names; numbers of the head and damaged samples are not for reading.
 _SHOWN_STATE = ("epoch", "workers", "schedule", "recovery", "mlflow", "plan", "dataset")
 _FEW = 8  # tensors of one kind that a table names one by one
-
-
-def checkpoints_in(directory: Path) -> list[Path]:
-    """Return the checkpoint at a directory, or all checkpoints of the run there, oldest first.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if any((directory / name).is_file() for name in (PROGRESS, DIGESTS, ".metadata")):
-        return [directory]
-    found = checkpoint.all_in(directory)
-    if not found:
-        raise ValueError(f"DIR {directory}: holds no checkpoint: name a run directory or RUN/checkpoints/step_...")
-    return found
 
 
 def verify(directory: Path) -> dict[str, list[str]]:
@@ -150,7 +134,7 @@ def export(directory: Path, out: Path) -> dict[str, str | int]:
     Raises:
         ValueError: the checkpoint is damaged, or there is no config.yaml around it.
     """
-    folder = _whole(directory)
+    folder = valid_checkpoint(directory)
     config = RunDirectory(folder.absolute().parent.parent).read_config()
     net = config.backbone
     backbone = build_backbone(
@@ -172,15 +156,6 @@ def export(directory: Path, out: Path) -> dict[str, str | int]:
         metrics={} if accuracy is None else {"accuracy_mean": accuracy},
     )
     return {"checkpoint": str(folder), "step": progress.step, "model": str(path)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedCenters:
-    """Saved class centers: read(first, last) returns rows first..last-1 of the (C, D) matrix."""
-
-    num_classes: int
-    width: int
-    read: Callable[[int, int], torch.Tensor]
 
 
 def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = False) -> dict[str, str | int]:
@@ -255,34 +230,6 @@ def _arcface_weight(path: Path) -> torch.Tensor:
 def _arcface(folder: Path) -> SavedCenters:
     whole = torch.cat(arcface_centers(folder))
     return SavedCenters(num_classes=len(whole), width=whole.shape[1], read=lambda first, last: whole[first:last])
-
-
-def saved_centers(directory: Path) -> SavedCenters:
-    """Return the class centers of a checkpoint or of a run (its newest), to be read in parts.
-
-    Raises:
-        ValueError: it is damaged or holds none.
-    """
-    folder = _whole(directory)
-    saved = _tensors(folder).get(CENTERS)
-    if saved is None:
-        raise ValueError(f"DIR {folder}: has no {CENTERS}: its head keeps no class centers")
-    num_classes, width = saved.size
-
-    def read(first: int, last: int) -> torch.Tensor:
-        rows = torch.empty(last - first, width, dtype=saved.properties.dtype)
-        _load(folder, {CENTERS: RowShard.of(rows, first, num_classes)})
-        return rows
-
-    return SavedCenters(num_classes=num_classes, width=width, read=read)
-
-
-def _whole(directory: Path) -> Path:
-    folder = checkpoints_in(directory)[-1]
-    faults = checkpoint.verify(folder)
-    if faults:
-        raise ValueError(f"DIR {folder}: is damaged: {'; '.join(faults)[:2000]}; name another checkpoint")
-    return folder
 
 
 def _tensors(folder: Path) -> dict[str, TensorStorageMetadata]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
-from rayface.training.checkpointing.checkpoint import CheckpointError, RowShard, State
+from rayface.training.checkpointing.checkpoint import CheckpointError, State
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.row_copy import RowCopy
 

@@ -16,8 +16,8 @@ from rayface.curate.prune.methods.diffprob import DiffProb, diffprob_for_keep
 from rayface.curate.prune.methods.face_nms import FaceNMS
 from rayface.curate.prune.methods.random import Random
 from rayface.curate.prune.selection import Selector
-from rayface.training.checkpointing import tools as checkpoint_tools
-from rayface.training.checkpointing.tools import SavedCenters
+from rayface.models import saved_centers
+from rayface.models.saved_centers import SavedCenters
 
 SIZE = 8
 MakeSelector = Callable[..., Selector]
@@ -64,7 +64,7 @@ def test_probabilities_of_a_whole_job_are_computed_once_and_centers_read_once(
         return true_class_probabilities(*arguments, **options)
 
     saved = SavedCenters(num_classes=40, width=SIZE, read=rows)
-    monkeypatch.setattr(checkpoint_tools, "saved_centers", lambda run: saved)
+    monkeypatch.setattr(saved_centers, "saved_centers", lambda run: saved)
     monkeypatch.setattr(module, "true_class_probabilities", probabilities)
     mine = make_selector(sizes, 60)
     method = mine.fit(DiffProb(min_images=2, head=str(tmp_path / "run"), scale=8.0), 0.6)
@@ -91,7 +91,7 @@ def test_centers_of_another_length_raise_one_line(
     make_selector: MakeSelector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = SavedCenters(num_classes=9, width=4, read=lambda first, last: torch.ones(last - first, 4))
-    monkeypatch.setattr(checkpoint_tools, "saved_centers", lambda run: saved)
+    monkeypatch.setattr(saved_centers, "saved_centers", lambda run: saved)
     method = DiffProb(threshold=0.1, head=str(tmp_path / "run"), scale=8.0)
     with pytest.raises(ValueError, match=r"prune.head: .*run: its class centers are of length 4, the embeddings of 8"):
         make_selector([3] * 9, 20).decide(method)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from rayface.heads.class_centers import class_range
+from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.progress import Progress
 
@@ -22,12 +23,12 @@ def save_and_load_all(rank: int, world_size: int, folder: str) -> None:
         store = f"file://{run}/store-{world_size}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     first, last = class_range(NUM_CLASSES, world_size, rank)
-    shard = checkpoint.RowShard.of(FULL[first:last].clone(), first, NUM_CLASSES)
+    shard = RowShard.of(FULL[first:last].clone(), first, NUM_CLASSES)
     state = {"head.centers": shard, "backbone.weight": torch.full((3,), 7.0)}
     checkpoint.save(run, state, Progress(step=world_size), keep=5)
     for saved in checkpoint.all_in(run):
         rows, weight = torch.zeros(last - first, 4), torch.zeros(3)
-        target = {"head.centers": checkpoint.RowShard.of(rows, first, NUM_CLASSES), "backbone.weight": weight}
+        target = {"head.centers": RowShard.of(rows, first, NUM_CLASSES), "backbone.weight": weight}
         progress = checkpoint.load(saved, target)
         assert torch.equal(rows, FULL[first:last])
         assert weight.tolist() == [7.0] * 3

@@ -17,9 +17,9 @@ from rayface.backbones import build_backbone
 from rayface.cli import app
 from rayface.heads.class_centers import class_range
 from rayface.models.model_files import load_model
+from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing import tools as checkpoint_tools
-from rayface.training.checkpointing.checkpoint import RowShard
 from rayface.training.checkpointing.progress import DatasetFacts, Progress
 
 NUM_CLASSES = 7
@@ -176,11 +176,3 @@ def test_arcface_files_that_do_not_fit_together_are_refused(tmp_path):
     refused("sizes", r"it has \['a', 'b'\]")
     torch.save(Code(), tmp_path / "sizes" / "checkpoint_gpu_1.pt")
     refused("sizes", "holds Python objects")
-
-
-def test_saved_centers_of_a_checkpoint_are_read_in_parts(tmp_path: Path) -> None:
-    centers = torch.randn(9, 4)
-    checkpoint.save(tmp_path, {"head.centers": RowShard.of(centers, 0, 9)}, Progress(step=1), keep=1)
-    saved = checkpoint_tools.saved_centers(tmp_path)
-    assert (saved.num_classes, saved.width) == (9, 4)
-    assert torch.equal(saved.read(2, 7), centers[2:7])

@@ -17,6 +17,7 @@ from rayface.curate.prune.class_probabilities import ClassProbabilities, class_p
 from rayface.curate.prune.dataset_stats import DatasetStats
 from rayface.curate.prune.keep_ratio import search_threshold
 from rayface.curate.prune.selection_method import Images, ThresholdMethod
+from rayface.models.run_files import CONFIG
 
 _SMALLEST = -12.0  # exponent of the smallest threshold that is searched
 
@@ -43,7 +44,7 @@ class DiffProb(ThresholdMethod[ClassProbabilities]):
     def from_settings(cls, settings: PruneConfig) -> Self:
         if settings.head is None:
             raise ValueError("prune.head: is not set: must be the run whose model embedded the images, for diffprob")
-        path = Path(settings.head) / "config.yaml"
+        path = Path(settings.head) / CONFIG
         if not path.is_file():
             raise ValueError(
                 f"prune.head: {settings.head}: is not a run directory: give the run of the embedding model"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rayface.training.checkpointing.digests import DIGESTS, digests_of, verify, write_digests
+from rayface.models.digests import DIGESTS, digests_of, verify, write_digests
 
 
 @pytest.fixture

@@ -1,0 +1,41 @@
+"""Files of a run that rooms below training read: its config, and its checkpoints as folders."""
+
+from pathlib import Path
+
+from rayface.models.digests import DIGESTS, verify
+
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+PROGRESS = "progress.json"
+
+
+def all_in(run: Path) -> list[Path]:
+    """Return the finished checkpoints of a run, oldest first; `digests.verify` tells whether one is still valid."""
+    return sorted(path.parent for path in (run / CHECKPOINTS).glob(f"step_*/{PROGRESS}"))
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """Return the checkpoint that a directory is, or the checkpoints of the run that it is, oldest first.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if any((directory / name).is_file() for name in (PROGRESS, DIGESTS, ".metadata")):
+        return [directory]
+    found = all_in(directory)
+    if not found:
+        raise ValueError(f"DIR {directory}: holds no checkpoint: name a run directory or RUN/checkpoints/step_...")
+    return found
+
+
+def valid_checkpoint(directory: Path) -> Path:
+    """Return the checkpoint that a directory is, or the newest of the run that it is; reads all of its bytes.
+
+    Raises:
+        ValueError: there is none, or it is corrupt.
+    """
+    folder = checkpoints_in(directory)[-1]
+    faults = verify(folder)
+    if faults:
+        raise ValueError(f"DIR {folder}: is damaged: {'; '.join(faults)[:2000]}; name another checkpoint")
+    return folder
