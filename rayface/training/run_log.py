@@ -1,4 +1,4 @@
-"""What a run tells of itself: rank 0's journal, which MLflow gets, and faults.log."""
+"""The log of a run: rank 0's journal, which is delivered to MLflow, and faults.log."""
 
 from collections.abc import Mapping, Sequence
 
