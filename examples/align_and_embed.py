@@ -43,7 +43,7 @@ def main() -> None:
         landmarks = largest_face(photograph, options.detector, options.score)
         if landmarks is None:
             raise SystemExit(f"{path}: no face was found: another photograph, or a lower --score?")
-        face = align(photograph, landmarks, model.info["image_size"])
+        face = align(photograph, landmarks, model.info.image_size)
         faces.append(cv2.cvtColor(face, cv2.COLOR_BGR2RGB))
     embeddings = model.embed(np.stack(faces))
     for path, embedding in zip(options.photographs, embeddings, strict=True):

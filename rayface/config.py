@@ -40,7 +40,7 @@ from rayface.config_fields import (
 )
 from rayface.credentials import masked
 from rayface.files import write_text
-from rayface.values import is_null, optional_fields, parse_override, read_yaml, shown
+from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -479,13 +479,13 @@ def _changed(config: Config, changes: Mapping[str, Any], source: str = "") -> Co
     return _build(tree)
 
 
-def open_groups(tree: Mapping[str, Any], source: str = "") -> dict[str, Any]:
+def open_groups(tree: Mapping[str, Any], source: str = "") -> Tree:
     """Groups of keys, `backbone: {width: 2}`, as dotted keys.
 
     Raises:
         ValueError: a key is given twice, by itself and in its group.
     """
-    opened: dict[str, Any] = {}
+    opened: Tree = {}
     for group, value in tree.items():
         inner = value if group in _GROUPS and isinstance(value, Mapping) else None
         for key, part in {group: value}.items() if inner is None else inner.items():
@@ -511,7 +511,7 @@ def require_keys(config: Config, *keys: str) -> None:
             raise ValueError(f"{key}: is not set: {descriptions()[key]}")
 
 
-def to_dict(config: Config, groups: Collection[str] | None = None) -> dict[str, Any]:
+def to_dict(config: Config, groups: Collection[str] | None = None) -> Tree:
     """Plain nested dict of YAML's types, of some fields of Config, such as TRAINING, or of all."""
     return {k: _plain(v) for k, v in asdict(config).items() if groups is None or k in groups}
 
@@ -525,9 +525,9 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     return _build(dict(tree))
 
 
-def flat(config: Config, groups: Collection[str] | None = None) -> dict[str, Any]:
+def flat(config: Config, groups: Collection[str] | None = None) -> Tree:
     """Dotted key to value, in the order of the tree, of some fields of Config, such as TRAINING, or of all."""
-    out: dict[str, Any] = {}
+    out: Tree = {}
     for key, value in to_dict(config, groups).items():
         if isinstance(value, dict):
             out.update({f"{key}.{k}": v for k, v in value.items()})
@@ -576,7 +576,7 @@ def _check_known(path: str, source: str) -> None:
     raise ValueError(f"{path}: is not a config key{where}{hint}")
 
 
-def _build(tree: dict[str, Any]) -> Config:
+def _build(tree: Tree) -> Config:
     try:
         return _ADAPTER.validate_python(tree)
     except ValidationError as error:

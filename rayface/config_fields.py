@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 
-from rayface.values import guess, parse_list, parse_mapping
+from rayface.values import Tree, guess, parse_list, parse_mapping
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -129,7 +129,7 @@ def as_mapping(value: Any) -> Any:
     return parse_mapping(value) if isinstance(value, str) else value
 
 
-def _guessed(values: dict[str, Any]) -> dict[str, Any]:
+def _guessed(values: Tree) -> Tree:
     return {key: guess(value) if isinstance(value, str) else value for key, value in values.items()}
 
 
@@ -139,7 +139,7 @@ PathText = Annotated[str, AfterValidator(_absolute)]
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(_paths)]
 DatabaseUri = Annotated[str, AfterValidator(_absolute_database)]
 Numbers = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_list)]
-Options = Annotated[dict[str, Any], BeforeValidator(as_mapping), AfterValidator(_guessed)]
+Options = Annotated[Tree, BeforeValidator(as_mapping), AfterValidator(_guessed)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: _alone(_as_list(v)))]
 Share = Annotated[float, Field(gt=0, le=1)]
 Cosine = Annotated[float, Field(gt=-1, le=1)]

@@ -2,10 +2,11 @@
 
 import copy
 import difflib
-from typing import Any
+
+from rayface.values import Tree
 
 # arcface_torch's recipe for CNNs (https://arxiv.org/abs/2203.15565): batch 1024 at lr .1, 20 epochs.
-_CNN: dict[str, Any] = {
+_CNN: Tree = {
     "backbone": {"name": "r50"},
     "head": {"margin": "cosface", "margin_value": 0.4, "scale": 64.0},
     "optim": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "clip_norm": 5.0},
@@ -14,14 +15,14 @@ _CNN: dict[str, Any] = {
 }
 
 
-def _cnn(name: str, **groups: dict[str, Any]) -> dict[str, Any]:
+def _cnn(name: str, **groups: Tree) -> Tree:
     preset = {**copy.deepcopy(_CNN), "name": name}
     for group, values in groups.items():
         preset.setdefault(group, {}).update(values)
     return preset
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Tree] = {
     "webface4m": _cnn("webface4m"),
     "webface12m": _cnn("webface12m"),
     "webface42m": _cnn(
@@ -56,7 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_values(name: str) -> dict[str, Any]:
+def preset_values(name: str) -> Tree:
     """The nested values of a preset, free to be changed.
 
     Raises:

@@ -12,6 +12,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+Tree = dict[str, Any]
+"""Keys and values of YAML's types; groups of keys are trees too."""
+
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _INTEGER = re.compile(r"[-+]?\d+")
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -40,7 +43,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Tree:
     """Keys and values of a YAML file; scalars as text.
 
     Raises:
@@ -97,7 +100,7 @@ def parse_list(text: str) -> list[str]:
     return items
 
 
-def parse_mapping(text: str) -> dict[str, Any]:
+def parse_mapping(text: str) -> Tree:
     """Keys and values of `{a: 1, b: c}`, scalars as text.
 
     Raises:

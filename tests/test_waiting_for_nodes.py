@@ -9,7 +9,7 @@ from rayface import session
 from rayface.config import Config, TrainConfig
 from rayface.embedding import embed
 from rayface.session import NoRoomError, require_workers, takes_gpu
-from rayface.tuning import sweep
+from rayface.tuning import resources
 from rayface.tuning.spec import Spec
 
 
@@ -67,9 +67,9 @@ def test_tune_asks_for_the_workers_of_all_trials_at_once_and_names_what_does_not
     base = Config(train=TrainConfig(num_workers=2, wait_for_nodes=5))
     spec = Spec(search={"optim.lr": [0.1, 0.2]})
     spec = replace(spec, sweep=replace(spec.sweep, concurrency=2))
-    sweep._wait_for_nodes(spec, base)
+    resources.wait_for_nodes(spec, base)
     assert autoscaler.asked[0] == [{"CPU": 1}] * 4
-    sweep._check_room(spec, base)
+    resources.check_room(spec, base)
     more = replace(base, train=replace(base.train, num_workers=3, wait_for_nodes=0.1))
     with pytest.raises(ValueError, match=r"train.num_workers: 6: each needs 1 CPU, the cluster has room for 4"):
-        sweep._wait_for_nodes(spec, more)
+        resources.wait_for_nodes(spec, more)

@@ -66,7 +66,7 @@ def load_embedder(
     info = loaded.info
     return Embedder(
         function=embed,
-        image_size=info["image_size"],
-        embedding_size=info["embedding_size"],
-        digest=info["sha256"],
+        image_size=info.image_size,
+        embedding_size=info.embedding_size,
+        digest=info.sha256,
     )

@@ -37,7 +37,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         raise ValueError(f"evaluate.protocol: {given.protocol}: its inputs are not set, for example evaluate.pairs")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_model(str(given.model), backbone=given.backbone, device=device)
-    protocol = protocol_type.open(given, image_size=loaded.info["image_size"])
+    protocol = protocol_type.open(given, image_size=loaded.info.image_size)
     root = normalise(str(given.out))
     make_folder(join(root, "plots"))  # before the work
     module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

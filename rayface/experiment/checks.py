@@ -12,6 +12,7 @@ from rayface.config import Config, require_keys
 from rayface.curate.prune.settings import check_settings as check_pruning
 from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
+from rayface.models.model_info import ModelInfo
 from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.distillation import check_distillation
 from rayface.training.validate import check_settings as check_training
@@ -84,7 +85,9 @@ def _check_teacher(sources: Sequence[str], config: Config, models: Models) -> No
         check_distillation(config)
         return
     fits = teacher or config  # sizes of an export to come, of a model that no stage trains, are checked later
-    check_distillation(config, {"embedding_size": fits.backbone.embedding_size, "image_size": fits.data.image_size})
+    backbone, size = fits.backbone, fits.data.image_size
+    info = ModelInfo(backbone=backbone.name, embedding_size=backbone.embedding_size, image_size=size)
+    check_distillation(config, info)
 
 
 def _check_prune(stage: Stage, config: Config) -> None:

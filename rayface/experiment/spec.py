@@ -10,7 +10,7 @@ from typing import Any
 from rayface import config as configs
 from rayface.config import Config
 from rayface.stages import INPUT_KINDS, STAGES, StageType
-from rayface.values import parse_list, parse_override, read_yaml, shown
+from rayface.values import Tree, parse_list, parse_override, read_yaml, shown
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -98,7 +98,7 @@ def _stage(entry: Any, where: str, shared: Mapping[str, Any], given: Mapping[str
         raise ValueError(f"{where}: name: {name!r}: must be letters, digits, '-' and '_': it names a folder")
     where = f"{where} ({name})"
     opened = configs.open_groups(_mapping(tree[verb] or {}, f"{where}: {verb}"), f"{where}: {verb}")
-    own: dict[str, Any] = {}
+    own: Tree = {}
     for written, value in opened.items():
         key = _key_of(written, verb, where)
         if key in own:
@@ -127,7 +127,7 @@ def _key_of(written: str, verb: str, where: str) -> str:
     return _unknown(written, {*stage.flags, *own}, f"{where}: {verb}")
 
 
-def _with_lists(keys: Mapping[str, Any]) -> dict[str, Any]:
+def _with_lists(keys: Mapping[str, Any]) -> Tree:
     """Several datasets as a list, so that a path that takes the place of a reference cannot end it."""
     texts = {
         key: value

@@ -1,37 +1,38 @@
 """The card beside a model: what it takes, what it learnt from, what it reached, how it is loaded."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rayface.credentials import masked
 from rayface.files import write_text
+from rayface.models.model_info import ModelInfo
 
 CARD = "model_card.md"
 
 
-def card(info: dict[str, Any], onnx: str | None = None) -> str:
+def card(info: ModelInfo, onnx: str | None = None) -> str:
     """Describe a model in Markdown.
 
     Args:
         info: what `model.json` says.
         onnx: name of the ONNX file beside the card; None: `model.safetensors` and `model.json` are beside it.
     """
-    size, length = info["image_size"], info["embedding_size"]
-    arguments = ", ".join(f"{k} {v}" for k, v in info["backbone_args"].items() if v is not None)
-    metrics = [f"| {name} | {_number(value)} |" for name, value in _flat(info["metrics"])]
+    size, length = info.image_size, info.embedding_size
+    arguments = ", ".join(f"{k} {v}" for k, v in info.backbone_args.items() if v is not None)
+    metrics = [f"| {name} | {_number(value)} |" for name, value in _flat(info.metrics)]
     return "\n".join(
         [
-            f"# Face embeddings by {info['backbone']}",
+            f"# Face embeddings by {info.backbone}",
             "",
             "| | |",
             "|---|---|",
-            f"| net | {info['backbone']}{f' ({arguments})' if arguments else ''} |",
-            f"| input | one aligned face, {size} x {size} pixels, {info['normalisation']}, as (N, 3, {size}, {size}) |",
+            f"| net | {info.backbone}{f' ({arguments})' if arguments else ''} |",
+            f"| input | one aligned face, {size} x {size} pixels, {info.normalisation}, as (N, 3, {size}, {size}) |",
             "| alignment | five landmarks on ArcFace's template by a similarity transform |",
             f"| output | {length} numbers, raw: scale to length 1, then compare by cosine |",
-            f"| licence of the training data | {info['licence'] or 'not stated'} |",
-            f"| digest of the training data | `{info['training_digest'] or 'unknown'}` |",
-            f"| sha256 of the weights | `{info['sha256']}` |",
+            f"| licence of the training data | {info.licence or 'not stated'} |",
+            f"| digest of the training data | `{info.training_digest or 'unknown'}` |",
+            f"| sha256 of the weights | `{info.sha256}` |",
             "",
             "The weights carry the licence of the data that they were trained on. Error rates differ between groups of "
             "people and kinds of pictures: measure them on faces of your own use before you set a threshold.",
@@ -54,9 +55,9 @@ def card(info: dict[str, Any], onnx: str | None = None) -> str:
     )
 
 
-def write_card(folder: Path, info: dict[str, Any], onnx: str | None = None) -> None:
+def write_card(folder: Path, info: ModelInfo, onnx: str | None = None) -> None:
     """Write the card into a folder, in place of one that is there."""
-    write_text(folder / CARD, card(masked(info), onnx))
+    write_text(folder / CARD, masked(card(info, onnx)))
 
 
 def _runtime(onnx: str) -> list[str]:
@@ -72,15 +73,15 @@ def _runtime(onnx: str) -> list[str]:
     ]
 
 
-def _flat(metrics: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def _flat(metrics: Mapping[str, object], before: str = "") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
     for name, value in metrics.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             rows += _flat(value, f"{before}{name} ")
         else:
             rows.append((before + name, value))
     return rows
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)

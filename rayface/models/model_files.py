@@ -1,11 +1,9 @@
 """Models as files: safetensors with a description beside it; whatever file holds one, loaded."""
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +17,10 @@ from rayface.backbones.weights import embedding_size_of, read_weights
 from rayface.files import publish, sha256_of, write_json
 from rayface.models.forward import embed_images, refuse_non_finite
 from rayface.models.model_card import write_card
+from rayface.models.model_info import DESCRIPTION, ModelInfo
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
 
 WEIGHTS = "model.safetensors"
-DESCRIPTION = "model.json"
-NORMALISATION = "RGB, x / 127.5 - 1"
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 
 
@@ -32,13 +29,13 @@ class LoadedModel:
     """A backbone in evaluation mode, and `info`: what `model.json` says of it."""
 
     module: nn.Module
-    info: dict[str, Any]
+    info: ModelInfo
 
     def embed(self, images: ArrayLike, *, flip: bool = True, batch_size: int = 256) -> NDArray[np.float32]:
         """Embed aligned faces.
 
         Args:
-            images: uint8 RGB (N, size, size, 3), size as in `info["image_size"]`.
+            images: uint8 RGB (N, size, size, 3), size as in `info.image_size`.
             flip: add the embedding of the mirror image, as verification protocols do.
             batch_size: images at a time.
 
@@ -48,14 +45,14 @@ class LoadedModel:
         Raises:
             ValueError: images of another type or shape, or a model that gives NaN.
         """
-        array, size = np.ascontiguousarray(images), self.info["image_size"]
+        array, size = np.ascontiguousarray(images), self.info.image_size
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (size, size, 3):
             raise ValueError(
                 f"images: {array.dtype} {array.shape}: must be uint8 RGB of shape (N, {size}, {size}, 3); see "
                 "rayface.evaluation.alignment"
             )
         if not len(array):
-            return np.zeros((0, self.info["embedding_size"]), np.float32)
+            return np.zeros((0, self.info.embedding_size), np.float32)
         parameter = next(self.module.parameters(), None)  # a model in ONNX has none
         device = parameter.device if parameter is not None else "cpu"
         found = embed_images(self.module, array, batch_size=batch_size, device=device, flip=flip)
@@ -67,12 +64,12 @@ def save_model(
     backbone: nn.Module,
     *,
     name: str,
-    backbone_args: Mapping[str, Any],
+    backbone_args: Mapping[str, object],
     image_size: int,
     embedding_size: int,
     licence: str,
     training_digest: str,
-    metrics: Mapping[str, Any],
+    metrics: Mapping[str, object],
 ) -> Path:
     """Write `model.safetensors`, `model.json` and `model_card.md`, each under a temporary name that is then replaced.
 
@@ -96,20 +93,19 @@ def save_model(
     temporary = temporary_name(weights)
     tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     save_file(tensors, temporary, metadata={"format": "pt"})
-    info = {
-        "backbone": name,
-        "backbone_args": dict(backbone_args),
-        "embedding_size": embedding_size,
-        "image_size": image_size,
-        "normalisation": NORMALISATION,
-        "licence": licence,
-        "training_digest": training_digest,
-        "metrics": dict(metrics),
-        "rayface_version": rayface.__version__,
-        "sha256": sha256_of(temporary),
-    }
+    info = ModelInfo(
+        backbone=name,
+        backbone_args=dict(backbone_args),
+        embedding_size=embedding_size,
+        image_size=image_size,
+        licence=licence,
+        training_digest=training_digest,
+        metrics=dict(metrics),
+        rayface_version=rayface.__version__,
+        sha256=sha256_of(temporary),
+    )
     publish(temporary, weights)
-    write_json(folder / DESCRIPTION, info)
+    write_json(folder / DESCRIPTION, info.as_dict())
     write_card(folder, info)
     return weights
 
@@ -137,57 +133,42 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
         )
     if path.suffix == ".onnx":
         session = OnnxModule(path, output or None)
-        info = describe(session, sha256_of(path) + (OUTPUT_SIGN + output if output else ""), NORMALISATION)
+        info = describe(session, sha256_of(path) + (OUTPUT_SIGN + output if output else ""))
         return LoadedModel(module=session.eval(), info=info)
     if output:
         raise ValueError(f"model {path}{OUTPUT_SIGN}{output}: only .onnx files have named outputs; leave it out")
     info = _published(path, backbone) if path.suffix in PUBLISHED_SUFFIXES else _description(path, backbone)
     module = load_backbone(
-        info["backbone"],
+        info.backbone,
         path,
-        embedding_size=info["embedding_size"],
-        image_size=info["image_size"],
-        **info["backbone_args"],
+        embedding_size=info.embedding_size,
+        image_size=info.image_size,
+        **info.backbone_args,
     )
     return LoadedModel(module=module.to(device).eval(), info=info)
 
 
-def _published(path: Path, backbone: str | None) -> dict[str, Any]:
+def _published(path: Path, backbone: str | None) -> ModelInfo:
     if backbone is None:
         raise ValueError(f"model {path} does not say which net it is: name it with --backbone, such as r50")
-    return {
-        "backbone": backbone,
-        "backbone_args": {},
-        "embedding_size": embedding_size_of(backbone, read_weights(path)),
-        "image_size": 112,
-        "normalisation": NORMALISATION,
-        "licence": "unknown: ask the publisher",
-        "training_digest": "",
-        "metrics": {},
-        "sha256": sha256_of(path),
-    }
+    return ModelInfo(
+        backbone=backbone,
+        embedding_size=embedding_size_of(backbone, read_weights(path)),
+        image_size=112,
+        licence="unknown: ask the publisher",
+        sha256=sha256_of(path),
+    )
 
 
-def _description(path: Path, backbone: str | None) -> dict[str, Any]:
+def _description(path: Path, backbone: str | None) -> ModelInfo:
     description = path.with_name(DESCRIPTION)
-    try:
-        info = json.loads(description.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"model {path} must have its {DESCRIPTION} beside it; there is none") from None
-    except ValueError as error:
-        raise ValueError(f"model description {description} must be JSON: {error}") from error
-    needed = ("backbone", "backbone_args", "embedding_size", "image_size")
-    missing = [key for key in needed if not isinstance(info, dict) or key not in info]
-    if missing:
-        raise ValueError(f"model description {description} must name {', '.join(needed)}; it lacks {missing[0]}")
-    if backbone not in (None, info["backbone"]):
-        raise ValueError(
-            f"--backbone {backbone} contradicts {description}, which says {info['backbone']}: leave it out"
-        )
-    if info.get("sha256", (found := sha256_of(path))) != found:
+    info = ModelInfo.read(description)
+    if backbone not in (None, info.backbone):
+        raise ValueError(f"--backbone {backbone} contradicts {description}, which says {info.backbone}: leave it out")
+    found = sha256_of(path)
+    if info.sha256 not in ("", found):
         raise ValueError(f"model {path} is not the one that {description} describes: its sha256 is {found}")
-    unsaid = {"normalisation": NORMALISATION, "licence": "", "training_digest": "", "metrics": {}, "sha256": found}
-    return {**unsaid, **info}
+    return replace(info, sha256=found)
 
 
 def temporary_name(path: Path) -> Path:

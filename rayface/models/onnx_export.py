@@ -12,7 +12,8 @@ from torch import nn
 
 from rayface.files import publish
 from rayface.models.model_card import write_card
-from rayface.models.model_files import NORMALISATION, LoadedModel, temporary_name
+from rayface.models.model_files import LoadedModel, temporary_name
+from rayface.models.model_info import NORMALISATION
 from rayface.models.onnx_model import OnnxModule
 
 ONNX_OPSET = 18
@@ -75,13 +76,13 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
 
 def _onnx_model(model: LoadedModel) -> Any:
     """Export the net, and write the contract of its input into the metadata."""
-    size = model.info["image_size"]
+    size = model.info.image_size
     proto = _traced(model.module, torch.zeros(2, 3, size, size, device=next(model.module.parameters()).device))
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del part.metadata_props[:]  # stack traces, with the paths of this machine
     for key in ("backbone", "embedding_size", "image_size", "normalisation", "licence", "training_digest", "sha256"):
-        proto.metadata_props.add(key=f"rayface.{key}", value=str(model.info[key]))
-    output = f"embedding float32 (N, {model.info['embedding_size']}), raw"
+        proto.metadata_props.add(key=f"rayface.{key}", value=str(getattr(model.info, key)))
+    output = f"embedding float32 (N, {model.info.embedding_size}), raw"
     proto.metadata_props.add(key="rayface.input", value=f"image float32 (N, 3, {size}, {size}), {NORMALISATION}")
     proto.metadata_props.add(key="rayface.output", value=output)
     return proto
@@ -111,7 +112,7 @@ def _onnx_error(model: LoadedModel, path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    size = model.info["image_size"]
+    size = model.info.image_size
     parameter = next(model.module.parameters())
     random = np.random.default_rng(0)
     worst = 0.0

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rayface.backbones.weights import refuse_placeholder
+from rayface.models.model_info import NORMALISATION, ModelInfo
 
 OUTPUT_SIGN = "::"  # model.onnx::OUTPUT names one of several outputs
 _PREFIX = "rayface."
@@ -117,17 +118,15 @@ def _listed(vectors: dict[str, int]) -> str:
     return ", ".join(f"{name} (N, {length})" for name, length in vectors.items())
 
 
-def describe(module: OnnxModule, sha256: str, normalisation: str) -> dict[str, Any]:
+def describe(module: OnnxModule, sha256: str) -> ModelInfo:
     """What `model.json` would say of the file; files of others are taken to have the field's usual normalisation."""
     said = module.metadata
-    return {
-        "backbone": said.get("backbone", "onnx"),
-        "backbone_args": {},
-        "embedding_size": module.embedding_size,
-        "image_size": module.size,
-        "normalisation": said.get("normalisation", normalisation),
-        "licence": said.get("licence", "unknown: ask the publisher"),
-        "training_digest": said.get("training_digest", ""),
-        "metrics": {},
-        "sha256": sha256,
-    }
+    return ModelInfo(
+        backbone=said.get("backbone", "onnx"),
+        embedding_size=module.embedding_size,
+        image_size=module.size,
+        normalisation=said.get("normalisation", NORMALISATION),
+        licence=said.get("licence", "unknown: ask the publisher"),
+        training_digest=said.get("training_digest", ""),
+        sha256=sha256,
+    )

@@ -85,7 +85,7 @@ def of_core_set(folder: Path) -> str | None:
 
 def of_run(folder: Path) -> str | None:
     """Fingerprint a run by its model, once it is finished."""
-    from rayface.models.model_files import DESCRIPTION
+    from rayface.models.model_info import DESCRIPTION
     from rayface.training.run_directory import RunDirectory
 
     with _unless_missing(folder):

@@ -1,6 +1,6 @@
 """Distillation: while it learns to classify, a student's embeddings are drawn to those of a teacher."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.micro_batches import MicroBatch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import load_model
+from rayface.models.model_info import ModelInfo
 from rayface.precision import autocast
 from rayface.storage import on_disk
 from rayface.training.distributed import World
@@ -98,7 +99,7 @@ def build_distillation(config: Config, plan: SampleOrder, num_classes: int, worl
     return Distillation(teacher, loss, train.distillation_weight)
 
 
-def check_distillation(config: Config, teacher: Mapping[str, int] | None = None) -> None:
+def check_distillation(config: Config, teacher: ModelInfo | None = None) -> None:
     """Refuse, on the driver, settings that cannot work together and a teacher that does not fit the student.
 
     Args:
@@ -122,14 +123,13 @@ def check_distillation(config: Config, teacher: Mapping[str, int] | None = None)
     if train.teacher_cache is not None:
         on_disk(train.teacher_cache, "train.teacher_cache")
     info = teacher or load_model(train.teacher, backbone=train.teacher_backbone).info
-    if info["embedding_size"] != backbone.embedding_size:
+    if info.embedding_size != backbone.embedding_size:
         raise ValueError(
-            f"backbone.embedding_size: {backbone.embedding_size}: the teacher's is {info['embedding_size']}: use the "
-            "same"
+            f"backbone.embedding_size: {backbone.embedding_size}: the teacher's is {info.embedding_size}: use the same"
         )
-    if train.teacher_cache is None and info["image_size"] != config.data.image_size:
+    if train.teacher_cache is None and info.image_size != config.data.image_size:
         raise ValueError(
-            f"data.image_size: {config.data.image_size}: the teacher takes {info['image_size']} pixels: use the same, "
+            f"data.image_size: {config.data.image_size}: the teacher takes {info.image_size} pixels: use the same, "
             "or train.teacher_cache=DIR, for which images are decoded at the teacher's size"
         )
 

@@ -1,5 +1,6 @@
 """What a sweep leaves: best.yaml, result.json, pictures and a page that shows them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 import rayface
 from rayface import config as configs
@@ -93,3 +94,18 @@ def _row(trial: FrozenTrial, spec: Spec, facts: list[str], best: set[int]) -> di
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def ended_line(trial: FrozenTrial, metrics: Sequence[str], best: Sequence[FrozenTrial], num_trials: int) -> str:
+    values = trial.values if trial.state == TrialState.COMPLETE else []
+    found = ", ".join(f"{metric} {value:.4g}" for metric, value in zip(metrics, values, strict=False))
+    tried = " ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+    what = found or trial.user_attrs.get("reason", "")
+    text = f"trial {trial.number} of {num_trials}: {trial.state.name.lower()} {what}"
+    if best and best[0].number != trial.number:
+        text += f" (best {best[0].values[0]:.4g}, trial {best[0].number})"
+    return f"{text}: {tried}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)

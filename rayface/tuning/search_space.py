@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import BeforeValidator, ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from rayface.values import parse_number
+from rayface.values import Tree, parse_number
 
 Scalar = bool | int | float | str | None
 Number = Annotated[int | float, BeforeValidator(lambda v: parse_number(v) if isinstance(v, str) else v)]
@@ -56,10 +56,10 @@ class Parameter:
         """All choices, or both ends of the range."""
         return self.choices if self.choices is not None else (self.low, self.high)
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> Tree:
         """What the file says of it, in JSON's types."""
         said = {key: value for key, value in vars(self).items() if value is not None and value is not False}
-        given: dict[str, Any] = json.loads(json.dumps(said))
+        given: Tree = json.loads(json.dumps(said))
         return given
 
     def grid(self) -> tuple[Scalar, ...] | None:

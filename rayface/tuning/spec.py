@@ -19,7 +19,7 @@ from rayface.config_fields import DatabaseUri, PathText, Positive
 from rayface.credentials import mask, masked
 from rayface.files import write_text
 from rayface.tuning.search_space import Parameter, Scalar, grid
-from rayface.values import is_null, optional_fields, parse_override, read_yaml, shown, to_text
+from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown, to_text
 
 _OWN = "sweep."
 _STAGES = ("prune", "clean")  # groups of the stage in front of a training
@@ -73,7 +73,7 @@ class Spec:
     """A sweep file."""
 
     preset: str | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Tree = Field(default_factory=dict)
     """What all trials have in common, as a file for `rayface train -c`."""
     search: dict[str, Annotated[Parameter, BeforeValidator(_parameter)]] = Field(min_length=1)
     """Dotted config key to a list of choices or a range; with prune.embeddings, data.train is pruned first."""
@@ -137,7 +137,7 @@ def check_resumable(overrides: Sequence[str]) -> None:
             raise ValueError(f"{key}: must stay for --resume: only {', '.join(sorted(FREE))} may be given")
 
 
-def flat(spec: Spec, base: Config) -> dict[str, Any]:
+def flat(spec: Spec, base: Config) -> Tree:
     """All that a sweep file says, resolved, by dotted key, in JSON's types."""
     tree = json.loads(json.dumps(asdict(spec)))
     groups = {

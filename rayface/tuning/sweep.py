@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -21,15 +20,15 @@ from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
 from rayface.interrupts import terminable
-from rayface.session import is_cluster, places, ray_session, require_workers
+from rayface.session import is_cluster, ray_session
 from rayface.tracking import shared_tracking
 from rayface.tracking.journal import Status
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
-from rayface.training.resources import uses_gpu
 from rayface.training.validate import dry_run
 from rayface.tuning import spec as specs
-from rayface.tuning.results import write_results
+from rayface.tuning.resources import check_room, most_workers, wait_for_nodes, worker_cpus
+from rayface.tuning.results import ended_line, write_results
 from rayface.tuning.resume import remember, resume_sweep
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
@@ -77,13 +76,13 @@ def tune(
     total_steps = _check_trials(spec, base)
     base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
-    most = _most_workers(spec, base)
-    num_cpus = spec.sweep.concurrency * _cpus(most) + 1
+    most = most_workers(spec, base)
+    num_cpus = spec.sweep.concurrency * worker_cpus(most) + 1
     directory = SweepDirectory(folder)
     with directory.exclusive(), ray_session(address, num_cpus=num_cpus, debug=debug):
         if is_cluster(address):
-            _wait_for_nodes(spec, most)
-        _check_room(spec, most)
+            wait_for_nodes(spec, most)
+        check_room(spec, most)
         storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or directory.storage
         study = open_study(spec, directory.study_name(resume=resume), storage, total_steps=total_steps, resume=resume)
         if not resume:
@@ -155,7 +154,7 @@ class _Sweep:
             metrics=metrics,
             watch=watch,
             tags=self._tags,
-            held_cpus=(concurrency - 1) * _cpus(_most_workers(self._spec, self._base)),
+            held_cpus=(concurrency - 1) * worker_cpus(most_workers(self._spec, self._base)),
             address=self._address,
         )
         tuner = ray_tune.Tuner(
@@ -248,7 +247,7 @@ class _Sweep:
         if best:
             curves[f"best/{metrics[0]}"] = best[0].values[0]
         self._journal.metrics(curves, ended)
-        logger.info("%s", _line(trial, metrics, best, self._spec.sweep.trials))
+        logger.info("%s", ended_line(trial, metrics, best, self._spec.sweep.trials))
 
     def _record_trials(self, best: set[int]) -> None:
         """Tag the trials' MLflow runs, and send what could not be sent when they ended."""
@@ -268,45 +267,11 @@ class _Sweep:
                     return
 
 
-def _most_workers(spec: Spec, base: Config) -> Config:
-    """The base with as many workers, and CPUs of each, as any trial may have."""
-    most = base
-    for key in ("train.num_workers", "train.cpus_per_worker"):
-        if key in spec.search:
-            tried = [configs.with_overrides(most, {key: value}) for value in spec.search[key].edges()]
-            most = max(tried, key=_cpus)
-    return most
-
-
-def _cpus(base: Config) -> int:
-    """What the workers of a trial hold."""
-    return base.train.max_workers * base.train.cpus_per_worker
-
-
 def _quiet_tune(debug: bool) -> None:
     """Stdout is for the result, and a trial that fails is told of in one line."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     if not debug:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-
-
-def _wait_for_nodes(spec: Spec, base: Config) -> None:
-    """Ask for the nodes that the trials at the same time need: those of a cluster come and go with the work."""
-    train, workers = base.train, spec.sweep.concurrency * base.train.max_workers
-    setting = "sweep.concurrency * train.num_workers"
-    require_workers(train.device, train.cpus_per_worker, workers, wait=train.wait_for_nodes, setting=setting)
-
-
-def _check_room(spec: Spec, base: Config) -> None:
-    """Trials that do not fit at once would wait for each other's workers."""
-    worker = {"CPU": float(base.train.cpus_per_worker), **({"GPU": 1.0} if uses_gpu(base) else {})}
-    workers, room = spec.sweep.concurrency * base.train.max_workers, places(worker)
-    if room < workers:
-        needs = " and ".join(f"{value:g} {name}" for name, value in worker.items())
-        raise ValueError(
-            f"sweep.concurrency: {spec.sweep.concurrency}: its trials have {workers} workers of {needs} each, the "
-            f"cluster has room for {room}: lower it, or train.num_workers, or add nodes"
-        )
 
 
 def _nested_in(delivery: tracking.Delivery, timeout: float) -> dict[str, str]:
@@ -317,18 +282,3 @@ def _nested_in(delivery: tracking.Delivery, timeout: float) -> dict[str, str]:
         logger.warning(f"MLflow at {delivery.uri} does not answer: the trials' runs will not be nested in the sweep's")
         return {}
     return {tracking.PARENT: delivery.run_id}
-
-
-def _line(trial: FrozenTrial, metrics: Sequence[str], best: Sequence[FrozenTrial], num_trials: int) -> str:
-    values = trial.values if trial.state == TrialState.COMPLETE else []
-    found = ", ".join(f"{metric} {value:.4g}" for metric, value in zip(metrics, values, strict=False))
-    tried = " ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
-    what = found or trial.user_attrs.get("reason", "")
-    text = f"trial {trial.number} of {num_trials}: {trial.state.name.lower()} {what}"
-    if best and best[0].number != trial.number:
-        text += f" (best {best[0].values[0]:.4g}, trial {best[0].number})"
-    return f"{text}: {tried}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)

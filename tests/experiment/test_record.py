@@ -32,7 +32,12 @@ def test_a_mark_beside_results_that_are_gone_is_none(tmp_path: Path) -> None:
     says = dict.fromkeys(("model_sha256", "dataset_digest", "flip", "precision", "dtype", "num_rows"), 1)
     manifest = {**says, "parts": [{"path": "part-000000.parquet", "num_rows": 1}]}
     (tmp_path / "embeddings.json").write_text(json.dumps(manifest))
-    (tmp_path / "prune.json").write_text(json.dumps({"faces_in": 2, "found": {}}))
+    numbers = ("threshold", "keep_wanted", "keep", "faces_cleaned", "faces_out", "identities", "seconds")
+    cosines = ("mean_cosine_before", "mean_cosine_after")
+    tables = {key: {} for key in ("found", "baselines", "stage_seconds", "config")}
+    texts = dict.fromkeys(("method", "embeddings", "created_by"), "x")
+    pruned = {**dict.fromkeys((*numbers, *cosines), 1), **tables, **texts, "faces_in": 2}
+    (tmp_path / "prune.json").write_text(json.dumps(pruned))
     (tmp_path / "model.json").write_text('{"sha256": "1"}')
     (tmp_path / "result.json").write_text("{}")
     verbs = {"embed": "part-000000.parquet", "prune": "report.html", "train": "model.safetensors"}

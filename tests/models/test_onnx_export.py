@@ -82,7 +82,7 @@ def test_a_saved_model_comes_back_equal(run, backbone):
     assert "| accuracy_mean | 0.9000 |" in card
     assert 'load_model(".")' in card
     info = json.loads((run / "model.json").read_text())
-    assert info == model.info
+    assert info == model.info.as_dict()
     assert info["normalisation"] == "RGB, x / 127.5 - 1"
     assert (info["backbone"], info["embedding_size"], info["image_size"]) == ("mini", 8, SIZE)
     assert (info["licence"], info["training_digest"]) == ("research only", "abc123")
@@ -119,8 +119,8 @@ def test_a_published_file_needs_the_name_of_its_net(tmp_path):
     torch.save(build_backbone("mini").state_dict(), tmp_path / "backbone.pth")
     model = load_model(tmp_path / "backbone.pth", backbone="mini")
     assert model.module(torch.zeros(1, 3, 112, 112)).shape == (1, 512)
-    assert model.info["image_size"] == 112
-    assert len(model.info["sha256"]) == 64
+    assert model.info.image_size == 112
+    assert len(model.info.sha256) == 64
 
 
 def test_wrong_models_are_named(run, tmp_path):
@@ -181,8 +181,8 @@ def test_an_onnx_file_is_a_model_like_any_other(run, tmp_path):
     out = tmp_path / "model.onnx"
     export_onnx(load_model(run), out)
     model = load_model(out)
-    assert (model.info["backbone"], model.info["embedding_size"], model.info["image_size"]) == ("mini", 8, SIZE)
-    assert (model.info["licence"], model.info["training_digest"]) == ("research only", "abc123")
+    assert (model.info.backbone, model.info.embedding_size, model.info.image_size) == ("mini", 8, SIZE)
+    assert (model.info.licence, model.info.training_digest) == ("research only", "abc123")
     images = random_faces(5)
     np.testing.assert_allclose(model.embed(images, batch_size=2), load_model(run).embed(images), atol=1e-5)
     np.testing.assert_allclose(load_embedder(out)(images), load_embedder(run)(images), atol=1e-5)
@@ -233,13 +233,13 @@ def test_onnx_with_several_outputs_gives_the_one_of_vectors_or_the_one_named(tmp
     images = random_faces(3)
     one = load_model(onnx_file(tmp_path / "map.onnx", {"e": 6}, feature_maps=True))
     assert one.embed(images).shape == (3, 6)
-    assert load_model(onnx_file(tmp_path / "quality.onnx", {"quality": 1, "e": 6})).info["embedding_size"] == 6
+    assert load_model(onnx_file(tmp_path / "quality.onnx", {"quality": 1, "e": 6})).info.embedding_size == 6
     two = onnx_file(tmp_path / "two.onnx", {"logits": 9, "e": 6})
     with pytest.raises(ValueError, match=r"several outputs .* logits \(N, 9\), e \(N, 6\): name .*two\.onnx::logits"):
         load_model(two)
     named = load_model(f"{two}::e")
     np.testing.assert_allclose(named.embed(images), one.embed(images), atol=1e-6)
-    assert named.info["sha256"] != load_model(f"{two}::logits").info["sha256"]
+    assert named.info.sha256 != load_model(f"{two}::logits").info.sha256
     with pytest.raises(ValueError, match="'x' is no output of shape"):
         load_model(f"{two}::x")
 
@@ -256,7 +256,7 @@ def test_arcface_torch_checkpoint_of_another_embedding_size_is_a_model(tmp_path)
     weights = {f"module.{key}": value for key, value in net.state_dict().items()}
     torch.save({"epoch": 1, "state_dict_backbone": weights}, tmp_path / "checkpoint_gpu_0.pt")
     model = load_model(tmp_path / "checkpoint_gpu_0.pt", backbone="mini")
-    assert model.info["embedding_size"] == 96
+    assert model.info.embedding_size == 96
     assert model.module(torch.zeros(2, 3, 112, 112)).shape == (2, 96)
 
 

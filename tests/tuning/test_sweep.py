@@ -6,7 +6,7 @@ import ray
 from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking import shared_tracking
-from rayface.tuning import sweep
+from rayface.tuning import resources, sweep
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Spec, SweepConfig
 from rayface.tuning.study import open_study
@@ -38,18 +38,18 @@ def test_trials_at_once_must_fit_into_the_nodes_of_the_cluster(monkeypatch, node
     spec = Spec(search={"optim.lr": Parameter(choices=(0.1,))}, sweep=SweepConfig(concurrency=2))
     base = configs.load(overrides=["train.num_workers=2", *keys])
     if message is None:
-        sweep._check_room(spec, base)
+        resources.check_room(spec, base)
         return
     with pytest.raises(ValueError, match=message):
-        sweep._check_room(spec, base)
+        resources.check_room(spec, base)
 
 
 def test_trials_are_counted_with_the_most_workers_that_are_searched():
     base = configs.load(overrides=["train.num_workers=8"])
     wide = Spec(search={"train.num_workers": Parameter(choices=(1, "[1, 3]", 2))})
-    assert sweep._most_workers(wide, base).train.max_workers == 3
+    assert resources.most_workers(wide, base).train.max_workers == 3
     both = {"train.num_workers": Parameter(low=1, high=3), "train.cpus_per_worker": Parameter(choices=(4, 2))}
-    most = sweep._most_workers(Spec(search=both), base).train
+    most = resources.most_workers(Spec(search=both), base).train
     assert (most.max_workers, most.cpus_per_worker) == (3, 4)
 
 

@@ -96,8 +96,8 @@ def test_export_gives_the_backbone_as_a_model(run, tmp_path):
     wanted = build_backbone(net.name, embedding_size=net.embedding_size, image_size=32, width=net.width)
     for name, tensor in wanted.state_dict().items():
         assert torch.equal(tensor, model.module.state_dict()[name])
-    assert model.info["training_digest"] == FACTS.digest
-    assert model.info["metrics"] == {"accuracy_mean": 0.75}
+    assert model.info.training_digest == FACTS.digest
+    assert model.info.metrics == {"accuracy_mean": 0.75}
     damage(checkpoint.folder_of(run, 6))
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint_tools.export(run, tmp_path / "other")

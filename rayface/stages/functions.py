@@ -1,0 +1,103 @@
+"""What stages do: each function hands a Config to the library, and returns its result as --json prints it.
+
+They import what they need when they are called: the command line shows its help without PyTorch and Ray.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from rayface.config import Config
+
+Result = Mapping[str, Any]
+logger = logging.getLogger(__name__)
+
+
+def draw(config: Config, resume: bool) -> Result:
+    from rayface.data.synth import synthesize
+
+    synth = config.synth
+    dataset = synthesize(
+        str(synth.out),
+        identities=synth.identities,
+        images_per_identity=synth.images_per_identity,
+        seed=synth.seed,
+        pairs=synth.pairs,
+        image_size=synth.image_size,
+        shard_size=synth.shard_size,
+    )
+    return _facts(dataset, synth.out)
+
+
+def convert_source(config: Config, resume: bool) -> Result:
+    from collections import Counter
+
+    from rayface.data.convert import ConvertSettings, convert
+    from rayface.data.sources import open_source
+
+    given = config.convert
+    settings = ConvertSettings(layout=given.layout, shard_size=given.shard_size, seed=given.seed)
+    dataset = convert(open_source(str(given.kind), str(given.source), given.options), str(given.out), settings)
+    left_out: Counter[str] = Counter()
+    for fault in dataset.faults:
+        logger.warning("%s", fault)
+        left_out[fault.kind] += fault.num_lost
+    return {**_facts(dataset, given.out), "left_out": dict(left_out)}
+
+
+def _facts(dataset: Any, out: str | None) -> Result:
+    return {
+        "dataset": out,
+        "images": dataset.num_images,
+        "identities": dataset.num_classes,
+        "identities_with_images": dataset.num_classes_with_images,
+        "shards": len(dataset.shards),
+        "faults": len(dataset.faults),
+    }
+
+
+def embed_dataset(config: Config, resume: bool) -> Result:
+    from rayface.embedding.embed import embed
+
+    result = embed(config).as_dict()
+    for fault in result["faults"]:
+        logger.warning("%s", fault)
+    return {"out": config.embed.out, **result}
+
+
+def shown_embeddings(result: Result) -> Result:
+    names = ("model", "data", "num_rows", "num_classes", "embedding_size", "flip", "parts_skipped", "seconds")
+    return {**{name: result[name] for name in names}, "faults": len(result["faults"])}
+
+
+def select_core_set(config: Config, resume: bool) -> Result:
+    from rayface.stages.proxy import prune
+
+    return {"out": config.prune.out, **prune(config).as_dict()}
+
+
+def shown_core_set(result: Result) -> Result:
+    return {name: value for name, value in result.items() if name not in ("out", "config", "created_by")}
+
+
+def train_model(config: Config, resume: bool) -> Result:
+    from rayface.training.trainer import train
+
+    return train(config, resume=resume, address=config.cluster.address, debug=config.cluster.debug).as_dict()
+
+
+def evaluate_model(config: Config, resume: bool) -> Result:
+    from rayface.evaluation.evaluate import evaluate
+
+    return evaluate(config)
+
+
+def export_model(config: Config, resume: bool) -> Result:
+    from rayface.models.model_files import load_model
+    from rayface.models.onnx_export import export_onnx
+    from rayface.storage import on_disk
+
+    given = config.export
+    onnx = on_disk(str(given.onnx), "export.onnx")
+    result = export_onnx(load_model(str(given.model), backbone=given.backbone), onnx, external_data=given.external_data)
+    return {"onnx": str(onnx), **result}

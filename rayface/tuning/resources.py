@@ -1,0 +1,41 @@
+"""What the trials of a sweep that run at the same time need of the cluster."""
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.session import places, require_workers
+from rayface.training.resources import uses_gpu
+from rayface.tuning.spec import Spec
+
+
+def most_workers(spec: Spec, base: Config) -> Config:
+    """The base with as many workers, and CPUs of each, as any trial may have."""
+    most = base
+    for key in ("train.num_workers", "train.cpus_per_worker"):
+        if key in spec.search:
+            tried = [configs.with_overrides(most, {key: value}) for value in spec.search[key].edges()]
+            most = max(tried, key=worker_cpus)
+    return most
+
+
+def worker_cpus(base: Config) -> int:
+    """What the workers of a trial hold."""
+    return base.train.max_workers * base.train.cpus_per_worker
+
+
+def wait_for_nodes(spec: Spec, base: Config) -> None:
+    """Ask for the nodes that the trials at the same time need: those of a cluster come and go with the work."""
+    train, workers = base.train, spec.sweep.concurrency * base.train.max_workers
+    setting = "sweep.concurrency * train.num_workers"
+    require_workers(train.device, train.cpus_per_worker, workers, wait=train.wait_for_nodes, setting=setting)
+
+
+def check_room(spec: Spec, base: Config) -> None:
+    """Trials that do not fit at once would wait for each other's workers."""
+    worker = {"CPU": float(base.train.cpus_per_worker), **({"GPU": 1.0} if uses_gpu(base) else {})}
+    workers, room = spec.sweep.concurrency * base.train.max_workers, places(worker)
+    if room < workers:
+        needs = " and ".join(f"{value:g} {name}" for name, value in worker.items())
+        raise ValueError(
+            f"sweep.concurrency: {spec.sweep.concurrency}: its trials have {workers} workers of {needs} each, the "
+            f"cluster has room for {room}: lower it, or train.num_workers, or add nodes"
+        )
