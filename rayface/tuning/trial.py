@@ -80,7 +80,7 @@ def _pruned(config: Config, run: Path) -> tuple[Config, Mapping[str, Any]]:
     """The config with the core set, beside the run, in place of the data that it is made of; what was kept of these."""
     core_set = core_set_of(run)
     # It is logged in the trial's own run.
-    stage = {"prune.data": config.data.train, "prune.out": core_set, "tracking.enabled": False}
+    stage = {"prune.data": config.data.train, "prune.out": str(core_set), "tracking.enabled": False}
     facts = STAGES["prune"].run(configs.with_overrides(config, stage))
     return configs.with_overrides(config, {"data.train": str(core_set)}), facts
 

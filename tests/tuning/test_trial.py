@@ -21,7 +21,7 @@ from rayface.tuning import trial
 def run_trial(tmp_path, monkeypatch):
     """Run one whose training is the given function; returns what was reported."""
 
-    def run(train, watch=None):
+    def run(train, watch=None, values=None):
         reports = []
         monkeypatch.setattr(tune, "report", reports.append)
 
@@ -30,7 +30,7 @@ def run_trial(tmp_path, monkeypatch):
             return SimpleNamespace(as_dict=lambda: values)
 
         monkeypatch.setattr(trial, "train", result)
-        job = {"run": str(tmp_path / "0007"), "values": {"optim.lr": 0.25}}
+        job = {"run": str(tmp_path / "0007"), "values": values or {"optim.lr": 0.25}}
         metrics = ["accuracy_mean", "seconds"]
         base = configs.to_dict(configs.load("debug"))
         trial.run_trial(job, base=base, metrics=metrics, watch=watch, tags={"a": "b"}, held_cpus=2.0, address="c:1")
@@ -134,3 +134,21 @@ def test_what_is_watched_is_reported_while_it_trains_but_for_step_0(run_trial, t
     *watched, last = run_trial(train, watch="eval/accuracy")
     assert watched == [{"state": "RUNNING", "step": step, "value": step / 100} for step in (10, 20)]
     assert last["state"] == "COMPLETE"
+
+
+def test_trial_with_a_prune_stage_trains_on_its_core_set(run_trial, tmp_path, monkeypatch):
+    asked = {}
+
+    def prune(config):
+        asked["prune"] = (config.prune.data, config.prune.out, config.tracking.enabled)
+        return {"keep": 0.5}
+
+    def train(config, **options):
+        asked["train"] = config.data.train
+        return {"accuracy_mean": 0.9, "seconds": 1.0}
+
+    monkeypatch.setitem(trial.STAGES, "prune", SimpleNamespace(run=prune))
+    values = {"data.train": str(tmp_path / "faces"), "prune.embeddings": "embeddings", "prune.threshold": 0.5}
+    assert run_trial(train, values=values)[0]["state"] == "COMPLETE"
+    core_set = str(tmp_path / "0007_core_set")
+    assert asked == {"prune": ((str(tmp_path / "faces"),), core_set, False), "train": (core_set,)}
