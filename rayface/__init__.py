@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from rayface.version import VERSION
+
 if TYPE_CHECKING:
     from rayface.models.model_files import load_model
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["__version__", "load_model"]
 
 

@@ -20,6 +20,10 @@ from rayface.cli.common import (
 from rayface.config import with_overrides
 from rayface.config_fields import parse_bytes
 
+Published = Annotated[
+    bool, typer.Option("--published", help="Show the error of the memory model on arcface_torch's table, and end.")
+]
+
 
 @app.command()
 def train(
@@ -48,7 +52,7 @@ def plan(
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
     config: Annotated[Path | None, path_option("--config", "-c", help="YAML file of config keys.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Workers; default: train.num_workers.")] = None,
-    gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, as 80GB: refuse what does not fit.")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, as 80GiB: refuse what does not fit.")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="C, where there is no dataset yet.")] = None,
     num_images: Annotated[int | None, typer.Option(min=1, help="Of an epoch, where there is no dataset yet.")] = None,
     rates: Annotated[Path | None, path_option(help="What `rayface bench rates --json` printed.")] = None,
@@ -59,9 +63,7 @@ def plan(
     backbone_efficiency: Annotated[float | None, typer.Option(help="Share of the products' rate it reaches.")] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="Compute activations of blocks twice.")] = False,
     plot: Annotated[Path | None, path_option(help="PNG of memory and images/s against the classes.")] = None,
-    published: Annotated[
-        bool, typer.Option("--published", help="Show the memory model's error on arcface_torch's table, and end.")
-    ] = False,
+    published: Published = False,
     imports: Imports = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -74,13 +76,6 @@ def plan(
     if published:
         show_results("memory of a GPU, MiB", as_dicts(table_rows()), as_table(table_rows()), json)
         return
-    given = {
-        "gemm_tflops": gemm_tflops,
-        "fp32_tflops": fp32_tflops,
-        "memory_bandwidth": memory_bandwidth,
-        "link_bandwidth": link_bandwidth,
-        "backbone_efficiency": backbone_efficiency,
-    }
     planned = plan_run(
         preset,
         config,
@@ -89,7 +84,13 @@ def plan(
         memory_per_device=parse_bytes(gpu_memory) if gpu_memory else None,
         num_classes=num_classes,
         num_images=num_images,
-        rates=given,
+        rates={
+            "gemm_tflops": gemm_tflops,
+            "fp32_tflops": fp32_tflops,
+            "memory_bandwidth": memory_bandwidth,
+            "link_bandwidth": link_bandwidth,
+            "backbone_efficiency": backbone_efficiency,
+        },
         rates_file=rates,
         recompute=recompute,
         plot=plot,

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-import rayface
 from rayface.data.classes import Ints
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.index import SOURCE_LABEL
@@ -23,6 +22,7 @@ from rayface.data.shards.scan import INDEX_SCHEMA, ScanJob, ShardScan, scan_one
 from rayface.data.shards.tar import end_of_archive
 from rayface.data.writer import identities_file
 from rayface.storage import DataError, atomic_stream, join, write_bytes
+from rayface.version import VERSION
 
 _CHUNK = 512
 _SELECTION_SCHEMA = INDEX_SCHEMA.append(pa.field(SOURCE_LABEL, pa.int32()))
@@ -193,7 +193,7 @@ def _publish(
         licence=source.about.licence,
         source=source.about.source,
         parent=Parent(path=source.roots[0] if len(source.roots) == 1 else list(source.roots), digest=source.digest),
-        created_by=f"rayface {rayface.__version__}",
+        created_by=f"rayface {VERSION}",
         selection=chosen,
         shards=entries,
     )

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import rayface
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.keys import read_keys, repeated_key
 from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, Parent, ShardEntry
@@ -37,6 +36,7 @@ from rayface.storage import (
     normalise,
     write_bytes,
 )
+from rayface.version import VERSION
 
 DEFAULT_SHARD_SIZE = 256 * 2**20
 _OURS = re.compile(rf"shard-\d{{6,}}\.tar|{re.escape(MANIFEST)}|{re.escape(INDEX)}|{re.escape(IDENTITIES)}|\..+\.tmp")
@@ -117,7 +117,7 @@ class ShardWriter:
             licence=licence,
             source=source,
             parent=parent,
-            created_by=f"rayface {rayface.__version__}",
+            created_by=f"rayface {VERSION}",
             shards=[],
         )
         self.counts = np.zeros(num_classes, np.int64)

@@ -11,7 +11,6 @@ from typing import Any
 
 import ray
 
-import rayface
 from rayface.config import Config, EmbedConfig, TrainConfig, require_keys
 from rayface.credentials import masked
 from rayface.data.dataset import Dataset, open_dataset
@@ -32,6 +31,7 @@ from rayface.session import is_cluster, ray_session, require_workers
 from rayface.storage import DataError, join, list_names, normalise, on_disk, write_bytes
 from rayface.tracking.job import tracked_job
 from rayface.tracking.spool import spool
+from rayface.version import VERSION
 
 _THREADS = 16  # that open files; each waits for the disk or the store
 _VISIBLE_SECONDS = 90.0  # until a file is seen on another node: NFS keeps listings for up to a minute
@@ -215,7 +215,7 @@ def _manifest(
             for number, shard in enumerate(dataset.shards)
         ],
         "faults": [str(fault) for fault in faults],
-        "created_by": f"rayface {rayface.__version__}",
+        "created_by": f"rayface {VERSION}",
         "parts_skipped": parts_skipped,
         "seconds": seconds,
     }

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-import rayface
 from rayface.backbones import load_backbone
 from rayface.backbones.weights import embedding_size_of, read_weights
 from rayface.files import publish, sha256_of, write_json
@@ -19,6 +18,7 @@ from rayface.models.forward import embed_images, refuse_non_finite
 from rayface.models.model_card import write_card
 from rayface.models.model_info import DESCRIPTION, ModelInfo
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
+from rayface.version import VERSION
 
 WEIGHTS = "model.safetensors"
 PUBLISHED_SUFFIXES = (".pt", ".pth")
@@ -101,7 +101,7 @@ def save_model(
         licence=licence,
         training_digest=training_digest,
         metrics=dict(metrics),
-        rayface_version=rayface.__version__,
+        rayface_version=VERSION,
         sha256=sha256_of(temporary),
     )
     publish(temporary, weights)

@@ -42,15 +42,14 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
     """
     out = Path(out)
     if out.suffix != ".onnx":
-        raise ValueError(f"--onnx {out} must end in .onnx")
+        raise ValueError(f"export.onnx: {out}: must end in .onnx")
     if isinstance(model.module, OnnxModule):
-        raise ValueError("--model is in ONNX already: give a run directory, a model.safetensors or a .pt/.pth file")
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401  # torch's exporter needs it
-    except ImportError as error:
-        raise ValueError(f"export to ONNX needs {error.name}: pip install 'rayface[onnx]'") from error
+        raise ValueError(
+            "export.model: is in ONNX already: give a run directory, a model.safetensors or a .pt/.pth file"
+        )
+    _check_installed()
+    import onnx
+
     tensors = model.module.state_dict().values()
     external_data |= sum(tensor.numel() * tensor.element_size() for tensor in tensors) > MAX_SINGLE_FILE
     folder = temporary_name(out)  # a folder: the .onnx holds the name of its weights' file
@@ -72,6 +71,15 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
     write_card(out.parent, model.info, out.name)
     facts = {"opset": ONNX_OPSET, "num_bytes": num_bytes, "external_data": external_data}
     return {"path": str(out), "max_abs_error": error_size, **facts}
+
+
+def _check_installed() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  # torch's exporter needs it
+    except ImportError as error:
+        raise ValueError(f"export to ONNX needs {error.name}: pip install 'rayface[onnx]'") from error
 
 
 def _onnx_model(model: LoadedModel) -> Any:

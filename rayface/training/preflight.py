@@ -24,6 +24,7 @@ from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
 from rayface.training.distributed import World
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
+from rayface.version import VERSION
 
 T = TypeVar("T")  # a JSON value
 CLOCK_SECONDS = 2.0  # more apart, and the times in journals and logs of several nodes cannot be read together
@@ -294,5 +295,5 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ray": ray.__version__,
-        "rayface": f"{rayface.__version__} ({code.hexdigest()[:8]})",
+        "rayface": f"{VERSION} ({code.hexdigest()[:8]})",
     }

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 
 from numpy.typing import ArrayLike
 
-import rayface
 from rayface.curves import Series, draw_curves
 from rayface.report import PALETTE, as_svg, load_template, write_pngs
 from rayface.training.run_directory import RunDirectory
+from rayface.version import VERSION
 
 
 def write_report(
@@ -34,7 +34,7 @@ def write_report(
         plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
         palette=PALETTE,
         config=run.config_text(),
-        version=rayface.__version__,
+        version=VERSION,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     run.write_report(page)

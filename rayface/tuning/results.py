@@ -10,7 +10,6 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-import rayface
 from rayface import config as configs
 from rayface import report
 from rayface.config import Config
@@ -18,6 +17,7 @@ from rayface.tuning import figures
 from rayface.tuning.spec import Spec, prunes
 from rayface.tuning.study import best_trials
 from rayface.tuning.sweep_directory import SweepDirectory
+from rayface.version import VERSION
 
 
 def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
         header=["trial", "state", *metrics, *spec.search, *took, "note"],
         rows=[_row(trial, spec, took, {t.number for t in best}) for trial in trials],
         palette=report.PALETTE,
-        version=rayface.__version__,
+        version=VERSION,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     sweep.write_results(result, page)

@@ -63,8 +63,7 @@ def tune(
         debug: show the logs of Ray.
 
     Returns:
-        sweep (its directory), trials by how they ended, the best one with its values and parameters,
-        seconds (of all sessions, where it was resumed).
+        sweep (its directory), trials by how they ended, the best one, seconds (of all sessions).
 
     Raises:
         ValueError: bad input; one line.

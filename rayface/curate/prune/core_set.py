@@ -13,7 +13,6 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import rayface
 from rayface.config import CleanConfig, Config, require_keys
 from rayface.credentials import masked
 from rayface.curate.clean.job import Cleaned, clean_faces, write_findings
@@ -46,6 +45,7 @@ from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
 from rayface.storage import on_disk
 from rayface.tracking.job import tracked_job
+from rayface.version import VERSION
 
 PROXY = "proxy"  # folder of what was made on the way to the embeddings
 _JOB = ".prune_job.json"
@@ -212,7 +212,7 @@ def _result(config: Config, inputs: _Inputs, core_set: _CoreSet, dataset: Datase
         seconds=0.0,
         embeddings=str(config.prune.embeddings),
         config=inputs.job,
-        created_by=f"rayface {rayface.__version__}",
+        created_by=f"rayface {VERSION}",
     )
 
 

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
-import rayface
 from rayface.arrays import Ints
 from rayface.curate.clean.findings import Findings
 from rayface.curate.cosines import unit_rows
@@ -22,6 +21,7 @@ from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings
 from rayface.files import write_file
 from rayface.report import HALF, PALETTE, Plot, add_legend, as_svg, load_template, new_axes, write_pngs
+from rayface.version import VERSION
 
 _SAMPLED = 300  # identities
 _SAMPLED_FACES = 20_000
@@ -90,7 +90,7 @@ def curation_report(
         config="",
         listings=[*_baselines(baselines or {}), *_found(found)],
         sheets=sheets,
-        version=rayface.__version__,
+        version=VERSION,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     return write_file(out / "report.html", page.encode())
