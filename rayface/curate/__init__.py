@@ -1,1 +1,1 @@
-"""Choosing which faces to train on. The methods are pure (arrays in, arrays out) and import no Ray."""
+"""Curation: find wrong images and identities, and select the images to train on."""

@@ -25,9 +25,7 @@ def unit_rows(embeddings: Floats, rows: Ints) -> NDArray[np.float64]:
     bad = ~(np.isfinite(norms) & (norms > 0))
     if bad.any():
         what = "all zeros" if norms[bad][0] == 0 else "NaN or infinity in it"
-        raise ValueError(
-            f"embeddings row {rows[bad][0]}: {what}; a face must have a direction, leave it out or embed it anew"
-        )
+        raise ValueError(f"embeddings row {rows[bad][0]}: {what}: leave the image out or embed it again")
     wide *= (1 / norms)[..., None]
     return wide
 
@@ -39,11 +37,11 @@ def unit_blocks(embeddings: Floats) -> Iterator[NDArray[np.float64]]:
 
 
 def identity_centers(embeddings: Floats, offsets: Ints) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return unit centers (I, D), and the cosine (N,) of each face to the mean of its identity, 0 where that is zero.
+    """Return unit centers (I, D), and the cosine (N,) of each image to the mean of its identity, 0 if the mean is zero.
 
     Args:
-        embeddings: (N, D) of any norm, the faces of an identity next to each other.
-        offsets: (I + 1,) where each identity begins, and N; every one has faces.
+        embeddings: (N, D) of any norm, the images of an identity adjacent.
+        offsets: (I + 1,) first image of each identity, and N; none is empty.
 
     Memory beside the result: blocks of 4,096 rows.
     """
@@ -66,7 +64,7 @@ def identity_centers(embeddings: Floats, offsets: Ints) -> tuple[NDArray[np.floa
 
 
 def _blocks(offsets: Ints) -> Iterator[tuple[int, int]]:
-    """Ranges of whole identities (first, last + 1) with at most _BLOCK faces, or of one identity."""
+    """Ranges of whole identities (first, last + 1) with at most _BLOCK images, or of one identity."""
     first = 0
     while first < len(offsets) - 1:
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _BLOCK, side="right")) - 1)

@@ -1,12 +1,12 @@
-"""Face-NMS: of faces of one identity that are more alike than a threshold, keep the one that stands more apart.
+"""Face-NMS: of images of one identity with a cosine above a threshold, keep the one that is farther from the others.
 
-The paper (arXiv 2109.04698) gives no formula; this is a reconstruction. With unit embeddings f_i of one identity, a
-face scores l_i = 1 - f_i . mean_j f_j, its share of the mean pairwise distance. From the highest score down, a face
-that is still there is kept and every other one with a higher cosine to it than the threshold is dropped for it.
+The paper (arXiv 2109.04698) gives no formula; this is a reconstruction. With unit embeddings f_i of one identity, an
+image scores l_i = 1 - f_i . mean_j f_j, its share of the mean pairwise distance. From the highest score down, an image
+that is left is kept, and every other one whose cosine to it is above the threshold is dropped for it.
 
-Where an identity keeps more than MAX_COMPARED faces, a face is compared with the last MAX_COMPARED of them before its
-block of 512 ranks, and with those of its block: work is n * MAX_COMPARED * D at most. Two alike faces then both stay if
-more than MAX_COMPARED are kept between their scores.
+If an identity keeps more than MAX_COMPARED images, an image is compared with the last MAX_COMPARED of them before its
+block of 512 ranks, and with those of its block: at most n * MAX_COMPARED * D products. Two similar images then both
+stay if more than MAX_COMPARED are kept between their scores.
 """
 
 import itertools
@@ -24,17 +24,17 @@ from rayface.curate.nms_kernel import MAX_BLOCK, SCORE_DECIMALS, suppress_identi
 MAX_COMPARED = 32_768
 _SCORE_ROWS = 4096
 _LEAST_BLOCK = 16  # rows
-_TASK_WORK = 2_000_000  # pairs of faces that a thread is given at a time
+_TASK_WORK = 2_000_000  # pairs of images in a thread's task
 
 
 def sparsity_scores(embeddings: ArrayLike) -> NDArray[np.float64]:
-    """Return 1 - f_i . mean_j f_j of the faces of one identity, f the unit embeddings.
+    """Return 1 - f_i . mean_j f_j of the images of one identity, f the unit embeddings.
 
     Args:
         embeddings: (n, D) of any norm.
     Returns:
-        (n,) float64 in [0, 2], rounded to 12 decimals so that what should tie ties. Time O(n D), memory n plus a
-        block of 4,096 rows.
+        (n,) float64 in [0, 2], rounded to 12 decimals so that equal images tie. O(n D) products; memory: n and a block
+        of 4,096 rows.
     Raises:
         ValueError: another shape, NaN, infinity, or a vector of zeros.
     """
@@ -49,12 +49,12 @@ def sparsity_scores(embeddings: ArrayLike) -> NDArray[np.float64]:
 
 
 def suppress(embeddings: ArrayLike, threshold: float, *, min_images: int = 1) -> Bools:
-    """Return which faces of one identity Face-NMS keeps.
+    """Return which images of one identity Face-NMS keeps.
 
     Args:
         embeddings: (n, D) of any norm, float16, float32 or float64.
         threshold: of the cosine, in (-1, 1]; at 1 nothing is dropped.
-        min_images: where fewer are left, the dropped ones of the highest score come back.
+        min_images: where fewer are left, dropped ones of the highest score are kept too.
     Returns:
         (n,) bool. Ties in the score go by index. Decided as in float64.
     Raises:
@@ -73,34 +73,29 @@ def suppress_many(
     bonus: ArrayLike | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Selection:
-    """Face-NMS of many identities: for each of them the same faces as `suppress`.
+    """Face-NMS of many identities: for each of them the same images as `suppress`.
 
-    Compiled (numba, seconds at the first call, then kept on disk), on as many threads as torch has. A large identity is
-    compared block by block, and where it keeps more than MAX_COMPARED faces by the rule above.
+    Compiled (numba: seconds at the first call, then cached on disk), on as many threads as torch has. A large identity
+    is compared block by block, and if it keeps more than MAX_COMPARED images by the rule above.
 
     Args:
-        embeddings: (N, D) of any norm, the faces of an identity next to each other; may be a memory map.
-        offsets: (I + 1,) where each identity begins, and N; see `group_offsets`.
+        embeddings: (N, D) of any norm, the images of an identity adjacent; may be a memory map.
+        offsets: (I + 1,) first image of each identity, and N; see `arrays.group_offsets`.
         threshold, min_images: as of `suppress`.
-        bonus: (N,) added to the scores that faces are ranked by.
-        block_bytes: working memory of a thread, about, beside the result and 32 bytes for each face of an
-            identity.
+        bonus: (N,) added to the scores that images are ranked by.
+        block_bytes: approximate working memory of a thread, beside the result and 32 bytes per image of an identity.
     Returns:
-        kept (N,), score (N,) float32 (`sparsity_scores` and bonus), suppressed_by (N,) int64: the first kept face, in
-        order of score, that is too alike; -1 for kept faces.
+        kept (N,), score (N,) float32 (`sparsity_scores` and bonus), suppressed_by (N,) int64: the first kept image, in
+        order of score, with a cosine above the threshold; -1 for kept images.
     Raises:
-        ValueError: wrong shapes or settings; NaN, infinity or a vector of zeros (the first such row is named).
+        ValueError: wrong shapes or settings; NaN, infinity or an all-zero vector (the first such row is named).
     """
     values = check_embeddings(embeddings)
     bounds = check_offsets(offsets, len(values))
-    check_min_images(min_images)
-    if not -1 < threshold <= 1:
-        raise ValueError(f"threshold {threshold}: must be above -1 and at most 1, it is a cosine")
-    if block_bytes < 1:
-        raise ValueError(f"block_bytes {block_bytes}: must be above 0")
+    _check_settings(threshold, min_images, block_bytes)
     extra = np.zeros(len(values)) if bonus is None else np.asarray(bonus, np.float64)
     if extra.shape != (len(values),):
-        raise ValueError(f"bonus shape {extra.shape}: must be ({len(values)},), one for each face")
+        raise ValueError(f"bonus shape {extra.shape}: must be ({len(values)},), one per image")
     found = Selection(np.ones(len(values), bool), np.zeros(len(values), np.float32), np.full(len(values), -1, np.int64))
     size = values.shape[1]
     block = min(MAX_BLOCK, max(_LEAST_BLOCK, block_bytes // (4 * size)), int(np.diff(bounds).max(initial=1)))
@@ -117,8 +112,16 @@ def suppress_many(
         with ThreadPoolExecutor(threads) as pool:
             bad = list(pool.map(work, *zip(*tasks, strict=True)))
     if rows := [row for row in bad if row >= 0]:
-        unit_rows(values, np.array([min(rows)]))  # says what is wrong with it
+        unit_rows(values, np.array([min(rows)]))  # raises what is wrong with it
     return found
+
+
+def _check_settings(threshold: float, min_images: int, block_bytes: int) -> None:
+    check_min_images(min_images)
+    if not -1 < threshold <= 1:
+        raise ValueError(f"threshold {threshold}: must be above -1 and at most 1, it is a cosine")
+    if block_bytes < 1:
+        raise ValueError(f"block_bytes {block_bytes}: must be above 0")
 
 
 def _tasks(bounds: Ints) -> list[tuple[int, int]]:

@@ -15,39 +15,39 @@ _UNIT = 8  # of widths: batched products are up to twice as fast at multiples of
 
 
 class Selection(NamedTuple):
-    """Which of N faces are kept, and why."""
+    """Which of N images are kept, and why."""
 
     kept: Bools  # (N,)
-    score: NDArray[np.float32]  # (N,), what faces were ranked by, the highest first
-    suppressed_by: Ints  # (N,), the row of the kept face that a face was dropped for; -1: none
+    score: NDArray[np.float32]  # (N,), what images were ranked by, the highest first
+    suppressed_by: Ints  # (N,), the row of the kept image that an image was dropped for; -1: none
 
 
 class Batch(NamedTuple):
-    """b identities of like size, padded to m faces, a little more than the largest has."""
+    """b identities of similar size, padded to m images, a little more than the largest has."""
 
     identities: Ints  # (b,)
-    rows: Ints  # (b, m), of the embeddings; a padded place repeats its identity's last face
-    valid: Bools  # (b, m), false where padded
+    rows: Ints  # (b, m), of the embeddings; padding repeats the identity's last image
+    valid: Bools  # (b, m), false for padding
 
 
 def check_min_images(min_images: int) -> None:
-    """Raise ValueError where an identity could vanish."""
+    """Raise ValueError if an identity could vanish."""
     if min_images < 1:
         raise ValueError(f"min_images {min_images}: must be at least 1, an identity never vanishes")
 
 
 def check_keep(keep: float) -> None:
-    """Raise ValueError for what is no share to keep."""
+    """Raise ValueError unless keep is a share."""
     if not 0 < keep <= 1:
-        raise ValueError(f"keep {keep}: must be above 0 and at most 1, the share of faces to keep")
+        raise ValueError(f"keep {keep}: must be above 0 and at most 1, the share of images to keep")
 
 
 def batches(offsets: Ints, identities: Ints, identity_bytes: Callable[[int], int], block_bytes: int) -> Iterator[Batch]:
-    """Yield all given identities that have faces, in batches of like size, the largest first.
+    """Yield the given identities that have images, in batches of similar size, the largest first.
 
     Args:
-        identity_bytes: memory that an identity takes, of the number of faces that it is padded to.
-        block_bytes: of a batch, at most, unless it is of one identity.
+        identity_bytes: memory of an identity as a function of the number of images that it is padded to.
+        block_bytes: largest batch, unless it holds one identity.
     """
     sizes = np.diff(offsets)[identities]
     order = np.argsort(-sizes, kind="stable")

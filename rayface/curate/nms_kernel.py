@@ -4,8 +4,6 @@ A cosine is first taken from unit embeddings in 16-bit integers, which is off by
 does not decide is it computed in float64.
 """
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -15,18 +13,18 @@ from numpy.typing import NDArray
 from rayface.arrays import Bools, Floats, Ints
 from rayface.compiled import compiled
 
-SCORE_DECIMALS = 12  # scores that are equal but for rounding are ties: the two faces of an identity of two always are
+SCORE_DECIMALS = 12  # scores that differ only by rounding tie: the two images of an identity of two always do
 MAX_BLOCK = 512  # rows; two such blocks of 16-bit integers fit a core's cache
 _ONE = 32767  # what 1 is in 16-bit integers
 _NONE = -1
 
 
 @intrinsic
-def _widened(_context: Any, value: Any) -> Any:
+def _widened(_context, value):  # type: ignore[no-untyped-def]
     """float16 bits (uint16) as float32, which numba lacks on CPUs; anything else as it is."""
     result = types.float32 if value == types.uint16 else value
 
-    def codegen(_: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(_, builder, signature, args):  # type: ignore[no-untyped-def]
         if signature.args[0] != types.uint16:
             return args[0]
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
@@ -35,11 +33,11 @@ def _widened(_context: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _product(_context: Any, value: Any, factor: Any) -> Any:
+def _product(_context, value, factor):  # type: ignore[no-untyped-def]
     """value * factor: of float16 bits in float32, which holds every such norm and its inverse; else in float64."""
     half = value == types.uint16
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         if half:
             wide = builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
             return builder.fmul(wide, builder.fptrunc(args[1], ir.FloatType()))
@@ -68,7 +66,7 @@ def suppress_identities(
         values: (N, D) float16, float32 or float64, C-contiguous.
         offsets: (k + 1,) rows where the identities begin, and where the last one ends.
         bonus: (N,) added to the scores.
-        most_compared: kept faces before its block of MAX_BLOCK ranks that a face is compared with, the nearest in rank.
+        most_compared: kept images before its block of MAX_BLOCK ranks that an image is compared with, nearest in rank.
         units: (2, rows of an identity that are compared at a time, D), to work in.
     Returns:
         the first row without a direction, else -1.

@@ -1,9 +1,9 @@
 """Embeddings grouped into partitions of whole identities, of about a block each, in bounded memory.
 
-Rows that arrive by identity are only cut between identities. Others are shuffled through files: each task sorts a block
-of rows by label, a partition is a range of labels, and a reader takes its rows from every sorted run. Unlike
-Ray Data's hash shuffle (repartition by key), which holds the set in the object store, this keeps nothing but a block in
-memory, cuts only between identities whatever their sizes, and goes on with the runs that are there after a crash.
+Files whose rows are by identity are cut between identities. Others are shuffled through files: each task sorts a block
+of rows by label, a partition is a range of labels, and a reader takes its rows from every sorted run. Unlike Ray
+Data's hash shuffle (repartition by key), which holds the dataset in the object store, this keeps one block in memory,
+cuts only between identities of any size, and resumes with the runs that are there after a crash.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +27,7 @@ from rayface.ray_tasks import map_unordered
 from rayface.storage import DataError, atomic_stream
 
 _MOST_MET = 1000
-_FEW_LABELS = 1_000_000  # are added up at a time, or as many as are known
+_FEW_LABELS = 1_000_000  # counts are merged when so many more than the known ones have come
 _NO_ROWS = np.empty(0, np.uint64), np.empty(0, np.int64)
 
 
@@ -64,7 +63,7 @@ class Partition:
 
 @dataclass(frozen=True, kw_only=True)
 class Partitions:
-    """All faces in partitions; `labels` (I,) int64, rising, and `sizes` (I,) of the identities."""
+    """All images in partitions; `labels` (I,) int64, rising, and `sizes` (I,) of the identities."""
 
     partitions: tuple[Partition, ...]
     labels: Ints
@@ -94,7 +93,7 @@ def read_partition(partition: Partition) -> tuple[Rows, Ints]:
 
 
 def _sorted(parts: list[Rows]) -> Rows:
-    """All rows by label, then by key; each part is let go once it is copied."""
+    """All rows by label, then by key; each part is freed once it is copied."""
     labels = np.concatenate([part.labels for part in parts])
     keys = pa.concat_arrays([part.keys for part in parts])
     order = pc.sort_indices(pa.table({"label": labels, "key": keys}), [("label", "ascending"), ("key", "ascending")])
@@ -110,14 +109,14 @@ def _sorted(parts: list[Rows]) -> Rows:
 
 
 def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int) -> Partitions:
-    """Count the identities and cut the faces into partitions.
+    """Count the identities and cut the images into partitions.
 
     Args:
-        folder: for sorted runs, where the rows do not arrive by identity: a copy of the embeddings.
-        block_bytes: of embeddings in a partition, about; an identity is never cut.
+        folder: for sorted runs, a copy of the embeddings, unless the rows are by identity.
+        block_bytes: approximate size of a partition's embeddings; an identity is never cut.
 
-    Memory: a few blocks for each task; on the driver 8 bytes for each face, about 100 for each identity and for each
-    partition; what is sent for a partition does not grow with the number of files, unless rows arrive by identity.
+    Memory: a few blocks per task; on the driver 8 bytes per image and about 100 per identity and per partition. What is
+    sent for a partition does not grow with the number of files, unless the rows are by identity.
 
     Raises:
         DataError: a bad row, or a key that occurs twice; one line.
@@ -125,15 +124,15 @@ def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int) ->
     block = max(1, block_bytes // (source.size * np.dtype(source.dtype).itemsize))
     counts = _count(source, block)
     labels, sizes = counts.labels, counts.sizes
-    if counts.runs is not None:
-        partitions = list(_cut_by_identity(source.files, counts.runs, block))
+    if counts.stretches is not None:
+        partitions = list(_cut_by_identity(source.files, counts.stretches, block))
     else:
         partitions = _shuffle(source, folder, labels, sizes, block)
     return Partitions(partitions=tuple(partitions), labels=labels, sizes=sizes)
 
 
 def _together(files: Sequence[EmbeddingFile], most: int) -> list[list[EmbeddingFile]]:
-    """Neighbouring files of up to `most` rows in all; a larger file is alone."""
+    """Adjacent files of up to `most` rows in all; a larger file is alone."""
     found: list[list[EmbeddingFile]] = []
     rows = most
     for file in files:
@@ -145,69 +144,90 @@ def _together(files: Sequence[EmbeddingFile], most: int) -> list[list[EmbeddingF
     return found
 
 
-@dataclass(kw_only=True)
-class _Counts:
+Stretches = tuple[Ints, Ints]
+"""Label and length of each stretch of equal labels in a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FileCounts:
+    """Of the files of a part; `stretches` of each file, None if an identity has several in them."""
+
+    part: int
     labels: Ints
     sizes: Ints
-    runs: list[tuple[Ints, Ints]] | None  # of each file, where rows arrive by identity: labels and lengths
+    stretches: list[Stretches] | None
+    hashes: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counts:
+    """Of all files; `stretches` of each file, None unless every identity's rows are adjacent."""
+
+    labels: Ints
+    sizes: Ints
+    stretches: list[Stretches] | None
 
 
 def _count(source: Embeddings, block: int) -> _Counts:
     """Read keys and labels of all files once."""
     files = source.files
 
-    def count(numbered: tuple[int, list[EmbeddingFile]]) -> dict[str, Any]:
+    def count(numbered: tuple[int, list[EmbeddingFile]]) -> _FileCounts:
         part, some = numbered
         blocks = [[(_hashes(keys), labels) for keys, labels in read_labels(file)] or [_NO_ROWS] for file in some]
         labels = [np.concatenate([own for _, own in each]) for each in blocks]
         known, sizes = np.unique(np.concatenate(labels), return_counts=True)
-        runs = [_runs(each) for each in labels]
-        whole = _arrive_whole(runs, len(known))
-        hashes = np.concatenate([own for each in blocks for own, _ in each])
-        return {"part": part, "labels": known, "sizes": sizes, "runs": runs if whole else None, "hashes": hashes}
+        stretches = [_stretches(each) for each in labels]
+        return _FileCounts(
+            part=part,
+            labels=known,
+            sizes=sizes,
+            stretches=stretches if _is_by_identity(stretches, len(known)) else None,
+            hashes=np.concatenate([own for each in blocks for own, _ in each]),
+        )
 
     parts = list(enumerate(_together(files, block)))
-    runs: dict[int, Any] = {}
-    whole = True
+    stretches: dict[int, list[Stretches]] | None = {}
     hashes, done = np.empty(source.num_rows, np.uint64), 0
     counts: list[tuple[Ints, Ints]] = []
     for result in map_unordered(count, parts, "read keys and labels", rows=source.num_rows):
-        whole &= result["runs"] is not None
-        if whole:
-            runs[result["part"]] = result["runs"]
+        if stretches is None or result.stretches is None:
+            stretches = None
         else:
-            runs.clear()
-        hashes[done : done + len(result["hashes"])] = result["hashes"]
-        done += len(result["hashes"])
-        counts.append((result["labels"], result["sizes"]))
+            stretches[result.part] = result.stretches
+        hashes[done : done + len(result.hashes)] = result.hashes
+        done += len(result.hashes)
+        counts.append((result.labels, result.sizes))
         if sum(len(labels) for labels, _ in counts[1:]) > len(counts[0][0]) + _FEW_LABELS:
             counts = [_summed(counts)]
     labels, sizes = _summed(counts)
     _refuse_duplicates(files, hashes)
-    in_order = [each for part in range(len(parts)) for each in runs[part]] if whole else None
-    return _Counts(labels=labels, sizes=sizes, runs=in_order if _arrive_whole(in_order, len(labels)) else None)
+    if stretches is not None:
+        in_order = [each for part in range(len(parts)) for each in stretches[part]]
+        if _is_by_identity(in_order, len(labels)):
+            return _Counts(labels=labels, sizes=sizes, stretches=in_order)
+    return _Counts(labels=labels, sizes=sizes, stretches=None)
 
 
-def _runs(labels: Ints) -> tuple[Ints, Ints]:
-    """Label and length of each stretch of equal labels."""
+def _stretches(labels: Ints) -> Stretches:
     if not len(labels):
         return labels, labels
     starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
     return labels[starts], np.diff(np.r_[starts, len(labels)])
 
 
-def _arrive_whole(runs: Sequence[tuple[Ints, Ints]] | None, num_identities: int) -> bool:
-    """Whether every identity is one stretch of rows, at most cut by the end of a file."""
-    stretches, last = 0, None
-    for labels, _ in runs or ():
+def _is_by_identity(stretches: Sequence[Stretches], num_identities: int) -> bool:
+    """Return whether every identity is one stretch of rows, at most cut by the end of a file."""
+    count, last = 0, None
+    for labels, _ in stretches:
         if len(labels):
-            stretches += len(labels) - (labels[0] == last)
+            count += len(labels) - (labels[0] == last)
             last = labels[-1]
-    return runs is not None and stretches == num_identities
+    return bool(count == num_identities)
 
 
 def _summed(counts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    """Labels, rising, and how many faces each has in all."""
+    """Labels, rising, and the number of images of each."""
     labels, sizes = (np.concatenate(side) for side in zip(*counts, strict=True))
     labels, place = np.unique(labels, return_inverse=True)
     return labels, np.bincount(place, sizes, minlength=len(labels)).astype(np.int64)
@@ -219,9 +239,9 @@ def _hashes(keys: pa.Array) -> NDArray[np.uint64]:
 
 
 def _refuse_duplicates(files: Sequence[EmbeddingFile], hashes: NDArray[np.uint64]) -> None:
-    """Only keys whose 64-bit hashes meet are compared; `hashes` are sorted in place."""
+    """Only keys with equal 64-bit hashes are compared; `hashes` are sorted in place."""
     hashes.sort()
-    met = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_MOST_MET]  # by chance hardly ever one
+    met = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_MOST_MET]  # rarely any
     if not len(met):
         return
     seen: Counter[str] = Counter()
@@ -232,11 +252,11 @@ def _refuse_duplicates(files: Sequence[EmbeddingFile], hashes: NDArray[np.uint64
         raise DataError(f"embeddings: key: {key!r}: occurs {times} times: keys must be unique, remove the copies")
 
 
-def _cut_by_identity(files: Sequence[EmbeddingFile], runs: list[tuple[Ints, Ints]], block: int) -> Iterator[Partition]:
-    """Cut the stretches of all files, in their order, into partitions of at least a block of rows."""
+def _cut_by_identity(files: Sequence[EmbeddingFile], stretches: list[Stretches], block: int) -> Iterator[Partition]:
+    """Cut the stretches of all files, in order, into partitions of at least a block of rows."""
     ranges: list[tuple[str, int, int]] = []
     held, last = 0, None
-    for file, (labels, lengths) in zip(files, runs, strict=True):
+    for file, (labels, lengths) in zip(files, stretches, strict=True):
         start = stop = 0
         for label, length in zip(labels.tolist(), lengths.tolist(), strict=True):
             if held + stop - start >= block and label != last:
@@ -260,11 +280,10 @@ def _shuffle(source: Embeddings, folder: Path, labels: Ints, sizes: Ints, block:
     ]
     runs = SortedRuns(folder=str(folder), count=len(blocks))
 
-    def sort(numbered: tuple[int, list[Range]]) -> dict[str, Any]:
+    def sort(numbered: tuple[int, list[Range]]) -> None:
         part, ranges = numbered
         if not Path(runs.path(part)).exists():
             write_run(runs.path(part), _sorted([read_rows(*each) for each in ranges]))
-        return {}
 
     for _ in map_unordered(sort, list(enumerate(blocks)), "sort by identity", rows=source.num_rows):
         pass

@@ -212,7 +212,7 @@ def test_a_face_without_a_direction_is_named(drawn: Any, block_bytes: int, value
     for row in (0, 1, 25):
         embeddings, offsets = drawn([1, 3, 40], dtype=np.float16)
         embeddings[row] = value
-        with pytest.raises(ValueError, match=rf"^embeddings row {row}: {message}.*leave it out") as error:
+        with pytest.raises(ValueError, match=rf"^embeddings row {row}: {message}.*leave the image out") as error:
             suppress_many(embeddings, offsets, 0.6, block_bytes=block_bytes)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=f"row 25: {message}"):

@@ -15,7 +15,7 @@ from rayface.config import CleanConfig
 from rayface.curate.clean import pair_search
 from rayface.curate.clean import tasks as clean_tasks
 from rayface.curate.clean.clean import clean
-from rayface.curate.clean.job import Cleaned, clean_faces
+from rayface.curate.clean.job import Cleaned, clean_images
 from rayface.curate.partitions import Partitions, partition_by_identity, read_partition
 from rayface.data.dataset import open_dataset
 from rayface.embedding.embeddings import open_embeddings
@@ -57,7 +57,7 @@ def run(drawn: tuple[Path, Path], folder: Path, look: CleanConfig, **more: Any) 
     partitions = partition_by_identity(source, folder / "runs", BLOCK)
     exclude = open_embeddings(drawn[1]) if look.above is not None else None
     settings: dict[str, Any] = {"exclude": exclude, "dataset": None, **more}
-    return clean_faces(
+    return clean_images(
         partitions, source, folder / "clean", look, block_bytes=BLOCK, device="cpu", **settings
     ), partitions
 

@@ -1,14 +1,14 @@
-"""Faces and identities that look wrong: found and listed, dropped or merged only when asked.
+"""Find images and identities that look wrong, list them, and drop or merge them if asked to.
 
-Outliers within an identity, identities that are one person, faces that two identities share, equal bytes, identities
-that a test set has too. All of it is exact. `clean` works in memory; `clean_job` does the same for a cluster.
+Outliers within an identity, identities that are one person, images that two identities share, equal files, identities
+of a test set. All searches are exact. `clean` works in memory; `clean.job` does the same on a cluster.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rayface.arrays import Floats, Ints, check_embeddings, group_offsets
 from rayface.config import CleanConfig
@@ -46,7 +46,7 @@ class CleanReport(Findings):
     """What was found, and what became of it.
 
     Attributes:
-        reason: (N,) why a face is dropped, of REASONS; null: it stays.
+        reason: (N,) why an image is dropped, one of REASONS; null: it stays.
         labels: (N,) as they were, or merged.
     """
 
@@ -64,20 +64,20 @@ def clean(
     test_labels: ArrayLike | None = None,
     digests: ArrayLike | None = None,
 ) -> CleanReport:
-    """Look for faces and identities that are wrong.
+    """Find images and identities that look wrong.
 
-    An identity never loses its last face but to the test set: of those to drop, the nearest to the mean stays.
+    An identity loses its last image only to the test set: of those to drop, the nearest to the mean stays.
 
     Args:
-        embeddings: (N, D) of any norm, the faces of an identity next to each other; may be a memory map.
+        embeddings: (N, D) of any norm, the images of an identity adjacent; may be a memory map.
         labels: (N,) integers.
         keys: (N,) string, unique.
         options: what to look for and what to do.
         test_embeddings, test_labels: (M, D), (M,) of the test set, for options.above.
-        digests: (N,) of any type, equal where the bytes of two samples are, for options.bytes.
+        digests: (N,) of any type, equal if the files of two images are, for options.bytes.
     Returns:
-        what was found. Memory beside it: 4 * D bytes for each identity, 20 for each face, and blocks. Time of
-        conflicts: up to N * N * D / 2 products; of duplicates: as many of identities.
+        what was found. Memory beside it: 4 * D bytes per identity, 20 per image, and blocks. Conflicts take up to
+        N * N * D / 2 products, duplicates as many of identities.
     Raises:
         ValueError: wrong shapes or options; NaN, infinity or a vector of zeros; too many pairs.
     """
@@ -85,18 +85,15 @@ def clean(
     _check(values, own, keys, options, test_embeddings, test_labels, digests)
     bounds = group_offsets(own)
     centers, cosines = identity_centers(values, bounds)
-    duplicates, conflicts, overlap = no_pairs(), no_pairs(), no_pairs()
-    test_names, limit = np.zeros(0, np.int64), most_pairs(len(values))
+    duplicates, conflicts, limit = no_pairs(), no_pairs(), most_pairs(len(values))
     if options.duplicates is not None:
         duplicates = _pairs_above("duplicates", centers, None, options.duplicates, limit)
     if options.conflicts is not None:
         apart = Apart(bounds, known_pairs(duplicates, len(centers)))
         conflicts = _pairs_above("conflicts", values, None, options.conflicts, limit, apart)
-    if options.above is not None and test_embeddings is not None:
-        test, order = check_embeddings(test_embeddings), np.argsort(np.asarray(test_labels), kind="stable")
-        test_bounds = group_offsets(np.asarray(test_labels)[order])
-        test_names = np.asarray(test_labels)[order][test_bounds[:-1]].astype(np.int64)
-        test_centers, _ = identity_centers(test[order], test_bounds)
+    overlap, test_names = no_pairs(), np.zeros(0, np.int64)
+    if options.above is not None and test_embeddings is not None and test_labels is not None:
+        test_centers, test_names = _test_centers(test_embeddings, test_labels)
         overlap = _pairs_above("test", centers, test_centers, options.above, limit)
     found = Found(
         outliers=far_from_mean(cosines, options.outliers),
@@ -115,6 +112,14 @@ def clean(
     )
 
 
+def _test_centers(embeddings: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float32], Ints]:
+    """Return the centers of a test set's identities, and their labels."""
+    order = np.argsort(np.asarray(labels), kind="stable")
+    grouped = np.asarray(labels)[order]
+    bounds = group_offsets(grouped)
+    return identity_centers(check_embeddings(embeddings)[order], bounds)[0], grouped[bounds[:-1]].astype(np.int64)
+
+
 def _check(
     values: Floats,
     labels: Ints,
@@ -125,7 +130,7 @@ def _check(
     digests: ArrayLike | None,
 ) -> None:
     if len(values) == 0:
-        raise ValueError("embeddings: no faces; there is nothing to look at")
+        raise ValueError("embeddings: no images: there is nothing to search")
     if not len(values) == len(labels) == len(keys):
         raise ValueError(f"embeddings {len(values)}, labels {len(labels)}, keys {len(keys)}: must be as many")
     check_options(options)

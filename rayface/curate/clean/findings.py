@@ -12,13 +12,13 @@ from scipy.sparse.csgraph import connected_components
 from rayface.arrays import Bools, Ints
 from rayface.curate.clean.pair_search import Pairs
 
-DROPS = ("test", "bytes", "outliers", "conflicts")  # in order: the first that applies is a face's reason
+DROPS = ("test", "bytes", "outliers", "conflicts")  # in order: the first that applies is the reason
 REASONS = {"test": "in the test set", "bytes": "same bytes", "outliers": "outlier", "conflicts": "conflict"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What was found, by rows of N faces and numbers of I identities.
+    """What was found, by rows of N images and numbers of I identities.
 
     Attributes:
         outliers: rows.
@@ -45,7 +45,7 @@ class Findings:
         conflicts: key, label, other_key, other_label, cosine; not of identities that are duplicates.
         bytes: key, label, other_key, other_label; the other is the one to stay.
         test: label, test_label, cosine (of the centers).
-        num_dropped: faces, by their reason.
+        num_dropped: images, by their reason.
     """
 
     outliers: pa.Table
@@ -57,12 +57,12 @@ class Findings:
 
 
 def far_from_mean(cosines: NDArray[np.float64], below: float | None) -> Ints:
-    """Return the rows of a lower cosine to the mean of their identity."""
+    """Return the rows with a lower cosine to the mean of their identity."""
     return np.zeros(0, np.int64) if below is None else np.flatnonzero(cosines < below)
 
 
 def copies_of(digests: NDArray[np.generic], cosines: NDArray[np.float64]) -> Pairs:
-    """Return faces with the bytes of another, and that: the one nearest to the mean of its identity, else the first."""
+    """Return images with the bytes of another, and that one: the nearest to its identity's mean, else the first."""
     _, group = np.unique(digests, return_inverse=True)
     order = np.lexsort((-np.round(cosines, 10), group))  # stable: ties by row
     starts = np.r_[True, group[order][1:] != group[order][:-1]] if len(order) else np.zeros(0, bool)
@@ -74,12 +74,12 @@ def copies_of(digests: NDArray[np.generic], cosines: NDArray[np.float64]) -> Pai
 
 
 def _less_at_home(pairs: Pairs, cosines: NDArray[np.float64]) -> Ints:
-    """Of each pair the face that is farther from the mean of its identity, the later one where they are equal."""
+    """Of each pair the image that is farther from the mean of its identity, the later one if they are equal."""
     return np.unique(np.where(cosines[pairs[0]] < cosines[pairs[1]], pairs[0], pairs[1]))
 
 
 def reasons(found: Found, drop: tuple[str, ...], cosines: NDArray[np.float64], bounds: Ints) -> NDArray[np.int8]:
-    """Return for each face the place in DROPS of why it is dropped, -1 where it stays."""
+    """Return for each image the position in DROPS of why it is dropped, -1 if it stays."""
     taken = np.zeros(len(bounds) - 1, bool)
     taken[found.overlap[0]] = True
     rows: dict[str, Ints | Bools] = {
@@ -101,12 +101,12 @@ def reasons(found: Found, drop: tuple[str, ...], cosines: NDArray[np.float64], b
 
 
 def reason_column(why: NDArray[np.int8]) -> pa.DictionaryArray:
-    """Return reasons as words; null where a face stays."""
+    """Return the reasons as text; null if an image stays."""
     return pa.DictionaryArray.from_arrays(pa.array(why, mask=why < 0), [REASONS[name] for name in DROPS])
 
 
 def merged_labels(names: Ints, duplicates: Pairs) -> Ints:
-    """Return for each identity the lowest label of all that pairs connect with it."""
+    """Return for each identity (I,) the lowest label of those that pairs connect with it."""
     graph = coo_array((np.ones(len(duplicates[0]), bool), duplicates[:2]), shape=(len(names), len(names)))
     count, person = connected_components(graph, directed=False)
     lowest = np.full(count, np.iinfo(np.int64).max)

@@ -1,6 +1,6 @@
-"""Clean embedded faces before they are pruned, as a job on the cluster, and write embeddings of those that stay.
+"""Clean embedded images before they are pruned, as a job on the cluster, and write embeddings of those that stay.
 
-`clean_faces` reads from top to bottom; every task leaves files that are found again when the job is run again.
+`clean_images` reads from top to bottom; every task leaves files that are found again when the job is run again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +29,7 @@ from rayface.curate.clean.findings import (
     reasons,
 )
 from rayface.curate.clean.pair_search import known_pairs, most_pairs, no_pairs
-from rayface.curate.clean.tasks import FaceFiles, copies, describe, search
+from rayface.curate.clean.tasks import ImageFiles, SearchBounds, copies, describe, search
 from rayface.curate.core_set_file import dropped_rows
 from rayface.curate.partitions import Partition, Partitions, partition_by_identity, read_partition
 from rayface.data.dataset import Dataset
@@ -41,7 +40,7 @@ from rayface.storage import atomic_stream, read_bytes, write_bytes
 
 _ROWS = 65_536
 _DONE = "done.json"  # written last
-_FACES, _STAYS, _SEARCH = "faces.parquet", "stays", "search"
+_IMAGES, _STAYS, _SEARCH = "faces.parquet", "stays", "search"
 _TABLES = ("outliers", "duplicates", "conflicts", "bytes", "test")
 
 
@@ -49,23 +48,23 @@ _TABLES = ("outliers", "duplicates", "conflicts", "bytes", "test")
 class Cleaned:
     """What was found, the embeddings that stay, and labels that were merged.
 
-    `faces` is a parquet file with the key and the label of all faces, before any were merged, and why one is dropped.
+    `images` is a parquet file with key and label of all images, before any were merged, and why one is dropped.
     """
 
     found: Findings
-    faces: Path
+    images: Path
     stays: Embeddings
     merged: dict[int, int]
 
     def dropped(self) -> Iterator[pa.Table]:
-        """Yield rows of a core set for the faces that do not stay."""
-        with pq.ParquetFile(self.faces) as file:
+        """Yield rows of a core set for the images that do not stay."""
+        with pq.ParquetFile(self.images) as file:
             for batch in file.iter_batches(_ROWS, columns=["key", "label", "reason"]):
                 gone = batch.filter(pc.is_valid(batch["reason"]))
                 yield dropped_rows(gone["key"], gone["label"], gone["reason"])
 
 
-def clean_faces(
+def clean_images(
     partitions: Partitions,
     source: Embeddings,
     folder: Path,
@@ -76,42 +75,42 @@ def clean_faces(
     block_bytes: int,
     device: str,
 ) -> Cleaned:
-    """Clean all faces on the cluster; an interrupted job goes on with what its tasks have found.
+    """Clean all images on the cluster; an interrupted job resumes with what its tasks have found.
 
     Args:
-        folder: on a disk that all nodes share; for what was found, a copy of the embeddings that stay where any are
-            dropped or merged, and for conflicts another one of all while they are searched.
-        exclude: of a test set whose identities are to be looked for.
-        dataset: where given, samples of the same bytes are looked for.
-        block_bytes: of embeddings that a task holds, about.
+        folder: on a disk that all nodes share; for what was found, a copy of the embeddings that stay if any are
+            dropped or merged, and for conflicts a copy of all while they are searched.
+        exclude: embeddings of a test set, whose identities are searched.
+        dataset: if given, equal files are searched.
+        block_bytes: approximate size of the embeddings that a task holds.
         device: "auto", "cpu" or "cuda", where pairs are searched.
 
-    Memory: a few blocks for each task; on the driver 30 bytes for each face, 8 * D bytes for a sample of them, and what
-    is found.
+    Memory: a few blocks per task; on the driver 30 bytes per image, 8 * D bytes for a sample of them, and what is
+    found.
     """
     if not (folder / _DONE).exists():
         work = folder / _SEARCH
         work.mkdir(parents=True, exist_ok=True)
-        faces = describe(partitions, work / "all", vectors=options.conflicts is not None)
-        found, test_names = _find(faces, work, options, exclude, dataset, block_bytes, device)
-        why = reasons(found, options.dropped, faces.cosines, faces.bounds)
+        images = describe(partitions, work / "all", vectors=options.conflicts is not None)
+        found, test_names = _find(images, work, options, exclude, dataset, block_bytes, device)
+        why = reasons(found, options.dropped, images.cosines, images.bounds)
         if (why >= 0).all():
             raise ValueError("clean.drop: drops every image: change the cosines of clean.*")
-        listed = findings(found, why, faces.keys_at, faces.names, faces.bounds, faces.cosines, test_names)
+        listed = findings(found, why, images.keys_at, images.names, images.bounds, images.cosines, test_names)
         write_findings(listed, folder)
-        _write_faces(faces, why, folder / _FACES)
-        merged = merged_labels(faces.names, found.duplicates) if options.merge else faces.names
-        changed = np.flatnonzero(merged != faces.names)
+        _write_images(images, why, folder / _IMAGES)
+        merged = merged_labels(images.names, found.duplicates) if options.merge else images.names
+        changed = np.flatnonzero(merged != images.names)
         if len(changed) or (why >= 0).any():
-            _write_stays(partitions, source, why < 0, np.repeat(merged, np.diff(faces.bounds)), folder)
-        done = {"num_dropped": listed.num_dropped, "merged": [faces.names[changed].tolist(), merged[changed].tolist()]}
+            _write_stays(partitions, source, why < 0, np.repeat(merged, np.diff(images.bounds)), folder)
+        done = {"num_dropped": listed.num_dropped, "merged": [images.names[changed].tolist(), merged[changed].tolist()]}
         write_bytes(str(folder / _DONE), (json.dumps(done) + "\n").encode())
     shutil.rmtree(folder / _SEARCH, ignore_errors=True)
     return _cleaned(folder, source)
 
 
 def _find(
-    faces: FaceFiles,
+    images: ImageFiles,
     work: Path,
     options: CleanConfig,
     exclude: Embeddings | None,
@@ -122,33 +121,32 @@ def _find(
     """What is wrong, and the labels of the test set's identities."""
     duplicates, conflicts, overlap = no_pairs(), no_pairs(), no_pairs()
     test_names = np.zeros(0, np.int64)
-    limit = most_pairs(len(faces.cosines))
-    more: Any = {"limit": limit, "block_bytes": block_bytes, "device": device}
+    bounds = SearchBounds(limit=most_pairs(len(images.cosines)), block_bytes=block_bytes, device=device)
     if options.duplicates is not None:
-        duplicates = search("duplicates", faces.centers, None, options.duplicates, work, **more)
+        duplicates = search("duplicates", images.centers, None, options.duplicates, work, bounds)
     if options.conflicts is not None:
-        apart = faces.bounds, known_pairs(duplicates, len(faces.names))
-        conflicts = search("conflicts", faces.vectors, None, options.conflicts, work, apart=apart, **more)
+        apart = images.bounds, known_pairs(duplicates, len(images.names))
+        conflicts = search("conflicts", images.vectors, None, options.conflicts, work, bounds, apart)
     if options.above is not None and exclude is not None:
         test = describe(partition_by_identity(exclude, work / "test_runs", block_bytes), work / "test")
         test_names = test.names
-        overlap = search("test", faces.centers, test.centers, options.above, work, **more)
+        overlap = search("test", images.centers, test.centers, options.above, work, bounds)
     found = Found(
-        outliers=far_from_mean(faces.cosines, options.outliers),
+        outliers=far_from_mean(images.cosines, options.outliers),
         duplicates=duplicates,
         conflicts=conflicts,
-        copies=no_pairs() if dataset is None else copies(dataset, faces, work),
+        copies=no_pairs() if dataset is None else copies(dataset, images, work),
         overlap=overlap,
     )
     return found, test_names
 
 
-def _write_faces(faces: FaceFiles, why: NDArray[np.int8], path: Path) -> None:
-    """Write key and label of all faces, and why one is dropped."""
+def _write_images(images: ImageFiles, why: NDArray[np.int8], path: Path) -> None:
+    """Write key and label of all images, and why one is dropped."""
     schema = pa.schema([("key", pa.string()), ("label", pa.int64()), ("reason", pa.string())])
     start = 0
     with atomic_stream(str(path)) as stream, pq.ParquetWriter(stream, schema) as writer:
-        for table in map(faces.table, range(len(faces.paths))):
+        for table in map(images.table, range(len(images.paths))):
             reason = reason_column(why[start : start + len(table)]).cast(pa.string())
             writer.write_table(pa.table([table["key"], table["label"], reason], schema=schema))
             start += len(table)
@@ -159,7 +157,7 @@ def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, label
     (folder / _STAYS).mkdir(exist_ok=True)
     dtype: Dtype = "fp16" if source.dtype == "float16" else "fp32"
 
-    def write(numbered: tuple[int, Partition, Bools, Ints]) -> dict[str, Any]:
+    def write(numbered: tuple[int, Partition, Bools, Ints]) -> None:
         number, partition, kept, own = numbered
         path = folder / _STAYS / f"{number:06d}.parquet"
         if not path.exists():
@@ -170,7 +168,6 @@ def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, label
                 for some in (places[k : k + _ROWS] for k in range(0, len(places), _ROWS))
             )
             write_part(str(path), blocks, size=source.size, dtype=dtype, note={})
-        return {}
 
     ends = np.cumsum([partition.num_rows for partition in partitions.partitions]).tolist()
     ranges = [slice(end - partition.num_rows, end) for partition, end in zip(partitions.partitions, ends, strict=True)]
@@ -189,7 +186,7 @@ def _cleaned(folder: Path, source: Embeddings) -> Cleaned:
     tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}
     return Cleaned(
         found=Findings(**tables, num_dropped=done["num_dropped"]),
-        faces=folder / _FACES,
+        images=folder / _IMAGES,
         stays=open_embeddings(folder / _STAYS) if (folder / _STAYS).exists() else source,
         merged=dict(zip(*done["merged"], strict=True)),
     )

@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rayface.arrays import Floats, Ints
 from rayface.curate.clean.stacked_rows import StackedRows
 
-Matrix = NDArray[Any] | StackedRows  # (rows, D) of any norm
+Matrix = Floats | StackedRows  # (rows, D) of any norm
 Pairs = tuple[Ints, Ints, NDArray[np.float64]]  # left row, right row, cosine
 
 _ERRORS = {torch.float32: 1e-4, torch.bfloat16: 2**-7}  # upper bounds of that of a product of unit vectors
@@ -175,9 +175,9 @@ class PairSearch:
         return left[sure], right[sure], cosines[sure]
 
 
-def most_pairs(num_faces: int) -> int:
+def most_pairs(num_images: int) -> int:
     """Return how many pairs a search may find: more fill the memory, and say that the cosine is too low."""
-    return max(_LEAST_LIMIT, num_faces)
+    return max(_LEAST_LIMIT, num_images)
 
 
 def too_many(name: str, threshold: float, limit: int) -> ValueError:

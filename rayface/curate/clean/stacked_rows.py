@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayface.arrays import Ints
+from rayface.arrays import Floats, Ints
 from rayface.storage import atomic_stream
 
 
@@ -32,12 +31,12 @@ class StackedRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | Ints) -> NDArray[Any]:
+    def __getitem__(self, rows: slice | Ints) -> Floats:
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(len(self))
             return self._read(start, max(start, stop))
         files = np.searchsorted(self.ends, rows, side="right")
-        found: NDArray[Any] | None = None
+        found: Floats | None = None
         for number in np.unique(files).tolist():
             asked = np.flatnonzero(files == number)
             values = np.load(self.paths[number], mmap_mode="r")
@@ -46,7 +45,7 @@ class StackedRows:
             found[asked] = values[rows[asked] - (self.ends[number - 1] if number else 0)]
         return np.empty((0, self.size), np.float32) if found is None else found
 
-    def _read(self, start: int, stop: int) -> NDArray[Any]:
+    def _read(self, start: int, stop: int) -> Floats:
         parts = []
         first = int(np.searchsorted(self.ends, start, side="right"))
         for number in range(first, len(self.paths)):
@@ -67,7 +66,7 @@ def stack(paths: Sequence[Path]) -> StackedRows:
     return StackedRows(tuple(map(str, paths)), ends, shapes[0][1] if shapes else 0)
 
 
-def write_rows(path: Path, values: NDArray[Any]) -> None:
+def write_rows(path: Path, values: NDArray[np.generic]) -> None:
     """Write one of the files, which appears whole or not at all."""
     with atomic_stream(str(path)) as stream:
         np.lib.format.write_array(stream, np.ascontiguousarray(values), allow_pickle=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,12 +35,12 @@ from rayface.embedding.shard_embedder import ShardWork, shard_work
 from rayface.ray_tasks import map_unordered, map_unordered_by_actors
 from rayface.storage import atomic_stream
 
-_GPU_ROWS = 2**30  # bytes of embeddings that a GPU holds: it would else wait for the others
+_GPU_ROWS = 2**30  # bytes of embeddings that a GPU holds: smaller tiles leave it waiting
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaceFiles:
-    """All faces, by identity; on disk but for `cosines` (N,), to the mean of the identity, `bounds` and `names`."""
+class ImageFiles:
+    """All images, by identity; on disk but for `cosines` (N,), to the mean of the identity, `bounds` and `names`."""
 
     paths: tuple[Path, ...]  # key, label, cosine
     centers: StackedRows  # (I, D) float32
@@ -51,7 +50,7 @@ class FaceFiles:
     names: Ints  # (I,)
 
     def table(self, number: int) -> pa.Table:
-        """Return key and label of the faces of a file."""
+        """Return key and label of the images of a file."""
         return pq.read_table(self.paths[number], columns=["key", "label"])
 
     def keys_at(self, rows: Ints) -> pa.Array:
@@ -70,11 +69,11 @@ class FaceFiles:
         return pa.concat_arrays(found).take(pa.array(places))
 
 
-def describe(partitions: Partitions, folder: Path, *, vectors: bool = False) -> FaceFiles:
-    """Write centers of all identities, and key, label and cosine of all faces; with `vectors` also embeddings."""
+def describe(partitions: Partitions, folder: Path, *, vectors: bool = False) -> ImageFiles:
+    """Write centers of all identities, and key, label and cosine of all images; with `vectors` also embeddings."""
     folder.mkdir(exist_ok=True)
 
-    def work(numbered: tuple[int, Partition]) -> dict[str, Any]:
+    def work(numbered: tuple[int, Partition]) -> None:
         number, partition = numbered
         path = folder / f"faces-{number:06d}.parquet"
         if not path.exists():
@@ -84,17 +83,15 @@ def describe(partitions: Partitions, folder: Path, *, vectors: bool = False) -> 
             if vectors:
                 write_rows(folder / f"vectors-{number:06d}.npy", rows.embeddings)
             _write(path, pa.table({"key": rows.keys, "label": rows.labels, "cosine": cosines}))
-        return {}
 
-    for _ in map_unordered(
-        work, list(enumerate(partitions.partitions)), "average identities", rows=partitions.num_rows
-    ):
+    parts = list(enumerate(partitions.partitions))
+    for _ in map_unordered(work, parts, "average identities", rows=partitions.num_rows):
         pass
     paths = tuple(sorted(folder.glob("faces-*.parquet")))
     tables = [pq.read_table(path, columns=["label", "cosine"]) for path in paths]
     labels = np.concatenate([table["label"].to_numpy() for table in tables])
     bounds = group_offsets(labels)
-    return FaceFiles(
+    return ImageFiles(
         paths=paths,
         centers=stack(sorted(folder.glob("centers-*.npy"))),
         vectors=stack(sorted(folder.glob("vectors-*.npy"))),
@@ -110,8 +107,23 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchBounds:
+    """What a search may find and use.
+
+    Attributes:
+        limit: pairs in all.
+        block_bytes: approximate size of the embeddings that a task holds.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    limit: int
+    block_bytes: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TileSearch:
-    """Searches a tile and writes its pairs to a file."""
+    """Searches a tile, writes its pairs to a file and returns how many there are."""
 
     name: str
     left: StackedRows
@@ -125,7 +137,7 @@ class TileSearch:
     def path(self, tile: Tile) -> Path:
         return self.folder / f"{'-'.join(map(str, tile))}.parquet"
 
-    def __call__(self, tile: Tile) -> dict[str, Any]:
+    def __call__(self, tile: Tile) -> int:
         path = self.path(tile)
         if not path.exists():
             apart = None
@@ -142,7 +154,7 @@ class TileSearch:
                 device=self.device,
             )
             _write(path, pa.table(dict(zip(("left", "right", "cosine"), search(tile), strict=True))))
-        return {"count": pq.read_metadata(path).num_rows}
+        return int(pq.read_metadata(path).num_rows)
 
 
 def search(
@@ -151,69 +163,60 @@ def search(
     right: StackedRows | None,
     threshold: float,
     folder: Path,
-    *,
-    limit: int,
-    block_bytes: int,
-    device: str,
+    bounds: SearchBounds,
     apart: tuple[Ints, Ints] | None = None,
 ) -> Pairs:
-    """Return all pairs of rows of a higher cosine, searched on the cluster's GPUs, or else on its CPUs.
+    """Return all pairs of rows with a higher cosine, searched on the cluster's GPUs, or else on its CPUs.
 
     Args:
         right: None: left rows with each other.
         apart: bounds and known pairs as of `Apart`.
-        device: "auto", "cpu" or "cuda".
 
     Raises:
-        DataError: more than `limit` pairs.
+        DataError: more pairs than the limit.
     """
     folder = folder / name
     folder.mkdir(exist_ok=True)
     for part, values in zip(("bounds", "known"), apart or (), strict=False):
         write_rows(folder / f"{part}.npy", values)
-    gpu, actors, cpus = find_room(device)
-    arguments: dict[str, Any] = {
-        "name": name,
-        "left": left,
-        "right": right,
-        "threshold": threshold,
-        "limit": limit,
-        "axes": leading_axes(left, right, threshold),
-        "device": "cuda" if gpu else "cpu",
-        "folder": folder,
-    }
-    block = max(block_bytes, _GPU_ROWS) if gpu else block_bytes
+    gpu, actors, cpus = find_room(bounds.device)
+    tile_search = TileSearch(
+        name=name,
+        left=left,
+        right=right,
+        threshold=threshold,
+        limit=bounds.limit,
+        axes=leading_axes(left, right, threshold),
+        device="cuda" if gpu else "cpu",
+        folder=folder,
+    )
+    block = max(bounds.block_bytes, _GPU_ROWS) if gpu else bounds.block_bytes
     work = tiles(len(left), None if right is None else len(right), left.size, block)
     if gpu:
         actors = min(actors, len(work))
         results = map_unordered_by_actors(
-            TileSearch, arguments, work, f"search {name}", actors=actors, num_cpus=cpus, num_gpus=1
+            TileSearch, vars(tile_search), work, f"search {name}", actors=actors, num_cpus=cpus, num_gpus=1
         )
     else:
-        results = map_unordered(TileSearch(**arguments), work, f"search {name}")
+        results = map_unordered(tile_search, work, f"search {name}")
     total = 0
-    for result in results:
-        total += result["count"]
-        if total > limit:
-            raise too_many(name, threshold, limit)
-    path = TileSearch(**arguments).path
-    return concatenated(_read_pairs(path(tile)) for tile in work)
+    for count in results:
+        total += count
+        if total > bounds.limit:
+            raise too_many(name, threshold, bounds.limit)
+    tables = (pq.read_table(tile_search.path(tile)) for tile in work)
+    return concatenated((own["left"].to_numpy(), own["right"].to_numpy(), own["cosine"].to_numpy()) for own in tables)
 
 
-def _read_pairs(path: Path) -> Pairs:
-    table = pq.read_table(path)
-    return table["left"].to_numpy(), table["right"].to_numpy(), table["cosine"].to_numpy()
-
-
-def copies(dataset: Dataset, faces: FaceFiles, folder: Path) -> Pairs:
-    """Return faces whose files have the bytes of another, and those that stay; of samples that can be read."""
+def copies(dataset: Dataset, images: ImageFiles, folder: Path) -> Pairs:
+    """Return images whose files have the bytes of another, and those that stay; of samples that can be read."""
     digests = _digests(dataset, folder / "digests")
-    tables = map(faces.table, range(len(faces.paths)))
+    tables = map(images.table, range(len(images.paths)))
     places = dataset.find(keys for table in tables for keys in batches_of(table["key"]))
     own = np.where(places >= 0, digests[places], 0)
     known, counts = np.unique(own[own > 0], return_counts=True)
     rows = np.flatnonzero(np.isin(own, known[counts > 1]))
-    left, right, cosines = copies_of(own[rows], faces.cosines[rows])
+    left, right, cosines = copies_of(own[rows], images.cosines[rows])
     return rows[left], rows[right], cosines
 
 
@@ -221,7 +224,7 @@ def _digests(dataset: Dataset, folder: Path) -> NDArray[np.uint64]:
     """(n,) 64 bits of a hash of each sample's image, in the order of the index; 0 where it cannot be read."""
     folder.mkdir(exist_ok=True)
 
-    def digest(shard: ShardWork) -> dict[str, Any]:
+    def digest(shard: ShardWork) -> int:
         path = folder / f"{shard.number:06d}.npy"
         if not path.exists():
             found = np.zeros(len(shard.samples), np.uint64)
@@ -231,11 +234,11 @@ def _digests(dataset: Dataset, folder: Path) -> NDArray[np.uint64]:
                     if not isinstance(sample, Fault):
                         found[row] = int.from_bytes(hashlib.blake2b(sample.jpeg, digest_size=8).digest(), "little")
             write_rows(path, found)
-        return {"number": shard.number}
+        return shard.number
 
     digests = np.zeros(len(dataset.index), np.uint64)
     places = ShardRows(dataset.index.shard, len(dataset.shards))
     work = list(shard_work(dataset, range(len(dataset.shards))))
-    for result in map_unordered(digest, work, "hash images", rows=len(digests)):
-        digests[places[result["number"]]] = np.load(folder / f"{result['number']:06d}.npy")
+    for number in map_unordered(digest, work, "hash images", rows=len(digests)):
+        digests[places[number]] = np.load(folder / f"{number:06d}.npy")
     return digests

@@ -1,4 +1,4 @@
-"""Contact sheets: faces beside those that they were dropped for, or that they resemble, with cosines."""
+"""Contact sheets: images beside those that they were dropped for, or that they resemble, with cosines."""
 
 import base64
 import itertools
@@ -20,6 +20,16 @@ from rayface.data.shards.samples import Fault
 _FACES_A_ROW = 12
 _ROWS = 12
 _PIXELS = 112
+_FOUND_SHEETS = (
+    ("The worst outliers", "With the cosine to the mean of their identity, beside other images of it."),
+    (
+        "The most alike identities",
+        "With the cosine of their centers: one person under two names, or two similar ones.",
+    ),
+    ("Images that two identities share", "With the cosine of the two images."),
+    ("Equal files", "The second of the two stays."),
+    ("Identities of the test set", "With the cosine of the centers."),
+)
 
 
 @dataclass(kw_only=True)
@@ -46,7 +56,7 @@ class Sheet:
 
 
 def dropped_sheet(identities: Sequence[Identity], names: Mapping[int, str]) -> Sheet:
-    """Kept faces, each with those that were dropped for it; or kept and dropped ones, where a method says no more."""
+    """Kept images, each with those that were dropped for it; or kept and dropped ones, if the method names no pairs."""
     rows: list[Row] = []
     for identity in identities:
         kept, total = np.count_nonzero(identity.kept), len(identity.kept)
@@ -54,7 +64,7 @@ def dropped_sheet(identities: Sequence[Identity], names: Mapping[int, str]) -> S
             rows.append(Row(who=f"{_name(identity.label, names)}: {kept} of {total} kept", groups=_groups(identity)))
     return Sheet(
         title="Kept and dropped",
-        caption="Green: kept. Orange: dropped for the first face of its group, with the cosine of the two.",
+        caption="Green: kept. Orange: dropped for the first image of its group, with the cosine of the two.",
         rows=rows,
     )
 
@@ -86,7 +96,7 @@ def _groups(identity: Identity) -> list[list[Face]]:
 
 
 def found_sheets(report: Findings, keys_of: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> list[Sheet]:
-    """The worst outliers, the most alike identities, the most alike faces of different ones, and the rest."""
+    """Return the sheets of what cleaning found, in the order of _FOUND_SHEETS; those without rows are left out."""
     outliers = [
         Row(
             who=_name(row["label"], names),
@@ -125,35 +135,24 @@ def found_sheets(report: Findings, keys_of: Mapping[int, Sequence[str]], names: 
         )
         for row in report.test.slice(0, _ROWS).to_pylist()
     ]
+    rows = (outliers, alike, shared, equal, tested)
     sheets = [
-        Sheet(
-            title="The worst outliers",
-            caption="With the cosine to the mean of their identity, beside other faces of it.",
-            rows=outliers,
-        ),
-        Sheet(
-            title="The most alike identities",
-            caption="With the cosine of their centers: one person under two names, or two persons alike.",
-            rows=alike,
-        ),
-        Sheet(title="Faces that two identities share", caption="With the cosine of the two faces.", rows=shared),
-        Sheet(title="Files of the same bytes", caption="The second of the two is the one to stay.", rows=equal),
-        Sheet(title="Identities of the test set", caption="With the cosine of the centers.", rows=tested),
+        Sheet(title=title, caption=caption, rows=own) for (title, caption), own in zip(_FOUND_SHEETS, rows, strict=True)
     ]
     return [sheet for sheet in sheets if sheet.rows]
 
 
 def labels_shown(report: Findings) -> list[int]:
-    """Return the labels whose faces `found_sheets` wants in keys_of."""
+    """Return the labels whose images `found_sheets` looks up in keys_of."""
     sides = [report.duplicates["other_label"]]
     sides += [table["label"] for table in (report.outliers, report.duplicates, report.test)]
     return sorted({label for side in sides for label in side.slice(0, _ROWS).to_pylist()})
 
 
 def add_pictures(sheets: Sequence[Sheet], dataset: Dataset) -> None:
-    """Read the faces of the sheets from a dataset, each once; those that cannot be read stay without a picture.
+    """Read the images of the sheets from a dataset, each once; those that cannot be read stay empty.
 
-    Memory: the pictures.
+    Memory: these images.
     """
     groups = itertools.chain.from_iterable(row.groups for sheet in sheets for row in sheet.rows)
     faces = list(itertools.chain.from_iterable(groups))
@@ -170,7 +169,7 @@ def add_pictures(sheets: Sequence[Sheet], dataset: Dataset) -> None:
 
 
 def _picture(jpeg: bytes) -> str:
-    """Encoded anew: small, and nothing but an image."""
+    """Encode again: small, and nothing but an image."""
     try:
         image = decode_image(jpeg, _PIXELS)
     except ValueError:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rayface.config import CleanConfig, Config, require_keys
 from rayface.credentials import masked
-from rayface.curate.clean.job import Cleaned, clean_faces, write_findings
+from rayface.curate.clean.job import Cleaned, clean_images, write_findings
 from rayface.curate.core_set_file import write_rows
 from rayface.curate.partitions import partition_by_identity
 from rayface.curate.prune.comparison import Comparison, compare
@@ -154,7 +154,7 @@ def _core_set(config: Config, inputs: _Inputs) -> _CoreSet:
     laps.end("group")
     cleaned = None
     if config.clean != CleanConfig():
-        cleaned = clean_faces(
+        cleaned = clean_images(
             partitions,
             source,
             work / "clean",
@@ -226,7 +226,7 @@ def _write_report(config: Config, inputs: _Inputs, core_set: _CoreSet, result: P
             inputs.source,
             dataset=inputs.dataset,
             found=cleaned.found if cleaned else None,
-            labelled=cleaned.faces if cleaned else None,
+            labelled=cleaned.images if cleaned else None,
             table=_table(result),
             baselines=own | result.baselines if result.baselines else {},
             seed=config.prune.seed,

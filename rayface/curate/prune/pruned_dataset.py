@@ -1,18 +1,18 @@
-"""A dataset of the faces that a core set keeps: an index of the source's shards, or shards of its own."""
+"""A dataset of the images that a core set keeps: an index of the source's shards, or shards of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from numpy.typing import NDArray
 
+from rayface.arrays import Ints
 from rayface.curate.prune.result import DatasetCounts
 from rayface.data.dataset import Dataset
 from rayface.data.keys import read_keys
@@ -24,12 +24,19 @@ from rayface.data.selection import (
     write_shards_manifest,
 )
 from rayface.data.shards.samples import ShardRows
+from rayface.data.shards.scan import ShardScan
 from rayface.embedding.embeddings import Embeddings
 from rayface.embedding.rows import read_labels
 from rayface.ray_tasks import map_unordered
 from rayface.storage import DataError
 
 _UNSAFE = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|[\x00-\x1f]"  # as is_safe_name has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WrittenShard:
+    number: int
+    scan: ShardScan
 
 
 def write_pruned(
@@ -45,7 +52,7 @@ def write_pruned(
     Args:
         merged: labels of identities that the core set gives another label.
 
-    Memory, on the driver: about 100 bytes for each face of the core set, whatever its key.
+    Memory, on the driver: about 100 bytes per image of the core set, whatever its key.
 
     Raises:
         DataError: a key that is not in the source, or has another label there.
@@ -62,31 +69,31 @@ def write_pruned(
 
 
 def check_data(embeddings: Embeddings, source: Dataset) -> None:
-    """Raise DataError, before hours of work, where the first embedded faces are not in the source."""
+    """Raise DataError, before hours of work, if the first embedded images are not in the source."""
     file = next(file for file in embeddings.files if file.num_rows)
     keys = next(read_labels(file))[0]
     _refuse_missing(source.find([keys]), [keys], source)
 
 
 def check_copied(source: Dataset) -> None:
-    """Raise DataError, before hours of work, where a key of the source would be a member outside of a shard's folder.
+    """Raise DataError, before hours of work, if a key of the source would be a member outside of a shard's folder.
 
-    Other people's shards are read whatever their keys; a shard of ours is safe to unpack.
+    Foreign shards are read whatever their keys; shards that rayface writes are safe to unpack.
     """
     for keys in source.key_batches():
         unsafe = keys.filter(pc.match_substring_regex(keys, _UNSAFE))
         if len(unsafe):
             raise DataError(
-                f"--write-shards: {', '.join(source.roots)}: key {unsafe[0].as_py()!r}: names a place outside of the "
-                "shard's folder: leave --write-shards out, or rename the member first"
+                f"prune.write_shards: {', '.join(source.roots)}: key {unsafe[0].as_py()!r}: is a place outside of the "
+                "shard's folder: leave prune.write_shards out, or rename the member first"
             )
 
 
-def _refuse_missing(places: NDArray[np.int64], keys: Iterable[pa.Array], source: Dataset) -> None:
+def _refuse_missing(places: Ints, keys: Iterable[pa.Array], source: Dataset) -> None:
     missing = np.flatnonzero(places < 0)
     if len(missing):
         raise DataError(
-            f"--data: {', '.join(source.roots)}: has no key {_key_at(keys, int(missing[0]))!r} ({len(missing)} of "
+            f"prune.data: {', '.join(source.roots)}: has no key {_key_at(keys, int(missing[0]))!r} ({len(missing)} of "
             f"{len(places)} are missing): give the dataset that was embedded"
         )
 
@@ -100,7 +107,7 @@ def _key_at(keys: Iterable[pa.Array], place: int) -> str:
 
 
 def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple[Selection, int]:
-    """The kept faces, and how many faces the core set knows."""
+    """The kept images, and how many images the core set knows."""
     table = pq.read_table(core_set, columns=["label", "kept"])
     found = source.find(read_keys(str(core_set)))
     _refuse_missing(found, read_keys(str(core_set)), source)
@@ -115,29 +122,27 @@ def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple
     if len(other):
         key, here = _key_at(read_keys(str(core_set)), int(other[0])), own[other[0]]
         raise DataError(
-            f"--data: {', '.join(source.roots)}: label of {key} is {here}, the embeddings say {labels[other[0]]}: give "
-            "the datasets as they were embedded, in the same order"
+            f"prune.data: {', '.join(source.roots)}: label of {key} is {here}, the embeddings say {labels[other[0]]}: "
+            "give the datasets as they were embedded, in the same order"
         )
     kept = table["kept"].to_numpy()
     return select(source, found[kept], labels[kept]), len(table)
 
 
 def _write_shards(root: Path, selection: Selection, name: str) -> Dataset:
-    """One task for each of the source's shards that has kept samples."""
+    """One task for each of the source's shards that has kept images."""
     source = selection.source
     samples = source.index.select(selection.rows)
     used = np.unique(samples.shard).tolist()
     rows = ShardRows(samples.shard, len(source.shards))
     shared = ray.put((source.shard_paths(), samples, selection.labels))
 
-    def write(numbered: tuple[int, slice | NDArray[np.int64], str]) -> dict[str, Any]:
+    def write(numbered: tuple[int, slice | Ints, str]) -> _WrittenShard:
         number, mine, prefix = numbered
         paths, all_samples, labels = ray.get(shared)
         scan = write_selected_shard(str(root), paths, all_samples.select(mine), labels[mine], number, prefix)
-        return {"number": number, "scan": scan}
+        return _WrittenShard(number=number, scan=scan)
 
     parts = [(number, rows[shard], source.key_prefixes[shard]) for number, shard in enumerate(used)]
-    results = sorted(
-        map_unordered(write, parts, "write shards", rows=len(samples)), key=lambda result: result["number"]
-    )
-    return write_shards_manifest(str(root), selection, [result["scan"] for result in results], name=name)
+    results = sorted(map_unordered(write, parts, "write shards", rows=len(samples)), key=lambda result: result.number)
+    return write_shards_manifest(str(root), selection, [result.scan for result in results], name=name)

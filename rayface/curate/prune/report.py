@@ -1,4 +1,4 @@
-"""The report of a core set, one HTML file: how alike faces are before and after, what was dropped, what looks wrong."""
+"""The report of a core set, one HTML file: cosines before and after, what was dropped, what looks wrong."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ from rayface.report import HALF, PALETTE, Plot, add_legend, as_svg, load_templat
 from rayface.version import VERSION
 
 _SAMPLED = 300  # identities
-_SAMPLED_FACES = 20_000
-_LARGEST = 1000  # faces of a sampled identity: all its pairs are drawn
+_SAMPLED_IMAGES = 20_000
+_LARGEST = 1000  # images of a sampled identity: all its pairs are plotted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +55,15 @@ def curation_report(
     Args:
         core_set: core_set.parquet.
         embeddings: what it was chosen from.
-        dataset: what was embedded; without it the page has keys in the place of pictures.
+        dataset: what was embedded; without it the page shows keys instead of images.
         found: what `clean` found.
-        labelled: parquet with the keys of all faces and the labels that `found` is of, where those of `core_set` are
+        labelled: parquet with the keys of all images and the labels that `found` refers to, if those of `core_set` are
             merged.
-        table: what to say first, (what, value).
-        baselines: numbers of this and of other choices of as many faces, by name.
-        seed: of the identities that are drawn for the page.
+        table: first table, (what, value).
+        baselines: figures of the core set and of other methods, by name.
+        seed: of the identities that are sampled for the page.
     Returns:
-        the path of report.html. Memory: 32 bytes for each identity, up to 20,000 embeddings, and the keys of `dataset`.
+        the path of report.html. Memory: 32 bytes per identity, up to 20,000 embeddings, and the keys of `dataset`.
     """
     labels, sizes, kept = identity_counts(core_set)
     identities = read_identities(core_set, embeddings, _sampled(labels, sizes, seed))
@@ -74,12 +74,7 @@ def curation_report(
     sheets = [sheet for sheet in sheets if sheet.rows]
     if dataset is not None:
         add_pictures(sheets, dataset)
-    before, after = (_pair_cosines(identities, only_kept=flag) for flag in (False, True))
-    caption = f"Cosines within an identity, {len(identities):,} identities drawn by chance"
-    plots = [
-        Plot("cosines", caption, _histogram(before, after)),
-        Plot("kept", "Faces kept, by the size of the identity", _by_size(sizes, kept)),
-    ]
+    plots = _plots(identities, sizes, kept)
     out.mkdir(parents=True, exist_ok=True)
     write_pngs(out / "plots", plots)
     page = load_template("curation.html").render(
@@ -96,11 +91,20 @@ def curation_report(
     return write_file(out / "report.html", page.encode())
 
 
+def _plots(identities: Sequence[Identity], sizes: Ints, kept: Ints) -> list[Plot]:
+    before, after = (_pair_cosines(identities, only_kept=flag) for flag in (False, True))
+    caption = f"Cosines within an identity, {len(identities):,} random identities"
+    return [
+        Plot("cosines", caption, _histogram(before, after)),
+        Plot("kept", "Images kept, by the size of the identity", _by_size(sizes, kept)),
+    ]
+
+
 def _sampled(labels: Ints, sizes: Ints, seed: int) -> list[int]:
-    """Labels of identities of two faces or more, by chance."""
+    """Labels of random identities of two images or more."""
     several = np.flatnonzero((sizes > 1) & (sizes <= _LARGEST))
     few = np.random.default_rng(seed).permutation(several)[:_SAMPLED]
-    few = few[np.cumsum(sizes[few]) <= _SAMPLED_FACES]
+    few = few[np.cumsum(sizes[few]) <= _SAMPLED_IMAGES]
     return labels[few].tolist()
 
 
@@ -114,7 +118,7 @@ def _pair_cosines(identities: Sequence[Identity], *, only_kept: bool) -> NDArray
 
 
 def _histogram(before: NDArray[np.float64], after: NDArray[np.float64]) -> Figure:
-    figure, axes = new_axes(HALF, "cosine of two faces", "share of the pairs")
+    figure, axes = new_axes(HALF, "cosine of two images", "share of the pairs")
     both = np.append(before, 1)
     bins = np.linspace(min(0, float(both.min())), 1, 61).tolist()
     for values, name, colour in ((before, "before", "blue"), (after, "after", "orange")):
@@ -129,13 +133,13 @@ def _histogram(before: NDArray[np.float64], after: NDArray[np.float64]) -> Figur
 
 
 def _by_size(sizes: Ints, kept: Ints) -> Figure:
-    figure, axes = new_axes(HALF, "faces of the identity", "kept")
+    figure, axes = new_axes(HALF, "images of the identity", "kept")
     lows = 2 ** np.arange(int(np.log2(sizes.max())) + 1)
     group = np.log2(sizes).astype(int)
-    faces, left = (np.bincount(group, weights=values, minlength=len(lows)) for values in (sizes, kept))
-    some = faces > 0
+    total, left = (np.bincount(group, weights=values, minlength=len(lows)) for values in (sizes, kept))
+    some = total > 0
     names = [f"{low}" if low == 1 else f"{low} to {2 * low - 1}" for low in lows[some].tolist()]
-    share = left[some] / faces[some]
+    share = left[some] / total[some]
     axes.bar(range(len(names)), share, color=PALETTE["green"], width=0.7)
     axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)
     axes.set_ylim(0, 1.08)
@@ -156,8 +160,8 @@ def _by_size(sizes: Ints, kept: Ints) -> Figure:
 def _counts(sizes: Ints, kept: Ints) -> list[tuple[str, str]]:
     share, gone = kept.sum() / sizes.sum(), np.count_nonzero(kept == 0)
     return [
-        ("faces kept", f"{kept.sum():,} of {sizes.sum():,} ({share:.1%})"),
-        ("identities", f"{len(sizes):,}, {f'{gone:,} of them without a face left' if gone else 'none lost'}"),
+        ("images kept", f"{kept.sum():,} of {sizes.sum():,} ({share:.1%})"),
+        ("identities", f"{len(sizes):,}, {f'{gone:,} of them without an image left' if gone else 'none lost'}"),
     ]
 
 
@@ -174,10 +178,10 @@ def _found(found: Findings | None) -> list[Listing]:
     if found is None:
         return []
     parts: list[tuple[str, Any, str]] = [
-        ("faces far from the mean of their identity", found.outliers, "outlier"),
+        ("images far from the mean of their identity", found.outliers, "outlier"),
         ("pairs of identities that are alike", found.duplicates, ""),
-        ("pairs of faces that two identities share", found.conflicts, "conflict"),
-        ("faces with the bytes of another", found.bytes, "same bytes"),
+        ("pairs of images that two identities share", found.conflicts, "conflict"),
+        ("images with the bytes of another", found.bytes, "same bytes"),
         ("pairs with an identity of the test set", found.test, "in the test set"),
     ]
     rows = [
@@ -185,5 +189,5 @@ def _found(found: Findings | None) -> list[Listing]:
         for what, part, reason in parts
         if len(part)
     ]
-    caption = "Of what was looked for. Faces are dropped only where that was asked for."
-    return [Listing(title="What looks wrong", caption=caption, columns=["what", "found", "faces dropped"], rows=rows)]
+    caption = "Of what was searched. Images are dropped only if asked for."
+    return [Listing(title="What looks wrong", caption=caption, columns=["what", "found", "images dropped"], rows=rows)]

@@ -1,4 +1,4 @@
-"""What a report needs of a core set: counts of every identity, and the faces of a few."""
+"""What a report needs of a core set: counts of every identity, and the images of a few."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _ROWS = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The n faces of an identity and what was decided about them, in the order of their keys."""
+    """The n images of an identity and what was decided about them, by key."""
 
     label: int
     keys: list[str]
@@ -30,7 +30,7 @@ class Identity:
 
 
 def identity_counts(core_set: Path) -> tuple[Ints, Ints, Ints]:
-    """Return the labels of a core set, rising, and how many faces each has and keeps. Memory: a block of rows."""
+    """Return the labels of a core set, rising, and how many images each has and keeps. Memory: a block of rows."""
     labels: list[Ints] = []
     counts: list[Ints] = []
     for table in _tables(str(core_set), ["label", "kept"]):

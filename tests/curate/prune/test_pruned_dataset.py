@@ -33,7 +33,7 @@ def test_keys_that_lead_outside_of_a_shard_are_not_copied(tmp_path: Path, key: s
     """They are read, and refused where a shard of ours would have them; so is any such member."""
     dataset = open_dataset(shard(tmp_path / "data", "good", key, "n/..x/a"))
     assert dataset.num_images == 3
-    with pytest.raises(ValueError, match=r"--write-shards: .*data: key '.*': names a place outside") as raised:
+    with pytest.raises(ValueError, match=r"prune.write_shards: .*data: key '.*': is a place outside") as raised:
         check_copied(dataset)
     assert repr(key) in str(raised.value)
     with pytest.raises(ValueError, match=r"must be a relative name without \.\."):

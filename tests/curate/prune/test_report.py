@@ -90,7 +90,7 @@ def test_the_report_stands_alone_and_shows_faces_with_their_cosines(pruned: Any,
         "What looks",
     ):
         assert title in page
-    for title in ("Faces that two identities share", "Files of the same bytes", "Identities of the test set"):
+    for title in ("Images that two identities share", "Equal files", "Identities of the test set"):
         assert f"<h2>{title}</h2>" in page
     assert "and label 3 of the test set: 1.000" in page
     units, keys = unit_rows(pruned["values"].astype(np.float16), np.arange(len(kept))), pruned["keys"]
