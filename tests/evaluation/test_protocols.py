@@ -1,6 +1,7 @@
 """A protocol of a plugin, in one new file, is taken by `rayface evaluate` and by training."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,58 +17,7 @@ from rayface.data.synth import synthesize
 from rayface.evaluation.protocols import PROTOCOLS, protocol_class
 from rayface.models.model_files import save_model
 
-PLUGIN = """
-from dataclasses import dataclass
-
-import numpy as np
-
-from rayface.data.dataset import open_dataset
-from rayface.data.decode import decode_images
-from rayface.data.shards.random_access import read_samples
-from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult
-from rayface.evaluation.protocols import PROTOCOLS
-
-
-@dataclass(frozen=True, kw_only=True)
-class NearestResult(ProtocolResult):
-    rank_1: float
-
-    def figures(self):
-        return {"rank_1": self.rank_1}
-
-    @property
-    def main_figure(self):
-        return self.rank_1
-
-
-class Nearest(EvaluationProtocol):
-    def __init__(self, images, labels):
-        self.images, self.labels = images, labels
-
-    @classmethod
-    def is_configured(cls, settings):
-        return bool(settings.data)
-
-    @classmethod
-    def open(cls, settings, *, image_size):
-        dataset = open_dataset(settings.data)
-        samples = read_samples(dataset.shard_paths(), dataset.index)
-        return cls(decode_images([sample.jpeg for sample in samples], image_size)[0], dataset.index.label)
-
-    @property
-    def num_images(self):
-        return len(self.images)
-
-    def read_images(self, first, last):
-        return self.images[first:last]
-
-    def score(self, embeddings, done=lambda: None):
-        cosines = embeddings @ embeddings.T - 2 * np.eye(len(embeddings))
-        return NearestResult(rank_1=float((self.labels[cosines.argmax(axis=1)] == self.labels).mean()))
-
-
-PROTOCOLS["nearest"] = Nearest
-"""
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -75,7 +25,9 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(plugins, "_loaded", [])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_protocol.py").write_text(PLUGIN)
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    (example,) = re.findall(r"## An evaluation protocol.*?```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my_protocol.py").write_text(example)
     yield "my_protocol"
     PROTOCOLS.pop("nearest", None)
     sys.modules.pop("my_protocol", None)
