@@ -325,6 +325,8 @@ class PruneConfig:
     """Methods to compare with at the same ratio, beside random: herding, diffprob."""
     head: PathText | None = None
     """Run directory of the embedding model; diffprob uses its class centers."""
+    options: Options = Field(default_factory=dict)
+    """Further settings of the method, for one of a plugin."""
     write_shards: bool = False
     """Copy the kept samples into shards of their own instead of referring to those of prune.data."""
     block_size: Bytes = 64 * 2**20
@@ -434,7 +436,7 @@ SHOWN = tuple(marked(Config, Mark.SHOWN))
 _ADAPTER = TypeAdapter(Config)
 _GROUPS = {f.name for f in fields(Config) if is_dataclass(f.default)}
 _OPTIONAL = {f"{f.name}.{key}" for f in fields(Config) if f.name in _GROUPS for key in optional_fields(type(f.default))}
-_MAPPINGS = {"convert.options", "head.margin_options"}  # keys that hold keys of their own
+_MAPPINGS = {"convert.options", "head.margin_options", "prune.options"}  # keys that hold keys of their own
 
 
 def load(

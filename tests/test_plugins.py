@@ -136,11 +136,17 @@ def test_documented_selection_method_prunes_and_is_a_baseline(tmp_path: Path) ->
     rows = [([f"k{row:02d}" for row in range(40)], labels, vectors)]
     write_part(str(tmp_path / "emb" / "0.parquet"), rows, size=16, dtype="fp32", note={})
     command = [sys.executable, "-m", "rayface.cli", "prune", "--import", "my_method", "--json", "--embeddings", "emb"]
-    keys = ["prune.method=mine", "prune.keep=0.25", "prune.block_size=800", "prune.baselines=[face_nms]"]
+    keys = [
+        "prune.method=mine",
+        "prune.keep=0.1",
+        "prune.block_size=800",
+        "prune.options.least=2",
+        "prune.baselines=[face_nms]",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     done = subprocess.run(
-        [*command, "--out", "core", *keys, "tracking.enabled=false"],
+        [*command, "--out", "core", *keys, "prune.block_size=800", "tracking.enabled=false"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -282,5 +282,7 @@ def _job(config: Config, source: Embeddings, test: Embeddings | None, dataset: D
         "dataset_digest": dataset.digest if dataset else None,
         "write_shards": settings["write_shards"],
     }
+    if settings["options"]:  # left out if empty: jobs from before there were options resume
+        job["options"] = settings["options"]
     found: Values = json.loads(json.dumps(job))
     return found

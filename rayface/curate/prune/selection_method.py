@@ -49,10 +49,12 @@ class SelectionMethod(ABC, Generic[Prepared]):
     Attributes:
         reason: why an image is not kept, as core_set.parquet says it.
         keys: keys of the config group `prune` that are refused unless a method that names them here is used.
+        options: fields that `prune.options` sets: those for which `prune` has no key. They need defaults.
     """
 
     reason: ClassVar[str] = "not selected"
     keys: ClassVar[frozenset[str]] = frozenset()
+    options: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod

@@ -1,7 +1,8 @@
 """The registry of selection methods, and what of prune's settings they refuse."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -50,6 +51,38 @@ def test_fingerprint_of_equal_methods_is_equal_and_of_others_is_not() -> None:
 def test_check_methods_of_settings_that_contradict_raises_one_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_methods(PruneConfig(**{"keep": 0.5, **settings}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept(Random):
+    options: ClassVar[frozenset[str]] = frozenset({"spare"})
+    spare: int = 0
+
+
+@pytest.fixture
+def _kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "kept", Kept)
+
+
+@pytest.mark.usefixtures("_kept")
+def test_build_method_with_options_sets_its_fields_and_not_those_of_baselines() -> None:
+    settings = PruneConfig(method="kept", keep=0.5, options={"spare": "3"})
+    assert build_method(settings) == Kept(keep=0.5, spare=3)
+    assert build_method(baseline_settings(settings, "kept", 0.25)) == Kept(keep=0.25)
+
+
+@pytest.mark.usefixtures("_kept")
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("kept", {"seed": 3}, r"^prune.options.seed: kept has no such setting: it has spare"),
+        ("random", {"spare": 3}, r"^prune.options.spare: random has no such setting: it has none"),
+        ("kept", {"spare": "many"}, r"^prune.options.spare: 'many': Input should be a valid integer"),
+    ],
+)
+def test_build_method_with_wrong_options_raises_one_line(method: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_method(PruneConfig(method=method, keep=0.5, options=options))
 
 
 def test_check_methods_of_a_threshold_with_baselines_passes() -> None:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from rayface.config import PruneConfig
 from rayface.curate.identities import Selection
 from rayface.curate.prune.dataset_stats import DatasetStats
@@ -43,12 +45,24 @@ def build_method(settings: PruneConfig) -> SelectionMethod[Any]:
     Raises:
         ValueError: an unknown name, or a setting that the method cannot work with.
     """
-    return _method_class("prune.method", settings.method).from_settings(settings)
+    method = _method_class("prune.method", settings.method).from_settings(settings)
+    for name in settings.options:
+        if name not in method.options:
+            known = ", ".join(sorted(method.options)) or "none"
+            raise ValueError(f"prune.options.{name}: {settings.method} has no such setting: it has {known}")
+    if not settings.options:
+        return method
+    try:
+        return TypeAdapter(type(method)).validate_python({**vars(method), **settings.options})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["prune.options", *map(str, first["loc"])])
+        raise ValueError(f"{where}: {first['input']!r}: {first['msg']}") from error
 
 
 def baseline_settings(settings: PruneConfig, name: str, keep: float) -> PruneConfig:
-    """Return the settings of a method that is compared with the core set: it keeps the same share of the images."""
-    return replace(settings, method=name, threshold=None, keep=keep)
+    """Return the settings of a method that is compared with the core set: the same share, and no options."""
+    return replace(settings, method=name, threshold=None, keep=keep, options={})
 
 
 def check_methods(settings: PruneConfig) -> None:
