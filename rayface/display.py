@@ -174,13 +174,15 @@ def _show_bar(console: Console, follower: _Follower, total_steps: int, done: thr
 
 
 def _show_lines(console: Console, follower: _Follower, total_steps: int, done: threading.Event) -> None:
-    shown = 0.0
+    shown, printed = 0.0, ""
     while not done.wait(_POLL_SECONDS):
         new = follower.read()
         follower.show_notes(console)
         if new and time.monotonic() - shown >= _PLAIN_SECONDS:
-            shown = time.monotonic()
-            console.print(f"step {follower.step}/{total_steps}  {follower.line()}")
+            shown, printed = time.monotonic(), f"step {follower.step}/{total_steps}  {follower.line()}"
+            console.print(printed)
     follower.read()
     follower.show_notes(console)
-    console.print(f"step {follower.step}/{total_steps}  {follower.line()}")
+    last = f"step {follower.step}/{total_steps}  {follower.line()}"
+    if last != printed:
+        console.print(last)
