@@ -71,10 +71,9 @@ def plan(
 ) -> None:
     """Say what a training run will take, and refuse what cannot fit."""
     from rayface.plan.planning import plan_run
-    from rayface.plan.published import as_dicts, as_table, table_rows
 
     if published:
-        show_results("memory of a GPU, MiB", as_dicts(table_rows()), as_table(table_rows()), json)
+        _show_published(json)
         return
     planned = plan_run(
         preset,
@@ -98,6 +97,12 @@ def plan(
     show_result("planned", planned.as_dict() if json else planned.table(), json)
     if planned.refusal:
         raise ValueError(planned.refusal)
+
+
+def _show_published(json: bool) -> None:
+    from rayface.plan.published import as_dicts, as_table, table_rows
+
+    show_results("memory of a GPU, MiB", as_dicts(table_rows()), as_table(table_rows()), json)
 
 
 @app.command()

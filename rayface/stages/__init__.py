@@ -7,6 +7,24 @@ from rayface.stages.stage_type import Kind, Result, StageType
 __all__ = ["INPUT_KINDS", "INPUT_PATHS", "STAGES", "Kind", "Result", "StageType"]
 
 
+_PRUNE_FLAGS = (
+    "out",
+    "embeddings",
+    "data",
+    "threshold",
+    "keep",
+    "method",
+    "head",
+    "min_images",
+    "global_weight",
+    "proxy_fraction",
+    "proxy_preset",
+    "seed",
+    "block_size",
+    "write_shards",
+)
+
+
 def _flags(group: str, *names: str, **others: str) -> dict[str, str]:
     return {**{name: f"{group}.{name}" for name in names}, **others}
 
@@ -54,24 +72,7 @@ STAGES: dict[str, StageType] = {
     "prune": StageType(
         summary="Select a core set of embedded images, as a job on Ray.",
         function=functions.select_core_set,
-        flags=_flags(
-            "prune",
-            "out",
-            "embeddings",
-            "data",
-            "threshold",
-            "keep",
-            "method",
-            "head",
-            "min_images",
-            "global_weight",
-            "proxy_fraction",
-            "proxy_preset",
-            "seed",
-            "block_size",
-            "write_shards",
-            baseline="prune.baselines",
-        )
+        flags=_flags("prune", *_PRUNE_FLAGS, baseline="prune.baselines")
         | _flags("clean", "outliers", "duplicates", "conflicts", "bytes", "exclude", "above", "drop", "merge"),
         decisive=("prune", "clean", "data.join"),
         required=("prune.out",),

@@ -1,0 +1,44 @@
+"""What of a config decides the result of a stage, and what the table of stages promises."""
+
+import pytest
+
+from rayface import config as configs
+from rayface.stages import INPUT_KINDS, INPUT_PATHS, STAGES
+
+
+def test_settings_of_a_stage_leave_out_operational_keys_and_other_groups() -> None:
+    settings = STAGES["embed"].settings(configs.load(overrides=["embed.dtype=fp32", "embed.workers=3"]))
+    assert settings["embed.dtype"] == "fp32"
+    assert "data.join" in settings
+    assert not {"embed.workers", "embed.out", "optim.lr", "cluster.address"} & settings.keys()
+
+
+def test_settings_of_training_say_whether_there_is_a_cache_and_not_where() -> None:
+    here, there = (STAGES["train"].settings(configs.load(overrides=[f"train.teacher_cache={x}"])) for x in "ab")
+    assert here == there != STAGES["train"].settings(configs.load())
+
+
+def test_settings_of_a_prune_by_proxy_hold_the_training_of_the_proxy() -> None:
+    plain = STAGES["prune"].settings(configs.load(overrides=["prune.keep=0.6"]))
+    proxy = STAGES["prune"].settings(configs.load(overrides=["prune.keep=0.6", "prune.proxy_fraction=0.1"]))
+    assert "optim.lr" not in plain
+    assert proxy["optim.lr"] == 0.1
+
+
+def test_run_of_a_stage_without_a_required_key_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^embed.model: is not set: ") as refused:
+        STAGES["embed"].run(configs.load())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_keys_that_a_stage_names_are_config_keys(verb: str) -> None:
+    stage, known = STAGES[verb], configs.flat(configs.Config())
+    assert {*stage.flags.values(), *stage.required, stage.output} <= known.keys()
+    assert stage.output in configs.OPERATIONAL
+    assert set(stage.arguments) <= stage.flags.keys()
+
+
+def test_keys_that_take_results_of_stages_are_config_keys() -> None:
+    known = configs.flat(configs.Config())
+    assert {*INPUT_KINDS, *INPUT_PATHS} <= known.keys()
