@@ -85,7 +85,7 @@ def bench_prune(
     scale = WEBFACE42M_FACES / faces / 3600
     return {
         "faces": faces,
-        "identities": found.identities,
+        "identities": found.counts.identities,
         "embedding_size": embedding_size,
         "keep": keep,
         "block_bytes": block_bytes,

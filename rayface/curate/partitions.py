@@ -17,33 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayface.arrays import Ints, group_offsets
+from rayface.curate.sorted_runs import Range, SortedRuns, read_run, sort_rows, write_run
 from rayface.embedding.embeddings import Embeddings
 from rayface.embedding.rows import EmbeddingFile, Rows, read_labels, read_rows
 from rayface.ray_tasks import map_unordered
-from rayface.storage import DataError, atomic_stream
+from rayface.storage import DataError
 
 _MOST_MET = 1000
 _FEW_LABELS = 1_000_000  # counts are merged when so many more than the known ones have come
 _NO_ROWS = np.empty(0, np.uint64), np.empty(0, np.int64)
-
-
-Range = tuple[str, int, int]
-"""Rows [start, stop) of a parquet file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SortedRuns:
-    """Files of rows sorted by label; `folder` is on a disk that all nodes share."""
-
-    folder: str
-    count: int
-
-    def path(self, number: int) -> str:
-        return f"{self.folder}/sorted-{number:06d}.arrow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,24 +73,8 @@ def read_partition(partition: Partition) -> tuple[Rows, Ints]:
             for number in range(partition.runs.count)
         ]
         parts = [run for run in runs if len(run.labels)]
-    rows = _sorted(parts)
+    rows = sort_rows(parts)
     return rows, group_offsets(rows.labels)
-
-
-def _sorted(parts: list[Rows]) -> Rows:
-    """All rows by label, then by key; each part is freed once it is copied."""
-    labels = np.concatenate([part.labels for part in parts])
-    keys = pa.concat_arrays([part.keys for part in parts])
-    order = pc.sort_indices(pa.table({"label": labels, "key": keys}), [("label", "ascending"), ("key", "ascending")])
-    places = order.to_numpy()
-    embeddings = np.empty((len(labels), parts[0].embeddings.shape[1]), parts[0].embeddings.dtype)
-    row_of = np.argsort(places)
-    while parts:
-        part = parts.pop()
-        first = len(row_of) - len(part.labels)
-        embeddings[row_of[first:]] = part.embeddings
-        row_of = row_of[:first]
-    return Rows(keys.take(order), labels[places], embeddings)
 
 
 def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int) -> Partitions:
@@ -283,7 +252,7 @@ def _shuffle(source: Embeddings, folder: Path, labels: Ints, sizes: Ints, block:
     def sort(numbered: tuple[int, list[Range]]) -> None:
         part, ranges = numbered
         if not Path(runs.path(part)).exists():
-            write_run(runs.path(part), _sorted([read_rows(*each) for each in ranges]))
+            write_run(runs.path(part), sort_rows([read_rows(*each) for each in ranges]))
 
     for _ in map_unordered(sort, list(enumerate(blocks)), "sort by identity", rows=source.num_rows):
         pass
@@ -296,23 +265,3 @@ def _shuffle(source: Embeddings, folder: Path, labels: Ints, sizes: Ints, block:
         labels[starts].tolist(), labels[np.r_[starts[1:], len(labels)] - 1].tolist(), counts.tolist(), strict=True
     )
     return [Partition(runs=runs, first=first, last=last, num_rows=rows) for first, last, rows in bounds]
-
-
-def write_run(path: str, rows: Rows) -> None:
-    """Write rows that are sorted by label as an uncompressed Arrow file, of which `read_run` maps what it wants."""
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), rows.embeddings.shape[1])
-    batch = pa.record_batch([rows.keys, pa.array(rows.labels), lists], names=["key", "label", "embedding"])
-    with atomic_stream(path) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def read_run(path: str, first: int, last: int) -> Rows:
-    """Read the rows of a sorted run whose labels are from `first` to `last`."""
-    with pa.memory_map(path) as mapped:
-        batch = pa.ipc.open_file(mapped).get_batch(0)
-        start, stop = np.searchsorted(batch["label"].to_numpy(), [first, last + 1]).tolist()
-        # Copied, so that the map can go: the kernel maps much more of a file than the rows that are looked at.
-        table = batch.slice(start, stop - start).take(pa.array(np.arange(stop - start)))
-        del batch
-    lists = table["embedding"]
-    return Rows(table["key"], table["label"].to_numpy(), lists.flatten().to_numpy().reshape(-1, lists.type.list_size))

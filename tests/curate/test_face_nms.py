@@ -25,7 +25,7 @@ def double_loop(embeddings: NDArray[Any], threshold: float) -> tuple[NDArray[Any
     return kept, by
 
 
-def test_scores_are_one_minus_the_cosine_to_the_mean() -> None:
+def test_sparsity_scores_of_an_identity_are_one_minus_the_cosine_to_the_mean() -> None:
     """By hand: two right angles; any norm; a single face stands nowhere apart."""
     assert sparsity_scores([[2.0, 0.0], [0.0, 5.0]]).tolist() == [0.5, 0.5]
     assert sparsity_scores([[0.0, 3.0]]).tolist() == [0.0]
@@ -33,7 +33,7 @@ def test_scores_are_one_minus_the_cosine_to_the_mean() -> None:
     assert sparsity_scores(np.ones((3, 4), np.float16)).dtype == np.float64
 
 
-def test_scores_of_many_faces_do_not_depend_on_blocks(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sparsity_scores_in_small_blocks_are_equal(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Summed block by block."""
     embeddings, _ = drawn([500])
     whole = sparsity_scores(embeddings)
@@ -43,14 +43,14 @@ def test_scores_of_many_faces_do_not_depend_on_blocks(drawn: Any, monkeypatch: p
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 40, 90])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_suppress_is_the_double_loop(drawn: Any, size: int, dtype: Any) -> None:
+def test_suppress_of_any_type_is_the_double_loop(drawn: Any, size: int, dtype: Any) -> None:
     """Sizes, types and thresholds; identity 0 has a duplicate."""
     embeddings, _ = drawn([size], dtype=dtype, seed=size)
     for threshold in (-0.5, 0.0, 0.4, 0.6, 0.8, 0.999):
         assert suppress(embeddings, threshold).tolist() == double_loop(embeddings, threshold)[0].tolist()
 
 
-def test_ties_go_by_index() -> None:
+def test_suppress_of_ties_keeps_the_lower_index() -> None:
     """Copies, and the two faces of an identity of two, which always tie."""
     assert suppress([[1.0, 2.0]] * 5, 0.9).tolist() == [True, False, False, False, False]
     random = np.random.default_rng(0)
@@ -60,13 +60,13 @@ def test_ties_go_by_index() -> None:
     assert found.suppressed_by[1::2].tolist() == list(range(0, 600, 2))
 
 
-def test_a_threshold_of_one_drops_nothing() -> None:
+def test_suppress_at_a_threshold_of_one_drops_nothing() -> None:
     """No cosine is above 1, though rounding says otherwise of copies."""
     embeddings = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32)
     assert suppress(np.concatenate([embeddings, 3 * embeddings]), 1.0).all()
 
 
-def test_cosines_at_the_threshold_are_decided_in_float64() -> None:
+def test_suppress_at_a_cosine_near_the_threshold_decides_in_float64() -> None:
     """Pairs nearer to the threshold than float32 can tell."""
     random = np.random.default_rng(0)
     threshold, count = 0.6, 400
@@ -79,7 +79,7 @@ def test_cosines_at_the_threshold_are_decided_in_float64() -> None:
     assert found.kept[1::2].tolist() == (beyond < 0).tolist()
 
 
-def test_many_identities_equal_one_by_one(drawn: Any) -> None:
+def test_suppress_many_equals_suppress_one_by_one(drawn: Any) -> None:
     """2,000 identities: batched, in small batches, and in blocks within an identity."""
     sizes = np.random.default_rng(1).geometric(0.12, 2000)
     embeddings, offsets = drawn(sizes, size=32, dtype=np.float16)
@@ -95,7 +95,7 @@ def test_many_identities_equal_one_by_one(drawn: Any) -> None:
         assert (found.suppressed_by == by).all()
 
 
-def test_scores_are_returned(drawn: Any) -> None:
+def test_suppress_many_returns_the_scores(drawn: Any) -> None:
     """float32, those of sparsity_scores."""
     embeddings, offsets = drawn([1, 7, 7, 30])
     for block_bytes in (1, 2**20):
@@ -106,7 +106,7 @@ def test_scores_are_returned(drawn: Any) -> None:
         assert found.suppressed_by.dtype == np.int64
 
 
-def test_a_bonus_ranks(drawn: Any) -> None:
+def test_suppress_many_with_a_bonus_ranks_by_it(drawn: Any) -> None:
     """The face with it comes first, wherever its identity lies."""
     embeddings, offsets = drawn([9, 9])
     bonus = np.zeros(18)
@@ -119,14 +119,14 @@ def test_a_bonus_ranks(drawn: Any) -> None:
         suppress_many(embeddings, offsets, 0.5, bonus=[0, 1])
 
 
-def test_two_runs_are_equal(drawn: Any) -> None:
+def test_suppress_many_run_twice_is_equal(drawn: Any) -> None:
     """To the bit, scores included."""
     embeddings, offsets = drawn(np.full(50, 20), dtype=np.float16)
     first, second = (suppress_many(embeddings, offsets, 0.6) for _ in range(2))
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
 
 
-def test_order_of_identities_does_not_matter(drawn: Any) -> None:
+def test_suppress_many_in_another_order_keeps_the_same_images(drawn: Any) -> None:
     """Whatever shares a batch."""
     embeddings, offsets = drawn([9, 4, 30, 1, 12, 30])
     turned = np.concatenate([embeddings[a:b] for a, b in zip(offsets[-2::-1], offsets[:0:-1], strict=True)])
@@ -137,7 +137,7 @@ def test_order_of_identities_does_not_matter(drawn: Any) -> None:
 
 
 @pytest.mark.parametrize("block_bytes", [20_000, 2**20])
-def test_an_identity_that_keeps_very_many_is_compared_with_the_nearest_in_rank(
+def test_suppress_of_very_many_kept_compares_with_the_nearest_in_rank(
     drawn: Any, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     """The rule, face by face: the last 300 that were kept before its block of 512 ranks, and those of its block."""
@@ -162,7 +162,7 @@ def test_an_identity_that_keeps_very_many_is_compared_with_the_nearest_in_rank(
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2**20])
-def test_min_images_brings_back_the_highest_scores(drawn: Any, block_bytes: int) -> None:
+def test_suppress_with_min_images_brings_back_the_highest_scores(drawn: Any, block_bytes: int) -> None:
     """An identity of fewer faces keeps what it has."""
     embeddings, offsets = drawn([2, 6, 40])
     found = suppress_many(embeddings, offsets, -0.9, min_images=4, block_bytes=block_bytes)
@@ -173,7 +173,7 @@ def test_min_images_brings_back_the_highest_scores(drawn: Any, block_bytes: int)
     assert (found.suppressed_by[found.kept] == -1).all()
 
 
-def test_memory_is_bounded_by_the_block(drawn: Any) -> None:
+def test_suppress_of_a_large_identity_takes_the_memory_of_a_block(drawn: Any) -> None:
     """An identity of four times the faces takes no more but for the result; nor do more identities."""
     peaks, block_bytes = [], 100_000
     for sizes in ([1000], [4000], np.full(400, 10)):
@@ -185,7 +185,7 @@ def test_memory_is_bounded_by_the_block(drawn: Any) -> None:
     assert max(peaks) < 2 * block_bytes + 4000 * 32  # the pairs of 4000 alone: 8 million
 
 
-def test_norms_that_float32_cannot_square(drawn: Any) -> None:
+def test_suppress_of_norms_that_float32_cannot_square_is_exact(drawn: Any) -> None:
     """Very large and very small embeddings, beside ordinary ones."""
     embeddings, offsets = drawn([12, 12, 12], dtype=np.float64)
     scaled = embeddings * np.repeat([1e60, 1, 1e-60], 12)[:, None]
@@ -194,7 +194,7 @@ def test_norms_that_float32_cannot_square(drawn: Any) -> None:
         assert (suppress_many(scaled, offsets, 0.6, block_bytes=block_bytes).kept == expected.kept).all()
 
 
-def test_reads_what_may_not_be_written(drawn: Any) -> None:
+def test_suppress_of_a_read_only_array_reads_it(drawn: Any) -> None:
     """A memory map, a transposed array; the caller's array stays as it was."""
     embeddings, _ = drawn([30], dtype=np.float32)
     before, expected = embeddings.copy(), suppress(embeddings, 0.6)
@@ -207,7 +207,7 @@ def test_reads_what_may_not_be_written(drawn: Any) -> None:
 
 @pytest.mark.parametrize("block_bytes", [1, 2**20])
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN"), (np.inf, "NaN or infinity"), (0, "all zeros")])
-def test_a_face_without_a_direction_is_named(drawn: Any, block_bytes: int, value: float, message: str) -> None:
+def test_suppress_of_a_row_without_direction_names_it(drawn: Any, block_bytes: int, value: float, message: str) -> None:
     """By its row, in one line, wherever it is."""
     for row in (0, 1, 25):
         embeddings, offsets = drawn([1, 3, 40], dtype=np.float16)
@@ -220,13 +220,13 @@ def test_a_face_without_a_direction_is_named(drawn: Any, block_bytes: int, value
 
 
 @pytest.mark.parametrize("threshold", [-1, 1.01, np.nan])
-def test_a_threshold_is_a_cosine(threshold: float) -> None:
+def test_suppress_at_a_threshold_that_is_no_cosine_raises(threshold: float) -> None:
     """In (-1, 1]."""
     with pytest.raises(ValueError, match=r"^threshold .* above -1 and at most 1"):
         suppress(np.ones((2, 4)), threshold)
 
 
-def test_wrong_shapes_and_settings_get_one_line() -> None:
+def test_suppress_of_wrong_shapes_and_settings_raises_one_line() -> None:
     """Each says what it must be."""
     with pytest.raises(ValueError, match=r"^embeddings shape \(4,\): must be"):
         suppress(np.ones(4), 0.5)

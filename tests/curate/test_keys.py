@@ -71,14 +71,14 @@ def colours(images: Any) -> Any:
     return np.stack([grey, np.ones_like(grey)], axis=1)
 
 
-def test_embeddings_have_the_keys_of_the_dataset(dataset: Dataset, embedded: Path) -> None:
+def test_embeddings_of_a_dataset_have_its_keys(dataset: Dataset, embedded: Path) -> None:
     assert dataset.keys() == KEYS
     files = open_embeddings(embedded).files
     assert [key for file in files for keys, _ in read_labels(file) for key in keys.to_pylist()] == KEYS
     check_data(open_embeddings(embedded), dataset)
 
 
-def test_a_core_set_is_found_in_the_dataset_by_key(dataset: Dataset, embedded: Path, tmp_path: Path) -> None:
+def test_core_set_in_any_order_is_found_in_the_dataset_by_key(dataset: Dataset, embedded: Path, tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(12)
     rows = {"key": np.array(KEYS)[order], "label": np.tile(range(3), 4)[order], "kept": order % 5 == 0}
     pq.write_table(pa.table(rows), tmp_path / "core_set.parquet")
@@ -93,7 +93,7 @@ def test_a_core_set_is_found_in_the_dataset_by_key(dataset: Dataset, embedded: P
         _select(tmp_path / "core_set.parquet", dataset, {})
 
 
-def test_pictures_digests_and_targets_are_those_of_the_key(
+def test_pictures_digests_and_targets_of_a_key_are_its_own(
     dataset: Dataset, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sheet = Sheet(title="", caption="", rows=[Row(who="", groups=[[Face(key="b/1.tar/0"), Face(key="1.tar/0")]])])

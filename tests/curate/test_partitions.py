@@ -55,7 +55,7 @@ def grouped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
 
 @pytest.mark.parametrize("files", [1, 3, 40])
 @pytest.mark.parametrize("block", [30, 10_000])
-def test_pieces_hold_every_row_once_however_rows_arrive(grouped: Any, files: int, block: int) -> None:
+def test_partitions_of_rows_in_any_order_hold_every_row_once(grouped: Any, files: int, block: int) -> None:
     """Shuffled, by rising labels, and by identity in no order of labels; a large identity among them."""
     random = np.random.default_rng(0)
     sizes = np.r_[100, random.geometric(0.1, 40)]
@@ -68,7 +68,7 @@ def test_pieces_hold_every_row_once_however_rows_arrive(grouped: Any, files: int
     assert len(grouped(shuffled[:5], 40, block)[0].labels) == len(set(shuffled[:5].tolist()))  # files without a row
 
 
-def test_what_is_sent_for_a_piece_does_not_grow_with_files(grouped: Any) -> None:
+def test_partition_of_many_files_is_sent_in_constant_size(grouped: Any) -> None:
     """A range for each file and partition made 2.3 GB on the driver of 42,475 files, .9 GB to send for every pass."""
     labels = np.random.default_rng(0).integers(0, 200, 3000)
     few, few_tasks = grouped(labels, 3, 250)

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayface.curate.partitions import read_run, write_run
 from rayface.embedding.embeddings import open_embeddings
 from rayface.embedding.part_file import part_note, write_part
-from rayface.embedding.rows import Rows, read_found, read_labels, read_rows
+from rayface.embedding.rows import read_found, read_labels, read_rows
 from rayface.storage import DataError
 
 KEYS = [f"face{k}" for k in range(7)]
@@ -57,20 +56,6 @@ def test_a_row_group_larger_than_what_is_decoded_at_a_time(tmp_path: Path, monke
     for start in range(7):
         for stop in range(start + 1, 8):
             assert read_rows(str(path), start, stop).keys.to_pylist() == KEYS[start:stop]
-
-
-def test_rows_of_a_sorted_run_keep_none_of_its_memory(tmp_path: Path) -> None:
-    """A task reads from hundreds of runs: were each mapped while its rows are held, memory would follow the set."""
-    path = str(tmp_path / "run-000000.arrow")
-    write_run(path, Rows(pa.array(KEYS), LABELS, VECTORS))
-    before = pa.total_allocated_bytes()
-    rows = read_run(path, 1, 2)
-    assert rows.keys.to_pylist() == KEYS[2:6]
-    assert rows.labels.tolist() == LABELS[2:6].tolist()
-    assert (rows.embeddings == VECTORS[2:6]).all()
-    assert 0 < pa.total_allocated_bytes() - before < 4096
-    if (maps := Path("/proc/self/maps")).exists():
-        assert path not in maps.read_text()
 
 
 def test_nothing_is_left_of_a_part_that_was_not_finished(tmp_path: Path) -> None:

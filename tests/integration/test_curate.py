@@ -201,9 +201,9 @@ def test_the_choice_is_that_of_a_plain_loop_however_the_rows_arrive(faces: Any, 
         out = tmp_path / f"{source.name}{block_size}"
         result = build(settings_of(threshold=0.6, block_size=block_size), source, out)
         found.append(decided(out))
-        assert result.faces_out == sum(wanted.values()) == sum(row[1] for row in found[-1].values())
+        assert result.counts.faces_out == sum(wanted.values()) == sum(row[1] for row in found[-1].values())
         assert result.mean_cosine_after < result.mean_cosine_before
-        assert result.baselines["random"].faces == result.faces_out
+        assert result.baselines["random"].faces == result.counts.faces_out
         assert not (out / ".work").exists()
     assert all(other == found[0] for other in found)
     assert {key: row[1] for key, row in found[0].items()} == wanted
@@ -260,7 +260,7 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(
     assert abs(result.keep - 0.6) <= 0.005
     assert (out / "core_set.parquet").read_bytes() == (tmp_path / "whole" / "core_set.parquet").read_bytes()
     recorder.on_advance = stop_at(1)
-    assert build(settings, source, out).seconds == result.seconds
+    assert build(settings, source, out).job.seconds == result.job.seconds
     with pytest.raises(ValueError, match=r"was begun with keep 0.6, this is 0.5: choose another"):
         build(settings | {"keep": 0.5}, source, out)
 
@@ -344,7 +344,7 @@ def test_an_identity_of_50_000_faces_is_chosen_from_like_any_other(tmp_path: Pat
             kept[row] = True
     assert [found[keys[row]][1] for row in mine] == kept.tolist()
     assert 200 <= kept.sum() < 1000
-    assert result.faces_out == kept.sum() + sum(row[1] for row in found.values() if row[0] != 7)
+    assert result.counts.faces_out == kept.sum() + sum(row[1] for row in found.values() if row[0] != 7)
 
 
 def test_what_a_killed_writer_left_is_deleted(faces: Any, tmp_path: Path, recorder: Any) -> None:
@@ -415,7 +415,7 @@ def test_what_is_wrong_is_found_and_dropped_or_merged_before(faces: Any, tmp_pat
     settings = settings_of(threshold=1.0, clean=look, block_size=3000)
     result = build(settings, source, tmp_path / "found")
     assert result.found == {"outliers": 1, "duplicates": 1, "conflicts": 0, "bytes": 0, "test": 0}
-    assert (result.faces_cleaned, result.faces_out) == (0, len(keys))
+    assert (result.counts.faces_cleaned, result.counts.faces_out) == (0, len(keys))
     outliers = pq.read_table(tmp_path / "found" / "found" / "outliers.parquet")
     assert outliers["key"].to_pylist() == [keys[rows[0]]]
     asked = settings | {"clean": look | {"above": 0.99, "drop": ("outliers",), "merge": True}}
@@ -502,7 +502,7 @@ def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces:
         kept = {key for key, row in decided(out).items() if row[1]}
         assert set(dataset.keys()) == kept
         assert result.dataset is not None
-        assert result.dataset.images == dataset.num_images == result.faces_out == len(kept)
+        assert result.dataset.images == dataset.num_images == result.counts.faces_out == len(kept)
         assert dataset.identities == source.identities
         assert dataset.about.parent == Parent(path=str(drawn), digest=source.digest)
         labels = dict(zip(source.keys(), source.index.label.tolist(), strict=True))
@@ -542,18 +542,18 @@ def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:
     assert (sample.num_classes, sample.num_images) == (6, 72)
     assert abs(result.keep - 0.6) <= 0.005
     weights = (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns
-    assert prune_with(0.3).faces_out == result.faces_out
+    assert prune_with(0.3).counts.faces_out == result.counts.faces_out
     assert (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(ValueError, match=r"its proxy was begun with fraction 0\.3, this is 0\.5"):
         prune_with(0.5)
     overrides = [f"data.train={out}", f"train.output={tmp_path / 'run'}", *settings]
     trained = train(configs.load("debug", overrides=overrides)).as_dict()
-    assert trained["steps"] == result.faces_out // 24
+    assert trained["steps"] == result.counts.faces_out // 24
 
     import mlflow
 
     runs = mlflow.MlflowClient(tracking_uri=settings[0].partition("=")[2]).search_runs(["1"])
     logged = {run.info.run_name: run.data for run in runs}
     assert set(logged) == {"core", "embeddings", "run"}
-    assert logged["core"].metrics["faces_out"] == result.faces_out
+    assert logged["core"].metrics["faces_out"] == result.counts.faces_out
     assert logged["core"].params["keep"] == "0.6"

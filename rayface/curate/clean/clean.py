@@ -85,23 +85,17 @@ def clean(
     _check(values, own, keys, options, test_embeddings, test_labels, digests)
     bounds = group_offsets(own)
     centers, cosines = identity_centers(values, bounds)
-    duplicates, conflicts, limit = no_pairs(), no_pairs(), most_pairs(len(values))
-    if options.duplicates is not None:
-        duplicates = _pairs_above("duplicates", centers, None, options.duplicates, limit)
-    if options.conflicts is not None:
-        apart = Apart(bounds, known_pairs(duplicates, len(centers)))
-        conflicts = _pairs_above("conflicts", values, None, options.conflicts, limit, apart)
+    limit = most_pairs(len(values))
+    duplicates = _pairs_above("duplicates", centers, None, options.duplicates, limit)
+    apart = Apart(bounds, known_pairs(duplicates, len(centers)))
+    conflicts = _pairs_above("conflicts", values, None, options.conflicts, limit, apart)
     overlap, test_names = no_pairs(), np.zeros(0, np.int64)
     if options.above is not None and test_embeddings is not None and test_labels is not None:
         test_centers, test_names = _test_centers(test_embeddings, test_labels)
         overlap = _pairs_above("test", centers, test_centers, options.above, limit)
-    found = Found(
-        outliers=far_from_mean(cosines, options.outliers),
-        duplicates=duplicates,
-        conflicts=conflicts,
-        copies=no_pairs() if digests is None else copies_of(np.asarray(digests), cosines),
-        overlap=overlap,
-    )
+    outliers = far_from_mean(cosines, options.outliers)
+    copies = no_pairs() if digests is None else copies_of(np.asarray(digests), cosines)
+    found = Found(outliers=outliers, duplicates=duplicates, conflicts=conflicts, copies=copies, overlap=overlap)
     names = own[bounds[:-1]]
     why = reasons(found, options.dropped, cosines, bounds)
     listed = findings(found, why, lambda rows: keys.take(pa.array(rows)), names, bounds, cosines, test_names)
@@ -153,8 +147,11 @@ def check_options(options: CleanConfig) -> None:
 
 
 def _pairs_above(
-    name: str, left: Matrix, right: Matrix | None, threshold: float, limit: int, apart: Apart | None = None
+    name: str, left: Matrix, right: Matrix | None, threshold: float | None, limit: int, apart: Apart | None = None
 ) -> Pairs:
+    """Return the pairs above a threshold; none without one."""
+    if threshold is None:
+        return no_pairs()
     axes = leading_axes(left, right, threshold)
     search = PairSearch(name, left, right, threshold, limit=limit, apart=apart, axes=axes)
     found: list[Pairs] = []

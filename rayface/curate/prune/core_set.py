@@ -28,6 +28,8 @@ from rayface.curate.prune.result import (
     REPORT,
     RESULT,
     DatasetCounts,
+    ImageCounts,
+    JobFacts,
     PruneResult,
     Tracked,
     Values,
@@ -65,13 +67,10 @@ class _Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class _CoreSet:
-    """What was selected, of `num_rows` images of `num_identities` that cleaning left, and what else would have been."""
+    """What was selected, and what other methods would have."""
 
     method: Method
-    kept: int
-    num_rows: int
-    num_identities: int
-    compared_in_part: int
+    counts: ImageCounts
     comparison: Comparison
     cleaned: Cleaned | None
     seconds: dict[str, float]
@@ -103,7 +102,7 @@ def prune(config: Config) -> PruneResult:
             core_set, dataset = _selected(config, inputs)
             result = _result(config, inputs, core_set, dataset)
             _write_report(config, inputs, core_set, result)
-            result = replace(result, seconds=time.monotonic() - start)
+            result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
             write_json(root / RESULT, result.as_dict())
             shutil.rmtree(root / _WORK, ignore_errors=True)
             numbers = {k: v for k, v in result.as_dict().items() if isinstance(v, int | float)}
@@ -181,10 +180,13 @@ def _core_set(config: Config, inputs: _Inputs) -> _CoreSet:
     laps.end("compare")
     return _CoreSet(
         method=method,
-        kept=kept,
-        num_rows=partitions.num_rows,
-        num_identities=len(partitions.labels),
-        compared_in_part=method.compared_in_part(partitions.sizes, path),
+        counts=ImageCounts(
+            faces_in=source.num_rows,
+            faces_cleaned=source.num_rows - partitions.num_rows,
+            faces_out=kept,
+            identities=len(partitions.labels),
+            identities_compared_in_part=method.compared_in_part(partitions.sizes, path),
+        ),
         comparison=comparison,
         cleaned=cleaned,
         seconds=laps.seconds,
@@ -192,27 +194,25 @@ def _core_set(config: Config, inputs: _Inputs) -> _CoreSet:
 
 
 def _result(config: Config, inputs: _Inputs, core_set: _CoreSet, dataset: DatasetCounts | None) -> PruneResult:
-    method, cleaned, comparison = core_set.method, core_set.cleaned, core_set.comparison
+    method, cleaned, comparison, counts = core_set.method, core_set.cleaned, core_set.comparison, core_set.counts
     return PruneResult(
         method=config.prune.method,
         threshold=method.threshold if isinstance(method, ThresholdMethod) else None,
         keep_wanted=config.prune.keep,
-        keep=core_set.kept / core_set.num_rows,
-        faces_in=inputs.source.num_rows,
-        faces_cleaned=inputs.source.num_rows - core_set.num_rows,
+        keep=counts.faces_out / (counts.faces_in - counts.faces_cleaned),
+        counts=counts,
         found=write_findings(cleaned.found, inputs.root / FOUND) if cleaned else {},
-        faces_out=core_set.kept,
-        identities=core_set.num_identities,
-        identities_compared_in_part=core_set.compared_in_part,
         mean_cosine_before=comparison.everything.mean_cosine,
         mean_cosine_after=comparison.core_set.mean_cosine,
         baselines=comparison.baselines,
         stage_seconds=core_set.seconds,
         dataset=dataset,
-        seconds=0.0,
-        embeddings=str(config.prune.embeddings),
-        config=inputs.job,
-        created_by=f"rayface {VERSION}",
+        job=JobFacts(
+            seconds=0.0,
+            embeddings=str(config.prune.embeddings),
+            config=inputs.job,
+            created_by=f"rayface {VERSION}",
+        ),
     )
 
 
@@ -238,8 +238,10 @@ def _table(result: PruneResult) -> list[tuple[str, str]]:
     rows = [("method", result.method)]
     if result.threshold is not None:
         rows.append(("threshold", f"{result.threshold:.4f}"))
-    if result.identities_compared_in_part:
-        rows.append(("identities too large to be compared as a whole", f"{result.identities_compared_in_part:,}"))
+    if result.counts.identities_compared_in_part:
+        rows.append(
+            ("identities too large to be compared as a whole", f"{result.counts.identities_compared_in_part:,}")
+        )
     cosines = f"{result.mean_cosine_before:.3f}, of the images kept {result.mean_cosine_after:.3f}"
     return [*rows, ("mean cosine within an identity", cosines)]
 

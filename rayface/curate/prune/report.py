@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rayface.arrays import Ints
 from rayface.curate.clean.findings import Findings
 from rayface.curate.cosines import unit_rows
-from rayface.curate.prune.contact_sheets import add_pictures, dropped_sheet, found_sheets, labels_shown
+from rayface.curate.prune.contact_sheets import Sheet, add_pictures, dropped_sheet, found_sheets, labels_shown
 from rayface.curate.prune.result import SelectionFigures
 from rayface.curate.prune.sampled_images import Identity, identity_counts, keys_of, read_identities
 from rayface.data.dataset import Dataset
@@ -63,17 +63,11 @@ def curation_report(
         baselines: figures of the core set and of other methods, by name.
         seed: of the identities that are sampled for the page.
     Returns:
-        the path of report.html. Memory: 32 bytes per identity, up to 20,000 embeddings, and the keys of `dataset`.
+        report.html. Memory: 32 bytes per identity, up to 20,000 embeddings, and the keys of `dataset`.
     """
     labels, sizes, kept = identity_counts(core_set)
     identities = read_identities(core_set, embeddings, _sampled(labels, sizes, seed))
-    names = {} if dataset is None or dataset.identities is None else dict(enumerate(dataset.identities))
-    sheets = [dropped_sheet(identities, names)]
-    if found is not None:
-        sheets += found_sheets(found, keys_of(labelled or core_set, labels_shown(found), 6), names)
-    sheets = [sheet for sheet in sheets if sheet.rows]
-    if dataset is not None:
-        add_pictures(sheets, dataset)
+    sheets = _sheets(identities, core_set, dataset, found, labelled)
     plots = _plots(identities, sizes, kept)
     out.mkdir(parents=True, exist_ok=True)
     write_pngs(out / "plots", plots)
@@ -89,6 +83,23 @@ def curation_report(
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     return write_file(out / "report.html", page.encode())
+
+
+def _sheets(
+    identities: Sequence[Identity],
+    core_set: Path,
+    dataset: Dataset | None,
+    found: Findings | None,
+    labelled: Path | None,
+) -> list[Sheet]:
+    names = {} if dataset is None or dataset.identities is None else dict(enumerate(dataset.identities))
+    sheets = [dropped_sheet(identities, names)]
+    if found is not None:
+        sheets += found_sheets(found, keys_of(labelled or core_set, labels_shown(found), 6), names)
+    sheets = [sheet for sheet in sheets if sheet.rows]
+    if dataset is not None:
+        add_pictures(sheets, dataset)
+    return sheets
 
 
 def _plots(identities: Sequence[Identity], sizes: Ints, kept: Ints) -> list[Plot]:

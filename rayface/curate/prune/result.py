@@ -56,17 +56,42 @@ class Tracked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageCounts:
+    """Counts of a prune job.
+
+    Attributes:
+        faces_in, faces_cleaned, faces_out: images embedded, dropped by cleaning, kept.
+        identities: identities that cleaning left.
+        identities_compared_in_part: so large that not all of their images were compared with each other.
+    """
+
+    faces_in: int
+    faces_cleaned: int
+    faces_out: int
+    identities: int
+    identities_compared_in_part: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFacts:
+    """Where a result is from; `config`: what decided it."""
+
+    seconds: float
+    embeddings: str
+    config: Values
+    created_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneResult:
-    """What a prune job did; the fields but `tracked` are the keys of prune.json.
+    """What a prune job did; prune.json has the fields, those of `counts` and `job` beside the others.
 
     Attributes:
         keep_wanted: share of the images to keep, where that was set.
         keep: share that was kept, of those that cleaning left.
-        faces_in, faces_cleaned, faces_out: images embedded, dropped by cleaning, kept.
         found: what cleaning found, by table.
         mean_cosine_before, mean_cosine_after: of an image to the others of its identity.
         baselines: what other methods keep of as many images.
-        config: what decided the result.
         tracked: of the job that has just run; None if the result was there.
     """
 
@@ -74,21 +99,14 @@ class PruneResult:
     threshold: float | None
     keep_wanted: float | None
     keep: float
-    faces_in: int
-    faces_cleaned: int
+    counts: ImageCounts
     found: dict[str, int]
-    faces_out: int
-    identities: int
-    identities_compared_in_part: int = 0
     mean_cosine_before: float
     mean_cosine_after: float
     baselines: dict[str, SelectionFigures]
     stage_seconds: dict[str, float]
     dataset: DatasetCounts | None = None
-    seconds: float
-    embeddings: str
-    config: Values
-    created_by: str
+    job: JobFacts
     tracked: Tracked | None = None
 
     @classmethod
@@ -96,9 +114,11 @@ class PruneResult:
         """Return the result of a parsed prune.json.
 
         Raises:
-            TypeError, AttributeError: a value is missing or of another form.
+            TypeError, KeyError, AttributeError: a value is missing or of another form.
         """
-        known = {own.name: values[own.name] for own in fields(cls) if own.name in values}
+        known = _fields_of(cls, values)
+        known["counts"] = ImageCounts(**_fields_of(ImageCounts, values))
+        known["job"] = JobFacts(**_fields_of(JobFacts, values))
         known["baselines"] = {name: SelectionFigures(**own) for name, own in values["baselines"].items()}
         if "dataset" in known:
             known["dataset"] = DatasetCounts(**known["dataset"])
@@ -108,11 +128,16 @@ class PruneResult:
         """Return the content of prune.json, and where the job was tracked."""
         found = asdict(self)
         tracked = found.pop("tracked")
+        found |= found.pop("counts") | found.pop("job")
         if found["dataset"] is None:
             del found["dataset"]
         if tracked is not None:
             found |= {"tracking": tracked["uri"], "tracking_delivered": tracked["delivered"]}
         return found
+
+
+def _fields_of(kind: type, values: Values) -> dict[str, Any]:
+    return {own.name: values[own.name] for own in fields(kind) if own.name in values}
 
 
 def read_result(root: Path) -> PruneResult | None:
@@ -137,7 +162,7 @@ def _is_complete(root: Path, result: PruneResult) -> bool:
     if not all((root / name).is_file() for name in names):
         return False
     try:
-        if pq.read_metadata(root / CORE_SET).num_rows != result.faces_in:
+        if pq.read_metadata(root / CORE_SET).num_rows != result.counts.faces_in:
             return False
     except (pa.ArrowException, OSError):
         return False

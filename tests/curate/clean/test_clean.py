@@ -43,7 +43,9 @@ def centers_of(embeddings: NDArray[Any], labels: NDArray[np.int64]) -> dict[int,
 
 
 @pytest.mark.parametrize("block", [7, 4096])
-def test_finds_what_a_double_loop_finds(faces: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clean_of_drawn_faults_finds_those_of_a_double_loop(
+    faces: Any, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Outliers, duplicate identities, conflicts, in blocks or at once; nothing is dropped."""
     monkeypatch.setattr(cosines_module, "_BLOCK", block)
     embeddings, labels, keys = faces
@@ -72,7 +74,7 @@ def test_finds_what_a_double_loop_finds(faces: Any, block: int, monkeypatch: pyt
     assert (found.labels == labels).all()
 
 
-def test_drops_and_merges_when_asked(faces: Any) -> None:
+def test_clean_with_drop_and_merge_drops_and_merges(faces: Any) -> None:
     """Of a conflict the face that fits its identity less; of duplicate identities the lower label stays."""
     embeddings, labels, keys = faces
     options = CleanConfig(outliers=0.4, duplicates=0.8, conflicts=0.8, drop=("outliers", "conflicts"), merge=True)
@@ -87,7 +89,7 @@ def test_drops_and_merges_when_asked(faces: Any) -> None:
     assert (found.labels == np.where(labels == 61, 10, labels)).all()
 
 
-def test_an_identity_keeps_the_face_nearest_to_its_mean() -> None:
+def test_clean_of_outliers_alone_keeps_the_image_nearest_to_the_mean() -> None:
     """Even where every face is an outlier; at opposite faces, whose mean is nothing, the first."""
     embeddings = np.eye(4)[[0, 1, 2, 3, 3]] * [[1], [1], [1], [1], [-1]]
     found = clean(embeddings, [0, 0, 0, 1, 1], pa.array(list("abcde")), CleanConfig(outliers=0.9, drop=("outliers",)))
@@ -95,7 +97,7 @@ def test_an_identity_keeps_the_face_nearest_to_its_mean() -> None:
     assert len(found.outliers) == 5
 
 
-def test_equal_bytes(faces: Any) -> None:
+def test_clean_of_equal_files_keeps_one_of_them(faces: Any) -> None:
     """The copy that fits its identity best stays; between equals the first."""
     embeddings, labels, keys = faces
     digests = np.array([f"d{row}" for row in range(len(labels))], dtype="S8")
@@ -111,7 +113,7 @@ def test_equal_bytes(faces: Any) -> None:
     assert {row for row, why in enumerate(found.reason.to_pylist()) if why == "same bytes"} == {second, stray}
 
 
-def test_identities_of_a_test_set_go_whole(faces: Any, drawn: Drawn) -> None:
+def test_clean_of_test_identities_drops_them_whole(faces: Any, drawn: Drawn) -> None:
     """By the centers of both sides, whatever the order of the test set."""
     embeddings, labels, keys = faces
     others, _ = drawn([4, 4], seed=99)
@@ -166,7 +168,7 @@ def test_merge_of_a_chain_gives_one_label_and_no_limit_of_a_million_pairs() -> N
     assert (found.labels == np.r_[np.ones(1450), 0]).all()
 
 
-def test_too_many_pairs_are_refused(faces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clean_of_too_many_pairs_raises_one_line(faces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before they fill the memory."""
     monkeypatch.setattr(pair_search, "_LEAST_LIMIT", 10)
     with pytest.raises(ValueError, match=r"^conflicts -0.9: more than \d+ pairs are above this cosine; raise it"):
@@ -175,7 +177,7 @@ def test_too_many_pairs_are_refused(faces: Any, monkeypatch: pytest.MonkeyPatch)
         clean(*faces, CleanConfig(duplicates=-0.9))
 
 
-def test_bad_input_gets_one_line(faces: Any) -> None:
+def test_clean_of_bad_input_raises_one_line(faces: Any) -> None:
     """Named, with the rule."""
     embeddings, labels, keys = faces
     with pytest.raises(ValueError, match=r"^clean.drop: 'all': must be of test, bytes"):

@@ -11,7 +11,7 @@ from rayface.curate.prune.keep_ratio import search_threshold, threshold_for_keep
 
 
 @pytest.mark.parametrize("keep", [0.35, 0.6, 0.9, 1.0])
-def test_keeps_the_share_within_half_a_point(drawn: Any, keep: float) -> None:
+def test_threshold_for_keep_keeps_the_share_within_half_a_point(drawn: Any, keep: float) -> None:
     """Searched on 1,000 of 6,000 faces, of which an identity of 600 may not be seen."""
     sizes = np.r_[600, np.random.default_rng(0).geometric(0.06, 320)]
     embeddings, offsets = drawn(sizes, size=32, dtype=np.float16)
@@ -23,7 +23,7 @@ def test_keeps_the_share_within_half_a_point(drawn: Any, keep: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_very_large_identity_does_not_fill_the_sample(drawn: Any, seed: int) -> None:
+def test_sample_beside_a_very_large_identity_leaves_it_out(drawn: Any, seed: int) -> None:
     """Identities of more than a tenth of it are left out; where there are no others, all faces are searched."""
     embeddings, offsets = drawn([2000, *[10] * 200], size=8, seed=1)
     values, bounds = keep_ratio._sample(embeddings, offsets, 500, seed)
@@ -33,7 +33,7 @@ def test_a_very_large_identity_does_not_fill_the_sample(drawn: Any, seed: int) -
     assert len(values) == bounds[-1] == 2000
 
 
-def test_min_images_counts(drawn: Any) -> None:
+def test_threshold_for_keep_with_min_images_keeps_the_share(drawn: Any) -> None:
     """The share is that after faces came back."""
     embeddings, offsets = drawn(np.full(100, 20), size=32)
     threshold, share = threshold_for_keep(embeddings, offsets, 0.6, min_images=10)
@@ -41,7 +41,7 @@ def test_min_images_counts(drawn: Any) -> None:
     assert abs(share - 0.6) <= 0.005
 
 
-def test_a_biased_sample_is_corrected_and_a_useless_one_left() -> None:
+def test_search_threshold_on_a_biased_sample_corrects_it() -> None:
     """All faces are looked at a few times only; where the sample says nothing they are searched themselves."""
     looks = []
 
@@ -56,7 +56,7 @@ def test_a_biased_sample_is_corrected_and_a_useless_one_left() -> None:
     assert abs(search_threshold(0.6, lambda t: 0.3, of_all)[1] - 0.6) <= 0.005
 
 
-def test_a_share_that_cannot_be_reached_gets_one_line(drawn: Any) -> None:
+def test_threshold_for_keep_of_an_unreachable_share_raises_one_line(drawn: Any) -> None:
     """Fewer faces than identities; copies, of which all or one remain."""
     embeddings, offsets = drawn(np.full(50, 4))
     with pytest.raises(ValueError, match=r"^keep 0\.1: no threshold keeps this share.*keeps 0\.2500"):

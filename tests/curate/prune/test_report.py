@@ -70,7 +70,7 @@ def write(pruned: dict[str, Any], out: Path, **more: Any) -> str:
     return path.read_text()
 
 
-def test_the_report_stands_alone_and_shows_faces_with_their_cosines(pruned: Any, tmp_path: Path) -> None:
+def test_report_with_a_dataset_stands_alone_and_shows_images_with_cosines(pruned: Any, tmp_path: Path) -> None:
     """Every picture is inside; a dropped face has its cosine to the face that it was dropped for."""
     baselines = {"random": SelectionFigures(faces=30, mean_cosine=0.5, shared=0.75)}
     page = write(pruned, tmp_path / "core", dataset=pruned["dataset"], found=pruned["found"], baselines=baselines)
@@ -103,7 +103,7 @@ def test_the_report_stands_alone_and_shows_faces_with_their_cosines(pruned: Any,
     assert {path.name for path in (tmp_path / "core/plots").iterdir()} == {"cosines.png", "kept.png"}
 
 
-def test_without_data_there_are_keys_in_the_place_of_pictures(pruned: Any, tmp_path: Path) -> None:
+def test_report_without_a_dataset_shows_keys(pruned: Any, tmp_path: Path) -> None:
     """And nothing of clean where it did not run."""
     page = write(pruned, tmp_path / "core")
     html5lib.HTMLParser(strict=True).parse(page)
@@ -112,7 +112,7 @@ def test_without_data_there_are_keys_in_the_place_of_pictures(pruned: Any, tmp_p
     assert "What looks wrong" not in page
 
 
-def test_a_browser_draws_the_report(pruned: Any, tmp_path: Path, browser: Any) -> None:
+def test_report_in_a_browser_is_drawn_without_errors(pruned: Any, tmp_path: Path, browser: Any) -> None:
     """Every picture and both plots are there; nothing is complained about."""
     write(pruned, tmp_path, dataset=pruned["dataset"], found=pruned["found"])
     seen = browser(tmp_path / "report.html")
@@ -121,7 +121,7 @@ def test_a_browser_draws_the_report(pruned: Any, tmp_path: Path, browser: Any) -
     assert seen.dom.count("<img") > 20
 
 
-def test_reads_counts_of_all_and_faces_of_a_few(pruned: Any) -> None:
+def test_read_identities_of_a_few_labels_returns_their_images(pruned: Any) -> None:
     """Out of files that are not by identity, in blocks."""
     root, labels, kept = pruned["root"], pruned["labels"], pruned["kept"]
     names, sizes, left = identity_counts(root / "core_set.parquet")
@@ -135,7 +135,7 @@ def test_reads_counts_of_all_and_faces_of_a_few(pruned: Any) -> None:
         assert (identity.embeddings == pruned["values"][rows].astype(np.float16)).all()
 
 
-def test_merged_identities_are_found_by_key(pruned: Any, tmp_path: Path) -> None:
+def test_read_identities_of_merged_labels_finds_them_by_key(pruned: Any, tmp_path: Path) -> None:
     """Labels of a core set may be others than those of its embeddings."""
     table = pq.read_table(pruned["root"] / "core_set.parquet")
     merged = np.where(pruned["labels"] == 5, 2, pruned["labels"])
@@ -147,7 +147,7 @@ def test_merged_identities_are_found_by_key(pruned: Any, tmp_path: Path) -> None
     assert read_identities(tmp_path / "core_set.parquet", open_embeddings(pruned["root"] / "emb"), []) == []
 
 
-def test_identities_that_were_merged_are_shown_by_their_own_labels(pruned: Any, tmp_path: Path) -> None:
+def test_report_of_merged_identities_shows_their_own_labels(pruned: Any, tmp_path: Path) -> None:
     """The core set has one label for both."""
     table = pq.read_table(pruned["root"] / "core_set.parquet")
     pq.write_table(table, tmp_path / "faces.parquet")
@@ -163,7 +163,7 @@ def test_identities_that_were_merged_are_shown_by_their_own_labels(pruned: Any, 
         assert '<div class="none">' in group
 
 
-def test_a_damaged_picture_is_left_out(pruned: Any, tmp_path: Path) -> None:
+def test_report_with_a_corrupt_image_shows_its_key(pruned: Any, tmp_path: Path) -> None:
     """Its key stands there."""
     shard, index = Path(pruned["dataset"].shards[0].path), pruned["dataset"].index
     key = re.findall(r'alt="([^"]+)"', write(pruned, tmp_path, dataset=pruned["dataset"]))[0]

@@ -8,7 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayface.curate.prune.result import DatasetCounts, PruneResult, SelectionFigures, Tracked, read_result
+from rayface.curate.prune.result import (
+    DatasetCounts,
+    ImageCounts,
+    JobFacts,
+    PruneResult,
+    SelectionFigures,
+    Tracked,
+    read_result,
+)
 
 
 def result() -> PruneResult:
@@ -18,20 +26,14 @@ def result() -> PruneResult:
         threshold=0.5,
         keep_wanted=None,
         keep=2 / 3,
-        faces_in=3,
-        faces_cleaned=0,
+        counts=ImageCounts(faces_in=3, faces_cleaned=0, faces_out=2, identities=1),
         found={"outliers": 0},
-        faces_out=2,
-        identities=1,
         mean_cosine_before=0.5,
         mean_cosine_after=0.4,
         baselines={"random": SelectionFigures(faces=2, mean_cosine=0.5, shared=0.5)},
         stage_seconds={"choose": 0.1},
         dataset=DatasetCounts(images=2, classes=1, shards=2, not_embedded=0),
-        seconds=0.2,
-        embeddings="emb",
-        config={"seed": 0},
-        created_by="rayface",
+        job=JobFacts(seconds=0.2, embeddings="emb", config={"seed": 0}, created_by="rayface"),
     )
 
 

@@ -1,0 +1,62 @@
+"""Rows sorted by label in files of their own, of which a reader maps the labels that it wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayface.embedding.rows import Rows
+from rayface.storage import atomic_stream
+
+Range = tuple[str, int, int]
+"""Rows [start, stop) of a parquet file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortedRuns:
+    """Files of rows sorted by label; `folder` is on a disk that all nodes share."""
+
+    folder: str
+    count: int
+
+    def path(self, number: int) -> str:
+        return f"{self.folder}/sorted-{number:06d}.arrow"
+
+
+def sort_rows(parts: list[Rows]) -> Rows:
+    """Return all rows by label, then by key; each part is freed once it is copied."""
+    labels = np.concatenate([part.labels for part in parts])
+    keys = pa.concat_arrays([part.keys for part in parts])
+    order = pc.sort_indices(pa.table({"label": labels, "key": keys}), [("label", "ascending"), ("key", "ascending")])
+    places = order.to_numpy()
+    embeddings = np.empty((len(labels), parts[0].embeddings.shape[1]), parts[0].embeddings.dtype)
+    row_of = np.argsort(places)
+    while parts:
+        part = parts.pop()
+        first = len(row_of) - len(part.labels)
+        embeddings[row_of[first:]] = part.embeddings
+        row_of = row_of[:first]
+    return Rows(keys.take(order), labels[places], embeddings)
+
+
+def write_run(path: str, rows: Rows) -> None:
+    """Write rows that are sorted by label as an uncompressed Arrow file, of which `read_run` maps what it wants."""
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), rows.embeddings.shape[1])
+    batch = pa.record_batch([rows.keys, pa.array(rows.labels), lists], names=["key", "label", "embedding"])
+    with atomic_stream(path) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def read_run(path: str, first: int, last: int) -> Rows:
+    """Read the rows of a sorted run whose labels are from `first` to `last`."""
+    with pa.memory_map(path) as mapped:
+        batch = pa.ipc.open_file(mapped).get_batch(0)
+        start, stop = np.searchsorted(batch["label"].to_numpy(), [first, last + 1]).tolist()
+        # Copied, so that the map can go: the kernel maps much more of a file than the rows that are looked at.
+        table = batch.slice(start, stop - start).take(pa.array(np.arange(stop - start)))
+        del batch
+    lists = table["embedding"]
+    return Rows(table["key"], table["label"].to_numpy(), lists.flatten().to_numpy().reshape(-1, lists.type.list_size))
