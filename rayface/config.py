@@ -45,168 +45,216 @@ from rayface.values import Tree, is_null, optional_fields, parse_override, read_
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
-    """What is read, and what is done to an image before the backbone sees it."""
+    """Training data, and augmentation of its images."""
 
     train: Paths = ()
-    """Dataset directory, or a list of them trained on as one."""
+    """Dataset directory, or several that are trained on as one."""
     join: Fixed[Literal["names", "labels", "separate"] | None] = None
-    """How a list is one label space, also for --data of other verbs: one name is one person, or one label is, or no
-    person is in two directories. None: names where all have them; labels where no label is in two."""
+    """How several directories share labels: by identity name (names), by label (labels), or not at all (separate).
+    None: names if all directories have them, labels if no label is in two, else refused. Also for the data of other
+    verbs."""
     image_size: Fixed[Annotated[int, Field(ge=16, le=1024)]] = 112
+    """Side of an image, pixels; other sizes are resized."""
     max_corrupt_fraction: Fraction = 1e-3
-    """Share of the samples that may be damaged before a run stops."""
+    """Largest share of corrupt samples; above it a job stops."""
     chunk_images: Fixed[Positive] = 8
-    """Neighbours in a shard that are read with one request; raise to 64 on object stores."""
+    """Neighbouring images of a shard that are read by one request. Object stores may need 64."""
     window_images: Fixed[Positive] = 4096
-    """Images shuffled together; a read task decodes one window."""
+    """Images that are shuffled together; one read task decodes a window."""
     readers: Operational[NotNegative] = 0
-    """Windows decoded at once; 0: from the free CPUs of the cluster."""
+    """Windows decoded at the same time. 0: by the free CPUs of the cluster."""
     flip: bool = True
+    """Mirror half of the images at random."""
     shift: NotNegative = 0
-    """Largest random crop shift, pixels of image_size."""
+    """Largest random shift of the crop, pixels."""
     brightness: Fraction = 0.0
+    """Largest random change of brightness, as a share."""
     contrast: Fraction = 0.0
+    """Largest random change of contrast, as a share."""
     saturation: Fraction = 0.0
+    """Largest random change of saturation, as a share."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BackboneConfig:
+    """The network that embeds images."""
+
     name: Shown[Fixed[str]] = "r50"
+    """Name of the backbone, as `rayface backbones` lists them, or one of a plugin."""
     embedding_size: Shown[Fixed[Positive]] = 512
+    """Length of an embedding, D."""
     width: Shown[Fixed[Annotated[float, Field(gt=0)] | None]] = None
-    """Multiplies every channel count; None: the backbone's own."""
+    """Factor of all channel counts. None: the backbone's own."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout rate in front of the embedding."""
     checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of keeping them."""
     compile: bool = False
-    """Train through torch.compile; on a CPU it needs a C++ compiler."""
+    """Train through torch.compile, which needs a C++ compiler on CPUs."""
     weights: PathText | None = None
-    """Start from these: run directory, model.safetensors, or a published .pt/.pth of the same net."""
+    """Initial weights: run directory, model.safetensors, or a published .pt/.pth of the same backbone."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class HeadConfig:
+    """The head: class centers and margin softmax over them."""
+
     name: Shown[Fixed[str]] = "partial_fc"
+    """Name of the head: partial_fc, or one of a plugin."""
     margin: Shown[str] = "cosface"
+    """Margin of the softmax: cosface, arcface, combined, adaface, elasticface, magface, curricularface, or one of a
+    plugin."""
     margin_value: float | None = None
-    """The margin m; None: the paper's default."""
+    """Margin m. None: the paper's default."""
     scale: Annotated[float, Field(gt=0)] = 64.0
+    """Scale s of the logits."""
     conflict_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Cosine above which a negative class center is left out of the softmax (interclass filtering). None: keep all."""
     margin_options: Options = Field(default_factory=dict)
-    """Further arguments of the margin, as {gradient: exact} for arcface or {m1: 1, m2: 0.3, m3: 0.2} for combined."""
+    """Further arguments of the margin, for example {gradient: exact} of arcface or {m1: 1, m2: 0.3, m3: 0.2} of
+    combined."""
     sample_rate: Shown[Annotated[float, Field(gt=0, le=1)]] = 1.0
+    """Share of the negative classes that are sampled in a step."""
     center_update: Literal["sparse", "dense"] = "sparse"
+    """Move only the sampled class centers (sparse) or all of them (dense)."""
     storage_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type in which class centers are stored."""
     compute_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the products with class centers."""
     logit_memory: Bytes = 512 * 2**20
-    """Bytes of logits kept at once."""
+    """Memory of the logits that are computed at once."""
     host_memory: bool = False
-    """Keep the centers in pinned host memory and move only the rows of a step to the GPU."""
+    """Keep class centers in pinned host memory and move only the rows of a step to the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimConfig:
+    """The optimizer of backbone and class centers."""
+
     name: Shown[Fixed[Literal["sgd", "adamw"]]] = "sgd"
+    """Optimizer: sgd or adamw."""
     lr: Annotated[float, Field(gt=0)] = 0.1
+    """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """Weight decay."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
-    """Largest norm of the backbone's gradient."""
+    """Largest norm of the backbone's gradient. None: do not clip."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ScheduleConfig:
+    """The learning-rate schedule."""
+
     name: str = "polynomial"
-    """polynomial, multi_step, cosine, plateau, fastface, constant, or one of a plugin."""
+    """Schedule: polynomial, multi_step, cosine, constant, plateau, fastface, or one of a plugin."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Not with plateau and fastface."""
+    """Epochs of linear warm-up; not with plateau and fastface."""
     power: Annotated[float, Field(gt=0)] = 1.0
+    """Power of polynomial."""
     milestones: Numbers = ()
     """Epochs after which multi_step multiplies the rate by gamma."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    # From here on: of fastface; plateau takes alpha, tolerance, decay and max_decays.
+    """Factor of multi_step."""
     detector: Literal["ema", "haar_window"] = "ema"
+    """Plateau detector of fastface: ema (slope of smoothed losses) or haar_window."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    """Rate of a moving mean, a step."""
+    """Smoothing factor of the loss per step, of fastface and plateau."""
     beta: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Smoothing factor of the slope per step, of fastface."""
     threshold: Annotated[float, Field(gt=0)] | None = None
-    """Below it the loss counts as flat. ema: loss a step, None: 5e-5; haar_window: loss, None: 0.06."""
+    """Value of the detector below which the loss counts as flat. None: 5e-5 (loss per step) for ema, 0.06 for
+    haar_window."""
     lambda_total: Annotated[float, Field(gt=0)] | None = None
-    """For ema: threshold * total steps, with alpha = beta = alpha_total / total steps; in place of those three."""
+    """In place of threshold, alpha and beta of ema: threshold * total steps, with alpha = beta = alpha_total / total
+    steps."""
     alpha_total: Annotated[float, Field(gt=0)] = 200.0
+    """Smoothing factor * total steps, used with lambda_total."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of all steps that the loss is flat before the rate is lowered."""
+    """Share of all steps for which the loss must be flat before the rate is lowered, of fastface and plateau."""
     decay: Annotated[float, Field(gt=1)] = 2.0
-    """The rate is divided by it."""
+    """Divisor of the rate at each plateau, of fastface and plateau."""
     max_decays: NotNegative = 8
-    """Since the start or the last restart."""
+    """Largest number of decays since the start or the last restart."""
     window: Annotated[int, Field(gt=1, multiple_of=2)] = 4000
-    """Steps of haar_window."""
+    """Steps in the window of haar_window, m."""
     restart_after: Positive | None = None
-    """Plateaus in a row after which the rate is multiplied by restart_factor instead; None: never."""
+    """Number of successive plateaus after which the rate is multiplied by restart_factor instead. None: never."""
     restart_factor: Annotated[float, Field(gt=1)] = 4.0
+    """Factor of a restart."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
+    """The training run."""
+
     epochs: Annotated[float, Field(gt=0)] = 20
+    """Passes over the training data."""
     batch_size: Shown[Fixed[Positive]] = 128
-    """Global: over all workers."""
+    """Global batch size, over all workers."""
     num_workers: Shown[Operational[Workers]] = 1
-    """Or [least, most]: the run takes as many as the cluster has room for, and goes on when nodes leave or join."""
+    """Number of workers, or [least, most]: as many as the cluster has room for, changed when nodes leave or join."""
     cpus_per_worker: Operational[Positive] = 1
+    """CPUs that a worker reserves."""
     wait_for_nodes: Operational[Annotated[float, Field(ge=0)]] = 600.0
-    """Seconds that nodes may take to come before a job is refused (on a cluster, not a local Ray), and that lost ones
-    may stay away before it is stopped."""
+    """Seconds to wait for missing nodes of a cluster, before a job is refused and before a run without enough nodes is
+    stopped."""
     device: Operational[Literal["auto", "cpu", "cuda"]] = "auto"
+    """Device of the workers. auto: a GPU if the cluster has one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the backbone. auto: bf16 where the device has fast bf16 products."""
+    """Precision of the backbone. auto: bf16 where the device has fast bf16 products."""
     gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
-    """Of the backbone's gradients on their way between workers."""
+    """Compression of the backbone's gradients between workers."""
     powersgd_rank: Positive = 1
-    """Width of the two matrices that powersgd sends for one; 1 to 4 are usual."""
+    """Columns of the two matrices that powersgd sends for a gradient; usually 1 to 4."""
     powersgd_start: Annotated[int, Field(ge=2)] = 1000
-    """Steps with whole gradients before powersgd begins; after a resume or a roll-back anew."""
+    """Steps with whole gradients before powersgd starts, after a resume or roll-back again."""
     static_graph: bool = False
-    """Tell DistributedDataParallel that all steps use the same layers in the same order. Not with pieces that are added
-    up (max_batch_per_worker, resize=accumulate), nor with backbone.compile."""
+    """Tell DistributedDataParallel that all steps use the same layers in the same order. Not with accumulated pieces
+    (max_batch_per_worker, resize=accumulate) or backbone.compile."""
     teacher: PathText | None = None
-    """Distil from: run directory, model.safetensors, .onnx, or a published .pt/.pth with teacher_backbone."""
+    """Distil from this model: run directory, model.safetensors, .onnx, or a published .pt/.pth with
+    teacher_backbone."""
     teacher_backbone: str | None = None
+    """Backbone of a published teacher, for example r50."""
     teacher_cache: Operational[PathText | None] = None
-    """Folder for the teacher's embeddings of data.train, made once and used by every run; None: embed every view."""
+    """Folder for the teacher's embeddings of data.train, made once for all runs. None: embed every augmented image in
+    every step."""
     distillation: Literal["angular", "feature", "center"] = "angular"
-    """What a student's embedding is drawn to: the teacher's direction, its very vector, or the direction of the
-    teacher's mean embedding of the identity (needs teacher_cache)."""
+    """Target of a student's embedding: direction of the teacher's (angular), the teacher's itself (feature), or
+    direction of the teacher's mean of the identity (center; needs teacher_cache)."""
     distillation_weight: Annotated[float, Field(ge=0)] = 7.0
-    """Of the distillation loss; the class layer's has 1."""
+    """Weight of the distillation loss; the head's loss has weight 1."""
     seed: Shown[Fixed[NotNegative]] = 0
+    """Seed of initial weights, order of samples, augmentation, dropout and sampled classes."""
     output: Operational[PathText | None] = None
-    """Run directory, on a disk that all nodes share; None: the next free runs/NAME-001."""
+    """Run directory, on a disk that all nodes share. None: the next free runs/NAME-001."""
     checkpoint_every: Operational[NotNegative] = 0
-    """Steps; 0: once an epoch."""
+    """Steps between checkpoints. 0: one per epoch."""
     keep_checkpoints: Operational[Positive] = 3
+    """Number of newest checkpoints to keep, beside the best one."""
     log_every: Operational[Positive] = 10
-    """Steps; a request to stop is looked for as often."""
+    """Steps between logged metrics, and between looks for a stop request."""
     max_failures: Operational[NotNegative] = 3
-    """How often workers that died, or lost each other, are started again from the last checkpoint."""
+    """Maximum number of restarts from the last checkpoint after workers died or lost each other."""
     hang_timeout: Operational[Annotated[float, Field(ge=0)]] = 600.0
-    """Seconds without progress after which workers are started again, and the one that hangs is named; 0: never."""
+    """Seconds without progress after which the slowest rank is reported and workers restart. 0: never."""
     on_nan: Literal["stop", "skip", "lower_lr"] = "stop"
-    """A loss or gradient that is not finite: stop; or go back to the last good checkpoint and leave that batch out, or
-    go on from there at a lower rate."""
+    """Reaction to a non-finite loss or gradient: stop, roll back and skip that batch (skip), or roll back and continue
+    at a lower rate (lower_lr)."""
     nan_lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """What lower_lr multiplies the rate by, each time."""
+    """Factor of the rate at each lower_lr."""
     max_rollbacks: NotNegative = 3
-    """So often in a run; then it stops."""
+    """Maximum number of roll-backs per run; after that, a non-finite step stops it."""
     max_batch_per_worker: Annotated[int, Field(ge=2)] | None = None
-    """Images that a worker takes at once; a larger part of the global batch is worked through in pieces. Until the step
-    the class layer keeps head.logit_memory for each of them."""
+    """Images that a worker processes at once; a larger share of the batch is split into pieces, whose logits take
+    head.logit_memory each until the step."""
     resize: Literal["accumulate", "rescale_lr"] = "accumulate"
-    """With pieces: one step for the global batch, whatever the number of workers; or one step for each piece, its
-    rate in proportion to its share of the global batch."""
+    """With pieces: one step per global batch (accumulate), or one step per piece with the rate in proportion to its
+    share of the batch (rescale_lr)."""
     grace_seconds: Operational[Annotated[float, Field(ge=0)]] = 30.0
-    """After Ctrl-C or SIGTERM: what the workers get to save a checkpoint."""
+    """Seconds that workers get to save a checkpoint after Ctrl-C or SIGTERM."""
 
     @property
     def min_workers(self) -> int:
@@ -228,7 +276,7 @@ class EvaluateConfig:
     out: Operational[PathText | None] = None
     """Directory for evaluation.json and the ROC curve."""
     every: Operational[NotNegative] = 0
-    """Steps; 0: before the first and after the last."""
+    """Steps between evaluations while training. 0: before the first and after the last step."""
     protocol: str = "pairs"
     """How a model is measured: pairs (10-fold verification), or a protocol of a plugin."""
     pairs: PathText | None = None
@@ -246,7 +294,9 @@ class SynthConfig:
     out: Operational[PathText | None] = None
     """Dataset directory to write."""
     identities: Positive = 200
+    """Number of people."""
     images_per_identity: Positive = 20
+    """Images of each person."""
     seed: Seed = 0
     """The same seed draws the same dataset."""
     pairs: NotNegative = 0
@@ -398,18 +448,22 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrackingConfig:
+    """MLflow."""
+
     enabled: bool = True
+    """Send the run to MLflow."""
     uri: DatabaseUri | None = None
-    """MLflow: a server, or sqlite:///FILE. None: MLFLOW_TRACKING_URI, else mlflow.db beside the runs."""
+    """MLflow server, or sqlite:///FILE. None: MLFLOW_TRACKING_URI, else mlflow.db beside the runs."""
     experiment: str = "rayface"
+    """Name of the MLflow experiment."""
     timeout: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds that the end of a run waits for MLflow; what is not delivered then stays in the spool."""
+    """Seconds to wait for MLflow at the end of a run; what is not delivered stays in the journal."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     name: Shown[Operational[Annotated[str, Field(min_length=1)]]] = "run"
-    """Starts the names of run directories and of MLflow runs."""
+    """Prefix of run directories and MLflow runs."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     head: HeadConfig = HeadConfig()
