@@ -116,12 +116,15 @@ def resumed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         process.send_signal(signal.SIGKILL)
         process.wait()
     finished = results(folder / "sweep")
-    saved = set(checkpoint.all_in(folder / "sweep" / "trials" / "0002"))
+    trial = folder / "sweep" / "trials" / "0002"
     again = command(KILLED, folder, "--resume")
     with subprocess.Popen(
         again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
-        wait_for(process, lambda: set(checkpoint.all_in(folder / "sweep" / "trials" / "0002")) - saved)
+        # Only then what is saved is of this session: workers of the killed one may finish a checkpoint.
+        wait_for(process, lambda: len(json.loads((trial / "sessions.json").read_text())["sessions"]) == 2)
+        saved = set(checkpoint.all_in(trial))
+        wait_for(process, lambda: set(checkpoint.all_in(trial)) - saved)
         kill_trial(process)
         result = ended(process)
     return {"folder": folder, "sweep": folder / "sweep", "finished": finished, "result": result}
