@@ -35,8 +35,7 @@ def bench_nms(
 ) -> dict[str, Any]:
     """Measure `suppress_many` on drawn embeddings, and a plain double loop on a few of their identities.
 
-    Identities' sizes are log-normal (a few have ten times the mean); a face is its identity's direction and noise of a
-    strength of its own.
+    Sizes of identities are log-normal; an image is its identity's direction and noise of a strength of its own.
 
     Args:
         keep: share of the faces to keep; the threshold for it is searched on a sample, not timed.
@@ -44,30 +43,16 @@ def bench_nms(
         threads: of Face-NMS; the loop runs on one, the projection is for 64 of them.
         loop_identities: drawn by chance, on which the double loop is timed; its seconds for all are scaled by faces.
     Returns:
-        settings as given; "threshold", "kept"; "seconds" (of the best of three runs, as all times),
-        "faces_per_second"; "half_seconds" on the first half of the identities and "linearity", the seconds a face of
-        all over those of the half; "loop_faces", "loop_measured_seconds", "loop_scaled_seconds" (scaled to all faces,
-        not run), "times_faster", "same_choice" (ours and the loop's on its identities); "embedding_bytes",
-        "working_bytes" (resident memory that ours added to them, with its result); "projected_hours_42m_64_cores": of
-        WebFace42M's 42,474,557 faces at 64 times this run's rate for each of its threads: no reading, no shuffle.
+        settings as given; "threshold", "kept"; "seconds" (best of three runs, as all times), "faces_per_second";
+        "half_seconds" of the first half of the identities and "linearity"; of the loop "loop_faces",
+        "loop_measured_seconds", "loop_scaled_seconds" (scaled, not run), "times_faster", "same_choice";
+        "embedding_bytes", "working_bytes"; "projected_hours_42m_64_cores" of WebFace42M's 42,474,557 images at 64 times
+        this rate per thread, without reading and shuffling.
     Raises:
         ValueError: counts that cannot be.
     """
-    if identities < 2 or faces < identities:
-        raise ValueError(f"faces {faces} and identities {identities}: must be at least 2 identities, a face for each")
-    if dtype not in ("fp16", "fp32"):
-        raise ValueError(f"dtype {dtype!r}: must be fp16 or fp32")
-    if threads < 1 or loop_identities < 1:
-        raise ValueError(f"threads {threads} and loop_identities {loop_identities}: must be at least 1")
     check_keep(keep)
-    settings = {
-        "faces": faces,
-        "identities": identities,
-        "embedding_size": embedding_size,
-        "keep": keep,
-        "dtype": dtype,
-        "threads": threads,
-    }
+    _check(faces, identities, dtype, threads, loop_identities)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -76,8 +61,26 @@ def bench_nms(
     finally:
         torch.set_num_threads(before)
     rate = faces / found["seconds"]
-    hours = WEBFACE42M_FACES / (rate / threads * _CORES) / 3600
-    return {**settings, **found, "faces_per_second": rate, "projected_hours_42m_64_cores": hours}
+    return {
+        "faces": faces,
+        "identities": identities,
+        "embedding_size": embedding_size,
+        "keep": keep,
+        "dtype": dtype,
+        "threads": threads,
+        **found,
+        "faces_per_second": rate,
+        "projected_hours_42m_64_cores": WEBFACE42M_FACES / (rate / threads * _CORES) / 3600,
+    }
+
+
+def _check(faces: int, identities: int, dtype: str, threads: int, loop_identities: int) -> None:
+    if identities < 2 or faces < identities:
+        raise ValueError(f"faces {faces} and identities {identities}: must be at least 2 identities, a face for each")
+    if dtype not in ("fp16", "fp32"):
+        raise ValueError(f"dtype {dtype!r}: must be fp16 or fp32")
+    if threads < 1 or loop_identities < 1:
+        raise ValueError(f"threads {threads} and loop_identities {loop_identities}: must be at least 1")
 
 
 def draw_embeddings(

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,44 +45,34 @@ def bench_prune(
     directory: Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Run `core_set.prune` on drawn embeddings (fp16) that lie in no order, on a local Ray, and look at its processes.
+    """Run `core_set.prune` on drawn, unordered fp16 embeddings, on a local Ray, and look at its processes.
 
     Args:
-        identities: all of about the same size; a face is its identity's direction and noise of a strength of its own.
+        identities: all of about the same size.
         block_bytes: as prune.block_size.
-        largest: faces of one identity more, which is as large as that.
+        largest: images of one further identity.
         cpus: of the local Ray; None: all.
-        directory: on the disk to measure, where the embeddings and as much again are written; None: the temporary one.
+        directory: on the disk to measure; None: the temporary one.
 
     Returns:
-        settings as given; "embedding_bytes", "files", "kept", "threshold"; "stage_seconds" (group: read, count and sort
-        by identity; choose: search the threshold and decide; compare: with random; write: the core set, by one
-        process) and their sum "seconds"; "projected_hours_42m_64_cores" of WebFace42M's 42,474,557 faces by stage, at
-        64 / cpus times this rate (write: at this one), where the disk keeps up; on Linux "driver_bytes" and
-        "task_bytes": what the job adds to the resident memory of the driver and, at most, of a worker that has
-        everything loaded, at the peak.
+        settings as given; "embedding_bytes", "files", "kept", "threshold"; "stage_seconds" and their sum "seconds";
+        "projected_hours_42m_64_cores" of WebFace42M's images by stage, if the disk keeps up; on Linux "driver_bytes"
+        and "task_bytes": memory that the job adds at the peak to the driver and to the largest worker.
 
     Raises:
         ValueError: counts that cannot be.
     """
     check_keep(keep)
-    if faces < 1 or identities < 1 or embedding_size < 1 or not 0 <= largest <= faces:
-        raise ValueError(
-            f"faces {faces}, identities {identities}, embedding size {embedding_size}: must be at least 1; largest "
-            f"{largest}: from 0 to all faces"
-        )
+    _check(faces, identities, embedding_size, largest)
     cpus = cpus or machine.num_cpus()
     with tempfile.TemporaryDirectory(dir=directory) as folder, ray_session(num_cpus=cpus, exact=True):
         root = Path(folder)
-        for name, count, large in (("warm", _WARM_FACES, 0), ("all", faces, largest)):
-            _draw_files(root / name, count, max(1, identities * count // faces), embedding_size, large, seed)
-        warm = max(1, _WARM_FACES * embedding_size // cpus)
-        prune(_config(root / "warm", keep=keep, block_size=warm, seed=seed))
+        _draw_files(root / "warm", _WARM_FACES, max(1, identities * _WARM_FACES // faces), embedding_size, 0, seed)
+        _draw_files(root / "all", faces, identities, embedding_size, largest, seed)
+        prune(_config(root / "warm", keep=keep, block_size=max(1, _WARM_FACES * embedding_size // cpus), seed=seed))
         with _peaks() as peaks:
             found = prune(_config(root / "all", keep=keep, block_size=block_bytes, seed=seed))
         files = len(list((root / "all").iterdir()))
-    seconds = found.stage_seconds
-    scale = WEBFACE42M_FACES / faces / 3600
     return {
         "faces": faces,
         "identities": found.counts.identities,
@@ -95,13 +85,25 @@ def bench_prune(
         "embedding_bytes": 2 * faces * embedding_size,
         "threshold": found.threshold,
         "kept": found.keep,
-        "stage_seconds": seconds,
-        "seconds": sum(seconds.values()),
-        "projected_hours_42m_64_cores": {
-            stage: scale * value * (1 if stage == _SERIAL else cpus / CORES) for stage, value in seconds.items()
-        },
+        "stage_seconds": found.stage_seconds,
+        "seconds": sum(found.stage_seconds.values()),
+        "projected_hours_42m_64_cores": _projected(found.stage_seconds, faces, cpus),
         **peaks,
     }
+
+
+def _check(faces: int, identities: int, embedding_size: int, largest: int) -> None:
+    if faces < 1 or identities < 1 or embedding_size < 1 or not 0 <= largest <= faces:
+        raise ValueError(
+            f"faces {faces}, identities {identities}, embedding size {embedding_size}: must be at least 1; largest "
+            f"{largest}: from 0 to all faces"
+        )
+
+
+def _projected(seconds: Mapping[str, float], faces: int, cpus: int) -> dict[str, float]:
+    """Hours of WebFace42M's images on 64 cores, by stage; what one process does takes as long there."""
+    scale = WEBFACE42M_FACES / faces / 3600
+    return {stage: scale * value * (1 if stage == _SERIAL else cpus / CORES) for stage, value in seconds.items()}
 
 
 def _draw_files(folder: Path, faces: int, identities: int, embedding_size: int, largest: int, seed: int) -> None:
