@@ -16,6 +16,7 @@ from rayface.bench.nms import WEBFACE42M_FACES
 from rayface.config import Config
 from rayface.curate.identities import check_keep
 from rayface.curate.prune.core_set import prune
+from rayface.curate.prune.result import PruneResult
 from rayface.embedding.part_file import write_part
 from rayface.session import ray_session
 
@@ -48,11 +49,10 @@ def bench_prune(
     """Run `core_set.prune` on drawn, unordered fp16 embeddings, on a local Ray, and look at its processes.
 
     Args:
-        identities: all of about the same size.
         block_bytes: as prune.block_size.
-        largest: images of one further identity.
+        largest: images of one further identity; the others are of about the same size.
         cpus: of the local Ray; None: all.
-        directory: on the disk to measure; None: the temporary one.
+        directory: on the disk to measure.
 
     Returns:
         settings as given; "embedding_bytes", "files", "kept", "threshold"; "stage_seconds" and their sum "seconds";
@@ -62,14 +62,13 @@ def bench_prune(
     Raises:
         ValueError: counts that cannot be.
     """
-    check_keep(keep)
-    _check(faces, identities, embedding_size, largest)
+    _check(faces, identities, embedding_size, largest, keep)
     cpus = cpus or machine.num_cpus()
     with tempfile.TemporaryDirectory(dir=directory) as folder, ray_session(num_cpus=cpus, exact=True):
         root = Path(folder)
         _draw_files(root / "warm", _WARM_FACES, max(1, identities * _WARM_FACES // faces), embedding_size, 0, seed)
-        _draw_files(root / "all", faces, identities, embedding_size, largest, seed)
         prune(_config(root / "warm", keep=keep, block_size=max(1, _WARM_FACES * embedding_size // cpus), seed=seed))
+        _draw_files(root / "all", faces, identities, embedding_size, largest, seed)
         with _peaks() as peaks:
             found = prune(_config(root / "all", keep=keep, block_size=block_bytes, seed=seed))
         files = len(list((root / "all").iterdir()))
@@ -83,16 +82,23 @@ def bench_prune(
         "cpus": cpus,
         "files": files,
         "embedding_bytes": 2 * faces * embedding_size,
-        "threshold": found.threshold,
-        "kept": found.keep,
-        "stage_seconds": found.stage_seconds,
-        "seconds": sum(found.stage_seconds.values()),
-        "projected_hours_42m_64_cores": _projected(found.stage_seconds, faces, cpus),
-        **peaks,
+        **(_figures(found, faces, cpus) | peaks),
     }
 
 
-def _check(faces: int, identities: int, embedding_size: int, largest: int) -> None:
+def _figures(found: PruneResult, faces: int, cpus: int) -> dict[str, object]:
+    seconds = found.stage_seconds
+    return {
+        "threshold": found.threshold,
+        "kept": found.keep,
+        "stage_seconds": seconds,
+        "seconds": sum(seconds.values()),
+        "projected_hours_42m_64_cores": _projected(seconds, faces, cpus),
+    }
+
+
+def _check(faces: int, identities: int, embedding_size: int, largest: int, keep: float) -> None:
+    check_keep(keep)
     if faces < 1 or identities < 1 or embedding_size < 1 or not 0 <= largest <= faces:
         raise ValueError(
             f"faces {faces}, identities {identities}, embedding size {embedding_size}: must be at least 1; largest "
