@@ -1,0 +1,120 @@
+"""Memory of the head, the activations and the host, against hand counts and real tensors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rayface.config import load, with_overrides
+from rayface.heads import CosFace, PartialFC
+from rayface.plan import Rates, job_of, memory, step_seconds
+from rayface.plan.memory import DENSE_LOGIT_COPIES, host_memory
+
+
+def total(parts: dict[str, int]) -> int:
+    return sum(parts.values())
+
+
+def test_head_memory_of_a_known_job_equals_hand_count(job):
+    parts = memory(job)
+    rows, sampled, batch, width = 250_001, 25_000, 64, 64
+    assert parts["class_centers"] == parts["center_moments"] == rows * width * 4
+    assert parts["logits"] == sampled * batch * 4  # 6.4 MB: all are kept
+    chunk = 16384 * width * 4
+    assert parts["sampled_rows"] == 5 * chunk + 5 * 8 * sampled  # centers, momentum, units, gradient, radial parts
+    assert parts["gathered_embeddings"] == 8 * batch * (width + 2) * 4
+    assert parts["ddp_buckets"] == 0
+
+
+def test_logit_memory_with_many_classes_stays_within_its_bound(job):
+    tight = replace(job, logit_memory=4 * 2**20)
+    assert tight.chunk_rows == 8192
+    assert tight.kept_rows == 8192  # 16,384 rows of 256 bytes fit, one chunk of them is worked in
+    assert memory(tight)["logits"] == 4 * 2**20
+    assert memory(replace(tight, num_classes=10**9))["logits"] == 4 * 2**20
+    assert memory(tight, "dense")["logits"] == DENSE_LOGIT_COPIES * 25_000 * 64 * 4
+
+
+def test_dense_variants_of_a_known_job_equal_hand_count(job):
+    everything, sample = 250_001 * 64 * 4, 25_000 * 64 * 4
+    assert memory(job, "dense")["sampled_rows"] == 8 * sample
+    assert memory(replace(job, sample_rate=1.0), "dense")["sampled_rows"] == 6 * everything
+    parallel = memory(replace(job, sample_rate=1.0), "data_parallel")
+    assert parallel["class_centers"] == 1_000_001 * 64 * 4
+    assert parallel["ddp_buckets"] == 4 * job.net.trainable + 1_000_001 * 64 * 4
+    assert parallel["logits"] == DENSE_LOGIT_COPIES * 1_000_001 * 16 * 4
+
+
+@pytest.mark.parametrize("variant", ["chunked", "dense", "data_parallel"])
+def test_memory_with_more_classes_or_images_grows(job, variant):
+    for name in ("num_classes", "batch_size"):
+        sizes = [total(memory(replace(job, **{name: 64 * 4**i}), variant)) for i in range(8)]
+        assert sizes == sorted(sizes)
+        assert sizes[0] < sizes[-1]
+
+
+@pytest.mark.parametrize("storage", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_head_state_of_a_built_head_equals_planned_bytes(small, storage, optimizer, rate):
+    changes = {"head.storage_dtype": storage, "optim.name": optimizer, "head.sample_rate": rate}
+    asked = with_overrides(small, changes | {"train.batch_size": 16, "head.logit_memory": 2**18})
+    planned = job_of(asked, 20_003, gpu=False)
+    parts = memory(planned)
+    head = PartialFC(
+        64,
+        20_003,
+        CosFace(),
+        sample_rate=rate,
+        optimizer=optimizer,
+        storage_dtype=storage,
+        logit_memory=2**18,
+    )
+    head.loss(torch.randn(16, 64, requires_grad=True), torch.randint(20_003, (16,))).backward()
+    kept = head._update.pending[0].kept
+    head.step(0.1)
+    moments = [v for k, v in head.state().items() if isinstance(v, torch.Tensor) and k != "centers"]
+    assert parts["class_centers"] == head.centers.nbytes
+    assert parts["center_moments"] == sum(v.nbytes for v in moments)
+    assert kept is not None
+    assert kept.shape == (planned.kept_rows, 16)
+    buffers = [*head.softmax.workspace._buffers.items(), *head.store._workspace._buffers.items()]
+    chunk_logits = sum(b.nbytes for (name, _), b in buffers if name == "logits")
+    assert parts["logits"] == kept.nbytes + chunk_logits
+    workspace = sum(b.nbytes for (name, _), b in buffers if name != "logits")
+    if head.store._rounding is not None:
+        workspace += head.store._rounding.noise.nbytes
+    row_numbers = 5 * 8 * planned.sampled_rows if rate < 1 else 0
+    assert parts["sampled_rows"] - row_numbers == pytest.approx(workspace, rel=0.1)
+
+
+def test_recomputation_when_on_saves_memory_and_costs_a_forward(small):
+    plain, twice = (job_of(small, 100, gpu=False, recompute=flag) for flag in (False, True))
+    assert 0 < memory(twice)["activations"] < memory(plain)["activations"]
+    seconds = [step_seconds(j, Rates())["backbone"] for j in (plain, twice)]
+    assert seconds[1] == pytest.approx(4 / 3 * seconds[0])
+
+
+def test_host_memory_with_checkpoints_counts_their_copy(job):
+    on_cpu = replace(job, gpu=False)
+    parts = memory(on_cpu)
+    state = ("backbone_weights", "backbone_optimizer", "class_centers", "center_moments")
+    assert parts["checkpoint_copy"] == total({name: parts[name] for name in state})
+    assert "checkpoint_copy" not in memory(job) | memory(on_cpu, "dense")
+    assert host_memory(on_cpu) == 0
+    assert host_memory(job) == parts["checkpoint_copy"]
+    away = replace(job, host_memory=True, fetches_rows=True)
+    head = parts["class_centers"] + parts["center_moments"]
+    fetched = 25_000 * 64 * 4
+    assert host_memory(away) == host_memory(job) + head + fetched
+    assert memory(away)["sampled_rows"] == memory(job)["sampled_rows"] + fetched
+
+
+def test_activations_with_accumulation_are_those_of_one_part():
+    config = load("webface12m", overrides={"train.batch_size": 1024})
+    whole = memory(job_of(config, 10_000, gpu=True))
+    pieces = memory(job_of(with_overrides(config, {"train.max_batch_per_worker": 32}), 10_000, gpu=True))
+    assert pieces["activations"] == pytest.approx(whole["activations"] / 4, rel=0.1)
+    assert {k: v for k, v in pieces.items() if k != "activations"} == {
+        k: v for k, v in whole.items() if k != "activations"
+    }

@@ -1,0 +1,74 @@
+"""What cannot fit is refused before workers start, with remedies that work."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from rayface.config import with_overrides
+from rayface.plan import check_fits, job_of
+from rayface.plan.memory import host_memory
+from rayface.plan.preflight import check_host_fits, memory_per_worker
+
+
+def asked(message: str) -> dict[str, str]:
+    return dict(pair.split("=") for pair in re.findall(r"[a-z]+\.[a-z_]+=\w[\w.]*", message))
+
+
+@pytest.mark.parametrize(
+    ("changes", "classes", "gigabytes", "named"),
+    [
+        ({"train.num_workers": 2, "train.batch_size": 256}, 20_000_000, 6, "class centers"),
+        ({"train.batch_size": 65536}, 1000, 8, "activations"),
+        ({"head.logit_memory": 2**34, "train.batch_size": 4096}, 2_000_000, 12, "logits"),
+    ],
+)
+def test_check_fits_when_too_large_names_remedies_that_work(small, changes, classes, gigabytes, named):
+    config = with_overrides(small, changes)
+    with pytest.raises(ValueError, match=named) as refused:
+        check_fits(config, classes, gigabytes * 2**30)
+    message = str(refused.value)
+    assert "\n" not in message
+    remedies = asked(message)
+    assert remedies
+    for key, value in remedies.items():
+        check_fits(with_overrides(config, [f"{key}={value}"]), classes, gigabytes * 2**30)
+
+
+def test_check_fits_when_it_fits_passes_and_when_never_says_so(small):
+    check_fits(small, 1000, 4 * 2**30)
+    with pytest.raises(ValueError, match="no single setting is enough"):
+        check_fits(with_overrides(small, {"train.batch_size": 1}), 1000, 2**20)
+
+
+def test_training_when_too_large_is_refused_before_workers_start(small, monkeypatch):
+    from rayface.training import resources
+
+    machine = {"Alive": True, "NodeID": "here", "Resources": {"CPU": 2.0}}
+    here = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(resources.ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [machine, {"Alive": False, "Resources": {}}])
+    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    shares: list[int] = []
+    monkeypatch.setattr(
+        resources, "memory_per_worker", lambda *, gpu, workers_per_machine: shares.append(workers_per_machine) or 2**30
+    )
+    config = with_overrides(small, {"train.num_workers": 4})
+    resources.check_memory(config, 1000)
+    with pytest.raises(ValueError, match="memory: 50,000,000 classes need"):
+        resources.check_memory(config, 50_000_000)
+    assert shares == [4, 4]
+
+
+def test_check_host_fits_with_too_little_host_memory_refuses(small):
+    config = with_overrides(small, {"head.host_memory": True, "head.sample_rate": 0.1, "train.num_workers": 2})
+    needed = host_memory(job_of(config, 1_000_000, gpu=True))
+    check_host_fits(config, 1_000_000, needed)
+    with pytest.raises(ValueError, match=r"host memory: 1,000,000 classes need .* head\.storage_dtype=bf16"):
+        check_host_fits(config, 1_000_000, needed - 1)
+
+
+def test_memory_per_worker_on_one_machine_is_shared_out():
+    whole = memory_per_worker(gpu=False, workers_per_machine=1)
+    half = memory_per_worker(gpu=False, workers_per_machine=2)
+    assert whole is None or half == pytest.approx(whole / 2, rel=0.2)
