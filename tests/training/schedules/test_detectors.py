@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from rayface.training.schedules.detectors import EmaDetector, HaarWindowDetector
-
-
-def noisy(steps: int, seed: int = 0) -> np.ndarray:
-    """A loss that falls, with noise, to a floor, and then falls again."""
-    places = np.arange(steps)
-    curve = 10 * np.exp(-places / 60) + 5 * (places < steps / 2) + 3
-    return curve + np.random.default_rng(seed).normal(0, 0.3, steps)
+from tests.training.schedules.schedule_runs import noisy
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.1, 0.1), (0.02, 0.3), (1.0, 0.5), (1e-3, 1e-3)])

@@ -1,0 +1,33 @@
+"""Schedules that are functions of the step."""
+
+import math
+
+import pytest
+
+from tests.training.schedules.schedule_runs import run
+
+
+def test_polynomial_with_warmup_rises_then_falls():
+    rates = run("polynomial", 50, warmup_epochs=1, power=2.0)
+    assert rates[:10] == pytest.approx([0.2 * (k + 1) / 10 for k in range(10)])
+    assert rates[10:] == pytest.approx([0.2 * ((50 - k) / 40) ** 2 for k in range(10, 50)])
+
+
+def test_polynomial_after_the_last_step_stays_at_zero():
+    assert run("polynomial", 20)[0] == pytest.approx(0.2)
+    assert run("polynomial", 20)[-1] == pytest.approx(0.2 / 20)
+
+
+def test_multi_step_at_each_milestone_divides_the_rate():
+    rates = run("multi_step", 40, milestones=(1, 2.5), gamma=0.1)
+    assert rates == pytest.approx([0.2] * 10 + [0.02] * 15 + [0.002] * 15)
+
+
+def test_cosine_over_a_run_falls_to_zero():
+    rates = run("cosine", 50, warmup_epochs=1)
+    assert rates[:10] == pytest.approx([0.2 * (k + 1) / 10 for k in range(10)])
+    assert rates[10:] == pytest.approx([0.1 * (1 + math.cos(math.pi * (k - 10) / 40)) for k in range(10, 50)])
+
+
+def test_constant_over_a_run_keeps_the_rate():
+    assert run("constant", 20, warmup_epochs=0.5) == pytest.approx([0.04 * (k + 1) for k in range(5)] + [0.2] * 15)
