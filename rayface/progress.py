@@ -101,7 +101,7 @@ def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit:
         rows: number of rows in all parts, for the rate.
         unit: what a row is.
     """
-    logger.info("%s: started%s", name, "" if parts is None else f", {_parts(parts)}")
+    logger.info("%s: started%s", name, "".join(f", {count}" for count in _counts(parts, rows, unit)[:1]))
     _record(name, "start", parts=parts, rows=rows)
     start = time.monotonic()
     with _displays[-1].bar(name) as bar:
@@ -113,15 +113,18 @@ def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit:
 
 
 def _summary(parts: int | None, rows: int | None, unit: str, seconds: float) -> str:
-    counts = [_parts(parts)] if parts is not None else []
-    if rows is not None:
-        counts.append(f"{rows:,} {unit}")
+    counts = _counts(parts, rows, unit)
     rate = f" ({rows / seconds:,.0f} {unit}/s)" if rows and seconds > 0 else ""
     return f"{', '.join(counts)} in {seconds:,.1f} s{rate}" if counts else f"finished in {seconds:,.1f} s"
 
 
-def _parts(count: int) -> str:
-    return f"{count:,} part{'' if count == 1 else 's'}"
+def _counts(parts: int | None, rows: int | None, unit: str) -> list[str]:
+    counts = []
+    if parts is not None and parts != rows:  # equal where each row is a part
+        counts.append(f"{parts:,} part{'' if parts == 1 else 's'}")
+    if rows is not None:
+        counts.append(f"{rows:,} {unit}")
+    return counts
 
 
 def _record(name: str, event: str, **numbers: float | int | None) -> None:

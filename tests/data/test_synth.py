@@ -37,6 +37,12 @@ def test_synthesize_with_any_number_of_processes_gives_the_same_bytes(tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
+def test_synthesize_of_a_set_shows_every_image_as_progress(tmp_path, recorder):
+    synthesize(tmp_path / "set", identities=3, images_per_identity=2, processes=1)
+    advances = [(done, total) for name, done, total in recorder.advances if name == "draw images"]
+    assert advances[-1] == (6, 6)
+
+
 def test_synthesize_writes_a_dataset_that_reads_back(verification_set):
     dataset = open_dataset(verification_set)
     about = dataset.about
