@@ -31,6 +31,20 @@ def test_phase_with_rows_logs_parts_rows_seconds_and_rate(
     ]
 
 
+def test_phase_whose_parts_are_its_rows_logs_one_count(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="rayface")
+    clock = iter([10.0, 14.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with phase("draw images", parts=1000, rows=1000):
+        pass
+    assert caplog.messages == [
+        "draw images: started, 1,000 images",
+        "draw images: 1,000 images in 4.0 s (250 images/s)",
+    ]
+
+
 def test_phase_of_unknown_size_logs_start_and_seconds(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
