@@ -17,31 +17,22 @@ def records_of(path: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "time"} for record in found]
 
 
-def test_phase_with_rows_logs_parts_rows_seconds_and_rate(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("parts", "started", "ended"),
+    [(2, "2 parts", "2 parts, 1,000 images"), (1000, "1,000 images", "1,000 images")],
+    ids=["several rows a part", "one row a part"],
+)
+def test_phase_with_rows_logs_counts_seconds_and_rate(
+    parts: int, started: str, ended: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, logger="rayface")
     clock = iter([10.0, 14.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with phase("embed shards", parts=2, rows=1000):
+    with phase("embed shards", parts=parts, rows=1000):
         pass
     assert caplog.messages == [
-        "embed shards: started, 2 parts",
-        "embed shards: 2 parts, 1,000 images in 4.0 s (250 images/s)",
-    ]
-
-
-def test_phase_whose_parts_are_its_rows_logs_one_count(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caplog.set_level(logging.INFO, logger="rayface")
-    clock = iter([10.0, 14.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with phase("draw images", parts=1000, rows=1000):
-        pass
-    assert caplog.messages == [
-        "draw images: started, 1,000 images",
-        "draw images: 1,000 images in 4.0 s (250 images/s)",
+        f"embed shards: started, {started}",
+        f"embed shards: {ended} in 4.0 s (250 images/s)",
     ]
 
 

@@ -4,14 +4,7 @@ import pytest
 
 from rayface.config import Config, with_overrides
 from rayface.plan import Job, job_of
-
-SMALL = {
-    "data.image_size": 32,
-    "backbone.name": "mini",
-    "backbone.embedding_size": 64,
-    "backbone.width": 0.5,
-    "train.precision": "fp32",
-}
+from tests.plan.small_config import SMALL
 
 
 @pytest.fixture(scope="module")

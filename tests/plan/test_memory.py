@@ -11,10 +11,6 @@ from rayface.plan import Rates, job_of, memory, step_seconds
 from rayface.plan.memory import DENSE_LOGIT_COPIES, host_memory
 
 
-def total(parts: dict[str, int]) -> int:
-    return sum(parts.values())
-
-
 def test_head_memory_of_a_known_job_equals_hand_count(job):
     parts = memory(job)
     rows, sampled, batch, width = 250_001, 25_000, 64, 64
@@ -48,7 +44,7 @@ def test_dense_variants_of_a_known_job_equal_hand_count(job):
 @pytest.mark.parametrize("variant", ["chunked", "dense", "data_parallel"])
 def test_memory_with_more_classes_or_images_grows(job, variant):
     for name in ("num_classes", "batch_size"):
-        sizes = [total(memory(replace(job, **{name: 64 * 4**i}), variant)) for i in range(8)]
+        sizes = [sum(memory(replace(job, **{name: 64 * 4**i}), variant).values()) for i in range(8)]
         assert sizes == sorted(sizes)
         assert sizes[0] < sizes[-1]
 
@@ -99,7 +95,7 @@ def test_host_memory_with_checkpoints_counts_their_copy(job):
     on_cpu = replace(job, gpu=False)
     parts = memory(on_cpu)
     state = ("backbone_weights", "backbone_optimizer", "class_centers", "center_moments")
-    assert parts["checkpoint_copy"] == total({name: parts[name] for name in state})
+    assert parts["checkpoint_copy"] == sum(parts[name] for name in state)
     assert "checkpoint_copy" not in memory(job) | memory(on_cpu, "dense")
     assert host_memory(on_cpu) == 0
     assert host_memory(job) == parts["checkpoint_copy"]

@@ -12,24 +12,13 @@ from rayface.config import load, with_overrides
 from rayface.plan import Rates, largest_num_classes, make_plan, memory, step_seconds
 from rayface.plan.published import table_rows
 from rayface.plan.timing import step_total
-
-SMALL = {
-    "data.image_size": 32,
-    "backbone.name": "mini",
-    "backbone.embedding_size": 64,
-    "backbone.width": 0.5,
-    "train.precision": "fp32",
-}
+from tests.plan.small_config import SMALL
 
 TINY = [f"{key}={value}" for key, value in SMALL.items()]
 
 
-def total(parts: dict[str, int]) -> int:
-    return sum(parts.values())
-
-
 def test_make_plan_with_more_workers_needs_less_memory_and_time(job):
-    sizes = [total(memory(replace(job, num_workers=n))) for n in (1, 2, 4, 8)]
+    sizes = [sum(memory(replace(job, num_workers=n)).values()) for n in (1, 2, 4, 8)]
     assert sizes == sorted(sizes, reverse=True)
     speed = [64 / step_total(step_seconds(replace(job, sample_rate=r), Rates())) for r in (0.05, 0.1, 1.0)]
     assert speed == sorted(speed, reverse=True)
@@ -38,8 +27,8 @@ def test_make_plan_with_more_workers_needs_less_memory_and_time(job):
 def test_largest_num_classes_of_a_job_is_the_edge_of_what_fits(job):
     limit = 3 * 2**30
     largest = largest_num_classes(lambda count: replace(job, num_classes=count), limit)
-    assert total(memory(replace(job, num_classes=largest))) <= limit
-    assert total(memory(replace(job, num_classes=largest + job.num_workers))) > limit
+    assert sum(memory(replace(job, num_classes=largest)).values()) <= limit
+    assert sum(memory(replace(job, num_classes=largest + job.num_workers)).values()) > limit
     assert largest_num_classes(lambda count: replace(job, num_classes=count), 2**20) == 0
 
 

@@ -8,10 +8,6 @@ from rayface.plan import Rates, step_seconds
 from rayface.plan.timing import head_macs, head_traffic, network_bytes, step_total
 
 
-def total(parts: dict[str, int]) -> int:
-    return sum(parts.values())
-
-
 def test_step_seconds_of_a_known_job_equal_hand_count(job):
     rates = Rates(gemm_tflops=2, fp32_tflops=1, memory_bandwidth=100, link_bandwidth=10, backbone_efficiency=0.5)
     seconds = step_seconds(job, rates)

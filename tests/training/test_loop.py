@@ -98,8 +98,9 @@ def train_on_a_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_go_on_from_the_same_checkpoint(tmp_path):
+def test_resume_of_two_ranks_with_a_corrupt_checkpoint_takes_the_same_older_one(tmp_path):
     mp.spawn(train_on_a_rank, (str(tmp_path),), 2)
+    assert "step_00000006 is damaged, step_00000003 is used instead" in (tmp_path / "parts/faults.log").read_text()
 
 
 def test_the_best_checkpoint_is_kept_also_over_a_resume(tmp_path, monkeypatch):
