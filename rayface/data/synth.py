@@ -16,7 +16,7 @@ from rayface.data.drawing import draw_face, sample_identity, sample_view
 from rayface.data.writer import write_dataset
 from rayface.machine import num_cpus
 from rayface.pools import process_pool
-from rayface.progress import Phase, phase
+from rayface.progress import phase
 from rayface.storage import join, normalise, write_bytes
 
 NUM_FOLDS = 10
@@ -56,18 +56,17 @@ def synthesize(
     workers = processes or min(num_cpus(), 1 + identities * images_per_identity // _WORTH_A_PROCESS)
     rows = _pair_rows(identities, images_per_identity, seed, pairs) if pairs else []
     num_images = identities * images_per_identity
-    with phase("draw images", parts=num_images, rows=num_images) as current:
-        dataset = write_dataset(
-            out,
-            _counted(_samples(identities, images_per_identity, seed, image_size, workers), current),
-            name=f"drawn-{identities}x{images_per_identity}-seed{seed}",
-            identities=[f"identity-{number:06d}" for number in range(identities)],
-            image_size=(image_size, image_size),
-            layout="shuffled",
-            licence="CC0-1.0",
-            source="drawn by rayface synth",
-            shard_size=shard_size,
-        )
+    dataset = write_dataset(
+        out,
+        _with_progress(_samples(identities, images_per_identity, seed, image_size, workers), num_images),
+        name=f"drawn-{identities}x{images_per_identity}-seed{seed}",
+        identities=[f"identity-{number:06d}" for number in range(identities)],
+        image_size=(image_size, image_size),
+        layout="shuffled",
+        licence="CC0-1.0",
+        source="drawn by rayface synth",
+        shard_size=shard_size,
+    )
     if rows:
         write_bytes(join(normalise(out), "pairs.csv"), _csv(rows))
     return dataset
@@ -92,10 +91,12 @@ def _check(
         raise ValueError(f"pairs {pairs}: must be a multiple of {2 * NUM_FOLDS}, for {NUM_FOLDS} balanced folds")
 
 
-def _counted(samples: Iterator[Sample], current: Phase) -> Iterator[Sample]:
-    for sample in samples:
-        yield sample
-        current.advance()
+def _with_progress(samples: Iterator[Sample], num_images: int) -> Iterator[Sample]:
+    """Yield `samples` as a phase, which begins with the first of them: when the folder is known to be free."""
+    with phase("draw images", parts=num_images, rows=num_images) as current:
+        for sample in samples:
+            yield sample
+            current.advance()
 
 
 def _key(number: int, index: int) -> str:
