@@ -68,17 +68,6 @@ def test_open_dataset_with_a_label_out_of_range_is_a_fault(tmp_path: Path) -> No
     assert open_dataset(folder, max_corrupt_fraction=0.5).faults == dataset.faults
 
 
-def test_open_dataset_without_index_compares_counts_with_the_manifest(tmp_path: Path) -> None:
-    folder = small_dataset(tmp_path)
-    (folder / "index.parquet").unlink()
-    assert open_dataset(folder, max_corrupt_fraction=0).num_images == 5
-    manifest = json.loads((folder / "dataset.json").read_text())
-    manifest["shards"][0]["num_images"] += 2
-    (folder / "dataset.json").write_text(json.dumps(manifest))
-    (fault,) = open_dataset(folder, max_corrupt_fraction=0.5).faults
-    assert (fault.kind, fault.num_lost) == ("count", 2)
-
-
 def edit_index(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     pq.write_table(change(pq.read_table(folder / "index.parquet")), folder / "index.parquet")
 

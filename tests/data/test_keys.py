@@ -12,7 +12,6 @@ import pytest
 from rayface.data import keys as keys_module
 from rayface.data.check import check
 from rayface.data.dataset import Dataset, KeyFile, open_dataset
-from rayface.data.joint import distinct_names
 from rayface.data.keys import batches_of, find_keys, key_hashes, repeated_key
 from rayface.data.selection import select, write_selected_shard, write_selection, write_shards_manifest
 from rayface.data.shards.random_access import read_samples
@@ -127,20 +126,6 @@ def test_keys_of_joined_directories_get_the_directory_name(bare: Path, tmp_path:
     found = write_selection(str(out), select(both, np.array([0, 7, 8])), name="some")
     assert found.keys() == ["bare/0.tar/00000", "set/0.tar/00001", "set/b"]
     assert found.key_prefixes == ("bare/0.tar/", "set/")
-
-
-@pytest.mark.parametrize(
-    ("roots", "names"),
-    [
-        (["/x/a", "/x/b"], ["a", "b"]),
-        (["/x/faces", "/y/faces"], ["x/faces", "y/faces"]),
-        (["s3://ID:secret@one/faces?region=x", "s3://ID:secret@two/faces?region=x"], ["one/faces", "two/faces"]),
-        (["s3://one/faces?endpoint_override=a", "s3://one/faces?endpoint_override=b"], ["0", "1"]),
-        (["/a", "/x/a"], ["0", "1"]),
-    ],
-)
-def test_distinct_names_of_directories_are_the_shortest_that_differ(roots: list[str], names: list[str]) -> None:
-    assert distinct_names(roots) == names
 
 
 def test_find_keys_finds_what_a_dict_finds(monkeypatch: pytest.MonkeyPatch) -> None:

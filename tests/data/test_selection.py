@@ -1,6 +1,7 @@
 """Datasets that are some samples of another one."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.manifest import Parent
 from rayface.data.selection import select, write_selected_shard, write_selection, write_shards_manifest
 from rayface.data.shards.random_access import read_samples
-from rayface.data.shards.samples import Fault
+from rayface.data.shards.samples import Fault, Sample
+from rayface.data.shards.sequential import scan_shard
 from rayface.data.writer import write_dataset
+from tests.data.scanned_tars import picture
+from tests.data.shard_files import write_tar
 
 
 def make(folder: Path, names: str = "abc", first: int = 0) -> Dataset:
@@ -127,3 +131,19 @@ def test_selection_without_its_index_is_refused(tmp_path: Path) -> None:
     (out / "index.parquet").unlink()
     with pytest.raises(ValueError, match=r"some: index.parquet is missing, which lists the selected samples"):
         open_dataset(out)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_write_selected_shard_keeps_format_and_key(tmp_path: Path, suffix: str) -> None:
+    files = [m for i in range(3) for m in ((f"k.{i}.{suffix}", picture(i, suffix)), (f"k.{i}.json", b'{"label": 0}'))]
+    write_tar(tmp_path / "in" / "a.tar", files)
+    dataset = open_dataset(tmp_path / "in")
+    chosen = select(dataset, np.array([2, 0]))
+    samples = dataset.index.select(chosen.rows)
+    (tmp_path / "out").mkdir()
+    write_selected_shard(str(tmp_path / "out"), dataset.shard_paths(), samples, chosen.labels, 0, "")
+    (path,) = (tmp_path / "out").iterdir()
+    found = [entry for entry in scan_shard(path) if isinstance(entry, Sample)]
+    assert [(s.key, s.label, s.jpeg) for s in found] == [(f"k.{i}", 0, picture(i, suffix)) for i in (0, 2)]
+    with tarfile.open(path) as tar:
+        assert tar.getnames() == [f"k.{i}.{s}" for i in (0, 2) for s in (suffix, "cls")]

@@ -1,11 +1,16 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import simplejpeg
 
+from rayface.data.decode import decode_images
 from rayface.data.shards.tar import encode_member, end_of_archive
 from rayface.data.writer import write_dataset
 from rayface.evaluation import pairs as protocols
 from rayface.evaluation.pairs import PairSet, evaluate_pairs, load_pairs
+from tests.data.scanned_tars import picture
+from tests.data.shard_files import write_tar
 
 HEADER = "path_a,path_b,is_same,fold"
 
@@ -179,3 +184,13 @@ def test_real_pairs(faces):
     grey = grey - grey.mean(1, keepdims=True)
     grey /= np.linalg.norm(grey, axis=1, keepdims=True)
     assert 0.55 < evaluate_pairs(grey.astype(np.float32), pairs).accuracy_mean < 0.75
+
+
+def test_pairs_with_dots_and_any_format_find_their_members(tmp_path: Path) -> None:
+    files = [m for i in range(2) for m in ((f"k.{i}.png", picture(i, "png")), (f"k.{i}.txt", b"%d" % i))]
+    write_tar(tmp_path / "set" / "a.tar", files)
+    (tmp_path / "pairs.csv").write_text("path_a,path_b,is_same,fold\nk.0.png,k.1.png,0,0\nk.1.png,k.1.png,1,1\n")
+    pairs = load_pairs(tmp_path / "pairs.csv", tmp_path / "set", image_size=32)
+    wanted, _ = decode_images([picture(i, "png") for i in range(2)], 32)
+    assert np.array_equal(pairs.images[pairs.a], wanted[[0, 1]])
+    assert np.array_equal(pairs.images[pairs.b], wanted[[1, 1]])
