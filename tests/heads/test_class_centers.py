@@ -1,4 +1,4 @@
-"""Storage of the class centers: ranges, the initial matrix, rounding, host memory."""
+"""Class centers: ranges of ranks, the initial matrix, rounding, host memory."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from rayface.heads.class_centers import (
 
 
 @pytest.mark.parametrize(("classes", "ranks"), [(10, 3), (2, 5), (1, 1), (9000, 4)])
-def test_ranges_are_contiguous_and_even(classes: int, ranks: int) -> None:
+def test_class_range_over_any_number_of_ranks_is_contiguous_and_even(classes: int, ranks: int) -> None:
     """Every class has one rank; sizes differ by one at most, larger first."""
     ranges = [class_range(classes, ranks, rank) for rank in range(ranks)]
     assert [c for first, last in ranges for c in range(first, last)] == list(range(classes))
@@ -25,7 +25,7 @@ def test_ranges_are_contiguous_and_even(classes: int, ranks: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_initial_matrix_does_not_depend_on_the_split(dtype: torch.dtype) -> None:
+def test_initial_rows_of_several_ranks_equal_those_of_one(dtype: torch.dtype) -> None:
     """Three ranks draw the rows that one draws, across the borders of the keyed blocks."""
     classes = 2 * INIT_BLOCK + 100
     whole = torch.empty(classes, 3, dtype=dtype)
@@ -56,7 +56,7 @@ def centers(optimizer: str = "sgd", momentum: float = 0.9, weight_decay: float =
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("block", [slice(3, 20), torch.tensor([0, 4, 5, 49])])
-def test_host_memory_moves_the_same_rows(optimizer: str, block) -> None:
+def test_update_in_host_memory_moves_the_same_rows(optimizer: str, block) -> None:
     """Staged reads and writes end where in-place ones do, and touch no other row."""
     near, far = centers(optimizer=optimizer), centers(optimizer=optimizer, host_memory=True)
     before = near.values.clone()
@@ -73,7 +73,7 @@ def test_host_memory_moves_the_same_rows(optimizer: str, block) -> None:
     assert (near.values[~still] != before[~still]).any(1).all()
 
 
-def test_stochastic_rounding_is_right_on_average() -> None:
+def test_stochastic_rounding_between_bf16_neighbours_has_the_exact_mean() -> None:
     """A value between two bf16 neighbours goes up as often as it is near the upper one."""
     value = 1.0 + 0.3 * 2**-7
     rounding = StochasticRounding(0, 256, torch.device("cpu"))
@@ -84,8 +84,8 @@ def test_stochastic_rounding_is_right_on_average() -> None:
     assert torch.equal(rows, rows.bfloat16().float())
 
 
-def test_bf16_storage_follows_small_updates() -> None:
-    """A thousand updates below bf16's resolution add up; rounding to nearest would stand still."""
+def test_update_below_the_resolution_of_bf16_storage_adds_up() -> None:
+    """Four hundred updates below bf16's resolution; rounding to nearest would stand still."""
     store = centers(dtype=torch.bfloat16, momentum=0.0, weight_decay=0.01)
     store.values.fill_(1.0)
     for step in range(400):
@@ -102,7 +102,7 @@ def rounded(rows: torch.Tensor, block, *, step: int = 17, first: int = 0, seed: 
     return rows
 
 
-def test_rounding_of_a_row_depends_on_seed_step_and_class_alone() -> None:
+def test_stochastic_rounding_of_a_row_in_any_block_depends_on_seed_step_and_class_alone() -> None:
     rows = torch.randn(3000, 700, generator=torch.Generator().manual_seed(0))  # more numbers than the noise has
     whole = rounded(rows, slice(0, 3000))
     some = torch.tensor([0, 7, 1499, 2999])
@@ -112,6 +112,6 @@ def test_rounding_of_a_row_depends_on_seed_step_and_class_alone() -> None:
     assert not torch.equal(rounded(rows, slice(0, 3000), seed=4), whole)
 
 
-def test_rounding_of_rows_wider_than_the_noise_is_right_on_average() -> None:
+def test_stochastic_rounding_of_rows_wider_than_the_noise_has_the_exact_mean() -> None:
     rows = torch.full((2, NOISE_SIZE + 1000), 1.0 + 0.25 * 2**-7)
     assert rounded(rows, slice(0, 2)).mean().item() == pytest.approx(1.0 + 0.25 * 2**-7, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Rows fetched while the backbone runs: used where they fit, never half written, never of use to another loss."""
+"""Prefetched rows: used where they are valid, never half written, never used by another loss."""
 
 import threading
 
@@ -6,23 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayface.heads import CosFace, PartialFC
+from rayface.heads import PartialFC
 from rayface.heads.class_centers import ClassCenters
 from rayface.heads.prefetch import RowPrefetch
-
-C, D, B = 300, 16, 24
-
-
-def make(**changes) -> PartialFC:
-    """Return a small head in host memory."""
-    settings = {"sample_rate": 0.2, "host_memory": True}
-    return PartialFC(D, C, CosFace(), **(settings | changes))
+from tests.heads.small_head import batch, small_head
 
 
-def batch(number: int) -> tuple[Tensor, Tensor]:
-    """Return embeddings that need a gradient, and labels."""
-    generator = torch.Generator().manual_seed(number)
-    return torch.randn(B, D, generator=generator).requires_grad_(), torch.randint(C, (B,), generator=generator)
+def head_in_host_memory(**changes) -> PartialFC:
+    return small_head(**({"host_memory": True} | changes))
 
 
 def train(head: PartialFC, prefetch: str, losses_per_step: int = 1) -> list[float]:
@@ -52,12 +43,14 @@ def train(head: PartialFC, prefetch: str, losses_per_step: int = 1) -> list[floa
     ],
 )
 @pytest.mark.parametrize("losses_per_step", [1, 2])
-def test_changes_no_bit(changes: dict, losses_per_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same losses and the same state, and the rows were really used, but not for other labels."""
+def test_loss_with_prefetched_rows_changes_no_bit(
+    changes: dict, losses_per_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are really used, but not for other labels."""
     used: list[bool] = []
     take = RowPrefetch.take
     monkeypatch.setattr(RowPrefetch, "take", lambda *a: used.append((found := take(*a)) is not None) or found)
-    heads = {way: make(**changes) for way in ("never", "each", "wrong")}
+    heads = {way: head_in_host_memory(**changes) for way in ("never", "each", "wrong")}
     losses = {way: train(head, way, losses_per_step) for way, head in heads.items()}
     assert used == [False] * 4 * losses_per_step + [True] * 4 * losses_per_step + [False] * 4 * losses_per_step
     for way in ("each", "wrong"):
@@ -67,9 +60,9 @@ def test_changes_no_bit(changes: dict, losses_per_step: int, monkeypatch: pytest
         assert torch.equal(heads[way].centers, heads["never"].centers)
 
 
-def test_a_second_fetch_takes_the_memory_of_the_first() -> None:
-    """Two losses in flight before either is differentiated: as without."""
-    near, far = make(logit_memory=8000), make(logit_memory=8000)
+def test_prefetch_before_the_backward_of_the_first_loss_changes_nothing() -> None:
+    """The second fetch takes the memory of the first."""
+    near, far = head_in_host_memory(logit_memory=8000), head_in_host_memory(logit_memory=8000)
     for head in (near, far):
         values = []
         for number in (0, 1):
@@ -83,9 +76,9 @@ def test_a_second_fetch_takes_the_memory_of_the_first() -> None:
     assert torch.equal(near.centers, far.centers)
 
 
-def test_an_update_waits_for_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_during_a_prefetch_waits_for_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """No row is written while a thread may be reading it."""
-    head, gate, order = make(), threading.Event(), []
+    head, gate, order = head_in_host_memory(), threading.Event(), []
     x, y = batch(0)
     head.loss(x, y).backward()
     choose, write = head.choose_rows, ClassCenters.update
@@ -103,9 +96,9 @@ def test_an_update_waits_for_the_reader(monkeypatch: pytest.MonkeyPatch) -> None
     assert order == ["read", "write"]
 
 
-def test_nothing_to_fetch() -> None:
-    """In device memory, or with every row in use, it does nothing; wrong labels are named all the same."""
-    for head in (make(host_memory=False), make(sample_rate=1.0)):
+def test_prefetch_in_device_memory_or_of_all_rows_fetches_nothing() -> None:
+    """Labels of another type or shape raise all the same."""
+    for head in (head_in_host_memory(host_memory=False), head_in_host_memory(sample_rate=1.0)):
         head.prefetch(batch(0)[1])
         assert head.fetched_rows(batch(0)[1]) is None
         with pytest.raises(ValueError, match="must be int64"):
@@ -114,9 +107,8 @@ def test_nothing_to_fetch() -> None:
             head.prefetch(torch.zeros(3, 2, dtype=torch.int64))
 
 
-def test_what_the_thread_could_not_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the loss that would have used it."""
-    head, (x, y) = make(), batch(0)
+def test_prefetch_that_failed_raises_at_the_next_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, (x, y) = head_in_host_memory(), batch(0)
     monkeypatch.setattr(head, "choose_rows", lambda *a: 1 / 0)
     head.prefetch(y)
     with pytest.raises(ZeroDivisionError):

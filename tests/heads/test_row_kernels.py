@@ -9,6 +9,8 @@ from rayface.heads.class_centers import NOISE_SIZE, CenterOptimizer, ClassCenter
 from rayface.heads.row_kernels import RowPasses
 
 BLOCKS = {"slice": slice(3, 20), "rows": torch.tensor([0, 3, 4, 9, 17, 30, 49])}
+
+
 TYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
@@ -25,7 +27,7 @@ def filled(dtype: torch.dtype, seed: int, rows: int = 50) -> Tensor:
     [*((t, t) for t in TYPES), (torch.float32, torch.bfloat16), (torch.float64, torch.bfloat16)],
     ids=str,
 )
-def test_unit_rows_are_normalised_rows(dtype: torch.dtype, out_dtype: torch.dtype, block) -> None:
+def test_unit_rows_of_any_type_are_the_normalised_rows(dtype: torch.dtype, out_dtype: torch.dtype, block) -> None:
     """Rounded to nearest where the type is bf16, as torch does; rows of zeros stay so."""
     values = filled(dtype, 0)
     wanted = F.normalize(values[block].double(), dim=1)
@@ -42,8 +44,8 @@ def test_unit_rows_are_normalised_rows(dtype: torch.dtype, out_dtype: torch.dtyp
     assert (out[values[block].double().norm(dim=1) == 0] == 0).all()
 
 
-def test_rows_that_are_not_finite_stay_so() -> None:
-    """A center that diverged is not hidden, in bf16 either."""
+def test_unit_rows_of_a_row_that_is_not_finite_are_not_finite() -> None:
+    """A class center that diverged is not hidden, in bf16 either."""
     values = filled(torch.float32, 0)
     values[3, 0], values[9, 1] = torch.nan, torch.inf
     for dtype in (torch.float32, torch.bfloat16):
@@ -79,7 +81,7 @@ def moved(
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_rows_move_as_autograd_and_sgd_move_them(dtype: torch.dtype, block, threads: int, monkeypatch) -> None:
+def test_sgd_rows_of_a_block_equal_autograd_and_sgd(dtype: torch.dtype, block, threads: int, monkeypatch) -> None:
     """Only the block's rows, with the gradient through w / |w|; bf16 up or down by the noise."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     values, velocity = filled(dtype, 1), filled(dtype, 2)
@@ -106,8 +108,8 @@ def test_rows_move_as_autograd_and_sgd_move_them(dtype: torch.dtype, block, thre
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_what_torch_does_on_gpus_is_the_same(dtype: torch.dtype, block, momentum: float) -> None:
-    """A store without passes, as it is on a GPU, ends where one with them does."""
+def test_class_centers_with_and_without_the_kernels_are_close(dtype: torch.dtype, block, momentum: float) -> None:
+    """A GPU's store has no compiled passes."""
 
     def store() -> ClassCenters:
         optimizer = CenterOptimizer(momentum=momentum, weight_decay=1e-2)

@@ -1,4 +1,4 @@
-"""A head in one file outside of the package trains, is checkpointed, resumed and planned through `Head` alone."""
+"""Head: one defined outside of the package trains, is checkpointed, resumed and planned by the interface alone."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,11 @@ from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.run_directory import RunDirectory
 
 NUM_CLASSES = 6
+
+
 PLAN = SampleOrder(num_samples=24, batch_size=4)
+
+
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
@@ -119,7 +123,7 @@ def test_new_head_resumed_with_a_head_of_other_state_is_refused(tmp_path: Path) 
         check_resumable(RunDirectory(tmp_path), config_of("head.name=partial_fc", "optim.momentum=0.9"), PLAN)
 
 
-def test_new_head_is_planned_by_its_own_memory() -> None:
+def test_memory_of_a_new_head_is_what_its_plan_shows() -> None:
     job = job_of(config_of("optim.momentum=0"), 1000, gpu=False)
     centers = 1000 * job.embedding_size * 4
     assert memory(job)["class_centers"] == centers
@@ -135,7 +139,7 @@ def _doubled(shape: Any) -> Any:
     return type(found)(device={k: 2 * v for k, v in found.device.items()}, host=found.host, state=found.state)
 
 
-def test_head_state_with_a_missing_or_misshapen_tensor_is_refused() -> None:
+def test_load_state_with_a_missing_or_misshapen_tensor_is_refused() -> None:
     head = training_head()
     with pytest.raises(ValueError, match="no 'log_scale'"):
         head.load_state({"centers": head.centers.detach(), "step": 0})

@@ -1,0 +1,54 @@
+"""Sizes that the memory of a head depends on, against those that the head itself works with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rayface.heads import CosFace, PartialFC
+from rayface.heads.shape import HeadShape
+
+SHAPE = HeadShape(
+    num_classes=1001,
+    num_workers=4,
+    batch_size=24,
+    embedding_size=16,
+    sample_rate=0.2,
+    storage_bytes=4,
+    compute_bytes=4,
+    moments=1,
+    logit_memory=512_000_000,
+    masks_conflicts=False,
+    updates_all_rows=False,
+    host_memory=False,
+    fetches_rows=False,
+    gpu=False,
+)
+
+
+def test_rows_of_uneven_ranks_are_those_of_the_largest() -> None:
+    assert SHAPE.rows == 251
+    assert replace(SHAPE, num_workers=7).rows == 143
+
+
+@pytest.mark.parametrize(
+    ("rate", "batch", "rows"), [(1.0, 24, 251), (0.2, 24, 50), (0.01, 24, 24), (0.2, 500, 251), (0.2, 60, 60)]
+)
+def test_sampled_rows_with_more_positives_than_the_sample_are_the_positives(rate: float, batch: int, rows: int) -> None:
+    assert replace(SHAPE, sample_rate=rate, batch_size=batch).sampled_rows == rows
+
+
+@pytest.mark.parametrize("logit_memory", [8_000, 40_000, 512_000_000])
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_chunk_and_kept_rows_are_those_of_the_softmax(logit_memory: int, compute: str) -> None:
+    shape = replace(SHAPE, num_workers=1, logit_memory=logit_memory, compute_bytes=2 if compute == "bf16" else 4)
+    head = PartialFC(16, 1001, CosFace(), sample_rate=0.2, logit_memory=logit_memory, compute_dtype=compute)
+    softmax = head.softmax
+    assert softmax.product_dtype == (torch.bfloat16 if compute == "bf16" else torch.float32)
+    assert shape.chunk_rows == softmax.chunk_rows(24)
+    assert shape.kept_rows == len(softmax.keep_buffer(shape.sampled_rows, 24))
+
+
+def test_chunk_rows_on_a_gpu_are_larger() -> None:
+    assert replace(SHAPE, gpu=True).chunk_rows == 16384
+    assert replace(SHAPE, gpu=True, logit_memory=24 * 8 * 100).chunk_rows == 100
