@@ -27,7 +27,7 @@ _MAX_TEMPORARY = 36
 
 
 class NoRoomError(ValueError):
-    """The cluster has too few nodes, and no more joined in time."""
+    """The cluster has too few resources, and no further node joined in time."""
 
 
 @contextmanager
@@ -38,19 +38,19 @@ def ray_session(
     exact: bool = False,
     debug: bool = False,
 ) -> Iterator[None]:
-    """Connect to Ray, or start a local one that is stopped at the end.
+    """Connect to a Ray cluster, or start a local Ray and stop it on exit.
 
     Inside the context, stdout of this process and of a local Ray's processes is redirected to stderr: Ray's processes
-    print warnings to the stdout that they inherit, where a reader of --json expects the result only.
+    print warnings to the stdout that they inherit, where a reader of --json expects only the result.
 
     Args:
-        address: of a cluster; None: RAY_ADDRESS, else a local Ray.
-        num_cpus: CPUs that the job needs; a local Ray offers them even on fewer cores.
-        exact: a local Ray whatever RAY_ADDRESS says, with no more CPUs than num_cpus: for measurements.
+        address: address of the cluster; None: RAY_ADDRESS, else a local Ray.
+        num_cpus: CPUs that the job needs; a local Ray offers at least these, even on a machine with fewer cores.
+        exact: ignore RAY_ADDRESS and start a local Ray with exactly num_cpus CPUs; for benchmarks.
         debug: show the logs of Ray and of its workers.
 
     Raises:
-        ValueError: when the cluster does not answer.
+        ValueError: the cluster does not answer.
     """
     if ray.is_initialized():
         yield
@@ -61,7 +61,7 @@ def ray_session(
 
 @contextmanager
 def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> Iterator[None]:
-    # Read by Train's controller when it starts; the default of 2 s is how late it sees that workers are done.
+    # Read by Ray Train's controller at startup; with the default of 2 s it notices finished workers up to 2 s late.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     level = logging.INFO if debug else logging.ERROR
@@ -71,23 +71,23 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
         if address:
             ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
         else:
-            # Ray starts workers at niceness 15: beside other programs on all cores they come to a stand.
+            # Ray starts workers at niceness 15; other programs that use all cores would starve them.
             os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(
-                "local",  # None would join a Ray that somebody started on this machine
+                "local",  # None would connect to any Ray that already runs on this machine
                 num_cpus=num_cpus if exact else max(machine.num_cpus(), num_cpus),
                 include_dashboard=False,
                 logging_level=level,
                 log_to_driver=debug,
                 runtime_env=runtime_env(),
             )
-    except SystemExit as error:  # how Ray answers SIGTERM while it starts
+    except SystemExit as error:  # Ray raises it on SIGTERM during startup
         raise Terminated from error
     except (OSError, RuntimeError, ValueError) as error:
-        where = f"--address: {address}: no Ray cluster answers" if address else "no local Ray could be started"
+        where = f"cluster.address: {address}: no Ray cluster answers" if address else "no local Ray could be started"
         raise ValueError(f"{where}: {_reason(error)}") from error
     if callable(on_terminate) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in place, which ends with code 15
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has installed its own handler, which exits with code 15
     try:
         yield
     finally:
@@ -100,14 +100,14 @@ def _reason(error: Exception) -> str:
         return text
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     return (
-        f"{name}: {os.environ.get(name, tempfile.gettempdir())}: too long, as the paths of Ray's sockets below it may "
-        f"have 107 bytes: set {name} to a folder of at most {_MAX_TEMPORARY} characters, such as /tmp"
+        f"{name}: {os.environ.get(name, tempfile.gettempdir())}: too long: paths of Ray's sockets below it are limited "
+        f"to 107 bytes: set {name} to a folder of at most {_MAX_TEMPORARY} characters, such as /tmp"
     )
 
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Redirect the file descriptor, so that child processes and C++ follow; no effect where stdout is closed."""
+    """Redirect stdout's file descriptor, which covers child processes and C++; no effect if stdout is closed."""
     try:
         saved = os.dup(1)
     except OSError:
@@ -122,14 +122,14 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def _point_stdout_at(descriptor: int) -> None:
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
-        sys.stdout.flush()  # what was written before goes where it was meant to
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # stdout is missing or closed
+        sys.stdout.flush()  # earlier output still goes to the old descriptor
     with contextlib.suppress(OSError):
         os.dup2(descriptor, 1)
 
 
 def is_cluster(address: str | None) -> bool:
-    """Return whether `ray_session(address)` connects to a cluster, where nodes may join, rather than to a local Ray."""
+    """Return whether `ray_session(address)` connects to a cluster, where nodes may join, or starts a local Ray."""
     return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
@@ -141,9 +141,9 @@ def require_workers(
     wait: float,
     setting: str = "train.num_workers",
 ) -> None:
-    """Wait for room for workers with `cpus` CPUs each, and a GPU if `device` (train.device) takes one; see `require`.
+    """Wait until `count` workers with `cpus` CPUs and, depending on `device`, a GPU each fit; see `require`.
 
-    A cluster without nodes is asked for CPUs first: the nodes that join show whether there are GPUs.
+    A cluster without nodes is asked for CPUs first: only the nodes that join show whether it has GPUs.
     """
     if device != "cuda":
         require({"CPU": cpus}, count, wait=wait, setting=setting)
@@ -152,7 +152,7 @@ def require_workers(
 
 
 def takes_gpu(device: str) -> bool:
-    """Return whether a worker takes a GPU, by train.device; call it inside a Ray session."""
+    """Return whether a worker takes a GPU under this train.device; call it inside a Ray session."""
     return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
@@ -163,15 +163,15 @@ def require(
     wait: float,
     setting: str = "train.num_workers",
 ) -> None:
-    """Wait until the cluster has room for `count` workers of one `bundle` each; an autoscaler is asked for nodes.
+    """Wait until the cluster has room for `count` workers of one `bundle` each; request nodes from an autoscaler.
 
     Args:
         bundle: resources of a worker, {"CPU": 1.0, "GPU": 1.0}; it must fit into one node.
-        wait: seconds; nodes that are asked for take minutes to come.
-        setting: that asks for so many, named in the error.
+        wait: seconds to wait; new nodes take minutes to join.
+        setting: config key that sets `count`, named in the error.
 
     Raises:
-        NoRoomError: when there is not enough room after that time.
+        NoRoomError: there is not enough room after that time.
     """
     room = places(bundle)
     if room >= count:
@@ -198,5 +198,5 @@ def require(
 def places(bundle: Mapping[str, float]) -> int:
     """Return how many workers of one `bundle` each the live nodes hold, regardless of other jobs."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # Ray counts in steps of 1e-4: .3 CPUs hold three times .1.
+    # Ray counts resources in units of 1e-4, so 0.3 CPUs hold three bundles of 0.1 despite float rounding.
     return sum(math.floor(min(node.get(name, 0) / value for name, value in bundle.items()) + 1e-6) for node in nodes)

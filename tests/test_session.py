@@ -46,7 +46,7 @@ def test_stdout_holds_the_result_alone_whoever_writes_to_it():
     )
     before, line = done.stdout.splitlines()
     assert (before, json.loads(line)) == ("before", {"done": 1})
-    told = ["--address: ray://nobody: no Ray cluster answers: nobody there"]
+    told = ["cluster.address: ray://nobody: no Ray cluster answers: nobody there"]
     assert sorted(done.stderr.splitlines()) == sorted(["from Python", "from C++", "from a child"] * 4 + told)
 
 

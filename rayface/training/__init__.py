@@ -1,1 +1,1 @@
-"""Training: what runs on the driver, on every worker, and what is kept between them."""
+"""Training: the driver, the workers' training loop, and the run directory that they share."""

@@ -69,7 +69,7 @@ class Distillation:
         Args:
             embeddings: (n, D), float32, raw.
             images: (n, 3, S, S), as the student saw them.
-            batch: where in the plan they are.
+            batch: the batch that they belong to.
             piece: which of its rows these are, and how many each rank has.
         """
         if not len(embeddings):
@@ -79,8 +79,10 @@ class Distillation:
         return self.weight * len(embeddings) * len(piece.counts) / sum(piece.counts) * loss
 
 
-def build_distillation(config: Config, plan: SampleOrder, num_classes: int, world: World) -> Distillation | None:
-    """What the config asks for; None without a teacher. With a cache the driver has made it before.
+def build_distillation(
+    config: Config, sample_order: SampleOrder, num_classes: int, world: World
+) -> Distillation | None:
+    """Return the configured distillation, None without a teacher. A teacher cache must be filled already.
 
     Raises:
         ValueError: see `check_distillation`.
@@ -95,15 +97,15 @@ def build_distillation(config: Config, plan: SampleOrder, num_classes: int, worl
     elif train.distillation == "center":
         teacher = class_targets(by_class(Path(train.teacher_cache), num_classes))
     else:
-        teacher = sample_targets(by_sample(Path(train.teacher_cache), plan.num_samples), plan)
+        teacher = sample_targets(by_sample(Path(train.teacher_cache), sample_order.num_samples), sample_order)
     return Distillation(teacher, loss, train.distillation_weight)
 
 
 def check_distillation(config: Config, teacher: ModelInfo | None = None) -> None:
-    """Refuse, on the driver, settings that cannot work together and a teacher that does not fit the student.
+    """Refuse conflicting settings and a teacher that does not fit the student; runs on the driver.
 
     Args:
-        teacher: embedding_size and image_size of one that is still to be trained; None: read them from its file.
+        teacher: embedding_size and image_size of a teacher that is not trained yet; None: read from its file.
 
     Raises:
         ValueError: one line.
@@ -135,7 +137,7 @@ def check_distillation(config: Config, teacher: ModelInfo | None = None) -> None
 
 
 def every_view(config: Config, world: World) -> Teacher:
-    """The teacher's own embedding of each augmented image; a forward pass of the teacher at each step."""
+    """Embed each augmented image with the teacher: one forward pass of the teacher per step."""
     assert config.train.teacher is not None
     model = load_model(config.train.teacher, backbone=config.train.teacher_backbone, device=world.device)
     module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -148,18 +150,18 @@ def every_view(config: Config, world: World) -> Teacher:
     return targets
 
 
-def sample_targets(targets: np.ndarray, plan: SampleOrder) -> Teacher:
-    """Targets (N, D) of whole, upright images, looked up by the plan: whatever view of it the student sees."""
+def sample_targets(targets: np.ndarray, sample_order: SampleOrder) -> Teacher:
+    """Look up targets (N, D) by sample; they are of the unaugmented image, whatever view of it the student sees."""
 
     def of_batch(images: Tensor, batch: Batch, rows: slice) -> Tensor:
-        found = targets[plan.batch(batch.step)[batch.rows][rows]]
+        found = targets[sample_order.batch(batch.step)[batch.rows][rows]]
         return torch.from_numpy(found.astype(np.float32)).to(images.device, non_blocking=True)
 
     return of_batch
 
 
 def class_targets(targets: np.ndarray) -> Teacher:
-    """Targets (C, D) of identities."""
+    """Look up targets (C, D) by label."""
 
     def of_batch(images: Tensor, batch: Batch, rows: slice) -> Tensor:
         found = targets[batch.labels[rows].numpy()]

@@ -1,4 +1,4 @@
-"""The workers of a run under Ray Train: started, started again, interrupted."""
+"""Run the workers under Ray Train: start, restart and interrupt them."""
 
 import math
 import uuid
@@ -22,18 +22,18 @@ from rayface.training.run_directory import RunDirectory
 from rayface.training.validate import ValidRun
 from rayface.training.worker import WorkerJob, train_worker
 
-_RESIZE_SECONDS = 60.0  # between looks for room for more workers
+_RESIZE_SECONDS = 60.0  # interval at which Ray Train checks for room for more workers
 
 
 def fit(run: RunDirectory, valid: ValidRun, *, held_cpus: float) -> None:
-    """Run workers until they are done; start others whenever they have left a node that is taken away.
+    """Run workers until training is done; restart them whenever they drained a node that is about to be removed.
 
     Args:
         held_cpus: CPUs reserved by concurrent runs; data readers must leave them free.
 
     Raises:
-        TrainingStoppedError, CheckpointError, ValueError: the run could not go on; one line.
-        TrainingInterruptedError: by Ctrl-C or SIGTERM, or by a sweep, after a checkpoint; one line.
+        TrainingStoppedError, CheckpointError, ValueError: the run cannot continue; one line.
+        TrainingInterruptedError: Ctrl-C, SIGTERM or a sweep stopped it, after a checkpoint; one line.
     """
     samples = share(valid.dataset)
 
@@ -64,7 +64,7 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
         dataset=DatasetFacts(name=dataset.name, digest=dataset.digest, licence=dataset.about.licence),
         num_classes=dataset.num_classes,
         samples=samples,
-        plan=valid.order,
+        sample_order=valid.sample_order,
         known_faults=dataset.faults,
         held_cpus=held_cpus,
         first_shard=dataset.shards[0].path,
@@ -79,11 +79,11 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
         ),
         torch_config=TorchConfig(timeout_s=_collective_seconds(config)),
-        # Ray resumes a run whose name it has seen; ours are resumed from our own checkpoints, under a new name.
+        # Ray Train would resume a run of a known name; a new name makes the workers resume from our checkpoints.
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
             storage_path=str(run.ray_storage),
-            # A group that finds no room is tried again until the supervisor says that it was long enough.
+            # No limit: the supervisor decides how long a worker group that finds no room is retried.
             failure_config=FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=-1),
             callbacks=[Supervisor(run, config.train)],
         ),
@@ -94,10 +94,10 @@ def _interrupted(run: RunDirectory, cause: KeyboardInterrupt) -> TrainingInterru
     saved = checkpoint.all_in(run.path)
     where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
     return TrainingInterruptedError(
-        f"interrupted; {where}; go on with: rayface train --resume train.output={run}", cause
+        f"interrupted; {where}; resume with: rayface train --resume train.output={run}", cause
     )
 
 
 def _collective_seconds(config: Config) -> int:
-    """When a collective gives up: where watchdogs end true hangs, long after them, for ranks may wait for work."""
+    """Timeout of a collective. With watchdogs, which detect real hangs, it is long: ranks may wait for slow work."""
     return math.ceil(2 * config.train.hang_timeout) + 86_400 if config.train.hang_timeout else 1800

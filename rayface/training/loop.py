@@ -1,4 +1,4 @@
-"""What every worker runs: training steps, with checkpoints, evaluation and roll-backs between them."""
+"""Training loop of every worker: steps, checkpoints, validation, roll-backs."""
 
 import contextlib
 import math
@@ -29,15 +29,15 @@ from rayface.training.validation import Evaluation
 
 
 class Training:
-    """One worker's part of a run, from the first step or from a checkpoint to the model on disk.
+    """Training on one worker, from the first step or from a checkpoint to the model on disk.
 
     Args:
         config: the resolved config.
-        run: the run directory, seen by all workers.
-        world: this worker's place.
-        plan: which sample is in which step.
-        num_classes: of the joint label space.
-        dataset: the training data, for the model's card.
+        run: the run directory, on a file system that all workers share.
+        world: rank, number of workers and device.
+        sample_order: which samples are in which step.
+        num_classes: size of the joint label space.
+        dataset: the training data, for the model card.
         known_faults: corrupt samples found when the dataset was opened.
     """
 
@@ -46,23 +46,23 @@ class Training:
         config: Config,
         run: RunDirectory,
         world: World,
-        plan: SampleOrder,
+        sample_order: SampleOrder,
         *,
         num_classes: int,
         dataset: DatasetFacts,
         known_faults: Sequence[Fault] = (),
     ) -> None:
         use_cores(world)
-        self.config, self.run, self.world, self.plan, self.dataset = config, run, world, plan, dataset
-        self.total_steps = max(1, round(config.train.epochs * plan.steps_per_epoch))
+        self.config, self.run, self.world, self.sample_order, self.dataset = config, run, world, sample_order, dataset
+        self.total_steps = max(1, round(config.train.epochs * sample_order.steps_per_epoch))
         self.bf16 = uses_bf16(config.train.precision, world.device)
         self.trained = build_trained(config, num_classes, world)
         self.backbone, self.head, self.optimizer = self.trained.backbone, self.trained.head, self.trained.optimizer
-        length = RunLength(total_steps=self.total_steps, steps_per_epoch=plan.steps_per_epoch)
+        length = RunLength(total_steps=self.total_steps, steps_per_epoch=sample_order.steps_per_epoch)
         self.schedule = build_schedule(config.schedule, self.optimizer, length)
         self.log = RunLog(run, world)
         self.checkpoints = CheckpointWriter(run.path, keep=config.train.keep_checkpoints)
-        self.accuracy: float | None = None  # of the last evaluation; known to rank 0
+        self.accuracy: float | None = None  # of the last validation; set on rank 0 only
         self.loss = math.nan
         saved = self._restore()
         progress = saved or Progress(step=0)
@@ -74,7 +74,7 @@ class Training:
         hang_timeout = config.train.hang_timeout
         self.watchdog = Watchdog(run, world.rank, world.size, hang_timeout, run.bytes_being_written)
         self.train_step = self._build_step(num_classes)
-        self.faults = FaultCounter(plan.num_samples, config.data.max_corrupt_fraction, known_faults)
+        self.faults = FaultCounter(sample_order.num_samples, config.data.max_corrupt_fraction, known_faults)
         self.faults.load_state(progress.faults)
         self.evaluation = Evaluation(config, run, world, bf16=self.bf16)
         self._meter = Meter(self.step)
@@ -84,11 +84,11 @@ class Training:
         return TrainStep(
             config=self.config,
             world=self.world,
-            batch_size=self.plan.batch_size,
+            batch_size=self.sample_order.batch_size,
             bf16=self.bf16,
             trained=self.trained,
             forward=data_parallel(self.backbone, self.world, self.config),
-            distillation=build_distillation(self.config, self.plan, num_classes, self.world),
+            distillation=build_distillation(self.config, self.sample_order, num_classes, self.world),
             watchdog=self.watchdog,
             wait_until_copied=self.checkpoints.wait_until_copied,
         )
@@ -97,7 +97,7 @@ class Training:
         """Train up to the last step, then evaluate and save the model.
 
         Args:
-            batches_from: step to this rank's batches from there on.
+            batches_from: returns this rank's batches from a given step on.
         """
         if self._done_before():
             return
@@ -105,7 +105,7 @@ class Training:
             if self.step == 0:
                 self.evaluate()
                 if self.config.train.on_nan != "stop":
-                    self.save_checkpoint()  # for a roll-back from the first steps
+                    self.save_checkpoint()  # target of a roll-back in the first steps
             finished: bool | None = None
             while finished is None:
                 try:
@@ -119,11 +119,11 @@ class Training:
         """Return whether earlier workers finished the run and were replaced before the driver noticed."""
         done = self.step == self.total_steps and broadcast_flag(self.run.has_outcome(), self.world)
         if not done and self.world.rank == 0:
-            self.run.delete_outcome()  # of a run with fewer steps
+            self.run.delete_outcome()  # written by an earlier session with fewer steps
         return done
 
     def _train(self, batches: Iterator[Batch]) -> bool:
-        """Train on the batches to the last step; return False where the run was asked to stop before it."""
+        """Train to the last step; return False if a stop or drain was requested before it."""
         self._meter.restart(self.step)
         self.watchdog.at("start", self.step)
         for batch in self._meter.waiting_for(batches):
@@ -131,7 +131,7 @@ class Training:
             trained = batch.step not in self.recovery.skipped
             if trained:
                 self.loss = self.train_step.run(batch, self.recovery.rate_factor)
-            # Schedules of the step number count a skipped step: the rate of a step does not depend on skips before it.
+            # A skipped step still advances the schedule, so the rate of a step does not depend on earlier skips.
             self.schedule.step(self.loss if trained else math.nan)
             self.step = batch.step + 1
             last = self.step == self.total_steps
@@ -148,17 +148,17 @@ class Training:
                 return False
             self.watchdog.at("data", self.step)
         if self.step < self.total_steps:
-            raise RuntimeError(f"the stream ended at step {self.step} of {self.total_steps}")
+            raise RuntimeError(f"the data stream ended at step {self.step} of {self.total_steps}")
         return True
 
     def _evaluation_due(self) -> bool:
         return self.config.evaluate.every > 0 and self.step % self.config.evaluate.every == 0
 
     def _checkpoint_due(self) -> bool:
-        return self.step % (self.config.train.checkpoint_every or self.plan.steps_per_epoch) == 0
+        return self.step % (self.config.train.checkpoint_every or self.sample_order.steps_per_epoch) == 0
 
     def _asked_to_stop(self) -> bool:
-        """Return whether the workers shall end before the last step; rank 0 decides for all."""
+        """Return whether a stop or drain is requested; rank 0 decides for all ranks."""
         if self.step % self.config.train.log_every:
             return False
         asked = self.world.rank == 0 and (self.run.stop_requested() or self.run.drain_requested())
@@ -167,21 +167,21 @@ class Training:
     def _stop(self) -> None:
         self.checkpoints.wait()
         if self.world.rank == 0 and self.run.stop_requested():
-            self.run.clear_drain_request()  # a stop that was asked for starts no workers again
+            self.run.clear_drain_request()  # a requested stop must not restart the workers
             self.run.clear_stop_request()
 
     def _roll_back(self, error: NotFiniteError) -> None:
-        """Return to the last good checkpoint; every rank has met the same error.
+        """Return to the last good checkpoint; called on every rank, with the same error.
 
         Raises:
-            TrainingStoppedError: train.on_nan is "stop", the roll-backs are used up, or there is no such checkpoint.
+            TrainingStoppedError: train.on_nan is "stop", no roll-backs are left, or there is no good checkpoint.
         """
-        self.watchdog.at("start", error.step)  # loading takes its time
+        self.watchdog.at("start", error.step)  # loading a checkpoint takes longer than a step
         train = self.config.train
-        with contextlib.suppress(RuntimeError):  # the reason is what the user has to read
+        with contextlib.suppress(RuntimeError):  # the non-finite step is the error to report, not a failed write
             self.checkpoints.wait()
         may = self.recovery.may_roll_back(train)
-        # The checkpoint of step 0 is the start itself, so a roll-back can always take it.
+        # The checkpoint of step 0 holds the initial state, so it is always a valid target.
         bad_from = max(1, error.bad_from) if may else error.bad_from
         good = self.checkpoints.set_aside(bad_from)
         progress = self._restore() if may and good else None
@@ -194,14 +194,14 @@ class Training:
         what = self.recovery.change(error.step, train)
         if self.world.rank == 0:
             self.recovery.remember(self.run)
-        text = f"{error}: rolled back to step {self.step}, training goes on {what} ({self.recovery.rollbacks})"
+        text = f"{error}: rolled back to step {self.step}, training continues {what} ({self.recovery.rollbacks})"
         self.log.recovery(text)
 
     def _report_restarts(self) -> None:
         self.restarts = self.run.restarts()
         if self.restarts:
-            reason = f"{self.restarts[-1]}: workers were started again, {self.world.size} of them"
-            self.log.recovery(f"{reason}; training goes on from step {self.step} (restart {len(self.restarts)})")
+            reason = f"{self.restarts[-1]}: {self.world.size} workers were restarted"
+            self.log.recovery(f"{reason}; training continues from step {self.step} (restart {len(self.restarts)})")
 
     def evaluate(self) -> None:
         """Measure the verification accuracy on evaluate.pairs, if there are any."""
@@ -211,7 +211,7 @@ class Training:
             self.log.metrics({"eval/accuracy": accuracy}, self.step)
 
     def save_checkpoint(self) -> None:
-        """Copy the whole state and begin to write it; every rank must call it."""
+        """Copy the training state and start writing it in the background; every rank must call it."""
         self.watchdog.at("checkpoint", self.step)
         average_buffers(self.backbone, self.world)
         self.checkpoints.save(self._state(), self._progress())
@@ -219,11 +219,11 @@ class Training:
         self._meter.restart(self.step)
 
     def _progress(self) -> Progress:
-        """Return the values of a checkpoint beside its tensors."""
+        """Return the values that a checkpoint holds beside its tensors."""
         return replace(
-            Progress(step=self.step, total_steps=self.total_steps, epoch=self.step / self.plan.steps_per_epoch),
-            plan=vars(self.plan),
-            batch_size=self.plan.batch_size,
+            Progress(step=self.step, total_steps=self.total_steps, epoch=self.step / self.sample_order.steps_per_epoch),
+            plan=vars(self.sample_order),
+            batch_size=self.sample_order.batch_size,
             accuracy=self.accuracy,
             dataset=self.dataset,
             schedule=self.schedule.state_dict(),
@@ -236,7 +236,7 @@ class Training:
         )
 
     def finish(self) -> None:
-        """Evaluate and write the model and the result of the run."""
+        """Run the final validation, write the model and the result of the run."""
         self.evaluate()
         self.watchdog.at("checkpoint", self.step)
         self.checkpoints.wait()
@@ -260,7 +260,7 @@ class Training:
         self.log.close()
 
     def _restore(self) -> Progress | None:
-        """Load the newest valid checkpoint, if there is one, and return its progress."""
+        """Load the newest valid checkpoint, if any, and return its progress."""
         saved, faults = self.checkpoints.newest_valid()
         self.log.corrupt_checkpoints(faults)
         if saved is None:
@@ -280,8 +280,8 @@ class Training:
             {
                 "train/loss": self.loss,
                 "train/lr": self.optimizer.param_groups[0]["lr"] * self.recovery.rate_factor,
-                "train/epoch": self.step / self.plan.steps_per_epoch,
-                "train/images_per_second": steps_per_second * self.plan.batch_size,
+                "train/epoch": self.step / self.sample_order.steps_per_epoch,
+                "train/images_per_second": steps_per_second * self.sample_order.batch_size,
                 "train/waiting_for_data": waiting,
                 "train/restarts": len(self.restarts),
                 "train/rollbacks": self.recovery.rollbacks,

@@ -1,4 +1,4 @@
-"""The driver's side of a training run: validate, own a run directory, run the workers, gather the results."""
+"""Driver of a training run: validate, own the run directory, run the workers, collect the results."""
 
 import subprocess
 from collections.abc import Mapping
@@ -33,21 +33,21 @@ def train(
     """Train a model into a run directory.
 
     Args:
-        config: resolved; `train.output` names the run directory, None takes a new one under runs/.
+        config: resolved config; `train.output` names the run directory, None creates a new one under runs/.
         resume: resume from the last checkpoint of the run directory.
         address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
         debug: show the logs of Ray.
-        tags: of the MLflow run.
+        tags: tags of the MLflow run.
         held_cpus: CPUs reserved by concurrent runs; data readers must leave them free.
 
     Raises:
         ValueError: bad input; one line.
-        TrainingStoppedError, CheckpointError: the run could not go on; one line.
-        TrainingInterruptedError: by Ctrl-C or SIGTERM, after a checkpoint; one line.
+        TrainingStoppedError, CheckpointError: the run cannot continue; one line.
+        TrainingInterruptedError: Ctrl-C or SIGTERM stopped it, after a checkpoint; one line.
     """
     valid = validate(config, resume=resume)
     with ray_session(address, num_cpus=config.train.max_workers * config.train.cpus_per_worker, debug=debug):
-        remove_orphaned_placement_groups()  # of an earlier run in this process
+        remove_orphaned_placement_groups()  # left by an earlier run in this process
         require_resources(config, valid.dataset.num_classes, address)
         with exclusive_run_directory(config, resume) as run:
             fill_cache(config, valid.dataset)
@@ -56,7 +56,7 @@ def train(
 
 
 def _begin(run: RunDirectory, valid: ValidRun) -> None:
-    """Make the run one of this config; until here a run that is resumed is as it was."""
+    """Write the config into the run directory; a resumed run is unchanged up to here."""
     run.write_data_facts(asdict(valid.data_facts))
     run.write_config(valid.config)
     if not valid.resume:

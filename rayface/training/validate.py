@@ -33,12 +33,12 @@ class ValidRun:
     config: Config
     resume: bool
     dataset: Dataset
-    order: SampleOrder
+    sample_order: SampleOrder
 
     @property
     def total_steps(self) -> int:
         """Number of training steps."""
-        return max(1, round(self.config.train.epochs * self.order.steps_per_epoch))
+        return max(1, round(self.config.train.epochs * self.sample_order.steps_per_epoch))
 
     @property
     def data_facts(self) -> DataFacts:
@@ -56,14 +56,14 @@ def validate(config: Config, *, resume: bool = False) -> ValidRun:
     check_output(config, resume)
     dataset = _open_dataset(config, resume)
     logger.info("data %s", data_text(dataset))
-    run = ValidRun(config=config, resume=resume, dataset=dataset, order=_order(config, dataset))
+    run = ValidRun(config=config, resume=resume, dataset=dataset, sample_order=_sample_order(config, dataset))
     _check_backbone(config, resume)
     check_distillation(config)
     if resume and config.train.output is not None:
         directory = RunDirectory(Path(config.train.output).absolute())
         with directory.exclusive():
             check_data(directory, run.data_facts)
-            check_resumable(directory, config, run.order)
+            check_resumable(directory, config, run.sample_order)
     return run
 
 
@@ -78,7 +78,9 @@ def dry_run(config: Config) -> int:
     """
     check_settings(config)
     dataset = _open_dataset(config, resume=False)
-    return ValidRun(config=config, resume=False, dataset=dataset, order=_order(config, dataset)).total_steps
+    return ValidRun(
+        config=config, resume=False, dataset=dataset, sample_order=_sample_order(config, dataset)
+    ).total_steps
 
 
 def data_text(dataset: Dataset) -> str:
@@ -97,7 +99,7 @@ def _open_dataset(config: Config, resume: bool) -> Dataset:
         raise DataError(f"{error}; where the data was moved, name its new place: --resume data.train=DIR") from error
 
 
-def _order(config: Config, dataset: Dataset) -> SampleOrder:
+def _sample_order(config: Config, dataset: Dataset) -> SampleOrder:
     return order_samples(
         dataset,
         batch_size=config.train.batch_size,

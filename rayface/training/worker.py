@@ -1,4 +1,4 @@
-"""The function that Ray Train runs on every worker: its place, its stream, its part of the training."""
+"""The function that Ray Train runs on every worker: set up the process, connect to the data stream, train."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ from rayface.training.run_directory import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
-    """What the driver gives every worker of a run."""
+    """What the driver passes to every worker of a run."""
 
     config: Config
     run: RunDirectory
-    """The run directory, seen by all workers."""
+    """The run directory, on a file system that all workers share."""
     dataset: DatasetFacts
     num_classes: int
-    """Of the joint label space."""
+    """Size of the joint label space."""
     samples: SharedSamples
-    plan: SampleOrder
+    sample_order: SampleOrder
     known_faults: Sequence[Fault]
     """Corrupt samples found when the dataset was opened."""
     held_cpus: float
@@ -40,11 +40,11 @@ class WorkerJob:
     first_shard: str
     """A tar that every worker must be able to read."""
     shape: Job
-    """The run as planned."""
+    """Shapes of the run, from which the pre-flight predicts what a step sends."""
 
 
 def train_worker(job: WorkerJob) -> None:
-    """Run a worker's part of a job; returns when the model is on disk."""
+    """Run one worker of a job; return when the model is on disk."""
     context = ray.train.get_context()
     world = World(
         rank=context.get_world_rank(),
@@ -59,7 +59,7 @@ def train_worker(job: WorkerJob) -> None:
         job.config,
         job.run,
         world,
-        job.plan,
+        job.sample_order,
         num_classes=job.num_classes,
         dataset=job.dataset,
         known_faults=job.known_faults,
@@ -74,11 +74,11 @@ def train_worker(job: WorkerJob) -> None:
 
 
 def _deal(job: WorkerJob, world: World, *, start: int, stop: int) -> Dealt:
-    """Start the stream of all ranks."""
+    """Start the data stream of all ranks."""
     config = job.config
     return deal(
         job.samples,
-        job.plan,
+        job.sample_order,
         image_size=config.data.image_size,
         world_size=world.size,
         start=start,

@@ -123,7 +123,7 @@ def check_end(fixture: RunFixture, scenarios: Sequence[Scenario]) -> Outcome:
     again = sum(scenario.restarts for scenario in scenarios)
     restarts = RunDirectory(fixture.run).restarts()
     assert len(restarts) == read_metrics(fixture.run / "journal")["train/restarts"][-1][1] == again
-    assert (fixture.run / "faults.log").read_text().count("workers were started again") == again
+    assert (fixture.run / "faults.log").read_text().count("workers were restarted") == again
     return found
 
 
@@ -255,8 +255,8 @@ def _tell(answer: str) -> Inject:
 def _next_sample(fixture: RunFixture, step: int) -> tuple[Path, int, int]:
     """Shard, offset and bytes of a sample with a label of two digits that no window up to that of `step` has."""
     dataset = open_dataset([str(fixture.data)])
-    plan = SampleOrder(num_samples=len(dataset.index), batch_size=24, window_images=48)
-    ids = plan.window(plan.window_of(step)[0] + 1).ravel()
+    sample_order = SampleOrder(num_samples=len(dataset.index), batch_size=24, window_images=48)
+    ids = sample_order.window(sample_order.window_of(step)[0] + 1).ravel()
     chosen = next(int(i) for i in ids if dataset.index.label[i] >= 10)
     shard = Path(dataset.shards[dataset.index.shard[chosen]].path)
     return shard, int(dataset.index.offset[chosen]), int(dataset.index.num_bytes[chosen])

@@ -23,11 +23,7 @@ from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.run_directory import RunDirectory
 
 NUM_CLASSES = 6
-
-
-PLAN = SampleOrder(num_samples=24, batch_size=4)
-
-
+SAMPLE_ORDER = SampleOrder(num_samples=24, batch_size=4)
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
@@ -78,7 +74,7 @@ def config_of(*overrides: str) -> Config:
 
 def training(run: Path, config: Config) -> Training:
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    return Training(config, RunDirectory(run), world, PLAN, num_classes=NUM_CLASSES, dataset=FACTS)
+    return Training(config, RunDirectory(run), world, SAMPLE_ORDER, num_classes=NUM_CLASSES, dataset=FACTS)
 
 
 def batch(step: int) -> Batch:
@@ -101,7 +97,7 @@ def test_new_head_resumed_from_a_checkpoint_equals_the_uninterrupted_run(tmp_pat
     advance(parts, 3)
     parts.save_checkpoint()
     parts.checkpoints.wait()
-    check_resumable(RunDirectory(tmp_path / "parts"), config, PLAN)
+    check_resumable(RunDirectory(tmp_path / "parts"), config, SAMPLE_ORDER)
     resumed = training(tmp_path / "parts", config)
     assert resumed.step == 3
     advance(resumed, 5)
@@ -120,7 +116,7 @@ def test_new_head_resumed_with_a_head_of_other_state_is_refused(tmp_path: Path) 
     made.save_checkpoint()
     made.checkpoints.wait()
     with pytest.raises(ValueError, match=r"head\.name: 'partial_fc': the run was started with 'full_softmax'"):
-        check_resumable(RunDirectory(tmp_path), config_of("head.name=partial_fc", "optim.momentum=0.9"), PLAN)
+        check_resumable(RunDirectory(tmp_path), config_of("head.name=partial_fc", "optim.momentum=0.9"), SAMPLE_ORDER)
 
 
 def test_memory_of_a_new_head_is_what_its_plan_shows() -> None:

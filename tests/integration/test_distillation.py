@@ -40,16 +40,16 @@ def test_a_cache_is_made_once_and_gives_every_view_its_image(drawn: Path, tmp_pa
 
     images, _ = decode_images([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], 32)
     wanted = load_model(tmp_path / "teacher").embed(images)
-    plan = SampleOrder(num_samples=len(images), batch_size=24, window_images=60)
+    sample_order = SampleOrder(num_samples=len(images), batch_size=24, window_images=60)
     rows, step = slice(8, 16), 3
-    ids = plan.batch(step)[rows]
+    ids = sample_order.batch(step)[rows]
     labels = torch.from_numpy(dataset.index.label[ids].astype(np.int64))
     batch = Batch(step=step, rows=rows, images=torch.from_numpy(images[ids]), labels=labels, faults=())
     world = World(rank=1, size=3, local_size=3, device=torch.device("cpu"))
     view = torch.zeros(8, 3, 32, 32)  # whatever augmentation made of it
     angular = configs.with_overrides(config, {"train.distillation": "angular"})
     for each in (angular, config):
-        distillation = build_distillation(each, plan, dataset.num_classes, world)
+        distillation = build_distillation(each, sample_order, dataset.num_classes, world)
         targets = distillation.teacher(view, batch, slice(0, 8)).numpy()
         if each is angular:
             np.testing.assert_allclose(targets, wanted[ids], atol=1e-3)  # kept as float16

@@ -247,7 +247,7 @@ def test_an_interrupt_saves_a_checkpoint_and_says_how_to_go_on(drawn, tmp_path):
     (saved,) = checkpoint.all_in(run)[-1:]
     last = read_metrics(journal.parent)["train/loss"][-1][0]
     assert json.loads((saved / checkpoint.PROGRESS).read_text())["step"] == last
-    assert f"the last checkpoint is {saved}; go on with: rayface train --resume train.output={run}" in errors
+    assert f"the last checkpoint is {saved}; resume with: rayface train --resume train.output={run}" in errors
 
 
 def test_workers_take_the_index_of_a_bare_directory_from_the_driver(drawn, tmp_path, monkeypatch):

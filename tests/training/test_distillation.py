@@ -96,16 +96,16 @@ def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
     """A run of one worker, in this process, without Ray."""
     dataset = open_dataset(people / "train")
     images, _ = decode_images([s.jpeg for s in read_samples(dataset.shard_paths(), dataset.index)], SIZE)
-    plan = SampleOrder(num_samples=len(images), batch_size=BATCH)
+    sample_order = SampleOrder(num_samples=len(images), batch_size=BATCH)
     base = ["backbone.embedding_size=32", "schedule.warmup_epochs=1", "train.checkpoint_every=1000000"]
     config = configs.load("debug", None, [*base, "train.precision=fp32", f"train.epochs={epochs}", *overrides])
     world = World(rank=0, size=1, local_size=1_000_000, device=torch.device("cpu"))  # which share the cores: one thread
     facts = DatasetFacts(name="drawn", digest="d", licence="none")
-    training = Training(config, RunDirectory(run), world, plan, num_classes=dataset.num_classes, dataset=facts)
+    training = Training(config, RunDirectory(run), world, sample_order, num_classes=dataset.num_classes, dataset=facts)
 
     def batches(start: int) -> Iterator[Batch]:
         for step in range(start, training.total_steps):
-            ids = plan.batch(step)
+            ids = sample_order.batch(step)
             labels = torch.from_numpy(dataset.index.label[ids].astype(np.int64))
             yield Batch(step=step, rows=slice(0, BATCH), images=torch.from_numpy(images[ids]), labels=labels, faults=())
 

@@ -20,7 +20,7 @@ from rayface.training.loop import Training
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
 
-PLAN = SampleOrder(num_samples=24, batch_size=4)
+SAMPLE_ORDER = SampleOrder(num_samples=24, batch_size=4)
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
@@ -28,7 +28,7 @@ def training(run: Path, *overrides: str, rank: int = 0, size: int = 1) -> Traini
     base = ["train.epochs=2", "train.checkpoint_every=3", "train.precision=fp32", "train.log_every=1"]
     config = configs.load("debug", None, ["data.image_size=32", "data.train=unused", *base, *overrides])
     world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
-    return Training(config, RunDirectory(run), world, PLAN, num_classes=6, dataset=FACTS)
+    return Training(config, RunDirectory(run), world, SAMPLE_ORDER, num_classes=6, dataset=FACTS)
 
 
 def batches(start: int, stop: int, rows: slice = slice(0, 4)):
@@ -60,7 +60,7 @@ def damage(folder: Path) -> None:
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(tmp_path):
     whole, parts = training(tmp_path / "whole"), training(tmp_path / "parts")
     whole.fit(batches_to(12))
-    with pytest.raises(RuntimeError, match="the stream ended at step 8"):
+    with pytest.raises(RuntimeError, match="the data stream ended at step 8"):
         parts.fit(batches_to(8))
     parts.checkpoints.wait()
     damage(checkpoint.folder_of(tmp_path / "parts", 6))
@@ -83,7 +83,7 @@ def train_on_a_rank(rank: int, folder: str) -> None:
     whole = training(Path(folder) / "whole", **place)
     whole.fit(batches_to(12, rows))
     parts = training(Path(folder) / "parts", **place)
-    with pytest.raises(RuntimeError, match="the stream ended at step 8"):
+    with pytest.raises(RuntimeError, match="the data stream ended at step 8"):
         parts.fit(batches_to(8, rows))
     parts.checkpoints.wait()
     if rank == 0:
@@ -112,7 +112,7 @@ def test_the_best_checkpoint_is_kept_also_over_a_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "evaluate", evaluate)
     options = ["evaluate.every=3", "train.keep_checkpoints=1"]
     first = training(tmp_path / "run", *options)
-    with pytest.raises(RuntimeError, match="the stream ended"):
+    with pytest.raises(RuntimeError, match="the data stream ended"):
         first.fit(batches_to(7))
     first.checkpoints.wait()
     resumed = training(tmp_path / "run", *options)

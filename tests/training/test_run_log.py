@@ -17,7 +17,7 @@ def log_of(run, rank):
 
 def tell(log):
     log.metrics({"train/loss": 0.5}, 3)
-    log.recovery("worker 1 died: workers were started again")
+    log.recovery("worker 1 died: workers were restarted")
     log.checkpoint_written(WriteTiming(step=2, wait_seconds=0.1, copy_seconds=0.2, write_seconds=0.3))
     log.corrupt_samples([])
     log.close()
@@ -28,7 +28,7 @@ def test_run_log_of_rank_0_writes_journal_and_faults_log(tmp_path):
     assert log.last_step == -1
     tell(log)
     assert log.last_step == 3
-    assert (tmp_path / "faults.log").read_text() == "worker 1 died: workers were started again\n"
+    assert (tmp_path / "faults.log").read_text() == "worker 1 died: workers were restarted\n"
     (journal,) = tmp_path.rglob("rank0.jsonl")
     metrics = read_metrics(journal.parent)
     assert [point[:2] for point in metrics["train/loss"]] == [(3, 0.5)]
@@ -37,7 +37,7 @@ def test_run_log_of_rank_0_writes_journal_and_faults_log(tmp_path):
         "write_seconds": (2, pytest.approx(0.3)),
     }
     tags = [record["values"] for record, _ in read_records(journal, 0) if record["kind"] == "tags"]
-    assert tags == [{RECOVERY: "worker 1 died: workers were started again"}]
+    assert tags == [{RECOVERY: "worker 1 died: workers were restarted"}]
 
 
 def test_run_log_of_another_rank_writes_nothing(tmp_path):

@@ -19,13 +19,13 @@ from rayface.training.schedules import RunLength, build_schedule
 Sizes = Mapping[str, tuple[int, ...]]
 
 
-def check_resumable(run: RunDirectory, config: Config, plan: SampleOrder) -> None:
+def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder) -> None:
     """Refuse settings that the newest checkpoint of a run cannot be loaded with; nothing is written.
 
     Builds the backbone without memory, and a head of two classes.
 
     Args:
-        plan: of the resumed run.
+        sample_order: that of the resumed run.
 
     Raises:
         ValueError: one line, with the keys that were changed.
@@ -39,11 +39,10 @@ def check_resumable(run: RunDirectory, config: Config, plan: SampleOrder) -> Non
         configs.flat(config, configs.TRAINING),
     )
     chunk = progress.plan["chunk_images"]
-    if progress.plan != vars(plan):
+    if progress.plan != vars(sample_order):
         raise ValueError(
-            "train.output: the run draws its samples in another order than this version (data of layout "
-            f"by_identity in chunks of {chunk}): finish it with the version that began it, "
-            "or start anew"
+            "train.output: the run draws its samples in another order than this version of rayface (layout "
+            f"by_identity, chunks of {chunk} images): finish it with the version that started it, or start a new run"
         )
     sizes = checkpoint.saved_sizes(saved[-1])
     with torch.device("meta"):

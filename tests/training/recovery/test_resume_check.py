@@ -18,7 +18,7 @@ from rayface.training.loop import Training
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.run_directory import RunDirectory
 
-PLAN = SampleOrder(num_samples=24, batch_size=4)
+SAMPLE_ORDER = SampleOrder(num_samples=24, batch_size=4)
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
@@ -28,7 +28,7 @@ def config_of(*overrides: str) -> Config:
 
 def training(run: Path, config: Config) -> Training:
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    return Training(config, RunDirectory(run), world, PLAN, num_classes=6, dataset=FACTS)
+    return Training(config, RunDirectory(run), world, SAMPLE_ORDER, num_classes=6, dataset=FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_resume_with_a_changed_setting_is_refused_exactly_where_loading_fails(ru
     config = configs.with_overrides(config_of(), [change])
     refusal, failure = "", ""
     try:
-        check_resumable(RunDirectory(run), config, PLAN)
+        check_resumable(RunDirectory(run), config, SAMPLE_ORDER)
     except ValueError as error:
         refusal = str(error)
     try:
@@ -134,5 +134,5 @@ def test_finished_run_given_more_epochs_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_run_with_another_order_of_samples_is_refused(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"draws its samples in another order .*in chunks of 8\)"):
-        check_resumable(RunDirectory(run), config_of(), replace(PLAN, chunk_images=1))
+    with pytest.raises(ValueError, match=r"draws its samples in another order .*chunks of 8 images"):
+        check_resumable(RunDirectory(run), config_of(), replace(SAMPLE_ORDER, chunk_images=1))

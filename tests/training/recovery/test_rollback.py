@@ -25,7 +25,7 @@ from rayface.training.loop import Training
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
 
-PLAN = SampleOrder(num_samples=66, batch_size=11)  # 6 steps an epoch; parts of 3 and 4 images on three ranks
+SAMPLE_ORDER = SampleOrder(num_samples=66, batch_size=11)  # 6 steps an epoch; parts of 3 and 4 images on three ranks
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
@@ -41,18 +41,18 @@ def training(run: Path, *overrides: str, rank: int = 0, size: int = 1) -> Traini
     options = ["backbone.name=plain", "backbone.dropout=0", "data.image_size=32", "data.train=unused", *base]
     config = configs.load("debug", None, [*options, *overrides])
     world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
-    return Training(config, RunDirectory(run), world, PLAN, num_classes=6, dataset=FACTS)
+    return Training(config, RunDirectory(run), world, SAMPLE_ORDER, num_classes=6, dataset=FACTS)
 
 
 def batches_for(net: Training, poisoned: tuple[int, ...] = (), stop: int = 12):
     poison(net, poisoned)
-    rows = rank_rows(PLAN.batch_size, net.world.rank, net.world.size)
+    rows = rank_rows(SAMPLE_ORDER.batch_size, net.world.rank, net.world.size)
 
     def batches_from(start: int):
         for step in range(start, stop):
             draw = np.random.default_rng(step)
-            images = torch.from_numpy(draw.integers(0, 256, (PLAN.batch_size, 32, 32, 3), dtype=np.uint8))
-            labels = torch.from_numpy(draw.integers(0, 6, PLAN.batch_size))
+            images = torch.from_numpy(draw.integers(0, 256, (SAMPLE_ORDER.batch_size, 32, 32, 3), dtype=np.uint8))
+            labels = torch.from_numpy(draw.integers(0, 6, SAMPLE_ORDER.batch_size))
             yield Batch(step=step, rows=rows, images=images[rows], labels=labels[rows], faults=())
 
     return batches_from
@@ -110,14 +110,14 @@ def test_roll_back_that_skips_a_batch_equals_a_run_without_it(tmp_path, step):
     assert sorted(losses(tmp_path / "a")) == [s + 1 for s in range(12) if s != step]
     rates = {s: rate for s, rate, _ in read_metrics(tmp_path / "a" / "journal")["train/lr"]}
     assert rates == {s: pytest.approx(0.1 * (1 - s / 12)) for s in rates}  # as if none were left out
-    line = f"rolled back to step {step - step % 4}, training goes on without the batch of step {step}"
+    line = f"rolled back to step {step - step % 4}, training continues without the batch of step {step}"
     assert line in (tmp_path / "a" / "faults.log").read_text()
 
 
 def test_roll_back_that_lowers_the_rate_holds_over_a_resume(tmp_path):
     options = ["train.on_nan=lower_lr", "train.nan_lr_factor=0.25"]
     poisoned, clean = training(tmp_path / "a", *options), training(tmp_path / "b", *options)
-    with pytest.raises(RuntimeError, match="the stream ended at step 9"):
+    with pytest.raises(RuntimeError, match="the data stream ended at step 9"):
         poisoned.fit(batches_for(poisoned, poisoned=(6,), stop=9))
     poisoned.checkpoints.wait()
     resumed = training(tmp_path / "a", *options)
@@ -141,7 +141,7 @@ def test_roll_back_before_workers_die_is_kept(tmp_path, options):
     """The batch is broken once only: were the roll-back forgotten, the run would go on without it."""
     whole, killed = training(tmp_path / "a", *options), training(tmp_path / "b", *options)
     whole.fit(batches_for(whole, poisoned=(6,)))
-    with pytest.raises(RuntimeError, match="the stream ended at step 7"):
+    with pytest.raises(RuntimeError, match="the data stream ended at step 7"):
         killed.fit(batches_for(killed, poisoned=(6,), stop=7))
     killed.checkpoints.wait()
     again = training(tmp_path / "b", *options)
@@ -192,7 +192,7 @@ def test_rescale_lr_steps_per_piece_at_its_share_of_the_rate(tmp_path):
     whole, parts = training(tmp_path / "a", *options), training(tmp_path / "b", *pieces)
     before = whole.backbone[2].weight.clone()
     for net in (whole, parts):
-        with pytest.raises(RuntimeError, match="the stream ended at step 1"):
+        with pytest.raises(RuntimeError, match="the data stream ended at step 1"):
             net.fit(batches_for(net, stop=1))
     moved, also = (net.backbone[2].weight.double() - before for net in (whole, parts))
     assert moved.norm() > 0
@@ -202,7 +202,7 @@ def test_rescale_lr_steps_per_piece_at_its_share_of_the_rate(tmp_path):
 def train_in_parts(rank: int, folder: str, overrides: list[str]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     net = training(Path(folder) / "parts", *overrides, rank=rank, size=3)
-    with pytest.raises(RuntimeError, match="the stream ended at step 8"):
+    with pytest.raises(RuntimeError, match="the data stream ended at step 8"):
         net.fit(batches_for(net, poisoned=(6,), stop=8))
     net.checkpoints.wait()
     dist.destroy_process_group()
@@ -214,7 +214,7 @@ def test_resume_with_workers_that_do_not_divide_the_batch_goes_on(tmp_path):
     whole = training(tmp_path / "whole", *options)
     whole.fit(batches_for(whole, poisoned=(6,)))
     parts = training(tmp_path / "parts", *options)
-    with pytest.raises(RuntimeError, match="the stream ended at step 4"):
+    with pytest.raises(RuntimeError, match="the data stream ended at step 4"):
         parts.fit(batches_for(parts, stop=4))
     parts.checkpoints.wait()
     mp.spawn(train_in_parts, (str(tmp_path), [*options, "train.max_batch_per_worker=2"]), 3)
