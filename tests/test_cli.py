@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from rayface import __version__, cli
-from rayface.config_fields import parse_bytes
+
+URI = "s3://bucket/out"
 
 
 def run(
@@ -186,7 +187,32 @@ def test_an_interrupt_of_any_verb_is_one_line_and_its_own_exit_code(call, monkey
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("256MB", 256 * 2**20), ("256MiB", 256 * 2**20), ("1g", 2**30), ("1000", 1000), ("5KB", 5120)]
+    "arguments",
+    [
+        ["export", "--model=m", f"--onnx={URI}/m.onnx"],
+        ["prune", "--embeddings=e", "--keep=.5", f"--out={URI}"],
+        ["prune", "--proxy-fraction=.1", "--data=d", "--keep=.5", f"--out={URI}"],
+        ["checkpoint", "export", "run", f"--out={URI}"],
+        ["checkpoint", "reshard", "run", f"--out={URI}"],
+        ["train", "data.train=d", f"train.output={URI}"],
+        ["plan", "--gpus=1", f"--plot={URI}.png"],
+        ["bench", "prune", f"--directory={URI}"],
+        ["bench", "checkpoint", f"--directory={URI}"],
+        ["tune", "sweep.yaml", f"sweep.output={URI}"],
+        ["run", "experiment.yaml", f"--out={URI}"],
+    ],
 )
-def test_sizes(text, value):
-    assert parse_bytes(text) == value
+def test_output_that_must_be_on_a_disk_is_refused_where_it_is_a_uri(call, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "sweep.yaml": "config: {data: {train: d}, evaluate: {pairs: p, data: d}}\nsearch: {optim.lr: [0.1, 0.2]}\n",
+        "experiment.yaml": "stages: [{name: a, synth: {}}]\n",
+    }
+    for name in files.keys() & set(arguments):
+        (tmp_path / name).write_text(files[name])
+    before = sorted(tmp_path.iterdir())
+    code, out, err = call(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{URI}" in err
+    assert "must be a path on a disk that all nodes share, not a URI: mount the storage" in err
+    assert sorted(tmp_path.iterdir()) == before

@@ -77,19 +77,6 @@ def test_bad_files_and_presets(tmp_path):
         config.load("webface42")
 
 
-@pytest.mark.parametrize(("text", "bounds"), [("2", (2, 2)), ("[1, 3]", (1, 3))])
-def test_workers_are_a_number_or_the_least_and_the_most(text, bounds):
-    loaded = config.load(overrides=[f"train.num_workers={text}"])
-    assert (loaded.train.min_workers, loaded.train.max_workers) == bounds
-    assert config.from_dict(config.to_dict(loaded)) == loaded
-
-
-@pytest.mark.parametrize("text", ["0", "[3, 2]", "[1]", "[1, 2.5]", "many", "true"])
-def test_other_numbers_of_workers_are_refused(text):
-    with pytest.raises(ValueError, match=r"^train.num_workers: .*must be a number of workers above 0"):
-        config.load(overrides=[f"train.num_workers={text}"])
-
-
 NAMES = ["f #2", "no", "0100", "1:30", "2024-01-01", "null", "a: b", "'q'", "a,b", " x "]
 
 
@@ -158,65 +145,9 @@ def test_paths_are_absolute_where_they_enter(tmp_path, monkeypatch):
     assert flat["data.train"] == [str(tmp_path / "x"), "s3://b/x", str(Path.home() / "x")]
 
 
-@pytest.mark.parametrize(
-    ("uri", "absolute"),
-    [
-        ("sqlite:///a/b.db?x=1", "sqlite:///HERE/a/b.db?x=1"),
-        ("sqlite:////a.db", "sqlite:////a.db"),
-        ("sqlite:///:memory:", "sqlite:///:memory:"),
-        ("http://server:5000", "http://server:5000"),
-    ],
-)
-def test_sqlite_file_is_absolute_where_it_enters(tmp_path, monkeypatch, uri, absolute):
-    monkeypatch.chdir(tmp_path)
-    assert config.load(overrides=[f"tracking.uri={uri}"]).tracking.uri == absolute.replace("HERE", str(tmp_path))
-
-
 def test_margin_option_is_set_beside_the_others():
     given = config.load(overrides=["head.margin_options={m1: 1, m2: .3}", "head.margin_options.m2=0.2"])
     assert given.head.margin_options == {"m1": 1, "m2": 0.2}
-
-
-def test_marks_of_fields_are_the_keys_that_a_run_keeps_and_shows():
-    """They decide what may change on a resume, what a fingerprint holds, and what a checkpoint shows."""
-    assert sorted(config.FIXED) == [
-        "backbone.embedding_size",
-        "backbone.name",
-        "backbone.width",
-        "data.chunk_images",
-        "data.image_size",
-        "data.join",
-        "data.window_images",
-        "head.name",
-        "optim.name",
-        "train.batch_size",
-        "train.seed",
-    ]
-    trained = {key for key in config.OPERATIONAL if key.partition(".")[0] in config.TRAINING}
-    assert sorted(trained) == [
-        "data.readers",
-        "evaluate.every",
-        "evaluate.out",
-        "name",
-        "tracking.enabled",
-        "tracking.experiment",
-        "tracking.timeout",
-        "tracking.uri",
-        "train.checkpoint_every",
-        "train.cpus_per_worker",
-        "train.device",
-        "train.grace_seconds",
-        "train.hang_timeout",
-        "train.keep_checkpoints",
-        "train.log_every",
-        "train.max_failures",
-        "train.num_workers",
-        "train.output",
-        "train.teacher_cache",
-        "train.wait_for_nodes",
-    ]
-    assert config.SHOWN[:2] == ("name", "backbone.name")
-    assert len(config.SHOWN) == 11
 
 
 def test_rule_of_a_group_names_its_keys_without_its_values():

@@ -1,4 +1,4 @@
-"""What a Ray session does to the stdout of the process that opens it, in a process of its own."""
+"""A Ray session: what it does to stdout, signals and priorities, and the room for workers on a cluster."""
 
 import json
 import os
@@ -10,8 +10,10 @@ import time
 import pytest
 import ray
 
+from rayface.embedding.embed import find_room
 from rayface.interrupts import Terminated, terminable
-from rayface.session import ray_session
+from rayface.session import ray_session, require_workers, takes_gpu
+from tests.autoscaler import autoscaled
 
 SCRIPT = """
 import os, subprocess, sys
@@ -118,3 +120,11 @@ def test_workers_of_a_local_ray_have_the_priority_of_their_driver():
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout == "0\n", done.stderr
+
+
+def test_require_workers_on_an_empty_cluster_asks_for_gpus_and_finds_those_that_came(monkeypatch):
+    cluster = autoscaled(monkeypatch, most=4, gpus=1)
+    require_workers("auto", 2.0, 3, wait=5)
+    assert takes_gpu("auto")
+    assert cluster.asked == [[{"CPU": 2.0}] * 3, []]  # which brought a GPU each
+    assert find_room("auto") == (True, 3, 2)

@@ -10,12 +10,15 @@ import pytest
 
 from rayface import config as configs
 from rayface.backbones import build_backbone
+from rayface.config import TrainConfig
 from rayface.data.synth import synthesize
 from rayface.embedding import embed as module
 from rayface.embedding.embed import embed
 from rayface.embedding.embeddings import open_embeddings
 from rayface.embedding.shard_embedder import ShardEmbedder
 from rayface.models.model_files import save_model
+from rayface.session import NoRoomError
+from tests.autoscaler import autoscaled
 
 QUIET = configs.load(overrides=["tracking.enabled=false"])
 
@@ -45,7 +48,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[st
     return job
 
 
-def test_parts_that_did_not_arrive_are_refused_after_the_first_shard(
+def test_embed_whose_parts_did_not_arrive_is_refused_after_the_first_shard(
     job: Callable[[], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker whose node does not share the folder writes into one of its own."""
@@ -67,7 +70,7 @@ def test_parts_that_did_not_arrive_are_refused_after_the_first_shard(
     assert not (tmp_path / "emb" / "embeddings.json").exists()
 
 
-def test_a_part_that_goes_while_others_are_written_is_refused(
+def test_embed_that_loses_a_part_meanwhile_is_refused_and_embeds_it_again(
     job: Callable[[], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And made again by the next run, which ends with a folder that is whole."""
@@ -86,3 +89,22 @@ def test_a_part_that_goes_while_others_are_written_is_refused(
     assert len(manifest["parts"]) - manifest["parts_skipped"] == 1
     assert open_embeddings(tmp_path / "emb").num_rows == manifest["num_rows"] == 20
     assert json.loads((tmp_path / "emb" / "embeddings.json").read_text())["num_rows"] == 20
+
+
+def test_embed_on_an_empty_cluster_asks_for_nodes_and_then_uses_them(
+    monkeypatch: pytest.MonkeyPatch, messages: Callable[[], list[str]]
+) -> None:
+    cluster = autoscaled(monkeypatch, most=4)
+    module._wait_for_nodes(TrainConfig(wait_for_nodes=5), 4)
+    assert cluster.asked == [[{"CPU": 1.0}] * 4, []]
+    assert messages() == ["waiting up to 5 s for nodes: 4 workers of 1 CPU each, room for 0"]
+    assert module.find_room("auto") == (False, 4, 1)
+    with pytest.raises(NoRoomError, match=r"^embed.workers: 9: each needs 1 CPU, the cluster has room for 8"):
+        module._wait_for_nodes(TrainConfig(wait_for_nodes=0.1), 9)
+
+
+def test_find_room_on_a_cluster_without_gpus_refuses_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = autoscaled(monkeypatch, most=2)
+    cluster.request([{"CPU": 4.0}])
+    with pytest.raises(ValueError, match=r"^train.device: cuda: the cluster has no GPU: leave it out$"):
+        module.find_room("cuda")

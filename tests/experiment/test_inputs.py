@@ -3,22 +3,18 @@
 import contextlib
 import json
 import os
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rayface import config as configs
 from rayface.config import Config
 from rayface.experiment import checks, runner
 from rayface.experiment.record import Record
-from rayface.experiment.runner import _inputs, prepare, run
-from rayface.experiment.spec import load
-from rayface.stages import STAGES
+from rayface.experiment.runner import _inputs, run
 from rayface.training.recovery.interrupt import TrainingInterruptedError
+from tests.experiment.prepared import prepared_of
 
 
 @pytest.fixture
@@ -33,12 +29,6 @@ def trainings(fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     fakes["train"].call = call
     return fakes["train"].configs
-
-
-def prepared_of(text: str, fakes: Mapping[str, Any], tmp_path: Path) -> list[runner.Prepared]:
-    file = tmp_path / "file.yaml"
-    file.write_text(text)
-    return prepare(load(file, []), tmp_path / "out")
 
 
 def test_a_training_does_not_go_on_with_what_was_done_again(
@@ -188,15 +178,6 @@ def test_convert_stage_is_not_skipped_where_photographs_were_added(fakes: dict[s
         skipped()
 
 
-def test_dataset_of_a_stage_whose_shards_are_gone_is_made_again(data: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "set"
-    shutil.copytree(data, copy)
-    mark = STAGES["convert"].fingerprint
-    assert mark(copy) == mark(data) is not None
-    next(copy.glob("*.tar")).unlink()
-    assert mark(copy) is None
-
-
 def test_pairs_and_data_of_a_training_are_marked(
     fakes: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,24 +191,3 @@ def test_pairs_and_data_of_a_training_are_marked(
     names = [f"data.train {data}", f"evaluate.pairs {pairs}", f"evaluate.data {data}"]
     assert all(marks[name] is not None for name in names)
     assert set(marks) == set(names)
-
-
-def test_a_teacher_that_was_exported_of_a_path_is_held_against_the_student_later(
-    fakes: dict[str, Any], data: Path, tmp_path: Path
-) -> None:
-    text = (
-        f"stages:\n- name: o\n  export: {{model: {data}}}\n"
-        f"- train: {{preset: debug, data.train: {data}, train.teacher: '${{o}}'}}\n"
-    )
-    assert len(prepared_of(text, fakes, tmp_path)) == 2
-    with pytest.raises(ValueError, match=r"distillation: center: takes means"):
-        prepared_of(text.replace("'${o}'", "'${o}', train.distillation: center"), fakes, tmp_path)
-
-
-def test_first_weights_are_held_against_the_net_before_anything_starts(
-    fakes: dict[str, Any], data: Path, tmp_path: Path
-) -> None:
-    torch.save({"conv": torch.zeros(1)}, tmp_path / "w.pt")
-    text = f"stages: [{{train: {{preset: debug, data.train: {data}, backbone.weights: {tmp_path / 'w.pt'}}}}}]"
-    with pytest.raises(ValueError, match=r"stage train: weights .*w.pt do not fit mini: missing"):
-        prepared_of(text, fakes, tmp_path)

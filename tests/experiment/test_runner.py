@@ -9,11 +9,11 @@ import pytest
 
 from rayface.config import Config
 from rayface.experiment import runner
-from rayface.experiment.record import brief
 from rayface.experiment.runner import prepare, run
 from rayface.experiment.spec import load
 from rayface.interrupts import Terminated
 from rayface.training.recovery.interrupt import TrainingInterruptedError
+from tests.experiment.refusals import TRAIN
 
 FOUR = """
 stages:
@@ -155,106 +155,9 @@ def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_a
     assert len(seen) == 2
 
 
-TRAIN = "- name: a\n  train: {preset: debug, data.train: DATA}\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("stage: []", "stage: is not known here: did you mean stages?"),
-        ("stages: {}", "stages: must be a list"),
-        ("stages: [{name: a}]", "stage 1: has 0 verbs: must have one of synth, convert, embed"),
-        ("stages: [{name: a, trian: {}}]", "stage 1: trian: is not known here: did you mean train?"),
-        ("stages: [{name: a/b, train: {}}]", "stage 1: name: 'a/b': must be letters"),
-        ("stages: [{embed: 3}]", "stage 1 (embed): embed: 3: must be keys and values"),
-        ("stages: [{synth: {}}, {synth: {}}]", "stage 2: name: synth: is taken"),
-        ("stages: [{prune: {kep: 0.6}}]", "stage 1 (prune): prune: kep: is not known here: did you mean keep?"),
-        ("stages: [{embed: {out: x}}]", "out: is `rayface run`'s own: leave it out"),
-        ("stages: [{train: {train: {output: x}}}]", "train.output: is `rayface run`'s own"),
-        ("stages: [{train: {optim.l: 1}}]", "optim.l: is not a config key: did you mean optim.lr?"),
-        ("config: {head.scal: 1}\nstages: [{train: {}}]", "head.scal: is not a config key"),
-        ("stages: [{evaluate: {lr: 1}}]", "evaluate: lr: is not known here"),
-        ("stages: [{synth: {identities: many}}]", "stage 1 (synth): synth.identities: 'many'"),
-        ("stages: [{export: {}}]", "stage export: export.model: is not set"),
-        ("stages: [{export: {model: '${core}'}}]", "stage export: export.model: ${core}: is not the name of"),
-        ("stages: [{synth: {}}, {export: {model: '${synth}'}}]", "makes data, by synth: must be a stage that makes"),
-        ("stages: [{export: {model: /nowhere}}]", "stage export: export.model: /nowhere: does not exist"),
-        ("stages: [{train: {preset: debug}}]", "stage train: data.train: is not set"),
-        ("stages: [{train: {preset: debug, data.train: DATA, head.margin: cosfac}}]", "head.margin 'cosfac'"),
-        ("stages: [{train: {preset: debug, data.train: DATA, train.teacher: /nowhere}}]", "train.teacher: /nowhere"),
-        ("stages: [{train: {preset: debug, data.train: DATA, backbone.weights: /nowhere}}]", "weights: /nowhere"),
-        (
-            f"stages:\n{TRAIN}- name: b\n  train: {{preset: debug, data.train: ['${{a}}', /nowhere]}}",
-            "stage b: data.train: ${a}: makes model, by train",
-        ),
-        (
-            "stages:\n- synth: {}\n- train: {preset: debug, data.train: ['${synth}', /nowhere]}",
-            "stage train: data.train: /nowhere: does not exist",
-        ),
-        (
-            "stages:\n- synth: {}\n- train: {preset: debug, data.train: DATA, evaluate.pairs: '${synth}/pairs.csv'}",
-            "stage train: evaluate.pairs: needs evaluate.data beside it",
-        ),
-        (
-            "stages:\n- synth: {}\n- train: {preset: debug, data.train: DATA, "
-            "evaluate: {pairs: '${synth}/pairs.csv', data: /nowhere}}",
-            "stage train: evaluate.data: /nowhere: does not exist",
-        ),
-        (
-            f"stages:\n{TRAIN}- embed: {{model: '${{a}}', data: [DATA, 2024]}}",
-            "stage embed: embed.data: HERE/2024: does not exist",
-        ),
-        (
-            "stages: [{prune: {data: DATA, proxy_fraction: 0.1, keep: 0.6, above: 0.5}}]",
-            "stage prune: clean.exclude, clean.above: must be given together",
-        ),
-        (
-            "stages: [{prune: {data: DATA, proxy_fraction: 0.1, keep: 0.6, proxy_preset: mimi}}]",
-            "stage prune: preset",
-        ),
-        (
-            f"stages:\n{TRAIN}- name: b\n  train: {{preset: debug, data.train: DATA, train.teacher: '${{a}}', "
-            "backbone.embedding_size: 32}",
-            "stage b: backbone.embedding_size: 32: the teacher's is 64: use the same",
-        ),
-        (
-            f"stages:\n{TRAIN}- name: b\n  train: {{preset: debug, data.train: DATA, backbone.weights: '${{a}}', "
-            "backbone.width: 1}",
-            "stage b: backbone.weights: of stage a: do not fit mini: shape",
-        ),
-        (
-            f"stages:\n{TRAIN}- name: e\n  embed: {{model: '${{a}}', data: DATA}}\n"
-            "- name: p\n  prune: {embeddings: '${e}', data: DATA}",
-            "stage p: prune.threshold, prune.keep: neither is given",
-        ),
-        (
-            f"stages:\n{TRAIN}- name: e\n  embed: {{model: '${{a}}', data: DATA}}\n- name: p\n"
-            "  prune: {embeddings: '${e}', keep: 0.6}\n- name: b\n  train: {data.train: '${p}'}",
-            "stage b: data.train: ${p}: makes no dataset without `data`",
-        ),
-    ],
-)
-def test_a_file_that_cannot_be_is_one_line_before_anything_starts(
-    text: str, message: str, data: Path, fakes: dict[str, Any], calls: list[str], tmp_path: Path
-) -> None:
-    file = tmp_path / "wrong.yaml"
-    file.write_text(text.replace("DATA", str(data)))
-    with pytest.raises(ValueError, match=r".") as caught:
-        run(file, [], out=str(tmp_path / "out"))
-    assert message.replace("HERE", str(Path.cwd())) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert calls == []
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("name", ["generations", "curation"])
 def test_the_examples_are_sound(name: str, fakes: dict[str, Any], tmp_path: Path) -> None:
     experiment = load(Path(__file__).parents[2] / "examples" / f"{name}.yaml", ["train.seed=1"])
     stages = prepare(experiment, tmp_path)
     assert len(stages) == 8
     assert {stage.config.train.seed for stage in stages} == {1}
-
-
-def test_results_are_remembered_in_short() -> None:
-    result = {"a": 1, "b": [1], "c": {"x": 0.5}, "d": {"x": [1]}, "e": None, "config": {"x": 1}}
-    assert brief(result) == {"a": 1, "c": {"x": 0.5}, "e": None}

@@ -3,7 +3,7 @@
 import pytest
 
 from rayface import config as configs
-from rayface.stages import INPUT_KINDS, INPUT_PATHS, STAGES
+from rayface.stages import STAGES
 
 
 def test_settings_of_a_stage_leave_out_operational_keys_and_other_groups() -> None:
@@ -29,16 +29,3 @@ def test_run_of_a_stage_without_a_required_key_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^embed.model: is not set: ") as refused:
         STAGES["embed"].run(configs.load())
     assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("verb", STAGES)
-def test_keys_that_a_stage_names_are_config_keys(verb: str) -> None:
-    stage, known = STAGES[verb], configs.flat(configs.Config())
-    assert {*stage.flags.values(), *stage.required, stage.output} <= known.keys()
-    assert stage.output in configs.OPERATIONAL
-    assert set(stage.arguments) <= stage.flags.keys()
-
-
-def test_keys_that_take_results_of_stages_are_config_keys() -> None:
-    known = configs.flat(configs.Config())
-    assert {*INPUT_KINDS, *INPUT_PATHS} <= known.keys()

@@ -6,9 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,53 +19,13 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources.folder import FolderSettings, FolderSource
-from rayface.data.writer import write_dataset
 from rayface.embedding.embeddings import open_embeddings
 from rayface.embedding.shard_embedder import read_images
 from rayface.evaluation.pairs import load_pairs
-from rayface.storage import DataError, Source, StorageError, errors, paths, read_bytes
+from rayface.storage import DataError, StorageError, paths
+from tests.storage.failing_os import fail, picture
 
 PASSING = [errno.EMFILE, errno.ESTALE, errno.EIO, errno.ETIMEDOUT]
-
-
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
-    return cv2.imencode(".jpg", pixels)[1].tobytes()
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errors, "_BACK_OFF", (0.0, 0.0))
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    samples = [(f"k{i}", i // 2, picture(i)) for i in range(6)]
-    return write_dataset(
-        tmp_path / "set", samples, name="set", identities="abc", image_size=(16, 16), shard_size=10_000
-    )
-
-
-class Failing:
-    """Stands in for a function of `os` and fails the first calls of those that `concerns` selects."""
-
-    def __init__(self, function: Callable[..., Any], number: int, times: float, concerns: str = "") -> None:
-        self.function, self.number, self.times, self.concerns = function, number, times, concerns
-        self.failed = 0
-
-    def __call__(self, first: Any, *rest: Any) -> Any:
-        if self.failed < self.times and (not self.concerns or str(first).endswith(self.concerns)):
-            self.failed += 1
-            raise OSError(self.number, os.strerror(self.number))
-        return self.function(first, *rest)
-
-
-def fail(
-    monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: float = float("inf"), concerns: str = ""
-) -> Failing:
-    failing = Failing(getattr(os, name), number, times, concerns)
-    monkeypatch.setattr(os, name, failing)
-    return failing
 
 
 @pytest.mark.parametrize("number", PASSING)
@@ -128,16 +86,6 @@ def test_every_verb_with_too_many_open_files_reports_no_damage(
         verb(dataset, tmp_path)
 
 
-def test_source_with_a_stale_handle_opens_the_file_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Source(dataset.shards[0].path) as source:
-        head = source.read(0, 100)
-        fail(monkeypatch, "pread", errno.ESTALE, times=1)
-        opened = fail(monkeypatch, "open", errno.EIO, times=0)
-        monkeypatch.setattr(opened, "times", 1)  # and the server is not back at once
-        assert source.read(0, 100) == head
-        assert opened.failed == 1
-
-
 def test_read_of_a_missing_shard_stops_without_a_retry(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(dataset.shards[0].path).unlink()
     monkeypatch.setattr(time, "sleep", None)
@@ -151,9 +99,6 @@ def test_read_of_corrupt_bytes_is_a_fault_of_the_sample(dataset: Dataset) -> Non
     first, *others = read_samples(dataset.shard_paths(), dataset.index)
     assert not isinstance(first, Sample)
     assert all(isinstance(sample, Sample) for sample in others)
-
-
-# -- object stores
 
 
 class Store:
@@ -195,9 +140,6 @@ def test_object_store_that_refuses_is_not_retried(dataset: Dataset, monkeypatch:
         read_samples(shards, dataset.index)
 
 
-# -- parquet: Arrow reports damage of the format as an OSError too
-
-
 def test_open_dataset_with_an_unreadable_index_reports_no_damage(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,8 +164,3 @@ def test_open_embeddings_with_unreadable_files_reports_no_damage(
     fail(monkeypatch, "pread", errno.ETIMEDOUT)
     with pytest.raises(StorageError, match=r"a.parquet"):
         open_embeddings(str(tmp_path))
-
-
-def test_read_bytes_of_an_empty_file_returns_no_bytes(tmp_path: Path) -> None:
-    (tmp_path / "empty").write_bytes(b"")
-    assert read_bytes(str(tmp_path / "empty")) == b""

@@ -111,22 +111,6 @@ def test_zero_center_is_no_ones_neighbour_and_no_error(product: torch.dtype) -> 
     assert 7 not in np.r_[search(values, None, 0.2)[:2]]
 
 
-def test_rows_of_several_files_are_read_like_one_array(tmp_path: Path) -> None:
-    values = drawn(100, 8).astype(np.float16)
-    cuts = [0, 30, 30, 31, 100]
-    paths = [tmp_path / f"{k}.npy" for k in range(4)]
-    for path, first, last in zip(paths, cuts, cuts[1:], strict=False):
-        write_rows(path, values[first:last])
-    rows = stack(paths)
-    assert (rows.shape, len(rows)) == ((100, 8), 100)
-    for first, last in ((0, 100), (29, 32), (31, 31), (95, 200)):
-        assert (rows[first:last] == values[first:last]).all()
-        assert rows[first:last].shape == values[first:last].shape
-    some = np.random.default_rng(0).integers(100, size=40)
-    assert (rows[some] == values[some]).all()
-    assert rows[np.zeros(0, np.int64)].shape == (0, 8)
-
-
 def test_search_over_files_finds_what_it_finds_in_memory(tmp_path: Path) -> None:
     values = drawn(300, 16)
     for k, rows in enumerate(np.split(values, [50, 190])):

@@ -29,12 +29,6 @@ def test_build_method_of_every_name_takes_its_settings(tmp_path: Path) -> None:
     assert build_method(baseline_settings(settings, "herding", 0.25)) == Herding(keep=0.25, min_images=3)
 
 
-def test_fingerprint_of_equal_methods_is_equal_and_of_others_is_not() -> None:
-    methods = [FaceNMS(threshold=0.5), FaceNMS(threshold=0.4), Random(keep=0.5), Herding(keep=0.5)]
-    assert FaceNMS(threshold=0.5).fingerprint() == methods[0].fingerprint()
-    assert len({method.fingerprint() for method in methods}) == 4
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

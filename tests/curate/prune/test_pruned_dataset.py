@@ -1,14 +1,21 @@
-"""What is refused before samples are copied into shards of their own."""
+"""A dataset of what a core set keeps: images found by key; what is refused before samples are copied."""
 
 import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from rayface.curate.prune.pruned_dataset import check_copied
-from rayface.data.dataset import open_dataset
+from rayface.curate.prune.pruned_dataset import _select, check_copied, check_data
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.selection import write_selection
 from rayface.data.shards.tar import encode_member
+from rayface.embedding.embeddings import open_embeddings
+from rayface.storage import DataError
+from tests.keyed_dataset import KEYS, embed_keyed, keyed_dataset
 
 
 def shard(folder: Path, *keys: str) -> Path:
@@ -41,3 +48,42 @@ def test_check_copied_of_a_key_outside_of_its_shard_raises(tmp_path: Path, key: 
     with pytest.raises(ValueError, match=r"must be a relative name without \.\."):
         encode_member(key.replace("/", "\\") + ".jpg", b"")
     check_copied(open_dataset(shard(tmp_path / "other", "good", "n/..x/a", "a..b")))
+
+
+@pytest.fixture
+def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    return keyed_dataset(tmp_path, monkeypatch)
+
+
+def test_check_data_of_the_embedded_dataset_passes_and_of_another_is_refused(
+    keyed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = open_embeddings(embed_keyed(keyed, tmp_path / "embeddings", monkeypatch))
+    check_data(embeddings, keyed)
+    other = open_dataset(tmp_path / "b")
+    with pytest.raises(DataError, match=r"^prune.data: .*b: has no key 'a/0.tar/0' \(3 of 3 are missing\): give the"):
+        check_data(embeddings, other)
+
+
+def test_core_set_in_any_order_is_found_in_the_dataset_by_key(keyed: Dataset, tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(12)
+    rows = {"key": np.array(KEYS)[order], "label": np.tile(range(3), 4)[order], "kept": order % 5 == 0}
+    pq.write_table(pa.table(rows), tmp_path / "core_set.parquet")
+    selection, known = _select(tmp_path / "core_set.parquet", keyed, {})
+    assert (selection.rows.tolist(), known) == ([0, 5, 10], 12)
+    (tmp_path / "pruned").mkdir()
+    pruned = write_selection(str(tmp_path / "pruned"), selection, name="pruned")
+    assert pruned.keys() == ["a/0.tar/0", "a/1.tar/2", "b/1.tar/1"]
+    rows["key"][3] = "b/0.tar/9"
+    pq.write_table(pa.table(rows), tmp_path / "core_set.parquet")
+    with pytest.raises(DataError, match=r"has no key 'b/0.tar/9' \(1 of 12 are missing\): give the dataset"):
+        _select(tmp_path / "core_set.parquet", keyed, {})
+
+
+def test_core_set_of_other_labels_is_refused_unless_they_were_merged(keyed: Dataset, tmp_path: Path) -> None:
+    labels = np.tile([0, 1, 1], 4)
+    pq.write_table(pa.table({"key": KEYS, "label": labels, "kept": np.ones(12, bool)}), tmp_path / "core_set.parquet")
+    with pytest.raises(DataError, match=r"^prune.data: .*: label of a/0.tar/2 is 2, the embeddings say 1: give the"):
+        _select(tmp_path / "core_set.parquet", keyed, {})
+    selection, _ = _select(tmp_path / "core_set.parquet", keyed, {2: 1})
+    assert sorted(set(selection.labels.tolist())) == [0, 1]

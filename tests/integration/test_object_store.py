@@ -1,0 +1,38 @@
+"""The road synth, check, evaluate with every output on an object store: never a local folder called `s3:`."""
+
+import torch
+
+from rayface.backbones import build_backbone
+from rayface.config import load
+from rayface.data.check import check
+from rayface.data.dataset import open_dataset
+from rayface.data.synth import synthesize
+from rayface.evaluation.evaluate import evaluate
+from rayface.models.model_files import save_model
+
+
+def test_synth_check_and_evaluate_with_object_store_outputs_write_no_local_file(tmp_path, object_store, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    data = object_store.uri("set")
+    synthesize(data, identities=40, images_per_identity=3, image_size=32, processes=1, pairs=40)
+    shard = object_store.files()["set/shard-000000.tar"]
+    assert open_dataset(data).num_images == 120
+    copy, _ = object_store.uri("bare"), (tmp_path / "pairs.csv").write_bytes(object_store.files()["set/pairs.csv"])
+    object_store.put("bare/a.tar", shard)
+    assert check(copy, write_manifest=True).ok
+    assert {"bare/dataset.json", "bare/index.parquet"} <= set(object_store.files())
+
+    torch.manual_seed(0)
+    net = build_backbone("mini", embedding_size=16, image_size=32, width=0.25)
+    facts = {"name": "mini", "backbone_args": {"width": 0.25}, "licence": "", "training_digest": "", "metrics": {}}
+    save_model(tmp_path / "model", net, image_size=32, embedding_size=16, **facts)
+    out = object_store.uri("scores")
+    given = {"model": str(tmp_path / "model"), "pairs": str(tmp_path / "pairs.csv"), "data": data, "out": out}
+    result = evaluate(load(overrides={f"evaluate.{key}": value for key, value in given.items()}))
+    assert result["num_pairs"] == 40
+    files = object_store.files()
+    assert files["scores/plots/roc.png"].startswith(b"\x89PNG")
+    assert b'"num_pairs": 40' in files["scores/evaluation.json"]
+    assert list(here.iterdir()) == []
