@@ -24,31 +24,47 @@ from rayface.storage import (
 
 @contextmanager
 def exclusive_job_folder(
-    root: str, job: Mapping[str, object], job_file: str, *, beside: Collection[str] = ()
+    root: str, job: Mapping[str, object], job_file: str, *, key: str, beside: Collection[str] = ()
 ) -> Iterator[None]:
-    """Own the output folder of a job while inside; one that is not new must hold the same job.
+    """Own the output folder of a job inside the context: create it, or resume the same job in it.
 
     Args:
         root: local folder, which is locked, or URI.
-        job: what must be the same, kept in `job_file`; as JSON gives it back.
-        beside: names that may be there before.
+        job: values that a resume must not change; JSON types, stored in `job_file`.
+        key: config key that names the folder, for messages.
+        beside: names of files and folders that a new job may find in it.
 
     Raises:
-        DataError: it holds another job or something else, or another process is at work in it.
+        DataError: the folder holds another job or foreign files, or another process owns it.
     """
     make_folder(root)
-    job = masked(dict(job))
-    with exclusive_folder(Path(root), f"--out: {root}") if is_local(root) else nullcontext():
-        names = {name for name in list_names(root) if not is_temporary(name)} - {LOCK, *beside}
-        if names and job_file not in names:
-            raise DataError(f"--out: {root}: is not empty ({min(names)}): choose another directory")
+    job = masked(json.loads(json.dumps(dict(job))))
+    with exclusive_folder(Path(root), f"{key}: {root}") if is_local(root) else nullcontext():
+        names = _names(root, beside)
+        if job_file not in names:
+            require_empty(root, key=key, beside=beside)
         before = json.loads(read_bytes(join(root, job_file))) if names else job
-        for key, value in job.items():
-            if before.get(key) != value:
+        for name, value in job.items():
+            if before.get(name) != value:
                 raise DataError(
-                    f"--out: {root}: was begun with {key} {before.get(key)}, this is {value}: choose another directory"
+                    f"{key}: {root}: was started with {name} {before.get(name)}, this job has {value}: "
+                    "choose another directory"
                 )
         if is_local(root):
             delete_temporary(root)
         write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
         yield
+
+
+def require_empty(root: str, *, key: str, beside: Collection[str] = ()) -> None:
+    """Refuse an output folder that holds files of another job; see `exclusive_job_folder`.
+
+    Raises:
+        DataError: one line.
+    """
+    if names := _names(root, beside):
+        raise DataError(f"{key}: {root}: is not empty ({min(names)}): choose another directory")
+
+
+def _names(root: str, beside: Collection[str]) -> set[str]:
+    return {name for name in list_names(root) if not is_temporary(name)} - {LOCK, *beside}

@@ -11,7 +11,7 @@ JOB = {"model": "a", "size": 8}
 
 
 def own(root: Path, job: dict[str, object], **options: list[str]) -> None:
-    with exclusive_job_folder(str(root), job, ".job.json", **options):
+    with exclusive_job_folder(str(root), job, ".job.json", key="job.out", **options):
         (root / "part").touch()
 
 
@@ -24,20 +24,20 @@ def test_job_folder_of_the_same_job_is_resumed_and_unfinished_files_are_deleted(
 
 def test_job_folder_of_another_job_is_refused_with_the_key_that_differs(tmp_path):
     own(tmp_path, JOB)
-    with pytest.raises(DataError, match=r"was begun with size 8, this is 9: choose another directory$"):
+    with pytest.raises(DataError, match=r"^job\.out: .*: was started with size 8, this job has 9: choose another directory$"):
         own(tmp_path, {**JOB, "size": 9})
 
 
 def test_job_folder_with_foreign_files_is_refused_unless_they_are_known(tmp_path):
     (tmp_path / "notes").touch()
-    with pytest.raises(DataError, match=r"is not empty \(notes\): choose another directory$"):
+    with pytest.raises(DataError, match=r"^job\.out: .*: is not empty \(notes\): choose another directory$"):
         own(tmp_path, JOB)
     own(tmp_path, JOB, beside=["notes"])
 
 
 def test_job_folder_of_a_running_job_is_refused(tmp_path):
     with (
-        exclusive_job_folder(str(tmp_path), JOB, ".job.json"),
+        exclusive_job_folder(str(tmp_path), JOB, ".job.json", key="job.out"),
         pytest.raises(DataError, match=r"another process is at work in it: wait for it, or stop it first$"),
     ):
         own(tmp_path, JOB)

@@ -81,7 +81,7 @@ def embed(config: Config) -> EmbedResult:
     about = {**job.facts(), "id": job.id}
     params = {**about, "model": settings.model, "data": dataset.roots, "dataset.name": dataset.name}
     with (
-        exclusive_job_folder(root, about, JOB),
+        exclusive_job_folder(root, about, JOB, key="embed.out"),
         spool(root) as folder,
         tracked_job(folder, config.tracking, params) as tracked,
     ):

@@ -114,7 +114,7 @@ def run(
     named = [*overrides, *(["--out", out] if out else []), *(["--address", cluster.address] if cluster.address else [])]
     again = shlex.join(["rayface", "run", str(file), *named])
     stages = []
-    with exclusive_job_folder(str(root), {"experiment": experiment.name}, _JOB):
+    with exclusive_job_folder(str(root), {"experiment": experiment.name}, _JOB, key="output"):
         record = Record(root)
         pending = [each for each in prepared if _finished(each, prepared, record) is None]
         cpus = [each.cpus for each in pending if each.stage.type.uses_ray]

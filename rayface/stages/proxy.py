@@ -1,8 +1,7 @@
-"""Prune without a model at hand: train a small proxy on some identities, embed with it, prune."""
+"""Prune with a proxy: train a small model on a sample of the identities, embed the dataset with it, prune."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from rayface import config as configs
 from rayface.config import Config, EmbedConfig, PruneConfig, require_keys
-from rayface.credentials import masked
+
 from rayface.curate.prune.core_set import PROXY
 from rayface.curate.prune.core_set import prune as prune_embeddings
 from rayface.curate.prune.result import PruneResult
@@ -20,7 +19,7 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.selection import select, write_selection
 from rayface.embedding.embed import embed
 from rayface.embedding.embeddings import open_embeddings
-from rayface.files import write_json
+from rayface.job_folder import exclusive_job_folder, require_empty
 from rayface.session import ray_session
 from rayface.storage import on_disk
 from rayface.tracking import shared_tracking
@@ -31,7 +30,7 @@ _JOB = "proxy.json"
 
 
 def prune(config: Config) -> PruneResult:
-    """Select a core set, of embeddings or, with `prune.proxy_fraction`, by a proxy model that is trained first.
+    """Select a core set from embeddings or, with `prune.proxy_fraction`, with a proxy model that is trained first.
 
     Raises:
         ValueError: bad input, one line.
@@ -41,8 +40,8 @@ def prune(config: Config) -> PruneResult:
         return prune_by_proxy(config)
     if settings.embeddings is None:
         raise ValueError(
-            "prune.embeddings, prune.proxy_fraction: neither is set: must be one of the two: what `rayface embed` "
-            "wrote, or the share of the identities to train a proxy on"
+            "prune.embeddings, prune.proxy_fraction: neither is set: set one of the two, the output of `rayface embed` "
+            "or the fraction of the identities to train a proxy on"
         )
     return prune_embeddings(config)
 
@@ -50,8 +49,8 @@ def prune(config: Config) -> PruneResult:
 def prune_by_proxy(config: Config) -> PruneResult:
     """Sample identities, train a proxy model on them, embed all of `prune.data` with it, and prune.
 
-    A chain of the stages train, embed and prune; each leaves its result in `prune.out`/proxy (data, run, embeddings)
-    and is skipped when that is there. The other groups of `config` are those of the proxy's training.
+    Runs the stages train, embed and prune; each writes its result into `prune.out`/proxy (data, run, embeddings) and is
+    skipped if the result exists. The other groups of `config` configure the training of the proxy.
 
     Raises:
         ValueError: bad input, one line.
@@ -65,9 +64,13 @@ def prune_by_proxy(config: Config) -> PruneResult:
     config = replace(config, tracking=shared_tracking(config.tracking, folder.parent))
     data = config.data
     dataset = open_dataset(settings.data, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
-    _check_same(folder, config, dataset)
+    if not (folder / _JOB).exists() and folder.parent.exists():
+        require_empty(str(folder.parent), key="prune.out", beside=[PROXY])
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
-    with ray_session(config.cluster.address, num_cpus=num_cpus, debug=config.cluster.debug):
+    with (
+        exclusive_job_folder(str(folder), _job(config, dataset), _JOB, key="prune.out"),
+        ray_session(config.cluster.address, num_cpus=num_cpus, debug=config.cluster.debug),
+    ):
         _sample_identities(folder / "data", settings, dataset)
         _train(folder, config)
         embeddings = str(folder / "embeddings")
@@ -75,30 +78,15 @@ def prune_by_proxy(config: Config) -> PruneResult:
         return prune_embeddings(replace(config, prune=replace(settings, proxy_fraction=None, embeddings=embeddings)))
 
 
-def _check_same(folder: Path, config: Config, dataset: Dataset) -> None:
-    """Refuse to resume with another proxy than the folder was started with."""
+def _job(config: Config, dataset: Dataset) -> dict[str, object]:
+    """Return what decides the proxy's embeddings; a resume must not change it."""
     trained = configs.flat(replace(config, data=replace(config.data, train=())), configs.TRAINING)
-    job = {
+    return {
         "dataset_digest": dataset.digest,
         "fraction": config.prune.proxy_fraction,
         "seed": config.prune.seed,
         **{key: value for key, value in trained.items() if not key.startswith("tracking.")},
     }
-    job = json.loads(json.dumps(masked(job)))
-    path = folder / _JOB
-    if not path.exists():
-        if folder.parent.exists() and any(folder.parent.iterdir()):
-            raise ValueError(f"prune.out: {folder.parent}: is not empty: choose another directory")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, job)
-        return
-    before = json.loads(path.read_text())
-    for key, value in job.items():
-        if before.get(key) != value:
-            raise ValueError(
-                f"prune.out: {folder.parent}: its proxy was begun with {key} {before.get(key)}, this is {value}: "
-                "choose another directory"
-            )
 
 
 def _sample_identities(out: Path, settings: PruneConfig, dataset: Dataset) -> None:
@@ -119,7 +107,7 @@ def _train(folder: Path, config: Config) -> None:
         return
     resume = run.has_started()
     if run.path.exists() and not resume:
-        shutil.rmtree(run.path)  # it was interrupted before its config was written
+        shutil.rmtree(run.path)  # interrupted before its config was written
     config = replace(
         config,
         data=replace(config.data, train=(str(folder / "data"),)),

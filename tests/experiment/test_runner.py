@@ -106,7 +106,7 @@ def test_changes_that_a_finished_stage_cannot_follow_are_named_before_anything_r
 def test_folders_of_others_are_left_alone(file: Path, fakes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thing").touch()
-    with pytest.raises(ValueError, match=r"--out: .* is not empty"):
+    with pytest.raises(ValueError, match=r"output: .* is not empty"):
         stages_of(file, fakes)
     (tmp_path / "out" / "thing").unlink()
     stages_of(file, fakes)

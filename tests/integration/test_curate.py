@@ -128,9 +128,9 @@ def test_embedding_goes_on_where_it_stopped_and_with_nothing_else(embedded: Path
     assert again["parts_skipped"] == len(before) - 1
     assert {path: path.read_bytes() for path in embedded.glob("*.parquet")} == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    with pytest.raises(ValueError, match="was begun with flip True, this is False: choose another"):
+    with pytest.raises(ValueError, match="was started with flip True, this job has False: choose another"):
         embed_into(embedded, drawn, model, flip=False)
-    with pytest.raises(ValueError, match=r"--out: .* is not empty"):
+    with pytest.raises(ValueError, match=r"embed\.out: .* is not empty"):
         embed_into(drawn, drawn, model)
 
 
@@ -261,7 +261,7 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(
     assert (out / "core_set.parquet").read_bytes() == (tmp_path / "whole" / "core_set.parquet").read_bytes()
     recorder.on_advance = stop_at(1)
     assert build(settings, source, out).job.seconds == result.job.seconds
-    with pytest.raises(ValueError, match=r"was begun with keep 0.6, this is 0.5: choose another"):
+    with pytest.raises(ValueError, match=r"was started with keep 0.6, this job has 0.5: choose another"):
         build(settings | {"keep": 0.5}, source, out)
 
 
@@ -544,7 +544,7 @@ def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:
     weights = (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns
     assert prune_with(0.3).counts.faces_out == result.counts.faces_out
     assert (out / "proxy" / "run" / "model.safetensors").stat().st_mtime_ns == weights
-    with pytest.raises(ValueError, match=r"its proxy was begun with fraction 0\.3, this is 0\.5"):
+    with pytest.raises(ValueError, match=r"proxy: was started with fraction 0\.3, this job has 0\.5"):
         prune_with(0.5)
     overrides = [f"data.train={out}", f"train.output={tmp_path / 'run'}", *settings]
     trained = train(configs.load("debug", overrides=overrides)).as_dict()

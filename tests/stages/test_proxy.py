@@ -39,8 +39,16 @@ def test_no_password_is_written_down_and_where_it_is_logged_may_change(begin, mo
     assert json.loads(job)["fraction"] == 0.5
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert begin("tracking.enabled=false") == job
-    with pytest.raises(ValueError, match=r"its proxy was begun with optim.lr 0.* this is 0.7: choose another"):
+    with pytest.raises(ValueError, match=r"prune\.out: .*was started with optim.lr 0.* this job has 0.7: choose another"):
         begin("optim.lr=0.7")
+
+
+def test_output_folder_with_foreign_files_is_refused_before_a_proxy_is_trained(begin, tmp_path):
+    (tmp_path / "out" / "core").mkdir(parents=True)
+    (tmp_path / "out" / "core" / "notes").touch()
+    with pytest.raises(ValueError, match=r"prune\.out: .*core: is not empty \(notes\)"):
+        begin()
+    assert not (tmp_path / "out" / "core" / "proxy").exists()
 
 
 def test_half_of_a_test_set_is_refused_before_a_proxy_is_trained(begin, tmp_path):

@@ -93,7 +93,7 @@ def prune(config: Config) -> PruneResult:
     start = time.monotonic()
     inputs = _opened(config)
     root = inputs.root
-    with exclusive_job_folder(str(root), inputs.job, _JOB, beside=[PROXY]):
+    with exclusive_job_folder(str(root), inputs.job, _JOB, key="prune.out", beside=[PROXY]):
         if found := read_result(root):
             shutil.rmtree(root / _WORK, ignore_errors=True)  # where a crash came between the two
             return found
