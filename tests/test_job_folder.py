@@ -24,7 +24,9 @@ def test_job_folder_of_the_same_job_is_resumed_and_unfinished_files_are_deleted(
 
 def test_job_folder_of_another_job_is_refused_with_the_key_that_differs(tmp_path):
     own(tmp_path, JOB)
-    with pytest.raises(DataError, match=r"^job\.out: .*: was started with size 8, this job has 9: choose another directory$"):
+    with pytest.raises(
+        DataError, match=r"^job\.out: .*: was started with size 8, this job has 9: choose another directory$"
+    ):
         own(tmp_path, {**JOB, "size": 9})
 
 

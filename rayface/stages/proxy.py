@@ -10,7 +10,6 @@ import numpy as np
 
 from rayface import config as configs
 from rayface.config import Config, EmbedConfig, PruneConfig, require_keys
-
 from rayface.curate.prune.core_set import PROXY
 from rayface.curate.prune.core_set import prune as prune_embeddings
 from rayface.curate.prune.result import PruneResult

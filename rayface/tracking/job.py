@@ -1,4 +1,4 @@
-"""The journal of a job, delivered to MLflow."""
+"""Tracking of a job: its journal, and the delivery of the journal to MLflow."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,18 +8,23 @@ from types import MappingProxyType
 
 from rayface.config import TrackingConfig
 from rayface.progress import recorded_in
-from rayface.tracking.delivery import start
+from rayface.tracking.delivery import Delivery, start
 from rayface.tracking.journal import Journal, Status
 from rayface.tracking.spool import JOURNAL
 
 
 @dataclass(kw_only=True)
 class TrackedJob:
-    """A job's journal; `uri` is None where nothing is sent, `delivered` is known at the end."""
+    """The journal of a job and its delivery, None if tracking is off; `delivered` is set at the end."""
 
     journal: Journal
-    uri: str | None = None
+    delivery: Delivery | None = None
     delivered: bool | None = None
+
+    @property
+    def uri(self) -> str | None:
+        """The tracking URI without credentials; None if tracking is off."""
+        return self.delivery.uri if self.delivery else None
 
 
 @contextmanager
@@ -31,16 +36,17 @@ def tracked_job(
     tags: Mapping[str, str] = MappingProxyType({}),
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
 ) -> Iterator[TrackedJob]:
-    """Log a job into `folder`/journal and deliver it to MLflow; however the job ends, its end is delivered too.
+    """Log a job into `folder`/journal and deliver it to MLflow, with its final status whichever way it ends.
 
     Args:
-        folder: of `spool`; its name is the run's, and mlflow.db is made beside it where neither tracking.uri nor
-            MLFLOW_TRACKING_URI says where to send.
-        tags: of the MLflow run.
-        interrupts: errors after which the job was interrupted and has not failed.
+        folder: folder of the spool; the MLflow run has its name. Without tracking.uri and MLFLOW_TRACKING_URI, the
+            job is tracked in mlflow.db beside it.
+        params: params of the MLflow run.
+        tags: tags of the MLflow run.
+        interrupts: errors that end the job with status KILLED instead of FAILED.
     """
     delivery = start(config, folder, tags) if config.enabled else None
-    job = TrackedJob(journal=Journal(folder / JOURNAL / "driver.jsonl"), uri=delivery.uri if delivery else None)
+    job = TrackedJob(journal=Journal(folder / JOURNAL / "driver.jsonl"), delivery=delivery)
     job.journal.params(params)
     status: Status = "FAILED"
     try:

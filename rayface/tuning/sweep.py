@@ -1,13 +1,12 @@
 """The driver's side of a sweep: claim its directory, run the trials, record them, gather the results."""
 
-import contextlib
 import json
 import logging
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from rayface import tracking
 from rayface.config import Config
 from rayface.interrupts import terminable
 from rayface.session import is_cluster, ray_session
-from rayface.tracking import shared_tracking
-from rayface.tracking.journal import Status
+from rayface.tracking import Journal, shared_tracking
+from rayface.tracking.job import tracked_job
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
 from rayface.training.validate import dry_run
@@ -87,11 +86,15 @@ def tune(
         if not resume:
             remember(folder, file, overrides, preset)
             specs.dump(spec, base, directory.spec)
-        with directory.session() as seconds:
-            sweep = _Sweep(spec, base, directory, study, address or os.environ.get("RAY_ADDRESS"))
-            with sweep.tracked():
-                sweep.run()
-                return sweep.finish(seconds())
+        tags = {"rayface.sweep": directory.name}
+        interrupts = (TrainingInterruptedError,)
+        tracked = tracked_job(folder, base.tracking, _params(spec, base), tags=tags, interrupts=interrupts)
+        with directory.session() as seconds, tracked as job:
+            job.journal.artifact(directory.spec)
+            sweep = _Sweep(spec, base, directory, study, job.journal)
+            nested = _nested_in(job.delivery, base.tracking.timeout) if job.delivery else {}
+            sweep.run({**tags, **nested}, address or os.environ.get("RAY_ADDRESS"))
+            return sweep.finish(seconds(), {**tags, **nested})
 
 
 def _check_trials(spec: Spec, base: Config) -> int:
@@ -101,46 +104,27 @@ def _check_trials(spec: Spec, base: Config) -> int:
     return dry_run(base)
 
 
+def _params(spec: Spec, base: Config) -> dict[str, object]:
+    """Return the params of the sweep's own MLflow run."""
+    searched = {f"search.{key}": json.dumps(parameter.given()) for key, parameter in spec.search.items()}
+    return {**configs.flat(base, specs.groups_of(base)), **searched}
+
+
 class _Sweep:
     def __init__(
-        self, spec: Spec, base: Config, directory: SweepDirectory, study: optuna.Study, address: str | None
+        self, spec: Spec, base: Config, directory: SweepDirectory, study: optuna.Study, journal: Journal
     ) -> None:
-        self._address = address
         self._spec, self._base, self._directory, self._study = spec, base, directory, study
-        self._journal = directory.driver_journal()
-        self._tags: dict[str, str] = {}  # of the trials' MLflow runs
+        self._journal = journal
         self._search = StudySearch(study, spec, directory.path, self._ended)
 
-    @contextlib.contextmanager
-    def tracked(self) -> Iterator[None]:
-        """The sweep's own MLflow run; what its trials' runs must have to be nested in it is in `_tags`."""
-        settings = self._base.tracking
-        delivery = (
-            tracking.start(settings, self._directory.path, {"rayface.sweep": self._directory.name})
-            if settings.enabled
-            else None
-        )
-        self._journal.params(configs.flat(self._base, specs.groups_of(self._base)))
-        self._journal.params({f"search.{key}": json.dumps(value.given()) for key, value in self._spec.search.items()})
-        self._journal.artifact(self._directory.spec)
-        self._tags = {"rayface.sweep": self._directory.name}
-        status: Status = "FAILED"
-        try:
-            if delivery is not None:
-                self._tags.update(_nested_in(delivery, settings.timeout))
-            yield
-            status = "FINISHED"
-        except TrainingInterruptedError:
-            status = "KILLED"
-            raise
-        finally:
-            self._journal.finish(status)
-            self._journal.close()
-            if delivery is not None:
-                delivery.close(settings.timeout)
+    def run(self, tags: Mapping[str, str], address: str | None) -> None:
+        """Run the remaining trials.
 
-    def run(self) -> None:
-        """Run what is left to run."""
+        Args:
+            tags: tags of the trials' MLflow runs.
+            address: Ray cluster whose nodes the trials wait for; None: a local Ray.
+        """
         remaining = self._search.remaining
         if not remaining:
             return
@@ -152,9 +136,9 @@ class _Sweep:
             base=configs.to_dict(self._base),
             metrics=metrics,
             watch=watch,
-            tags=self._tags,
+            tags=tags,
             held_cpus=(concurrency - 1) * worker_cpus(most_workers(self._spec, self._base)),
-            address=self._address,
+            address=address,
         )
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(trial, _TRIAL),
@@ -174,13 +158,13 @@ class _Sweep:
         with terminable():
             self._wait_for(lambda: tuner.fit())
 
-    def finish(self, seconds: float) -> dict[str, Any]:
-        """Write what came out, and tell MLflow."""
+    def finish(self, seconds: float, tags: Mapping[str, str]) -> dict[str, Any]:
+        """Write the results and log them to MLflow; `tags` are those of the trials' runs."""
         best = best_trials(self._study)
         result = write_results(self._spec, self._base, self._directory.path, self._study, seconds=seconds)
         for path, folder in self._directory.artifacts():
             self._journal.artifact(path, folder)
-        self._record_trials({trial.number for trial in best})
+        self._record_trials({trial.number for trial in best}, tags)
         self._check_ending(bool(result["fail"]) and result["fail"] == result["trials"], result["trials"])
         return result
 
@@ -248,8 +232,8 @@ class _Sweep:
         self._journal.metrics(curves, ended)
         logger.info("%s", ended_line(trial, metrics, best, self._spec.sweep.trials))
 
-    def _record_trials(self, best: set[int]) -> None:
-        """Tag the trials' MLflow runs, and send what could not be sent when they ended."""
+    def _record_trials(self, best: set[int], tags: Mapping[str, str]) -> None:
+        """Tag the trials' MLflow runs, and deliver what could not be delivered when they ended."""
         for trial in self._study.get_trials(deepcopy=False):
             run = self._directory.run(trial.number)
             if not trial.state.is_finished():
@@ -258,7 +242,7 @@ class _Sweep:
             journal.tags({"best": str(trial.number in best).lower()})
             journal.close()
             if self._base.tracking.enabled:
-                delivery = tracking.start(self._base.tracking, run.path, self._tags)
+                delivery = tracking.start(self._base.tracking, run.path, tags)
                 if not delivery.close(self._base.tracking.timeout):
                     logger.warning(
                         f"MLflow at {delivery.uri} does not take the trials' tags: send them with rayface sync RUN"

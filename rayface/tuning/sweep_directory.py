@@ -11,8 +11,6 @@ from rayface import elapsed
 from rayface.config import Config
 from rayface.files import exclusive_folder, next_numbered_folder, numbered_folders, write_json, write_text
 from rayface.storage import on_disk
-from rayface.tracking import Journal
-from rayface.tracking.spool import JOURNAL
 from rayface.training.run_directory import RunDirectory
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
@@ -120,10 +118,6 @@ class SweepDirectory:
         if not resume:
             write_text(path, f"{self.name}-{uuid.uuid4().hex[:12]}")
         return path.read_text()
-
-    def driver_journal(self) -> Journal:
-        """Open the driver's journal."""
-        return Journal(self.path / JOURNAL / "driver.jsonl")
 
     def write_results(self, result: Mapping[str, Any], page: str) -> None:
         """Write report and result."""

@@ -39,7 +39,9 @@ def test_no_password_is_written_down_and_where_it_is_logged_may_change(begin, mo
     assert json.loads(job)["fraction"] == 0.5
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert begin("tracking.enabled=false") == job
-    with pytest.raises(ValueError, match=r"prune\.out: .*was started with optim.lr 0.* this job has 0.7: choose another"):
+    with pytest.raises(
+        ValueError, match=r"prune\.out: .*was started with optim.lr 0.* this job has 0.7: choose another"
+    ):
         begin("optim.lr=0.7")
 
 

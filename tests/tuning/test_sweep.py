@@ -5,7 +5,7 @@ import ray
 
 from rayface import config as configs
 from rayface.data.synth import synthesize
-from rayface.tracking import shared_tracking
+from rayface.tracking import Journal, shared_tracking
 from rayface.tuning import resources, sweep
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Spec, SweepConfig
@@ -70,11 +70,11 @@ def ended(tmp_path, monkeypatch):
         spec = Spec(search={"optim.lr": Parameter(low=0.1, high=0.2)}, sweep=SweepConfig(trials=trials))
         base = configs.load(overrides=["tracking.enabled=false"])
         study = open_study(spec, "test", f"sqlite:///{tmp_path / 'study.db'}", total_steps=1)
-        swept = sweep._Sweep(spec, base, SweepDirectory(tmp_path), study, None)
+        swept = sweep._Sweep(spec, base, SweepDirectory(tmp_path), study, Journal(tmp_path / "driver.jsonl"))
         for name, ending in enumerate(endings):
             swept._search.suggest(str(name))
             swept._search.on_trial_complete(str(name), ending)
-        return swept.finish(1.0)
+        return swept.finish(1.0, {})
 
     return run
 
