@@ -9,8 +9,6 @@ from rayface.heads.class_centers import NOISE_SIZE, CenterOptimizer, ClassCenter
 from rayface.heads.row_kernels import RowPasses
 
 BLOCKS = {"slice": slice(3, 20), "rows": torch.tensor([0, 3, 4, 9, 17, 30, 49])}
-
-
 TYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 

@@ -1,53 +1,17 @@
-"""What a sweep leaves, from studies made by hand: heat maps, the page, the pictures, best.yaml."""
+"""The results of a sweep: the page, the pictures, best.yaml."""
 
 import html.parser
 import json
-import math
-from pathlib import Path
 
 import cv2
-import numpy as np
 import optuna
 import pytest
 
 from rayface import config as configs
 from rayface.tuning import spec as specs
-from rayface.tuning.figures import heat_map
 from rayface.tuning.results import write_results
-from rayface.tuning.search_space import Parameter, suggest
-
-CONFIGS = Path(__file__).parents[2] / "tune_configs"
-PLACES = ["data.train=faces", "evaluate.pairs=pairs.csv", "evaluate.data=faces"]
-
-
-def done(value, **params):
-    return optuna.trial.create_trial(
-        value=value,
-        params=params,
-        distributions={
-            key: optuna.distributions.CategoricalDistribution((item,))
-            if isinstance(item, str)
-            else optuna.distributions.FloatDistribution(0.01, 100)
-            for key, item in params.items()
-        },
-    )
-
-
-def test_heat_map_means_and_counts():
-    space = {"lr": Parameter(low=0.01, high=1000.0, log=True), "name": Parameter(choices=("a", "b"))}
-    trials = [
-        done(1.0, lr=0.02, name="a"),
-        done(3.0, lr=0.05, name="a"),
-        done(5.0, lr=100.0, name="b"),
-        done(9.0, lr=1.0),
-    ]
-    drawn = heat_map(trials, space, "lr", "name")
-    assert drawn.x_labels == ["0.01 to 0.1", "0.1 to 1", "1 to 10", "10 to 1e+02", "1e+02 to 1e+03"]
-    assert drawn.y_labels == ["a", "b"]
-    assert drawn.counts.tolist() == [[2, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
-    assert drawn.means[0, 0] == 2.0
-    assert drawn.means[1, 4] == 5.0
-    assert np.isnan(drawn.means).sum() == 8
+from rayface.tuning.search_space import suggest
+from tests.tuning.searched_studies import CONFIGS, PLACES, searched_study
 
 
 class Page(html.parser.HTMLParser):
@@ -67,36 +31,15 @@ class Page(html.parser.HTMLParser):
             self.words.append(data)
 
 
-def searched(file, *overrides):
-    spec, base = specs.load(CONFIGS / file, [*PLACES, *overrides])
-    study = optuna.create_study(
-        directions=[f"{objective.mode}imize" for objective in spec.objectives],
-        sampler=optuna.samplers.RandomSampler(seed=0),
-    )
-    for number in range(12):
-        trial = study.ask()
-        values = suggest(spec.search, trial)
-        found = [0.8 - 0.1 * abs(math.log(values.get("optim.lr", 0.1) / 0.1)), 10.0 + number][: len(spec.objectives)]
-        if number == 3:
-            trial.set_user_attr("reason", "ValueError: <b>bold</b>")
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        elif number == 4 and len(found) == 1:
-            trial.report(0.5, 10)
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            study.tell(trial, found)
-    return spec, base, study
-
-
 @pytest.fixture(scope="module")
 def left(tmp_path_factory):
     """The folder of a sweep that has ended, its result, its study."""
     folder = tmp_path_factory.mktemp("sweep")
-    spec, base, study = searched("fastface.yaml")
+    spec, base, study = searched_study("fastface.yaml")
     return folder, write_results(spec, base, folder, study, seconds=5.0), study
 
 
-def test_a_sweep_leaves_a_page_pictures_and_the_best_config(left):
+def test_results_of_a_sweep_are_a_page_pictures_and_the_best_config(left):
     folder, result, study = left
     assert (result["trials"], result["complete"], result["pruned"], result["fail"]) == (12, 10, 1, 1)
     assert json.loads((folder / "result.json").read_text()) == result
@@ -118,7 +61,7 @@ def test_a_sweep_leaves_a_page_pictures_and_the_best_config(left):
         assert cv2.imread(str(path)).std() > 5
 
 
-def test_the_page_is_drawn_in_a_browser(left, browser):
+def test_page_in_a_browser_draws_every_figure(left, browser):
     page = browser(left[0] / "report.html")
     assert page.console == []
     assert page.dom.count('class="plotly-graph-div js-plotly-plot"') == 6
@@ -128,8 +71,8 @@ def test_the_page_is_drawn_in_a_browser(left, browser):
         assert f">{label}</text>" in page.dom
 
 
-def test_several_objectives_and_a_prune_stage(tmp_path):
-    spec, base, study = searched("face_nms.yaml", "prune.embeddings=emb")
+def test_results_with_several_objectives_and_a_prune_stage_name_the_front_and_the_core_set(tmp_path):
+    spec, base, study = searched_study("face_nms.yaml", "prune.embeddings=emb")
     result = write_results(spec, base, tmp_path, study, seconds=5.0)
     assert set(result["best"]) == {"trial", "accuracy_mean", "seconds", "params"}
     best = tmp_path / "trials" / f"{result['best']['trial']:04d}_core_set"
@@ -138,7 +81,7 @@ def test_several_objectives_and_a_prune_stage(tmp_path):
 
 
 @pytest.mark.parametrize("trials", [0, 1])
-def test_a_sweep_of_hardly_any_trials(tmp_path, trials):
+def test_results_of_no_or_one_trial_are_written(tmp_path, trials):
     spec, base = specs.load(CONFIGS / "partial_fc.yaml", PLACES)
     study = optuna.create_study()
     for _ in range(trials):

@@ -43,7 +43,7 @@ def sweep(tmp_path, monkeypatch, messages):
     return resume
 
 
-def test_unedited_file_is_resumed_without_a_word(sweep):
+def test_resume_with_an_unedited_file_logs_nothing(sweep):
     spec, base, said = sweep({})
     assert (spec.sweep.trials, spec.sweep.pruner, base.train.epochs, base.optim.momentum) == (4, "median", 3, 0.5)
     assert said == []
@@ -61,7 +61,7 @@ def test_unedited_file_is_resumed_without_a_word(sweep):
         ("preset: debug", "preset: mini", "backbone.embedding_size 256 (was 64)"),
     ],
 )
-def test_edited_key_that_must_stay_is_refused(sweep, before, now, message):
+def test_resume_with_another_value_of_a_fixed_key_raises_one_line(sweep, before, now, message):
     edits = {before: now, "trials: 4": "trials: 9"} if before != "trials: 4" else {before: now}
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         sweep(edits)
@@ -70,7 +70,7 @@ def test_edited_key_that_must_stay_is_refused(sweep, before, now, message):
     assert "\n" not in str(caught.value)
 
 
-def test_edited_key_that_may_change_holds_and_is_said(sweep):
+def test_resume_with_another_value_of_a_free_key_takes_it_and_logs_it(sweep):
     spec, _, said = sweep({"trials: 4": "trials: 9, concurrency: 2"})
     assert (spec.sweep.trials, spec.sweep.concurrency, spec.sweep.pruner) == (9, 2, "median")
     assert len(said) == 1
@@ -81,12 +81,12 @@ def test_edited_key_that_may_change_holds_and_is_said(sweep):
     assert spec.heatmaps == (("optim.lr", "head.scale"),)
 
 
-def test_other_preset_is_refused_on_resume(sweep):
+def test_resume_with_another_preset_raises_one_line(sweep):
     with pytest.raises(ValueError, match=r"backbone\.embedding_size 256 \(was 64\).*must stay for --resume"):
         sweep({}, preset="mini")
 
 
-def test_sweep_is_found_by_its_own_copy_and_by_the_output_that_the_file_names(sweep, tmp_path, messages):
+def test_resume_by_its_own_copy_or_by_sweep_output_finds_the_sweep(sweep, tmp_path, messages):
     folder = tmp_path / "sweeps" / "try-001"
     for name in (SPEC, "started.yaml"):
         assert resume_sweep(folder / name, [], None)[2] == folder
@@ -98,7 +98,7 @@ def test_sweep_is_found_by_its_own_copy_and_by_the_output_that_the_file_names(sw
         resume_sweep(tmp_path / "missing.yaml", [], None)
 
 
-def test_sweep_of_an_older_version_goes_on_and_says_that_its_file_was_not_compared(sweep, tmp_path):
+def test_resume_of_a_sweep_of_an_older_version_logs_that_its_file_is_not_compared(sweep, tmp_path):
     (tmp_path / "sweeps" / "try-001" / "started.yaml").unlink()
     spec, _, said = sweep({"trials: 4": "trials: 9"})
     assert spec.sweep.trials == 4

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from rayface.tuning.search_space import Parameter, grid, suggest
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
 SPACE = {
     "optim.lr": Parameter(low=0.01, high=1.0, log=True),
     "train.batch_size": Parameter(low=16, high=64, step=16),
@@ -18,7 +20,7 @@ SPACE = {
 }
 
 
-def test_values_are_in_their_ranges_and_conditions_hold():
+def test_suggest_with_conditions_gives_values_in_their_ranges_where_they_apply():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen = [suggest(SPACE, study.ask()) for _ in range(60)]
     assert all(0.01 <= values["optim.lr"] <= 1 for values in seen)
@@ -31,7 +33,7 @@ def test_values_are_in_their_ranges_and_conditions_hold():
     assert list(seen[0])[:3] == ["optim.lr", "train.batch_size", "schedule.name"]
 
 
-def test_the_grid_is_every_point_and_none_twice():
+def test_grid_of_choices_and_steps_has_every_point_once():
     space = {key: parameter for key, parameter in SPACE.items() if key not in ("optim.lr", "schedule.power")}
     points = grid(space)
     assert len(points) == 4 * (1 + 2)
@@ -56,12 +58,12 @@ def test_the_grid_is_every_point_and_none_twice():
         {"low": 0, "high": 1, "log": True},
     ],
 )
-def test_parameters_that_cannot_be(given):
+def test_parameter_without_a_valid_range_or_choices_raises(given):
     with pytest.raises(ValidationError):
         Parameter(**given)
 
 
-def test_grid_of_float_steps_is_inside_its_range_for_optuna():
+def test_grid_of_float_steps_stays_within_its_range_for_optuna():
     space = {"x": Parameter(low=0.1, high=0.7, step=0.1), "y": Parameter(low=0, high=1, when={"x": (0.3, 0.7)})}
     study = optuna.create_study()
     points = grid(space)
@@ -73,7 +75,7 @@ def test_grid_of_float_steps_is_inside_its_range_for_optuna():
         assert [suggest(space, study.ask()) for _ in points] == points
 
 
-def test_condition_holds_for_a_suggested_step_that_is_off_in_its_last_bit():
+def test_condition_on_a_float_that_is_off_in_its_last_bit_applies():
     assert Parameter(choices=(1,), when={"x": 0.3}).applies({"x": 0.1 + 0.2})
     assert not Parameter(choices=(1,), when={"x": 0.3}).applies({"x": 0.30001})
     assert not Parameter(choices=(1,), when={"x": "0.3"}).applies({"x": 0.3})

@@ -13,9 +13,7 @@ from rayface.training.builders import build_config_backbone
 from rayface.training.schedules import RunLength, build_schedule
 from rayface.tuning import spec as specs
 from rayface.tuning.search_space import suggest
-
-CONFIGS = Path(__file__).parents[2] / "tune_configs"
-PLACES = ["data.train=faces", "evaluate.pairs=pairs.csv", "evaluate.data=faces"]
+from tests.tuning.searched_studies import CONFIGS, PLACES
 
 
 def write(tmp_path, **groups):
@@ -26,7 +24,7 @@ def write(tmp_path, **groups):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("preset", [None, "debug"])
-def test_every_file_of_ours_is_read_and_all_it_suggests_can_be_built(path, preset):
+def test_sweep_file_of_ours_is_read_and_all_it_suggests_can_be_built(path, preset):
     extra = ["prune.embeddings=emb"] if path.stem == "face_nms" else []
     spec, base = specs.load(path, [*PLACES, *extra, "sweep.trials=3"], preset)
     assert spec.sweep.trials == 3
@@ -44,7 +42,7 @@ def test_every_file_of_ours_is_read_and_all_it_suggests_can_be_built(path, prese
         build_schedule(config.schedule, optimizer, RunLength(total_steps=100, steps_per_epoch=10)).step(1.0)
 
 
-def test_file_preset_and_overrides_come_together_and_are_read_back(tmp_path):
+def test_sweep_file_with_preset_and_overrides_is_dumped_and_read_back(tmp_path):
     file = write(tmp_path, preset="mini", config={"optim": {"momentum": 0.8}}, sweep={"trials": 5})
     spec, base = specs.load(file, [*PLACES, "train.epochs=3", "sweep.pruner=asha", "evaluate.every=9"])
     assert (base.optim.momentum, base.train.epochs, base.backbone.name) == (0.8, 3, "mini")
@@ -83,25 +81,25 @@ def test_file_preset_and_overrides_come_together_and_are_read_back(tmp_path):
         ({"search": {"prune.keep": [1.5]}}, ["prune.embeddings=e"], "1.5"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(tmp_path, groups, overrides, message):
+def test_sweep_file_with_a_bad_key_or_value_raises_one_line(tmp_path, groups, overrides, message):
     with pytest.raises(ValueError, match=message) as caught:
         specs.load(write(tmp_path, **groups), [*PLACES, *overrides])
     assert "\n" not in str(caught.value)
 
 
-def test_several_objectives_cannot_be_pruned(tmp_path):
+def test_sweep_file_with_several_objectives_and_a_pruner_raises(tmp_path):
     two = [{"metric": "accuracy_mean", "mode": "max"}, {"metric": "seconds", "mode": "min"}]
     with pytest.raises(ValueError, match="must be none with several objectives"):
         specs.load(write(tmp_path, objectives=two), [*PLACES, "sweep.pruner=asha", "evaluate.every=5"])
 
 
-def test_cma_es_has_one_objective(tmp_path):
+def test_sweep_file_with_several_objectives_and_cmaes_raises(tmp_path):
     two = [{"metric": "accuracy_mean", "mode": "max"}, {"metric": "seconds", "mode": "min"}]
     with pytest.raises(ValueError, match=r"sweep\.sampler: cmaes: must be tpe, gp, random or grid"):
         specs.load(write(tmp_path, objectives=two), [*PLACES, "sweep.sampler=cmaes"])
 
 
-def test_a_password_is_not_written_down(tmp_path):
+def test_sweep_storage_with_a_password_raises_without_naming_it(tmp_path):
     for uri in (
         "postgresql://me:secret@host/db",
         "mysql+pymysql://me:se/cret@host:3306/db",
@@ -115,19 +113,19 @@ def test_a_password_is_not_written_down(tmp_path):
         specs.load(write(tmp_path), [*PLACES, f"sweep.storage={uri}"])
 
 
-def test_accuracy_needs_pairs(tmp_path):
+def test_accuracy_objective_without_pairs_raises(tmp_path):
     with pytest.raises(ValueError, match=r"evaluate\.pairs: is not set: objective accuracy_mean needs it"):
         specs.load(write(tmp_path), ["data.train=faces"])
 
 
-def test_only_how_much_to_search_may_change_on_resume():
+def test_check_resumable_with_a_fixed_key_raises():
     specs.check_resumable(["sweep.trials=9", "sweep.time_budget=60"])
     for key in ("sweep.sampler", "optim.lr"):
         with pytest.raises(ValueError, match=f"{key}: must stay for --resume"):
             specs.check_resumable([f"{key}=1"])
 
 
-def test_values_of_a_sweep_are_typed_by_their_fields(tmp_path):
+def test_sweep_file_values_are_typed_by_their_fields(tmp_path):
     file = tmp_path / "try.yaml"
     file.write_text(
         "search:\n  head.name: [no, 0100]\n  optim.lr: [1, 1e-2]\n  schedule.restart_after: [null, 04]\n"
@@ -162,7 +160,7 @@ def test_values_of_a_sweep_are_typed_by_their_fields(tmp_path):
         ("prune.embeddings", ["e"]),
     ],
 )
-def test_searched_paths_are_absolute_where_they_enter(tmp_path, monkeypatch, key, given):
+def test_searched_paths_that_are_relative_become_absolute(tmp_path, monkeypatch, key, given):
     """Trials run in working directories of their own."""
     here = tmp_path / "here"
     (here / "h").mkdir(parents=True)
@@ -181,7 +179,7 @@ def test_searched_paths_are_absolute_where_they_enter(tmp_path, monkeypatch, key
     assert found == wanted[key]
 
 
-def test_key_given_twice_in_a_sweep_file_is_refused(tmp_path):
+def test_sweep_file_with_a_key_given_twice_raises_one_line(tmp_path):
     file = tmp_path / "try.yaml"
     file.write_text("search: {optim.lr: [1]}\nconfig: {optim.momentum: 0.5, optim: {momentum: 0.6}}\n")
     with pytest.raises(ValueError, match=r"optim\.momentum: is given twice"):

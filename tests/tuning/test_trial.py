@@ -39,7 +39,7 @@ def run_trial(tmp_path, monkeypatch):
     return run
 
 
-def test_a_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tmp_path):
+def test_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tmp_path):
     asked = {}
 
     def train(config, **options):
@@ -67,7 +67,7 @@ def test_a_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tm
         ({"seconds": 1.0}, {"state": "FAIL", "reason": "accuracy_mean: no such number"}),
     ],
 )
-def test_however_it_ends_the_sweep_is_told(run_trial, ending, report):
+def test_trial_that_fails_or_is_interrupted_reports_its_state(run_trial, ending, report):
     def train(config, **options):
         if isinstance(ending, Exception):
             raise ending
@@ -79,14 +79,14 @@ def test_however_it_ends_the_sweep_is_told(run_trial, ending, report):
 
 
 @pytest.mark.parametrize("ending", [NodesLostError("no room for 60 s"), NoRoomError("no room for 60 s")])
-def test_trial_whose_nodes_are_gone_is_lost_and_has_not_failed(run_trial, ending):
+def test_trial_whose_nodes_are_gone_reports_that_it_is_lost(run_trial, ending):
     def train(config, **options):
         raise ending
 
     assert run_trial(train) == [{"state": "LOST", "reason": "no room for 60 s"}]
 
 
-def test_trial_whose_node_died_is_left_to_ray_tune_to_start_again(run_trial):
+def test_trial_whose_node_died_raises_for_ray_tune_to_restart_it(run_trial):
     def train(config, **options):
         raise RayActorError
 
@@ -94,14 +94,14 @@ def test_trial_whose_node_died_is_left_to_ray_tune_to_start_again(run_trial):
         run_trial(train)
 
 
-def test_trial_whose_task_failed_is_not_started_again(run_trial):
+def test_trial_whose_task_failed_reports_a_failure(run_trial):
     def train(config, **options):
         raise RayTaskError("prune", "a traceback", ValueError("bad data")).as_instanceof_cause()
 
     assert run_trial(train)[0]["state"] == "FAIL"
 
 
-def test_a_trial_that_had_finished_is_not_run_again_and_one_that_had_begun_goes_on(run_trial, tmp_path):
+def test_trial_that_had_finished_is_not_run_again_and_one_that_had_begun_is_resumed(run_trial, tmp_path):
     run, resumed = tmp_path / "0007", []
 
     def train(config, *, resume, **options):
@@ -120,7 +120,7 @@ def test_a_trial_that_had_finished_is_not_run_again_and_one_that_had_begun_goes_
     assert len(resumed) == 2
 
 
-def test_what_is_watched_is_reported_while_it_trains_but_for_step_0(run_trial, tmp_path):
+def test_watched_metric_is_reported_during_training_but_for_step_0(run_trial, tmp_path):
     def train(config, **options):
         run = RunDirectory(tmp_path / "0007")
         with show_training(run.path, run.worker_journal_file, 30):

@@ -1,0 +1,116 @@
+"""Figures of a study: cells of heat maps, what is drawn on the page, what is written as pictures."""
+
+import cv2
+import numpy as np
+import optuna
+import pytest
+
+from rayface.tuning.figures import draw, heat_map, write_pngs
+from rayface.tuning.search_space import Parameter
+from rayface.tuning.spec import Objective, Spec
+from tests.tuning.searched_studies import ended_trial
+
+
+def test_heat_map_of_choices_and_a_log_range_has_means_and_counts_of_its_cells():
+    space = {"lr": Parameter(low=0.01, high=1000.0, log=True), "name": Parameter(choices=("a", "b"))}
+    trials = [
+        ended_trial(1.0, lr=0.02, name="a"),
+        ended_trial(3.0, lr=0.05, name="a"),
+        ended_trial(5.0, lr=100.0, name="b"),
+        ended_trial(9.0, lr=1.0),
+    ]
+    drawn = heat_map(trials, space, "lr", "name")
+    assert drawn.x_labels == ["0.01 to 0.1", "0.1 to 1", "1 to 10", "10 to 1e+02", "1e+02 to 1e+03"]
+    assert drawn.y_labels == ["a", "b"]
+    assert drawn.counts.tolist() == [[2, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
+    assert drawn.means[0, 0] == 2.0
+    assert drawn.means[1, 4] == 5.0
+    assert np.isnan(drawn.means).sum() == 8
+
+
+def test_heat_map_of_a_stepped_range_has_a_cell_for_each_value_and_takes_the_nearest():
+    space = {"a": Parameter(low=0.1, high=0.3, step=0.1), "b": Parameter(low=1, high=100)}
+    drawn = heat_map([ended_trial(2.0, a=0.1 + 0.2, b=100.0)], space, "a", "b")
+    assert drawn.x_labels == ["0.1", "0.2", "0.3"]
+    assert len(drawn.y_labels) == 5
+    assert drawn.counts[-1].tolist() == [0, 0, 1]
+
+
+def test_heat_map_without_trials_has_no_means():
+    space = {"a": Parameter(choices=(1, 2)), "b": Parameter(choices=("x",))}
+    drawn = heat_map([], space, "a", "b")
+    assert drawn.counts.tolist() == [[0, 0]]
+    assert np.isnan(drawn.means).all()
+
+
+@pytest.fixture
+def trials():
+    return [
+        ended_trial(value, **{"optim.lr": lr, "head.scale": 8.0}) for value, lr in ((0.5, 0.1), (0.9, 0.2), (0.7, 0.3))
+    ]
+
+
+def spec_of(*objectives, **more):
+    search = {"optim.lr": Parameter(low=0.01, high=1.0), "head.scale": Parameter(low=1.0, high=64.0)}
+    return Spec(search=search, objectives=objectives or (Objective(),), **more)
+
+
+def study_of(trials, *directions):
+    study = optuna.create_study(directions=directions or ["maximize"])
+    study.add_trials(trials)
+    return study
+
+
+def test_draw_of_complete_trials_has_history_importance_coordinates_and_heat_maps(trials):
+    spec = spec_of(heatmaps=(("optim.lr", "head.scale"),))
+    drawn = draw(study_of(trials), spec)
+    captions = ["History", "Importance of the parameters", "Parallel coordinates", "optim.lr and head.scale"]
+    assert [figure["caption"] for figure in drawn] == captions
+    assert [figure["wide"] for figure in drawn] == [True, True, True, False]
+    assert [figure["pixels"] for figure in drawn] == [0, 0, 270, 0]
+    assert all("plotly-graph-div" in figure["html"] and "<html" not in figure["html"] for figure in drawn)
+
+
+def test_draw_of_fewer_than_two_complete_trials_has_no_figure(trials):
+    for given in ([], trials[:1]):
+        assert draw(study_of(given), spec_of()) == []
+
+
+def test_draw_of_parameters_and_values_that_do_not_vary_leaves_out_what_cannot_be_explained(trials):
+    same = [trials[0], trials[0]]
+    assert [figure["caption"] for figure in draw(study_of(same), spec_of())] == ["History"]
+    equal = [ended_trial(0.5, lr=lr) for lr in (0.1, 0.2)]  # parameters vary, the objective does not
+    captions = [figure["caption"] for figure in draw(study_of(equal), spec_of())]
+    assert captions == ["History", "Parallel coordinates"]
+
+
+def test_draw_with_two_objectives_shows_the_front_and_the_history_of_the_first():
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for value, seconds, lr in ((0.5, 9.0, 0.1), (0.9, 20.0, 0.2)):
+        distributions = {"lr": optuna.distributions.FloatDistribution(0, 1)}
+        study.add_trial(
+            optuna.trial.create_trial(values=[value, seconds], params={"lr": lr}, distributions=distributions)
+        )
+    spec = spec_of(Objective(), Objective(metric="seconds", mode="min"))
+    captions = [figure["caption"] for figure in draw(study, spec)]
+    assert captions[:2] == ["Pareto front", "History"]
+
+
+def test_draw_of_trials_that_reported_on_the_way_shows_their_curves(trials):
+    study = study_of(trials)
+    trial = study.ask()
+    trial.report(0.3, 10)
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    assert draw(study, spec_of())[-1]["caption"] == "While they train"
+
+
+def test_write_pngs_of_complete_trials_writes_what_the_page_shows(trials, tmp_path):
+    write_pngs(study_of(trials), spec_of(heatmaps=(("optim.lr", "head.scale"),)), tmp_path / "plots")
+    names = {"history", "importance", "parallel_coordinates", "heatmap_optim_lr_head_scale"}
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == names
+    assert all(cv2.imread(str(path)).std() > 5 for path in (tmp_path / "plots").iterdir())
+
+
+def test_write_pngs_of_one_trial_writes_none(trials, tmp_path):
+    write_pngs(study_of(trials[:1]), spec_of(), tmp_path / "plots")
+    assert list((tmp_path / "plots").iterdir()) == []

@@ -1,0 +1,112 @@
+"""The study of a sweep: samplers, pruners, the best trials, storages that cannot be opened."""
+
+import pytest
+
+from rayface.training.run_directory import RunDirectory
+from rayface.tuning.search_space import Parameter
+from rayface.tuning.spec import Objective, Spec
+from rayface.tuning.study import best_trials, interrupted, open_study, started
+from tests.tuning.search_desk import NAMES, SEARCH, Desk
+
+
+def test_sampler_of_a_resumed_study_draws_other_points(tmp_path):
+    first = Desk(tmp_path, trials=2, sampler="random").start("a")
+    second = Desk(tmp_path, trials=9, sampler="random")
+    second.start("b")
+    assert second.start("c")["values"] != first["values"]
+
+
+def test_best_trials_of_several_objectives_are_the_pareto_front(tmp_path):
+    objectives = (Objective(), Objective(metric="seconds", mode="min"))
+    desk = Desk(tmp_path, objectives=objectives, trials=3)
+    for name, values in zip("abc", [(0.9, 20.0), (0.8, 10.0), (0.7, 30.0)], strict=True):
+        desk.start(name)
+        desk.complete(name, *values)
+    assert [trial.number for trial in best_trials(desk.study)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [("tpe", "asha"), ("cmaes", "hyperband"), ("gp", "median"), ("random", "none"), ("grid", "asha")],
+)
+def test_study_with_any_sampler_and_pruner_completes_its_trials(tmp_path, sampler, pruner):
+    space = {**SEARCH, "optim.lr": Parameter(low=0.1, high=0.5, step=0.1)}
+    desk = Desk(tmp_path, search=space, sampler=sampler, pruner=pruner, trials=5)
+    for number in range(5):
+        values = desk.start(str(number))["values"]
+        desk.report(str(number), 1, values["optim.lr"])
+        desk.complete(str(number), values["optim.lr"])
+    assert desk.states()[:5] == ["COMPLETE"] * 5
+    assert best_trials(desk.study)[0].values[0] == max(t.values[0] for t in desk.ended)
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "none"])
+def test_pruner_of_trials_worse_than_all_before_gives_them_up(tmp_path, pruner):
+    desk = Desk(tmp_path, trials=8, pruner=pruner, min_steps=10, reduction_factor=2)
+    for number in range(8):
+        desk.start(str(number))
+        run = RunDirectory(tmp_path / "trials" / f"{number:04d}")
+        for step in (10, 20, 40, 80):
+            if not run.stop_requested():
+                desk.report(str(number), step, 1.0 - number / 10)
+        if run.stop_requested():
+            desk.search.on_trial_complete(str(number), {"state": "PRUNED"})
+        else:
+            desk.complete(str(number), 1.0 - number / 10)
+    states = desk.states()
+    assert states[0] == "COMPLETE"
+    assert ("PRUNED" in states) == (pruner != "none")
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+
+
+PLANE = {f"optim.{name}": Parameter(low=0.0, high=1.0) for name in ("lr", "momentum")}
+
+
+@pytest.mark.parametrize(("sampler", "trials", "last"), [("tpe", 26, 4), ("cmaes", 26, 4), ("gp", 14, 4)])
+def test_sampler_after_enough_trials_suggests_better_points(tmp_path, sampler, trials, last):
+    desk = Desk(tmp_path, search={**PLANE, "schedule.name": NAMES}, sampler=sampler, trials=trials)
+    found = []
+    for number in range(trials):
+        values = desk.start(str(number))["values"]
+        found.append(-((values["optim.lr"] - 0.3) ** 2) - (values["optim.momentum"] - 0.6) ** 2)
+        desk.complete(str(number), found[-1])
+    assert desk.states() == ["COMPLETE"] * trials
+    assert sum(found[-last:]) / last > sum(found[:8]) / 8
+
+
+def test_open_study_to_resume_a_missing_one_raises(tmp_path):
+    desk = Desk(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'study.db'}"
+    assert open_study(desk.spec, "test", uri, total_steps=1, resume=True).study_name == "test"
+    with pytest.raises(ValueError, match="it holds no other: name the one that the sweep was started with"):
+        open_study(desk.spec, "other", uri, total_steps=1, resume=True)
+
+
+def test_open_study_in_a_storage_that_cannot_be_opened_raises_one_line(tmp_path):
+    spec = Spec(search=SEARCH)
+    with pytest.raises(ValueError, match=r"sweep\.storage: the study cannot be opened") as caught:
+        open_study(spec, "test", f"sqlite:///{tmp_path}/missing/study.db", total_steps=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_best_trials_without_a_complete_one_are_none(tmp_path):
+    desk = Desk(tmp_path, trials=3)
+    desk.start("a")
+    assert best_trials(desk.study) == []
+
+
+def test_started_and_interrupted_trials_of_a_grid_leave_out_those_that_wait(tmp_path):
+    space = {"head.scale": Parameter(choices=(8, 16, 32))}
+    desk = Desk(tmp_path, search=space, sampler="grid", trials=9)
+    for name in "ab":
+        desk.start(name)
+    desk.complete("a", 0.5)
+    assert len(started(desk.study)) == 2
+    assert [trial.number for trial in interrupted(desk.study)] == [1]
+
+
+def test_open_study_of_a_grid_a_second_time_enqueues_no_point_twice(tmp_path):
+    space = {"head.scale": Parameter(choices=(8, 16, 32))}
+    for _ in range(2):
+        desk = Desk(tmp_path, search=space, sampler="grid", trials=9)
+        assert desk.states() == ["WAITING"] * 3
