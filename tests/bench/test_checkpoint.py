@@ -3,7 +3,7 @@
 from rayface.bench.checkpoint import CheckpointBench, bench_checkpoint
 
 
-def test_waits_are_held_against_writes(tmp_path):
+def test_bench_checkpoint_of_a_small_state_compares_waits_with_writes(tmp_path):
     sizes = {"num_classes": 300, "batch_size": 2, "embedding_size": 8}
     found = bench_checkpoint(CheckpointBench(**sizes, sample_rate=0.5, checkpoints=1, directory=tmp_path))
     assert found.ratio == found.wait_seconds / found.write_seconds

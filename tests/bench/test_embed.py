@@ -12,7 +12,7 @@ from rayface.data.synth import synthesize
 from rayface.models.model_files import save_model
 
 
-def test_measures_an_actor_and_the_bare_model(tmp_path: Path, recorder: Any) -> None:
+def test_bench_embed_of_a_dataset_measures_an_actor_and_the_bare_model(tmp_path: Path, recorder: Any) -> None:
     """Rounds are counted; the last shard is cut; a bad setting gets one line."""
     synthesize(tmp_path / "faces", identities=4, images_per_identity=5, seed=0, image_size=32, shard_size=30_000)
     net = build_backbone("mini", embedding_size=8, image_size=32, width=0.25)

@@ -1,14 +1,11 @@
 """The measurement of the class layer runs and says what it measured."""
 
-import sys
-
 import pytest
 
 from rayface.bench.head import HeadBench, as_table, bench_head, bench_scaling
-from rayface.cli import main
 
 
-def test_measures_two_workers_and_the_straightforward_way() -> None:
+def test_bench_head_with_two_workers_measures_ours_and_the_straightforward_way() -> None:
     """Tiny sizes, all fields."""
     sizes = {"num_classes": 600, "batch_size": 8, "embedding_size": 16}
     found = bench_head(HeadBench(**sizes, sample_rate=0.5, workers=2, steps=1), straightforward=True).as_dict()
@@ -19,8 +16,8 @@ def test_measures_two_workers_and_the_straightforward_way() -> None:
     assert found["straightforward"]["step_seconds"] > 0
 
 
-def test_bad_settings_get_one_line() -> None:
-    """Said before any process starts."""
+def test_bench_head_with_a_bad_setting_raises_one_line() -> None:
+    """Before any process starts."""
     with pytest.raises(ValueError, match=r"batch_size 7 must be a multiple of workers 2"):
         bench_head(HeadBench(num_classes=100, batch_size=7, workers=2))
     with pytest.raises(ValueError, match=r"head\.sample_rate 2"):
@@ -33,25 +30,7 @@ def test_bad_settings_get_one_line() -> None:
         bench_scaling([300, 100], HeadBench(num_classes=300, batch_size=8), sampled_rows=101)
 
 
-@pytest.mark.parametrize("arguments", [["head", "-B", "8", "-C", "100"], ["rates"]])
-@pytest.mark.parametrize(
-    ("device", "words"), [("cuda", "GPUs that torch can use"), ("tpu", "--device: 'tpu': must be cpu or cuda")]
-)
-def test_a_device_that_is_not_there_is_one_line(
-    arguments: list[str], device: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Exit code 2, and nothing was started."""
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr(sys, "argv", ["rayface", "bench", *arguments, "--device", device])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    errors = capsys.readouterr().err
-    assert words in errors
-    assert errors.count("\n") == 1
-
-
-def test_several_class_counts_use_the_same_number_of_rows() -> None:
+def test_bench_scaling_over_class_counts_uses_the_same_number_of_rows() -> None:
     """One result each, and a table of them."""
     settings = HeadBench(num_classes=300, batch_size=8, steps=1, embedding_size=16)
     found = bench_scaling([300, 900], settings, sampled_rows=70)

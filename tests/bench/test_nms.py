@@ -6,7 +6,7 @@ import torch
 from rayface.bench.nms import bench_nms, draw_embeddings
 
 
-def test_measures_ours_and_the_double_loop() -> None:
+def test_bench_nms_of_drawn_embeddings_measures_ours_and_the_double_loop() -> None:
     """Tiny sizes, all fields; the same choice, and the caller's threads as they were."""
     threads = torch.get_num_threads()
     found = bench_nms(1500, 100, 32, loop_identities=20)
@@ -20,8 +20,7 @@ def test_measures_ours_and_the_double_loop() -> None:
     assert found["embedding_bytes"] == 1500 * 32 * 2
 
 
-def test_draws_every_identity() -> None:
-    """Sizes add up; each has a face."""
+def test_draw_embeddings_of_any_number_gives_every_identity_an_image() -> None:
     embeddings, offsets = draw_embeddings(1000, 400, 8, "fp32")
     assert embeddings.shape == (1000, 8)
     assert offsets[0] == 0
@@ -30,8 +29,8 @@ def test_draws_every_identity() -> None:
     assert (abs(embeddings).sum(axis=1) > 0).all()
 
 
-def test_bad_settings_get_one_line() -> None:
-    """Said before anything is drawn."""
+def test_bench_nms_with_a_bad_setting_raises_one_line() -> None:
+    """Before anything is drawn."""
     with pytest.raises(ValueError, match=r"faces 5 and identities 10: must be"):
         bench_nms(5, 10)
     with pytest.raises(ValueError, match=r"dtype 'int8': must be"):

@@ -9,7 +9,7 @@ from rayface.bench.rates import RatesBench, bench_rates
 from rayface.plan.timing import Rates, read_rates
 
 
-def test_rates_are_what_the_plan_reads(tmp_path) -> None:
+def test_bench_rates_of_two_processes_are_read_by_the_plan(tmp_path) -> None:
     """All rates but the backbone's share, from two processes."""
     found = bench_rates(RatesBench(size=64, megabytes=1))
     file = tmp_path / "rates.json"

@@ -6,7 +6,7 @@ from rayface import config as configs
 from rayface.bench.train import PHASES, bench_train
 
 
-def test_phases_add_up_for_each_net() -> None:
+def test_bench_train_of_two_nets_has_phases_that_add_up_to_the_step() -> None:
     config = configs.load("debug", None, ["train.batch_size=4", "backbone.width=0.25", "train.precision=fp32"])
     found = bench_train(["mini", "mbf"], config, num_classes=20, steps=2, ops=4).as_dict()
     assert [each["name"] for each in found["backbones"]] == ["mini", "mbf"]
@@ -24,6 +24,6 @@ def test_phases_add_up_for_each_net() -> None:
         assert min(each["seconds"][phase] for phase in ("forward", "head", "backward", "optimizer")) > 0
 
 
-def test_an_unknown_net_is_one_line() -> None:
+def test_bench_train_of_an_unknown_net_raises_one_line() -> None:
     with pytest.raises(ValueError, match=r"backbone\.name 'r19' .* did you mean 'r18'"):
         bench_train(["r19"], configs.load("debug"))
