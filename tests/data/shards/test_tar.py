@@ -1,5 +1,6 @@
 """Tars of every format are parsed; corruption at byte level is skipped and named; members are written safely."""
 
+import io
 import subprocess
 import tarfile
 from pathlib import Path
@@ -7,6 +8,16 @@ from pathlib import Path
 import pytest
 
 from rayface.data.shards.sequential import scan_shard
+from rayface.data.shards.tar import (
+    Gap,
+    Member,
+    TarError,
+    encode_member,
+    end_of_archive,
+    iter_members,
+    parse_header,
+    read_member,
+)
 from tests.data.shard_files import JPEG, bad, good, members, only_fault, patch, write_tar
 
 
@@ -72,3 +83,61 @@ def test_scan_of_concatenated_archives_reads_all(tmp_path: Path) -> None:
     entries = list(scan_shard(tmp_path / "c.tar"))
     assert good(entries) == [*JPEG, "z"]
     assert [fault.num_lost for fault in bad(entries)] == [0]
+
+
+def parsed(data: bytes) -> list[Member | Gap]:
+    return list(iter_members(lambda offset, count: data[offset : offset + count], len(data)))
+
+
+@pytest.mark.parametrize("name", ["k.jpg", "d/" * 40 + "k.jpg", "n" * 300, "é" * 80])
+def test_encode_member_of_any_name_is_parsed_and_read_by_tarfile(name: str) -> None:
+    data = encode_member(name, b"x" * 700)
+    data += end_of_archive(len(data))
+    assert len(data) % 10240 == 0
+    (member,) = parsed(data)
+    assert isinstance(member, Member)
+    assert (member.name, member.size, member.offset, member.is_file) == (name, 700, 0, True)
+    assert data[member.data : member.data + member.size] == b"x" * 700
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert archive.getnames() == [name]
+
+
+@pytest.mark.parametrize("name", ["../k", "a/../k", "/etc/k", "a\\..\\k", "k\n", ""])
+def test_encode_member_of_a_name_outside_its_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"must be a relative name without \.\. and control characters"):
+        encode_member(name, b"")
+
+
+@pytest.mark.parametrize(
+    ("start", "field", "message"),
+    [
+        (0, b"x", r"checksum is \d+, header says"),
+        (148, b"0b12456\0", "checksum b'0b12456.*' is not an octal number"),
+        (124, b"-0000000012\0", "size b'-0000000012.*' is not an octal number|checksum"),
+    ],
+)
+def test_parse_header_with_a_wrong_field_names_it(start: int, field: bytes, message: str) -> None:
+    block = bytearray(encode_member("k.jpg", b"x" * 10)[:512])
+    assert parse_header(bytes(block)) == ("k.jpg", 10, b"0")
+    block[start : start + len(field)] = field
+    with pytest.raises(ValueError, match=message):
+        parse_header(bytes(block))
+
+
+def test_read_member_with_an_oversized_extension_is_corrupt() -> None:
+    block = bytearray(encode_member("n" * 300, b"x"))
+    block[124:136] = b"%011o\0" % (1 << 21)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block[:512])
+    with pytest.raises(TarError, match="extension header of 2097152 bytes") as caught:
+        read_member(lambda offset, count: bytes(block[offset : offset + count]), 0, len(block))
+    assert (caught.value.offset, caught.value.kind) == (0, "header")
+
+
+def test_iter_members_of_a_truncated_member_ends_with_a_gap_that_names_it() -> None:
+    data = encode_member("a.jpg", b"x" * 600) + encode_member("b.jpg", b"y" * 600)[:700]
+    member, gap = parsed(data)
+    assert isinstance(member, Member)
+    assert isinstance(gap, Gap)
+    assert (gap.offset, gap.end, gap.kind, gap.harmless) == (member.end, len(data), "truncated", False)
+    assert "600 bytes of data, 188 left" in gap.reason

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayface.data.dataset import open_dataset
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_images
 from rayface.data.shards.random_access import SampleReader
-from rayface.data.streaming.sample_order import SampleOrder
-from rayface.data.streaming.windows import rank_windows, read_windows
+from rayface.data.streaming.sample_order import SampleOrder, rank_rows
+from rayface.data.streaming.windows import error_block, rank_windows, read_windows
 from rayface.embedding.shard_embedder import read_images
+from rayface.storage import DataError, StorageError
 from tests.data.scanned_tars import picture
 from tests.data.shard_files import write_tar
 
@@ -34,3 +35,49 @@ def test_stream_and_embed_decode_every_format_and_name_corrupt_images(tmp_path: 
     assert np.array_equal(part.images[0], wanted[part.labels[0]])
     for member in (chunk.faults[0].member, part.faults[0].member):
         assert member == f"k.5.{suffix}"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    files = [m for i in range(12) for m in ((f"k{i}.png", picture(i, "png")), (f"k{i}.cls", b"%d" % i))]
+    write_tar(tmp_path / "a.tar", files)
+    return open_dataset(tmp_path)
+
+
+ORDER = SampleOrder(num_samples=12, batch_size=4, chunk_images=2, window_images=8)
+
+
+@pytest.mark.parametrize("nodes", [[[0, 1, 2]], [[0, 2], [1]], [[2], [0], [1]]])
+def test_windows_read_for_any_nodes_give_each_rank_its_rows_of_the_sample_order(
+    dataset: Dataset, nodes: list[list[int]]
+) -> None:
+    wanted, _ = decode_images([picture(i, "png") for i in range(12)], 32)
+    with SampleReader(dataset.shard_paths()) as reader:
+        blocks = list(read_windows(reader, dataset.index, ORDER, [0, 1], 32, nodes))
+    assert [len(block) for block in blocks] == [1] * len(nodes)
+    for block, ranks in zip(blocks, nodes, strict=True):
+        for rank in ranks:
+            first, last = rank_windows(block, ORDER, rank, 3, 32)
+            assert (first.window, last.window, first.labels.shape[0], last.labels.shape[0]) == (0, 1, 2, 1)
+            for part, steps in ((first, range(2)), (last, range(2, 3))):
+                rows = np.stack([ORDER.batch(step)[rank_rows(4, rank, 3)] for step in steps])
+                assert part.labels.tolist() == rows.tolist()
+                assert np.array_equal(part.images, wanted[rows])
+                assert part.faults == ()
+
+
+def test_window_of_corrupt_images_alone_is_refused_in_one_line(dataset: Dataset, tmp_path: Path) -> None:
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    for offset in dataset.index.offset.tolist():
+        content[offset + 520 : offset + 600] = bytes(80)
+    (tmp_path / "a.tar").write_bytes(content)
+    with SampleReader(dataset.shard_paths()) as reader, pytest.raises(DataError) as caught:
+        list(read_windows(reader, dataset.index, ORDER, [0], 32, [[0]]))
+    assert str(caught.value).startswith("all 8 images of a window are corrupt; the first is ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [DataError("a.tar: is missing"), StorageError("a.tar: cannot be read")])
+def test_error_block_is_raised_as_its_error_where_it_is_taken(error: DataError | StorageError) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        rank_windows(error_block(error), ORDER, 0, 1, 32)

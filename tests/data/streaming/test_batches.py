@@ -1,0 +1,126 @@
+"""Batches of a rank: every image of its rows once, faults with their window, too many of them stop the run."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rayface.data.shards.samples import Fault
+from rayface.data.streaming import batches
+from rayface.data.streaming.batches import FaultCounter, train_batches
+from rayface.data.streaming.sample_order import SampleOrder, rank_rows
+from rayface.data.streaming.windows import RankWindow
+from rayface.storage import DataError
+
+ORDER = SampleOrder(num_samples=40, batch_size=4, window_images=12, chunk_images=1)
+FAULT = Fault(shard="a.tar", member="k.jpg", offset=3, reason="corrupt")
+
+
+def windows_of(turns: list[list[int]], rank: int, size: int) -> Iterator[list[RankWindow]]:
+    """The windows of each turn, as a rank gets them: the label of an image is its row of the index."""
+    for turn in turns:
+        parts = []
+        for window in turn:
+            labels = ORDER.window(window)[:, rank_rows(ORDER.batch_size, rank, size)]
+            images = np.broadcast_to(labels[..., None, None, None], (*labels.shape, 2, 2, 3)).astype(np.uint8)
+            parts.append(RankWindow(window, images, labels, (FAULT,) if window == 1 else ()))
+        yield parts
+
+
+def read(monkeypatch: pytest.MonkeyPatch, turns: list[list[int]], steps: tuple[int, int], rank: int, size: int) -> Any:
+    """Batches of a rank; the dealer is replaced by these turns."""
+    monkeypatch.setattr(batches, "_blocks", lambda dealt, rank, node: windows_of(turns, rank, size))
+    monkeypatch.setattr(batches, "rank_windows", lambda block, *rest: block)
+    stream = SimpleNamespace(order=ORDER, steps=steps, world_size=size, image_size=2)
+    return list(train_batches(SimpleNamespace(stream=stream), rank, node="here"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("turns", [[[0], [1], [2], [3]], [[0, 1], [2, 3]]])
+@pytest.mark.parametrize("steps", [(0, 10), (1, 9), (4, 5)])
+def test_train_batches_of_any_steps_are_those_of_the_sample_order(
+    monkeypatch: pytest.MonkeyPatch, turns: list[list[int]], steps: tuple[int, int]
+) -> None:
+    first = ORDER.window_of(steps[0])[0]
+    left = [[window for window in turn if window >= first] for turn in turns]
+    ranks = [read(monkeypatch, [turn for turn in left if turn], steps, rank, 2) for rank in range(2)]
+    assert [batch.step for batch in ranks[0]] == list(range(*steps))
+    for own, other in zip(*ranks, strict=True):
+        assert np.concatenate([own.labels, other.labels]).tolist() == ORDER.batch(own.step).tolist()
+        assert (own.images[:, 0, 0, 0].numpy() == own.labels.numpy()).all()
+        assert (own.rows, other.rows) == (slice(0, 2), slice(2, 4))
+
+
+def test_train_batches_give_the_faults_of_a_window_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read(monkeypatch, [[0], [1], [2], [3]], (0, 10), 0, 1)
+    assert [batch.step for batch in found if batch.faults] == [3]
+    resumed = read(monkeypatch, [[1], [2], [3]], (4, 10), 0, 1)
+    assert [batch.step for batch in resumed if batch.faults] == [4]
+
+
+def test_train_batches_of_windows_out_of_order_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match=r"^rank 0 got window 2 instead of 1: the order was lost$"):
+        read(monkeypatch, [[0], [2]], (0, 10), 0, 1)
+
+
+def fault(member: str, lost: int = 1) -> Fault:
+    return Fault(shard="a.tar", member=member, offset=0, reason="corrupt", num_lost=lost)
+
+
+def test_fault_counter_with_repeated_faults_counts_each_once() -> None:
+    counter = FaultCounter(10, 0.5, known=[fault("known", 2)])
+    assert counter.add([fault("a"), fault("known", 2)]) == [fault("a")]
+    assert counter.add([fault("a")]) == []
+    assert counter.num_lost == 3
+
+
+def test_fault_counter_above_the_limit_stops_in_one_line() -> None:
+    counter = FaultCounter(10, 0.1)
+    counter.add([fault("a")])
+    with pytest.raises(DataError, match=r"^2 of 10 images are corrupt, more than data.max_corrupt_fraction=0.1") as e:
+        counter.add([fault("b")])
+    assert "\n" not in str(e.value)
+    assert "a.tar: b" in str(e.value)
+
+
+def test_fault_counter_state_loaded_after_a_resume_is_counted_once() -> None:
+    before = FaultCounter(10, 0.5)
+    before.add([fault("a"), fault("b", 3)])
+    after = FaultCounter(10, 0.5)
+    after.load_state(before.state())
+    assert after.add([fault("a")]) == []
+    assert after.num_lost == 4
+
+
+class Dealer:
+    """Three turns of blocks; a rank that stops says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.ended: list[int] = []
+        self.take = SimpleNamespace(remote=self._take)
+        self.done = SimpleNamespace(remote=self.ended.append)
+
+    def _take(self, rank: int, node: str, turn: int) -> list[pa.Table] | None:
+        self.asked.append(turn)
+        return [pa.table({"turn": [turn]})] if turn < 3 else None
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_blocks_of_a_dealer_come_in_turn_and_the_rank_says_when_it_is_done(
+    monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    monkeypatch.setattr(batches.ray, "get", lambda value: value)
+    dealer = Dealer()
+    dealt = SimpleNamespace(dealer=dealer, stream=SimpleNamespace(turns_ahead=2))
+    blocks = batches._blocks(dealt, 0, "here")  # type: ignore[arg-type]
+    found = [next(blocks)["turn"][0].as_py() for _ in range(taken)]
+    if taken == 3:
+        assert next(blocks, None) is None
+    else:
+        blocks.close()
+    assert found == list(range(taken))
+    assert set(range(taken)) <= set(dealer.asked) <= set(range(taken + 3))  # at most two turns ahead
+    assert dealer.ended == [0]

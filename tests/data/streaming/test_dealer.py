@@ -1,0 +1,123 @@
+"""The dealer without Ray: which windows a turn holds, and who gets its blocks when."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rayface.data.streaming import dealer as module
+from rayface.data.streaming.dealer import Dealer, Stream, _executions, _Rest
+from rayface.data.streaming.sample_order import SampleOrder
+from rayface.storage import DataError
+
+ORDER = SampleOrder(num_samples=80, batch_size=4, window_images=8, chunk_images=1)  # windows of two steps
+
+
+def stream(**changes: Any) -> Stream:
+    settings = {
+        "samples": None,
+        "order": ORDER,
+        "image_size": 8,
+        "world_size": 2,
+        "steps": (0, 20),
+        "readers": 0,
+        "reserved": {},
+        "block_images": 8,
+        "turns_per_execution": 4,
+        "turns_ahead": 2,
+    }
+    return Stream(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes", "turns"),
+    [
+        ({}, 1, [[range(n, n + 1) for n in range(first, min(first + 4, 10))] for first in (0, 4, 8)]),
+        ({"block_images": 20}, 1, [[range(0, 3), range(3, 6), range(6, 9), range(9, 10)]]),
+        ({"block_images": 8}, 3, [[range(0, 3), range(3, 6), range(6, 9), range(9, 10)]]),
+        ({"steps": (5, 9)}, 1, [[range(2, 3), range(3, 4), range(4, 5)]]),
+        ({"steps": (7, 7)}, 1, []),
+    ],
+)
+def test_executions_of_any_steps_cover_their_windows_in_turns(
+    changes: dict[str, Any], nodes: int, turns: list[list[range]]
+) -> None:
+    assert list(_executions(stream(**changes), nodes)) == turns
+
+
+@pytest.fixture
+def deal(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function of (turns, error at the end) -> dealer; its blocks are named by turn and node."""
+    monkeypatch.setattr(module.ray.actor, "exit_actor", lambda: None)
+
+    def deal(turns: int, error: BaseException | None = None) -> Dealer:
+        found = Dealer(stream())
+
+        def blocks() -> Iterator[dict[str, str]]:
+            for turn in range(turns):
+                yield {node: f"{turn} on {node}" for node in sorted(set(found._node_of.values()))}
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(found, "_blocks", blocks)
+        return found
+
+    return deal
+
+
+def take_all(dealer: Dealer, rank: int, node: str) -> list[Any]:
+    found = []
+    while (block := dealer.take(rank, node, len(found))) is not None:
+        found.append(*block)
+    return found
+
+
+def test_dealer_of_two_nodes_gives_every_rank_the_blocks_of_its_node(deal: Any) -> None:
+    dealer = deal(3)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(take_all, [dealer] * 2, range(2), ["a", "b"])
+    assert one == ["0 on a", "1 on a", "2 on a"]
+    assert other == ["0 on b", "1 on b", "2 on b"]
+    assert dealer._turns == {}  # nothing is kept after the last rank took it
+
+
+def test_dealer_whose_readers_fail_raises_their_error_on_every_rank(deal: Any) -> None:
+    dealer = deal(1, DataError("all images of a window are corrupt"))
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(take_all, dealer, rank, "a") for rank in range(2)]:
+            with pytest.raises(DataError, match="all images of a window are corrupt"):
+                each.result()
+
+
+def test_dealer_stops_reading_once_all_ranks_are_done(deal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+    monkeypatch.setattr(module.ray.actor, "exit_actor", lambda: ended.append(True))
+    dealer = deal(100)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(dealer.take, range(2), ["a", "a"], [0, 0])) == [["0 on a"]] * 2
+    dealer.done(0)
+    assert ended == []
+    dealer.done(1)
+    assert ended == [True]
+    assert not dealer._thread.is_alive()
+    assert dealer.take(0, "a", 5) is None
+
+
+def test_rest_without_progress_sleeps_longer_each_round_and_not_after_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    metrics = SimpleNamespace(
+        num_tasks_submitted=0, num_task_outputs_generated=0, num_tasks_finished=0, num_outputs_taken=0
+    )
+    executor, rest = SimpleNamespace(_topology=[SimpleNamespace(metrics=metrics)]), _Rest()
+    for moved in (1, 0, 0, 0, 1, 0):
+        metrics.num_tasks_finished += moved
+        rest.on_execution_step(executor)
+    assert slept == [0.001, 0.002, 0.004, 0.001]
+    for _ in range(20):
+        rest.on_execution_step(executor)
+    assert slept[-1] == 0.05

@@ -1,0 +1,135 @@
+"""dataset.json and identities.parquet: what is read, what is refused in one line, what a scan says of bare shards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayface.data.manifest import (
+    Manifest,
+    ShardEntry,
+    digest_of,
+    manifest_of_scan,
+    read_identities,
+    read_manifest,
+    read_parquet,
+)
+from rayface.data.shards.samples import Fault
+from rayface.data.shards.scan import ShardScan, index_table
+from rayface.storage import DataError
+from tests.data.shard_files import small_dataset
+
+
+def scan(
+    labels: list[int], *, image_size: tuple[int, int] | None = None, faults: list[Fault] | None = None
+) -> ShardScan:
+    """The scan of a shard with these labels."""
+    rows = range(len(labels))
+    table = index_table(
+        ([f"k{row}" for row in rows], [0] * len(labels), [512 * row for row in rows], [512] * len(labels), labels)
+    )
+    return ShardScan(table=table, faults=faults or [], num_bytes=9, sha256="s", image_size=image_size)
+
+
+def test_manifest_written_and_read_back_is_equal_and_leaves_out_empty_prefixes(tmp_path: Path) -> None:
+    entries = [
+        ShardEntry(path="a.tar", num_images=2, num_bytes=9, sha256="s"),
+        ShardEntry(path="b.tar", num_images=1, num_bytes=5, key_prefix="b.tar/"),
+    ]
+    manifest = Manifest(name="set", num_classes=3, num_images=3, shards=entries)
+    (tmp_path / "dataset.json").write_bytes(manifest.to_json())
+    assert read_manifest(str(tmp_path)) == manifest
+    first, second = json.loads(manifest.to_json())["shards"]
+    assert "key_prefix" not in first
+    assert second["key_prefix"] == "b.tar/"
+    assert "selection" not in json.loads(manifest.to_json())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 0}, r"num_classes: Input should be greater than or equal to 1; run `rayface check"),
+        ({"shards": [{"path": "a.tar", "num_images": -1, "num_bytes": 1}]}, r"shards.0.num_images: Input should be"),
+        ({"name": None}, r"name: Input should be a valid string"),
+        ({"shards": [{"path": "x/a.tar", "num_images": 1, "num_bytes": 1}]}, r"'x/a.tar' must be the name of a file"),
+    ],
+)
+def test_read_manifest_with_a_wrong_field_names_it_in_one_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = small_dataset(tmp_path)
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(DataError, match=message) as caught:
+        read_manifest(str(folder))
+    assert str(caught.value).startswith(f"{folder}/dataset.json: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ([0, 2], ["a", "b"], r"label: must be every number from 0 to 1 once"),
+        ([0, 1], ["a", "a"], r"identity: names must be unique"),
+        ([0], ["a"], r"label: must be every number from 0 to 1 once"),
+    ],
+)
+def test_read_identities_of_impossible_labels_or_names_is_refused(
+    tmp_path: Path, labels: list[int], names: list[str], message: str
+) -> None:
+    pq.write_table(pa.table({"label": labels, "identity": names}), tmp_path / "identities.parquet")
+    with pytest.raises(DataError, match=message):
+        read_identities(str(tmp_path), 2, exact=True)
+
+
+def test_read_identities_in_any_order_returns_names_by_label(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": [2, 0, 1], "identity": ["c", "a", "b"]}), tmp_path / "identities.parquet")
+    assert read_identities(str(tmp_path), 3, exact=True) == ["a", "b", "c"]
+    assert read_identities(str(tmp_path), 2, exact=False) == ["a", "b", "c"]  # one without an image
+    with pytest.raises(DataError, match="every number from 0 to 1"):
+        read_identities(str(tmp_path), 2, exact=True)
+
+
+def test_read_parquet_without_a_column_names_the_columns_in_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": [0]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet: not a parquet file with columns label, key \(") as caught:
+        read_parquet(str(tmp_path / "a.parquet"), ["label", "key"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "layout"), [([0, 0, 0, 1, 1, 1], "by_identity"), ([0, 1, 2, 0, 1, 2], "shuffled"), ([4, 4], "shuffled")]
+)
+def test_manifest_of_scan_guesses_the_layout_from_neighbours(labels: list[int], layout: str) -> None:
+    manifest = manifest_of_scan("/x/set", ["a.tar"], [scan(labels)])
+    assert (manifest.layout, manifest.num_classes, manifest.num_images) == (layout, max(labels) + 1, len(labels))
+    assert manifest.name == "set"
+
+
+def test_manifest_of_scan_with_images_of_two_sizes_has_no_size() -> None:
+    names = ["a.tar", "b.tar"]
+    same = [scan([0], image_size=(32, 32)), scan([1], image_size=(32, 32))]
+    assert manifest_of_scan("s3://b/set?region=x", names, same).image_size == (32, 32)
+    assert manifest_of_scan("s3://b/set?region=x", names, same).name == "set"
+    assert manifest_of_scan("x", names, [same[0], scan([1], image_size=(64, 64))]).image_size is None
+
+
+def test_manifest_of_scan_without_a_readable_sample_names_the_first_fault() -> None:
+    fault = Fault(shard="a.tar", member="k.jpg", offset=3, reason="corrupt", kind="header")
+    with pytest.raises(DataError, match=r"^/x: no readable sample .* in 1 shards; the first fault: a.tar: k.jpg"):
+        manifest_of_scan("/x", ["a.tar"], [scan([], faults=[fault])])
+
+
+def test_digest_of_equal_shards_ignores_names_unless_a_digest_is_missing() -> None:
+    def manifest(*entries: dict[str, Any], selection: str | None = None) -> Manifest:
+        shards = [ShardEntry(num_images=1, num_bytes=7, **entry) for entry in entries]
+        return Manifest(name="set", num_classes=1, num_images=1, selection=selection, shards=shards)
+
+    hashed = digest_of(manifest({"path": "a.tar", "sha256": "s"}))
+    assert hashed == digest_of(manifest({"path": "b.tar", "sha256": "s"}))
+    assert hashed != digest_of(manifest({"path": "a.tar", "sha256": "t"}))
+    assert hashed != digest_of(manifest({"path": "a.tar", "sha256": "s"}, selection="x"))
+    assert digest_of(manifest({"path": "a.tar"})) != digest_of(manifest({"path": "b.tar"}))
