@@ -31,13 +31,13 @@ def same_embeddings(one: nn.Module, other: nn.Module) -> bool:
         return torch.equal(one(images), other(images))
 
 
-def test_safetensors_are_read(net: nn.Module, tmp_path: Path) -> None:
+def test_read_weights_of_a_safetensors_file_returns_its_tensors(net: nn.Module, tmp_path: Path) -> None:
     save_file(net.state_dict(), tmp_path / "model.safetensors")
     assert same_embeddings(load_backbone("mini", tmp_path / "model.safetensors", **SMALL), net)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
-def test_published_state_dicts_are_read(net: nn.Module, tmp_path: Path, suffix: str) -> None:
+def test_read_weights_of_published_state_dicts_loads_them(net: nn.Module, tmp_path: Path, suffix: str) -> None:
     weights = {f"module.{k}": v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(weights, tmp_path / f"backbone{suffix}")
     loaded = load_backbone("mini", tmp_path / f"backbone{suffix}", **SMALL)
@@ -60,26 +60,28 @@ def test_published_state_dicts_are_read(net: nn.Module, tmp_path: Path, suffix: 
     ],
     ids=["state_dict", "model", "arcface_torch", "prefixes"],
 )
-def test_state_dict_inside_a_training_checkpoint_is_found(net: nn.Module, tmp_path: Path, around: Any) -> None:
+def test_read_weights_of_a_training_checkpoint_finds_its_state_dict(
+    net: nn.Module, tmp_path: Path, around: Any
+) -> None:
     torch.save(around(net.state_dict()), tmp_path / "checkpoint.pt")
     assert same_embeddings(load_backbone("mini", tmp_path / "checkpoint.pt", **SMALL), net)
 
 
 @pytest.mark.parametrize("name", ["mini", "mbf", "vit_t", "mixfacenet_xs", "vargfacenet"])
-def test_embedding_size_of_weights_is_taken_from_them(name: str) -> None:
+def test_embedding_size_of_weights_is_that_of_their_last_layer(name: str) -> None:
     with torch.device("meta"):
         weights = build_backbone(name, embedding_size=96).state_dict()
     assert embedding_size_of(name, weights) == 96
 
 
-def test_weights_of_another_embedding_size_are_read_without_being_told(net: nn.Module, tmp_path: Path) -> None:
+def test_load_backbone_with_another_embedding_size_takes_that_of_the_weights(net: nn.Module, tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "backbone.pt")
     loaded = load_backbone("mini", tmp_path / "backbone.pt", image_size=32, width=0.25)
     assert same_embeddings(loaded, net)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(net: nn.Module, tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_raise(net: nn.Module, tmp_path: Path, value: float) -> None:
     weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     weights["layer2.0.bn1.running_var"][3] = value
     save_file(weights, tmp_path / "model.safetensors")
@@ -112,7 +114,7 @@ def cut_off(path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_file_that_is_no_state_dict_is_refused_in_one_line_of_ours(tmp_path: Path, write: Any, rule: str) -> None:
+def test_read_weights_of_a_file_without_a_state_dict_raises_one_line(tmp_path: Path, write: Any, rule: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         write(tmp_path / "model.pt")
@@ -124,7 +126,7 @@ def test_file_that_is_no_state_dict_is_refused_in_one_line_of_ours(tmp_path: Pat
     assert "weights_only" not in message
 
 
-def test_what_does_not_fit_is_named_in_one_line(net: nn.Module, tmp_path: Path) -> None:
+def test_load_backbone_with_weights_that_do_not_fit_raises_one_line(net: nn.Module, tmp_path: Path) -> None:
     weights = dict(net.state_dict())
     del weights["bn1.weight"]
     weights["head.weight"] = torch.zeros(2)
@@ -138,7 +140,7 @@ def test_what_does_not_fit_is_named_in_one_line(net: nn.Module, tmp_path: Path) 
     assert "\n" not in message
 
 
-def test_long_lists_of_misfits_are_counted(net: nn.Module, tmp_path: Path) -> None:
+def test_load_backbone_with_many_misfits_counts_them(net: nn.Module, tmp_path: Path) -> None:
     save_file(net.state_dict(), tmp_path / "mini.safetensors")
     with pytest.raises(ValueError, match=r"do not fit r34: missing .* and \d+ more"):
         load_backbone("r34", tmp_path / "mini.safetensors", **SMALL)
@@ -149,7 +151,7 @@ class Exploit:
         return (print, ("code from a weights file ran",))
 
 
-def test_files_that_would_run_code_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_read_weights_of_a_file_that_would_run_code_raises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, content in (("zip.pt", None), ("bare.pth", pickle.dumps({"fc.weight": Exploit()}, protocol=2))):
         path = tmp_path / name
         if content is None:
@@ -171,14 +173,16 @@ def test_files_that_would_run_code_are_refused(tmp_path: Path, capsys: pytest.Ca
         ("cut.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot be read as tensors"),
     ],
 )
-def test_bad_files_are_user_errors(tmp_path: Path, name: str, content: bytes | None, rule: str) -> None:
+def test_read_weights_of_a_bad_file_raises_one_line(
+    tmp_path: Path, name: str, content: bytes | None, rule: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rule):
         load_backbone("mini", tmp_path / name, **SMALL)
 
 
-def test_a_dict_of_other_things_is_not_a_state_dict(tmp_path: Path) -> None:
+def test_read_weights_of_a_dict_of_other_things_raises(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "log.pt")
     with pytest.raises(ValueError, match="must map names to tensors"):
         load_backbone("mini", tmp_path / "log.pt", **SMALL)

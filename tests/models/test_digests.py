@@ -1,4 +1,4 @@
-"""A folder that is not what was written is found out, and the reason names the file."""
+"""A folder that differs from what was written is found corrupt, and the fault names the file."""
 
 import json
 
@@ -15,7 +15,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_was_written_is_whole(folder):
+def test_verify_of_a_folder_as_it_was_written_finds_nothing(folder):
     (folder / "more").write_bytes(b"not ours")
     assert verify(folder) == []
     assert json.loads((folder / DIGESTS).read_text())["files"]["b"]["bytes"] == 0
@@ -37,7 +37,7 @@ def test_what_was_written_is_whole(folder):
         (lambda f: ((f / "b").unlink(), (f / "b").mkdir()), "/b: "),
     ],
 )
-def test_every_damage_is_named(folder, damage, said):
+def test_verify_of_a_corrupt_folder_names_file_and_fault(folder, damage, said):
     damage(folder)
     (fault,) = verify(folder)
     assert said in fault

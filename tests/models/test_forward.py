@@ -22,7 +22,7 @@ class Net(nn.Module):
         return self.layers(images)
 
 
-def test_embeddings_are_the_normalised_sum_with_the_mirror_image():
+def test_embed_images_with_flip_is_the_normalised_sum_with_the_mirror_image():
     torch.manual_seed(0)
     net = Net()
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
@@ -38,7 +38,7 @@ def test_embeddings_are_the_normalised_sum_with_the_mirror_image():
     assert got.dtype == np.float32
 
 
-def test_mirror_image_and_autocast_are_choices():
+def test_embed_images_without_flip_or_in_bf16_differs_as_little_as_it_should():
     torch.manual_seed(0)
     net = Net()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
@@ -50,7 +50,7 @@ def test_mirror_image_and_autocast_are_choices():
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-6)
 
 
-def test_the_mode_is_put_back_when_the_net_fails():
+def test_embed_images_by_a_net_that_fails_restores_its_mode():
     net = Net()
     with pytest.raises(RuntimeError):
         embed_images(net, np.zeros((1, 5, 5, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""The nets are the published ones: parameters, multiply-adds, names and shapes of their state dicts."""
+"""Counts of parameters and multiply-adds; the published nets have the published ones."""
 
 import hashlib
 
@@ -8,6 +8,36 @@ from torch import nn
 
 from rayface.backbones import BACKBONES, build_backbone
 from rayface.backbones.counting import count_macs, count_parameters
+from tests.backbones.narrow_nets import NARROW, on_meta
+
+
+def macs_of_layers(net: nn.Module, image_size: int) -> int:
+    """Multiply-adds of convolutions and linear layers by their own shapes, and of attention by its formula."""
+    total = 0
+
+    def add(layer: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(layer, nn.Conv2d):
+            total += out.numel() * layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+        elif isinstance(layer, nn.Linear):
+            total += out.numel() * layer.in_features
+        elif hasattr(layer, "qkv"):  # logits, and the sum of the values
+            total += 2 * out.shape[1] ** 2 * out.shape[2]
+
+    hooks = [layer.register_forward_hook(add) for layer in net.modules()]
+    net.eval()(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@pytest.mark.parametrize("image_size", [48, 112])
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_count_macs_at_any_width_and_size_is_the_sum_over_the_layers(name: str, factor: float, image_size: int) -> None:
+    with torch.device("meta"):
+        net = build_backbone(name, width=factor * NARROW[name], embedding_size=16, image_size=image_size)
+    assert count_macs(net, image_size) == macs_of_layers(net, image_size)
+
 
 # name, parameters, multiply-adds / 1e9 at 112 x 112, fingerprint of the published state dict (vargfacenet's is MXNet's)
 PUBLISHED = [
@@ -32,19 +62,15 @@ PUBLISHED = [
 ]
 
 
-def on_meta(name: str) -> nn.Module:
-    """Build the net without memory for its weights."""
-    with torch.device("meta"):
-        return build_backbone(name)
-
-
 def fingerprint(net: nn.Module) -> str:
     lines = sorted(f"{name}:{tuple(tensor.shape)}" for name, tensor in net.state_dict().items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize(("name", "parameters", "gmacs", "state"), PUBLISHED)
-def test_size_names_and_shapes(name: str, parameters: int, gmacs: float, state: str | None) -> None:
+def test_published_net_has_its_parameters_macs_names_and_shapes(
+    name: str, parameters: int, gmacs: float, state: str | None
+) -> None:
     net = on_meta(name)
     assert count_parameters(net) == parameters
     assert count_macs(net) / 1e9 == pytest.approx(gmacs, rel=1e-3)
@@ -52,17 +78,11 @@ def test_size_names_and_shapes(name: str, parameters: int, gmacs: float, state: 
         assert fingerprint(net) == state
 
 
-def test_every_other_net_is_ours_or_unpublished() -> None:
+def test_nets_without_published_weights_are_mini_and_vit_h() -> None:
     assert set(BACKBONES) - {row[0] for row in PUBLISHED} == {"mini", "vit_h"}
 
 
-def test_vit_h_is_wider_and_deeper_than_vit_l() -> None:
-    net = on_meta("vit_h")
-    assert len(net.blocks) == 48
-    assert net.pos_embed.shape == (1, 144, 1024)
-
-
-def test_counting_leaves_the_net_as_it_was() -> None:
+def test_count_macs_of_a_net_in_training_leaves_it_as_it_was() -> None:
     net = build_backbone("mini", image_size=32, width=0.25).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     # stem, then two blocks a stage with a 1x1 shortcut in the first, then the linear layer

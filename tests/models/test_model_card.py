@@ -1,0 +1,51 @@
+"""The card beside a model: what it says of the net, the data, the figures and the use."""
+
+from dataclasses import replace
+
+from rayface.models.model_card import CARD, card, write_card
+from rayface.models.model_info import ModelInfo
+
+INFO = ModelInfo(backbone="r50", embedding_size=512, image_size=112, sha256="abc")
+
+
+def test_card_of_a_bare_model_says_what_is_not_known() -> None:
+    text = card(INFO)
+    assert text.startswith("# Face embeddings by r50\n")
+    assert "| net | r50 |" in text
+    assert "| licence of the training data | not stated |" in text
+    assert "| digest of the training data | `unknown` |" in text
+    assert "Nothing is recorded." in text
+    assert "onnxruntime" not in text
+
+
+def test_card_with_backbone_arguments_leaves_out_those_that_are_none() -> None:
+    text = card(replace(INFO, backbone_args={"width": 0.25, "dropout": None, "mask_ratio": 0.1}))
+    assert "| net | r50 (width 0.25, mask_ratio 0.1) |" in text
+
+
+def test_card_with_nested_metrics_has_a_row_for_each_number() -> None:
+    metrics = {"accuracy_mean": 0.98765, "num_pairs": 6000, "tar": {"at_far_1e-4": 0.5}}
+    text = card(replace(INFO, metrics=metrics))
+    for row in (
+        "| metric | value |",
+        "| accuracy_mean | 0.9877 |",
+        "| num_pairs | 6000 |",
+        "| tar at_far_1e-4 | 0.5000 |",
+    ):
+        assert row in text
+    assert "Nothing is recorded." not in text
+
+
+def test_card_of_an_onnx_file_shows_onnxruntime_with_its_name() -> None:
+    text = card(INFO, "net.onnx")
+    assert 'load_model("net.onnx")' in text
+    assert 'InferenceSession("net.onnx")' in text
+
+
+def test_write_card_with_a_secret_in_it_masks_it_and_replaces_an_older_card(tmp_path) -> None:
+    (tmp_path / CARD).write_text("old")
+    write_card(tmp_path, replace(INFO, backbone_args={"weights": "s3://key:secret@bucket/net"}))
+    text = (tmp_path / CARD).read_text()
+    assert "r50" in text
+    assert "secret" not in text
+    assert [path.name for path in tmp_path.iterdir()] == [CARD]
