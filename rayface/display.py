@@ -18,11 +18,11 @@ from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, PREFLIGHT_WAR
 
 _POLL_SECONDS = 0.5
 _WARNINGS = (CHECKPOINT_FAULTS, PREFLIGHT_WARNINGS, RECOVERY)
-_PLAIN_SECONDS = 15.0  # between lines where stderr is no terminal
+_PLAIN_SECONDS = 15.0  # interval between lines when stderr is not a terminal
 
 
 def _console(*, stderr: bool = False, **options: Any) -> Console:
-    """Return a console that prints text as it is: a path may hold [brackets] and :names: that rich would interpret."""
+    """Return a console without markup and emoji: paths may contain [brackets] and :names: that rich would interpret."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
 
 
@@ -31,7 +31,7 @@ def _text_column(text: str) -> TextColumn:
 
 
 def result_table(title: str, rows: Mapping[str, str]) -> None:
-    """Print names and values as a table on stdout; a long value is folded, never cut."""
+    """Print names and values as a table on stdout; long values are wrapped, never truncated."""
     title = mask(title)
     table = Table(title=title, show_header=False, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
@@ -42,7 +42,7 @@ def result_table(title: str, rows: Mapping[str, str]) -> None:
 
 
 def columns(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """Print rows of the same names as a table on stdout, the names above; numbers to the right, nothing cut."""
+    """Print rows with the same names as a table with a header on stdout; numbers are right-aligned."""
     table = Table(title=mask(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, (name, value) in enumerate(rows[0].items()):
         justify: Literal["left", "right"] = "right" if value[:1].isdecimal() else "left"
@@ -59,7 +59,7 @@ def json_line(result: Mapping[str, Any]) -> None:
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Bar]:
-    """Show the progress of a phase on stderr: a bar, or a line now and then where stderr is no terminal."""
+    """Show the progress of a phase on stderr: a bar on a terminal, else a line every 15 seconds."""
     console = _console(stderr=True)
     if not console.is_terminal:
         yield _count_lines(console, name)
@@ -90,7 +90,7 @@ def _count_lines(console: Console, label: str) -> Bar:
 
 @contextmanager
 def follow_training(run: Path, journal: Path, total_steps: int) -> Iterator[None]:
-    """Show a run's journal while it is written: images/s, loss, learning rate, accuracy, time left."""
+    """Follow a run's journal on stderr: images/s, loss, learning rate, accuracy, remaining time."""
     console = _console(stderr=True)
     console.print(f"run directory {run}")
     follower = _Follower(journal)
@@ -106,11 +106,11 @@ def follow_training(run: Path, journal: Path, total_steps: int) -> Iterator[None
 
 
 class _Follower:
-    """The newest value of every metric in a journal that is still being written."""
+    """Newest value of every metric in a journal that is being written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # A resumed run's journal begins with what was shown before.
+        # Skip the records of earlier sessions of a resumed run.
         self._offset = path.stat().st_size if path.exists() else 0
         self.step = 0
         self.values: dict[str, float] = {}
@@ -136,14 +136,14 @@ class _Follower:
         return bool(whole)
 
     def show_notes(self, console: Console) -> None:
-        """Print the run's warnings and notes, each once."""
+        """Print new warnings and notes of the run."""
         while self._notes:
             note = self._notes.pop(0)
             style = "yellow" if note.startswith("warning: ") else None
             console.print(mask(note), style=style)
 
     def line(self) -> str:
-        """Return the newest values as one short line."""
+        """Return the newest values as one line."""
         names = {
             "train/loss": "loss {:.3f}",
             "train/lr": "lr {:.4g}",

@@ -1,7 +1,7 @@
-"""Figures, and pages with them that need no other file.
+"""Figures, and self-contained HTML pages that embed them.
 
-A figure is drawn once, in the colours of `PALETTE`: as PNG for folders and trackers, and as SVG inside the page,
-where the colours become the page's own, so that it follows the reader's light or dark mode.
+A figure uses the colours of `PALETTE`. It is written as PNG for folders and trackers, and embedded in a page as SVG,
+with its colours replaced by CSS variables, so that it follows the reader's light or dark mode.
 """
 
 import io
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from rayface.credentials import mask
 from rayface.files import write_file
 
-# In the SVG each of these becomes the variable of that name in the page's style; no two may be equal.
+# In the SVG each colour becomes the CSS variable of that name; no two may be equal.
 PALETTE = {
     "surface": "#fffffe",
     "ink": "#1f2933",
@@ -38,7 +38,7 @@ WIDE, HALF, TALL = (10.0, 3.6), (5.6, 3.4), (10.0, 7.2)  # inches
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its name (that of its file) and what the page says of it."""
+    """A figure with its file name and its caption."""
 
     name: str
     caption: str
@@ -47,7 +47,7 @@ class Plot:
 
 
 def new_axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
-    """Return an empty figure of a size in inches, in the colours of the page, and its axes."""
+    """Return an empty figure of a size in inches, in the page's colours, and its axes."""
     figure = Figure(figsize=size, facecolor=PALETTE["surface"], layout="constrained")
     axes = figure.add_subplot()
     style(axes, x, y)
@@ -55,7 +55,7 @@ def new_axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def style(axes: Axes, x: str, y: str) -> None:
-    """Draw axes in the colours of the page."""
+    """Style axes in the page's colours."""
     axes.set_facecolor(PALETTE["surface"])
     axes.grid(True, color=PALETTE["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
@@ -68,12 +68,12 @@ def style(axes: Axes, x: str, y: str) -> None:
 
 
 def add_legend(axes: Axes) -> None:
-    """Add the legend of the curves that have a label."""
+    """Add a legend of all labelled curves."""
     axes.legend(frameon=False, fontsize=9, labelcolor=PALETTE["muted"], loc="best", ncols=2)
 
 
 def write_pngs(folder: Path, plots: Sequence[Plot]) -> dict[str, Path]:
-    """Write NAME.png for each plot into a folder, made if missing; return the files by name."""
+    """Write NAME.png for each plot into a folder, created if missing; return the files by name."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for plot in plots:
@@ -84,7 +84,7 @@ def write_pngs(folder: Path, plots: Sequence[Plot]) -> dict[str, Path]:
 
 
 def as_svg(plot: Plot) -> Markup:
-    """The figure as an SVG element whose text is text and whose colours are the page's."""
+    """Return the figure as an SVG element with text as text and colours as CSS variables."""
     picture = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
         FigureCanvasSVG(plot.figure).print_figure(picture, format="svg", metadata={"Date": None})
@@ -94,14 +94,14 @@ def as_svg(plot: Plot) -> Markup:
     for name, colour in PALETTE.items():
         text = text.replace(colour, f"var(--{name})")
     text = re.sub(r"font: ([^;']*?)'[^\"]*?sans-serif", r"font: \1var(--font)", text)
-    # ids are the same in every figure; those of clip paths must stay different
+    # Matplotlib repeats ids in every figure; prefix them to keep clip paths apart on one page.
     text = re.sub(r'(id="|url\(#|href="#)', rf"\1{plot.name}-", text)
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{plot.caption}"', text, count=1)
-    return Markup(text)  # ours: captions are constants, and matplotlib escapes the text in it
+    return Markup(text)  # safe: captions are constants, and Matplotlib escapes text
 
 
 def load_template(name: str) -> jinja2.Template:
-    """Return a page of `templates/`, in which credentials of texts are masked."""
+    """Return a template of `templates/`; it masks credentials in the texts it renders."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rayface"),
         autoescape=True,

@@ -1,1 +1,1 @@
-"""Experiments: verbs one after the other, from a file; what is finished is not done again."""
+"""Experiments: a sequence of stages from a file; finished stages are skipped."""

@@ -1,4 +1,4 @@
-"""What can be found wrong with an experiment before its first stage starts."""
+"""Checks of an experiment before its first stage starts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,15 +19,15 @@ from rayface.training.validate import check_settings as check_training
 from rayface.training.validate import dry_run
 
 Models = dict[str, Config]
-"""Config of the training that a stage's model is of, by the stage's name."""
+"""Training config of the model that a stage produces, by the stage's name."""
 
 
 def config_of(stage: Stage, paths: Mapping[str, str], output: Path) -> Config:
-    """The resolved config of a stage.
+    """Return the resolved config of a stage.
 
     Args:
-        paths: results of earlier stages, by name.
-        output: of the stage.
+        paths: outputs of earlier stages, by name.
+        output: output path of the stage.
 
     Raises:
         ValueError: one line.
@@ -40,7 +40,9 @@ def config_of(stage: Stage, paths: Mapping[str, str], output: Path) -> Config:
 
 
 def check(stage: Stage, config: Config, models: Models) -> None:
-    """Refuse a stage as its verb would, as far as its inputs exist; models of earlier stages by their config.
+    """Refuse a stage that its verb would refuse, as far as its inputs exist.
+
+    Models of earlier stages are checked by their training config.
 
     Raises:
         ValueError: one line.
@@ -79,12 +81,12 @@ def _check_train(stage: Stage, config: Config, models: Models) -> None:
 
 
 def _check_teacher(sources: Sequence[str], config: Config, models: Models) -> None:
-    """Compare the teacher with the student: its training's config, or its file, if there is one of them."""
+    """Check that the teacher fits the student, by the config that trains it or by its file if it exists."""
     teacher = next((models[name] for name in sources if name in models), None)
     if teacher is None and (not sources or Path(str(config.train.teacher)).exists()):
         check_distillation(config)
         return
-    fits = teacher or config  # sizes of an export to come, of a model that no stage trains, are checked later
+    fits = teacher or config  # sizes of a model that no stage trains are unknown until it is exported
     backbone, size = fits.backbone, fits.data.image_size
     info = ModelInfo(backbone=backbone.name, embedding_size=backbone.embedding_size, image_size=size)
     check_distillation(config, info)
@@ -92,8 +94,8 @@ def _check_teacher(sources: Sequence[str], config: Config, models: Models) -> No
 
 def _check_prune(stage: Stage, config: Config) -> None:
     if (config.prune.embeddings is None) == (config.prune.proxy_fraction is None):
-        raise ValueError("prune.embeddings, prune.proxy_fraction: must be one of the two")
-    if "prune.head" in stage.references():  # the run is made by the experiment
+        raise ValueError("prune.embeddings, prune.proxy_fraction: exactly one of the two must be set")
+    if "prune.head" in stage.references():  # the run is an earlier stage, which may not have run yet
         named = {config.prune.method, *config.prune.baselines} - {"diffprob"}
         config = replace(
             config, prune=replace(config.prune, head=None, method=next(iter(named), "random"), baselines=())

@@ -1,4 +1,4 @@
-"""Fingerprints of what a stage is made of and no stage has made: photographs, datasets, models, files."""
+"""Fingerprints of a stage's external inputs: photographs, datasets, models, files."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ from rayface.experiment.spec import Stage, is_reference
 from rayface.stages import INPUT_KINDS, INPUT_PATHS, fingerprints
 from rayface.storage import locate, normalise, one_line
 
-_HASHED_BYTES = 2**30  # a larger file is known by its size and time
+_HASHED_BYTES = 2**30  # larger files are fingerprinted by size and modification time
 _CHUNK = 2**23
 
-# By the kind of input: how folders say in a file what they hold.
+# Fingerprints of folders that hold a file describing their content, by kind of input.
 _OWN: dict[str, Callable[[Path], str | None]] = {
     "embeddings": fingerprints.of_embeddings,
     "model": fingerprints.of_file("model.json"),
@@ -27,7 +27,7 @@ _OWN: dict[str, Callable[[Path], str | None]] = {
 
 
 def input_paths(stage: Stage, config: Config) -> dict[str, tuple[str, ...]]:
-    """Paths that no stage makes, by the keys that name them, of those that decide a stage's result."""
+    """Return the external input paths that decide a stage's result, by config key."""
     decisive, resolved = stage.type.settings(config), configs.flat(config)
     found = {}
     for key in INPUT_PATHS:
@@ -39,14 +39,14 @@ def input_paths(stage: Stage, config: Config) -> dict[str, tuple[str, ...]]:
 
 
 def fingerprint(key: str, paths: Sequence[str]) -> str:
-    """What changes when that which a key names does.
+    """Return a value that changes when the content of the input does.
 
     Raises:
-        ValueError: it is not there, or cannot be read; one line.
+        ValueError: the input does not exist or cannot be read; one line.
     """
     kind = INPUT_KINDS.get(key, ("",))[0]
     if kind == "data":
-        # How labels are joined is a setting of the stage.
+        # How labels are joined is part of the stage's settings, not of this fingerprint.
         return ",".join(open_dataset(path, max_corrupt_fraction=1.0).digest for path in paths)
     (path,) = paths
     own = _OWN[kind](Path(path)) if kind in _OWN and "://" not in path else None
@@ -75,7 +75,7 @@ def _of_file(filesystem: Any, entry: Any) -> str:
 
 
 def _of_folder(filesystem: Any, root: str) -> str:
-    """Names, sizes and times of all files below, but for hidden ones; one folder's at a time, there may be millions."""
+    """Hash names, sizes and times of all files below, except hidden ones; one folder at a time to bound memory."""
     digest = hashlib.sha256()
     folders = [root]
     while folders:

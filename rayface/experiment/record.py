@@ -1,4 +1,4 @@
-"""What an experiment remembers of its stages, in experiment.json."""
+"""Record of an experiment's stages, in experiment.json."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from rayface.files import write_json
 from rayface.stages import STAGES
 
 _FILE = "experiment.json"
-_VERSION = 2  # settings and inputs by config key; before they were by option of the command line
+_VERSION = 2  # settings and inputs by config key; version 1 had them by command-line option
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A finished stage: what decided its result, the mark of the result, and what the verb said."""
+    """A finished stage: settings and inputs that decided its result, fingerprint and content of the result."""
 
     verb: str
     settings: dict[str, Any]
@@ -30,7 +30,7 @@ class Done:
 
 
 class Record:
-    """The stages that were begun and finished in a folder; every change is on disk before it counts."""
+    """The started and finished stages in a folder; every change is written to disk at once."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / _FILE
@@ -41,13 +41,13 @@ class Record:
         except FileNotFoundError:
             self._stages = {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self._path}: cannot be read: {error}: delete it, and the stages beside it") from error
+            raise ValueError(f"{self._path}: cannot be read: {error}: delete it and the stages beside it") from error
 
     def begun(self, name: str) -> bool:
         return name in self._stages
 
     def inputs(self, name: str) -> dict[str, str | None]:
-        """What a stage was made of when it was last begun; nothing where it never was."""
+        """Return the inputs with which a stage was last started; empty if it never was."""
         return dict(self._stages[name]["inputs"]) if self.begun(name) else {}
 
     def finished(self, name: str) -> Done | None:
@@ -59,7 +59,7 @@ class Record:
         self._save()
 
     def ended(self, name: str, *, mark: str, seconds: float, result: Mapping[str, Any]) -> Done | None:
-        """What a stage was that had begun, and whose end was not recorded."""
+        """Return the record of a started stage whose end was not recorded; None if it was not started."""
         return Done(**self._stages[name], mark=mark, seconds=seconds, result=dict(result)) if self.begun(name) else None
 
     def finish(self, name: str, *, mark: str, seconds: float, result: Mapping[str, Any]) -> Done:
@@ -73,7 +73,7 @@ class Record:
 
 
 def upgraded(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier version recorded by options of the command line, by config key."""
+    """Convert a record of version 1, by command-line option, to one by config key."""
     found = {}
     for name, stage in stages.items():
         flags = STAGES[stage["verb"]].flags
@@ -94,7 +94,7 @@ def upgraded(stages: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(key: str, value: Any) -> Any:
-    """A value as its config key has it; one that names a stage, or of no key, as it stands there."""
+    """Return a value parsed as the type of its config key; references and unknown keys are returned unchanged."""
     if key not in configs.flat(Config()) or "${" in json.dumps(value) or value is None:
         return value
     try:
@@ -105,12 +105,12 @@ def _parsed(key: str, value: Any) -> Any:
 
 
 def changed_key(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first key whose value is another one; keys that only one of them knows are of another version of rayface."""
+    """Return the first key whose value differs; keys in only one of them are of another version of rayface."""
     return next((key for key, value in now.items() if key in before and before[key] != value), None)
 
 
 def brief(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and names of a verb's result, without its lists and its config."""
+    """Return the numbers and texts of a verb's result, without lists and config."""
 
     def plain(value: Any) -> bool:
         return value is None or isinstance(value, bool | int | float | str)

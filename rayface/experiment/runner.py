@@ -1,4 +1,4 @@
-"""Runs an experiment's stages one after the other, on one Ray; finished stages are skipped."""
+"""Run the stages of an experiment in order, in one Ray session; skip finished stages."""
 
 import json
 import logging
@@ -31,9 +31,9 @@ _JOB = ".experiment.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A stage that was checked: its config, and what decides its result.
+    """A checked stage: its config, and the settings and inputs that decide its result.
 
-    `settings` are by config key, results of other stages as ${NAME}; `inputs` are fingerprints of what no stage makes.
+    `settings` are by config key, with outputs of other stages as ${NAME}; `inputs` are fingerprints of external inputs.
     """
 
     stage: Stage
@@ -54,7 +54,7 @@ class Prepared:
 
     @property
     def resumes(self) -> bool:
-        """Whether the verb would resume what it left when it was interrupted."""
+        """Whether the stage was interrupted and its verb can resume it."""
         trains = self.stage.verb == "train"
         started = RunDirectory(self.folder).has_started() if trains else self.folder.exists()
         return self.stage.type.resumable and started
@@ -62,7 +62,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """A finished stage; `seconds` and `result` are of the run that finished it."""
+    """A finished stage; `seconds` and `result` are those of the session that finished it."""
 
     name: str
     verb: str
@@ -80,7 +80,7 @@ class ExperimentResult:
     stages: tuple[StageResult, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """In JSON's types."""
+        """Return the values by name, as JSON types."""
         return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
 
 
@@ -91,17 +91,17 @@ def run(
     out: str | None = None,
     cluster: ClusterConfig = ClusterConfig(),  # noqa: B008  # frozen
 ) -> ExperimentResult:
-    """Run the stages of an experiment that are not finished, in their order.
+    """Run the unfinished stages of an experiment in order.
 
-    Every stage is checked before the first one starts, as far as its inputs exist. A stage is finished if its record
-    says so, with the same settings and inputs, and its result is unchanged; an interrupted one resumes as its verb
-    does.
+    Every stage is checked before the first one starts, as far as its inputs exist. A stage is finished if it is
+    recorded with the same settings and inputs, and its result is unchanged. An interrupted stage resumes if its verb
+    supports it.
 
     Args:
         file: YAML, see docs/experiments.md.
         overrides: config keys of every stage.
         out: folder of the stages; None: the file's `output`, else experiments/NAME.
-        cluster: the Ray of all stages.
+        cluster: Ray session of all stages.
 
     Raises:
         ValueError: bad input; one line.
@@ -174,7 +174,7 @@ def _prepare(stage: Stage, root: Path, earlier: Sequence[Prepared], cluster: Clu
 
 
 def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> Done | None:
-    """What the record says of a stage, if that still holds.
+    """Return the record of a finished stage, None if it is not finished.
 
     Raises:
         ValueError: it was finished with other settings or inputs, or its result has changed.
@@ -182,18 +182,18 @@ def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> D
     found = each.stage.type.fingerprint(each.folder)
     done = record.finished(each.stage.name)
     if done is None and found is not None and each.stage.verb == "train":
-        # interrupted between the end of the run and our record of it: the run's own files say that it is whole
+        # Interrupted after the run had finished and before that was recorded: the run directory is complete.
         result = RunDirectory(each.folder).read_result()
         done = record.ended(each.stage.name, mark=found, seconds=result.get("seconds", 0.0), result=brief(result))
     if done is None or found is None:
         return None
-    remedy = f"put it back, or delete {each.folder} to have it done again"
+    remedy = f"revert it, or delete {each.folder} to run the stage again"
     where = f"stage {each.stage.name}: is finished"
     if each.stage.verb != done.verb:
-        raise ValueError(f"{where} as {done.verb}, this is {each.stage.verb}: {remedy}")
+        raise ValueError(f"{where} as {done.verb}, is now {each.stage.verb}: {remedy}")
     if key := changed_key(done.settings, each.settings):
         was, now = (tree.get(key) for tree in (done.settings, each.settings))
-        raise ValueError(f"{where} with {key} {was!r}, this is {now!r}: {remedy}")
+        raise ValueError(f"{where} with {key} {was!r}, is now {now!r}: {remedy}")
     if key := changed_key(done.inputs, _inputs(each, prepared)):
         raise ValueError(f"{where}, and its input {key} has changed or is missing: {remedy}")
     if found != done.mark:
@@ -202,7 +202,7 @@ def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> D
 
 
 def _inputs(each: Prepared, prepared: Sequence[Prepared]) -> dict[str, str | None]:
-    """Fingerprints of a stage's inputs: results of other stages, and datasets, models and files of others."""
+    """Return the fingerprints of a stage's inputs: outputs of other stages, and external inputs."""
     by_name = {other.stage.name: other for other in prepared}
     names = {name for found in each.stage.references().values() for name in found}
     own = {f"stage {name}": by_name[name].stage.type.fingerprint(by_name[name].folder) for name in sorted(names)}
@@ -213,11 +213,10 @@ def _run(each: Prepared, prepared: Sequence[Prepared], record: Record, again: st
     stage, start = each.stage, time.monotonic()
     inputs = _inputs(each, prepared)
     if each.folder.exists() and not record.begun(stage.name):
-        raise ValueError(f"stage {stage.name}: {each.folder}: exists, and was not made by it: move it away")
+        raise ValueError(f"stage {stage.name}: {each.folder}: exists and is not of this experiment: move it away")
     if each.resumes and (key := changed_key(record.inputs(stage.name), inputs)):
         raise ValueError(
-            f"stage {stage.name}: was started, and its input {key} has changed since: delete {each.folder} to start it "
-            "again"
+            f"stage {stage.name}: was started, and its input {key} has changed since: delete {each.folder} to restart"
         )
     record.begin(stage.name, verb=stage.verb, settings=each.settings, inputs=inputs)
     resume = each.resumes

@@ -1,4 +1,4 @@
-"""What an experiment's file says: stages, each a name, a verb and the config keys of its Config."""
+"""Experiment files: stages, each with a name, a verb and config keys."""
 
 import difflib
 import re
@@ -14,19 +14,19 @@ from rayface.values import Tree, parse_list, parse_override, read_yaml, shown
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-# Names of options that `rayface run` answers itself.
+# Names of options that belong to `rayface run`, not to a stage.
 RESERVED = ("json", "address", "verbose", "debug", "resume", "help", "import")
-# Other names that a file may use, for those of the command line.
+# Aliases that a file may use for command-line options.
 _SPELLINGS = {"equal_bytes": "bytes", "baselines": "baseline"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A verb with its settings; values may contain ${NAME}, the result of an earlier stage.
+    """A verb with its settings; values may contain ${NAME}, the output of an earlier stage.
 
     Attributes:
-        keys: config keys, those of the whole experiment first.
-        preset, file: that the keys change.
+        keys: values by config key, those of the whole experiment first.
+        preset, file: base that the keys override.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Stage:
         return STAGES[self.verb]
 
     def references(self) -> dict[str, list[str]]:
-        """Names of the stages whose results it takes, by key."""
+        """Return the names of the referenced stages, by key."""
         found = {key: [*_names(value)] for key, value in self.keys.items()}
         return {key: names for key, names in found.items() if names}
 
     def with_paths(self, paths: Mapping[str, str]) -> "Stage":
-        """The same, with paths in place of the references."""
+        """Return the stage with paths in place of the references."""
         return replace(self, keys=_filled(dict(self.keys), paths))
 
 
@@ -57,15 +57,15 @@ class Experiment:
 
 
 def is_reference(path: str) -> bool:
-    """Whether a path is in the result of a stage."""
+    """Return whether a path refers to the output of a stage."""
     return _REFERENCE.search(path) is not None
 
 
 def load(file: Path, overrides: Sequence[str]) -> Experiment:
-    """Read a file; overrides are config keys of every stage.
+    """Read an experiment file; overrides are config keys of every stage.
 
     Raises:
-        ValueError: one line that names the file, and the stage if it is in one.
+        ValueError: one line that names the file, and the stage if the error is in one.
     """
     tree = read_yaml(file)
     _known(tree, ("output", "config", "stages"), f"{file}")
@@ -114,7 +114,7 @@ def _stage(entry: Any, where: str, shared: Mapping[str, Any], given: Mapping[str
 
 
 def _key_of(written: str, verb: str, where: str) -> str:
-    """The config key of a name in a stage: a key itself, an option of the verb, or a key of the verb's own group."""
+    """Return the config key of a name in a stage: a full key, an option of the verb, or a key of the verb's group."""
     stage, name = STAGES[verb], written.replace("-", "_")
     key = stage.flags.get(_SPELLINGS.get(name, name), written)
     if name in RESERVED or key == stage.output:
@@ -128,7 +128,7 @@ def _key_of(written: str, verb: str, where: str) -> str:
 
 
 def _with_lists(keys: Mapping[str, Any]) -> Tree:
-    """Several datasets as a list, so that a path that takes the place of a reference cannot end it."""
+    """Parse texts of several datasets into lists before references are replaced by paths, which may hold commas."""
     texts = {
         key: value
         for key, value in keys.items()
@@ -144,16 +144,16 @@ def _check_references(stage: Stage, earlier: Sequence[Stage], file: Path) -> Non
             where = f"{file}: stage {stage.name}: {key}: ${{{name}}}"
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"before it are {', '.join(known) or 'none'}"
+                hint = f"did you mean {near[0]}?" if near else f"earlier stages are {', '.join(known) or 'none'}"
                 raise ValueError(f"{where}: is not the name of an earlier stage: {hint}")
             source = known[name]
             kind = source.type.output_kind
             if source.verb == "prune" and "prune.data" not in source.keys:
-                kind = "numbers"  # a list of what is kept, and no dataset
+                kind = "numbers"  # a list of kept images, not a dataset
             if key in INPUT_KINDS and kind not in INPUT_KINDS[key]:
                 what = "no dataset without `data`" if source.verb == "prune" else f"{kind}, by {source.verb}"
                 wanted = " or ".join(INPUT_KINDS[key])
-                raise ValueError(f"{where}: makes {what}: must be a stage that makes {wanted}")
+                raise ValueError(f"{where}: produces {what}: must be a stage that produces {wanted}")
 
 
 def _names(value: Any) -> Iterator[str]:

@@ -1,15 +1,14 @@
-"""What a run logs: journals on disk that never wait, and a thread that hands them to MLflow.
+"""Tracking: journals on disk, which never block, and a thread that delivers them to MLflow.
 
-The journals are the truth. Training appends to them and goes on; `Delivery` reads them behind its back and
-sends them to MLflow whenever MLflow answers. A server that is down for a day costs the run nothing, and
-`deliver` (the verb `sync`) sends what is still missing once it is up again.
+The journals are the source of truth. Training only appends to them; `Delivery` reads them concurrently and sends
+them to MLflow whenever MLflow answers. A server that is down does not slow the run, and `deliver` (the verb `sync`)
+sends the rest once it is up again.
 
-Why nothing arrives twice: the run is found again by the tag `rayface.spool_id`; the position in every journal
-is saved after every accepted batch; and if a batch arrived but its answer did not, it is sent again with the
-same timestamps, and MLflow drops metrics that are equal in key, step, timestamp and value. Params, tags and
-artifacts are idempotent by key and path.
+Delivery is idempotent: the MLflow run is found by the tag `rayface.spool_id`; the position in every journal is saved
+after every accepted batch; a batch whose response was lost is sent again with the same timestamps, and MLflow drops
+metrics that are equal in key, step, timestamp and value. Params, tags and artifacts are idempotent by key and path.
 
-This package is the only importer of MLflow, and it imports it inside the thread, because that takes seconds.
+Only this package imports MLflow, and only inside the thread, because the import takes seconds.
 """
 
 from rayface.tracking.delivery import Delivery, deliver, start

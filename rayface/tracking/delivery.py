@@ -1,4 +1,4 @@
-"""The thread that delivers the journals of a job to MLflow."""
+"""Background thread that delivers the journals of a job to MLflow."""
 
 import logging
 import math
@@ -31,28 +31,28 @@ MAX_CLOSING_BACKOFF_SECONDS = 2.0
 
 @dataclass(kw_only=True)
 class _Progress:
-    """How far a spool has got at one place (`target`); kept in `delivered.json`."""
+    """Delivery state of a spool at one tracking server and experiment (`target`); stored in `delivered.json`."""
 
     target: str
     run_id: str | None = None
     cursors: dict[str, int] = field(default_factory=dict)
-    artifacts: list[tuple[str, str]] = field(default_factory=list)  # read from the journals, not yet sent
-    finish: Record | None = None  # the last finish record, once it is read
-    ended: bool = False  # MLflow knows it
+    artifacts: list[tuple[str, str]] = field(default_factory=list)  # read from the journals, not sent yet
+    finish: Record | None = None  # the last finish record read
+    ended: bool = False  # the final status was sent
 
 
 class Delivery:
-    """A daemon thread that hands the journals of a folder to MLflow, and never disturbs the run.
+    """Daemon thread that sends the journals of a folder to MLflow without disturbing the run.
 
-    Errors do not raise: they are kept in `last_error` (without credentials), and what failed is tried again
-    with growing pauses.
+    Errors are not raised: they are kept in `last_error` (without credentials), and the request is retried with
+    exponential backoff.
 
     Args:
-        folder: the spool; every `*.jsonl` in it is a journal, also one that appears later.
-        uri: MLflow's tracking URI; the folder of a `sqlite:///` file is created.
-        experiment: its name; it is created if missing.
-        run_name: the name of the run.
-        tags: labels of the run.
+        folder: the spool; every `*.jsonl` in it is a journal, including ones created later.
+        uri: MLflow tracking URI; the folder of a `sqlite:///` file is created.
+        experiment: name of the experiment; created if missing.
+        run_name: name of the run.
+        tags: tags of the run.
 
     Raises:
         ValueError: MLflow cannot store at `uri`.
@@ -86,26 +86,26 @@ class Delivery:
 
     @classmethod
     def of(cls, folder: Path) -> "Delivery":
-        """Return a delivery with the settings that an earlier one left in `folder`.
+        """Return a delivery with the settings that an earlier one stored in `folder`.
 
         Raises:
-            ValueError: no delivery was ever made from there, or its password is not known.
+            ValueError: the folder was never delivered, or the password of its URI is unknown.
         """
         path = Path(folder) / _SETTINGS
         if not path.is_file():
-            raise ValueError(f"spool {folder} must hold a {_SETTINGS}: give the directory of a run that was tracked")
+            raise ValueError(f"spool {folder} must hold a {_SETTINGS}: give the directory of a tracked run")
         old = Settings(**read_json(path))
         uri = unmasked(old.uri, "tracking.uri", os.environ.get(VARIABLE), VARIABLE)
         return cls(folder, uri=uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags)
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run, None as long as MLflow has not been reached."""
+        """Id of the MLflow run; None until MLflow has answered."""
         return self._progress.run_id
 
     @property
     def uri(self) -> str:
-        """The tracking URI as it may be shown: without credentials."""
+        """The tracking URI without credentials."""
         return self._settings.uri
 
     def start(self) -> None:
@@ -113,13 +113,13 @@ class Delivery:
         self._thread.start()
 
     def close(self, timeout: float) -> bool:
-        """Send what is left and stop.
+        """Send the remaining records and stop.
 
         Args:
-            timeout: seconds to wait at most; what is not sent then stays in the spool.
+            timeout: maximum seconds to wait; unsent records stay in the spool.
 
         Returns:
-            True when everything is delivered.
+            True if everything is delivered.
         """
         self._deadline = time.monotonic() + timeout
         self._closing.set()
@@ -133,15 +133,15 @@ class Delivery:
         lock: FileLock | None = None
         failures = 0
         while time.monotonic() < self._deadline:
-            closing = self._closing.is_set()  # before the round: what was logged before close() is in it
+            closing = self._closing.is_set()  # read before the round, which then covers all records before close()
             try:
                 if lock is None:
                     lock = hold_lock(self.folder / _LOCK)
-                    self._progress = self._load_progress()  # another process may have got further
+                    self._progress = self._load_progress()  # another process may have sent more meanwhile
                 complete = self._round()
                 failures = 0
                 self.last_error = self._lasting_error
-            # a tracking store is a plug-in that may raise anything, and nothing may end the delivery
+            # A tracking store is a plug-in that may raise any exception, and none may end the delivery.
             except Exception as error:
                 complete = False
                 failures += 1
@@ -166,19 +166,19 @@ class Delivery:
 
     def _note(self, error: Exception | str) -> None:
         if isinstance(error, Timeout):
-            error = "another process is delivering this spool"
+            error = "another process delivers this spool"
         text = mask(" ".join(str(error).split()))[:500]
         if text != self.last_error:
-            logger.warning("tracking at %s: %s; the run goes on, the spool is kept", self.uri, text)
+            logger.warning("tracking at %s: %s; the run continues, the spool is kept", self.uri, text)
         self.last_error = text
 
     def _note_lasting(self, text: str) -> None:
-        """Note what trying again does not heal: it stays the last error when deliveries succeed."""
+        """Note an error that a retry does not fix: it stays the last error when later deliveries succeed."""
         self._note(text)
         self._lasting_error = self.last_error
 
     def _round(self) -> bool:
-        """Send everything that is there; True when nothing is left."""
+        """Send all pending records; return True when none are left."""
         progress = self._progress
         for path in sorted(self.folder.glob("*.jsonl")):
             while True:
@@ -199,15 +199,15 @@ class Delivery:
         return True
 
     def _next_records(self, path: Path) -> tuple[list[Record], int]:
-        """Return the next records of a journal, at most one batch of metrics, and where the rest begins."""
+        """Return the next records of a journal, at most one batch of metrics, and the offset after them."""
         end = self._progress.cursors.get(path.name, 0)
         if end > path.stat().st_size:
-            end = 0  # another file under the same name; what it has in common with the old one, MLflow drops
+            end = 0  # the journal was replaced; MLflow drops metrics that it already has
         records: list[Record] = []
         num_metrics = 0
         for record, next_end in read_records(path, end):
             if record is None:
-                self._note_lasting(f"{path.name}: the line before byte {next_end} is no record, left out")
+                self._note_lasting(f"{path.name}: the line before byte {next_end} is not a record, skipped")
             else:
                 num_metrics += len(record["values"]) if record["kind"] == "metrics" else 0
                 if records and num_metrics > MAX_METRICS:
@@ -248,14 +248,14 @@ class Delivery:
             progress = _Progress(**read_json(path))
             if progress.target == target:
                 return progress
-        return _Progress(target=target)  # a place that knows nothing of this run is told everything
+        return _Progress(target=target)  # a new target gets all records
 
     def _save(self) -> None:
         write_json(self.folder / _DELIVERED, asdict(self._progress))
 
 
 def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str]) -> Delivery:
-    """Start to deliver a run's journals to where its settings, MLFLOW_TRACKING_URI or else mlflow.db beside it say.
+    """Start delivering a run's journals to `tracking_uri(settings, run)`.
 
     Raises:
         ValueError: MLflow cannot store there.
@@ -267,7 +267,7 @@ def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str]) -> Deliv
 
 
 def delivered_run_id(folder: Path) -> str | None:
-    """Return the id of the MLflow run that a spool is delivered to, None before MLflow has answered."""
+    """Return the id of the MLflow run that a spool is delivered to; None until MLflow has answered."""
     try:
         return str(read_json(folder / _DELIVERED)["run_id"])
     except (OSError, ValueError, KeyError):
@@ -275,17 +275,17 @@ def delivered_run_id(folder: Path) -> str | None:
 
 
 def deliver(folder: Path, timeout: float) -> bool:
-    """Send what a run's spool still holds, with the settings of that run.
+    """Send the undelivered records of a run's spool, with the settings of that run.
 
     Args:
         folder: the spool of the run.
-        timeout: seconds to try for at most.
+        timeout: maximum seconds to try.
 
     Returns:
-        True when everything is delivered.
+        True if everything is delivered.
 
     Raises:
-        ValueError: `folder` is no spool.
+        ValueError: `folder` is not a spool.
     """
     delivery = Delivery.of(folder)
     delivery.start()

@@ -1,4 +1,4 @@
-"""The journals of a run: JSON lines on disk, one writer each."""
+"""Journals of a run: JSON lines on disk, one writer per file."""
 
 import json
 import math
@@ -12,20 +12,19 @@ from rayface.credentials import masked
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Record = Mapping[str, Any]
-"""A line of a journal: its kind, its time, and the values of the kind."""
-PREFLIGHT = "preflight"  # tag: what the workers found of each other before the first step
-PREFLIGHT_WARNINGS = "preflight.warnings"  # tag: what of it should be better
-RECOVERY = "recovery"  # tag: why training did not go straight on, and from where it does
-CHECKPOINT_FAULTS = "checkpoint_faults"  # tag: damaged checkpoints that a resumed run did not take
+"""A line of a journal: its kind, its time, and the fields of that kind."""
+PREFLIGHT = "preflight"  # tag: results of the checks between workers before the first step
+PREFLIGHT_WARNINGS = "preflight.warnings"  # tag: pre-flight results below expectation
+RECOVERY = "recovery"  # tag: why training was interrupted, and the step from which it continues
+CHECKPOINT_FAULTS = "checkpoint_faults"  # tag: corrupt checkpoints that a resume skipped
 
 
 class Journal:
-    """An append-only file of JSON lines: what one process of a run logs, in order.
+    """Append-only file of JSON lines with the records of one process of a run, in order.
 
-    A record is one line, written with one call, so that a crash loses at most the line being written. A
-    journal that is opened again goes on at its end: a torn last line is cut off, and a metric at a step that
-    it already holds is not written a second time, so that a resumed run may replay its steps. One process
-    writes to a journal at a time.
+    A record is one line, written by one call, so a crash loses at most the line being written. A journal that is
+    opened again is appended to: an incomplete last line is cut off, and a metric at a step that the journal already
+    holds is not written again, so a resumed run may replay its steps. Only one process at a time may write to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,44 +42,44 @@ class Journal:
 
     @property
     def last_step(self) -> int:
-        """The highest step of any metric in this journal, -1 if there is none."""
+        """The highest step of any metric in this journal; -1 if there is none."""
         return max(self._last_steps.values(), default=-1)
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Log settings of the run; MLflow keeps the first value of a name, a later one becomes a tag."""
+        """Log params of the run; MLflow keeps the first value of a name, a later one becomes a tag."""
         self._write("params", values={key: str(value) for key, value in values.items()})
 
     def tags(self, values: Mapping[str, object]) -> None:
-        """Log labels of the run; a later value of a name replaces the earlier one."""
+        """Log tags of the run; a later value of a name replaces the earlier one."""
         self._write("tags", values={key: str(value) for key, value in values.items()})
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers at `step`; a name that was already logged at this or a later step is left out."""
+        """Log metrics at `step`; names that were already logged at this or a later step are skipped."""
         new = {key: float(value) for key, value in values.items() if step > self._last_steps.get(key, -1)}
         if new:
-            # JSON has no word for NaN and infinity; float() reads these back
+            # JSON has no NaN and infinity; float() parses these strings.
             written = {key: value if math.isfinite(value) else str(value) for key, value in new.items()}
             self._write("metrics", step=int(step), values=written)
             self._last_steps.update(dict.fromkeys(new, int(step)))
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Ask for a file or a folder to be sent; its content is that of the time of sending.
+        """Log a file or a folder as an artifact; its content is read when it is sent.
 
         Args:
-            path: the file; one inside the run directory (the parent of the journal's folder) is remembered
-                relative to it, so that the run can be moved.
-            folder: where it goes among the run's artifacts, "" for the top.
+            path: the file or folder; inside the run directory (the parent of the journal's folder) it is stored as a
+                relative path, so that the run can be moved.
+            folder: artifact folder of the run, "" for the top level.
         """
         path, run = Path(path).absolute(), self.path.parent.absolute().parent
         name = os.path.relpath(path, self.path.parent) if path.is_relative_to(run) else str(path)
         self._write("artifact", path=name, folder=folder)
 
     def phase(self, name: str, event: str, **numbers: float | int | str) -> None:
-        """Log the start or the end of a phase of the job; it stays in the journal, MLflow does not see it."""
+        """Log the start or the end of a phase of the job; phases are not sent to MLflow."""
         self._write("phase", name=name, event=event, **numbers)
 
     def finish(self, status: Status) -> None:
-        """Say how the run ended; MLflow learns it after everything else."""
+        """Log the final status of the run; it is sent to MLflow after all other records."""
         self._write("finish", status=status)
         os.fsync(self._file)
 
@@ -98,12 +97,12 @@ class Journal:
 
 
 def read_records(path: Path, offset: int) -> Iterator[tuple[Record | None, int]]:
-    """Yield every whole line from byte `offset` on (None if it is no record), and where the next begins."""
+    """Yield every complete line from byte `offset` on (None if it is not a record), and the offset after it."""
     with path.open("rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
-                return  # it is being written
+                return  # the line is still being written
             offset += len(line)
             try:
                 record = json.loads(line)
@@ -116,7 +115,7 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
     """Read the metrics of all journals in `folder`.
 
     Returns:
-        for every name its points (step, value, unix seconds), by step.
+        The points (step, value, unix seconds) of every name, sorted by step.
     """
     metrics: dict[str, list[tuple[int, float, float]]] = {}
     for path in sorted(Path(folder).glob("*.jsonl")):

@@ -1,4 +1,4 @@
-"""MLflow as a delivery needs it."""
+"""Connection to MLflow: the calls that a delivery needs."""
 
 import logging
 import re
@@ -12,17 +12,16 @@ from rayface.tracking.journal import Record
 
 logger = logging.getLogger(__name__)
 
-MAX_METRICS = 1000  # MLflow's limits for one call of log_batch
+MAX_METRICS = 1000  # limits of MLflow for one call of log_batch
 MAX_PARAMS_AND_TAGS = 100
 MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
 _FOLDERS = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs"}
-PARENT = "mlflow.parentRunId"  # tag: the run that this one is shown under
+PARENT = "mlflow.parentRunId"  # tag: the run that this one is nested under
 
-# MLflow's own defaults let one call on a dead server block for four minutes; to try again is the delivery's
-# job. Its tracebacks, links and bars would land in the middle of a progress display or of --json. The user's own
-# settings win.
+# With MLflow's defaults, one call to a dead server blocks for four minutes; the delivery does the retries. MLflow's
+# tracebacks, links and bars would corrupt the progress display and the output of --json. The user's settings win.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -35,7 +34,7 @@ ENVIRONMENT = {
 
 @dataclass(kw_only=True)
 class Settings:
-    """Where a spool goes; kept in `tracking.json`, where the URI's credentials are masked."""
+    """Destination of a spool; stored in `tracking.json`, with the URI's credentials masked."""
 
     uri: str
     experiment: str
@@ -50,17 +49,17 @@ def _sqlite_path(uri: str) -> Path | None:
 
 
 def checked_uri(uri: str) -> str:
-    """Return `uri`, a sqlite file as an absolute path.
+    """Return `uri`; the path of a sqlite file is made absolute.
 
     Raises:
-        ValueError: it is a folder, which MLflow no longer writes to.
+        ValueError: it names a folder, which MLflow no longer supports.
     """
     path = _sqlite_path(uri)
     if path is None:
         if uri.partition("://")[0] in _FOLDERS or ("://" not in uri and uri != "databricks"):
             raise ValueError(
                 f"tracking.uri {mask(uri)!r} must be sqlite:///FILE, http(s)://SERVER or another database: "
-                "MLflow no longer writes to folders"
+                "MLflow no longer supports folders"
             )
         return uri
     _, mark, options = uri.partition("?")
@@ -68,10 +67,10 @@ def checked_uri(uri: str) -> str:
 
 
 def make_database_folder(uri: str) -> None:
-    """Make the folder of a sqlite file.
+    """Create the folder of a sqlite file.
 
     Raises:
-        ValueError: it cannot be made.
+        ValueError: it cannot be created.
     """
     if (path := _sqlite_path(uri)) is None:
         return
@@ -79,15 +78,15 @@ def make_database_folder(uri: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"tracking.uri {mask(uri)!r} must be in a folder that can be made: {error.strerror}"
+            f"tracking.uri {mask(uri)!r} must be in a folder that can be created: {error.strerror}"
         ) from error
 
 
 class Server:
-    """MLflow as a delivery needs it; making one finds or makes the run."""
+    """Connection to one MLflow run; the constructor finds or creates the run."""
 
     def __init__(self, uri: str, settings: Settings, run_id: str | None) -> None:
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # a note for each of its migrations
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs every database migration
         import mlflow
 
         self._client = mlflow.MlflowClient(tracking_uri=uri)
@@ -100,7 +99,7 @@ class Server:
         experiment = self._client.get_experiment_by_name(settings.experiment)
         if experiment is None:
             database = _sqlite_path(settings.uri)
-            # MLflow's default is a folder in whatever the current directory is
+            # MLflow's default is a folder in the current directory.
             artifacts = None if database is None else (database.parent / "mlartifacts").as_uri()
             experiment_id = self._client.create_experiment(settings.experiment, artifact_location=artifacts)
         else:
@@ -119,9 +118,9 @@ class Server:
         return run.info.run_id
 
     def log(self, records: Sequence[Record]) -> str | None:
-        """Log metrics, params and tags; the reason why MLflow refused some of them, if it did.
+        """Log metrics, params and tags; return why MLflow refused some of them, None if it did not.
 
-        A server that does not answer raises. What it never takes is left out, so that the rest gets through.
+        Raises if the server does not answer. Values that MLflow refuses are skipped, and the rest is logged.
         """
         metrics: list[Any] = []
         refused = None
@@ -140,7 +139,7 @@ class Server:
         known = self._client.get_run(self.run_id).data.params
         wanted = {_key(key): _shortened(value, MAX_PARAM_VALUE) for key, value in values.items()}
         new = [self._entities.Param(key, value) for key, value in wanted.items() if key not in known]
-        # MLflow refuses to change a param; a resumed run may well have other settings
+        # MLflow refuses to change a param, but a resumed run may have other settings: log them as tags.
         changed = {f"changed.{key}": value for key, value in wanted.items() if known.get(key, value) != value}
         return self._log_batches("params", new, MAX_PARAMS_AND_TAGS) or self._log_tags(changed)
 
@@ -149,7 +148,7 @@ class Server:
         return self._log_batches("tags", tags, MAX_PARAMS_AND_TAGS)
 
     def _log_batches(self, kind: str, items: list[Any], size: int) -> str | None:
-        """Log `items` by `size`; where a batch is refused, its halves, down to the one that is at fault."""
+        """Log `items` in batches of `size`; bisect a refused batch down to the refused item."""
         refused = None
         for start in range(0, len(items), size):
             batch = items[start : start + size]
@@ -165,21 +164,21 @@ class Server:
         return refused
 
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
-        """Send a file or a folder; one that is gone is left out."""
+        """Send a file or a folder; skip a missing one with a warning."""
         source = spool / path
         if source.is_dir():
             self._client.log_artifacts(self.run_id, str(source), folder or None)
         elif source.exists():
             self._client.log_artifact(self.run_id, str(source), folder or None)
         else:
-            logger.warning("tracking: artifact %s is gone, left out", source)
+            logger.warning("tracking: artifact %s is missing, skipped", source)
 
     def end(self, status: str, seconds: float) -> None:
-        """Tell MLflow how and when the run ended."""
+        """Set the final status and end time of the run."""
         self._client.set_terminated(self.run_id, status, int(seconds * 1000))
 
     def reopen(self) -> None:
-        """Tell MLflow that a run that had ended goes on."""
+        """Set a finished run back to running."""
         self._client.update_run(self.run_id, status="RUNNING")
 
 

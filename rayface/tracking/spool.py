@@ -1,4 +1,4 @@
-"""The local folder of a job's journal: its output, or a folder of this machine if that is on an object store."""
+"""Local folder of a job's journal: the job's output, or a folder on this machine if the output is a URI."""
 
 import hashlib
 import logging
@@ -32,10 +32,10 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def spool(root: str) -> Iterator[Path]:
-    """The local folder for the journal of a job whose output is `root`: `root` itself, if it is on a disk.
+    """Provide the local folder for the journal of a job whose output is `root`: `root` itself if it is local.
 
-    A URI's journal is stored in `root`/journal at the end, however the job ends, and fetched from there when the job
-    goes on. Until then, and after a crash, it is in a folder of this machine that stays.
+    For a URI, the journal is uploaded to `root`/journal on exit, also after an error, and downloaded when the job is
+    resumed. Until then, and after a crash, it stays in a persistent folder on this machine.
     """
     if is_local(root):
         yield Path(root)
@@ -49,7 +49,7 @@ def spool(root: str) -> Iterator[Path]:
 
 
 def _lasting_folder(root: str) -> Path:
-    """Return this user's folder for a URI; without a writable home, a new temporary one that is kept."""
+    """Return this user's folder for a URI; without a writable home, a new temporary folder that is kept."""
     name = f"{split(root)[1]}-{hashlib.sha256(mask(root).encode()).hexdigest()[:8]}"
     folder = platformdirs.user_state_path("rayface") / "jobs" / name
     try:
@@ -60,7 +60,7 @@ def _lasting_folder(root: str) -> Path:
 
 
 def _fetch(kept: str, folder: Path) -> None:
-    """Fetch the stored journal, unless a longer one was left here."""
+    """Download the stored journal, unless the local one is longer."""
     if not exists(kept):
         return
     files = [file for file in list_files(kept, "journal") if not is_temporary(file.name)]
@@ -73,7 +73,7 @@ def _fetch(kept: str, folder: Path) -> None:
 
 
 def _store(folder: Path, kept: str) -> None:
-    """Store a journal beside the job's output; if that fails, it stays here and a warning names it."""
+    """Upload a journal to the job's output; on failure keep it here, with a warning."""
     paths = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".jsonl")]
     try:
         if paths:

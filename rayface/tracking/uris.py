@@ -1,4 +1,4 @@
-"""Where a job is tracked: tracking.uri, MLFLOW_TRACKING_URI, or a file beside the job's folder."""
+"""Tracking URI of a job: tracking.uri, MLFLOW_TRACKING_URI, or a database beside the job's folder."""
 
 import os
 from dataclasses import replace
@@ -12,7 +12,7 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
-    """Where to send what is journalled in `folder`: tracking.uri, MLFLOW_TRACKING_URI, else mlflow.db beside it.
+    """Return the URI for the journals in `folder`: tracking.uri, MLFLOW_TRACKING_URI, else mlflow.db beside it.
 
     Raises:
         ValueError: the password of tracking.uri is masked and not in the environment, or MLflow cannot store there.
@@ -24,12 +24,12 @@ def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
 
 
 def shared_tracking(settings: TrackingConfig, folder: Path) -> TrackingConfig:
-    """One place for a job in `folder` and for those that it starts in other folders; beside it, where none is named.
+    """Return settings that track the job in `folder` and the jobs that it starts in other folders at one place.
 
-    Only files are fixed: a server's address, which may hold a password, is left where it was said.
+    Only the URI of a database file is resolved. A server's URI, which may hold a password, is not copied.
 
     Raises:
-        ValueError: the file's folder cannot be made.
+        ValueError: MLflow cannot store there.
     """
     uri = tracking_uri(settings, folder)
     return replace(settings, uri=uri) if uri.startswith("sqlite:///") else settings

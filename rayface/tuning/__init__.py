@@ -1,1 +1,1 @@
-"""Sweeps: Ray Tune starts the trials, each a training run; an Optuna study says which, and remembers them."""
+"""Sweeps: Ray Tune runs the trials, each a training run; an Optuna study samples and stores them."""

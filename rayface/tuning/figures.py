@@ -1,4 +1,4 @@
-"""Pictures of a study: Optuna's, and heat maps of the objective over two parameters."""
+"""Figures of a study: Optuna's plots, and heat maps of the objective over two parameters."""
 
 import warnings
 from collections.abc import Callable
@@ -24,18 +24,18 @@ from rayface.report import PALETTE, PNG_DPI, WIDE, add_legend, new_axes
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Spec
 
-_NUM_BINS = 5  # of a range, in a heat map
+_NUM_BINS = 5  # bins of a range in a heat map
 _PARALLEL = "Parallel coordinates"
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Means of the first objective over cells of two parameters.
+    """Mean of the first objective per bin of two parameters.
 
     Attributes:
-        x, y: keys.
-        x_labels, y_labels: of the cells.
-        means, counts: (len(y_labels), len(x_labels)); NaN where no trial is.
+        x, y: config keys of the parameters.
+        x_labels, y_labels: labels of the bins.
+        means, counts: (len(y_labels), len(x_labels)); means are NaN in bins without trials.
     """
 
     x: str
@@ -47,7 +47,7 @@ class HeatMap:
 
 
 def heat_map(trials: list[FrozenTrial], space: dict[str, Parameter], x: str, y: str) -> HeatMap:
-    """Sort complete trials that have both parameters into cells: choices as they are, ranges in five equal parts."""
+    """Bin the complete trials that have both parameters: one bin per choice, five equal bins per range."""
     (x_labels, x_place), (y_labels, y_place) = _cells(space[x]), _cells(space[y])
     sums, counts = np.zeros((len(y_labels), len(x_labels))), np.zeros((len(y_labels), len(x_labels)), np.int64)
     for trial in trials:
@@ -60,7 +60,7 @@ def heat_map(trials: list[FrozenTrial], space: dict[str, Parameter], x: str, y: 
 
 
 def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
-    """The figures of the page: caption, width, least pixels, and HTML that needs `script()` before it."""
+    """Return the figures of the page: caption, width, minimum pixels, and HTML that needs `script()` before it."""
     first = _by_first_objective(study)
     complete = _complete(first)
     drawn: list[tuple[str, bool, go.Figure]] = []
@@ -73,13 +73,13 @@ def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
         drawn.append(("History", True, views.plot_optimization_history(first, target_name=names[0])))
         if _varied(complete):
             if found := _importance(first, complete):
-                drawn.append(("Importance of the parameters", True, _importances(found, names[0])))
+                drawn.append(("Parameter importance", True, _importances(found, names[0])))
             drawn.append((_PARALLEL, True, _parallel(first, complete, names[0])))
         drawn += [(_caption(h), False, _plotly_heat_map(h, names[0], dark_is_high)) for h in _heat_maps(complete, spec)]
     if len(names) == 1 and any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
         curves = optuna.visualization.plot_intermediate_values(study)
         curves.update_layout(showlegend=False, xaxis_title="step", yaxis_title=names[0])
-        drawn.append(("While they train", True, curves))
+        drawn.append(("Intermediate values", True, curves))
     pixels = {_PARALLEL: 90 * (1 + len(spec.search))}
     return [
         {"caption": caption, "wide": wide, "pixels": pixels.get(caption, 0), "html": _html(figure)}
@@ -88,7 +88,7 @@ def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
 
 
 def write_pngs(study: optuna.Study, spec: Spec, folder: Path) -> None:
-    """The same as pictures for trackers: history, importance, parallel coordinates, heat maps."""
+    """Write the figures as PNG files for trackers: history, importance, parallel coordinates, heat maps."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -101,7 +101,7 @@ def write_pngs(study: optuna.Study, spec: Spec, folder: Path) -> None:
     best = max if spec.objectives[0].mode == "max" else min
     _save(_history(complete, name, best), folder / "history.png")
     if _varied(complete):
-        # Optuna changes the style of all that is drawn later, and warns of axes whose values are all the same.
+        # Optuna changes Matplotlib's global style and warns about axes with one value only.
         with matplotlib.rc_context(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             views.plot_parallel_coordinate(first, target_name=name).set_title("")
@@ -116,12 +116,12 @@ def write_pngs(study: optuna.Study, spec: Spec, folder: Path) -> None:
 
 
 def script() -> Markup:
-    """plotly.js, so that the page needs nothing from elsewhere."""
+    """Return plotly.js, so that the page is self-contained."""
     return Markup(get_plotlyjs())
 
 
 def _by_first_objective(study: optuna.Study) -> optuna.Study:
-    """The study as if it had no other objective: then pictures know which values are the good ones."""
+    """Return the study with its first objective only, as Optuna's single-objective plots need it."""
     if len(study.directions) == 1:
         return study
     first = optuna.create_study(direction=study.directions[0])
@@ -137,13 +137,13 @@ def _complete(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _varied(trials: list[FrozenTrial]) -> bool:
-    """Whether there is a parameter that all have and that differs: importance is of those."""
+    """Return whether a parameter that all trials have varies; importance is defined for such parameters only."""
     common = set.intersection(*(set(trial.params) for trial in trials))
     return any(len({str(trial.params[key]) for trial in trials}) > 1 for key in common)
 
 
 def _importance(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, float]:
-    """By key, the most important first; empty where there is nothing to explain."""
+    """Return the importance by key, highest first; empty if the objective does not vary."""
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     if len({trial.values[0] for trial in trials}) < 2:
         return {}
@@ -162,7 +162,7 @@ def _parallel(study: optuna.Study, trials: list[FrozenTrial], name: str) -> go.F
     keys = sorted(set().union(*(trial.params for trial in trials)))
     short = [key.rpartition(".")[2] for key in keys]
     labels = [label if short.count(label) == 1 else key for key, label in zip(keys, short, strict=True)]
-    if len(figure.layout.xaxis.ticktext or ()) == 1 + len(labels):  # Optuna cuts long ones, and older ones have none
+    if len(figure.layout.xaxis.ticktext or ()) == 1 + len(labels):  # Optuna truncates labels; older versions set none
         figure.layout.xaxis.ticktext = [name, *labels]
     return figure
 
@@ -273,7 +273,7 @@ def _html(figure: go.Figure) -> Markup:
         width=None,
         margin={"t": 30, "r": 20, "b": 50, "l": 50},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        paper_bgcolor="rgba(0,0,0,0)",  # the page's own, light or dark
+        paper_bgcolor="rgba(0,0,0,0)",  # transparent: the page is light or dark
         plot_bgcolor=PALETTE["grid"] if isinstance(figure.data[0], go.Heatmap) else "rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "color": PALETTE["ink"]},
     )

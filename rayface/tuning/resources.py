@@ -1,4 +1,4 @@
-"""What the trials of a sweep that run at the same time need of the cluster."""
+"""Cluster resources that the concurrent trials of a sweep need."""
 
 from rayface import config as configs
 from rayface.config import Config
@@ -8,7 +8,7 @@ from rayface.tuning.spec import Spec
 
 
 def most_workers(spec: Spec, base: Config) -> Config:
-    """The base with as many workers, and CPUs of each, as any trial may have."""
+    """Return the base config with the largest number of workers and CPUs per worker of any trial."""
     most = base
     for key in ("train.num_workers", "train.cpus_per_worker"):
         if key in spec.search:
@@ -18,24 +18,28 @@ def most_workers(spec: Spec, base: Config) -> Config:
 
 
 def worker_cpus(base: Config) -> int:
-    """What the workers of a trial hold."""
+    """Return the CPUs that the workers of one trial take."""
     return base.train.max_workers * base.train.cpus_per_worker
 
 
 def wait_for_nodes(spec: Spec, base: Config) -> None:
-    """Ask for the nodes that the trials at the same time need: those of a cluster come and go with the work."""
+    """Wait for the nodes that the concurrent trials need; an autoscaling cluster adds them on request."""
     train, workers = base.train, spec.sweep.concurrency * base.train.max_workers
     setting = "sweep.concurrency * train.num_workers"
     require_workers(train.device, train.cpus_per_worker, workers, wait=train.wait_for_nodes, setting=setting)
 
 
 def check_room(spec: Spec, base: Config) -> None:
-    """Trials that do not fit at once would wait for each other's workers."""
+    """Refuse a concurrency that the cluster has no room for: the trials would wait for each other's workers.
+
+    Raises:
+        ValueError: one line.
+    """
     worker = {"CPU": float(base.train.cpus_per_worker), **({"GPU": 1.0} if uses_gpu(base) else {})}
     workers, room = spec.sweep.concurrency * base.train.max_workers, places(worker)
     if room < workers:
         needs = " and ".join(f"{value:g} {name}" for name, value in worker.items())
         raise ValueError(
-            f"sweep.concurrency: {spec.sweep.concurrency}: its trials have {workers} workers of {needs} each, the "
-            f"cluster has room for {room}: lower it, or train.num_workers, or add nodes"
+            f"sweep.concurrency: {spec.sweep.concurrency}: the trials have {workers} workers of {needs} each, the "
+            f"cluster has room for {room}: lower it or train.num_workers, or add nodes"
         )

@@ -1,4 +1,4 @@
-"""What a sweep leaves: best.yaml, result.json, pictures and a page that shows them."""
+"""Results of a sweep: best.yaml, result.json, figures and the HTML report."""
 
 import math
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from rayface.version import VERSION
 
 
 def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> dict[str, Any]:
-    """Write all of it into the sweep's directory.
+    """Write the results into the sweep's directory.
 
     Returns:
-        what result.json holds.
+        The content of result.json.
     """
     sweep = SweepDirectory(folder)
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]

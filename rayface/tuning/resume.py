@@ -1,4 +1,4 @@
-"""Resume a sweep: find its directory, and compare its file, which may have been edited, with the first one."""
+"""Resume a sweep: find its directory and compare its file, which may have been edited, with the original."""
 
 import json
 import logging
@@ -21,13 +21,13 @@ from rayface.values import read_yaml, to_text
 
 logger = logging.getLogger(__name__)
 
-_FILE = "started.yaml"  # the sweep's file as it was
-_COMMAND = "started.json"  # what was said beside it
-_LONGEST = 100  # characters of a value in a message
+_FILE = "started.yaml"  # copy of the sweep's file at its start
+_COMMAND = "started.json"  # overrides and preset of the command that started it
+_LONGEST = 100  # maximum length of a value in a message
 
 
 def remember(folder: Path, file: Path, overrides: Sequence[str], preset: str | None) -> None:
-    """Keep what a sweep is started with."""
+    """Store the file, overrides and preset that a sweep is started with."""
     write_json(folder / _COMMAND, {"overrides": list(overrides), "preset": preset})
     text = file.read_text(encoding="utf-8-sig")
     if mask(text) != text:
@@ -36,15 +36,15 @@ def remember(folder: Path, file: Path, overrides: Sequence[str], preset: str | N
 
 
 def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
-    """What a sweep that goes on does, the config of all its trials, and its directory.
+    """Return the spec of a resumed sweep, the base config of its trials, and its directory.
 
-    It is the sweep that sweep.output names, here or in the file, else the newest of the file's name. What the file says
-    now holds where it may change (specs.FREE); anything else must be as it was.
+    The sweep is the one that sweep.output names, in the overrides or in the file, else the newest with the file's name.
+    Edits of the keys in specs.FREE take effect; all other keys must be unchanged.
 
     Args:
-        file: the sweep's, as it is now.
-        overrides: of this call.
-        preset: of this call; None: the one that the sweep was started with.
+        file: the sweep file as it is now.
+        overrides: those of this call.
+        preset: that of this call; None: the one that the sweep was started with.
 
     Raises:
         ValueError: bad input; one line that names each key that differs.
@@ -55,9 +55,7 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     if file.resolve().parent == folder.resolve():  # the sweep's own copy
         return spec, base, folder
     if not (folder / _FILE).exists():
-        logger.info(
-            "%s: not compared: the sweep in %s was started by an older rayface and resumes unchanged", file, folder
-        )
+        logger.info("%s: ignored: the sweep in %s was started by an older rayface and resumes unchanged", file, folder)
         return spec, base, folder
     command = json.loads((folder / _COMMAND).read_text())
     first = command["preset"]
@@ -66,16 +64,16 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     edited = _differing(then, masked(specs.flat(now, now_base)))
     flat = configs.flat(base)
     secret = {key: value for key, value in configs.flat(now_base).items() if value != flat[key] == masked(value)}
-    base = configs.with_overrides(base, secret)  # credentials are in the file alone
+    base = configs.with_overrides(base, secret)  # the stored sweep has no credentials, the file has
     free = specs.FREE | {"heatmaps"}
     if kept := {key: values for key, values in edited.items() if key not in free}:
         raise ValueError(
-            f"{file}: {_listed(kept)}: must stay for --resume, only {', '.join(sorted(free))} may change: put it back, "
-            "or start a new sweep"
+            f"{file}: {_listed(kept)}: must not change on a resume, only {', '.join(sorted(free))} may: revert it, or "
+            "start a new sweep"
         )
     given = {"sweep.output", *(text.partition("=")[0] for text in overrides)}
     if holds := {key: values for key, values in edited.items() if key not in given}:
-        logger.info("%s: edited since the sweep was started, and holds: %s", file, _listed(holds))
+        logger.info("%s: edited since the sweep was started, takes effect: %s", file, _listed(holds))
     changed = {key.removeprefix("sweep."): both[1] for key, both in holds.items() if key != "heatmaps"}
     return replace(spec, sweep=replace(spec.sweep, **changed), heatmaps=now.heatmaps), base, folder
 
@@ -88,7 +86,9 @@ def _folder(file: Path, overrides: Sequence[str]) -> Path:
         given = [named]
     found = Path(normalise(given[-1])) if given else newest(file.stem)
     if found is None or not (found / SPEC).is_file():
-        raise ValueError(f"--resume: {found or f'sweeps/{file.stem}-*'}: no sweep there: name it with sweep.output=DIR")
+        raise ValueError(
+            f"sweep.output: {found or f'sweeps/{file.stem}-*'}: no sweep to resume there: name it with sweep.output=DIR"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Between Ray Tune, which runs the trials, and the Optuna study, which chooses and judges them."""
+"""Adapter between Ray Tune, which runs the trials, and the Optuna study, which samples and prunes them."""
 
 import contextlib
 import math
@@ -16,25 +16,25 @@ from rayface.tuning.spec import Spec
 from rayface.tuning.study import interrupted, started
 from rayface.tuning.sweep_directory import SweepDirectory
 
-_ALIKE = 3  # trials of a session that fail for one reason, before any other ends, say that all would
-_KILLED = "its process was killed more often than train.max_failures"
+_ALIKE = 3  # stop the sweep when so many first trials of a session all fail for the same reason
+_KILLED = "its process was killed more than train.max_failures times"
 Ended = Callable[[optuna.trial.FrozenTrial], None]
 
 
 class StudySearch(Searcher):
-    """Ray Tune's search algorithm, over a study.
+    """Ray Tune search algorithm that samples from an Optuna study.
 
-    Trials that were at work when the sweep broke off come first, under their own numbers. A trial that the
-    study's pruner gives up is asked to stop, as by Ctrl-C: it saves its checkpoint and ends its MLflow run.
+    Trials that were running when the sweep was interrupted come first, under their own numbers. A trial that the
+    study's pruner stops is asked to stop as by Ctrl-C: it saves a checkpoint and ends its MLflow run.
 
     Args:
-        study: as `open_study` returns it.
-        spec: with the space and the number of trials.
-        folder: the sweep's.
+        study: study from `open_study`.
+        spec: search space and number of trials.
+        folder: directory of the sweep.
         ended: called with every trial that has ended.
 
     Attributes:
-        lost: which trial the cluster has no more nodes for; no other starts then.
+        lost: the trial that the cluster has no nodes left for, and why; "" if none. No further trial starts then.
     """
 
     def __init__(self, study: optuna.Study, spec: Spec, folder: Path, ended: Ended) -> None:
@@ -43,7 +43,7 @@ class StudySearch(Searcher):
         self._again = [trial.number for trial in interrupted(study)]
         self._trials: dict[str, optuna.Trial] = {}
         self._pruned: set[str] = set()
-        self._endings: list[str | None] = []  # of this session: why a trial failed, None where it did not
+        self._endings: list[str | None] = []  # per trial ended in this session: why it failed, None if it did not
         self.lost = ""
         budget = spec.sweep.time_budget
         self._deadline = math.inf if budget is None else time.monotonic() + budget
@@ -51,7 +51,7 @@ class StudySearch(Searcher):
 
     @property
     def remaining(self) -> int:
-        """Trials to run, those that were interrupted included."""
+        """Number of trials left to run, including interrupted ones."""
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         new = self._spec.sweep.trials - len(started(self._study))
         if self._spec.sweep.sampler == "grid":
@@ -60,18 +60,18 @@ class StudySearch(Searcher):
 
     @property
     def failing_alike(self) -> str:
-        """Why each of the session's first trials failed, where it is the same: the others would fail alike; else ""."""
+        """The reason why all of the session's first trials failed, if it is the same one; else ""."""
         first = self._endings[0] if len(self._endings) >= _ALIKE else None
         return first if first is not None and self._endings.count(first) == len(self._endings) else ""
 
     def stop(self) -> None:
-        """Start no more trials, and ask those at work to stop; they are left to a sweep that is resumed."""
+        """Start no more trials and ask the running ones to stop; a resume of the sweep continues them."""
         self._stopped = True
         for trial in self._trials.values():
             self._ask_to_stop(trial.number)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        return True  # all of that is the study's
+        return True  # the study holds metric, mode and space
 
     def save(self, checkpoint_path: str) -> None:
         pass  # the study is the state
@@ -80,14 +80,14 @@ class StudySearch(Searcher):
         pass
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune writes its searcher to disk, and the URI of the study may hold a password."""
+        """Return no state: Ray Tune writes its searcher to disk, and the study's URI may hold a password."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._stopped or self.lost or time.monotonic() > self._deadline or not self.remaining:
             return Searcher.FINISHED
         if self.failing_alike:
-            return None if self._trials else Searcher.FINISHED  # one at work may end otherwise
+            return None if self._trials else Searcher.FINISHED  # a running trial may still succeed
         if self._again:
             frozen = self._study.get_trials(deepcopy=False)[self._again.pop(0)]
             trial = optuna.Trial(self._study, frozen._trial_id)
@@ -100,7 +100,7 @@ class StudySearch(Searcher):
         trial = self._trials[trial_id]
         if result.get("state") != "RUNNING" or self._spec.sweep.pruner == "none":
             return
-        if trial_id in self._pruned:  # asked again: a process that took the place of a killed one has not heard it
+        if trial_id in self._pruned:  # ask again: the trial's process may have been replaced after a kill
             self._ask_to_stop(trial.number)
             return
         trial.report(result["value"], result["step"])
@@ -115,7 +115,7 @@ class StudySearch(Searcher):
         run = self._sweep.run(trial.number)
         facts: dict[str, Any] = {"run": str(run), "seconds": result.get("seconds", run.seconds())}
         values: list[float] = []
-        if state == "LOST":  # left to a sweep that is resumed, which goes on from the last checkpoint
+        if state == "LOST":  # a resume of the sweep continues it from its last checkpoint
             self.lost = self.lost or f"trial {trial.number}: {result['reason']}"
             return
         if state == "COMPLETE" and not error:
@@ -135,5 +135,5 @@ class StudySearch(Searcher):
         self._ended(self._study.get_trials(deepcopy=False)[trial.number])
 
     def _ask_to_stop(self, number: int) -> None:
-        with contextlib.suppress(FileNotFoundError):  # it has not begun
+        with contextlib.suppress(FileNotFoundError):  # it has not started
             self._sweep.run(number).request_stop()

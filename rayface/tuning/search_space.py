@@ -1,4 +1,4 @@
-"""Search spaces over config keys: ranges, choices, and parameters that exist only beside certain others."""
+"""Search spaces over config keys: ranges, choices, and parameters that depend on others."""
 
 import json
 import math
@@ -16,7 +16,7 @@ Number = Annotated[int | float, BeforeValidator(lambda v: parse_number(v) if isi
 
 
 class Trial(Protocol):
-    """What a suggestion needs of an Optuna trial."""
+    """The methods of an Optuna trial that sampling needs."""
 
     def suggest_categorical(self, name: str, choices: Any) -> Any: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
@@ -25,7 +25,7 @@ class Trial(Protocol):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Parameter:
-    """The values that a key may take: `choices`, or a range `low` to `high` (integers where both are)."""
+    """Values that a key may take: `choices`, or a range `low` to `high` (of integers if both are)."""
 
     choices: tuple[Scalar, ...] | None = None
     low: Number | None = None
@@ -33,7 +33,7 @@ class Parameter:
     step: Number | None = None
     log: bool = False
     when: dict[str, Scalar | tuple[Scalar, ...]] | None = None
-    """Other parameters, named before this one, and the value (or one of the values) each must have."""
+    """Condition: parameters listed before this one, each with the value or values that it must have."""
 
     @model_validator(mode="after")
     def _check(self) -> "Parameter":
@@ -43,7 +43,7 @@ class Parameter:
         elif self.low is None or self.high is None or not self.low <= self.high:
             raise ValueError("must have choices, or low and high with low <= high")
         elif self.log and (self.step is not None or self.low <= 0):
-            raise ValueError("log: needs low above 0 and no step")
+            raise ValueError("log: requires low above 0 and no step")
         elif self.step is not None and self.step <= 0:
             raise ValueError("step: must be above 0")
         return self
@@ -53,17 +53,17 @@ class Parameter:
         return all(isinstance(value, int) for value in (self.low, self.high, self.step or 1))
 
     def edges(self) -> tuple[Scalar, ...]:
-        """All choices, or both ends of the range."""
+        """Return all choices, or both ends of the range."""
         return self.choices if self.choices is not None else (self.low, self.high)
 
     def given(self) -> Tree:
-        """What the file says of it, in JSON's types."""
+        """Return the fields that are set, as JSON types."""
         said = {key: value for key, value in vars(self).items() if value is not None and value is not False}
         given: Tree = json.loads(json.dumps(said))
         return given
 
     def grid(self) -> tuple[Scalar, ...] | None:
-        """Every value; None: there is no end of them."""
+        """Return every value; None if the range is continuous."""
         if self.choices is not None:
             return self.choices
         assert self.low is not None
@@ -71,13 +71,13 @@ class Parameter:
         step = self.step or (1 if self.integer and not self.log else None)
         if step is None:
             return None
-        # In decimals, as written: 0.1 + 0.2 would be out of a range that ends at 0.3.
+        # Decimals avoid float rounding: 0.1 + 0.2 would exceed a range that ends at 0.3.
         low, high, width = (Decimal(str(value)) for value in (self.low, self.high, step))
         points = [low + k * width for k in range(int((high - low) / width) + 1)]
         return tuple(int(point) if self.integer else float(point) for point in points)
 
     def suggest(self, key: str, trial: Trial) -> Scalar:
-        """Ask the trial for a value."""
+        """Sample a value from the trial."""
         if self.choices is not None:
             value: Scalar = trial.suggest_categorical(key, list(self.choices))
             return value
@@ -88,7 +88,7 @@ class Parameter:
         return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
 
     def applies(self, values: Mapping[str, Scalar]) -> bool:
-        """Whether the parameter exists beside these values of the ones before it."""
+        """Return whether the condition `when` holds for these values of earlier parameters."""
         for key, wanted in (self.when or {}).items():
             allowed = wanted if isinstance(wanted, tuple) else (wanted,)
             if key not in values or not any(_equal(values[key], one) for one in allowed):
@@ -97,7 +97,7 @@ class Parameter:
 
 
 def _equal(value: Scalar, wanted: Scalar) -> bool:
-    """Whether they are the same; a suggested step of a range may be off in its last bit."""
+    """Return whether two values are equal; a sampled step of a range may differ in its last bit."""
     if isinstance(value, float) and isinstance(wanted, int | float):
         return math.isclose(value, wanted, rel_tol=1e-9)
     return value == wanted
@@ -107,7 +107,7 @@ Space = Mapping[str, Parameter]
 
 
 def suggest(space: Space, trial: Trial) -> dict[str, Scalar]:
-    """A value for every parameter that applies, in the order of the space."""
+    """Sample a value for every parameter that applies, in the order of the space."""
     values: dict[str, Scalar] = {}
     for key, parameter in space.items():
         if parameter.applies(values):
@@ -116,10 +116,10 @@ def suggest(space: Space, trial: Trial) -> dict[str, Scalar]:
 
 
 def grid(space: Space) -> list[dict[str, Scalar]]:
-    """Every point of a space of choices and stepped ranges.
+    """Return every point of a space of choices and stepped ranges.
 
     Raises:
-        ValueError: a range without steps.
+        ValueError: a range has no step.
     """
     return list(_grid(list(space.items()), {}))
 
@@ -134,6 +134,6 @@ def _grid(rest: list[tuple[str, Parameter]], values: dict[str, Scalar]) -> Itera
         return
     places = parameter.grid()
     if places is None:
-        raise ValueError(f"search.{key}: is a range without an end of values: a grid needs choices, or a step")
+        raise ValueError(f"search.{key}: is a continuous range: a grid requires choices, or a step")
     for value in places:
         yield from _grid(others, {**values, key: value})

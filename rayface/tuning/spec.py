@@ -1,4 +1,4 @@
-"""What a sweep file says: a base config, a search space, objectives, and how to search."""
+"""Sweep files: base config, search space, objectives and search settings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from rayface.tuning.search_space import Parameter, Scalar, grid
 from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown, to_text
 
 _OWN = "sweep."
-_STAGES = ("prune", "clean")  # groups of the stage in front of a training
+_STAGES = ("prune", "clean")  # groups of the prune stage that may precede training
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-# Objectives that are also logged while a run trains, and under which name: what a pruner can go by.
+# Objectives that are also logged during training, with their metric names; a pruner needs one of them.
 WATCHED = {"accuracy_mean": "eval/accuracy", "loss": "train/loss"}
-# What a sweep that is resumed may be told anew; everything else would make its trials unlike each other.
+# Keys that may change on a resume; a change of any other key would make the trials incomparable.
 FREE = {"sweep.trials", "sweep.concurrency", "sweep.time_budget", "sweep.output"}
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -35,31 +35,31 @@ Seconds = Annotated[float, Field(gt=0)]
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Objective:
     metric: str = "accuracy_mean"
-    """A number in a run's result.json: accuracy_mean, loss, seconds, images_per_second, ..."""
+    """Name of a number in a run's result.json: accuracy_mean, loss, seconds, images_per_second, ..."""
     mode: Literal["max", "min"] = "max"
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SweepConfig:
-    """How to search."""
+    """Search settings."""
 
     trials: Positive = 16
-    """In all, failed ones included; a grid ends earlier when it is exhausted."""
+    """Total number of trials, including failed ones; a grid may end earlier."""
     concurrency: Positive = 1
-    """Trials at once; each takes train.num_workers workers."""
+    """Number of concurrent trials; each has train.num_workers workers."""
     time_budget: Seconds | None = None
     """Seconds after which no more trials start."""
     sampler: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
     pruner: Literal["asha", "hyperband", "median", "none"] = "none"
-    """Stops trials early by their evaluations (evaluate.every) or losses."""
+    """Stops trials early by their validation accuracy (evaluate.every) or loss."""
     min_steps: Positive = 1
-    """Of training, before a trial may be pruned."""
+    """Training steps before a trial may be pruned."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """asha, hyperband: one in so many trials goes on at each rung."""
+    """asha, hyperband: one in this many trials continues at each rung."""
     seed: Annotated[int, Field(ge=0)] = 0
     storage: DatabaseUri | None = None
-    """Of the Optuna study: sqlite:///FILE, postgresql://..., mysql://...; None: OPTUNA_STORAGE, which may hold a
-    password, else sqlite in the sweep's directory."""
+    """Storage of the Optuna study: sqlite:///FILE, postgresql://..., mysql://...; None: OPTUNA_STORAGE, which may hold
+    a password, else sqlite in the sweep's directory."""
     output: PathText | None = None
     """Sweep directory, on a disk that all nodes share; None: the next free sweeps/NAME-001."""
 
@@ -74,12 +74,12 @@ class Spec:
 
     preset: str | None = None
     config: Tree = Field(default_factory=dict)
-    """What all trials have in common, as a file for `rayface train -c`."""
+    """Base config of all trials, with the keys of a file for `rayface train -c`."""
     search: dict[str, Annotated[Parameter, BeforeValidator(_parameter)]] = Field(min_length=1)
-    """Dotted config key to a list of choices or a range; with prune.embeddings, data.train is pruned first."""
+    """Config key to a list of choices or a range; if prune.embeddings is set, data.train is pruned first."""
     objectives: tuple[Objective, ...] = Field(default=(Objective(),), min_length=1)
     heatmaps: tuple[tuple[str, str], ...] = ()
-    """Pairs of keys to draw the first objective over."""
+    """Pairs of keys; one heat map of the first objective is drawn for each."""
     sweep: SweepConfig = SweepConfig()
 
 
@@ -87,13 +87,13 @@ _ADAPTER = TypeAdapter(Spec)
 
 
 def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tuple[Spec, Config]:
-    """Read a sweep file; `sweep.*` overrides are the file's, all others config keys.
+    """Read a sweep file; `sweep.*` overrides are search settings, all others config keys.
 
     Raises:
         ValueError: one line.
     """
     tree = read_yaml(file)
-    # Beside `config`, the groups of the stage in front of a training may be given at the top.
+    # The groups of the prune stage may also stand at the top level, beside `config`.
     stages = {group: tree.pop(group) or {} for group in _STAGES if group in tree}
     spec = _build(tree, file)
     own = [text for text in overrides if text.startswith(_OWN)]
@@ -104,41 +104,41 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
     base = configs.with_overrides(base, [text for text in overrides if text not in own])
     base = configs.with_overrides(base, {"train.output": None})
     spec = replace(spec, search={key: _typed(key, parameter, base) for key, parameter in spec.search.items()})
-    if not base.data.train and "data.train" in spec.search:  # what is checked before trials start needs one of them
+    if not base.data.train and "data.train" in spec.search:  # the checks before the first trial need a dataset
         base = configs.with_overrides(base, {"data.train": spec.search["data.train"].edges()[0]})
     _check(spec, base)
     return spec, base
 
 
 def dump(spec: Spec, base: Config, path: Path) -> None:
-    """Write what `load` reads, all of it resolved."""
+    """Write a resolved sweep file that `load` reads."""
     tree = {**asdict(replace(spec, preset=None)), "config": configs.to_dict(base, groups_of(base))}
     write_text(path, yaml.safe_dump(masked(json.loads(json.dumps(tree))), sort_keys=False))
 
 
 def prunes(base: Config) -> bool:
-    """Whether every trial prunes data.train first."""
+    """Return whether every trial prunes data.train first."""
     return base.prune.embeddings is not None
 
 
 def groups_of(base: Config) -> tuple[str, ...]:
-    """The fields of Config that a trial uses."""
+    """Return the groups of Config that a trial uses."""
     return (*configs.TRAINING, *(_STAGES if prunes(base) else ()))
 
 
 def check_resumable(overrides: Sequence[str]) -> None:
-    """Refuse overrides that would make the trials to come unlike those that are done.
+    """Refuse overrides that would make new trials incomparable with finished ones.
 
     Raises:
         ValueError: one line.
     """
     for text in overrides:
         if (key := text.partition("=")[0]) not in FREE:
-            raise ValueError(f"{key}: must stay for --resume: only {', '.join(sorted(FREE))} may be given")
+            raise ValueError(f"{key}: must not change on a resume: only {', '.join(sorted(FREE))} may be given")
 
 
 def flat(spec: Spec, base: Config) -> Tree:
-    """All that a sweep file says, resolved, by dotted key, in JSON's types."""
+    """Return the resolved content of a sweep file by dotted key, as JSON types."""
     tree = json.loads(json.dumps(asdict(spec)))
     groups = {
         "search": {key: parameter.given() for key, parameter in spec.search.items()},
@@ -165,7 +165,7 @@ def _with_overrides(spec: Spec, overrides: Sequence[str], file: Path) -> Spec:
 
 
 def _typed(key: str, parameter: Parameter, base: Config) -> Parameter:
-    """The parameter with its choices, and those of others that it goes by, as their fields have them."""
+    """Return the parameter with the values of its choices and of `when` parsed as their config keys' types."""
     choices, when = parameter.choices, parameter.when
     if choices is not None:
         choices = tuple(_value(key, choice, base) for choice in choices)
@@ -179,7 +179,7 @@ def _typed(key: str, parameter: Parameter, base: Config) -> Parameter:
 
 def _value(key: str, value: Scalar, base: Config) -> Scalar:
     found = configs.value_of(configs.to_dict(configs.with_overrides(base, {key: value})), key)
-    if isinstance(found, list | tuple | dict):  # Optuna's choices are no lists
+    if isinstance(found, list | tuple | dict):  # Optuna does not accept lists as choices
         found = found[0] if key == "data.train" and len(found) == 1 else to_text(found)
     return found
 
@@ -203,7 +203,7 @@ def _check(spec: Spec, base: Config) -> None:
     for key, parameter in spec.search.items():
         for other in parameter.when or {}:
             if other not in before:
-                raise ValueError(f"search.{key}.when: {other}: must be a parameter named before {key}")
+                raise ValueError(f"search.{key}.when: {other}: must be a parameter listed before {key}")
         for value in parameter.edges():
             configs.with_overrides(base, {key: value})
         before.append(key)
@@ -215,20 +215,20 @@ def _check(spec: Spec, base: Config) -> None:
     _check_storage(spec.sweep.storage)
     for key, parameter in spec.search.items():
         if masked(parameter.given()) != parameter.given():
-            rule = "must not hold credentials, Optuna writes them down: set them in the environment"
+            rule = "must not hold credentials, Optuna stores it in plain text: set them in the environment"
             raise ValueError(f"search: {key}: {rule}")
     if spec.sweep.sampler == "grid":
         grid(spec.search)
 
 
 def _check_stages(spec: Spec, base: Config) -> None:
-    """Refuse settings of the stage in front of a training, searched ones among them, before a trial starts."""
+    """Refuse invalid settings of the prune stage, including searched ones, before the first trial starts."""
     searched = {key: p.edges() for key, p in spec.search.items() if key.startswith(tuple(f"{g}." for g in _STAGES))}
     if not prunes(base):
         if searched or (base.prune, base.clean) != (PruneConfig(), CleanConfig()):
-            raise ValueError("prune.embeddings: is not set: name the folder that `rayface embed` wrote of data.train")
+            raise ValueError("prune.embeddings: is not set: must be the output of `rayface embed` for data.train")
         return
-    from rayface.curate.prune.settings import check_settings  # its compiler takes a second to import
+    from rayface.curate.prune.settings import check_settings  # imports numba, which takes a second
 
     first = {key: edges[0] for key, edges in searched.items()}
     tried = [{**first, key: edge} for key, edges in searched.items() for edge in edges] or [first]
@@ -238,21 +238,23 @@ def _check_stages(spec: Spec, base: Config) -> None:
 
 def _check_storage(uri: str | None) -> None:
     if uri is not None and mask(uri) != uri:
-        raise ValueError("sweep.storage: must not hold a password, it is written down: set OPTUNA_STORAGE instead")
+        raise ValueError("sweep.storage: must not hold a password, it is stored: set OPTUNA_STORAGE instead")
 
 
 def _check_objectives(spec: Spec, base: Config) -> None:
     metrics = [objective.metric for objective in spec.objectives]
     if "accuracy_mean" in metrics and base.evaluate.pairs is None:
-        raise ValueError("evaluate.pairs: is not set: objective accuracy_mean needs it, and evaluate.data")
+        raise ValueError("evaluate.pairs: is not set: objective accuracy_mean requires it and evaluate.data")
     if spec.sweep.sampler == "cmaes" and len(metrics) > 1:
         raise ValueError("sweep.sampler: cmaes: must be tpe, gp, random or grid with several objectives")
     pruner = spec.sweep.pruner
     if pruner == "none":
         return
     if len(metrics) > 1:
-        raise ValueError(f"sweep.pruner: {pruner}: must be none with several objectives, as Optuna has it")
+        raise ValueError(f"sweep.pruner: {pruner}: must be none with several objectives: Optuna does not support it")
     if metrics[0] not in WATCHED:
-        raise ValueError(f"sweep.pruner: {pruner}: needs an objective of {', '.join(WATCHED)}: change it, or use none")
+        raise ValueError(
+            f"sweep.pruner: {pruner}: requires one of the objectives {', '.join(WATCHED)}: change it, or use none"
+        )
     if metrics[0] == "accuracy_mean" and base.evaluate.every == 0:
-        raise ValueError("evaluate.every: 0: a pruner goes by evaluations: say how many steps are between them")
+        raise ValueError("evaluate.every: 0: a pruner requires validation during training: set the steps between them")

@@ -1,4 +1,4 @@
-"""The Optuna study of a sweep: what was tried, what comes next, which trial is worth going on with."""
+"""The Optuna study of a sweep: storage, sampler and pruner."""
 
 import warnings
 
@@ -14,23 +14,23 @@ from rayface.tuning.spec import Spec, SweepConfig
 
 
 def open_study(spec: Spec, name: str, storage: str, *, total_steps: int, resume: bool = False) -> optuna.Study:
-    """Make the study, or go on with it.
+    """Create or open a study.
 
     Args:
-        name: of the study in its storage.
-        storage: a URI of SQLAlchemy's; optuna-dashboard reads the same.
-        total_steps: of a trial's training, for hyperband.
-        resume: it must be there: in a new one, all trials would be run again.
+        name: name of the study in its storage.
+        storage: SQLAlchemy URI; optuna-dashboard takes the same.
+        total_steps: training steps of a trial, for hyperband.
+        resume: require that the study exists; a new one would repeat all trials.
 
     Raises:
-        ValueError: the storage cannot be opened, or does not hold the study that is to go on.
+        ValueError: the storage cannot be opened, or does not hold the study to resume.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
         rdb = optuna.storages.RDBStorage(storage)
         if resume and name not in optuna.get_all_study_names(rdb):
-            raise LookupError(f"it holds no {name}: name the one that the sweep was started with")
+            raise LookupError(f"it holds no study {name}: set the storage that the sweep was started with")
         study = optuna.create_study(
             storage=rdb,
             study_name=name,
@@ -38,7 +38,7 @@ def open_study(spec: Spec, name: str, storage: str, *, total_steps: int, resume:
             directions=[StudyDirection[f"{objective.mode.upper()}IMIZE"] for objective in spec.objectives],
             pruner=_pruner(spec.sweep, total_steps),
         )
-    except Exception as error:  # SQLAlchemy's drivers raise whatever they like
+    except Exception as error:  # SQLAlchemy's drivers raise errors of their own
         text = mask(" ".join(str(error).split()))[:300]
         raise ValueError(f"sweep.storage: the study cannot be opened: {type(error).__name__}: {text}") from error
     study.sampler = _sampler(spec.sweep, len(study.get_trials(deepcopy=False)))
@@ -49,17 +49,17 @@ def open_study(spec: Spec, name: str, storage: str, *, total_steps: int, resume:
 
 
 def interrupted(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that were at work when a sweep ended without a word."""
+    """Return the trials that were running when the sweep was interrupted."""
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def started(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that have begun; those of a grid that wait are not among them."""
+    """Return the trials that have started; enqueued ones of a grid are not among them."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The best trial; with several objectives those that no other beats in all, the best in the first one first."""
+    """Return the best trial; with several objectives the Pareto front, ordered by the first objective."""
     if not any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
         return []
     sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
@@ -69,10 +69,10 @@ def best_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _sampler(sweep: SweepConfig, num_trials: int) -> BaseSampler:
-    # A resumed sweep must not draw the first points once more.
+    # A resumed sweep must not sample the same points again.
     seed = int(np.random.SeedSequence([sweep.seed, num_trials]).generate_state(1)[0])
     if sweep.sampler == "tpe":
-        # Points that are at work count as bad ones, so that trials at the same time differ.
+        # constant_liar counts running trials as bad ones, so that concurrent trials differ.
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
     if sweep.sampler == "cmaes":
         return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)

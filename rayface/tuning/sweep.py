@@ -1,4 +1,4 @@
-"""The driver's side of a sweep: claim its directory, run the trials, record them, gather the results."""
+"""Driver of a sweep: own its directory, run the trials, record them, write the results."""
 
 import json
 import logging
@@ -35,8 +35,8 @@ from rayface.tuning.study import best_trials, open_study
 from rayface.tuning.sweep_directory import SweepDirectory, new_sweep
 from rayface.tuning.trial import run_trial
 
-# A trial only waits for its workers: a CPU of its own, however small a part, would not fit beside them where they fill
-# the cluster. Ray Tune must be given something, so it is a byte.
+# A trial's own process only waits for its workers. Any fraction of a CPU would not fit beside workers that fill the
+# cluster, and Ray Tune requires some resource, so it is one byte of memory.
 _TRIAL = ray_tune.PlacementGroupFactory([{"memory": 1}])
 logger = logging.getLogger(__name__)
 
@@ -53,21 +53,21 @@ def tune(
     """Run the sweep that a file describes.
 
     Args:
-        file: as rayface/tuning/spec.py has it.
-        overrides: `sweep.KEY=VALUE` say how to search, all others are config keys of every trial.
-        preset: in place of the file's.
-        resume: go on with a sweep of that file: sweep.output, else the newest of its name under sweeps/. What the file
-            says now is held against what the sweep was started with.
+        file: sweep file; see `Spec`.
+        overrides: `sweep.KEY=VALUE` are search settings, all others config keys of every trial.
+        preset: replaces the file's preset.
+        resume: resume a sweep of that file: sweep.output, else the newest of its name under sweeps/. The file is
+            compared with the one that the sweep was started with.
         address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
         debug: show the logs of Ray.
 
     Returns:
-        sweep (its directory), trials by how they ended, the best one, seconds (of all sessions).
+        sweep (its directory), number of trials by state, the best trial, seconds (total of all sessions).
 
     Raises:
         ValueError: bad input; one line.
-        RuntimeError: all trials failed, the first ones alike, or the cluster lost its nodes; one line.
-        TrainingInterruptedError: by Ctrl-C or SIGTERM; one line.
+        RuntimeError: all trials failed, the first ones failed for the same reason, or nodes were lost; one line.
+        TrainingInterruptedError: Ctrl-C or SIGTERM stopped it; one line.
     """
     start = resume_sweep if resume else new_sweep
     spec, base, folder = start(file, overrides, preset)
@@ -98,7 +98,7 @@ def tune(
 
 
 def _check_trials(spec: Spec, base: Config) -> int:
-    """Check settings and data of the trials; return their number of training steps."""
+    """Check the settings and the data of the trials; return their number of training steps."""
     for choice in spec.search["data.train"].edges() if "data.train" in spec.search else ():
         dry_run(configs.with_overrides(base, {"data.train": choice}))
     return dry_run(base)
@@ -151,7 +151,7 @@ class _Sweep:
                 name=uuid.uuid4().hex[:12],
                 storage_path=str(self._directory.ray_storage),
                 verbose=0,
-                # Where a trial's process or its node is killed, another one goes on from the last checkpoint.
+                # If a trial's process or node is killed, a new process resumes from the last checkpoint.
                 failure_config=ray_tune.FailureConfig(max_failures=self._base.train.max_failures),
             ),
         )
@@ -169,8 +169,8 @@ class _Sweep:
         return result
 
     def _check_ending(self, all_failed: bool, num_trials: int) -> None:
-        """Fail where the sweep has no result, or could not run all of its trials."""
-        resume = f"go on with: rayface tune {self._directory.spec} --resume"
+        """Raise if the sweep has no result, or could not run all of its trials."""
+        resume = f"resume with: rayface tune {self._directory.spec} --resume"
         if self._search.lost:
             raise RuntimeError(f"{self._search.lost}; {resume}")
         left = self._search.remaining
@@ -180,16 +180,17 @@ class _Sweep:
         what = f"all {num_trials} trials failed" if all_failed else "the first trials failed"
         why = self._first_failure() if all_failed else self._search.failing_alike
         remedy = f"then {resume}" if left else "then start a new sweep"
-        raise RuntimeError(f"{what}{', alike, and no more were started' if stopped else ''}: {why}: mend it, {remedy}")
+        ending = " for the same reason, no further ones were started" if stopped else ""
+        raise RuntimeError(f"{what}{ending}: {why}: fix it, {remedy}")
 
     def _first_failure(self) -> str:
         failed = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))[:1]
         return "".join(f"trial {trial.number}: {trial.user_attrs.get('reason', '')}" for trial in failed)
 
     def _wait_for(self, function: Callable[[], object]) -> None:
-        """Call it in a thread; when interrupted, let the trials save their checkpoints first.
+        """Run a function in a thread; on an interrupt, let the trials save their checkpoints first.
 
-        Meanwhile the CPUs of trials whose process was killed are released for those that take their place.
+        Meanwhile, release the placement groups of killed trial processes, so that their replacements can start.
         """
         failures: list[BaseException] = []
         done = threading.Event()
@@ -197,7 +198,7 @@ class _Sweep:
         def call() -> None:
             try:
                 function()
-            except BaseException as error:  # raised again in the thread that waits
+            except BaseException as error:  # raised again in the waiting thread
                 failures.append(error)
             finally:
                 done.set()
@@ -209,7 +210,7 @@ class _Sweep:
         except KeyboardInterrupt as error:
             self._search.stop()
             done.wait(self._base.train.grace_seconds)
-            message = f"interrupted; go on with: rayface tune {self._directory.spec} --resume"
+            message = f"interrupted; resume with: rayface tune {self._directory.spec} --resume"
             raise TrainingInterruptedError(message, error) from error
         if failures:
             raise failures[0]
@@ -220,7 +221,7 @@ class _Sweep:
         journal.params(trial.params)
         journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})
         if trial.state == TrialState.FAIL:
-            journal.finish("FAILED")  # where its own process could not
+            journal.finish("FAILED")  # its own process may have been killed before it could
         journal.close()
         best = best_trials(self._study)
         metrics = [objective.metric for objective in self._spec.objectives]
@@ -245,13 +246,13 @@ class _Sweep:
                 delivery = tracking.start(self._base.tracking, run.path, tags)
                 if not delivery.close(self._base.tracking.timeout):
                     logger.warning(
-                        f"MLflow at {delivery.uri} does not take the trials' tags: send them with rayface sync RUN"
+                        f"MLflow at {delivery.uri} does not accept the trials' tags: send them with rayface sync RUN"
                     )
                     return
 
 
 def _quiet_tune(debug: bool) -> None:
-    """Stdout is for the result, and a trial that fails is told of in one line."""
+    """Silence Ray Tune: stdout is for the result, and a failed trial is reported in one line of ours."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     if not debug:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -262,6 +263,6 @@ def _nested_in(delivery: tracking.Delivery, timeout: float) -> dict[str, str]:
     while delivery.run_id is None and time.monotonic() < deadline:
         time.sleep(0.1)
     if delivery.run_id is None:
-        logger.warning(f"MLflow at {delivery.uri} does not answer: the trials' runs will not be nested in the sweep's")
+        logger.warning(f"MLflow at {delivery.uri} does not answer: the trials' runs are not nested in the sweep's run")
         return {}
     return {tracking.PARENT: delivery.run_id}

@@ -1,4 +1,4 @@
-"""The directory of a sweep: which one a sweep gets, and the files in it."""
+"""The directory of a sweep: its path and its files."""
 
 import contextlib
 import uuid
@@ -21,7 +21,7 @@ _TRIALS = "trials"
 
 
 def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
-    """What a new sweep does, the config of all its trials, and the directory that it gets.
+    """Return the spec of a new sweep, the base config of its trials, and its directory.
 
     Raises:
         ValueError: bad input; one line.
@@ -31,17 +31,17 @@ def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple
         return spec, base, next_numbered_folder(_root(), file.stem)
     folder = on_disk(spec.sweep.output, "sweep.output")
     if (folder / SPEC).exists() or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"sweep.output: {folder}: holds a sweep: go on with --resume, or choose another directory")
+        raise ValueError(f"sweep.output: {folder}: holds a sweep: resume it with --resume, or choose another directory")
     return spec, base, folder
 
 
 def newest(name: str) -> Path | None:
-    """The last sweep of a file's name under sweeps/."""
+    """Return the newest sweep of this name under sweeps/."""
     return max(numbered_folders(_root(), name).items(), default=(0, None))[1]
 
 
 def core_set_of(run: Path) -> Path:
-    """Return the core set that the prune stage of a trial leaves, beside the trial's run directory."""
+    """Return the core set of a trial's prune stage; it is beside the trial's run directory."""
     return run.with_name(f"{run.name}_core_set")
 
 
@@ -65,7 +65,7 @@ class SweepDirectory:
 
     @property
     def spec(self) -> Path:
-        """The resolved sweep, which resumes it."""
+        """The resolved sweep file, from which the sweep is resumed."""
         return self.path / SPEC
 
     @property
@@ -85,12 +85,12 @@ class SweepDirectory:
 
     @property
     def ray_storage(self) -> Path:
-        """The folder in which Ray Tune keeps its own records."""
+        """The folder of Ray Tune's own state."""
         return self.path / "ray"
 
     @property
     def storage(self) -> str:
-        """The Optuna storage of a sweep that names none."""
+        """The default Optuna storage."""
         return f"sqlite:///{self.path / 'study.db'}"
 
     def run(self, number: int) -> RunDirectory:
@@ -103,28 +103,28 @@ class SweepDirectory:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Own the directory, made if missing, while inside."""
+        """Own the directory, created if missing, inside the context."""
         with exclusive_folder(self.path, f"sweep.output: {self}"):
             (self.path / _TRIALS).mkdir(exist_ok=True)
             yield
 
     def session(self) -> contextlib.AbstractContextManager[Callable[[], float]]:
-        """Count a session of the sweep; see `elapsed.session`."""
+        """Measure a session of the sweep; see `elapsed.session`."""
         return elapsed.session(self.path)
 
     def study_name(self, *, resume: bool) -> str:
-        """Return the study's name, which is this sweep's alone wherever its directory is moved to."""
+        """Return the name of the study: unique to this sweep, and kept when its directory is moved."""
         path = self.path / "study_name"
         if not resume:
             write_text(path, f"{self.name}-{uuid.uuid4().hex[:12]}")
         return path.read_text()
 
     def write_results(self, result: Mapping[str, Any], page: str) -> None:
-        """Write report and result."""
+        """Write the report and the result."""
         write_text(self.report, page)
         write_json(self.path / _RESULT, result)
 
     def artifacts(self) -> list[tuple[Path, str]]:
-        """Return the files of a sweep that has ended for MLflow, each with its folder there."""
+        """Return the files of a finished sweep to log to MLflow, each with its artifact folder."""
         files = [path for path in (self.best_config, self.report, self.path / _RESULT) if path.exists()]
         return [(path, "") for path in files] + [(path, "plots") for path in sorted(self.plots.glob("*"))]

@@ -1,4 +1,4 @@
-"""One trial: a training run like any other, in a process that Ray Tune starts."""
+"""One trial: a training run in a process that Ray Tune starts."""
 
 import math
 import shutil
@@ -37,21 +37,21 @@ def run_trial(
     held_cpus: float,
     address: str | None,
 ) -> None:
-    """Prune if asked to, train with some keys changed, or go on with it, and report how it went to Ray Tune.
+    """Prune if configured, train with the sampled values, and report the outcome to Ray Tune.
 
-    Called again after its process was killed, it goes on from the run's last checkpoint.
+    Called again after its process was killed, it resumes the run from its last checkpoint.
 
     Args:
         job: run (its directory) and values (by config key).
-        base: the config that the values change.
-        metrics: what to take from the result.
-        watch: a metric of the journal to report while it trains.
-        tags: of the MLflow run.
-        held_cpus: by the other trials at the same time.
-        address: of the cluster, whose nodes are waited for; None: a local Ray.
+        base: base config that the values override.
+        metrics: names of the objectives in the result.
+        watch: metric of the journal to report during training; None: no reports.
+        tags: tags of the MLflow run.
+        held_cpus: CPUs reserved by the concurrent trials.
+        address: Ray cluster whose nodes the trial waits for; None: a local Ray.
 
     Raises:
-        RayError: another process is to go on with it.
+        RayError: a node was lost; Ray Tune restarts the trial in another process.
     """
     run = Path(job["run"])
     try:
@@ -63,23 +63,23 @@ def run_trial(
         numbers = [float(result.get(metric, math.nan)) for metric in metrics]
         missing = [metric for metric, value in zip(metrics, numbers, strict=True) if not math.isfinite(value)]
         if missing:
-            tune.report({"state": "FAIL", "reason": f"{', '.join(missing)}: no such number in the result"})
+            tune.report({"state": "FAIL", "reason": f"{', '.join(missing)}: is not a finite number in the result"})
         else:
             tune.report({"state": "COMPLETE", "values": numbers, "seconds": result["seconds"]})
     except TrainingInterruptedError:
         tune.report({"state": "PRUNED"})
     except (NodesLostError, NoRoomError) as error:
         tune.report({"state": "LOST", "reason": " ".join(str(error).split())})
-    except Exception as error:  # a trial that fails says so, and the sweep goes on
+    except Exception as error:  # report the failure, so that the sweep continues
         if isinstance(root_cause(error), RayError):
-            raise  # a node went with the run's controller: Ray Tune starts the trial again, as where its process ends
+            raise  # the node of the run's controller was lost: Ray Tune restarts the trial
         tune.report({"state": "FAIL", "reason": in_one_line(error)})
 
 
 def _pruned(config: Config, run: Path) -> tuple[Config, Mapping[str, Any]]:
-    """The config with the core set, beside the run, in place of the data that it is made of; what was kept of these."""
+    """Prune data.train; return the config that trains on the core set, and the prune stage's result."""
     core_set = core_set_of(run)
-    # It is logged in the trial's own run.
+    # Tracked in the trial's own run instead; see _log_prune.
     stage = {"prune.data": config.data.train, "prune.out": str(core_set), "tracking.enabled": False}
     facts = STAGES["prune"].run(configs.with_overrides(config, stage))
     return configs.with_overrides(config, {"data.train": str(core_set)}), facts
@@ -89,10 +89,10 @@ def _trained(
     config: Config, run: Path, watch: str | None, facts: Mapping[str, Any] | None, **options: Any
 ) -> Mapping[str, Any]:
     directory = RunDirectory(run)
-    if directory.has_result():  # it was finished when the sweep was interrupted
+    if directory.has_result():  # finished before the sweep was interrupted
         return directory.read_result()
     resume = directory.has_started()
-    if run.exists() and not resume:  # it had not begun
+    if run.exists() and not resume:  # interrupted before its config was written
         shutil.rmtree(run)
 
     with shown_on(_TrialDisplay(watch, facts)):
@@ -100,7 +100,7 @@ def _trained(
 
 
 class _TrialDisplay:
-    """A `progress.Display` that reports a metric of the run's journal to Ray Tune."""
+    """`progress.Display` that reports a metric of the run's journal to Ray Tune."""
 
     def __init__(self, watch: str | None, facts: Mapping[str, Any] | None) -> None:
         self._watch, self._facts = watch, facts
@@ -131,7 +131,7 @@ def _log_prune(run: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _report_evaluations(path: Path, watch: str | None, done: threading.Event) -> None:
-    """Report every value of a journal's metric, but for that of step 0, until all is done."""
+    """Report every value of a metric in the journal, except that of step 0, until `done` is set."""
     offset = 0
     while watch is not None:
         last = done.wait(_POLL_SECONDS)

@@ -90,7 +90,7 @@ def test_changes_that_a_finished_stage_cannot_follow_are_named_before_anything_r
         assert calls == done
 
     file.write_text(text.replace("batch_size: 8", "batch_size: 9"))
-    refused("stage scores: is finished with evaluate.batch_size 8, this is 9: put it back, or delete .*scores to")
+    refused("stage scores: is finished with evaluate.batch_size 8, is now 9: revert it, or delete .*scores to")
     file.write_text(text)
     (tmp_path / "model" / "model.json").write_text('{"sha256": "another"}')
     refused("stage file: is finished, and its input export.model .* has changed or is missing")
@@ -112,7 +112,7 @@ def test_folders_of_others_are_left_alone(file: Path, fakes: dict[str, Any], tmp
     stages_of(file, fakes)
     file.write_text(file.read_text() + "  - name: more\n    synth: {}\n")
     (tmp_path / "out" / "more").mkdir()
-    with pytest.raises(ValueError, match=r"stage more: .*more: exists, and was not made by it: move it away"):
+    with pytest.raises(ValueError, match=r"stage more: .*more: exists and is not of this experiment: move it away"):
         stages_of(file, fakes)
 
 
@@ -150,7 +150,7 @@ def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_a
     assert result.stages[0].skipped
     more_workers = ["optim.lr=0.01", "train.num_workers=4", "tracking.enabled=false"]
     assert run(file, more_workers, out=str(tmp_path / "out")).stages[0].skipped
-    with pytest.raises(ValueError, match=r"stage a: is finished with optim.lr 0.01, this is 0.1"):
+    with pytest.raises(ValueError, match=r"stage a: is finished with optim.lr 0.01, is now 0.1"):
         run(file, [], out=str(tmp_path / "out"))
     assert len(seen) == 2
 

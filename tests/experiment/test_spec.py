@@ -26,15 +26,18 @@ from tests.experiment.refusals import TRAIN, assert_refused
         ("stages: [{evaluate: {lr: 1}}]", "evaluate: lr: is not known here"),
         ("stages: [{synth: {identities: many}}]", "stage 1 (synth): synth.identities: 'many'"),
         ("stages: [{export: {model: '${core}'}}]", "stage export: export.model: ${core}: is not the name of"),
-        ("stages: [{synth: {}}, {export: {model: '${synth}'}}]", "makes data, by synth: must be a stage that makes"),
+        (
+            "stages: [{synth: {}}, {export: {model: '${synth}'}}]",
+            "produces data, by synth: must be a stage that",
+        ),
         (
             f"stages:\n{TRAIN}- name: b\n  train: {{preset: debug, data.train: ['${{a}}', /nowhere]}}",
-            "stage b: data.train: ${a}: makes model, by train",
+            "stage b: data.train: ${a}: produces model, by train",
         ),
         (
             f"stages:\n{TRAIN}- name: e\n  embed: {{model: '${{a}}', data: DATA}}\n- name: p\n"
             "  prune: {embeddings: '${e}', keep: 0.6}\n- name: b\n  train: {data.train: '${p}'}",
-            "stage b: data.train: ${p}: makes no dataset without `data`",
+            "stage b: data.train: ${p}: produces no dataset without `data`",
         ),
     ],
 )

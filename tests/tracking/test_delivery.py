@@ -198,7 +198,7 @@ def test_delivery_of_refused_records_sends_the_rest(tmp_path, uri, caplog):
     sender.start()
     assert sender.close(TIMEOUT)
     assert "not//allowed" in sender.last_error
-    assert "is no record" in caplog.text
+    assert "is not a record" in caplog.text
     data = client(uri).get_run(sender.run_id).data
     assert data.metrics == {"a": 4.0, "b": 3.0}
     assert data.params == {"c": "1"}
@@ -215,7 +215,7 @@ def test_delivery_of_a_spool_that_another_process_delivers_waits(tmp_path, uri):
     second = delivery(spool, uri)
     second.start()
     assert not second.close(1)
-    assert second.last_error == "another process is delivering this spool"
+    assert second.last_error == "another process delivers this spool"
     assert first.close(TIMEOUT)
     assert deliver(spool, TIMEOUT)
 
@@ -279,7 +279,7 @@ def test_delivery_with_wrong_settings_is_refused_in_one_line(tmp_path):
         with pytest.raises(ValueError, match=r"tracking\.uri .* must be sqlite"):
             delivery(tmp_path, uri)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="folder that can be made"):
+    with pytest.raises(ValueError, match="folder that can be created"):
         delivery(tmp_path, f"sqlite:///{tmp_path}/file/mlflow.db")
     with pytest.raises(ValueError, match=r"must hold a tracking\.json"):
         deliver(tmp_path / "none", 1)

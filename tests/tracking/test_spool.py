@@ -93,7 +93,7 @@ def test_spool_that_cannot_be_stored_is_kept_locally_and_resumed(object_store, s
 def test_spool_of_an_untracked_output_is_refused_and_unchanged(object_store):
     object_store.put("emb/part.parquet", b"x")
     with (
-        pytest.raises(ValueError, match="give the directory of a run that was tracked"),
+        pytest.raises(ValueError, match="give the directory of a tracked run"),
         spool(object_store.uri("emb")) as folder,
     ):
         deliver(folder / "journal", timeout=1)

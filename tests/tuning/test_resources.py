@@ -22,7 +22,7 @@ def node(**resources):
     [
         ([node(CPU=4)], [], None),  # to the last CPU
         ([node(CPU=2), node(CPU=2)], [], None),
-        ([node(CPU=3)], [], "2: its trials have 4 workers of 1 CPU each, the cluster has room for 3: lower it"),
+        ([node(CPU=3)], [], "2: the trials have 4 workers of 1 CPU each, the cluster has room for 3: lower it"),
         ([node(CPU=3.99)], [], "the cluster has room for 3: lower it"),
         ([node(CPU=3), node(CPU=3), node(CPU=3)], ["train.cpus_per_worker=2"], "4 workers of 2 CPU each, .* for 3"),
         ([node(CPU=4, GPU=2), node(CPU=4, GPU=2)], [], None),

@@ -66,7 +66,7 @@ def test_resume_with_another_value_of_a_fixed_key_raises_one_line(sweep, before,
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         sweep(edits)
     assert "try.yaml: " in str(caught.value)
-    assert "must stay for --resume" in str(caught.value)
+    assert "must not change on a resume" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -74,7 +74,7 @@ def test_resume_with_another_value_of_a_free_key_takes_it_and_logs_it(sweep):
     spec, _, said = sweep({"trials: 4": "trials: 9, concurrency: 2"})
     assert (spec.sweep.trials, spec.sweep.concurrency, spec.sweep.pruner) == (9, 2, "median")
     assert len(said) == 1
-    assert said[0].endswith("holds: sweep.trials 9 (was 4), sweep.concurrency 2 (was 1)")
+    assert said[0].endswith("takes effect: sweep.trials 9 (was 4), sweep.concurrency 2 (was 1)")
     spec, _, said = sweep({"trials: 4": "trials: 9"}, "sweep.trials=12")
     assert (spec.sweep.trials, said) == (12, [])
     spec, _, _ = sweep({"objectives:": "heatmaps: [[optim.lr, head.scale]]\nobjectives:"})
@@ -82,7 +82,7 @@ def test_resume_with_another_value_of_a_free_key_takes_it_and_logs_it(sweep):
 
 
 def test_resume_with_another_preset_raises_one_line(sweep):
-    with pytest.raises(ValueError, match=r"backbone\.embedding_size 256 \(was 64\).*must stay for --resume"):
+    with pytest.raises(ValueError, match=r"backbone\.embedding_size 256 \(was 64\).*must not change on a resume"):
         sweep({}, preset="mini")
 
 
@@ -102,4 +102,4 @@ def test_resume_of_a_sweep_of_an_older_version_logs_that_its_file_is_not_compare
     (tmp_path / "sweeps" / "try-001" / "started.yaml").unlink()
     spec, _, said = sweep({"trials: 4": "trials: 9"})
     assert spec.sweep.trials == 4
-    assert "not compared" in said[0]
+    assert ": ignored: " in said[0]

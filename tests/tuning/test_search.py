@@ -25,7 +25,7 @@ def test_trials_that_fail_end_with_a_reason_and_the_search_goes_on(tmp_path):
     reasons = [trial.user_attrs.get("reason", "") for trial in desk.ended]
     assert reasons[1:3] == [
         "TrainingStoppedError: the loss is nan",
-        "its process was killed more often than train.max_failures",
+        "its process was killed more than train.max_failures times",
     ]
     assert [trial.number for trial in best_trials(desk.study)] == [0]
 

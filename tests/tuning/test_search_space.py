@@ -43,7 +43,7 @@ def test_grid_of_choices_and_steps_has_every_point_once():
     assert Parameter(low=0.0, high=0.3, step=0.1).grid() == (0, 0.1, 0.2, 0.3)
     assert Parameter(low=1e-7, high=4e-7, step=1e-7).grid() == (1e-7, 2e-7, 3e-7, 4e-7)
     assert Parameter(low=1, high=8, step=3).grid() == (1, 4, 7)
-    with pytest.raises(ValueError, match=r"search\.optim\.lr: is a range without an end of values"):
+    with pytest.raises(ValueError, match=r"search\.optim\.lr: is a continuous range"):
         grid(SPACE)
 
 

@@ -66,12 +66,16 @@ def test_sweep_file_with_preset_and_overrides_is_dumped_and_read_back(tmp_path):
         (
             {"search": {"optim.lr": {"low": 1, "high": 2, "when": {"head.scale": 1}}}},
             [],
-            "must be a parameter named",
+            "must be a parameter listed",
         ),
         ({"heatmaps": [["optim.lr", "head.scale"]]}, [], "heatmaps: head.scale: must be one of the parameters"),
-        ({}, ["sweep.pruner=asha"], "evaluate.every: 0: a pruner goes by evaluations"),
-        ({"objectives": [{"metric": "seconds", "mode": "min"}]}, ["sweep.pruner=median"], "needs an objective of"),
-        ({"sweep": {"sampler": "grid"}}, [], "a grid needs choices, or a step"),
+        ({}, ["sweep.pruner=asha"], "evaluate.every: 0: a pruner requires validation"),
+        (
+            {"objectives": [{"metric": "seconds", "mode": "min"}]},
+            ["sweep.pruner=median"],
+            "requires one of the objectives",
+        ),
+        ({"sweep": {"sampler": "grid"}}, [], "a grid requires choices, or a step"),
         ({"search": {"prune.keep": [0.5]}}, [], "prune.embeddings: is not set"),
         (
             {"search": {"prune.kep": [0.5]}},
@@ -114,14 +118,14 @@ def test_sweep_storage_with_a_password_raises_without_naming_it(tmp_path):
 
 
 def test_accuracy_objective_without_pairs_raises(tmp_path):
-    with pytest.raises(ValueError, match=r"evaluate\.pairs: is not set: objective accuracy_mean needs it"):
+    with pytest.raises(ValueError, match=r"evaluate\.pairs: is not set: objective accuracy_mean requires it"):
         specs.load(write(tmp_path), ["data.train=faces"])
 
 
 def test_check_resumable_with_a_fixed_key_raises():
     specs.check_resumable(["sweep.trials=9", "sweep.time_budget=60"])
     for key in ("sweep.sampler", "optim.lr"):
-        with pytest.raises(ValueError, match=f"{key}: must stay for --resume"):
+        with pytest.raises(ValueError, match=f"{key}: must not change on a resume"):
             specs.check_resumable([f"{key}=1"])
 
 

@@ -78,7 +78,7 @@ def test_open_study_to_resume_a_missing_one_raises(tmp_path):
     desk = Desk(tmp_path)
     uri = f"sqlite:///{tmp_path / 'study.db'}"
     assert open_study(desk.spec, "test", uri, total_steps=1, resume=True).study_name == "test"
-    with pytest.raises(ValueError, match="it holds no other: name the one that the sweep was started with"):
+    with pytest.raises(ValueError, match="it holds no study other: set the storage that the sweep was started with"):
         open_study(desk.spec, "other", uri, total_steps=1, resume=True)
 
 

@@ -47,14 +47,17 @@ DONE = {"state": "COMPLETE", "values": [0.5], "seconds": 1.0}
     [
         (
             [DISK],
-            "all 1 trials failed: trial 0: OSError: no such file: mend it, then go on with: rayface tune .*resume$",
+            "all 1 trials failed: trial 0: OSError: no such file: fix it, then resume with: rayface tune .*resume$",
         ),
-        ([DISK] * 3, "all 3 trials failed, alike, and no more were started: trial 0: OSError: no such file: mend it"),
+        (
+            [DISK] * 3,
+            "all 3 trials failed for the same reason, no further ones were started: trial 0: OSError: no such file",
+        ),
         (
             [{**DISK, "reason": word} for word in "abcd"],
-            "all 4 trials failed: trial 0: a: mend it, then start a new sweep",
+            "all 4 trials failed: trial 0: a: fix it, then start a new sweep",
         ),
-        ([DONE, {"state": "LOST", "reason": "no room"}], r"^trial 1: no room; go on with: rayface tune .*--resume$"),
+        ([DONE, {"state": "LOST", "reason": "no room"}], r"^trial 1: no room; resume with: rayface tune .*--resume$"),
     ],
 )
 def test_finish_of_a_sweep_without_a_result_raises_the_first_reason(ended, endings, message):
@@ -69,7 +72,8 @@ def test_finish_of_a_sweep_with_a_result_returns_it(ended):
 def test_finish_of_a_resumed_sweep_whose_first_trials_fail_alike_raises_beside_earlier_results(ended):
     ended(DONE, trials=9)
     with pytest.raises(
-        RuntimeError, match="the first trials failed, alike, and no more were started: OSError: no such file"
+        RuntimeError,
+        match="the first trials failed for the same reason, no further ones were started: OSError: no such file",
     ):
         ended(DISK, DISK, DISK, trials=9)
 
@@ -103,13 +107,15 @@ def test_tune_of_a_sweep_that_is_missing_or_exists_raises_one_line(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "try.yaml"
     file.write_text("search: {optim.lr: [0.1]}\nobjectives: [{metric: loss, mode: min}]\n")
-    with pytest.raises(ValueError, match=r"--resume: sweeps/try-\*: no sweep there: name it with sweep.output=DIR"):
+    with pytest.raises(
+        ValueError, match=r"sweep\.output: sweeps/try-\*: no sweep to resume there: name it with sweep.output=DIR"
+    ):
         sweep.tune(file, resume=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / SPEC).touch()
-    with pytest.raises(ValueError, match=r"sweep\.output: .*: holds a sweep: go on with --resume"):
+    with pytest.raises(ValueError, match=r"sweep\.output: .*: holds a sweep: resume it with --resume"):
         sweep.tune(file, ["data.train=faces", "sweep.output=out"])
     with pytest.raises(ValueError, match=r"data\.train: is not set"):
         sweep.tune(file)
-    with pytest.raises(ValueError, match=r"optim\.lr: must stay for --resume"):
+    with pytest.raises(ValueError, match=r"optim\.lr: must not change on a resume"):
         sweep.tune(file, ["optim.lr=1"], resume=True)

@@ -63,8 +63,11 @@ def test_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tmp_
         ),
         (OSError(), {"state": "FAIL", "reason": "OSError"}),
         (TrainingInterruptedError("interrupted", KeyboardInterrupt()), {"state": "PRUNED"}),
-        ({"accuracy_mean": math.nan, "seconds": 1.0}, {"state": "FAIL", "reason": "accuracy_mean: no such number"}),
-        ({"seconds": 1.0}, {"state": "FAIL", "reason": "accuracy_mean: no such number"}),
+        (
+            {"accuracy_mean": math.nan, "seconds": 1.0},
+            {"state": "FAIL", "reason": "accuracy_mean: is not a finite number"},
+        ),
+        ({"seconds": 1.0}, {"state": "FAIL", "reason": "accuracy_mean: is not a finite number"}),
     ],
 )
 def test_trial_that_fails_or_is_interrupted_reports_its_state(run_trial, ending, report):

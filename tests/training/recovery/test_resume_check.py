@@ -121,7 +121,7 @@ def test_moved_dataset_of_equal_digest_is_resumed_and_another_one_is_refused(
         trainer.train(config, resume=True)
     with pytest.raises(ReachedTheWorkersError):
         trainer.train(configs.with_overrides(config, {"data.train": str(tmp_path / "moved")}), resume=True)
-    with pytest.raises(ValueError, match=r"data\.train: digest is .*must stay for --resume"):
+    with pytest.raises(ValueError, match=r"data\.train: digest is .*must not change on a resume"):
         trainer.train(configs.with_overrides(config, {"data.train": str(tmp_path / "others")}), resume=True)
     assert configs.load(file=tmp_path / "run" / "config.yaml").data.train == (str(tmp_path / "moved"),)
 
