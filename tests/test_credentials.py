@@ -151,7 +151,7 @@ def test_sweep_keeps_no_credentials_and_takes_them_from_its_file_to_go_on(tmp_pa
     assert configs.flat(again)["data.train"] == [PLANTED]
     assert messages() == []
     file.write_text(text.replace("bucket", "another"))
-    with pytest.raises(ValueError, match=r"data.train .*another.* \(was .*bucket.*\): must stay") as refused:
+    with pytest.raises(ValueError, match=r"data.train .*another.* \(was .*bucket.*\): must not change") as refused:
         resume_sweep(file, overrides, None)
     assert "hunter2" not in mask(str(refused.value))
     file.write_text(text.replace("[0.1, 0.2]", f"[0.1, 0.2], backbone.weights: [m, '{PLANTED}']"))

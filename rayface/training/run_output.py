@@ -126,8 +126,8 @@ def check_data(run: RunDirectory, facts: DataFacts) -> None:
     for key, value in asdict(facts).items():
         if before.get(key) != value:
             raise ValueError(
-                f"data.train: {key} is {value}, the run was started with {before.get(key)}: must stay for --resume: "
-                "start a new run on changed data"
+                f"data.train: {key} is {value}, the run was started with {before.get(key)}: must not change on a "
+                "resume: start a new run on changed data"
             )
 
 
@@ -135,4 +135,6 @@ def _check_unchanged(old: Config, new: Config) -> None:
     before, now = masked(configs.flat(old)), masked(configs.flat(new))
     for key in sorted(configs.FIXED):
         if before[key] != now[key]:
-            raise ValueError(f"{key}: {now[key]!r}: the run was started with {before[key]!r}: must stay for --resume")
+            raise ValueError(
+                f"{key}: {now[key]!r}: the run was started with {before[key]!r}: must not change on a resume"
+            )

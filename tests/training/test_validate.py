@@ -50,7 +50,9 @@ def test_validate_of_a_resume_on_other_data_is_refused(data: Path, tmp_path: Pat
     config = config_of(data, f"train.output={tmp_path}")
     run.write_config(config)
     run.write_data_facts({"digest": "another", "num_images": 16, "num_classes": 4, "join": None})
-    with pytest.raises(ValueError, match=r"data.train: digest is .*, the run was started with another: must stay"):
+    with pytest.raises(
+        ValueError, match=r"data.train: digest is .*, the run was started with another: must not change"
+    ):
         validate(config, resume=True)
 
 

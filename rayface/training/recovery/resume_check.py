@@ -85,4 +85,4 @@ class _Changes:
             if key.partition(".")[0] in groups and self._before.get(key) != value
         ]
         said = "; ".join(changed) or "train.output: the run is of another version"
-        return ValueError(f"{said}, and its checkpoint {reason}: must stay for --resume")
+        return ValueError(f"{said}, and its checkpoint {reason}: must not change on a resume")

@@ -60,7 +60,9 @@ class LearningRate:
 def check_same_kind(saved: StateDict, own: StateDict) -> None:
     """Raise ValueError for the state of another kind of schedule."""
     if saved.keys() != own.keys():
-        raise ValueError("schedule.name: the run was started with another kind of schedule: must stay for --resume")
+        raise ValueError(
+            "schedule.name: the run was started with another kind of schedule: must not change on a resume"
+        )
 
 
 def refuse_warmup(config: ScheduleConfig) -> None:

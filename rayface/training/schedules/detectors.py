@@ -93,7 +93,7 @@ class HaarWindowDetector:
         if len(state["losses"]) != self.window:
             before = len(state["losses"])
             raise ValueError(
-                f"schedule.window: {self.window}: the run was started with {before}: must stay for --resume"
+                f"schedule.window: {self.window}: the run was started with {before}: must not change on a resume"
             )
         self.loss_mean, self.value = state["loss_mean"], state["value"]
         self._losses, self._means = list(state["losses"]), list(state["means"])
