@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 
 from rayface import config as configs
-from rayface.backbones import build_backbone
 from rayface.config import TrainConfig
 from rayface.data.synth import synthesize
 from rayface.embedding import embed as module
 from rayface.embedding.embed import embed
 from rayface.embedding.embeddings import open_embeddings
 from rayface.embedding.shard_embedder import ShardEmbedder
-from rayface.models.model_files import save_model
 from rayface.session import NoRoomError
 from tests.autoscaler import autoscaled
+from tests.small_model import save_small_model
 
 QUIET = configs.load(overrides=["tracking.enabled=false"])
 
@@ -27,9 +26,7 @@ QUIET = configs.load(overrides=["tracking.enabled=false"])
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
     """Embeds a small set into tmp_path/emb; its one worker is this process and has this current folder."""
     synthesize(tmp_path / "faces", identities=4, images_per_identity=5, seed=0, image_size=32, shard_size=30_000)
-    net = build_backbone("mini", embedding_size=8, image_size=32, width=0.25)
-    described = {"licence": "", "training_digest": "", "metrics": {}, "backbone_args": {"width": 0.25}}
-    save_model(tmp_path / "model", net, name="mini", image_size=32, embedding_size=8, **described)
+    save_small_model(tmp_path / "model")
     monkeypatch.setattr(module, "_VISIBLE_SECONDS", 0.0)
     monkeypatch.setattr(module, "ray_session", lambda *arguments, **options: contextlib.nullcontext())
     monkeypatch.setattr(module, "find_room", lambda device: (False, 1, 1))

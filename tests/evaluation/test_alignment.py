@@ -7,13 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from rayface.backbones import build_backbone
 from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.evaluation.alignment import TEMPLATE, align, similarity
-from rayface.models.model_files import save_model
+from tests.small_model import save_small_model
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -62,11 +60,7 @@ def test_a_face_is_cut_out_where_it_is(scale: float) -> None:
 
 
 def test_the_example_aligns_and_embeds_a_photograph(faces: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = build_backbone("mini", embedding_size=16, image_size=112, width=0.25)
-    facts = {"licence": "", "training_digest": "", "metrics": {}}
-    arguments = {"name": "mini", "backbone_args": {"width": 0.25}, "image_size": 112, "embedding_size": 16}
-    save_model(tmp_path / "model", net, **arguments, **facts)
+    save_small_model(tmp_path / "model", embedding_size=16, image_size=112)
     dataset = open_dataset(faces / "lfw_pairs")
     (sample,) = read_samples(dataset.shard_paths(), dataset.index.select(np.array([3])))
     face = cv2.imdecode(np.frombuffer(sample.jpeg, np.uint8), cv2.IMREAD_COLOR)

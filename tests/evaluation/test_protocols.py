@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from rayface import config as configs
 from rayface import plugins
-from rayface.backbones import build_backbone
 from rayface.cli import _outcome
 from rayface.data.synth import synthesize
 from rayface.evaluation.protocols import PROTOCOLS, protocol_class
-from rayface.models.model_files import save_model
+from tests.small_model import save_small_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,10 +35,7 @@ def test_protocol_of_a_plugin_is_measured_by_evaluate(
     plugin: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthesize(tmp_path / "faces", identities=4, images_per_identity=3, image_size=32, processes=1)
-    torch.manual_seed(0)
-    net = build_backbone("mini", embedding_size=16, image_size=32, width=0.25)
-    facts = {"name": "mini", "backbone_args": {"width": 0.25}, "licence": "", "training_digest": "", "metrics": {}}
-    save_model(tmp_path / "model", net, image_size=32, embedding_size=16, **facts)
+    save_small_model(tmp_path / "model", embedding_size=16)
     options = ["--model=model", "--protocol=nearest", "--data=faces", "--out=out", "--json"]
     assert _outcome(["evaluate", "--import", plugin, *options]) == (0, "")
     result = json.loads(capsys.readouterr().out)

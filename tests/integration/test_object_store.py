@@ -1,14 +1,11 @@
 """The road synth, check, evaluate with every output on an object store: never a local folder called `s3:`."""
 
-import torch
-
-from rayface.backbones import build_backbone
 from rayface.config import load
 from rayface.data.check import check
 from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
 from rayface.evaluation.evaluate import evaluate
-from rayface.models.model_files import save_model
+from tests.small_model import save_small_model
 
 
 def test_synth_check_and_evaluate_with_object_store_outputs_write_no_local_file(tmp_path, object_store, monkeypatch):
@@ -24,10 +21,7 @@ def test_synth_check_and_evaluate_with_object_store_outputs_write_no_local_file(
     assert check(copy, write_manifest=True).ok
     assert {"bare/dataset.json", "bare/index.parquet"} <= set(object_store.files())
 
-    torch.manual_seed(0)
-    net = build_backbone("mini", embedding_size=16, image_size=32, width=0.25)
-    facts = {"name": "mini", "backbone_args": {"width": 0.25}, "licence": "", "training_digest": "", "metrics": {}}
-    save_model(tmp_path / "model", net, image_size=32, embedding_size=16, **facts)
+    save_small_model(tmp_path / "model", embedding_size=16)
     out = object_store.uri("scores")
     given = {"model": str(tmp_path / "model"), "pairs": str(tmp_path / "pairs.csv"), "data": data, "out": out}
     result = evaluate(load(overrides={f"evaluate.{key}": value for key, value in given.items()}))

@@ -1,14 +1,12 @@
 """What cleaning does on the cluster, in the test's own process: descriptions, searched tiles, equal files."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rayface.curate import partitions as partitions_module
 from rayface.curate.clean import tasks
 from rayface.curate.clean.stacked_rows import stack, write_rows
 from rayface.curate.clean.tasks import ImageFiles, SearchBounds, copies, describe, search
@@ -18,28 +16,15 @@ from rayface.embedding.embeddings import open_embeddings
 from rayface.embedding.part_file import write_part
 from tests.keyed_dataset import KEYS, grey, keyed_dataset
 
-
-@pytest.fixture(autouse=True)
-def _here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks run in this process, in reverse order."""
-
-    def map_unordered(work: Callable[[Any], Any], parts: Sequence[Any], *phase: Any, **of: Any) -> Iterator[Any]:
-        return map(work, reversed(parts))
-
-    for module in (tasks, partitions_module):
-        monkeypatch.setattr(module, "map_unordered", map_unordered)
-    monkeypatch.setattr(tasks, "find_room", lambda device: (False, 1, 1))
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture
-def described(tmp_path: Path, drawn: Any) -> tuple[ImageFiles, np.ndarray, np.ndarray]:
+def described(tmp_path: Path, drawn: Any, put_embeddings: Any) -> tuple[ImageFiles, np.ndarray, np.ndarray]:
     """Twelve identities in several partitions, their embeddings (N, D) in the order of the files, and offsets."""
     embeddings, offsets = drawn([3, 5, 2] * 4, size=8)
     labels = np.repeat(np.arange(12), np.diff(offsets))
-    (tmp_path / "emb").mkdir()
-    batch = ([f"k{row:02d}" for row in range(len(labels))], labels, embeddings)
-    write_part(str(tmp_path / "emb" / "0.parquet"), [batch], size=8, dtype="fp32", note={})
-    found = partition_by_identity(open_embeddings(tmp_path / "emb"), tmp_path / "runs", 4 * 8 * 10)
+    found = partition_by_identity(put_embeddings(labels, embeddings), tmp_path / "runs", 4 * 8 * 10)
     assert len(found.partitions) > 2
     return describe(found, tmp_path / "all", vectors=True), embeddings, offsets
 
@@ -52,7 +37,7 @@ def test_describe_of_several_partitions_has_centers_cosines_and_keys(described: 
     assert (images.bounds.tolist(), images.names.tolist()) == (offsets.tolist(), list(range(12)))
     assert (images.vectors[0 : len(embeddings)] == embeddings).all()
     rows = np.array([39, 0, 17, 17, 2])
-    assert images.keys_at(rows).to_pylist() == [f"k{row:02d}" for row in rows]
+    assert images.keys_at(rows).to_pylist() == [f"k{row:03d}" for row in rows]
     assert images.keys_at(np.zeros(0, np.int64)).to_pylist() == []
 
 

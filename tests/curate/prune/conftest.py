@@ -1,6 +1,6 @@
 """A selector of drawn identities whose tasks run in the test's own process, and a pruned set of drawn images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +11,30 @@ import pytest
 
 from rayface.arrays import group_offsets
 from rayface.config import CleanConfig
-from rayface.curate import partitions
 from rayface.curate.clean.clean import clean
 from rayface.curate.face_nms import suppress_many
 from rayface.curate.partitions import partition_by_identity
-from rayface.curate.prune import class_probabilities, comparison, dataset_stats, selection
 from rayface.curate.prune.selection import Selector
 from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
 from rayface.data.synth import synthesize
-from rayface.embedding.embeddings import open_embeddings
+from rayface.embedding.embeddings import Embeddings
 from rayface.embedding.part_file import write_part
 
 MakeSelector = Callable[..., Selector]
 
 
 @pytest.fixture
-def make_selector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSelector:
+def make_selector(tmp_path: Path, in_process: None, put_embeddings: Callable[..., Embeddings]) -> MakeSelector:
     """A function of (sizes, images in a partition, seed, embedding size) -> selector of drawn identities."""
-
-    def map_unordered(work: Callable[[Any], Any], parts: Sequence[Any], *phase: Any, **of: Any) -> Iterator[Any]:
-        yield from map(work, parts)
-
-    for module in (class_probabilities, comparison, dataset_stats, partitions, selection):
-        monkeypatch.setattr(module, "map_unordered", map_unordered)
 
     def make(sizes: Sequence[int], block: int, *, seed: int = 0, size: int = 8) -> Selector:
         random = np.random.default_rng(0)
         labels = np.repeat(np.arange(len(sizes)), sizes)
         vectors = random.standard_normal((len(sizes), size))[labels]
         vectors += random.standard_normal(vectors.shape) * random.uniform(0.4, 1.2, (len(labels), 1))
-        batch = ([f"k{row:06d}" for row in range(len(labels))], labels, vectors)
-        (tmp_path / "emb").mkdir(exist_ok=True)
-        write_part(str(tmp_path / "emb" / "0.parquet"), [batch], size=size, dtype="fp32", note={})
-        source = open_embeddings(tmp_path / "emb")
-        found = partition_by_identity(source, tmp_path / "runs", 4 * size * block)
+        found = partition_by_identity(put_embeddings(labels, vectors), tmp_path / "runs", 4 * size * block)
         return Selector(found, tmp_path / "decisions", seed=seed)
 
     return make

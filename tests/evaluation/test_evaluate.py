@@ -1,0 +1,83 @@
+"""Evaluation of a finished model: figures and plots in a folder, bad input in one line before any work."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayface.config import Config, load
+from rayface.data.synth import synthesize
+from rayface.evaluation import evaluate as module
+from rayface.evaluation.evaluate import evaluate
+from tests.small_model import save_small_model
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model and a drawn set with pairs."""
+    folder = tmp_path_factory.mktemp("inputs")
+    synthesize(folder / "set", identities=40, images_per_identity=3, image_size=32, processes=1, pairs=40)
+    save_small_model(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def given(inputs: Path, tmp_path: Path) -> Any:
+    """A function of keys of `evaluate` -> config; those that are None are not set."""
+
+    def given(**changes: Any) -> Config:
+        keys = {
+            "model": str(inputs / "model"),
+            "pairs": str(inputs / "set" / "pairs.csv"),
+            "data": str(inputs / "set"),
+            "out": str(tmp_path / "out"),
+            **changes,
+        }
+        return load(overrides={f"evaluate.{key}": value for key, value in keys.items() if value is not None})
+
+    return given
+
+
+def test_evaluate_of_a_model_on_pairs_returns_the_figures_it_writes(given: Any, tmp_path: Path, recorder: Any) -> None:
+    result = evaluate(given(batch_size=16))
+    assert result["num_pairs"] == 40
+    assert 0 <= result["accuracy_mean"] <= 1
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {key: written[key] for key in result} == json.loads(json.dumps(result))
+    assert written["roc"]["far"][-1] == 1
+    assert (tmp_path / "out" / "plots" / "roc.png").read_bytes().startswith(b"\x89PNG")
+    assert evaluate(given(batch_size=7))["accuracy_mean"] == result["accuracy_mean"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, r"^evaluate.model: is not set"),
+        ({"out": None}, r"^evaluate.out: is not set"),
+        (
+            {"pairs": None, "data": None},
+            r"^evaluate.protocol: pairs: its inputs are not set, for example",
+        ),
+        ({"model": "nowhere"}, r"nowhere must be a run directory"),
+        ({"pairs": "nowhere.csv"}, r"nowhere.csv"),
+    ],
+)
+def test_evaluate_with_an_input_missing_is_refused_and_writes_nothing(
+    given: Any, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        evaluate(given(**changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_into_a_folder_that_cannot_be_written_names_the_key(
+    given: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_bytes", refuse)
+    with pytest.raises(ValueError, match=r"^evaluate.out: .*out: cannot be written: .*No space left.*choose another"):
+        evaluate(given())
