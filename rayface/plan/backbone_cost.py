@@ -1,7 +1,10 @@
 """Cost of a backbone: parameters, multiply-adds, and bytes kept from the forward for the backward pass."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,7 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rayface.backbones import build_backbone
 from rayface.backbones.counting import count_macs, count_parameters
-from rayface.config import BackboneConfig, Config
+
+if TYPE_CHECKING:
+    from rayface.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +49,35 @@ def net_size(config: Config, *, bf16: bool, recompute: bool = False) -> NetSize:
     Raises:
         ValueError: an unknown name, a value out of range, or a backbone that cannot recompute.
     """
-    return _net_size(config.backbone, config.data.image_size, bf16, recompute)
+    net = config.backbone
+    return size_of_net(
+        net.name,
+        config.data.image_size,
+        bf16=bf16,
+        recompute=recompute,
+        embedding_size=net.embedding_size,
+        width=net.width,
+        dropout=net.dropout,
+    )
 
 
 @lru_cache(maxsize=64)
-def _net_size(backbone: BackboneConfig, image_size: int, bf16: bool, recompute: bool) -> NetSize:
+def size_of_net(
+    name: str,
+    image_size: int = 112,
+    *,
+    bf16: bool,
+    recompute: bool = False,
+    embedding_size: int = 512,
+    width: float | None = None,
+    dropout: float = 0.0,
+) -> NetSize:
+    """Measure a backbone by its name; arguments as of `net_size` and `build_backbone`."""
+
     def build(**options: bool) -> nn.Module:
         with torch.device("meta"):
             return build_backbone(
-                backbone.name,
-                embedding_size=backbone.embedding_size,
-                image_size=image_size,
-                width=backbone.width,
-                dropout=backbone.dropout,
-                **options,
+                name, embedding_size=embedding_size, image_size=image_size, width=width, dropout=dropout, **options
             )
 
     options = {"checkpointing": True} if recompute else {}

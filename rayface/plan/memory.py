@@ -1,15 +1,19 @@
 """Memory of a training rank by part, for rayface's head and for the straightforward one."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
 
-from rayface.config import Config
 from rayface.heads import head_class
 from rayface.heads.shape import HeadMemory, HeadShape
 from rayface.plan.backbone_cost import NetSize, net_size
 from rayface.precision import uses_bf16
+
+if TYPE_CHECKING:
+    from rayface.config import Config
 
 Variant = Literal["chunked", "dense", "data_parallel"]
 

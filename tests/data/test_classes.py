@@ -22,7 +22,7 @@ from rayface.data.convert import convert
 from rayface.data.dataset import open_dataset
 from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.data.writer import write_dataset
-from rayface.plan import make_plan
+from rayface.plan.planning import make_plan
 from rayface.storage import DataError
 from rayface.training.trainer import train
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rayface.config import Config, with_overrides
-from rayface.plan import Job, job_of
+from rayface.plan.memory import Job, job_of
 from tests.plan.small_config import SMALL
 
 

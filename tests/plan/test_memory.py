@@ -7,8 +7,8 @@ import torch
 
 from rayface.config import load, with_overrides
 from rayface.heads import CosFace, PartialFC
-from rayface.plan import Rates, job_of, memory, step_seconds
-from rayface.plan.memory import DENSE_LOGIT_COPIES, host_memory
+from rayface.plan.memory import DENSE_LOGIT_COPIES, host_memory, job_of, memory
+from rayface.plan.timing import Rates, step_seconds
 
 
 def test_head_memory_of_a_known_job_equals_hand_count(job):

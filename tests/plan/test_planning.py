@@ -9,9 +9,11 @@ import pytest
 
 from rayface import cli
 from rayface.config import load, with_overrides
-from rayface.plan import Rates, largest_num_classes, make_plan, memory, step_seconds
+from rayface.plan.memory import memory
+from rayface.plan.planning import make_plan
+from rayface.plan.preflight import largest_num_classes
 from rayface.plan.published import table_rows
-from rayface.plan.timing import step_total
+from rayface.plan.timing import Rates, step_seconds, step_total
 from tests.plan.small_config import SMALL
 
 TINY = [f"{key}={value}" for key, value in SMALL.items()]

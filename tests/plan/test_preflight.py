@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from rayface.config import with_overrides
-from rayface.plan import check_fits, job_of
-from rayface.plan.memory import host_memory
-from rayface.plan.preflight import check_host_fits, memory_per_worker
+from rayface.plan.memory import host_memory, job_of
+from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 
 
 def asked(message: str) -> dict[str, str]:

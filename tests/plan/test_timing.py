@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rayface.plan import Rates, step_seconds
-from rayface.plan.timing import head_macs, head_traffic, network_bytes, step_total
+from rayface.plan.timing import Rates, head_macs, head_traffic, network_bytes, step_seconds, step_total
 
 
 def test_step_seconds_of_a_known_job_equal_hand_count(job):
