@@ -3,16 +3,16 @@
 import resource
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rayface.bench.processes import check_device, in_processes, now
-from rayface.heads import CosFace, PartialFC
+from rayface.bench.yardsticks import PlainHead, bare_products
+from rayface.heads import CosFace, HeadSettings, PartialFC
 
 WARM_UP = 2
 
@@ -166,7 +166,9 @@ def _measure_ours(settings: HeadBench) -> HeadTimes:
     for _ in range(WARM_UP):
         step()
     peak = _peak_bytes(settings)  # before the products below take memory of their own
-    products = _bare_products(head, settings)
+    rows = max(1, int(len(head.centers) * settings.sample_rate))
+    dtype = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
+    products = bare_products(rows, settings.embedding_size, settings.batch_size, dtype, settings.device)
     times, bare = [], []
     for _ in range(settings.steps):
         times.append(step())
@@ -193,46 +195,23 @@ def _batch(settings: HeadBench) -> tuple[Tensor, Tensor]:
     return embeddings, torch.randint(settings.num_classes, shape[:1], device=settings.device)
 
 
-def _bare_products(head: PartialFC, settings: HeadBench) -> Callable[[], None]:
-    """Return the three products at a worker's sizes, with all memory touched beforehand."""
-    dtype = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
-    count = max(1, int(len(head.centers) * settings.sample_rate))
-    centers = head.centers[:count].to(dtype)
-    embeddings = torch.randn(settings.batch_size, centers.shape[1], device=centers.device).to(dtype)
-    logits = torch.zeros(len(embeddings), count, dtype=dtype, device=centers.device)
-    by_embedding, by_center = torch.zeros_like(embeddings), torch.zeros_like(centers)
-
-    def run() -> None:
-        torch.mm(embeddings, centers.T, out=logits)
-        torch.mm(logits, centers, out=by_embedding)
-        torch.mm(logits.T, embeddings, out=by_center)
-
-    run()
-    return run
-
-
 def _measure_straightforward(settings: HeadBench) -> PlainTimes:
-    centers = torch.randn(settings.num_classes, settings.embedding_size, device=settings.device)
-    centers = centers.mul_(0.01).requires_grad_()
-    optimizer = torch.optim.SGD([centers], lr=0.1, momentum=0.9, weight_decay=5e-4)
-    margin, count = CosFace(), int(settings.sample_rate * settings.num_classes)
+    head = PlainHead(
+        HeadSettings(
+            embedding_size=settings.embedding_size,
+            num_classes=settings.num_classes,
+            margin=CosFace(),
+            sample_rate=settings.sample_rate,
+            compute_dtype=settings.dtype,
+            device=settings.device,
+        )
+    )
     times = []
     for _ in range(WARM_UP + settings.steps):
         embeddings, labels = _batch(settings)
         start = now(settings.device)
-        rows, places = None, labels
-        if settings.sample_rate < 1:
-            scores = torch.rand(len(centers), device=centers.device)
-            scores[labels] = 2
-            rows = scores.topk(count).indices.sort().values
-            places = torch.searchsorted(rows, labels)
-        with torch.autocast(settings.device, torch.bfloat16, enabled=settings.dtype == "bf16"):
-            used = centers if rows is None else centers[rows]
-            cosine = F.linear(F.normalize(embeddings), F.normalize(used))
-        loss = F.cross_entropy(margin.logits(cosine.float(), places), places)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        head.loss(embeddings, labels).backward()
+        head.step(0.1)
         times.append(now(settings.device) - start)
     return PlainTimes(step_seconds=statistics.median(times[WARM_UP:]), peak_bytes=_peak_bytes(settings))
 
