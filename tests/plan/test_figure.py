@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from rayface.config import Config
-from rayface.plan import make_plan
 from rayface.plan.figure import draw_plan
+from rayface.plan.planning import make_plan
 
 
 @pytest.fixture
