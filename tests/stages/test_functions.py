@@ -1,0 +1,83 @@
+"""What stages do: which settings of a config reach the library, and what of its results is told."""
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rayface.config import load
+from rayface.stages import functions
+from tests.data.scanned_tars import picture
+
+
+def test_draw_of_settings_makes_a_dataset_and_returns_its_facts(tmp_path: Path) -> None:
+    keys = {"out": tmp_path / "set", "identities": 3, "images_per_identity": 2, "image_size": 32, "seed": 5}
+    config = load(overrides={f"synth.{key}": str(value) for key, value in keys.items()})
+    found = functions.draw(config, False)
+    assert found == {
+        "dataset": str(tmp_path / "set"),
+        "images": 6,
+        "identities": 3,
+        "identities_with_images": 3,
+        "shards": 1,
+        "faults": 0,
+    }
+
+
+def test_convert_source_warns_of_each_fault_and_counts_them_by_kind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in" / "ann").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "in" / "ann" / f"{number}.jpg").write_bytes(picture(number, "jpg") if number else b"text")
+    keys = {"source": tmp_path / "in", "kind": "folder", "out": tmp_path / "out", "seed": 3}
+    config = load(overrides={f"convert.{key}": str(value) for key, value in keys.items()})
+    with caplog.at_level(logging.WARNING):
+        found = functions.convert_source(config, False)
+    assert (found["images"], found["left_out"]) == (2, {"image": 1})
+    assert "ann/0.jpg" in caplog.text
+
+
+def test_embed_dataset_warns_of_faults_and_shows_their_number(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = ("model", "data", "num_rows", "num_classes", "embedding_size", "flip", "parts_skipped", "seconds")
+    result = {**dict.fromkeys(shown, 1), "faults": ["a.tar: k.jpg at byte 0: corrupt"], "parts": []}
+    monkeypatch.setattr("rayface.embedding.embed.embed", lambda config: SimpleNamespace(as_dict=lambda: result))
+    with caplog.at_level(logging.WARNING):
+        found = functions.embed_dataset(load(overrides=["embed.out=/e"]), False)
+    assert found == {"out": "/e", **result}
+    assert caplog.messages == result["faults"]
+    assert functions.shown_embeddings(found) == {**dict.fromkeys(shown, 1), "faults": 1}
+
+
+def test_select_core_set_shows_all_but_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = {"keep": 0.5, "config": {"seed": 0}, "created_by": "rayface"}
+    monkeypatch.setattr("rayface.stages.proxy.prune", lambda config: SimpleNamespace(as_dict=lambda: result))
+    found = functions.select_core_set(load(overrides=["prune.out=/p"]), False)
+    assert found["out"] == "/p"
+    assert functions.shown_core_set(found) == {"keep": 0.5}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_train_model_hands_over_whether_to_resume_and_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def train(config: Any, **options: Any) -> SimpleNamespace:
+        asked.append(options)
+        return SimpleNamespace(as_dict=lambda: {"steps": 7})
+
+    monkeypatch.setattr("rayface.training.trainer.train", train)
+    config = load(overrides=["cluster.address=c:1", "cluster.debug=true"])
+    assert functions.train_model(config, resume) == {"steps": 7}
+    assert asked == [{"resume": resume, "address": "c:1", "debug": True}]
+
+
+def test_export_model_into_a_uri_is_refused_before_a_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayface.models.model_files.load_model", None)  # would fail
+    with pytest.raises(ValueError, match=r"^export.onnx: s3://b/m.onnx: must be a path on a disk"):
+        functions.export_model(load(overrides=["export.model=/m", "export.onnx=s3://b/m.onnx"]), False)

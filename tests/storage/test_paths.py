@@ -1,0 +1,119 @@
+"""Paths and URIs: their parts, what lies in a folder, and one line for what cannot be had."""
+
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from rayface.storage import paths
+from rayface.storage.errors import DataError
+from rayface.storage.paths import (
+    delete,
+    exists,
+    is_local,
+    join,
+    list_entries,
+    list_files,
+    list_names,
+    locate,
+    make_folder,
+    normalise,
+    on_disk,
+    split,
+)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "path"),
+    [
+        ("/a/b", "c.tar", "/a/b/c.tar"),
+        ("/a/b/", "c.tar", "/a/b/c.tar"),
+        ("s3://k:s@b/set?region=x", "c.tar", "s3://k:s@b/set/c.tar?region=x"),
+        ("/a?b", "c.tar", "/a?b/c.tar"),  # a question mark in a local path is a letter
+    ],
+)
+def test_split_undoes_join_of_a_path_or_uri(folder: str, name: str, path: str) -> None:
+    assert join(folder, name) == path
+    assert split(path) == (folder.rstrip("/"), name)
+
+
+@pytest.mark.parametrize("name", ["/elsewhere/c.tar", "s3://other/c.tar"])
+def test_join_of_an_absolute_name_returns_it(name: str) -> None:
+    assert join("s3://b/set?region=x", name) == name
+
+
+def test_normalise_of_a_local_path_is_absolute_and_a_uri_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert normalise("set") == str(tmp_path / "set")
+    assert normalise(Path("a/../set")) == str(tmp_path / "set")
+    assert normalise("~/set") == str(Path.home() / "set")
+    assert normalise(f"file://{tmp_path}/set") == str(tmp_path / "set")
+    assert normalise("s3://b/set") == "s3://b/set"
+    assert [is_local(path) for path in ("/a", "s3://b/set")] == [True, False]
+
+
+def test_on_disk_of_a_uri_is_refused_with_the_name_of_the_setting(tmp_path: Path) -> None:
+    assert on_disk("runs") == Path("runs")
+    assert on_disk(f"file://{tmp_path}") == tmp_path
+    rule = "must be a path on a disk that all nodes share, not a URI: mount the storage"
+    with pytest.raises(DataError, match=rf"^prune.out: s3://b/x: {rule}$"):
+        on_disk("s3://b/x", "prune.out")
+    with pytest.raises(DataError, match=rf"^s3://\*\*\*@b/x: {rule}$"):
+        on_disk("s3://me:secret@b/x")
+
+
+def test_locate_of_an_unknown_scheme_is_refused_in_one_line() -> None:
+    with pytest.raises(DataError, match=r"^nosuch://b/set: cannot be opened \(") as caught:
+        locate("nosuch://b/set")
+    assert "\n" not in str(caught.value)
+
+
+def test_locate_of_files_in_one_folder_opens_its_filesystem_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+        opened.append(uri)
+        return pafs.LocalFileSystem(), "/bucket/set"
+
+    monkeypatch.setattr(paths, "_filesystem", from_uri)
+    assert [locate(f"mem://b/set/{n}.tar?region=x")[1] for n in range(2)] == ["/bucket/set/0.tar", "/bucket/set/1.tar"]
+    assert set(opened) == {"mem://b/set?region=x"}
+    opened.clear()
+    locate("mem://bucket")
+    assert opened == ["mem://bucket"]  # a bucket has no folder above it
+
+
+def test_list_entries_of_a_folder_are_files_by_name_and_sub_folders(tmp_path: Path) -> None:
+    for name in ("b.tar", "a.tar"):
+        (tmp_path / name).write_bytes(b"12345")
+    (tmp_path / "sub").mkdir()
+    files, folders = list_entries(str(tmp_path))
+    assert [(file.name, file.size) for file in files] == [("a.tar", 5), ("b.tar", 5)]
+    assert files[0].mtime_ns == (tmp_path / "a.tar").stat().st_mtime_ns
+    assert folders == ["sub"]
+    assert list_names(str(tmp_path)) == ["a.tar", "b.tar", "sub"]
+
+
+def test_list_files_of_no_folder_names_its_kind(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(DataError, match=rf"^{path}: no such folder of embeddings$"):
+            list_files(str(path), "folder of embeddings")
+
+
+def test_exists_and_delete_of_a_file_follow_each_other(tmp_path: Path) -> None:
+    make_folder(str(tmp_path / "deep" / "down"))
+    path = str(tmp_path / "deep" / "down" / "x")
+    assert not exists(path)
+    Path(path).touch()
+    assert exists(path)
+    assert exists(str(tmp_path / "deep"))
+    delete(path)
+    assert not exists(path)
+
+
+def test_make_folder_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/sub: cannot be written \(") as caught:
+        make_folder(str(tmp_path / "file" / "sub"))
+    assert "\n" not in str(caught.value)
