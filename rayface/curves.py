@@ -1,4 +1,4 @@
-"""Figures of a training run's metrics over its steps, and of a ROC."""
+"""Figures of a training run's metrics over its steps, and of a ROC curve."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,27 +13,27 @@ from rayface.report import HALF, PALETTE, TALL, WIDE, Plot, add_legend, new_axes
 
 Series = Sequence[tuple[int, float, float]]
 
-ROUND = [1, 2, 4, 5, 10]  # what ticks may be multiples of
-MAX_POINTS = 1500  # a curve with more shows no more
-SMOOTHING_WINDOW = 0.04  # of the points of a curve
+ROUND = [1, 2, 4, 5, 10]  # steps of ticks, times a power of 10
+MAX_POINTS = 1500  # curves are thinned to about this number of points
+SMOOTHING_WINDOW = 0.04  # window of the moving mean, as a fraction of a curve's points
 
 
 def training_plots(
     folder: Path, *, metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] | None = None
 ) -> dict[str, Path]:
-    """Write NAME.png in a folder for what `metrics` and `roc` hold.
+    """Write NAME.png into a folder for each curve that `metrics` and `roc` hold.
 
     Returns:
-        the files by name: loss, accuracy, roc, schedule (of one that follows the loss), lr, throughput.
+        The files by name: loss, accuracy, roc, schedule (if it depends on the loss), lr, throughput.
     """
     return write_pngs(folder, draw_curves(metrics, roc))
 
 
 def draw_curves(metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] | None) -> list[Plot]:
-    """Draw what `metrics` and `roc` hold, in the order of a report; curves without points are left out.
+    """Draw the curves of `metrics` and `roc`, in the order of a report; skip curves without points.
 
     Args:
-        metrics: as `read_metrics` returns them; a name counts up to its last slash: `train/loss` is a loss.
+        metrics: result of `read_metrics`; the prefix of a name is ignored: `train/loss` is the loss.
         roc: FAR and TAR.
     """
     curves: dict[str, NDArray[np.float64]] = {}
@@ -57,7 +57,7 @@ def draw_curves(metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] 
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the centred moving mean of (n,) values over 4 % of them, leaving out those that are not finite."""
+    """Return the centred moving mean of (n,) values over 4 % of them, ignoring non-finite ones."""
     half = int(len(values) * SMOOTHING_WINDOW / 2)
     finite = np.isfinite(values)
     sums = np.append(0, np.where(finite, values, 0).cumsum())
@@ -95,7 +95,7 @@ def _lr(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
 
 
 def _schedule(curves: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """FastFace's view of a run, three panels over the same steps."""
+    """Draw FastFace's detector: three panels over the same steps."""
     figure, first = _step_axes(TALL, "loss", curves["loss"][0])
     grid = figure.add_gridspec(3, hspace=0.06)
     first.set_subplotspec(grid[0])
@@ -160,7 +160,7 @@ def _roc(far: NDArray[np.float64], tar: NDArray[np.float64]) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
-    shown = np.maximum(far, lowest)  # no false acceptance at all has no place on a log axis
+    shown = np.maximum(far, lowest)  # a FAR of 0 cannot be drawn on a log axis
     axes.plot(shown, tar, color=PALETTE["blue"], linewidth=2, drawstyle="steps-post")
     for rate in (1e-1, 1e-2, 1e-3, 1e-4):
         if rate >= lowest:
@@ -178,7 +178,7 @@ def _roc(far: NDArray[np.float64], tar: NDArray[np.float64]) -> Figure:
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most about MAX_POINTS of a curve, the last one always."""
+    """Return about MAX_POINTS points of a curve, including the last one."""
     stride = max(1, len(x) // MAX_POINTS)
     places = np.append(np.arange(0, len(x) - 1, stride), len(x) - 1)
     return x[places], y[places]

@@ -1,4 +1,4 @@
-"""Elapsed time of a run or a sweep over all its sessions, killed ones included."""
+"""Elapsed time of a run or a sweep over all its sessions, including killed ones."""
 
 import json
 import time
@@ -15,10 +15,10 @@ _SESSIONS = "sessions.json"
 
 @contextmanager
 def session(folder: Path) -> Iterator[Callable[[], float]]:
-    """Count a session in a folder, to be entered before its journals are opened.
+    """Measure a session in a folder; enter it before the folder's journals are opened.
 
     Yields:
-        a function that returns the seconds of all sessions so far.
+        A function that returns the total seconds of all sessions so far.
     """
     before = _sessions(folder)
     spent = sum(seconds for _, seconds in before)
@@ -27,17 +27,17 @@ def session(folder: Path) -> Iterator[Callable[[], float]]:
     try:
         yield lambda: spent + time.monotonic() - start
     finally:
-        with suppress(OSError):  # then it counts as killed; an error from inside is still raised
+        with suppress(OSError):  # the session then counts as killed; an error from inside is still raised
             _write(folder, [*before, (opened, time.monotonic() - start)])
 
 
 def seconds_of(folder: Path) -> float:
-    """Return the seconds of all sessions in a folder, 0 without any."""
+    """Return the total seconds of all sessions in a folder, 0 without any."""
     return sum(seconds for _, seconds in _sessions(folder))
 
 
 def _sessions(folder: Path) -> list[tuple[float, float]]:
-    """Return start (Unix time) and seconds of each session; a killed one lasted until its last journal record."""
+    """Return start (Unix time) and seconds of each session; a killed one ends at its last journal record."""
     path = folder / _SESSIONS
     if not path.exists():
         return []

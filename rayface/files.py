@@ -1,4 +1,4 @@
-"""Local files and folders: written whole and durably, hashed, numbered, and owned by one process at a time."""
+"""Local files and folders: atomic durable writes, hashes, numbered folders, exclusive ownership."""
 
 import contextlib
 import glob
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Write a file: temporary name, fsync, rename, fsync of the folder.
+    """Write a file atomically: temporary name, fsync, rename, fsync of the folder.
 
     Raises:
-        OSError: it cannot be written; what stood there before is unchanged.
+        OSError: it cannot be written; an existing file is unchanged.
     """
     with atomic_stream(str(path)) as stream:
         stream.write(content)
@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a finished local file, or a folder of files that are on disk, its name in the same folder, durably."""
+    """Rename a finished file, or a folder of synced files, to its final name in the same folder, durably."""
     if temporary.is_file():
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -67,16 +67,16 @@ def sha256_of(path: Path) -> str:
 
 
 def hold_lock(path: Path) -> FileLock:
-    """Lock a file, made if missing, until `release` is called or this process ends.
+    """Lock a file, created if missing, until `release` is called or this process ends.
 
-    A file system without locks locks nothing: the caller goes on without.
+    On a file system without locks, nothing is locked and the caller continues.
 
     Raises:
         filelock.Timeout: another process holds the lock.
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     path.touch()
-    # A soft lock, which filelock would fall back to, outlives a process that is killed.
+    # A soft lock, filelock's fallback, would outlive a killed process.
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -89,10 +89,10 @@ def hold_lock(path: Path) -> FileLock:
 
 @contextlib.contextmanager
 def exclusive_folder(folder: Path, name: str, *, lock: str = LOCK) -> Iterator[None]:
-    """Own a local folder, made if missing, while inside; ownership ends with the process.
+    """Own a local folder, created if missing, inside the context; ownership ends with the process.
 
     Args:
-        name: the folder as messages name it, for example "train.output: DIR".
+        name: name of the folder in messages, for example "train.output: DIR".
         lock: name of the lock file in it.
 
     Raises:
@@ -102,7 +102,7 @@ def exclusive_folder(folder: Path, name: str, *, lock: str = LOCK) -> Iterator[N
         folder.mkdir(parents=True, exist_ok=True)
         held = hold_lock(folder / lock)
     except Timeout:
-        raise DataError(f"{name}: another process is at work in it: wait for it, or stop it first") from None
+        raise DataError(f"{name}: another process owns it: wait for it, or stop it first") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be written: {error.strerror}: choose another directory") from error
     try:
@@ -121,5 +121,5 @@ def numbered_folders(root: Path, name: str) -> dict[int, Path]:
 
 
 def next_numbered_folder(root: Path, name: str) -> Path:
-    """Return the path of the next free folder NAME-NNN under `root`; it is not made."""
+    """Return the path of the next free folder NAME-NNN under `root`, without creating it."""
     return root / f"{name}-{max(numbered_folders(root, name), default=0) + 1:03d}"

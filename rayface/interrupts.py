@@ -11,11 +11,11 @@ _IMPORT_POLL_SECONDS = 0.1
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as Ray and schedulers send it; treated as Ctrl-C but for the exit code."""
+    """SIGTERM, as sent by Ray and schedulers; handled like Ctrl-C, with another exit code."""
 
 
 def interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
-    """Return the interrupt that an error is, or is of: one that hits an extension module comes as a SystemError."""
+    """Return the interrupt that an error is or wraps: inside an extension module it becomes a SystemError."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error
@@ -23,12 +23,12 @@ def interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM and KeyboardInterrupt on Ctrl-C while inside; only the main thread can."""
+    """Raise `Terminated` on SIGTERM and KeyboardInterrupt on Ctrl-C inside the context; main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt)}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the user has another, or ignores it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the caller handles or ignores SIGINT
         before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
@@ -39,7 +39,7 @@ def terminable() -> Iterator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if _is_importing(frame):
-        # An exception in the middle of an extension module's initialisation aborts the process.
+        # An exception during the initialisation of an extension module aborts the process: try again later.
         again = threading.Timer(_IMPORT_POLL_SECONDS, os.kill, (os.getpid(), number))
         again.daemon = True
         again.start()

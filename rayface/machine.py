@@ -1,10 +1,10 @@
-"""What this process may use of the machine."""
+"""Resources of this machine that the process may use."""
 
 import os
 
 
 def num_cpus() -> int:
-    """CPUs that this process may run on, which can be fewer than there are."""
+    """Return the number of CPUs that this process may run on; it can be lower than that of the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

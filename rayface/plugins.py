@@ -1,6 +1,6 @@
-"""Modules of users that add classes to the registries: `--import` and entry points.
+"""Plugins: user modules, given by `--import` or entry points, that add classes to the registries.
 
-A plugin is a module that puts its classes into HEADS, MARGINS, BACKBONES, SOURCES or METHODS when it is imported.
+A plugin adds its classes to HEADS, MARGINS, BACKBONES, SOURCES, METHODS or PROTOCOLS when it is imported.
 """
 
 import importlib
@@ -13,40 +13,41 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 GROUP = "rayface.plugins"
-_VARIABLE = "RAYFACE_PLUGINS"  # tells Ray's workers the modules, as a JSON list
+_VARIABLE = "RAYFACE_PLUGINS"  # passes the names of the modules to Ray's workers, as a JSON list
 _loaded: list[str] = []
 
 
 def load_plugins(modules: Sequence[str] = ()) -> None:
-    """Import modules, and those of all entry points in the group "rayface.plugins"; Ray started later does likewise.
+    """Import modules and all entry points in the group "rayface.plugins", here and in workers of a later Ray session.
 
     Args:
         modules: names of modules, in the working directory or installed.
+
     Raises:
-        ValueError: a module that cannot be imported; one line.
+        ValueError: a module cannot be imported; one line.
     """
     if modules and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for point in _entry_points():
         _import(point.module, f"entry point {point.name} of {GROUP}")
     for name in modules:
-        _import(name, "--import")
+        _import(name, "plugin")
     _loaded.extend(name for name in modules if name not in _loaded)
 
 
 def ensure_loaded() -> None:
-    """Load the driver's plugins in a worker of Ray; the registries call it before they look up a name.
+    """Load the driver's plugins in a Ray worker; the registries call it before they look up a name.
 
-    Not when a worker starts: those that read data need no PyTorch.
+    Not at the start of a worker: data readers do not need PyTorch, which plugins import.
 
     Raises:
-        ValueError: a module that cannot be imported; one line.
+        ValueError: a module cannot be imported; one line.
     """
     load_plugins([name for name in json.loads(os.environ.get(_VARIABLE, "[]")) if name not in _loaded])
 
 
 def runtime_env() -> dict[str, Any] | None:
-    """Return the runtime environment that tells Ray's workers the plugins; None where there are none."""
+    """Return the runtime environment that passes the plugins to Ray's workers; None without plugins."""
     return {"env_vars": {_VARIABLE: json.dumps(_loaded)}} if _loaded else None
 
 
@@ -61,5 +62,5 @@ def _import(name: str, source: str) -> None:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            reason = "no such module in the working directory or installed: name it as Python imports it"
+            reason = "no such module in the working directory or installed: give its import name"
         raise ValueError(f"{source}: {name}: cannot be imported: {reason}") from error

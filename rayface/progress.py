@@ -1,4 +1,4 @@
-"""Phases of a job: announced in the log, shown by a bar, timed, and written to the job's journal."""
+"""Phases of a job: logged at start and end, timed, shown as progress bars and recorded in the job's journal."""
 
 import contextlib
 import logging
@@ -11,21 +11,21 @@ from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-Bar = Callable[[int, int | None], None]  # (parts done, parts in all; None: unknown)
+Bar = Callable[[int, int | None], None]  # (parts done, total parts; None: unknown)
 
 
 class Display(Protocol):
-    """Where progress is shown."""
+    """Shows progress to the user."""
 
     def bar(self, name: str) -> AbstractContextManager[Bar]:
-        """Show the progress of a phase while inside."""
+        """Show the progress of a phase inside the context."""
 
     def training(self, run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
-        """Show a journal of a run while inside."""
+        """Show the journal of a run inside the context."""
 
 
 class PhaseJournal(Protocol):
-    """Where phases are recorded."""
+    """Records phases."""
 
     def phase(self, name: str, event: str, **numbers: float | int | str) -> None:
         """Record the start or the end of a phase."""
@@ -41,14 +41,14 @@ class _NoDisplay:
         yield
 
 
-# Of the process, not of a thread or a context: the threads of a job share its display and its journal.
+# Global, not per thread or context: all threads of a job share its display and its journal.
 _displays: list[Display] = [_NoDisplay()]
 _journals: list[PhaseJournal] = []
 
 
 @contextlib.contextmanager
 def shown_on(display: Display) -> Iterator[None]:
-    """Show all progress of this process on `display` while inside."""
+    """Show all progress of this process on `display` inside the context."""
     _displays.append(display)
     try:
         yield
@@ -58,7 +58,7 @@ def shown_on(display: Display) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded_in(journal: PhaseJournal) -> Iterator[None]:
-    """Record the phases of this process in `journal` while inside; the innermost journal takes them."""
+    """Record the phases of this process in `journal` inside the context; the innermost journal wins."""
     _journals.append(journal)
     try:
         yield
@@ -67,17 +67,17 @@ def recorded_in(journal: PhaseJournal) -> Iterator[None]:
 
 
 def show_training(run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
-    """Show a journal of the run in directory `run` while inside."""
+    """Show a journal of the run in directory `run` inside the context."""
     return _displays[-1].training(run, journal, total_steps)
 
 
 @dataclass(kw_only=True)
 class Phase:
-    """A phase that is under way.
+    """A running phase.
 
     Attributes:
-        parts: number of parts that it is made of; None if unknown.
-        rows: number of rows of `unit` in all parts; the phase may learn it while it runs.
+        parts: total number of parts; None if unknown.
+        rows: total number of rows of `unit`; may be set while the phase runs.
     """
 
     parts: int | None
@@ -86,20 +86,20 @@ class Phase:
     _done: int = 0
 
     def advance(self, parts: int = 1) -> None:
-        """Count parts that are done."""
+        """Count finished parts."""
         self._done += parts
         self._bar(self._done, self.parts)
 
 
 @contextlib.contextmanager
 def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit: str = "images") -> Iterator[Phase]:
-    """Announce a phase, show its progress, and at its end say how long it took and how fast it was.
+    """Log the start of a phase, show its progress, and log its time and rate at the end.
 
     Args:
-        name: what is done, for example "embed shards".
-        parts: number of parts that it is made of.
-        rows: number of rows in all parts, for the rate.
-        unit: what a row is.
+        name: name of the phase, for example "embed shards".
+        parts: total number of parts.
+        rows: total number of rows, for the rate.
+        unit: name of a row, for example "images".
     """
     logger.info("%s: started%s", name, "".join(f", {count}" for count in _counts(parts, rows, unit)[:1]))
     _record(name, "start", parts=parts, rows=rows)
@@ -120,7 +120,7 @@ def _summary(parts: int | None, rows: int | None, unit: str, seconds: float) -> 
 
 def _counts(parts: int | None, rows: int | None, unit: str) -> list[str]:
     counts = []
-    if parts is not None and parts != rows:  # equal where each row is a part
+    if parts is not None and parts != rows:  # do not print the same number twice
         counts.append(f"{parts:,} part{'' if parts == 1 else 's'}")
     if rows is not None:
         counts.append(f"{rows:,} {unit}")

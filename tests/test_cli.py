@@ -104,7 +104,7 @@ def test_convert_from_folder(call, tmp_path):
         (["train", "data.train=/nowhere"], "/nowhere"),
         (["train", "--preset=minni"], "did you mean mini"),
         (["train", "head.sample_rat=1"], "did you mean head.sample_rate"),
-        (["train", "--resume"], "--resume: no unfinished run"),
+        (["train", "--resume"], "train.output: no unfinished run"),
         (["check", "/nowhere"], "/nowhere"),
         (["convert", "/nowhere", "out", "--from=folder"], "/nowhere"),
         (["convert", ".", "out", "--from=zip"], "convert.kind: 'zip': must be one of folder"),

@@ -57,7 +57,7 @@ def test_exclusive_folder_held_by_another_is_refused_in_one_line(tmp_path):
     with files.exclusive_folder(folder, "--out: out"):
         with pytest.raises(DataError) as refused, files.exclusive_folder(folder, "--out: out"):
             pass
-        assert str(refused.value) == "--out: out: another process is at work in it: wait for it, or stop it first"
+        assert str(refused.value) == "--out: out: another process owns it: wait for it, or stop it first"
     with files.exclusive_folder(folder, "--out: out"):
         assert [path.name for path in folder.iterdir()] == [files.LOCK]
 

@@ -40,7 +40,7 @@ def test_job_folder_with_foreign_files_is_refused_unless_they_are_known(tmp_path
 def test_job_folder_of_a_running_job_is_refused(tmp_path):
     with (
         exclusive_job_folder(str(tmp_path), JOB, ".job.json", key="job.out"),
-        pytest.raises(DataError, match=r"another process is at work in it: wait for it, or stop it first$"),
+        pytest.raises(DataError, match=r"another process owns it: wait for it, or stop it first$"),
     ):
         own(tmp_path, JOB)
 

@@ -56,7 +56,7 @@ def test_import_option_repeated_loads_modules_of_the_working_directory(tmp_path:
 def test_import_of_an_unknown_module_is_one_line_and_exit_code_2(verb: str) -> None:
     code, message = _outcome([verb, "--import", "no_such_module"])
     assert code == 2
-    assert message.startswith("--import: no_such_module: cannot be imported: no such module in the working directory")
+    assert message.startswith("plugin: no_such_module: cannot be imported: no such module in the working directory")
     assert "\n" not in message
 
 
@@ -69,7 +69,7 @@ def test_import_of_a_broken_module_names_its_error() -> None:
 
 def test_unknown_head_is_refused_before_ray_starts() -> None:
     code, message = _outcome(["train", "--preset", "debug", "head.name=mine", "data.train=nowhere"])
-    assert (code, message) == (2, "head.name 'mine' must be one of partial_fc, or added with --import")
+    assert (code, message) == (2, "head.name 'mine' must be one of partial_fc, or registered by a plugin")
 
 
 def test_entry_point_is_loaded_without_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_worker_loads_the_plugins_of_the_driver_when_a_name_is_looked_up(monkeyp
 
 def test_worker_without_the_module_fails_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYFACE_PLUGINS", '["no_such_module"]')
-    with pytest.raises(ValueError, match="--import: no_such_module: cannot be imported: no such module"):
+    with pytest.raises(ValueError, match="plugin: no_such_module: cannot be imported: no such module"):
         build_margin("cosface")
 
 

@@ -1,4 +1,4 @@
-"""Nets that turn aligned face images into embeddings, by name."""
+"""Backbones: networks that map aligned face images to embeddings."""
 
 from typing import TYPE_CHECKING, Any
 

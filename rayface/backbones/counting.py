@@ -1,4 +1,4 @@
-"""The size of a net: parameters and multiply-adds."""
+"""Size of a network: parameters and multiply-adds."""
 
 import torch
 from torch import nn
@@ -6,14 +6,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Count the trainable and frozen parameters of `net`; buffers are not counted."""
+    """Return the number of trainable and frozen parameters of `net`, without buffers."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 def count_macs(net: nn.Module, image_size: int = 112) -> int:
-    """Count the multiply-adds of one image's forward pass: convolutions, linear layers, attention.
+    """Return the multiply-adds of one image's forward pass: convolutions, linear layers, attention.
 
-    Works for nets on the meta device, where it computes nothing. Leaves the net in its mode.
+    Networks on the meta device are supported, without any computation. The training mode is unchanged.
     """
     parameter = next(net.parameters())
     image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
@@ -24,4 +24,4 @@ def count_macs(net: nn.Module, image_size: int = 112) -> int:
             net(image)
     finally:
         net.train(training)
-    return counter.get_total_flops() // 2  # torch counts a multiply and an add as two
+    return counter.get_total_flops() // 2  # torch counts a multiply-add as two operations

@@ -1,8 +1,8 @@
-"""Improved residual nets for faces (Duta et al., arXiv 2004.04989, as ArcFace uses them).
+"""Improved residual networks (Duta et al., arXiv 2004.04989) in the variant of ArcFace.
 
 A block is BN - conv3x3 - BN - PReLU - conv3x3(stride) - BN plus a shortcut, with no activation after the sum.
 The stem keeps the resolution, each of the four stages halves it. Names and shapes of the state dict are
-those of arcface_torch, so that its published weights load.
+those of arcface_torch, so its published weights load.
 """
 
 import torch
@@ -37,10 +37,9 @@ class ResidualBlock(nn.Module):
 class IResNet(nn.Module):
     """Face images (N, 3, S, S) in [-1, 1] -> raw embeddings (N, embedding_size), float32 under autocast too.
 
-    `layers` counts the blocks of the four stages, which have 1, 2, 4 and 8 times `stem_channels * width`
-    channels. Four halvings leave ceil(S / 16) squared positions for the last linear layer, so weights belong
-    to one image size. `checkpointing` keeps only the blocks' inputs for the backward pass and computes the
-    rest again.
+    `layers` is the number of blocks of each of the four stages, which have 1, 2, 4 and 8 times
+    `stem_channels * width` channels. The last linear layer sees ceil(S / 16)^2 positions, so weights fit one image
+    size only. `checkpointing` keeps only the blocks' inputs for the backward pass and recomputes the rest.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class IResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels[3] * (-(-image_size // 16)) ** 2, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size)
-        self.features.weight.requires_grad = False  # a scale per dimension would undo the sphere's isotropy
+        self.features.weight.requires_grad = False  # all dimensions of the embedding keep the same scale
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.1)

@@ -1,9 +1,9 @@
-"""MixFaceNets (Boutros et al., arXiv 2107.13046): MixNets (arXiv 1907.09595) with a face embedding on top.
+"""MixFaceNets (Boutros et al., arXiv 2107.13046): MixNets (arXiv 1907.09595) with an embedding layer.
 
-A unit splits its channels and gives every part a depthwise kernel of its own, 3, 5, 7, ... wide; its 1x1
-convolutions may be split too. The stem's unit interleaves the halves of its output, so that the parts meet; in the
-shuffle variants every unit does.
-Names and shapes of the state dict are those of the published weights, their misspelling included.
+A unit splits its channels into groups and applies a depthwise kernel of another size, 3, 5, 7, ..., to each; its 1x1
+convolutions may be grouped too. The stem's unit shuffles its output channels to mix the groups; in the shuffle
+variants every unit does.
+Names and shapes of the state dict are those of the published weights, including a misspelling.
 """
 
 from typing import NamedTuple
@@ -16,14 +16,14 @@ from rayface.backbones.recompute import recomputed
 
 
 class UnitShape(NamedTuple):
-    """What sets one unit apart: how many parts each of its convolutions has, and its channels."""
+    """Hyperparameters of one unit: its channels, and the number of groups of each of its convolutions."""
 
     channels: int
     expand_parts: int
-    kernels: int  # depthwise 3, 5, 7, ...: so many sizes
+    kernels: int  # number of depthwise kernel sizes, from 3, 5, 7, ...
     project_parts: int
     expansion: int
-    squeeze: int  # squeeze-and-excitation has input channels / squeeze; 0: none
+    squeeze: int  # squeeze-and-excitation has (input channels / squeeze) channels; 0: none
 
 
 _S_REPEATED = UnitShape(40, 2, 2, 2, 6, 2)
@@ -46,7 +46,7 @@ MIXNET_M = (
 
 
 class SplitConv(nn.ModuleList):
-    """Convolutions side by side, each on its share of the channels; the first takes what does not divide."""
+    """Parallel convolutions, each on its share of the channels; the first one takes the remainder."""
 
     def __init__(self, in_channels: int, channels: int, kernels: list[int], stride: int, *, depthwise: bool) -> None:
         shares = _shares(in_channels, len(kernels))
@@ -63,7 +63,7 @@ class SplitConv(nn.ModuleList):
 
 
 class ConvNorm(nn.Module):
-    """A convolution, split where there are several `kernels`, batch norm, and an activation if one is given."""
+    """Convolution (a `SplitConv` if there are several `kernels`), batch norm, and an optional activation."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Weigh each channel by a gate in (0, 1) made from all channels' means."""
+    """Scale each channel by a gate in (0, 1) computed from the means of all channels."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class SqueezeExcite(nn.Module):
 
 
 class MixUnit(nn.Module):
-    """Expand, filter at several scales, squeeze and excite, project; with a residual where shapes allow."""
+    """Expand, filter at several scales, squeeze and excite, project; residual if input and output shapes are equal."""
 
     def __init__(self, in_channels: int, shape: UnitShape, stride: int, *, prelu: bool, shuffle: bool) -> None:
         super().__init__()
@@ -125,12 +125,12 @@ class MixUnit(nn.Module):
 
 
 class InitBlock(nn.Module):
-    """The stem, (N, 3, S, S) -> (N, C, S / 2, S / 2): a convolution and one unit without expansion."""
+    """Stem, (N, 3, S, S) -> (N, C, S / 2, S / 2): a convolution and one unit without expansion."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = ConvNorm(3, channels, [3], nn.PReLU(channels), stride=2)
-        # Published weights of every variant were trained with a channel shuffle here.
+        # The published weights of every variant were trained with a channel shuffle here.
         self.conv2 = MixUnit(channels, UnitShape(channels, 1, 1, 1, 1, 0), 1, prelu=True, shuffle=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ class InitBlock(nn.Module):
 
 
 class FeatureLayer(nn.Module):
-    """Weigh the map (N, C, S, S) by a depthwise S x S convolution, then map linearly: (N, embedding_size, 1, 1)."""
+    """Depthwise S x S convolution of the map (N, C, S, S), then a linear map to (N, embedding_size, 1, 1)."""
 
     def __init__(self, channels: int, size: int, embedding_size: int, dropout: float) -> None:
         super().__init__()
@@ -156,8 +156,9 @@ class FeatureLayer(nn.Module):
 class MixFaceNet(nn.Module):
     """Face images (N, 3, S, S) in [-1, 1] -> raw embeddings (N, embedding_size), float32 under autocast too.
 
-    `stages` lists the units of four stages after a stem of `stem_channels`; `scale * width` multiplies all of
-    them, rounded to multiples of 8. `last_channels` are weighed globally, over ceil(S / 16) squared positions.
+    `stages` lists the units of the four stages after a stem of `stem_channels`; `scale * width` multiplies all
+    channels, rounded to multiples of 8. `last_channels` is the width of the map before the embedding, which has
+    ceil(S / 16)^2 positions.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class MixFaceNet(nn.Module):
         self.tail = ConvNorm(channels, last, [1], nn.PReLU(last))
         self.feautre_layer = FeatureLayer(last, -(-image_size // 16), embedding_size, dropout)
         self.features_norm = nn.BatchNorm1d(embedding_size)
-        self.features_norm.weight.requires_grad = False  # as iresnet's: one scale for all dimensions
+        self.features_norm.weight.requires_grad = False  # as in iresnet: one scale for all dimensions
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight)
@@ -210,7 +211,7 @@ class MixFaceNet(nn.Module):
 
 
 def _halves(stage: int, unit: int, num_units: int) -> bool:
-    """Say whether a unit halves the map: the first of the middle stages, and the middle one of the last."""
+    """Return whether a unit halves the map: the first unit of the middle stages, the middle unit of the last."""
     return unit == num_units // 2 if stage == 3 else stage > 0 and unit == 0
 
 
@@ -224,7 +225,7 @@ def _shares(channels: int, parts: int) -> list[int]:
 
 
 def _rounded(channels: int, factor: float) -> int:
-    """Round to a multiple of 8, upwards where down would lose more than a tenth (as MobileNets do)."""
+    """Round to a multiple of 8; round up if rounding down loses more than 10 % (as in MobileNet)."""
     if factor == 1:
         return channels
     wanted = channels * factor

@@ -1,7 +1,7 @@
 """MobileFaceNet (Chen et al., arXiv 1804.07573) in the wider variants of arcface_torch.
 
-A bottleneck expands by a 1x1 convolution, filters depthwise and projects back linearly; the last map is weighed by a
-global depthwise convolution instead of averaged. Names and shapes of the state dict are those of arcface_torch.
+A bottleneck expands by a 1x1 convolution, filters depthwise and projects back linearly; a global depthwise convolution
+replaces average pooling. Names and shapes of the state dict are those of arcface_torch.
 """
 
 import torch
@@ -12,13 +12,13 @@ from rayface.backbones.recompute import recomputed
 
 
 class ConvNorm(nn.Module):
-    """Convolution and batch norm, and a PReLU where `active`."""
+    """Convolution and batch norm, with a PReLU if `active`."""
 
     def __init__(
         self, in_channels: int, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, active: bool = True
     ) -> None:
         super().__init__()
-        padding = (kernel - 1) // 2 if active else 0  # inactive ones are 1x1, or cover the whole map
+        padding = (kernel - 1) // 2 if active else 0  # layers without activation are 1x1 or cover the whole map
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, channels, kernel, stride, padding, groups=groups, bias=False),
             nn.BatchNorm2d(channels),
@@ -31,7 +31,7 @@ class ConvNorm(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Expand to `inner` channels, filter 3x3 depthwise with `stride`, project; the input is added where `residual`."""
+    """Expand to `inner` channels, filter 3x3 depthwise with `stride`, project; add the input if `residual`."""
 
     def __init__(self, in_channels: int, channels: int, inner: int, stride: int = 1, *, residual: bool = False) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Bottleneck(nn.Module):
 
 
 class Bottlenecks(nn.Module):
-    """A row of `num_blocks` residual bottlenecks of the same shape."""
+    """Sequence of `num_blocks` residual bottlenecks of the same shape."""
 
     def __init__(self, channels: int, inner: int, num_blocks: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Bottlenecks(nn.Module):
 
 
 class GlobalEmbedding(nn.Module):
-    """Weigh the map (N, C, S, S) by a depthwise S x S convolution, then map linearly to the embedding."""
+    """Depthwise S x S convolution of the map (N, C, S, S), then a linear map to the embedding."""
 
     def __init__(self, channels: int, size: int, embedding_size: int, dropout: float) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ class GlobalEmbedding(nn.Module):
 class MobileFaceNet(nn.Module):
     """Face images (N, 3, S, S) in [-1, 1] -> raw embeddings (N, embedding_size), float32 under autocast too.
 
-    `blocks` counts the residual bottlenecks of the four stages, `scale` widens the maps between them (mbf: 2,
-    mbf_large: 4), `width` all channels. The map before the embedding has ceil(S / 16) squared positions.
+    `blocks` is the number of residual bottlenecks of each of the four stages, `scale` multiplies the channels between
+    them (mbf: 2, mbf_large: 4), `width` all channels. The map before the embedding has ceil(S / 16)^2 positions.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class MobileFaceNet(nn.Module):
         self.layers = nn.ModuleList(
             [
                 ConvNorm(3, narrow, 3, 2),
-                # A single block is a plain grouped convolution, as in the paper's second row.
+                # A single block is a plain grouped convolution, as in the second row of the paper's table.
                 ConvNorm(narrow, narrow, 3, groups=unit)
                 if blocks[0] == 1
                 else Bottlenecks(narrow, 2 * unit, blocks[0]),

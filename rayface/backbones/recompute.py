@@ -1,4 +1,4 @@
-"""Activation checkpointing that leaves batch statistics as they are."""
+"""Activation checkpointing that does not change batch statistics."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Run `block(x)`, keep only `x`, and compute the block again in the backward pass.
+    """Run `block(x)`, keep only `x`, and recompute the block in the backward pass.
 
-    Saves the block's inner activations at the price of one more forward pass. Gradients and
-    running statistics are those of a plain call.
+    Saves the memory of the block's activations at the cost of one more forward pass. Gradients and running statistics
+    are those of a plain call.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -24,7 +24,7 @@ def recomputed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    # Momentum 0 rather than track_running_stats = False: both graphs must save the same tensors.
+    # Momentum 0 instead of track_running_stats = False: both passes must save the same tensors.
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     counts = [norm.num_batches_tracked.clone() for norm in norms if norm.num_batches_tracked is not None]

@@ -1,4 +1,4 @@
-"""The backbones by name."""
+"""Registry of backbones by name."""
 
 import difflib
 import inspect
@@ -16,7 +16,7 @@ from rayface.backbones.vargfacenet import VarGFaceNet
 from rayface.backbones.vit import VisionTransformer
 from rayface.plugins import ensure_loaded
 
-# What a name stands for; every entry takes embedding_size, image_size, width and dropout, some take more.
+# Constructor by name; each takes embedding_size, image_size, width and dropout, some take more options.
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "mini": partial(IResNet, (2, 2, 2, 2), stem_channels=16),  # for CPUs, at 56 x 56 and 256-d
     "r18": partial(IResNet, (2, 2, 2, 2)),
@@ -50,11 +50,11 @@ def build_backbone(
     dropout: float = 0.0,
     **options: Any,
 ) -> nn.Module:
-    """Build the net called `name`: (N, 3, image_size, image_size) in [-1, 1] -> (N, embedding_size), raw.
+    """Build the backbone `name`: (N, 3, image_size, image_size) in [-1, 1] -> (N, embedding_size), raw.
 
-    `width` multiplies the named net's own channels (None: as published), `dropout` is the rate before the
-    last linear layer, `options` are the net's own (`checkpointing`, ...). Weights are random, drawn from
-    torch's global generator. `timm/NAME` is a net of the timm library, if that is installed; it has no width.
+    `width` multiplies the channels of the published network (None: 1), `dropout` is the rate before the last linear
+    layer, `options` are specific to the backbone (`checkpointing`, ...). Weights are random, drawn from torch's global
+    generator. `timm/NAME` is a model of the timm library, if installed; it has no width.
 
     Raises ValueError for an unknown name or option and for a value out of range.
     """
@@ -68,7 +68,7 @@ def build_backbone(
             raise ValueError(f"backbone.{option} is not an option of {name}; {_suggestion(option, accepted)}")
     _check("embedding_size", embedding_size, embedding_size >= 1, "must be at least 1")
     _check("image_size", image_size, image_size >= 16, "must be at least 16 pixels; 112 is usual")
-    _check("width", width, width is None or width > 0, "must be above 0; 1.0 is the published net")
+    _check("width", width, width is None or width > 0, "must be above 0; 1.0 is the published network")
     _check("dropout", dropout, 0 <= dropout < 1, "must be in [0, 1)")
     if "width" in accepted:
         options["width"] = 1.0 if width is None else width

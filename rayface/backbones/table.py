@@ -1,4 +1,4 @@
-"""The nets side by side: their size, their paper, and their speed on this machine."""
+"""Table of the backbones: size, paper, and speed on this machine."""
 
 import statistics
 import time
@@ -11,8 +11,8 @@ from torch import nn
 from rayface.backbones.counting import count_macs, count_parameters
 from rayface.backbones.registry import BACKBONES, build_backbone
 
-_MEASURED_SECONDS = 1.0  # of a net, at least two batches
-# By how a net's name begins; numbers are arXiv's.
+_MEASURED_SECONDS = 1.0  # minimum measuring time of a backbone, with at least two batches
+# arXiv number by prefix of the name.
 _PAPERS = {
     "mini": "IResNet 2004.04989",
     "r": "IResNet 2004.04989",
@@ -33,22 +33,22 @@ def backbone_table(
     batch_size: int = 16,
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
-    """List nets with their size; with `measure`, also how many images a second they embed here.
+    """List backbones with their size and, with `measure`, the images/s that they embed on this machine.
 
     Args:
-        names: of the nets; none: all.
-        embedding_size: length of an embedding.
+        names: names of backbones; none: all.
+        embedding_size: dimension of an embedding.
         image_size: side of an image, pixels.
-        measure: run each net, float32, evaluation mode, channels_last: the median of batches over a second.
-        batch_size: images of a measured batch.
-        device: where to measure.
+        measure: run each backbone in float32, evaluation mode and channels_last; median of the batches of one second.
+        batch_size: images per measured batch.
+        device: device to measure on.
 
     Returns:
-        for every net its name, parameters, macs (multiply-adds of one image), embedding_size, image_size, paper, and
-        images_per_second where it was measured.
+        For each backbone name, parameters, macs (multiply-adds of one image), embedding_size, image_size, paper, and
+        images_per_second if measured.
 
     Raises:
-        ValueError: an unknown name, or sizes that cannot be.
+        ValueError: an unknown name, or an invalid size.
     """
     rows = []
     for name in names or BACKBONES:

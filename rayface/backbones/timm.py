@@ -1,4 +1,4 @@
-"""Nets of the timm library, where it is installed, with an embedding in place of their classifier."""
+"""Models of the timm library, if installed, with an embedding layer in place of the classifier."""
 
 import difflib
 
@@ -13,10 +13,10 @@ PREFIX = "timm/"
 class TimmNet(nn.Module):
     """Face images (N, 3, S, S) in [-1, 1] -> raw embeddings (N, embedding_size), float32 under autocast too.
 
-    timm's net with its last layer made `embedding_size` long, then a batch norm whose scale stays 1, as iresnet has it.
-    Weights are random.
+    The timm model with `embedding_size` outputs, then a batch norm whose scale stays 1, as in iresnet. Weights are
+    random.
 
-    Raises ValueError where timm is not installed or does not know the name.
+    Raises ValueError if timm is not installed or does not know the name.
     """
 
     def __init__(self, name: str, *, embedding_size: int, image_size: int, dropout: float) -> None:
@@ -27,7 +27,7 @@ class TimmNet(nn.Module):
             raise ValueError(
                 f"backbone.name: {PREFIX}{name}: needs {error.name}: pip install 'rayface[timm]'"
             ) from error
-        except RuntimeError as error:  # torchvision, which timm imports, is of another build of torch
+        except RuntimeError as error:  # timm imports torchvision, which may belong to another build of torch
             raise ValueError(
                 f"backbone.name: {PREFIX}{name}: timm cannot be imported ({error}): install the torchvision that "
                 f"belongs to torch {torch.__version__}"
@@ -39,7 +39,7 @@ class TimmNet(nn.Module):
         options = {"pretrained": False, "num_classes": embedding_size, "drop_rate": dropout}
         try:
             self.net = timm.create_model(name, img_size=image_size, **options)
-        except TypeError:  # nets of convolutions take any size and no such argument
+        except TypeError:  # convolutional networks have no img_size argument and take any size
             self.net = timm.create_model(name, **options)
         self.features = nn.BatchNorm1d(embedding_size)
         self.features.weight.requires_grad = False

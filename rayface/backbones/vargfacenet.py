@@ -1,6 +1,6 @@
-"""VarGFaceNet (Yan et al., arXiv 1910.04985): convolutions with 8 channels a group, however many groups that makes.
+"""VarGFaceNet (Yan et al., arXiv 1910.04985): convolutions with 8 channels per group and a variable number of groups.
 
-Its published weights are MXNet's; the names of this state dict are our own.
+The published weights are for MXNet; the names of this state dict are our own.
 """
 
 import torch
@@ -13,11 +13,11 @@ GROUP_CHANNELS = 8
 NUM_UNITS = (3, 7, 4)
 SQUEEZE = 4
 NORM_EPS = 2e-5
-INPUT_SCALE = 127.5 / 128  # the paper's input is (pixel - 127.5) / 128, ours (pixel - 127.5) / 127.5
+INPUT_SCALE = 127.5 / 128  # the paper scales inputs as (pixel - 127.5) / 128, we as (pixel - 127.5) / 127.5
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution and batch norm, and a PReLU where `active`."""
+    """Convolution and batch norm, with a PReLU if `active`."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class ConvNorm(nn.Sequential):
 
 
 class SeparableConv(nn.Sequential):
-    """A 3x3 convolution in groups of 8 channels, `factor` times as wide as its input, and a 1x1 convolution."""
+    """3x3 convolution in groups of 8 channels, `factor` times as wide as its input, and a 1x1 convolution."""
 
     def __init__(self, in_channels: int, channels: int, factor: int, *, stride: int = 1, active: bool = True) -> None:
         inner = factor * in_channels
@@ -50,7 +50,7 @@ class SeparableConv(nn.Sequential):
 
 
 class SqueezeExcite(nn.Module):
-    """Weigh each channel by a gate in (0, 1) made from all channels' means."""
+    """Scale each channel by a gate in (0, 1) computed from the means of all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class SqueezeExcite(nn.Module):
 
 
 class NormalBlock(nn.Module):
-    """Two separable convolutions with squeeze-and-excitation; the shortcut is convolved where the map halves."""
+    """Two separable convolutions with squeeze-and-excitation; the shortcut is a convolution if the map is halved."""
 
     def __init__(self, channels: int, factor: int, stride: int = 1) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class NormalBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """The first block of a stage: halves the map by two separable convolutions side by side, summed."""
+    """First block of a stage: halves the map by the sum of two parallel separable convolutions."""
 
     def __init__(self, in_channels: int, channels: int, factor: int) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class DownBlock(nn.Module):
 class VarGFaceNet(nn.Module):
     """Face images (N, 3, S, S) in [-1, 1] -> raw embeddings (N, embedding_size), float32 under autocast too.
 
-    `width` 1 is the published net (40, 80, 160 and 320 channels, the paper's multiplier 1.25); others are rounded to
-    whole groups of 8 channels. The last map is weighed globally, over ceil(S / 16) squared positions.
+    `width` 1 is the published network (40, 80, 160 and 320 channels, the paper's multiplier 1.25); other widths are
+    rounded to whole groups of 8 channels. The map before the embedding has ceil(S / 16)^2 positions.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Vision transformers for faces, as Partial FC (arXiv 2203.15565) trains them.
+"""Vision transformers in the variants of Partial FC (arXiv 2203.15565).
 
 Patches of 9 x 9 pixels, pre-norm blocks with a ReLU6 MLP, no class token: the normalised tokens are flattened into one
-vector and mapped to the embedding. In training a share of the tokens is left out of the blocks and its places
-are filled with one learnt vector (as in masked autoencoders, arXiv 2111.06377), and whole residual branches are
-dropped at random per image (arXiv 1603.09382). Names and shapes of the state dict are those of arcface_torch.
+vector and mapped to the embedding. In training a fraction of the tokens is masked: the blocks skip them, and a learned
+mask token replaces them (as in masked autoencoders, arXiv 2111.06377). Residual branches are dropped at random per
+image (stochastic depth, arXiv 1603.09382). Names and shapes of the state dict are those of arcface_torch.
 """
 
 import torch
@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a ReLU6 and four times the width between them."""
+    """Two linear layers with a hidden size of four times the width and a ReLU6."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; each branch is left out for an image with probability `drop_path`."""
+    """Pre-norm transformer block; each residual branch is dropped per image with probability `drop_path`."""
 
     def __init__(self, width: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
@@ -62,11 +62,11 @@ class Block(nn.Module):
         if not self.training or self.drop_path == 0:
             return branch
         kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_path
-        return branch * kept / (1 - self.drop_path)  # the expectation stays that of evaluation
+        return branch * kept / (1 - self.drop_path)  # keeps the expectation equal to that in evaluation
 
 
 class PatchEmbedding(nn.Module):
-    """Images (N, 3, S, S) -> one token per 9 x 9 patch, (N, (S // 9)^2, width); a rest at the edge is not seen."""
+    """Images (N, 3, S, S) -> one token per 9 x 9 patch, (N, (S // 9)^2, width); a remainder at the edge is cropped."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class VisionTransformer(nn.Module):
     """Face images (N, 3, S, S) in [-1, 1] -> raw embeddings (N, embedding_size), float32 under autocast too.
 
     `tokens_width` channels (times `width`, rounded to a multiple of the heads) and `depth` blocks. In training
-    `mask_ratio` of the tokens are left out and `drop_path` is the last block's chance to be skipped, rising
-    linearly from 0; `dropout` is before the embedding's first linear layer. `checkpointing` recomputes each
-    block in the backward pass.
+    `mask_ratio` is the fraction of masked tokens, and the probability of dropping a block's branches rises linearly
+    from 0 to `drop_path`; `dropout` is applied before the embedding's first linear layer. `checkpointing` recomputes
+    each block in the backward pass.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class VisionTransformer(nn.Module):
         self.checkpointing = checkpointing
         self.patch_embed = PatchEmbedding(channels)
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, channels))
-        # Without masking nothing reads it; data-parallel training waits for every gradient that is asked for.
+        # Unused without masking; DistributedDataParallel would wait for the gradient of an unused parameter.
         self.mask_token = nn.Parameter(torch.empty(1, 1, channels), requires_grad=mask_ratio > 0)
         self.blocks = nn.ModuleList(Block(channels, num_heads, drop_path * i / max(1, depth - 1)) for i in range(depth))
         self.norm = nn.LayerNorm(channels)
@@ -144,14 +144,14 @@ class VisionTransformer(nn.Module):
             return self.feature(self.dropout(x.flatten(1)))
 
     def _keep_some(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each image's own random choice of tokens (N, K, C) and its order (N, T), the kept ones first."""
+        """Return a random selection of tokens (N, K, C) per image, and its order (N, T), kept tokens first."""
         n, t, c = x.shape
         order = torch.rand(n, t, device=x.device).argsort(dim=1)
         kept = order[:, : int(t * (1 - self.mask_ratio))]
         return x.gather(1, kept[:, :, None].expand(-1, -1, c)), order
 
     def _fill_gaps(self, x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """Put the kept tokens (N, K, C) back to their places and the mask token everywhere else: (N, T, C)."""
+        """Scatter the kept tokens (N, K, C) to their positions and fill the others with the mask token: (N, T, C)."""
         (n, t), c = order.shape, x.shape[2]
         kept = order[:, : x.shape[1], None].expand(-1, -1, c)
         return self.mask_token.to(x.dtype).expand(n, t, c).scatter(1, kept, x)

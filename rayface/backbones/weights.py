@@ -1,4 +1,4 @@
-"""Weights of backbones from files: ours (safetensors) and published PyTorch state dicts."""
+"""Load weights of backbones: our safetensors files and published PyTorch state dicts."""
 
 import pickle
 import warnings
@@ -15,25 +15,26 @@ from torch import nn
 
 from rayface.backbones.registry import build_backbone
 
-_NUM_NAMED = 3  # names of a kind that an error lists before it counts
+_NUM_NAMED = 3  # maximum number of names that an error lists
 _SUFFIXES = (".safetensors", ".pt", ".pth")
-_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's, torch.compile's
-_CONTAINERS = ("state_dict_backbone", "state_dict", "model")  # training checkpoints: arcface_torch's own name first
-# Numbers of numpy, which training checkpoints keep beside the weights; they run no code.
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_CONTAINERS = ("state_dict_backbone", "state_dict", "model")  # keys in training checkpoints, arcface_torch's first
+# NumPy scalars, which training checkpoints hold beside the weights; loading them runs no code.
 _NUMBERS: list[Any] = [scalar, _reconstruct, np.ndarray, np.dtype]
 _NUMBERS += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "bool")]
 
 
 def load_backbone(name: str, path: str | Path, *, embedding_size: int | None = None, **arguments: Any) -> nn.Module:
-    """Build the backbone `name` with `arguments` (see `build_backbone`) and fill it with the weights at `path`.
+    """Build the backbone `name` with `arguments` (see `build_backbone`) and load the weights at `path`.
 
-    `path` is a .safetensors file of ours or a published .pt/.pth state dict, as arcface_torch and MixFaceNets have
-    them, or a training checkpoint that holds one as `state_dict_backbone` (checkpoint_gpu_0.pt), `state_dict` or
-    `model`. The prefixes `module.` and `_orig_mod.` are removed. `embedding_size` None: as the weights have it.
-    Returns the net in evaluation mode, on the CPU.
+    `path` is one of our .safetensors files, a published .pt/.pth state dict of arcface_torch or MixFaceNets, or a
+    training checkpoint that holds one as `state_dict_backbone` (checkpoint_gpu_0.pt), `state_dict` or `model`. The
+    prefixes `module.` and `_orig_mod.` are removed. `embedding_size` None: that of the weights.
 
-    Raises ValueError where the file is missing, not a state dict, holds NaN, or does not fit the net: it then names
-    what is missing, unexpected or of another shape.
+    Returns the backbone in evaluation mode, on the CPU.
+
+    Raises ValueError if the file is missing, is not a state dict, holds NaN, or does not fit the backbone; the message
+    names missing and unexpected keys and other shapes.
     """
     weights = read_weights(path)
     size = embedding_size or embedding_size_of(name, weights, **arguments)
@@ -43,7 +44,7 @@ def load_backbone(name: str, path: str | Path, *, embedding_size: int | None = N
 
 
 def fill_backbone(net: nn.Module, path: str | Path, name: str) -> None:
-    """Fill the net called `name` with the weights at `path`; as `load_backbone`.
+    """Load the weights at `path` into the backbone `net` of name `name`; see `load_backbone`.
 
     Raises ValueError as `load_backbone` does.
     """
@@ -51,10 +52,10 @@ def fill_backbone(net: nn.Module, path: str | Path, name: str) -> None:
 
 
 def embedding_size_of(name: str, weights: dict[str, torch.Tensor], **arguments: Any) -> int:
-    """Return the embedding size that `weights` of the backbone `name` were made with.
+    """Return the embedding size of `weights` of the backbone `name`.
 
-    The rows of the last layers are the only size that differs between two nets of different embedding sizes. 512 where
-    the weights do not have them: they do not fit then.
+    It is the number of rows of the last layers, found by comparing two backbones of different embedding sizes. Returns
+    512 if `weights` lack these layers; loading then reports the misfit.
     """
     with torch.device("meta"):
         one, other = (build_backbone(name, embedding_size=size, **arguments).state_dict() for size in (512, 256))
@@ -63,9 +64,9 @@ def embedding_size_of(name: str, weights: dict[str, torch.Tensor], **arguments: 
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a state dict, name -> tensor on the CPU, without running any code that the file may carry.
+    """Read a state dict, name -> tensor on the CPU, without running code from the file.
 
-    Raises ValueError where the file is missing, of another kind, not a flat dict of tensors, or holds NaN or infinity.
+    Raises ValueError if the file is missing, of another format, not a flat dict of tensors, or holds NaN or infinity.
     """
     path = Path(path)
     content = read_tensors(path)
@@ -79,15 +80,15 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     for key, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(
-                f"weights {path}: {key} holds NaN or infinity: the training had diverged; use an earlier checkpoint"
+                f"weights {path}: {key} holds NaN or infinity: its training diverged; use an earlier checkpoint"
             )
     return weights
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a .safetensors file, or a .pt/.pth file of a dict or one tensor (as {"": tensor}), running no code in it.
+    """Read a .safetensors file, or a .pt/.pth file of a dict or one tensor (as {"": tensor}), without running its code.
 
-    Raises ValueError, one line, where the file is missing, damaged, something else, or holds other Python objects.
+    Raises ValueError, one line, if the file is missing, corrupt, of another format, or holds other Python objects.
     """
     if not path.is_file():
         raise ValueError(f"weights {path} is not a file; give a .safetensors, .pt or .pth file")
@@ -98,7 +99,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMBERS):
-            warnings.simplefilter("ignore")  # of formats that are refused below
+            warnings.simplefilter("ignore")  # formats that torch warns of are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"weights {path} cannot be read as tensors: {_why(path, error)}") from error
@@ -106,17 +107,17 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def refuse_placeholder(path: Path, what: str) -> None:
-    """Raise ValueError for a file that stands where `what` should be: an HTML page, or a git-lfs pointer."""
+    """Raise ValueError if the file is an HTML page or a git-lfs pointer instead of `what`."""
     with path.open("rb") as file:
         start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"{what} {path} is an HTML page: the download went wrong; download the file again")
+        raise ValueError(f"{what} {path} is an HTML page: the download failed; download the file again")
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{what} {path} is a git-lfs pointer, not the file: run `git lfs pull` where it came from")
+        raise ValueError(f"{what} {path} is a git-lfs pointer, not the file: run `git lfs pull` in its repository")
 
 
 def misfit(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
-    """Say in one line what keeps `given` from filling `wanted`; empty where nothing does."""
+    """Return in one line why `given` does not fit `wanted`; "" if it fits."""
     missing = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in wanted]
     shapes = [
@@ -134,7 +135,7 @@ def _fill(net: nn.Module, weights: dict[str, torch.Tensor], path: str | Path, na
         raise ValueError(
             f"weights {path} do not fit {name}: {wrong}; check the name, embedding_size, image_size and width"
         )
-    net.load_state_dict(weights, strict=False)  # all but step counters, which old files lack, has been compared
+    net.load_state_dict(weights, strict=False)  # compared above, except step counters, which old files lack
 
 
 def _without_prefixes(key: str) -> str:
@@ -144,7 +145,7 @@ def _without_prefixes(key: str) -> str:
 
 
 def _why(path: Path, error: Exception) -> str:
-    """Say why a file is not read; PyTorch's own words advise to run the code in it."""
+    """Return why a file cannot be read; PyTorch's own message suggests running the code in it."""
     if path.suffix == ".safetensors":
         return " ".join(str(error).split()) or type(error).__name__
     if path.stat().st_size == 0:
@@ -155,7 +156,7 @@ def _why(path: Path, error: Exception) -> str:
                 return "it is a TorchScript archive; save the state_dict() of the module in it"
     if isinstance(error, pickle.UnpicklingError):
         return "it holds Python objects, such as a whole pickled model; save the model's state_dict() instead"
-    return "it is damaged, or not written by torch.save"
+    return "it is corrupt, or not written by torch.save"
 
 
 def _shortened(names: list[str]) -> str:

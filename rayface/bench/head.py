@@ -109,6 +109,7 @@ def bench_head(settings: HeadBench, *, straightforward: bool = False) -> HeadRes
     Args:
         straightforward: measure the straightforward way too, in one more process. Its peak is about three times the
             storage.
+
     Raises:
         ValueError: settings that no worker could work with.
     """
@@ -127,7 +128,9 @@ def bench_scaling(
         ValueError: as `bench_head`; more sampled rows than classes.
     """
     if not 0 < sampled_rows <= min(classes):
-        raise ValueError(f"--sampled-rows: {sampled_rows}: must be from 1 to the fewest --classes, {min(classes)}")
+        raise ValueError(
+            f"sampled_rows: {sampled_rows}: must be from 1 to the smallest number of classes, {min(classes)}"
+        )
     # a hair more, so that int(rate * count) does not fall short of the rows asked for
     rates = {count: min(1.0, (sampled_rows + 1e-3) / count) for count in classes}
     return [

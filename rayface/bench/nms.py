@@ -42,12 +42,14 @@ def bench_nms(
         dtype: of the stored embeddings, "fp16" or "fp32".
         threads: of Face-NMS; the loop runs on one, the projection is for 64 of them.
         loop_identities: drawn by chance, on which the double loop is timed; its seconds for all are scaled by faces.
+
     Returns:
         settings as given; "threshold", "kept"; "seconds" (best of three runs, as all times), "faces_per_second";
         "half_seconds" of the first half of the identities and "linearity"; of the loop "loop_faces",
         "loop_measured_seconds", "loop_scaled_seconds" (scaled, not run), "times_faster", "same_choice";
         "embedding_bytes", "working_bytes"; "projected_hours_42m_64_cores" of WebFace42M's 42,474,557 images at 64 times
         this rate per thread, without reading and shuffling.
+
     Raises:
         ValueError: counts that cannot be.
     """

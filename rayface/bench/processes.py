@@ -27,11 +27,11 @@ Result = TypeVar("Result")
 def check_device(device: str, workers: int) -> None:
     """Raise ValueError, one line, for a device that is not there, or not for so many workers."""
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"--device: {device!r}: must be cpu or cuda")
+        raise ValueError(f"device: {device!r}: must be cpu or cuda")
     if device == "cuda" and workers > torch.cuda.device_count():
         raise ValueError(
-            f"--device: cuda: this machine has {torch.cuda.device_count()} GPUs that torch can use, and must have one "
-            f"for each of {workers} workers: use --device cpu or fewer --workers"
+            f"device: cuda: this machine has {torch.cuda.device_count()} GPUs that torch can use, and must have one "
+            f"for each of {workers} workers: use device cpu or fewer workers"
         )
 
 

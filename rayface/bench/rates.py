@@ -32,12 +32,13 @@ def bench_rates(settings: RatesBench) -> dict[str, float | str]:
         names and units of plan.Rates: "gemm_tflops" (bf16) and "fp32_tflops" of one worker, "memory_bandwidth" (GB/s
         read and written by a copy), "link_bandwidth" (GB/s a worker sends in a ring all-reduce; left out with one
         worker); and the settings.
+
     Raises:
         ValueError: sizes below 1, or a device that this machine does not have.
     """
     for name in ("workers", "size", "megabytes"):
         if getattr(settings, name) < 1:
-            raise ValueError(f"--{name}: {getattr(settings, name)}: must be at least 1")
+            raise ValueError(f"{name}: {getattr(settings, name)}: must be at least 1")
     check_device(settings.device, settings.workers)
     return {**asdict(settings), **in_processes(_measure, settings.workers, settings)}
 

@@ -104,7 +104,7 @@ def bench_train(
         ValueError: an unknown name, or sizes that cannot be.
     """
     if steps < 1 or ops < 0:
-        raise ValueError(f"--steps {steps}, --ops {ops}: must be at least 1 and 0")
+        raise ValueError(f"steps {steps}, ops {ops}: must be at least 1 and 0")
     data = None
     if config.data.train:
         dataset = open_dataset(config.data.train, join=config.data.join)

@@ -32,9 +32,11 @@ def sparsity_scores(embeddings: ArrayLike) -> NDArray[np.float64]:
 
     Args:
         embeddings: (n, D) of any norm.
+
     Returns:
         (n,) float64 in [0, 2], rounded to 12 decimals so that equal images tie. O(n D) products; memory: n and a block
         of 4,096 rows.
+
     Raises:
         ValueError: another shape, NaN, infinity, or a vector of zeros.
     """
@@ -55,8 +57,10 @@ def suppress(embeddings: ArrayLike, threshold: float, *, min_images: int = 1) ->
         embeddings: (n, D) of any norm, float16, float32 or float64.
         threshold: of the cosine, in (-1, 1]; at 1 nothing is dropped.
         min_images: where fewer are left, dropped ones of the highest score are kept too.
+
     Returns:
         (n,) bool. Ties in the score go by index. Decided as in float64.
+
     Raises:
         ValueError: as suppress_many.
     """
@@ -84,9 +88,11 @@ def suppress_many(
         threshold, min_images: as of `suppress`.
         bonus: (N,) added to the scores that images are ranked by.
         block_bytes: approximate working memory of a thread, beside the result and 32 bytes per image of an identity.
+
     Returns:
         kept (N,), score (N,) float32 (`sparsity_scores` and bonus), suppressed_by (N,) int64: the first kept image, in
         order of score, with a cosine above the threshold; -1 for kept images.
+
     Raises:
         ValueError: wrong shapes or settings; NaN, infinity or an all-zero vector (the first such row is named).
     """

@@ -68,6 +68,7 @@ def suppress_identities(
         bonus: (N,) added to the scores.
         most_compared: kept images before its block of MAX_BLOCK ranks that an image is compared with, nearest in rank.
         units: (2, rows of an identity that are compared at a time, D), to work in.
+
     Returns:
         the first row without a direction, else -1.
     """

@@ -241,5 +241,5 @@ def _write_manifest(root: str, manifest: Manifest, scans: list[ShardScan]) -> No
         write_bytes(join(root, INDEX), buffer.getvalue())
         write_bytes(join(root, MANIFEST), manifest.to_json())
     except (OSError, pa.ArrowException) as error:
-        remedy = "without --write-manifest the manifest is kept in the user's cache"
+        remedy = "without write_manifest the manifest is kept in the user's cache"
         raise DataError(f"{root}: cannot be written ({' '.join(str(error).split())}); {remedy}") from None

@@ -19,6 +19,6 @@ def protocol_class(settings: EvaluateConfig) -> type[EvaluationProtocol] | None:
     ensure_loaded()
     if settings.protocol not in PROTOCOLS:
         known = ", ".join(sorted(PROTOCOLS))
-        raise ValueError(f"evaluate.protocol: {settings.protocol!r}: must be one of {known}, or added with --import")
+        raise ValueError(f"evaluate.protocol: {settings.protocol!r}: must be one of {known}, or registered by a plugin")
     found = PROTOCOLS[settings.protocol]
     return found if found.is_configured(settings) else None

@@ -40,7 +40,7 @@ def build_margin(name: str, **arguments: object) -> Margin:
     """Return a margin by its name in MARGINS with the arguments of its class; ValueError for an unknown name."""
     ensure_loaded()
     if name not in MARGINS:
-        raise ValueError(f"head.margin {name!r} must be one of {', '.join(sorted(MARGINS))}, or added with --import")
+        raise ValueError(f"head.margin {name!r} must be one of {', '.join(sorted(MARGINS))}, or registered by a plugin")
     return MARGINS[name](**arguments)
 
 
@@ -48,7 +48,7 @@ def head_class(name: str) -> type[Head]:
     """Return the class of a head by its name in HEADS; ValueError for an unknown name."""
     ensure_loaded()
     if name not in HEADS:
-        raise ValueError(f"head.name {name!r} must be one of {', '.join(sorted(HEADS))}, or added with --import")
+        raise ValueError(f"head.name {name!r} must be one of {', '.join(sorted(HEADS))}, or registered by a plugin")
     return HEADS[name]
 
 

@@ -94,6 +94,7 @@ class Head(ABC):
 
         Args:
             labels, counts: of the next loss.
+
         Raises:
             ValueError: labels of another shape or type.
         """
@@ -106,6 +107,7 @@ class Head(ABC):
             embeddings: (B_local, D), raw.
             labels: (B_local,) global class numbers, int64.
             counts: B_local of every rank; None: the same on all.
+
         Raises:
             ValueError: wrong shapes or labels, on every rank at once.
             NonFiniteEmbeddingsError: NaN or infinite embeddings, on every rank at once.

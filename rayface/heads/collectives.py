@@ -55,6 +55,7 @@ class Collectives:
         Args:
             rows: this rank's.
             counts: rows of every rank; None: the same on all.
+
         Raises:
             ValueError: `counts` is of another number of ranks, or says otherwise of this rank.
         """

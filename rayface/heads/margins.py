@@ -20,6 +20,7 @@ class Margin:
     Args:
         scale: the factor s on every logit, > 0.
         conflict_threshold: cosines to other classes above it get a logit of 0 and no gradient; None: no filter.
+
     Raises:
         ValueError: scale or threshold out of range.
     """

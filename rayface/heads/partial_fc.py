@@ -47,6 +47,7 @@ class PartialFC(Head):
         compute_dtype: type of the three matrix products, "fp32" or "bf16"; sums are fp32.
         host_memory: keep centers and moments in host memory (pinned with a GPU) and move only the rows in use.
         logit_memory: bytes for exponentials of logits; what does not fit is recomputed for the update.
+
     Raises:
         ValueError: an argument out of its range.
     """

@@ -47,6 +47,7 @@ def sample_rows(num_rows: int, positives: Tensor, size: int, generator: torch.Ge
         num_rows: rows of this rank's class range.
         positives: (P,) int64, sorted and distinct rows that are targets of the batch.
         size: wanted number of rows; more positives than that are all kept, alone.
+
     Returns:
         sorted int64 rows, (max(P, size),).
     """

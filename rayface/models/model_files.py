@@ -150,7 +150,7 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
 
 def _published(path: Path, backbone: str | None) -> ModelInfo:
     if backbone is None:
-        raise ValueError(f"model {path} does not say which net it is: name it with --backbone, such as r50")
+        raise ValueError(f"model {path} does not name its backbone: set `backbone` too, for example r50")
     return ModelInfo(
         backbone=backbone,
         embedding_size=embedding_size_of(backbone, read_weights(path)),
@@ -164,7 +164,7 @@ def _description(path: Path, backbone: str | None) -> ModelInfo:
     description = path.with_name(DESCRIPTION)
     info = ModelInfo.read(description)
     if backbone not in (None, info.backbone):
-        raise ValueError(f"--backbone {backbone} contradicts {description}, which says {info.backbone}: leave it out")
+        raise ValueError(f"backbone: {backbone}: {description} names {info.backbone}: leave it out")
     found = sha256_of(path)
     if info.sha256 not in ("", found):
         raise ValueError(f"model {path} is not the one that {description} describes: its sha256 is {found}")

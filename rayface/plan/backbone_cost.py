@@ -1,4 +1,4 @@
-"""Cost of a backbone: parameters, multiply-adds, and bytes kept from the forward for the backward pass."""
+"""Cost of a backbone: parameters, multiply-adds, and bytes saved in the forward pass for the backward pass."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NetSize:
-    """Size and cost of a backbone; bytes are of one rank in training."""
+    """Size and cost of a backbone; bytes are those of one rank in training."""
 
     parameters: int
     trainable: int
     buffer_bytes: int
     macs: int
-    """Of one image's forward pass."""
+    """Multiply-adds of one image's forward pass."""
     bytes_per_image: int
-    """Kept from the forward pass, for each image of the rank's batch."""
+    """Bytes saved in the forward pass per image of the rank's batch."""
     bytes_fixed: int
-    """Kept whatever the batch: weights cast to bf16, statistics of normalisations."""
+    """Bytes saved independent of the batch: weights cast to bf16, statistics of normalisation layers."""
     recomputed_bytes_per_image: int = 0
-    """Of the largest block while it is computed again; 0 without recomputation."""
+    """Bytes per image of the largest block while it is recomputed; 0 without recomputation."""
 
     def activation_bytes(self, images: int) -> int:
-        """Return the bytes kept for the backward pass of a batch."""
+        """Return the bytes saved for the backward pass of a batch."""
         return self.bytes_fixed + (self.bytes_per_image + self.recomputed_bytes_per_image) * images
 
 
 def net_size(config: Config, *, bf16: bool, recompute: bool = False) -> NetSize:
-    """Measure the backbone of a config, without allocating its memory.
+    """Return the cost of the backbone of a config, without allocating its memory.
 
     Args:
-        bf16: its products run under bf16 autocast.
-        recompute: as with the backbone's option `checkpointing`.
+        bf16: run it under bf16 autocast.
+        recompute: build it with its option `checkpointing`.
 
     Raises:
-        ValueError: an unknown name, a value out of range, or a backbone that cannot recompute.
+        ValueError: an unknown name, a value out of range, or a backbone without `checkpointing`.
     """
     net = config.backbone
     return size_of_net(
@@ -81,7 +81,7 @@ def size_of_net(
             )
 
     options = {"checkpointing": True} if recompute else {}
-    # batch norm refuses a batch of one; two sizes part what grows with the batch from what does not
+    # Two batch sizes separate the bytes per image from the fixed ones; batch norm needs at least two images.
     two, four = (saved_bytes(build(**options), n, image_size, bf16=bf16)[0] for n in (2, 4))
     blocks = [saved_bytes(build(), n, image_size, bf16=bf16)[1] for n in (2, 4)] if recompute else [0, 0]
     plain = build()
@@ -97,20 +97,20 @@ def size_of_net(
 
 
 def saved_bytes(net: nn.Module, images: int, image_size: int, *, bf16: bool) -> tuple[int, int]:
-    """Return what autograd keeps after a training forward pass, parameters and buffers of the net not counted.
+    """Return the bytes that autograd saves in a training forward pass, without the network's parameters and buffers.
 
     Args:
-        net: just built on the meta device; is of no use afterwards.
+        net: a new network on the meta device; unusable afterwards.
 
     Returns:
-        bytes kept in all, and bytes kept inside the largest block.
+        Total bytes saved, and bytes saved inside the largest block.
     """
-    # fake tensors take no memory either, and know autocast, which meta does not
+    # Fake tensors need no memory either, and support autocast, which the meta device does not.
     with FakeTensorMode(allow_non_fake_inputs=True):
         net.to_empty(device="cpu")
         net.train()
         counter, largest, before = SavedBytes(net), [0], [0]
-        # `checkpointing` runs the members of a net's own lists a second time
+        # `checkpointing` recomputes the members of the network's direct module lists.
         lists = [child for child in net.children() if isinstance(child, nn.Sequential | nn.ModuleList)]
         for block in (member for members in lists for member in members):
             block.register_forward_pre_hook(lambda *_: before.append(counter.total))
@@ -121,12 +121,12 @@ def saved_bytes(net: nn.Module, images: int, image_size: int, *, bf16: bool) -> 
 
 
 class SavedBytes(saved_tensors_hooks):
-    """Counts the storages that autograd saves while it is entered, each once, those of the net itself left out."""
+    """Count the bytes of the storages that autograd saves inside the context, each once, except the network's own."""
 
     def __init__(self, net: nn.Module) -> None:
         own = {t.untyped_storage()._cdata for t in [*net.parameters(), *net.buffers()]}
         self.total = 0
-        self._seen: dict[int, torch.Tensor] = {}  # the tensors too: a freed storage's number is given out again
+        self._seen: dict[int, torch.Tensor] = {}  # keep the tensors alive: the id of a freed storage is reused
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()

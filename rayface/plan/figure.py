@@ -14,17 +14,17 @@ from rayface.plan.timing import step_seconds, step_total
 from rayface.report import PALETTE, PNG_DPI
 
 POINTS = 97
-SMALLEST, LARGEST = 10_000, 100_000_000  # classes at the ends of the axis, unless the plan's own lie outside
+SMALLEST, LARGEST = 10_000, 100_000_000  # range of the class axis, extended to the plan's own number if needed
 
 
 def draw_plan(plan: Plan, path: Path) -> Path:
-    """Write a PNG with the memory of a worker and images/s against C, and a mark at the plan's own.
+    """Write a PNG with a worker's memory and images/s over C, with the plan's own C marked.
 
     Raises:
-        ValueError: a name that does not end in .png.
+        ValueError: the name does not end in .png.
     """
     if path.suffix != ".png":
-        raise ValueError(f"--plot: {path}: must end in .png")
+        raise ValueError(f"plot: {path}: must end in .png")
     ends = min(SMALLEST, plan.job.num_classes), max(LARGEST, plan.job.num_classes)
     classes = np.geomspace(*ends, POINTS).astype(int)
     jobs = [plan.with_classes(int(count)) for count in classes]

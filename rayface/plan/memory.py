@@ -1,4 +1,4 @@
-"""Memory of a training rank by part, for rayface's head and for the straightforward one."""
+"""Memory of a training rank by part, for rayface's head and for a straightforward one."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 
 Variant = Literal["chunked", "dense", "data_parallel"]
 
-# CUDA context, NCCL's channels, cuDNN's workspaces and what the allocator cannot use, per GPU: fitted to one row of a
-# published table, see published.py. Another driver or library will differ by some hundred MB.
+# CUDA context, NCCL channels, cuDNN workspaces and allocator fragmentation per GPU: fitted to one row of a published
+# table, see published.py. Other versions of drivers and libraries differ by some hundred MB.
 GPU_OVERHEAD = 1810 * 2**20
 # Resident memory of a CPU worker that has imported torch and Ray: 435 MiB measured, rounded up.
 CPU_OVERHEAD = 600 * 2**20
 
-# The straightforward layer under autocast, in matrices of (rows, D) fp32: weight and momentum; normalised rows, their
-# 16-bit copy and its gradient (a half each), the gradient by normalised rows, the gradient by rows, and two temporaries
-# of the normalisation's backward. Counted, with the published table in view.
+# The straightforward head under autocast, in matrices of (rows, D) fp32: weight and momentum; normalised rows, their
+# 16-bit copy and its gradient (half each), the gradients with respect to normalised rows and to rows, and two temporary
+# matrices of the normalisation's backward pass. Counted, not fitted, but compared with the published table.
 DENSE_ROW_COPIES = 8
-# Matrices of (B, rows) fp32 that live at its peak: raw, 16-bit, scaled, shifted, exponentials, gradients. Fitted.
+# Matrices of (B, rows) fp32 alive at its peak: raw, 16-bit, scaled, shifted, exponentials, gradients. Fitted.
 DENSE_LOGIT_COPIES = 11
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job(HeadShape):
-    """Everything that memory and time of a step depend on. Batch is global, sizes of types are bytes."""
+    """Everything that the memory and time of a step depend on. The batch is global, sizes of types are in bytes."""
 
     net: NetSize
     head: str
-    """Its name in HEADS."""
+    """Name of the head in HEADS."""
     image_size: int
     bf16: bool
     recompute: bool
     piece: int | None
-    """Images that a rank takes at once; None: its whole part of the batch."""
+    """Images per micro-batch of a rank; None: its whole part of the batch."""
 
     @property
     def images(self) -> int:
@@ -54,15 +54,15 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     """Return the job of a config.
 
     Args:
-        num_classes: C, of the joint label space.
+        num_classes: C, size of the joint label space.
         gpu: the ranks have GPUs; else they are processes on CPUs.
-        recompute: the backbone computes its blocks' activations twice.
+        recompute: the backbone recomputes its blocks' activations in the backward pass.
 
     Raises:
-        ValueError: what cannot be, one line.
+        ValueError: invalid settings, one line.
     """
     if num_classes < 1:
-        raise ValueError(f"--num-classes: {num_classes}: must be at least 1")
+        raise ValueError(f"num_classes: {num_classes}: must be at least 1")
     train = config.train
     recompute = recompute or config.backbone.checkpointing
     bf16 = (gpu and train.precision == "auto") or uses_bf16(train.precision, torch.device("cpu"))
@@ -95,7 +95,7 @@ class _OfHead(TypedDict):
 
 
 def _of_head(config: Config, *, gpu: bool) -> _OfHead:
-    """Return what the config groups `head` and `optim` decide of a HeadShape."""
+    """Return the fields of HeadShape that the config groups `head` and `optim` decide."""
     head, optim = config.head, config.optim
     return {
         "sample_rate": head.sample_rate,
@@ -114,9 +114,8 @@ def memory(job: Job, variant: Variant = "chunked") -> dict[str, int]:
     """Return the bytes of a rank's device by part, at the peak of a step: the end of the forward pass.
 
     Args:
-        variant: "chunked" is the head that the config names. "dense" is a model-parallel head with full logits and a
-            gradient of its rows' size, as arcface_torch's; "data_parallel" has all rows and their full gradient on
-            every rank.
+        variant: "chunked" is the configured head. "dense" is a model-parallel head with full logits and a dense
+            gradient, as in arcface_torch; "data_parallel" has all rows and their dense gradient on every rank.
     """
     if variant == "chunked":
         parts = {**_backbone(job, bucket_copies=0), **_head(job).device}
@@ -130,14 +129,14 @@ def memory(job: Job, variant: Variant = "chunked") -> dict[str, int]:
 
 
 def host_memory(job: Job) -> int:
-    """Return the host bytes of a rank with a GPU: what the head keeps there, and the copy that checkpoints are of."""
+    """Return the host bytes of a rank with a GPU: what the head keeps there, and the copy for checkpoints."""
     if not job.gpu:
         return 0
     return _head(job).host + checkpoint_bytes(job)
 
 
 def checkpoint_bytes(job: Job) -> int:
-    """Return the bytes of a rank's copy of its state, which is written while training goes on."""
+    """Return the bytes of a rank's copy of its state, which is written in the background."""
     backbone = _backbone(job, bucket_copies=0)
     return backbone["backbone_weights"] + backbone["backbone_optimizer"] + _head(job).state
 
@@ -149,7 +148,7 @@ def _head(job: Job) -> HeadMemory:
 def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
     net, images = job.net, job.images
     pixels = 3 * job.image_size**2
-    # ours are views of the gradients (gradient_as_bucket_view); the default of DDP is a copy
+    # Our buckets are views of the gradients (gradient_as_bucket_view); by default DDP copies them.
     buckets = bucket_copies * 4 * net.trainable if job.num_workers > 1 else 0
     return {
         "backbone_weights": 4 * net.parameters + net.buffer_bytes,
@@ -157,7 +156,7 @@ def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
         "backbone_optimizer": 4 * net.trainable * job.moments,
         "ddp_buckets": buckets,
         "activations": net.activation_bytes(min(images, job.piece or images)),
-        # as read, augmented, and laid out for the net
+        # as read (uint8), augmented (fp32), and in the network's memory format (fp32)
         "input_buffers": images * pixels * (1 + 4 + 4),
         "overhead": GPU_OVERHEAD if job.gpu else CPU_OVERHEAD,
     }
@@ -165,7 +164,7 @@ def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
 
 def _dense_head(job: Job, *, local_batch: int) -> dict[str, int]:
     row = 4 * job.embedding_size
-    # a sample's centers and momentum are copied out of the whole
+    # Sampled centers and their momentum are copies of rows of the full matrices.
     copies = DENSE_ROW_COPIES - (2 if job.sample_rate == 1 else 0)
     return {
         "class_centers": job.rows * row,

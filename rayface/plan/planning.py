@@ -1,4 +1,4 @@
-"""Plan a run before it starts: memory, time and network of a rank, and the largest C that fits."""
+"""Plan a run before it starts: memory, time and network traffic of a rank, and the largest C that fits."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ from rayface.plan.memory import Job, host_memory, job_of, memory
 from rayface.plan.preflight import GB, check_fits, largest_num_classes
 from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
 
-# Published counts, identities and images (arXiv 2203.15565 and the sets' papers). They serve planning only: a run takes
+# Published numbers of identities and images (arXiv 2203.15565 and the datasets' papers), for planning only: a run takes
 # its counts from dataset.json.
 PUBLISHED_COUNTS = {
     "webface42m": (2_059_906, 42_474_557),
@@ -29,7 +29,7 @@ PUBLISHED_COUNTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Counts of a dataset, and their source; without a number of images no hours are planned."""
+    """Counts of a dataset, and their source; hours are planned only if the number of images is known."""
 
     num_classes: int
     num_classes_with_images: int | None = None
@@ -39,19 +39,19 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run's memory, time and network; values are computed on access."""
+    """Memory, time and network traffic of a run; values are computed on access."""
 
     config: Config
     job: Job
     counts: Counts
     rates: Rates
     measured: frozenset[str]
-    """Names of the rates that are not assumed."""
+    """Names of the rates that are given, not assumed."""
     memory_per_device: int | None
 
     @cached_property
     def memory(self) -> dict[str, int]:
-        """Bytes of a rank's device by part."""
+        """Bytes on a rank's device by part."""
         return memory(self.job)
 
     @cached_property
@@ -61,12 +61,12 @@ class Plan:
 
     @property
     def images_per_second(self) -> float:
-        """Of all ranks together."""
+        """Images per second of all ranks together."""
         return self.job.batch_size / step_total(self.seconds)
 
     @property
     def epoch_hours(self) -> float | None:
-        """Hours of an epoch's whole steps; None where the number of images is not known."""
+        """Hours per epoch of whole steps; None if the number of images is unknown."""
         if self.counts.num_images is None:
             return None
         steps = self.counts.num_images // self.job.batch_size
@@ -74,14 +74,14 @@ class Plan:
 
     @property
     def largest_num_classes(self) -> int | None:
-        """The largest C that fits; None where the memory of a device is not known."""
+        """The largest C that fits; None if the memory of a device is unknown."""
         if self.memory_per_device is None:
             return None
         return largest_num_classes(self.with_classes, self.memory_per_device)
 
     @cached_property
     def refusal(self) -> str | None:
-        """What does not fit and what to change, one line; None if everything fits or the memory is unknown."""
+        """One line with what does not fit and what to change; None if everything fits or the memory is unknown."""
         if self.memory_per_device is None:
             return None
         try:
@@ -141,14 +141,14 @@ class Plan:
             **{name.replace("_", " "): _gb(size) for name, size in self.memory.items() if size},
             "memory of a worker": f"{_gb(numbers['memory_total'])}, dense with full logits "
             f"{_gb(numbers['dense_memory_total'])}",
-            "host memory": _gb(numbers["host_memory"]) + ", the copy for checkpoints included" if job.gpu else "",
+            "host memory": _gb(numbers["host_memory"]) + ", including the copy for checkpoints" if job.gpu else "",
             "fits": "" if self.memory_per_device is None else f"{verdict}, {_gb(self.memory_per_device)}",
             "largest C that fits": _or(numbers["largest_num_classes"], ",", ""),
             "step": f"{numbers['step_seconds'] * 1e3:,.1f} ms: "
             + ", ".join(f"{name.replace('_', ' ')} {value * 1e3:.2f}" for name, value in self.seconds.items() if value),
-            "network": f"{sum(numbers['network_bytes'].values()) / 1e6:,.1f} MB a worker sends in a step",
+            "network": f"{sum(numbers['network_bytes'].values()) / 1e6:,.1f} MB sent per worker and step",
             "images/s": f"{self.images_per_second:,.0f}",
-            "hours": f"{_or(numbers['epoch_hours'], '.2f')} an epoch, {_or(numbers['run_hours'], ',.1f')} a run",
+            "hours": f"{_or(numbers['epoch_hours'], '.2f')} per epoch, {_or(numbers['run_hours'], ',.1f')} per run",
             "measured": self._rates_text(self.measured),
             "assumed": self._rates_text(asdict(self.rates).keys() - self.measured),
         }
@@ -172,18 +172,18 @@ def make_plan(
     """Plan a run of train.num_workers ranks, each with a GPU unless train.device=cpu.
 
     Args:
-        preset: its published counts are used where neither data.train nor the counts are given.
+        preset: its published counts are used if neither data.train nor the counts are given.
         num_classes, num_images: counts of a dataset that does not exist yet.
-        rates: those of Rates that are known, by name; the others are assumed.
+        rates: known fields of Rates, by name; the others are assumed.
         memory_per_device: bytes of a GPU, or of a CPU worker's share; None: nothing is refused.
-        recompute: the backbone computes its blocks' activations twice.
+        recompute: the backbone recomputes its blocks' activations in the backward pass.
 
     Raises:
-        ValueError: counts that are missing or said twice, or settings that cannot be; one line.
+        ValueError: missing or conflicting counts, or invalid settings; one line.
     """
     train = config.train
     check_pieces(train)
-    build_config_margin(config.head)  # what training would refuse
+    build_config_margin(config.head)  # refuse invalid margins as training does
     counts = _counts(config, preset, num_classes, num_images)
     return Plan(
         config=config,
@@ -212,12 +212,12 @@ def plan_run(
     """Plan the run that `rayface train` would start with these arguments.
 
     Args:
-        preset, file, overrides: as of `config.load`.
-        num_workers: in place of train.num_workers; None: as configured.
-        rates: of Rates; None: as in rates_file, or assumed.
-        rates_file: JSON that `rayface bench rates --json` printed.
+        preset, file, overrides: see `config.load`.
+        num_workers: replaces train.num_workers; None: as configured.
+        rates: fields of Rates by name; None: the value in rates_file, else the default.
+        rates_file: output of `rayface bench rates --json`.
         plot: PNG file to draw, or None.
-        num_classes, num_images, memory_per_device, recompute: as of `make_plan`.
+        num_classes, num_images, memory_per_device, recompute: see `make_plan`.
 
     Raises:
         ValueError: bad input; one line.
@@ -245,10 +245,10 @@ def plan_run(
 
 def _counts(config: Config, preset: str | None, num_classes: int | None, num_images: int | None) -> Counts:
     if num_images is not None and num_images < 1:
-        raise ValueError(f"--num-images: {num_images}: must be at least 1")
+        raise ValueError(f"num_images: {num_images}: must be at least 1")
     if config.data.train:
         if num_classes is not None or num_images is not None:
-            raise ValueError("--num-classes: data.train is set and has counts of its own: give one of the two")
+            raise ValueError("num_classes, data.train: both are set: give one of the two")
         return _counted(
             open_dataset(
                 config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction, join=config.data.join
@@ -261,7 +261,7 @@ def _counts(config: Config, preset: str | None, num_classes: int | None, num_ima
         note = "published counts, for planning only"
         return Counts(num_classes=classes, num_images=num_images or images, source=note)
     known = ", ".join(PUBLISHED_COUNTS)
-    raise ValueError(f"--num-classes: is not set: give it, data.train=DIR, or a --preset of {known}")
+    raise ValueError(f"num_classes: is not set: give it, data.train=DIR, or one of the presets {known}")
 
 
 def _counted(found: Dataset) -> Counts:

@@ -1,4 +1,4 @@
-"""Check before a run starts that it fits into memory, and name settings to change if it does not."""
+"""Check before a run starts that it fits into memory; if not, name settings that make it fit."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +21,13 @@ def check_fits(
     """Refuse a run that needs more memory than a device has.
 
     Args:
-        num_classes: C, of the joint label space.
-        memory_per_device: bytes that one rank may take: of its GPU, or its share of a machine's memory.
+        num_classes: C, size of the joint label space.
+        memory_per_device: bytes available to one rank: of its GPU, or its share of a machine's memory.
         gpu: the ranks have GPUs.
-        recompute: the backbone computes its blocks' activations twice.
+        recompute: the backbone recomputes its blocks' activations in the backward pass.
 
     Raises:
-        ValueError: one line: what does not fit, its largest parts, and settings each of which would do.
+        ValueError: one line: what does not fit, its largest parts, and settings each of which makes it fit.
     """
     parts = memory(job_of(config, num_classes, gpu=gpu, recompute=recompute))
     total = sum(parts.values())
@@ -47,11 +47,11 @@ def check_fits(
 
 
 def check_host_fits(config: Config, num_classes: int, memory_per_worker: int) -> None:
-    """Refuse a run on GPUs that needs more host memory than a machine has: checkpoints are copied there.
+    """Refuse a run on GPUs that needs more host memory than a machine has: checkpoints are copied to the host.
 
     Args:
-        num_classes: C, of the joint label space.
-        memory_per_worker: bytes of host memory that one rank may take.
+        num_classes: C, size of the joint label space.
+        memory_per_worker: bytes of host memory available to one rank.
 
     Raises:
         ValueError: one line.
@@ -62,13 +62,13 @@ def check_host_fits(config: Config, num_classes: int, memory_per_worker: int) ->
         remedies += ["head.storage_dtype=bf16"] * (config.head.storage_dtype == "fp32")
         remedies += ["head.host_memory=false"] * config.head.host_memory
         raise ValueError(
-            f"host memory: {num_classes:,} classes need {_gb(needed)} a worker, the copy of the state that checkpoints "
-            f"are written from included: must be at most {_gb(memory_per_worker)}: {' or '.join(remedies)}"
+            f"host memory: {num_classes:,} classes need {_gb(needed)} a worker, including the copy of the state for "
+            f"checkpoints: must be at most {_gb(memory_per_worker)}: {' or '.join(remedies)}"
         )
 
 
 def largest_num_classes(job: Callable[[int], Job], memory_per_device: int) -> int:
-    """Return the largest C whose ranks fit, by bisection; 0 where not even one class does.
+    """Return the largest C that fits, by bisection; 0 if not even one class does.
 
     Args:
         job: the job for a number of classes.
@@ -89,9 +89,9 @@ def largest_num_classes(job: Callable[[int], Job], memory_per_device: int) -> in
 
 
 def memory_per_worker(*, gpu: bool, workers_per_machine: int) -> int | None:
-    """Return the bytes that a worker on a machine like this one may take; None if unknown.
+    """Return the bytes available to a worker on a machine like this one; None if unknown.
 
-    With GPUs: the memory of this machine's first one. Else: what is free of the machine's memory, shared out.
+    With GPUs, the memory of this machine's first GPU; else the machine's free memory, divided among the workers.
     """
     if gpu:
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
@@ -100,7 +100,7 @@ def memory_per_worker(*, gpu: bool, workers_per_machine: int) -> int | None:
 
 
 def _remedy(config: Config, fits: Callable[[Overrides], bool]) -> str:
-    """Return the settings of which each would be enough; at most three."""
+    """Return settings each of which makes the run fit; at most three."""
     enough = [f"{key}={value}" for key, value in _candidates(config, fits)]
     if enough:
         return f"use {' or '.join(enough[:3])}"
@@ -145,12 +145,12 @@ def _free_memory() -> int | None:
     limit, used = _number(group / "memory.max"), _number(group / "memory.current")
     if machine is None or limit is None or used is None:
         return None if machine is None else machine * 1024
-    # what the container holds of files can be given back
+    # The page cache of the container (inactive_file) can be reclaimed.
     return min(machine * 1024, limit - used + _sizes(group / "memory.stat").get("inactive_file", 0))
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Return the first two words of every line, name and number."""
+    """Return name and number of every line."""
     try:
         return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
     except OSError:
@@ -160,5 +160,5 @@ def _sizes(path: Path) -> dict[str, int]:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # no such limit: no file, or "max"
+    except (OSError, ValueError):  # no limit: the file is missing or says "max"
         return None

@@ -1,13 +1,13 @@
-"""The memory model of the straightforward class layer against arcface_torch's published table.
+"""Validation of the memory model of a straightforward head on arcface_torch's published table.
 
 Source: docs/speed_benchmark.md and the README of insightface's arcface_torch; 8 V100 of 32 GB, r50, mixed precision,
-what gpustat shows of one GPU. The batch of the table is not stated. 64 images a GPU is taken here: with 128 the
-activations and weights of r50 alone exceed its smallest rows. Two figures of the same page at 3 million classes and the
-stated batch of 1024 serve as a check that nothing was fitted to.
+memory of one GPU by gpustat. The table does not state its batch; we assume 64 images per GPU, because with 128 the
+activations and weights of r50 alone exceed its smallest rows. Two figures of the same page, at 3 million classes and
+the stated batch of 1024, are held out.
 
-Two constants are fitted, each to one row: GPU_OVERHEAD to model parallel at 125,000 classes, and DENSE_LOGIT_COPIES, a
-whole number, to model parallel at 4 million. DENSE_ROW_COPIES was counted, but with the table in view, and so was the
-batch chosen.
+Two constants are fitted, each to one row: GPU_OVERHEAD to model parallel at 125,000 classes, and DENSE_LOGIT_COPIES, an
+integer, to model parallel at 4 million. DENSE_ROW_COPIES was counted, but it and the batch were chosen with the table
+known.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ FITTED_ROWS = {("model parallel", 125_000): "GPU_OVERHEAD", ("model parallel", 4
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the table beside the model's."""
+    """A figure of the table and that of the model."""
 
     method: str
     num_classes: int
@@ -45,16 +45,16 @@ class Row:
     published_mib: float
     modelled_mib: float
     fitted: str | None
-    """The constant that was fitted to this row."""
+    """Name of the constant that was fitted to this row."""
 
     @property
     def error(self) -> float:
-        """Relative, positive where the model says more."""
+        """Relative error, positive if the model's figure is larger."""
         return self.modelled_mib / self.published_mib - 1
 
 
 def table_rows() -> list[Row]:
-    """Return every row of the published table, and the two that were held out, with the model's figures."""
+    """Return the rows of the published table and the two held-out ones, with the model's figures."""
     rows = []
     for batch_size, table in ((TABLE_BATCH, PUBLISHED_MIB), (HELD_OUT_BATCH, HELD_OUT_MIB)):
         for method, figures in table.items():
@@ -71,7 +71,7 @@ def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def as_table(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return what to show a person of the rows, memory in MiB."""
+    """Return the rows as a printed table, memory in MiB."""
     return [
         {
             "method": row.method,
@@ -87,13 +87,13 @@ def as_table(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def fit() -> tuple[int, int]:
-    """Return GPU_OVERHEAD (bytes) and DENSE_LOGIT_COPIES as the two rows named above give them."""
+    """Return GPU_OVERHEAD (bytes) and DENSE_LOGIT_COPIES, fitted to the two rows named above."""
     figures = PUBLISHED_MIB["model parallel"]
     small, large = 125_000, 4_000_000
     jobs = {count: _setting("model parallel", count, TABLE_BATCH)[0] for count in (small, large)}
     parts = {count: memory(job, "dense") for count, job in jobs.items()}
     one_copy = {count: parts[count]["logits"] / DENSE_LOGIT_COPIES for count in jobs}
-    # what the model says without both constants, and what is left for them
+    # Residual of the two rows after the model without both constants.
     rest = {c: figures[c] * 2**20 - sum(parts[c].values()) + parts[c]["logits"] + GPU_OVERHEAD for c in jobs}
     copies = round((rest[large] - rest[small]) / (one_copy[large] - one_copy[small]))
     return round(rest[small] - copies * one_copy[small]), copies

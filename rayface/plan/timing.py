@@ -1,4 +1,4 @@
-"""Seconds of a step from rates: products, memory traffic, and collectives by the ring formulas."""
+"""Time model of a step: matrix products, memory traffic and ring collectives at given rates."""
 
 import json
 from dataclasses import dataclass, fields
@@ -11,53 +11,53 @@ from rayface.plan.memory import Job
 class Rates:
     """Throughput of a rank's device and link.
 
-    The defaults are assumptions for planning, of the order of a current data-centre GPU, and measurements of nothing.
+    The defaults are assumptions in the order of a current data-centre GPU, not measurements.
     """
 
     gemm_tflops: float = 400.0
-    """Large bf16 matrix products, 10^12 operations a second; a multiply-add is two."""
+    """Large bf16 matrix products, 10^12 operations per second; a multiply-add counts as two."""
     fp32_tflops: float = 40.0
     """Large fp32 matrix products."""
     memory_bandwidth: float = 2000.0
-    """GB/s of reading or writing device memory."""
+    """Bandwidth of device memory, GB/s."""
     link_bandwidth: float = 50.0
-    """GB/s that a rank sends while it receives as much: of the slowest link of the ring."""
+    """Bandwidth per direction of the slowest link in the ring, GB/s."""
     backbone_efficiency: float = 0.25
-    """Share of the rate of large products that the backbone reaches.
+    """Fraction of the rate of large products that the backbone reaches.
 
-    For scale: r50's published 5,004 images/s on 8 V100 (published.py) are 23.7 tera-operations a second each, a fifth
-    of the peak that the maker states.
+    For comparison: r50's published 5,004 images/s on 8 V100 (published.py) are 23.7 TFLOPS per GPU, a fifth of the
+    vendor's peak.
     """
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not value > 0:
-                raise ValueError(f"--{name.replace('_', '-')}: {value:g}: must be above 0")
+                raise ValueError(f"{name}: {value:g}: must be above 0")
         if self.backbone_efficiency > 1:
-            raise ValueError(f"--backbone-efficiency: {self.backbone_efficiency:g}: must be at most 1")
+            raise ValueError(f"backbone_efficiency: {self.backbone_efficiency:g}: must be at most 1")
 
 
 def read_rates(file: Path) -> dict[str, float]:
-    """Return the rates that a file of `rayface bench rates --json` holds, by their names in Rates.
+    """Return the rates in a file with the output of `rayface bench rates --json`, by field of Rates.
 
     Raises:
-        ValueError: no such file, or none of the rates in it, one line.
+        ValueError: the file is missing or holds no rates; one line.
     """
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"--rates: {file}: must be what `rayface bench rates --json` printed: {error}") from error
+        raise ValueError(f"rates: {file}: must be the output of `rayface bench rates --json`: {error}") from error
     names = {field.name for field in fields(Rates)}
     rates = {name: value for name, value in found.items() if name in names} if isinstance(found, dict) else {}
     if not rates or not all(isinstance(value, int | float) for value in rates.values()):
-        raise ValueError(f"--rates: {file}: must hold numbers for some of {', '.join(sorted(names))}")
+        raise ValueError(f"rates: {file}: must hold numbers for at least one of {', '.join(sorted(names))}")
     return rates
 
 
 def step_seconds(job: Job, rates: Rates) -> dict[str, float]:
-    """Return the seconds of the parts of a step; see `step_total` for the parts that overlap.
+    """Return the seconds of a step by part; see `step_total` for overlapping parts.
 
-    Not in the model: latencies, waiting for data, evaluation and checkpoints.
+    Latencies, waiting for data, validation and checkpoints are not modelled.
     """
     link = 1e9 * rates.link_bandwidth
     backbone_rate = rates.gemm_tflops if job.bf16 else rates.fp32_tflops
@@ -73,44 +73,44 @@ def step_seconds(job: Job, rates: Rates) -> dict[str, float]:
 
 
 def step_total(seconds: dict[str, float]) -> float:
-    """Return the seconds of a step: the gradients travel while the backward pass, two thirds of the backbone, runs."""
+    """Return the seconds of a step; the gradient all-reduce overlaps with the backward pass, 2/3 of the backbone."""
     hidden = min(seconds["all_reduce_gradients"], seconds["backbone"] * 2 / 3)
     return sum(seconds.values()) - hidden
 
 
 def backbone_macs(job: Job) -> int:
-    """Multiply-adds of a rank's backbone in a step: forward, and twice that backward; recomputing is a forward more."""
+    """Return the multiply-adds of a rank's backbone in a step: 3 forward passes, 4 with recomputation."""
     return (4 if job.recompute else 3) * job.net.macs * job.images
 
 
 def head_macs(job: Job) -> int:
-    """Multiply-adds of the head's three products, and the logits that are computed twice."""
+    """Return the multiply-adds of the head's three products, with the logits computed twice."""
     one = job.batch_size * job.embedding_size
     return one * (3 * job.sampled_rows + job.sampled_rows - job.kept_rows)
 
 
 def head_traffic(job: Job) -> int:
-    """Bytes that the head reads and writes besides: rows, moments, exponentials."""
-    # the forward reads centers and writes unit rows, which two products read
+    """Return the bytes that the head reads and writes outside of products: rows, moments, exponentials."""
+    # The forward pass reads centers and writes normalised rows, which two products read.
     forward = job.sampled_rows * job.embedding_size * (job.storage_bytes + 3 * job.compute_bytes)
-    # the update writes and reads the gradient, and reads and writes centers and moments
+    # The update writes and reads the gradient, and reads and writes centers and moments.
     moved = job.rows if job.updates_all_rows else job.sampled_rows
     update = moved * job.embedding_size * (2 * 4 + 2 * job.storage_bytes * (1 + job.moments))
-    # logits are written, made exponentials, summed, and read by two products
+    # Logits are written, exponentiated, summed, and read by two products.
     logits = 6 * job.sampled_rows * job.batch_size * job.compute_bytes
     return forward + update + logits
 
 
 def backbone_traffic(job: Job) -> int:
-    """Bytes that clipping and the backbone's optimizer read and write, fp32."""
-    # the norm reads gradients, clipping reads and writes them; the update reads them, and moves weights and moments
+    """Return the bytes that gradient clipping and the backbone's optimizer read and write, fp32."""
+    # The norm reads gradients, clipping reads and writes them; the update reads them and updates weights and moments.
     return 4 * job.net.trainable * (1 + 2 + 1 + 2 * (1 + job.moments))
 
 
 def network_bytes(job: Job) -> dict[str, float]:
-    """Bytes that a rank sends in a step by collective, with ring algorithms of W ranks.
+    """Return the bytes that a rank sends in a step by collective, with ring algorithms over W ranks.
 
-    All-gather and reduce-scatter of n bytes in all send n (W - 1) / W, an all-reduce twice that.
+    An all-gather or reduce-scatter of n bytes in total sends n (W - 1) / W, an all-reduce twice that.
     """
     ring = (job.num_workers - 1) / job.num_workers
     embedding = 4 * job.batch_size * job.embedding_size

@@ -1,4 +1,4 @@
-"""The chain of stages: every verb that makes something of a Config, for the command line, experiments and sweeps."""
+"""Registry of stages: every verb that runs from a Config, for the command line, experiments and sweeps."""
 
 from rayface.config import TRAINING
 from rayface.stages import fingerprints, functions
@@ -31,7 +31,7 @@ def _flags(group: str, *names: str, **others: str) -> dict[str, str]:
 
 STAGES: dict[str, StageType] = {
     "synth": StageType(
-        summary="Draw a set of faces; nobody's likeness, the same for a seed.",
+        summary="Draw a synthetic face dataset of no real persons, deterministic for a seed.",
         function=functions.draw,
         arguments=("out",),
         flags=_flags("synth", "out", "identities", "images_per_identity", "seed", "pairs", "image_size", "shard_size"),
@@ -70,7 +70,7 @@ STAGES: dict[str, StageType] = {
         shown=functions.shown_embeddings,
     ),
     "prune": StageType(
-        summary="Select a core set of embedded images, as a job on Ray.",
+        summary="Select a core set of embedded images, as a Ray job.",
         function=functions.select_core_set,
         flags=_flags("prune", *_PRUNE_FLAGS, baseline="prune.baselines")
         | _flags("clean", "outliers", "duplicates", "conflicts", "bytes", "exclude", "above", "drop", "merge"),
@@ -85,7 +85,7 @@ STAGES: dict[str, StageType] = {
         shown=functions.shown_core_set,
     ),
     "train": StageType(
-        summary="Train a model into a run directory, logged to MLflow.",
+        summary="Train a model into a run directory, tracked in MLflow.",
         function=functions.train_model,
         decisive=TRAINING,
         output="train.output",
@@ -96,7 +96,7 @@ STAGES: dict[str, StageType] = {
         title="trained",
     ),
     "evaluate": StageType(
-        summary="Measure verification accuracy (10 folds, mirrored images added) on pairs.",
+        summary="Measure verification accuracy on pairs (10 folds, mirrored images added).",
         function=functions.evaluate_model,
         flags=_flags("evaluate", "model", "protocol", "pairs", "data", "out", "backbone", "batch_size"),
         decisive=("evaluate",),
@@ -107,7 +107,7 @@ STAGES: dict[str, StageType] = {
         title="evaluated",
     ),
     "export": StageType(
-        summary="Export a model to ONNX with a dynamic batch, checked against PyTorch.",
+        summary="Export a model to ONNX with a dynamic batch, verified against PyTorch.",
         function=functions.export_model,
         flags=_flags("export", "model", "onnx", "backbone", "external_data"),
         decisive=("export",),
@@ -135,7 +135,7 @@ INPUT_KINDS: dict[str, tuple[Kind, ...]] = {
     "backbone.weights": ("model",),
     "prune.head": ("model",),
 }
-"""Config keys that take the result of a stage, and of which kind; other keys take any path."""
+"""Config keys that take the output of a stage, with the kinds they accept; other keys take any path."""
 
 INPUT_PATHS = (*(key for key in INPUT_KINDS if key != "train.teacher_cache"), "convert.source", "evaluate.pairs")
-"""Config keys that name something which must exist, unless they name a stage."""
+"""Config keys whose path must exist, unless it refers to a stage."""

@@ -1,4 +1,4 @@
-"""Fingerprints of what stages leave: something that changes when a result does, None if it is not whole."""
+"""Fingerprints of stage outputs: a value that changes when the output does, None if the output is incomplete."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ Fingerprint = Callable[[Path], str | None]
 
 @contextmanager
 def _unless_missing(path: Path) -> Iterator[None]:
-    """Pass over what is missing; a result that cannot be read now, because a disk is away, is not missing.
+    """Suppress errors for missing files only: a file on a disk that is not mounted is unreadable, not missing.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: a file cannot be read.
     """
     try:
         yield
@@ -66,17 +66,17 @@ def of_dataset(folder: Path) -> str | None:
 
 
 def of_embeddings(folder: Path) -> str | None:
-    """Fingerprint embeddings by what decides their bytes; the files that the manifest names must exist."""
+    """Fingerprint embeddings by the settings that decide their bytes; the files of the manifest must exist."""
     from rayface.embedding.embeddings import MANIFEST, missing_parts
 
-    # Not all of the manifest: a job that finds everything embedded writes it anew, with other seconds.
+    # Not the whole manifest: a job that finds everything embedded rewrites it with other seconds.
     fields = ("model_sha256", "dataset_digest", "flip", "precision", "dtype", "num_rows")
     found = of_fields(MANIFEST, *fields)(folder)
     return None if found is None or missing_parts(str(folder)) else found
 
 
 def of_core_set(folder: Path) -> str | None:
-    """Fingerprint a core set by prune.json; the files that it names must exist."""
+    """Fingerprint a core set by prune.json; the files listed in it must exist."""
     from rayface.curate.prune.result import RESULT, read_result
 
     found = of_file(RESULT)(folder)

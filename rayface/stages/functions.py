@@ -1,6 +1,6 @@
-"""What stages do: each function hands a Config to the library, and returns its result as --json prints it.
+"""Functions of the stages: each passes a Config to the library and returns the result as --json prints it.
 
-They import what they need when they are called: the command line shows its help without PyTorch and Ray.
+They import the library when called, so the command line shows its help without importing PyTorch and Ray.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The type of stages: what a verb needs of a Config, what it makes, and how its result is recognised."""
+"""StageType: the function of a verb, its settings, its output and the fingerprint of the output."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from rayface.stages.fingerprints import Fingerprint
 
 Kind = Literal["data", "embeddings", "model", "onnx", "numbers"]
 Result = Mapping[str, Any]
-"""What a stage has done, as --json prints it."""
+"""Result of a stage, as --json prints it."""
 
 
 def _all(result: Result) -> Result:
@@ -18,23 +18,23 @@ def _all(result: Result) -> Result:
 
 @dataclass(frozen=True, kw_only=True)
 class StageType:
-    """A verb: a function of a Config, what of the Config decides its result, and how that is recognised.
+    """A verb: its function, the config keys that decide its output, and the fingerprint of the output.
 
     Attributes:
-        summary: what it does, one line.
-        function: does it; called with the config and whether to resume an interrupted result.
-        flags: options of the command line, and names in experiment files, to config keys.
-        arguments: flags that the command line takes by position.
-        decisive: config keys, or groups of them, that decide the result; operational keys are not looked at.
+        summary: one line of help.
+        function: called with the config and whether to resume an interrupted output.
+        flags: config keys by option of the command line, which is also a name in experiment files.
+        arguments: flags that are positional arguments of the command line.
+        decisive: config keys, or groups of them, that decide the output; operational keys are ignored.
         required: config keys that must be set, beside that of the output.
-        output: config key of the place of the result.
-        output_kind: what the result is to later stages.
-        fingerprint: of a folder with the result.
-        file: the file of a stage's folder that is the result; "": the folder.
-        resumable: run again, it resumes where it was interrupted; else it starts in an empty folder.
-        uses_ray: it runs on Ray.
-        title: of the result; the output is put in for {}.
-        shown: what of a result a table shows.
+        output: config key of the output path.
+        output_kind: kind of input that the output is for later stages.
+        fingerprint: returns the fingerprint of a folder with the output.
+        file: the file in the stage's folder that is the output; "": the folder itself.
+        resumable: an interrupted output is resumed; else the stage starts over in an empty folder.
+        uses_ray: the function runs on Ray.
+        title: title of the result table; {} is replaced by the output path.
+        shown: selects the values of a result that the table shows.
     """
 
     summary: str
@@ -53,10 +53,10 @@ class StageType:
     shown: Callable[[Result], Result] = _all
 
     def run(self, config: Config, *, resume: bool = False) -> Result:
-        """Do it.
+        """Run the stage.
 
         Args:
-            resume: an interrupted result; embed and prune resume without being asked.
+            resume: resume an interrupted output; embed and prune always do.
 
         Raises:
             ValueError: bad input, one line.
@@ -65,7 +65,7 @@ class StageType:
         return self.function(config, resume)
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """What of a config decides the result, by key."""
+        """Return the settings that decide the output, by config key."""
         groups = self.decisive
         if self.output == "prune.out" and config.prune.proxy_fraction is not None:
             groups = (*groups, *TRAINING)

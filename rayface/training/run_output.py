@@ -37,7 +37,9 @@ def newest_unfinished(name: str) -> RunDirectory:
     runs = [RunDirectory(path) for _, path in sorted(numbered_folders(_root(), name).items())]
     found = [run for run in runs if not run.is_finished()]
     if not found:
-        raise ValueError(f"--resume: no unfinished run {name}-* under runs/: name the run with train.output=DIR")
+        raise ValueError(
+            f"train.output: no unfinished run {name}-* under runs/ to resume: name the run with train.output=DIR"
+        )
     return found[-1]
 
 
@@ -61,7 +63,9 @@ def check_output(config: Config, resume: bool) -> None:
     if resume:
         _check_unchanged(run.read_config(), config)
     elif path.exists() and any(path.iterdir()):
-        raise ValueError(f"train.output: {run}: is not empty: go on with --resume, or choose another directory")
+        raise ValueError(
+            f"train.output: {run}: is not empty: resume its run with --resume, or choose another directory"
+        )
 
 
 @contextlib.contextmanager

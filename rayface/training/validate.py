@@ -96,7 +96,9 @@ def _open_dataset(config: Config, resume: bool) -> Dataset:
     except DataError as error:
         if not resume:
             raise
-        raise DataError(f"{error}; where the data was moved, name its new place: --resume data.train=DIR") from error
+        raise DataError(
+            f"{error}; where the data was moved, name its new place on the resume: data.train=DIR"
+        ) from error
 
 
 def _sample_order(config: Config, dataset: Dataset) -> SampleOrder:

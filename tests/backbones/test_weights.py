@@ -107,7 +107,7 @@ def cut_off(path: Path) -> None:
     [
         (whole_model, "holds Python objects, such as a whole pickled model; save the model's state_dict"),
         (torch_script, "TorchScript archive"),
-        (cut_off, "it is damaged"),
+        (cut_off, "it is corrupt"),
         (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>"), "is an HTML page"),
         (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"), "git-lfs pointer"),
         (lambda path: path.write_bytes(b""), "it is empty"),

@@ -26,7 +26,7 @@ def test_bench_head_with_a_bad_setting_raises_one_line() -> None:
         bench_head(HeadBench(num_classes=100, batch_size=8, dtype="int8"))
     with pytest.raises(ValueError, match=r"head\.sample_rate 0 must be in \(0, 1\]"):
         bench_head(HeadBench(num_classes=100, batch_size=8, sample_rate=0))
-    with pytest.raises(ValueError, match=r"--sampled-rows: 101: must be from 1 to the fewest --classes, 100"):
+    with pytest.raises(ValueError, match=r"sampled_rows: 101: must be from 1 to the smallest number of classes, 100"):
         bench_scaling([300, 100], HeadBench(num_classes=300, batch_size=8), sampled_rows=101)
 
 

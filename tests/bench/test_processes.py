@@ -14,7 +14,7 @@ from rayface.cli import main
 
 @pytest.mark.parametrize("arguments", [["head", "-B", "8", "-C", "100"], ["rates"]])
 @pytest.mark.parametrize(
-    ("device", "words"), [("cuda", "GPUs that torch can use"), ("tpu", "--device: 'tpu': must be cpu or cuda")]
+    ("device", "words"), [("cuda", "GPUs that torch can use"), ("tpu", "device: 'tpu': must be cpu or cuda")]
 )
 def test_bench_verb_on_a_missing_device_exits_2_with_one_line(
     arguments: list[str], device: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -36,7 +36,7 @@ def test_check_device_without_enough_of_them_raises_one_line(
     device: str, workers: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(ValueError, match=rf"^--device: .*{words}") as caught:
+    with pytest.raises(ValueError, match=rf"^device: .*{words}") as caught:
         check_device(device, workers)
     assert "\n" not in str(caught.value)
     check_device("cpu", 100)

@@ -160,7 +160,7 @@ def test_write_dataset_during_another_write_is_refused(tmp_path: Path) -> None:
     settings = {"name": "x", "identities": NAMES, "image_size": None}
     with ShardWriter(tmp_path / "out", **settings) as first:
         first.add("k", 0, b"x")
-        with pytest.raises(DataError, match="another process is at work in it"):
+        with pytest.raises(DataError, match="another process owns it"):
             ShardWriter(tmp_path / "out", **settings)
         assert first.finish().num_images == 1
 

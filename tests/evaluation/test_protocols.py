@@ -46,7 +46,7 @@ def test_protocol_of_a_plugin_is_measured_by_evaluate(
 
 
 def test_unknown_protocol_is_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^evaluate.protocol: 'none': must be one of pairs, or added with --import$"):
+    with pytest.raises(ValueError, match=r"^evaluate.protocol: 'none': must be one of pairs, or registered by"):
         protocol_class(configs.load(overrides=["evaluate.protocol=none"]).evaluate)
 
 

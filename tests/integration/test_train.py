@@ -216,7 +216,7 @@ def test_outputs_that_cannot_be_used(drawn, tmp_path):
         train(settings(drawn, tmp_path / "file" / "run"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thing").write_text("")
-    with pytest.raises(ValueError, match="is not empty: go on with --resume"):
+    with pytest.raises(ValueError, match="is not empty: resume its run with --resume"):
         train(settings(drawn, tmp_path / "full"))
     with pytest.raises(ValueError, match="is not a run directory"):
         train(settings(drawn, tmp_path / "full"), resume=True)

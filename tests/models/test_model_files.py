@@ -57,7 +57,7 @@ def test_save_model_of_a_net_in_training_and_channels_last_leaves_it_as_it_was(t
 def test_load_model_of_a_published_file_needs_the_name_of_its_net(tmp_path):
     net = build_backbone("mini", width=0.25)
     torch.save(net.state_dict(), tmp_path / "backbone.pth")
-    with pytest.raises(ValueError, match="--backbone"):
+    with pytest.raises(ValueError, match="set `backbone` too"):
         load_model(tmp_path / "backbone.pth")
     with pytest.raises(ValueError, match="do not fit mini"):  # at width 1
         load_model(tmp_path / "backbone.pth", backbone="mini")

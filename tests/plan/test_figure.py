@@ -53,6 +53,6 @@ def test_draw_plan_of_few_classes_begins_the_axis_at_them(small: Config, tmp_pat
 
 def test_draw_plan_into_another_format_raises_one_line(small: Config, tmp_path: Path) -> None:
     plan = make_plan(small, num_classes=20, num_images=1000)
-    with pytest.raises(ValueError, match=r"^--plot: .*plan\.pdf: must end in \.png$"):
+    with pytest.raises(ValueError, match=r"^plot: .*plan\.pdf: must end in \.png$"):
         draw_plan(plan, tmp_path / "plan.pdf")
     assert list(tmp_path.iterdir()) == []

@@ -42,7 +42,7 @@ def test_job_of_a_config_with_data_takes_its_counts(small, tmp_path):
     plan = make_plan(config, preset="webface42m")
     assert (plan.counts.num_classes, plan.counts.num_images) == (3, 6)
     assert plan.epoch_hours == pytest.approx(3 * step_total(plan.seconds) / 3600)
-    with pytest.raises(ValueError, match=r"data\.train is set"):
+    with pytest.raises(ValueError, match=r"num_classes, data\.train: both are set"):
         make_plan(config, num_classes=5)
     (tmp_path / "set" / "dataset.json").unlink()
     assert make_plan(config).counts.num_classes == 3
@@ -118,18 +118,21 @@ def test_plan_verb_when_too_large_shows_then_refuses(call):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--num-classes: is not set"),
+        ([], "num_classes: is not set"),
         (["--preset=webface42n"], "did you mean webface42m"),
         (["--preset=webface4m", "--gpus=600"], "train.batch_size: 1024: must leave each of 600 workers two images"),
         (["--preset=webface4m", "--gpus=2000"], "train.num_workers: 2000: must not exceed train.batch_size=1024"),
-        (["--num-classes=10", "--link-bandwidth=0"], "--link-bandwidth: 0: must be above 0"),
-        (["--num-classes=10", "--backbone-efficiency=2"], "--backbone-efficiency: 2: must be at most 1"),
+        (["--num-classes=10", "--link-bandwidth=0"], "link_bandwidth: 0: must be above 0"),
+        (["--num-classes=10", "--backbone-efficiency=2"], "backbone_efficiency: 2: must be at most 1"),
         (["--num-classes=10", "--gpu-memory=lots"], "size 'lots'"),
-        (["--num-classes=10", "--plot=plan.jpg", *TINY], "--plot: plan.jpg: must end in .png"),
+        (["--num-classes=10", "--plot=plan.jpg", *TINY], "plot: plan.jpg: must end in .png"),
         (["data.train=/nowhere"], "/nowhere"),
         (["--num-classes=10", "head.margin=foo"], "head.margin 'foo' must be one of adaface, arcface"),
         (["--num-classes=10", "head.margin_options={m9: 1}"], "head.margin_options: "),
-        (["--num-classes=10", "--rates=/nowhere.json"], "--rates: /nowhere.json: must be what `rayface bench rates"),
+        (
+            ["--num-classes=10", "--rates=/nowhere.json"],
+            "rates: /nowhere.json: must be the output of",
+        ),
     ],
 )
 def test_plan_verb_with_wrong_input_exits_2_with_one_line(call, arguments, message):

@@ -60,5 +60,5 @@ def test_validate_of_a_resume_while_the_run_is_at_work_is_refused(data: Path, tm
     run = RunDirectory(tmp_path)
     config = config_of(data, f"train.output={tmp_path}")
     run.write_config(config)
-    with run.exclusive(), pytest.raises(ValueError, match=r"train.output: .* another process is at work in it"):
+    with run.exclusive(), pytest.raises(ValueError, match=r"train.output: .* another process owns it"):
         validate(config, resume=True)

@@ -33,7 +33,7 @@ def test_new_sweep_in_the_directory_of_another_sweep_or_in_a_file_raises_one_lin
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / SPEC).touch()
     for name in ("out", "try.yaml"):
-        with pytest.raises(ValueError, match=r"^sweep\.output: .*: go on with --resume, or choose another") as caught:
+        with pytest.raises(ValueError, match=r"^sweep\.output: .*: resume it with --resume") as caught:
             new_sweep(file, ["data.train=faces", f"sweep.output={name}"], None)
         assert "\n" not in str(caught.value)
 
@@ -49,7 +49,7 @@ def test_exclusive_sweep_directory_is_refused_to_a_second_owner_until_the_first_
     sweep = SweepDirectory(tmp_path / "try-001")
     with sweep.exclusive():
         assert (sweep.path / "trials").is_dir()
-        with pytest.raises(DataError, match=r"^sweep\.output: .*another process is at work in it"), sweep.exclusive():
+        with pytest.raises(DataError, match=r"^sweep\.output: .*another process owns it"), sweep.exclusive():
             pass
     with sweep.exclusive():
         assert sweep.path.is_dir()

@@ -75,9 +75,11 @@ def clean(
         options: what to look for and what to do.
         test_embeddings, test_labels: (M, D), (M,) of the test set, for options.above.
         digests: (N,) of any type, equal if the files of two images are, for options.bytes.
+
     Returns:
         what was found. Memory beside it: 4 * D bytes per identity, 20 per image, and blocks. Conflicts take up to
         N * N * D / 2 products, duplicates as many of identities.
+
     Raises:
         ValueError: wrong shapes or options; NaN, infinity or a vector of zeros; too many pairs.
     """

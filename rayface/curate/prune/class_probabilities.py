@@ -104,9 +104,11 @@ def true_class_probabilities(
         centers: reads class centers of any norm.
         embeddings: (N, D) of any norm, of the model that the centers are of; may be a memory map.
         labels: (N,) below num_classes.
+
     Returns:
         (N,). N * num_classes * D multiplications, in float32. Memory: 12 bytes per image, a block of 8,192 centers and
         one of logits; embeddings are read once per block of centers.
+
     Raises:
         ValueError: wrong shapes; a label without a class center; a scale that is not positive.
     """

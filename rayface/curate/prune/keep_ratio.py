@@ -34,6 +34,7 @@ def threshold_for_keep(
         sample_images: approximate number of images, of random identities, that are searched; they are copied.
             Identities of more than a tenth of that are left out; if there are no others, all images are searched.
         seed: of the sample.
+
     Raises:
         ValueError: wrong input; no threshold keeps the share within the tolerance.
     """
@@ -67,6 +68,7 @@ def search_threshold(
 
     Args:
         of_sample, of_all: share kept at a threshold, rising with it.
+
     Raises:
         ValueError: no threshold keeps this share.
     """

@@ -62,6 +62,7 @@ def curation_report(
         table: first table, (what, value).
         baselines: figures of the core set and of other methods, by name.
         seed: of the identities that are sampled for the page.
+
     Returns:
         report.html. Memory: 32 bytes per identity, up to 20,000 embeddings, and the keys of `dataset`.
     """

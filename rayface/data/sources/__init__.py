@@ -35,7 +35,9 @@ def open_source(kind: str, src: str | Path, options: Mapping[str, object] | None
     """
     ensure_loaded()
     if kind not in SOURCES:
-        raise ValueError(f"convert.kind: {kind!r}: must be one of {', '.join(sorted(SOURCES))}, or added with --import")
+        raise ValueError(
+            f"convert.kind: {kind!r}: must be one of {', '.join(sorted(SOURCES))}, or registered by a plugin"
+        )
     settings_class = SOURCES[kind].settings_class
     known = [field.name for field in fields(settings_class)]
     for name in options or {}:

@@ -108,6 +108,7 @@ class DatasetSource(ABC):
 
         Args:
             near: local folder with room for a temporary copy of the source; None: the system's own.
+
         Raises:
             DataError: the source cannot be read or has no parts; one line.
         """

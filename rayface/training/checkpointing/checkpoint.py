@@ -47,6 +47,7 @@ def save(run: Path, state: State, progress: Progress, *, keep: int, group: Group
         progress: rank 0's is written.
         keep: newest checkpoints to keep; beside them the one of the highest accuracy is kept.
         group: of all ranks, for the collectives; None: the default group, if there is one.
+
     Raises:
         CheckpointError: a rank could not write; what was there before is untouched.
     """
@@ -167,9 +168,7 @@ def _not_written(temporary: Path, folder: Path, reason: str) -> CheckpointError:
     if _rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)  # gives back its part of a full disk
     reason = " ".join(reason.split())[:500]
-    return CheckpointError(
-        f"checkpoint {folder} could not be written: {reason}; remove the cause, then go on with --resume"
-    )
+    return CheckpointError(f"checkpoint {folder} could not be written: {reason}; remove the cause, then resume the run")
 
 
 def _accuracy(folder: Path) -> float | None:

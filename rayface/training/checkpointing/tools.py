@@ -168,14 +168,15 @@ def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = 
         directory: a checkpoint, a run (its newest), or a folder of arcface_torch's files of each rank.
         out: a new or empty folder; it is there only when it is whole.
         from_arcface: read `checkpoint_gpu_K.pt` or `rank_K_softmax_weight.pt`, see `arcface_centers`.
+
     Raises:
         ValueError: the source is damaged or holds no class centers, `out` is not empty, or more ranks than classes.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out}: is not empty: name a new folder")
+        raise ValueError(f"out: {out}: is not empty: choose another directory")
     centers = _arcface(directory) if from_arcface else saved_centers(directory)
     if not 1 <= ranks <= centers.num_classes:
-        raise ValueError(f"--ranks {ranks}: must be from 1 to {centers.num_classes}, the number of classes")
+        raise ValueError(f"ranks: {ranks}: must be from 1 to {centers.num_classes}, the number of classes")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

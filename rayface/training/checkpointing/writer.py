@@ -74,6 +74,7 @@ class CheckpointWriter:
         Args:
             state: as for `checkpoint.save`; row shards may change after `wait_until_copied`, the rest at once.
             progress: as for `checkpoint.save`.
+
         Raises:
             CheckpointError: the one before could not be written.
         """

@@ -70,9 +70,9 @@ def remembered(run: RunDirectory, saved: Recovery) -> Recovery:
 def stopped(error: NotFiniteError, good: list[Path], rollbacks: int, lr: float) -> TrainingStoppedError:
     """Return the error that stops the run: it names the last good checkpoint and what to change."""
     way_on = (
-        f"the last good checkpoint is {good[-1]}; go on from it with --resume and"
+        f"the last good checkpoint is {good[-1]}; resume from it with"
         if good
-        else "there is no good checkpoint yet; start again with"
+        else "there is no good checkpoint; start a new run with"
     )
     tried = f" after {rollbacks} roll-backs" if rollbacks else ""
     return TrainingStoppedError(f"{error}{tried}; {way_on} a lower optim.lr (now {lr:g}) or train.precision=fp32")

@@ -75,7 +75,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         if without > limit and not isinstance(current_state, SchedulingState):
             raise NodesLostError(
                 f"train.num_workers: {self._train.min_workers}: the cluster has had room for fewer for {without:.0f} s "
-                "(train.wait_for_nodes): add nodes, then go on with --resume"
+                "(train.wait_for_nodes): add nodes, then resume the run"
             )
 
     def _count_failed_start(self, error: Exception) -> None:
@@ -85,7 +85,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self._failed_starts += 1
         if self._failed_starts > _FAILED_STARTS:
             cause = in_one_line(failure or error)
-            raise TrainingStoppedError(f"workers cannot be started: {cause} (--debug shows more)")
+            raise TrainingStoppedError(f"workers cannot be started: {cause} (cluster.debug=true shows more)")
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._training, self._failed = True, False
@@ -140,8 +140,8 @@ def cause_of(error: Exception, run: RunDirectory) -> Exception:
     if failures:
         *before, last = run.restarts() or [describe(failures)]
         again = f"; workers had been started again {len(before)} times (train.max_failures)" if before else ""
-        return TrainingStoppedError(f"{last}{again} (--debug shows more)")
-    return TrainingStoppedError(f"Ray Train stopped: {in_one_line(inner or error)} (--debug shows more)")
+        return TrainingStoppedError(f"{last}{again} (cluster.debug=true shows more)")
+    return TrainingStoppedError(f"Ray Train stopped: {in_one_line(inner or error)} (cluster.debug=true shows more)")
 
 
 def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
@@ -151,7 +151,7 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
         return None  # the other workers fail because they lost it
     for rank, cause in causes.items():
         if full := _full_disk(cause):
-            return TrainingStoppedError(f"worker {rank}: {full}: free space there, then go on with --resume")
+            return TrainingStoppedError(f"worker {rank}: {full}: free space there, then resume the run")
         for known in _KNOWN:
             if isinstance(cause, known):
                 return known(in_one_line(cause))
@@ -159,7 +159,7 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
             return (DataError if found[1] == "DataError" else StorageError)(found[2])
     if all(isinstance(cause, _PASSING) for cause in causes.values()):
         return None
-    return TrainingStoppedError(f"{describe(failures)} (--debug shows more)")
+    return TrainingStoppedError(f"{describe(failures)} (cluster.debug=true shows more)")
 
 
 def _full_disk(error: BaseException) -> str:

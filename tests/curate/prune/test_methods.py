@@ -34,7 +34,7 @@ def test_build_method_of_every_name_takes_its_settings(tmp_path: Path) -> None:
     [
         (
             {"method": "nearest"},
-            r"^prune.method: 'nearest': must be one of face_nms, .*, or added with --import",
+            r"^prune.method: 'nearest': must be one of face_nms, .*, or registered by a plugin",
         ),
         ({"baselines": ("nearest",)}, r"^prune.baselines: 'nearest': must be one of face_nms"),
         ({"head": "run"}, r"^prune.head: is of diffprob alone: add that to prune.method or prune.baselines"),

@@ -57,7 +57,7 @@ def test_full_disk_anywhere_in_a_worker_stops_the_run(cause, message):
     lasting = lasting_cause({0: LOST, 1: UserExceptionWithTraceback(cause, "trace")})
     assert isinstance(lasting, TrainingStoppedError)
     assert message in str(lasting)
-    assert "free space there, then go on with --resume" in str(lasting)
+    assert "free space there, then resume the run" in str(lasting)
     assert lasting_cause({0: UserExceptionWithTraceback(OSError(errno.EIO, "Input/output error"), "trace")}) is None
 
 
@@ -90,7 +90,7 @@ def test_cause_of_a_lasting_error_is_the_workers_own_message(cause, message, tmp
 def test_lasting_cause_of_a_program_error_stops_the_run():
     found = lasting_cause({1: UserExceptionWithTraceback(KeyError("x"), "trace")})
     assert isinstance(found, TrainingStoppedError)
-    assert str(found) == "worker 1 failed: KeyError: 'x' (--debug shows more)"
+    assert str(found) == "worker 1 failed: KeyError: 'x' (cluster.debug=true shows more)"
 
 
 def test_supervisor_without_nodes_for_too_long_stops_the_run(tmp_path, monkeypatch):

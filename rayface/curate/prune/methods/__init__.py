@@ -83,5 +83,5 @@ def check_methods(settings: PruneConfig) -> None:
 def _method_class(key: str, name: str) -> type[SelectionMethod[Any]]:
     ensure_loaded()
     if name not in METHODS:
-        raise ValueError(f"{key}: {name!r}: must be one of {', '.join(METHODS)}, or added with --import")
+        raise ValueError(f"{key}: {name!r}: must be one of {', '.join(METHODS)}, or registered by a plugin")
     return METHODS[name]

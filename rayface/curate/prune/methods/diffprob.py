@@ -76,8 +76,10 @@ def diffprob(probabilities: ArrayLike, offsets: ArrayLike, threshold: float, *, 
         offsets: (I + 1,) first image of each identity, and N.
         threshold: below 0 all are kept.
         min_images: where fewer are left, dropped ones of the highest probability are kept too.
+
     Returns:
         kept (N,), score (N,) the probabilities, suppressed_by (N,) the image kept last before.
+
     Raises:
         ValueError: wrong shapes, NaN, probabilities outside [0, 1].
     """

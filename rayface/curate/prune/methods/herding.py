@@ -59,10 +59,12 @@ def herding(
         quota: (I,) images to keep of each identity; see `quotas`.
         block_bytes: approximate working memory; one identity (or part) takes 16 bytes per value if that is more. An
             identity of n images takes n * quota * D multiplications.
+
     Returns:
         kept (N,), score (N,): 1 for the first selected (of a part), falling to above 0 for the last, 0 for
         the others;
         suppressed_by (N,) all -1.
+
     Raises:
         ValueError: wrong shapes; NaN, infinity or an all-zero vector.
     """

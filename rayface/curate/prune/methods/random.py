@@ -39,8 +39,10 @@ def random(labels: ArrayLike, quota: Ints, *, seed: int = 0) -> Selection:
         labels: (N,), those of an identity adjacent.
         quota: (I,) images to keep of each identity, in their order; see `quotas`.
         seed: the draw of an identity depends only on seed, label and its number of images.
+
     Returns:
         kept (N,), score (N,) drawn in [0, 1) for each image, suppressed_by (N,) all -1.
+
     Raises:
         ValueError: labels that are not grouped.
     """
