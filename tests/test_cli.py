@@ -43,14 +43,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_version_and_help(call):
+def test_version_and_help_name_the_version_and_every_verb(call):
     assert call("--version")[:2] == (0, f"{__version__}\n")
     code, out, _ = call("--help")
     assert code == 0
     assert all(verb in out for verb in ("synth", "convert", "check", "train", "evaluate", "export", "run", "sync"))
 
 
-def test_backbones_as_a_table_and_as_json(call):
+def test_backbones_as_a_table_or_json_show_their_size(call):
     code, out, _ = call("backbones", "mini", "r50")
     assert code == 0
     assert "43.591M" in out
@@ -60,7 +60,7 @@ def test_backbones_as_a_table_and_as_json(call):
     assert (row["name"], row["image_size"], row["embedding_size"]) == ("mini", 56, 512)
 
 
-def test_synth_and_check(call, tmp_path):
+def test_synth_of_a_set_is_checked_and_not_overwritten(call, tmp_path):
     out_dir = tmp_path / "set"
     code, out, _ = call("synth", out_dir, "--identities=3", "--images-per-identity=4", "--json")
     assert code == 0
@@ -74,7 +74,7 @@ def test_synth_and_check(call, tmp_path):
     assert err.count("\n") == 1
 
 
-def test_check_names_faults_and_fails(call, small, tmp_path):
+def test_check_of_a_truncated_shard_names_it_and_ends_with_1(call, small, tmp_path):
     shard = next(small.glob("*.tar"))
     copy = tmp_path / shard.name
     copy.write_bytes(shard.read_bytes()[:100_000])
@@ -84,7 +84,7 @@ def test_check_names_faults_and_fails(call, small, tmp_path):
     assert "at byte" in err
 
 
-def test_convert_from_folder(call, tmp_path):
+def test_convert_from_a_folder_writes_an_image_and_a_label_each(call, tmp_path):
     for person in ("ann", "bob"):
         (tmp_path / "src" / person).mkdir(parents=True)
         for i in range(3):
@@ -119,7 +119,7 @@ def test_convert_from_folder(call, tmp_path):
         (["nosuchverb"], "nosuchverb"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(call, monkeypatch, tmp_path, arguments, message):
+def test_verb_with_wrong_input_is_one_line_and_exit_code_2(call, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, out, err = call(*arguments)
     assert code == 2
@@ -129,7 +129,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(call, monkeypatch, tmp_path, ar
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_truncated_shard_and_a_label_out_of_range_stop_training_before_it_starts(call, small, tmp_path, monkeypatch):
+def test_train_on_a_truncated_shard_or_a_label_out_of_range_is_refused(call, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     truncated = shutil.copytree(small, tmp_path / "truncated")
     shard = next(truncated.glob("*.tar"))
@@ -154,7 +154,7 @@ def test_a_truncated_shard_and_a_label_out_of_range_stop_training_before_it_star
     assert not (tmp_path / "runs").exists()
 
 
-def test_debug_shows_the_traceback_and_ends_with_the_same_code(call):
+def test_verb_with_debug_shows_the_traceback_and_ends_with_the_same_code(call):
     code, _, err = call("check", "/nowhere", "--debug")
     assert code == 2
     assert "Traceback" in err
@@ -164,7 +164,7 @@ def test_debug_shows_the_traceback_and_ends_with_the_same_code(call):
 @pytest.mark.parametrize(
     ("number", "code", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_an_interrupt_of_any_verb_is_one_line_and_its_own_exit_code(call, monkeypatch, number, code, said):
+def test_verb_that_is_interrupted_is_one_line_and_its_own_exit_code(call, monkeypatch, number, code, said):
     def interrupted(*args: object, **options: object) -> None:
         os.kill(os.getpid(), number)
         time.sleep(30)

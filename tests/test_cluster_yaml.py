@@ -33,12 +33,12 @@ def test_cluster_yaml_as_shipped_is_accepted_by_rays_schema(config: dict[str, An
     assert prepared["head_node_type"] in prepared["available_node_types"]
 
 
-def test_a_misspelt_key_would_be_refused(config: dict[str, Any]) -> None:
+def test_cluster_yaml_with_a_misspelt_key_is_refused_by_rays_schema(config: dict[str, Any]) -> None:
     with pytest.raises(Exception, match="head_node_typ"):
         validate_config(prepare_config({**config, "head_node_typ": "head"}))
 
 
-def test_every_ray_version_in_it_is_the_pinned_one(config: dict[str, Any]) -> None:
+def test_cluster_yaml_names_the_pinned_ray_version_everywhere(config: dict[str, Any]) -> None:
     text = (ROOT / "cluster.yaml").read_text()
     versions = re.findall(r"\bray(?:\[[\w,]+\])?==([\d.]+)", text) + re.findall(r"/ray:([\d.]+)-", text)
     assert len(versions) == 3
@@ -47,7 +47,7 @@ def test_every_ray_version_in_it_is_the_pinned_one(config: dict[str, Any]) -> No
     assert "py311" in config["docker"]["worker_image"]
 
 
-def test_the_head_takes_no_work_and_every_worker_has_gpus(config: dict[str, Any]) -> None:
+def test_cluster_yaml_gives_work_to_nodes_with_gpus_and_none_to_the_head(config: dict[str, Any]) -> None:
     types = dict(config["available_node_types"])
     head = types.pop(config["head_node_type"])
     assert head["resources"] == {"CPU": 0}
@@ -60,7 +60,7 @@ def test_the_head_takes_no_work_and_every_worker_has_gpus(config: dict[str, Any]
     assert "-gpu" in config["docker"]["worker_image"]
 
 
-def test_only_ssh_leads_in(config: dict[str, Any]) -> None:
+def test_cluster_yaml_opens_no_port_but_ssh(config: dict[str, Any]) -> None:
     (start,) = [c for c in config["head_start_ray_commands"] if "--head" in c]
     assert "--dashboard-host=127.0.0.1" in start
     assert not any("0.0.0.0" in command for command in config["head_start_ray_commands"])
@@ -69,7 +69,7 @@ def test_only_ssh_leads_in(config: dict[str, Any]) -> None:
     assert "IpPermissions" not in str(config["provider"])
 
 
-def test_it_installs_this_checkout_with_our_pins(config: dict[str, Any]) -> None:
+def test_cluster_yaml_installs_this_checkout_with_its_pins(config: dict[str, Any]) -> None:
     ((remote, local),) = config["file_mounts"].items()
     assert (ROOT / local / "pyproject.toml").is_file()
     (install,) = config["setup_commands"]
@@ -77,13 +77,13 @@ def test_it_installs_this_checkout_with_our_pins(config: dict[str, Any]) -> None
     assert f'-e "{remote}[' in install
 
 
-def test_placeholders_are_marked() -> None:
+def test_cluster_yaml_marks_every_placeholder() -> None:
     for line in (ROOT / "cluster.yaml").read_text().splitlines():
         if re.search(r"\b(ami|sg|fs)-0000", line) or "us-west-2" in line:
             assert "# CHANGE" in line, line
 
 
-def test_the_range_of_ray_ends_where_it_was_tried(config: dict[str, Any]) -> None:
+def test_range_of_ray_in_pyproject_ends_at_the_minor_version_that_was_tried(config: dict[str, Any]) -> None:
     """Arguments that are used here go away in later minor versions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (ray,) = [need for text in project["dependencies"] if (need := Requirement(text)).name == "ray"]

@@ -11,14 +11,14 @@ from rayface.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_resolves_and_reads_back(preset, tmp_path):
+def test_load_of_every_preset_resolves_and_reads_back(preset, tmp_path):
     resolved = config.load(preset)
     config.dump(resolved, tmp_path / "config.yaml")
     assert config.load(file=tmp_path / "config.yaml") == resolved
     assert config.from_dict(config.to_dict(resolved)) == resolved
 
 
-def test_preset_then_file_then_overrides(tmp_path):
+def test_load_of_preset_file_and_overrides_takes_the_last_value(tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text(yaml.safe_dump({"optim": {"lr": 0.2}, "head": {"sample_rate": 0.3}}))
     resolved = config.load("webface42m", file, ["head.sample_rate=0.1", "data.train=[a, b]", "optim.weight_decay=1e-4"])
@@ -29,7 +29,7 @@ def test_preset_then_file_then_overrides(tmp_path):
     assert resolved.optim.weight_decay == 1e-4
 
 
-def test_with_overrides_takes_a_mapping_and_leaves_the_original():
+def test_with_overrides_of_a_mapping_leaves_the_original():
     before = Config()
     after = config.with_overrides(before, {"train.epochs": 3, "head.margin_options": {"m1": 1.0}})
     assert (before.train.epochs, after.train.epochs) == (20, 3)
@@ -56,14 +56,14 @@ def test_with_overrides_takes_a_mapping_and_leaves_the_original():
         (["head.margin_options=m1"], "head.margin_options: 'm1': must be keys and values"),
     ],
 )
-def test_bad_overrides_are_one_line_that_names_the_key(overrides, message):
+def test_load_with_bad_overrides_is_one_line_that_names_the_key(overrides, message):
     with pytest.raises(ValueError, match=r".") as caught:
         config.load("mini", None, overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_bad_files_and_presets(tmp_path):
+def test_load_of_a_bad_file_or_preset_is_refused(tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("head: [1, 2")
     with pytest.raises(ValueError, match="is not YAML"):
@@ -81,25 +81,25 @@ NAMES = ["f #2", "no", "0100", "1:30", "2024-01-01", "null", "a: b", "'q'", "a,b
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_text_keys_are_taken_as_they_stand(name):
+def test_load_of_text_keys_takes_them_as_they_stand(name):
     given = config.load(overrides=[f"name={name}", f"data.train={name}", f"tracking.experiment={name}"])
     assert (given.name, given.tracking.experiment) == (name, name)
     assert given.data.train == (str(Path.cwd() / name),)
 
 
-def test_numbers_are_decimal():
+def test_load_of_numbers_with_leading_zeros_reads_them_as_decimal():
     given = config.load(overrides=["train.batch_size=0100", "train.epochs=010", "schedule.milestones=[08, 1e1]"])
     assert (given.train.batch_size, given.train.epochs, given.schedule.milestones) == (100, 10, (8, 10))
 
 
 @pytest.mark.parametrize("text", ["null", "~", ""])
-def test_keys_that_may_be_none_take_null(text):
+def test_load_of_null_for_an_optional_key_is_none(text):
     given = config.load(overrides=["train.teacher=/t", "optim.clip_norm=3"])
     given = config.with_overrides(given, [f"train.teacher={text}", f"optim.clip_norm={text}"])
     assert (given.train.teacher, given.optim.clip_norm) == (None, None)
 
 
-def test_yaml_values_are_typed_by_their_field(tmp_path):
+def test_load_of_a_yaml_file_types_values_by_their_field(tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text(
         "name: no\ndata: {train: [2024-01-01, 0100]}\n"
@@ -118,7 +118,7 @@ def test_yaml_values_are_typed_by_their_field(tmp_path):
 @pytest.mark.parametrize(
     "text", ["optim: {lr: 1}\noptim: {lr: 2}", "optim: {lr: 1, lr: 2}", "optim: {lr: 1}\noptim.lr: 2"]
 )
-def test_key_given_twice_in_a_file_is_refused(tmp_path, text):
+def test_load_of_a_file_with_a_key_given_twice_is_refused(tmp_path, text):
     file = tmp_path / "my.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match=r"my.yaml: (line \d: )?(optim|lr|optim.lr): is given twice") as caught:
@@ -126,7 +126,7 @@ def test_key_given_twice_in_a_file_is_refused(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-def test_paths_are_absolute_where_they_enter(tmp_path, monkeypatch):
+def test_load_of_relative_paths_makes_them_absolute(tmp_path, monkeypatch):
     keys = [
         "backbone.weights",
         "train.teacher",
@@ -145,17 +145,17 @@ def test_paths_are_absolute_where_they_enter(tmp_path, monkeypatch):
     assert flat["data.train"] == [str(tmp_path / "x"), "s3://b/x", str(Path.home() / "x")]
 
 
-def test_margin_option_is_set_beside_the_others():
+def test_load_of_one_margin_option_keeps_the_others():
     given = config.load(overrides=["head.margin_options={m1: 1, m2: .3}", "head.margin_options.m2=0.2"])
     assert given.head.margin_options == {"m1": 1, "m2": 0.2}
 
 
-def test_rule_of_a_group_names_its_keys_without_its_values():
+def test_load_against_the_rule_of_a_group_names_its_keys_without_values():
     with pytest.raises(ValueError, match=r"^prune: threshold, keep: both are given: must be one of the two"):
         config.load(overrides=["prune.keep=0.5", "prune.threshold=0.5"])
 
 
-def test_every_config_key_has_a_description():
+def test_descriptions_cover_every_config_key():
     """They are the help texts of the command line."""
     described = config.descriptions()
     assert described.keys() == config.flat(Config()).keys()

@@ -7,14 +7,14 @@ from rayface.config_fields import parse_bytes
 
 
 @pytest.mark.parametrize(("text", "bounds"), [("2", (2, 2)), ("[1, 3]", (1, 3))])
-def test_workers_are_a_number_or_the_least_and_the_most(text, bounds):
+def test_num_workers_as_a_number_or_a_range_gives_least_and_most(text, bounds):
     loaded = config.load(overrides=[f"train.num_workers={text}"])
     assert (loaded.train.min_workers, loaded.train.max_workers) == bounds
     assert config.from_dict(config.to_dict(loaded)) == loaded
 
 
 @pytest.mark.parametrize("text", ["0", "[3, 2]", "[1]", "[1, 2.5]", "many", "true"])
-def test_other_numbers_of_workers_are_refused(text):
+def test_num_workers_of_another_form_is_refused(text):
     with pytest.raises(ValueError, match=r"^train.num_workers: .*must be a number of workers above 0"):
         config.load(overrides=[f"train.num_workers={text}"])
 
@@ -28,12 +28,12 @@ def test_other_numbers_of_workers_are_refused(text):
         ("http://server:5000", "http://server:5000"),
     ],
 )
-def test_sqlite_file_is_absolute_where_it_enters(tmp_path, monkeypatch, uri, absolute):
+def test_tracking_uri_of_a_sqlite_file_is_made_absolute(tmp_path, monkeypatch, uri, absolute):
     monkeypatch.chdir(tmp_path)
     assert config.load(overrides=[f"tracking.uri={uri}"]).tracking.uri == absolute.replace("HERE", str(tmp_path))
 
 
-def test_marks_of_fields_are_the_keys_that_a_run_keeps_and_shows():
+def test_marked_fields_are_the_keys_that_a_run_keeps_and_shows():
     """They decide what may change on a resume, what a fingerprint holds, and what a checkpoint shows."""
     assert sorted(config.FIXED) == [
         "backbone.embedding_size",

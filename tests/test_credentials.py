@@ -42,7 +42,7 @@ PLANTED = "s3://AKIAHUNTER2:hunter2/with@signs@bucket/faces?region=eu&token=hunt
         ("h?X-Amz-Security-Token=A&sslpassword=C", "h?X-Amz-Security-Token=***&sslpassword=***"),
     ],
 )
-def test_secret_of_a_uri_is_masked(text, shown):
+def test_mask_of_a_uri_with_a_secret_hides_it(text, shown):
     assert mask(text) == shown
     assert mask(shown) == shown
 
@@ -61,12 +61,12 @@ def test_secret_of_a_uri_is_masked(text, shown):
         "mail a@b.c, key=value, password: none",
     ],
 )
-def test_what_is_no_secret_stays(text):
+def test_mask_of_a_text_without_a_secret_returns_it(text):
     assert mask(text) == text
     assert not is_masked(text)
 
 
-def test_texts_of_a_tree_are_masked_wherever_they_are_and_json_stays_json():
+def test_masked_tree_hides_secrets_everywhere_and_stays_json():
     tree = {"data s3://K:S@b": ["s3://K:S@b", ("x", 1, None, 0.5)], "deep": {"s3://h:80/x": 'a"me@b'}}
     plain = masked(tree)
     assert json.loads(json.dumps(plain)) == plain
@@ -74,14 +74,14 @@ def test_texts_of_a_tree_are_masked_wherever_they_are_and_json_stays_json():
 
 
 @pytest.mark.parametrize("secret", ["ab/cd+ef", "a@b", "a?b#c", "a%2Fb"])
-def test_a_secret_is_opened_as_it_is_meant(secret):
+def test_openable_of_a_secret_with_special_characters_quotes_it(secret):
     uri = openable(f"s3://AK:{secret}@bucket/faces?region=us-east-1")
     filesystem, path = fs.FileSystem.from_uri(uri)
     assert path == "bucket/faces"
     assert filesystem.__reduce__()[1][0]["secret_key"] == secret.replace("%2F", "/")
 
 
-def test_masked_uri_is_opened_with_what_was_seen_for_its_place_else_without():
+def test_openable_of_a_masked_uri_takes_what_was_seen_for_its_place_else_none():
     stored = mask("s3://AK:se/cret@own-bucket/a?region=eu&token=T")
     assert openable(stored) == "s3://own-bucket/a?region=eu"
     assert recall(stored) == stored
@@ -94,7 +94,7 @@ def test_masked_uri_is_opened_with_what_was_seen_for_its_place_else_without():
     assert openable("s3://own-bucket/a") == "s3://own-bucket/a"
 
 
-def test_masked_setting_takes_its_credentials_from_the_environment_or_is_refused():
+def test_unmasked_of_a_masked_setting_takes_the_environment_or_is_refused():
     stored = "postgresql://***@host/db"
     assert unmasked(stored, "tracking.uri", "postgresql://me:pw@host/db", "URI") == "postgresql://me:pw@host/db"
     assert unmasked("http://host", "tracking.uri", None, "URI") == "http://host"
@@ -110,7 +110,7 @@ def planted_configs():
             yield key, configs.with_overrides(Config(), {key: PLANTED})
 
 
-def test_no_setting_that_takes_a_uri_is_written_with_its_secret(tmp_path):
+def test_every_setting_that_takes_a_uri_is_written_without_its_secret(tmp_path):
     keys = []
     journal = Journal(tmp_path / "journal" / "driver.jsonl")
     for key, config in planted_configs():
@@ -136,7 +136,7 @@ def test_no_setting_that_takes_a_uri_is_written_with_its_secret(tmp_path):
         assert "hunter2" not in path.read_text(), path
 
 
-def test_sweep_keeps_no_credentials_and_takes_them_from_its_file_to_go_on(tmp_path, messages):
+def test_sweep_without_kept_credentials_resumes_with_those_of_its_file(tmp_path, messages):
     file, folder = tmp_path / "s.yaml", tmp_path / "sweep"
     folder.mkdir()
     config = f"{{data: {{train: '{PLANTED}'}}, evaluate: {{pairs: p, data: d}}}}"

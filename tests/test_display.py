@@ -10,7 +10,7 @@ from rayface.display import _count_lines, _Follower, _show_bar, _show_lines
 from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, Journal
 
 
-def test_a_damaged_checkpoint_and_the_preflight_are_told_once_at_the_terminal(tmp_path):
+def test_training_display_shows_corrupt_checkpoint_and_preflight_once(tmp_path):
     path = tmp_path / "rank0.jsonl"
     for show in (_show_bar, _show_lines):
         follower, shown, done = _Follower(path), io.StringIO(), threading.Event()
@@ -25,7 +25,7 @@ def test_a_damaged_checkpoint_and_the_preflight_are_told_once_at_the_terminal(tm
         assert "tag" not in shown.getvalue()
 
 
-def test_a_job_that_counts_says_so_now_and_then_where_stderr_is_no_terminal(monkeypatch):
+def test_progress_without_a_terminal_is_a_line_every_15_seconds(monkeypatch):
     """A line when 15 seconds have passed since the last one."""
     clock, shown = iter([0.0, 14.0, 15.0, 15.0, 29.0, 31.0, 31.0]), io.StringIO()
     monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
@@ -35,7 +35,7 @@ def test_a_job_that_counts_says_so_now_and_then_where_stderr_is_no_terminal(monk
     assert shown.getvalue() == "embedding shards 2/9\nembedding shards 4/9\n"
 
 
-def test_brackets_and_colons_of_a_path_are_shown_as_they_are(capsys):
+def test_path_with_brackets_and_colons_is_shown_as_it_is(capsys):
     path = "faces[/old]/[red]:cat:"
     display.result_table(f"drawn into {path}", {path: path})
     display.columns(path, [{"path": path, path: "1"}])

@@ -102,7 +102,7 @@ def test_next_numbered_folder_counts_only_folders_of_the_name(tmp_path):
     assert sorted(files.numbered_folders(tmp_path, "a")) == [1, 12]
 
 
-def test_only_files_locks():
+def test_only_the_module_files_locks():
     root = Path(rayface.__file__).parent
     assert not [path for path in root.rglob("*.py") if re.search(r"\bfcntl\b", path.read_text())]
     assert [path.name for path in root.rglob("*.py") if re.search(r"\bFileLock\(", path.read_text())] == ["files.py"]

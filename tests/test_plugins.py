@@ -98,7 +98,7 @@ def test_worker_without_the_module_fails_in_one_line(monkeypatch: pytest.MonkeyP
         build_margin("cosface")
 
 
-def test_documented_example_trains_with_two_workers(tmp_path: Path) -> None:
+def test_documented_head_of_a_plugin_trains_with_two_workers(tmp_path: Path) -> None:
     from rayface.data.synth import synthesize
 
     example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL)
@@ -124,7 +124,7 @@ def test_documented_example_trains_with_two_workers(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_documented_selection_method_prunes_and_is_a_baseline(tmp_path: Path) -> None:
+def test_documented_selection_method_of_a_plugin_prunes_beside_baselines(tmp_path: Path) -> None:
     from rayface.embedding.part_file import write_part
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL)

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 """
 
 
-def test_an_error_ends_a_pool_without_the_work_that_waits():
+def test_thread_pool_after_an_error_ends_without_the_work_that_waits():
     done, begun = [], threading.Event()
 
     def work(number: int) -> None:
@@ -43,7 +43,7 @@ def test_an_error_ends_a_pool_without_the_work_that_waits():
     assert len(done) < 1000
 
 
-def test_processes_of_a_pool_end_when_their_parent_is_killed(tmp_path):
+def test_process_pool_whose_parent_is_killed_ends(tmp_path):
     path = tmp_path / "job.py"
     path.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -47,6 +47,6 @@ def task_error(cause: BaseException, text: str = "ray::task() (pid=1)\n  File 'j
         (MemoryError(), MemoryError, "MemoryError"),
     ],
 )
-def test_cause_of_a_ray_error_wrapped_in_text_and_advice_is_said_alone(error, kind, line):
+def test_root_cause_of_a_wrapped_ray_error_is_one_line_without_advice(error, kind, line):
     assert isinstance(root_cause(error), kind)
     assert in_one_line(error) == line

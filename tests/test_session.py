@@ -41,7 +41,7 @@ json_line({"done": 1})
 """
 
 
-def test_stdout_holds_the_result_alone_whoever_writes_to_it():
+def test_ray_session_with_other_writers_keeps_stdout_for_the_result():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120, check=True
@@ -52,7 +52,7 @@ def test_stdout_holds_the_result_alone_whoever_writes_to_it():
     assert sorted(done.stderr.splitlines()) == sorted(["from Python", "from C++", "from a child"] * 4 + told)
 
 
-def test_an_exact_ray_is_a_local_one_with_so_many_cpus(monkeypatch):
+def test_ray_session_that_is_exact_starts_a_local_ray_with_that_many_cpus(monkeypatch):
     asked = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *args, **options: asked.append((*args, options.get("num_cpus"))))
@@ -68,7 +68,7 @@ def test_an_exact_ray_is_a_local_one_with_so_many_cpus(monkeypatch):
     assert asked == [("local", 3), ("a-cluster:6379", None), ("local", 8)]
 
 
-def test_sigterm_is_answered_as_before_once_ray_has_started(monkeypatch):
+def test_ray_session_after_ray_has_started_answers_sigterm_as_before(monkeypatch):
     """Ray puts a handler of its own in place, which ends with exit code 15."""
 
     def own(number, frame):
@@ -94,7 +94,7 @@ def test_sigterm_is_answered_as_before_once_ray_has_started(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
-def test_a_temporary_folder_too_long_for_sockets_is_said_with_the_remedy(tmp_path, name):
+def test_ray_session_with_a_temporary_folder_too_long_for_sockets_names_the_remedy(tmp_path, name):
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     script = "from rayface.session import ray_session\nwith ray_session(): pass"
@@ -108,7 +108,7 @@ def test_a_temporary_folder_too_long_for_sockets_is_said_with_the_remedy(tmp_pat
     assert f"set {name} to a folder of at most 36 characters" in last
 
 
-def test_workers_of_a_local_ray_have_the_priority_of_their_driver():
+def test_ray_session_gives_workers_the_priority_of_their_driver():
     script = (
         "import os, ray\n"
         "from rayface.session import ray_session\n"

@@ -16,18 +16,18 @@ from rayface.values import guess, parse_list, parse_mapping, read_yaml, to_text
         ("[s3://b/x?a=1&b={c: d}]", ["s3://b/x?a=1&b={c: d}"]),
     ],
 )
-def test_list_items_are_read_as_they_stand(text, items):
+def test_parse_list_reads_items_as_they_stand(text, items):
     assert parse_list(text) == items
     assert parse_list(to_text(items)) == items
 
 
 @pytest.mark.parametrize("text", ["", "[", "[a", "a]", "[a,,b]", "[a,]", "[,a]"])
-def test_list_without_end_or_item_is_refused(text):
+def test_parse_list_without_end_or_item_is_refused(text):
     with pytest.raises(ValueError, match=r"must be a list as '\[a,b\]'"):
         parse_list(text)
 
 
-def test_mapping_values_are_read_as_text():
+def test_parse_mapping_reads_values_as_text():
     assert parse_mapping("{m1: 1, gradient: no, m2: null}") == {"m1": "1", "gradient": "no", "m2": None}
     for text in ("[a]", "a", "{a", "{a: 1, a: 2}"):
         with pytest.raises(ValueError, match=r"must be keys and values|is given twice"):
@@ -39,7 +39,7 @@ def test_guess_takes_decimal_numbers_and_truth_values_only():
     assert [guess(text) for text in texts] == [100, -2, 1e-7, 0.5, True, "1:30", "0x10", "no", "2024-01-01", "1_0", ""]
 
 
-def test_yaml_scalars_are_read_as_text(tmp_path):
+def test_read_yaml_reads_scalars_as_text(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text(
         "\ufeffa: no\nb: [0100, 1:30, 2024-01-01]\non: ~\nd: &d {1: 2}\ne: {<<: *d, 1: 3}\n", encoding="utf-8"
@@ -57,7 +57,7 @@ def test_yaml_scalars_are_read_as_text(tmp_path):
         ("- {a: 1, a: 2}\n", r"a\.yaml: line 1: a: is given twice"),
     ],
 )
-def test_yaml_key_given_twice_is_refused_with_file_and_line(tmp_path, text, message):
+def test_read_yaml_of_a_key_given_twice_names_file_and_line(tmp_path, text, message):
     file = tmp_path / "a.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
@@ -65,7 +65,7 @@ def test_yaml_key_given_twice_is_refused_with_file_and_line(tmp_path, text, mess
     assert "\n" not in str(caught.value)
 
 
-def test_yaml_file_that_is_no_text_is_refused(tmp_path):
+def test_read_yaml_of_a_file_that_is_no_text_is_refused(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_bytes(b"\xff\xfe\x80")
     with pytest.raises(ValueError, match=r"a\.yaml: is not YAML"):

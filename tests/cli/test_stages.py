@@ -6,7 +6,7 @@ from rayface.cli import _outcome
 from rayface.cli.stages import config_of
 
 
-def test_flags_and_overrides_make_one_config() -> None:
+def test_config_of_flags_and_overrides_holds_both() -> None:
     flags = {"keep": "0.6", "bytes": True, "baseline": ["herding"], "data": "[a,b]", "min_images": None}
     config = config_of("prune", flags, ["clean.outliers=0.2"], address="c:1", debug=True)
     assert (config.prune.keep, config.prune.baselines, len(config.prune.data)) == (0.6, ("herding",), 2)
@@ -14,12 +14,12 @@ def test_flags_and_overrides_make_one_config() -> None:
     assert (config.cluster.address, config.cluster.debug) == ("c:1", True)
 
 
-def test_key_given_as_a_flag_and_as_an_override_is_refused() -> None:
+def test_config_of_a_key_given_as_flag_and_override_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^prune.keep: is given twice, as an option and as prune.keep=VALUE"):
         config_of("prune", {"keep": "0.6"}, ["prune.keep=0.5"], address=None, debug=False)
 
 
-def test_prune_by_proxy_takes_the_preset_of_the_proxy() -> None:
+def test_config_of_a_prune_by_proxy_takes_the_preset_of_the_proxy() -> None:
     flags = {"proxy_fraction": "0.1", "proxy_preset": "debug", "keep": "0.6"}
     config = config_of("prune", flags, ["train.epochs=3"], address=None, debug=False)
     assert (config.backbone.embedding_size, config.train.epochs) == (64, 3)

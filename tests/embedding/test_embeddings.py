@@ -25,13 +25,15 @@ from tests.embedding.embedding_files import KEYS, LABELS, VECTORS, put, table
         ([], "no parquet files in this folder"),
     ],
 )
-def test_files_of_another_shape_are_refused(tmp_path: Path, tables: list[pa.Table], message: str) -> None:
+def test_open_embeddings_of_another_shape_is_refused_in_one_line(
+    tmp_path: Path, tables: list[pa.Table], message: str
+) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         open_embeddings(put(tmp_path, *tables))
     assert "\n" not in str(raised.value)
 
 
-def test_a_folder_is_held_against_its_manifest(listed: Path) -> None:
+def test_open_embeddings_of_a_folder_that_differs_from_its_manifest_is_refused(listed: Path) -> None:
     """Files that are gone, other rows than it says, files of something else, a manifest that is damaged."""
     assert open_embeddings(listed).num_rows == 14
     (listed / "part-0.parquet").rename(listed / "other.parquet")
@@ -50,6 +52,6 @@ def test_a_folder_is_held_against_its_manifest(listed: Path) -> None:
         open_embeddings(listed)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_open_embeddings_of_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere: no such folder of embeddings$"):
         open_embeddings(tmp_path / "nowhere")

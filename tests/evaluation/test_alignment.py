@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize(("degrees", "scale"), [(0, 1.0), (25, 0.3), (-170, 4.0), (90, 1.7)])
-def test_a_known_similarity_is_recovered(degrees: float, scale: float) -> None:
+def test_similarity_of_moved_points_is_the_known_transform(degrees: float, scale: float) -> None:
     angle = np.deg2rad(degrees)
     known = np.array(
         [
@@ -29,7 +29,7 @@ def test_a_known_similarity_is_recovered(degrees: float, scale: float) -> None:
     np.testing.assert_allclose(found, known, atol=1e-6)
 
 
-def test_noisy_points_get_the_least_squares_and_never_a_reflection() -> None:
+def test_similarity_of_noisy_points_is_least_squares_and_never_a_reflection() -> None:
     random = np.random.default_rng(0)
     source, target = random.normal(size=(2, 6, 2))
     # x' = a x - b y + c, y' = b x + a y + d is linear in (a, b, c, d)
@@ -40,14 +40,14 @@ def test_noisy_points_get_the_least_squares_and_never_a_reflection() -> None:
     assert np.linalg.det(similarity(TEMPLATE, mirrored)[:, :2]) > 0
 
 
-def test_points_that_cannot_be_aligned_are_refused() -> None:
+def test_similarity_of_points_without_a_transform_is_refused() -> None:
     for wrong in (np.zeros((5, 2)), np.ones((5, 3)), np.full((5, 2), np.nan)):
         with pytest.raises(ValueError, match="landmarks"):
             similarity(wrong, TEMPLATE)
 
 
 @pytest.mark.parametrize("scale", [1.0, 6.0])
-def test_a_face_is_cut_out_where_it_is(scale: float) -> None:
+def test_align_of_a_moved_and_enlarged_face_cuts_it_out(scale: float) -> None:
     """A smooth picture on the template, moved and enlarged, comes back as it was; outside is black."""
     y, x = np.mgrid[:112, :112] / 112
     picture = np.stack([255 * x, 255 * y, 127 + 100 * np.sin(6 * x) * np.cos(5 * y)], 2).astype(np.uint8)
@@ -59,7 +59,7 @@ def test_a_face_is_cut_out_where_it_is(scale: float) -> None:
     assert align(canvas, TEMPLATE, size=56).shape == (56, 56, 3)
 
 
-def test_the_example_aligns_and_embeds_a_photograph(faces: Path, tmp_path: Path) -> None:
+def test_example_of_a_photograph_aligns_and_embeds_it(faces: Path, tmp_path: Path) -> None:
     save_small_model(tmp_path / "model", embedding_size=16, image_size=112)
     dataset = open_dataset(faces / "lfw_pairs")
     (sample,) = read_samples(dataset.shard_paths(), dataset.index.select(np.array([3])))

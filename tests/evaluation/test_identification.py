@@ -14,7 +14,7 @@ def slow_tar(genuine, impostor, far):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("ties", [False, True])
-def test_equals_the_slow_one(seed, ties):
+def test_tar_at_far_of_any_scores_equals_a_loop(seed, ties):
     random = np.random.default_rng(seed)
     genuine, impostor = random.normal(1, 1, 57), random.normal(0, 1, 100)
     if ties:
@@ -25,13 +25,13 @@ def test_equals_the_slow_one(seed, ties):
     assert tar_at_far(genuine, impostor, fars).tolist() == wanted
 
 
-def test_impostors_that_tie_are_refused_together():
+def test_tar_at_far_of_impostors_that_tie_refuses_them_together():
     # one false acceptance of four is allowed, but the two at 0.8 come together
     assert tar_at_far([0.9, 0.8, 0.7], [0.8, 0.8, 0.1, 0.0], [0.25]).tolist() == [1 / 3]
     assert tar_at_far([0.9, 0.8, 0.7], [0.8, 0.8, 0.1, 0.0], [0.5]).tolist() == [1.0]
 
 
-def test_inputs_are_not_changed_and_may_have_any_shape():
+def test_tar_at_far_of_inputs_of_any_shape_leaves_them_unchanged():
     impostor = np.array([[3.0, 1.0], [2.0, 0.0]])
     before = impostor.copy()
     assert tar_at_far(np.array([[2.5]]), impostor, np.array([0.25])).tolist() == [1.0]
@@ -50,6 +50,6 @@ def test_inputs_are_not_changed_and_may_have_any_shape():
         ([0.1], [0.1], 0.5, "a list of rates"),
     ],
 )
-def test_wrong_input_is_named(genuine, impostor, fars, words):
+def test_tar_at_far_of_wrong_input_names_it(genuine, impostor, fars, words):
     with pytest.raises(ValueError, match=words):
         tar_at_far(genuine, impostor, fars)

@@ -40,7 +40,7 @@ def csv(tmp_path):
     return write
 
 
-def test_pairs_have_their_images(data, csv, monkeypatch):
+def test_load_pairs_decodes_only_the_images_that_a_pair_names(data, csv, monkeypatch):
     decoded = []
     decode = protocols.decode_images
     monkeypatch.setattr(
@@ -66,7 +66,7 @@ def test_pairs_have_their_images(data, csv, monkeypatch):
         ("face_01.jpg,face_11.jpg,1,0", "face_11.jpg of .* cannot be decoded: not an image"),
     ],
 )
-def test_members_that_cannot_be_had_are_named(data, csv, row, words):
+def test_load_pairs_of_a_missing_or_unreadable_member_names_it(data, csv, row, words):
     path = csv(row, "face_01.jpg,face_02.jpg,0,1")
     with pytest.raises(ValueError, match=words) as caught:
         load_pairs(path, data, image_size=16)
@@ -74,7 +74,7 @@ def test_members_that_cannot_be_had_are_named(data, csv, row, words):
     assert str(caught.value).startswith(f"pairs {path} ")
 
 
-def test_a_damaged_member_is_named(data, csv):
+def test_load_pairs_of_a_corrupt_member_names_shard_and_byte(data, csv):
     shard = sorted(data.glob("*.tar"))[0]
     content = bytearray(shard.read_bytes())
     start = content.index(b"face_01.jpg")
@@ -85,7 +85,7 @@ def test_a_damaged_member_is_named(data, csv):
         load_pairs(path, data, image_size=16)
 
 
-def test_names_that_several_shards_have_need_their_shard(tmp_path, csv, monkeypatch):
+def test_load_pairs_of_names_in_several_shards_needs_their_shard(tmp_path, csv, monkeypatch):
     """Tars that each count from 00: the pictures of the shard that is named, never those of the last one."""
     monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
     data = tmp_path / "bare"
@@ -105,14 +105,14 @@ def test_names_that_several_shards_have_need_their_shard(tmp_path, csv, monkeypa
     assert [colours[i] for i in [*pairs.a, *pairs.b]] == [10, 140, 110, 10]
 
 
-def test_a_missing_dataset_is_named(csv, tmp_path):
+def test_load_pairs_of_a_missing_dataset_names_it(csv, tmp_path):
     path = csv("face_01.jpg,face_02.jpg,1,0", "face_01.jpg,face_03.jpg,0,1")
     with pytest.raises(ValueError, match="missing_data"):
         load_pairs(path, tmp_path / "missing_data", image_size=16)
 
 
 @pytest.mark.parametrize("key", ["Ann_{:04d}", "Ann/Ann_{:04d}", "Ann_Ann_{:04d}"])
-def test_lfws_names_are_found_however_the_dataset_spells_them(tmp_path, key):
+def test_load_pairs_of_lfws_names_finds_every_spelling(tmp_path, key):
     samples = [(key.format(i), 0, jpeg(20 * i)) for i in range(1, 5)]
     write_dataset(tmp_path / "set", samples, name="set", identities=["Ann"], image_size=(32, 32))
     path = tmp_path / "pairs.txt"
@@ -126,7 +126,7 @@ def test_lfws_names_are_found_however_the_dataset_spells_them(tmp_path, key):
         load_pairs(path, tmp_path / "set", image_size=16)
 
 
-def test_evaluation_of_a_set():
+def test_evaluate_pairs_of_a_set_gives_accuracy_and_rates_it_can_resolve():
     random = np.random.default_rng(0)
     num_pairs = 400
     people = random.normal(size=(num_pairs, 8))
@@ -153,7 +153,7 @@ def test_evaluation_of_a_set():
     assert 0 < result["tar_at_far"]["1e-02"] <= result["tar_at_far"]["1e-01"] <= 1
 
 
-def test_a_set_of_one_kind_has_an_accuracy_and_no_rates():
+def test_evaluate_pairs_of_one_kind_gives_an_accuracy_and_no_rates():
     embeddings = np.eye(4, dtype=np.float32)
     pairs = PairSet(
         name="all the same",
@@ -171,7 +171,7 @@ def test_a_set_of_one_kind_has_an_accuracy_and_no_rates():
     }
 
 
-def test_real_pairs(faces):
+def test_load_pairs_of_real_images_from_csv_and_lfws_file_is_equal(faces):
     pairs = load_pairs(faces / "lfw_pairs" / "lfw_pairs.csv", faces / "lfw_pairs", image_size=32)
     assert pairs.images.shape == (7701, 32, 32, 3)
     assert np.bincount(pairs.fold).tolist() == [600] * 10
@@ -186,7 +186,7 @@ def test_real_pairs(faces):
     assert 0.55 < evaluate_pairs(grey.astype(np.float32), pairs).accuracy_mean < 0.75
 
 
-def test_pairs_with_dots_and_any_format_find_their_members(tmp_path: Path) -> None:
+def test_load_pairs_with_dots_in_names_and_any_format_finds_members(tmp_path: Path) -> None:
     files = [m for i in range(2) for m in ((f"k.{i}.png", picture(i, "png")), (f"k.{i}.txt", b"%d" % i))]
     write_tar(tmp_path / "set" / "a.tar", files)
     (tmp_path / "pairs.csv").write_text("path_a,path_b,is_same,fold\nk.0.png,k.1.png,0,0\nk.1.png,k.1.png,1,1\n")

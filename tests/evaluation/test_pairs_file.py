@@ -23,7 +23,7 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_csv_is_read_with_or_without_a_byte_order_mark(file, encoding, newline):
+def test_read_pairs_of_a_csv_with_or_without_a_byte_order_mark_is_equal(file, encoding, newline):
     path = file(HEADER, "ä.jpg, b.jpg, 1, 0", '"a,1.jpg",c.jpg,0,7', encoding=encoding, newline=newline)
     assert path.read_bytes().startswith(codecs.BOM_UTF8) == (encoding == "utf-8-sig")
     assert read_pairs(path) == ([Pair("ä.jpg", "b.jpg", True, 0), Pair("a,1.jpg", "c.jpg", False, 7)], False)
@@ -31,7 +31,7 @@ def test_a_csv_is_read_with_or_without_a_byte_order_mark(file, encoding, newline
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_lfws_own_file_is_read(file, encoding, newline):
+def test_read_pairs_of_lfws_own_file_gives_its_names_and_folds(file, encoding, newline):
     assert read_pairs(file(*LFW, encoding=encoding, newline=newline)) == (
         [
             Pair("Ann_0001.jpg", "Ann_0002.jpg", True, 0),
@@ -64,7 +64,7 @@ def test_lfws_own_file_is_read(file, encoding, newline):
         (("1\t1", "Ann\t1\t2", "Ann\t1\tBob\tx"), "line 3: .* must be name, number, name, number"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line_with_the_files_name(file, lines, words):
+def test_read_pairs_of_a_wrong_file_names_it_in_one_line(file, lines, words):
     path = file(*lines)
     with pytest.raises(ValueError, match=words) as caught:
         read_pairs(path)
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_said_in_a_line_with_the_files_name(file, lines, words)
     assert str(caught.value).startswith(f"pairs {path} ")
 
 
-def test_files_that_are_no_text_are_named(file, tmp_path):
+def test_read_pairs_of_a_file_that_is_no_text_names_it(file, tmp_path):
     with pytest.raises(ValueError, match=r"some_pairs.csv must be UTF-8 text .* at byte 0"):
         read_pairs(file(HEADER, *GOOD, encoding="utf-16"))
     with pytest.raises(ValueError, match=r"nothing.csv .*no such file"):

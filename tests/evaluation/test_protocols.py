@@ -45,12 +45,12 @@ def test_protocol_of_a_plugin_is_measured_by_evaluate(
     assert protocol_class(config.evaluate) is PROTOCOLS["nearest"]  # as training asks
 
 
-def test_unknown_protocol_is_refused_in_one_line() -> None:
+def test_protocol_class_of_an_unknown_name_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^evaluate.protocol: 'none': must be one of pairs, or registered by"):
         protocol_class(configs.load(overrides=["evaluate.protocol=none"]).evaluate)
 
 
-def test_pairs_without_data_are_refused_in_one_line() -> None:
+def test_protocol_class_of_pairs_without_data_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^evaluate.pairs: needs evaluate.data beside it"):
         protocol_class(configs.load(overrides=["evaluate.pairs=p.csv"]).evaluate)
     assert protocol_class(configs.load().evaluate) is None

@@ -14,7 +14,7 @@ def pairs(num_pairs=83, num_dimensions=4, seed=0, noise=0.6):
     return a, b, is_same
 
 
-def test_scores_of_pairs_are_computed_in_blocks(monkeypatch):
+def test_pair_scores_in_blocks_equal_a_loop(monkeypatch):
     monkeypatch.setattr(verification, "_BLOCK", 20)
     embeddings, _, _ = pairs(30)
     a, b = np.random.default_rng(1).integers(0, 30, (2, 83))
@@ -52,21 +52,21 @@ def slow_accuracy(a, b, is_same, folds):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_ten_fold_accuracy_equals_the_slow_one(seed):
+def test_ten_fold_accuracy_of_random_pairs_equals_a_loop(seed):
     a, b, is_same = pairs(seed=seed)
     wanted = slow_accuracy(a, b, is_same, slow_folds(len(is_same)))
     np.testing.assert_allclose(ten_fold_accuracy(a, b, is_same), wanted, rtol=0, atol=1e-12)
     assert 0.5 < wanted[0] < 1
 
 
-def test_named_folds_may_be_any_numbers_in_any_order():
+def test_ten_fold_accuracy_with_folds_of_any_numbers_equals_a_loop():
     a, b, is_same = pairs(num_pairs=40, seed=7)
     fold = np.random.default_rng(1).choice([3, 11, 5], 40)
     wanted = slow_accuracy(a, b, is_same, list(fold))
     np.testing.assert_allclose(ten_fold_accuracy(a, b, is_same, fold), wanted, rtol=0, atol=1e-12)
 
 
-def test_a_distance_equal_to_the_threshold_is_called_different():
+def test_ten_fold_accuracy_at_a_distance_equal_to_the_threshold_counts_as_different():
     a = np.tile([[1.0, 0.0]], (20, 1))
     is_same = np.arange(20) % 2 == 0
     b = np.where(is_same[:, None], a, -a)  # squared distances 0 and 4
@@ -75,13 +75,13 @@ def test_a_distance_equal_to_the_threshold_is_called_different():
     assert ten_fold_accuracy(a, a, is_same)[0] == 0.5
 
 
-def test_accuracy_does_not_depend_on_lengths():
+def test_ten_fold_accuracy_of_embeddings_of_any_norm_is_equal():
     a, b, is_same = pairs()
     assert ten_fold_accuracy(a * 7, b / 3, is_same) == ten_fold_accuracy(a, b, is_same)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_roc_equals_the_slow_one(seed):
+def test_roc_of_pairs_with_ties_equals_a_loop(seed):
     a, b, is_same = pairs(num_pairs=30, seed=seed)
     b[3], a[3], b[4], a[4] = b[5], a[5], b[5], a[5]  # ties
     far, tar, thresholds = roc(a, b, is_same)
@@ -106,12 +106,12 @@ def test_roc_equals_the_slow_one(seed):
         (lambda a, b, s: (a[:9], b[:9], s[:9]), "9 pairs"),
     ],
 )
-def test_wrong_input_is_named(change, words):
+def test_ten_fold_accuracy_of_wrong_embeddings_is_refused(change, words):
     with pytest.raises(ValueError, match=words):
         ten_fold_accuracy(*change(*pairs()))
 
 
-def test_wrong_folds_and_kinds_are_named():
+def test_ten_fold_accuracy_and_roc_of_wrong_folds_or_one_kind_are_refused():
     a, b, is_same = pairs()
     with pytest.raises(ValueError, match="at least 2 folds"):
         ten_fold_accuracy(a, b, is_same, np.zeros(len(a)))

@@ -31,7 +31,7 @@ def trainings(fakes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
     return fakes["train"].configs
 
 
-def test_a_training_does_not_go_on_with_what_was_done_again(
+def test_training_whose_input_stage_ran_again_is_not_resumed(
     fakes: dict[str, Any], trainings: list[tuple[Config, bool]], data: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "f.yaml"
@@ -58,7 +58,7 @@ def test_a_training_does_not_go_on_with_what_was_done_again(
     assert Record(tmp_path / "out").inputs("a") != begun
 
 
-def test_a_key_taken_out_of_the_file_does_not_stay_in_a_training_that_goes_on(
+def test_training_resumed_without_a_key_takes_its_default(
     fakes: dict[str, Any], trainings: list[tuple[Config, bool]], data: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "f.yaml"
@@ -74,7 +74,7 @@ def test_a_key_taken_out_of_the_file_does_not_stay_in_a_training_that_goes_on(
     assert again == configs.load(overrides={**wanted, "train.output": str(tmp_path / "out" / "a")})
 
 
-def test_where_a_cache_is_does_not_matter_but_whether_there_is_one(
+def test_settings_of_a_teacher_cache_hold_whether_there_is_one_and_not_where(
     fakes: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     def settings(cache: str) -> dict[str, Any]:
@@ -86,7 +86,9 @@ def test_where_a_cache_is_does_not_matter_but_whether_there_is_one(
     assert settings("here") == settings("there") != settings("null")
 
 
-def test_a_proxy_counts_with_all_its_keys_and_workers(fakes: dict[str, Any], data: Path, tmp_path: Path) -> None:
+def test_settings_of_a_proxy_hold_all_keys_of_its_training_and_its_cpus(
+    fakes: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
     def proxy(keys: str) -> runner.Prepared:
         stage = f"{{prune: {{data: {data}, proxy_fraction: 0.5, keep: 0.6{keys}}}}}"
         return prepared_of(f"stages: [{stage}]", fakes, tmp_path)[0]
@@ -178,7 +180,7 @@ def test_convert_stage_is_not_skipped_where_photographs_were_added(fakes: dict[s
         skipped()
 
 
-def test_pairs_and_data_of_a_training_are_marked(
+def test_inputs_of_a_training_from_a_file_have_fingerprints(
     fakes: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "_check_train", lambda *args: None)  # would read the pairs

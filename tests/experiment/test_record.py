@@ -9,7 +9,7 @@ from rayface.experiment.record import Record, brief, changed_key
 
 
 @pytest.mark.parametrize("text", ["[]", '{"stages": []}', "{}", "{"])
-def test_a_record_that_is_none_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+def test_record_that_is_no_record_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "experiment.json").write_text(text)
     with pytest.raises(ValueError, match=r"experiment.json: cannot be read: .*delete it"):
         Record(tmp_path)

@@ -41,7 +41,7 @@ def stages_of(file: Path, fakes: Mapping[str, Any], **options: Any) -> list[tupl
     return [(stage.name, stage.skipped) for stage in result.stages]
 
 
-def test_what_is_finished_is_not_done_again(
+def test_run_again_of_finished_stages_skips_them(
     file: Path, fakes: dict[str, Any], calls: list[str], messages: Callable[[], list[str]]
 ) -> None:
     names = ["drawn", "file", "scores", "evaluate"]
@@ -56,7 +56,7 @@ def test_what_is_finished_is_not_done_again(
     assert result.stages[2].result == {"accuracy_mean": 0.5, "model": str(out / "file" / "model.onnx")}
 
 
-def test_a_stage_that_failed_begins_anew_and_the_ones_before_it_stay(
+def test_run_again_after_a_failed_stage_starts_it_over_and_skips_those_before(
     file: Path, fakes: dict[str, Any], calls: list[str]
 ) -> None:
     fakes["export"].failure = ValueError("no room")
@@ -77,7 +77,7 @@ def test_a_stage_that_failed_begins_anew_and_the_ones_before_it_stay(
     assert calls == ["drawn", *["file"] * 5, "scores", "evaluate"]
 
 
-def test_changes_that_a_finished_stage_cannot_follow_are_named_before_anything_runs(
+def test_run_with_changes_to_a_finished_stage_is_refused_before_anything_starts(
     file: Path, fakes: dict[str, Any], calls: list[str], tmp_path: Path
 ) -> None:
     stages_of(file, fakes)
@@ -103,7 +103,7 @@ def test_changes_that_a_finished_stage_cannot_follow_are_named_before_anything_r
         stages_of(file, fakes)
 
 
-def test_folders_of_others_are_left_alone(file: Path, fakes: dict[str, Any], tmp_path: Path) -> None:
+def test_run_into_a_folder_of_others_is_refused(file: Path, fakes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thing").touch()
     with pytest.raises(ValueError, match=r"output: .* is not empty"):
@@ -116,7 +116,7 @@ def test_folders_of_others_are_left_alone(file: Path, fakes: dict[str, Any], tmp
         stages_of(file, fakes)
 
 
-def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_as_it_is(
+def test_run_again_resumes_an_interrupted_training_and_takes_one_that_had_ended(
     data: Path, fakes: dict[str, Any], calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fake leaves what a run leaves: its config when it begins, model and result when it ends."""
@@ -156,7 +156,9 @@ def test_an_interrupted_training_goes_on_and_one_that_ended_unnoticed_is_taken_a
 
 
 @pytest.mark.parametrize("name", ["generations", "curation"])
-def test_the_examples_are_sound(name: str, fakes: dict[str, Any], tmp_path: Path) -> None:
+def test_prepare_of_the_documented_examples_accepts_every_stage(
+    name: str, fakes: dict[str, Any], tmp_path: Path
+) -> None:
     experiment = load(Path(__file__).parents[2] / "examples" / f"{name}.yaml", ["train.seed=1"])
     stages = prepare(experiment, tmp_path)
     assert len(stages) == 8

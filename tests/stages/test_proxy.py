@@ -32,7 +32,7 @@ def begin(tmp_path, monkeypatch):
     return begin
 
 
-def test_no_password_is_written_down_and_where_it_is_logged_may_change(begin, monkeypatch):
+def test_proxy_job_holds_no_password_and_resumes_with_other_tracking(begin, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@server")
     job = begin()
     assert "secret" not in job
@@ -45,7 +45,7 @@ def test_no_password_is_written_down_and_where_it_is_logged_may_change(begin, mo
         begin("optim.lr=0.7")
 
 
-def test_output_folder_with_foreign_files_is_refused_before_a_proxy_is_trained(begin, tmp_path):
+def test_prune_by_proxy_into_a_folder_with_foreign_files_is_refused_before_training(begin, tmp_path):
     (tmp_path / "out" / "core").mkdir(parents=True)
     (tmp_path / "out" / "core" / "notes").touch()
     with pytest.raises(ValueError, match=r"prune\.out: .*core: is not empty \(notes\)"):
@@ -53,7 +53,7 @@ def test_output_folder_with_foreign_files_is_refused_before_a_proxy_is_trained(b
     assert not (tmp_path / "out" / "core" / "proxy").exists()
 
 
-def test_half_of_a_test_set_is_refused_before_a_proxy_is_trained(begin, tmp_path):
+def test_prune_by_proxy_with_half_of_a_test_set_is_refused_before_training(begin, tmp_path):
     for given in ("clean.exclude=test", "clean.above=0.5"):
         with pytest.raises(ValueError, match=r"clean.exclude, clean.above: must be given together"):
             begin(given)

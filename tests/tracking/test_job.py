@@ -31,7 +31,7 @@ def test_tracked_job_that_ends_in_an_error_records_its_status(tmp_path, ending, 
     assert records[-1]["status"] == status
 
 
-def test_tracked_job_of_mlflow_carries_its_tags(tmp_path):
+def test_tracked_job_with_mlflow_carries_its_tags(tmp_path):
     config = TrackingConfig(enabled=True, uri=f"sqlite:///{tmp_path / 'mlflow.db'}", timeout=0.0)
     with tracked_job(tmp_path / "run", config, {}, tags={"rayface.sweep": "try-001"}) as job:
         assert job.uri == config.uri

@@ -53,7 +53,9 @@ def search(left: Any, right: Any, above: float, **more: Any) -> Pairs:
 
 @pytest.mark.parametrize("with_axes", [False, True])
 @pytest.mark.parametrize("above", [0.9, 0.3, -0.05])
-def test_search_finds_the_pairs_of_a_plain_product(product: torch.dtype, above: float, with_axes: bool) -> None:
+def test_search_with_any_axes_finds_the_pairs_of_a_plain_product(
+    product: torch.dtype, above: float, with_axes: bool
+) -> None:
     left, right = drawn(250, 128), drawn(170, 128, seed=1)
     axes = np.linalg.svd(left, full_matrices=False)[2].T[:, :31].astype(np.float32).copy() if with_axes else None
     found = search(left, right, above, axes=axes)
@@ -91,7 +93,7 @@ def test_leading_axes_are_fewer_where_few_components_matter() -> None:
     assert leading_axes(flat, None, 0.1) is None
 
 
-def test_pairs_of_one_identity_or_of_known_duplicates_do_not_count(product: torch.dtype) -> None:
+def test_search_of_one_identity_or_known_duplicates_finds_no_pair(product: torch.dtype) -> None:
     values = drawn(600, 64)
     bounds = np.r_[0, 5, 300, 450, 451, 600]
     known = np.sort(np.array([1 * 5 + 2, 0 * 5 + 4]))
@@ -105,7 +107,7 @@ def test_pairs_of_one_identity_or_of_known_duplicates_do_not_count(product: torc
     assert as_list(found) == wanted
 
 
-def test_zero_center_is_no_ones_neighbour_and_no_error(product: torch.dtype) -> None:
+def test_search_with_a_zero_center_pairs_it_with_none(product: torch.dtype) -> None:
     values = drawn(100, 32)
     values[7] = 0
     assert 7 not in np.r_[search(values, None, 0.2)[:2]]

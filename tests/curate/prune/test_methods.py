@@ -1,6 +1,6 @@
 """The registry of selection methods, and what of prune's settings they refuse."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,5 +79,8 @@ def test_build_method_with_wrong_options_raises_one_line(method: str, options: d
         build_method(PruneConfig(method=method, keep=0.5, options=options))
 
 
-def test_check_methods_of_a_threshold_with_baselines_passes() -> None:
-    check_methods(PruneConfig(threshold=0.5, baselines=("herding", "random")))
+def test_check_methods_of_a_threshold_with_baselines_needs_a_method_with_a_threshold() -> None:
+    settings = PruneConfig(threshold=0.5, baselines=("herding", "random"))
+    check_methods(settings)  # baselines take the share that the threshold keeps
+    with pytest.raises(ValueError, match=r"^prune.threshold: herding has no threshold"):
+        check_methods(replace(settings, method="herding", baselines=("random",)))
