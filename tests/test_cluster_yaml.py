@@ -84,7 +84,7 @@ def test_cluster_yaml_marks_every_placeholder() -> None:
 
 
 def test_range_of_ray_in_pyproject_ends_at_the_minor_version_that_was_tried(config: dict[str, Any]) -> None:
-    """Arguments that are used here go away in later minor versions."""
+    """Later minor versions remove arguments that cluster.yaml uses."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (ray,) = [need for text in project["dependencies"] if (need := Requirement(text)).name == "ray"]
     major, minor, _ = map(int, pinned("ray").split("."))

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run's journal."""
+"""Display at the terminal: a run's journal, progress and tables."""
 
 import io
 import threading
@@ -26,7 +26,7 @@ def test_training_display_shows_corrupt_checkpoint_and_preflight_once(tmp_path):
 
 
 def test_progress_without_a_terminal_is_a_line_every_15_seconds(monkeypatch):
-    """A line when 15 seconds have passed since the last one."""
+    """Counted from the line before."""
     clock, shown = iter([0.0, 14.0, 15.0, 15.0, 29.0, 31.0, 31.0]), io.StringIO()
     monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
     show = _count_lines(Console(file=shown, width=200), "embedding shards")

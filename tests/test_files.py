@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and that nothing else writes them."""
+"""Files appear whole or not at all; no other module writes or locks them."""
 
 import errno
 import json

@@ -18,7 +18,7 @@ SIGNALS = [(signal.SIGTERM, Terminated, 143), (signal.SIGINT, KeyboardInterrupt,
 
 @pytest.fixture(autouse=True)
 def foreground(monkeypatch):
-    """What runs in the background ignores SIGINT, and so would these tests."""
+    """Processes in the background ignore SIGINT, and so would these tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

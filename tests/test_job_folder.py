@@ -1,4 +1,4 @@
-"""Who owns a job's output folder."""
+"""Exclusive ownership of a job folder: made, resumed by the same job, refused to others."""
 
 from pathlib import Path
 

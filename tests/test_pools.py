@@ -1,4 +1,4 @@
-"""Pools end with what they work for."""
+"""Pools end with the work or the process that they belong to."""
 
 import os
 import signal

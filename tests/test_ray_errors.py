@@ -1,4 +1,4 @@
-"""What is said of an error that came through Ray; Ray's own errors, no Ray started."""
+"""Errors that come through Ray are shown by their root cause; no Ray is started."""
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, UserCodeException

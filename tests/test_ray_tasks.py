@@ -1,4 +1,4 @@
-"""Parts of a job reach Ray Data in a bounded number of blocks."""
+"""Parts of a job are sent to Ray Data in a bounded number of blocks."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from rayface import ray_tasks as parts
 
 @pytest.mark.parametrize(("count", "blocks"), [(3, 3), (10_000, 4096)])
 def test_blocks_of_many_parts_are_bounded(count: int, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block costs the driver about 10 ms: 42,475 of them 7 minutes."""
+    """A block costs the driver about 10 ms: 42,475 blocks cost 7 minutes."""
     seen: dict[str, int] = {}
 
     def from_items(items: list[Any], override_num_blocks: int) -> None:

@@ -1,4 +1,4 @@
-"""Figures and pages."""
+"""Pages of reports: what their modules import."""
 
 import subprocess
 import sys

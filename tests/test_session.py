@@ -69,7 +69,7 @@ def test_ray_session_that_is_exact_starts_a_local_ray_with_that_many_cpus(monkey
 
 
 def test_ray_session_after_ray_has_started_answers_sigterm_as_before(monkeypatch):
-    """Ray puts a handler of its own in place, which ends with exit code 15."""
+    """Ray installs a handler of its own, which ends with exit code 15."""
 
     def own(number, frame):
         raise SystemExit(number)

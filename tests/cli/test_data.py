@@ -1,6 +1,6 @@
-"""`rayface check --deep` on one folder that holds every fault that used to pass without a word: it names each.
+"""`rayface check --deep` on one folder with every kind of fault: each is named.
 
-A new kind of fault is a line in FILES (what lies in the folder) and one in NAMED (what the verb must say of it).
+A new kind of fault is a line in FILES (what lies in the folder) and one in NAMED (words of the line that names it).
 """
 
 import gzip
@@ -110,7 +110,7 @@ NAMED = [
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("set")
     for name, data in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -121,14 +121,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.parametrize("words", NAMED, ids=lambda words: f"{words[0]} {words[1]}")
-def test_check_deep_names_every_fault_of_one_folder(told: dict, words: tuple[str, ...]) -> None:
-    found = [line for line in told["fault_list"] if all(word in line for word in words)]
-    assert len(found) == 1, told["fault_list"]
+def test_check_deep_names_every_fault_of_one_folder(report: dict, words: tuple[str, ...]) -> None:
+    found = [line for line in report["fault_list"] if all(word in line for word in words)]
+    assert len(found) == 1, report["fault_list"]
 
 
-def test_check_deep_of_one_folder_reads_all_valid_samples(told: dict) -> None:
-    assert len(told["fault_list"]) == len(NAMED)
-    assert told["images"] == len(READ) // 2 + 2
-    assert (told["identities_with_images"], told["samples_lost"]) == (3, 12)
-    assert "SHARD/KEY" in told["keys"]
-    assert all(line.startswith(told["folder"]) for line in told["fault_list"])
+def test_check_deep_of_one_folder_reads_all_valid_samples(report: dict) -> None:
+    assert len(report["fault_list"]) == len(NAMED)
+    assert report["images"] == len(READ) // 2 + 2
+    assert (report["identities_with_images"], report["samples_lost"]) == (3, 12)
+    assert "SHARD/KEY" in report["keys"]
+    assert all(line.startswith(report["folder"]) for line in report["fault_list"])

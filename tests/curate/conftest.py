@@ -31,7 +31,7 @@ def _one_thread() -> Iterator[None]:
 def drawn() -> Drawn:
     """A function of (sizes, size of an embedding, dtype, seed) -> embeddings (N, D), offsets (I + 1,).
 
-    Every third identity of two or more has duplicates: its last face is its first one, at another norm.
+    Every third identity of two or more has duplicates: its last image is its first one, at another norm.
     """
 
     def draw(sizes: Any, size: int = 64, dtype: Any = np.float32, seed: int = 0) -> tuple[NDArray[Any], Any]:

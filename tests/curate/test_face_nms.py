@@ -12,7 +12,7 @@ from rayface.curate.face_nms import sparsity_scores, suppress, suppress_many
 
 
 def double_loop(embeddings: NDArray[Any], threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The definition, face by face, in float64: (kept, suppressed_by)."""
+    """The definition, image by image, in float64: (kept, suppressed_by)."""
     units = [face / np.sqrt((face * face).sum()) for face in embeddings.astype(np.float64)]
     mean = sum(units) / len(units)
     scores = [round(1 - float((face * mean).sum()), 12) for face in units]
@@ -26,7 +26,7 @@ def double_loop(embeddings: NDArray[Any], threshold: float) -> tuple[NDArray[Any
 
 
 def test_sparsity_scores_of_an_identity_are_one_minus_the_cosine_to_the_mean() -> None:
-    """By hand: two right angles; any norm; a single face stands nowhere apart."""
+    """By hand: two right angles, any norm, and a single image."""
     assert sparsity_scores([[2.0, 0.0], [0.0, 5.0]]).tolist() == [0.5, 0.5]
     assert sparsity_scores([[0.0, 3.0]]).tolist() == [0.0]
     assert sparsity_scores(np.zeros((0, 4))).shape == (0,)
@@ -34,7 +34,7 @@ def test_sparsity_scores_of_an_identity_are_one_minus_the_cosine_to_the_mean() -
 
 
 def test_sparsity_scores_in_small_blocks_are_equal(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Summed block by block."""
+    """The mean and the scores are computed block by block."""
     embeddings, _ = drawn([500])
     whole = sparsity_scores(embeddings)
     monkeypatch.setattr("rayface.curate.face_nms._SCORE_ROWS", 37)
@@ -44,14 +44,14 @@ def test_sparsity_scores_in_small_blocks_are_equal(drawn: Any, monkeypatch: pyte
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 40, 90])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_suppress_of_any_type_is_the_double_loop(drawn: Any, size: int, dtype: Any) -> None:
-    """Sizes, types and thresholds; identity 0 has a duplicate."""
+    """For several thresholds; identity 0 has a duplicate."""
     embeddings, _ = drawn([size], dtype=dtype, seed=size)
     for threshold in (-0.5, 0.0, 0.4, 0.6, 0.8, 0.999):
         assert suppress(embeddings, threshold).tolist() == double_loop(embeddings, threshold)[0].tolist()
 
 
 def test_suppress_of_ties_keeps_the_lower_index() -> None:
-    """Copies, and the two faces of an identity of two, which always tie."""
+    """Copies, and the two images of an identity of two, which always tie."""
     assert suppress([[1.0, 2.0]] * 5, 0.9).tolist() == [True, False, False, False, False]
     random = np.random.default_rng(0)
     pairs = random.standard_normal((300, 1, 32)) + 0.1 * random.standard_normal((300, 2, 32))
@@ -61,13 +61,13 @@ def test_suppress_of_ties_keeps_the_lower_index() -> None:
 
 
 def test_suppress_at_a_threshold_of_one_drops_nothing() -> None:
-    """No cosine is above 1, though rounding says otherwise of copies."""
+    """The computed cosine of copies may exceed 1 by rounding."""
     embeddings = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32)
     assert suppress(np.concatenate([embeddings, 3 * embeddings]), 1.0).all()
 
 
 def test_suppress_at_a_cosine_near_the_threshold_decides_in_float64() -> None:
-    """Pairs nearer to the threshold than float32 can tell."""
+    """The cosines differ from the threshold by less than float32 resolves."""
     random = np.random.default_rng(0)
     threshold, count = 0.6, 400
     axes = np.linalg.qr(random.standard_normal((count, 64, 2)))[0]
@@ -80,7 +80,7 @@ def test_suppress_at_a_cosine_near_the_threshold_decides_in_float64() -> None:
 
 
 def test_suppress_many_equals_suppress_one_by_one(drawn: Any) -> None:
-    """2,000 identities: batched, in small batches, and in blocks within an identity."""
+    """2,000 identities, in blocks of two sizes."""
     sizes = np.random.default_rng(1).geometric(0.12, 2000)
     embeddings, offsets = drawn(sizes, size=32, dtype=np.float16)
     parts = list(itertools.pairwise(offsets))
@@ -96,7 +96,7 @@ def test_suppress_many_equals_suppress_one_by_one(drawn: Any) -> None:
 
 
 def test_suppress_many_returns_the_scores(drawn: Any) -> None:
-    """float32, those of sparsity_scores."""
+    """They equal sparsity_scores, in float32."""
     embeddings, offsets = drawn([1, 7, 7, 30])
     for block_bytes in (1, 2**20):
         found = suppress_many(embeddings, offsets, 0.5, block_bytes=block_bytes)
@@ -107,7 +107,7 @@ def test_suppress_many_returns_the_scores(drawn: Any) -> None:
 
 
 def test_suppress_many_with_a_bonus_ranks_by_it(drawn: Any) -> None:
-    """The face with it comes first, wherever its identity lies."""
+    """The image with the bonus ranks first in its identity."""
     embeddings, offsets = drawn([9, 9])
     bonus = np.zeros(18)
     bonus[13] = 2
@@ -120,14 +120,14 @@ def test_suppress_many_with_a_bonus_ranks_by_it(drawn: Any) -> None:
 
 
 def test_suppress_many_run_twice_is_equal(drawn: Any) -> None:
-    """To the bit, scores included."""
+    """Bit by bit, scores included."""
     embeddings, offsets = drawn(np.full(50, 20), dtype=np.float16)
     first, second = (suppress_many(embeddings, offsets, 0.6) for _ in range(2))
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
 
 
 def test_suppress_many_in_another_order_keeps_the_same_images(drawn: Any) -> None:
-    """Whatever shares a batch."""
+    """The selection of an identity does not depend on its neighbours in a batch."""
     embeddings, offsets = drawn([9, 4, 30, 1, 12, 30])
     turned = np.concatenate([embeddings[a:b] for a, b in zip(offsets[-2::-1], offsets[:0:-1], strict=True)])
     found = suppress_many(embeddings, offsets, 0.6).kept
@@ -140,7 +140,7 @@ def test_suppress_many_in_another_order_keeps_the_same_images(drawn: Any) -> Non
 def test_suppress_of_very_many_kept_compares_with_the_nearest_in_rank(
     drawn: Any, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
-    """The rule, face by face: the last 300 that were kept before its block of 512 ranks, and those of its block."""
+    """The rule, image by image: compared with the last 300 kept before its block of 512 ranks, and its block."""
     monkeypatch.setattr("rayface.curate.face_nms.MAX_COMPARED", 300)
     embeddings, _ = drawn([3000], size=16)
     units = embeddings.astype(np.float64)
@@ -163,7 +163,7 @@ def test_suppress_of_very_many_kept_compares_with_the_nearest_in_rank(
 
 @pytest.mark.parametrize("block_bytes", [1, 2**20])
 def test_suppress_with_min_images_brings_back_the_highest_scores(drawn: Any, block_bytes: int) -> None:
-    """An identity of fewer faces keeps what it has."""
+    """An identity with fewer images keeps all of them."""
     embeddings, offsets = drawn([2, 6, 40])
     found = suppress_many(embeddings, offsets, -0.9, min_images=4, block_bytes=block_bytes)
     counts = [int(found.kept[a:b].sum()) for a, b in itertools.pairwise(offsets)]
@@ -174,7 +174,7 @@ def test_suppress_with_min_images_brings_back_the_highest_scores(drawn: Any, blo
 
 
 def test_suppress_of_a_large_identity_takes_the_memory_of_a_block(drawn: Any) -> None:
-    """An identity of four times the faces takes no more but for the result; nor do more identities."""
+    """Neither four times the images nor more identities take more memory beside the result."""
     peaks, block_bytes = [], 100_000
     for sizes in ([1000], [4000], np.full(400, 10)):
         embeddings, offsets = drawn(sizes, size=32, dtype=np.float16)
@@ -186,7 +186,7 @@ def test_suppress_of_a_large_identity_takes_the_memory_of_a_block(drawn: Any) ->
 
 
 def test_suppress_of_norms_that_float32_cannot_square_is_exact(drawn: Any) -> None:
-    """Very large and very small embeddings, beside ordinary ones."""
+    """Norms of 1e60 and 1e-60 beside ordinary ones."""
     embeddings, offsets = drawn([12, 12, 12], dtype=np.float64)
     scaled = embeddings * np.repeat([1e60, 1, 1e-60], 12)[:, None]
     expected = suppress_many(embeddings, offsets, 0.6)
@@ -195,7 +195,7 @@ def test_suppress_of_norms_that_float32_cannot_square_is_exact(drawn: Any) -> No
 
 
 def test_suppress_of_a_read_only_array_reads_it(drawn: Any) -> None:
-    """A memory map, a transposed array; the caller's array stays as it was."""
+    """Also a transposed array; the caller's array is not changed."""
     embeddings, _ = drawn([30], dtype=np.float32)
     before, expected = embeddings.copy(), suppress(embeddings, 0.6)
     assert (embeddings == before).all()
@@ -208,7 +208,7 @@ def test_suppress_of_a_read_only_array_reads_it(drawn: Any) -> None:
 @pytest.mark.parametrize("block_bytes", [1, 2**20])
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN"), (np.inf, "NaN or infinity"), (0, "all zeros")])
 def test_suppress_of_a_row_without_direction_names_it(drawn: Any, block_bytes: int, value: float, message: str) -> None:
-    """By its row, in one line, wherever it is."""
+    """In one line, whichever block it is in."""
     for row in (0, 1, 25):
         embeddings, offsets = drawn([1, 3, 40], dtype=np.float16)
         embeddings[row] = value
@@ -221,13 +221,13 @@ def test_suppress_of_a_row_without_direction_names_it(drawn: Any, block_bytes: i
 
 @pytest.mark.parametrize("threshold", [-1, 1.01, np.nan])
 def test_suppress_at_a_threshold_that_is_no_cosine_raises(threshold: float) -> None:
-    """In (-1, 1]."""
+    """Thresholds lie in (-1, 1]."""
     with pytest.raises(ValueError, match=r"^threshold .* above -1 and at most 1"):
         suppress(np.ones((2, 4)), threshold)
 
 
 def test_suppress_of_wrong_shapes_and_settings_raises_one_line() -> None:
-    """Each says what it must be."""
+    """Each message states the rule."""
     with pytest.raises(ValueError, match=r"^embeddings shape \(4,\): must be"):
         suppress(np.ones(4), 0.5)
     with pytest.raises(ValueError, match=r"^embeddings shape \(2, 3, 4\): must be"):

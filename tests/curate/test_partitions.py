@@ -19,7 +19,7 @@ SIZE = 4
 
 @pytest.fixture
 def grouped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Partitions, list[int]]]:
-    """Groups rows (labels, in the order of files) that are written into so many files; also tasks of each stage."""
+    """A function of (labels in the order of rows, files, block) -> partitions, and tasks of each stage."""
     tasks: list[int] = []
 
     def map_unordered(work: Callable[[Any], Any], parts: Sequence[Any], *phase: Any, **of: Any) -> Iterator[Any]:

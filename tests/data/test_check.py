@@ -1,4 +1,4 @@
-"""Checking: sound sets pass, every fault is named at its member and byte, missing manifests are written."""
+"""Checking: valid datasets pass, every fault is named with member and byte, missing manifests are written."""
 
 import json
 import os

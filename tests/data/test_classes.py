@@ -1,4 +1,4 @@
-"""Labels with holes: said, refused where nobody can mean them; numbers of index and manifest that cannot be."""
+"""Labels with holes are counted, and refused if almost all classes are empty; impossible numbers are refused."""
 
 import io
 import json

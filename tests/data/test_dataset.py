@@ -63,7 +63,7 @@ def test_open_dataset_of_a_file_uri_is_a_local_folder(tmp_path: Path) -> None:
 
 
 def test_open_dataset_of_a_uri_reads_like_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for S3: a pyarrow filesystem behind a scheme, which goes the way of remote files everywhere."""
+    """A pyarrow filesystem behind a scheme of its own stands in for an object store."""
     local = pafs.LocalFileSystem()
 
     def from_uri(uri: str) -> tuple[object, str]:

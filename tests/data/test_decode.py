@@ -98,7 +98,7 @@ def test_orientation_of_an_embedded_image_is_ignored():
 
 
 def damaged(jpeg: bytes, count: int) -> list[bytes]:
-    """Return copies with one flipped bit in the picture's data, or cut short."""
+    """Return copies with one flipped bit in the image's data, or truncated."""
     rng, start = np.random.default_rng(0), jpeg.index(b"\xff\xda")
     copies = [jpeg[: int(len(jpeg) * share)] for share in np.linspace(0.2, 0.98, count // 3)]
     while len(copies) < count:

@@ -1,4 +1,4 @@
-"""One identity of a sample: keys are unique in a dataset, whatever its shards call their samples."""
+"""Keys are unique in a dataset, whatever names its shards give their samples."""
 
 import json
 from collections.abc import Iterator

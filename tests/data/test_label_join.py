@@ -1,4 +1,4 @@
-"""Several directories as one label space: who is the same person is said, or asked for."""
+"""Several directories as one label space: by names, by labels, or separate; ambiguous labels are refused."""
 
 import logging
 import unicodedata
@@ -131,7 +131,7 @@ def test_join_labels_separately_keeps_all_names() -> None:
 def test_open_dataset_of_two_has_one_index_digest_and_selection(
     tmp_path: Path, messages: Callable[[], list[str]]
 ) -> None:
-    """Labels, digest, and what is selected of it."""
+    """Labels and digest follow the join, also in a selection."""
     a, b = named(tmp_path / "a", ["ann", "bob"]), bare(tmp_path / "b", range(3))
     found = {}
     for mode in ("labels", "separate"):
@@ -173,7 +173,7 @@ def test_check_of_equal_names_reports_them_and_writes_none(tmp_path: Path) -> No
 
 
 class StoppedError(Exception):
-    """Raised in the place of the work that follows."""
+    """Raised instead of the work that follows."""
 
 
 def stop(*args: Any, **kwargs: Any) -> None:

@@ -41,7 +41,7 @@ ROWS = np.array([9, 1, 4, 5])
 
 @pytest.mark.parametrize("copied", [False, True])
 def test_selection_when_opened_reads_like_any_dataset(tmp_path: Path, copied: bool) -> None:
-    """The chosen samples, in the source's order, and where they are from."""
+    """The selected samples in the order of the source, and the parent dataset."""
     source = make(tmp_path / "all")
     chosen, out = select(source, ROWS), tmp_path / "some"
     out.mkdir()
@@ -69,7 +69,7 @@ def test_selection_when_opened_reads_like_any_dataset(tmp_path: Path, copied: bo
 
 
 def test_selection_without_all_images_of_a_class_renumbers_labels(tmp_path: Path) -> None:
-    """The others are numbered anew, by name as before; the shards keep saying the old number."""
+    """Remaining labels are renumbered and keep their names; the shards keep the old labels."""
     source = make(tmp_path / "all")
     rows = np.flatnonzero(source.index.label != 1)
     out = tmp_path / "some"
@@ -82,7 +82,7 @@ def test_selection_without_all_images_of_a_class_renumbers_labels(tmp_path: Path
 
 
 def test_selection_of_several_datasets_joins_with_another(tmp_path: Path) -> None:
-    """Labels go by identity name all the way."""
+    """Labels are joined by identity name."""
     make(tmp_path / "one", "ab")
     make(tmp_path / "two", "bc")
     both = open_dataset([tmp_path / "one", tmp_path / "two"])
@@ -124,7 +124,7 @@ def test_digest_of_other_selections_differs(tmp_path: Path) -> None:
 
 
 def test_selection_without_its_index_is_refused(tmp_path: Path) -> None:
-    """It was read as all samples of the shards that it refers to."""
+    """Without it, all samples of the referenced shards would be read."""
     source, out = make(tmp_path / "all"), tmp_path / "some"
     out.mkdir()
     write_selection(str(out), select(source, ROWS), name="some")

@@ -1,4 +1,4 @@
-"""Drawn datasets: deterministic, readable, verifiable, and too hard for bare pixels."""
+"""Drawn datasets: deterministic, readable, with pairs, and too hard for a comparison of pixels."""
 
 import csv
 from itertools import combinations

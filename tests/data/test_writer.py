@@ -1,4 +1,4 @@
-"""Writing: deterministic bytes, readable by others, refused where it would destroy, safe to kill and run again."""
+"""Writing: deterministic bytes that other programs read; existing data is kept; a killed write starts over."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""An embedding job without Ray: what it holds before it says that it is done."""
+"""An embedding job without Ray: parts that are lost are refused and embedded again; room on a cluster."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ QUIET = configs.load(overrides=["tracking.enabled=false"])
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
-    """Embeds a small set into tmp_path/emb; its one worker is this process and has this current folder."""
+    """Embeds a small set into tmp_path/emb; this process is its only worker."""
     synthesize(tmp_path / "faces", identities=4, images_per_identity=5, seed=0, image_size=32, shard_size=30_000)
     save_small_model(tmp_path / "model")
     monkeypatch.setattr(module, "_VISIBLE_SECONDS", 0.0)
@@ -48,7 +48,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[st
 def test_embed_whose_parts_did_not_arrive_is_refused_after_the_first_shard(
     job: Callable[[], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose node does not share the folder writes into one of its own."""
+    """A worker on a node that does not share the folder writes into a folder of its own."""
     called: list[int] = []
 
     class Elsewhere(ShardEmbedder):
@@ -70,7 +70,7 @@ def test_embed_whose_parts_did_not_arrive_is_refused_after_the_first_shard(
 def test_embed_that_loses_a_part_meanwhile_is_refused_and_embeds_it_again(
     job: Callable[[], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And made again by the next run, which ends with a folder that is whole."""
+    """The next run embeds the lost part and completes the folder."""
 
     class Losing(ShardEmbedder):
         def __call__(self, work: Any) -> dict[str, Any]:

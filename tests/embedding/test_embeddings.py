@@ -34,7 +34,7 @@ def test_open_embeddings_of_another_shape_is_refused_in_one_line(
 
 
 def test_open_embeddings_of_a_folder_that_differs_from_its_manifest_is_refused(listed: Path) -> None:
-    """Files that are gone, other rows than it says, files of something else, a manifest that is damaged."""
+    """Missing files, other numbers of rows, unlisted files, a corrupt manifest."""
     assert open_embeddings(listed).num_rows == 14
     (listed / "part-0.parquet").rename(listed / "other.parquet")
     with pytest.raises(DataError, match=r"1 of 2 files that embeddings.json names are not there \(.*part-0.parquet\)"):

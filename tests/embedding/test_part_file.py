@@ -14,7 +14,7 @@ from tests.embedding.embedding_files import KEYS, LABELS, VECTORS
 
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_write_part_of_any_type_is_read_back_with_its_note(tmp_path: Path, dtype: Any) -> None:
-    """Any range of rows, and the note beside them."""
+    """Any range of rows, and the note."""
     batches = [(KEYS[:4], LABELS[:4], VECTORS[:4]), (KEYS[4:], LABELS[4:], VECTORS[4:])]
     path = str(tmp_path / "part.parquet")
     assert write_part(path, batches, size=8, dtype=dtype, note={"job": "x"}) == 7
@@ -30,7 +30,7 @@ def test_write_part_of_any_type_is_read_back_with_its_note(tmp_path: Path, dtype
 
 
 def test_write_part_with_an_error_half_way_leaves_no_file(tmp_path: Path) -> None:
-    """Neither under its name nor under another one."""
+    """Neither the file nor its temporary name."""
 
     def broken() -> Any:
         yield KEYS, LABELS, VECTORS

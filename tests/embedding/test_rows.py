@@ -18,7 +18,7 @@ from tests.embedding.embedding_files import KEYS, LABELS, VECTORS, put, table
 def test_read_rows_of_a_row_group_larger_than_a_block_returns_any_range(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any range of rows of files that others wrote."""
+    """Files of other programs may have one large row group."""
     monkeypatch.setattr("rayface.embedding.rows._ROWS", 2)
     path = tmp_path / "one.parquet"
     pq.write_table(table(), path)
@@ -47,7 +47,7 @@ PLAIN = pa.list_(pa.float32())
     ],
 )
 def test_columns_of_other_encodings_are_read_as_they_are_written(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
-    """As other writers have them: plain and large lists, dictionaries, int32, float64."""
+    """Plain and large lists, dictionaries, int32, float64, as other programs write them."""
     path = put(tmp_path, table().drop_columns(list(columns)).append_column(*next(iter(columns.items())))) / "0.parquet"
     found = open_embeddings(tmp_path)
     assert (found.num_rows, found.size, found.dtype) == (7, 8, "float32")
@@ -84,7 +84,7 @@ def test_read_rows_with_missing_values_names_file_and_key(
 
 
 def test_read_labels_of_a_corrupt_page_names_its_file(tmp_path: Path) -> None:
-    """The footer is whole, so that the file opens."""
+    """The footer is valid, so the file opens."""
     path = tmp_path / "0.parquet"
     pq.write_table(table(), path, compression="zstd", use_dictionary=False)
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Alignment against known transforms, and the example on a photograph made of a real face."""
+"""Alignment against known transforms, and the documented example on a photograph of a real face."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ def test_similarity_of_points_without_a_transform_is_refused() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 6.0])
 def test_align_of_a_moved_and_enlarged_face_cuts_it_out(scale: float) -> None:
-    """A smooth picture on the template, moved and enlarged, comes back as it was; outside is black."""
+    """A smooth image, moved and enlarged, comes back unchanged; outside is black."""
     y, x = np.mgrid[:112, :112] / 112
     picture = np.stack([255 * x, 255 * y, 127 + 100 * np.sin(6 * x) * np.cos(5 * y)], 2).astype(np.uint8)
     matrix = np.array([[scale, 0, 40.0], [0, scale, 25.0]])

@@ -1,3 +1,5 @@
+"""True acceptance rates at false acceptance rates, against a loop over thresholds."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""Verification pairs: their images are found by name, and scored."""
+
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ def jpeg(colour):
 
 @pytest.fixture
 def data(tmp_path):
-    """Twelve flat grey faces: `face_03` of the colour 30, two to an identity; the last one is no JPEG."""
+    """Twelve flat grey images, two to an identity: `face_03` has the grey 30; the last one is no JPEG."""
     samples = [(f"face_{i:02}", i // 2, jpeg(10 * i) if i < 11 else b"no picture") for i in range(12)]
     folder = tmp_path / "data"
     write_dataset(
@@ -86,7 +88,7 @@ def test_load_pairs_of_a_corrupt_member_names_shard_and_byte(data, csv):
 
 
 def test_load_pairs_of_names_in_several_shards_needs_their_shard(tmp_path, csv, monkeypatch):
-    """Tars that each count from 00: the pictures of the shard that is named, never those of the last one."""
+    """Each tar counts from 00: a name with its shard gives that shard's image."""
     monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
     data = tmp_path / "bare"
     data.mkdir()

@@ -1,4 +1,4 @@
-"""Files of pairs: what is read, and the one line about what is not."""
+"""Files of pairs: CSV and LFW's own format are read, anything else is refused in one line."""
 
 import codecs
 

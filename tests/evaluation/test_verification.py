@@ -1,3 +1,5 @@
+"""Ten-fold accuracy and ROC against plain loops."""
+
 import numpy as np
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is gone on with, what is done again, and what was changed meanwhile; verbs are fakes that leave a file."""
+"""Inputs of stages and their fingerprints: a changed input is refused; verbs are fakes that leave a file."""
 
 import contextlib
 import json

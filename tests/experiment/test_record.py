@@ -1,4 +1,4 @@
-"""Results that are not there, results that cannot be read, and records that are none."""
+"""The record of an experiment: of earlier versions, of no valid form, and results in brief."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Experiment files that cannot be, and what is done again and what not; verbs are fakes that leave a file."""
+"""Running an experiment: finished stages are skipped, interrupted ones resumed; verbs are fakes that leave a file."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -119,7 +119,7 @@ def test_run_into_a_folder_of_others_is_refused(file: Path, fakes: dict[str, Any
 def test_run_again_resumes_an_interrupted_training_and_takes_one_that_had_ended(
     data: Path, fakes: dict[str, Any], calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fake leaves what a run leaves: its config when it begins, model and result when it ends."""
+    """The fake leaves what a run leaves: its config at the start, model and result at the end."""
     monkeypatch.setattr(runner, "ray_session", lambda *args, **options: contextlib.nullcontext())
     seen: list[bool] = []
     run_directory = tmp_path / "out" / "a"

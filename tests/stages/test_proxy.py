@@ -1,4 +1,4 @@
-"""What a proxy's folder remembers, and what is refused before one is trained."""
+"""Pruning by proxy: what its job file holds, and what is refused before the proxy is trained."""
 
 import json
 

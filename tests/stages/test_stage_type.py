@@ -1,4 +1,4 @@
-"""What of a config decides the result of a stage, and what the table of stages promises."""
+"""Which config keys decide the result of a stage."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Errors of the storage: retried, then raised with their cause; never taken for damage of the data."""
+"""Storage errors are retried, then raised with their cause, and never reported as corrupt data."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""What clean finds is what a plain double loop finds, and it drops and merges only what it is asked to."""
+"""Cleaning in memory equals a plain double loop, and drops and merges only what it is asked to."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ Drawn = Callable[..., tuple[NDArray[Any], NDArray[np.int64]]]
 
 @pytest.fixture
 def faces(drawn: Drawn) -> tuple[NDArray[Any], NDArray[np.int64], pa.Array]:
-    """30 identities with odd labels; 3 strays, 2 identities of one person, a face that two identities share."""
+    """30 identities with odd labels: 3 outliers, 2 identities of one person, an image that two identities share."""
     random = np.random.default_rng(3)
     embeddings, offsets = drawn(random.integers(3, 12, 30), seed=5)
     labels = np.repeat(np.arange(30) * 3 + 1, np.diff(offsets))
@@ -46,7 +46,7 @@ def centers_of(embeddings: NDArray[Any], labels: NDArray[np.int64]) -> dict[int,
 def test_clean_of_drawn_faults_finds_those_of_a_double_loop(
     faces: Any, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outliers, duplicate identities, conflicts, in blocks or at once; nothing is dropped."""
+    """Outliers, duplicate identities and conflicts, in blocks of any size; nothing is dropped."""
     monkeypatch.setattr(cosines_module, "_BLOCK", block)
     embeddings, labels, keys = faces
     options = CleanConfig(outliers=0.4, duplicates=0.8, conflicts=0.8)
@@ -75,7 +75,7 @@ def test_clean_of_drawn_faults_finds_those_of_a_double_loop(
 
 
 def test_clean_with_drop_and_merge_drops_and_merges(faces: Any) -> None:
-    """Of a conflict the face that fits its identity less; of duplicate identities the lower label stays."""
+    """A conflict drops the image farther from its mean; of duplicate identities the lower label stays."""
     embeddings, labels, keys = faces
     options = CleanConfig(outliers=0.4, duplicates=0.8, conflicts=0.8, drop=("outliers", "conflicts"), merge=True)
     found = clean(embeddings, labels, keys, options)
@@ -90,7 +90,7 @@ def test_clean_with_drop_and_merge_drops_and_merges(faces: Any) -> None:
 
 
 def test_clean_of_outliers_alone_keeps_the_image_nearest_to_the_mean() -> None:
-    """Even where every face is an outlier; at opposite faces, whose mean is nothing, the first."""
+    """Also if every image is an outlier; of opposite images, whose mean is zero, the first."""
     embeddings = np.eye(4)[[0, 1, 2, 3, 3]] * [[1], [1], [1], [1], [-1]]
     found = clean(embeddings, [0, 0, 0, 1, 1], pa.array(list("abcde")), CleanConfig(outliers=0.9, drop=("outliers",)))
     assert found.reason.to_pylist() == [None, "outlier", "outlier", None, "outlier"]
@@ -98,12 +98,12 @@ def test_clean_of_outliers_alone_keeps_the_image_nearest_to_the_mean() -> None:
 
 
 def test_clean_of_equal_files_keeps_one_of_them(faces: Any) -> None:
-    """The copy that fits its identity best stays; between equals the first."""
+    """The copy nearest to the mean of its identity stays; of equal ones the first."""
     embeddings, labels, keys = faces
     digests = np.array([f"d{row}" for row in range(len(labels))], dtype="S8")
     first, second = np.flatnonzero(labels == 1)[:2]
     embeddings[second] = embeddings[first]
-    stray = int(np.flatnonzero(labels == 7)[0])  # identity 2's stray
+    stray = int(np.flatnonzero(labels == 7)[0])  # the outlier of identity 2
     digests[[second, stray]] = digests[first]
     found = clean(embeddings, labels, keys, CleanConfig(bytes=True, drop=("bytes",)), digests=digests)
     assert found.bytes.to_pylist() == [
@@ -114,7 +114,7 @@ def test_clean_of_equal_files_keeps_one_of_them(faces: Any) -> None:
 
 
 def test_clean_of_test_identities_drops_them_whole(faces: Any, drawn: Drawn) -> None:
-    """By the centers of both sides, whatever the order of the test set."""
+    """Compared by centers; the test set is in any order."""
     embeddings, labels, keys = faces
     others, _ = drawn([4, 4], seed=99)
     theirs = np.concatenate([others[:4], embeddings[labels == 22], others[4:]])
@@ -127,7 +127,7 @@ def test_clean_of_test_identities_drops_them_whole(faces: Any, drawn: Drawn) -> 
 
 
 def planted(units: NDArray[Any], count: int, cosine: float, seed: int) -> NDArray[Any]:
-    """Copies of the first rows, turned away to a cosine."""
+    """Copies of the first rows, rotated to a given cosine."""
     away = np.random.default_rng(seed).standard_normal((count, units.shape[1]))
     away -= (away * units[:count]).sum(axis=1, keepdims=True) * units[:count]
     away /= np.linalg.norm(away, axis=1, keepdims=True)
@@ -135,7 +135,7 @@ def planted(units: NDArray[Any], count: int, cosine: float, seed: int) -> NDArra
 
 
 def test_clean_with_test_persons_among_30_000_identities_drops_all_of_them() -> None:
-    """And merges all planted duplicates: more identities than searches in cells were tuned at."""
+    """And merges all planted duplicates."""
     random = np.random.default_rng(0)
     centers = units(random.standard_normal((30_000, 32)))
     test = planted(centers, 300, 0.7501, seed=1)
@@ -169,7 +169,7 @@ def test_merge_of_a_chain_gives_one_label_and_no_limit_of_a_million_pairs() -> N
 
 
 def test_clean_of_too_many_pairs_raises_one_line(faces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before they fill the memory."""
+    """The search stops before the pairs fill the memory."""
     monkeypatch.setattr(pair_search, "_LEAST_LIMIT", 10)
     with pytest.raises(ValueError, match=r"^conflicts -0.9: more than \d+ pairs are above this cosine; raise it"):
         clean(*faces, CleanConfig(conflicts=-0.9))
@@ -178,7 +178,7 @@ def test_clean_of_too_many_pairs_raises_one_line(faces: Any, monkeypatch: pytest
 
 
 def test_clean_of_bad_input_raises_one_line(faces: Any) -> None:
-    """Named, with the rule."""
+    """Each message names the input and states the rule."""
     embeddings, labels, keys = faces
     with pytest.raises(ValueError, match=r"^clean.drop: 'all': must be of test, bytes"):
         clean(embeddings, labels, keys, CleanConfig(drop=("all",)))

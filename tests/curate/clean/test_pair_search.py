@@ -1,4 +1,4 @@
-"""Pairs above a cosine are those of a plain matrix product, whatever the tiles, the axes and the type of products."""
+"""Pairs above a cosine equal those of a plain matrix product, for any tiles, axes and type of products."""
 
 from pathlib import Path
 from typing import Any

@@ -42,7 +42,7 @@ def make_selector(tmp_path: Path, in_process: None, put_embeddings: Callable[...
 
 @pytest.fixture(scope="session")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """8 drawn people, 6 pictures each, embedded by their colours, and what Face-NMS keeps of them."""
+    """8 drawn identities of 6 images, embedded by their colours, and what Face-NMS keeps of them."""
     root = tmp_path_factory.mktemp("curation")
     synthesize(root / "faces", identities=8, images_per_identity=6, seed=0, image_size=48, processes=1)
     dataset = open_dataset(root / "faces")

@@ -49,7 +49,7 @@ def test_probabilities_of_bad_input_raise_one_line() -> None:
 def test_probabilities_of_a_whole_job_are_computed_once_and_centers_read_once(
     make_selector: MakeSelector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By search, decisions and comparison together; the selection is that of all images at once."""
+    """Search, decisions and comparison share them; the selection equals that of all images at once."""
     sizes = np.random.default_rng(1).geometric(0.1, 40)
     centers = torch.from_numpy(np.random.default_rng(2).standard_normal((40, SIZE)).astype(np.float32))
     read: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""The threshold for a share is found on a sample and holds on all faces."""
+"""The threshold for a share is searched on a sample and holds for all images."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from rayface.curate.prune.keep_ratio import search_threshold, threshold_for_keep
 
 @pytest.mark.parametrize("keep", [0.35, 0.6, 0.9, 1.0])
 def test_threshold_for_keep_keeps_the_share_within_half_a_point(drawn: Any, keep: float) -> None:
-    """Searched on 1,000 of 6,000 faces, of which an identity of 600 may not be seen."""
+    """Searched on 1,000 of 6,000 images; an identity of 600 may be left out of the sample."""
     sizes = np.r_[600, np.random.default_rng(0).geometric(0.06, 320)]
     embeddings, offsets = drawn(sizes, size=32, dtype=np.float16)
     threshold, share = threshold_for_keep(embeddings, offsets, keep, sample_images=1000)
@@ -24,7 +24,7 @@ def test_threshold_for_keep_keeps_the_share_within_half_a_point(drawn: Any, keep
 
 @pytest.mark.parametrize("seed", range(20))
 def test_sample_beside_a_very_large_identity_leaves_it_out(drawn: Any, seed: int) -> None:
-    """Identities of more than a tenth of it are left out; where there are no others, all faces are searched."""
+    """Identities of more than a tenth of the sample are left out; without others, all images are searched."""
     embeddings, offsets = drawn([2000, *[10] * 200], size=8, seed=1)
     values, bounds = keep_ratio._sample(embeddings, offsets, 500, seed)
     assert np.diff(bounds).tolist() == [10] * (len(bounds) - 1)
@@ -34,7 +34,7 @@ def test_sample_beside_a_very_large_identity_leaves_it_out(drawn: Any, seed: int
 
 
 def test_threshold_for_keep_with_min_images_keeps_the_share(drawn: Any) -> None:
-    """The share is that after faces came back."""
+    """The share counts the images that min_images brings back."""
     embeddings, offsets = drawn(np.full(100, 20), size=32)
     threshold, share = threshold_for_keep(embeddings, offsets, 0.6, min_images=10)
     assert suppress_many(embeddings, offsets, threshold, min_images=10).kept.mean() == share
@@ -42,7 +42,7 @@ def test_threshold_for_keep_with_min_images_keeps_the_share(drawn: Any) -> None:
 
 
 def test_search_threshold_on_a_biased_sample_corrects_it() -> None:
-    """All faces are looked at a few times only; where the sample says nothing they are searched themselves."""
+    """All images are scored a few times only; if the sample is of no use, they are searched."""
     looks = []
 
     def of_all(threshold: float) -> float:
@@ -57,7 +57,7 @@ def test_search_threshold_on_a_biased_sample_corrects_it() -> None:
 
 
 def test_threshold_for_keep_of_an_unreachable_share_raises_one_line(drawn: Any) -> None:
-    """Fewer faces than identities; copies, of which all or one remain."""
+    """Fewer images than identities, or copies, of which all or one remain."""
     embeddings, offsets = drawn(np.full(50, 4))
     with pytest.raises(ValueError, match=r"^keep 0\.1: no threshold keeps this share.*keeps 0\.2500"):
         threshold_for_keep(embeddings, offsets, 0.1)

@@ -19,7 +19,7 @@ from tests.keyed_dataset import KEYS, embed_keyed, keyed_dataset
 
 
 def shard(folder: Path, *keys: str) -> Path:
-    """A folder with a tar of somebody's samples."""
+    """A folder with a tar of foreign samples."""
     folder.mkdir()
     with tarfile.open(folder / "a.tar", "w") as tar:
         for key in keys:
@@ -37,7 +37,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("key", ["../../a", "a/../../b", "/etc/a"])
 def test_check_copied_of_a_key_outside_of_its_shard_raises(tmp_path: Path, key: str) -> None:
-    """They are read, and refused where a shard of ours would have them; so is any such member."""
+    """Foreign shards with such keys are read, but not copied; encode_member refuses such names too."""
     dataset = open_dataset(shard(tmp_path / "data", "good", key, "n/..x/a"))
     assert dataset.num_images == 3
     with pytest.raises(ValueError, match=r"prune.write_shards: .*data: key '.*': is a place outside") as raised:

@@ -1,4 +1,4 @@
-"""The report stands alone, shows what was decided with its pictures and cosines, and is sound HTML."""
+"""The report is one valid HTML file that shows the decisions with images and cosines."""
 
 import base64
 import re
@@ -24,7 +24,7 @@ def write(pruned: dict[str, Any], out: Path, **more: Any) -> str:
 
 
 def test_report_with_a_dataset_stands_alone_and_shows_images_with_cosines(pruned: Any, tmp_path: Path) -> None:
-    """Every picture is inside; a dropped face has its cosine to the face that it was dropped for."""
+    """Every image is embedded; a dropped one has its cosine to the image it was dropped for."""
     baselines = {"random": SelectionFigures(faces=30, mean_cosine=0.5, shared=0.75)}
     page = write(pruned, tmp_path / "core", dataset=pruned["dataset"], found=pruned["found"], baselines=baselines)
     html5lib.HTMLParser(strict=True).parse(page)
@@ -57,7 +57,7 @@ def test_report_with_a_dataset_stands_alone_and_shows_images_with_cosines(pruned
 
 
 def test_report_without_a_dataset_shows_keys(pruned: Any, tmp_path: Path) -> None:
-    """And nothing of clean where it did not run."""
+    """Without cleaning, it has no section about it."""
     page = write(pruned, tmp_path / "core")
     html5lib.HTMLParser(strict=True).parse(page)
     assert "data:image" not in page
@@ -66,7 +66,7 @@ def test_report_without_a_dataset_shows_keys(pruned: Any, tmp_path: Path) -> Non
 
 
 def test_report_in_a_browser_is_drawn_without_errors(pruned: Any, tmp_path: Path, browser: Any) -> None:
-    """Every picture and both plots are there; nothing is complained about."""
+    """Every image and both plots are there; the console is empty."""
     write(pruned, tmp_path, dataset=pruned["dataset"], found=pruned["found"])
     seen = browser(tmp_path / "report.html")
     assert seen.console == []
@@ -91,7 +91,7 @@ def test_report_of_merged_identities_shows_their_own_labels(pruned: Any, tmp_pat
 
 
 def test_report_with_a_corrupt_image_shows_its_key(pruned: Any, tmp_path: Path) -> None:
-    """Its key stands there."""
+    """In the place of the image."""
     shard, index = Path(pruned["dataset"].shards[0].path), pruned["dataset"].index
     key = re.findall(r'alt="([^"]+)"', write(pruned, tmp_path, dataset=pruned["dataset"]))[0]
     row = pruned["dataset"].keys().index(key)

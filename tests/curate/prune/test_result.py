@@ -1,4 +1,4 @@
-"""A finished prune job is one whose results are there."""
+"""The result of a prune job: read back, and None unless all of its files are whole."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def result() -> PruneResult:
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """What a job leaves that looked for outliers and wrote shards of its own."""
+    """The files of a job that looked for outliers and wrote shards of its own."""
     pq.write_table(pa.table({"key": ["a", "b", "c"]}), tmp_path / "core_set.parquet")
     (tmp_path / "found").mkdir()
     for name in ("report.html", "index.parquet", "found/outliers.parquet"):
@@ -87,7 +87,7 @@ def test_read_result_without_one_of_its_files_is_none(finished: Path, name: str)
 
 
 def test_read_result_with_a_cut_file_is_none(finished: Path) -> None:
-    """A shard of another size, a core set of other rows or none that can be read."""
+    """A shard of another size, or a core set with other rows or that cannot be read."""
     (finished / "shard-000000.tar").write_bytes(b"123")
     assert read_result(finished) is None
     (finished / "shard-000000.tar").write_bytes(b"12345")

@@ -12,7 +12,7 @@ from rayface.embedding.embeddings import open_embeddings
 
 
 def test_read_identities_of_a_few_labels_returns_their_images(pruned: Any) -> None:
-    """Out of files that are not by identity, in blocks."""
+    """The files are not by identity, and are read in blocks."""
     root, labels, kept = pruned["root"], pruned["labels"], pruned["kept"]
     names, sizes, left = identity_counts(root / "core_set.parquet")
     assert names.tolist() == list(range(8))
@@ -26,7 +26,7 @@ def test_read_identities_of_a_few_labels_returns_their_images(pruned: Any) -> No
 
 
 def test_read_identities_of_merged_labels_finds_them_by_key(pruned: Any, tmp_path: Path) -> None:
-    """Labels of a core set may be others than those of its embeddings."""
+    """Merged labels of a core set differ from those of its embeddings."""
     table = pq.read_table(pruned["root"] / "core_set.parquet")
     merged = np.where(pruned["labels"] == 5, 2, pruned["labels"])
     pq.write_table(table.set_column(1, "label", pa.array(merged)), tmp_path / "core_set.parquet")

@@ -1,4 +1,4 @@
-"""Selecting partition by partition, without Ray: what a threshold is searched on, and what is not done twice."""
+"""Selecting partition by partition, without Ray: the sample that a threshold is searched on; decisions made once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def test_decide_in_other_partitions_keeps_the_same_images(make_selector: MakeSel
 def test_sample_beside_a_very_large_identity_leaves_it_out(
     make_selector: MakeSelector, monkeypatch: pytest.MonkeyPatch, large: int
 ) -> None:
-    """Of 20 seeds all held it whole; without one, the sample is what it was."""
+    """It would fill the sample; without such an identity the sample is the same as before."""
     monkeypatch.setattr(module, "_SAMPLE_IMAGES", 1000)
     sizes = [20] * 150 + [2000] * large
     for seed in range(20):

@@ -1,4 +1,4 @@
-"""Positions of the samples of every shard, found once for all of them."""
+"""Positions of the samples of every shard, computed in one pass."""
 
 from typing import Any
 

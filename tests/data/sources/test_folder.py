@@ -1,4 +1,4 @@
-"""The folder source: which files are images, which folders are identities, what is passed over."""
+"""The folder source: which files are images, which folders are identities, what is left out."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Keys of converted images: clean, and unique in the simplest form that makes them so."""
+"""Keys of converted images are clean, and unique in the simplest form."""
 
 import pyarrow as pa
 import pytest

@@ -65,7 +65,7 @@ def found(folder: Path) -> Samples:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """One plain tar, one packed, one in a sub-folder; equal keys in all of them; labels near 69 million."""
+    """A plain tar, a compressed one and one in a sub-folder, with equal keys and labels near 69 million."""
     src = tmp_path / "src"
     (src / "more.d").mkdir(parents=True)
     (src / "a.tar").write_bytes(pairs(["000.a", "001"], [69_000_005, 69_000_001], JPEG[:2]))

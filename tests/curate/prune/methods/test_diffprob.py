@@ -29,7 +29,7 @@ def one_by_one(values: Any, threshold: float, min_images: int) -> tuple[set[int]
 
 @pytest.mark.parametrize("threshold", [-1, 0, 0.003, 0.05, 0.4, 1])
 def test_diffprob_at_any_threshold_is_its_definition(threshold: float) -> None:
-    """Sizes from none to many, ties among them."""
+    """Identities of any size, with ties."""
     random = np.random.default_rng(0)
     sizes = np.r_[0, 1, 2, random.integers(1, 40, 60), 0]
     offsets = np.r_[0, np.cumsum(sizes)]
@@ -47,7 +47,7 @@ def test_diffprob_at_any_threshold_is_its_definition(threshold: float) -> None:
 
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.95, 1.0])
 def test_diffprob_for_keep_of_tiny_differences_keeps_the_share(keep: float) -> None:
-    """Though a sure classifier leaves tiny differences."""
+    """A confident classifier leaves differences near zero."""
     random = np.random.default_rng(1)
     offsets = np.arange(0, 40_001, 20)
     values = 1 - 10 ** -random.uniform(0, 9, 40_000)

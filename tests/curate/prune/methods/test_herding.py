@@ -1,4 +1,4 @@
-"""Herding: keeps what it is asked to and follows the mean."""
+"""Herding keeps the share it is asked for and follows the mean."""
 
 import itertools
 from typing import Any
@@ -11,7 +11,7 @@ from rayface.curate.prune.methods.quota import quotas
 
 
 def test_herding_of_small_identities_is_its_definition(drawn: Any) -> None:
-    """Against the greedy choice written out: the next image is the one that brings the mean closest."""
+    """The greedy choice written out: the next image is the one that brings the mean closest."""
     embeddings, offsets = drawn([1, 2, 5, 9, 14], size=16)
     found = herding(embeddings, offsets, quotas(np.diff(offsets), 0.6), block_bytes=1)
     for first, last in itertools.pairwise(offsets):
@@ -27,7 +27,7 @@ def test_herding_of_small_identities_is_its_definition(drawn: Any) -> None:
 
 
 def test_herding_in_small_batches_keeps_the_same_images(drawn: Any) -> None:
-    """Nor on anything but its input."""
+    """The selection depends on the images alone."""
     embeddings, offsets = drawn(np.random.default_rng(0).geometric(0.1, 100), dtype=np.float16)
     quota = quotas(np.diff(offsets), 0.6, min_images=2)
     whole = herding(embeddings, offsets, quota)

@@ -8,7 +8,7 @@ from rayface.curate.prune.methods.quota import quotas, wanted_share
 
 
 def test_quotas_of_many_identities_add_up_and_are_fair() -> None:
-    """Each within one image of its share, none vanishes, none has more than it has."""
+    """Each is within one image of its share, at least one, and at most the size of the identity."""
     sizes = np.random.default_rng(0).geometric(0.1, 3000)
     for keep in (0.2, 0.6, 0.93, 1.0):
         for min_images in (1, 5):
@@ -25,7 +25,7 @@ def test_quotas_of_many_identities_add_up_and_are_fair() -> None:
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5, np.nan])
 def test_quotas_of_no_share_raise(keep: float) -> None:
-    """In (0, 1]."""
+    """A share lies in (0, 1]."""
     with pytest.raises(ValueError, match=r"^keep .* above 0 and at most 1"):
         quotas(np.array([4]), keep)
 

@@ -7,7 +7,7 @@ from rayface.curate.prune.methods.random import random
 
 
 def test_random_with_a_seed_keeps_the_same_share_of_every_identity() -> None:
-    """Another seed, another draw."""
+    """Another seed selects other images."""
     labels = np.repeat(np.arange(100), 20)
     quota = quotas(np.full(100, 20), 0.6)
     found = random(labels, quota, seed=3)
