@@ -15,7 +15,7 @@ _JPEG_SUFFIXES = frozenset(("jpg", "jpeg", "jpe", "jfif"))
 IMAGE_SUFFIXES = _JPEG_SUFFIXES | {"png", "webp", "bmp", "tif", "tiff", "gif"}
 LABEL_SUFFIXES = ("cls", "json", "txt")  # in order of preference
 _SUFFIXES = IMAGE_SUFFIXES.union(LABEL_SUFFIXES)
-_MAX_TEXT_BYTES = 64  # read of a .cls or .txt member; a longer text is no label
+MAX_TEXT_BYTES = 64  # read of a .cls or .txt member; a longer text is no label
 _MAX_JSON_BYTES = 1 << 20
 _SUFFIX_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WebP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif"}
 _BOM = b"\xef\xbb\xbf"
@@ -118,7 +118,7 @@ def read_label(labels: dict[str, Member], fetch: Fetch, num_classes: int | None 
         if member is None:
             continue
         _refuse_link(member)
-        parse, limit = (_json_label, _MAX_JSON_BYTES) if suffix == "json" else (_text_label, _MAX_TEXT_BYTES)
+        parse, limit = (_json_label, _MAX_JSON_BYTES) if suffix == "json" else (_text_label, MAX_TEXT_BYTES)
         try:
             return _in_range(parse(fetch(member.data, min(member.size, limit))), num_classes)
         except ValueError as error:

@@ -13,9 +13,17 @@ from types import TracebackType
 
 import numpy as np
 
-from rayface.data.shards.members import BadMemberError, MemberName, members_by_key, parse_name, samples_among
+from rayface.data.shards.members import (
+    IMAGE_SUFFIXES,
+    MAX_TEXT_BYTES,
+    BadMemberError,
+    MemberName,
+    members_by_key,
+    parse_name,
+    samples_among,
+)
 from rayface.data.shards.samples import Fault, Sample, SampleIndex
-from rayface.data.shards.tar import Fetch, Member, TarError, read_member
+from rayface.data.shards.tar import BLOCK, Fetch, Member, TarError, parse_header, read_member
 from rayface.storage import REQUESTS, Source, is_local
 
 _RUN_BYTES = 32 << 20  # maximum bytes of one read
@@ -73,9 +81,13 @@ class SampleReader:
         shard = self.shards[number]
         with self._files.opened(shard) as source:
             data = source.read(starts[0], stops[-1] - starts[0])
-        fetch = _slicer(data, starts[0])
+        base, fetch = starts[0], _slicer(data, starts[0])
         return [
-            (position, _parse_sample(shard, fetch, start, stop, label))
+            (
+                position,
+                _plain_sample(data, start, start - base, stop - base, label)
+                or _parse_sample(shard, fetch, start, stop, label),
+            )
             for position, start, stop, label in zip(positions, starts, stops, labels, strict=True)
         ]
 
@@ -162,6 +174,37 @@ def _slicer(data: bytes, base: int) -> Callable[[int, int], bytes]:
         return data[offset - base : offset - base + count]
 
     return fetch
+
+
+def _plain_sample(data: bytes, offset: int, at: int, end: int, expected: int) -> Sample | None:
+    """Return the sample of a valid KEY.jpg and KEY.cls in data[at:end] as _parse_sample does, in a third of the time.
+
+    Returns None for anything else, valid or not. `offset` is that of the sample in its shard.
+    """
+    try:
+        name, size, kind = parse_header(data[at : at + BLOCK])
+        middle = at + BLOCK + -(-size // BLOCK) * BLOCK
+        if middle + BLOCK >= end:
+            return None
+        other, length, other_kind = parse_header(data[middle : middle + BLOCK])
+    except ValueError:
+        return None
+    image, label = (at + BLOCK, size), (middle + BLOCK, length)
+    if name.endswith(".cls"):
+        name, other, image, label = other, name, label, image
+    key, _, suffix = name.partition(".")
+    text = data[label[0] : label[0] + min(label[1], MAX_TEXT_BYTES)].strip()
+    if (
+        suffix not in IMAGE_SUFFIXES
+        or other != f"{key}.cls"
+        or key[-1:] in ("", "/")
+        or (kind, other_kind) != (b"0", b"0")
+        or middle + BLOCK + -(-length // BLOCK) * BLOCK != end
+        or not text.isdigit()
+        or int(text) != expected
+    ):
+        return None
+    return Sample(key, expected, data[image[0] : image[0] + image[1]], offset, end - at)
 
 
 def _parse_sample(shard: str, fetch: Fetch, start: int, stop: int, expected: int) -> Sample | Fault:

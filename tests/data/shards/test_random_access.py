@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rayface.data.dataset import open_dataset
-from rayface.data.shards.random_access import read_samples
-from rayface.data.shards.samples import Fault, SampleIndex
+from rayface.data.shards.members import encode_sample
+from rayface.data.shards.random_access import _parse_sample, _plain_sample, read_samples
+from rayface.data.shards.samples import Fault, Sample, SampleIndex
 from tests.data.shard_files import JPEG, patch, small_dataset
 
 
@@ -19,6 +20,25 @@ def test_read_samples_in_any_order_returns_that_order(tmp_path: Path) -> None:
     assert [sample.key for sample in samples] == [f"k{i}" for i in order]
     assert [sample.jpeg for sample in samples] == [JPEG[f"k{i}"] for i in order]
     assert read_samples(dataset.shard_paths(), dataset.index.select(slice(0, 0))) == []
+
+
+def test_plain_sample_of_any_damage_is_what_the_general_parser_finds() -> None:
+    """The quick parser of plain samples returns the same or leaves it to the general one."""
+    random, outcomes = np.random.default_rng(0), []
+    for key, label in (("k1", 3), ("folder/k1", 12)):
+        whole = encode_sample(key, label, b"\xff\xd8" + bytes(900))
+        samples = [whole, whole[2 * 512 + 512 :] + whole[: 2 * 512 + 512]]  # the label first
+        for good in samples[:]:
+            for at in [*range(0, 512, 3), *range(1536, 2100), *random.integers(len(good), size=50)]:
+                for byte in (0, ord("1"), ord("."), good[at] ^ 1):
+                    samples.append(good[:at] + bytes([byte]) + good[at + 1 :])
+        for data in samples:
+            found = _parse_sample("a.tar", lambda at, n, data=data: data[at : at + n], 0, len(data), label)
+            quick = _plain_sample(data, 0, 0, len(data), label)
+            assert quick in (None, found)
+            outcomes.append((quick is not None, isinstance(found, Sample)))
+    assert outcomes.count((True, True)) > 1000
+    assert outcomes.count((False, False)) > 1000
 
 
 def damaged_read(dataset_path: Path, offset: int, data: bytes) -> Fault:

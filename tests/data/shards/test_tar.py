@@ -5,10 +5,12 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rayface.data.shards.sequential import scan_shard
 from rayface.data.shards.tar import (
+    BLOCK,
     Gap,
     Member,
     TarError,
@@ -141,3 +143,30 @@ def test_iter_members_of_a_truncated_member_ends_with_a_gap_that_names_it() -> N
     assert isinstance(gap, Gap)
     assert (gap.offset, gap.end, gap.kind, gap.harmless) == (member.end, len(data), "truncated", False)
     assert "600 bytes of data, 188 left" in gap.reason
+
+
+@pytest.mark.parametrize("high", [128, 256])
+def test_parse_header_of_any_bytes_compares_their_sum(high: int) -> None:
+    """Headers with the right sum are accepted, those that are one off are refused."""
+    random = np.random.default_rng(high)
+    plain = encode_member("a.jpg", b"")[:BLOCK]
+    for _ in range(200):
+        block = bytearray(plain)
+        block[257:] = random.integers(0, high, BLOCK - 257, dtype=np.uint8).tobytes()
+        block[148:156] = b" " * 8
+        total = sum(block)
+        block[148:156] = b"%06o\0 " % total
+        assert parse_header(bytes(block))[1:] == (0, b"0")
+        for stored in (total + 1, total ^ 0x10000):
+            block[148:156] = b"%06o\0 " % stored
+            with pytest.raises(ValueError, match=f"checksum is {total}, header says {stored}"):
+                parse_header(bytes(block))
+
+
+def test_parse_header_with_the_largest_sum_is_exact() -> None:
+    block = bytearray(b"\xff" * BLOCK)
+    block[124:136] = b"00000000000\0"
+    block[148:156] = b" " * 8
+    total = sum(block)
+    block[148:156] = b"%06o\0 " % total
+    assert parse_header(bytes(block))[1] == 0
