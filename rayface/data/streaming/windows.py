@@ -158,13 +158,20 @@ def rank_windows(block: pa.Table, order: SampleOrder, rank: int, world_size: int
     shape = (-1, rows.stop - rows.start)
     found = []
     for at in np.flatnonzero(columns["rank"].to_numpy() == rank).tolist():
-        images, labels = (columns[name][at].as_buffer() for name in ("images", "labels"))
+        images, labels = (_bytes_at(columns[name], at) for name in ("images", "labels"))
         found.append(
             RankWindow(
                 window=columns["window"][at].as_py(),
-                images=np.frombuffer(images, np.uint8).reshape(*shape, image_size, image_size, 3),
-                labels=np.frombuffer(labels, np.int64).reshape(shape),
+                images=images.reshape(*shape, image_size, image_size, 3),
+                labels=labels.view(np.int64).reshape(shape),
                 faults=tuple(Fault(**fault) for fault in json.loads(columns["faults"][at].as_py())),
             )
         )
     return found
+
+
+def _bytes_at(values: pa.LargeBinaryArray, at: int) -> NDArray[np.uint8]:
+    """Return a view of one value, (n,); values[at] would copy it."""
+    _, offsets, data = values.buffers()
+    first, last = np.frombuffer(offsets, np.int64)[values.offset + at :][:2]
+    return np.frombuffer(data, np.uint8)[first:last]

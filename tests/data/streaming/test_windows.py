@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rayface.data.dataset import Dataset, open_dataset
@@ -10,6 +11,7 @@ from rayface.data.decode import decode_images
 from rayface.data.shards.random_access import SampleReader
 from rayface.data.streaming.sample_order import SampleOrder, rank_rows
 from rayface.data.streaming.windows import error_block, rank_windows, read_windows
+from rayface.data.synth import synthesize
 from rayface.embedding.shard_embedder import read_images
 from rayface.storage import DataError, StorageError
 from tests.data.scanned_tars import picture
@@ -81,3 +83,21 @@ def test_window_of_corrupt_images_alone_is_refused_in_one_line(dataset: Dataset,
 def test_error_block_is_raised_as_its_error_where_it_is_taken(error: DataError | StorageError) -> None:
     with pytest.raises(type(error), match=str(error)):
         rank_windows(error_block(error), ORDER, 0, 1, 32)
+
+
+def test_rank_windows_of_a_block_are_views_of_it(tmp_path: Path) -> None:
+    """Every rank gets its rows of the global batch, and no image is copied."""
+    synthesize(tmp_path / "faces", identities=4, images_per_identity=6, seed=0, image_size=32)
+    dataset = open_dataset(tmp_path / "faces")
+    order = SampleOrder(num_samples=24, batch_size=8, chunk_images=2, window_images=16)
+    with SampleReader(dataset.shard_paths()) as reader:
+        whole, half = (
+            next(read_windows(reader, dataset.index, order, [0, 1], 32, nodes)) for nodes in ([[0]], [[0, 1]])
+        )
+    expected = rank_windows(whole, order, 0, 1, 32)
+    before = pa.total_allocated_bytes()
+    parts = [rank_windows(half, order, rank, 2, 32) for rank in range(2)]
+    assert pa.total_allocated_bytes() - before < expected[0].images.nbytes / 2
+    for window, both in zip(expected, zip(*parts, strict=True), strict=True):
+        assert np.array_equal(window.images, np.concatenate([part.images for part in both], axis=1))
+        assert np.array_equal(window.labels, np.concatenate([part.labels for part in both], axis=1))
