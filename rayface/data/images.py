@@ -38,9 +38,11 @@ def augment(
     Returns:
         float32 (n, 3, h, w), normalised to [-1, 1] before the jitter and not clipped after it.
     """
-    draws = torch.rand(6, batch_size, generator=generator)[:, rows].to(images.device)
+    draws = torch.rand(6, batch_size, generator=generator)[:, rows]
+    mirrored = (draws[0] < 0.5).nonzero()[:, 0].to(images.device)  # on the CPU: no wait for a GPU
+    draws = draws.to(images.device)
     if flip:
-        images = torch.where((draws[0] < 0.5).view(-1, 1, 1, 1), images.flip(2), images)
+        images = images.index_copy(0, mirrored, images.index_select(0, mirrored).flip(2))
     if shift:
         images = _shift(images, draws[1], draws[2], shift)
     x = normalize(images)
