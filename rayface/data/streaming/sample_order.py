@@ -118,5 +118,6 @@ def order_samples(
 @lru_cache(maxsize=2)
 def _chunk_order(num_samples: int, chunk: int, seed: int, epoch: int) -> tuple[NDArray[np.int32], int]:
     num_chunks = -(-num_samples // chunk)
-    order = np.random.default_rng([seed, epoch, 0]).permutation(num_chunks).astype(np.int32)
-    return order, int(np.flatnonzero(order == num_chunks - 1)[0])
+    order = np.arange(num_chunks, dtype=np.int32)  # the same order as permutation(num_chunks) in a third of the memory
+    np.random.default_rng([seed, epoch, 0]).shuffle(order)
+    return order, int(np.argmax(order))

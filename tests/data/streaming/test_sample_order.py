@@ -1,11 +1,12 @@
 """The sample order: every sample once an epoch, the same global batch for any number of workers."""
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rayface.data.streaming.sample_order import SampleOrder, order_samples
+from rayface.data.streaming.sample_order import SampleOrder, _chunk_order, order_samples
 from rayface.data.streaming.windows import rank_rows
 
 
@@ -40,6 +41,19 @@ def test_order_of_equal_seeds_repeats_and_differs_by_epoch():
     assert np.array_equal(order.batch(3), again.batch(3))
     assert not np.array_equal(order.batch(3), order.batch(3 + order.steps_per_epoch))
     assert not np.array_equal(order.batch(3), other.batch(3))
+
+
+def test_order_of_chunks_is_numpys_permutation_in_four_bytes_a_chunk():
+    """A resumed run of an earlier version gets the same images."""
+    tracemalloc.start()
+    try:
+        order, place = _chunk_order(800_003, 2, 5, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(order, np.random.default_rng([5, 3, 0]).permutation(400_002))
+    assert order[place] == 400_001
+    assert peak < 4.1 * 400_002
 
 
 def test_window_has_chunks_of_the_whole_dataset():
