@@ -68,10 +68,7 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
         DataError: it is ambiguous which labels are the same person, or a directory lacks the names that `mode` needs.
     """
     if len(parts) == 1:
-        joined = _by_names(parts) if parts[0].identities else _as_they_are(parts)
-        if joined.num_classes == parts[0].num_classes:
-            joined = replace(joined, maps=[None])
-        return replace(joined, mode=None, text=None)
+        return _alone(parts[0])
     if mode is None:
         mode = "names" if all(part.says_names for part in parts) else "labels"
         if mode == "labels" and (shared := _shared_labels(parts)):
@@ -85,6 +82,18 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
             raise DataError(f"data.join: names: {nameless[0]} has no identities.parquet: {_CHOICE}")
         return _by_names(parts)
     return _as_they_are(parts) if mode == "labels" else _apart(parts)
+
+
+def _alone(part: Labelled) -> LabelJoin:
+    """Return the label space of one directory; labels become one if they have one name."""
+    names = [normalised(name) for name in part.identities or ()]
+    hashes = np.sort(np.fromiter(map(hash, names), np.int64, len(names)))  # a set of 2 million names takes 130 MB
+    if (hashes[1:] == hashes[:-1]).any():
+        joined = _by_names([part])
+        if joined.num_classes < part.num_classes:
+            return replace(joined, mode=None, text=None)
+    identities = None if part.identities is None else tuple(names)
+    return LabelJoin(mode=None, identities=identities, num_classes=part.num_classes, maps=[None], text=None)
 
 
 def _by_names(parts: Sequence[Labelled]) -> LabelJoin:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rayface.credentials import mask, masked
 from rayface.data.classes import MAX_LABEL
+from rayface.data.keys import batches_of, key_hashes, repeated_key
 from rayface.data.shards.scan import ShardScan, joint_table
 from rayface.storage import DataError, join, one_line, open_arrow, read_bytes
 
@@ -118,10 +119,10 @@ def read_identities(root: str, num_classes: int, *, exact: bool) -> list[str]:
     # Compare the number of rows first: num_classes may be any number.
     if len(order) != count or not np.array_equal(table["label"].to_numpy()[order], np.arange(count)):
         raise DataError(f"{path}: label: must be every number from 0 to {count - 1} once")
-    names = table["identity"].take(pa.array(order)).to_pylist()
-    if len(set(names)) != len(names):
+    names = table["identity"].take(pa.array(order))
+    if repeated_key(key_hashes(batches_of(names)), batches_of(names)) is not None:
         raise DataError(f"{path}: identity: names must be unique, for datasets are joined by them")
-    return names
+    return names.to_pylist()
 
 
 def read_parquet(path: str, columns: list[str]) -> pa.Table:
