@@ -4,7 +4,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from rayface import config as configs
 from rayface import machine
 from rayface.bench.nms import WEBFACE42M_FACES
+from rayface.bench.process_tree import peak_bytes, ray_workers
 from rayface.config import Config
 from rayface.curate.identities import check_keep
 from rayface.curate.prune.core_set import prune
@@ -138,13 +139,13 @@ def _peaks() -> Iterator[dict[str, int]]:
     """What this process and the workers of its Ray add to their memory until the end; filled then, on Linux."""
     found: dict[str, int] = {}
     own = os.getpid()
-    before = {pid: _peak(pid, reset=True) for pid in (own, *_workers(own))}
+    before = {pid: peak_bytes(pid, reset=True) for pid in (own, *ray_workers(own))}
     seen: dict[int, int] = {}
     done = threading.Event()
 
     def look() -> None:
         while not done.wait(_LOOK_SECONDS):
-            seen.update({pid: _peak(pid) for pid in _workers(own)})
+            seen.update({pid: peak_bytes(pid) for pid in ray_workers(own)})
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -155,34 +156,6 @@ def _peaks() -> Iterator[dict[str, int]]:
         thread.join()
         if seen:
             # 0: where there was room, of what had been let go, or in a Ray whose workers had more loaded
-            found["driver_bytes"] = max(0, _peak(own) - before.pop(own))
+            found["driver_bytes"] = max(0, peak_bytes(own) - before.pop(own))
             loaded = max(before.values(), default=0)  # what a worker begins with that came later
             found["task_bytes"] = max(0, *(peak - before.get(pid, loaded) for pid, peak in seen.items()))
-
-
-def _workers(root: int) -> list[int]:
-    """Ray's workers below a process; none but on Linux."""
-    parents, names = {}, {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            pid = int(path.parent.name)
-            names[pid], _, rest = path.read_text().rpartition(")")
-            parents[pid] = int(rest.split()[1])
-
-    def is_below(pid: int) -> bool:
-        while pid in parents and pid != root:
-            pid = parents[pid]
-        return pid == root
-
-    return [pid for pid, name in names.items() if "(ray::" in name and is_below(pid)]
-
-
-def _peak(pid: int, *, reset: bool = False) -> int:
-    """Bytes of resident memory at the peak, which begins anew where that is asked for; 0 where nobody knows."""
-    with suppress(OSError):
-        if reset:
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    return 0

@@ -148,6 +148,31 @@ def _operator(found: "Operator") -> dict[str, str]:
     return {"operator": found.op, "share": f"{found.share:.1%}", "calls": calls, "time": seconds}
 
 
+@bench.command("stream")
+def bench_stream(
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
+    readers: Annotated[list[int] | None, typer.Option("--readers", help="May be repeated; default: 1, CPUs.")] = None,
+    chunk: Annotated[list[int] | None, typer.Option("--chunk", help="Compare disk and object store; repeat.")] = None,
+    latency: Annotated[float, typer.Option(help="Of the simulated object store, seconds.")] = 0.02,
+    rounds: Annotated[int, typer.Option(min=1, help="Each road runs once in a round.")] = 5,
+    windows: Annotated[int, typer.Option(min=1, help="Of data.window_images, timed each time.")] = 12,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Images/s from the shards of data.train to normalised batches, against the decoder alone and webdataset."""
+    from rayface import machine
+    from rayface.bench.stream import StreamBench, as_dicts, as_table
+    from rayface.bench.stream import bench_stream as measure
+    from rayface.config import load
+
+    counts = tuple(readers or sorted({1, machine.num_cpus()}))
+    settings = StreamBench(readers=counts, chunks=tuple(chunk or ()), latency=latency, rounds=rounds, windows=windows)
+    found = measure(settings, load(preset, None, overrides or []))
+    show_results("stream", as_dicts(found), as_table(found), json)
+
+
 @bench.command("nms")
 def bench_nms(
     faces: Annotated[int, typer.Option(min=1)] = 1_000_000,

@@ -1,0 +1,295 @@
+"""Benchmark of the training stream: shards to normalised batches, against the decoder alone and against webdataset."""
+
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from rayface.bench.process_tree import process_tree
+from rayface.bench.slow_store import slow_store
+from rayface.config import Config
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.decode import decode_image
+from rayface.data.images import normalize
+from rayface.data.shards.random_access import read_samples
+from rayface.data.shards.samples import Sample
+from rayface.data.streaming.batches import train_batches
+from rayface.data.streaming.dealer import deal
+from rayface.data.streaming.sample_order import SampleOrder
+from rayface.data.streaming.shared_samples import share
+from rayface.progress import phase
+from rayface.session import ray_session
+from rayface.storage import DataError, is_local
+
+_STARTED_BATCHES = 2  # of a DataLoader's worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamBench:
+    """What is measured.
+
+    Attributes:
+        readers: numbers of readers, threads of the decoder and workers of webdataset's loader, one after another.
+        chunks: values of data.chunk_images for the comparison of the disk with an object store.
+        latency: of the object store's answers, in seconds.
+        rounds: each road runs once in a round; results are medians.
+        windows: windows of data.window_images that are timed each time.
+    """
+
+    readers: tuple[int, ...]
+    chunks: tuple[int, ...] = ()
+    latency: float = 0.02
+    rounds: int = 5
+    windows: int = 12
+
+    def check(self) -> None:
+        """Raise ValueError, one line, for numbers that cannot be measured."""
+        for name in ("readers", "chunks"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise ValueError(f"--{name.rstrip('s')}: {getattr(self, name)}: must be at least 1")
+        if self.rounds < 1 or self.windows < 1 or self.latency < 0:
+            raise ValueError(
+                f"--rounds {self.rounds}, --windows {self.windows}: must be at least 1, --latency not negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoadTimes:
+    """A road's medians over the rounds.
+
+    Attributes:
+        readers: concurrent readers, threads or loader workers.
+        chunk_images: data.chunk_images; None where it does not matter.
+        cpu_microseconds: CPU time of all processes of the road for an image; 0 where it is unknown.
+        ratio: of its images/s and those of the road that it is compared with, in the same round; None for that road.
+    """
+
+    road: str
+    readers: int
+    chunk_images: int | None
+    images_per_second: float
+    cpu_microseconds: float
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class _Pace:
+    images_per_second: float
+    cpu_microseconds: float
+
+
+_Road = Callable[[], _Pace]
+
+
+def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
+    """Measure the roads of images to normalised batches, in turn, on a local Ray.
+
+    For each number of readers: the decoder alone, on bytes in memory; webdataset's DataLoader if it is installed;
+    the stream of training. Then for each of `chunks` the stream from the disk and from a loopback object store whose
+    answers are late by `latency`, with the largest number of readers.
+
+    Args:
+        config: data and train.batch_size, as a run has them.
+
+    Raises:
+        ValueError: numbers that cannot be measured, or data on an object store.
+    """
+    settings.check()
+    dataset = open_dataset(config.data.train, join=config.data.join)
+    if not all(is_local(path) for path in dataset.shard_paths()):
+        raise DataError("data.train: must be on a local disk: an object store is simulated")
+    found: list[RoadTimes] = []
+    total = settings.rounds * (len(settings.readers) + len(settings.chunks))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a training worker with one CPU
+    try:
+        with ray_session(num_cpus=max(settings.readers) + 1, exact=True), phase("measure rounds", parts=total) as done:
+            stream = _Stream(dataset, config, settings.windows)
+            for readers in settings.readers:
+                roads = _roads(stream, readers)
+                found += _in_turn(roads, settings.rounds, readers, None, done.advance)
+            if settings.chunks:
+                with slow_store(dataset.shard_paths(), settings.latency) as uris:
+                    remote = replace(stream, dataset=_moved(dataset, uris))
+                    for chunk in settings.chunks:
+                        pair = _disk_and_store(stream, remote, max(settings.readers), chunk)
+                        found += _in_turn(pair, settings.rounds, max(settings.readers), chunk, done.advance)
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+def as_table(results: Sequence[RoadTimes]) -> list[dict[str, str]]:
+    """Return what to show a person."""
+    return [
+        {
+            "road": each.road,
+            "readers": str(each.readers),
+            "chunk": str(each.chunk_images or "-"),
+            "images/s": f"{each.images_per_second:,.0f}",
+            "ratio": "-" if each.ratio is None else f"{each.ratio:.2f}",
+            "CPU us/image": f"{each.cpu_microseconds:.1f}",
+        }
+        for each in results
+    ]
+
+
+def as_dicts(results: Sequence[RoadTimes]) -> list[dict[str, Any]]:
+    """Return the values by name, for --json."""
+    return [asdict(each) for each in results]
+
+
+def _roads(stream: "_Stream", readers: int) -> dict[str, _Road]:
+    """The first is what others are compared with."""
+    roads: dict[str, _Road] = {"decoder": lambda: stream.decoder(readers)}
+    if find_spec("webdataset") is not None:
+        roads["webdataset"] = lambda: stream.webdataset(readers)
+    roads["stream"] = lambda: stream.stream(readers)
+    return roads
+
+
+def _disk_and_store(disk: "_Stream", store: "_Stream", readers: int, chunk: int) -> dict[str, _Road]:
+    return {
+        "stream, disk": lambda: disk.stream(readers, chunk),
+        "stream, object store": lambda: store.stream(readers, chunk),
+    }
+
+
+def _in_turn(
+    roads: dict[str, _Road], rounds: int, readers: int, chunk: int | None, advance: Callable[[], None]
+) -> list[RoadTimes]:
+    """Run every road once in each round, the first one last in every other round."""
+    paces: dict[str, list[_Pace]] = {name: [] for name in roads}
+    for number in range(rounds):
+        for name in list(roads)[:: -1 if number % 2 else 1]:
+            paces[name].append(roads[name]())
+        advance()
+    first = next(iter(roads))
+    ratios = {
+        name: [pace.images_per_second / limit.images_per_second for pace, limit in zip(own, paces[first], strict=True)]
+        for name, own in paces.items()
+    }
+    return [
+        RoadTimes(
+            road=name,
+            readers=readers,
+            chunk_images=chunk,
+            images_per_second=statistics.median(pace.images_per_second for pace in own),
+            cpu_microseconds=statistics.median(pace.cpu_microseconds for pace in own),
+            ratio=None if name == first else statistics.median(ratios[name]),
+        )
+        for name, own in paces.items()
+    ]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The roads of one dataset, each on `windows` windows."""
+
+    dataset: Dataset
+    config: Config
+    windows: int
+
+    def order(self, chunk: int | None = None) -> SampleOrder:
+        return SampleOrder(
+            num_samples=len(self.dataset.index),
+            batch_size=self.config.train.batch_size,
+            chunk_images=chunk or self.config.data.chunk_images,
+            window_images=self.config.data.window_images,
+        )
+
+    def decoder(self, threads: int) -> _Pace:
+        """Decode a window's images again and again, from memory."""
+        samples = read_samples(self.dataset.shard_paths(), self.dataset.index.select(self.order().window(0).ravel()))
+        images = [sample.jpeg for sample in samples if isinstance(sample, Sample)]
+
+        def decode(part: list[bytes]) -> None:
+            for image in part:
+                decode_image(image, self.config.data.image_size)
+
+        with ThreadPoolExecutor(threads) as pool, _timed() as timed:
+            for _ in range(self.windows):
+                list(pool.map(decode, [images[first::threads] for first in range(threads)]))
+        return timed(self.windows * len(images))
+
+    def stream(self, readers: int, chunk: int | None = None) -> _Pace:
+        """Read batches as a training worker does.
+
+        Time begins with the first batch, when up to a window for each reader is decoded already: these do not count.
+        """
+        order = self.order(chunk)
+        dealt = deal(
+            share(self.dataset),
+            order,
+            image_size=self.config.data.image_size,
+            world_size=1,
+            start=0,
+            stop=(readers + self.windows) * order.window_steps,
+            readers=readers,
+            reserved={"CPU": 1.0},
+        )
+        batches = train_batches(dealt, 0)
+        next(batches)
+        with _timed() as timed:
+            for batch in batches:
+                normalize(batch.images)
+        return timed(self.windows * order.window_steps * order.batch_size)
+
+    def webdataset(self, workers: int) -> _Pace:
+        """Read batches with webdataset and PyTorch's DataLoader as its documentation shows it."""
+        import webdataset
+
+        batch_size = self.config.train.batch_size
+        images = (
+            webdataset.WebDataset(self.dataset.shard_paths(), shardshuffle=False, empty_check=False)
+            .repeat()
+            .shuffle(1000)
+            .decode("torchrgb")
+            .to_tuple("jpg;jpeg;png", "cls")
+        )
+        loader: Iterable[Any] = torch.utils.data.DataLoader(
+            images, batch_size=batch_size, num_workers=workers, multiprocessing_context="spawn"
+        )
+        batches = iter(loader)
+        for _ in range(_STARTED_BATCHES * workers + 1):
+            next(batches)
+        with _timed() as timed:
+            count = 0
+            for own, _ in itertools.islice(batches, self.windows * self.order().window_steps):
+                own.sub_(0.5).div_(0.5)
+                count += len(own)
+        pace = timed(count)
+        del batches, loader  # ends the workers
+        return pace
+
+
+@contextmanager
+def _timed() -> Iterator[Callable[[int], _Pace]]:
+    """Time what is done inside, in this process and those below it; the result is that of a number of images."""
+    marks = [(time.perf_counter(), _cpu_seconds())]
+    yield lambda images: _Pace(
+        images / (marks[1][0] - marks[0][0]), sum(_used(marks[0][1], marks[1][1])) / images * 1e6
+    )
+    marks.append((time.perf_counter(), _cpu_seconds()))
+
+
+def _cpu_seconds() -> dict[int, float]:
+    return {process.pid: process.cpu_seconds for process in process_tree(os.getpid())}
+
+
+def _used(before: dict[int, float], after: dict[int, float]) -> Iterator[float]:
+    return (seconds - before.get(pid, 0.0) for pid, seconds in after.items())
+
+
+def _moved(dataset: Dataset, uris: Sequence[str]) -> Dataset:
+    """Return the dataset with its shards at other places."""
+    shards = [replace(shard, path=uri) for shard, uri in zip(dataset.shards, uris, strict=True)]
+    return replace(dataset, shards=tuple(shards))
