@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.checkpoint import CheckpointError, State
 from rayface.training.checkpointing.progress import Progress
-from rayface.training.checkpointing.row_copy import RowCopy
+from rayface.training.checkpointing.snapshot import Snapshot, copied, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +31,8 @@ class WriteTiming:
 class CheckpointWriter:
     """Writes a run's checkpoints, one at a time, while training continues; every rank has one writer.
 
-    Row shards (class centers and their moments) move only when the head steps, so the thread copies them while the
-    next forward and backward pass run. `wait_until_copied` holds the step back until the rows that it moves are copied.
-    The thread's collectives run on a gloo group of their own, so that they cannot meet those of the training.
+    A thread copies the row shards (class centers and their moments), see `Snapshot`, and writes. The thread's
+    collectives run on a gloo group of their own, so that they cannot meet those of the training.
     Memory: a copy of this rank's state in host memory (pinned where the state is on a GPU), kept between checkpoints.
 
     Args:
@@ -48,9 +46,7 @@ class CheckpointWriter:
         self._buffers: State = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._rows: list[RowCopy] = []
-        self._rows_copied = threading.Event()
-        self._rows_copied.set()
+        self._snapshot = Snapshot()
         self._waited = 0.0
         self.timing: WriteTiming | None = None
         """Of the last checkpoint that was written."""
@@ -66,7 +62,7 @@ class CheckpointWriter:
 
     def reserve(self, state: State) -> None:
         """Allocate the memory for a copy now, so that too small a machine fails before the first step."""
-        self._copy(state)
+        copied(state, self._buffer)
 
     def save(self, state: State, progress: Progress) -> None:
         """Start to copy and write the state, after the previous one is written; every rank must call it.
@@ -80,32 +76,15 @@ class CheckpointWriter:
         """
         start = time.perf_counter()
         self.wait()
-        shards = {name: tensor for name, tensor in state.items() if isinstance(tensor, RowShard)}
-        saved = self._copy({name: tensor for name, tensor in state.items() if name not in shards})
-        saved |= {name: shard.over(self._buffer(name, shard)) for name, shard in shards.items()}
-        self._rows = [RowCopy(_plain(shard), _plain(saved[name])) for name, shard in shards.items()]
-        work = (saved, copy.deepcopy(progress))
-        self._rows_copied.clear()
+        work = (self._snapshot.start(state, self._buffer), copy.deepcopy(progress))
         # A daemon: a worker that fails must be able to end while a write waits for ranks that are gone.
         self._thread = threading.Thread(target=self._write, args=work, daemon=True, name="checkpoint")
         self._thread.start()
         self._waited = time.perf_counter() - start
 
     def wait_until_copied(self, rows: torch.Tensor | None = None) -> None:
-        """Block until row shards may be updated; call it before every step of the head.
-
-        Args:
-            rows: (n,) int64, of this rank's part, the only ones that will; None: all may.
-        """
-        if self._rows_copied.is_set():
-            return
-        start = time.perf_counter()
-        if rows is None:
-            self._rows_copied.wait()
-        else:
-            for shard in self._rows:
-                shard.before_change(rows)
-        self._waited += time.perf_counter() - start
+        """See `Snapshot.wait_until_copied`."""
+        self._snapshot.wait_until_copied(rows)
 
     @property
     def writing(self) -> bool:
@@ -132,37 +111,22 @@ class CheckpointWriter:
     def _write(self, state: State, progress: Progress) -> None:
         start = time.perf_counter()
         try:
-            try:
-                for shard in self._rows:
-                    shard.run()
-            finally:
-                self._rows_copied.set()
-            copied = time.perf_counter() - start
+            self._snapshot.run()
+            copied_after = time.perf_counter() - start
             checkpoint.save(self._run, state, progress, keep=self._keep, group=self._group)
             seconds = time.perf_counter() - start
             self.timing = WriteTiming(
-                step=progress.step, wait_seconds=self._waited, copy_seconds=copied, write_seconds=seconds
+                step=progress.step,
+                wait_seconds=self._waited + self._snapshot.waited,
+                copy_seconds=copied_after,
+                write_seconds=seconds,
             )
         except BaseException as error:  # raised again in the thread that trains
             self._error = error
 
-    def _copy(self, state: State) -> State:
-        """Copy the state into the writer's own buffers."""
-        copies: State = {}
-        for name, tensor in state.items():
-            copies[name] = self._buffer(name, tensor)
-            copies[name].copy_(_plain(tensor), non_blocking=tensor.is_cuda)
-        for device in {tensor.device for tensor in state.values() if tensor.is_cuda}:
-            torch.cuda.synchronize(device)
-        return copies
-
     def _buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return host memory for a copy; that of an earlier checkpoint is reused where it fits."""
-        local, buffer = _plain(tensor), self._buffers.get(name)
+        local, buffer = plain(tensor), self._buffers.get(name)
         if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
             buffer = self._buffers[name] = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
         return buffer
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.as_subclass(torch.Tensor).detach()

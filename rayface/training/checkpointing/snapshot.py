@@ -1,0 +1,78 @@
+"""Snapshot of a rank's state in host memory, completed by a thread while training continues."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+from rayface.models.row_shard import RowShard
+from rayface.training.checkpointing.checkpoint import State
+from rayface.training.checkpointing.row_copy import RowCopy
+
+Buffers = Callable[[str, torch.Tensor], torch.Tensor]
+"""Name and tensor to host memory of its shape and dtype."""
+
+
+class Snapshot:
+    """Copies a state; row shards in another thread, for they move only when the head steps.
+
+    `wait_until_copied` holds the step back until the rows that it moves are copied; the rest is copied by `start`.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[RowCopy] = []
+        self._rows_copied = threading.Event()
+        self._rows_copied.set()
+        self.waited = 0.0
+        """Seconds that training has waited for the rows since `start`."""
+
+    def start(self, state: State, buffers: Buffers) -> State:
+        """Copy all but the row shards, and return the state over the buffers; `run` must follow in another thread."""
+        shards = {name: tensor for name, tensor in state.items() if isinstance(tensor, RowShard)}
+        copies = copied({name: tensor for name, tensor in state.items() if name not in shards}, buffers)
+        copies |= {name: shard.over(buffers(name, shard)) for name, shard in shards.items()}
+        self._rows = [RowCopy(plain(shard), plain(copies[name])) for name, shard in shards.items()]
+        self.waited = 0.0
+        self._rows_copied.clear()
+        return copies
+
+    def run(self) -> None:
+        """Copy the row shards."""
+        try:
+            for rows in self._rows:
+                rows.run()
+        finally:
+            self._rows_copied.set()
+
+    def wait_until_copied(self, rows: torch.Tensor | None = None) -> None:
+        """Block until row shards may be updated; call it before every step of the head.
+
+        Args:
+            rows: (n,) int64, of this rank's part, the only ones that will; None: all may.
+        """
+        if self._rows_copied.is_set():
+            return
+        start = time.perf_counter()
+        if rows is None:
+            self._rows_copied.wait()
+        else:
+            for shard in self._rows:
+                shard.before_change(rows)
+        self.waited += time.perf_counter() - start
+
+
+def copied(state: State, buffers: Buffers) -> State:
+    """Copy the state into host memory, and return it there."""
+    copies: State = {}
+    for name, tensor in state.items():
+        copies[name] = buffers(name, tensor)
+        copies[name].copy_(plain(tensor), non_blocking=tensor.is_cuda)
+    for device in {tensor.device for tensor in state.values() if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
+    return copies
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor without its subclass and gradient; it shares the memory."""
+    return tensor.as_subclass(torch.Tensor).detach()
