@@ -234,10 +234,13 @@ class TrainConfig:
     """Steps between checkpoints. 0: one per epoch."""
     keep_checkpoints: Operational[Positive] = 3
     """Number of newest checkpoints to keep, beside the best one."""
+    mirror_every: Operational[NotNegative] = 100
+    """Steps between copies of the state in host memory outside the workers, from which workers that died restart.
+    0: restart from checkpoints only."""
     log_every: Operational[Positive] = 10
     """Steps between logged metrics, and between looks for a stop request."""
     max_failures: Operational[NotNegative] = 3
-    """Maximum number of restarts from the last checkpoint after workers died or lost each other."""
+    """Maximum number of restarts from the last checkpoint or mirrored state after workers died or lost each other."""
     hang_timeout: Operational[Annotated[float, Field(ge=0)]] = 600.0
     """Seconds without progress after which the slowest rank is reported and workers restart. 0: never."""
     on_nan: Literal["stop", "skip", "lower_lr"] = "stop"

@@ -66,6 +66,7 @@ def test_marked_fields_are_the_keys_that_a_run_keeps_and_shows():
         "train.keep_checkpoints",
         "train.log_every",
         "train.max_failures",
+        "train.mirror_every",
         "train.num_workers",
         "train.output",
         "train.teacher_cache",

@@ -43,6 +43,8 @@ class Job(HeadShape):
     recompute: bool
     piece: int | None
     """Images per micro-batch of a rank; None: its whole part of the batch."""
+    mirrors: int
+    """Copies of its state that a rank keeps outside itself: two on its node, and two on the next of several nodes."""
 
     @property
     def images(self) -> int:
@@ -72,6 +74,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
         num_classes=num_classes,
         num_workers=train.min_workers,
         piece=train.max_batch_per_worker,
+        mirrors=(4 if gpu and train.min_workers > 1 else 2) if train.mirror_every else 0,
         batch_size=train.batch_size,
         embedding_size=config.backbone.embedding_size,
         image_size=config.data.image_size,
@@ -119,7 +122,10 @@ def memory(job: Job, variant: Variant = "chunked") -> dict[str, int]:
     """
     if variant == "chunked":
         parts = {**_backbone(job, bucket_copies=0), **_head(job).device}
-        return parts if job.gpu else {**parts, "checkpoint_copy": checkpoint_bytes(job)}
+        if job.gpu:
+            return parts
+        copy = checkpoint_bytes(job)
+        return {**parts, "checkpoint_copy": copy, "mirror": job.mirrors * copy}
     backbone = _backbone(job, bucket_copies=1)
     if variant == "dense":
         return {**backbone, **_dense_head(job, local_batch=job.batch_size)}
@@ -129,10 +135,10 @@ def memory(job: Job, variant: Variant = "chunked") -> dict[str, int]:
 
 
 def host_memory(job: Job) -> int:
-    """Return the host bytes of a rank with a GPU: what the head keeps there, and the copy for checkpoints."""
+    """Return the host bytes of a rank with a GPU: the head's, the copy that checkpoints are of, and the mirror's."""
     if not job.gpu:
         return 0
-    return _head(job).host + checkpoint_bytes(job)
+    return _head(job).host + (1 + job.mirrors) * checkpoint_bytes(job)
 
 
 def checkpoint_bytes(job: Job) -> int:

@@ -141,7 +141,9 @@ class Plan:
             **{name.replace("_", " "): _gb(size) for name, size in self.memory.items() if size},
             "memory of a worker": f"{_gb(numbers['memory_total'])}, dense with full logits "
             f"{_gb(numbers['dense_memory_total'])}",
-            "host memory": _gb(numbers["host_memory"]) + ", including the copy for checkpoints" if job.gpu else "",
+            "host memory": _gb(numbers["host_memory"]) + ", the copies for checkpoints and the mirror included"
+            if job.gpu
+            else "",
             "fits": "" if self.memory_per_device is None else f"{verdict}, {_gb(self.memory_per_device)}",
             "largest C that fits": _or(numbers["largest_num_classes"], ",", ""),
             "step": f"{numbers['step_seconds'] * 1e3:,.1f} ms: "

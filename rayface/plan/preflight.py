@@ -61,9 +61,10 @@ def check_host_fits(config: Config, num_classes: int, memory_per_worker: int) ->
         remedies = ["use a larger train.num_workers on more machines"]
         remedies += ["head.storage_dtype=bf16"] * (config.head.storage_dtype == "fp32")
         remedies += ["head.host_memory=false"] * config.head.host_memory
+        remedies += ["train.mirror_every=0"] * (config.train.mirror_every > 0)
         raise ValueError(
-            f"host memory: {num_classes:,} classes need {_gb(needed)} a worker, including the copy of the state for "
-            f"checkpoints: must be at most {_gb(memory_per_worker)}: {' or '.join(remedies)}"
+            f"host memory: {num_classes:,} classes need {_gb(needed)} a worker, including the copies of the state "
+            f"for checkpoints and the mirror: must be at most {_gb(memory_per_worker)}: {' or '.join(remedies)}"
         )
 
 

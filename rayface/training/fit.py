@@ -57,6 +57,7 @@ def fit(run: RunDirectory, valid: ValidRun, *, held_cpus: float) -> None:
 def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cpus: float) -> Trainer:
     config, dataset = valid.config, valid.dataset
     gpu = uses_gpu(config)
+    mirrored = valid.total_steps > config.train.mirror_every > 0
     resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = WorkerJob(
         config=config,
@@ -69,6 +70,7 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
         held_cpus=held_cpus,
         first_shard=dataset.shards[0].path,
         shape=job_of(config, dataset.num_classes, gpu=gpu),
+        mirrored=mirrored,
     )
     return Trainer(
         partial(train_worker, job),  # as an argument: Ray shows a train_loop_config on its dashboard
@@ -85,7 +87,7 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
             storage_path=str(run.ray_storage),
             # No limit: the supervisor decides how long a worker group that finds no room is retried.
             failure_config=FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=-1),
-            callbacks=[Supervisor(run, config.train)],
+            callbacks=[Supervisor(run, config.train, mirrored=mirrored)],
         ),
     )
 

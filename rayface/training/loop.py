@@ -12,7 +12,10 @@ from rayface.models.model_files import save_model
 from rayface.precision import uses_bf16
 from rayface.training.builders import data_parallel, load_start
 from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.mirror import Mirror
+from rayface.training.checkpointing.mirror_store import Stores
 from rayface.training.checkpointing.progress import DatasetFacts, MlflowPosition, Progress, saved_config
+from rayface.training.checkpointing.restore import newest_state
 from rayface.training.checkpointing.state import load_state, whole_state
 from rayface.training.checkpointing.writer import CheckpointWriter
 from rayface.training.distillation import build_distillation
@@ -39,6 +42,7 @@ class Training:
         num_classes: size of the joint label space.
         dataset: the training data, for the model card.
         known_faults: corrupt samples found when the dataset was opened.
+        stores: for mirrored states (train.mirror_every); None: there are none.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Training:
         num_classes: int,
         dataset: DatasetFacts,
         known_faults: Sequence[Fault] = (),
+        stores: Stores | None = None,
     ) -> None:
         use_cores(world)
         self.config, self.run, self.world, self.sample_order, self.dataset = config, run, world, sample_order, dataset
@@ -62,6 +67,7 @@ class Training:
         self.schedule = build_schedule(config.schedule, self.optimizer, length)
         self.log = RunLog(run, world)
         self.checkpoints = CheckpointWriter(run.path, keep=config.train.keep_checkpoints)
+        self.mirror = Mirror(world, stores, config.train.mirror_every, on_failure=self.log.recovery)
         self.accuracy: float | None = None  # of the last validation; set on rank 0 only
         self.loss = math.nan
         saved = self._restore()
@@ -71,8 +77,7 @@ class Training:
         self.checkpoints.reserve(self._state())
         if saved is None:
             load_start(self.backbone, config)
-        hang_timeout = config.train.hang_timeout
-        self.watchdog = Watchdog(run, world.rank, world.size, hang_timeout, run.bytes_being_written)
+        self.watchdog = Watchdog(run, world.rank, world.size, config.train.hang_timeout, run.bytes_being_written)
         self.train_step = self._build_step(num_classes)
         self.faults = FaultCounter(sample_order.num_samples, config.data.max_corrupt_fraction, known_faults)
         self.faults.load_state(progress.faults)
@@ -90,7 +95,7 @@ class Training:
             forward=data_parallel(self.backbone, self.world, self.config),
             distillation=build_distillation(self.config, self.sample_order, num_classes, self.world),
             watchdog=self.watchdog,
-            wait_until_copied=self.checkpoints.wait_until_copied,
+            before_update=(self.checkpoints.wait_until_copied, self.mirror.wait_until_copied),
         )
 
     def fit(self, batches_from: Callable[[int], Iterator[Batch]]) -> None:
@@ -124,6 +129,7 @@ class Training:
 
     def _train(self, batches: Iterator[Batch]) -> bool:
         """Train to the last step; return False if a stop or drain was requested before it."""
+        config = self.config
         self._meter.restart(self.step)
         self.watchdog.at("start", self.step)
         for batch in self._meter.waiting_for(batches):
@@ -135,14 +141,16 @@ class Training:
             self.schedule.step(self.loss if trained else math.nan)
             self.step = batch.step + 1
             last = self.step == self.total_steps
-            if trained and (last or self.step % self.config.train.log_every == 0) and self.world.rank == 0:
+            if trained and (last or self.step % config.train.log_every == 0) and self.world.rank == 0:
                 self._log_step()
-            if self._evaluation_due() and not last:
+            if self._due(config.evaluate.every) and not last:
                 self.evaluate()
                 self._meter.restart(self.step)
             stop = not last and self._asked_to_stop()
-            if last or stop or self._checkpoint_due():
+            if last or stop or self._due(config.train.checkpoint_every or self.sample_order.steps_per_epoch):
                 self.save_checkpoint()
+            if not last and not stop and self.mirror.due(self.step):
+                self.mirror.save(self._state(), self._progress())
             if stop:
                 self._stop()
                 return False
@@ -151,11 +159,8 @@ class Training:
             raise RuntimeError(f"the data stream ended at step {self.step} of {self.total_steps}")
         return True
 
-    def _evaluation_due(self) -> bool:
-        return self.config.evaluate.every > 0 and self.step % self.config.evaluate.every == 0
-
-    def _checkpoint_due(self) -> bool:
-        return self.step % (self.config.train.checkpoint_every or self.sample_order.steps_per_epoch) == 0
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
 
     def _asked_to_stop(self) -> bool:
         """Return whether a stop or drain is requested; rank 0 decides for all ranks."""
@@ -183,6 +188,7 @@ class Training:
         may = self.recovery.may_roll_back(train)
         # The checkpoint of step 0 holds the initial state, so it is always a valid target.
         bad_from = max(1, error.bad_from) if may else error.bad_from
+        self.mirror.clear()
         good = self.checkpoints.set_aside(bad_from)
         progress = self._restore() if may and good else None
         if progress is None:
@@ -260,9 +266,8 @@ class Training:
         self.log.close()
 
     def _restore(self) -> Progress | None:
-        """Load the newest valid checkpoint, if any, and return its progress."""
-        saved, faults = self.checkpoints.newest_valid()
-        self.log.corrupt_checkpoints(faults)
+        """Load the newest mirrored state or valid checkpoint, if any, and return its progress."""
+        saved = newest_state(self.run, self.mirror, self.checkpoints, self.log)
         if saved is None:
             return None
         progress = load_state(saved, self.backbone, self.head, self.optimizer, self.world)

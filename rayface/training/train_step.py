@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ class TrainStep:
         batch_size: B, of all ranks.
         bf16: whether the backbone's forward pass runs under bf16 autocast.
         forward: the backbone to train through, compiled or data-parallel.
-        wait_until_copied: called before the head updates rows, with the rows, or None for all.
+        before_update: called before the head updates rows, with the rows, or None for all.
     """
 
     config: Config
@@ -63,7 +63,7 @@ class TrainStep:
     forward: nn.Module
     distillation: Distillation | None
     watchdog: Watchdog
-    wait_until_copied: Callable[[Tensor | None], None]
+    before_update: Sequence[Callable[[Tensor | None], None]]
 
     def run(self, batch: Batch, rate_factor: float) -> float:
         """Train on this rank's part of the global batch.
@@ -140,7 +140,9 @@ class TrainStep:
         # A single micro batch before the update: the head updates the rows of this one only.
         single = piece.number == 0 or train.resize == "rescale_lr"
         sparse = single and self.config.head.center_update == "sparse"
-        self.wait_until_copied(head.last_rows() if sparse else None)
+        rows = head.last_rows() if sparse else None
+        for wait in self.before_update:
+            wait(rows)
         with scaled_rate(optimizer, rate_factor):
             optimizer.step()
             head.step(optimizer.param_groups[0]["lr"])

@@ -14,6 +14,7 @@ from rayface.data.streaming.dealer import Dealt, deal
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import SharedSamples
 from rayface.plan.memory import Job
+from rayface.training.checkpointing.mirror_actors import ActorStores
 from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
 from rayface.training.loop import Training
@@ -41,6 +42,8 @@ class WorkerJob:
     """A tar that every worker must be able to read."""
     shape: Job
     """Shapes of the run, from which the pre-flight predicts what a step sends."""
+    mirrored: bool
+    """Whether the run has stores for mirrored states."""
 
 
 def train_worker(job: WorkerJob) -> None:
@@ -63,6 +66,7 @@ def train_worker(job: WorkerJob) -> None:
         num_classes=job.num_classes,
         dataset=job.dataset,
         known_faults=job.known_faults,
+        stores=ActorStores(context.get_experiment_name()) if job.mirrored else None,
     )
     training.log.tags(found)
 

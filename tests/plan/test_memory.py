@@ -7,7 +7,7 @@ import torch
 
 from rayface.config import load, with_overrides
 from rayface.heads import CosFace, PartialFC
-from rayface.plan.memory import DENSE_LOGIT_COPIES, host_memory, job_of, memory
+from rayface.plan.memory import DENSE_LOGIT_COPIES, checkpoint_bytes, host_memory, job_of, memory
 from rayface.plan.timing import Rates, step_seconds
 
 
@@ -98,12 +98,20 @@ def test_host_memory_with_checkpoints_counts_their_copy(job):
     assert parts["checkpoint_copy"] == sum(parts[name] for name in state)
     assert "checkpoint_copy" not in memory(job) | memory(on_cpu, "dense")
     assert host_memory(on_cpu) == 0
-    assert host_memory(job) == parts["checkpoint_copy"]
+    assert host_memory(replace(job, mirrors=0)) == parts["checkpoint_copy"]
     away = replace(job, host_memory=True, fetches_rows=True)
     head = parts["class_centers"] + parts["center_moments"]
     fetched = 25_000 * 64 * 4
     assert host_memory(away) == host_memory(job) + head + fetched
     assert memory(away)["sampled_rows"] == memory(job)["sampled_rows"] + fetched
+
+
+def test_memory_with_mirrored_states_counts_two_copies_of_a_rank_on_each_node(small):
+    for workers, every, gpu, copies in ((2, 100, True, 4), (1, 100, True, 2), (2, 100, False, 2), (2, 0, True, 0)):
+        config = with_overrides(small, {"train.num_workers": workers, "train.mirror_every": every})
+        job = job_of(config, 1000, gpu=gpu)
+        found = memory(job)["mirror"] if not gpu else host_memory(job) - checkpoint_bytes(job)
+        assert found == copies * checkpoint_bytes(job)
 
 
 def test_activations_with_accumulation_are_those_of_one_part():

@@ -12,23 +12,26 @@ import torch.multiprocessing as mp
 from rayface import config as configs
 from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.sample_order import SampleOrder
+from rayface.tracking import read_metrics
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
 from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.mirror_store import Store, Stores
 from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
+from tests.training.checkpointing.test_mirror import StoreManager, StoresByNode
 
 SAMPLE_ORDER = SampleOrder(num_samples=24, batch_size=4)
 FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
-def training(run: Path, *overrides: str, rank: int = 0, size: int = 1) -> Training:
+def training(run: Path, *overrides: str, rank: int = 0, size: int = 1, stores: Stores | None = None) -> Training:
     base = ["train.epochs=2", "train.checkpoint_every=3", "train.precision=fp32", "train.log_every=1"]
     config = configs.load("debug", None, ["data.image_size=32", "data.train=unused", *base, *overrides])
     world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
-    return Training(config, RunDirectory(run), world, SAMPLE_ORDER, num_classes=6, dataset=FACTS)
+    return Training(config, RunDirectory(run), world, SAMPLE_ORDER, num_classes=6, dataset=FACTS, stores=stores)
 
 
 def batches(start: int, stop: int, rows: slice = slice(0, 4)):
@@ -101,6 +104,41 @@ def train_on_a_rank(rank: int, folder: str) -> None:
 def test_resume_of_two_ranks_with_a_corrupt_checkpoint_takes_the_same_older_one(tmp_path):
     mp.spawn(train_on_a_rank, (str(tmp_path),), 2)
     assert "step_00000006 is damaged, step_00000003 is used instead" in (tmp_path / "parts/faults.log").read_text()
+
+
+def restart_on_a_rank(rank: int, folder: Path, store: Store) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    place, rows = {"rank": rank, "size": 2}, slice(2 * rank, 2 * rank + 2)
+    overrides = ["train.mirror_every=7", "head.sample_rate=0.5", "backbone.dropout=0.2"]
+    whole = training(folder / "whole", *overrides, **place)
+    whole.fit(batches_to(12, rows))
+    place["stores"] = StoresByNode("a", {"a": store})
+    parts = training(folder / "parts", *overrides, **place)
+    with pytest.raises(RuntimeError, match="the data stream ended at step 8"):
+        parts.fit(batches_to(8, rows))
+    parts.checkpoints.wait()
+    parts.mirror.wait()
+    dist.barrier()
+    resumed = training(folder / "parts", *overrides, **place)
+    assert resumed.step == 6  # nobody said that workers were started again
+    if rank == 0:
+        resumed.run.add_restart("worker 1 died")
+    dist.barrier()
+    resumed = training(folder / "parts", *overrides, **place)
+    assert resumed.step == 7
+    resumed.fit(batches_to(12, rows))
+    for name, tensor in whole.backbone.state_dict().items():
+        assert torch.equal(tensor, resumed.backbone.state_dict()[name]), name
+    assert torch.equal(whole.head.centers, resumed.head.centers)
+    dist.destroy_process_group()
+
+
+def test_two_ranks_restarted_from_a_mirrored_state_end_as_if_they_had_never_stopped(tmp_path):
+    with StoreManager() as manager:
+        mp.spawn(restart_on_a_rank, (tmp_path, manager.store("a")), 2)
+    whole, parts = (read_metrics(tmp_path / name / "journal")["train/loss"] for name in ("whole", "parts"))
+    assert [point[:2] for point in parts] == [point[:2] for point in whole]
+    assert [step for step, *_ in whole] == [*range(1, 13)]
 
 
 def test_the_best_checkpoint_is_kept_also_over_a_resume(tmp_path, monkeypatch):

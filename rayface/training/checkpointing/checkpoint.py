@@ -86,6 +86,11 @@ def newest_valid(run: Path, *, group: Group = None) -> tuple[Path | None, list[s
     return folder, faults
 
 
+def last_step(run: Path) -> int:
+    """Return the step of the newest checkpoint, valid or not; -1 without one."""
+    return max((int(folder.name.removeprefix("step_")) for folder in all_in(run)), default=-1)
+
+
 def best_in(run: Path) -> Path | None:
     """Return the checkpoint of the highest accuracy; of equal ones the first, which is closest to the evaluation."""
     scored = [(folder, _accuracy(folder)) for folder in all_in(run)]

@@ -2,8 +2,9 @@
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,16 +31,44 @@ def whole_state(backbone: nn.Module, head: Head, optimizer: Optimizer, world: Wo
     }
 
 
-def load_state(folder: Path, backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> Progress:
-    """Load a checkpoint, written by any number of ranks; return its progress.
+class SavedState(Protocol):
+    """A state that was saved by any number of ranks."""
+
+    def empty_like(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Return empty tensors of the shapes saved under `prefix`, for state that does not exist before loading."""
+
+    def load(self, state: State) -> Progress:
+        """Fill the tensors of `state`; return its progress."""
+
+    def by_name(self, module: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the optimizer's tensors by parameter name; see `optimizer_state.by_name`."""
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The state in a checkpoint; see `SavedState`."""
+
+    path: Path
+
+    def empty_like(self, prefix: str) -> dict[str, torch.Tensor]:
+        return checkpoint.empty_like_saved(self.path, prefix)
+
+    def load(self, state: State) -> Progress:
+        return checkpoint.load(self.path, state)
+
+    def by_name(self, module: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return by_name(self.path, module, tensors)
+
+
+def load_state(saved: SavedState, backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> Progress:
+    """Load a state, saved by any number of ranks; return its progress.
 
     Raises:
         ValueError: the optimizer state is of another backbone.
     """
-    moments = checkpoint.empty_like_saved(folder, "optimizer.")
-    rng = checkpoint.empty_like_saved(folder, f"rng.{world.rank}.")
-    progress = checkpoint.load(folder, {**_weights(backbone, head), **moments, **rng})
-    load_optimizer_state(optimizer, backbone, by_name(folder, backbone, moments))
+    moments, rng = saved.empty_like("optimizer."), saved.empty_like(f"rng.{world.rank}.")
+    progress = saved.load({**_weights(backbone, head), **moments, **rng})
+    load_optimizer_state(optimizer, backbone, saved.by_name(backbone, moments))
     head.load_state({**head.state(), **progress.head})
     load_rng(rng, world.device)
     return progress

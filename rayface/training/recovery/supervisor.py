@@ -23,6 +23,7 @@ from rayface.ray_internals import (
 )
 from rayface.storage import DataError, StorageError
 from rayface.training.checkpointing.checkpoint import CheckpointError
+from rayface.training.checkpointing.mirror_actors import start_stores
 from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
 
@@ -47,15 +48,19 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         run: the run directory.
         train: grace_seconds: for workers to save a checkpoint before their number changes; wait_for_nodes: for a
             cluster that has lost nodes to have room again; num_workers.
+        mirrored: start a store for mirrored states on every node that has workers.
     """
 
-    def __init__(self, run: RunDirectory, train: TrainConfig) -> None:
-        self._run, self._train = run, train
+    def __init__(self, run: RunDirectory, train: TrainConfig, *, mirrored: bool = False) -> None:
+        self._run, self._train, self._mirrored = run, train, mirrored
         self._training = self._failed = False
         self._without_since: float | None = None
         self._failed_starts = 0
+        self._run_name = ""
+        self._stores: list[Any] = []  # of mirrored states; without their handles they would end
 
     def after_controller_start(self, train_run_context: Any) -> None:
+        self._run_name = train_run_context.run_config.name
         if self._train.min_workers < self._train.max_workers:
             os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(_ELASTIC_START_SECONDS))
 
@@ -90,6 +95,9 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._training, self._failed = True, False
         self._run.clear_drain_request()  # of workers whose node was lost before they ended
+        if self._mirrored:
+            nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
+            self._stores += start_stores(self._run_name, nodes)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         failures = worker_group_status.errors
