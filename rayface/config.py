@@ -121,6 +121,9 @@ class HeadConfig:
     """Type in which class centers are stored."""
     compute_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the products with class centers."""
+    kernel: Literal["chunked", "fused"] = "chunked"
+    """How logits are computed: by torch in chunks (chunked), or by Triton kernels that keep none (fused). fused needs a
+    CUDA GPU and a margin that changes only the target's logit. It has not been run on a GPU yet."""
     logit_memory: Bytes = 512 * 2**20
     """Memory of the logits that are computed at once."""
     host_memory: bool = False

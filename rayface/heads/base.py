@@ -34,6 +34,7 @@ class HeadSettings:
     weight_decay: float = 5e-4
     storage_dtype: str | None = None
     compute_dtype: str = "fp32"
+    kernel: str = "chunked"
     logit_memory: int = 512_000_000
     host_memory: bool = False
     seed: int = 0

@@ -51,9 +51,9 @@ class CenterUpdate:
             pending.factor = pending.factor / grad_scale
         store = self._softmax.centers
         store.begin_step(step)
-        weighted = [pending.weighted_units(self._softmax.product_dtype) for pending in self.pending]
+        factors = [self._softmax.gradient_factors(pending) for pending in self.pending]
         for block, spans in self._blocks():
-            store.update(block, self._gradient(block, spans, weighted), lr, self._fetched(block, spans))
+            store.update(block, self._gradient(block, spans, factors), lr, self._fetched(block, spans))
         self.discard()
 
     def _blocks(self) -> Iterator[tuple[Block, list[tuple[int, int]]]]:
@@ -75,18 +75,18 @@ class CenterUpdate:
             block = slice(lo, hi) if used is None else used[lo:hi]
             yield block, [(places[index], places[index + 1]) for places in spans]
 
-    def _gradient(self, block: Block, spans: list[tuple[int, int]], weighted: list[Tensor]) -> Tensor:
+    def _gradient(self, block: Block, spans: list[tuple[int, int]], factors: list[Tensor]) -> Tensor:
         """Return the sum of the pending gradients by the unit rows of a block, (n, D) math type."""
         rows = block.stop - block.start if isinstance(block, slice) else block.numel()
         space, dtype = self._softmax.workspace, self._softmax.centers.math_dtype
-        width = weighted[0].shape[1]
+        width = self._softmax.centers.values.shape[1]
         total = space.get("gradient", (rows, width), dtype)
         if len(spans) == 1 and spans[0][1] - spans[0][0] == rows:
-            return self._softmax.center_gradient(self.pending[0], weighted[0], *spans[0], out=total)
+            return self._softmax.center_gradient(self.pending[0], factors[0], *spans[0], out=total)
         total.zero_()
-        for pending, units, (lo, hi) in zip(self.pending, weighted, spans, strict=True):
+        for pending, its_factors, (lo, hi) in zip(self.pending, factors, spans, strict=True):
             part = space.get("part", (hi - lo, width), dtype)
-            self._softmax.center_gradient(pending, units, lo, hi, out=part)
+            self._softmax.center_gradient(pending, its_factors, lo, hi, out=part)
             total.index_add_(0, pending.places_in(block, lo, hi), part)
         return total
 

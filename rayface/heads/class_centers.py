@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rayface.heads.row_passes import row_passes
 from rayface.heads.sampling import keyed_generator
 
 if TYPE_CHECKING:
-    from rayface.heads.row_kernels import RowPasses
+    from rayface.heads.row_passes import AnyRowPasses
 
 OPTIMIZERS = ("sgd", "adamw")
 SHORTEST = 1e-12  # shorter rows are taken as zero: they have no direction
@@ -97,6 +98,7 @@ class ClassCenters:
         first: class of row 0, which keys the rounding: the same for every split into ranks.
         host_memory: keep the storage in (with a GPU: pinned) host memory and move only the blocks that are worked on.
         seed: of the rounding.
+        fused: pass over rows that lie on the device in Triton kernels.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class ClassCenters:
         host_memory: bool,
         seed: int,
         first: int = 0,
+        fused: bool = False,
     ) -> None:
         self.optimizer, self.device = optimizer, device
         pinned = host_memory and device.type != "cpu"
@@ -122,7 +125,7 @@ class ClassCenters:
         self._workspace = Workspace(device)
         self._staging = Workspace(home, pinned) if host_memory else None
         self._rounding = StochasticRounding(seed, width, device, first) if dtype == torch.bfloat16 else None
-        self._passes = _row_passes() if device.type == "cpu" else None
+        self._passes = row_passes(device, fused=fused and not host_memory)
 
     @property
     def math_dtype(self) -> torch.dtype:
@@ -202,7 +205,7 @@ class ClassCenters:
         else:
             self._adamw(block, rows, gradient.mul_(inverse).addcmul_(rows, pull), lr)
 
-    def _sgd_in_one_pass(self, passes: RowPasses, block: Block, gradient: Tensor, lr: float) -> None:
+    def _sgd_in_one_pass(self, passes: AnyRowPasses, block: Block, gradient: Tensor, lr: float) -> None:
         velocity, noise = self.moments.get("momentum"), None
         if self._rounding is not None:
             noise = (self._rounding.noise, self._rounding.start("momentum"), self._rounding.start("centers"))
@@ -235,12 +238,6 @@ class ClassCenters:
         self._write("exp_avg", block, first)
         self._write("exp_avg_sq", block, second)
         self._write("updates", block, count)
-
-
-def _row_passes() -> RowPasses:
-    from rayface.heads.row_kernels import RowPasses  # numba takes 60 MB and a second, which GPUs do not need
-
-    return RowPasses()
 
 
 def inverse_norms(rows: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Margins as a config names them."""
 
-from rayface.config import HeadConfig
+from rayface.config import Config, HeadConfig
 from rayface.heads import build_margin
+from rayface.heads.fused_softmax import check_fused, check_fused_device
 from rayface.heads.margins import Margin
 
 
@@ -20,3 +21,16 @@ def build_config_margin(head: HeadConfig) -> Margin:
         return build_margin(head.margin, **options)
     except TypeError as error:
         raise ValueError(f"head.margin_options: {options!r}: {head.margin} does not take them all") from error
+
+
+def check_config_head(config: Config) -> None:
+    """Check what can be seen of the head's settings before a worker starts.
+
+    Raises:
+        ValueError: as `build_config_margin`; settings that the fused kernels cannot work with.
+    """
+    margin = build_config_margin(config.head)
+    if config.head.kernel == "fused":
+        check_fused(margin, config.backbone.embedding_size)
+        if config.train.device == "cpu":
+            check_fused_device("cpu")

@@ -10,8 +10,10 @@ from rayface.heads.base import Head, HeadSettings, HeadState
 from rayface.heads.center_update import CenterUpdate
 from rayface.heads.class_centers import OPTIMIZERS, CenterOptimizer, ClassCenters, class_range, initial_rows
 from rayface.heads.collectives import Collectives
+from rayface.heads.fused_softmax import FusedSoftmax, check_fused, check_fused_storage
 from rayface.heads.margin_loss import MarginLoss
 from rayface.heads.margins import Margin
+from rayface.heads.partial_fc_checks import check_choice, check_labels, check_numbers
 from rayface.heads.partial_fc_memory import partial_fc_memory
 from rayface.heads.prefetch import FetchedRows, Place, RowPrefetch
 from rayface.heads.sampling import keyed_generator, sample_rows
@@ -20,6 +22,7 @@ from rayface.heads.sharded_softmax import PendingGradient, ShardSoftmax
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 CENTER_UPDATES = ("sparse", "dense")
+KERNELS = {"chunked": ShardSoftmax, "fused": FusedSoftmax}
 
 
 class PartialFC(Head):
@@ -44,7 +47,8 @@ class PartialFC(Head):
         optimizer: "sgd" (torch.optim.SGD) or "adamw" (torch.optim.AdamW; its step is counted by row).
         storage_dtype: of centers and moments, "fp32", "bf16" (rounded stochastically) or "fp64"; None: torch's default
             type, and fp64 once fp64 centers are loaded.
-        compute_dtype: type of the three matrix products, "fp32" or "bf16"; sums are fp32.
+        compute_dtype: type of the matrix products, "fp32" or "bf16"; sums are fp32.
+        kernel: "chunked" computes logits in chunks by torch; "fused" keeps no logits, in Triton kernels on a CUDA GPU.
         host_memory: keep centers and moments in host memory (pinned with a GPU) and move only the rows in use.
         logit_memory: bytes for exponentials of logits; what does not fit is recomputed for the update.
 
@@ -68,29 +72,35 @@ class PartialFC(Head):
         seed: int = 0,
         storage_dtype: str | None = None,
         compute_dtype: str = "fp32",
+        kernel: str = "chunked",
         logit_memory: int = 512_000_000,
         host_memory: bool = False,
         device: torch.device | str = "cpu",
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        _check_choice("center_update", center_update, CENTER_UPDATES)
-        _check_choice("optimizer", optimizer, OPTIMIZERS)
-        _check_choice("compute_dtype", compute_dtype, ("fp32", "bf16"))
-        _check_choice("storage_dtype", storage_dtype or "fp32", tuple(DTYPES))
-        _check_numbers(sample_rate, num_classes, embedding_size, logit_memory)
+        check_choice("center_update", center_update, CENTER_UPDATES)
+        check_choice("optimizer", optimizer, OPTIMIZERS)
+        check_choice("compute_dtype", compute_dtype, ("fp32", "bf16"))
+        check_choice("storage_dtype", storage_dtype or "fp32", tuple(DTYPES))
+        check_choice("kernel", kernel, tuple(KERNELS))
+        check_numbers(sample_rate, num_classes, embedding_size, logit_memory)
         self.collectives = Collectives(process_group)
         self.embedding_size, self.num_classes = embedding_size, num_classes
         self.sample_rate, self.center_update, self.seed = sample_rate, center_update, seed
         self.step_count = 0
         self.first, self.last = class_range(num_classes, self.collectives.size, self.collectives.rank)
-        self._adopts_fp64 = storage_dtype is None
+        self._adopts_fp64, self._kernel = storage_dtype is None and kernel != "fused", kernel
         rates = {"momentum": momentum, "weight_decay": weight_decay, "eps": eps}
         self._optimizer = CenterOptimizer(name=optimizer, betas=betas, **rates)
         self._device, self._host_memory = torch.device(device), host_memory
         self._compute_dtype, self._logit_memory = compute_dtype, logit_memory
         self.margin = margin
         self._anchor = torch.zeros((), requires_grad=True)  # makes the loss differentiable even for constant embeddings
-        self._allocate(DTYPES[storage_dtype] if storage_dtype else torch.get_default_dtype())
+        dtype = DTYPES[storage_dtype] if storage_dtype else torch.get_default_dtype()
+        if kernel == "fused":
+            check_fused(margin, embedding_size)
+            check_fused_storage(self._device, dtype)
+        self._allocate(dtype)
         initial_rows(self.first, self.last, embedding_size, seed, self.store.values)
 
     @classmethod
@@ -113,9 +123,10 @@ class PartialFC(Head):
             host_memory=self._host_memory,
             seed=self.seed,
             first=self.first,
+            fused=self._kernel == "fused",
         )
         self._prefetch = RowPrefetch(self.store) if self._host_memory and self.sample_rate < 1 else None
-        self.softmax = ShardSoftmax(
+        self.softmax = KERNELS[self._kernel](
             self.store,
             self.margin,
             product_dtype=torch.bfloat16 if self._compute_dtype == "bf16" else self.store.math_dtype,
@@ -159,7 +170,7 @@ class PartialFC(Head):
             raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} must be (batch, {self.embedding_size})")
         if labels.shape != embeddings.shape[:1]:
             raise ValueError(f"labels of shape {tuple(labels.shape)} must be one per embedding")
-        _check_labels(labels)
+        check_labels(labels)
         rows = self.collectives.layout(len(labels), counts)
         value: Tensor = MarginLoss.apply(embeddings, self._anchor, labels, self, rows, torch.is_grad_enabled())
         return value
@@ -173,7 +184,7 @@ class PartialFC(Head):
         """
         if labels.ndim != 1:
             raise ValueError(f"labels of shape {tuple(labels.shape)} must be one per embedding")
-        _check_labels(labels)
+        check_labels(labels)
         if self._prefetch is None:
             return
         layout = self.collectives.layout(len(labels), counts)
@@ -279,22 +290,3 @@ class PartialFC(Head):
         super().load_state(state)
         assert isinstance(step, int)
         self.step_count = step
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"head.{name} {value!r} must be one of {', '.join(choices)}")
-
-
-def _check_labels(labels: Tensor) -> None:
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels of shape {tuple(labels.shape)}, {labels.dtype} must be int64, one per embedding")
-
-
-def _check_numbers(sample_rate: float, num_classes: int, embedding_size: int, logit_memory: int) -> None:
-    if not 0 < sample_rate <= 1:
-        raise ValueError(f"head.sample_rate {sample_rate} must be in (0, 1]; 1 uses every class in every step")
-    if num_classes < 1 or embedding_size < 1:
-        raise ValueError(f"head of {num_classes} classes and {embedding_size} numbers: both must be at least 1")
-    if logit_memory < 1:
-        raise ValueError(f"head.logit_memory {logit_memory} must be a positive number of bytes")

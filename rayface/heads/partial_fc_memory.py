@@ -1,6 +1,7 @@
 """The memory of Partial FC, in the formulas of its own buffers."""
 
 from rayface.heads.class_centers import NOISE_SIZE
+from rayface.heads.fused_softmax import partial_bytes
 from rayface.heads.shape import HeadMemory, HeadShape
 
 
@@ -26,7 +27,8 @@ def _row_workspace(shape: HeadShape) -> int:
     cells = min(shape.chunk_rows, shape.sampled_rows) * shape.embedding_size
     # a chunk of centers and of each moment: gathered as stored, and in fp32 where that is another type
     gathered = (shape.storage_bytes * indexed + 4 * (shape.storage_bytes != 4)) * (1 + shape.moments)
-    in_one_pass = not shape.gpu and shape.moments < 2  # SGD on a CPU moves rows where they are
+    # compiled SGD moves rows where they are
+    in_one_pass = shape.moments < 2 and (not shape.gpu or (shape.fused and not shape.host_memory))
     update = 0 if in_one_pass else gathered + 4  # and the gradient's radial part
     # unit rows; the gradient in the products' type
     products = shape.compute_bytes + (2 if shape.compute_bytes == 2 else 0)
@@ -38,7 +40,9 @@ def _row_workspace(shape: HeadShape) -> int:
 
 
 def _logits(shape: HeadShape) -> int:
-    """Exponentials kept, and one chunk of them where not all are."""
+    """Exponentials kept, and one chunk of them where not all are; of fused kernels the partial sums."""
+    if shape.fused:
+        return partial_bytes(shape.batch_size, shape.embedding_size)
     chunk = min(shape.chunk_rows, shape.sampled_rows) * shape.batch_size
     computed_twice = chunk * shape.compute_bytes if shape.kept_rows < shape.sampled_rows else 0
     return shape.kept_rows * shape.batch_size * shape.compute_bytes + computed_twice + chunk * shape.masks_conflicts

@@ -26,6 +26,8 @@ class HeadShape:
     fetches_rows: bool
     """Sampled rows come from host memory before the loss asks for them."""
     gpu: bool
+    fused: bool = False
+    """Triton kernels work on the rows and keep no logits."""
 
     @property
     def rows(self) -> int:
@@ -42,12 +44,16 @@ class HeadShape:
     @property
     def chunk_rows(self) -> int:
         """Rows worked on at once, as ShardSoftmax.chunk_rows."""
+        if self.fused:
+            return GPU_CHUNK_ROWS
         fitting = CPU_CHUNK_BYTES // (max(self.batch_size, self.embedding_size) * self.compute_bytes)
         return max(1, min(GPU_CHUNK_ROWS if self.gpu else fitting, self.logit_memory // (8 * self.batch_size)))
 
     @property
     def kept_rows(self) -> int:
         """Rows whose exponentials are kept for the update, as ShardSoftmax.keep_buffer; the rest is computed twice."""
+        if self.fused:
+            return 0
         affordable = self.logit_memory // (self.batch_size * self.compute_bytes) - self.chunk_rows
         if self.sampled_rows <= affordable:
             return self.sampled_rows

@@ -8,7 +8,8 @@ as X @ (weight * e). X is kept, or recomputed chunk by chunk.
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,10 +60,18 @@ class PendingGradient:
     weight: Tensor | None = None  # (B,) d loss / d X, times the scale
     target_weight: Tensor | None = None  # (P,) d loss / d target cosine
     factor: Tensor | None = None  # gradient that arrived at the loss
-    places: list[int] = field(default_factory=list)  # positions, on the host
 
-    def __post_init__(self) -> None:
-        self.places = self.positions.tolist()
+    @cached_property
+    def places(self) -> list[int]:
+        """The positions, on the host."""
+        return self.positions.tolist()
+
+    @cached_property
+    def target_places(self) -> Tensor:
+        """Where in rows each sample's target lies, (B,) int32; -1 on other ranks than its own."""
+        places = torch.full((len(self.unit),), -1, dtype=torch.int32, device=self.unit.device)
+        places[self.samples] = self.positions.int()
+        return places
 
     def targets(self, lo: int, hi: int) -> tuple[int, int]:
         """Return the span of positions within places lo..hi-1."""
@@ -83,12 +92,6 @@ class PendingGradient:
         """Return where in a block the rows at places lo..hi-1 lie, (hi - lo,)."""
         rows = torch.arange(lo, hi, device=self.unit.device) if self.rows is None else self.rows[lo:hi]
         return rows - block.start if isinstance(block, slice) else torch.searchsorted(block, rows)
-
-    def weighted_units(self, dtype: torch.dtype) -> Tensor:
-        """Return what the exponentials are multiplied by for the centers' gradient, (B, D)."""
-        assert self.weight is not None
-        assert self.factor is not None
-        return (self.unit * (self.weight * self.factor)[:, None]).to(dtype)
 
     def keeps(self, hi: int) -> bool:
         """Return whether the exponentials up to place hi are in memory."""
@@ -187,11 +190,17 @@ class ShardSoftmax:
             logits.masked_fill_(conflicts, 0)
         return _Chunk(units, logits, slope, conflicts)
 
-    def center_gradient(self, pending: PendingGradient, weighted: Tensor, lo: int, hi: int, out: Tensor) -> Tensor:
+    def gradient_factors(self, pending: PendingGradient) -> Tensor:
+        """Return what the exponentials are multiplied by for the centers' gradient, (B, D) in the products' type."""
+        assert pending.weight is not None
+        assert pending.factor is not None
+        return (pending.unit * (pending.weight * pending.factor)[:, None]).to(self.product_dtype)
+
+    def center_gradient(self, pending: PendingGradient, factors: Tensor, lo: int, hi: int, out: Tensor) -> Tensor:
         """Fill out with the loss's gradient by the unit rows at places lo..hi-1.
 
         Args:
-            weighted: (B, D) unit embeddings times pending.weight and factor, type of the products.
+            factors: as `gradient_factors` returned them.
             out: (hi - lo, D), math type.
         """
         if pending.keeps(hi):
@@ -200,11 +209,11 @@ class ShardSoftmax:
             chunk = self._chunk(pending, lo, hi)
             exponentials = _exponentials_(chunk.logits, pending.base)
             chunk.apply_slope_()
-        if out.dtype == weighted.dtype:
-            torch.mm(exponentials, weighted, out=out)
+        if out.dtype == factors.dtype:
+            torch.mm(exponentials, factors, out=out)
         else:
-            product = self.workspace.get("product", (hi - lo, weighted.shape[1]), weighted.dtype)
-            out.copy_(torch.mm(exponentials, weighted, out=product))
+            product = self.workspace.get("product", (hi - lo, factors.shape[1]), factors.dtype)
+            out.copy_(torch.mm(exponentials, factors, out=product))
         first, last = pending.targets(lo, hi)
         assert pending.target_weight is not None
         assert pending.factor is not None

@@ -95,6 +95,7 @@ class _OfHead(TypedDict):
     updates_all_rows: bool
     host_memory: bool
     fetches_rows: bool
+    fused: bool
 
 
 def _of_head(config: Config, *, gpu: bool) -> _OfHead:
@@ -110,6 +111,7 @@ def _of_head(config: Config, *, gpu: bool) -> _OfHead:
         "updates_all_rows": head.center_update == "dense",
         "host_memory": head.host_memory and gpu,
         "fetches_rows": head.host_memory and head.sample_rate < 1,
+        "fused": head.kernel == "fused",
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rayface.config import Config, load, with_overrides
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming.micro_batches import check_pieces
-from rayface.heads.from_config import build_config_margin
+from rayface.heads.from_config import check_config_head
 from rayface.plan.memory import Job, host_memory, job_of, memory
 from rayface.plan.preflight import GB, check_fits, largest_num_classes
 from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
@@ -185,7 +185,7 @@ def make_plan(
     """
     train = config.train
     check_pieces(train)
-    build_config_margin(config.head)  # refuse invalid margins as training does
+    check_config_head(config)  # refuse invalid settings as training does
     counts = _counts(config, preset, num_classes, num_images)
     return Plan(
         config=config,

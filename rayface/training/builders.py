@@ -19,7 +19,7 @@ from rayface.training.distributed import World
 from rayface.training.gradient_compression import compress
 
 # Keys of the config group `head` that are fields of HeadSettings by the same name.
-_HEAD_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", "logit_memory", "host_memory")
+_HEAD_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", "kernel", "logit_memory", "host_memory")
 
 
 def build_config_backbone(config: Config) -> nn.Module:

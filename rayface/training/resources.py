@@ -3,6 +3,7 @@
 import ray
 
 from rayface.config import Config
+from rayface.heads.fused_softmax import check_fused_device
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
 from rayface.session import is_cluster, require_workers, takes_gpu
 
@@ -28,6 +29,8 @@ def require_resources(config: Config, num_classes: int, address: str | None) -> 
 def check_memory(config: Config, num_classes: int) -> None:
     """Refuse what cannot fit, as seen from where a worker would be: the driver's machine may be another kind."""
     gpu = uses_gpu(config)
+    if not gpu and config.head.kernel == "fused":
+        check_fused_device("cpu")
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU" if gpu else "CPU", 0) > 0]
     share = -(-config.train.max_workers // max(1, len(nodes)))
     here = [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]

@@ -14,7 +14,7 @@ from rayface.data.streaming.micro_batches import check_pieces, micro_batches
 from rayface.data.streaming.sample_order import SampleOrder, order_samples
 from rayface.evaluation.protocols import protocol_class
 from rayface.heads import head_class
-from rayface.heads.from_config import build_config_margin
+from rayface.heads.from_config import check_config_head
 from rayface.storage import DataError
 from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.distillation import check_distillation
@@ -123,7 +123,7 @@ def check_settings(config: Config) -> None:
     check_pieces(train)
     _check_static_graph(config)
     head_class(config.head.name)
-    build_config_margin(config.head)
+    check_config_head(config)
     if config.tracking.enabled and config.tracking.uri is not None:
         tracking.tracking_uri(config.tracking, Path())
     if (protocol := protocol_class(config.evaluate)) is not None:

@@ -1,7 +1,7 @@
 """The slow, obvious definition of a margin-softmax class layer: whole matrices, autograd, one process, float64."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -222,3 +222,22 @@ def cases() -> list[Case]:
     for case in single:
         case.dtype, case.bound = torch.float32, 1e-5
     return made + single
+
+
+FUSED = (
+    *("arcface dense conflict", "combined exact", "adamw sparse", "accumulated dense", "large scale", "adaface"),
+    *("magface", "rows read soon", "uneven", "two classes", "one range", "duplicates"),
+)
+
+
+def fused_cases() -> list[Case]:
+    """Return the problems that the fused kernels must solve in fp32."""
+    known = {case.name: case for case in cases()}
+    made = []
+    for name in FUSED:
+        case = known[name]
+        bound = 1e-3 if "large" in name else 1e-5  # a logit of 900 has an error of 3e-5 in fp32
+        args = {**case.head_args, "kernel": "fused"}
+        steps = 2 if name in ("adamw sparse", "uneven") else 1
+        made.append(replace(case, head_args=args, steps=steps, dtype=torch.float32, bound=bound))
+    return made

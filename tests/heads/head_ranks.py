@@ -1,16 +1,19 @@
-"""One rank of a process group that works through the oracle's cases: head_ranks RANK WORLD_SIZE RENDEZVOUS OUT."""
+"""One rank of a process group that works through the oracle's cases: head_ranks RANK WORLD_SIZE FOLDER KERNEL."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rayface.heads import PartialFC, build_margin
-from tests.heads.head_oracle import Case, cases
+from rayface.heads import PartialFC, build_margin, fused_softmax
+from tests.heads import head_oracle
+from tests.heads.head_oracle import Case
 
 
 def solve(case: Case, rank: int, world_size: int) -> dict[str, Any]:
@@ -72,9 +75,48 @@ def used_classes(head: PartialFC) -> Tensor:
     return used
 
 
-if __name__ == "__main__":
+def solve_on_ranks(folder: Path, world_size: int, kernel: str) -> list[dict[str, Any]]:
+    """Return what each of W processes found for the cases of a kernel."""
+    command = [sys.executable, "-m", "tests.heads.head_ranks"]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(world_size), str(folder), kernel]) for rank in range(world_size)
+    ]
+    try:
+        assert [rank.wait(timeout=240) for rank in ranks] == [0] * world_size
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [torch.load(folder / f"out.{k}", weights_only=True) for k in range(world_size)]
+
+
+def relative(ours: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference relative to the largest wanted value."""
+    return ((ours.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item()
+
+
+def assert_solved(case: Case, parts: list[dict[str, Any]]) -> None:
+    """Compare the losses, embedding gradients, centers and moments of all ranks with the oracle's."""
+    used = torch.stack([part["used"] for part in parts]).any(0)
+    wanted = head_oracle.run(case, list(used))
+    for part in parts:
+        assert relative(part["losses"], wanted["losses"]) < case.bound
+        assert torch.equal(part["losses"], parts[0]["losses"])
+    assert relative(torch.cat([p["gradients"] for p in parts], 1), wanted["gradients"]) < case.bound
+    assert relative(torch.cat([p["state centers"] for p in parts]), wanted["centers"]) < case.bound
+    for ours, theirs in (("momentum", "m"), ("exp_avg", "m"), ("exp_avg_sq", "v")):
+        if f"state {ours}" in parts[0]:
+            assert relative(torch.cat([p[f"state {ours}"] for p in parts]), wanted[theirs]) < case.bound
+
+
+def main(rank: int, world_size: int, folder: Path, kernel: str) -> None:
+    """Solve the cases of a kernel as one rank."""
     torch.set_num_threads(1)
-    own, size = int(sys.argv[1]), int(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=own, world_size=size)
-    torch.save({case.name: solve(case, own, size) for case in cases()}, f"{sys.argv[4]}.{own}")
+    fused_softmax.GPU_CHUNK_ROWS = 20  # several chunks
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world_size)
+    chosen = head_oracle.fused_cases() if kernel == "fused" else head_oracle.cases()
+    torch.save({case.name: solve(case, rank, world_size) for case in chosen}, folder / f"out.{rank}")
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -1,14 +1,12 @@
 """The loss of Partial FC: on 1, 2 and 3 gloo processes against the float64 oracle, under autocast, in 16 bits."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
 from rayface.heads import MARGINS, PartialFC, build_margin
 from tests.heads import head_oracle
+from tests.heads.head_ranks import assert_solved, solve_on_ranks
 from tests.heads.small_head import batch, small_head, train
 
 
@@ -101,42 +99,17 @@ def solved(tmp_path_factory):
     def run(world_size: int) -> list[dict]:
         if world_size not in done:
             folder = tmp_path_factory.mktemp(f"ranks{world_size}")
-            command = [sys.executable, "-m", "tests.heads.head_ranks"]
-            ranks = [
-                subprocess.Popen([*command, str(rank), str(world_size), str(folder / "meet"), str(folder / "out")])
-                for rank in range(world_size)
-            ]
-            try:
-                assert [rank.wait(timeout=120) for rank in ranks] == [0] * world_size
-            finally:
-                for rank in ranks:
-                    rank.kill()
-            done[world_size] = [torch.load(f"{folder}/out.{k}", weights_only=True) for k in range(world_size)]
+            done[world_size] = solve_on_ranks(folder, world_size, "chunked")
         return done[world_size]
 
     return run
-
-
-def relative(ours: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference relative to the largest wanted value."""
-    return ((ours.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_head_on_several_ranks_equals_the_oracle(solved, name: str, world_size: int) -> None:
     """Losses, embedding gradients, centers and moments."""
-    case, parts = CASES[name], [part[name] for part in solved(world_size)]
-    used = torch.stack([part["used"] for part in parts]).any(0)
-    wanted = head_oracle.run(case, list(used))
-    for part in parts:
-        assert relative(part["losses"], wanted["losses"]) < case.bound
-        assert torch.equal(part["losses"], parts[0]["losses"])
-    assert relative(torch.cat([p["gradients"] for p in parts], 1), wanted["gradients"]) < case.bound
-    assert relative(torch.cat([p["state centers"] for p in parts]), wanted["centers"]) < case.bound
-    for ours, theirs in (("momentum", "m"), ("exp_avg", "m"), ("exp_avg_sq", "v")):
-        if f"state {ours}" in parts[0]:
-            assert relative(torch.cat([p[f"state {ours}"] for p in parts]), wanted[theirs]) < case.bound
+    assert_solved(CASES[name], [part[name] for part in solved(world_size)])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -52,3 +52,20 @@ def test_chunk_and_kept_rows_are_those_of_the_softmax(logit_memory: int, compute
 def test_chunk_rows_on_a_gpu_are_larger() -> None:
     assert replace(SHAPE, gpu=True).chunk_rows == 16384
     assert replace(SHAPE, gpu=True, logit_memory=24 * 8 * 100).chunk_rows == 100
+
+
+def test_fused_head_of_two_million_classes_needs_less_than_a_gigabyte_above_its_state() -> None:
+    """WebFace42M on one GPU with all classes in every step, B 1024, D 512; the chunked head keeps logits as well."""
+    sizes = {"num_classes": 2_059_906, "num_workers": 1, "batch_size": 1024, "embedding_size": 512}
+    shape = replace(SHAPE, **sizes, sample_rate=1.0, compute_bytes=2, gpu=True, fused=True)
+    fused, chunked = PartialFC.memory(shape), PartialFC.memory(replace(shape, fused=False))
+    assert fused.state == chunked.state
+    assert sum(fused.device.values()) - fused.state < 200e6
+    assert sum(chunked.device.values()) - sum(fused.device.values()) > 500e6
+
+
+def test_chunk_and_kept_rows_of_a_fused_head_are_those_of_its_softmax() -> None:
+    shape = replace(SHAPE, num_workers=1, fused=True)
+    softmax = PartialFC(16, 1001, CosFace(), sample_rate=0.2, kernel="fused").softmax
+    assert shape.chunk_rows == softmax.chunk_rows(24)
+    assert shape.kept_rows == len(softmax.keep_buffer(shape.sampled_rows, 24)) == 0

@@ -1,0 +1,29 @@
+"""Which compiled passes over rows of class centers a device has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+if TYPE_CHECKING:
+    from rayface.heads.fused_rows import FusedRowPasses
+    from rayface.heads.row_kernels import RowPasses
+
+    AnyRowPasses: TypeAlias = RowPasses | FusedRowPasses
+
+
+def row_passes(device: torch.device, *, fused: bool) -> AnyRowPasses | None:
+    """Return numba's passes for a CPU, Triton's where the head is fused, or None: torch's operations.
+
+    Each is imported where it is used: numba takes 60 MB and a second.
+    """
+    if fused:
+        from rayface.heads.fused_rows import FusedRowPasses
+
+        return FusedRowPasses()
+    if device.type == "cpu":
+        from rayface.heads.row_kernels import RowPasses
+
+        return RowPasses()
+    return None

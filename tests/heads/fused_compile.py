@@ -1,0 +1,94 @@
+"""Compile the fused kernels for an H100 on a machine without one, and not for Triton's interpreter: fused_compile OUT.
+
+A driver that launches nothing stands in for CUDA's, so that the head's own calls are compiled. OUT gets, by kernel, the
+shared memory and the stack of a thread (bytes), and the number of tensor-core products.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from rayface.heads import CosFace
+from rayface.heads.class_centers import CenterOptimizer, ClassCenters
+from rayface.heads.fused_softmax import FusedSoftmax
+from rayface.heads.sharded_softmax import PendingGradient
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class H100:
+    """The part of a Triton driver that compilation asks."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def resources(cubin: bytes, folder: Path) -> dict[str, int]:
+    """Return registers, stack and so on of a kernel, from its machine code."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    said = subprocess.run([CUOBJDUMP, "-res-usage", path], capture_output=True, text=True, check=True, timeout=60)
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said.stdout + said.stderr)}
+
+
+def step(width: int, dtype: torch.dtype, margin: CosFace) -> None:
+    """Make the calls of a step with SGD: sums, gradient, update, with sampled rows."""
+    count, batch = 40, 20
+    optimizer = CenterOptimizer()
+    sizes = {"device": torch.device("cpu"), "host_memory": False, "seed": 0, "fused": True}
+    centers = ClassCenters(count, width, optimizer=optimizer, dtype=dtype, **sizes)
+    softmax = FusedSoftmax(centers, margin, product_dtype=torch.bfloat16, logit_memory=1)
+    unit, rows = torch.zeros(batch, width), torch.arange(0, count, 2)
+    pending = PendingGradient(
+        unit=unit,
+        scaled=unit.bfloat16(),
+        rows=rows,
+        num_rows=len(rows),
+        positions=torch.arange(3),
+        samples=torch.arange(3),
+        step=0,
+        base=0.0,
+        weight=torch.ones(batch),
+        target_weight=torch.ones(3),
+        factor=torch.ones(()),
+    )
+    softmax.accumulate(pending, True)
+    gradient = torch.empty(len(rows), width)
+    softmax.center_gradient(pending, softmax.gradient_factors(pending), 0, len(rows), gradient)
+    centers.update(rows, gradient, 0.1)
+
+
+def main(out: Path) -> None:
+    """Write the resources of each kernel."""
+    found: dict[str, Any] = {}
+    compiled = JITFunction.run
+
+    def compile_only(function: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        kernel = compiled(function, *args, grid=grid, warmup=True, **options)
+        sizes = resources(kernel.asm["cubin"], out.parent)
+        products = kernel.asm["ptx"].count("wgmma.mma_async")
+        found[f"{function.__name__} {len(found)}"] = {"shared": kernel.metadata.shared, "wgmma": products, **sizes}
+
+    JITFunction.run = compile_only
+    triton.runtime.driver.set_active(H100())
+    step(512, torch.float32, CosFace())
+    step(512, torch.bfloat16, CosFace(conflict_threshold=0.4))
+    step(256, torch.float32, CosFace())
+    torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
