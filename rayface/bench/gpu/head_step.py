@@ -51,8 +51,9 @@ class HeadTimes(Measured):
 def cases(kit: Kit) -> Iterator[Case]:
     """Yield every road at every rate, the first road first."""
     sizes = MINI if kit.mini else HeadSizes()
-    rounds = [(road, rate) for road in ROADS[:1] for rate in RATES]
-    rounds += [(road, rate) for rate in RATES for road in ROADS[1:] if rate in road.rates]
+    roads = [road for road in ROADS if kit.device == "cuda" or not road.only_cuda]
+    rounds = [(road, rate) for road in roads[:1] for rate in RATES]
+    rounds += [(road, rate) for rate in RATES for road in roads[1:] if rate in road.rates]
     for road, rate in rounds:
         run = partial(measure, road, sizes, rate, kit.device)
         yield Case(name=f"r {rate:g}, {road.name}", run=run, seconds=road.seconds)

@@ -39,6 +39,7 @@ class HeadSetting:
     optimizer: str = "sgd"
     compute_dtype: str = "fp32"
     storage_dtype: str = "fp32"
+    kernel: str = "chunked"
     host_memory: bool = False
     prefetch: bool = False
     logit_memory: int = 512_000_000
@@ -90,6 +91,19 @@ VARIANTS: dict[str, HeadSetting] = {
     "conflict filter": HeadSetting(conflict_threshold=0.4),
     "running maximum": HeadSetting(scale=120.0),
 }
+FUSED: dict[str, HeadSetting] = {
+    "fused, full": HeadSetting(kernel="fused", compute_dtype="bf16"),
+    "fused, sampled": HeadSetting(kernel="fused", compute_dtype="bf16", sample_rate=0.1),
+    "fused, fp32": HeadSetting(kernel="fused"),
+    "fused, bf16 storage": HeadSetting(kernel="fused", compute_dtype="bf16", storage_dtype="bf16"),
+    "fused, conflict filter": HeadSetting(kernel="fused", compute_dtype="bf16", conflict_threshold=0.4),
+    "fused, running maximum": HeadSetting(kernel="fused", scale=120.0),
+    "fused, host memory, prefetch": HeadSetting(kernel="fused", host_memory=True, sample_rate=0.1, prefetch=True),
+    "fused, two losses a step": HeadSetting(kernel="fused", losses=2, sample_rate=0.1, center_update="dense"),
+    "fused, adamw": HeadSetting(kernel="fused", optimizer="adamw"),
+    "fused, arcface": HeadSetting(kernel="fused", compute_dtype="bf16", margin="arcface"),
+}
+"""Of the Triton kernels, which run on CUDA only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,19 +159,23 @@ def cases(kit: Kit) -> Iterator[Case]:
         for rate in (1.0, 0.1)
         for update in ("sparse", "dense")
     }
-    for name, setting in (settings | VARIANTS).items():
+    fused = FUSED if kit.device == "cuda" else {}
+    for name, setting in (settings | VARIANTS | fused).items():
         yield Case(name=f"head {name}", run=partial(compare, setting, sizes, kit.device), seconds=3)
-    for name, setting in (("full", HeadSetting()), ("sampled", HeadSetting(sample_rate=0.1))):
+    repeated = {"full": HeadSetting(), "sampled": HeadSetting(sample_rate=0.1)}
+    repeated |= {name: FUSED[name] for name in fused if name in ("fused, full", "fused, sampled")}
+    for name, setting in repeated.items():
         run = partial(repeat, setting, sizes, kit.device)
         yield Case(name=f"head repeated, {name}", run=run, seconds=3)
 
 
 def compare(setting: HeadSetting, sizes: Sizes, device: str) -> HeadErrors:
     """Compare a head on the device and on the CPU with one in float64."""
-    exact = replace(setting, storage_dtype="fp64", compute_dtype="fp32", host_memory=False, prefetch=False)
+    here = replace(setting, kernel="chunked")
+    exact = replace(here, storage_dtype="fp64", compute_dtype="fp32", host_memory=False, prefetch=False)
     wanted = trace(exact, sizes, "cpu", start_dtype=setting.storage_dtype)
     on_device = trace(setting, sizes, device, start_dtype=setting.storage_dtype).errors(wanted)
-    on_cpu = trace(setting, sizes, "cpu", start_dtype=setting.storage_dtype).errors(wanted)
+    on_cpu = trace(here, sizes, "cpu", start_dtype=setting.storage_dtype).errors(wanted)
     return HeadErrors(
         passed=as_good(on_device, on_cpu, setting.floor),
         loss=on_device[0],
@@ -223,6 +241,7 @@ def _build(setting: HeadSetting, sizes: Sizes, device: str) -> PartialFC:
         optimizer=setting.optimizer,
         compute_dtype=setting.compute_dtype,
         storage_dtype=setting.storage_dtype,
+        kernel=setting.kernel,
         host_memory=setting.host_memory,
         logit_memory=setting.logit_memory,
         device=device,

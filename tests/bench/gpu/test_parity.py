@@ -18,8 +18,16 @@ def test_cases_of_parity_cover_margins_roads_and_backbones() -> None:
     assert len(set(names)) == len(names)
     for margin in MARGINS:
         assert sum(name.startswith(f"head {margin}, ") for name in names) == 4
-    for words in ("host memory, prefetch", "bf16 storage", "backbone r100, bf16", "two steps, bf16"):
+    for words in ("host memory, prefetch", "fused, sampled", "bf16 storage", "backbone r100, bf16", "two steps, bf16"):
         assert any(words in name for name in names)
+
+
+@pytest.mark.parametrize("name", ["fused, full", "fused, bf16 storage"])
+def test_compare_of_a_fused_head_holds_it_to_float64(name: str) -> None:
+    """Interpreted here; beside it stands the chunked head of the CPU."""
+    found = parity_heads.compare(parity_heads.FUSED[name], replace(MINI, num_classes=60), "cpu")
+    assert found.passed
+    assert 0 < found.gradient < 0.03
 
 
 @pytest.mark.parametrize("fault", ["gradient", "step", "rows"])
