@@ -10,6 +10,7 @@ from torch import Tensor
 from rayface.bench.gpu.case import Case, Kit, Measured
 from rayface.bench.gpu.head_roads import RATES, ROADS, HeadRoad
 from rayface.bench.gpu.measure import GB, Laps, PeakMemory, count_syncs, median_laps
+from rayface.bench.gpu.training_step import LOGIT_MEMORY
 from rayface.bench.yardsticks import bare_products
 from rayface.heads import CosFace
 from rayface.heads.base import Head, HeadSettings
@@ -67,6 +68,7 @@ def measure(road: HeadRoad, sizes: HeadSizes, rate: float, device: str) -> HeadT
         margin=CosFace(),
         sample_rate=rate,
         compute_dtype="bf16",
+        logit_memory=LOGIT_MEMORY,
         device=device,
     )
     head, batches = road.build(settings), _batches(sizes, device)

@@ -14,6 +14,7 @@ from rayface.precision import autocast
 from rayface.training.optim import build_optimizer
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+LOGIT_MEMORY = 2**29  # the default of head.logit_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class TrainingStep:
             weight_decay=WEIGHT_DECAY,
             storage_dtype="fp64" if setting.exact else setting.storage_dtype,
             compute_dtype="bf16" if setting.bf16 else "fp32",
+            logit_memory=LOGIT_MEMORY,
             host_memory=setting.host_memory,
             device=self.device,
         )
