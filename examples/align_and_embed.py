@@ -16,7 +16,7 @@ from rayface.evaluation.alignment import align
 
 
 def largest_face(photograph: np.ndarray, detector: str, score: float) -> np.ndarray | None:
-    """The five landmarks (5, 2) of the largest face in a BGR photograph; None: there is none of such a score."""
+    """Return the five landmarks (5, 2) of the largest face in a BGR photograph; None if no face reaches the score."""
     height, width = photograph.shape[:2]
     found = cv2.FaceDetectorYN.create(detector, "", (width, height), score_threshold=score).detect(photograph)[1]
     if found is None:
@@ -26,12 +26,12 @@ def largest_face(photograph: np.ndarray, detector: str, score: float) -> np.ndar
 
 
 def main() -> None:
-    """Embed the largest face of each photograph and print how alike each two are."""
+    """Embed the largest face of each photograph and print the cosine of each pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="run directory, model.safetensors or .onnx")
     parser.add_argument("detector", help="YuNet's .onnx file")
     parser.add_argument("photographs", nargs="+")
-    # OpenCV's own default of 0.9 misses faces that are plain to see
+    # OpenCV's default of 0.9 misses clearly visible faces.
     parser.add_argument("--score", type=float, default=0.6, help="of the detector, from 0 to 1; default 0.6")
     options = parser.parse_args()
     model = load_model(options.model)

@@ -1,6 +1,6 @@
-"""The whole road on a drawn set: draw faces, train with two Ray workers, evaluate, export; everything in ./demo.
+"""All verbs on a synthetic dataset: draw faces, train with two Ray workers, evaluate, export; output is in ./demo.
 
-Run by `make demo`. Nothing is downloaded, and no photograph of anybody is used.
+Run by `make demo`. Downloads nothing and uses no photographs.
 """
 
 import json
@@ -19,7 +19,7 @@ console = Console(stderr=True)
 
 
 def rayface(*arguments: str) -> dict[str, object]:
-    """Run a verb as a user would, progress on the terminal, and return its result."""
+    """Run a verb of the command line, with progress on the terminal, and return its result."""
     console.rule(f"rayface {' '.join(arguments)}", align="left", style="dim")
     done = subprocess.run(
         [sys.executable, "-m", "rayface.cli", *arguments, "--json"], stdout=subprocess.PIPE, check=False
@@ -30,7 +30,7 @@ def rayface(*arguments: str) -> dict[str, object]:
 
 
 def draw(name: str, *options: str) -> Path:
-    """A drawn set, kept from an earlier demo if it is whole."""
+    """Draw a synthetic dataset, or reuse a complete one of an earlier demo."""
     out = ROOT / "data" / name
     whole = (out / "dataset.json").exists() and (out / "pairs.csv").exists() == ("--pairs" in options)
     if not whole:
@@ -40,10 +40,10 @@ def draw(name: str, *options: str) -> Path:
 
 
 def main() -> None:
-    """Draw, train, evaluate, export; then say where everything is."""
+    """Draw, train, evaluate and export; then print the paths."""
     start = time.monotonic()
     train_set = draw("train", "--identities", "200", "--images-per-identity", "20")
-    # Another seed draws other people: nobody to verify was trained on.
+    # Another seed gives other identities, so the verification identities are unseen.
     test_set = draw("test", "--identities", "100", "--images-per-identity", "10", "--seed", "1", "--pairs", "1000")
     run = ROOT / "run"
     shutil.rmtree(run, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""The preset `mini` as a plain single-process PyTorch script: the yardstick that rayface is measured against.
+"""The preset `mini` as a plain single-process PyTorch script: the baseline of rayface's speed measurements.
 
     python examples/plain_pytorch.py DIR [DIR ...] --steps 100
 
-Decodes everything into memory first, so that a step is nothing but arithmetic; prints images/s, the median over steps.
+Decodes all images into memory first, so a step is only computation; prints images/s, the median over steps.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rayface.data.shards.samples import Fault
 
 
 def load(directories: list[str], size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images (N, size, size, 3) uint8 and labels (N,) of the directories as one dataset."""
+    """Return all images (N, size, size, 3) uint8 and labels (N,) of the directories as one dataset."""
     dataset = open_dataset(directories)
     samples = read_samples(dataset.shard_paths(), dataset.index)
     images, bad = decode_jpegs([b"" if isinstance(s, Fault) else s.jpeg for s in samples], size)
@@ -31,7 +31,7 @@ def load(directories: list[str], size: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def main() -> None:
-    """Train for some steps and print the speed."""
+    """Train for some steps and print the images/s."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="+")
     parser.add_argument("--steps", type=int, default=100)

@@ -12,7 +12,7 @@ __all__ = ["__version__", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and the rest only for whoever asks for a model."""
+    """Import torch and the model code only when a model function is requested."""
     if name == "load_model":
         from rayface.models.model_files import load_model
 

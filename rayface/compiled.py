@@ -8,14 +8,14 @@ from numba import njit
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
-    # sums may be taken in any order; NaN and infinity stay what they are, for they must be found
+    # Sums may be reordered; NaN and infinity must be preserved, because they are checked for.
     "fastmath": {"reassoc", "contract", "nsz"},
 }
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile at the first call (seconds), without the GIL; kept on disk where there is a place for it."""
+    """Compile at the first call (takes seconds), without the GIL; cached on disk if possible."""
     try:
         return njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # neither the package nor the home directory can be written to
+    except RuntimeError:  # neither the package nor the home directory is writable
         return njit(**_OPTIONS)(function)

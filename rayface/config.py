@@ -1,4 +1,4 @@
-"""The one typed config tree: preset, then file, then `key=value`; unknown keys are refused."""
+"""Typed tree of settings: preset, then file, then `key=value`; unknown keys are refused."""
 
 import ast
 import difflib
@@ -62,7 +62,7 @@ class DataConfig:
     window_images: Fixed[Positive] = 4096
     """Images that are shuffled together; one read task decodes a window."""
     readers: Operational[NotNegative] = 0
-    """Windows decoded at the same time. 0: by the free CPUs of the cluster."""
+    """Number of windows decoded concurrently. 0: by the free CPUs of the cluster."""
     flip: bool = True
     """Mirror half of the images at random."""
     shift: NotNegative = 0
@@ -109,7 +109,7 @@ class HeadConfig:
     scale: Annotated[float, Field(gt=0)] = 64.0
     """Scale s of the logits."""
     conflict_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Cosine above which a negative class center is left out of the softmax (interclass filtering). None: keep all."""
+    """Cosine above which a negative class center is excluded from the softmax (interclass filtering). None: never."""
     margin_options: Options = Field(default_factory=dict)
     """Further arguments of the margin, for example {gradient: exact} of arcface or {m1: 1, m2: 0.3, m3: 0.2} of
     combined."""
@@ -170,7 +170,7 @@ class ScheduleConfig:
     """Value of the detector below which the loss counts as flat. None: 5e-5 (loss per step) for ema, 0.06 for
     haar_window."""
     lambda_total: Annotated[float, Field(gt=0)] | None = None
-    """In place of threshold, alpha and beta of ema: threshold * total steps, with alpha = beta = alpha_total / total
+    """Instead of threshold, alpha and beta of ema: threshold * total steps, with alpha = beta = alpha_total / total
     steps."""
     alpha_total: Annotated[float, Field(gt=0)] = 200.0
     """Smoothing factor * total steps, used with lambda_total."""
@@ -206,7 +206,7 @@ class TrainConfig:
     device: Operational[Literal["auto", "cpu", "cuda"]] = "auto"
     """Device of the workers. auto: a GPU if the cluster has one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the backbone. auto: bf16 where the device has fast bf16 products."""
+    """Precision of the backbone. auto: bf16 if the device has fast bf16 products."""
     gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
     """Compression of the backbone's gradients between workers."""
     powersgd_rank: Positive = 1
@@ -214,7 +214,7 @@ class TrainConfig:
     powersgd_start: Annotated[int, Field(ge=2)] = 1000
     """Steps with whole gradients before powersgd starts, after a resume or roll-back again."""
     static_graph: bool = False
-    """Tell DistributedDataParallel that all steps use the same layers in the same order. Not with accumulated pieces
+    """Tell DistributedDataParallel that all steps use the same layers in the same order. Not with gradient accumulation
     (max_batch_per_worker, resize=accumulate) or backbone.compile."""
     teacher: PathText | None = None
     """Distil from this model: run directory, model.safetensors, .onnx, or a published .pt/.pth with
@@ -222,11 +222,11 @@ class TrainConfig:
     teacher_backbone: str | None = None
     """Backbone of a published teacher, for example r50."""
     teacher_cache: Operational[PathText | None] = None
-    """Folder for the teacher's embeddings of data.train, made once for all runs. None: embed every augmented image in
-    every step."""
+    """Folder for the teacher's embeddings of data.train, computed once for all runs. None: embed every augmented image
+    in every step."""
     distillation: Literal["angular", "feature", "center"] = "angular"
-    """Target of a student's embedding: direction of the teacher's (angular), the teacher's itself (feature), or
-    direction of the teacher's mean of the identity (center; needs teacher_cache)."""
+    """Target of a student's embedding: direction of the teacher's embedding (angular), the embedding itself (feature),
+    or direction of the teacher's mean embedding of the identity (center; needs teacher_cache)."""
     distillation_weight: Annotated[float, Field(ge=0)] = 7.0
     """Weight of the distillation loss; the head's loss has weight 1."""
     seed: Shown[Fixed[NotNegative]] = 0
@@ -241,9 +241,9 @@ class TrainConfig:
     """Steps between copies of the state in host memory outside the workers, from which workers that died restart.
     0: restart from checkpoints only."""
     log_every: Operational[Positive] = 10
-    """Steps between logged metrics, and between looks for a stop request."""
+    """Steps between logged metrics, and between checks for a stop request."""
     max_failures: Operational[NotNegative] = 3
-    """Maximum number of restarts from the last checkpoint or mirrored state after workers died or lost each other."""
+    """Maximum number of restarts from the last checkpoint or mirrored state after workers died or lost contact."""
     hang_timeout: Operational[Annotated[float, Field(ge=0)]] = 600.0
     """Seconds without progress after which the slowest rank is reported and workers restart. 0: never."""
     on_nan: Literal["stop", "skip", "lower_lr"] = "stop"
@@ -254,11 +254,11 @@ class TrainConfig:
     max_rollbacks: NotNegative = 3
     """Maximum number of roll-backs per run; after that, a non-finite step stops it."""
     max_batch_per_worker: Annotated[int, Field(ge=2)] | None = None
-    """Images that a worker processes at once; a larger share of the batch is split into pieces, whose logits take
-    head.logit_memory each until the step."""
+    """Maximum images per micro-batch of a worker; a larger part of the batch is split into micro-batches, whose logits
+    take head.logit_memory each until the step."""
     resize: Literal["accumulate", "rescale_lr"] = "accumulate"
-    """With pieces: one step per global batch (accumulate), or one step per piece with the rate in proportion to its
-    share of the batch (rescale_lr)."""
+    """With micro-batches: one step per global batch (accumulate), or one step per micro-batch with the rate scaled by
+    its share of the batch (rescale_lr)."""
     grace_seconds: Operational[Annotated[float, Field(ge=0)]] = 30.0
     """Seconds that workers get to save a checkpoint after Ctrl-C or SIGTERM."""
 
@@ -273,7 +273,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig:
-    """Measure verification accuracy on pairs, while training or of a finished model."""
+    """Measure verification accuracy on pairs, during training or of a finished model."""
 
     model: str | None = None
     """Model to evaluate: run directory, model.safetensors, .onnx, or a published .pt/.pth with evaluate.backbone."""
@@ -282,7 +282,7 @@ class EvaluateConfig:
     out: Operational[PathText | None] = None
     """Directory for evaluation.json and the ROC curve."""
     every: Operational[NotNegative] = 0
-    """Steps between evaluations while training. 0: before the first and after the last step."""
+    """Steps between validations during training. 0: only before the first and after the last step."""
     protocol: str = "pairs"
     """How a model is measured: pairs (10-fold verification), or a protocol of a plugin."""
     pairs: PathText | None = None
@@ -290,21 +290,21 @@ class EvaluateConfig:
     data: Paths = ()
     """Dataset directory, or several, that hold the images named in pairs."""
     batch_size: Positive = 256
-    """Images embedded at once."""
+    """Images per batch."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SynthConfig:
-    """Draw a dataset of people who do not exist."""
+    """Draw a synthetic dataset of no real persons."""
 
     out: Operational[PathText | None] = None
     """Dataset directory to write."""
     identities: Positive = 200
-    """Number of people."""
+    """Number of identities."""
     images_per_identity: Positive = 20
-    """Images of each person."""
+    """Images per identity."""
     seed: Seed = 0
-    """The same seed draws the same dataset."""
+    """Random seed; the same seed gives the same dataset."""
     pairs: NotNegative = 0
     """Number of verification pairs to write into pairs.csv."""
     image_size: Annotated[int, Field(ge=16)] = 112
@@ -318,11 +318,11 @@ class ConvertConfig:
     """Convert images of another format to a dataset of tar shards."""
 
     source: PathText | None = None
-    """What to convert."""
+    """Path of the images to convert."""
     kind: str | None = None
-    """Format of the source: folder (one folder of images for each identity), webdataset (tars of any shape)."""
+    """Format of the source: folder (one folder of images per identity), webdataset (tars of any shape)."""
     options: Options = Field(default_factory=dict)
-    """Settings of this kind of source, as {image_size: 224, quality: 90} for folder."""
+    """Settings of the format, for example {image_size: 224, quality: 90} for folder."""
     out: Operational[PathText | None] = None
     """Dataset directory to write."""
     shard_size: Bytes = 256 * 2**20
@@ -342,7 +342,7 @@ class EmbedConfig:
     backbone: str | None = None
     """Backbone of a published checkpoint, for example r50."""
     data: Paths = ()
-    """Dataset directory, or several as one, as data.train."""
+    """Dataset directory, or several as one; see data.train."""
     out: Operational[PathText | None] = None
     """Folder for the parquet files; run again to resume in it."""
     flip: bool = True
@@ -350,7 +350,7 @@ class EmbedConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the model's products."""
     dtype: Literal["fp16", "fp32"] = "fp16"
-    """Stored as."""
+    """Type of the stored embeddings."""
     workers: Operational[Positive | None] = None
     """Number of actors; None: one per GPU, else one per CPU."""
 
@@ -368,27 +368,27 @@ class PruneConfig:
     method: str = "face_nms"
     """Selection method: face_nms, random, herding, diffprob, or one of a plugin."""
     threshold: Cosine | None = None
-    """face_nms drops images with a higher cosine to a kept one; of diffprob a probability. Either this or keep."""
+    """Cosine to a kept image above which face_nms drops an image; for diffprob a probability. Either this or keep."""
     keep: Share | None = None
     """Share of the images to keep; its threshold is searched."""
     min_images: Positive = 1
-    """Images to keep of every identity that has them."""
+    """Minimum number of images to keep of every identity that has them."""
     global_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the sparsity among all images in the score of face_nms."""
     seed: Seed = 0
-    """Seed of random selection and of the sample that a threshold is searched on."""
+    """Seed of random selection and of the sample on which a threshold is searched."""
     baselines: Names = ()
     """Methods to compare with at the same ratio, beside random: herding, diffprob."""
     head: PathText | None = None
     """Run directory of the embedding model; diffprob uses its class centers."""
     options: Options = Field(default_factory=dict)
-    """Further settings of the method, for one of a plugin."""
+    """Further settings of the method, for a plugin's."""
     write_shards: bool = False
     """Copy the kept samples into shards of their own instead of referring to those of prune.data."""
     block_size: Bytes = 64 * 2**20
-    """Embeddings that a task holds."""
+    """Size of the embeddings in a task."""
     proxy_fraction: Share | None = None
-    """Instead of embeddings: train a proxy model on this share of the identities, and embed prune.data with it."""
+    """Instead of embeddings: train a proxy model on this share of the identities and embed prune.data with it."""
     proxy_preset: str = "mini"
     """Preset of the proxy; config keys of training change it."""
 
@@ -403,7 +403,7 @@ class PruneConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CleanConfig:
-    """Find wrong images and identities in embeddings before they are pruned. None: do not look for them."""
+    """Find mislabelled images and duplicate identities in embeddings before pruning. None: no search."""
 
     outliers: Cosine | None = None
     """Find images with a lower cosine to the mean of their identity."""
@@ -416,15 +416,15 @@ class CleanConfig:
     exclude: PathText | None = None
     """Embeddings of a test set; its identities are dropped."""
     above: Cosine | None = None
-    """Cosine above which an identity is one of the test set's."""
+    """Cosine above which an identity counts as one of the test set."""
     drop: Names = ()
-    """What to drop of what is found: outliers, conflicts, bytes."""
+    """Findings to drop: outliers, conflicts, bytes."""
     merge: bool = False
-    """Give duplicate identities one label, the lowest."""
+    """Merge duplicate identities under the lowest label."""
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """What is dropped of what is found, identities of the test set included."""
+        """Findings that are dropped, including identities of the test set."""
         return (*self.drop, *(("test",) if self.above is not None and "test" not in self.drop else ()))
 
 
@@ -444,17 +444,17 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClusterConfig:
-    """The Ray that jobs run on."""
+    """Ray session of the jobs."""
 
     address: str | None = None
-    """Ray cluster; None: RAY_ADDRESS, else a local Ray that ends with the job."""
+    """Address of the Ray cluster; None: RAY_ADDRESS, else a local Ray that ends with the job."""
     debug: bool = False
     """Show the logs of Ray."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrackingConfig:
-    """MLflow."""
+    """Tracking in MLflow."""
 
     enabled: bool = True
     """Send the run to MLflow."""
@@ -463,7 +463,7 @@ class TrackingConfig:
     experiment: str = "rayface"
     """Name of the MLflow experiment."""
     timeout: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds to wait for MLflow at the end of a run; what is not delivered stays in the journal."""
+    """Seconds to wait for MLflow at the end of a run; undelivered records stay in the journal."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -516,10 +516,10 @@ def load(
 
 
 def with_overrides(config: Config, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
-    """A config with some keys changed, by `["a.b=c", ...]` or `{"a.b": value}`; a text is read as its field has it.
+    """Return a config with keys overridden by `["a.b=c", ...]` or `{"a.b": value}`; texts are parsed by their field.
 
     Raises:
-        ValueError: an unknown key (the nearest one is named) or a value that breaks its rule.
+        ValueError: an unknown key (the nearest known one is named) or an invalid value.
     """
     if not isinstance(overrides, Mapping):
         overrides = dict(parse_override(text) for text in overrides)
@@ -542,10 +542,10 @@ def _changed(config: Config, changes: Mapping[str, Any], source: str = "") -> Co
 
 
 def open_groups(tree: Mapping[str, Any], source: str = "") -> Tree:
-    """Groups of keys, `backbone: {width: 2}`, as dotted keys.
+    """Flatten groups of keys, `backbone: {width: 2}`, to dotted keys.
 
     Raises:
-        ValueError: a key is given twice, by itself and in its group.
+        ValueError: a key is given twice, dotted and in its group.
     """
     opened: Tree = {}
     for group, value in tree.items():
@@ -559,14 +559,14 @@ def open_groups(tree: Mapping[str, Any], source: str = "") -> Tree:
 
 
 def value_of(tree: Mapping[str, Any], key: str) -> Any:
-    """What a config as `to_dict` has it holds under a dotted key."""
+    """Return the value of a dotted key in the result of `to_dict`."""
     for part in key.split("."):
         tree = tree[part]
     return tree
 
 
 def require_keys(config: Config, *keys: str) -> None:
-    """Raise ValueError, one line, for the first of some keys that is not set."""
+    """Raise ValueError, one line, for the first of the keys that is not set."""
     tree = to_dict(config)
     for key in keys:
         if value_of(tree, key) in (None, []):
@@ -574,21 +574,21 @@ def require_keys(config: Config, *keys: str) -> None:
 
 
 def to_dict(config: Config, groups: Collection[str] | None = None) -> Tree:
-    """Plain nested dict of YAML's types, of some fields of Config, such as TRAINING, or of all."""
+    """Return a nested dict of YAML types, of the given groups such as TRAINING, or of all."""
     return {k: _plain(v) for k, v in asdict(config).items() if groups is None or k in groups}
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """The inverse of `to_dict`.
+    """Return the config of a nested dict: the inverse of `to_dict`.
 
     Raises:
-        ValueError: a value that breaks its rule.
+        ValueError: an invalid value.
     """
     return _build(dict(tree))
 
 
 def flat(config: Config, groups: Collection[str] | None = None) -> Tree:
-    """Dotted key to value, in the order of the tree, of some fields of Config, such as TRAINING, or of all."""
+    """Return the values by dotted key, in the order of the tree, of the given groups such as TRAINING, or of all."""
     out: Tree = {}
     for key, value in to_dict(config, groups).items():
         if isinstance(value, dict):
@@ -599,13 +599,13 @@ def flat(config: Config, groups: Collection[str] | None = None) -> Tree:
 
 
 def dump(config: Config, path: Path, groups: Collection[str] = TRAINING) -> None:
-    """Write some fields of Config as YAML that `load` reads; credentials are masked and must be given again."""
+    """Write groups of a config as YAML that `load` reads; credentials are masked and must be given again."""
     write_text(path, yaml.safe_dump(masked(to_dict(config, groups)), sort_keys=False))
 
 
 @functools.cache
 def descriptions() -> dict[str, str]:
-    """What every key of the tree is, from the docstring below its field."""
+    """Return the description of every key: the docstring below its field."""
     found: dict[str, str] = {}
     module = ast.parse(inspect.getsource(sys.modules[__name__]))
     bodies = {node.name: node.body for node in module.body if isinstance(node, ast.ClassDef)}
@@ -646,7 +646,7 @@ def _build(tree: Tree) -> Config:
 
 
 def first_error(error: ValidationError) -> str:
-    """Key, value and rule of what a validation found first."""
+    """Return key, value and rule of the first error of a validation."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and "[" not in part)
     text = first["msg"].removeprefix("Value error, ")

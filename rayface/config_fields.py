@@ -1,4 +1,4 @@
-"""Types of config fields, and the marks on them: how a value is read, and what it decides."""
+"""Types of config fields, which parse values, and marks, which say what a field decides."""
 
 import os
 from dataclasses import fields, is_dataclass
@@ -18,7 +18,7 @@ class Mark(Enum):
     """What a field decides."""
 
     FIXED = "a resumed run must have the value that it was started with"
-    OPERATIONAL = "does not change a result but for rounding: not part of a stage's fingerprint"
+    OPERATIONAL = "does not change a result except by rounding: not part of a stage's fingerprint"
     SHOWN = "is shown by `rayface checkpoint show`"
 
 
@@ -28,7 +28,7 @@ Shown = Annotated[Value, Mark.SHOWN]
 
 
 def marked(tree: Any, mark: Mark) -> list[str]:
-    """Dotted keys of a tree of dataclasses whose fields carry a mark, or whose group does, in their order."""
+    """Return the dotted keys whose field or group carries a mark, in the order of the tree."""
     found: list[str] = []
     hints = get_type_hints(tree, include_extras=True)
     for field in fields(tree):
@@ -43,7 +43,7 @@ def marked(tree: Any, mark: Mark) -> list[str]:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from text as 256MiB, 1GiB or 1000000; MB and GB are read as MiB and GiB, as memory is sold.
+    """Parse a number of bytes such as 256MiB, 1GiB or 1000000; MB and GB mean MiB and GiB, as for memory.
 
     Raises:
         ValueError: anything else.
@@ -57,10 +57,10 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_paths(field: str, text: str) -> tuple[str, ...]:
-    """One path, as it stands there, or several written as '[a,b]', as data.train takes them.
+    """Parse one path, taken literally, or several written as '[a,b]', as for data.train.
 
     Raises:
-        ValueError: brackets that hold no list of paths.
+        ValueError: brackets that do not hold a list of paths.
     """
     try:
         return _paths(text)
@@ -69,7 +69,7 @@ def parse_paths(field: str, text: str) -> tuple[str, ...]:
 
 
 def _paths(value: Any) -> Any:
-    if value is None:  # in the config of a run that an older rayface started
+    if value is None:  # in the config of a run of an older rayface
         return ()
     if not isinstance(value, str):
         return value
@@ -79,13 +79,13 @@ def _paths(value: Any) -> Any:
         return tuple(parse_list(value))
     except ValueError as error:
         raise ValueError(
-            "must be a directory, or several as '[a,b]'; one whose own name begins with a bracket as './[a'"
+            "must be a directory, or several as '[a,b]'; write a name that begins with a bracket as './[a'"
         ) from error
 
 
 def _absolute(path: str) -> str:
-    """A path as every process finds it: workers run in other directories. URIs stay."""
-    from rayface.storage import normalise  # pyarrow takes its time to import
+    """Return an absolute path, because workers run in other directories; URIs are unchanged."""
+    from rayface.storage import normalise  # importing pyarrow is slow
 
     if not path:
         raise ValueError("must be a path")
@@ -93,7 +93,7 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_database(uri: str) -> str:
-    """A sqlite file as every process finds it; other URIs stay."""
+    """Return the URI of a sqlite file with an absolute path; other URIs are unchanged."""
     scheme = "sqlite:///"
     if not uri.startswith(scheme) or uri.startswith((f"{scheme}:", f"{scheme}file:")):
         return uri
@@ -115,7 +115,7 @@ def _alone(value: Any) -> Any:
 
 
 def _workers(value: Any) -> int | tuple[int, int]:
-    """A number of workers, or the least and the most."""
+    """Parse a number of workers, or the minimum and the maximum."""
     value = _as_list(value)
     bounds = tuple(value) if isinstance(value, list | tuple) else (value, value)
     bounds = tuple(guess(bound) if isinstance(bound, str) else bound for bound in bounds)
@@ -135,7 +135,7 @@ def _guessed(values: Tree) -> Tree:
 
 Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]
 PathText = Annotated[str, AfterValidator(_absolute)]
-"""A path or URI; relative ones are of the current directory where they enter, and absolute from there on."""
+"""A path or URI; relative paths are resolved against the current directory when they are parsed."""
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(_paths)]
 DatabaseUri = Annotated[str, AfterValidator(_absolute_database)]
 Numbers = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_list)]

@@ -1,8 +1,8 @@
-"""Credentials in URIs: masked in whatever is written or shown, kept in no file, and found again where they are known.
+"""Credentials in URIs: masked in all output, stored in no file, and restored when a masked URI is opened.
 
-`mask` is applied at every edge: files, MLflow, the terminal, error messages. What was masked, as the dataset in the
-config.yaml of a run that is resumed, is opened with the credentials that this process has seen for the same place, else
-with those of the environment.
+`mask` is applied to all output: files, MLflow, the terminal, error messages. A masked URI, such as the dataset in the
+config.yaml of a resumed run, is opened with the credentials that this process has seen for the same location, else with
+those of the environment.
 """
 
 import re
@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 _MASK = "***"
 _URI = re.compile(r"([A-Za-z][\w+.-]*)://((?:(?![A-Za-z][\w+.-]*://)\S)*)")
-_WITH_PORT = {"http", "https", "hdfs", "viewfs"}  # whose paths may hold an @ behind the host and its port
-_WITH_CONTAINER = {"abfs", "abfss"}  # in the place of the user
-_WITH_TOKEN = re.compile(r"https?|s3\w?|gs|gcs")  # for a user without a password
+_WITH_PORT = {"http", "https", "hdfs", "viewfs"}  # paths after host and port may contain an @
+_WITH_CONTAINER = {"abfs", "abfss"}  # the user part is the container
+_WITH_TOKEN = re.compile(r"https?|s3\w?|gs|gcs")  # a user without a password may be a token
 _SECRET = (
     r"[\w.%-]*(?:passw|pwd|secret|token|signature|credential|access[_-]?key|api[_-]?key|account[_-]?key|private[_-]?key)"
     r"[\w.%-]*|sig|key|auth|authorization"
@@ -27,14 +27,14 @@ _seen: dict[tuple[str, str, str], tuple[str, str]] = {}  # (scheme, host, masked
 def mask(text: str) -> str:
     """Return `text` with the user and password of every URI, and the values of secret parameters, replaced by `***`.
 
-    The name of a user without a password stays, unless it may be a token or a key.
-    Where a password with / or @ in it leaves open where it ends, more is masked rather than less.
+    A user name without a password is kept, unless it may be a token or a key.
+    If the end of a password is ambiguous because it contains / or @, more is masked rather than less.
     """
     return _PARAMETER.sub(rf"\1{_MASK}", _URI.sub(_masked_uri, text))
 
 
 def masked(value: Any) -> Any:
-    """Return a tree of dicts, lists and texts with every text in it masked."""
+    """Return a tree of dicts, lists and strings with every string masked."""
     if isinstance(value, str | Path):
         return mask(str(value))
     if isinstance(value, Mapping):
@@ -45,25 +45,25 @@ def masked(value: Any) -> Any:
 
 
 def is_masked(uri: str) -> bool:
-    """Whether credentials were taken out of a URI."""
+    """Return whether a URI has masked credentials."""
     return bool(re.search(rf"://(?:[^@/:]*:)?{re.escape(_MASK)}@|={re.escape(_MASK)}(?:&|$)", uri))
 
 
 def unmasked(uri: str, setting: str, given: str | None, variable: str) -> str:
-    """Return `uri`, its credentials from what is `given` by an environment variable where they are masked.
+    """Return `uri`, with masked credentials taken from `given`, the value of an environment variable.
 
     Raises:
-        ValueError: they are masked, and the variable names another place or none.
+        ValueError: they are masked, and the variable is unset or names another location.
     """
     if not is_masked(uri):
         return uri
     if given and mask(given) == uri:
         return given
-    raise ValueError(f"{setting}: {uri}: its password is not kept: give it again, or the whole URI in {variable}")
+    raise ValueError(f"{setting}: {uri}: its password is not stored: give it again, or the whole URI in {variable}")
 
 
 def openable(uri: str) -> str:
-    """Return a URI as a filesystem takes it: credentials percent-encoded, masked ones found again or left out."""
+    """Return a URI that a filesystem can open: credentials are percent-encoded, masked ones restored or removed."""
     scheme, _, rest = uri.partition("://")
     userinfo, rest = _split(rest, _end_of_login(scheme, rest))
     place, _, query = rest.partition("?")
@@ -80,7 +80,7 @@ def openable(uri: str) -> str:
 
 
 def recall(uri: str) -> str:
-    """Return a masked URI with the credentials that this process has seen for its place; any other as it is."""
+    """Return a masked URI with the credentials that this process has seen for its location; others unchanged."""
     if "://" not in uri or not is_masked(uri):
         return uri
     scheme, _, rest = uri.partition("://")
@@ -105,10 +105,10 @@ def _masked_uri(found: re.Match[str]) -> str:
 
 
 def _end_of_login(scheme: str, rest: str, *, widest: bool = False) -> int:
-    """Return the place of the @ behind the credentials of what follows ://, -1 where there are none.
+    """Return the index of the @ that ends the credentials in the text after ://; -1 without credentials.
 
-    An @ in front of the first / ends them, unless they are to be the widest that can be meant. Where there is none,
-    a colon there is part of them, if it is not the one of a port.
+    It is the last @ before the first /, or, with `widest`, the last one that can be meant. Without such an @, a colon
+    before the first / that is not followed by a port belongs to the credentials.
     """
     head = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in head:

@@ -106,13 +106,14 @@ def follow_training(run: Path, journal: Path, total_steps: int) -> Iterator[None
 
 
 class _Follower:
-    """Newest value of every metric in a journal that is being written."""
+    """Newest value of every metric, and the current phase, in a journal that is being written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         # Skip the records of earlier sessions of a resumed run.
         self._offset = path.stat().st_size if path.exists() else 0
         self.step = 0
+        self.phase = "training"
         self.values: dict[str, float] = {}
         self._notes: list[str] = []
 
@@ -130,6 +131,8 @@ class _Follower:
             if record["kind"] == "metrics":
                 self.step = max(self.step, record["step"])
                 self.values.update({k: float(v) for k, v in record["values"].items()})
+            elif record["kind"] == "phase":
+                self.phase = record["name"] if record["event"] == "start" else "training"
             elif record["kind"] == "tags":
                 self._notes += [f"pre-flight: {text}" for key, text in record["values"].items() if key == PREFLIGHT]
                 self._notes += [f"warning: {text}" for key, text in record["values"].items() if key in _WARNINGS]
@@ -167,7 +170,7 @@ def _show_bar(console: Console, follower: _Follower, total_steps: int, done: thr
         while not done.wait(_POLL_SECONDS):
             if follower.read():
                 follower.show_notes(console)
-                progress.update(task, description="training", completed=follower.step, line=follower.line())
+                progress.update(task, description=follower.phase, completed=follower.step, line=follower.line())
         follower.read()
         follower.show_notes(console)
         progress.update(task, completed=follower.step, line=follower.line())

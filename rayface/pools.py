@@ -1,4 +1,4 @@
-"""Pools of processes and threads that an interrupt ends at once, and that never outlive the process that made them."""
+"""Pools of processes and threads that end at once on an interrupt, and that never outlive their parent process."""
 
 import os
 import signal
@@ -11,15 +11,15 @@ from multiprocessing import get_context, parent_process
 
 @contextmanager
 def process_pool(workers: int) -> Iterator[Executor]:
-    """Fresh processes; what has not begun when the block ends by an error is never begun."""
-    # Not fork: it would copy the locks of Arrow's and torch's threads in whatever state they are.
+    """Provide a pool of new processes; if the context ends by an error, queued work is cancelled."""
+    # Not fork: it would copy locks of Arrow's and torch's threads in an undefined state.
     with _ending_early(ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_parent)) as pool:
         yield pool
 
 
 @contextmanager
 def thread_pool(workers: int) -> Iterator[Executor]:
-    """Threads; what has not begun when the block ends by an error is never begun."""
+    """Provide a pool of threads; if the context ends by an error, queued work is cancelled."""
     with _ending_early(ThreadPoolExecutor(workers)) as pool:
         yield pool
 
@@ -35,7 +35,7 @@ def _ending_early(pool: Executor) -> Iterator[Executor]:
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C, which a terminal sends to all of them, to the parent, and end when it has ended, however it did."""
+    """Ignore Ctrl-C, which a terminal sends to all processes and the parent handles, and exit when the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Published recipes as starting points; counts of a dataset always come from its dataset.json."""
+"""Presets: published recipes to start from; the counts of a dataset always come from its dataset.json."""
 
 import copy
 import difflib
@@ -35,7 +35,7 @@ PRESETS: dict[str, Tree] = {
     ),
     "ms1mv3": _cnn("ms1mv3", head={"margin": "arcface", "margin_value": 0.5}),
     "glint360k": _cnn("glint360k", backbone={"name": "r100"}),
-    # Small faces, a narrow net and a short road: minutes on a laptop's CPU.
+    # Small images, a narrow backbone and few epochs: minutes on a laptop's CPU.
     "mini": {
         "name": "mini",
         "data": {"image_size": 56, "shift": 3, "brightness": 0.2},
@@ -45,7 +45,7 @@ PRESETS: dict[str, Tree] = {
         "schedule": {"name": "polynomial", "power": 1.0},
         "train": {"epochs": 40, "batch_size": 128, "num_workers": 2},
     },
-    # For tests and for trying a setting out: seconds.
+    # For tests and for checking a setting: seconds.
     "debug": {
         "name": "debug",
         "data": {"image_size": 32, "window_images": 256},
@@ -58,10 +58,10 @@ PRESETS: dict[str, Tree] = {
 
 
 def preset_values(name: str) -> Tree:
-    """The nested values of a preset, free to be changed.
+    """Return a copy of the nested values of a preset.
 
     Raises:
-        ValueError: for a name that is not a preset.
+        ValueError: the name is not a preset.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)

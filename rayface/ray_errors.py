@@ -1,4 +1,4 @@
-"""What the user reads of an error that came through Ray: its cause, in one line."""
+"""One-line messages for errors raised in Ray tasks and actors: the root cause."""
 
 import re
 
@@ -8,16 +8,16 @@ from rayface.credentials import mask
 from rayface.storage import DataError, StorageError
 
 _MOST = 1000  # characters
-_CHAINED = "\nThe above exception was the direct cause of"  # the first of a chain of tracebacks is the cause
-# What Ray Data appends to a message.
+_CHAINED = "\nThe above exception was the direct cause of"  # the first traceback of a chain is the root cause
+# Text that Ray Data appends to a message.
 _ADVICE = re.compile(r"(\n|\\n)Failed to [^\n]+ attempts \(total backoff .*", re.DOTALL)
 _LAST_LINE = re.compile(r"^([\w.]+): (.+)$", re.MULTILINE)  # of a traceback; Ray may put advice below it
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the error that was raised inside a task or an actor, through however many of them it came.
+    """Return the error that was originally raised, through any number of nested tasks and actors.
 
-    Where only the text of its traceback came through, ValueErrors are DataErrors and unknown ones RuntimeErrors.
+    If only the text of its traceback is available, a ValueError becomes a DataError and an unknown type a RuntimeError.
     """
     text = str(error)
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) and error.cause is not error:
@@ -31,9 +31,9 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the cause of an error: its message, after its type unless the message is written for the user."""
+    """Return the root cause of an error: its message, preceded by its type unless the message is for the user."""
     cause = root_cause(error)
-    # Ray's own errors say what happened first; then come lines of ids.
+    # Ray's own messages state the cause in the first line; lines of ids follow.
     said = mask(_ADVICE.sub("", str(cause)))
     lines = [line for line in said.splitlines() if not (isinstance(cause, RayError) and line.startswith("\t"))]
     text = " ".join(" ".join(lines).split())[:_MOST]

@@ -1,7 +1,7 @@
-"""Ray's private classes that rayface builds on; the only module that imports from them.
+"""Private classes of Ray that rayface depends on; no other module imports them.
 
-Tried with Ray 2.60. Ray may move or change these classes in any release, so pyproject.toml holds it to the versions
-that were tried; a new release is tried with tests/training/recovery, tests/data/streaming and `make faults`.
+Tested with Ray 2.60. Ray may move or change these classes in any release, so pyproject.toml pins the tested versions;
+test a new release with tests/training/recovery, tests/data/streaming and `make faults`.
 """
 
 import ray

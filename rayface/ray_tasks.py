@@ -1,4 +1,4 @@
-"""Independent parts of a job on Ray: tasks or actors, safe to run twice, one line for an error of the user's."""
+"""Map a function over independent, idempotent parts of a job with Ray tasks or actors; user errors are one line."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rayface.progress import phase
 from rayface.ray_errors import in_one_line
 from rayface.storage import DataError, StorageError
 
-_TASKS_PER_CPU = 2  # submitted at once, so that no CPU waits for the driver
-_CAPACITY_SECONDS = 5.0  # between looks at the cluster's CPUs, which may grow
-_MOST_BLOCKS = 4096  # Ray Data spends about 10 ms of the driver on each; more parts share one
+_TASKS_PER_CPU = 2  # tasks in flight per CPU, so that no CPU waits for the driver
+_CAPACITY_SECONDS = 5.0  # interval between checks of the cluster's CPUs, which may grow
+_MOST_BLOCKS = 4096  # Ray Data takes about 10 ms of the driver's time per block; more parts share a block
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def quiet_data(debug: bool) -> Iterator[None]:
-    """Keep Ray Data's notes of every execution out of the terminal, unless `debug`."""
+    """Silence Ray Data's log of every execution, unless `debug`."""
     logger = logging.getLogger("ray.data")
     before = logger.level
     logger.setLevel(before if debug else logging.ERROR)
@@ -43,7 +43,7 @@ def quiet_data(debug: bool) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer(Generic[Result]):
-    """What a part returned, or its error as the user reads it and, for --debug, where it came from."""
+    """Result of a part, or its error for the user with the traceback for debugging."""
 
     result: Result | None = None
     error: Exception | None = None
@@ -58,20 +58,20 @@ class _Answer(Generic[Result]):
 def map_unordered(
     work: Callable[[Part], Result], parts: Sequence[Part], name: str, *, rows: int | None = None
 ) -> Iterator[Result]:
-    """Call work(part) for every part in a Ray task of one CPU and yield what it returns, in any order.
+    """Call work(part) for every part in a Ray task with one CPU; yield the results in order of completion.
 
     Args:
-        work: it is sent once to the object store, with what it holds.
-        name: of the phase, as `progress.phase` shows it.
-        rows: images in all parts, for the rate.
+        work: function; put into the object store once, with the objects it holds.
+        name: name of the phase, see `progress.phase`.
+        rows: number of images in all parts, for the rate.
 
     Raises:
-        DataError: the first ValueError of a part; StorageError for one of these, RuntimeError for anything else: its
-            cause, one line.
+        DataError, StorageError, RuntimeError: the first error of a part (ValueError becomes DataError, unknown errors
+            RuntimeError), with its root cause in one line.
     """
     if not parts:
         return
-    # SPREAD: anywhere. A trial of a sweep would else keep the tasks in its own placement group, without a CPU.
+    # SPREAD: on any node. By default, tasks of a sweep's trial would stay in its placement group, which has no CPU.
     task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_call)
     shared, waiting = ray.put(work), deque(parts)
     running: list[ray.ObjectRef] = []
@@ -93,7 +93,7 @@ def map_unordered(
 
 
 class _Capacity:
-    """How many tasks of one CPU to submit at once."""
+    """Number of one-CPU tasks to keep in flight."""
 
     def __init__(self) -> None:
         self._looked = -_CAPACITY_SECONDS
@@ -121,7 +121,7 @@ def map_unordered_by_actors(
     num_cpus: float,
     num_gpus: float,
 ) -> Iterator[Result]:
-    """As map_unordered, by a pool of actors that are worker(**arguments) and are called with a part."""
+    """Like map_unordered, with a pool of actors: each holds worker(**arguments) and calls it with parts."""
 
     class Caller:
         def __init__(self) -> None:
@@ -131,7 +131,7 @@ def map_unordered_by_actors(
             return {"answer": [pickle.dumps(_answer(lambda: self.work(pickle.loads(batch["part"][0]))))]}
 
         def work(self, part: Part) -> Result:
-            # Not in __init__, where an error would reach the driver as the end of an actor.
+            # Not in __init__, where an error would reach the driver as the death of an actor.
             self.worker = self.worker or worker(**arguments)
             return self.worker(part)
 
@@ -158,7 +158,7 @@ def _blocks(parts: Sequence[Part]) -> ray.data.Dataset:
 
 
 def _answer(call: Callable[[], Result]) -> _Answer[Result]:
-    # An error is an answer: Ray would wrap it in pages of text, and begin an actor anew to try again.
+    # Return errors as answers: Ray would wrap them in long tracebacks and restart the actor to retry.
     try:
         return _Answer(result=call())
     except Exception as error:
@@ -168,9 +168,9 @@ def _answer(call: Callable[[], Result]) -> _Answer[Result]:
 
 
 def _release_memory() -> None:
-    """Return freed memory to the system: what allocators keep after one part and the next adds up to several blocks."""
+    """Return freed memory to the system; allocators would otherwise accumulate several blocks over the parts."""
     pa.default_memory_pool().release_unused()
-    with suppress(OSError, AttributeError):  # glibc has it
+    with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
 
 

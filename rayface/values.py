@@ -1,6 +1,6 @@
-"""Values as text, out of key=value and YAML files: the field that takes a value decides its type.
+"""Parse values from key=value and YAML files as text: the config field decides the type of its value.
 
-YAML itself would guess: 0100 is 64, 1:30 is 90, no is false, 2024-01-01 a date. Here only null has a type of its own.
+YAML itself guesses types: 0100 is 64, 1:30 is 90, no is false, 2024-01-01 is a date. Here only null is recognised.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 Tree = dict[str, Any]
-"""Keys and values of YAML's types; groups of keys are trees too."""
+"""Keys and values of YAML types; groups of keys are nested trees."""
 
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _INTEGER = re.compile(r"[-+]?\d+")
@@ -22,7 +22,7 @@ _ITEM = re.compile(r"""\s*(?:("(?:[^"\\]|\\.)*")|'((?:[^']|'')*)'|([^,]*?))\s*(?
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain scalars as text, but for null, and refuses a key that is given twice."""
+    """YAML loader that reads plain scalars as text, except null, and refuses duplicate keys."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
@@ -44,10 +44,10 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read_yaml(path: Path) -> Tree:
-    """Keys and values of a YAML file; scalars as text.
+    """Return the keys and values of a YAML file, with scalars as text.
 
     Raises:
-        ValueError: one line with the file; also where a key is given twice.
+        ValueError: one line with the file; also for duplicate keys.
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
@@ -56,7 +56,7 @@ def read_yaml(path: Path) -> Tree:
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not YAML: it is no UTF-8 text") from error
+        raise ValueError(f"{path}: is not YAML: it is not UTF-8 text") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}: keep one of them") from error
     if tree is None:
@@ -67,10 +67,10 @@ def read_yaml(path: Path) -> Tree:
 
 
 def parse_override(text: str) -> tuple[str, str]:
-    """Key and value of `key=value`; the value as it stands there.
+    """Return key and value of `key=value`, with the value as text.
 
     Raises:
-        ValueError: no such pair.
+        ValueError: it is not key=value.
     """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
@@ -79,10 +79,10 @@ def parse_override(text: str) -> tuple[str, str]:
 
 
 def parse_list(text: str) -> list[str]:
-    """Items of `[a, b]`, as they stand there; one that holds a comma in quotes.
+    """Return the items of `[a, b]` as text; an item that contains a comma must be quoted.
 
     Raises:
-        ValueError: no such list.
+        ValueError: it is not a list.
     """
     inner = text[1:-1].strip()
     if not (text.startswith("[") and text.endswith("]") and len(text) > 1) or inner.endswith(","):
@@ -101,10 +101,10 @@ def parse_list(text: str) -> list[str]:
 
 
 def parse_mapping(text: str) -> Tree:
-    """Keys and values of `{a: 1, b: c}`, scalars as text.
+    """Return the keys and values of `{a: 1, b: c}`, with scalars as text.
 
     Raises:
-        ValueError: no such mapping.
+        ValueError: it is not a mapping.
     """
     try:
         tree = yaml.load(text, _Loader)
@@ -116,10 +116,10 @@ def parse_mapping(text: str) -> Tree:
 
 
 def parse_number(text: str) -> int | float:
-    """A decimal number; an integer where it is written as one.
+    """Parse a decimal number; an int if it is written as an integer.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a number.
     """
     if _INTEGER.fullmatch(text.strip()):
         return int(text)
@@ -129,7 +129,7 @@ def parse_number(text: str) -> int | float:
 
 
 def guess(text: str) -> int | float | bool | str:
-    """The value of a field that takes any: a decimal number, true or false, else text."""
+    """Parse the value of a field of any type: a decimal number, true or false, else text."""
     if text in ("true", "false"):
         return text == "true"
     try:
@@ -139,12 +139,12 @@ def guess(text: str) -> int | float | bool | str:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: a number without quotes, also where it came as text."""
+    """Format a value for a message: numbers without quotes, even if given as text."""
     return value if isinstance(value, str) and not isinstance(guess(value), str) else repr(value)
 
 
 def to_text(value: Any) -> str:
-    """The inverse: what a field that takes `value` reads from key=value."""
+    """Return the text from which a field parses `value`: the inverse of parsing."""
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple):
@@ -160,12 +160,12 @@ def _item(value: Any) -> str:
 
 
 def is_null(text: Any) -> bool:
-    """Whether a text stands for None, where a field takes None."""
+    """Return whether a text means None for a field that accepts None."""
     return text in ("", "null", "~")
 
 
 def optional_fields(kind: Any) -> set[str]:
-    """Names of a dataclass's fields that take None."""
+    """Return the names of a dataclass's fields that accept None."""
     hints = get_type_hints(kind)
     return {
         name for name, hint in hints.items() if get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint)

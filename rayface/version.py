@@ -1,3 +1,3 @@
-"""The version of rayface, as files that it writes name it."""
+"""Version of rayface, as recorded in the files that it writes."""
 
 VERSION = "0.1.0"

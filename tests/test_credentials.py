@@ -99,7 +99,7 @@ def test_unmasked_of_a_masked_setting_takes_the_environment_or_is_refused():
     assert unmasked(stored, "tracking.uri", "postgresql://me:pw@host/db", "URI") == "postgresql://me:pw@host/db"
     assert unmasked("http://host", "tracking.uri", None, "URI") == "http://host"
     for given in (None, "postgresql://me:pw@other/db"):
-        with pytest.raises(ValueError, match=r"^tracking.uri: postgresql://\*\*\*@host/db: its password is not kept"):
+        with pytest.raises(ValueError, match=r"^tracking.uri: postgresql://\*\*\*@host/db: its password is not stored"):
             unmasked(stored, "tracking.uri", given, "URI")
 
 

@@ -1,4 +1,4 @@
-"""Benchmark of checkpoints: how long training waits for one, and how long its write takes."""
+"""Benchmark of checkpoints: time that training waits, and time of the write."""
 
 import tempfile
 import time
@@ -21,35 +21,35 @@ _WARM_UP = 1
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointBench:
-    """What is measured: a small backbone and a class layer, trained on noise in this process."""
+    """Settings: a small backbone and a head are trained on noise in this process."""
 
     num_classes: int
     batch_size: int
     embedding_size: int = 512
     sample_rate: float = 0.1
     checkpoints: int = 3
-    """Measured checkpoints, after one to warm up; reported are means."""
+    """Number of measured checkpoints, after one to warm up; times are means."""
     directory: Path | None = None
-    """On the disk to measure; None: the temporary one."""
+    """Folder on the disk to measure; None: the temporary folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointTimes:
-    """What was measured of checkpoints that are written while training continues."""
+    """Measurements of checkpoints that are written while training continues."""
 
     num_classes: int
     batch_size: int
     sample_rate: float
     state_bytes: int
     wait_seconds: float
-    """That the step loop waits for a checkpoint."""
+    """Time that the step loop waits for a checkpoint."""
     copy_seconds: float
-    """In the background."""
+    """Time of the copy in the background."""
     write_seconds: float
     ratio: float
-    """Of wait and write."""
+    """Wait time relative to write time."""
     step_seconds: float
-    """While nothing is written."""
+    """Time of a step while nothing is written."""
     step_seconds_writing: float
 
     def as_dict(self) -> dict[str, int | float]:
@@ -58,7 +58,7 @@ class CheckpointTimes:
 
 
 def bench_checkpoint(settings: CheckpointBench) -> CheckpointTimes:
-    """Save checkpoints while training continues, and measure how long each side waits."""
+    """Save checkpoints while training continues, and measure wait and write times."""
     head = PartialFC(settings.embedding_size, settings.num_classes, CosFace(), sample_rate=settings.sample_rate)
     backbone = build_backbone("mini", embedding_size=settings.embedding_size, image_size=112)
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1, momentum=0.9)

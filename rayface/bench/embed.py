@@ -1,8 +1,9 @@
-"""What reading, decoding and writing cost an embedding actor, beside the model alone."""
+"""Benchmark of an embedding actor: reading, decoding and writing, against the model alone."""
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,50 @@ _ROUNDS = 5
 _BATCH = 256
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmbedTimes:
+    """Settings and measurements of an embedding actor; medians of the rounds."""
+
+    model: str
+    flip: bool
+    precision: str
+    images: int
+    threads: int
+    device: str
+    bare_images_per_second: float
+    """Rate of the model alone."""
+    images_per_second: float
+    """Rate of the actor."""
+    ratio: float
+    """Seconds of the model alone, relative to those of the actor."""
+    ratios: list[float]
+    """The ratio in each round."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values by name, for --json."""
+        return asdict(self)
+
+
 def bench_embed(
     settings: EmbedConfig,
     images: int = 1024,
     threads: int | None = None,
     device: str = "cpu",
-) -> dict[str, Any]:
-    """Measure an actor's work on shards, and the bare model on the same images.
+) -> EmbedTimes:
+    """Measure an actor's work on shards, and the model alone on the same images.
 
-    The actor reads, decodes, normalises, embeds and writes; the model has its batches ready, normalised, in memory.
-    Both in this process on the same threads, in turn, five times; Ray's start is not in it.
+    The actor reads, decodes, normalises, embeds and writes; the model gets normalised batches from memory. Both run in
+    this process on the same threads, in turn, five times; the start of Ray is not included.
 
     Args:
-        images: so many of the first shards, or all there are; they are kept decoded.
-        threads: of the model, and to decode beside it; None: the CPUs of this process.
-
-    Returns:
-        settings, "images", "threads"; medians of the rounds: "bare_images_per_second", "images_per_second" and "ratio"
-        of the two; "ratios" of all rounds.
+        images: number of images, from the first shards; all of them are kept decoded in memory.
+        threads: threads of the model and of decoding; None: the CPUs of this process.
 
     Raises:
-        ValueError: as of `embed`.
+        ValueError: see `embed`.
     """
     threads = threads or machine.num_cpus()
-    dataset = open_dataset(settings.data, join="separate")  # labels are not looked at
+    dataset = open_dataset(settings.data, join="separate")  # labels are not used
     work = _first(dataset, images)
     before = torch.get_num_threads()
     try:
@@ -59,22 +80,22 @@ def bench_embed(
     count = sum(map(len, batches))
     ratios = (seconds[:, 0] / seconds[:, 1]).tolist()
     bare_rate, whole_rate = (count / np.median(seconds, axis=0)).tolist()
-    return {
-        "model": Path(str(settings.model)).name,
-        "flip": settings.flip,
-        "precision": settings.precision,
-        "images": count,
-        "threads": threads,
-        "device": device,
-        "bare_images_per_second": bare_rate,
-        "images_per_second": whole_rate,
-        "ratio": float(np.median(ratios)),
-        "ratios": ratios,
-    }
+    return EmbedTimes(
+        model=Path(str(settings.model)).name,
+        flip=settings.flip,
+        precision=settings.precision,
+        images=count,
+        threads=threads,
+        device=device,
+        bare_images_per_second=bare_rate,
+        images_per_second=whole_rate,
+        ratio=float(np.median(ratios)),
+        ratios=ratios,
+    )
 
 
 def _first(dataset: Dataset, images: int) -> list[ShardWork]:
-    """The first shards, the last one cut, with so many images."""
+    """Return the work of the first shards, with `images` images in total."""
     work: list[ShardWork] = []
     for shard in shard_work(dataset, range(len(dataset.shards))):
         if images <= 0:
@@ -85,7 +106,7 @@ def _first(dataset: Dataset, images: int) -> list[ShardWork]:
 
 
 def _batches(work: Sequence[ShardWork], image_size: int, threads: int, device: str) -> list[torch.Tensor]:
-    """What the model is given, (n, 3, size, size) in [-1, 1]."""
+    """Return the decoded, normalised batches (n, 3, size, size) in [-1, 1]."""
     decoded = [c.images for each in work for c in read_images(each.path, each.samples, image_size, threads)]
     return [normalize(torch.from_numpy(part).to(device)) for images in decoded for part in _parts(images)]
 
@@ -95,7 +116,7 @@ def _parts(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 
 def _bare(settings: EmbedConfig, batches: Sequence[torch.Tensor], device: str) -> Callable[[], Any]:
-    """The model's forward passes and nothing else."""
+    """Return a function that runs only the model's forward passes."""
     loaded = load_model(str(settings.model), backbone=settings.backbone, device=device)
     module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     cast = settings.precision == "bf16"
@@ -113,7 +134,7 @@ def _bare(settings: EmbedConfig, batches: Sequence[torch.Tensor], device: str) -
 
 
 def _in_turn(bare: Callable[[], Any], whole: Callable[[], Any]) -> NDArray[np.float64]:
-    """Seconds (rounds, 2) of both, each first in every other round; a round before warms up."""
+    """Return the seconds (rounds, 2) of both, in alternating order, after a round to warm up."""
     seconds = np.zeros((_ROUNDS + 1, 2))
     with phase("measure rounds", parts=_ROUNDS + 1) as current:
         for number in range(_ROUNDS + 1):

@@ -1,4 +1,4 @@
-"""Benchmark of a head's step against its three bare matrix products."""
+"""Benchmark of a head's step against its three matrix products alone."""
 
 import resource
 import statistics
@@ -19,17 +19,17 @@ WARM_UP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class HeadBench:
-    """What is measured: steps of PartialFC with CosFace and SGD with momentum."""
+    """Settings: steps of PartialFC with CosFace and SGD with momentum."""
 
     num_classes: int
     batch_size: int
-    """Of all workers, divisible by their number."""
+    """Global batch size, a multiple of the number of workers."""
     sample_rate: float = 0.1
     dtype: str = "fp32"
-    """Of the matrix products: fp32 or bf16."""
+    """Type of the matrix products: fp32 or bf16."""
     workers: int = 1
     steps: int = 5
-    """Measured steps, after two to warm up; reported is the median."""
+    """Number of measured steps, after two to warm up; times are medians."""
     embedding_size: int = 512
     storage_dtype: str = "fp32"
     logit_memory: int = 512_000_000
@@ -37,7 +37,7 @@ class HeadBench:
     """cpu, or cuda with one GPU per worker."""
 
     def check(self) -> None:
-        """Refuse settings that no worker could work with.
+        """Refuse invalid settings.
 
         Raises:
             ValueError: one line.
@@ -50,7 +50,7 @@ class HeadBench:
         replace(self, embedding_size=1, device="cpu").build()
 
     def build(self) -> PartialFC:
-        """Return a worker's part of the head."""
+        """Return one worker's part of the head."""
         return PartialFC(
             self.embedding_size,
             self.num_classes,
@@ -65,25 +65,25 @@ class HeadBench:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadTimes:
-    """Medians of the measured steps of one worker."""
+    """Medians over the measured steps of one worker."""
 
     step_seconds: float
     loss_seconds: float
-    """With the gradient by the embeddings."""
+    """Time of the loss and the gradient of the embeddings."""
     update_seconds: float
     products_seconds: float
-    """Of logits, embedding gradient and center gradient alone, at a worker's sizes and in turn with the steps."""
+    """Time of the products for logits, embedding gradient and center gradient alone, at a worker's sizes."""
     ratio: float
-    """Of a step and its products."""
+    """Time of a step relative to its products alone; they are measured in alternating order."""
     peak_bytes: int
-    """Resident memory, or GPU memory."""
+    """Peak resident memory, or GPU memory."""
     state_bytes: int
-    """Of centers and momentum."""
+    """Bytes of centers and momentum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainTimes:
-    """The straightforward way: gathered rows, full logits, dense gradient, torch's SGD."""
+    """Measurements of a straightforward head: gathered rows, full logits, dense gradient, torch's SGD."""
 
     step_seconds: float
     peak_bytes: int
@@ -91,27 +91,27 @@ class PlainTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadResult:
-    """What was measured of a head."""
+    """Settings and measurements of a head."""
 
     settings: HeadBench
     times: HeadTimes
     straightforward: PlainTimes | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return settings and times side by side, for --json."""
+        """Return settings and measurements by name, for --json."""
         plain = self.straightforward
         return {**asdict(self.settings), **asdict(self.times), "straightforward": plain and asdict(plain)}
 
 
 def bench_head(settings: HeadBench, *, straightforward: bool = False) -> HeadResult:
-    """Measure steps of a head in fresh processes, one per worker.
+    """Measure steps of a head in new processes, one per worker.
 
     Args:
-        straightforward: measure the straightforward way too, in one more process. Its peak is about three times the
-            storage.
+        straightforward: also measure a straightforward head, in another process. Its peak memory is about three times
+            the storage.
 
     Raises:
-        ValueError: settings that no worker could work with.
+        ValueError: invalid settings, one line.
     """
     settings.check()
     times = in_processes(_measure_ours, settings.workers, settings)
@@ -122,16 +122,16 @@ def bench_head(settings: HeadBench, *, straightforward: bool = False) -> HeadRes
 def bench_scaling(
     classes: Sequence[int], settings: HeadBench, *, sampled_rows: int, straightforward: bool = False
 ) -> list[HeadResult]:
-    """Return what `bench_head` measures for each number of classes, with `sampled_rows` of them in every step.
+    """Run `bench_head` for each number of classes, with `sampled_rows` sampled centers per step.
 
     Raises:
-        ValueError: as `bench_head`; more sampled rows than classes.
+        ValueError: see `bench_head`; or more sampled rows than classes.
     """
     if not 0 < sampled_rows <= min(classes):
         raise ValueError(
             f"sampled_rows: {sampled_rows}: must be from 1 to the smallest number of classes, {min(classes)}"
         )
-    # a hair more, so that int(rate * count) does not fall short of the rows asked for
+    # Slightly more than the exact rate, so that int(rate * count) is not rounded down below sampled_rows.
     rates = {count: min(1.0, (sampled_rows + 1e-3) / count) for count in classes}
     return [
         bench_head(replace(settings, num_classes=count, sample_rate=rate), straightforward=straightforward)
@@ -140,7 +140,7 @@ def bench_scaling(
 
 
 def as_table(results: Sequence[HeadResult]) -> list[dict[str, str]]:
-    """Return what to show a person of several results."""
+    """Return the rows of the printed table of several results."""
     return [
         {
             "classes": f"{found.settings.num_classes:,}",
@@ -168,7 +168,7 @@ def _measure_ours(settings: HeadBench) -> HeadTimes:
 
     for _ in range(WARM_UP):
         step()
-    peak = _peak_bytes(settings)  # before the products below take memory of their own
+    peak = _peak_bytes(settings)  # before the products below allocate memory
     rows = max(1, int(len(head.centers) * settings.sample_rate))
     dtype = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
     products = bare_products(rows, settings.embedding_size, settings.batch_size, dtype, settings.device)

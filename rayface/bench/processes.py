@@ -1,4 +1,4 @@
-"""Fresh processes of one group to measure in, and a clock that waits for the device."""
+"""New processes of one process group to measure in, and a clock that synchronises with the device."""
 
 import tempfile
 import time
@@ -17,7 +17,7 @@ class OnDevice(Protocol):
 
     @property
     def device(self) -> str:
-        """cpu or cuda."""
+        """Device of the workers: cpu or cuda."""
 
 
 Settings = TypeVar("Settings", bound=OnDevice)
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def check_device(device: str, workers: int) -> None:
-    """Raise ValueError, one line, for a device that is not there, or not for so many workers."""
+    """Raise ValueError, one line, if the device is unknown or missing for some of the workers."""
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device: {device!r}: must be cpu or cuda")
     if device == "cuda" and workers > torch.cuda.device_count():
@@ -36,7 +36,7 @@ def check_device(device: str, workers: int) -> None:
 
 
 def in_processes(work: Callable[[Settings], Result], count: int, settings: Settings) -> Result:
-    """Run work in fresh processes of one group, with the threads split among them; return rank 0's result."""
+    """Run work in new processes of one group, with the threads divided among them; return rank 0's result."""
     context = mp.get_context("spawn")
     answers: SimpleQueue[Result] = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def _worker(
 
 
 def now(device: str) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Return the time in seconds, after the device has finished all queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,10 +1,11 @@
-"""What a whole prune job takes on this machine, stage by stage, and its memory."""
+"""Benchmark of a whole prune job on this machine: seconds by stage, and memory."""
 
 import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,106 +18,140 @@ from rayface.bench.process_tree import peak_bytes, ray_workers
 from rayface.config import Config
 from rayface.curate.identities import check_keep
 from rayface.curate.prune.core_set import prune
-from rayface.curate.prune.result import PruneResult
 from rayface.embedding.part_file import write_part
 from rayface.session import ray_session
 
 CORES = 64
-_SERIAL = "write"  # the stage that one process does for all
+_SERIAL = "write"  # this stage runs in one process
 _FILE_ROWS, _BATCH_ROWS = 40_000, 4_096
 _WARM_FACES = 2_000
 _LOOK_SECONDS = 0.2
 
 
 def _config(embeddings: Path, **settings: float) -> Config:
-    """The config of a prune job that is logged nowhere, into a folder beside its embeddings."""
+    """Return the config of an untracked prune job, with its output beside the embeddings."""
     own = {f"prune.{name}": value for name, value in settings.items()}
     paths = {"prune.embeddings": str(embeddings), "prune.out": f"{embeddings}_out"}
     return configs.load(overrides={**own, **paths, "tracking.enabled": False})
 
 
-def bench_prune(
-    faces: int = 200_000,
-    identities: int = 10_000,
-    embedding_size: int = 512,
-    keep: float = 0.6,
-    block_bytes: int = 64 * 2**20,
-    largest: int = 0,
-    cpus: int | None = None,
-    *,
-    directory: Path | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Run `core_set.prune` on drawn, unordered fp16 embeddings, on a local Ray, and look at its processes.
+@dataclass(frozen=True, kw_only=True)
+class PruneBench:
+    """Settings of a measurement of a prune job on synthetic fp16 embeddings in random order."""
 
-    Args:
-        block_bytes: as prune.block_size.
-        largest: images of one further identity; the others are of about the same size.
-        cpus: of the local Ray; None: all.
-        directory: on the disk to measure.
+    faces: int = 200_000
+    identities: int = 10_000
+    embedding_size: int = 512
+    keep: float = 0.6
+    block_bytes: int = 64 * 2**20
+    """See prune.block_size."""
+    largest: int = 0
+    """Images of one additional identity; the others have about the same size."""
+    cpus: int | None = None
+    """CPUs of the local Ray; None: all."""
+    directory: Path | None = None
+    """Folder on the disk to measure; None: the temporary folder."""
+    seed: int = 0
 
-    Returns:
-        settings as given; "embedding_bytes", "files", "kept", "threshold"; "stage_seconds" and their sum "seconds";
-        "projected_hours_42m_64_cores" of WebFace42M's images by stage, if the disk keeps up; on Linux "driver_bytes"
-        and "task_bytes": memory that the job adds at the peak to the driver and to the largest worker.
+    def check(self) -> None:
+        """Refuse invalid settings.
+
+        Raises:
+            ValueError: one line.
+        """
+        check_keep(self.keep)
+        if min(self.faces, self.identities, self.embedding_size) < 1 or not 0 <= self.largest <= self.faces:
+            raise ValueError(
+                f"faces {self.faces}, identities {self.identities}, embedding size {self.embedding_size}: must be at "
+                f"least 1; largest {self.largest}: from 0 to the number of faces"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneTimes:
+    """Settings and measurements of a prune job."""
+
+    faces: int
+    identities: int
+    embedding_size: int
+    keep: float
+    block_bytes: int
+    largest: int
+    cpus: int
+    files: int
+    embedding_bytes: int
+    threshold: float | None
+    kept: float
+    """Fraction of the images that are kept."""
+    stage_seconds: Mapping[str, float]
+    driver_bytes: int | None
+    """Peak memory that the job adds to the driver; None except on Linux."""
+    task_bytes: int | None
+    """Peak memory that the job adds to the largest worker; None except on Linux."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all stages."""
+        return sum(self.stage_seconds.values())
+
+    @property
+    def projected_hours(self) -> dict[str, float]:
+        """Hours for WebFace42M on 64 cores by stage, if the disk keeps up; serial stages do not get faster."""
+        scale = WEBFACE42M_FACES / self.faces / 3600
+        shares = {stage: 1.0 if stage == _SERIAL else self.cpus / CORES for stage in self.stage_seconds}
+        return {stage: scale * seconds * shares[stage] for stage, seconds in self.stage_seconds.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values by name, for --json."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("driver_bytes", "task_bytes")}
+        peaks = {name: getattr(self, name) for name in ("driver_bytes", "task_bytes")}
+        known = {name: value for name, value in peaks.items() if value is not None}
+        return {**values, "seconds": self.seconds, "projected_hours_42m_64_cores": self.projected_hours, **known}
+
+
+def bench_prune(settings: PruneBench) -> PruneTimes:
+    """Run `core_set.prune` on synthetic embeddings, on a local Ray, and measure its stages and processes.
 
     Raises:
-        ValueError: counts that cannot be.
+        ValueError: invalid settings, one line.
     """
-    _check(faces, identities, embedding_size, largest, keep)
-    cpus = cpus or machine.num_cpus()
-    with tempfile.TemporaryDirectory(dir=directory) as folder, ray_session(num_cpus=cpus, exact=True):
+    settings.check()
+    faces, keep, seed = settings.faces, settings.keep, settings.seed
+    cpus = settings.cpus or machine.num_cpus()
+    with tempfile.TemporaryDirectory(dir=settings.directory) as folder, ray_session(num_cpus=cpus, exact=True):
         root = Path(folder)
-        _draw_files(root / "warm", _WARM_FACES, max(1, identities * _WARM_FACES // faces), embedding_size, 0, seed)
-        prune(_config(root / "warm", keep=keep, block_size=max(1, _WARM_FACES * embedding_size // cpus), seed=seed))
-        _draw_files(root / "all", faces, identities, embedding_size, largest, seed)
+        few = max(1, settings.identities * _WARM_FACES // faces)
+        _draw_files(root / "warm", replace(settings, faces=_WARM_FACES, identities=few, largest=0))
+        block_size = max(1, _WARM_FACES * settings.embedding_size // cpus)
+        prune(_config(root / "warm", keep=keep, block_size=block_size, seed=seed))
+        _draw_files(root / "all", settings)
         with _peaks() as peaks:
-            found = prune(_config(root / "all", keep=keep, block_size=block_bytes, seed=seed))
+            found = prune(_config(root / "all", keep=keep, block_size=settings.block_bytes, seed=seed))
         files = len(list((root / "all").iterdir()))
-    return {
-        "faces": faces,
-        "identities": found.counts.identities,
-        "embedding_size": embedding_size,
-        "keep": keep,
-        "block_bytes": block_bytes,
-        "largest": largest,
-        "cpus": cpus,
-        "files": files,
-        "embedding_bytes": 2 * faces * embedding_size,
-        **(_figures(found, faces, cpus) | peaks),
-    }
+    return PruneTimes(
+        faces=faces,
+        identities=found.counts.identities,
+        embedding_size=settings.embedding_size,
+        keep=keep,
+        block_bytes=settings.block_bytes,
+        largest=settings.largest,
+        cpus=cpus,
+        files=files,
+        embedding_bytes=2 * faces * settings.embedding_size,
+        threshold=found.threshold,
+        kept=found.keep,
+        stage_seconds=found.stage_seconds,
+        driver_bytes=peaks.get("driver_bytes"),
+        task_bytes=peaks.get("task_bytes"),
+    )
 
 
-def _figures(found: PruneResult, faces: int, cpus: int) -> dict[str, object]:
-    seconds = found.stage_seconds
-    return {
-        "threshold": found.threshold,
-        "kept": found.keep,
-        "stage_seconds": seconds,
-        "seconds": sum(seconds.values()),
-        "projected_hours_42m_64_cores": _projected(seconds, faces, cpus),
-    }
-
-
-def _check(faces: int, identities: int, embedding_size: int, largest: int, keep: float) -> None:
-    check_keep(keep)
-    if faces < 1 or identities < 1 or embedding_size < 1 or not 0 <= largest <= faces:
-        raise ValueError(
-            f"faces {faces}, identities {identities}, embedding size {embedding_size}: must be at least 1; largest "
-            f"{largest}: from 0 to all faces"
-        )
-
-
-def _projected(seconds: Mapping[str, float], faces: int, cpus: int) -> dict[str, float]:
-    """Hours of WebFace42M's images on 64 cores, by stage; what one process does takes as long there."""
-    scale = WEBFACE42M_FACES / faces / 3600
-    return {stage: scale * value * (1 if stage == _SERIAL else cpus / CORES) for stage, value in seconds.items()}
-
-
-def _draw_files(folder: Path, faces: int, identities: int, embedding_size: int, largest: int, seed: int) -> None:
-    """Write drawn faces in no order into parquet files, one of the identities with `largest` of them."""
+def _draw_files(folder: Path, settings: PruneBench) -> None:
+    """Write synthetic embeddings in random order into parquet files; one identity has `largest` of them."""
+    faces, identities, largest = settings.faces, settings.identities, settings.largest
+    embedding_size = settings.embedding_size
     folder.mkdir()
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(settings.seed)
     centers = random.standard_normal((identities + (largest > 0), embedding_size), np.float32)
     labels = np.r_[random.integers(identities, size=faces - largest), np.full(largest, identities)]
     random.shuffle(labels)
@@ -136,7 +171,11 @@ def _draw_files(folder: Path, faces: int, identities: int, embedding_size: int, 
 
 @contextmanager
 def _peaks() -> Iterator[dict[str, int]]:
-    """What this process and the workers of its Ray add to their memory until the end; filled then, on Linux."""
+    """Measure the peak memory that this process and its Ray workers add inside the context.
+
+    Yields:
+        driver_bytes and task_bytes, filled on exit; empty except on Linux.
+    """
     found: dict[str, int] = {}
     own = os.getpid()
     before = {pid: peak_bytes(pid, reset=True) for pid in (own, *ray_workers(own))}
@@ -155,7 +194,7 @@ def _peaks() -> Iterator[dict[str, int]]:
         done.set()
         thread.join()
         if seen:
-            # 0: where there was room, of what had been let go, or in a Ray whose workers had more loaded
+            # At least 0: memory that was free before is reused, and a worker may have started with more loaded.
             found["driver_bytes"] = max(0, peak_bytes(own) - before.pop(own))
-            loaded = max(before.values(), default=0)  # what a worker begins with that came later
+            loaded = max(before.values(), default=0)  # memory with which a later worker starts
             found["task_bytes"] = max(0, *(peak - before.get(pid, loaded) for pid, peak in seen.items()))

@@ -14,23 +14,23 @@ REPEATS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class RatesBench:
-    """What is measured."""
+    """Settings of a measurement of rates."""
 
     workers: int = 2
-    """Processes, or GPUs, that work at the same time; one has no link to measure."""
+    """Number of concurrent processes, or GPUs; with one, no link is measured."""
     size: int = 2048
-    """Of the square matrices."""
+    """Side of the square matrices."""
     megabytes: int = 256
-    """Copied, and reduced over the link; should exceed the caches."""
+    """Size of the copied and all-reduced data; it should exceed the caches."""
     device: str = "cpu"
 
 
 def bench_rates(settings: RatesBench) -> dict[str, float | str]:
-    """Measure in fresh processes, medians of seven; all workers work at the same time, as in training.
+    """Measure in new processes, medians of seven; all workers run concurrently, as in training.
 
     Returns:
-        names and units of plan.Rates: "gemm_tflops" (bf16) and "fp32_tflops" of one worker, "memory_bandwidth" (GB/s
-        read and written by a copy), "link_bandwidth" (GB/s a worker sends in a ring all-reduce; left out with one
+        Names and units of plan.Rates: "gemm_tflops" (bf16) and "fp32_tflops" of one worker, "memory_bandwidth" (GB/s
+        read and written by a copy), "link_bandwidth" (GB/s that a worker sends in a ring all-reduce; missing with one
         worker); and the settings.
 
     Raises:
@@ -60,7 +60,7 @@ def _measure(settings: RatesBench) -> dict[str, float]:
 
 
 def _median(work: Callable[[], object], device: str) -> float:
-    """Seconds of one run, after one to warm up."""
+    """Return the median seconds of a run, after one to warm up."""
     work()
     times = []
     for _ in range(REPEATS):

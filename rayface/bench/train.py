@@ -27,13 +27,13 @@ from rayface.training.distributed import World
 from rayface.training.optim import build_optimizer
 
 WARM_UP = 2
-PROFILED = 2  # steps
+PROFILED = 2  # number of profiled steps
 PHASES = ("data_wait", "augment", "forward", "head", "backward", "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """One of PyTorch's operators in a step: its calls and seconds, and its share in the time of all operators."""
+    """A PyTorch operator in a step: calls, seconds, and share of the time of all operators."""
 
     op: str
     calls: float
@@ -43,17 +43,17 @@ class Operator:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneTimes:
-    """What was measured of one backbone; medians of the steps."""
+    """Measurements of one backbone; medians over the steps."""
 
     name: str
     images_per_second: float
     step_seconds: float
     seconds: dict[str, float]
-    """By phase."""
+    """Seconds by phase."""
     share: dict[str, float]
-    """Of each phase in the time of all steps."""
+    """Share of the total time by phase."""
     ops: list[Operator] | None = None
-    """The slowest first; None where no profile was asked for."""
+    """Operators, slowest first; None without a profile."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by name, for --json."""
@@ -63,7 +63,7 @@ class BackboneTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTimes:
-    """What was measured of training steps."""
+    """Settings and measurements of training steps."""
 
     batch_size: int
     image_size: int
@@ -89,19 +89,19 @@ def bench_train(
     ops: int = 0,
     device: str = "cpu",
 ) -> TrainTimes:
-    """Measure whole training steps of backbones, in this process, as one worker of `rayface train` does them.
+    """Measure training steps of backbones in this process, with the code of a `rayface train` worker.
 
     Args:
-        names: of the backbones; each is measured in turn.
-        config: sizes, precision, head and optimizer; data.train is read by Ray Data as a run would. Without it images
-            are noise in memory, and nothing waits for data.
-        num_classes: of the class layer, where there is no dataset.
-        steps: measured, after two to warm up.
-        ops: number of PyTorch's operators to report, the slowest of two more steps, which its profiler slows down.
+        names: names of the backbones, measured one after the other.
+        config: sizes, precision, head and optimizer; data.train is read by Ray Data as in a run. Without it, images are
+            noise in memory.
+        num_classes: number of classes of the head without a dataset.
+        steps: number of measured steps, after two to warm up.
+        ops: number of slowest PyTorch operators to report, from a profile of two more steps.
         device: cpu or cuda.
 
     Raises:
-        ValueError: an unknown name, or sizes that cannot be.
+        ValueError: an unknown name, or an invalid size.
     """
     if steps < 1 or ops < 0:
         raise ValueError(f"steps {steps}, ops {ops}: must be at least 1 and 0")
@@ -132,7 +132,7 @@ def bench_train(
 
 
 class _Bench:
-    """The parts of a training step, timed one by one."""
+    """A training step whose parts are timed separately."""
 
     def __init__(self, config: Config, num_classes: int, world: World, bf16: bool) -> None:
         torch.manual_seed(config.train.seed)
@@ -146,7 +146,7 @@ class _Bench:
         self.optimizer = build_optimizer(optim.name, self.backbone, **options)
 
     def run(self, batches: Iterator[Batch]) -> list[dict[str, float]]:
-        """Train on the batches; for each step the seconds of its phases."""
+        """Train on the batches; return the seconds by phase of each step."""
         measured: list[dict[str, float]] = []
         while True:
             clock = _Clock(self.device)
@@ -158,9 +158,9 @@ class _Bench:
             measured.append(clock.seconds)
 
     def profile(self, batches: Iterator[Batch]) -> list[Operator]:
-        """Train on the PROFILED batches that are left, under PyTorch's profiler; its operators, the slowest first.
+        """Train on the remaining PROFILED batches under PyTorch's profiler; return the operators, slowest first.
 
-        Time is that of the operator itself, without those that it calls; on a GPU that of its kernels.
+        Time is the operator's own, without the operators that it calls; on a GPU that of its kernels.
         """
         gpu = self.device.type == "cuda"
         with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
@@ -175,7 +175,7 @@ class _Bench:
         ]
 
     def step(self, batch: Batch, clock: "_Clock") -> None:
-        """One step; the embeddings are cut off from the backbone so that the two backward passes can be told apart."""
+        """Run one step; embeddings are detached from the backbone to time the two backward passes separately."""
         images = self._augmented(batch)
         clock.lap("augment")
         with autocast(self.device, self.bf16):
@@ -210,7 +210,7 @@ class _Bench:
 
 
 class _Clock:
-    """Seconds by phase since the last lap."""
+    """Record the seconds by phase since the last lap."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, dict.fromkeys(PHASES, 0.0)
@@ -237,7 +237,7 @@ def _summary(name: str, steps: list[dict[str, float]], batch_size: int, ops: lis
 
 @contextmanager
 def _batches(config: Config, num_classes: int, steps: int) -> Iterator[Iterator[Batch]]:
-    """Whole batches of one worker: of the dataset through Ray, else noise."""
+    """Provide the batches of one worker: from the dataset through Ray, else noise."""
     if not config.data.train:
         yield _noise(config, num_classes, steps)
         return

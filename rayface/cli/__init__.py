@@ -32,17 +32,17 @@ def _root(
 def main() -> None:
     """Run the command line; errors are one line on stderr unless --debug asks for the traceback."""
     code, message = _outcome(sys.argv[1:])
-    # The error and the frames it held are gone here, and with them the work that still waited in pools.
+    # The error and its frames are released here, which also drops work still queued in pools.
     if message:
         tell(f"rayface: {message}")
     sys.exit(code)
 
 
 def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
-    """Run a verb; return the exit code and, unless it is done, one line that says why."""
+    """Run a verb; return the exit code and, on failure, one line that says why."""
     command = typer.main.get_command(app)
     try:
-        # Not command.main: it takes every interrupt for Ctrl-C, and ends without a word.
+        # Not command.main: it treats every interrupt as Ctrl-C, and exits without a message.
         with (
             terminable(),
             logged_to_stderr(),
@@ -58,11 +58,11 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
 
 
 def _said_of(error: BaseException, *, debug: bool) -> tuple[int, str]:
-    """The exit code and the line of an error."""
+    """Return the exit code and the message of an error."""
     if isinstance(error, USAGE_ERROR):
         return 2, " ".join(error.format_message().split())
     if isinstance(error, BrokenPipeError):
-        # Whoever read stdout has gone; its flush at exit would fail again.
+        # The reader of stdout has closed it; the flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1, ""
     if debug:

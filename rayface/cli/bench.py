@@ -1,4 +1,4 @@
-"""Benchmarks: ratios of things measured in one run."""
+"""Verbs of benchmarks; ratios are of quantities measured in one run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,29 +12,35 @@ from rayface.config_fields import parse_bytes
 if TYPE_CHECKING:
     from rayface.bench.train import Operator
 
-bench = typer.Typer(help="Measure this machine; ratios are of things measured in one run.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Benchmarks on this machine; ratios are of quantities measured in one run.", no_args_is_help=True
+)
 app.add_typer(bench, name="bench")
 
 
 @bench.command("head")
 def bench_head(
-    classes: Annotated[list[int] | None, typer.Option("--classes", "-C", min=1, help="May be repeated.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Over all workers.")] = 256,
+    classes: Annotated[
+        list[int] | None, typer.Option("--classes", "-C", min=1, help="Number of classes; repeat for several.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Global batch size.")] = 256,
     sample_rate: Annotated[float, typer.Option("--sample-rate", "-r")] = 0.1,
-    sampled_rows: Annotated[int | None, typer.Option(help="Rows of a step, in place of --sample-rate.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the matrix products: fp32 or bf16.")] = "fp32",
-    storage_dtype: Annotated[str, typer.Option(help="Of centers and momentum: fp32 or bf16.")] = "fp32",
+    sampled_rows: Annotated[int | None, typer.Option(help="Sampled rows per step, instead of --sample-rate.")] = None,
+    dtype: Annotated[str, typer.Option(help="Type of the matrix products: fp32 or bf16.")] = "fp32",
+    storage_dtype: Annotated[str, typer.Option(help="Type of centers and momentum: fp32 or bf16.")] = "fp32",
     embedding_size: Annotated[int, typer.Option(min=1)] = 512,
     workers: Annotated[int, typer.Option(min=1)] = 1,
     steps: Annotated[int, typer.Option(min=1)] = 5,
-    logit_memory: Annotated[str, typer.Option(help="As head.logit_memory.")] = "512MB",
-    straightforward: Annotated[bool, typer.Option("--straightforward", help="Measure the plain way too.")] = False,
+    logit_memory: Annotated[str, typer.Option(help="See head.logit_memory.")] = "512MB",
+    straightforward: Annotated[
+        bool, typer.Option("--straightforward", help="Also measure a head with full logits and dense gradients.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Seconds and memory of a class layer's step, against its three bare matrix products."""
+    """Measure the seconds and memory of a head's step, against its three matrix products alone."""
     from rayface.bench.head import HeadBench, as_table, bench_scaling
     from rayface.bench.head import bench_head as measure
 
@@ -57,22 +63,22 @@ def bench_head(
         each = [replace(settings, num_classes=count) for count in counts]
         found = [measure(one, straightforward=straightforward) for one in each]
     if len(found) == 1:
-        show_result("class layer, a step", found[0].as_dict(), json)
+        show_result("head, one step", found[0].as_dict(), json)
     else:
-        show_results("class layer, a step", [one.as_dict() for one in found], as_table(found), json)
+        show_results("head, one step", [one.as_dict() for one in found], as_table(found), json)
 
 
 @bench.command("rates")
 def bench_rates(
-    workers: Annotated[int, typer.Option(help="Processes, or GPUs, that work at the same time.")] = 2,
-    size: Annotated[int, typer.Option(help="Of the square matrices.")] = 2048,
-    megabytes: Annotated[int, typer.Option(help="Of what is copied, and of what is reduced over the link.")] = 256,
+    workers: Annotated[int, typer.Option(help="Number of concurrent processes, or GPUs.")] = 2,
+    size: Annotated[int, typer.Option(help="Side of the square matrices.")] = 2048,
+    megabytes: Annotated[int, typer.Option(help="Size of the copied and all-reduced data.")] = 256,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Matrix products, memory and link of this machine: with --json, a file for `rayface plan --rates`."""
+    """Measure matrix products, memory and link; --json writes the input of `rayface plan --rates`."""
     from rayface.bench.rates import RatesBench
     from rayface.bench.rates import bench_rates as measure
 
@@ -85,39 +91,39 @@ def bench_embed(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
     data: Annotated[str, typer.Option(help="Dataset directory, or several as one: '[A,B]'.")],
     backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Of the first shards.")] = 1024,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: the CPUs there are.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Number of images, from the first shards.")] = 1024,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all CPUs.")] = None,
     flip: Annotated[bool, typer.Option(help="Add the embedding of the mirror image.")] = True,
-    precision: Annotated[str, typer.Option(help="Of the model's products: fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Precision of the model: fp32 or bf16.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Images a second of embedding shards, against the bare model on batches that are ready."""
+    """Measure the images/s of embedding shards, against the model alone on batches in memory."""
     from rayface.bench.embed import bench_embed as measure
     from rayface.config import load
 
     given = {"model": model, "backbone": backbone, "data": data, "flip": flip, "precision": precision}
     config = load(overrides={f"embed.{name}": value for name, value in given.items()})
     result = measure(config.embed, images, threads, device)
-    show_result("embedding", result, json)
+    show_result("embedding", result.as_dict(), json)
 
 
 @bench.command("train")
 def bench_train(
     overrides: Overrides = None,
-    backbone: Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Measure it; repeat for more.")] = None,
+    backbone: Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Name; repeat for several.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
-    classes: Annotated[int, typer.Option("--classes", "-C", min=1, help="Where data.train is not set.")] = 10_000,
-    steps: Annotated[int, typer.Option(min=1, help="Measured ones, after two to warm up.")] = 10,
-    ops: Annotated[int, typer.Option(min=0, help="Also so many operators that take the most time, by a profile.")] = 0,
+    classes: Annotated[int, typer.Option("--classes", "-C", min=1, help="Without data.train.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps, after two to warm up.")] = 10,
+    ops: Annotated[int, typer.Option(min=0, help="Number of slowest PyTorch operators to list, by a profile.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Images/s of whole training steps in one worker, and where their time goes; data.train=DIR reads real data."""
+    """Measure images/s of training steps in one worker, and the time of each part; data.train=DIR reads real data."""
     from rayface.bench.train import PHASES
     from rayface.bench.train import bench_train as measure
     from rayface.config import load
@@ -140,7 +146,7 @@ def bench_train(
     ]
     columns(f"training, batch {result.batch_size}, {result.precision}, {result.threads} threads", rows)
     for found in result.backbones if ops else ():
-        columns(f"operators of {found.name}, a step", [_operator(op) for op in found.ops or ()])
+        columns(f"operators of {found.name}, one step", [_operator(op) for op in found.ops or ()])
 
 
 def _operator(found: "Operator") -> dict[str, str]:
@@ -178,22 +184,32 @@ def bench_nms(
     faces: Annotated[int, typer.Option(min=1)] = 1_000_000,
     identities: Annotated[int, typer.Option(min=1)] = 50_000,
     embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    keep: Annotated[float, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = 0.6,
-    dtype: Annotated[str, typer.Option(help="Of the stored embeddings: fp16 or fp32.")] = "fp16",
-    threads: Annotated[int, typer.Option(min=1, help="Of Face-NMS; the loop has one.")] = 1,
-    loop_identities: Annotated[int, typer.Option(min=1, help="Drawn for the double loop; its time is scaled.")] = 500,
+    keep: Annotated[float, typer.Option(help="Fraction of the images to keep; its threshold is searched.")] = 0.6,
+    dtype: Annotated[str, typer.Option(help="Type of the stored embeddings: fp16 or fp32.")] = "fp16",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of Face-NMS; the double loop has one.")] = 1,
+    loop_identities: Annotated[
+        int, typer.Option(min=1, help="Random identities for the double loop; its time is scaled to all.")
+    ] = 500,
     seed: Seed = 0,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Faces a second of Face-NMS on drawn embeddings, against a plain double loop on some of them."""
+    """Measure Face-NMS on synthetic embeddings, against a plain double loop on some of them."""
+    from rayface.bench.nms import NmsBench
     from rayface.bench.nms import bench_nms as measure
 
-    result = measure(
-        faces, identities, embedding_size, keep, dtype, threads, loop_identities=loop_identities, seed=seed
+    settings = NmsBench(
+        faces=faces,
+        identities=identities,
+        embedding_size=embedding_size,
+        keep=keep,
+        dtype=dtype,
+        threads=threads,
+        loop_identities=loop_identities,
+        seed=seed,
     )
-    show_result("Face-NMS", result, json)
+    show_result("Face-NMS", measure(settings).as_dict(), json)
 
 
 @bench.command("prune")
@@ -201,31 +217,34 @@ def bench_prune(
     faces: Annotated[int, typer.Option(min=1)] = 200_000,
     identities: Annotated[int, typer.Option(min=1)] = 10_000,
     embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    keep: Annotated[float, typer.Option(help="Share of the faces to keep; its threshold is searched.")] = 0.6,
-    block_size: Annotated[str, typer.Option(help="Embeddings that a task holds at a time.")] = "64MB",
-    largest: Annotated[int, typer.Option(min=0, help="Faces of one identity more.")] = 0,
-    cpus: Annotated[int | None, typer.Option(min=1, help="Of the local Ray; default: all.")] = None,
-    directory: Annotated[Path | None, path_option(help="On the disk to measure; default: the temporary one.")] = None,
+    keep: Annotated[float, typer.Option(help="Fraction of the images to keep; its threshold is searched.")] = 0.6,
+    block_size: Annotated[str, typer.Option(help="Size of the embeddings in a task.")] = "64MB",
+    largest: Annotated[int, typer.Option(min=0, help="Images of one additional, large identity.")] = 0,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; default: all.")] = None,
+    directory: Annotated[
+        Path | None, path_option(help="Folder on the disk to measure; default: the temporary folder.")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Seconds of a whole prune job by stage, and memory of its processes, on drawn embeddings in no order."""
+    """Measure the seconds of a prune job by stage and its memory, on synthetic embeddings in random order."""
+    from rayface.bench.prune import PruneBench
     from rayface.bench.prune import bench_prune as measure
 
-    result = measure(
-        faces,
-        identities,
-        embedding_size,
-        keep,
-        parse_bytes(block_size),
-        largest,
-        cpus,
+    settings = PruneBench(
+        faces=faces,
+        identities=identities,
+        embedding_size=embedding_size,
+        keep=keep,
+        block_bytes=parse_bytes(block_size),
+        largest=largest,
+        cpus=cpus,
         directory=directory,
         seed=seed,
     )
-    show_result("pruning", result, json)
+    show_result("pruning", measure(settings).as_dict(), json)
 
 
 @bench.command("checkpoint")
@@ -233,13 +252,15 @@ def bench_checkpoint(
     classes: Annotated[int, typer.Option("--classes", "-C", min=1)] = 500_000,
     batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=2)] = 128,
     embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    sample_rate: Annotated[float, typer.Option(help="Share of the classes in a step: less makes it shorter.")] = 0.1,
-    directory: Annotated[Path | None, path_option(help="On the disk to measure; default: the temporary one.")] = None,
+    sample_rate: Annotated[float, typer.Option(help="Fraction of the classes in a step.")] = 0.1,
+    directory: Annotated[
+        Path | None, path_option(help="Folder on the disk to measure; default: the temporary folder.")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Seconds that training waits for a checkpoint, against the seconds of its write."""
+    """Measure the seconds that training waits for a checkpoint, against the seconds of its write."""
     from rayface.bench.checkpoint import CheckpointBench
     from rayface.bench.checkpoint import bench_checkpoint as measure
 

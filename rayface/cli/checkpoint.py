@@ -7,14 +7,16 @@ import typer
 
 from rayface.cli.common import Debug, Imports, Json, Verbose, app, path_argument, path_option, show_result, tell
 
-checkpoints = typer.Typer(help="Look into a checkpoint and take parts out of it.", no_args_is_help=True)
+checkpoints = typer.Typer(help="Show, verify and export checkpoints.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoint")
-CheckpointDir = Annotated[Path, path_argument(metavar="DIR", help="A checkpoint, or a run directory: its newest.")]
+CheckpointDir = Annotated[
+    Path, path_argument(metavar="DIR", help="Checkpoint, or run directory: its newest checkpoint.")
+]
 
 
 @checkpoints.command("show")
 def checkpoint_show(directory: CheckpointDir, json: Json = False, debug: Debug = False) -> None:
-    """Say what a checkpoint holds and whether it is whole."""
+    """Show what a checkpoint holds and whether it is complete."""
     from rayface.training.checkpointing.tools import show
 
     shown = show(directory)
@@ -23,12 +25,12 @@ def checkpoint_show(directory: CheckpointDir, json: Json = False, debug: Debug =
 
 @checkpoints.command("verify")
 def checkpoint_verify(
-    directory: Annotated[Path, path_argument(metavar="DIR", help="A checkpoint, or a run directory: all of its.")],
+    directory: Annotated[Path, path_argument(metavar="DIR", help="Checkpoint, or run directory: all its checkpoints.")],
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Compare every byte with the digests; exit code 1 where there are faults, each is named."""
+    """Verify all files by their digests and name every fault; exit code 1 if there are any."""
     from rayface.training.checkpointing.tools import verify
 
     found = verify(directory)
@@ -58,8 +60,10 @@ def checkpoint_export(
 @checkpoints.command("reshard")
 def checkpoint_reshard(
     directory: CheckpointDir,
-    out: Annotated[Path, path_option(help="New folder for centers.safetensors, or a file for each rank.")],
-    ranks: Annotated[int, typer.Option("--ranks", "-W", min=1, help="Files to split the class centers into.")] = 1,
+    out: Annotated[Path, path_option(help="New folder for centers.safetensors, or one file per rank.")],
+    ranks: Annotated[
+        int, typer.Option("--ranks", "-W", min=1, help="Number of ranks to split the class centers into.")
+    ] = 1,
     from_arcface: Annotated[
         bool,
         typer.Option(
@@ -70,7 +74,7 @@ def checkpoint_reshard(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Merge the class centers of all ranks into one safetensors matrix, or split them for so many ranks."""
+    """Merge the class centers of all ranks into one safetensors matrix, or split them for another number of ranks."""
     from rayface.training.checkpointing.tools import reshard
 
     show_result("resharded", reshard(directory, out, ranks=ranks, from_arcface=from_arcface), json)

@@ -1,4 +1,4 @@
-"""The app, and what its verbs share: options, and how a result is shown."""
+"""The app, shared options of its verbs, and the output of results."""
 
 import logging
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ def _local_path(text: str) -> Path:
 
 
 def path_option(*names: str, help: str) -> Any:
-    """An option that takes a path and refuses URIs."""
+    """Return an option that takes a local path and refuses URIs."""
     return typer.Option(*names, parser=_local_path, metavar="PATH", help=help)
 
 
 def path_argument(*, metavar: str = "PATH", help: str) -> Any:
-    """An argument that takes a path and refuses URIs."""
+    """Return an argument that takes a local path and refuses URIs."""
     return typer.Argument(parser=_local_path, metavar=metavar, help=help)
 
 
@@ -48,7 +48,7 @@ def _load_plugins(modules: list[str] | None) -> list[str] | None:
 
 
 class Terminal:
-    """A `progress.Display` on stderr; what draws takes its time to import."""
+    """`progress.Display` on stderr; imports rich only when it shows something."""
 
     def bar(self, name: str) -> AbstractContextManager[Bar]:
         from rayface.display import progress_bar
@@ -62,7 +62,7 @@ class Terminal:
 
 
 class _Stderr(logging.Handler):
-    """Prints what rayface logs on stderr, credentials masked."""
+    """Print log records on stderr, with credentials masked."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -73,7 +73,7 @@ class _Stderr(logging.Handler):
 
 @contextmanager
 def logged_to_stderr() -> Iterator[None]:
-    """While inside, print what rayface logs from the level INFO on, or all of it once --verbose was read."""
+    """Print rayface's log on stderr inside the context, from level INFO on, or DEBUG with --verbose."""
     logger, handler = logging.getLogger("rayface"), _Stderr()
     level = logger.level
     logger.addHandler(handler)
@@ -100,23 +100,23 @@ Imports = Annotated[
         "--import",
         metavar="MODULE",
         callback=_load_plugins,
-        help="Import this Python module first, on workers too: adds heads, margins, backbones. Repeat for several.",
+        help="Plugin: Python module to import, on workers too; see docs/plugins.md. Repeat for several.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout instead of a table.")]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster, if the verb uses one; default: RAY_ADDRESS or a local Ray.")
+    str | None, typer.Option(help="Address of the Ray cluster; default: RAY_ADDRESS, else a local Ray.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's logs, and tracebacks of errors.")]
 Verbose = Annotated[
     bool,
     typer.Option("--verbose", callback=_be_verbose, help="Show debug messages, with the time and the module of each."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Every seed is another result; the same seed is the same one.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same result.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, dotted.")]
-# Typer brings its own copy of click or uses the installed one, by version: take the class from what it exports.
+# Typer vendors click or uses the installed one, depending on its version: take the class from Typer's exports.
 USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-ShardSize = Annotated[str, typer.Option(help="Largest shard, as 256MB.")]
+ShardSize = Annotated[str, typer.Option(help="Maximum size of a shard, for example 256MB.")]
 
 
 def tell(text: object) -> None:
@@ -134,7 +134,7 @@ def show_result(title: str, result: dict[str, Any], as_json: bool) -> None:
 
 
 def show_results(title: str, results: list[dict[str, Any]], table: list[dict[str, str]], as_json: bool) -> None:
-    """Show several results of one kind: all of each as {"results": [...]}, or the table's columns."""
+    """Show several results of one kind: all values as {"results": [...]}, or a table."""
     from rayface.display import columns, json_line
 
     if as_json:

@@ -25,7 +25,7 @@ def check(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Count a dataset and name every fault in it; exit code 1 where there are faults."""
+    """Count the images of a dataset and name every fault; exit code 1 if there are any."""
     from rayface.data.check import check as check_dataset
 
     report = check_dataset(directory, deep=deep, write_manifest=write_manifest)

@@ -11,7 +11,9 @@ from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose
 
 @app.command()
 def run(
-    file: Annotated[Path, path_argument(metavar="EXPERIMENT.yaml", help="Stages, each a verb with its settings.")],
+    file: Annotated[
+        Path, path_argument(metavar="EXPERIMENT.yaml", help="Experiment file: stages, each a verb with its settings.")
+    ],
     overrides: Overrides = None,
     out: Annotated[
         str | None, typer.Option(help="Folder of the stages; default: the file's, else experiments/FILE.")
@@ -22,7 +24,7 @@ def run(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Run stages one after the other, from a file; finished ones are skipped."""
+    """Run the stages of an experiment file in order; skip finished ones."""
     from rayface.config import ClusterConfig
     from rayface.display import json_line
     from rayface.experiment.runner import run as run_experiment
@@ -46,7 +48,7 @@ def run(
 
 
 def _in_short(result: Mapping[str, Any]) -> str:
-    """The most telling number of a stage."""
+    """Return the main number of a stage's result."""
     for name in ("accuracy_mean", "faces_out", "num_rows", "images", "max_abs_error", "loss"):
         if result.get(name) is not None:
             return f"{name.replace('_', ' ')} {result[name]:.4g}"

@@ -1,4 +1,4 @@
-"""Verbs of the chain of stages, made of its table: every flag sets a config key, KEY=VALUE sets any."""
+"""Verbs generated from the registry of stages: every flag sets a config key, KEY=VALUE sets any key."""
 
 import inspect
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ _SHARED = {
 
 
 def config_of(verb: str, flags: Mapping[str, Any], overrides: list[str], *, address: str | None, debug: bool) -> Config:
-    """The config that a command line says: flags set their keys, KEY=VALUE any others.
+    """Return the config of a command line: flags set their keys, KEY=VALUE any other.
 
     Raises:
-        ValueError: a bad value, or a key that a flag and a KEY=VALUE set; one line.
+        ValueError: a bad value, or a key that both a flag and a KEY=VALUE set; one line.
     """
     from rayface.config import load
     from rayface.values import parse_override
@@ -43,14 +43,14 @@ def config_of(verb: str, flags: Mapping[str, Any], overrides: list[str], *, addr
 
 
 def _kind(key: str) -> Any:
-    """The type of a key's field, without marks and rules."""
+    """Return the type of a key's field, without marks and validators."""
     group, _, name = key.partition(".")
     tree = next(type(field.default) for field in fields(Config) if field.name == group)
     return get_type_hints(tree)[name]
 
 
 def _parameter(flag: str, key: str, *, argument: bool) -> inspect.Parameter:
-    """The option, or argument, of a flag: what it takes and says comes from its config key."""
+    """Return the option or argument of a flag; its type and help come from the config key."""
     kind, default = _kind(key), flat(Config())[key]
     kinds = [part for part in get_args(kind) if part is not type(None)] or [kind]
     text = descriptions()[key]

@@ -21,7 +21,7 @@ from rayface.config import with_overrides
 from rayface.config_fields import parse_bytes
 
 Published = Annotated[
-    bool, typer.Option("--published", help="Show the error of the memory model on arcface_torch's table, and end.")
+    bool, typer.Option("--published", help="Show the error of the memory model on arcface_torch's table, and exit.")
 ]
 
 
@@ -30,14 +30,14 @@ def train(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
     config: Annotated[Path | None, path_option("--config", "-c", help="YAML file of config keys.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the run's last checkpoint.")] = False,
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Train a model into a run directory, logged to MLflow."""
+    """Train a model into a run directory, tracked in MLflow."""
     from rayface.stages import STAGES
     from rayface.training.run_output import resolve
 
@@ -51,25 +51,31 @@ def plan(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
     config: Annotated[Path | None, path_option("--config", "-c", help="YAML file of config keys.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Workers; default: train.num_workers.")] = None,
-    gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, as 80GiB: refuse what does not fit.")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="C, where there is no dataset yet.")] = None,
-    num_images: Annotated[int | None, typer.Option(min=1, help="Of an epoch, where there is no dataset yet.")] = None,
-    rates: Annotated[Path | None, path_option(help="What `rayface bench rates --json` printed.")] = None,
-    gemm_tflops: Annotated[float | None, typer.Option(help="Large bf16 matrix products.")] = None,
-    fp32_tflops: Annotated[float | None, typer.Option(help="Large fp32 matrix products.")] = None,
-    memory_bandwidth: Annotated[float | None, typer.Option(help="Of device memory, GB/s.")] = None,
-    link_bandwidth: Annotated[float | None, typer.Option(help="Of a worker, each way, GB/s.")] = None,
-    backbone_efficiency: Annotated[float | None, typer.Option(help="Share of the products' rate it reaches.")] = None,
-    recompute: Annotated[bool, typer.Option("--recompute", help="Compute activations of blocks twice.")] = False,
-    plot: Annotated[Path | None, path_option(help="PNG of memory and images/s against the classes.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Number of workers; default: train.num_workers.")] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Memory of one GPU, for example 80GiB: refuse what does not fit.")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="C, if there is no dataset yet.")] = None,
+    num_images: Annotated[int | None, typer.Option(min=1, help="Images per epoch, if there is no dataset yet.")] = None,
+    rates: Annotated[Path | None, path_option(help="Output of `rayface bench rates --json`.")] = None,
+    gemm_tflops: Annotated[float | None, typer.Option(help="Rate of large bf16 matrix products.")] = None,
+    fp32_tflops: Annotated[float | None, typer.Option(help="Rate of large fp32 matrix products.")] = None,
+    memory_bandwidth: Annotated[float | None, typer.Option(help="Bandwidth of device memory, GB/s.")] = None,
+    link_bandwidth: Annotated[float | None, typer.Option(help="Bandwidth of a worker per direction, GB/s.")] = None,
+    backbone_efficiency: Annotated[
+        float | None, typer.Option(help="Fraction of the products' rate that the backbone reaches.")
+    ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Recompute activations of blocks in the backward pass.")
+    ] = False,
+    plot: Annotated[Path | None, path_option(help="PNG of memory and images/s over the number of classes.")] = None,
     published: Published = False,
     imports: Imports = None,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a training run will take, and refuse what cannot fit."""
+    """Estimate memory, time and network traffic of a training run, and refuse a run that cannot fit."""
     from rayface.plan.planning import plan_run
 
     if published:
@@ -107,13 +113,13 @@ def _show_published(json: bool) -> None:
 
 @app.command()
 def sync(
-    run: Annotated[str, typer.Argument(help="Run directory, or the output of another job, on a disk or a URI.")],
+    run: Annotated[str, typer.Argument(help="Run directory, or the output of another job; a path or URI.")],
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for MLflow.")] = 60.0,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Deliver to MLflow what a run could not, because the server was down."""
+    """Deliver to MLflow what a run could not deliver while the server was down."""
     from rayface.storage import normalise
     from rayface.tracking import deliver
     from rayface.tracking.spool import JOURNAL, spool

@@ -10,17 +10,17 @@ from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose
 
 @app.command()
 def tune(
-    file: Annotated[Path, path_argument(help="Sweep file, as those in tune_configs/.")],
+    file: Annotated[Path, path_argument(help="Sweep file; examples are in tune_configs/.")],
     overrides: Overrides = None,
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help="In place of the file's.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest sweep of that file.")] = False,
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="Replaces the file's preset.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the newest sweep of that file.")] = False,
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Search config keys by many training runs: Ray Tune with Optuna, logged to MLflow."""
+    """Search config keys by many training runs with Ray Tune and Optuna, tracked in MLflow."""
     from rayface.tuning.sweep import tune as sweep
 
     result = sweep(
@@ -31,4 +31,4 @@ def tune(
         address=address,
         debug=debug,
     )
-    show_result("swept", result, json)
+    show_result("swept", result.as_dict(), json)

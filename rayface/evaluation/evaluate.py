@@ -1,9 +1,10 @@
-"""Evaluation of a finished model, from its file to a folder of results."""
+"""Evaluate a model file and write the results into a folder."""
 
 import json
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -11,7 +12,7 @@ import torch
 from rayface.config import Config, require_keys
 from rayface.credentials import masked
 from rayface.curves import training_plots
-from rayface.evaluation.protocol import Roc
+from rayface.evaluation.protocol import Figure, Roc
 from rayface.evaluation.protocols import protocol_class
 from rayface.models.forward import embed_images
 from rayface.models.model_files import load_model
@@ -19,13 +20,24 @@ from rayface.progress import phase
 from rayface.storage import join, make_folder, normalise, one_line, write_bytes
 
 
-def evaluate(config: Config) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Model, inputs and figures of an evaluation."""
+
+    model: str
+    inputs: Mapping[str, str]
+    """Names and paths of what the model was measured on."""
+    figures: Mapping[str, Figure]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the values by name, for --json."""
+        return {"model": self.model, **self.inputs, **self.figures}
+
+
+def evaluate(config: Config) -> EvaluationResult:
     """Measure `evaluate.model` by `evaluate.protocol`; write evaluation.json and plots into `evaluate.out`.
 
-    Runs on CUDA where there is one, in float32, in this process.
-
-    Returns:
-        model, what it was measured on, and the figures of the protocol.
+    Runs in this process, in float32, on a GPU if there is one.
 
     Raises:
         ValueError: bad input, one line.
@@ -39,25 +51,26 @@ def evaluate(config: Config) -> dict[str, Any]:
     loaded = load_model(str(given.model), backbone=given.backbone, device=device)
     protocol = protocol_type.open(given, image_size=loaded.info.image_size)
     root = normalise(str(given.out))
-    make_folder(join(root, "plots"))  # before the work
+    make_folder(join(root, "plots"))  # fail before the work if it cannot be written
     module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with phase("embed images", rows=protocol.num_images):
         images = protocol.read_images(0, protocol.num_images)
         embeddings = embed_images(module, images, batch_size=given.batch_size, device=device)
     with phase("score"):
         scored = protocol.score(embeddings)
-    about = {"model": str(given.model), **protocol.inputs}
-    _write(root, {**about, **scored.as_dict()}, scored.roc)
-    return {**about, **scored.figures()}
+    result = EvaluationResult(model=str(given.model), inputs=protocol.inputs, figures=scored.figures())
+    with phase("write results"):
+        _write(root, {**result.as_dict(), **scored.as_dict()}, scored.roc)
+    return result
 
 
-def _write(root: str, content: dict[str, Any], roc: Roc | None) -> None:
+def _write(root: str, content: Mapping[str, object], roc: Roc | None) -> None:
     try:
         if roc is not None:
             with tempfile.TemporaryDirectory() as drawn:
                 for name, path in training_plots(Path(drawn), metrics={}, roc=(roc.far, roc.tar)).items():
                     write_bytes(join(root, f"plots/{name}.png"), path.read_bytes())
-        write_bytes(join(root, "evaluation.json"), json.dumps(masked(content), indent=1).encode())
+        write_bytes(join(root, "evaluation.json"), json.dumps(masked(dict(content)), indent=1).encode())
     except (pa.ArrowException, OSError) as error:
         where = f"evaluate.out: {root}"
         raise ValueError(f"{where}: cannot be written: {one_line(error)}: choose another directory") from error

@@ -89,7 +89,7 @@ def train_model(config: Config, resume: bool) -> Result:
 def evaluate_model(config: Config, resume: bool) -> Result:
     from rayface.evaluation.evaluate import evaluate
 
-    return evaluate(config)
+    return evaluate(config).as_dict()
 
 
 def export_model(config: Config, resume: bool) -> Result:

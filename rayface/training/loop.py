@@ -106,7 +106,7 @@ class Training:
         """
         if self._done_before():
             return
-        with self.watchdog:
+        with self.watchdog, self.log.phases():
             if self.step == 0:
                 self.evaluate()
                 if self.config.train.on_nan != "stop":

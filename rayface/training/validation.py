@@ -1,4 +1,4 @@
-"""Evaluation while training: the images of the protocol are shared among the ranks."""
+"""Validation during training: the images of the protocol are distributed over the ranks."""
 
 from itertools import pairwise
 
@@ -8,6 +8,7 @@ from torch import nn
 from rayface.config import Config
 from rayface.evaluation.protocols import EvaluationProtocol, protocol_class
 from rayface.models.forward import embed_images
+from rayface.progress import phase
 from rayface.training.distributed import World, average_buffers, gather_rows
 from rayface.training.recovery.watchdog import Watchdog
 from rayface.training.run_directory import RunDirectory
@@ -15,10 +16,10 @@ from rayface.training.run_messages import Values
 
 
 class Evaluation:
-    """The protocol of `evaluate`, if the config asks for one, and its last result.
+    """The configured protocol of `evaluate`, if any, and its last result.
 
     Attributes:
-        result: figures of the last evaluation; empty on ranks other than 0.
+        result: figures of the last validation; empty on ranks other than 0.
     """
 
     def __init__(self, config: Config, run: RunDirectory, world: World, *, bf16: bool) -> None:
@@ -29,21 +30,27 @@ class Evaluation:
         self.result: Values = {}
 
     def run(self, backbone: nn.Module, step: int, watchdog: Watchdog) -> float | None:
-        """Evaluate and write evaluation.json; the main figure on rank 0, None elsewhere or without a protocol.
+        """Validate and write evaluation.json; return the main figure on rank 0, None elsewhere or without a protocol.
 
         Args:
-            watchdog: told of all progress: the other ranks wait while rank 0 scores.
+            watchdog: notified of all progress: the other ranks wait while rank 0 scores.
         """
         if self._protocol is None:
             return None
+        with phase("validate", rows=self._protocol.num_images):
+            return self._validate(self._protocol, backbone, step, watchdog)
+
+    def _validate(
+        self, protocol: EvaluationProtocol, backbone: nn.Module, step: int, watchdog: Watchdog
+    ) -> float | None:
         world = self._world
         watchdog.at("evaluate", step)
         average_buffers(backbone, world)
-        n = self._protocol.num_images
+        n = protocol.num_images
         bounds = [rank * n // world.size for rank in range(world.size + 1)]
         own = embed_images(
             backbone,
-            self._protocol.read_images(bounds[world.rank], bounds[world.rank + 1]),
+            protocol.read_images(bounds[world.rank], bounds[world.rank + 1]),
             batch_size=self._config.evaluate.batch_size,
             device=world.device,
             amp="bf16" if self._bf16 else None,
@@ -52,10 +59,10 @@ class Evaluation:
         counts = [last - first for first, last in pairwise(bounds)]
         embeddings = gather_rows(torch.from_numpy(own).to(world.device), counts, world).cpu().numpy()
         if world.rank != 0:
-            watchdog.at("checkpoint", step)  # past rank 0, which scores alone
+            watchdog.at("checkpoint", step)  # this rank is done and waits for rank 0, which scores
             return None
         watchdog.at("score", step)
-        scored = self._protocol.score(embeddings, watchdog.alive)
+        scored = protocol.score(embeddings, watchdog.alive)
         self.result = scored.figures()
         self._run.write_evaluation({**scored.as_dict(), "step": step})
         return scored.main_figure

@@ -1,8 +1,8 @@
 """Results of a sweep: best.yaml, result.json, figures and the HTML report."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,31 +20,60 @@ from rayface.tuning.sweep_directory import SweepDirectory
 from rayface.version import VERSION
 
 
-def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> dict[str, Any]:
-    """Write the results into the sweep's directory.
+@dataclass(frozen=True, kw_only=True)
+class BestTrial:
+    """The best trial of a sweep."""
 
-    Returns:
-        The content of result.json.
-    """
+    trial: int
+    values: Mapping[str, float]
+    """Values of the objectives by metric."""
+    params: Mapping[str, Any]
+    config: str
+    """Path of best.yaml."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """Result of a sweep: number of finished trials by state, and the best one if any is complete."""
+
+    sweep: str
+    """Directory of the sweep."""
+    report: str
+    trials: int
+    complete: int
+    pruned: int
+    fail: int
+    seconds: float
+    """Total seconds of all sessions."""
+    best: BestTrial | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values by name, as in result.json and --json."""
+        values = {name: value for name, value in vars(self).items() if name != "best"}
+        if self.best is None:
+            return values
+        best = {"trial": self.best.trial, **self.best.values, "params": self.best.params}
+        return {**values, "best": best, "best_config": self.best.config}
+
+
+def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> SweepResult:
+    """Write the results into the sweep's directory."""
     sweep = SweepDirectory(folder)
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     best = best_trials(study)
     states = [trial.state.name.lower() for trial in trials]
-    result: dict[str, Any] = {
-        "sweep": str(sweep),
-        "report": str(sweep.report),
-        "trials": len(trials),
-        **{name: states.count(name) for name in ("complete", "pruned", "fail")},
-        "seconds": seconds,
-    }
     metrics = [objective.metric for objective in spec.objectives]
+    result = SweepResult(
+        sweep=str(sweep),
+        report=str(sweep.report),
+        trials=len(trials),
+        complete=states.count("complete"),
+        pruned=states.count("pruned"),
+        fail=states.count("fail"),
+        seconds=seconds,
+        best=_best(best[0], metrics, sweep) if best else None,
+    )
     if best:
-        result["best"] = {
-            "trial": best[0].number,
-            **dict(zip(metrics, best[0].values, strict=True)),
-            "params": best[0].params,
-        }
-        result["best_config"] = str(sweep.best_config)
         _write_best(base, best[0], sweep)
     took = [] if "seconds" in metrics else ["seconds"]
     plots = figures.draw(study, spec)
@@ -61,8 +90,17 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
         version=VERSION,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    sweep.write_results(result, page)
+    sweep.write_results(result.as_dict(), page)
     return result
+
+
+def _best(trial: FrozenTrial, metrics: Sequence[str], sweep: SweepDirectory) -> BestTrial:
+    return BestTrial(
+        trial=trial.number,
+        values=dict(zip(metrics, trial.values, strict=True)),
+        params=trial.params,
+        config=str(sweep.best_config),
+    )
 
 
 def _write_best(base: Config, trial: FrozenTrial, sweep: SweepDirectory) -> None:
@@ -73,14 +111,14 @@ def _write_best(base: Config, trial: FrozenTrial, sweep: SweepDirectory) -> None
     configs.dump(replace(config, train=replace(config.train, output=None)), sweep.best_config)
 
 
-def _table(result: dict[str, Any]) -> list[tuple[str, str]]:
+def _table(result: SweepResult) -> list[tuple[str, str]]:
     rows = []
-    if best := result.get("best"):
-        values = ", ".join(f"{key} {value:.4g}" for key, value in best.items() if key not in ("trial", "params"))
-        rows.append(("best", f"trial {best['trial']}: {values}"))
-        rows += [(key, _text(value)) for key, value in best["params"].items()]
-    rows.append(("trials", f"{result['complete']} complete, {result['pruned']} pruned, {result['fail']} failed"))
-    return [*rows, ("seconds", f"{result['seconds']:,.0f}")]
+    if best := result.best:
+        values = ", ".join(f"{metric} {value:.4g}" for metric, value in best.values.items())
+        rows.append(("best", f"trial {best.trial}: {values}"))
+        rows += [(key, _text(value)) for key, value in best.params.items()]
+    rows.append(("trials", f"{result.complete} complete, {result.pruned} pruned, {result.fail} failed"))
+    return [*rows, ("seconds", f"{result.seconds:,.0f}")]
 
 
 def _row(trial: FrozenTrial, spec: Spec, facts: list[str], best: set[int]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -27,7 +26,7 @@ from rayface.training.recovery.placement_groups import remove_orphaned_placement
 from rayface.training.validate import dry_run
 from rayface.tuning import spec as specs
 from rayface.tuning.resources import check_room, most_workers, wait_for_nodes, worker_cpus
-from rayface.tuning.results import ended_line, write_results
+from rayface.tuning.results import SweepResult, ended_line, write_results
 from rayface.tuning.resume import remember, resume_sweep
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
@@ -49,7 +48,7 @@ def tune(
     resume: bool = False,
     address: str | None = None,
     debug: bool = False,
-) -> dict[str, Any]:
+) -> SweepResult:
     """Run the sweep that a file describes.
 
     Args:
@@ -60,9 +59,6 @@ def tune(
             compared with the one that the sweep was started with.
         address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
         debug: show the logs of Ray.
-
-    Returns:
-        sweep (its directory), number of trials by state, the best trial, seconds (total of all sessions).
 
     Raises:
         ValueError: bad input; one line.
@@ -158,14 +154,14 @@ class _Sweep:
         with terminable():
             self._wait_for(lambda: tuner.fit())
 
-    def finish(self, seconds: float, tags: Mapping[str, str]) -> dict[str, Any]:
+    def finish(self, seconds: float, tags: Mapping[str, str]) -> SweepResult:
         """Write the results and log them to MLflow; `tags` are those of the trials' runs."""
         best = best_trials(self._study)
         result = write_results(self._spec, self._base, self._directory.path, self._study, seconds=seconds)
         for path, folder in self._directory.artifacts():
             self._journal.artifact(path, folder)
         self._record_trials({trial.number for trial in best}, tags)
-        self._check_ending(bool(result["fail"]) and result["fail"] == result["trials"], result["trials"])
+        self._check_ending(bool(result.fail) and result.fail == result.trials, result.trials)
         return result
 
     def _check_ending(self, all_failed: bool, num_trials: int) -> None:

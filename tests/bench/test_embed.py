@@ -29,7 +29,7 @@ def test_bench_embed_of_a_dataset_measures_an_actor_and_the_bare_model(tmp_path:
     )
     threads = torch.get_num_threads()
     settings = EmbedConfig(model=str(tmp_path), data=(str(tmp_path / "faces"),))
-    found = bench_embed(settings, 13, 1)
+    found = bench_embed(settings, 13, 1).as_dict()
     assert torch.get_num_threads() == threads
     rounds = [advance for advance in recorder.advances if advance[0] == "measure rounds"]
     assert rounds == [("measure rounds", done, 6) for done in range(1, 7)]
@@ -37,4 +37,4 @@ def test_bench_embed_of_a_dataset_measures_an_actor_and_the_bare_model(tmp_path:
     assert found["ratio"] == sorted(found["ratios"])[2]
     assert found["images_per_second"] > 0
     assert found["bare_images_per_second"] > 0
-    assert bench_embed(settings, 100, 1)["images"] == 20
+    assert bench_embed(settings, 100, 1).images == 20

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from rayface.bench.nms import bench_nms, draw_embeddings
+from rayface.bench.nms import NmsBench, bench_nms, draw_embeddings
 
 
 def test_bench_nms_of_drawn_embeddings_measures_ours_and_the_double_loop() -> None:
     """Tiny sizes, all fields; the same choice, and the caller's threads as they were."""
     threads = torch.get_num_threads()
-    found = bench_nms(1500, 100, 32, loop_identities=20)
+    found = bench_nms(NmsBench(faces=1500, identities=100, embedding_size=32, loop_identities=20)).as_dict()
     assert torch.get_num_threads() == threads
     assert found["same_choice"]
     assert found["kept"] == pytest.approx(0.6, abs=0.005)
@@ -32,10 +32,10 @@ def test_draw_embeddings_of_any_number_gives_every_identity_an_image() -> None:
 def test_bench_nms_with_a_bad_setting_raises_one_line() -> None:
     """Before anything is drawn."""
     with pytest.raises(ValueError, match=r"faces 5 and identities 10: must be"):
-        bench_nms(5, 10)
+        bench_nms(NmsBench(faces=5, identities=10))
     with pytest.raises(ValueError, match=r"dtype 'int8': must be"):
-        bench_nms(100, 10, dtype="int8")
+        bench_nms(NmsBench(faces=100, identities=10, dtype="int8"))
     with pytest.raises(ValueError, match=r"threads 0 and"):
-        bench_nms(100, 10, threads=0)
+        bench_nms(NmsBench(faces=100, identities=10, threads=0))
     with pytest.raises(ValueError, match=r"keep 2: must be"):
-        bench_nms(100, 10, keep=2)
+        bench_nms(NmsBench(faces=100, identities=10, keep=2))

@@ -18,5 +18,5 @@ def test_bench_rates_of_two_processes_are_read_by_the_plan(tmp_path) -> None:
     assert rates.keys() == {field.name for field in fields(Rates)} - {"backbone_efficiency"}
     assert all(rate > 0 for rate in rates.values())
     assert Rates(**rates).link_bandwidth == found["link_bandwidth"]
-    with pytest.raises(ValueError, match="--megabytes: 0: must be at least 1"):
+    with pytest.raises(ValueError, match="megabytes: 0: must be at least 1"):
         bench_rates(RatesBench(megabytes=0))

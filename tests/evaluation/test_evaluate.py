@@ -39,15 +39,20 @@ def given(inputs: Path, tmp_path: Path) -> Any:
     return given
 
 
-def test_evaluate_of_a_model_on_pairs_returns_the_figures_it_writes(given: Any, tmp_path: Path, recorder: Any) -> None:
-    result = evaluate(given(batch_size=16))
+def test_evaluate_of_a_model_on_pairs_returns_the_figures_it_writes(
+    given: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="rayface.progress")
+    result = evaluate(given(batch_size=16)).as_dict()
     assert result["num_pairs"] == 40
     assert 0 <= result["accuracy_mean"] <= 1
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert {key: written[key] for key in result} == json.loads(json.dumps(result))
     assert written["roc"]["far"][-1] == 1
     assert (tmp_path / "out" / "plots" / "roc.png").read_bytes().startswith(b"\x89PNG")
-    assert evaluate(given(batch_size=7))["accuracy_mean"] == result["accuracy_mean"]
+    started = [text.partition(":")[0] for text in caplog.messages if ": started" in text]
+    assert started == ["embed images", "score", "write results"]
+    assert evaluate(given(batch_size=7)).figures["accuracy_mean"] == result["accuracy_mean"]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Scenario:
         """What the run does, for the table."""
         if self.parts:
             return "stops with one line; `--resume`" if self.stops else "ends; `--resume`"
-        return "starts its workers again" if self.restarts else "goes on"
+        return "restarts its workers" if self.restarts else "continues"
 
     @property
     def parts(self) -> bool:
@@ -338,20 +338,20 @@ def _deliver_late(fixture: RunFixture) -> None:
 _MIDDLE = "between forward and backward, "
 _DATA = {"before": _own_data, "repair": _repair_data}
 _ONE_SAMPLE = "1 of 240 images are corrupt"
-_OWN_PARTS = "batch-norm, dropout and sampled classes are of each worker"
+_OWN_PARTS = "batch-norm, dropout and sampled classes are local to a worker"
 
 # Faults are injected into one run in turn: if one of them left a trace, the run would end otherwise.
 RUNS: dict[str, list[Scenario]] = {
     "workers": [
         Scenario(
             name="object store full",
-            how="200 MB put into the 100 MB of a node",
+            how="200 MB put into a node's 100 MB",
             injections=(Injection(inject=_fill_object_store),),
             at_end=_free_object_store,
         ),
         Scenario(
             name="clock jumps",
-            how="time.time of driver and workers a day on, then a day back",
+            how="time.time of driver and workers set a day forward, then a day back",
             injections=(
                 Injection(inject=_step_clock(DAY), ranks=(0, 1)),
                 Injection(inject=_step_clock(-DAY), ranks=(0, 1), after=2, repairs=True),
@@ -366,7 +366,7 @@ RUNS: dict[str, list[Scenario]] = {
         ),
         Scenario(
             name="killed while a checkpoint is written",
-            how="SIGKILL to rank 1, its file written, the checkpoint without its name",
+            how="SIGKILL to rank 1 after its file is written, before the checkpoint is renamed",
             restarts=True,
             injections=(Injection(inject=_send(signal.SIGKILL), at="write"),),
         ),
@@ -379,7 +379,7 @@ RUNS: dict[str, list[Scenario]] = {
         ),
         Scenario(
             name="node lost",
-            how="raylet and its workers killed; another node comes",
+            how="raylet and its workers killed; another node joins",
             restarts=True,
             injections=(Injection(inject=_replace_node),),
         ),
@@ -395,7 +395,7 @@ RUNS: dict[str, list[Scenario]] = {
         ),
         Scenario(
             name="node lost, train.mirror_every=1",
-            how="raylet and its workers killed; another node comes",
+            how="raylet and its workers killed; another node joins",
             restarts=True,
             injections=(Injection(inject=_when_mirrored(_replace_node), after=1),),
             again=0,
@@ -446,7 +446,7 @@ RUNS: dict[str, list[Scenario]] = {
         ),
         Scenario(
             name="shard truncated",
-            how="cut off in its middle",
+            how="truncated in the middle",
             injections=(Injection(inject=_truncate),),
             stops="images are corrupt",
             **_DATA,
@@ -500,7 +500,7 @@ RUNS: dict[str, list[Scenario]] = {
         ),
         Scenario(
             name="node joins, train.num_workers=[1,2]",
-            how="another node comes",
+            how="another node joins",
             restarts=True,
             injections=(Injection(inject=_add_node, ranks=(0,)),),
             later=1,
@@ -521,7 +521,7 @@ RUNS: dict[str, list[Scenario]] = {
             name="NaN, train.on_nan=skip",
             how="rank 1's embeddings of a step are NaN",
             injections=(Injection(inject=_tell("nan")),),
-            different="that batch is left out",
+            different="that batch is skipped",
             lost=24,
             settings={"train.on_nan": "skip"},
         ),
@@ -531,7 +531,7 @@ RUNS: dict[str, list[Scenario]] = {
             name="infinite loss, train.on_nan=lower_lr",
             how="the loss of a step is infinite on all ranks",
             injections=(Injection(inject=_tell("inf"), ranks=(0, 1)),),
-            different="the rate is lower from there on",
+            different="the rate is lower from then on",
             settings={"train.on_nan": "lower_lr"},
         ),
     ],

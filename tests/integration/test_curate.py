@@ -16,7 +16,7 @@ import torch
 from rayface import config as configs
 from rayface.backbones import build_backbone
 from rayface.bench.nms import double_loop
-from rayface.bench.prune import bench_prune
+from rayface.bench.prune import PruneBench, bench_prune
 from rayface.config import Config
 from rayface.curate.clean import job as clean_job
 from rayface.curate.partitions import partition_by_identity, read_partition
@@ -365,7 +365,8 @@ def test_what_a_killed_writer_left_is_deleted(faces: Any, tmp_path: Path, record
 
 def test_a_whole_job_is_measured() -> None:
     """All faces are chosen from, every stage has its seconds, and memory is told where it can be."""
-    found = bench_prune(1500, 60, SIZE, block_bytes=8000, largest=300, cpus=2)
+    settings = PruneBench(faces=1500, identities=60, embedding_size=SIZE, block_bytes=8000, largest=300, cpus=2)
+    found = bench_prune(settings).as_dict()
     assert (found["identities"], found["embedding_bytes"], found["files"]) == (61, 1500 * SIZE * 2, 1)
     assert abs(found["kept"] - 0.6) <= 0.005
     assert set(found["stage_seconds"]) == {"group", "choose", "write", "compare"}
@@ -376,8 +377,8 @@ def test_a_whole_job_is_measured() -> None:
     if Path("/proc/self/clear_refs").exists():
         assert found["driver_bytes"] >= 0
         assert found["task_bytes"] >= 0
-    with pytest.raises(ValueError, match="largest 20: from 0 to all faces"):
-        bench_prune(10, largest=20)
+    with pytest.raises(ValueError, match="largest 20: from 0 to the number"):
+        bench_prune(PruneBench(faces=10, largest=20))
 
 
 def test_other_methods_and_guards(faces: Any, tmp_path: Path) -> None:

@@ -293,4 +293,4 @@ def test_real_faces_from_two_directories_to_an_evaluated_model(faces, tmp_path, 
     given = {"evaluate.model": str(tmp_path / "run"), "evaluate.out": str(tmp_path / "out")}
     loaded = evaluate(configs.with_overrides(config, given))
     # The run evaluates under its own precision, the verb in float32.
-    assert loaded["accuracy_mean"] == pytest.approx(result["accuracy_mean"], abs=0.01)
+    assert loaded.figures["accuracy_mean"] == pytest.approx(result["accuracy_mean"], abs=0.01)

@@ -264,7 +264,9 @@ def test_deliver_with_masked_credentials_takes_them_from_the_environment(tmp_pat
     for other in (None, "http://me:secret@another:9"):
         if other:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
-        with pytest.raises(ValueError, match=r"its password is not kept: give it again, or .* in MLFLOW_TRACKING_URI"):
+        with pytest.raises(
+            ValueError, match=r"its password is not stored: give it again, or .* in MLFLOW_TRACKING_URI"
+        ):
             deliver(tmp_path, 0.1)
         with pytest.raises(ValueError, match=r"^tracking.uri: http://\*\*\*@127.0.0.1:9: its password is not kept"):
             tracking_uri(TrackingConfig(uri=shown), tmp_path)

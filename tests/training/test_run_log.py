@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rayface.progress import phase
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import RECOVERY, read_records
 from rayface.training.checkpointing.writer import WriteTiming
@@ -38,6 +39,20 @@ def test_run_log_of_rank_0_writes_journal_and_faults_log(tmp_path):
     }
     tags = [record["values"] for record, _ in read_records(journal, 0) if record["kind"] == "tags"]
     assert tags == [{RECOVERY: "worker 1 died: workers were restarted"}]
+
+
+def test_run_log_of_rank_0_records_the_phases_of_its_process(tmp_path):
+    for rank in (0, 1):
+        log = log_of(tmp_path / str(rank), rank)
+        with log.phases(), phase("validate", rows=8):
+            pass
+        log.close()
+    (journal,) = tmp_path.rglob("rank*.jsonl")
+    records = [record for record, _ in read_records(journal, 0)]
+    assert [(record["name"], record["event"], record["rows"]) for record in records] == [
+        ("validate", "start", 8),
+        ("validate", "end", 8),
+    ]
 
 
 def test_run_log_of_another_rank_writes_nothing(tmp_path):

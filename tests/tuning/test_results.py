@@ -36,7 +36,7 @@ def left(tmp_path_factory):
     """The folder of a sweep that has ended, its result, its study."""
     folder = tmp_path_factory.mktemp("sweep")
     spec, base, study = searched_study("fastface.yaml")
-    return folder, write_results(spec, base, folder, study, seconds=5.0), study
+    return folder, write_results(spec, base, folder, study, seconds=5.0).as_dict(), study
 
 
 def test_results_of_a_sweep_are_a_page_pictures_and_the_best_config(left):
@@ -73,7 +73,7 @@ def test_page_in_a_browser_draws_every_figure(left, browser):
 
 def test_results_with_several_objectives_and_a_prune_stage_name_the_front_and_the_core_set(tmp_path):
     spec, base, study = searched_study("face_nms.yaml", "prune.embeddings=emb")
-    result = write_results(spec, base, tmp_path, study, seconds=5.0)
+    result = write_results(spec, base, tmp_path, study, seconds=5.0).as_dict()
     assert set(result["best"]) == {"trial", "accuracy_mean", "seconds", "params"}
     best = tmp_path / "trials" / f"{result['best']['trial']:04d}_core_set"
     assert configs.load(file=tmp_path / "best.yaml").data.train == (str(best),)
@@ -88,6 +88,6 @@ def test_results_of_no_or_one_trial_are_written(tmp_path, trials):
         trial = study.ask()
         suggest(spec.search, trial)
         study.tell(trial, 0.5)
-    result = write_results(spec, base, tmp_path, study, seconds=1.0)
+    result = write_results(spec, base, tmp_path, study, seconds=1.0).as_dict()
     assert ("best" in result) == bool(trials)
     assert (tmp_path / "best.yaml").exists() == bool(trials)

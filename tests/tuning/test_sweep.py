@@ -6,6 +6,7 @@ from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking import Journal, shared_tracking
 from rayface.tuning import sweep
+from rayface.tuning.results import SweepResult
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Spec, SweepConfig
 from rayface.tuning.study import open_study
@@ -23,7 +24,16 @@ def ended(tmp_path, monkeypatch):
 
     def counts(study):
         states = [trial.state.name for trial in study.get_trials()]
-        return {"fail": states.count("FAIL"), "trials": len(states) - states.count("RUNNING")}
+        return SweepResult(
+            sweep=str(tmp_path),
+            report="",
+            trials=len(states) - states.count("RUNNING"),
+            complete=states.count("COMPLETE"),
+            pruned=0,
+            fail=states.count("FAIL"),
+            seconds=1.0,
+            best=None,
+        )
 
     def run(*endings, trials=4):
         spec = Spec(search={"optim.lr": Parameter(low=0.1, high=0.2)}, sweep=SweepConfig(trials=trials))
@@ -66,7 +76,7 @@ def test_finish_of_a_sweep_without_a_result_raises_the_first_reason(ended, endin
 
 
 def test_finish_of_a_sweep_with_a_result_returns_it(ended):
-    assert ended(DISK, DONE)["fail"] == 1
+    assert ended(DISK, DONE).fail == 1
 
 
 def test_finish_of_a_resumed_sweep_whose_first_trials_fail_alike_raises_beside_earlier_results(ended):

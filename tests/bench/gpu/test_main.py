@@ -45,7 +45,7 @@ def test_lean_python_when_another_package_is_imported_fails(tmp_path: Path, code
     ("arguments", "words"),
     [
         (["--parts", "a,q"], "--parts: 'q': must be some of a, b"),
-        (["--device", "tpu"], "--device: 'tpu': must be auto, cpu or cuda"),
+        (["--device", "tpu"], "device: 'tpu': must be auto, cpu or cuda"),
         (["--device", "cuda"], "--device: cuda: PyTorch sees no GPU here"),
     ],
 )
