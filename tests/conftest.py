@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,14 @@ def faces() -> Path:
     if not folder.is_dir():
         pytest.skip(f"RAYFACE_FACES: no folder of real faces at {folder}")
     return folder
+
+
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """What runs in the background ignores SIGINT, and so would tests of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -14,14 +14,7 @@ from rayface.tracking.journal import read_records
 from rayface.training.recovery.interrupt import exit_code_of
 
 SIGNALS = [(signal.SIGTERM, Terminated, 143), (signal.SIGINT, KeyboardInterrupt, 130)]
-
-
-@pytest.fixture(autouse=True)
-def foreground(monkeypatch):
-    """Processes in the background ignore SIGINT, and so would these tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("foreground")
 
 
 @pytest.mark.parametrize(("number", "kind", "code"), SIGNALS)

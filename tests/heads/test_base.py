@@ -12,19 +12,15 @@ from torch.nn import functional as F
 from rayface import config as configs
 from rayface.config import Config
 from rayface.data.streaming.batches import Batch
-from rayface.data.streaming.sample_order import SampleOrder
 from rayface.heads import HEADS, CosFace, Head, HeadSettings
 from rayface.plan.memory import host_memory, job_of, memory
 from rayface.training.checkpointing import checkpoint
-from rayface.training.checkpointing.progress import DatasetFacts
-from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.run_directory import RunDirectory
+from tests.training.small_run import SAMPLE_ORDER, training
 
 NUM_CLASSES = 6
-SAMPLE_ORDER = SampleOrder(num_samples=24, batch_size=4)
-FACTS = DatasetFacts(name="drawn", digest="d" * 64, licence="none")
 
 
 class FullSoftmax(Head):
@@ -70,11 +66,6 @@ def _full_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
 def config_of(*overrides: str) -> Config:
     data = ["data.image_size=32", "data.train=unused"]
     return configs.load("debug", None, [*data, "head.name=full_softmax", "train.epochs=2", *overrides])
-
-
-def training(run: Path, config: Config) -> Training:
-    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    return Training(config, RunDirectory(run), world, SAMPLE_ORDER, num_classes=NUM_CLASSES, dataset=FACTS)
 
 
 def batch(step: int) -> Batch:

@@ -25,7 +25,7 @@ def world(rank: int = 0, size: int = 1) -> World:
     return World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
 
 
-def test_a_backbone_starts_from_the_weights_of_a_run(tmp_path: Path) -> None:
+def test_load_start_of_the_weights_of_a_run_loads_them_or_raises(tmp_path: Path) -> None:
     taught, fresh = build_config_backbone(settings()), build_config_backbone(settings())
     save_model(
         tmp_path,
@@ -46,7 +46,7 @@ def test_a_backbone_starts_from_the_weights_of_a_run(tmp_path: Path) -> None:
         load_start(build_config_backbone(other), other)
 
 
-def test_compiled_training_is_plain_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_parallel_of_a_compiled_net_gives_the_gradients_of_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_net = torch.compile
     monkeypatch.setattr(torch, "compile", lambda net: compile_net(net, backend="eager"))  # traced; no C++ is built
     config = settings("backbone.compile=true")
@@ -62,7 +62,7 @@ def test_compiled_training_is_plain_training(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(*gradients)
 
 
-def test_compile_without_a_compiler_or_with_checkpointing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_without_a_compiler_or_with_checkpointing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings("backbone.compile=true")
     net = build_config_backbone(config)
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -152,7 +152,7 @@ def powersgd_of_a_rank(rank: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("work", [gradients_of_a_rank, powersgd_of_a_rank])
-def test_compressed_gradients_are_nearly_the_same_and_alike_on_all_ranks(
+def test_compressed_gradients_of_two_ranks_are_close_and_equal_on_both(
     work: Callable[[int, str], None], tmp_path: Path
 ) -> None:
     mp.spawn(work, (str(tmp_path),), 2)

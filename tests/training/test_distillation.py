@@ -1,4 +1,4 @@
-"""Distillation: the losses against loops, class means, settings that cannot work, a student beside one alone."""
+"""Distillation: the losses against loops, settings that cannot work; and the road of a student beside one alone."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,6 @@ from rayface.data.synth import synthesize
 from rayface.evaluation.pairs import evaluate_pairs, load_pairs
 from rayface.models.forward import embed_images
 from rayface.models.model_files import load_model
-from rayface.training import teacher_cache
 from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distillation import angular_loss, check_distillation, feature_loss
 from rayface.training.distributed import World
@@ -28,7 +27,7 @@ from rayface.training.run_directory import RunDirectory
 SIZE, BATCH = 32, 48
 
 
-def test_losses_are_those_of_the_papers() -> None:
+def test_distillation_losses_of_random_embeddings_equal_the_papers() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
     student.requires_grad_()
@@ -42,7 +41,7 @@ def test_losses_are_those_of_the_papers() -> None:
     assert torch.autograd.gradcheck(lambda s: angular_loss(s, teacher), student)
 
 
-def test_an_unknown_target_counts_nothing_and_gives_no_gradient() -> None:
+def test_distillation_loss_of_an_unknown_target_counts_nothing_and_gives_no_gradient() -> None:
     student = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(3, 4, dtype=torch.float64)
     teacher[1] = torch.nan
@@ -54,14 +53,6 @@ def test_an_unknown_target_counts_nothing_and_gives_no_gradient() -> None:
     assert student.grad[[0, 2]].abs().sum() > 0
 
 
-def test_class_means_are_directions_and_damaged_samples_are_left_out() -> None:
-    samples = np.array([[1, 0], [0, 1], [np.nan, np.nan], [0, -1]], np.float16)
-    out = np.empty((4, 2), np.float16)
-    teacher_cache._mean(samples, np.array([2, 2, 2, 0]), out)
-    np.testing.assert_allclose(out[[2, 0]], [[math.sqrt(0.5)] * 2, [0, -1]], atol=1e-3)
-    assert np.isnan(out[[1, 3]]).all()
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -71,7 +62,7 @@ def test_class_means_are_directions_and_damaged_samples_are_left_out() -> None:
         (["train.teacher=/nowhere"], "/nowhere"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: list[str], message: str) -> None:
+def test_check_distillation_of_settings_that_exclude_each_other_raises(settings: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_distillation(configs.load("debug", None, settings))
 
@@ -83,13 +74,6 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthesize(out / "train", identities=40, images_per_identity=12, seed=1, processes=1, image_size=SIZE)
     synthesize(out / "test", identities=40, images_per_identity=8, seed=2, pairs=1000, processes=1, image_size=SIZE)
     return out
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
@@ -113,8 +97,7 @@ def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
     return run
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_a_student_is_closer_to_its_teacher_and_better_than_alone(people: Path, tmp_path: Path) -> None:
+def test_student_with_a_teacher_is_closer_to_it_and_better_than_alone(people: Path, tmp_path: Path) -> None:
     """And the next generation, which starts from the student, is closer still."""
     teacher = trained(people, tmp_path / "teacher", 10, "backbone.width=0.5")
     student = ("backbone.width=0.25",)

@@ -46,13 +46,6 @@ def batches_to(stop: int, rows: slice = slice(0, 4)):
     return lambda start: batches(start, stop, rows)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def damage(folder: Path) -> None:
     data = folder / "__0_0.distcp"
     content = bytearray(data.read_bytes())
@@ -60,7 +53,7 @@ def damage(folder: Path) -> None:
     data.write_bytes(bytes(content))
 
 
-def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(tmp_path):
+def test_resume_with_a_corrupt_newest_checkpoint_costs_its_steps_and_nothing_else(tmp_path):
     whole, parts = training(tmp_path / "whole"), training(tmp_path / "parts")
     whole.fit(batches_to(12))
     with pytest.raises(RuntimeError, match="the data stream ended at step 8"):
@@ -141,7 +134,7 @@ def test_two_ranks_restarted_from_a_mirrored_state_end_as_if_they_had_never_stop
     assert [step for step, *_ in whole] == [*range(1, 13)]
 
 
-def test_the_best_checkpoint_is_kept_also_over_a_resume(tmp_path, monkeypatch):
+def test_best_checkpoint_over_a_resume_is_kept(tmp_path, monkeypatch):
     accuracies = {0: 0.5, 3: 0.9, 6: 0.7, 9: 0.8, 12: 0.8}
 
     def evaluate(self: Training) -> None:
@@ -164,7 +157,7 @@ def test_the_best_checkpoint_is_kept_also_over_a_resume(tmp_path, monkeypatch):
     assert saved["step_00000012"]["dataset"] == vars(FACTS)
 
 
-def test_a_run_is_done_only_when_its_last_checkpoint_is_on_disk(tmp_path, monkeypatch):
+def test_run_whose_last_checkpoint_cannot_be_written_has_no_outcome(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
@@ -175,7 +168,7 @@ def test_a_run_is_done_only_when_its_last_checkpoint_is_on_disk(tmp_path, monkey
     assert not RunDirectory(run).has_outcome()
 
 
-def test_workers_that_were_replaced_when_all_was_done_leave_it_as_it_is(tmp_path):
+def test_workers_replaced_after_the_last_step_leave_the_outcome_as_it_is(tmp_path):
     run = tmp_path / "run"
     training(run).fit(batches_to(12))
     outcome = RunDirectory(run).read_outcome()
@@ -186,7 +179,7 @@ def test_workers_that_were_replaced_when_all_was_done_leave_it_as_it_is(tmp_path
     assert RunDirectory(run).read_outcome()["steps"] == 18
 
 
-def test_a_loss_that_is_not_finite_waits_for_the_checkpoint_that_is_being_written_and_sets_it_aside(tmp_path):
+def test_non_finite_loss_while_a_checkpoint_is_written_waits_and_sets_it_aside(tmp_path):
     run = tmp_path / "run"
     broken = training(run, "train.checkpoint_every=1")
 

@@ -75,7 +75,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
     return [json.loads((folder / f"answers_{rank}.json").read_text()) for rank in range(SIZE)]
 
 
-def test_ranks_that_fit_together_are_measured(answers):
+def test_preflight_of_matching_ranks_measures_them(answers):
     found = [own["whole"] for own in answers]
     assert all(own[PREFLIGHT].startswith("3 ranks on 3 nodes (cpu), clocks 0.0") for own in found)
     assert all(float(own["preflight.all_reduce_gb_per_second"]) > 0.01 for own in found)
@@ -83,7 +83,7 @@ def test_ranks_that_fit_together_are_measured(answers):
     assert found[0]["left"] == "[]"
 
 
-def test_a_clock_that_is_off_is_a_warning(answers):
+def test_preflight_with_a_clock_that_is_off_warns(answers):
     warning = answers[0]["clock"][PREFLIGHT_WARNINGS]
     assert "the clock of rank 1 on 10.0.0.1 is 5.0 s ahead of that of rank" in warning
     assert "should be under 2 s" in warning
@@ -98,7 +98,7 @@ def test_a_clock_that_is_off_is_a_warning(answers):
         ("does not come", "rank 1 of 3 ranks did not answer within 1 s"),
     ],
 )
-def test_what_does_not_fit_is_one_line_that_names_the_rank_on_every_rank(answers, case, text):
+def test_preflight_with_a_rank_that_does_not_fit_raises_one_line_on_every_rank(answers, case, text):
     for rank, own in enumerate(answers):
         if case == "does not come" and rank == 1:
             continue
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_one_line_that_names_the_rank_on_every_rank(answers
         assert "\n" not in own[case]["error"]
 
 
-def test_a_slow_link_between_nodes_is_a_warning():
+def test_preflight_with_a_slow_link_between_nodes_warns():
     shape = job_of(configs.load("debug", overrides={"train.num_workers": 8}), 20, gpu=False)
     network, computing = preflight._step_parts(shape, bandwidth=0.001, tflops=0.1)
     assert network > computing

@@ -1,4 +1,4 @@
-"""The files and messages of a run."""
+"""The files of a run."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ NAMES = (
 )
 
 
-def test_run_files_are_named_by_no_other_module():
+def test_files_of_a_run_are_named_by_no_other_module():
     root = Path(rayface.__file__).parent
     joined = re.compile(rf'(?:/ |= |\()f?"(?:{NAMES})"')
     found = {str(path.relative_to(root)) for path in root.rglob("*.py") if joined.search(path.read_text())}
@@ -44,51 +44,12 @@ def test_directory_of_a_finished_run_has_result_and_model(tmp_path):
     assert not (run.has_result())
 
 
-def test_read_config_of_another_folder_is_refused_in_one_line(tmp_path):
+def test_read_config_of_another_folder_raises_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"is not a run directory \(no config.yaml\): name one that was trained in$"):
         RunDirectory(tmp_path).read_config()
 
 
-def test_stop_and_drain_are_separate_requests(tmp_path):
-    run = RunDirectory(tmp_path)
-    assert not (run.stop_requested())
-    assert not (run.drain_requested())
-    assert not (run.clear_drain_request())
-    run.request_drain()
-    assert run.drain_requested()
-    assert not run.stop_requested()
-    run.request_stop()
-    assert run.clear_drain_request()
-    assert not run.clear_drain_request()
-    assert run.stop_requested()
-    run.clear_stop_request()
-    assert not run.stop_requested()
-    with pytest.raises(FileNotFoundError):
-        RunDirectory(tmp_path / "gone").request_stop()
-
-
-def test_restarts_are_counted_per_driver(tmp_path):
-    run = RunDirectory(tmp_path)
-    assert run.restarts() == []
-    run.add_restart("worker 1 died")
-    run.add_restart("worker 0 died")
-    run.request_drain()
-    assert run.restarts() == ["worker 1 died", "worker 0 died"]
-    run.clear_restarts()
-    assert run.restarts() == []
-    assert not run.drain_requested()
-
-
-def test_hang_keeps_the_first_report_and_is_taken_once(tmp_path):
-    run = RunDirectory(tmp_path)
-    assert run.take_hang() is None
-    run.record_hang("worker 1 hangs")
-    run.record_hang("worker 0 hangs")
-    assert run.take_hang() == "worker 1 hangs"
-    assert run.take_hang() is None
-
-
-def test_faults_are_appended_to_the_list_of_the_start(tmp_path):
+def test_faults_added_later_are_appended(tmp_path):
     run = RunDirectory(tmp_path)
     run.write_faults(["a"])
     run.add_faults(["b", "c"])

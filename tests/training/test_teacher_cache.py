@@ -1,11 +1,13 @@
 """A teacher's embeddings of the training data, as arrays in the order of the dataset."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rayface.storage import DataError
+from rayface.training import teacher_cache
 from rayface.training.teacher_cache import BY_CLASS, BY_SAMPLE, _mean, _order, by_class, by_sample
 from tests.keyed_dataset import embed_keyed, keyed_dataset
 
@@ -37,3 +39,11 @@ def test_cache_of_another_length_is_refused_in_one_line(tmp_path: Path, name: st
     with pytest.raises(DataError, match=r"^train.teacher_cache: .* has 5 rows, the data 6: delete the file") as caught:
         read(tmp_path, 6)  # type: ignore[operator]
     assert "\n" not in str(caught.value)
+
+
+def test_mean_of_classes_in_any_order_gives_directions() -> None:
+    samples = np.array([[1, 0], [0, 1], [np.nan, np.nan], [0, -1]], np.float16)
+    out = np.empty((4, 2), np.float16)
+    teacher_cache._mean(samples, np.array([2, 2, 2, 0]), out)
+    np.testing.assert_allclose(out[[2, 0]], [[math.sqrt(0.5)] * 2, [0, -1]], atol=1e-3)
+    assert np.isnan(out[[1, 3]]).all()

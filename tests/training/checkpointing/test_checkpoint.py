@@ -37,14 +37,14 @@ def save_and_load_all(rank: int, world_size: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def test_loads_on_any_number_of_ranks(tmp_path):
+def test_checkpoint_of_any_number_of_ranks_loads_on_any_other(tmp_path):
     for world_size in (3, 2):
         mp.spawn(save_and_load_all, (world_size, str(tmp_path)), world_size)
     save_and_load_all(0, 1, str(tmp_path))
     assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000001", "step_00000002", "step_00000003"]
 
 
-def test_keeps_the_newest_and_ignores_what_is_not_whole(tmp_path):
+def test_checkpoints_beyond_keep_are_deleted_and_unfinished_ones_ignored(tmp_path):
     for step in (5, 10, 15):
         checkpoint.save(tmp_path, {"w": torch.ones(2)}, Progress(step=step), keep=2)
     (tmp_path / "checkpoints" / "step_00000020").mkdir()
@@ -61,7 +61,7 @@ def names(run: Path) -> list[str]:
     return [p.name.removeprefix("step_000000") for p in checkpoint.all_in(run)]
 
 
-def test_keeps_the_best_beside_the_newest(tmp_path):
+def test_checkpoints_beyond_keep_are_deleted_but_for_the_best(tmp_path):
     for step, accuracy in ((10, 0.5), (20, 0.8), (30, 0.8), (40, None), (50, 0.7)):
         save_small(tmp_path, step, accuracy=accuracy)
     assert names(tmp_path) == ["20", "40", "50"]
@@ -70,7 +70,7 @@ def test_keeps_the_best_beside_the_newest(tmp_path):
     assert names(tmp_path) == ["60"]
 
 
-def test_what_a_killed_run_left_is_removed_and_a_write_is_whole(tmp_path):
+def test_save_after_a_killed_run_removes_its_leftovers_and_is_valid(tmp_path):
     (tmp_path / "checkpoints" / ".step_00000025.tmp").mkdir(parents=True)
     save_small(tmp_path, 30)
     (folder,) = (tmp_path / "checkpoints").iterdir()
@@ -79,7 +79,7 @@ def test_what_a_killed_run_left_is_removed_and_a_write_is_whole(tmp_path):
     assert {*digests, "digests.json"} == {p.name for p in folder.iterdir()}
 
 
-def test_a_damaged_newest_one_is_put_aside_for_the_one_before(tmp_path, caplog):
+def test_newest_valid_with_corrupt_checkpoints_sets_them_aside_for_the_one_before(tmp_path, caplog):
     for step in (10, 20, 30):
         save_small(tmp_path, step, keep=3)
     for step in (20, 30):
@@ -95,7 +95,7 @@ def test_a_damaged_newest_one_is_put_aside_for_the_one_before(tmp_path, caplog):
     assert names(tmp_path) == ["15"]
 
 
-def test_none_whole_is_one_clear_error_and_leaves_all_as_it_is(tmp_path):
+def test_newest_valid_without_a_valid_checkpoint_raises_one_line_and_changes_nothing(tmp_path):
     assert checkpoint.newest_valid(tmp_path) == (None, [])
     for step in (10, 20):
         save_small(tmp_path, step)

@@ -18,7 +18,7 @@ def matrix(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_rows_that_change_between_blocks(matrix, monkeypatch, seed):
+def test_row_copy_of_rows_that_change_between_blocks_holds_the_old_ones(matrix, monkeypatch, seed):
     draw = torch.Generator().manual_seed(seed)
     before, copy = matrix.clone(), torch.full_like(matrix, torch.nan)
     copying = RowCopy(matrix, copy)
@@ -35,7 +35,7 @@ def test_rows_that_change_between_blocks(matrix, monkeypatch, seed):
     assert not torch.equal(matrix, before)
 
 
-def test_rows_that_change_in_another_thread(matrix):
+def test_row_copy_of_rows_that_change_in_another_thread_holds_the_old_ones(matrix):
     before, copy, copying = matrix.clone(), torch.full_like(matrix, torch.nan), None
     for seed in range(20):
         matrix.copy_(before)
@@ -51,7 +51,7 @@ def test_rows_that_change_in_another_thread(matrix):
         assert torch.equal(copy, before)
 
 
-def test_no_rows_at_all():
+def test_row_copy_without_rows_is_empty():
     copy = torch.zeros(0, 3)
     copying = RowCopy(torch.zeros(0, 3), copy)
     copying.before_change(torch.zeros(0, dtype=torch.int64))

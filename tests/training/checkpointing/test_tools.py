@@ -58,7 +58,7 @@ def damage(folder: Path) -> None:
     (folder / "__0_0.distcp").write_bytes(b"short")
 
 
-def test_show_names_step_config_and_tensors(run):
+def test_show_of_a_valid_checkpoint_names_step_config_and_tensors(run):
     shown = json.loads(invoke("show", run, "--json"))
     assert shown["checkpoint"].endswith("step_00000006")
     assert (shown["step"], shown["total_steps"], shown["accuracy"], shown["whole"]) == (6, 9, 0.75, True)
@@ -70,14 +70,14 @@ def test_show_names_step_config_and_tensors(run):
     assert "tensors," in text
 
 
-def test_show_of_a_damaged_one_says_so(run):
+def test_show_of_a_corrupt_checkpoint_says_so(run):
     damage(checkpoint.folder_of(run, 6))
     shown = checkpoint_tools.show(run)
     assert not shown.as_dict()["whole"]
     assert "has 5 bytes" in shown.table()["fault 1"]
 
 
-def test_verify_names_the_faults_of_every_checkpoint_and_exits_with_1(run):
+def test_verify_with_corrupt_checkpoints_names_their_faults_and_exits_with_1(run):
     assert json.loads(invoke("verify", run, "--json"))["whole"]
     damage(checkpoint.folder_of(run, 3))
     said = invoke("verify", run, code=1)
@@ -88,7 +88,7 @@ def test_verify_names_the_faults_of_every_checkpoint_and_exits_with_1(run):
         checkpoint_tools.verify(run / "nothing")
 
 
-def test_export_gives_the_backbone_as_a_model(run, tmp_path):
+def test_export_of_a_checkpoint_gives_the_backbone_as_a_model(run, tmp_path):
     invoke("export", run, "--out", tmp_path / "model")
     model = load_model(tmp_path / "model")
     torch.manual_seed(1)
@@ -121,7 +121,7 @@ def check_parts(out: Path, ranks: int, wanted: torch.Tensor) -> None:
     assert len(list(out.iterdir())) == ranks
 
 
-def test_reshard_merges_and_splits_what_three_ranks_saved(tmp_path):
+def test_reshard_of_what_three_ranks_saved_merges_and_splits_it(tmp_path):
     mp.spawn(save_shard, (3, str(tmp_path)), 3)
     invoke("reshard", tmp_path, "--out", tmp_path / "one")
     merged = load_file(tmp_path / "one" / "centers.safetensors")["centers"]
@@ -150,13 +150,13 @@ def arcface_files(folder: Path, world_size: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tensor", "weight", "only"])
-def test_reshard_reads_the_files_of_arcface_torch(tmp_path, kind):
+def test_reshard_from_arcface_torch_reads_its_files(tmp_path, kind):
     arcface_files(tmp_path / "arcface", 3, kind)
     invoke("reshard", tmp_path / "arcface", "--from-arcface", "--ranks", 2, "--out", tmp_path / "out")
     check_parts(tmp_path / "out", 2, FULL)
 
 
-def test_arcface_files_that_do_not_fit_together_are_refused(tmp_path):
+def test_arcface_centers_of_files_that_do_not_fit_together_raise(tmp_path):
     class Code:
         def __reduce__(self):
             return os.system, ("true",)

@@ -42,7 +42,7 @@ def loaded(run: Path, step: int, size: int) -> torch.Tensor:
     return tensor
 
 
-def test_training_goes_on_before_anything_is_written_and_cannot_change_it(tmp_path, held):
+def test_save_returns_before_the_write_and_later_changes_are_not_in_it(tmp_path, held):
     writer = CheckpointWriter(tmp_path, keep=2)
     weight, progress = torch.ones(3), Progress(step=1, schedule={"seen": [1]})
     writer.save({"w": weight}, progress)
@@ -57,7 +57,7 @@ def test_training_goes_on_before_anything_is_written_and_cannot_change_it(tmp_pa
     assert saved["schedule"] == {"seen": [1]}
 
 
-def test_rows_may_change_while_others_are_copied(tmp_path, monkeypatch):
+def test_rows_changed_while_others_are_copied_are_saved_as_they_were(tmp_path, monkeypatch):
     """The thread may not copy before training has gone on."""
     may_copy = threading.Event()
     run = RowCopy.run
@@ -77,7 +77,7 @@ def test_rows_may_change_while_others_are_copied(tmp_path, monkeypatch):
     assert torch.equal(got, FULL)
 
 
-def test_one_write_at_a_time_into_the_same_memory(tmp_path, held):
+def test_save_during_a_write_waits_and_reuses_its_memory(tmp_path, held):
     writer, order = CheckpointWriter(tmp_path, keep=5), []
     weight = torch.ones(3)
     writer.reserve({"w": weight})
@@ -105,7 +105,7 @@ def test_one_write_at_a_time_into_the_same_memory(tmp_path, held):
     assert loaded(tmp_path, 3, 5).tolist() == [1] * 5
 
 
-def test_an_error_comes_back_once_as_one_line_and_the_next_write_works(tmp_path, monkeypatch):
+def test_write_that_fails_raises_once_in_one_line_and_the_next_works(tmp_path, monkeypatch):
     writer = CheckpointWriter(tmp_path, keep=2)
     writer.save({"w": torch.ones(3)}, Progress(step=1))
     writer.wait()
@@ -122,7 +122,7 @@ def test_an_error_comes_back_once_as_one_line_and_the_next_write_works(tmp_path,
     assert loaded(tmp_path, 3, 3).tolist() == [1] * 3
 
 
-def test_what_nobody_foresaw_is_one_line_too(tmp_path, monkeypatch):
+def test_write_with_an_unforeseen_error_raises_one_line(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("Connection closed\nby peer")
 
@@ -189,7 +189,7 @@ def fail_on_the_last_rank(rank: int, world_size: int, writer: CheckpointWriter) 
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_beside_the_collectives_of_training(tmp_path, world_size):
+def test_writes_beside_the_collectives_of_training_are_valid(tmp_path, world_size):
     mp.spawn(train_and_save, (world_size, str(tmp_path)), world_size)
     names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
     assert names == {"step_00000030", "damaged_step_00000040"}

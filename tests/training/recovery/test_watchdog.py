@@ -1,23 +1,16 @@
-"""Who hangs: the worker that is behind the others; and that all of them end."""
+"""The watchdog finds the worker that is behind, and ends all of them."""
 
 import struct
 import time
-import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from rayface import config as configs
-from rayface.evaluation import verification
-from rayface.evaluation.pairs import PairSet, PairsProtocol
-from rayface.training.distributed import World
 from rayface.training.recovery.watchdog import PHASES, Watchdog, furthest_behind
 from rayface.training.run_directory import RunDirectory
-from rayface.training.validation import Evaluation
 
 
 @pytest.mark.parametrize(
@@ -86,25 +79,6 @@ def test_watchdog_of_a_slow_worker_with_progress_does_not_fire(tmp_path):
         written[0] += 1  # a file grows
         assert watchdog.standstill(time.monotonic() + later) == 0
     assert watchdog.standstill(time.monotonic() + 44) > 10
-
-
-def test_evaluation_while_it_scores_pairs_reports_progress(tmp_path, monkeypatch):
-    monkeypatch.setattr(verification, "_BLOCK", 20)
-    said: list[str] = []
-    spy = types.SimpleNamespace(at=lambda phase, step: said.append(phase), alive=lambda: said.append("alive"))
-    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    evaluation = Evaluation(configs.load("debug"), RunDirectory(tmp_path), world, bf16=False)
-    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-    pairs = {
-        "a": np.arange(50) % 6,
-        "b": np.arange(50) % 5,
-        "is_same": np.arange(50) % 2 == 0,
-        "fold": np.arange(50) % 10,
-    }
-    evaluation._protocol = PairsProtocol(PairSet(name="drawn", images=images, **pairs), "drawn.csv")
-    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
-    assert evaluation.run(backbone, 5, spy) is not None
-    assert said == ["evaluate", "alive", "score", "alive", "alive", "alive"]
 
 
 def train_and_hang(rank: int, folder: str) -> None:

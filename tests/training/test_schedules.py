@@ -46,7 +46,7 @@ def test_schedule_with_a_step_left_out_counts_the_step_and_not_its_loss(name, op
     assert (got[:50] + got[51:] if follows_the_loss else got[:120]) == whole
 
 
-def test_load_state_dict_of_another_schedule_is_refused():
+def test_load_state_dict_of_another_schedule_raises():
     ours = build("fastface", sgd(), 10)
     for name, options in STATES:
         if name != "fastface" or options.get("detector"):

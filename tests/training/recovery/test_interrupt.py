@@ -1,0 +1,89 @@
+"""Ctrl-C while a run is at work: a stop is requested, and its workers have a grace time."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rayface.interrupts import Terminated
+from rayface.training.recovery import interrupt
+from rayface.training.recovery.interrupt import TrainingInterruptedError, exit_code_of, run_interruptibly
+from rayface.training.run_directory import RunDirectory
+
+pytestmark = pytest.mark.usefixtures("foreground")
+
+
+def test_exit_code_of_interrupts_tells_them_apart() -> None:
+    assert [exit_code_of(error) for error in (KeyboardInterrupt(), Terminated())] == [130, 143]
+    assert exit_code_of(TrainingInterruptedError("interrupted", Terminated())) == 143
+
+
+def test_run_that_ends_by_itself_clears_an_old_request_to_stop(tmp_path: Path) -> None:
+    run, seen = RunDirectory(tmp_path), []
+    run.request_stop()
+    run_interruptibly(lambda: seen.append(run.stop_requested()), run, 1.0)
+    assert seen == [False]
+
+
+def test_run_that_fails_raises_its_error(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("head.scale: 0")
+
+    with pytest.raises(ValueError, match=r"^head\.scale: 0$"):
+        run_interruptibly(fail, RunDirectory(tmp_path), 1.0)
+
+
+WAITING = threading.Event()  # the main thread has begun to wait for the work
+
+
+class WaitedFor(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        WAITING.set()
+        return super().wait(timeout)
+
+
+@pytest.fixture(autouse=True)
+def waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    WAITING.clear()
+    monkeypatch.setattr(interrupt, "threading", SimpleNamespace(Event=WaitedFor, Thread=threading.Thread))
+
+
+def interrupted_work(run: RunDirectory, then: Callable[[], object] = lambda: None) -> Callable[[], None]:
+    """Work that is interrupted, waits for the request to stop, and ends."""
+
+    def work() -> None:
+        assert WAITING.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+        waiting = threading.Event()
+        for _ in range(3000):
+            if run.stop_requested():
+                break
+            waiting.wait(0.01)
+        assert run.stop_requested()
+        then()
+
+    return work
+
+
+def test_run_that_is_interrupted_is_asked_to_stop_and_raises(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(interrupted_work(run), run, 30.0)
+    assert not run.stop_requested()
+
+
+def test_run_that_finishes_in_spite_of_an_interrupt_does_not_raise(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run_interruptibly(interrupted_work(run, lambda: run.write_outcome({"steps": 3})), run, 30.0)
+    assert run.has_outcome()
+
+
+def test_run_that_does_not_end_in_its_grace_time_is_left(tmp_path: Path) -> None:
+    run, end = RunDirectory(tmp_path), threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(interrupted_work(run, end.wait), run, 0.05)
+    end.set()

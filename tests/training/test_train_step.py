@@ -1,0 +1,129 @@
+"""One training step: micro batches, augmentation by step, losses and gradients that are not finite."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rayface.training.loop import Training
+from rayface.training.recovery.rollback import NotFiniteError
+from tests.training.plain_training import batches_for, losses, same, state_of, training
+
+
+def test_micro_batches_of_a_step_equal_the_whole_batch(tmp_path):
+    whole, pieces = training(tmp_path / "a"), training(tmp_path / "b", "train.max_batch_per_worker=5")
+    whole.fit(batches_for(whole))
+    pieces.fit(batches_for(pieces))
+    a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert [a[s] for s in a] == pytest.approx([b[s] for s in a], rel=1e-4)
+    assert torch.allclose(whole.head.centers, pieces.head.centers, atol=1e-5)
+
+
+def test_rescale_lr_steps_per_piece_at_its_share_of_the_rate(tmp_path):
+    """With weights that hardly move, so many small steps are one large one."""
+    options = ["optim.lr=1e-6", "optim.momentum=0", "optim.clip_norm=null", "optim.weight_decay=0"]
+    pieces = [*options, "train.max_batch_per_worker=4", "train.resize=rescale_lr"]
+    whole, parts = training(tmp_path / "a", *options), training(tmp_path / "b", *pieces)
+    before = whole.backbone[2].weight.clone()
+    for net in (whole, parts):
+        with pytest.raises(RuntimeError, match="the data stream ended at step 1"):
+            net.fit(batches_for(net, stop=1))
+    moved, also = (net.backbone[2].weight.double() - before for net in (whole, parts))
+    assert moved.norm() > 0
+    assert (moved - also).norm() < 0.05 * moved.norm()
+
+
+def one_step(net: Training, step: int = 0) -> float:
+    return net.train_step.run(next(batches_for(net)(step)), 1.0)
+
+
+def copied(net: Training) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in state_of(net).items()}
+
+
+def test_build_trained_of_one_seed_is_equal_and_of_another_is_not(tmp_path):
+    first, same_seed, other = (training(tmp_path, f"train.seed={seed}") for seed in (0, 0, 1))
+    assert same(first, same_seed)
+    assert not same(first, other)
+
+
+def test_run_of_a_step_returns_the_loss_before_the_update_and_moves_all(tmp_path):
+    net = training(tmp_path)
+    before = copied(net)
+    images, labels = net.train_step.prepare(next(batches_for(net)(0)))
+    with torch.no_grad():
+        wanted = net.head.loss(net.backbone(images), labels).item()
+    assert one_step(net) == pytest.approx(wanted, rel=1e-5)
+    assert all(not torch.equal(value, before[name]) for name, value in state_of(net).items())
+    assert all(parameter.grad is None for parameter in net.backbone.parameters())
+
+
+def test_run_with_a_rate_factor_of_0_moves_nothing(tmp_path):
+    net = training(tmp_path)
+    before = copied(net)
+    net.train_step.run(next(batches_for(net)(0)), 0.0)
+    assert all(torch.equal(value, before[name]) for name, value in state_of(net).items())
+    assert net.optimizer.param_groups[0]["lr"] > 0
+
+
+def test_prepare_of_a_step_depends_on_seed_and_step_alone(tmp_path):
+    net, again, other = training(tmp_path), training(tmp_path), training(tmp_path, "train.seed=1")
+    batch = next(batches_for(net)(3))
+    torch.rand(7)  # other code that draws
+    images = net.train_step.prepare(batch)[0]
+    assert torch.equal(again.train_step.prepare(batch)[0], images)
+    assert not torch.equal(other.train_step.prepare(batch)[0], images)
+    assert not torch.equal(net.train_step.prepare(replace(batch, step=4))[0], images)
+
+
+def test_run_with_embeddings_that_are_not_finite_raises_before_any_weight_moves(tmp_path):
+    net = training(tmp_path)
+    before = copied(net)
+    with pytest.raises(NotFiniteError, match=r"^step 2: .*NaN") as caught:
+        net.train_step.run(next(batches_for(net, poisoned=(2,))(2)), 1.0)
+    assert (caught.value.step, caught.value.bad_from) == (2, 2)
+    assert all(torch.equal(value, before[name]) for name, value in state_of(net).items())
+
+
+def test_run_with_a_gradient_that_is_not_finite_raises_before_any_weight_moves(tmp_path):
+    """The loss was finite, so a checkpoint of this step is good."""
+    net = training(tmp_path)
+    before = copied(net)
+    net.backbone[2].weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(NotFiniteError, match="the gradient of step 2 is not finite") as caught:
+        one_step(net, 2)
+    assert (caught.value.step, caught.value.bad_from) == (2, 3)
+    assert all(torch.equal(value, before[name]) for name, value in state_of(net).items())
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["head.sample_rate=0.5"], "some"),
+        (["head.sample_rate=0.5", "head.center_update=dense"], "all"),
+        (["head.sample_rate=0.5", "train.max_batch_per_worker=5"], "all"),
+        (["head.sample_rate=0.5", "train.max_batch_per_worker=5", "train.resize=rescale_lr"], "some"),
+        ([], "all"),
+    ],
+)
+def test_rows_about_to_change_are_named_to_the_checkpoint_before_they_do(tmp_path, options, rows):
+    net = training(tmp_path, "head.sample_rate=1", *options)
+    before, told = net.head.centers.clone(), []
+
+    def told_first(which: torch.Tensor | None) -> None:
+        assert told or torch.equal(net.head.centers, before)
+        told.append("all" if which is None else "some")
+
+    net.train_step.before_update = [told_first]
+    one_step(net)
+    assert set(told) == {rows}
+    assert not torch.equal(net.head.centers, before)
+
+
+def test_run_in_micro_batches_tells_the_watchdog_each_phase_of_each(tmp_path):
+    net, places = training(tmp_path, "train.max_batch_per_worker=6"), []
+    net.train_step.watchdog = SimpleNamespace(at=lambda phase, step, piece=0: places.append((phase, step, piece)))
+    one_step(net, 4)
+    pieces = [(phase, 4, piece) for piece in (0, 1) for phase in ("forward", "loss", "backward")]
+    assert places == [*pieces, ("update", 4, 1)]

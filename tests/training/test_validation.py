@@ -1,0 +1,95 @@
+"""Validation during training: figures on rank 0, progress while it scores."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from rayface import config as configs
+from rayface.evaluation import verification
+from rayface.evaluation.pairs import PairSet, PairsProtocol
+from rayface.training import validation
+from rayface.training.distributed import World
+from rayface.training.run_directory import RunDirectory
+from rayface.training.validation import Evaluation
+
+
+@pytest.fixture
+def phases():
+    """What the watchdog was told: phases, and signs of life."""
+    return []
+
+
+@pytest.fixture
+def watchdog(phases):
+    return types.SimpleNamespace(at=lambda phase, step: phases.append(phase), alive=lambda: phases.append("alive"))
+
+
+def backbone() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+
+
+def evaluation(run, rank: int = 0, size: int = 1) -> Evaluation:
+    """Evaluation on fifty drawn pairs of six images."""
+    world = World(rank=rank, size=size, local_size=size, device=torch.device("cpu"))
+    made = Evaluation(configs.load("debug"), RunDirectory(run), world, bf16=False)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    pairs = {
+        "a": np.arange(50) % 6,
+        "b": np.arange(50) % 5,
+        "is_same": np.arange(50) % 2 == 0,
+        "fold": np.arange(50) % 10,
+    }
+    made._protocol = PairsProtocol(PairSet(name="drawn", images=images, **pairs), "drawn.csv")
+    return made
+
+
+def test_validation_while_it_scores_pairs_reports_progress(tmp_path, monkeypatch, watchdog, phases):
+    monkeypatch.setattr(verification, "_BLOCK", 20)
+    assert evaluation(tmp_path).run(backbone(), 5, watchdog) is not None
+    assert phases == ["evaluate", "alive", "score", "alive", "alive", "alive"]
+
+
+def test_validation_on_rank_0_returns_the_main_figure_and_writes_all_of_them(tmp_path, watchdog):
+    made = evaluation(tmp_path)
+    accuracy = made.run(backbone(), 5, watchdog)
+    assert made.result["accuracy_mean"] == accuracy
+    written = RunDirectory(tmp_path).read_evaluation()
+    assert (written["step"], written["accuracy_mean"]) == (5, accuracy)
+    assert "roc" in written
+
+
+def test_validation_on_another_rank_embeds_its_share_and_returns_nothing(tmp_path, monkeypatch, watchdog, phases):
+    given = {}
+
+    def gather(rows: torch.Tensor, counts: list[int], world: World) -> torch.Tensor:
+        given.update(rows=len(rows), counts=counts)
+        return rows
+
+    monkeypatch.setattr(validation, "gather_rows", gather)
+    monkeypatch.setattr(validation, "average_buffers", lambda *args: None)
+    made = evaluation(tmp_path, rank=1, size=4)
+    assert made.run(backbone(), 5, watchdog) is None
+    assert given == {"rows": 2, "counts": [1, 2, 1, 2]}
+    assert phases[-1] == "checkpoint"
+    assert made.result == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validation_without_a_protocol_does_nothing(tmp_path, watchdog, phases):
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    assert (
+        Evaluation(configs.load("debug"), RunDirectory(tmp_path), world, bf16=False).run(backbone(), 5, watchdog)
+        is None
+    )
+    assert phases == []
+
+
+def test_validation_of_pairs_without_their_data_raises_one_line(tmp_path):
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    config = configs.load("debug", overrides=["evaluate.pairs=pairs.csv"])
+    with pytest.raises(ValueError, match=r"^evaluate\.pairs: needs evaluate\.data") as caught:
+        Evaluation(config, RunDirectory(tmp_path), world, bf16=False)
+    assert "\n" not in str(caught.value)
