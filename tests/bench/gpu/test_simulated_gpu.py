@@ -1,0 +1,74 @@
+"""Code for a GPU puts its tensors where they belong: seen without one, on a simulated GPU."""
+
+import pytest
+import torch
+
+from rayface.bench.gpu import parity_heads
+from rayface.bench.gpu.case import Case, Kit
+from rayface.bench.gpu.curation import same_pairs
+from rayface.bench.gpu.head_roads import ROADS
+from rayface.bench.gpu.head_step import MINI, _batches, _step
+from rayface.data.images import augment
+from rayface.heads import CosFace, HeadSettings
+from tests.bench.gpu.simulated_gpu import OnGpu, simulated_gpu
+
+CASES = [case for case in parity_heads.cases(Kit(device="cuda", mini=True)) if "fused" not in case.name]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_parity_of_a_head_on_a_simulated_gpu_passes(case: Case) -> None:
+    with simulated_gpu() as gpu:
+        found = case.run()
+    assert found.passed
+    assert gpu.waits.total() > 0
+
+
+@pytest.mark.parametrize("road", [road for road in ROADS if not road.only_cuda], ids=lambda road: road.name)
+def test_step_of_a_road_on_a_simulated_gpu_draws_its_rows_there(road) -> None:
+    settings = HeadSettings(
+        embedding_size=MINI.embedding_size,
+        num_classes=MINI.num_classes,
+        margin=CosFace(),
+        sample_rate=0.2,
+        compute_dtype="bf16",
+        device="cuda",
+    )
+    with simulated_gpu():
+        head, batches = road.build(settings), _batches(MINI, "cuda")
+        for _ in range(2):
+            _step(head, next(batches))
+        embeddings, labels = next(batches)
+        leaf = embeddings.detach().requires_grad_()
+        head.loss(leaf, labels).backward()
+        rows, centers = head.last_rows(), head.state()["centers"]
+    assert isinstance(centers, OnGpu) != (road.name == "partial_fc, host memory")
+    if road.name != "straightforward":
+        assert isinstance(rows, OnGpu)
+        assert len(rows) == int(0.2 * MINI.num_classes)
+
+
+def test_pairs_and_augmentation_on_a_simulated_gpu_are_those_of_the_cpu() -> None:
+    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    options = {"flip": True, "shift": 2, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
+    wanted = augment(images, slice(0, 4), 4, torch.Generator().manual_seed(1), **options)
+    with simulated_gpu():
+        found = augment(images.to("cuda"), slice(0, 4), 4, torch.Generator().manual_seed(1), **options)
+        assert isinstance(found, OnGpu)
+        assert torch.equal(found.cpu(), wanted)
+        assert same_pairs(200, "cuda").passed
+
+
+def test_simulated_gpu_refuses_what_a_gpu_refuses() -> None:
+    here = torch.arange(4)
+    with simulated_gpu() as gpu:
+        there = here.to("cuda")
+        assert there.device == torch.device("cuda", 0)
+        with pytest.raises(RuntimeError, match="same device"):
+            there + here
+        with pytest.raises(RuntimeError, match="indices should be on the same device"):
+            here[there]
+        with pytest.raises(TypeError, match=r"Tensor\.cpu"):
+            there.numpy()
+        assert (there + 1).cpu().tolist() == [1, 2, 3, 4]
+        assert torch.equal(there[here], there)
+        assert gpu.waits.total() == 0, "only waits of rayface's heads are counted"
