@@ -1,12 +1,20 @@
 """The command line in this process."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from rayface.cli import _outcome
 
 Call = Callable[..., tuple[int, str, str]]
+
+
+class Result(dict[str, Any]):
+    """A result of the library: a dataclass that says itself as a dict, or that dict."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self)
 
 
 @pytest.fixture

@@ -91,4 +91,6 @@ def test_joint_digest_of_other_parts_modes_or_names_differs() -> None:
         digest("separate", ["ann", "bob"], ["bob", "cy"]),
     ]
     assert len(set(digests)) == 4
+    apart = ["ann", "bob"], ["cy", "di"]
+    assert digest("names", *apart) != digest("separate", *apart)  # of equal label maps
     assert digest(None, ["ann", "bob"]) == digest(None, ["cy", "bob"])  # of one directory, its shards alone

@@ -214,9 +214,9 @@ def test_every_verb_with_several_datasets_joins_as_configured(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(embed, "on_disk", lambda model, option: Path(model))
-    for place in ("embedding.embed.EmbedJob.of", "curate.prune.core_set.check_clean", "stages.proxy._check_same"):
+    for place in ("embedding.embed.EmbedJob.of", "curate.prune.core_set.check_clean", "stages.proxy._job"):
         monkeypatch.setattr(f"rayface.{place}", stop)
-    monkeypatch.setattr(validate, "_order", stop)
+    monkeypatch.setattr(validate, "_sample_order", stop)
     monkeypatch.setattr(core_set, "open_embeddings", lambda path: None)
     a, b = bare(tmp_path / "a", range(30)), bare(tmp_path / "b", range(50))
     overrides = {"data.train": [str(a), str(b)], "train.batch_size": 8}

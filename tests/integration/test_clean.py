@@ -1,4 +1,4 @@
-"""The cleaning job on a real Ray finds in many tasks what `clean` finds in memory, and goes on where it stopped."""
+"""The cleaning job on a real Ray equals `clean` in memory, and resumes."""
 
 import io
 import tarfile

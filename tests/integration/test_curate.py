@@ -1,4 +1,4 @@
-"""embed and prune on a real Ray: nothing lost or repeated, the choice of a plain loop, safe to kill and run again."""
+"""The road embed, prune and train on the core set, on a real Ray: nothing lost or repeated, safe to kill and resume."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def build(settings: dict[str, Any], source: Path, out: Path, **more: Any) -> Pru
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small net that nobody trained."""
+    """A small untrained net."""
     torch.manual_seed(0)
     net = build_backbone("mini", embedding_size=SIZE, image_size=32, width=0.25)
     net(torch.randn(16, 3, 32, 32))
@@ -101,8 +101,8 @@ def read(folder: Path) -> dict[str, tuple[int, np.ndarray]]:
     return found
 
 
-def test_every_image_is_embedded_once_as_the_model_does(embedded: Path, model: Path, drawn: Path) -> None:
-    """One file for each shard; the embedding of image and mirror image, of length 1."""
+def test_embed_of_a_dataset_embeds_every_image_once_as_the_model_does(embedded: Path, model: Path, drawn: Path) -> None:
+    """One file per shard; embeddings of image and mirror image, of length 1."""
     dataset = open_dataset(drawn)
     found = read(embedded)
     assert len(list(embedded.glob("*.parquet"))) == len(dataset.shards) > 1
@@ -118,8 +118,8 @@ def test_every_image_is_embedded_once_as_the_model_does(embedded: Path, model: P
     assert sum(part["num_rows"] for part in manifest["parts"]) == dataset.num_images
 
 
-def test_embedding_goes_on_where_it_stopped_and_with_nothing_else(embedded: Path, model: Path, drawn: Path) -> None:
-    """Finished shards are not done again; another setting, model or dataset is refused."""
+def test_embed_run_again_resumes_and_refuses_another_model_or_dataset(embedded: Path, model: Path, drawn: Path) -> None:
+    """Finished shards are not embedded again; another setting, model or dataset is refused."""
     before = {path: path.read_bytes() for path in embedded.glob("*.parquet")}
     lost = sorted(before)[1]
     lost.unlink()
@@ -134,8 +134,8 @@ def test_embedding_goes_on_where_it_stopped_and_with_nothing_else(embedded: Path
         embed_into(drawn, drawn, model)
 
 
-def test_damaged_samples_are_named_and_counted(model: Path, drawn: Path, tmp_path: Path) -> None:
-    """Up to the share that is allowed; all others are there."""
+def test_embed_of_corrupt_images_names_and_counts_them(model: Path, drawn: Path, tmp_path: Path) -> None:
+    """Up to the allowed share; all other images are embedded."""
     data, out = tmp_path / "data", tmp_path / "emb"
     shutil.copytree(drawn, data)
     dataset = open_dataset(data)
@@ -180,12 +180,12 @@ def put(folder: Path, keys: list[str], labels: np.ndarray, vectors: np.ndarray, 
 
 
 def decided(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """What a core set says of each key, but the score, of which the last digits depend on its neighbours."""
+    """Rows of a core set by key, without the score, whose last digits depend on its neighbours."""
     rows = pq.read_table(folder / "core_set.parquet").to_pylist()
     return {row["key"]: (row["label"], row["kept"], row["suppressed_by"], row["reason"]) for row in rows}
 
 
-def test_the_choice_is_that_of_a_plain_loop_however_the_rows_arrive(faces: Any, tmp_path: Path) -> None:
+def test_prune_of_rows_in_any_order_selects_as_a_plain_loop(faces: Any, tmp_path: Path) -> None:
     """Shuffled or by identity, in one partition or many."""
     keys, labels, vectors = faces
     place = {key: number for number, key in enumerate(keys)}
@@ -216,8 +216,8 @@ def test_the_choice_is_that_of_a_plain_loop_however_the_rows_arrive(faces: Any, 
             assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.6
 
 
-def test_pieces_hold_whole_identities_and_no_more_than_a_block(faces: Any, tmp_path: Path) -> None:
-    """Every row once; a partition is at most a block and the identity that fills it."""
+def test_partitions_of_shuffled_rows_hold_whole_identities_within_a_block(faces: Any, tmp_path: Path) -> None:
+    """Every row is in one partition; a partition is at most a block and the identity that fills it."""
     keys, labels, vectors = faces
     block = 40
     for name, order in (("shuffled", np.arange(len(keys))), ("sorted", np.argsort(labels, kind="stable"))):
@@ -244,10 +244,10 @@ def stop_at(count: int) -> Callable[[int, int | None], None]:
 
 
 @pytest.mark.parametrize("stopped_at", [2, 9, 20])
-def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(
+def test_prune_interrupted_in_any_stage_resumes_to_the_same_bytes(
     faces: Any, tmp_path: Path, stopped_at: int, recorder: Any
 ) -> None:
-    """In any of its stages; a finished one is told again without work, another one refused."""
+    """A finished job returns its result without work; another job is refused."""
     source = put(tmp_path / "emb", *faces)
     settings = settings_of(keep=0.6, block_size=3000)
     build(settings, source, tmp_path / "whole")
@@ -267,7 +267,7 @@ def test_a_job_that_was_stopped_goes_on_to_the_same_bytes(
 
 @pytest.fixture(scope="module")
 def unclean(faces: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
-    """Faces among which there is much to be found, a test set, and settings that drop and merge."""
+    """Images with faults of every kind, a test set, and settings that drop and merge."""
     keys, labels, vectors = faces
     root = tmp_path_factory.mktemp("unclean")
     labels = np.where(labels == np.bincount(labels).argmax(), 1001 + np.arange(len(labels)) % 2, labels)
@@ -286,10 +286,10 @@ def read_all(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "core_set.parquet", *(out / "found").iterdir())}
 
 
-def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
+def test_prune_killed_while_it_cleans_resumes_to_the_same_bytes(
     unclean: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Any
 ) -> None:
-    """In the middle of cleaning it is done again; once done never, for another machine might find something else."""
+    """Cleaning starts over if it was interrupted, and is not repeated once it is finished."""
     source, test, settings = unclean
     whole = build(settings, source, tmp_path / "whole", exclude=test)
     assert all(whole.found[name] for name in ("outliers", "duplicates", "conflicts", "test"))
@@ -317,8 +317,8 @@ def test_a_job_that_was_killed_while_it_cleaned_goes_on_to_the_same_bytes(
     assert read_all(out) == read_all(tmp_path / "whole")
 
 
-def test_an_identity_of_50_000_faces_is_chosen_from_like_any_other(tmp_path: Path) -> None:
-    """In blocks of a fortieth of it; the choice is that of a plain loop over rows of cosines."""
+def test_prune_of_an_identity_of_50_000_images_selects_as_a_plain_loop(tmp_path: Path) -> None:
+    """In blocks of a fortieth of it; the selection equals that of a plain loop over rows of cosines."""
     random = np.random.default_rng(2)
     views = random.standard_normal((200, SIZE))
     large = views[random.integers(200, size=50_000)] + 0.02 * random.standard_normal((50_000, SIZE))
@@ -347,8 +347,8 @@ def test_an_identity_of_50_000_faces_is_chosen_from_like_any_other(tmp_path: Pat
     assert result.counts.faces_out == kept.sum() + sum(row[1] for row in found.values() if row[0] != 7)
 
 
-def test_what_a_killed_writer_left_is_deleted(faces: Any, tmp_path: Path, recorder: Any) -> None:
-    """But nothing of a folder that is somebody else's."""
+def test_prune_after_a_killed_writer_deletes_its_files_alone(faces: Any, tmp_path: Path, recorder: Any) -> None:
+    """Files of other writers stay."""
     source, out = put(tmp_path / "emb", *faces), tmp_path / "out"
     recorder.on_advance = stop_at(1)
     with pytest.raises(KeyboardInterrupt):
@@ -363,8 +363,8 @@ def test_what_a_killed_writer_left_is_deleted(faces: Any, tmp_path: Path, record
     assert (source / ".core_set.parquet.0123abcd.tmp").exists()
 
 
-def test_a_whole_job_is_measured() -> None:
-    """All faces are chosen from, every stage has its seconds, and memory is told where it can be."""
+def test_bench_prune_of_a_whole_job_measures_every_stage() -> None:
+    """All images are selected from, and every stage has its seconds; memory is measured if the system allows it."""
     settings = PruneBench(faces=1500, identities=60, embedding_size=SIZE, block_bytes=8000, largest=300, cpus=2)
     found = bench_prune(settings).as_dict()
     assert (found["identities"], found["embedding_bytes"], found["files"]) == (61, 1500 * SIZE * 2, 1)
@@ -381,8 +381,8 @@ def test_a_whole_job_is_measured() -> None:
         bench_prune(PruneBench(faces=10, largest=20))
 
 
-def test_other_methods_and_guards(faces: Any, tmp_path: Path) -> None:
-    """Random and herding keep the share exactly; no identity falls below min_images; the global part changes ranks."""
+def test_prune_with_other_methods_keeps_the_share_and_min_images(faces: Any, tmp_path: Path) -> None:
+    """Random and herding keep the share exactly; no identity falls below min_images; global_weight changes ranks."""
     keys, labels, _ = faces
     source = put(tmp_path / "emb", *faces)
     for method in ("random", "herding"):
@@ -399,8 +399,8 @@ def test_other_methods_and_guards(faces: Any, tmp_path: Path) -> None:
     assert decided(tmp_path / "plain") != decided(tmp_path / "global")
 
 
-def test_what_is_wrong_is_found_and_dropped_or_merged_before(faces: Any, tmp_path: Path) -> None:
-    """An outlier, an identity under two labels, one of the test set; found only, and dropped where asked."""
+def test_prune_with_cleaning_finds_drops_and_merges_before_it_selects(faces: Any, tmp_path: Path) -> None:
+    """An outlier, an identity under two labels and one of the test set are found, and dropped if asked for."""
     keys, labels, vectors = faces
     random = np.random.default_rng(1)
     largest = np.bincount(labels).argmax()
@@ -430,8 +430,8 @@ def test_what_is_wrong_is_found_and_dropped_or_merged_before(faces: Any, tmp_pat
         build(asked, source, tmp_path / "one")
 
 
-def test_merged_identities_are_one_class_of_the_dataset(embedded: Path, drawn: Path, tmp_path: Path) -> None:
-    """The shards keep the labels that they have; equal files are dropped but one."""
+def test_prune_with_merged_identities_writes_one_class_for_them(embedded: Path, drawn: Path, tmp_path: Path) -> None:
+    """The shards keep their labels; of equal files one stays."""
     look = settings_of(duplicates=-0.99, merge=True, bytes=True, drop=("bytes",))
     result = build(
         settings_of(threshold=1.0, clean=look),
@@ -454,7 +454,9 @@ def test_merged_identities_are_one_class_of_the_dataset(embedded: Path, drawn: P
         (lambda k, v: ([*k[:-1], k[0]], v), "occurs 2 times: keys must be unique"),
     ],
 )
-def test_bad_rows_get_one_line(faces: Any, tmp_path: Path, change: Callable[..., Any], message: str) -> None:
+def test_prune_of_bad_rows_is_refused_in_one_line(
+    faces: Any, tmp_path: Path, change: Callable[..., Any], message: str
+) -> None:
     keys, labels, vectors = faces
     keys, vectors = change(keys, vectors)
     source = put(tmp_path / "emb", keys, labels, vectors.astype(np.float16))
@@ -482,14 +484,16 @@ def test_bad_rows_get_one_line(faces: Any, tmp_path: Path, change: Callable[...,
         (settings_of(keep=0.5, clean=settings_of(drop=("outliers",))), "clean.drop: 'outliers': needs clean.outliers"),
     ],
 )
-def test_bad_settings_get_one_line(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_prune_with_bad_settings_is_refused_in_one_line(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(settings, tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces: Any, tmp_path: Path) -> None:
-    """By reference and as shards; in embeddings of other faces, or with other labels, the key is named."""
+def test_pruned_dataset_by_reference_or_as_shards_holds_the_kept_images(
+    embedded: Path, drawn: Path, faces: Any, tmp_path: Path
+) -> None:
+    """For embeddings of other images, or with other labels, the key is named."""
     for name, write_shards in (("reference", False), ("shards", True)):
         out = tmp_path / name
         result = build(
@@ -527,8 +531,8 @@ def test_a_pruned_dataset_holds_what_is_kept(embedded: Path, drawn: Path, faces:
     assert not (tmp_path / "other").exists()
 
 
-def test_the_whole_road_by_a_proxy(drawn: Path, tmp_path: Path) -> None:
-    """Sample, train, embed, prune, and train on what is left, logged to MLflow; run again it does nothing twice."""
+def test_prune_by_proxy_samples_trains_embeds_and_prunes_once(drawn: Path, tmp_path: Path) -> None:
+    """Sample, train, embed, prune, and train on the core set, logged to MLflow; run again, it repeats nothing."""
     settings = [f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", "train.batch_size=24", "data.window_images=48"]
     out = tmp_path / "core"
 

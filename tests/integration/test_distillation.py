@@ -1,4 +1,4 @@
-"""The teacher's embeddings: made once by the embedding job, found again by sample, refused where they are of others."""
+"""The road of a teacher's cache: embedded once by the embedding job, found by sample, refused for other data."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from rayface.training.teacher_cache import fill_cache
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def test_a_cache_is_made_once_and_gives_every_view_its_image(drawn: Path, tmp_path: Path) -> None:
+def test_teacher_cache_filled_once_gives_every_view_the_target_of_its_image(drawn: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     overrides = [f"data.train={drawn}", "backbone.width=0.25", "backbone.embedding_size=16"]
     net = build_config_backbone(configs.load("debug", None, overrides))

@@ -1,4 +1,4 @@
-"""A whole experiment on a real local Ray: embeddings, core set, two generations of students, scores; and again."""
+"""The road of an experiment on a real local Ray: embeddings, core set, two generations of students; then again."""
 
 import json
 import sys
@@ -56,7 +56,7 @@ def check_embeddings(folder: Path, model: LoadedModel, data: Path) -> None:
     np.testing.assert_allclose([rows[sample.key] for sample in samples], wanted, atol=1e-3)  # kept as float16
 
 
-def test_generations_and_a_core_set_from_one_file(
+def test_run_of_generations_and_a_core_set_from_one_file_ends_with_all_results(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = build_config_backbone(configs.load("debug"))

@@ -1,4 +1,4 @@
-"""Every verb under `ray job submit`, on a head node of this test's own."""
+"""The road of the verbs under `ray job submit`, on a head node of this test's own."""
 
 import contextlib
 import json
@@ -95,7 +95,7 @@ def submit(head: str, working_dir: Path, *arguments: str) -> dict[str, object]:
     return dict(json.loads(lines[-1]))
 
 
-def test_synth_and_train_run_unchanged_as_jobs(head, tmp_path):
+def test_synth_and_train_submitted_as_ray_jobs_run_unchanged(head, tmp_path):
     working_dir = tmp_path / "code"
     shutil.copytree(REPOSITORY / "rayface", working_dir / "rayface", ignore=shutil.ignore_patterns("__pycache__"))
     data, run = tmp_path / "set", tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Who gets back the CPUs of a run whose controller was killed."""
+"""Placement groups of a run whose controller was killed are removed; those of others stay."""
 
 import time
 from typing import Any
@@ -28,7 +28,7 @@ def state_of(group: Any) -> str:
     return str(placement_group_table(group)["state"])
 
 
-def test_remove_orphaned_placement_groups_takes_those_of_dead_controllers_only():
+def test_remove_orphaned_placement_groups_removes_those_of_dead_controllers_only():
     dead, dead_other, live = actor("TrainController"), actor("Other"), actor("TrainController")
     orphaned, kept, used = ray.get([dead.hold.remote(), dead_other.hold.remote(), live.hold.remote()])
     own = ray.util.placement_group([{"CPU": 1}])
@@ -47,7 +47,7 @@ def test_remove_orphaned_placement_groups_takes_those_of_dead_controllers_only()
         remove_placement_group(group)
 
 
-def test_runs_do_without_the_cleaner_that_asks_the_dashboard_of_any_ray():
+def test_run_without_a_dashboard_starts_no_placement_group_cleaner():
     callbacks = Trainer(lambda: None)._create_default_callbacks()
     assert callbacks
     assert not any(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks)

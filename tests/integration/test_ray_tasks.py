@@ -1,4 +1,4 @@
-"""Errors of tasks and actors on a real Ray: the user reads the cause."""
+"""Errors of tasks and actors on a real Ray reach the driver as their cause."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ class Refusing:
         raise ValueError(text)
 
 
-def test_an_error_in_a_task_reaches_the_driver_as_its_cause():
+def test_map_unordered_with_a_failing_task_raises_its_error():
     with quiet_data(False), pytest.raises(RuntimeError, match=r"^a task failed: KeyError: .no part 1.nof two lines"):
         list(map_unordered(fail, [1], "fail"))
 
 
-def test_an_error_in_the_making_of_an_actor_reaches_the_driver_as_the_users():
+def test_map_unordered_by_actors_that_cannot_start_raises_their_error():
     options = {"actors": 1, "num_cpus": 1, "num_gpus": 0}
     parts = map_unordered_by_actors(Refusing, {"text": "model m: is another one"}, [1], "refuse", **options)
     with quiet_data(False), pytest.raises(DataError, match=r"^model m: is another one$"):

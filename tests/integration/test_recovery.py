@@ -1,4 +1,4 @@
-"""What would fail again stops a run; of workers that die, and are started again, see tests/faults."""
+"""The road of a training run with an error that a restart would repeat; for workers that die, see tests/faults."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def disturbed(monkeypatch: pytest.MonkeyPatch, trouble: object) -> None:
     monkeypatch.setattr(fit, "train_worker", train_with_trouble)
 
 
-def test_what_would_fail_again_is_not_tried_again(drawn, tmp_path, monkeypatch):
+def test_train_with_an_error_of_the_data_is_not_restarted(drawn, tmp_path, monkeypatch):
     def fail(training, step):
         from rayface.storage import DataError
 

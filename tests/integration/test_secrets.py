@@ -1,4 +1,4 @@
-"""Credentials planted in URIs, for data, outputs and MLflow, are in nothing that the verbs write or print."""
+"""The road of credentials in URIs through data, outputs and MLflow: no file and no output holds them."""
 
 import sys
 from dataclasses import replace
@@ -17,7 +17,7 @@ PLANTED = "pl4nted"
 SMALL = {"name": "mini", "backbone_args": {"width": 0.25}, "embedding_size": 16, "image_size": 32}
 
 
-def test_no_credential_of_a_uri_is_written_or_printed(object_store, tmp_path, monkeypatch, capfd):
+def test_jobs_with_credentials_in_uris_write_and_print_none_of_them(object_store, tmp_path, monkeypatch, capfd):
     store = replace(object_store, key="AKIAPL4NTED", secret=f"{PLANTED}/with@signs")
     uri = f"tracking.uri=http://me:{PLANTED}@127.0.0.1:9/?token={PLANTED}"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -59,7 +59,7 @@ def test_no_credential_of_a_uri_is_written_or_printed(object_store, tmp_path, mo
         assert store.key.encode() not in content, name
 
 
-def test_a_run_goes_on_with_credentials_given_again_and_keeps_none(tmp_path):
+def test_run_resumed_with_credentials_given_again_keeps_none(tmp_path):
     from rayface.training.run_output import check_output
 
     first = configs.load(overrides=[f"data.train=s3://K:{PLANTED}@bucket/a", f"train.output={tmp_path}"])

@@ -1,4 +1,4 @@
-"""The sample index in Ray's object store, by a real Ray."""
+"""The sample index in the object store of a real Ray."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def of_size(dataset: Dataset, count: int, *, joined: bool) -> SampleIndex:
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_share_index_is_a_view_of_one_copy_for_owner_and_tasks(drawn, joined):
+def test_shared_index_is_one_copy_for_owner_and_tasks(drawn, joined):
     dataset = open_dataset(drawn)
     wanted, index = (of_size(dataset, 100_000, joined=joined) for _ in range(2))
     object.__setattr__(dataset, "index", index)

@@ -1,4 +1,4 @@
-"""The stream through a real Ray Data: every rank gets its rows of the order's batches, damaged samples are counted."""
+"""The stream on a real Ray Data: every rank gets its rows of the order's batches, corrupt images are counted."""
 
 import shutil
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Sweeps of real training runs as a user starts them: one whose driver is killed and goes on, one that prunes faces."""
+"""The road of a sweep of real training runs: a killed driver is resumed, and one sweep prunes."""
 
 import json
 import os
@@ -135,7 +135,7 @@ def trials_of(sweep: Path, storage: str) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=study.study_name, storage=storage).get_trials()
 
 
-def test_a_resumed_sweep_runs_no_finished_trial_again_and_goes_on_with_the_interrupted_one(resumed):
+def test_sweep_resumed_skips_finished_trials_and_resumes_the_interrupted_one(resumed):
     sweep, result = resumed["sweep"], resumed["result"]
     assert [path.parent.name for path in resumed["finished"]] == ["0001"]
     assert resumed["finished"].items() < results(sweep).items()
@@ -163,7 +163,7 @@ def check_rates(metrics: dict[str, Any], first: float) -> None:
     assert len(metrics["train/detector"]) == 199
 
 
-def test_seconds_are_those_of_all_sessions(resumed):
+def test_sweep_resumed_counts_the_seconds_of_all_sessions(resumed):
     sweep, run = resumed["sweep"], resumed["sweep"] / "trials" / "0002"
     for folder, seconds in (
         (sweep, resumed["result"]["seconds"]),
@@ -175,14 +175,14 @@ def test_seconds_are_those_of_all_sessions(resumed):
         assert sum(took[:-1]) < seconds <= sum(took)
 
 
-def test_a_trial_that_falls_behind_is_given_up_with_a_checkpoint(resumed):
+def test_sweep_stops_a_trial_that_falls_behind_with_a_checkpoint(resumed):
     run = resumed["sweep"] / "trials" / "0003"
     (saved,) = checkpoint.all_in(run)[-1:]
     assert 20 <= int(saved.name.removeprefix("step_")) < 200
     assert not (run / "result.json").exists()
 
 
-def test_mlflow_has_the_sweep_with_its_trials_nested_and_none_of_them_running(resumed):
+def test_sweep_in_mlflow_has_its_trials_nested_and_none_running(resumed):
     client, runs = logged(resumed["folder"])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     trials = {int(run.data.tags["trial"]): run for run in runs if run is not parent}
@@ -210,7 +210,7 @@ def logged(folder: Path) -> tuple[Any, list[Any]]:
     return client, client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
 
 
-def test_the_page_of_a_sweep_is_drawn_in_a_browser(resumed, browser):
+def test_report_of_a_sweep_in_a_browser_is_drawn_without_errors(resumed, browser):
     page = browser(resumed["sweep"] / "report.html")
     assert page.console == []
     # History, importance, parallel coordinates, the heat map, curves: plotly.js adds the second class when it draws.
@@ -228,7 +228,7 @@ def exact_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("exact_cluster")
-def test_trials_that_prune_share_embeddings_and_weigh_accuracy_against_time(drawn, tmp_path):
+def test_sweep_over_prune_shares_embeddings_and_reports_accuracy_against_time(drawn, tmp_path):
     faces = open_dataset([str(drawn)])
     vectors = np.random.default_rng(0).normal(size=(len(faces.index), 8)).astype(np.float32)
     embeddings = tmp_path / "embeddings"

@@ -1,4 +1,4 @@
-"""Training runs on a real local Ray: any number of workers, resume, NaN, names, what is left behind."""
+"""The road of a training run on a real local Ray: any number of workers, resume, NaN, and the files that it leaves."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("plain")
-def test_losses_are_the_same_for_any_number_of_workers(drawn, tmp_path):
+def test_train_with_any_number_of_workers_gives_the_same_losses(drawn, tmp_path):
     curves = {}
     # 23: no number of workers divides it.
     options = {"train__batch_size": 23, "data__shift": 2, "data__brightness": 0.2, "train__epochs": 2}
@@ -91,7 +91,7 @@ def test_losses_are_the_same_for_any_number_of_workers(drawn, tmp_path):
     assert curves[3] == pytest.approx(curves[1], rel=1e-4)
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(drawn, tmp_path):
+def test_train_resumed_from_a_checkpoint_equals_an_uninterrupted_run(drawn, tmp_path):
     # Batch-norm statistics are averaged over the ranks at checkpoints, so both runs have them at the same steps.
     common = {
         "schedule__name": "constant",
@@ -114,7 +114,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(drawn, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_run_leaves_model_report_and_results_and_its_name_is_taken(drawn, tmp_path):
+def test_train_to_the_end_leaves_model_report_and_results_and_is_not_overwritten(drawn, tmp_path):
     run = tmp_path / "run"
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     config = settings(
@@ -162,7 +162,7 @@ def check_mlflow(store: str, run: Path) -> None:
     assert {"config.yaml", "model.safetensors", "report.html", "plots"} <= names
 
 
-def test_a_loss_that_is_not_finite_stops_names_the_last_good_checkpoint_and_can_be_resumed(drawn, tmp_path):
+def test_train_with_a_non_finite_loss_stops_names_the_last_valid_checkpoint_and_is_resumed(drawn, tmp_path):
     run = tmp_path / "run"
     common = {"train__checkpoint_every": 1, "schedule__name": "constant"}
     train(settings(drawn, run, train__epochs=0.5, **common))
@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_names_the_last_good_checkpoint_and_can_
         ({"backbone__name": "r51"}, "r51"),
     ],
 )
-def test_bad_settings_are_refused_in_one_line_before_anything_starts(drawn, tmp_path, changes, message):
+def test_train_with_bad_settings_is_refused_in_one_line_before_anything_starts(drawn, tmp_path, changes, message):
     with pytest.raises(ValueError, match=r".") as caught:
         train(settings(drawn, tmp_path / "run", **changes))
     assert message in str(caught.value)
@@ -210,7 +210,7 @@ def test_bad_settings_are_refused_in_one_line_before_anything_starts(drawn, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_outputs_that_cannot_be_used(drawn, tmp_path):
+def test_train_into_an_output_that_cannot_be_used_is_refused(drawn, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
         train(settings(drawn, tmp_path / "file" / "run"))
@@ -222,7 +222,7 @@ def test_outputs_that_cannot_be_used(drawn, tmp_path):
         train(settings(drawn, tmp_path / "full"), resume=True)
 
 
-def test_an_interrupt_saves_a_checkpoint_and_says_how_to_go_on(drawn, tmp_path):
+def test_train_that_is_interrupted_saves_a_checkpoint_and_names_the_command_to_resume(drawn, tmp_path):
     run = tmp_path / "run"
     arguments = ["--preset=debug", f"data.train={drawn}", f"train.output={run}", "train.epochs=10000"]
     command = [sys.executable, "-m", "rayface.cli", "train", *arguments, "tracking.enabled=false"]
@@ -250,7 +250,7 @@ def test_an_interrupt_saves_a_checkpoint_and_says_how_to_go_on(drawn, tmp_path):
     assert f"the last checkpoint is {saved}; resume with: rayface train --resume train.output={run}" in errors
 
 
-def test_workers_take_the_index_of_a_bare_directory_from_the_driver(drawn, tmp_path, monkeypatch):
+def test_train_on_a_bare_directory_gives_workers_the_index_of_the_driver(drawn, tmp_path, monkeypatch):
     bare = tmp_path / "bare"
     bare.mkdir()
     for shard in drawn.glob("*.tar"):
@@ -271,7 +271,7 @@ def test_workers_take_the_index_of_a_bare_directory_from_the_driver(drawn, tmp_p
     assert result["faults"] == 0
 
 
-def test_real_faces_from_two_directories_to_an_evaluated_model(faces, tmp_path, monkeypatch):
+def test_train_on_real_images_of_two_directories_ends_with_an_evaluated_model(faces, tmp_path, monkeypatch):
     monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
     config = settings(
         faces,

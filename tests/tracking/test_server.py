@@ -154,7 +154,7 @@ def test_log_artifact_of_files_and_folders_leaves_out_what_is_gone(
         with caplog.at_level(logging.WARNING):
             server.log_artifact(tmp_path, path, folder)
     assert client.artifacts == [("file", "report.html", None), ("folder", "plots", "plots")]
-    assert f"artifact {tmp_path}/gone.txt is gone, left out" in caplog.text
+    assert f"artifact {tmp_path}/gone.txt is missing" in caplog.text
 
 
 def test_end_and_reopen_tell_the_status_and_when(connect: Any) -> None:
@@ -188,5 +188,5 @@ def test_make_database_folder_of_a_file_in_the_way_is_refused(tmp_path: Path) ->
     assert (tmp_path / "deep" / "down").is_dir()
     make_database_folder("http://server")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^tracking.uri .* must be in a folder that can be made: "):
+    with pytest.raises(ValueError, match=r"^tracking.uri .* must be in a folder that can be "):
         make_database_folder(f"sqlite:///{tmp_path}/file/mlflow.db")

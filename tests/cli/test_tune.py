@@ -1,0 +1,29 @@
+"""The verb of sweeps: what is handed over, and how bad input ends."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Call, Result
+
+
+def test_tune_of_a_file_hands_over_keys_preset_and_resume(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def tune(file: object, overrides: list[str], **options: Any) -> Result:
+        asked.append((str(file), overrides, options))
+        return Result(trials=3)
+
+    monkeypatch.setattr("rayface.tuning.sweep.tune", tune)
+    code, out, _ = call("tune", "sweep.yaml", "optim.lr=0.1", "--preset=mini", "--resume", "--json")
+    assert (code, json.loads(out)) == (0, {"trials": 3})
+    options = {"preset": "mini", "resume": True, "address": None, "debug": False}
+    assert asked == [("sweep.yaml", ["optim.lr=0.1"], options)]
+
+
+def test_tune_of_a_missing_file_is_one_line_and_exit_code_2(call: Call) -> None:
+    code, out, err = call("tune", "/nowhere.yaml")
+    assert (code, out) == (2, "")
+    assert "/nowhere.yaml" in err
+    assert "\n" not in err.strip()

@@ -1,0 +1,55 @@
+"""What must hold of the settings of a prune job before it starts."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rayface import config as configs
+from rayface.config import CleanConfig, Config
+from rayface.curate.prune.settings import check_clean, check_exclude, check_settings
+from rayface.embedding.embeddings import Embeddings
+
+
+def config(**keys: Any) -> Config:
+    return configs.with_overrides(Config(), {key.replace("__", "."): value for key, value in keys.items()})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, r"^prune.threshold, prune.keep: neither is given: set one of them"),
+        ({"prune__keep": 0.5, "prune__write_shards": True}, r"^prune.write_shards: needs prune.data"),
+        ({"prune__keep": 0.5, "clean__drop": ["bytes"]}, r"^clean.drop: 'bytes': needs clean.bytes"),
+        ({"prune__keep": 0.5, "clean__above": 0.5}, r"^clean.exclude, clean.above: must be given together"),
+        ({"prune__keep": 0.5, "prune__head": "run"}, r"^prune.head: "),
+    ],
+)
+def test_check_settings_that_contradict_is_refused_in_one_line(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        check_settings(config(**keys))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [{"prune__keep": 0.5}, {"prune__threshold": 0.5, "clean__outliers": 0.2}])
+def test_check_settings_of_a_share_or_a_threshold_passes(keys: dict[str, Any]) -> None:
+    given = config(**keys)
+    before = replace(given)
+    check_settings(given)
+    assert given == before
+
+
+def test_check_exclude_of_a_cosine_alone_or_a_set_alone_is_refused() -> None:
+    check_exclude(CleanConfig(above=0.5, exclude="test"))
+    for half in (CleanConfig(above=0.5), CleanConfig(exclude="test")):
+        with pytest.raises(ValueError, match=r"^clean.exclude, clean.above: must be given together"):
+            check_exclude(half)
+
+
+def test_check_clean_of_a_test_set_from_another_model_is_refused() -> None:
+    source, other = (Embeddings(files=(), size=size, dtype="float16") for size in (512, 256))
+    check_clean(CleanConfig(), source, source, None)
+    with pytest.raises(ValueError, match=r"^clean.exclude: its embeddings are of length 256, prune.embeddings of 512"):
+        check_clean(CleanConfig(), source, other, None)
+    with pytest.raises(ValueError, match=r"^clean.bytes: needs prune.data, where the files are$"):
+        check_clean(CleanConfig(bytes=True), source, None, None)

@@ -1,0 +1,32 @@
+"""The floating-point type that a device computes in."""
+
+import pytest
+import torch
+
+from rayface import precision
+from rayface.precision import autocast, uses_bf16
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_uses_bf16_for_auto_follows_the_device_and_a_named_type_does_not(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(precision, "fast_bf16", lambda device: fast)
+    assert uses_bf16("auto", CPU) is fast
+    assert uses_bf16("bf16", CPU) is True
+    assert uses_bf16("fp32", CPU) is False
+
+
+def test_fast_bf16_of_a_device_without_kernels_is_false() -> None:
+    assert precision.fast_bf16(torch.device("meta")) is False
+    assert precision.fast_bf16(CPU) in (True, False)
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_autocast_changes_the_type_of_products_only_for_bf16(bf16: bool, dtype: torch.dtype) -> None:
+    matrix = torch.ones(2, 2)
+    with autocast(CPU, bf16):
+        assert (matrix @ matrix).dtype == dtype
+    assert (matrix @ matrix).dtype == torch.float32

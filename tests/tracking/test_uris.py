@@ -1,0 +1,48 @@
+"""Where a job is tracked: the setting, the environment, or a file beside the job's folder."""
+
+from pathlib import Path
+
+import pytest
+
+from rayface.config import TrackingConfig
+from rayface.tracking.uris import VARIABLE, shared_tracking, tracking_uri
+
+
+@pytest.fixture(autouse=True)
+def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def test_tracking_uri_prefers_the_setting_then_the_environment_then_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, server = tmp_path / "runs" / "a", TrackingConfig(uri="http://setting")
+    assert tracking_uri(TrackingConfig(), folder) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    monkeypatch.setenv(VARIABLE, "http://environment")
+    assert tracking_uri(TrackingConfig(), folder) == "http://environment"
+    assert tracking_uri(server, folder) == "http://setting"
+
+
+def test_tracking_uri_with_a_masked_password_takes_it_from_the_environment_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked = TrackingConfig(uri="http://***@server")
+    with pytest.raises(ValueError, match=r"^tracking.uri: http://\*\*\*@server: its password is not kept") as caught:
+        tracking_uri(masked, tmp_path)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv(VARIABLE, "http://me:secret@server")
+    assert tracking_uri(masked, tmp_path) == "http://me:secret@server"
+
+
+def test_tracking_uri_of_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^tracking.uri './mlruns' must be sqlite:///FILE"):
+        tracking_uri(TrackingConfig(uri="./mlruns"), tmp_path)
+
+
+def test_shared_tracking_fixes_a_file_and_leaves_the_address_of_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = shared_tracking(TrackingConfig(experiment="e"), tmp_path / "sweep")
+    assert (fixed.uri, fixed.experiment) == (f"sqlite:///{tmp_path}/mlflow.db", "e")
+    monkeypatch.setenv(VARIABLE, "http://me:secret@server")
+    assert shared_tracking(TrackingConfig(), tmp_path / "sweep").uri is None
