@@ -15,7 +15,7 @@ from rayface.data.streaming.sample_order import SampleOrder
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
 from rayface.training.checkpointing import checkpoint
-from rayface.training.checkpointing.mirror_store import Store, Stores
+from rayface.training.checkpointing.mirror_store import MirrorStore, Store, Stores
 from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
 from rayface.training.loop import Training
@@ -195,3 +195,23 @@ def test_non_finite_loss_while_a_checkpoint_is_written_waits_and_sets_it_aside(t
     assert checkpoint.all_in(run)[-1] == good
     assert f"the last good checkpoint is {good}" in str(caught.value)
     assert (run / "checkpoints" / "not_finite_step_00000005").is_dir()
+
+
+def test_roll_back_discards_the_mirrored_states_and_mirrors_again(tmp_path):
+    store = MirrorStore("a")
+    options = ["train.mirror_every=1", "train.checkpoint_every=3", "train.on_nan=skip"]
+    rolled_back = training(tmp_path / "run", *options, stores=StoresByNode("a", {"a": store}))
+    steps = []
+
+    def poisoned(start):
+        rolled_back.mirror.wait()
+        steps.append((start, sorted(delivered.part.step for delivered in store.delivered())))
+        for batch in batches(start, 12):
+            if batch.step == 5 and len(steps) == 1:
+                next(rolled_back.backbone.parameters()).data.fill_(torch.nan)
+            yield batch
+
+    rolled_back.fit(poisoned)
+    rolled_back.mirror.wait()
+    assert steps == [(0, []), (3, [])]
+    assert sorted(delivered.part.step for delivered in store.delivered()) == [10, 11]

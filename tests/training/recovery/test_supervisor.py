@@ -110,7 +110,7 @@ def test_supervisor_without_nodes_for_too_long_stops_the_run(tmp_path, monkeypat
     ]:
         watching.after_controller_state_update(before, after)
     now[0] = 1001
-    with pytest.raises(TrainingStoppedError, match=r"^train.num_workers: 2: .* fewer for 101 s .* with --resume$"):
+    with pytest.raises(TrainingStoppedError, match=r"^train.num_workers: 2: .* for 101 s .*, then resume the run$"):
         watching.after_controller_state_update(restarting, restarting)
 
 
@@ -155,6 +155,19 @@ def test_supervisor_of_a_preempted_node_drains_the_workers_once(tmp_path):
     watching.after_worker_group_training_start(None)
     watching.after_worker_group_poll_status(group[1])
     assert len(RunDirectory(tmp_path).restarts()) == 3
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_supervisor_of_a_mirrored_run_starts_stores_on_the_nodes_of_every_group(tmp_path, monkeypatch, mirrored):
+    started = []
+    monkeypatch.setattr(supervisor, "start_stores", lambda run, nodes: started.append((run, nodes)) or [])
+    watching = Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=2), mirrored=mirrored)
+    config = types.SimpleNamespace(name="abc")
+    watching.after_controller_start(types.SimpleNamespace(run_config=config))
+    for nodes in (["a", "b"], ["a", "a"]):
+        workers = [types.SimpleNamespace(metadata=types.SimpleNamespace(node_id=node)) for node in nodes]
+        watching.after_worker_group_training_start(types.SimpleNamespace(get_workers=lambda found=workers: found))
+    assert started == ([("abc", ["a", "b"]), ("abc", ["a", "a"])] if mirrored else [])
 
 
 def test_cause_of_the_last_attempt_names_reason_and_attempts(tmp_path):
