@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -55,10 +55,10 @@ def cases(kit: Kit) -> Iterator[Case]:
 
 def compare(setting: NetSetting, device: str) -> NetErrors:
     """Compare a net on the device and on the CPU with one in float64; TF32 with the CPU's bf16."""
-    wanted = gradients(setting, "cpu", exact=True)
+    wanted = _on_cpu(replace(setting, precision="fp32"), True)
     with tf32(setting.precision == "tf32"):
         found = gradients(setting, device)
-    other = gradients(replace(setting, precision="bf16") if setting.precision == "tf32" else setting, "cpu")
+    other = _on_cpu(replace(setting, precision="bf16") if setting.precision == "tf32" else setting, False)
     on_device, on_cpu = ([relative_error(a, b) for a, b in zip(each, wanted, strict=True)] for each in (found, other))
     return NetErrors(
         passed=as_good(on_device, on_cpu, _FLOORS[setting.precision]),
@@ -67,6 +67,12 @@ def compare(setting: NetSetting, device: str) -> NetErrors:
         cpu_embeddings=on_cpu[0],
         cpu_gradient=on_cpu[1],
     )
+
+
+@lru_cache(maxsize=3)
+def _on_cpu(setting: NetSetting, exact: bool) -> tuple[Tensor, Tensor]:
+    """What the precisions of one net share."""
+    return gradients(setting, "cpu", exact=exact)
 
 
 def gradients(setting: NetSetting, device: str, *, exact: bool = False) -> tuple[Tensor, Tensor]:

@@ -96,6 +96,7 @@ def job_of_setting(setting: StepSetting, *, gpu: bool) -> Job:
         moments=2 if setting.optimizer == "adamw" else 1,
         logit_memory=LOGIT_MEMORY,
         masks_conflicts=False,
+        fused=setting.kernel == "fused",
         updates_all_rows=False,
         host_memory=setting.host_memory and gpu,
         fetches_rows=setting.host_memory and setting.sample_rate < 1,

@@ -13,6 +13,7 @@ from rayface.bench.gpu.worker import Began, Finished, Message, Request, serve
 
 _START_SECONDS = 60.0  # to start a process, import PyTorch and reach the device
 _GRACE_SECONDS = 2.0
+_BARREN = 3  # processes in a row that end at their first case or before it; then the part is given up
 
 
 class Worker:
@@ -79,7 +80,8 @@ def run_parts(parts: Sequence[Part], kit: Kit, seconds: float, report: Report) -
 def _outcomes(worker: Worker, part: Part, deadline: float) -> Iterator[Outcome]:
     """Yield what came of each case; a process that crashed or hung is replaced for the cases after it."""
     done: set[str] = set()
-    while True:
+    barren = 0
+    while barren < _BARREN:
         before, running, since = len(done), "", time.monotonic()
         until = max(deadline, since + _START_SECONDS) + _GRACE_SECONDS
         try:
@@ -98,9 +100,11 @@ def _outcomes(worker: Worker, part: Part, deadline: float) -> Iterator[Outcome]:
             worker.stop()
         except EOFError:
             status, note = "crashed", f"its process ended with exit code {worker.stop()}"
-        if running or len(done) == before:
+        ended = len(done) - before + bool(running)
+        barren = barren + 1 if ended == 0 or (ended == 1 and status == "crashed") else 0
+        if running or ended == 0:
             name = running or f"start of part {part.key}"
             yield Outcome(case=name, status=status, seconds=time.monotonic() - since, note=note)  # type: ignore[arg-type]
-            if not running:
-                return
-            done.add(running)
+            done.add(name)
+    note = f"{barren} processes in a row ended at their first case or before it"
+    yield Outcome(case=f"rest of part {part.key}", status="crashed", note=note)

@@ -31,6 +31,8 @@ class StepSetting:
     bf16: bool = True
     """Of the backbone under autocast, and of the head's products."""
     storage_dtype: str = "fp32"
+    kernel: str = "chunked"
+    """Of the head."""
     compiled: bool = False
     channels_last: bool = True
     host_memory: bool = False
@@ -68,6 +70,7 @@ class TrainingStep:
             weight_decay=WEIGHT_DECAY,
             storage_dtype="fp64" if setting.exact else setting.storage_dtype,
             compute_dtype="bf16" if setting.bf16 else "fp32",
+            kernel=setting.kernel,
             logit_memory=LOGIT_MEMORY,
             host_memory=setting.host_memory,
             device=self.device,

@@ -1,15 +1,17 @@
 """Faults of a case end it alone, and the time is kept."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from rayface.bench.gpu.budget import Budget
-from rayface.bench.gpu.case import Kit, Part
+from rayface.bench.gpu.case import Kit, Outcome, Part
 from rayface.bench.gpu.machine import describe
 from rayface.bench.gpu.report import Report
-from rayface.bench.gpu.runner import run_parts
+from rayface.bench.gpu.runner import Worker, _outcomes, run_parts
+from rayface.bench.gpu.worker import Message, Request
 from tests.bench.gpu.faulty_part import PART
 
 KIT = Kit(device="cpu", mini=True)
@@ -72,3 +74,25 @@ def test_budget_when_a_part_ends_early_gives_its_rest_to_the_others() -> None:
     assert budget.deadline(parts[1]) == 140 + 360 * 2 / 3
     now[0] = 600.0
     assert budget.deadline(parts[2]) == 600
+
+
+def test_outcomes_when_no_process_gets_past_its_first_case_gives_the_part_up() -> None:
+    """As with a driver that does not answer."""
+    asked = []
+
+    class Dying(Worker):
+        def ask(self, request: Request) -> None:
+            asked.append(request)
+
+        def answer(self, until: float) -> Message:
+            if len(asked) == 2:
+                asked.append(None)
+                return Outcome(case="one", status="error")
+            raise EOFError
+
+        def stop(self) -> int:
+            return 1
+
+    found = list(_outcomes(Dying(KIT), PART, deadline=time.monotonic() + 60))
+    assert [outcome.case for outcome in found] == ["start of part x", "one", "start of part x", "rest of part x"]
+    assert found[-1].note == "3 processes in a row ended at their first case or before it"
