@@ -1,1 +1,1 @@
-"""Embed datasets with a model, as a job, and read embeddings of any origin."""
+"""Embed datasets with a model as a job, and read embedding files of any origin."""

@@ -1,4 +1,4 @@
-"""Embed a dataset: a Ray Data job whose actors hold the model, one parquet file for each shard."""
+"""Embed a dataset: a Ray Data job whose actors hold the model and write one parquet file per shard."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from rayface.tracking.job import tracked_job
 from rayface.tracking.spool import spool
 from rayface.version import VERSION
 
-_THREADS = 16  # that open files; each waits for the disk or the store
-_VISIBLE_SECONDS = 90.0  # until a file is seen on another node: NFS keeps listings for up to a minute
+_THREADS = 16  # threads that open files and wait for the disk or the store
+_VISIBLE_SECONDS = 90.0  # until a file is visible on another node: NFS caches listings for up to a minute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class EmbedResult:
 
     Attributes:
         manifest: content of embeddings.json: settings, digests, counts, parts, faults, seconds.
-        tracking: MLflow, None if nothing is sent.
-        tracking_delivered: whether MLflow has everything.
+        tracking: tracking URI; None if tracking is off.
+        tracking_delivered: whether everything was delivered to MLflow.
     """
 
     manifest: Mapping[str, Any]
@@ -52,20 +52,19 @@ class EmbedResult:
     tracking_delivered: bool | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as --json prints it."""
+        """Return the values by name, for --json."""
         return {**self.manifest, "tracking": self.tracking, "tracking_delivered": self.tracking_delivered}
 
 
 def embed(config: Config) -> EmbedResult:
     """Embed every image of a dataset into parquet files with key, label and an embedding of length 1.
 
-    Run again after an interruption it resumes with the shards that are missing. Every readable sample becomes exactly
-    one row, those that are corrupt are named in the manifest. Memory of an actor: the model, and a few hundred images
-    for each of its CPUs.
+    Run again after an interruption, it resumes with the missing shards. Every readable sample becomes exactly one row;
+    corrupt samples are listed in the manifest. Memory of an actor: the model, and a few hundred images per CPU.
 
     Args:
-        config: `embed`; of others data.max_corrupt_fraction, data.join, train.device, train.wait_for_nodes, tracking
-            and cluster.
+        config: `embed`; also data.max_corrupt_fraction, data.join, train.device, train.wait_for_nodes, tracking and
+            cluster.
 
     Raises:
         ValueError: bad input, one line; also if `embed.out` holds embeddings of another model, dataset or setting.
@@ -94,7 +93,7 @@ def embed(config: Config) -> EmbedResult:
         work = _Work(settings=settings, dataset=dataset, root=root, job=job, device=config.train.device)
         for shard in _embedded(config, work, shards.keys()):
             if len(shards) == skipped:
-                _refuse_lost(root, [shard.number])  # after the first shard, not after hours
+                _refuse_lost(root, [shard.number])  # check after the first shard, not after hours
             shards[shard.number] = shard
             faults += counter.add(list(shard.faults))
         _refuse_lost(root, list(shards))
@@ -108,7 +107,7 @@ def embed(config: Config) -> EmbedResult:
 
 
 def _embedded(config: Config, work: _Work, done: Collection[int]) -> Iterator[EmbeddedShard]:
-    """Embed the shards that are not done, on Ray."""
+    """Embed the remaining shards on Ray."""
     missing = [number for number in range(len(work.dataset.shards)) if number not in done]
     cluster = config.cluster
     with ray_session(cluster.address, debug=cluster.debug), quiet_data(cluster.debug):
@@ -118,7 +117,7 @@ def _embedded(config: Config, work: _Work, done: Collection[int]) -> Iterator[Em
 
 
 def _finished(root: str, job: EmbedJob, dataset: Dataset) -> dict[int, EmbeddedShard]:
-    """Return the shards that are embedded already."""
+    """Return the shards that are already embedded."""
     names = set(list_names(root))
     there = [number for number in range(len(dataset.shards)) if part_name(number) in names]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -128,13 +127,13 @@ def _finished(root: str, job: EmbedJob, dataset: Dataset) -> dict[int, EmbeddedS
 
 
 def _refuse_lost(root: str, numbers: Sequence[int]) -> None:
-    """Raise DataError where files that workers say they wrote do not appear in the folder."""
+    """Raise DataError if files that workers have written are not visible in the folder."""
     names = {part_name(number) for number in numbers}
     until = time.monotonic() + _VISIBLE_SECONDS
     while lost := sorted(names - set(list_names(root))):
         if time.monotonic() >= until:
             raise DataError(
-                f"embed.out: {root}: {len(lost)} of {len(names)} files that workers wrote are not there ({lost[0]}): "
+                f"embed.out: {root}: {len(lost)} of {len(names)} files that workers wrote are missing ({lost[0]}): "
                 "must be a folder that all nodes share, or a URI"
             )
         time.sleep(1)
@@ -142,7 +141,7 @@ def _refuse_lost(root: str, numbers: Sequence[int]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """The shards that are left, on the cluster."""
+    """Embedding of the remaining shards on the cluster."""
 
     settings: EmbedConfig
     dataset: Dataset
@@ -155,7 +154,7 @@ class _Work:
         gpu, places, cpus = find_room(self.device)
         actors = max(1, min(self.settings.workers or places, len(missing)))
         if not gpu:
-            cpus = max(1, places // actors)  # few shards: several CPUs for each
+            cpus = max(1, places // actors)  # with few shards, several CPUs per actor
         arguments = {
             "settings": self.settings,
             "root": self.root,
@@ -177,12 +176,12 @@ class _Work:
 
 
 def _wait_for_nodes(train: TrainConfig, workers: int) -> None:
-    """Ask for nodes: those of a cluster come and go with the work."""
+    """Wait for nodes, which an autoscaling cluster adds on request."""
     require_workers(train.device, 1.0, workers, wait=train.wait_for_nodes, setting="embed.workers")
 
 
 def find_room(device: str) -> tuple[bool, int, int]:
-    """Whether to use GPUs, how many actors find room (one a GPU, else one a CPU), and the CPUs of each."""
+    """Return whether to use GPUs, the number of actors that fit (one per GPU, else per CPU), and the CPUs of each."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [(int(node["GPU"]), int(node.get("CPU", 0))) for node in nodes if node.get("GPU", 0) >= 1]
     if device == "cuda" and not gpus:

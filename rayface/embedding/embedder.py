@@ -1,4 +1,4 @@
-"""Models as one function: uint8 images in, embeddings out."""
+"""A model as a function: uint8 images to embeddings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,11 +46,11 @@ def load_embedder(
     """Load a model to embed with.
 
     Args:
-        model, backbone: as of `load_model`.
-        device: where it runs.
-        flip: add the embedding of the mirror image, as the verification protocols do.
-        precision: of the products; the sum and the norm are float32 all the same.
-        batch_size: images at a time; the mirror images come on top.
+        model, backbone: see `load_model`.
+        device: device of the model.
+        flip: add the embedding of the mirror image, as verification protocols do.
+        precision: precision of the model; sum and norm are always float32.
+        batch_size: images per batch; the mirror images double it.
 
     Raises:
         ValueError: see `load_model`.

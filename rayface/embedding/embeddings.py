@@ -1,4 +1,4 @@
-"""Sets of embeddings on disk: parquet files with key, label and embedding, ours or anyone's."""
+"""Sets of embeddings on disk: parquet files with key, label and embedding, of any origin."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rayface.storage import (
 )
 
 MANIFEST = "embeddings.json"
-JOB = "job.json"  # what is being embedded, beside parts that are not all there yet
-_THREADS = 16  # that open files; each waits for the disk or the store
+JOB = "job.json"  # the job of an unfinished set
+_THREADS = 16  # threads that open files and wait for the disk or the store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Embeddings:
     """A set of embedding files; small enough to send to workers.
 
     Attributes:
-        files: in the order of their names.
-        size: length of an embedding, D.
+        files: ordered by name.
+        size: dimension of an embedding, D.
         dtype: "float16" or "float32".
     """
 
@@ -46,7 +46,7 @@ class Embeddings:
 
 
 def open_embeddings(path: str | Path) -> Embeddings:
-    """Look at embeddings without reading them; those of `rayface embed` are held against their manifest.
+    """Open a set of embeddings without reading it; sets of `rayface embed` are checked against their manifest.
 
     Args:
         path: a parquet file, or a folder of them (local or URI): `key` string, `label` integer, `embedding` list of
@@ -54,13 +54,13 @@ def open_embeddings(path: str | Path) -> Embeddings:
             be dictionary-encoded.
 
     Raises:
-        DataError: one line; a missing column, another type, files of different dimension, no rows, files that are not
-            those of the manifest.
+        DataError: a column is missing or has another type, dimensions differ, there are no rows, or the files are not
+            those of the manifest; one line.
     """
     root = normalise(path)
     paths, expected = _paths(root)
     if not paths:
-        raise DataError(f"{root}: no parquet files in this folder; give what `rayface embed` wrote")
+        raise DataError(f"{root}: no parquet files in this folder; give the output of `rayface embed`")
     with ThreadPoolExecutor(_THREADS) as pool:  # a folder may have 42,475 files
         looked = list(pool.map(_look, paths))
     kinds: dict[tuple[int, str], str] = {}
@@ -68,12 +68,12 @@ def open_embeddings(path: str | Path) -> Embeddings:
         if rows != expected.get(each, rows):
             raise DataError(
                 f"{each}: has {rows} rows, {MANIFEST} says {expected[each]}: delete it, and run the command that "
-                "writes it again"
+                "wrote it again"
             )
         if kind is not None:
             kinds.setdefault(kind, each)
     if not kinds:
-        raise DataError(f"{root}: has no rows; there is nothing to choose from")
+        raise DataError(f"{root}: has no rows; there is nothing to select from")
     (size, dtype), *others = kinds
     if others:
         (other_size, other_dtype), first = others[0], kinds[size, dtype]
@@ -89,14 +89,14 @@ def open_embeddings(path: str | Path) -> Embeddings:
 
 
 def _paths(root: str) -> tuple[dict[str, int], dict[str, int]]:
-    """When each parquet file of a folder, or the one that is named, was written; the rows that a manifest says."""
+    """Return modification times of the parquet files at `root`, a folder or a file, and their rows by the manifest."""
     if root.partition("?")[0].endswith(".parquet"):
         folder, wanted = split(root)
         return {root: next((file.mtime_ns for file in list_files(folder) if file.name == wanted), 0)}, {}
     files = list_files(root, "folder of embeddings")
     names = {file.name for file in files}
     if JOB in names and MANIFEST not in names:
-        raise DataError(f"{root}: the embeddings were never finished; run the command that writes them again")
+        raise DataError(f"{root}: the embeddings are unfinished; run the command that writes them again")
     found = {
         join(root, file.name): file.mtime_ns
         for file in files
@@ -107,11 +107,11 @@ def _paths(root: str) -> tuple[dict[str, int], dict[str, int]]:
     expected = {join(root, name): rows for name, rows in _manifest_rows(root).items()}
     if missing := sorted(expected.keys() - found.keys()):
         raise DataError(
-            f"{root}: {len(missing)} of {len(expected)} files that {MANIFEST} names are not there ({missing[0]}): run "
+            f"{root}: {len(missing)} of {len(expected)} files in {MANIFEST} are missing ({missing[0]}): run "
             "the command that writes them again"
         )
     if unknown := sorted(found.keys() - expected.keys()):
-        raise DataError(f"{unknown[0]}: is not named in {MANIFEST}: must be a file of this job: move it elsewhere")
+        raise DataError(f"{unknown[0]}: is not in {MANIFEST}: must be a file of this job: move it elsewhere")
     return found, expected
 
 
@@ -127,7 +127,7 @@ def _manifest_rows(root: str) -> dict[str, int]:
 
 
 def missing_parts(root: str) -> list[str]:
-    """Return names of files that the manifest of a folder lists and that are not there.
+    """Return the names of files in a folder's manifest that are missing.
 
     Raises:
         DataError: the manifest cannot be read.
@@ -137,7 +137,7 @@ def missing_parts(root: str) -> list[str]:
 
 
 def _look(path: str) -> tuple[int, tuple[int, str] | None]:
-    """The rows of a file, and the length and the type of its embeddings if it has any."""
+    """Return the rows of a file, and the dimension and type of its embeddings if it has any."""
     with reading(path) as file:
         _check_columns(path, file.schema_arrow)
         rows: int = file.metadata.num_rows

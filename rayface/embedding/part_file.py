@@ -1,4 +1,4 @@
-"""One parquet file of embeddings, as `rayface embed` writes it for each shard."""
+"""A parquet file of embeddings; `rayface embed` writes one per shard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rayface.credentials import masked
 from rayface.embedding.rows import opened
 from rayface.storage import DataError, atomic_stream
 
-_PART = b"rayface"  # metadata key of a part of ours
+_PART = b"rayface"  # metadata key of our parts
 _TYPES = {"fp16": pa.float16(), "fp32": pa.float32()}
 Dtype = Literal["fp16", "fp32"]
 
@@ -22,11 +22,11 @@ Dtype = Literal["fp16", "fp32"]
 def write_part(
     path: str, batches: Iterable[tuple[list[str], Ints, Floats]], *, size: int, dtype: Dtype, note: Mapping[str, object]
 ) -> int:
-    """Write a parquet file of embeddings, which appears whole or not at all; return its rows.
+    """Write a parquet file of embeddings atomically; return its number of rows.
 
     Args:
-        batches: (keys, labels (n,), embeddings (n, D)), each a row group.
-        note: kept in the file's metadata for `part_note`; taken after the last batch.
+        batches: (keys, labels (n,), embeddings (n, D)); each becomes a row group.
+        note: stored in the file's metadata for `part_note`; read after the last batch.
     """
     kind = _TYPES[dtype]
     schema = pa.schema({"key": pa.string(), "label": pa.int64(), "embedding": pa.list_(kind, size)})
@@ -48,11 +48,11 @@ def part_note(path: str) -> tuple[int, Mapping[str, Any]]:
     """Return the rows of a part that `write_part` wrote, and its note.
 
     Raises:
-        DataError: it is no such file.
+        DataError: it is not such a file.
     """
     with opened(path) as file:
         metadata = file.metadata
         note = (metadata.metadata or {}).get(_PART)
         if note is None:
-            raise DataError(f"{path}: was not written by rayface; give a folder of its own")
+            raise DataError(f"{path}: was not written by rayface; give another folder")
         return metadata.num_rows, json.loads(note)

@@ -1,4 +1,4 @@
-"""Rows of embedding files: read in parts, with every bad row named by its key."""
+"""Read rows of embedding files in parts; every bad row is named by its key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rayface.arrays import Floats, Ints
 from rayface.storage import DataError, one_line, open_arrow
 
 _COLUMNS = ["key", "label", "embedding"]
-_ROWS = 8192  # decoded at a time
+_ROWS = 8192  # rows decoded at a time
 _BUFFER = 2**20
 
 
@@ -33,7 +33,7 @@ class EmbeddingFile:
     path: str
     num_rows: int
     modified: int
-    """ns since 1970; 0 where the store keeps no times."""
+    """ns since 1970; 0 if the store keeps no times."""
 
 
 def opened(path: str) -> pq.ParquetFile:
@@ -48,18 +48,18 @@ def opened(path: str) -> pq.ParquetFile:
 
 @contextmanager
 def reading(path: str) -> Iterator[pq.ParquetFile]:
-    """An open file; what Arrow says of its content becomes a DataError that names it."""
+    """Open a file; Arrow's errors about its content become a DataError that names it."""
     with opened(path) as file:
         try:
             yield file
         except (pa.ArrowException, OSError) as error:
-            if "Expected all lists to be of size" in str(error):  # so Arrow reads a null in a list of fixed size
+            if "Expected all lists to be of size" in str(error):  # Arrow's error for a null in a fixed-size list
                 raise DataError(f"{path}: embedding: some rows have none; every image needs one") from None
             raise DataError(f"{path}: cannot be read as parquet ({one_line(error)})") from None
 
 
 def kind_of(path: str, file: pq.ParquetFile) -> tuple[int, str]:
-    """The length and the type of a file's embeddings; that of its first row where lists have no fixed size."""
+    """Return the dimension and type of a file's embeddings; for lists of variable size, those of the first row."""
     kind = file.schema_arrow.field("embedding").type
     dtype = "float16" if pa.types.is_float16(kind.value_type) else "float32"
     if pa.types.is_fixed_size_list(kind):
@@ -71,10 +71,10 @@ def kind_of(path: str, file: pq.ParquetFile) -> tuple[int, str]:
 
 
 def read_labels(file: EmbeddingFile) -> Iterator[tuple[pa.Array, Ints]]:
-    """Read keys and labels of a file, some rows at a time.
+    """Read keys and labels of a file in batches.
 
     Raises:
-        DataError: a key or a label is missing, a label is negative, or the file has other rows than it had.
+        DataError: a key or a label is missing, a label is negative, or the number of rows has changed.
     """
     rows = 0
     with reading(file.path) as parquet:
@@ -101,7 +101,7 @@ def _decoded(column: pa.Array) -> pa.Array:
 
 
 def _vectors(path: str, keys: pa.Array, lists: pa.Array, size: int, dtype: str) -> Floats:
-    """(n, size) values of a column of lists."""
+    """Return the values (n, size) of a column of lists."""
     if lists.null_count:
         row = int(pc.index(pc.is_null(lists), pa.scalar(True)).as_py())
         raise DataError(f"{path}: embedding of {keys[row]}: is missing; every image needs one")
@@ -116,19 +116,17 @@ def _vectors(path: str, keys: pa.Array, lists: pa.Array, size: int, dtype: str) 
     if values.null_count:
         row = int(pc.index(pc.is_null(values), pa.scalar(True)).as_py()) // size
         raise DataError(f"{path}: embedding of {keys[row]}: has values that are missing; embed the image again")
-    with np.errstate(over="ignore"):  # of float64; told as infinity
+    with np.errstate(over="ignore"):  # an overflow of float64 values is reported as infinity
         return values.to_numpy().reshape(-1, size).astype(dtype, copy=False)
 
 
 def _refuse_changed(path: str, rows: int, expected: int) -> None:
     if rows != expected:
-        raise DataError(
-            f"{path}: has {rows} rows where it had {expected}: must not change while it is read: start again"
-        )
+        raise DataError(f"{path}: has {rows} rows where it had {expected}: must not change while it is read: run again")
 
 
 def read_rows(path: str, start: int, stop: int) -> Rows:
-    """Read rows [start, stop) of a parquet file, only the row groups that hold them.
+    """Read rows [start, stop) of a parquet file; reads only the row groups that hold them.
 
     Raises:
         DataError: an embedding is missing, zero, not finite or of another length; its key is named.
@@ -159,7 +157,7 @@ def read_rows(path: str, start: int, stop: int) -> Rows:
 
 
 def read_found(path: str, wanted: pa.Array) -> Iterator[Rows]:
-    """Yield the rows of a parquet file whose keys are wanted; embeddings only of the row groups that hold one."""
+    """Yield the rows of a parquet file with wanted keys; reads embeddings only of row groups that hold one."""
     with reading(path) as file:
         size, dtype = kind_of(path, file) if file.metadata.num_rows else (1, "float32")
         for group in range(file.num_row_groups):
@@ -176,7 +174,7 @@ def read_found(path: str, wanted: pa.Array) -> Iterator[Rows]:
 
 
 def _check_directions(path: str, keys: pa.Array, embeddings: Floats) -> None:
-    # A sum of squares in float32 shows all three faults at once; what overflows it is looked at again.
+    # A float32 sum of squares detects all three faults at once; rows that overflow it are checked again.
     wide = embeddings.astype(np.float32)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         squares = np.einsum("nd,nd->n", wide, wide)

@@ -1,4 +1,4 @@
-"""The work of an embedding actor: read, decode, embed and write one shard after another."""
+"""Embedding actor: read, decode, embed and write one shard after another."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from rayface.embedding.embedder import load_embedder
 from rayface.embedding.part_file import part_note, write_part
 from rayface.storage import DataError, join
 
-CHUNK = 512  # images read and decoded at a time, and the rows of a row group
+CHUNK = 512  # images read and decoded at a time, and rows per row group
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedJob:
-    """What must be the same for a part to count: the model, the data, and how.
+    """Fingerprint of an embedding job: model, data and settings; a part is reused only if it is equal.
 
     Attributes:
-        key_prefixes: digest of the prefixes of the dataset's keys, which the dataset's own digest leaves out; None if
-            there are none.
+        key_prefixes: digest of the prefixes of the dataset's keys, which are not part of the dataset's digest; None
+            without prefixes.
     """
 
     model_sha256: str
@@ -48,7 +48,7 @@ class EmbedJob:
 
     @classmethod
     def of(cls, settings: EmbedConfig, dataset: Dataset) -> EmbedJob:
-        """Return the job of embedding a dataset; loads the model to know its digest and sizes."""
+        """Return the job of embedding a dataset; loads the model for its digest and sizes."""
         embedder = load_embedder(str(settings.model), backbone=settings.backbone)
         prefixes = None
         if any(dataset.key_prefixes):
@@ -65,7 +65,7 @@ class EmbedJob:
         )
 
     def facts(self) -> dict[str, object]:
-        """Return the fields that are set, in JSON's types."""
+        """Return the fields that are set, as JSON types."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
@@ -76,7 +76,7 @@ class EmbedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedShard:
-    """A shard that is embedded: rows written, and samples that could not be."""
+    """An embedded shard: number of rows written, and faults of samples that could not be embedded."""
 
     number: int
     rows: int
@@ -84,15 +84,15 @@ class EmbeddedShard:
 
 
 def part_name(number: int) -> str:
-    """Return the name of a shard's file of embeddings."""
+    """Return the name of a shard's embedding file."""
     return f"part-{number:06d}.parquet"
 
 
 def read_embedded(root: str, number: int, dataset: Dataset, job: EmbedJob) -> EmbeddedShard:
-    """Read what an earlier run left of a shard.
+    """Return an embedded shard of an earlier run.
 
     Raises:
-        DataError: the file is of another shard or job.
+        DataError: the file belongs to another shard or job.
     """
     path, shard = join(root, part_name(number)), dataset.shards[number]
     rows, note = part_note(path)
@@ -102,7 +102,7 @@ def read_embedded(root: str, number: int, dataset: Dataset, job: EmbedJob) -> Em
 
 
 class ShardWork(NamedTuple):
-    """A shard to embed; `samples` count only this one, `key_prefix` makes its keys those of the dataset."""
+    """A shard to embed; `samples` are its own, `key_prefix` turns its keys into those of the dataset."""
 
     number: int
     path: str
@@ -111,7 +111,7 @@ class ShardWork(NamedTuple):
 
 
 def shard_work(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardWork]:
-    """Yield the work of shards by their numbers, after one pass over the index."""
+    """Yield the work of some shards, by number; makes one pass over the index."""
     rows = ShardRows(dataset.index.shard, len(dataset.shards))
     for number in numbers:
         samples = dataset.index.select(rows[number])
@@ -120,7 +120,7 @@ def shard_work(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardWork]:
 
 
 class ShardEmbedder:
-    """An actor's work: hold the model, embed one shard after another."""
+    """Actor that holds the model and embeds one shard after another."""
 
     def __init__(self, settings: EmbedConfig, root: str, job: EmbedJob, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
@@ -133,9 +133,7 @@ class ShardEmbedder:
             precision=settings.precision,
         )
         if self.embedder.digest != job.model_sha256:
-            raise ValueError(
-                f"model {settings.model}: is another one on a node of the cluster: put it on a shared disk"
-            )
+            raise ValueError(f"model {settings.model}: differs on a node of the cluster: put it on a shared disk")
 
     def __call__(self, work: ShardWork) -> EmbeddedShard:
         faults: list[Fault] = []
@@ -155,7 +153,7 @@ class ShardEmbedder:
 
 
 class Chunk(NamedTuple):
-    """Neighbours of a shard, read and decoded; `faults` of those that cannot be, which are left out."""
+    """Decoded neighbours of a shard; images that cannot be decoded are skipped and listed in `faults`."""
 
     keys: list[str]  # as the shard has them
     labels: Ints  # (n,)
@@ -164,7 +162,7 @@ class Chunk(NamedTuple):
 
 
 def read_images(shard: str, samples: SampleIndex, image_size: int, threads: int) -> Iterator[Chunk]:
-    """Read and decode samples of a shard in their order, by threads that keep a chunk each ahead of the caller."""
+    """Read and decode samples of a shard in order; each thread prefetches one chunk."""
     waiting: deque[Future[Chunk]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(samples), CHUNK):

@@ -1,1 +1,1 @@
-"""Verification, identification, protocols and export of trained models."""
+"""Verification, identification and evaluation protocols."""

@@ -1,4 +1,4 @@
-"""How many genuine pairs are accepted when almost no impostor may be."""
+"""True acceptance rate at low false acceptance rates."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,21 @@ from numpy.typing import ArrayLike, NDArray
 def tar_at_far(genuine: ArrayLike, impostor: ArrayLike, fars: ArrayLike | Sequence[float]) -> NDArray[np.float64]:
     """Return the true acceptance rate at given false acceptance rates.
 
-    A pair is accepted when its score is *above* the threshold, and the threshold of a FAR is the smallest impostor
-    score at which the share of accepted impostors is at most that FAR (no threshold where all may be accepted).
-    So of n impostors the k+1st highest score is the threshold, k being the highest count with k / n <= FAR; impostors
-    that tie with it are refused together, and nothing is interpolated. A FAR below 1 / n allows no false acceptance.
+    A pair is accepted if its score is *above* the threshold. The threshold of a FAR is the smallest impostor score at
+    which the fraction of accepted impostors is at most that FAR (none if all may be accepted): of n impostors, the
+    (k+1)st highest score, with the largest k such that k / n <= FAR. Impostors that tie with the threshold are
+    rejected, and nothing is interpolated. A FAR below 1 / n allows no false acceptance.
 
     Args:
-        genuine: scores of pairs of one person, any shape; higher is more alike.
-        impostor: scores of pairs of two persons, any shape. Memory: one copy of it.
+        genuine: scores of pairs of one person, any shape; higher is more similar.
+        impostor: scores of pairs of two persons, any shape. Memory: one copy.
         fars: (F,) rates in [0, 1].
 
     Returns:
-        (F,) float64, the share of genuine pairs accepted.
+        (F,) float64, fraction of accepted genuine pairs.
 
     Raises:
-        ValueError: no scores of a kind, scores that are NaN, or a rate outside [0, 1].
+        ValueError: no genuine or no impostor scores, a NaN score, or a rate outside [0, 1].
     """
     kept = np.asarray(genuine).ravel()
     refused = np.asarray(impostor).ravel()
@@ -42,7 +42,7 @@ def tar_at_far(genuine: ArrayLike, impostor: ArrayLike, fars: ArrayLike | Sequen
 
 
 def _allowed(rates: NDArray[np.float64], num_impostors: int) -> NDArray[np.int64]:
-    """The highest count k with k / num_impostors <= rate: the floor of a product of floats can be one off."""
+    """Return the largest k with k / num_impostors <= rate; the floor of a float product can be off by one."""
     count = np.floor(rates * num_impostors).astype(np.int64)
     count += (count + 1) / num_impostors <= rates
     return count - (count / num_impostors > rates)

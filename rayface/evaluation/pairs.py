@@ -27,7 +27,7 @@ FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 @dataclass(frozen=True, kw_only=True)
 class PairSet:
-    """Pairs of faces: `images` uint8 RGB (n, size, size, 3), and for P pairs the places `a` and `b` in it."""
+    """P pairs of images: `images` uint8 RGB (n, size, size, 3), and the indices `a` and `b` (P,) into it."""
 
     name: str
     images: NDArray[np.uint8]
@@ -38,7 +38,7 @@ class PairSet:
 
 
 class MissingMembersError(ValueError):
-    """Pairs name images that the dataset does not have, `count` of them."""
+    """The pairs name `count` images that the dataset does not have."""
 
     def __init__(self, message: str, count: int) -> None:
         super().__init__(message)
@@ -46,12 +46,12 @@ class MissingMembersError(ValueError):
 
 
 def load_pairs(pairs_csv: str | Path, data: str | Path | Sequence[str], *, image_size: int) -> PairSet:
-    """Read a file of pairs and the images that it names, each once.
+    """Read a pairs file and the images that it names, each once.
 
     Args:
-        pairs_csv: columns `path_a,path_b,is_same,fold`: names of tar members, 0 or 1, and the fold's number; or of the
-            form of LFW's pairs.txt.
-        data: the dataset directory that holds the members, or several.
+        pairs_csv: columns `path_a,path_b,is_same,fold`: names of tar members, 0 or 1, and the number of the fold; or a
+            file in the format of LFW's pairs.txt.
+        data: dataset directory with the images, or several.
         image_size: side of the images, pixels.
 
     Raises:
@@ -74,18 +74,18 @@ def load_pairs(pairs_csv: str | Path, data: str | Path | Sequence[str], *, image
 def _first_found(
     spellings: list[list[str]], data: str | Path | Sequence[str], image_size: int, pairs: str
 ) -> NDArray[np.uint8]:
-    """Return the images by the spelling of the members that the dataset knows."""
+    """Return the images by the first spelling of the member names that the dataset has."""
     errors = []
     for members in spellings:
         try:
             return _images(members, data, image_size, pairs)
         except MissingMembersError as error:
             errors.append(error)
-    raise min(errors, key=lambda error: error.count)  # of the spelling that it knows best
+    raise min(errors, key=lambda error: error.count)  # the error of the spelling with the fewest missing members
 
 
 def _rows_of(members: Sequence[str], dataset: Dataset, pairs: str) -> NDArray[np.int64]:
-    """Where members are in the index: by their keys, or by what a shard calls them where that is one sample's."""
+    """Return the rows of members in the index, by key, or by their name in a shard if it is unique."""
     keys = pa.array([parse_name(member).key for member in members], pa.string())
     rows = dataset.find([keys])
     missing = np.flatnonzero(rows < 0)
@@ -102,21 +102,21 @@ def _rows_of(members: Sequence[str], dataset: Dataset, pairs: str) -> NDArray[np
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise MissingMembersError(
             f"pairs {pairs} name {members[missing[0]]}{more}, not found in {', '.join(dataset.roots)}: give the "
-            "dataset they are made for",
+            "dataset of these pairs",
             len(missing),
         )
     return rows
 
 
 def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size: int, pairs: str) -> NDArray[np.uint8]:
-    dataset = open_dataset(data, join="separate")  # labels are not looked at
+    dataset = open_dataset(data, join="separate")  # labels are not used
     rows = _rows_of(members, dataset, pairs)
     order = np.argsort(rows)  # neighbours in a shard are read together
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index.select(rows[order]))
     jpegs = []
     for i, sample in zip(order, samples, strict=True):
         if isinstance(sample, Fault):
-            raise ValueError(f"pairs {pairs} need {members[i]}, which is damaged: {sample}")
+            raise ValueError(f"pairs {pairs} need {members[i]}, which is corrupt: {sample}")
         jpegs.append(sample.jpeg)
     images, bad = decode_images(jpegs, image_size)
     for i, reason in bad.items():
@@ -127,10 +127,10 @@ def _images(members: Sequence[str], data: str | Path | Sequence[str], image_size
 
 @dataclass(frozen=True, kw_only=True)
 class PairResult(ProtocolResult):
-    """Verification on pairs.
+    """Result of verification on pairs.
 
     Attributes:
-        accuracy_mean, accuracy_std: over the folds.
+        accuracy_mean, accuracy_std: mean and standard deviation over the folds.
         tar_at_far: {"1e-03": rate, ...} for the rates that the number of impostor pairs can resolve.
         num_pairs: number of pairs.
     """
@@ -162,7 +162,7 @@ class PairsProtocol(EvaluationProtocol):
     @classmethod
     def is_configured(cls, settings: EvaluateConfig) -> bool:
         if (settings.pairs is None) != (not settings.data):
-            raise ValueError("evaluate.pairs: needs evaluate.data beside it, the dataset that holds the named members")
+            raise ValueError("evaluate.pairs: requires evaluate.data, the dataset that holds the named images")
         return settings.pairs is not None
 
     @classmethod
@@ -170,7 +170,9 @@ class PairsProtocol(EvaluationProtocol):
         pairs = str(settings.pairs)
         for path in (pairs, *settings.data):
             if "://" not in path and not Path(path).exists():
-                raise ValueError(f"evaluate: {path}: does not exist: give the path of the pairs csv and of its dataset")
+                raise ValueError(
+                    f"evaluate: {path}: does not exist: give the path of the pairs file and of its dataset"
+                )
         return cls(load_pairs(pairs, settings.data, image_size=image_size), pairs)
 
     @property
@@ -194,7 +196,7 @@ def evaluate_pairs(
     """Measure verification on a set of pairs.
 
     Args:
-        embeddings: (n, D), one for each of the set's images.
+        embeddings: (n, D), of the images of the set.
         pairs: the set.
         done: called after every block of pairs.
 

@@ -1,4 +1,4 @@
-"""Files of face pairs: a csv of member names, or LFW's own pairs.txt."""
+"""Pairs files: a CSV of member names, or the format of LFW's pairs.txt."""
 
 import csv
 import io
@@ -20,23 +20,23 @@ class Pair(NamedTuple):
 
 
 class PairsFile(NamedTuple):
-    """The pairs in the order of the file; names are Ann_Lee_0001.jpg where it is of LFW's form."""
+    """Pairs in the order of the file; in LFW's format, names are Ann_Lee_0001.jpg."""
 
     pairs: list[Pair]
     is_lfw: bool
 
 
 def read_pairs(path: Path) -> PairsFile:
-    """Read a csv with the columns path_a, path_b, is_same, fold, or a file of the form of LFW's pairs.txt.
+    """Read a CSV with the columns path_a, path_b, is_same, fold, or a file in the format of LFW's pairs.txt.
 
     Raises:
-        ValueError: no such file, a value out of range, fewer than two folds, or pairs of one kind only; one line that
-            begins with the file's name.
+        ValueError: the file is missing, a value is out of range, there are fewer than two folds, or only genuine or
+            only impostor pairs; one line that begins with the file's name.
     """
     if not path.is_file():
         raise ValueError(f"pairs {path} must be a csv file with the columns {','.join(COLUMNS)}; there is no such file")
     try:
-        text = path.read_text("utf-8-sig")  # with a byte order mark, as Excel writes it, or without
+        text = path.read_text("utf-8-sig")  # with a byte order mark, as written by Excel, or without
     except UnicodeDecodeError as error:
         raise ValueError(f"pairs {path} must be UTF-8 text ({error.reason} at byte {error.start})") from None
     header = _LFW_HEADER.fullmatch(text.partition("\n")[0])
@@ -49,7 +49,7 @@ def read_pairs(path: Path) -> PairsFile:
 
 
 def lfw_names(name: str) -> list[str]:
-    """Return what Ann_Lee_0001.jpg may be called in a dataset: so, in the person's folder, or as `convert` has it."""
+    """Return the names that Ann_Lee_0001.jpg may have in a dataset: plain, in the person's folder, or by `convert`."""
     person = name.rpartition("_")[0]
     return [name, f"{person}/{name}", f"{person}_{name}"]
 
@@ -73,7 +73,7 @@ def _csv_pairs(text: str) -> list[Pair]:
 
 
 def _lfw_pairs(text: str, header: re.Match[str]) -> list[Pair]:
-    """Folds of N pairs of one person (name, number, number), then N of two (name, number, name, number)."""
+    """Parse folds of N pairs of one person (name, number, number), then N of two (name, number, name, number)."""
     folds, per_fold = (int(header[1]), int(header[2])) if header[2] else (1, int(header[1]))
     lines = text.rstrip().split("\n")[1:]
     if len(lines) != 2 * folds * per_fold:
@@ -98,7 +98,7 @@ def _lfw_pairs(text: str, header: re.Match[str]) -> list[Pair]:
 
 
 def _check(pairs: list[Pair]) -> None:
-    """Refuse now what could not be measured after hours of embedding."""
+    """Refuse pairs that cannot be scored, before the images are embedded."""
     if not pairs:
         raise ValueError("must list at least one pair; it has none")
     if len({pair.fold for pair in pairs}) < 2:

@@ -1,4 +1,4 @@
-"""The interface of evaluation protocols: what is embedded, and how the embeddings are scored."""
+"""Interface of evaluation protocols: images to embed, and scoring of the embeddings."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ class Roc:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolResult(ABC):
-    """What a protocol has measured; a protocol adds its figures in a subclass.
+    """Result of a protocol; each protocol adds its figures in a subclass.
 
     Attributes:
-        roc: for the plot; None if the protocol has none.
+        roc: ROC curve for the plot; None if the protocol has none.
     """
 
     roc: Roc | None = None
 
     @abstractmethod
     def figures(self) -> dict[str, Figure]:
-        """Return the figures by name, in JSON's types, as evaluation.json and --json have them."""
+        """Return the figures by name, as JSON types, for evaluation.json and --json."""
 
     @property
     @abstractmethod
     def main_figure(self) -> float:
-        """The figure by which training keeps its best checkpoint: higher is better."""
+        """The figure that selects the best checkpoint in training; higher is better."""
 
     def as_dict(self) -> dict[str, object]:
-        """Return the figures and points of the curve, in JSON's types."""
+        """Return the figures and the points of the curve, as JSON types."""
         return {**self.figures(), **({} if self.roc is None else {"roc": thinned(self.roc.far, self.roc.tar)})}
 
 
 class EvaluationProtocol(ABC):
-    """A way to measure a model.
+    """Evaluation protocol.
 
-    It is opened once with the settings of `evaluate`, and scored for every model or checkpoint. Its images are numbered
-    from 0; training reads and embeds parts of them on several ranks, `rayface evaluate` all of them.
+    It is opened once with the settings of `evaluate`, and scores every model or checkpoint. Its images are numbered
+    from 0; in training every rank reads and embeds a part of them, `rayface evaluate` embeds all.
     """
 
     @classmethod
     @abstractmethod
     def is_configured(cls, settings: EvaluateConfig) -> bool:
-        """Return whether the settings ask for this protocol, without reading anything.
+        """Return whether the settings configure this protocol, without reading anything.
 
         Raises:
-            ValueError: they ask for it in part, or contradict each other; one line.
+            ValueError: the settings are incomplete or contradict each other; one line.
         """
 
     @classmethod
@@ -72,12 +72,12 @@ class EvaluationProtocol(ABC):
             image_size: side of the images, pixels.
 
         Raises:
-            ValueError: an input is missing or wrong; one line.
+            ValueError: an input is missing or invalid; one line.
         """
 
     @property
     def inputs(self) -> dict[str, str]:
-        """What is measured on, for evaluation.json: names and paths."""
+        """Names and paths of the inputs, for evaluation.json."""
         return {}
 
     @property
@@ -95,9 +95,9 @@ class EvaluationProtocol(ABC):
 
     @abstractmethod
     def score(self, embeddings: NDArray[np.float32], done: Callable[[], None] = lambda: None) -> ProtocolResult:
-        """Measure.
+        """Score the embeddings.
 
         Args:
             embeddings: (num_images, D) of length 1, in the order of the images.
-            done: called after every block of work, for those that watch for a stalled process.
+            done: called after every block of work; the watchdog counts it as progress.
         """

@@ -1,4 +1,4 @@
-"""Evaluation protocols by name, one file each; a plugin adds its own to PROTOCOLS."""
+"""Registry of evaluation protocols by name; a plugin adds to PROTOCOLS."""
 
 from rayface.config import EvaluateConfig
 from rayface.evaluation.pairs import PairsProtocol
@@ -11,7 +11,7 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {"pairs": PairsProtocol}
 
 
 def protocol_class(settings: EvaluateConfig) -> type[EvaluationProtocol] | None:
-    """Return the class of evaluate.protocol, None if the settings do not ask for an evaluation.
+    """Return the class of evaluate.protocol; None if its inputs are not set.
 
     Raises:
         ValueError: an unknown name, or settings that contradict each other; one line.

@@ -1,4 +1,4 @@
-"""Verification, 1:1: is it the same person? Accuracy over ten folds, and the ROC."""
+"""1:1 verification: accuracy over ten folds, and the ROC curve."""
 
 from collections.abc import Callable
 
@@ -7,26 +7,26 @@ from numpy.typing import ArrayLike, NDArray
 
 NUM_FOLDS = 10
 THRESHOLDS = np.arange(0, 4, 0.01)  # squared distances of unit vectors
-_BLOCK = 65_536  # pairs
+_BLOCK = 65_536  # pairs per block
 
 
 def ten_fold_accuracy(
     a: ArrayLike, b: ArrayLike, is_same: ArrayLike, fold: ArrayLike | None = None
 ) -> tuple[float, float]:
-    """Measure how often pairs are told right, with a threshold that the tested pairs had no say in.
+    """Return the cross-validated verification accuracy of pairs.
 
-    The protocol of LFW, CFP-FP, AgeDB-30, CALFW and CPLFW: a pair is called the same when the squared distance of
-    its unit embeddings is below a threshold; the threshold, one of 0, 0.01 .. 3.99, is the (lowest) best one on
-    all folds but the tested one.
+    The protocol of LFW, CFP-FP, AgeDB-30, CALFW and CPLFW: a pair is classified as the same person if the squared
+    distance of its unit embeddings is below a threshold. The threshold, one of 0, 0.01, ..., 3.99, is the (lowest) best
+    one on all folds except the tested one.
 
     Args:
-        a: (N, D) embeddings; they are normalised here, so raw ones give the same result.
-        b: (N, D) embeddings they are compared with.
-        is_same: (N,) bool, the truth.
-        fold: (N,) int, the fold of each pair; None for tenths in the order given.
+        a: (N, D) embeddings; raw ones are normalised.
+        b: (N, D) embeddings to compare with.
+        is_same: (N,) bool, ground truth.
+        fold: (N,) int, the fold of each pair; None: tenths of the pairs in order.
 
     Returns:
-        mean and standard deviation of the folds' accuracies.
+        Mean and standard deviation of the folds' accuracies.
 
     Raises:
         ValueError: shapes do not fit, an embedding is zero or not finite, or there are fewer than two folds.
@@ -38,11 +38,11 @@ def ten_fold_accuracy(
 def pair_scores(
     embeddings: ArrayLike, a: NDArray[np.int64], b: NDArray[np.int64], done: Callable[[], None] = lambda: None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Squared distance and cosine of pairs of embeddings, in blocks: a long list of pairs takes little memory.
+    """Return squared distance and cosine of pairs of embeddings, computed in blocks to bound memory.
 
     Args:
         embeddings: (n, D), raw or normalised.
-        a, b: (N,) rows of it.
+        a, b: (N,) rows of `embeddings`.
         done: called after every block.
 
     Returns:
@@ -64,14 +64,14 @@ def pair_scores(
 def fold_accuracy(
     distance: NDArray[np.float64], same: NDArray[np.bool_], fold: ArrayLike | None = None
 ) -> tuple[float, float]:
-    """`ten_fold_accuracy` of squared distances (N,)."""
+    """Return the `ten_fold_accuracy` of squared distances (N,)."""
     folds = _tenths(len(same)) if fold is None else np.unique(np.asarray(fold), return_inverse=True)[1]
     if folds.shape != same.shape:
         raise ValueError(f"fold has shape {folds.shape}, it must be one fold per pair: {same.shape}")
     num_folds = int(folds.max()) + 1
     if num_folds < 2:
         raise ValueError("fold must name at least 2 folds: the threshold comes from the pairs outside the fold")
-    # a pair is called the same from this threshold on
+    # Index of the lowest threshold that classifies the pair as the same person.
     called_same = np.searchsorted(THRESHOLDS, distance, side="right")
     counts = np.zeros((2, num_folds, len(THRESHOLDS) + 1), np.int64)
     np.add.at(counts, (same.astype(int), folds, called_same), 1)
@@ -85,20 +85,20 @@ def fold_accuracy(
 def roc(
     a: ArrayLike, b: ArrayLike, is_same: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Trace the share of right and of wrong acceptances over all thresholds.
+    """Return the ROC curve of pairs: FAR and TAR over all thresholds.
 
-    A pair is accepted when its cosine is at least the threshold.
+    A pair is accepted if its cosine is at least the threshold.
 
     Args:
         a: (N, D) embeddings, raw or normalised.
-        b: (N, D) embeddings they are compared with.
-        is_same: (N,) bool, the truth; both kinds must occur.
+        b: (N, D) embeddings to compare with.
+        is_same: (N,) bool, ground truth; both values must occur.
 
     Returns:
-        FAR, TAR and thresholds, (M,) each: from (0, 0) at infinity down through every cosine that occurs, to (1, 1).
+        FAR, TAR and thresholds, (M,) each: from (0, 0) at infinity, through every occurring cosine, to (1, 1).
 
     Raises:
-        ValueError: shapes do not fit, an embedding is zero or not finite, or there are no pairs of one kind.
+        ValueError: shapes do not fit, an embedding is zero or not finite, or there are no genuine or impostor pairs.
     """
     first, second, same = _checked(a, b, is_same)
     return roc_of((first * second).sum(1), same)
@@ -107,7 +107,7 @@ def roc(
 def roc_of(
     cosine: NDArray[np.float64], same: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """`roc` of cosines (N,)."""
+    """Return the `roc` of cosines (N,)."""
     if same.all() or not same.any():
         raise ValueError("is_same must hold both genuine and impostor pairs: a ROC compares the two")
     order = np.argsort(-cosine, kind="stable")
@@ -119,7 +119,7 @@ def roc_of(
 
 
 def _tenths(num_pairs: int) -> NDArray[np.intp]:
-    """Folds in the order of the pairs; the first ones get one more where the pairs do not divide."""
+    """Return ten folds in the order of the pairs; the first ones have one more pair if needed."""
     if num_pairs < NUM_FOLDS:
         raise ValueError(f"there are {num_pairs} pairs, {NUM_FOLDS} folds need {NUM_FOLDS}: give more or name folds")
     sizes = [len(part) for part in np.array_split(np.arange(num_pairs), NUM_FOLDS)]
@@ -139,7 +139,7 @@ def _checked(
 
 
 def normalised(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rows of (N, D) `embeddings` at length 1.
+    """Return `embeddings` (N, D) with rows normalised to length 1.
 
     Raises:
         ValueError: a row is zero or not finite.
@@ -152,9 +152,9 @@ def normalised(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def thinned(far: NDArray[np.float64], tar: NDArray[np.float64], points: int = 500) -> dict[str, list[float]]:
-    """At most `points` of a ROC curve, evenly by the logarithm of FAR, as {"far": [...], "tar": [...]}.
+    """Return at most `points` points of a ROC curve, evenly spaced in log FAR, as {"far": [...], "tar": [...]}.
 
-    Of millions of pairs, points evenly by place would leave out all that is below a FAR of 1 / points.
+    With millions of pairs, points spaced evenly in FAR would omit everything below a FAR of 1 / points.
     """
     grid = np.geomspace(far[far > 0].min(initial=1.0), 1.0, points - 2)
     keep = np.unique(np.r_[0, np.searchsorted(far, np.r_[0.0, grid], side="right") - 1])

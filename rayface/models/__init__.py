@@ -1,1 +1,1 @@
-"""Trained models as files: safetensors, ONNX, published checkpoints, and the model card beside them."""
+"""Model files: safetensors, ONNX, published checkpoints, and model cards."""

@@ -10,26 +10,26 @@ from rayface.files import sha256_of
 from rayface.storage import sync_folder
 
 DIGESTS = "digests.json"
-_READERS = 8  # hashing lets go of the interpreter, so threads read and hash at the same time
+_READERS = 8  # threads; hashing releases the GIL
 
 Digests = dict[str, dict[str, int | str]]
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> Digests:
-    """Size in bytes and sha256 of files of a folder, {name: {"bytes": ..., "sha256": ...}}."""
+    """Return size in bytes and sha256 of files in a folder, {name: {"bytes": ..., "sha256": ...}}."""
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
 
 
 def write_digests(folder: Path, digests: Digests) -> None:
-    """Write digests.json, and sync the folder to disk."""
+    """Write digests.json and sync the folder to disk."""
     write_synced(folder / DIGESTS, json.dumps({"files": digests}, indent=1))
     sync_folder(str(folder))
 
 
 def verify(folder: Path) -> list[str]:
-    """Return a folder's faults: files missing, of another size or content, or unreadable; empty if it is valid.
+    """Return the faults of a folder: files that are missing, changed or unreadable; empty if it is valid.
 
-    Reads every byte unless a size is wrong already; 256 KB of memory for each of 8 threads.
+    Reads every byte unless a size is wrong. Memory: 256 KB for each of 8 threads.
     """
     try:
         digests: Digests = json.loads((folder / DIGESTS).read_text())["files"]

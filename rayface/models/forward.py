@@ -1,4 +1,4 @@
-"""The forward pass of evaluation: images to embeddings of length 1, the mirror image added."""
+"""Forward pass of evaluation: images to embeddings of length 1, with the mirror image added."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,19 +23,19 @@ def embed_images(
     amp: Literal["bf16"] | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
-    """Embed images as protocols do: the embedding of an image plus that of its mirror image, normalised.
+    """Embed images as evaluation protocols do: the normalised sum of the embeddings of an image and its mirror image.
 
     Args:
-        model: (n, 3, size, size) in [-1, 1] -> (n, D), on `device`; used in evaluation mode, which is undone after.
+        model: (n, 3, size, size) in [-1, 1] -> (n, D), on `device`; its training mode is restored afterwards.
         images: uint8 RGB (n, size, size, 3).
-        batch_size: images at a time; the mirror images come on top.
-        device: where the model is.
+        batch_size: images per batch; the mirror images double it.
+        device: device of the model.
         flip: add the mirror image.
-        amp: "bf16" for autocast; the sum and the norm are float32 all the same.
+        amp: "bf16" for autocast; sum and norm are always float32.
         done: called after every batch.
 
     Returns:
-        (n, D) float32 of length 1; NaN where the model gives NaN, which `refuse_non_finite` names.
+        (n, D) float32 of length 1; NaN if the model returns NaN, see `refuse_non_finite`.
     """
     device = torch.device(device)
     cast = torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else nullcontext()
@@ -53,23 +53,23 @@ def embed_images(
 
 
 def refuse_non_finite(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the embeddings (n, D), which must be numbers.
+    """Return the embeddings (n, D) if they are finite.
 
     Raises:
-        ValueError: a model that gives NaN or infinity.
+        ValueError: the model returns NaN or infinity.
     """
     good = np.atleast_1d(np.isfinite(embeddings).all(axis=1))
     if not good.all():
         raise ValueError(
-            f"model: gives NaN or infinity for {np.count_nonzero(~good)} of {len(good)} images, first for image "
-            f"{int(np.argmin(good))}: its training had diverged, or the precision is too low; use another checkpoint"
+            f"model: returns NaN or infinity for {np.count_nonzero(~good)} of {len(good)} images, first for image "
+            f"{int(np.argmin(good))}: its training diverged, or the precision is too low; use another checkpoint"
         )
     return embeddings
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode and, at the end, back in the mode that it had."""
+    """Set all modules to evaluation mode inside the context, and restore their mode on exit."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

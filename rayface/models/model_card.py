@@ -1,4 +1,4 @@
-"""The card beside a model: what it takes, what it learnt from, what it reached, how it is loaded."""
+"""Model card: input, training data, metrics and usage of a model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ def card(info: ModelInfo, onnx: str | None = None) -> str:
     """Describe a model in Markdown.
 
     Args:
-        info: what `model.json` says.
+        info: content of `model.json`.
         onnx: name of the ONNX file beside the card; None: `model.safetensors` and `model.json` are beside it.
     """
     size, length = info.image_size, info.embedding_size
@@ -26,7 +26,7 @@ def card(info: ModelInfo, onnx: str | None = None) -> str:
             "",
             "| | |",
             "|---|---|",
-            f"| net | {info.backbone}{f' ({arguments})' if arguments else ''} |",
+            f"| backbone | {info.backbone}{f' ({arguments})' if arguments else ''} |",
             f"| input | one aligned face, {size} x {size} pixels, {info.normalisation}, as (N, 3, {size}, {size}) |",
             "| alignment | five landmarks on ArcFace's template by a similarity transform |",
             f"| output | {length} numbers, raw: scale to length 1, then compare by cosine |",
@@ -35,7 +35,7 @@ def card(info: ModelInfo, onnx: str | None = None) -> str:
             f"| sha256 of the weights | `{info.sha256}` |",
             "",
             "The weights carry the licence of the data that they were trained on. Error rates differ between groups of "
-            "people and kinds of pictures: measure them on faces of your own use before you set a threshold.",
+            "people and types of images: measure them on images of your application before you set a threshold.",
             "",
             "## Measured",
             "",
@@ -56,7 +56,7 @@ def card(info: ModelInfo, onnx: str | None = None) -> str:
 
 
 def write_card(folder: Path, info: ModelInfo, onnx: str | None = None) -> None:
-    """Write the card into a folder, in place of one that is there."""
+    """Write the card into a folder, replacing an existing one."""
     write_text(folder / CARD, masked(card(info, onnx)))
 
 

@@ -1,4 +1,4 @@
-"""Models as files: safetensors with a description beside it; whatever file holds one, loaded."""
+"""Save and load models: safetensors with a description, ONNX, and published checkpoints."""
 
 import os
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ PUBLISHED_SUFFIXES = (".pt", ".pth")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A backbone in evaluation mode, and `info`: what `model.json` says of it."""
+    """A backbone in evaluation mode, and its `info`, the content of `model.json`."""
 
     module: nn.Module
     info: ModelInfo
@@ -37,13 +37,13 @@ class LoadedModel:
         Args:
             images: uint8 RGB (N, size, size, 3), size as in `info.image_size`.
             flip: add the embedding of the mirror image, as verification protocols do.
-            batch_size: images at a time.
+            batch_size: images per batch.
 
         Returns:
-            (N, D) float32 of length 1: the product of two rows is their cosine.
+            (N, D) float32 of length 1: the dot product of two rows is their cosine.
 
         Raises:
-            ValueError: images of another type or shape, or a model that gives NaN.
+            ValueError: images of another type or shape, or a model that returns NaN.
         """
         array, size = np.ascontiguousarray(images), self.info.image_size
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (size, size, 3):
@@ -53,7 +53,7 @@ class LoadedModel:
             )
         if not len(array):
             return np.zeros((0, self.info.embedding_size), np.float32)
-        parameter = next(self.module.parameters(), None)  # a model in ONNX has none
+        parameter = next(self.module.parameters(), None)  # an ONNX model has none
         device = parameter.device if parameter is not None else "cpu"
         found = embed_images(self.module, array, batch_size=batch_size, device=device, flip=flip)
         return refuse_non_finite(found)
@@ -71,21 +71,21 @@ def save_model(
     training_digest: str,
     metrics: Mapping[str, object],
 ) -> Path:
-    """Write `model.safetensors`, `model.json` and `model_card.md`, each under a temporary name that is then replaced.
+    """Write `model.safetensors`, `model.json` and `model_card.md`, each atomically.
 
     Args:
-        folder: made if missing; a model that is there is replaced.
-        backbone: the net; its weights are copied to the CPU.
-        name: its name for `build_backbone`.
-        backbone_args: further arguments of `build_backbone`, as JSON can hold them.
-        image_size: side of the aligned face that it takes, pixels.
-        embedding_size: length of its output.
-        licence: of the data that it was trained on.
-        training_digest: of the dataset that it was trained on.
-        metrics: what it reached, {name: number}.
+        folder: created if missing; an existing model is replaced.
+        backbone: network whose weights are written.
+        name: name of the backbone for `build_backbone`.
+        backbone_args: further arguments of `build_backbone`; JSON types.
+        image_size: side of an aligned input image, pixels.
+        embedding_size: dimension of the output.
+        licence: licence of the training data.
+        training_digest: digest of the training data.
+        metrics: evaluation results, {name: number}.
 
     Returns:
-        the path of `model.safetensors`.
+        The path of `model.safetensors`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,17 +111,18 @@ def save_model(
 
 
 def load_model(path: str | Path, *, backbone: str | None = None, device: str | torch.device = "cpu") -> LoadedModel:
-    """Load a model of ours, or a published one.
+    """Load one of our models, or a published one.
 
     Args:
         path: a run directory, its `model.safetensors` (with `model.json` beside it), an `.onnx` file (which runs on
-            the CPU; `model.onnx::OUTPUT` where several of its outputs have the shape (N, D)), or a published
-            `.pt`/`.pth` file or training checkpoint, which is read without running any code in it.
-        backbone: the net's name, for a published file, which does not say it; ours says it itself.
-        device: where to put it.
+            the CPU; `model.onnx::OUTPUT` if several outputs have the shape (N, D)), or a published `.pt`/`.pth` file
+            or training checkpoint, which is read without running code from it.
+        backbone: name of the backbone of a published file; our files hold it.
+        device: device of the model.
 
     Raises:
-        ValueError: nothing is there, the description is missing or of other weights, or the weights do not fit the net.
+        ValueError: the file is missing, its description is missing or belongs to other weights, or the weights do not
+            fit the backbone.
     """
     name, _, output = str(path).partition(OUTPUT_SIGN)
     path = Path(name)
@@ -172,5 +173,5 @@ def _description(path: Path, backbone: str | None) -> ModelInfo:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path`, of this process."""
+    """Return a hidden name beside `path`, unique to this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,4 +1,4 @@
-"""What `model.json` says of a model: the net, the input that it takes, and what it learned from."""
+"""Content of `model.json`: backbone, input format and training data of a model."""
 
 import json
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ class ModelInfo:
     """Description of a model.
 
     Attributes:
-        backbone: name for `build_backbone`, "onnx" for a file of others.
-        backbone_args: further arguments of `build_backbone`, in JSON's types.
-        embedding_size: length of an embedding, D.
-        image_size: side of the aligned face that it takes, pixels.
-        normalisation: of the pixels.
-        licence: of the data that it was trained on.
-        training_digest: of the dataset that it was trained on, "" if unknown.
-        metrics: what it reached, {name: number}, in JSON's types.
-        sha256: of the file of its weights.
-        rayface_version: that wrote it, "" if another program did.
+        backbone: name for `build_backbone`; "onnx" for ONNX files of other programs.
+        backbone_args: further arguments of `build_backbone`; JSON types.
+        embedding_size: dimension of an embedding, D.
+        image_size: side of an aligned input image, pixels.
+        normalisation: normalisation of the pixels.
+        licence: licence of the training data.
+        training_digest: digest of the training data, "" if unknown.
+        metrics: evaluation results, {name: number}; JSON types.
+        sha256: sha256 of the weights file.
+        rayface_version: version of rayface that wrote it, "" for other programs.
     """
 
     backbone: str
@@ -40,10 +40,10 @@ class ModelInfo:
 
     @classmethod
     def read(cls, path: Path) -> "ModelInfo":
-        """Read a `model.json`; keys of other versions are left out.
+        """Read a `model.json`; unknown keys are ignored.
 
         Raises:
-            ValueError: it is missing, no JSON, or lacks a key; one line.
+            ValueError: it is missing, is not JSON, or lacks a key; one line.
         """
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Models as ONNX files, held against PyTorch before they get their name."""
+"""Export models to ONNX, verified against PyTorch before the file is published."""
 
 import logging
 import shutil
@@ -17,27 +17,27 @@ from rayface.models.model_info import NORMALISATION
 from rayface.models.onnx_model import OnnxModule
 
 ONNX_OPSET = 18
-MAX_ONNX_ERROR = 1e-3  # of an embedding of length 1
-MAX_SINGLE_FILE = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
+MAX_ONNX_ERROR = 1e-3  # maximum absolute error of an embedding of length 1
+MAX_SINGLE_FILE = 1_900_000_000  # bytes; a protobuf message is limited to 2 GiB
 
 
 def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = False) -> dict[str, Any]:
-    """Write a model as ONNX with a free batch size, and only if onnxruntime gets what PyTorch gets.
+    """Write a model as ONNX with a dynamic batch, if onnxruntime's embeddings equal PyTorch's.
 
-    Input `image` float32 (N, 3, size, size), RGB, x / 127.5 - 1; output `embedding` float32 (N, D), raw. The file's
-    metadata says the same, and `model_card.md` beside it.
+    Input `image` float32 (N, 3, size, size), RGB, x / 127.5 - 1; output `embedding` float32 (N, D), raw. This is also
+    in the file's metadata and in `model_card.md` beside it.
 
     Args:
         model: from `load_model`.
         out: the `.onnx` file; written under a temporary name first.
-        external_data: keep the weights in `OUT.data` beside it; always done above 1.9 GB, which one file cannot hold.
+        external_data: write the weights into `OUT.data` beside it; always above 1.9 GB, the limit of one file.
 
     Returns:
         max_abs_error (largest difference of normalised embeddings, random images, batches of 1 and 3), opset, path,
         num_bytes (of all files), external_data.
 
     Raises:
-        ValueError: the extra `onnx` is not installed, `out` is no `.onnx` name, the model is ONNX already, or the
+        ValueError: the extra `onnx` is not installed, `out` does not end in `.onnx`, the model is already ONNX, or the
             difference is above 1e-3.
     """
     out = Path(out)
@@ -45,14 +45,14 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
         raise ValueError(f"export.onnx: {out}: must end in .onnx")
     if isinstance(model.module, OnnxModule):
         raise ValueError(
-            "export.model: is in ONNX already: give a run directory, a model.safetensors or a .pt/.pth file"
+            "export.model: is already in ONNX: give a run directory, a model.safetensors or a .pt/.pth file"
         )
     _check_installed()
     import onnx
 
     tensors = model.module.state_dict().values()
     external_data |= sum(tensor.numel() * tensor.element_size() for tensor in tensors) > MAX_SINGLE_FILE
-    folder = temporary_name(out)  # a folder: the .onnx holds the name of its weights' file
+    folder = temporary_name(out)  # a folder, because the .onnx holds the file name of its weights
     folder.mkdir(parents=True)
     try:
         weights = {"save_as_external_data": True, "location": f"{out.name}.data"} if external_data else {}
@@ -62,7 +62,7 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
             raise ValueError(
                 f"the ONNX model differs from PyTorch by {error_size:.1e}, the limit is {MAX_ONNX_ERROR:.0e}"
             )
-        written = sorted(folder.iterdir(), reverse=True)  # the weights first: the .onnx is nothing without them
+        written = sorted(folder.iterdir(), reverse=True)  # publish the weights first: the .onnx depends on them
         num_bytes = sum(path.stat().st_size for path in written)
         for path in written:
             publish(path, out.with_name(path.name))
@@ -83,11 +83,11 @@ def _check_installed() -> None:
 
 
 def _onnx_model(model: LoadedModel) -> Any:
-    """Export the net, and write the contract of its input into the metadata."""
+    """Export the network, with the format of its input and output in the metadata."""
     size = model.info.image_size
     proto = _traced(model.module, torch.zeros(2, 3, size, size, device=next(model.module.parameters()).device))
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        del part.metadata_props[:]  # stack traces, with the paths of this machine
+        del part.metadata_props[:]  # stack traces with paths of this machine
     for key in ("backbone", "embedding_size", "image_size", "normalisation", "licence", "training_digest", "sha256"):
         proto.metadata_props.add(key=f"rayface.{key}", value=str(getattr(model.info, key)))
     output = f"embedding float32 (N, {model.info.embedding_size}), raw"
@@ -97,7 +97,7 @@ def _onnx_model(model: LoadedModel) -> Any:
 
 
 def _traced(module: nn.Module, images: torch.Tensor) -> Any:
-    # the exporter warns of torchvision's operators, which no net here has, and of calls of its own
+    # The exporter warns about torchvision's operators, which no backbone uses, and about its own calls.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -111,12 +111,12 @@ def _traced(module: nn.Module, images: torch.Tensor) -> Any:
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # None only where torch writes the file itself
+    assert program is not None  # None only if torch writes the file itself
     return program.model_proto
 
 
 def _onnx_error(model: LoadedModel, path: Path) -> float:
-    """The largest difference between normalised embeddings of onnxruntime and PyTorch on random images."""
+    """Return the largest difference of normalised embeddings between onnxruntime and PyTorch on random images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -134,5 +134,7 @@ def _onnx_error(model: LoadedModel, path: Path) -> float:
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
-    embeddings = embeddings.astype(np.float64)  # of a deep untrained net they reach 1e25, whose square is no float32
+    embeddings = embeddings.astype(
+        np.float64
+    )  # raw embeddings of deep untrained networks reach 1e25, whose square overflows float32
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""ONNX files as models: onnxruntime behind the interface of a torch module."""
+"""ONNX models: an onnxruntime session with the interface of a torch module."""
 
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,22 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(do
 
 
 class OnnxModule(nn.Module):
-    """An onnxruntime session as a module: (N, 3, S, S) in [-1, 1] -> (N, D), raw; it runs on the CPU and cannot learn.
+    """onnxruntime session as a module: (N, 3, S, S) in [-1, 1] -> (N, D), raw; inference on the CPU only.
 
-    A file with a fixed batch is fed in pieces of it; the last piece is filled with zeros and cut. Of several outputs
-    the one of shape (N, D) is taken.
+    For a model with a fixed batch size, images are split into batches and the last one is zero-padded. Of several
+    outputs the one of shape (N, D) is used.
 
     Args:
         path: the file.
-        output: name of the output, where several have the shape (N, D).
+        output: name of the output, if several have the shape (N, D).
 
     Attributes:
         size: side of the images, pixels.
         embedding_size: D.
-        metadata: what the file says of itself, without the prefix `rayface.`; empty for files of others.
+        metadata: metadata of the file, without the prefix `rayface.`; empty for files of other programs.
 
     Raises:
-        ValueError: no such model, one line.
+        ValueError: the file is not such a model, one line.
     """
 
     def __init__(self, path: Path, output: str | None = None) -> None:
@@ -46,7 +46,7 @@ class OnnxModule(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no common class
+        except Exception as error:  # onnxruntime's errors have no common base class
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"model {path} cannot be read by onnxruntime: {reason}") from error
         inputs = self.session.get_inputs()
@@ -80,16 +80,18 @@ class OnnxModule(nn.Module):
         return found.reshape(len(images), self.embedding_size).astype(np.float32)
 
     def _embedding_output(self, path: Path, wanted: str | None) -> tuple[str, int]:
-        """Return name and length of the output that holds one vector for each image."""
+        """Return name and dimension of the output with one vector per image."""
         lengths = {name: _length(shape) for name, shape in self._output_shapes().items()}
         vectors = {name: length for name, length in lengths.items() if length}
         if wanted is not None:
             if wanted not in vectors:
-                raise ValueError(f"model {path}: {wanted!r} is no output of shape (N, D); there are {_listed(vectors)}")
+                raise ValueError(
+                    f"model {path}: {wanted!r} is not an output of shape (N, D); there are {_listed(vectors)}"
+                )
             return wanted, vectors[wanted]
         if not vectors:
             shapes = {output.name: output.shape for output in self.session.get_outputs()}
-            raise ValueError(f"model {path} must give embeddings of shape (N, D), its outputs are {shapes}")
+            raise ValueError(f"model {path} must return embeddings of shape (N, D), its outputs are {shapes}")
         if len(vectors) > 1:
             raise ValueError(
                 f"model {path} has several outputs of shape (N, D): {_listed(vectors)}: name the embedding's, as "
@@ -98,7 +100,7 @@ class OnnxModule(nn.Module):
         return next(iter(vectors.items()))
 
     def _output_shapes(self) -> dict[str, list[Any]]:
-        """Return the outputs' shapes; a blank image is embedded where the file does not give them."""
+        """Return the shapes of the outputs; if the file does not hold them, embed a blank image."""
         shapes = {output.name: list(output.shape) for output in self.session.get_outputs()}
         if not all(shape and all(isinstance(side, int) for side in shape[1:]) for shape in shapes.values()):
             blank = np.zeros((self._batch or 1, 3, self.size, self.size), self._type)
@@ -108,7 +110,7 @@ class OnnxModule(nn.Module):
 
 
 def _length(shape: list[Any]) -> int | None:
-    """Return D of an output (N, D) or (N, D, 1, 1); None for another one, and for a number an image."""
+    """Return D of an output (N, D) or (N, D, 1, 1); None for other shapes, and for D = 1."""
     if len(shape) < 2 or shape[1] == 1 or any(side != 1 for side in shape[2:]):
         return None
     return int(shape[1])
@@ -119,7 +121,7 @@ def _listed(vectors: dict[str, int]) -> str:
 
 
 def describe(module: OnnxModule, sha256: str) -> ModelInfo:
-    """What `model.json` would say of the file; files of others are taken to have the field's usual normalisation."""
+    """Return the model info of the file; files of other programs are assumed to use the usual normalisation."""
     said = module.metadata
     return ModelInfo(
         backbone=said.get("backbone", "onnx"),

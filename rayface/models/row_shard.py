@@ -1,4 +1,4 @@
-"""Parts of one logical tensor for torch.distributed.checkpoint, in row ranges of any size."""
+"""Row shards of a logical tensor for torch.distributed.checkpoint, with row ranges of any size."""
 
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
@@ -6,16 +6,15 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 
 class RowShard(torch.Tensor):
-    """A rank's rows of one logical tensor, in class ranges of any size; shares memory with `local`.
+    """A rank's rows of a logical tensor, with a class range of any size; shares memory with `local`.
 
-    DTensor's Shard(0) fixes the sizes of the parts; this speaks DCP's protocol (for which it has to be a
-    tensor) for parts of any size, so that a checkpoint holds one (C, ...) tensor and loads on any number of
-    ranks.
+    DTensor's Shard(0) fixes the sizes of the shards. This class implements DCP's protocol, which requires a tensor
+    subclass, for shards of any size, so a checkpoint holds one (C, ...) tensor and loads on any number of ranks.
 
     Args:
-        local: (rows, ...), the rank's part; loading writes into it.
-        first_row: where the part begins.
-        num_rows: rows of the whole, C.
+        local: (rows, ...), this rank's rows; loading writes into it.
+        first_row: index of the first row.
+        num_rows: number of rows of the logical tensor, C.
     """
 
     first_row: int
@@ -32,11 +31,11 @@ class RowShard(torch.Tensor):
         return shard
 
     def over(self, local: torch.Tensor) -> "RowShard":
-        """Return the same shard with other memory, of the shape of this rank's part."""
+        """Return the same shard over other memory, of the shape of this rank's part."""
         return RowShard.of(local, self.first_row, self._whole[0])
 
     def size(self, dim: int | None = None) -> torch.Size | int:  # type: ignore[override]
-        """Of the whole, as DCP compares it with what was saved."""
+        """Return the size of the logical tensor, which DCP compares with the saved one."""
         return self._whole if dim is None else self._whole[dim]
 
     def __create_write_items__(self, fqn: str, value: object) -> list[WriteItem]:

@@ -1,4 +1,4 @@
-"""Files of a run that rooms below training read: its config, and its checkpoints as folders."""
+"""Files of a run that packages below training read: its config, and its checkpoints as folders."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ PROGRESS = "progress.json"
 
 
 def all_in(run: Path) -> list[Path]:
-    """Return the finished checkpoints of a run, oldest first; `digests.verify` tells whether one is still valid."""
+    """Return the finished checkpoints of a run, oldest first; `digests.verify` checks whether one is valid."""
     return sorted(path.parent for path in (run / CHECKPOINTS).glob(f"step_*/{PROGRESS}"))
 
 
 def checkpoints_in(directory: Path) -> list[Path]:
-    """Return the checkpoint that a directory is, or the checkpoints of the run that it is, oldest first.
+    """Return the checkpoints of a directory, which is a checkpoint or a run directory; oldest first.
 
     Raises:
         ValueError: it is neither.
@@ -24,12 +24,12 @@ def checkpoints_in(directory: Path) -> list[Path]:
         return [directory]
     found = all_in(directory)
     if not found:
-        raise ValueError(f"DIR {directory}: holds no checkpoint: name a run directory or RUN/checkpoints/step_...")
+        raise ValueError(f"DIR {directory}: holds no checkpoint: give a run directory or RUN/checkpoints/step_...")
     return found
 
 
 def valid_checkpoint(directory: Path) -> Path:
-    """Return the checkpoint that a directory is, or the newest of the run that it is; reads all of its bytes.
+    """Return the checkpoint in a directory, or the newest one of a run directory; reads all of its bytes.
 
     Raises:
         ValueError: there is none, or it is corrupt.
@@ -37,5 +37,5 @@ def valid_checkpoint(directory: Path) -> Path:
     folder = checkpoints_in(directory)[-1]
     faults = verify(folder)
     if faults:
-        raise ValueError(f"DIR {folder}: is damaged: {'; '.join(faults)[:2000]}; name another checkpoint")
+        raise ValueError(f"DIR {folder}: is corrupt: {'; '.join(faults)[:2000]}; give another checkpoint")
     return folder

@@ -1,4 +1,4 @@
-"""Class centers of a checkpoint, read in parts and without the rest of the run."""
+"""Class centers of a checkpoint, read in parts without the rest of the state."""
 
 import warnings
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class SavedCenters:
 
 
 def saved_centers(directory: Path) -> SavedCenters:
-    """Return the class centers of a checkpoint or of a run (its newest), to be read in parts.
+    """Return the class centers of a checkpoint, or of a run's newest one, to be read in parts.
 
     Raises:
         ValueError: the checkpoint is corrupt or holds none.

@@ -1,4 +1,4 @@
-"""Files on a local disk or anything pyarrow.fs opens: ranged reads, and writes that appear whole or not at all."""
+"""Files on a local disk or any pyarrow.fs filesystem: ranged reads and atomic writes."""
 
 from rayface.storage.errors import DataError, StorageError, one_line, retried
 from rayface.storage.paths import (

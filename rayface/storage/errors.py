@@ -1,4 +1,4 @@
-"""Errors of data and of its storage, and the retries between them."""
+"""Errors of data and of storage, and retries of transient storage errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REFUSED = re.compile(
     r"ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|INVALID_ACCESS_KEY|"
     r"INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN"
 )
-_NOT_KEPT = ": its credentials are kept in no file: give the URI again with them, or set them in the environment"
+_NOT_KEPT = ": its credentials are not stored: give the URI again with them, or set them in the environment"
 _T = TypeVar("_T")
 
 
@@ -58,7 +58,7 @@ def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read"
             if delay is None:
                 raise StorageError(
                     f"{path}: {what} after {len(_BACK_OFF) + 1} tries ({reason}): the storage failed, the data may be "
-                    "whole: run again when it is back"
+                    "valid: run again when it is back"
                 ) from None
             logger.warning("%s: %s (%s): next try in %g s", mask(path), what, mask(reason), delay)
             time.sleep(delay)

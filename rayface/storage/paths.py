@@ -1,4 +1,4 @@
-"""Paths and URIs of anything pyarrow.fs opens: their parts, filesystem and folders."""
+"""Paths and URIs of any pyarrow.fs filesystem: their parts, filesystem and folders."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def locate(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def normalise(path: str | Path) -> str:
-    """Return an absolute local path, or the URI as it is (file:// becomes a plain path)."""
+    """Return an absolute local path, or the URI unchanged (file:// becomes a plain path)."""
     text = os.fspath(path)
     if text.startswith("file://"):
         return locate(text)[1]
@@ -59,7 +59,7 @@ def normalise(path: str | Path) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """Return the path or URI of `name` in `folder`, an absolute `name` as it is; a URI's query string stays last."""
+    """Return the path or URI of `name` in `folder`, or an absolute `name` unchanged; a URI's query stays last."""
     if name.startswith("/") or "://" in name:
         return name
     base, question, query = folder.partition("?") if "://" in folder else (folder, "", "")
@@ -124,7 +124,7 @@ def exists(path: str) -> bool:
 
 
 def make_folder(folder: str) -> None:
-    """Make a folder and its parents; DataError if that fails."""
+    """Create a folder and its parents; DataError if that fails."""
     filesystem, inside = locate(folder)
     try:
         filesystem.create_dir(inside, recursive=True)

@@ -40,7 +40,7 @@ class Source:
 
     @property
     def size(self) -> int:
-        """Bytes of the file; may cost a request."""
+        """Size of the file in bytes; may make a request."""
         return retried(self.path, lambda: self._file.size() if self._file else os.fstat(self._fd).st_size)
 
     def read(self, offset: int, count: int) -> bytes:
@@ -58,7 +58,7 @@ class Source:
         if self._file is not None:
             return self._file.read_at(count, offset)
         data = os.pread(self._fd, count, offset)
-        while len(data) < count:  # Linux returns at most 2 GiB at once, and signals may cut a read short
+        while len(data) < count:  # Linux returns at most 2 GiB per call, and signals may interrupt a read
             more = os.pread(self._fd, count - len(data), offset + len(data))
             if not more:
                 break
@@ -112,10 +112,10 @@ class _SourceStream(io.RawIOBase):
 
 
 def open_arrow(path: str) -> pa.NativeFile:
-    """Open a file for Arrow's readers; an OSError of theirs is then always about the format, never the storage.
+    """Open a file for Arrow's readers; their OSError is then always about the format, never the storage.
 
     Raises:
-        DataError, StorageError: as Source does, also from within Arrow's reader.
+        DataError, StorageError: see `Source`; also raised inside Arrow's reader.
     """
     return pa.PythonFile(_SourceStream(Source(path)), mode="r")
 

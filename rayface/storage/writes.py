@@ -1,4 +1,4 @@
-"""Files that appear under their name whole and durable, or not at all."""
+"""Atomic, durable writes of files."""
 
 from __future__ import annotations
 

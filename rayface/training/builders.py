@@ -29,8 +29,8 @@ def build_config_backbone(config: Config) -> nn.Module:
         ValueError: an unknown name or a value out of range.
     """
     backbone = config.backbone
-    if backbone.compile and backbone.checkpointing:  # dynamo cannot trace what keeps batch statistics as they are
-        raise ValueError("backbone.compile: true: does not go with backbone.checkpointing: choose one of them")
+    if backbone.compile and backbone.checkpointing:  # dynamo cannot trace the code that freezes batch statistics
+        raise ValueError("backbone.compile: true: cannot be combined with backbone.checkpointing: choose one of them")
     options = {"checkpointing": True} if backbone.checkpointing else {}
     return build_backbone(
         backbone.name,
@@ -83,12 +83,12 @@ def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Modul
     """Return the backbone to train through: compiled if backbone.compile is set, gradients averaged over the ranks.
 
     Raises:
-        ValueError: backbone.compile without a compiler, gradients compressed in a way that the workers cannot.
+        ValueError: backbone.compile without a compiler, or a gradient compression that the workers do not support.
     """
     net = compiled(backbone, world) if config.backbone.compile else backbone
     if world.size == 1:
         return net
-    # Batch-norm statistics stay each rank's own while training, and are averaged when they are used.
+    # Batch-norm statistics are local to each rank during training, and are averaged when they are used.
     parallel = DistributedDataParallel(
         net,
         device_ids=[world.device] if world.device.type == "cuda" else None,
@@ -104,7 +104,7 @@ def compiled(backbone: nn.Module, world: World) -> nn.Module:
     """Return the backbone through torch.compile; the parameters are shared.
 
     Raises:
-        ValueError: torch.compile writes C++ for a CPU, and this machine has no compiler for it.
+        ValueError: on a CPU torch.compile generates C++, and this machine has no compiler.
     """
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if world.device.type == "cpu" and not any(map(shutil.which, compilers)):

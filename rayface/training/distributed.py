@@ -1,4 +1,4 @@
-"""A worker's rank and device, and the few collectives that training needs."""
+"""Rank and device of a worker, and the collectives that training needs."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This worker's place among all workers."""
+    """Rank of this worker, number of workers, and device."""
 
     rank: int
     size: int
@@ -22,7 +22,7 @@ class World:
 
 
 def use_cores(world: World) -> None:
-    """Split the machine's cores among its CPU workers; Ray would give each of them one thread."""
+    """Divide the machine's cores among its CPU workers; Ray sets one thread per worker."""
     if world.device.type == "cpu":
         torch.set_num_threads(max(1, num_cpus() // world.local_size))
 

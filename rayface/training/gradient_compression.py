@@ -16,15 +16,15 @@ _STATE = "_rayface_powersgd"
 def compress(parallel: DistributedDataParallel, train: TrainConfig, world: World) -> None:
     """Register the communication hook of train.gradient_compression.
 
-    PowerSGD (arXiv 1905.13727) sends matrices as products of narrow ones, and adds what that leaves out of a step to
-    the next. What was left out is kept on each rank, as large as the gradients, and not part of checkpoints.
+    PowerSGD (arXiv 1905.13727) sends matrices as low-rank products and adds the error of a step to the next one. The
+    error is local to each rank, as large as the gradients, and not part of checkpoints.
 
     Raises:
-        ValueError: bf16 where it cannot be summed.
+        ValueError: bf16 on a device that cannot sum it.
     """
     kind = train.gradient_compression
-    if kind == "bf16" and world.device.type == "cpu":  # torch's rule
-        raise ValueError("train.gradient_compression: bf16: needs nccl, CPU workers have gloo: use fp16")
+    if kind == "bf16" and world.device.type == "cpu":  # not supported by torch
+        raise ValueError("train.gradient_compression: bf16: requires nccl, CPU workers use gloo: use fp16")
     if kind == "powersgd":
         state = PowerSGDState(
             None, matrix_approximation_rank=train.powersgd_rank, start_powerSGD_iter=train.powersgd_start
@@ -36,7 +36,7 @@ def compress(parallel: DistributedDataParallel, train: TrainConfig, world: World
 
 
 def _one_by_one(state: PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """PowerSGD for gloo, which pairs collectives in call order: those of two buckets must not interleave."""
+    """PowerSGD for gloo, which matches collectives by call order: those of two buckets must not interleave."""
     future = powerSGD_hook(state, bucket)
     future.wait()
     return future

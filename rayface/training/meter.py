@@ -1,4 +1,4 @@
-"""Throughput of the step loop, and its share of time spent waiting for data."""
+"""Throughput of the training loop, and the fraction of time spent waiting for data."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from rayface.data.streaming.batches import Batch
 
 
 class Meter:
-    """Steps a second and the share of time spent waiting for data, since the last restart or reading."""
+    """Steps per second and fraction of time spent waiting for data, since the last restart or reading."""
 
     def __init__(self, step: int) -> None:
         self.restart(step)
@@ -16,7 +16,7 @@ class Meter:
         self._step, self._start, self._waited = step, time.perf_counter(), 0.0
 
     def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches, and count the time until each arrives as waiting."""
+        """Yield the batches, and count the time until each arrives as waiting time."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -26,7 +26,7 @@ class Meter:
             yield batch
 
     def read(self, step: int) -> tuple[float, float]:
-        """Return steps a second and the share of time waited since the last reading, and restart."""
+        """Return steps per second and the fraction of time waited since the last reading, and restart."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         reading = (step - self._step) / elapsed, self._waited / elapsed
         self.restart(step)

@@ -12,7 +12,7 @@ def build_optimizer(
     """Return SGD with momentum, or AdamW; weight decay on every trainable parameter, as in arcface_torch.
 
     Raises:
-        ValueError: for another name.
+        ValueError: an unknown name.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if name == "sgd":

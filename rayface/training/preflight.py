@@ -27,11 +27,11 @@ from rayface.training.run_directory import RunDirectory
 from rayface.version import VERSION
 
 T = TypeVar("T")  # a JSON value
-CLOCK_SECONDS = 2.0  # more apart, and the times in journals and logs of several nodes cannot be read together
+CLOCK_SECONDS = 2.0  # with a larger skew, times in the journals and logs of several nodes cannot be compared
 _REDUCED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 _PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}
-_MARGIN_SECONDS = 10.0  # for which ranks wait longer for rank 0 than it does for them
-_FILES_SECONDS = 10.0  # a network disk may show another node's file this much later
+_MARGIN_SECONDS = 10.0  # ranks wait this much longer for rank 0 than it does for them
+_FILES_SECONDS = 10.0  # a network disk may show another node's file with this delay
 
 
 class PreflightError(TrainingStoppedError):
@@ -60,14 +60,14 @@ def preflight(
     through the store of the group.
 
     Args:
-        run: the run directory; a folder is made in it and removed.
-        shards: tars to be read, of which each rank opens the first.
-        shape: the run as planned; says what a step sends.
+        run: the run directory; a scratch folder is created in it and removed.
+        shards: tars of the dataset, of which each rank opens the first.
+        shape: shapes of the run, from which the bytes of a step are predicted.
         node: this rank's address.
         timeout: seconds that ranks wait for each other.
 
     Returns:
-        tags for the journal.
+        Tags for the journal.
 
     Raises:
         PreflightError: on all ranks.
@@ -104,7 +104,7 @@ def roll_call(world: World, node: str, timeout: float) -> list[Facts]:
     """Return the facts of every rank, in order of rank.
 
     Raises:
-        PreflightError: naming the ranks that did not answer in time.
+        PreflightError: some ranks, which are named, did not answer in time.
     """
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     own = Facts(rank=world.rank, node=node, device=device, versions=_versions())
@@ -112,10 +112,10 @@ def roll_call(world: World, node: str, timeout: float) -> list[Facts]:
 
 
 def check_versions(facts: Sequence[Facts]) -> None:
-    """Refuse ranks that run other code than rank 0.
+    """Refuse ranks that run other versions than rank 0.
 
     Raises:
-        PreflightError: naming the first of them.
+        PreflightError: one line that names the first of them.
     """
     first = facts[0]
     for fact in facts:
@@ -128,9 +128,9 @@ def check_versions(facts: Sequence[Facts]) -> None:
 
 
 def _exchange(world: World, name: str, own: T, timeout: float, facts: Sequence[Facts] = ()) -> list[T]:
-    """Return every rank's value, by the store of the process group; unlike a collective it can name missing ranks.
+    """Return every rank's value, through the store of the process group; unlike a collective it can name missing ranks.
 
-    Rank 0 gathers and publishes, so that the store is asked a few times a rank, however many there are.
+    Rank 0 gathers and publishes, so each rank makes only a few requests to the store.
     """
     store = _get_default_store()
     keys = [f"rayface.preflight.{name}.{rank}" for rank in range(world.size)]
@@ -155,16 +155,16 @@ def _missing(store: dist.Store, keys: Sequence[str], timeout: float) -> list[int
     """Return the indices of the keys that were not set in time."""
     try:
         store.wait(list(keys), timedelta(seconds=timeout))
-    except RuntimeError:  # some stores have no class of their own for a time-out
+    except RuntimeError:  # some stores have no specific class for a time-out
         return [place for place, key in enumerate(keys) if not store.check([key])]
     return []
 
 
 def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards: Sequence[str], timeout: float) -> None:
-    """Have every rank write a file that rank 0 must see, and read a shard.
+    """Let every rank write a file that rank 0 must see, and read a shard.
 
     Raises:
-        PreflightError: naming the first rank that cannot.
+        PreflightError: one line that names the first rank that fails.
     """
     folder = run.preflight
     errors = _exchange(world, "disk", _touch_disk(folder, world.rank, shards), timeout, facts)
@@ -174,7 +174,7 @@ def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards:
         shutil.rmtree(folder, ignore_errors=True)
     for fact, error in zip(facts, errors, strict=True):
         if error:
-            raise PreflightError(f"pre-flight: {fact}: {error}: must be within reach of every node: mount it there")
+            raise PreflightError(f"pre-flight: {fact}: {error}: must be accessible from every node: mount it there")
     for fact in facts:
         if fact.rank not in seen:
             raise PreflightError(
@@ -184,7 +184,7 @@ def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards:
 
 
 def _touch_disk(folder: Path, rank: int, shards: Sequence[str]) -> str:
-    """Write a file and read a shard; return what failed, empty where nothing did."""
+    """Write a file and read a shard; return the error, "" if there is none."""
     try:
         folder.mkdir(exist_ok=True)
         (folder / f"rank_{rank}").write_text(str(rank))
@@ -208,7 +208,7 @@ def _see(folder: Path, size: int) -> list[int]:
 def _clock_skew(world: World, facts: Sequence[Facts]) -> tuple[float, Facts, Facts]:
     """Return the largest clock skew in seconds, and its two ranks, the one ahead first.
 
-    All read their clock when a barrier lets them go: exact to the milliseconds that this takes.
+    All ranks read their clock after a barrier, so the skew is exact to some milliseconds.
     """
     dist.barrier()
     now = torch.tensor([time.time()], dtype=torch.float64, device=world.device)
@@ -219,10 +219,10 @@ def _clock_skew(world: World, facts: Sequence[Facts]) -> tuple[float, Facts, Fac
 
 
 def _all_reduce_bandwidth(world: World, facts: Sequence[Facts], timeout: float) -> float:
-    """Return the GB/s that a rank sends in a ring all-reduce, the best of four after one that opens connections.
+    """Return the GB/s that a rank sends in a ring all-reduce, the best of four after one to open connections.
 
     Raises:
-        PreflightError: it does not end.
+        PreflightError: it does not finish in time.
     """
     count = _REDUCED_BYTES[world.device.type] // 4
     buffer = torch.zeros(count, device=world.device)
@@ -233,7 +233,7 @@ def _all_reduce_bandwidth(world: World, facts: Sequence[Facts], timeout: float) 
             dist.all_reduce(buffer, async_op=True).wait(timedelta(seconds=timeout))
         except RuntimeError as error:
             if "time" not in str(error).lower():
-                raise  # a worker died: not for long
+                raise  # a worker died, which Ray Train handles
             nodes = ", ".join(sorted({fact.node for fact in facts}))
             reason = " ".join(str(error).split())[:200]
             raise PreflightError(
@@ -263,7 +263,7 @@ def _product_tflops(world: World, *, bf16: bool) -> float:
 
 
 def _step_parts(shape: Job, bandwidth: float, tflops: float) -> tuple[float, float]:
-    """Seconds of a step by the planner's model at the measured rates: for the network, and for the products."""
+    """Return the predicted seconds of a step at the measured rates: of the network, and of the products."""
     rates = Rates(gemm_tflops=tflops, fp32_tflops=tflops, link_bandwidth=bandwidth)
     seconds = step_seconds(shape, rates)
     network = sum(seconds[name] for name in network_bytes(shape))
@@ -274,8 +274,8 @@ def _slow_link(bandwidth: float, network: float, computing: float) -> list[str]:
     if network <= computing:
         return []
     return [
-        f"pre-flight: all-reduce reaches {bandwidth:.3g} GB/s: by the plan the network takes {network:.3g} s of a step "
-        f"and the products {computing:.3g} s: should be the smaller part: use a larger train.batch_size, fewer "
+        f"pre-flight: all-reduce reaches {bandwidth:.3g} GB/s: the predicted network time is {network:.3g} s per step, "
+        f"that of the products {computing:.3g} s: should be smaller: use a larger train.batch_size, fewer "
         "train.num_workers, or a faster interface (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)"
     ]
 

@@ -1,4 +1,4 @@
-"""The report of a training run: one HTML page and its figures."""
+"""Report of a training run: one HTML page and its figures."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,12 +18,12 @@ def write_report(
     table: Sequence[tuple[str, str]],
     roc: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> None:
-    """Write the report of a run, which needs no other file, and its figures as PNG.
+    """Write the self-contained report of a run, and its figures as PNG.
 
     Args:
-        run: its config, if there is one, is shown too.
-        metrics: as `read_metrics` returns them.
-        table: what to say first, (what, value).
+        run: the run directory; its config is shown if there is one.
+        metrics: result of `read_metrics`.
+        table: rows (name, value) of the table at the top.
         roc: FAR and TAR.
     """
     plots = draw_curves(metrics, roc)

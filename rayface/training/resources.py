@@ -1,4 +1,4 @@
-"""What a run needs of a cluster: nodes for its workers, and memory on them."""
+"""Cluster resources of a run: nodes for its workers, and memory on them."""
 
 import ray
 
@@ -9,7 +9,7 @@ from rayface.session import is_cluster, require_workers, takes_gpu
 
 
 def uses_gpu(config: Config) -> bool:
-    """Return whether each worker takes a GPU; to be asked where Ray is."""
+    """Return whether each worker takes a GPU; call it inside a Ray session."""
     return takes_gpu(config.train.device)
 
 
@@ -18,7 +18,7 @@ def require_resources(config: Config, num_classes: int, address: str | None) -> 
 
     Raises:
         ValueError: one line.
-        NoRoomError: the nodes did not come.
+        NoRoomError: the nodes did not join in time.
     """
     train = config.train
     wait = train.wait_for_nodes if is_cluster(address) else 0.0
@@ -27,7 +27,7 @@ def require_resources(config: Config, num_classes: int, address: str | None) -> 
 
 
 def check_memory(config: Config, num_classes: int) -> None:
-    """Refuse what cannot fit, as seen from where a worker would be: the driver's machine may be another kind."""
+    """Refuse a run that cannot fit, by the memory of a worker's node: the driver's machine may differ."""
     gpu = uses_gpu(config)
     if not gpu and config.head.kernel == "fused":
         check_fused_device("cpu")
@@ -38,7 +38,7 @@ def check_memory(config: Config, num_classes: int) -> None:
     def available(gpu_memory: bool) -> int | None:
         if here:
             return memory_per_worker(gpu=gpu_memory, workers_per_machine=share)
-        # "DEFAULT": anywhere. A trial of a sweep would else keep the task in its own placement group, without a CPU.
+        # "DEFAULT": on any node. Otherwise a task of a sweep's trial stays in its placement group, which has no CPU.
         where = {"num_cpus": config.train.cpus_per_worker, "num_gpus": int(gpu), "scheduling_strategy": "DEFAULT"}
         place = ray.remote(**where)(memory_per_worker)
         found: int | None = ray.get(place.remote(gpu=gpu_memory, workers_per_machine=share))

@@ -1,4 +1,4 @@
-"""The result of a finished run: its numbers, and the report with them."""
+"""Result of a finished run, and its report."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,24 +12,24 @@ from rayface.training.validate import data_text
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run is remembered by."""
+    """Result of a finished run."""
 
     run: RunDirectory
     steps: int
     faults: int
-    """Number of corrupt samples that were left out."""
+    """Number of skipped corrupt samples."""
     loss: float | None
-    """Of the last step; None where the run was resumed after it."""
+    """Loss of the last step; None if the run was resumed after it."""
     images_per_second: float
     """Median over the run."""
     seconds: float
-    """Of all sessions of the run."""
+    """Total seconds of all sessions of the run."""
     evaluation: Values = field(default_factory=dict)
-    """As `evaluation.pairs.pair_result` gives it; empty without pairs."""
+    """Figures of the last validation; empty without one."""
     accuracy_before: float | None = None
-    """Before the first step; None without pairs."""
+    """Accuracy before the first step; None without validation."""
     tracking: str | None = None
-    """URI of the tracking server; None where nothing is sent."""
+    """Tracking URI; None if tracking is off."""
     tracking_delivered: bool | None = None
 
     def for_file(self) -> Values:
@@ -54,7 +54,7 @@ class TrainResult:
 
 
 def write_results(run: RunDirectory, dataset: Dataset, *, seconds: float) -> TrainResult:
-    """Write report and result of a run whose workers are done."""
+    """Write the report and the result of a run whose workers have finished."""
     metrics, outcome = run.read_metrics(), dict(run.read_outcome())
     speeds = sorted(value for _, value, _ in metrics.get("train/images_per_second", []))
     accuracy = metrics.get("eval/accuracy")
@@ -71,7 +71,7 @@ def write_results(run: RunDirectory, dataset: Dataset, *, seconds: float) -> Tra
     curve = run.read_evaluation()["roc"] if accuracy else None
     roc = (curve["far"], curve["tar"]) if curve else None
     write_report(run, metrics=metrics, table=_table(result, dataset), roc=roc)
-    run.write_result(result.for_file())  # last: it says that the run is finished
+    run.write_result(result.for_file())  # last, because it marks the run as finished
     return result
 
 
@@ -81,7 +81,7 @@ def _table(result: TrainResult, dataset: Dataset) -> list[tuple[str, str]]:
         ("steps", f"{result.steps:,}"),
         ("images/s", f"{result.images_per_second:,.0f}"),
         ("seconds", f"{result.seconds:,.0f}"),
-        ("damaged samples", f"{result.faults:,}"),
+        ("corrupt samples", f"{result.faults:,}"),
     ]
     if result.evaluation:
         mean, std = result.evaluation["accuracy_mean"], result.evaluation["accuracy_std"]

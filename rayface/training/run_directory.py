@@ -1,4 +1,4 @@
-"""The directory of a training run: with `run_messages`, all that knows which files it holds."""
+"""The directory of a training run; only this module and `run_messages` know its files."""
 
 import contextlib
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ _WORKER = "rank0"
 
 @dataclass(frozen=True)
 class RunDirectory(RunMessages):
-    """The files of a training run, beside the messages of `RunMessages`; files that libraries open have a path."""
+    """Files of a training run, and the messages of `RunMessages`; only files that libraries open have a path."""
 
     # Files that other modules or libraries write and read
 
@@ -47,7 +47,7 @@ class RunDirectory(RunMessages):
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints, one folder a step."""
+        """The folder of the checkpoints, one folder per checkpoint."""
         return self.path / CHECKPOINTS
 
     @property
@@ -77,16 +77,16 @@ class RunDirectory(RunMessages):
 
     @property
     def ray_storage(self) -> Path:
-        """The folder in which Ray Train keeps its own records."""
+        """The folder of Ray Train's own state."""
         return self.path / "ray"
 
     @property
     def preflight(self) -> Path:
-        """The scratch folder in which workers look for each other's files before the first step."""
+        """The scratch folder of the pre-flight check of the shared disk."""
         return self.path / ".preflight"
 
     def bytes_being_written(self) -> int:
-        """Return the size so far of the checkpoint that is being written."""
+        """Return the bytes written so far of the current checkpoint."""
         total = 0
         for path in self.checkpoints.glob(".step_*.tmp/*"):
             with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ class RunDirectory(RunMessages):
         return total
 
     def artifacts(self) -> list[tuple[Path, str]]:
-        """Return the files of a finished run for MLflow, each with its folder there."""
+        """Return the files of a finished run to log to MLflow, each with its artifact folder."""
         names = (WEIGHTS, DESCRIPTION, CARD, _REPORT, _EVALUATION, _RESULT)
         files = [(self.path / name, "") for name in names if self._exists(name)]
         return files + [(path, _PLOTS) for path in sorted(self.plots.glob("*"))]
@@ -102,27 +102,27 @@ class RunDirectory(RunMessages):
     # Ownership and state
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Own the directory, made if missing, while inside; see `files.exclusive_folder`."""
+        """Own the directory, created if missing, inside the context; see `files.exclusive_folder`."""
         return exclusive_folder(self.path, f"train.output: {self}")
 
     def session(self) -> AbstractContextManager[Callable[[], float]]:
-        """Count a session of the run; see `elapsed.session`."""
+        """Measure a session of the run; see `elapsed.session`."""
         return elapsed.session(self.path)
 
     def seconds(self) -> float:
-        """Return the seconds of all sessions of the run, 0 without any."""
+        """Return the total seconds of all sessions of the run, 0 without any."""
         return elapsed.seconds_of(self.path)
 
     def has_started(self) -> bool:
-        """Return whether a run was started here: it has its config."""
+        """Return whether a run was started here, that is, the config exists."""
         return self._exists(CONFIG)
 
     def is_finished(self) -> bool:
-        """Return whether the run has its result and the model that the result names."""
+        """Return whether the result and the model of the run exist."""
         return self._exists(_RESULT) and self.has_model()
 
     def has_model(self) -> bool:
-        """Return whether weights and description of the trained model are there."""
+        """Return whether the weights and the description of the trained model exist."""
         return self._exists(WEIGHTS) and self._exists(DESCRIPTION)
 
     # Config and data
@@ -131,12 +131,10 @@ class RunDirectory(RunMessages):
         """Return the config that the run was started with.
 
         Raises:
-            ValueError: this is no run directory.
+            ValueError: this is not a run directory.
         """
         if not self.has_started():
-            raise ValueError(
-                f"train.output: {self}: is not a run directory (no {CONFIG}): name one that was trained in"
-            )
+            raise ValueError(f"train.output: {self}: is not a run directory (no {CONFIG}): give the directory of a run")
         return configs.load(file=self.config_file)
 
     def config_text(self) -> str:
@@ -144,11 +142,11 @@ class RunDirectory(RunMessages):
         return self.config_file.read_text(encoding="utf-8") if self.has_started() else ""
 
     def write_config(self, config: Config) -> None:
-        """Write the config, without the directory itself: it may be moved."""
+        """Write the config, without train.output: the directory may be moved."""
         configs.dump(replace(config, train=replace(config.train, output=None)), self.config_file)
 
     def read_data_facts(self) -> Values | None:
-        """Return digest and counts of the training data, None before they were written."""
+        """Return digest and counts of the training data; None before they are written."""
         return self._read_json(_DATA)
 
     def write_data_facts(self, facts: Values) -> None:
@@ -162,7 +160,7 @@ class RunDirectory(RunMessages):
         return self._exists(_OUTCOME)
 
     def read_outcome(self) -> Values:
-        """Return what the workers left of the run.
+        """Return the outcome that the workers wrote.
 
         Raises:
             FileNotFoundError: they have not finished.
@@ -170,11 +168,11 @@ class RunDirectory(RunMessages):
         return self._read_required(_OUTCOME)
 
     def write_outcome(self, outcome: Values) -> None:
-        """Write what the driver makes the result of; the workers' last file."""
+        """Write the outcome, from which the driver makes the result; the workers' last file."""
         self._write_json(_OUTCOME, outcome)
 
     def delete_outcome(self) -> None:
-        """Delete the outcome: it belongs to a run with fewer steps."""
+        """Delete the outcome of an earlier session with fewer steps."""
         self._delete(_OUTCOME)
 
     def has_result(self) -> bool:
@@ -194,12 +192,12 @@ class RunDirectory(RunMessages):
         self._write_json(_RESULT, result)
 
     def delete_results(self) -> None:
-        """Delete outcome and result, for them to be made again from the last checkpoint."""
+        """Delete outcome and result, which are then recreated from the last checkpoint."""
         self._delete(_OUTCOME)
         self._delete(_RESULT)
 
     def read_evaluation(self) -> Values:
-        """Return the last evaluation while training.
+        """Return the last validation.
 
         Raises:
             FileNotFoundError: there was none.
@@ -207,7 +205,7 @@ class RunDirectory(RunMessages):
         return self._read_required(_EVALUATION)
 
     def write_evaluation(self, evaluation: Values) -> None:
-        """Write the last evaluation while training."""
+        """Write the last validation."""
         self._write_json(_EVALUATION, evaluation)
 
     def write_report(self, page: str) -> None:
@@ -229,14 +227,14 @@ class RunDirectory(RunMessages):
         return read_metrics(self.journals)
 
     def mlflow_run_id(self) -> str | None:
-        """Return the id of the run in MLflow, None before MLflow has answered."""
+        """Return the id of the run in MLflow; None until MLflow has answered."""
         return delivered_run_id(self.journals)
 
     def write_faults(self, lines: Iterable[object]) -> None:
-        """Begin the list of corrupt samples and checkpoints and of restarts."""
+        """Start faults.log, the list of corrupt samples and checkpoints and of restarts."""
         write_text(self.path / _FAULTS, "".join(f"{line}\n" for line in lines))
 
     def add_faults(self, lines: Iterable[object]) -> None:
-        """Append to the list of faults."""
+        """Append to faults.log."""
         with (self.path / _FAULTS).open("a") as file:
             file.writelines(f"{line}\n" for line in lines)

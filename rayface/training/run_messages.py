@@ -1,4 +1,4 @@
-"""Messages between the driver, the controller and the workers of a run, as small files of its directory."""
+"""Messages between the driver, the controller and the workers of a run, as small files in its directory."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ _BEATS = "beats"
 
 @dataclass(frozen=True)
 class _RunStore:
-    """Small files of a run, which every process of the run sees: all that another store than a disk has to do."""
+    """Small files that all processes of a run share; the only class to replace for a store other than a disk."""
 
     path: Path
 
@@ -53,26 +53,26 @@ class _RunStore:
 
 
 class RunMessages(_RunStore):
-    """The messages of a run."""
+    """Messages of a run."""
 
     def request_stop(self) -> None:
         """Ask the workers to save a checkpoint and end.
 
         Raises:
-            FileNotFoundError: the directory is not there.
+            FileNotFoundError: the directory does not exist.
         """
         self._mark(_STOP)
 
     def stop_requested(self) -> bool:
-        """Return whether a stop is requested; to be asked by one rank, which tells the others."""
+        """Return whether a stop is requested; one rank calls it and broadcasts the answer."""
         return self._exists(_STOP)
 
     def clear_stop_request(self) -> None:
-        """Clear a request to stop."""
+        """Clear the stop request."""
         self._delete(_STOP)
 
     def request_drain(self) -> None:
-        """Ask the workers to save a checkpoint and end, for the driver to start others: a node is taken away."""
+        """Ask the workers to save a checkpoint and end, so that the driver restarts them: a node is preempted."""
         self._mark(_DRAIN)
 
     def drain_requested(self) -> bool:
@@ -86,20 +86,20 @@ class RunMessages(_RunStore):
         return requested
 
     def restarts(self) -> list[str]:
-        """Return why workers were started again since the driver started, oldest first."""
+        """Return the reasons of the restarts since the driver started, oldest first."""
         return [str(reason) for reason in self._read_json(_RESTARTS) or ()]
 
     def add_restart(self, reason: str) -> None:
-        """Record, before workers are started again, why."""
+        """Record the reason of a restart, before the workers restart."""
         self._write_json(_RESTARTS, [*self.restarts(), reason])
 
     def clear_restarts(self) -> None:
-        """Forget the restarts and the drain request of an earlier driver."""
+        """Clear the restarts and the drain request of an earlier driver."""
         self._delete(_RESTARTS)
         self.clear_drain_request()
 
     def read_rollbacks(self) -> Values | None:
-        """Return the state of the last roll-back, None without one."""
+        """Return the state of the last roll-back; None if there was none."""
         return self._read_json(_ROLLBACKS)
 
     def write_rollbacks(self, state: Values) -> None:
@@ -107,11 +107,11 @@ class RunMessages(_RunStore):
         self._write_json(_ROLLBACKS, state)
 
     def delete_rollbacks(self) -> None:
-        """Delete the state of the last roll-back, for only the checkpoints to count."""
+        """Delete the state of the last roll-back, so that only checkpoints count."""
         self._delete(_ROLLBACKS)
 
     def record_hang(self, report: str) -> None:
-        """Keep the report of a hang, unless another worker was first."""
+        """Store the report of a hang, unless another worker was first."""
         with contextlib.suppress(OSError), (self.path / _HANG).open("x") as file:
             file.write(report)
 
@@ -125,13 +125,13 @@ class RunMessages(_RunStore):
         return report or None
 
     def open_heartbeat(self, rank: int) -> int:
-        """Open the file into which a worker writes where it is; return the file descriptor."""
+        """Open the heartbeat file of a worker; return the file descriptor."""
         path = self._heartbeat(rank)
         path.parent.mkdir(exist_ok=True)
         return os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
 
     def read_heartbeat(self, rank: int) -> bytes:
-        """Return what a worker wrote last.
+        """Return the last heartbeat of a worker.
 
         Raises:
             OSError: nothing can be read.

@@ -1,4 +1,4 @@
-"""Which directory a run gets, and what must hold to resume the run in it."""
+"""The run directory of a run, and the conditions to resume a run in it."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, 
 
 
 def newest_unfinished(name: str) -> RunDirectory:
-    """Return the last run of a name under runs/ that is not finished.
+    """Return the newest unfinished run of this name under runs/.
 
     Raises:
         ValueError: there is none.
@@ -44,7 +44,7 @@ def newest_unfinished(name: str) -> RunDirectory:
 
 
 def check_output(config: Config, resume: bool) -> None:
-    """Refuse an output that holds another run or is not empty; nothing is made.
+    """Refuse an output that holds another run or is not empty; nothing is created.
 
     Raises:
         ValueError: one line.
@@ -70,10 +70,10 @@ def check_output(config: Config, resume: bool) -> None:
 
 @contextlib.contextmanager
 def exclusive_run_directory(config: Config, resume: bool) -> Iterator[RunDirectory]:
-    """Own the run directory, made if missing, while inside; one that holds another run is refused.
+    """Own the run directory, created if missing, inside the context; a directory with another run is refused.
 
     Raises:
-        ValueError: one line; also when another driver is at work in it.
+        ValueError: one line; also if another driver owns it.
     """
     check_output(config, resume)
     path = _make_numbered(config.name) if config.train.output is None else Path(config.train.output).absolute()
@@ -81,7 +81,7 @@ def exclusive_run_directory(config: Config, resume: bool) -> Iterator[RunDirecto
     with run.exclusive():
         run.checkpoints.mkdir(exist_ok=True)
         if not run.has_model():
-            run.delete_results()  # the model that they speak of is gone: all is made again from the last checkpoint
+            run.delete_results()  # the model is missing: recreate all from the last checkpoint
         yield run
 
 
@@ -90,7 +90,7 @@ def _make_numbered(name: str) -> Path:
         run = next_numbered_folder(_root(), name)
         try:
             run.mkdir(parents=True)
-        except FileExistsError:  # another run took the number at this moment
+        except FileExistsError:  # another run took the number concurrently
             continue
         except OSError as error:
             text = f"train.output: {run}: cannot be written: {error.strerror}: choose another directory"
@@ -104,7 +104,7 @@ def _root() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What must stay of the training data for a resume."""
+    """Facts of the training data that must not change on a resume."""
 
     digest: str
     num_images: int
@@ -119,10 +119,10 @@ class DataFacts:
 
 
 def check_data(run: RunDirectory, facts: DataFacts) -> None:
-    """Refuse training data other than the run was started with, wherever it lies now.
+    """Refuse training data other than the run was started with; its location may change.
 
     Raises:
-        ValueError: it has changed: the order of the samples, and so the run, would be another one.
+        ValueError: the data has changed, which would change the order of the samples.
     """
     before = run.read_data_facts()
     if before is None:

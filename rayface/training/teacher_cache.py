@@ -1,7 +1,7 @@
 """A teacher's embeddings of the training data: embedded once by `rayface embed`, then looked up by sample.
 
-The folder holds the parquet files of that job, and beside them the same rows as one array in the order of the dataset,
-which workers map into memory instead of reading.
+The folder holds the parquet files of that job and the same rows as one array in the order of the dataset, which workers
+memory-map.
 """
 
 import itertools
@@ -21,15 +21,15 @@ from rayface.data.keys import read_keys
 from rayface.files import publish
 from rayface.storage import DataError
 
-BY_SAMPLE = "by_sample.npy"  # (N, D) float16, NaN where a sample is damaged
-BY_CLASS = "by_class.npy"  # (C, D) float16, mean directions of length 1, NaN where a class has no sample
+BY_SAMPLE = "by_sample.npy"  # (N, D) float16, NaN for corrupt samples
+BY_CLASS = "by_class.npy"  # (C, D) float16, mean directions of length 1, NaN for classes without samples
 
 
 def fill_cache(config: Config, dataset: Dataset) -> None:
-    """Embed the training data with the teacher where that is not done yet, inside a Ray session.
+    """Embed the training data with the teacher unless the cache is complete; call it inside a Ray session.
 
-    Embeddings are those of the whole, upright image plus its mirror image, as in verification: the target of every
-    view that augmentation makes of it. A cache is refused where it is of another teacher or of other data.
+    Embeddings are those of the unaugmented image plus its mirror image, as in verification; they are the target of
+    every augmented view of the image. A cache of another teacher or of other data is refused.
 
     Raises:
         ValueError: bad input, one line.
@@ -54,19 +54,19 @@ def fill_cache(config: Config, dataset: Dataset) -> None:
 
 
 def by_sample(folder: Path, num_samples: int) -> NDArray[np.float16]:
-    """Map the targets (N, D) of a cache; the operating system keeps in memory what is used.
+    """Memory-map the targets (N, D) of a cache.
 
     Raises:
-        DataError: they are of another number of samples.
+        DataError: the number of samples differs.
     """
     return _mapped(folder / BY_SAMPLE, num_samples)
 
 
 def by_class(folder: Path, num_classes: int) -> NDArray[np.float16]:
-    """Map the targets (C, D) of identities.
+    """Memory-map the targets (C, D) of identities.
 
     Raises:
-        DataError: they are of another number of classes.
+        DataError: the number of classes differs.
     """
     return _mapped(folder / BY_CLASS, num_classes)
 
@@ -90,7 +90,7 @@ def _write(path: Path, shape: tuple[int, int], fill: Callable[[np.ndarray], None
 
 
 def _order(folder: Path, manifest: Mapping[str, Any], dataset: Dataset, out: np.ndarray) -> None:
-    """Put the rows of the parquet files where the dataset has their keys; one shard at a time."""
+    """Write the rows of the parquet files in the order of the dataset, by key; one shard at a time."""
     out[:] = np.nan
     paths = [folder / part["path"] for part in manifest["parts"]]
     places = dataset.find(itertools.chain.from_iterable(read_keys(str(path)) for path in paths))
@@ -100,12 +100,12 @@ def _order(folder: Path, manifest: Mapping[str, Any], dataset: Dataset, out: np.
         own = places[done : done + len(values)]
         done += len(values)
         if (own < 0).any():
-            raise DataError(f"train.teacher_cache: {path} has keys that the data has not")
+            raise DataError(f"train.teacher_cache: {path} has keys that are not in the data")
         out[own] = values.flatten().to_numpy(zero_copy_only=False).reshape(len(own), -1)
 
 
 def _mean(samples: np.ndarray, labels: np.ndarray, out: np.ndarray) -> None:
-    """Write the direction of each class's mean; a float64 sum for each class is held in memory."""
+    """Write the direction of each class's mean; memory: one float64 sum per class."""
     sums = np.zeros(out.shape)
     for start in range(0, len(samples), 65536):
         rows = samples[start : start + 65536].astype(np.float64)

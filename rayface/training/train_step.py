@@ -26,7 +26,7 @@ from rayface.training.recovery.watchdog import Watchdog
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a rank trains: its copy of the backbone, its part of the head, and the backbone's optimizer."""
+    """Trained modules of a rank: its copy of the backbone, its part of the head, and the backbone's optimizer."""
 
     backbone: nn.Module
     head: Head
@@ -34,7 +34,7 @@ class Trained:
 
 
 def build_trained(config: Config, num_classes: int, world: World) -> Trained:
-    """Build everything that is trained, with the random weights of train.seed."""
+    """Build backbone, head and optimizer, with random weights from train.seed."""
     torch.manual_seed(config.train.seed)
     backbone = build_config_backbone(config).to(world.device)
     backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -46,10 +46,10 @@ def build_trained(config: Config, num_classes: int, world: World) -> Trained:
 
 @dataclass(kw_only=True)
 class TrainStep:
-    """One optimizer step; the batch is worked on in micro batches where train.max_batch_per_worker says so.
+    """One optimizer step; the batch is split into micro-batches by train.max_batch_per_worker.
 
     Attributes:
-        batch_size: B, of all ranks.
+        batch_size: B, the global batch size.
         bf16: whether the backbone's forward pass runs under bf16 autocast.
         forward: the backbone to train through, compiled or data-parallel.
         before_update: called before the head updates rows, with the rows, or None for all.
@@ -72,7 +72,7 @@ class TrainStep:
             rate_factor: multiplies the schedule's learning rate.
 
         Returns:
-            the mean loss over the global batch, before the update.
+            The mean loss over the global batch, before the update.
 
         Raises:
             NotFiniteError: on every rank, before any weight is updated.
@@ -124,11 +124,11 @@ class TrainStep:
         self.watchdog.at("loss", step, piece.number)
         try:
             return self.trained.head.loss(embeddings, labels, counts=piece.counts), embeddings
-        except NonFiniteEmbeddingsError as error:  # on every rank at once
+        except NonFiniteEmbeddingsError as error:  # raised on every rank
             raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
 
     def _update(self, value: float, step: int, piece: MicroBatch, rate_factor: float) -> None:
-        """Update backbone and class centers by the accumulated gradients, and clear these."""
+        """Update backbone and class centers with the accumulated gradients, and clear the gradients."""
         self.watchdog.at("update", step, piece.number)
         head, optimizer, train = self.trained.head, self.trained.optimizer, self.config.train
         parameters = self.trained.backbone.parameters()
@@ -137,7 +137,7 @@ class TrainStep:
             raise NotFiniteError(f"the loss of step {step} is {value}", step=step, bad_from=step)
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient of step {step} is not finite", step=step, bad_from=step + 1)
-        # A single micro batch before the update: the head updates the rows of this one only.
+        # With a single micro-batch per update, the head updates only the rows of that one.
         single = piece.number == 0 or train.resize == "rescale_lr"
         sparse = single and self.config.head.center_update == "sparse"
         rows = head.last_rows() if sparse else None

@@ -1,4 +1,4 @@
-"""Everything about a run that can be refused before Ray starts."""
+"""Validation of a run before Ray starts."""
 
 import logging
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ValidRun:
-    """A run whose config, data and, for a resume, directory go together."""
+    """A run whose config, data and, for a resume, directory were checked."""
 
     config: Config
     resume: bool
@@ -42,12 +42,12 @@ class ValidRun:
 
     @property
     def data_facts(self) -> DataFacts:
-        """What a resume compares of the training data."""
+        """Facts of the training data that a resume compares."""
         return DataFacts.of(self.dataset)
 
 
 def validate(config: Config, *, resume: bool = False) -> ValidRun:
-    """Check a run in every way that needs no Ray; nothing is written.
+    """Check everything about a run that does not need Ray; nothing is written.
 
     Raises:
         ValueError: bad input; one line.
@@ -71,7 +71,7 @@ def dry_run(config: Config) -> int:
     """Check settings and data, without the output and the backbone.
 
     Returns:
-        the number of training steps.
+        The number of training steps.
 
     Raises:
         ValueError: bad input; one line.
@@ -96,9 +96,7 @@ def _open_dataset(config: Config, resume: bool) -> Dataset:
     except DataError as error:
         if not resume:
             raise
-        raise DataError(
-            f"{error}; where the data was moved, name its new place on the resume: data.train=DIR"
-        ) from error
+        raise DataError(f"{error}; if the data was moved, resume with its new path: data.train=DIR") from error
 
 
 def _sample_order(config: Config, dataset: Dataset) -> SampleOrder:
@@ -112,7 +110,7 @@ def _sample_order(config: Config, dataset: Dataset) -> SampleOrder:
 
 
 def check_settings(config: Config) -> None:
-    """Refuse what can be seen to be wrong without opening the training data.
+    """Refuse settings that are invalid regardless of the training data.
 
     Raises:
         ValueError: one line.
@@ -127,7 +125,7 @@ def check_settings(config: Config) -> None:
     if config.tracking.enabled and config.tracking.uri is not None:
         tracking.tracking_uri(config.tracking, Path())
     if (protocol := protocol_class(config.evaluate)) is not None:
-        # Opened here once, so that its errors reach the user before a worker starts.
+        # Open it once here, so that errors are found before a worker starts.
         protocol.open(config.evaluate, image_size=16)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
@@ -135,7 +133,7 @@ def check_settings(config: Config) -> None:
 
 
 def _check_static_graph(config: Config) -> None:
-    """PyTorch stops with an internal error where the first gradients of a static graph are not averaged at once."""
+    """Refuse gradient accumulation with a static graph: PyTorch fails with an internal error."""
     train = config.train
     if not train.static_graph:
         return
@@ -143,15 +141,15 @@ def _check_static_graph(config: Config) -> None:
     pieces = max(len(micro_batches(train.batch_size, 0, n, train.max_batch_per_worker)) for n in counts)
     if pieces > 1 and train.resize == "accumulate":
         raise ValueError(
-            f"train.static_graph: true: a step is {pieces} pieces that are added up, which it does not go with: leave "
-            "it out, or raise train.max_batch_per_worker"
+            f"train.static_graph: true: cannot be combined with gradient accumulation ({pieces} micro-batches a step): "
+            "leave it out, or raise train.max_batch_per_worker"
         )
     if config.backbone.compile:
-        raise ValueError("train.static_graph: true: does not go with backbone.compile: choose one of them")
+        raise ValueError("train.static_graph: true: cannot be combined with backbone.compile: choose one of them")
 
 
 def _check_backbone(config: Config, resume: bool) -> None:
-    """Build it, without memory unless it starts from weights: what cannot be is found before workers start."""
+    """Build the backbone, without memory unless it loads weights, to find errors before workers start."""
     if config.backbone.weights is not None and not resume:
         load_start(build_config_backbone(config), config)
         return

@@ -61,7 +61,7 @@ def test_embed_whose_parts_did_not_arrive_is_refused_after_the_first_shard(
             return super().__call__(work)
 
     monkeypatch.setattr(module, "ShardEmbedder", Elsewhere)
-    with pytest.raises(ValueError, match=r"embed.out: .*emb: 1 of 1 files that workers wrote are not there \("):
+    with pytest.raises(ValueError, match=r"embed.out: .*emb: 1 of 1 files that workers wrote are missing \("):
         job()
     assert called == [0]
     assert not (tmp_path / "emb" / "embeddings.json").exists()
@@ -79,7 +79,7 @@ def test_embed_that_loses_a_part_meanwhile_is_refused_and_embeds_it_again(
             return super().__call__(work)
 
     monkeypatch.setattr(module, "ShardEmbedder", Losing)
-    with pytest.raises(ValueError, match=r"files that workers wrote are not there \(part-000000.parquet\)"):
+    with pytest.raises(ValueError, match=r"files that workers wrote are missing \(part-000000.parquet\)"):
         job()
     monkeypatch.setattr(module, "ShardEmbedder", ShardEmbedder)
     manifest = job()

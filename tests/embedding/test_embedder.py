@@ -32,7 +32,9 @@ def test_embedder_in_bf16_is_near_that_in_fp32_and_returns_float32(tmp_path: Pat
 def test_embedder_of_a_model_that_overflows_is_refused_at_its_first_images(tmp_path: Path) -> None:
     save_small_model(tmp_path, fill=3e38)
     embedder = load_embedder(tmp_path)
-    with pytest.raises(ValueError, match=r"^model: gives NaN or infinity for 5 of 5 images, first for image 0: ") as e:
+    with pytest.raises(
+        ValueError, match=r"^model: returns NaN or infinity for 5 of 5 images, first for image 0: "
+    ) as e:
         embedder(IMAGES)
     assert "\n" not in str(e.value)
 

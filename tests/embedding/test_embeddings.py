@@ -37,10 +37,10 @@ def test_open_embeddings_of_a_folder_that_differs_from_its_manifest_is_refused(l
     """Missing files, other numbers of rows, unlisted files, a corrupt manifest."""
     assert open_embeddings(listed).num_rows == 14
     (listed / "part-0.parquet").rename(listed / "other.parquet")
-    with pytest.raises(DataError, match=r"1 of 2 files that embeddings.json names are not there \(.*part-0.parquet\)"):
+    with pytest.raises(DataError, match=r"1 of 2 files in embeddings.json are missing \(.*part-0.parquet\)"):
         open_embeddings(listed)
     (listed / "part-0.parquet").write_bytes((listed / "other.parquet").read_bytes())
-    with pytest.raises(DataError, match=r"other.parquet: is not named in embeddings.json"):
+    with pytest.raises(DataError, match=r"other.parquet: is not in embeddings.json"):
         open_embeddings(listed)
     (listed / "other.parquet").unlink()
     batches = [(KEYS[:3], LABELS[:3], VECTORS[:3])]

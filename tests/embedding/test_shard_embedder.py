@@ -117,5 +117,5 @@ def test_actor_with_another_model_than_the_driver_is_refused(
         return Embedder(function=lambda images: images, image_size=16, embedding_size=2, digest="y")
 
     monkeypatch.setattr(shard_embedder, "load_embedder", other)
-    with pytest.raises(ValueError, match=r"^model m: is another one on a node of the cluster: put it on a shared disk"):
+    with pytest.raises(ValueError, match=r"^model m: differs on a node of the cluster: put it on a shared disk"):
         ShardEmbedder(EmbedConfig(model="m"), str(tmp_path), JOB, threads=1, device="cpu")

@@ -83,7 +83,7 @@ def test_load_pairs_of_a_corrupt_member_names_shard_and_byte(data, csv):
     content[start + 148 : start + 156] = b"smashed!"  # the checksum of its header
     shard.write_bytes(content)
     path = csv("face_00.jpg,face_01.jpg,1,0", "face_00.jpg,face_02.jpg,0,1")
-    with pytest.raises(ValueError, match=r"need face_01.jpg, which is damaged: .*shard-000000.tar: at byte 2560"):
+    with pytest.raises(ValueError, match=r"need face_01.jpg, which is corrupt: .*shard-000000.tar: at byte 2560"):
         load_pairs(path, data, image_size=16)
 
 

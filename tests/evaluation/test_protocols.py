@@ -51,6 +51,6 @@ def test_protocol_class_of_an_unknown_name_is_refused_in_one_line() -> None:
 
 
 def test_protocol_class_of_pairs_without_data_is_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^evaluate.pairs: needs evaluate.data beside it"):
+    with pytest.raises(ValueError, match=r"^evaluate.pairs: requires evaluate.data"):
         protocol_class(configs.load(overrides=["evaluate.pairs=p.csv"]).evaluate)
     assert protocol_class(configs.load().evaluate) is None

@@ -25,7 +25,7 @@ from tests.experiment.refusals import TRAIN, assert_refused
         ),
         (
             "stages:\n- synth: {}\n- train: {preset: debug, data.train: DATA, evaluate.pairs: '${synth}/pairs.csv'}",
-            "stage train: evaluate.pairs: needs evaluate.data beside it",
+            "stage train: evaluate.pairs: requires evaluate.data",
         ),
         (
             "stages:\n- synth: {}\n- train: {preset: debug, data.train: DATA, "

@@ -192,9 +192,9 @@ def test_train_with_a_non_finite_loss_stops_names_the_last_valid_checkpoint_and_
         ({"head__margin": "cosfac"}, "head.margin 'cosfac' must be one of"),
         (
             {"train__static_graph": True, "train__max_batch_per_worker": 8},
-            "train.static_graph: true: a step is 3 pieces that are added up",
+            "train.static_graph: true: cannot be combined with gradient accumulation",
         ),
-        ({"train__static_graph": True, "backbone__compile": True}, "does not go with backbone.compile"),
+        ({"train__static_graph": True, "backbone__compile": True}, "cannot be combined with backbone.compile"),
         ({"evaluate__pairs": "x.csv"}, "needs evaluate.data"),
         ({"train__device": "cuda"}, "train.num_workers: 1: each needs 1 CPU and 1 GPU, the cluster has room for 0"),
         ({"train__num_workers": 6}, "train.num_workers: 6: each needs 1 CPU, the cluster has room for 4"),

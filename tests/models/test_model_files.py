@@ -91,7 +91,7 @@ def test_load_model_of_a_missing_or_contradicting_model_raises_one_line(run, tmp
 def test_embed_by_a_model_that_gives_nan_raises(run):
     model = load_model(run)
     model.module.features.running_mean.fill_(torch.nan)
-    with pytest.raises(ValueError, match="gives NaN or infinity for 2 of 2 images, first for image 0"):
+    with pytest.raises(ValueError, match="returns NaN or infinity for 2 of 2 images, first for image 0"):
         model.embed(random_faces(2))
 
 

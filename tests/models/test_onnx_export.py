@@ -106,7 +106,7 @@ def test_exported_onnx_file_loaded_is_a_model_like_any_other(run, tmp_path):
     images = random_faces(5)
     np.testing.assert_allclose(model.embed(images, batch_size=2), load_model(run).embed(images), atol=1e-5)
     np.testing.assert_allclose(load_embedder(out)(images), load_embedder(run)(images), atol=1e-5)
-    with pytest.raises(ValueError, match="is in ONNX already"):
+    with pytest.raises(ValueError, match="is already in ONNX"):
         export_onnx(model, tmp_path / "again.onnx")
     out.write_bytes(b"no protobuf")
     with pytest.raises(ValueError, match=r"cannot be read by onnxruntime") as caught:

@@ -60,7 +60,7 @@ def test_onnx_with_several_outputs_gives_the_one_of_vectors_or_the_one_named(tmp
     named = load_model(f"{two}::e")
     np.testing.assert_allclose(named.embed(images), one.embed(images), atol=1e-6)
     assert named.info.sha256 != load_model(f"{two}::logits").info.sha256
-    with pytest.raises(ValueError, match="'x' is no output of shape"):
+    with pytest.raises(ValueError, match="'x' is not an output of shape"):
         load_model(f"{two}::x")
 
 
@@ -69,7 +69,7 @@ def test_onnx_with_several_outputs_gives_the_one_of_vectors_or_the_one_named(tmp
     [
         ({"shape": (1, SIZE, SIZE)}, r"must take one batch of images \(N, 3, size, size\), it takes"),
         ({"shape": (3, "height", "width")}, r"must take one batch of images"),
-        ({"outputs": {"quality": 1}}, r"must give embeddings of shape \(N, D\), its outputs are"),
+        ({"outputs": {"quality": 1}}, r"must return embeddings of shape \(N, D\), its outputs are"),
     ],
 )
 def test_onnx_of_another_input_or_output_raises_one_line(tmp_path, options, words):

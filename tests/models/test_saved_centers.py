@@ -29,5 +29,5 @@ def test_saved_centers_of_a_checkpoint_without_any_raise_one_line(tmp_path: Path
 def test_saved_centers_of_a_corrupt_checkpoint_raise_one_line(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, {"head.centers": RowShard.of(torch.zeros(9, 4), 0, 9)}, Progress(step=1), keep=1)
     next(folder.glob("*.distcp")).unlink()
-    with pytest.raises(ValueError, match=r"is damaged: .*is missing; name another checkpoint"):
+    with pytest.raises(ValueError, match=r"is corrupt: .*is missing; give another checkpoint"):
         saved_centers(tmp_path)

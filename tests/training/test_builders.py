@@ -68,7 +68,7 @@ def test_compile_without_a_compiler_or_with_checkpointing_raises(monkeypatch: py
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler on a CPU, no .* was found"):
         data_parallel(net, world(), config)
-    with pytest.raises(ValueError, match=r"does not go with backbone\.checkpointing"):
+    with pytest.raises(ValueError, match=r"cannot be combined with backbone\.checkpointing"):
         build_config_backbone(settings("backbone.compile=true", "backbone.checkpointing=true"))
 
 
@@ -87,7 +87,7 @@ def gradients_of_a_rank(rank: int, folder: str) -> None:
             net.zero_grad(set_to_none=True)
             parallel(torch.randn(4, 3, 32, 32)).square().sum().backward()
         found[kind] = net.conv1.weight.grad
-    with pytest.raises(ValueError, match="bf16: needs nccl"):
+    with pytest.raises(ValueError, match="bf16: requires nccl"):
         data_parallel(net, world(rank, 2), settings("train.gradient_compression=bf16"))
     assert torch.equal(found["static"], found["none"])
     size = found["none"].abs().max()

@@ -45,7 +45,7 @@ def test_directory_of_a_finished_run_has_result_and_model(tmp_path):
 
 
 def test_read_config_of_another_folder_raises_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a run directory \(no config.yaml\): name one that was trained in$"):
+    with pytest.raises(ValueError, match=r"is not a run directory \(no config.yaml\): give the directory of a run$"):
         RunDirectory(tmp_path).read_config()
 
 

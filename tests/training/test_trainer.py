@@ -51,7 +51,7 @@ def test_resume_with_a_moved_dataset_of_equal_digest_trains_and_with_another_rai
     with pytest.raises(ReachedTheWorkersError):
         trainer.train(config)
     (tmp_path / "faces").rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match=r"faces: no such .*where the data was moved, name .* data\.train=DIR"):
+    with pytest.raises(ValueError, match=r"faces: no such .*if the data was moved, resume with .* data\.train=DIR"):
         trainer.train(config, resume=True)
     with pytest.raises(ReachedTheWorkersError):
         trainer.train(configs.with_overrides(config, {"data.train": str(tmp_path / "moved")}), resume=True)

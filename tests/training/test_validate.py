@@ -25,9 +25,12 @@ def config_of(data: Path, *overrides: str) -> Config:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("train.static_graph=true train.max_batch_per_worker=2", "a step is 2 pieces that are added up"),
-        ("train.static_graph=true backbone.compile=true", "does not go with backbone.compile: choose one of them"),
-        ("evaluate.pairs=pairs.csv", "evaluate.pairs: needs evaluate.data beside it"),
+        ("train.static_graph=true train.max_batch_per_worker=2", r"gradient accumulation \(2 micro-batches a step\)"),
+        (
+            "train.static_graph=true backbone.compile=true",
+            "cannot be combined with backbone.compile: choose one of them",
+        ),
+        ("evaluate.pairs=pairs.csv", "evaluate.pairs: requires evaluate.data"),
         ("head.name=none", "head.name 'none' must be one of partial_fc"),
     ],
 )

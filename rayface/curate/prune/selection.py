@@ -86,8 +86,9 @@ class Selector:
                     pq.write_table(table, stream)
             return _Decided(kept=int(np.count_nonzero(read_kept(folder, numbered[0]))))
 
-        name = f"select by {type(method).__name__}"
-        results = map_unordered(decide, self._numbered, name, rows=self.stats.partitions.num_rows)
+        results = map_unordered(
+            decide, self._numbered, f"select by {method.title}", rows=self.stats.partitions.num_rows
+        )
         return sum(result.kept for result in results)
 
     def decisions(self, method: Method) -> Iterator[pa.Table]:

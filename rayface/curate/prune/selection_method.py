@@ -41,17 +41,19 @@ class Images:
 
 
 class SelectionMethod(ABC, Generic[Prepared]):
-    """Selects the images of a core set, identity by identity.
+    """Select the images of a core set, identity by identity.
 
-    Subclasses are frozen dataclasses. Their fields decide the result, and nothing else does: partitions may be cut
+    Subclasses are frozen dataclasses. Only their fields may decide the result: partitions may be cut
     differently, and tasks may run twice or in any order.
 
     Attributes:
-        reason: why an image is not kept, as core_set.parquet says it.
+        title: name in the log, "select by TITLE".
+        reason: reason in core_set.parquet why an image is not kept.
         keys: keys of the config group `prune` that are refused unless a method that names them here is used.
         options: fields that `prune.options` sets: those for which `prune` has no key. They need defaults.
     """
 
+    title: ClassVar[str] = "own method"
     reason: ClassVar[str] = "not selected"
     keys: ClassVar[frozenset[str]] = frozenset()
     options: ClassVar[frozenset[str]] = frozenset()

@@ -1,1 +1,1 @@
-"""Checkpoints: what they hold, how they are written beside the training, and tools that read them."""
+"""Checkpoints: their content, asynchronous writing, and tools that read them."""

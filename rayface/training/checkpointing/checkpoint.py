@@ -1,4 +1,4 @@
-"""The state of a run on disk: tensors by torch.distributed.checkpoint, numbers in progress.json beside them."""
+"""Checkpoints on disk: tensors by torch.distributed.checkpoint, other values in progress.json."""
 
 import json
 import logging
@@ -37,19 +37,19 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def save(run: Path, state: State, progress: Progress, *, keep: int, group: Group = None) -> Path:
-    """Write a checkpoint of all ranks under a temporary name, then give it its own; remove old ones.
+    """Write a checkpoint of all ranks under a temporary name, then rename it; remove old ones.
 
-    Every rank writes, syncs and digests its own file; the name says that all of them are on disk. Every rank must
-    call it; runs DCP's collectives and four small gathers.
+    Every rank writes, syncs and digests its own file; the final name means that all of them are on disk. Every rank
+    must call it; runs DCP's collectives and four small gathers.
 
     Args:
         state: replicated tensors and RowShards; replicated ones are written once.
-        progress: rank 0's is written.
-        keep: newest checkpoints to keep; beside them the one of the highest accuracy is kept.
-        group: of all ranks, for the collectives; None: the default group, if there is one.
+        progress: that of rank 0 is written.
+        keep: number of newest checkpoints to keep, beside the one of the highest accuracy.
+        group: process group of all ranks, for the collectives; None: the default group, if any.
 
     Raises:
-        CheckpointError: a rank could not write; what was there before is untouched.
+        CheckpointError: a rank could not write; earlier checkpoints are unchanged.
     """
     folder = folder_of(run, progress.step)
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -68,20 +68,20 @@ def save(run: Path, state: State, progress: Progress, *, keep: int, group: Group
 
 
 def newest_valid(run: Path, *, group: Group = None) -> tuple[Path | None, list[str]]:
-    """Return the newest valid checkpoint, and a line on every newer one; (None, []) where there is no checkpoint.
+    """Return the newest valid checkpoint, and a line on every newer, corrupt one; (None, []) without checkpoints.
 
-    Damaged ones that are newer are put aside under the name damaged_step_N, so that nothing takes them for the newest,
-    and are said in the log and in the run's faults.log. Rank 0 reads, and one gather tells all ranks what it found.
+    Newer corrupt ones are renamed to damaged_step_N, so that they no longer count as the newest, and are reported in
+    the log and in the run's faults.log. Rank 0 reads; one gather sends the result to all ranks.
 
     Raises:
-        CheckpointError: there are checkpoints, and none of them is whole.
+        CheckpointError: there are checkpoints, and none of them is valid.
     """
     found: tuple[Path | None, list[str]] = _on_rank_0(lambda: _newest_valid(run), group)
     folder, faults = found
     if folder is None and faults:
         raise CheckpointError(
-            f"{run}: none of its checkpoints is whole: {'; '.join(faults)[:2000]}; put back what is missing, or start "
-            "anew with another train.output"
+            f"{run}: none of its checkpoints is valid: {'; '.join(faults)[:2000]}; restore what is missing, or start "
+            "a new run with another train.output"
         )
     return folder, faults
 
@@ -92,14 +92,14 @@ def last_step(run: Path) -> int:
 
 
 def best_in(run: Path) -> Path | None:
-    """Return the checkpoint of the highest accuracy; of equal ones the first, which is closest to the evaluation."""
+    """Return the checkpoint of the highest accuracy; of equal ones the first, which is closest to the validation."""
     scored = [(folder, _accuracy(folder)) for folder in all_in(run)]
     known = [(folder, accuracy) for folder, accuracy in scored if accuracy is not None]
     return max(known, key=lambda pair: pair[1])[0] if known else None
 
 
 def load(folder: Path, state: State) -> Progress:
-    """Fill the tensors of `state` from a checkpoint, written by any number of ranks; returns its progress."""
+    """Load the tensors of `state` from a checkpoint of any number of ranks; return its progress."""
     dcp.load(dict(state), checkpoint_id=folder, no_dist=not dist.is_initialized())
     return Progress.read(folder)
 
@@ -141,13 +141,13 @@ def _put_aside(run: Path, damaged: Path, reasons: list[str], used: Path) -> str:
 
 
 def _make_empty(temporary: Path) -> None:
-    for stale in temporary.parent.glob(".step_*.tmp"):  # of a run that was killed: one write at a time, so none is live
+    for stale in temporary.parent.glob(".step_*.tmp"):  # left by killed runs; only one write runs at a time
         shutil.rmtree(stale)
     temporary.mkdir(parents=True)
 
 
 def _digest_own(temporary: Path, progress: Progress) -> Digests:
-    """Return digests of the files that this rank wrote; DCP names them by rank, and has synced them."""
+    """Return digests of the files that this rank wrote; DCP names files by rank and has synced them."""
     rank = _rank()
     names = [path.name for path in temporary.glob(f"__{rank}_*")]
     if rank == 0:
@@ -165,13 +165,13 @@ def _publish(temporary: Path, folder: Path, digests: Digests, keep: int) -> None
     kept = {*all_in(run)[-keep:], best_in(run)}
     for old in all_in(run):
         if old not in kept:
-            # first another name: what is left of it after a crash here must not look like a checkpoint
+            # Rename it first: after a crash here, a half-deleted folder must not look like a checkpoint.
             shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
 
 
 def _not_written(temporary: Path, folder: Path, reason: str) -> CheckpointError:
     if _rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)  # gives back its part of a full disk
+        shutil.rmtree(temporary, ignore_errors=True)  # frees its part of a full disk
     reason = " ".join(reason.split())[:500]
     return CheckpointError(f"checkpoint {folder} could not be written: {reason}; remove the cause, then resume the run")
 
@@ -185,7 +185,7 @@ def _accuracy(folder: Path) -> float | None:
 
 
 def _on_every_rank(action: Callable[[], T], group: Group) -> list[T]:
-    """Return the results of an action on every rank, in order of rank; if one rank fails, all raise the same error."""
+    """Run an action on every rank and return the results in order of rank; if one fails, all raise the same error."""
     outcome: tuple[T | None, str | None]
     try:
         outcome = action(), None
@@ -212,9 +212,9 @@ def _rank() -> int:
 
 
 def set_aside(run: Path, step: int, *, group: Group = None) -> list[Path]:
-    """Rename checkpoints of `step` and later, so that no resume takes them; return the ones that are left.
+    """Rename checkpoints of `step` and later, so that no resume uses them; return the remaining ones.
 
-    Rank 0 does it, and one gather tells all ranks: a network disk may show them other things.
+    Rank 0 renames, and one gather sends the result: a network disk may show other ranks another state.
     """
     return _on_rank_0(lambda: _set_aside(run, step), group)
 
@@ -224,6 +224,6 @@ def _set_aside(run: Path, step: int) -> list[Path]:
     good = [folder for folder in every if folder.name < folder_of(run, step).name]
     for folder in every[len(good) :]:
         aside = folder.with_name(f"not_finite_{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)  # of an earlier roll-back from there
+        shutil.rmtree(aside, ignore_errors=True)  # left by an earlier roll-back from there
         folder.rename(aside)
     return good

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 PREFIX = "optimizer.state."
-_NUMBERED = re.compile(r"optimizer\.(\d+)\.(\w+)")  # as checkpoints had it before: by the parameter's place
+_NUMBERED = re.compile(r"optimizer\.(\d+)\.(\w+)")  # older checkpoints: by the parameter's index
 
 
 def optimizer_state(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """Return the optimizer's tensors under "optimizer.state.PARAMETER.KEY".
 
     Args:
-        module: has the optimizer's parameters, under the names to save them by.
+        module: module of the optimizer's parameters, whose names are used.
     """
     return {
         f"{PREFIX}{name}.{key}": value
@@ -27,7 +27,7 @@ def optimizer_state(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor
 
 
 def load_optimizer_state(optimizer: Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load tensors that are named as `optimizer_state` names them.
+    """Load tensors named as by `optimizer_state`.
 
     Raises:
         ValueError: a tensor of a parameter that the optimizer does not have.
@@ -42,20 +42,20 @@ def load_optimizer_state(optimizer: Optimizer, module: nn.Module, tensors: dict[
             raise ValueError(f"optimizer state of {name}: the backbone has no such trainable parameter")
         parameter = parameters[numbers[name]]
         if value.shape == parameter.shape:
-            # Fused optimizers walk through memory: a buffer must be laid out as its parameter (channels_last).
+            # Fused optimizers iterate over memory: a buffer needs the memory format of its parameter (channels_last).
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(numbers[name], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def by_name(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a checkpoint's optimizer tensors by parameter name, also from older checkpoints, which number them.
+    """Return a checkpoint's optimizer tensors by parameter name.
 
-    Older checkpoints number the parameters. A number stands for a parameter's place among the trainable ones in the
-    order of the backbone that was saved, which the checkpoint keeps; the order of `module` may be another one.
+    Older checkpoints number the parameters: a number is the index among the trainable parameters in the order of the
+    saved backbone, which the checkpoint records and which may differ from that of `module`.
 
     Raises:
-        ValueError: numbered tensors, and the backbone that was saved has other parameters.
+        ValueError: the tensors are numbered, and the saved backbone has other parameters.
     """
     numbered = {saved: found for saved in tensors if (found := _NUMBERED.fullmatch(saved))}
     if not numbered:
@@ -68,8 +68,8 @@ def by_name(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> dict
         fits = len(order) == len(trainable) and number < len(order)
         if not fits or (value.ndim and value.shape != trainable[order[number]].shape):
             raise ValueError(
-                f"checkpoint {folder}: {saved} is of shape {tuple(value.shape)}, and its number fits no parameter of "
-                "this backbone: the optimizer state of another net cannot be loaded; start a new run with "
+                f"checkpoint {folder}: {saved} of shape {tuple(value.shape)} fits no parameter of this backbone: the "
+                "optimizer state of another backbone cannot be loaded; start a new run with "
                 "backbone.weights"
             )
         renamed[f"{PREFIX}{order[number]}.{key}"] = value
@@ -78,6 +78,6 @@ def by_name(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> dict
 
 def _saved_order(folder: Path) -> list[str]:
     """Return the names of the backbone's tensors in the order in which they were saved."""
-    # The tensors' own metadata is in the order of the ranks that wrote them; this is in that of the state.
+    # The tensors' metadata is ordered by the ranks that wrote them, the planner data by the state.
     planned = dcp.FileSystemReader(folder).read_metadata().planner_data or {}
     return [name.removeprefix("backbone.") for name in planned if name.startswith("backbone.")]

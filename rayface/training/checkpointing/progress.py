@@ -1,4 +1,4 @@
-"""progress.json: what a checkpoint holds of a run beside its tensors."""
+"""progress.json: the values that a checkpoint holds beside its tensors."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
-    """Name, digest and licence of the training data, for the model's card."""
+    """Name, digest and licence of the training data, for the model card."""
 
     name: str
     digest: str
@@ -27,7 +27,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowPosition:
-    """How much of the journal MLflow can know of: the id of its run, None before it has one, and the last step."""
+    """Position in MLflow: id of the run, None before it has one, and the last logged step."""
 
     run_id: str | None
     last_step: int
@@ -35,7 +35,7 @@ class MlflowPosition:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """The state of a run at a step. Checkpoints of older versions lack some of the values; these are None or empty."""
+    """State of a run at a step; values that checkpoints of older versions lack are None or empty."""
 
     step: int
     epoch: float | None = None
@@ -43,28 +43,28 @@ class Progress:
     """The order of the samples, `vars` of a SampleOrder."""
     total_steps: int | None = None
     batch_size: int | None = None
-    """Of all workers together."""
+    """Global batch size."""
     accuracy: float | None = None
-    """Of the last evaluation."""
+    """Accuracy of the last validation."""
     dataset: DatasetFacts | None = None
     schedule: Values = field(default_factory=dict)
     """The schedule's state_dict."""
     recovery: Recovery = field(default_factory=Recovery)
     faults: list[list[Any]] = field(default_factory=list)
-    """Damaged samples, as FaultCounter.state gives them."""
+    """Corrupt samples, see FaultCounter.state."""
     mlflow: MlflowPosition | None = None
     config: Values | None = None
-    """As `saved_config` gives it."""
+    """See `saved_config`."""
     workers: int | None = None
     head: Values = field(default_factory=dict)
-    """The head's values that are no tensors."""
+    """Values of the head that are not tensors."""
 
     @classmethod
     def from_dict(cls, values: Values) -> Self:
-        """Return the progress of a parsed progress.json; keys that this version does not know are left out.
+        """Return the progress of a parsed progress.json; unknown keys are ignored.
 
         Raises:
-            TypeError: there is no step, or a value is of another form.
+            TypeError: the step is missing, or a value has another type.
         """
         known = {key: values[key] for key in (own.name for own in fields(cls)) if key in values}
         for key, kind in (("dataset", DatasetFacts), ("recovery", Recovery), ("mlflow", MlflowPosition)):
@@ -87,5 +87,5 @@ class Progress:
 
 
 def saved_config(config: Config) -> Values:
-    """Return the config as a checkpoint holds it: without credentials and train.output."""
+    """Return the config to store in a checkpoint: without credentials and train.output."""
     return masked(configs.to_dict(replace(config, train=replace(config.train, output=None)), configs.TRAINING))

@@ -1,4 +1,4 @@
-"""Where workers that start take up a run: its newest mirrored state or valid checkpoint."""
+"""The state from which workers start: the newest mirrored state or valid checkpoint."""
 
 import math
 
@@ -11,12 +11,12 @@ from rayface.training.run_log import RunLog
 
 
 def newest_state(run: RunDirectory, mirror: Mirror, checkpoints: CheckpointWriter, log: RunLog) -> SavedState | None:
-    """Return the newest state of the run, None where there is none; the same on all ranks.
+    """Return the newest state of the run, None if there is none; the same on all ranks.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them is valid.
     """
-    # A driver that starts has no mirrored states, and its stores may not have started yet.
+    # A new driver has no mirrored states, and its stores may not have started yet.
     mirrored = mirror.newest(checkpoint.last_step(run.path) if run.restarts() else math.inf)
     if mirrored is not None:
         return mirrored

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 _BLOCK_BYTES = 16 * 2**20
-_REST_SECONDS = 1e-4  # between blocks: who waits for the lock shall get it
+_REST_SECONDS = 1e-4  # pause between blocks, in which a waiting thread gets the lock
 
 
 class RowCopy:
     """Snapshot of a matrix: rows that are about to be updated are copied first.
 
-    Memory: a byte a row.
+    Memory: one byte per row.
 
     Args:
         live: (n, ...), on any device.
-        copy: of its shape, in host memory.
+        copy: host memory of the same shape.
     """
 
     def __init__(self, live: Tensor, copy: Tensor) -> None:

@@ -11,13 +11,13 @@ from rayface.training.checkpointing.checkpoint import State
 from rayface.training.checkpointing.row_copy import RowCopy
 
 Buffers = Callable[[str, torch.Tensor], torch.Tensor]
-"""Name and tensor to host memory of its shape and dtype."""
+"""Maps a name and a tensor to host memory of the same shape and dtype."""
 
 
 class Snapshot:
-    """Copies a state; row shards in another thread, for they move only when the head steps.
+    """Copy a state; row shards are copied in another thread, because only a step of the head updates them.
 
-    `wait_until_copied` holds the step back until the rows that it moves are copied; the rest is copied by `start`.
+    `wait_until_copied` blocks a step until the rows that it updates are copied; `start` copies all other tensors.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Snapshot:
         """Seconds that training has waited for the rows since `start`."""
 
     def start(self, state: State, buffers: Buffers) -> State:
-        """Copy all but the row shards, and return the state over the buffers; `run` must follow in another thread."""
+        """Copy all tensors except row shards and return the state in the buffers; then call `run` in another thread."""
         shards = {name: tensor for name, tensor in state.items() if isinstance(tensor, RowShard)}
         copies = copied({name: tensor for name, tensor in state.items() if name not in shards}, buffers)
         copies |= {name: shard.over(buffers(name, shard)) for name, shard in shards.items()}
@@ -49,7 +49,7 @@ class Snapshot:
         """Block until row shards may be updated; call it before every step of the head.
 
         Args:
-            rows: (n,) int64, of this rank's part, the only ones that will; None: all may.
+            rows: (n,) int64, rows of this rank's part to be updated; None: all.
         """
         if self._rows_copied.is_set():
             return
@@ -63,7 +63,7 @@ class Snapshot:
 
 
 def copied(state: State, buffers: Buffers) -> State:
-    """Copy the state into host memory, and return it there."""
+    """Return a copy of the state in host memory."""
     copies: State = {}
     for name, tensor in state.items():
         copies[name] = buffers(name, tensor)
@@ -74,5 +74,5 @@ def copied(state: State, buffers: Buffers) -> State:
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor without its subclass and gradient; it shares the memory."""
+    """Return the tensor as a plain one without gradient, sharing its memory."""
     return tensor.as_subclass(torch.Tensor).detach()

@@ -19,7 +19,7 @@ from rayface.training.checkpointing.optimizer_state import by_name, load_optimiz
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.distributed import World
 
-# bf16 needs no loss scaling, so there is no scaler to keep.
+# bf16 needs no loss scaling, so there is no scaler to save.
 
 
 def whole_state(backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> State:
@@ -61,10 +61,10 @@ class CheckpointFolder:
 
 
 def load_state(saved: SavedState, backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> Progress:
-    """Load a state, saved by any number of ranks; return its progress.
+    """Load a state saved by any number of ranks; return its progress.
 
     Raises:
-        ValueError: the optimizer state is of another backbone.
+        ValueError: the optimizer state belongs to another backbone.
     """
     moments, rng = saved.empty_like("optimizer."), saved.empty_like(f"rng.{world.rank}.")
     progress = saved.load({**_weights(backbone, head), **moments, **rng})
@@ -85,7 +85,7 @@ def _weights(backbone: nn.Module, head: Head) -> State:
 def rng_tensors(rank: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Return the states of this rank's random generators, {"rng.RANK.KIND": uint8}.
 
-    Training draws everything from (seed, step); these serve other code that draws.
+    Training itself depends only on (seed, step); these serve other code that uses the generators.
     """
     states = {
         "torch": torch.get_rng_state(),

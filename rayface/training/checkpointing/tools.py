@@ -26,9 +26,9 @@ from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.run_directory import RunDirectory
 
-# Parts of progress.json that a table names; numbers of the head and damaged samples are not for reading.
+# Parts of progress.json that the table shows; values of the head and corrupt samples are omitted.
 _SHOWN_STATE = ("epoch", "workers", "schedule", "recovery", "mlflow", "plan", "dataset")
-_FEW = 8  # tensors of one kind that a table names one by one
+_FEW = 8  # maximum number of tensors of one kind that the table lists individually
 
 
 def verify(directory: Path) -> dict[str, list[str]]:
@@ -38,7 +38,7 @@ def verify(directory: Path) -> dict[str, list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """A tensor of a checkpoint, whole where the ranks hold shards of it."""
+    """A tensor of a checkpoint, with its full shape if the ranks hold shards of it."""
 
     shape: list[int]
     dtype: str
@@ -47,14 +47,14 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointContents:
-    """What a checkpoint holds; of a corrupt one only its faults."""
+    """Content of a checkpoint; only the faults if it is corrupt."""
 
     folder: Path
     faults: list[str]
     progress: Progress | None = None
     num_bytes: int = 0
     config: dict[str, object] = field(default_factory=dict)
-    """The keys that are shown."""
+    """Values of the shown config keys."""
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class CheckpointContents:
         }
 
     def table(self) -> dict[str, object]:
-        """Return what to show a person: many tensors of one kind are one row."""
+        """Return the rows of the printed table; many tensors of one kind are one row."""
         rows: dict[str, object] = {}
         for key, value in self.as_dict().items():
             if key not in ("tensors", "faults"):
@@ -97,7 +97,7 @@ class CheckpointContents:
 
 
 def show(directory: Path) -> CheckpointContents:
-    """Return what a checkpoint, or the newest of a run, holds; of a corrupt one only its digests are read."""
+    """Return the content of a checkpoint, or of the newest of a run; if it is corrupt, only digests are read."""
     folder = checkpoints_in(directory)[-1]
     faults = checkpoint.verify(folder)
     if faults:
@@ -132,7 +132,7 @@ def export(directory: Path, out: Path) -> dict[str, str | int]:
     The run's config.yaml names the backbone. A model in `out` is replaced.
 
     Raises:
-        ValueError: the checkpoint is damaged, or there is no config.yaml around it.
+        ValueError: the checkpoint is corrupt, or its run has no config.yaml.
     """
     folder = valid_checkpoint(directory)
     config = RunDirectory(folder.absolute().parent.parent).read_config()
@@ -166,11 +166,11 @@ def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = 
 
     Args:
         directory: a checkpoint, a run (its newest), or a folder of arcface_torch's files of each rank.
-        out: a new or empty folder; it is there only when it is whole.
+        out: a new or empty folder; written atomically.
         from_arcface: read `checkpoint_gpu_K.pt` or `rank_K_softmax_weight.pt`, see `arcface_centers`.
 
     Raises:
-        ValueError: the source is damaged or holds no class centers, `out` is not empty, or more ranks than classes.
+        ValueError: the source is corrupt or holds no class centers, `out` is not empty, or more ranks than classes.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out: {out}: is not empty: choose another directory")
@@ -194,9 +194,9 @@ def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = 
 def arcface_centers(folder: Path) -> list[torch.Tensor]:
     """Return the class centers of every rank in arcface_torch's files, in order of rank, each (rows, D).
 
-    Not held against files of a real run. Taken from a file: a matrix; or of a dict, or of its "state_dict_softmax_fc",
-    the entry "weight", else the only matrix. Rank K must hold C // W rows, one more for the first C % W ranks. Files
-    are read without running any code in them.
+    Not tested on files of a real run. A file holds a matrix, or a dict, or a dict "state_dict_softmax_fc" in it; of a
+    dict, the entry "weight" is used, else the only matrix. Rank K must hold C // W rows, one more for the first C % W
+    ranks. Files are read without running code from them.
 
     Raises:
         ValueError: files are missing or of another layout.
@@ -240,5 +240,5 @@ def _tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
 
 def _load(folder: Path, state: checkpoint.State) -> Progress:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # DCP says that it runs in one process
+        warnings.simplefilter("ignore")  # DCP warns that it runs in one process
         return checkpoint.load(folder, state)

@@ -1,4 +1,4 @@
-"""Asynchronous checkpoints: a thread copies the class centers while they are not updated, then writes."""
+"""Asynchronous checkpoints: a thread copies the class centers between updates and writes them."""
 
 import copy
 import threading
@@ -21,23 +21,23 @@ class WriteTiming:
 
     step: int
     wait_seconds: float
-    """That the training waited for it."""
+    """Time that training waited for it."""
     copy_seconds: float
-    """Of the thread, for the row shards."""
+    """Time of the thread for the copy of the row shards."""
     write_seconds: float
-    """Of the thread, the copy included."""
+    """Time of the thread, including the copy."""
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints, one at a time, while training continues; every rank has one writer.
+    """Write a run's checkpoints, one at a time, while training continues; every rank has one writer.
 
     A thread copies the row shards (class centers and their moments), see `Snapshot`, and writes. The thread's
-    collectives run on a gloo group of their own, so that they cannot meet those of the training.
-    Memory: a copy of this rank's state in host memory (pinned where the state is on a GPU), kept between checkpoints.
+    collectives run on a separate gloo group, so that they cannot interfere with those of the training.
+    Memory: a copy of this rank's state in host memory (pinned if the state is on a GPU), kept between checkpoints.
 
     Args:
-        run: the run directory, seen by all ranks.
-        keep: newest checkpoints to keep, beside the best.
+        run: the run directory, on a file system that all ranks share.
+        keep: number of newest checkpoints to keep, beside the best one.
     """
 
     def __init__(self, run: Path, *, keep: int) -> None:
@@ -49,7 +49,7 @@ class CheckpointWriter:
         self._snapshot = Snapshot()
         self._waited = 0.0
         self.timing: WriteTiming | None = None
-        """Of the last checkpoint that was written."""
+        """Times of the last written checkpoint."""
 
     def newest_valid(self) -> tuple[Path | None, list[str]]:
         """See `checkpoint.newest_valid`."""
@@ -61,18 +61,18 @@ class CheckpointWriter:
         return checkpoint.set_aside(self._run, step, group=self._group)
 
     def reserve(self, state: State) -> None:
-        """Allocate the memory for a copy now, so that too small a machine fails before the first step."""
+        """Allocate the memory for a copy now, so that a lack of memory is found before the first step."""
         copied(state, self._buffer)
 
     def save(self, state: State, progress: Progress) -> None:
-        """Start to copy and write the state, after the previous one is written; every rank must call it.
+        """Start copying and writing the state, after the previous one is written; every rank must call it.
 
         Args:
             state: as for `checkpoint.save`; row shards may change after `wait_until_copied`, the rest at once.
             progress: as for `checkpoint.save`.
 
         Raises:
-            CheckpointError: the one before could not be written.
+            CheckpointError: the previous one could not be written.
         """
         start = time.perf_counter()
         self.wait()
@@ -95,7 +95,7 @@ class CheckpointWriter:
 
         Raises:
             CheckpointError: the last one could not be written.
-            RuntimeError: the ranks lost each other meanwhile.
+            RuntimeError: the ranks lost their connection meanwhile.
         """
         if self._thread is not None:
             self._thread.join()
@@ -103,7 +103,7 @@ class CheckpointWriter:
         error, self._error = self._error, None
         if isinstance(error, CheckpointError):
             raise error
-        if error is not None:  # not agreed among the ranks, as when one of them is gone
+        if error is not None:  # an error that the ranks did not agree on, for example because one is gone
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             kind = RuntimeError if isinstance(error, RuntimeError) else CheckpointError
             raise kind(f"checkpoint of {self._run} could not be written: {reason}") from error
@@ -121,11 +121,11 @@ class CheckpointWriter:
                 copy_seconds=copied_after,
                 write_seconds=seconds,
             )
-        except BaseException as error:  # raised again in the thread that trains
+        except BaseException as error:  # raised again in the training thread
             self._error = error
 
     def _buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return host memory for a copy; that of an earlier checkpoint is reused where it fits."""
+        """Return host memory for a copy; that of an earlier checkpoint is reused if it fits."""
         local, buffer = plain(tensor), self._buffers.get(name)
         if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
             buffer = self._buffers[name] = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)

@@ -1,1 +1,1 @@
-"""What a run does when something fails: stop requests, restarts, roll-backs, the watchdog, checks before a resume."""
+"""Recovery of a run: stop requests, restarts, roll-backs, the watchdog, checks before a resume."""

@@ -11,7 +11,7 @@ class TrainingInterruptedError(RuntimeError):
     """A run stopped on request; the message says how to resume it.
 
     Attributes:
-        exit_code: of the command line, 130 for Ctrl-C and 143 for SIGTERM.
+        exit_code: exit code of the command line, 130 for Ctrl-C and 143 for SIGTERM.
     """
 
     def __init__(self, message: str, cause: BaseException) -> None:
@@ -27,9 +27,9 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def run_interruptibly(function: Callable[[], None], run: RunDirectory, grace: float) -> None:
-    """Call `function` in a thread; when interrupted, request a stop of the run and wait for the function to end.
+    """Call `function` in a thread; on an interrupt, request a stop of the run and wait for the function to end.
 
-    Ray Train would handle Ctrl-C in the main thread by an exit that loses the steps since the last checkpoint.
+    In the main thread, Ray Train would exit on Ctrl-C and lose the steps since the last checkpoint.
 
     Args:
         grace: seconds for the workers to save a checkpoint; a second interrupt ends the wait.
@@ -44,13 +44,13 @@ def run_interruptibly(function: Callable[[], None], run: RunDirectory, grace: fl
     def call() -> None:
         try:
             function()
-        except BaseException as error:  # raised again in the thread that waits
+        except BaseException as error:  # raised again in the waiting thread
             failures.append(error)
         finally:
             done.set()
 
     run.clear_stop_request()
-    # Not Thread.join: Python 3.11 takes a thread for dead whose join was interrupted.
+    # Not Thread.join: after an interrupted join, Python 3.11 considers the thread dead.
     done = threading.Event()
     threading.Thread(target=call, daemon=True, name="rayface-fit").start()
     try:

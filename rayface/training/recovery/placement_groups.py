@@ -1,4 +1,4 @@
-"""CPUs and GPUs of workers whose Ray Train controller was killed: they are released at once."""
+"""Release the CPUs and GPUs of workers whose Ray Train controller was killed."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from rayface.ray_internals import PlacementGroupCleanerCallback, TrainController
 
 
 class Trainer(TorchTrainer):
-    """A TorchTrainer that leaves the placement groups of killed controllers to `remove_orphaned_placement_groups`.
+    """TorchTrainer that leaves the placement groups of killed controllers to `remove_orphaned_placement_groups`.
 
-    Ray Train's own cleaner asks the dashboard of the Ray that it finds on this machine (Ray 2.60). It dies where that
-    is none or several, and where it is another one it takes a live controller for a dead one.
+    Ray Train's own cleaner (Ray 2.60) queries the dashboard of any Ray on this machine. It fails if there is none or
+    several, and with the dashboard of another Ray it considers a live controller dead.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -25,8 +25,8 @@ class Trainer(TorchTrainer):
 def remove_orphaned_placement_groups() -> None:
     """Remove placement groups of this job whose Ray Train controller is dead.
 
-    Ray keeps the placement group of a dead actor until its job ends, so that a sweep's trial that is started again
-    would wait for ever for the CPUs of its own former workers.
+    Ray keeps the placement group of a dead actor until its job ends, so a restarted trial of a sweep would wait
+    forever for the CPUs of its former workers.
     """
     job = ray.get_runtime_context().get_job_id()
     for data in global_state._connect_and_get_accessor().get_placement_group_table():
@@ -36,7 +36,7 @@ def remove_orphaned_placement_groups() -> None:
 
 
 def _orphaned(group: Any) -> bool:
-    """Whether a controller made it and is dead; a driver that makes a group counts as a dead actor."""
+    """Return whether the group was created by a controller that is dead; a driver also appears as a dead actor."""
     if not group.creator_actor_dead or ray.ActorID(group.creator_actor_id).is_nil():
         return False
     return bool(

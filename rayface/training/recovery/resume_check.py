@@ -1,4 +1,4 @@
-"""Whether a run can go on with changed settings: the config held against the newest checkpoint before any write."""
+"""Check whether a run can be resumed with changed settings, by its newest checkpoint, before anything is written."""
 
 from collections.abc import Mapping
 
@@ -25,10 +25,10 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
     Builds the backbone without memory, and a head of two classes.
 
     Args:
-        sample_order: that of the resumed run.
+        sample_order: sample order of the resumed run.
 
     Raises:
-        ValueError: one line, with the keys that were changed.
+        ValueError: one line with the changed keys.
     """
     saved = checkpoint.all_in(run.path)
     if not saved:
@@ -66,7 +66,7 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
 
 
 class _Changes:
-    """Settings of the checkpoint's run and of the resumed one, dotted key to value."""
+    """Settings of the checkpoint's run and of the resumed one, by key."""
 
     def __init__(self, before: Mapping[str, object], now: Mapping[str, object]) -> None:
         self._before, self._now = before, now

@@ -9,15 +9,15 @@ from rayface.training.run_messages import Values
 
 
 class TrainingStoppedError(RuntimeError):
-    """A run that cannot go on; the message is for the user, one line."""
+    """A run cannot continue; the message is for the user, one line."""
 
 
 class NodesLostError(TrainingStoppedError):
-    """The cluster lost nodes that the workers need, and got no others within train.wait_for_nodes."""
+    """The cluster lost nodes that the workers need, and no others joined within train.wait_for_nodes."""
 
 
 class NotFiniteError(Exception):
-    """The loss or the gradient of a step is NaN or infinite, on every rank alike.
+    """The loss or the gradient of a step is NaN or infinite; raised on every rank.
 
     Args:
         reason: what is not finite, in one line.
@@ -32,16 +32,16 @@ class NotFiniteError(Exception):
 
 @dataclass(kw_only=True)
 class Recovery:
-    """What roll-backs have changed of the run; part of every checkpoint, so that a resumed run does the same."""
+    """Changes to a run by roll-backs; part of every checkpoint, so that a resumed run keeps them."""
 
     skipped: list[int] = field(default_factory=list)
-    """Steps whose batches are left out."""
+    """Steps whose batches are skipped."""
     rate_factor: float = 1.0
-    """What the schedule's learning rate is multiplied by."""
+    """Factor of the schedule's learning rate."""
     rollbacks: int = 0
 
     def change(self, step: int, train: TrainConfig) -> str:
-        """Answer a step that was not finite as train.on_nan says; what will be done, in words."""
+        """React to a non-finite step as train.on_nan says; return the reaction in words."""
         self.rollbacks += 1
         if train.on_nan == "skip":
             self.skipped.append(step)
@@ -56,19 +56,19 @@ class Recovery:
         return asdict(self)
 
     def remember(self, run: RunDirectory) -> None:
-        """Keep the state beside the checkpoints, for workers that die before the next one."""
+        """Store the state beside the checkpoints, in case workers die before the next checkpoint."""
         run.write_rollbacks(self.state())
 
 
 def remembered(run: RunDirectory, saved: Recovery) -> Recovery:
-    """Return the state of a checkpoint, or of a roll-back after it."""
+    """Return the state of a checkpoint, or that of a later roll-back."""
     kept = run.read_rollbacks()
     later = Recovery(**kept) if kept is not None else saved
     return later if later.rollbacks > saved.rollbacks else saved
 
 
 def stopped(error: NotFiniteError, good: list[Path], rollbacks: int, lr: float) -> TrainingStoppedError:
-    """Return the error that stops the run: it names the last good checkpoint and what to change."""
+    """Return the error that stops the run, with the last good checkpoint and a remedy."""
     way_on = (
         f"the last good checkpoint is {good[-1]}; resume from it with"
         if good

@@ -1,4 +1,4 @@
-"""Failed workers: a lasting cause stops the run, any other restarts them."""
+"""Supervision of workers: a permanent error stops the run, any other failure restarts the workers."""
 
 import errno
 import os
@@ -28,21 +28,21 @@ from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedEr
 from rayface.training.run_directory import RunDirectory
 
 _KNOWN = (TrainingStoppedError, CheckpointError, StorageError, DataError, ValueError)
-# Failures of machines, networks and other workers; any other error would recur in the next attempt.
+# Transient failures of machines, networks and other workers; any other error would recur in the next attempt.
 _PASSING = (RayError, RuntimeError, OSError)
 _WITHOUT_WORKERS = (InitializingState, ReschedulingState, RestartingState, SchedulingState)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# Libraries that write by themselves (PyTorch, safetensors, SQLite, Arrow) report it only as text.
+# Libraries that write files (PyTorch, safetensors, SQLite, Arrow) report a full disk only as text.
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
-_FAILED_STARTS = 10  # per run, for example because a node was lost at that moment
+_FAILED_STARTS = 10  # maximum number per run, for example because a node is lost during a start
 _POLL_SECONDS = 0.2
-# A decision for as many workers as before may rest on a node that has just gone: Ray Train looks at the nodes every
-# 20 s, and would wait for that one for 60 s.
+# A decision for the same number of workers may count on a lost node: Ray Train checks the nodes every 20 s, and would
+# wait for the lost one for 60 s.
 _ELASTIC_START_SECONDS = 20.0
 
 
 class Supervisor(WorkerGroupCallback, ControllerCallback):
-    """Callback of Ray Train's controller: records why workers are restarted, stops a run that would fail again.
+    """Callback of Ray Train's controller: record why workers restart, and stop a run that would fail again.
 
     Args:
         run: the run directory.
@@ -85,7 +85,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
     def _count_failed_start(self, error: Exception) -> None:
         failure = getattr(error, "controller_failure", None)
-        if isinstance(failure, WorkerGroupStartupTimeoutError):  # no room yet
+        if isinstance(failure, WorkerGroupStartupTimeoutError):  # there is no room yet
             return
         self._failed_starts += 1
         if self._failed_starts > _FAILED_STARTS:
@@ -94,7 +94,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._training, self._failed = True, False
-        self._run.clear_drain_request()  # of workers whose node was lost before they ended
+        self._run.clear_drain_request()  # left by workers whose node was lost before they ended
         if self._mirrored:
             nodes = [worker.metadata.node_id for worker in worker_group.get_workers()]
             self._stores += start_stores(self._run_name, nodes)
@@ -111,20 +111,20 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self._run.clear_drain_request()  # too late: Ray Train restarts them
         cause = lasting_cause(failures)
         if cause is not None:
-            raise cause  # Ray Train does not try again after an error of the controller
+            raise cause  # Ray Train does not retry after an error of the controller
         self._run.add_restart(self._run.take_hang() or describe(failures))
 
     def _drain(self) -> None:
-        """Drain the workers, because a node is about to be preempted; the driver starts others.
+        """Drain the workers, because a node is about to be preempted; the driver restarts them.
 
-        Ray Train would let them train until the node is gone, and take their end for the end of the training.
+        Ray Train would let them train until the node is gone.
         """
         self._training = False
         self._run.request_drain()
-        self._run.add_restart("a node is about to be taken away")
+        self._run.add_restart("a node is about to be preempted")
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """Have healthy workers save a checkpoint before they are replaced, so that no step is repeated."""
+        """Let healthy workers save a checkpoint before they are replaced, so that no step is repeated."""
         if not self._training:
             return
         self._training = False
@@ -137,7 +137,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
 
 def cause_of(error: Exception, run: RunDirectory) -> Exception:
-    """Return the error to show for an error of Ray Train: the workers' own where they know the cause."""
+    """Return the error to show for an error of Ray Train: that of a worker if it is the cause."""
     inner = getattr(error, "controller_failure", None)
     if isinstance(inner, _KNOWN):
         return inner
@@ -147,7 +147,7 @@ def cause_of(error: Exception, run: RunDirectory) -> Exception:
         return cause
     if failures:
         *before, last = run.restarts() or [describe(failures)]
-        again = f"; workers had been started again {len(before)} times (train.max_failures)" if before else ""
+        again = f"; workers had been restarted {len(before)} times (train.max_failures)" if before else ""
         return TrainingStoppedError(f"{last}{again} (cluster.debug=true shows more)")
     return TrainingStoppedError(f"Ray Train stopped: {in_one_line(inner or error)} (cluster.debug=true shows more)")
 
@@ -156,14 +156,16 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
     """Return the workers' error that would recur in another attempt, in one line; None: restart them."""
     causes = _causes(failures)
     if any(isinstance(cause, RayActorError) for cause in causes.values()):
-        return None  # the other workers fail because they lost it
+        return None  # other workers fail because they lost their connection to it
     for rank, cause in causes.items():
         if full := _full_disk(cause):
             return TrainingStoppedError(f"worker {rank}: {full}: free space there, then resume the run")
         for known in _KNOWN:
             if isinstance(cause, known):
                 return known(in_one_line(cause))
-        if found := re.search(r"(DataError|StorageError): (.+)", str(cause)):  # of a read task: Ray wraps it in text
+        if found := re.search(
+            r"(DataError|StorageError): (.+)", str(cause)
+        ):  # raised in a read task, which Ray wraps in text
             return (DataError if found[1] == "DataError" else StorageError)(found[2])
     if all(isinstance(cause, _PASSING) for cause in causes.values()):
         return None
@@ -171,7 +173,7 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
 
 
 def _full_disk(error: BaseException) -> str:
-    """Return which disk is full where that caused an error, else ""; it would recur in the next attempt."""
+    """Return the full disk that caused an error, else "": such an error would recur in the next attempt."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
@@ -183,7 +185,7 @@ def _full_disk(error: BaseException) -> str:
 
 
 def describe(failures: Mapping[int, BaseException]) -> str:
-    """Return which worker failed and how, in one line; a dead worker before those that lost their connection to it."""
+    """Describe which worker failed and how, in one line; dead workers before those that lost their connection."""
     causes = _causes(failures)
     dead = [rank for rank, cause in causes.items() if isinstance(cause, RayActorError)]
     if dead:
@@ -193,7 +195,7 @@ def describe(failures: Mapping[int, BaseException]) -> str:
 
 
 def _causes(failures: Mapping[int, BaseException]) -> dict[int, BaseException]:
-    """Unwrap Ray Train's errors: the error that a worker raised, or why it does not answer."""
+    """Unwrap Ray Train's errors: the error that a worker raised, or why it does not respond."""
     found = {}
     for rank, failure in failures.items():
         inner = getattr(failure, "_base_exc", failure)

@@ -14,27 +14,28 @@ from rayface.training.run_directory import RunDirectory
 
 # In the order of a step; evaluate and checkpoint belong to the step that follows.
 PHASES = ("start", "evaluate", "score", "checkpoint", "data", "forward", "loss", "backward", "update", "finish")
-# step, piece, phase, heartbeats, Unix seconds; written at every change, so that a stopped process has left it
+# step, micro-batch, phase, heartbeats, Unix seconds; written at every change, so it survives a stopped process
 _BEAT = struct.Struct("<qqqqd")
-# Before the first batch, Ray Data starts, reads and decodes a whole window.
+# Ray Data starts, and reads and decodes a whole window before the first batch.
 _START_SECONDS = 1800.0
 _EXIT_CODE = 70
 
 
 class Watchdog:
-    """Records the place of this worker, and terminates the process when it makes no progress.
+    """Record the position of this worker, and terminate the process if training stalls.
 
-    Workers wait for each other in every step, so all of them stall when one does. The slowest one (an earlier step,
-    piece of its batch or phase, fewer heartbeats in it, or the last to arrive there) is the one that is reported; as
-    long as it makes progress, the others wait for it. Every worker that sees no progress exits hard, so that Ray Train
-    restarts them; the reported one may be unable to.
+    Workers wait for each other in every step, so all of them stall when one does. The slowest worker (earliest step,
+    micro-batch or phase, fewest heartbeats in it, or last to arrive) is reported; as long as it makes progress, the
+    others wait for it. Every worker that sees no progress exits immediately, so that Ray Train restarts all of them;
+    the slowest one may be unable to.
 
     Args:
         run: the run directory.
-        rank, size: of this worker, and how many there are.
-        timeout: seconds without progress; 0 turns the watchdog off. The start, up to the first batch, gets 30 minutes
-            more. A waiting worker checks for progress after a quarter of it, so it may see a hang a quarter later.
-        progress: called while a checkpoint is awaited: as long as its value changes, there is progress.
+        rank, size: rank of this worker, and number of workers.
+        timeout: seconds without progress; 0 turns the watchdog off. The start, up to the first batch, has 30 minutes
+            more. A waiting worker checks for progress every quarter of the timeout, so it may detect a hang that much
+            later.
+        progress: called while a checkpoint is being written: if its value changes, there is progress.
     """
 
     def __init__(self, run: RunDirectory, rank: int, size: int, timeout: float, progress: Callable[[], object]) -> None:
@@ -52,7 +53,7 @@ class Watchdog:
         self._since = time.monotonic()
         if self._timeout:
             if self._rank == 0:
-                self._run.take_hang()  # of earlier workers
+                self._run.take_hang()  # left by earlier workers
             self._file = self._run.open_heartbeat(self._rank)
             self._write()
             self._thread.start()
@@ -68,7 +69,7 @@ class Watchdog:
             self._file = None
 
     def at(self, phase: str, step: int, piece: int = 0) -> None:
-        """Record the place of the worker."""
+        """Record the position of the worker."""
         with self._lock:
             self._place, self._signs = (phase, step, piece), 0
             self._since = time.monotonic()
@@ -91,7 +92,7 @@ class Watchdog:
                 os._exit(_EXIT_CODE)
 
     def standstill(self, now: float) -> float:
-        """Return the seconds without progress at time `now` where they exceed the timeout, else 0."""
+        """Return the seconds without progress at time `now` if they exceed the timeout, else 0."""
         phase = self._place[0]
         if phase == "checkpoint" and (seen := self._progress()) != self._seen:
             self._seen = seen
@@ -104,7 +105,7 @@ class Watchdog:
         return still if still > limit else 0.0
 
     def _others_get_on(self) -> bool:
-        """Return whether another worker is the slowest, and has made progress since the last check."""
+        """Return whether another worker is the slowest and has made progress since the last check."""
         behind = furthest_behind(self._run, self._size)
         if behind is None or behind.rank == self._rank or behind == self._behind:
             return False
@@ -122,14 +123,14 @@ class Watchdog:
         phase, step, piece = self._place
         behind = furthest_behind(self._run, self._size) or Beat(step, piece, phase, 0, 0.0, self._rank)
         where = f"step {behind.step}, {behind.phase}"
-        where += f" of piece {behind.piece + 1}" * (behind.piece > 0)
+        where += f" of micro-batch {behind.piece + 1}" * (behind.piece > 0)
         line = f"worker {behind.rank} hangs: no progress for {still:.0f} s in {where} (train.hang_timeout)"
         print(line, file=sys.stderr, flush=True)
         self._run.record_hang(line)
 
 
 class Beat(NamedTuple):
-    """The place of a worker, its heartbeats there, and the Unix seconds of the last one."""
+    """Position of a worker, its heartbeats there, and the Unix seconds of the last one."""
 
     step: int
     piece: int
@@ -140,7 +141,7 @@ class Beat(NamedTuple):
 
 
 def furthest_behind(run: RunDirectory, size: int) -> Beat | None:
-    """Return the slowest worker; None where none is known."""
+    """Return the slowest worker; None if none is known."""
     beats = []
     for rank in range(size):
         with contextlib.suppress(OSError, struct.error, IndexError):
@@ -148,7 +149,7 @@ def furthest_behind(run: RunDirectory, size: int) -> Beat | None:
             beats.append(Beat(step, piece, PHASES[phase], signs, since, rank))
 
     def key(beat: Beat) -> tuple[float, ...]:
-        # Of those at the same place, the last to arrive: the others have been waiting.
+        # Among workers at the same position, the last to arrive is the slowest: the others wait for it.
         return beat.step, beat.piece, PHASES.index(beat.phase), beat.signs, -beat.since
 
     return min(beats, key=key, default=None)

@@ -31,5 +31,7 @@ def build_schedule(config: ScheduleConfig, optimizer: Optimizer, length: RunLeng
     """
     ensure_loaded()
     if config.name not in SCHEDULES:
-        raise ValueError(f"schedule.name: {config.name!r}: must be one of {', '.join(SCHEDULES)}, or added by a plugin")
+        raise ValueError(
+            f"schedule.name: {config.name!r}: must be one of {', '.join(SCHEDULES)}, or registered by a plugin"
+        )
     return SCHEDULES[config.name](config, optimizer, length)

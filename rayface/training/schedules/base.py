@@ -1,4 +1,4 @@
-"""The interface of schedules, and the learning rate that they set."""
+"""Interface of learning-rate schedules."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -8,18 +8,18 @@ from torch.optim import Optimizer
 from rayface.config import ScheduleConfig
 
 StateDict: TypeAlias = dict[str, Any]
-"""State as PyTorch's optimizers and schedulers have it; the values are JSON."""
+"""State in the form of PyTorch's schedulers; the values are JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunLength:
-    """How long a run is; times in a config are epochs."""
+    """Length of a run; a config gives times in epochs."""
 
     total_steps: int
     steps_per_epoch: int
 
     def steps(self, epochs: float) -> int:
-        """Return the number of steps of so many epochs."""
+        """Return the number of steps of a number of epochs."""
         return round(epochs * self.steps_per_epoch)
 
 
@@ -30,12 +30,12 @@ class Schedule(Protocol):
         """Advance to the next step.
 
         Args:
-            loss: mean over the global batch, the same on all ranks. NaN means that the step was skipped: a schedule
-                of the step number counts it, a schedule that follows the loss ignores it.
+            loss: mean over the global batch, the same on all ranks; NaN if the step was skipped. Schedules by step
+                count a skipped step, schedules by loss ignore it.
         """
 
     def metrics(self) -> dict[str, float]:
-        """Return what the schedule decides by, for the journal."""
+        """Return the values that the schedule depends on, for the journal."""
 
     def state_dict(self) -> StateDict: ...
 
@@ -43,10 +43,10 @@ class Schedule(Protocol):
 
 
 class LearningRate:
-    """Learning rates of an optimizer's groups, as a factor of their initial values."""
+    """Learning rates of an optimizer's parameter groups, as a factor of their initial values."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        # Not the groups themselves: loading an optimizer's state makes new ones.
+        # Keep the optimizer, not its groups: loading an optimizer's state replaces them.
         self._optimizer = optimizer
         self._first = [group["lr"] for group in optimizer.param_groups]
         self.factor = 1.0

@@ -1,4 +1,4 @@
-"""Schedules of the step number alone: polynomial, cosine, multi-step, constant; all with a linear warm-up."""
+"""Schedules by step: polynomial, cosine, multi-step, constant; all with a linear warm-up."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from rayface.training.schedules.base import LearningRate, RunLength, StateDict, 
 
 
 class ByStep:
-    """A learning rate that is a function of the step alone.
+    """Learning rate as a function of the step.
 
     Args:
-        optimizer: the `lr` of its groups is set, as a factor of the present value.
-        factor: step (from 0) to factor.
+        optimizer: the `lr` of its groups is set, as a factor of the initial value.
+        factor: maps the step (from 0) to the factor.
     """
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
@@ -61,7 +61,7 @@ def cosine(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0) -> 
 
 
 def multi_step(optimizer: Optimizer, *, milestones: Sequence[int], gamma: float = 0.1, warmup_steps: int = 0) -> ByStep:
-    """Linear warm-up; times `gamma` from each of the `milestones` (steps) on."""
+    """Linear warm-up; the rate is multiplied by `gamma` at each of the `milestones` (steps)."""
     return ByStep(optimizer, _with_warmup(lambda step: gamma ** sum(step >= m for m in milestones), warmup_steps))
 
 
@@ -71,7 +71,7 @@ def constant(optimizer: Optimizer, *, warmup_steps: int = 0) -> ByStep:
 
 
 def _with_warmup(factor: Callable[[int], float], warmup_steps: int) -> Callable[[int], float]:
-    # The first step already moves: a rate of 0 would waste a batch.
+    # The first step has a rate above 0: a rate of 0 would waste a batch.
     return lambda step: (step + 1) / warmup_steps if step < warmup_steps else factor(step)
 
 

@@ -1,4 +1,4 @@
-"""How fast the loss falls: the two detectors of FastFace (arXiv 2404.11118). Plain floats, O(1) a step."""
+"""Plateau detectors of FastFace (arXiv 2404.11118): the decrease of the loss. Plain floats, O(1) per step."""
 
 from rayface.training.schedules.base import StateDict
 
@@ -6,12 +6,12 @@ from rayface.training.schedules.base import StateDict
 class EmaDetector:
     """Decrease of the loss per step, smoothed twice: the detector of the released code.
 
-    E_t = (2-a-b) E_{t-1} - (1-a)(1-b) E_{t-2} + a b (L_{t-1} - L_t), with E_0 = 0 and E_1 = a (L_0 - L_1): a moving
-    mean of a moving mean, which is how it is computed here, as that form does not pile up rounding errors.
+    E_t = (2-a-b) E_{t-1} - (1-a)(1-b) E_{t-2} + a b (L_{t-1} - L_t), with E_0 = 0 and E_1 = a (L_0 - L_1). It is
+    computed as a moving mean of a moving mean, which does not accumulate rounding errors.
 
     Args:
         alpha: a, rate of the outer mean, in (0, 1].
-        beta: b, rate of the inner one.
+        beta: b, rate of the inner mean.
     """
 
     def __init__(self, alpha: float, beta: float) -> None:
@@ -22,7 +22,7 @@ class EmaDetector:
         self._last: float | None = None
 
     def update(self, loss: float) -> None:
-        """Take the loss of a step into account; `value` is E_t from the second one on."""
+        """Update with the loss of a step; `value` is E_t from the second step on."""
         if self._last is None or self.loss_mean is None:
             self._last = self.loss_mean = loss
             return
@@ -44,24 +44,24 @@ class EmaDetector:
 class HaarWindowDetector:
     """Haar response of the smoothed loss: the detector of the published logs.
 
-    Over the last m means of the last m losses: (sum of the older half - sum of the newer half) / m, which is half the
-    difference of the two halves' means. A loss that falls by g a step gives m g / 4.
+    With the moving means over m losses of the last m steps: (sum of the older half - sum of the newer half) / m, which
+    is half the difference of the two halves' means. A loss that falls by g per step gives m g / 4.
 
     Args:
-        window: m in steps, even.
+        window: m, number of steps, even.
     """
 
     def __init__(self, window: int) -> None:
         self.window = window
         self.loss_mean: float | None = None
         self.value: float | None = None
-        self._losses = [0.0] * window  # rings: place t % window
+        self._losses = [0.0] * window  # ring buffers, index t % window
         self._means = [0.0] * window
         self._sums = [0.0, 0.0, 0.0]  # of the losses, of the older means, of the newer means
         self._seen = [0, 0]  # losses, means
 
     def update(self, loss: float) -> None:
-        """Take the loss of a step into account; `value` exists from step 2 m - 1 on."""
+        """Update with the loss of a step; `value` is set from step 2 m - 1 on."""
         m, half = self.window, self.window // 2
         place = self._seen[0] % m
         self._sums[0] += loss - self._losses[place]
@@ -71,7 +71,7 @@ class HaarWindowDetector:
             return
         self.loss_mean = self._sums[0] / m
         place = self._seen[1] % m
-        middle = self._means[(place - half) % m]  # it leaves the newer half for the older one
+        middle = self._means[(place - half) % m]  # it moves from the newer half to the older one
         self._sums[1] += middle - self._means[place]
         self._sums[2] += self.loss_mean - middle
         self._means[place] = self.loss_mean

@@ -33,9 +33,9 @@ class FastFace:
     consecutive steps (a plateau), the rate is divided by `decay`, at most `max_decays` times.
 
     Args:
-        optimizer: the `lr` of its groups is set, as a factor of the present value.
+        optimizer: the `lr` of its groups is set, as a factor of the initial value.
         total_steps: T.
-        detector: ema (of the released code: E is loss a step) or haar_window (of the published logs: E is loss).
+        detector: ema (released code; unit of E: loss per step) or haar_window (published logs; unit of E: loss).
         alpha, beta: rates of the ema detector.
         threshold: lambda; None: 5e-5 for ema, .06 for haar_window.
         tolerance: tau, a share of T.
@@ -75,10 +75,10 @@ class FastFace:
         if detector not in _THRESHOLDS:
             raise ValueError(f"schedule.detector: {detector!r}: must be ema or haar_window")
         if window % 2:
-            raise ValueError(f"schedule.window: {window}: must be even, it is cut in halves")
+            raise ValueError(f"schedule.window: {window}: must be even, because it is cut in halves")
         if lambda_total is not None and (detector != "ema" or threshold is not None):
             raise ValueError(
-                f"schedule.lambda_total: {lambda_total:g}: is for detector=ema, in place of threshold: unset one"
+                f"schedule.lambda_total: {lambda_total:g}: requires detector=ema and replaces threshold: unset one"
             )
         self.threshold = _THRESHOLDS[detector] if threshold is None else threshold
         if lambda_total is not None:
@@ -89,14 +89,14 @@ class FastFace:
         self._decay, self._max_decays = decay, max_decays
         self._restart_after, self._restart_factor = restart_after, restart_factor
         self._rate = LearningRate(optimizer)
-        self._below = 0  # steps in a row
-        self._row = 0  # plateaus in a row
+        self._below = 0  # consecutive steps below the threshold
+        self._row = 0  # consecutive plateaus
         self._decays = 0
 
     def step(self, loss: float) -> None:
-        """Take the loss of the finished step into account; the rate changes from the next step on."""
+        """Update with the loss of the finished step; the rate changes from the next step on."""
         if not math.isfinite(loss):
-            return  # one would stay in every mean to come
+            return  # a non-finite loss would persist in the means
         self.detector.update(loss)
         value = self.detector.value
         if value is None:
@@ -111,7 +111,7 @@ class FastFace:
             self._change()
 
     def metrics(self) -> dict[str, float]:
-        """Return the threshold and, once they exist, E (`detector`) and the smoothed loss."""
+        """Return the threshold and, once they are set, E (`detector`) and the smoothed loss."""
         known = {"detector": self.detector.value, "loss_mean": self.detector.loss_mean}
         return {"threshold": self.threshold, **{key: value for key, value in known.items() if value is not None}}
 

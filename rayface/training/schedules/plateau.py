@@ -7,18 +7,18 @@ from torch.optim import Optimizer
 from rayface.config import ScheduleConfig
 from rayface.training.schedules.base import LearningRate, RunLength, StateDict, check_same_kind, refuse_warmup
 
-# An improvement by less than this share of the best loss does not count.
+# Smaller improvements, as a fraction of the best loss, do not count.
 _PROGRESS = 1e-3
 
 
 class Plateau:
-    """Divide the rate when the smoothed loss has not improved on its best for a number of steps.
+    """Divide the rate when the smoothed loss has not improved for a number of steps.
 
     Args:
-        optimizer: the `lr` of its groups is set, as a factor of the present value.
+        optimizer: the `lr` of its groups is set, as a factor of the initial value.
         total_steps: T.
         alpha: rate of the moving mean of the loss.
-        tolerance: steps without an improvement of .1 % after which the rate is divided, as a share of T.
+        tolerance: steps without an improvement of 0.1 % after which the rate is divided, as a fraction of T.
         decay: divisor, above 1.
         max_decays: maximum number of divisions; after that, the rate stays.
     """
@@ -34,7 +34,7 @@ class Plateau:
         self._without = self._decays = 0
 
     def step(self, loss: float) -> None:
-        """Take the loss of the finished step into account."""
+        """Update with the loss of the finished step."""
         if not math.isfinite(loss):
             return
         self._mean = loss if self._mean is None else self._mean + self._alpha * (loss - self._mean)

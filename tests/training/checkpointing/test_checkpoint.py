@@ -100,7 +100,7 @@ def test_newest_valid_without_a_valid_checkpoint_raises_one_line_and_changes_not
     for step in (10, 20):
         save_small(tmp_path, step)
         (checkpoint.folder_of(tmp_path, step) / ".metadata").unlink()
-    with pytest.raises(checkpoint.CheckpointError, match="none of its checkpoints is whole") as caught:
+    with pytest.raises(checkpoint.CheckpointError, match="none of its checkpoints is valid") as caught:
         checkpoint.newest_valid(tmp_path)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["10", "20"]

@@ -145,7 +145,7 @@ def test_supervisor_of_a_preempted_node_drains_the_workers_once(tmp_path):
         watching.after_worker_group_poll_status(group[0])
     assert RunDirectory(tmp_path).drain_requested()
     assert not RunDirectory(tmp_path).stop_requested(), "a leave is no request of a user's"
-    assert RunDirectory(tmp_path).restarts() == ["a node is about to be taken away"]
+    assert RunDirectory(tmp_path).restarts() == ["a node is about to be preempted"]
     RunDirectory(tmp_path).request_stop()
     for _ in range(3):  # Ray Train asks on until all workers have ended
         watching.after_worker_group_poll_status(group[1])
@@ -176,5 +176,5 @@ def test_cause_of_the_last_attempt_names_reason_and_attempts(tmp_path):
     said = cause_of(WorkerGroupError("many lines", {0: LOST, 1: DEAD}), RunDirectory(tmp_path))
     assert isinstance(said, TrainingStoppedError)
     assert str(said).startswith(
-        "worker 1 hangs: no progress for 60 s; workers had been started again 2 times (train.max_failures)"
+        "worker 1 hangs: no progress for 60 s; workers had been restarted 2 times (train.max_failures)"
     )

@@ -33,6 +33,7 @@ class DiffProb(ThresholdMethod[ClassProbabilities]):
         scale: that these were trained with.
     """
 
+    title: ClassVar[str] = "DiffProb"
     reason: ClassVar[str] = "as probable"
     keys: ClassVar[frozenset[str]] = frozenset({"head"})
     threshold: float = -1.0

@@ -29,6 +29,7 @@ class FaceNMS(ThresholdMethod[NDArray[np.float64] | None]):
         global_weight: weight in the score of 1 - the cosine to the mean direction of all images.
     """
 
+    title: ClassVar[str] = "Face-NMS"
     reason: ClassVar[str] = "too alike"
     threshold: float = 1.0
     min_images: int = 1

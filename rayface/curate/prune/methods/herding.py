@@ -25,6 +25,7 @@ _DECIMALS = 10  # values that differ only by rounding tie
 class Herding(QuotaMethod):
     """Keep the images whose mean follows the mean of their identity."""
 
+    title: ClassVar[str] = "herding"
     reason: ClassVar[str] = "not chosen"
 
     @classmethod

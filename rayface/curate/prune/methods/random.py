@@ -21,6 +21,7 @@ Words = TypeVar("Words", np.uint64, NDArray[np.uint64])
 class Random(QuotaMethod):
     """Keep random images of every identity; the same seed keeps the same ones."""
 
+    title: ClassVar[str] = "random"
     reason: ClassVar[str] = "not drawn"
     seed: int = 0
 
