@@ -64,7 +64,7 @@ def study_of(trials, *directions):
 def test_draw_of_complete_trials_has_history_importance_coordinates_and_heat_maps(trials):
     spec = spec_of(heatmaps=(("optim.lr", "head.scale"),))
     drawn = draw(study_of(trials), spec)
-    captions = ["History", "Importance of the parameters", "Parallel coordinates", "optim.lr and head.scale"]
+    captions = ["History", "Parameter importance", "Parallel coordinates", "optim.lr and head.scale"]
     assert [figure["caption"] for figure in drawn] == captions
     assert [figure["wide"] for figure in drawn] == [True, True, True, False]
     assert [figure["pixels"] for figure in drawn] == [0, 0, 270, 0]
@@ -101,7 +101,7 @@ def test_draw_of_trials_that_reported_on_the_way_shows_their_curves(trials):
     trial = study.ask()
     trial.report(0.3, 10)
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    assert draw(study, spec_of())[-1]["caption"] == "While they train"
+    assert draw(study, spec_of())[-1]["caption"] == "Intermediate values"
 
 
 def test_write_pngs_of_complete_trials_writes_what_the_page_shows(trials, tmp_path):
