@@ -134,6 +134,14 @@ def test_log_with_a_refused_name_sends_the_others_and_says_which(connect: Any) -
     assert client.logged["tags"]["t"] == "1"
 
 
+def test_log_of_a_large_batch_with_a_refused_name_halves_it(connect: Any) -> None:
+    client = Client(refuses=("m300",))
+    server = connect(client)
+    assert server.log([metrics(0, **{f"m{n}": 1.0 for n in range(512)})]) is not None
+    assert len(client.logged["metrics"]) == 511
+    assert len([kind for kind, _ in client.batches if kind == "metrics"]) == 19  # two halves, nine times
+
+
 def test_log_to_a_server_that_is_down_raises_and_does_not_cut_the_batch(connect: Any) -> None:
     client = Client()
     server = connect(client)

@@ -55,6 +55,12 @@ def test_project_of_a_turned_head_moves_near_points_more_than_far_ones(straight:
     assert near - 56 == pytest.approx(56 - far)
 
 
+def test_project_without_a_depth_lets_the_cheeks_recede(straight: View) -> None:
+    canvas = Canvas(replace(straight, pose=replace(straight.pose, yaw=0.4)), 112)
+    points = np.array([(0.0, 0.0), (38.0, 0.0), (-38.0, 0.0)])
+    np.testing.assert_allclose(canvas.project(points), canvas.project(points, np.array([0.0, -16.0, -16.0])))
+
+
 @pytest.mark.parametrize("size", [56, 112])
 def test_fill_of_a_shape_covers_its_area_at_any_size(straight: View, size: int) -> None:
     canvas = Canvas(straight, size)

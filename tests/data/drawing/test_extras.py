@@ -34,6 +34,18 @@ def test_hat_of_every_kind_is_drawn_above_the_eyes(person: Identity, view: View,
     assert len(rows) == 0 if kind == "none" else rows.max() < 51
 
 
+def test_hats_of_different_kinds_are_drawn_differently(person: Identity, view: View) -> None:
+    drawn, lowest = set(), {}
+    for kind in HATS:
+        hatted = replace(view, outfit=replace(view.outfit, hat=kind))
+        canvas = Canvas(view, 56)
+        extras.hat(canvas, person, hatted)
+        drawn.add(canvas.layer.tobytes())
+        lowest[kind] = rows_of(extras.hat, person, hatted).max(initial=0)
+    assert len(drawn) == len(HATS)
+    assert max(lowest, key=lambda kind: lowest[kind]) == "cap"  # its brim
+
+
 @pytest.mark.parametrize("kind", COVERS)
 def test_cover_of_every_kind_is_drawn(person: Identity, view: View, kind: str) -> None:
     rows = rows_of(extras.cover, person, replace(view, cover=replace(view.cover, kind=kind)))

@@ -136,6 +136,13 @@ def test_read_member_with_an_oversized_extension_is_corrupt() -> None:
     assert (caught.value.offset, caught.value.kind) == (0, "header")
 
 
+def test_read_member_of_an_extension_without_a_member_is_corrupt() -> None:
+    data = encode_member("n" * 300, b"x")[:1024] + bytes(1024)
+    with pytest.raises(TarError, match="an extension header has no member after it") as caught:
+        read_member(lambda offset, count: data[offset : offset + count], 0, len(data))
+    assert (caught.value.offset, caught.value.member) == (1024, "n" * 300)
+
+
 def test_iter_members_of_a_truncated_member_ends_with_a_gap_that_names_it() -> None:
     data = encode_member("a.jpg", b"x" * 600) + encode_member("b.jpg", b"y" * 600)[:700]
     member, gap = parsed(data)
