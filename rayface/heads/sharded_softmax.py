@@ -218,9 +218,8 @@ class ShardSoftmax:
         assert pending.target_weight is not None
         assert pending.factor is not None
         strength = (pending.target_weight[first:last] * pending.factor)[:, None]
-        return out.index_add_(
-            0, pending.positions[first:last] - lo, pending.unit[pending.samples[first:last]] * strength
-        )
+        targets = pending.unit[pending.samples[first:last]] * strength
+        return _add_rows_(out, pending.positions[first:last] - lo, targets)
 
 
 @dataclass
@@ -236,6 +235,16 @@ class _Chunk:
             self.logits.mul_(self.slope)
         if self.conflicts is not None:
             self.logits.masked_fill_(self.conflicts, 0)
+
+
+def _add_rows_(total: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+    """Add rows at places, of which some occur several times, in an order that does not change from run to run.
+
+    Each device has another operation that keeps an order: index_add_ is atomic on a GPU, index_put_ on a CPU.
+    """
+    if total.is_cuda:
+        return total.index_put_((places,), rows, accumulate=True)
+    return total.index_add_(0, places, rows)
 
 
 def _column_sums(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from rayface.bench.gpu.case import Case, Kit, Measured
 from rayface.bench.gpu.errors import as_good, relative_error
 from rayface.bench.gpu.parity_backbones import tf32
-from rayface.bench.gpu.parity_heads import SameRows
+from rayface.bench.gpu.parity_heads import Repeatability, SameRows
 from rayface.bench.gpu.training_step import StepSetting, TrainingStep
 from rayface.data.images import augment
 
@@ -58,6 +58,7 @@ def cases(kit: Kit) -> Iterator[Case]:
     }
     for name, setting in variants.items():
         yield Case(name=f"two steps, {name}", run=partial(compare, setting, kit.device), seconds=6)
+    yield Case(name="two steps repeated, bf16", run=partial(repeat, variants["bf16, sgd"], kit.device), seconds=3)
 
 
 def compare(setting: StepSetting, device: str) -> StepErrors:
@@ -75,6 +76,14 @@ def compare(setting: StepSetting, device: str) -> StepErrors:
         cpu_backbone=on_cpu[1],
         cpu_centers=on_cpu[2],
     )
+
+
+def repeat(setting: StepSetting, device: str) -> Repeatability:
+    """Run two steps twice. cuDNN and PyTorch's own operations may differ from run to run, so this is only shown."""
+    first, second = (trace(setting, device) for _ in range(2))
+    pairs = zip(vars(first).values(), vars(second).values(), strict=True)
+    largest = max(float((a - b).abs().max()) for a, b in pairs)
+    return Repeatability(largest_difference=largest, note="equal to the bit" if largest == 0 else "not equal")
 
 
 def trace(setting: StepSetting, device: str) -> StepTrace:

@@ -18,6 +18,7 @@ from rayface.storage import atomic_stream
 
 RESULTS, TABLES = "results.json", "tables.txt"
 _WIDTH = 160  # where the output is no terminal
+_LONG = 24  # characters of a text that gets no column
 
 
 @dataclass
@@ -119,7 +120,9 @@ def _tables(key: str, part: PartRecord) -> Iterator[Table]:
     kinds: dict[tuple[str, ...], list[Outcome]] = {}
     for outcome in part.cases:
         kinds.setdefault(tuple(outcome.figures), []).append(outcome)
-    for names, found in sorted(kinds.items(), key=lambda kind: not kind[0]):
+    for kind, found in sorted(kinds.items(), key=lambda each: not each[0]):
+        long = {name for outcome in found for name in _long(outcome)}
+        names = [name for name in kind if name not in long]
         title = f"{key}: {part.title}" + (f" ({part.clocks})" if part.clocks else "")
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         table.add_column("case", style="cyan", no_wrap=True)
@@ -128,8 +131,19 @@ def _tables(key: str, part: PartRecord) -> Iterator[Table]:
             table.add_column(name.replace("_", " "), justify="right", overflow="fold")
         table.add_column("note", overflow="fold")
         for outcome in found:
-            table.add_row(outcome.case, outcome.status, *map(_text, outcome.figures.values()), outcome.note)
+            texts = [_text(outcome.figures[name]) for name in names]
+            table.add_row(outcome.case, outcome.status, *texts, _note(outcome))
         yield table
+
+
+def _note(outcome: Outcome) -> str:
+    """Return the note, and the figures that are too long for a column."""
+    long = [f"{name.replace('_', ' ')}: {outcome.figures[name]}" for name in _long(outcome)]
+    return "; ".join([outcome.note] * bool(outcome.note) + long)
+
+
+def _long(outcome: Outcome) -> list[str]:
+    return [name for name, value in outcome.figures.items() if isinstance(value, str) and len(value) > _LONG]
 
 
 def _text(value: Value) -> str:

@@ -131,6 +131,8 @@ class SimulatedGpu(TorchFunctionMode):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got cuda:0 and cpu")
         if there and name == "__getitem__" and not on_gpu(args[0]):
             raise RuntimeError("indices should be on the same device as the indexed tensor (cpu)")
+        if name == "index_add_" and there and _repeats(args[2]):
+            raise RuntimeError("a GPU adds rows of one place in any order: equal runs would differ")
         moved = self._target(name, args, kwargs, there)
         if there and (name in _HOST_READS or moved is False or _masked(name, args)):
             self._note()
@@ -164,6 +166,11 @@ class SimulatedGpu(TorchFunctionMode):
             frame = frame.f_back  # type: ignore[assignment]
         if frame is not None:
             self.waits[f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"] += 1
+
+
+def _repeats(places: Tensor) -> bool:
+    with torch._C.DisableTorchFunctionSubclass():
+        return len(torch.unique(places)) < len(places)
 
 
 def _masked(name: str, args: Any) -> bool:

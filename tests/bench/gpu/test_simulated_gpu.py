@@ -67,6 +67,8 @@ def test_simulated_gpu_refuses_what_a_gpu_refuses() -> None:
             there + here
         with pytest.raises(RuntimeError, match="indices should be on the same device"):
             here[there]
+        with pytest.raises(RuntimeError, match="in any order"):
+            torch.zeros(3, device="cuda").index_add_(0, there // 2, torch.ones(4, device="cuda"))
         with pytest.raises(TypeError, match=r"Tensor\.cpu"):
             there.numpy()
         assert (there + 1).cpu().tolist() == [1, 2, 3, 4]
