@@ -117,6 +117,7 @@ class Training:
                     finished = self._train(batches_from(self.step))
                 except NotFiniteError as error:
                     self._roll_back(error)
+            self.mirror.wait()  # it uses a process group, which no rank may leave before
             if finished:
                 self.finish()
 

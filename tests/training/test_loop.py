@@ -212,6 +212,5 @@ def test_roll_back_discards_the_mirrored_states_and_mirrors_again(tmp_path):
             yield batch
 
     rolled_back.fit(poisoned)
-    rolled_back.mirror.wait()
     assert steps == [(0, []), (3, [])]
     assert sorted(delivered.part.step for delivered in store.delivered()) == [10, 11]

@@ -1,5 +1,6 @@
 """Stores of mirrored states as Ray actors, one a node, owned by the process that starts them."""
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -54,8 +55,12 @@ class ActorStores:
 
     def every(self) -> Sequence[Store]:
         """Return the stores of all nodes that are alive."""
-        nodes = [name.removeprefix(self._prefix) for name in list_named_actors() if name.startswith(self._prefix)]
-        return [self.of(node) for node in nodes]
+        found = []
+        for name in list_named_actors():
+            if name.startswith(self._prefix):
+                with contextlib.suppress(ValueError):  # it has ended meanwhile
+                    found.append(_ActorStore(ray.get_actor(name)))
+        return found
 
 
 class _ActorStore:
