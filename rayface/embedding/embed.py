@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -16,14 +17,16 @@ from rayface.credentials import masked
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.samples import Fault
 from rayface.data.streaming.batches import FaultCounter
+from rayface.data.streaming.shared_samples import SharedSamples, share
 from rayface.embedding.embeddings import JOB, MANIFEST
 from rayface.embedding.shard_embedder import (
     EmbeddedShard,
     EmbedJob,
     ShardEmbedder,
+    ShardPlace,
     part_name,
     read_embedded,
-    shard_work,
+    shard_places,
 )
 from rayface.job_folder import exclusive_job_folder
 from rayface.ray_tasks import map_unordered_by_actors, quiet_data
@@ -151,28 +154,40 @@ class _Work:
 
     def embedded(self, missing: Sequence[int]) -> Iterator[EmbeddedShard]:
         """Embed shards, in any order."""
-        gpu, places, cpus = find_room(self.device)
-        actors = max(1, min(self.settings.workers or places, len(missing)))
+        gpu, room, cpus = find_room(self.device)
+        actors = max(1, min(self.settings.workers or room, len(missing)))
         if not gpu:
-            cpus = max(1, places // actors)  # with few shards, several CPUs per actor
-        arguments = {
-            "settings": self.settings,
-            "root": self.root,
-            "job": self.job,
-            "threads": cpus,
-            "device": "cuda" if gpu else "cpu",
-        }
-        work = list(shard_work(self.dataset, missing))
-        yield from map_unordered_by_actors(
+            cpus = max(1, room // actors)  # with few shards, several CPUs per actor
+        load = partial(
             ShardEmbedder,
-            arguments,
-            work,
+            settings=self.settings,
+            root=self.root,
+            job=self.job,
+            threads=cpus,
+            device="cuda" if gpu else "cpu",
+        )
+        places = list(shard_places(self.dataset, missing))
+        yield from map_unordered_by_actors(
+            _SharedIndexEmbedder,
+            {"samples": share(self.dataset), "load": load},
+            places,
             "embed shards",
-            rows=sum(len(shard.samples) for shard in work),
+            rows=sum(self.dataset.shards[number].num_images for number in missing),
             actors=actors,
             num_cpus=cpus,
             num_gpus=int(gpu),
         )
+
+
+class _SharedIndexEmbedder:
+    """An actor's work on shards whose samples are in the object store, one copy on each node."""
+
+    def __init__(self, samples: SharedSamples, load: Callable[[], ShardEmbedder]) -> None:
+        self._index = samples.get()[1]
+        self._embedder = load()
+
+    def __call__(self, place: ShardPlace) -> EmbeddedShard:
+        return self._embedder(place.work(self._index))
 
 
 def _wait_for_nodes(train: TrainConfig, workers: int) -> None:

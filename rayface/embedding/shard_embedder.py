@@ -110,13 +110,31 @@ class ShardWork(NamedTuple):
     key_prefix: str
 
 
-def shard_work(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardWork]:
-    """Yield the work of some shards, by number; makes one pass over the index."""
+class ShardPlace(NamedTuple):
+    """A shard to embed as it is sent to a process that has the index: `rows` of the index are its samples."""
+
+    number: int
+    path: str
+    rows: slice | np.ndarray
+    key_prefix: str
+
+    def work(self, index: SampleIndex) -> ShardWork:
+        """Return the shard with its samples."""
+        samples = index.select(self.rows)
+        samples = replace(samples, shard=np.zeros(len(samples), np.int32))
+        return ShardWork(self.number, self.path, samples, self.key_prefix)
+
+
+def shard_places(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardPlace]:
+    """Yield the places of some shards, by number; makes one pass over the index."""
     rows = ShardRows(dataset.index.shard, len(dataset.shards))
     for number in numbers:
-        samples = dataset.index.select(rows[number])
-        samples = replace(samples, shard=np.zeros_like(samples.shard))
-        yield ShardWork(number, dataset.shards[number].path, samples, dataset.key_prefixes[number])
+        yield ShardPlace(number, dataset.shards[number].path, rows[number], dataset.key_prefixes[number])
+
+
+def shard_work(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardWork]:
+    """Yield the work of some shards, by number; makes one pass over the index."""
+    return (place.work(dataset.index) for place in shard_places(dataset, numbers))
 
 
 class ShardEmbedder:

@@ -1,5 +1,6 @@
 """The work of an embedding actor: keys of the dataset, faults beside the rows, parts of another job refused."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from rayface.config import EmbedConfig
 from rayface.data.dataset import Dataset
+from rayface.data.shards.samples import SampleIndex
 from rayface.embedding import shard_embedder
 from rayface.embedding.embedder import Embedder
 from rayface.embedding.embeddings import open_embeddings
@@ -20,6 +22,7 @@ from rayface.embedding.shard_embedder import (
     part_name,
     read_embedded,
     read_images,
+    shard_places,
     shard_work,
 )
 from rayface.storage import DataError
@@ -96,6 +99,18 @@ def test_shard_work_of_some_shards_counts_only_these(dataset: Dataset) -> None:
     assert last.path == dataset.shards[3].path
     assert last.samples.shard.tolist() == [0, 0, 0]
     assert last.samples.offset.tolist() == dataset.index.offset[9:].tolist()
+
+
+def test_shard_places_of_a_large_index_are_small_to_send(dataset: Dataset) -> None:
+    """The driver sends where the samples are, not the samples."""
+    index, count = dataset.index, 100_000
+    columns = [np.repeat(column, count) for column in (index.shard, index.offset, index.num_bytes, index.label)]
+    large = replace(dataset, index=SampleIndex(*columns, columns[-1]))
+    places = list(shard_places(large, range(len(dataset.shards))))
+    assert len(pickle.dumps(places)) < 2_000
+    assert [len(place.work(large.index).samples) for place in places] == [
+        count * shard.num_images for shard in dataset.shards
+    ]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
