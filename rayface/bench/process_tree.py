@@ -37,6 +37,11 @@ def process_tree(root: int) -> list[Process]:
     return [process for process in found if is_below(process.pid)]
 
 
+def cpu_seconds(root: int) -> dict[int, float]:
+    """Return the CPU time of a process and of all below it, by pid."""
+    return {process.pid: process.cpu_seconds for process in process_tree(root)}
+
+
 def ray_workers(root: int) -> list[int]:
     """Return the pids of Ray's workers below a process."""
     return [process.pid for process in process_tree(root) if process.name.startswith("ray::")]

@@ -14,7 +14,7 @@ import numpy as np
 from rayface import config as configs
 from rayface import machine
 from rayface.bench.nms import WEBFACE42M_FACES
-from rayface.bench.process_tree import peak_bytes, ray_workers
+from rayface.bench.process_tree import cpu_seconds, peak_bytes, ray_workers
 from rayface.config import Config
 from rayface.curate.identities import check_keep
 from rayface.curate.prune.core_set import prune
@@ -84,6 +84,8 @@ class PruneTimes:
     kept: float
     """Fraction of the images that are kept."""
     stage_seconds: Mapping[str, float]
+    cpu_seconds: float
+    """Of all processes; depends less on other load of the machine."""
     driver_bytes: int | None
     """Peak memory that the job adds to the driver; None except on Linux."""
     task_bytes: int | None
@@ -125,8 +127,10 @@ def bench_prune(settings: PruneBench) -> PruneTimes:
         block_size = max(1, _WARM_FACES * settings.embedding_size // cpus)
         prune(_config(root / "warm", keep=keep, block_size=block_size, seed=seed))
         _draw_files(root / "all", settings)
+        before = cpu_seconds(os.getpid())
         with _peaks() as peaks:
             found = prune(_config(root / "all", keep=keep, block_size=settings.block_bytes, seed=seed))
+        used = sum(seconds - before.get(pid, 0.0) for pid, seconds in cpu_seconds(os.getpid()).items())
         files = len(list((root / "all").iterdir()))
     return PruneTimes(
         faces=faces,
@@ -141,6 +145,7 @@ def bench_prune(settings: PruneBench) -> PruneTimes:
         threshold=found.threshold,
         kept=found.keep,
         stage_seconds=found.stage_seconds,
+        cpu_seconds=used,
         driver_bytes=peaks.get("driver_bytes"),
         task_bytes=peaks.get("task_bytes"),
     )

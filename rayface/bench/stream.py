@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rayface.bench.process_tree import process_tree
+from rayface.bench.process_tree import cpu_seconds
 from rayface.bench.slow_store import slow_store
 from rayface.config import Config
 from rayface.data.dataset import Dataset, open_dataset
@@ -274,15 +274,11 @@ class _Stream:
 @contextmanager
 def _timed() -> Iterator[Callable[[int], _Pace]]:
     """Time what is done inside, in this process and those below it; the result is that of a number of images."""
-    marks = [(time.perf_counter(), _cpu_seconds())]
+    marks = [(time.perf_counter(), cpu_seconds(os.getpid()))]
     yield lambda images: _Pace(
         images / (marks[1][0] - marks[0][0]), sum(_used(marks[0][1], marks[1][1])) / images * 1e6
     )
-    marks.append((time.perf_counter(), _cpu_seconds()))
-
-
-def _cpu_seconds() -> dict[int, float]:
-    return {process.pid: process.cpu_seconds for process in process_tree(os.getpid())}
+    marks.append((time.perf_counter(), cpu_seconds(os.getpid())))
 
 
 def _used(before: dict[int, float], after: dict[int, float]) -> Iterator[float]:

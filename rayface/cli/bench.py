@@ -179,6 +179,33 @@ def bench_stream(
     show_results("stream", as_dicts(found), as_table(found), json)
 
 
+@bench.command("scale")
+def bench_scale(
+    images: Annotated[int, typer.Option(min=1, help="Default: WebFace42M's.")] = 42_474_557,
+    identities: Annotated[int, typer.Option(min=1, help="Default: WebFace42M's.")] = 2_059_906,
+    shards: Annotated[int, typer.Option(min=1)] = 1_300,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Over all workers.")] = 1024,
+    workers: Annotated[int, typer.Option(min=0, help="That the stream is started for; 0: not at all.")] = 2,
+    directory: Annotated[Path | None, path_option(help="For the dataset; default: the temporary one.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Seconds and memory to open, order, stream and embed a simulated dataset of any size."""
+    from rayface.bench.scale import ScaleBench, as_tables
+    from rayface.bench.scale import bench_scale as measure
+    from rayface.bench.simulated import Simulated
+    from rayface.display import columns, json_line
+
+    size = Simulated(images=images, identities=identities, shards=shards)
+    found = measure(ScaleBench(size=size, batch_size=batch_size, workers=workers, directory=directory))
+    if json:
+        json_line(found.as_dict())
+        return
+    for title, rows in as_tables(found):
+        columns(title, rows)
+
+
 @bench.command("nms")
 def bench_nms(
     faces: Annotated[int, typer.Option(min=1)] = 1_000_000,

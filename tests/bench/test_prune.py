@@ -58,6 +58,7 @@ def test_projected_hours_of_a_stage_of_one_process_do_not_shrink_with_cores() ->
         embedding_bytes=1,
         threshold=0.5,
         kept=0.5,
+        cpu_seconds=0.0,
         stage_seconds={"select": 10.0, "write": 10.0},
         driver_bytes=None,
         task_bytes=None,
