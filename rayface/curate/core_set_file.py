@@ -1,4 +1,4 @@
-"""Rows of core_set.parquet: what was decided about every image."""
+"""Rows of core_set.parquet: the decision about every image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
 
 
 def selected_rows(keys: pa.Array, labels: Ints, selection: Selection, reason: str) -> pa.Table:
-    """Return the rows (n) of images that were selected among; `reason` is that of the ones not kept."""
+    """Return the rows (n) of images after selection; `reason` is that of the images not kept."""
     by = pa.array(np.maximum(selection.suppressed_by, 0), mask=selection.suppressed_by < 0)
     columns = [
         keys,

@@ -1,12 +1,12 @@
-"""Face-NMS: of images of one identity with a cosine above a threshold, keep the one that is farther from the others.
+"""Face-NMS: of images of one identity with a cosine above a threshold, keep the most isolated one.
 
 The paper (arXiv 2109.04698) gives no formula; this is a reconstruction. With unit embeddings f_i of one identity, an
-image scores l_i = 1 - f_i . mean_j f_j, its share of the mean pairwise distance. From the highest score down, an image
-that is left is kept, and every other one whose cosine to it is above the threshold is dropped for it.
+image scores l_i = 1 - f_i . mean_j f_j, its share of the mean pairwise distance. In order of decreasing score, a
+remaining image is kept, and all remaining ones whose cosine to it is above the threshold are suppressed.
 
-If an identity keeps more than MAX_COMPARED images, an image is compared with the last MAX_COMPARED of them before its
-block of 512 ranks, and with those of its block: at most n * MAX_COMPARED * D products. Two similar images then both
-stay if more than MAX_COMPARED are kept between their scores.
+If an identity keeps more than MAX_COMPARED images, an image is compared with the last MAX_COMPARED kept ones before its
+block of 512 ranks, and with those in its block: at most n * MAX_COMPARED * D products. Two similar images are then both
+kept if more than MAX_COMPARED are kept between their scores.
 """
 
 import itertools
@@ -55,14 +55,14 @@ def suppress(embeddings: ArrayLike, threshold: float, *, min_images: int = 1) ->
 
     Args:
         embeddings: (n, D) of any norm, float16, float32 or float64.
-        threshold: of the cosine, in (-1, 1]; at 1 nothing is dropped.
-        min_images: where fewer are left, dropped ones of the highest score are kept too.
+        threshold: cosine in (-1, 1]; at 1 nothing is dropped.
+        min_images: if fewer are kept, dropped images of the highest score are kept too.
 
     Returns:
-        (n,) bool. Ties in the score go by index. Decided as in float64.
+        (n,) bool. Ties in the score are broken by index. Decisions are exact as in float64.
 
     Raises:
-        ValueError: as suppress_many.
+        ValueError: see suppress_many.
     """
     values = check_embeddings(embeddings)
     return suppress_many(values, [0, len(values)], threshold, min_images=min_images).kept
@@ -77,16 +77,16 @@ def suppress_many(
     bonus: ArrayLike | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Selection:
-    """Face-NMS of many identities: for each of them the same images as `suppress`.
+    """Apply Face-NMS to many identities, with the same result as `suppress` for each.
 
-    Compiled (numba: seconds at the first call, then cached on disk), on as many threads as torch has. A large identity
-    is compared block by block, and if it keeps more than MAX_COMPARED images by the rule above.
+    Compiled by numba (seconds at the first call, then cached on disk), with as many threads as torch. A large identity
+    is compared block by block, and by the rule above if it keeps more than MAX_COMPARED images.
 
     Args:
         embeddings: (N, D) of any norm, the images of an identity adjacent; may be a memory map.
         offsets: (I + 1,) first image of each identity, and N; see `arrays.group_offsets`.
-        threshold, min_images: as of `suppress`.
-        bonus: (N,) added to the scores that images are ranked by.
+        threshold, min_images: see `suppress`.
+        bonus: (N,) added to the scores.
         block_bytes: approximate working memory of a thread, beside the result and 32 bytes per image of an identity.
 
     Returns:
@@ -118,20 +118,20 @@ def suppress_many(
         with ThreadPoolExecutor(threads) as pool:
             bad = list(pool.map(work, *zip(*tasks, strict=True)))
     if rows := [row for row in bad if row >= 0]:
-        unit_rows(values, np.array([min(rows)]))  # raises what is wrong with it
+        unit_rows(values, np.array([min(rows)]))  # raises an error that names the fault
     return found
 
 
 def _check_settings(threshold: float, min_images: int, block_bytes: int) -> None:
     check_min_images(min_images)
     if not -1 < threshold <= 1:
-        raise ValueError(f"threshold {threshold}: must be above -1 and at most 1, it is a cosine")
+        raise ValueError(f"threshold {threshold}: must be above -1 and at most 1, because it is a cosine")
     if block_bytes < 1:
         raise ValueError(f"block_bytes {block_bytes}: must be above 0")
 
 
 def _tasks(bounds: Ints) -> list[tuple[int, int]]:
-    """Ranges of identities (first, last + 1) of about equal work."""
+    """Return ranges of identities (first, last + 1) of about equal work."""
     if len(bounds) < 2:
         return []
     work = np.cumsum(np.diff(bounds).astype(np.float64) ** 2)

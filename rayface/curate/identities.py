@@ -1,4 +1,4 @@
-"""What selection methods share: their result, checks of arguments, and batches of identities of similar size."""
+"""Shared code of selection methods: their result, checks of arguments, and batches of identities of similar size."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _UNIT = 8  # of widths: batched products are up to twice as fast at multiples of
 
 
 class Selection(NamedTuple):
-    """Which of N images are kept, and why."""
+    """Decisions on N images."""
 
     kept: Bools  # (N,)
     score: NDArray[np.float32]  # (N,), what images were ranked by, the highest first
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 def check_min_images(min_images: int) -> None:
     """Raise ValueError if an identity could vanish."""
     if min_images < 1:
-        raise ValueError(f"min_images {min_images}: must be at least 1, an identity never vanishes")
+        raise ValueError(f"min_images {min_images}: must be at least 1, because no identity is dropped")
 
 
 def check_keep(keep: float) -> None:

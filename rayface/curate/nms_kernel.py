@@ -1,7 +1,7 @@
 """Face-NMS of whole identities, compiled by numba: no padding, no pair matrix, decided as in float64.
 
-A cosine is first taken from unit embeddings in 16-bit integers, which is off by a bounded amount; only where that bound
-does not decide is it computed in float64.
+A cosine is first computed from unit embeddings in 16-bit integers, with a bounded error; only if the bound does not
+decide is it computed in float64.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rayface.arrays import Bools, Floats, Ints
 from rayface.compiled import compiled
 
-SCORE_DECIMALS = 12  # scores that differ only by rounding tie: the two images of an identity of two always do
+SCORE_DECIMALS = 12  # scores that differ only by rounding tie, as those of an identity with two images always do
 MAX_BLOCK = 512  # rows; two such blocks of 16-bit integers fit a core's cache
 _ONE = 32767  # what 1 is in 16-bit integers
 _NONE = -1
@@ -21,7 +21,7 @@ _NONE = -1
 
 @intrinsic
 def _widened(_context, value):  # type: ignore[no-untyped-def]
-    """float16 bits (uint16) as float32, which numba lacks on CPUs; anything else as it is."""
+    """float16 bits (uint16) as float32, because numba has no float16 on CPUs; other types unchanged."""
     result = types.float32 if value == types.uint16 else value
 
     def codegen(_, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -70,7 +70,7 @@ def suppress_identities(
         units: (2, rows of an identity that are compared at a time, D), to work in.
 
     Returns:
-        the first row without a direction, else -1.
+        The first row without a direction, else -1.
     """
     stored = values.view(np.uint16 if values.dtype == np.float16 else values.dtype)
     stored.flags.writeable = False  # or what may be written and what may not would be compiled twice
@@ -229,7 +229,7 @@ def _cosine(faces, inverse, i, j):  # type: ignore[no-untyped-def]
 
 @compiled
 def _bring_back(order, n, min_images, by):  # type: ignore[no-untyped-def]
-    """Keep the dropped faces of the highest score, where fewer than min_images are left."""
+    """Keep the dropped faces of the highest score, if fewer than min_images are kept."""
     missing = min(min_images, n)
     for i in range(n):
         missing -= by[i] == _NONE

@@ -1,9 +1,9 @@
-"""Embeddings grouped into partitions of whole identities, of about a block each, in bounded memory.
+"""Group embeddings into partitions of whole identities, of about one block each, in bounded memory.
 
-Files whose rows are by identity are cut between identities. Others are shuffled through files: each task sorts a block
-of rows by label, a partition is a range of labels, and a reader takes its rows from every sorted run. Unlike Ray
-Data's hash shuffle (repartition by key), which holds the dataset in the object store, this keeps one block in memory,
-cuts only between identities of any size, and resumes with the runs that are there after a crash.
+Files that are sorted by identity are cut between identities. Others are shuffled through files: each task sorts a block
+of rows by label, a partition is a range of labels, and a reader takes its rows from every sorted run. Ray Data's hash
+shuffle (repartition by key) holds the dataset in the object store; this keeps one block in memory, never cuts an
+identity, and resumes with the existing runs after a crash.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from rayface.ray_tasks import map_unordered
 from rayface.storage import DataError
 
 _MOST_MET = 1000
-_FEW_LABELS = 1_000_000  # counts are merged when so many more than the known ones have come
+_FEW_LABELS = 1_000_000  # counts are merged when this many new ones have arrived
 _NO_ROWS = np.empty(0, np.uint64), np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """Whole identities: ranges of rows, or in every sorted run the rows whose labels are from `first` to `last`.
+    """Whole identities: ranges of rows, or in every sorted run the rows with labels from `first` to `last`.
 
-    Each reader looks up where the rows are in a run: of 5,000 runs and 5,000 partitions, the driver would
-    else hold and send 27 million ranges.
+    Each reader finds its rows in a run itself: for 5,000 runs and 5,000 partitions, the driver would otherwise hold and
+    send 27 million ranges.
     """
 
     num_rows: int
@@ -84,8 +84,8 @@ def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int) ->
         folder: for sorted runs, a copy of the embeddings, unless the rows are by identity.
         block_bytes: approximate size of a partition's embeddings; an identity is never cut.
 
-    Memory: a few blocks per task; on the driver 8 bytes per image and about 100 per identity and per partition. What is
-    sent for a partition does not grow with the number of files, unless the rows are by identity.
+    Memory: a few blocks per task; on the driver 8 bytes per image and about 100 per identity and per partition. The
+    size of a partition's description does not grow with the number of files, unless rows are sorted by identity.
 
     Raises:
         DataError: a bad row, or a key that occurs twice; one line.
@@ -101,7 +101,7 @@ def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int) ->
 
 
 def _together(files: Sequence[EmbeddingFile], most: int) -> list[list[EmbeddingFile]]:
-    """Adjacent files of up to `most` rows in all; a larger file is alone."""
+    """Group adjacent files with up to `most` rows in total; a larger file is alone."""
     found: list[list[EmbeddingFile]] = []
     rows = most
     for file in files:
@@ -119,7 +119,7 @@ Stretches = tuple[Ints, Ints]
 
 @dataclass(frozen=True, kw_only=True)
 class _FileCounts:
-    """Of the files of a part; `stretches` of each file, None if an identity has several in them."""
+    """Counts of the files of a part; `stretches` per file, None if an identity has several of them."""
 
     part: int
     labels: Ints
@@ -130,7 +130,7 @@ class _FileCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Counts:
-    """Of all files; `stretches` of each file, None unless every identity's rows are adjacent."""
+    """Counts of all files; `stretches` per file, None unless every identity's rows are adjacent."""
 
     labels: Ints
     sizes: Ints
@@ -186,7 +186,7 @@ def _stretches(labels: Ints) -> Stretches:
 
 
 def _is_by_identity(stretches: Sequence[Stretches], num_identities: int) -> bool:
-    """Return whether every identity is one stretch of rows, at most cut by the end of a file."""
+    """Return whether every identity is one stretch of rows, except where a file ends."""
     count, last = 0, None
     for labels, _ in stretches:
         if len(labels):
@@ -196,7 +196,7 @@ def _is_by_identity(stretches: Sequence[Stretches], num_identities: int) -> bool
 
 
 def _summed(counts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    """Labels, rising, and the number of images of each."""
+    """Return the labels, rising, and the number of images of each."""
     labels, sizes = (np.concatenate(side) for side in zip(*counts, strict=True))
     labels, place = np.unique(labels, return_inverse=True)
     return labels, np.bincount(place, sizes, minlength=len(labels)).astype(np.int64)
@@ -208,9 +208,9 @@ def _hashes(keys: pa.Array) -> NDArray[np.uint64]:
 
 
 def _refuse_duplicates(files: Sequence[EmbeddingFile], hashes: NDArray[np.uint64]) -> None:
-    """Only keys with equal 64-bit hashes are compared; `hashes` are sorted in place."""
+    """Raise DataError for duplicate keys; only keys with equal 64-bit hashes are compared. Sorts `hashes` in place."""
     hashes.sort()
-    met = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_MOST_MET]  # rarely any
+    met = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_MOST_MET]  # 64-bit hash collisions are rare
     if not len(met):
         return
     seen: Counter[str] = Counter()

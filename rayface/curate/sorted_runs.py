@@ -1,4 +1,4 @@
-"""Rows sorted by label in files of their own, of which a reader maps the labels that it wants."""
+"""Sorted runs: files of rows sorted by label, from which a reader memory-maps a range of labels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sort_rows(parts: list[Rows]) -> Rows:
 
 
 def write_run(path: str, rows: Rows) -> None:
-    """Write rows that are sorted by label as an uncompressed Arrow file, of which `read_run` maps what it wants."""
+    """Write rows that are sorted by label as an uncompressed Arrow file, which `read_run` memory-maps."""
     lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), rows.embeddings.shape[1])
     batch = pa.record_batch([rows.keys, pa.array(rows.labels), lists], names=["key", "label", "embedding"])
     with atomic_stream(path) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
@@ -55,7 +55,7 @@ def read_run(path: str, first: int, last: int) -> Rows:
     with pa.memory_map(path) as mapped:
         batch = pa.ipc.open_file(mapped).get_batch(0)
         start, stop = np.searchsorted(batch["label"].to_numpy(), [first, last + 1]).tolist()
-        # Copied, so that the map can go: the kernel maps much more of a file than the rows that are looked at.
+        # Copy, to release the map: the kernel maps much more of a file than the accessed rows.
         table = batch.slice(start, stop - start).take(pa.array(np.arange(stop - start)))
         del batch
     lists = table["embedding"]

@@ -1,4 +1,4 @@
-"""The interface of heads: what training calls, what a head is built from, and what `rayface plan` asks it."""
+"""Interface of heads, for training and `rayface plan`, and the settings that a head is built from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ HeadState: TypeAlias = Mapping[str, Tensor | Value]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """What a head is built from: sizes, the config groups `head` and `optim`, and this rank's device.
+    """Settings of a head: sizes, the config groups `head` and `optim`, and this rank's device.
 
-    A head takes what it needs and ignores the rest. The fields' names and values are those of the config.
+    A head uses the fields that it needs and ignores the others. Names and values are those of the config.
     """
 
     embedding_size: int
@@ -42,15 +42,16 @@ class HeadSettings:
 
 
 class Head(ABC):
-    """Turns embeddings and labels into a loss, and moves its own class centers.
+    """Compute a loss from embeddings and labels, and update the head's own class centers.
 
-    A step is `loss(...)`, `backward()`, `step(lr)`; several losses before one step add up. Every rank makes the same
-    calls, so that a head may run collectives in them. Data-parallel training averages the backbone's gradients over
-    the W ranks, so the gradient by this rank's embeddings must be W times that of the mean over the global batch.
+    A step is `loss(...)`, `backward()`, `step(lr)`; the gradients of several losses before a step accumulate. Every
+    rank makes the same calls, so a head may run collectives in them. Data-parallel training averages the backbone's
+    gradients over the W ranks, so the gradient of this rank's embeddings must be W times that of the mean over the
+    global batch.
 
     Attributes:
-        margin: changes the logits; its running statistics are part of the head's state.
-        num_classes: C, of all ranks.
+        margin: modifies the logits; its running statistics are part of the head's state.
+        num_classes: C, over all ranks.
         replicated: names of tensors in `state` that are the same on every rank, of any shape. All others hold one row
             for each class of `row_range`, so that a checkpoint can be loaded on another number of ranks.
     """
@@ -87,14 +88,14 @@ class Head(ABC):
 
     @property
     def row_range(self) -> tuple[int, int, int]:
-        """First class, last class + 1 of this rank, and the number of all classes."""
+        """First class, last class + 1 of this rank, and the total number of classes."""
         return 0, self.num_classes, self.num_classes
 
     def prefetch(self, labels: Tensor, counts: Sequence[int] | None = None) -> None:  # noqa: B027
-        """Start to fetch what the next loss needs, while the backbone's forward pass runs; every rank calls it.
+        """Start fetching the rows of the next loss while the backbone's forward pass runs; every rank calls it.
 
         Args:
-            labels, counts: of the next loss.
+            labels, counts: those of the next loss.
 
         Raises:
             ValueError: labels of another shape or type.
@@ -110,23 +111,23 @@ class Head(ABC):
             counts: B_local of every rank; None: the same on all.
 
         Raises:
-            ValueError: wrong shapes or labels, on every rank at once.
-            NonFiniteEmbeddingsError: NaN or infinite embeddings, on every rank at once.
+            ValueError: wrong shapes or labels; raised on every rank.
+            NonFiniteEmbeddingsError: NaN or infinite embeddings; raised on every rank.
         """
 
     @abstractmethod
     def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
-        """Move the centers by the gradients of all losses since the last step, and forget these gradients.
+        """Update the centers with the gradients of all losses since the last step, and clear the gradients.
 
         Args:
             lr: learning rate of this step.
-            grad_scale: what the losses were multiplied by before backward.
+            grad_scale: factor of the losses before backward.
         """
 
     def last_rows(self) -> Tensor | None:
         """Return the local rows that the last loss used, sorted int64 (n,), or None for all.
 
-        Where head.center_update is "sparse", a step that follows may move no others: a checkpoint is copied meanwhile.
+        With head.center_update "sparse", the next step may update only these rows: a checkpoint is copied concurrently.
         """
         return None
 
@@ -136,7 +137,7 @@ class Head(ABC):
 
     @torch.no_grad()
     def load_state(self, state: HeadState) -> None:
-        """Load what `state` returned at the same class range; a head with values besides "margin" adds these.
+        """Load the result of `state` of the same class range; a head with values other than "margin" extends it.
 
         Raises:
             ValueError: a tensor is missing or of another shape.
@@ -162,5 +163,5 @@ class Head(ABC):
         return {name: t for name, t in self.state().items() if isinstance(t, Tensor) and name in self.replicated}
 
     def values(self) -> dict[str, Value]:
-        """Return what is not a tensor in `state`: JSON values."""
+        """Return the values in `state` that are not tensors: JSON values."""
         return {name: value for name, value in self.state().items() if not isinstance(value, Tensor)}

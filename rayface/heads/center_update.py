@@ -1,4 +1,4 @@
-"""The update of the class centers: the gradients of all losses of a step, block by block of rows."""
+"""Update of the class centers with the gradients of all losses of a step, in blocks of rows."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,14 +11,14 @@ from rayface.heads.sharded_softmax import PendingGradient, ShardSoftmax
 
 
 class CenterUpdate:
-    """Holds the gradients since the last step, and applies them.
+    """Accumulate gradients between steps, and apply them.
 
     Args:
         softmax: computes a gradient from its factors.
         sparse: update only the rows that the losses used; else all rows.
 
     Attributes:
-        pending: one for each loss that was differentiated since the last step.
+        pending: pending gradients of the losses that were differentiated since the last step.
     """
 
     def __init__(self, softmax: ShardSoftmax, *, sparse: bool) -> None:
@@ -44,7 +44,7 @@ class CenterUpdate:
 
         Args:
             step: number of the step, which keys stochastic rounding.
-            grad_scale: what the losses were multiplied by before backward.
+            grad_scale: factor of the losses before backward.
         """
         for pending in self.pending:
             assert pending.factor is not None
@@ -57,7 +57,7 @@ class CenterUpdate:
         self.discard()
 
     def _blocks(self) -> Iterator[tuple[Block, list[tuple[int, int]]]]:
-        """Yield the blocks of rows to update, and the places of each pending gradient's rows in them."""
+        """Yield the blocks of rows to update, and the indices of each pending gradient's rows in them."""
         pending = self.pending[0]
         size = self._softmax.chunk_rows(pending.unit.shape[0])
         if len(self.pending) == 1 and (pending.rows is None or self._sparse):

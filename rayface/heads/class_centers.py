@@ -1,4 +1,4 @@
-"""The class centers of one rank: a contiguous range of rows of the logical (C, D) matrix, and their optimizer."""
+"""Class centers of one rank: a contiguous range of rows of the logical (C, D) matrix, and their optimizer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def initial_rows(first: int, last: int, width: int, seed: int, out: Tensor) -> N
 
 
 class Workspace:
-    """Buffers that are kept between steps: fresh pages cost more than the arithmetic on them."""
+    """Buffers reused between steps: allocating new pages costs more than the arithmetic on them."""
 
     def __init__(self, device: torch.device, pinned: bool = False) -> None:
         self._device, self._pinned = device, pinned
@@ -82,7 +82,7 @@ class CenterOptimizer:
 
     @property
     def moments(self) -> tuple[str, ...]:
-        """Names of the matrices of the size of the centers that it keeps."""
+        """Names of the moments, matrices of the size of the centers."""
         if self.name == "adamw":
             return "exp_avg", "exp_avg_sq"
         return ("momentum",) if self.momentum else ()
@@ -91,13 +91,13 @@ class CenterOptimizer:
 class ClassCenters:
     """Rows of the class centers and of the optimizer's moments, read and updated block by block.
 
-    Memory: rows x width x (1 + moments) numbers of the storage type; nothing else of that size exists at any time.
-    bf16 storage rounds stochastically, so that updates smaller than its resolution are right on average.
+    Memory: rows x width x (1 + moments) numbers of the storage type; nothing else of that size is allocated.
+    bf16 storage rounds stochastically, so that updates smaller than its resolution are correct on average.
 
     Args:
-        first: class of row 0, which keys the rounding: the same for every split into ranks.
-        host_memory: keep the storage in (with a GPU: pinned) host memory and move only the blocks that are worked on.
-        seed: of the rounding.
+        first: class of row 0, which seeds the rounding: the same for every split into ranks.
+        host_memory: keep the storage in (with a GPU: pinned) host memory and move only the current blocks.
+        seed: seed of the rounding.
         fused: pass over rows that lie on the device in Triton kernels.
     """
 
@@ -118,7 +118,7 @@ class ClassCenters:
         pinned = host_memory and device.type != "cpu"
         home = torch.device("cpu") if host_memory else device
         self.values = torch.empty(num_rows, width, dtype=dtype, device=home, pin_memory=pinned)
-        # written, not only reserved: too little memory fails now, not after a thousand steps
+        # Write the memory, so that a lack of it fails now, not after a thousand steps.
         self.moments = {name: torch.empty_like(self.values, pin_memory=pinned).zero_() for name in optimizer.moments}
         if optimizer.name == "adamw":
             self.moments["updates"] = torch.zeros(num_rows, 1, dtype=torch.int32, device=home, pin_memory=pinned)
@@ -225,7 +225,7 @@ class ClassCenters:
     def _adamw(self, block: Block, rows: Tensor, gradient: Tensor, lr: float) -> None:
         first = self._read("exp_avg", self.moments["exp_avg"], block)
         second = self._read("exp_avg_sq", self.moments["exp_avg_sq"], block)
-        # counted by row: bias correction starts when a class is first used, at whatever step
+        # Steps are counted by row: bias correction starts when a class is first used.
         count = self._read("updates", self.moments["updates"], block).add_(1)
         age = count.to(self.math_dtype)
         beta_1, beta_2 = self.optimizer.betas

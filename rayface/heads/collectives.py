@@ -1,4 +1,4 @@
-"""The collectives that heads need, over ranks whose parts of the global batch may be of different size."""
+"""Collectives of heads, over ranks whose parts of the global batch may differ in size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,11 +53,11 @@ class Collectives:
         """Return the layout of the global batch.
 
         Args:
-            rows: this rank's.
+            rows: number of this rank's rows.
             counts: rows of every rank; None: the same on all.
 
         Raises:
-            ValueError: `counts` is of another number of ranks, or says otherwise of this rank.
+            ValueError: `counts` has another number of ranks, or another number of rows for this rank.
         """
         counts = (rows,) * self.size if counts is None else tuple(counts)
         if len(counts) != self.size or counts[self.rank] != rows:
@@ -65,14 +65,14 @@ class Collectives:
         return Layout(counts, self.rank)
 
     def gather(self, local: Tensor, layout: Layout) -> Tensor:
-        """Return the rows of all ranks, (B, k), from (n, k) of each; padded for the transfer where n differs."""
+        """Return the rows of all ranks, (B, k), from (n, k) of each; padded for the transfer if n differs."""
         if self.size == 1:
             return local
         width = max(layout.counts)
         if len(local) < width:
             local = torch.cat([local, local.new_zeros(width - len(local), local.shape[1])])
         out = local.new_empty(self.size * width, local.shape[1])
-        # the first name is the newer one; the older still works but warns
+        # The first name is the newer one; the older one warns.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         gather(out, local.contiguous(), group=self.group)
         return out if layout.even else out[layout.places(out.device)]

@@ -1,4 +1,4 @@
-"""Margins as a config names them."""
+"""Build and check margins and heads from a config."""
 
 from rayface.config import Config, HeadConfig
 from rayface.heads import build_margin
@@ -24,7 +24,7 @@ def build_config_margin(head: HeadConfig) -> Margin:
 
 
 def check_config_head(config: Config) -> None:
-    """Check what can be seen of the head's settings before a worker starts.
+    """Check the head's settings before a worker starts.
 
     Raises:
         ValueError: as `build_config_margin`; settings that the fused kernels cannot work with.

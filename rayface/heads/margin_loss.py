@@ -1,4 +1,4 @@
-"""The loss of Partial FC as one autograd node: gather, sharded softmax, reduction, and the embeddings' gradient."""
+"""Loss of Partial FC as one autograd node: gather, sharded softmax, reduction, and the embeddings' gradient."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class NonFiniteEmbeddingsError(ValueError):
-    """An embedding of the global batch is NaN or infinite; raised on every rank at once, before any update."""
+    """An embedding of the global batch is NaN or infinite; raised on every rank, before any update."""
 
 
 class _Context(Protocol):
-    """What the forward pass leaves for the backward pass."""
+    """Values saved in the forward pass for the backward pass."""
 
     head: PartialFC
     dtype: torch.dtype
@@ -51,7 +51,7 @@ class MarginLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         head, outcome = ctx.head, ctx.outcome
-        assert outcome is not None  # autograd only comes here where a gradient was asked for
+        assert outcome is not None  # autograd calls backward only if a gradient is required
         head.keep(outcome.pending, gradient)
         return outcome.embedding_gradient(head.collectives, gradient).to(ctx.dtype), None, None, None, None, None
 
@@ -127,7 +127,7 @@ def _check_batch(norms: Tensor, labels: Tensor, num_classes: int, layout: Layout
 
 
 def _evaluate(head: PartialFC, batch: _Batch, differentiate: bool) -> tuple[Tensor, _Outcome | None]:
-    """Return the loss, and with `differentiate` what its gradients need."""
+    """Return the loss and, with `differentiate`, the values for its gradients."""
     margin, ranks = head.margin, head.collectives
     pending, target_units = _new_pending(head, batch)
     cosine = torch.linalg.vecdot(batch.unit, target_units).clamp_(-1, 1)  # 0 where another rank has the class

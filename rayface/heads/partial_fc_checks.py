@@ -1,4 +1,4 @@
-"""What PartialFC refuses of its arguments."""
+"""Checks of PartialFC's arguments."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The memory of Partial FC, in the formulas of its own buffers."""
+"""Memory of Partial FC, computed from the sizes of its buffers."""
 
 from rayface.heads.class_centers import NOISE_SIZE
 from rayface.heads.fused_softmax import partial_bytes

@@ -1,4 +1,4 @@
-"""Prefetches the sampled rows of the next loss from host memory in a thread while the backbone runs."""
+"""Prefetch the sampled rows of the next loss from host memory in a thread while the backbone runs."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +29,7 @@ class _Pending:
 
 
 class RowPrefetch:
-    """Fetches one loss's rows at a time; with a GPU through pinned memory, on a stream of its own.
+    """Fetch the rows of one loss at a time; with a GPU through pinned memory, on a separate stream.
 
     Call `cancel` before writing to the storage; writes must be complete when `start` is called.
     Memory: the sampled rows in the storage type, once on the device and, with a GPU, once more pinned.
@@ -46,7 +46,7 @@ class RowPrefetch:
         self._near = Workspace(centers.device)
 
     def start(self, labels: Tensor, place: Place, choose: Callable[[], Tensor]) -> None:
-        """Start to fetch; drops what an earlier call fetched.
+        """Start fetching; drops the result of an earlier call.
 
         Args:
             labels, place: identify the loss for `take`; labels (B,) are of the global batch.

@@ -1,4 +1,4 @@
-"""Which compiled passes over rows of class centers a device has."""
+"""Selection of the compiled passes over rows of class centers for a device."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def row_passes(device: torch.device, *, fused: bool) -> AnyRowPasses | None:
-    """Return numba's passes for a CPU, Triton's where the head is fused, or None: torch's operations.
+    """Return numba's passes for a CPU, Triton's for a fused head, or None for torch's operations.
 
-    Each is imported where it is used: numba takes 60 MB and a second.
+    Each is imported only when used: numba takes 60 MB and a second.
     """
     if fused:
         from rayface.heads.fused_rows import FusedRowPasses

@@ -38,5 +38,5 @@ def test_check_keep_of_no_share_is_refused(keep: float) -> None:
 
 def test_check_min_images_below_one_is_refused() -> None:
     check_min_images(1)
-    with pytest.raises(ValueError, match=r"^min_images 0: must be at least 1, an identity never vanishes$"):
+    with pytest.raises(ValueError, match=r"^min_images 0: must be at least 1, because no identity is dropped$"):
         check_min_images(0)

@@ -1,7 +1,7 @@
-"""Find images and identities that look wrong, list them, and drop or merge them if asked to.
+"""Find mislabelled images and duplicate identities, list them, and drop or merge them if configured.
 
-Outliers within an identity, identities that are one person, images that two identities share, equal files, identities
-of a test set. All searches are exact. `clean` works in memory; `clean.job` does the same on a cluster.
+Finds outliers within an identity, identities that are one person, images that two identities share, equal files, and
+identities of a test set. All searches are exact. `clean` works in memory; `clean.job` does the same on a cluster.
 """
 
 from dataclasses import dataclass
@@ -43,11 +43,11 @@ _BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class CleanReport(Findings):
-    """What was found, and what became of it.
+    """Findings, and the resulting decisions.
 
     Attributes:
-        reason: (N,) why an image is dropped, one of REASONS; null: it stays.
-        labels: (N,) as they were, or merged.
+        reason: (N,) why an image is dropped, one of REASONS; null: it is kept.
+        labels: (N,) labels after merging.
     """
 
     reason: pa.DictionaryArray
@@ -64,21 +64,22 @@ def clean(
     test_labels: ArrayLike | None = None,
     digests: ArrayLike | None = None,
 ) -> CleanReport:
-    """Find images and identities that look wrong.
+    """Find mislabelled images and duplicate identities.
 
-    An identity loses its last image only to the test set: of those to drop, the nearest to the mean stays.
+    The last image of an identity is dropped only if the identity is in the test set; otherwise the image nearest to the
+    mean is kept.
 
     Args:
         embeddings: (N, D) of any norm, the images of an identity adjacent; may be a memory map.
         labels: (N,) integers.
         keys: (N,) string, unique.
-        options: what to look for and what to do.
+        options: searches to run and decisions to take.
         test_embeddings, test_labels: (M, D), (M,) of the test set, for options.above.
-        digests: (N,) of any type, equal if the files of two images are, for options.bytes.
+        digests: (N,) of any type, equal if and only if the files are equal, for options.bytes.
 
     Returns:
-        what was found. Memory beside it: 4 * D bytes per identity, 20 per image, and blocks. Conflicts take up to
-        N * N * D / 2 products, duplicates as many of identities.
+        The findings. Additional memory: 4 * D bytes per identity, 20 per image, and blocks. Conflicts take up to
+        N * N * D / 2 products, duplicates I * I * D / 2 for I identities.
 
     Raises:
         ValueError: wrong shapes or options; NaN, infinity or a vector of zeros; too many pairs.

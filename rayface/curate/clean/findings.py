@@ -1,4 +1,4 @@
-"""What cleaning found, what is dropped or merged for it, and the tables that list it."""
+"""Findings of cleaning, the decisions to drop or merge, and tables of the findings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ REASONS = {"test": "in the test set", "bytes": "same bytes", "outliers": "outlie
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What was found, by rows of N images and numbers of I identities.
+    """Findings as rows of N images and indices of I identities.
 
     Attributes:
         outliers: rows.
         duplicates: pairs of identities, the lower number first.
         conflicts: pairs of rows, the lower first.
-        copies: rows, and for each the row that stays; the cosines say nothing.
+        copies: rows, and for each the row that is kept; the cosines are unused.
         overlap: identities, and identities of the test set.
     """
 
@@ -37,7 +37,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was found, worst first.
+    """Tables of the findings, worst first.
 
     Attributes:
         outliers: key, label, cosine (to the mean of its identity).
@@ -62,7 +62,7 @@ def far_from_mean(cosines: NDArray[np.float64], below: float | None) -> Ints:
 
 
 def copies_of(digests: NDArray[np.generic], cosines: NDArray[np.float64]) -> Pairs:
-    """Return images with the bytes of another, and that one: the nearest to its identity's mean, else the first."""
+    """Return images with equal bytes, each with the one to keep: the nearest to its identity's mean, else the first."""
     _, group = np.unique(digests, return_inverse=True)
     order = np.lexsort((-np.round(cosines, 10), group))  # stable: ties by row
     starts = np.r_[True, group[order][1:] != group[order][:-1]] if len(order) else np.zeros(0, bool)
@@ -74,12 +74,12 @@ def copies_of(digests: NDArray[np.generic], cosines: NDArray[np.float64]) -> Pai
 
 
 def _less_at_home(pairs: Pairs, cosines: NDArray[np.float64]) -> Ints:
-    """Of each pair the image that is farther from the mean of its identity, the later one if they are equal."""
+    """Return of each pair the image farther from the mean of its identity, or the later one if they are equal."""
     return np.unique(np.where(cosines[pairs[0]] < cosines[pairs[1]], pairs[0], pairs[1]))
 
 
 def reasons(found: Found, drop: tuple[str, ...], cosines: NDArray[np.float64], bounds: Ints) -> NDArray[np.int8]:
-    """Return for each image the position in DROPS of why it is dropped, -1 if it stays."""
+    """Return for each image the index in DROPS of the reason to drop it, -1 if it is kept."""
     taken = np.zeros(len(bounds) - 1, bool)
     taken[found.overlap[0]] = True
     rows: dict[str, Ints | Bools] = {
@@ -101,12 +101,12 @@ def reasons(found: Found, drop: tuple[str, ...], cosines: NDArray[np.float64], b
 
 
 def reason_column(why: NDArray[np.int8]) -> pa.DictionaryArray:
-    """Return the reasons as text; null if an image stays."""
+    """Return the reasons as text; null if an image is kept."""
     return pa.DictionaryArray.from_arrays(pa.array(why, mask=why < 0), [REASONS[name] for name in DROPS])
 
 
 def merged_labels(names: Ints, duplicates: Pairs) -> Ints:
-    """Return for each identity (I,) the lowest label of those that pairs connect with it."""
+    """Return for each identity (I,) the lowest label of the identities connected to it by pairs."""
     graph = coo_array((np.ones(len(duplicates[0]), bool), duplicates[:2]), shape=(len(names), len(names)))
     count, person = connected_components(graph, directed=False)
     lowest = np.full(count, np.iinfo(np.int64).max)
@@ -123,11 +123,11 @@ def findings(
     cosines: NDArray[np.float64],
     test_names: Ints,
 ) -> Findings:
-    """Return tables of what was found.
+    """Return tables of the findings.
 
     Args:
-        why: as `reasons` gives it.
-        keys_at: the keys of rows.
+        why: result of `reasons`.
+        keys_at: returns the keys of rows.
         names, test_names: labels of the identities.
     """
 

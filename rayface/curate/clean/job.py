@@ -1,6 +1,6 @@
-"""Clean embedded images before they are pruned, as a job on the cluster, and write embeddings of those that stay.
+"""Clean embedded images before pruning, as a job on the cluster, and write the embeddings of the kept images.
 
-`clean_images` reads from top to bottom; every task leaves files that are found again when the job is run again.
+Every task writes files, from which an interrupted job resumes.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _TABLES = ("outliers", "duplicates", "conflicts", "bytes", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """What was found, the embeddings that stay, and labels that were merged.
+    """Findings, embeddings of the kept images, and merged labels.
 
-    `images` is a parquet file with key and label of all images, before any were merged, and why one is dropped.
+    `images` is a parquet file with key, label before merging, and reason to drop, of all images.
     """
 
     found: Findings
@@ -57,7 +57,7 @@ class Cleaned:
     merged: dict[int, int]
 
     def dropped(self) -> Iterator[pa.Table]:
-        """Yield rows of a core set for the images that do not stay."""
+        """Yield rows of a core set for the dropped images."""
         with pq.ParquetFile(self.images) as file:
             for batch in file.iter_batches(_ROWS, columns=["key", "label", "reason"]):
                 gone = batch.filter(pc.is_valid(batch["reason"]))
@@ -75,18 +75,17 @@ def clean_images(
     block_bytes: int,
     device: str,
 ) -> Cleaned:
-    """Clean all images on the cluster; an interrupted job resumes with what its tasks have found.
+    """Clean all images on the cluster; an interrupted job resumes after its finished tasks.
 
     Args:
-        folder: on a disk that all nodes share; for what was found, a copy of the embeddings that stay if any are
-            dropped or merged, and for conflicts a copy of all while they are searched.
+        folder: on a disk that all nodes share; holds the findings, a copy of the kept embeddings if any image is
+            dropped or merged, and, during the search for conflicts, a copy of all embeddings.
         exclude: embeddings of a test set, whose identities are searched.
         dataset: if given, equal files are searched.
-        block_bytes: approximate size of the embeddings that a task holds.
-        device: "auto", "cpu" or "cuda", where pairs are searched.
+        block_bytes: approximate size of the embeddings in a task.
+        device: device of the pair search: "auto", "cpu" or "cuda".
 
-    Memory: a few blocks per task; on the driver 30 bytes per image, 8 * D bytes for a sample of them, and what is
-    found.
+    Memory: a few blocks per task; on the driver 30 bytes per image, 8 * D bytes for each sampled one, and the findings.
     """
     if not (folder / _DONE).exists():
         work = folder / _SEARCH
@@ -118,7 +117,7 @@ def _find(
     block_bytes: int,
     device: str,
 ) -> tuple[Found, Ints]:
-    """What is wrong, and the labels of the test set's identities."""
+    """Return the findings, and the labels of the test set's identities."""
     duplicates, conflicts, overlap = no_pairs(), no_pairs(), no_pairs()
     test_names = np.zeros(0, np.int64)
     bounds = SearchBounds(limit=most_pairs(len(images.cosines)), block_bytes=block_bytes, device=device)
@@ -142,7 +141,7 @@ def _find(
 
 
 def _write_images(images: ImageFiles, why: NDArray[np.int8], path: Path) -> None:
-    """Write key and label of all images, and why one is dropped."""
+    """Write key, label and reason to drop of all images."""
     schema = pa.schema([("key", pa.string()), ("label", pa.int64()), ("reason", pa.string())])
     start = 0
     with atomic_stream(str(path)) as stream, pq.ParquetWriter(stream, schema) as writer:
@@ -153,7 +152,7 @@ def _write_images(images: ImageFiles, why: NDArray[np.int8], path: Path) -> None
 
 
 def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, labels: Ints, folder: Path) -> None:
-    """Write the embeddings that stay, with their labels, a file for each partition that has any."""
+    """Write the kept embeddings with their labels, one file per partition that has any."""
     (folder / _STAYS).mkdir(exist_ok=True)
     dtype: Dtype = "fp16" if source.dtype == "float16" else "fp32"
 
@@ -176,12 +175,12 @@ def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, label
         for number, (partition, rows) in enumerate(zip(partitions.partitions, ranges, strict=True))
         if stays[rows].any()
     ]
-    for _ in map_unordered(write, parts, "write embeddings that stay", rows=int(np.count_nonzero(stays))):
+    for _ in map_unordered(write, parts, "write kept embeddings", rows=int(np.count_nonzero(stays))):
         pass
 
 
 def _cleaned(folder: Path, source: Embeddings) -> Cleaned:
-    """Read what was written."""
+    """Read the result of a finished job."""
     done = json.loads(read_bytes(str(folder / _DONE)))
     tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}
     return Cleaned(
@@ -193,7 +192,7 @@ def _cleaned(folder: Path, source: Embeddings) -> Cleaned:
 
 
 def write_findings(found: Findings, folder: Path) -> dict[str, int]:
-    """Write what was found as parquet tables; return how much of each."""
+    """Write the findings as parquet tables; return the number of rows of each."""
     folder.mkdir(exist_ok=True)
     for name in _TABLES:
         with atomic_stream(str(folder / f"{name}.parquet")) as stream:

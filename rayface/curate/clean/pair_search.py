@@ -1,8 +1,8 @@
 """Exact search for pairs of embeddings above a cosine: blocked matrix products, on a CPU or a GPU.
 
-The product of the leading principal components, with Cauchy-Schwarz for the rest, rules out most pairs at a fraction of
-the work. Products are in bfloat16 where that is faster. Their rounding error is allowed for, and every pair is decided
-in float64, so the result does not depend on the device.
+The product of the leading principal components, with a Cauchy-Schwarz bound for the rest, excludes most pairs at a
+fraction of the work. Products use bfloat16 if that is faster. Their rounding error is taken into account, and every
+pair is decided in float64, so the result does not depend on the device.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from rayface.curate.clean.stacked_rows import StackedRows
 Matrix = Floats | StackedRows  # (rows, D) of any norm
 Pairs = tuple[Ints, Ints, NDArray[np.float64]]  # left row, right row, cosine
 
-_ERRORS = {torch.float32: 1e-4, torch.bfloat16: 2**-7}  # upper bounds of that of a product of unit vectors
+_ERRORS = {torch.float32: 1e-4, torch.bfloat16: 2**-7}  # upper bounds of the error of a product of unit vectors
 _BLOCKS = {"cpu": (1024, 4096)}  # rows and columns of a product
 _GPU_BLOCK = (8192, 32_768)
 _CHUNK = 4096  # rows that are normalised, or pairs that are decided, at a time
-_LEAST_PAIRS = 2**30  # of a tile: seconds of a core
+_LEAST_PAIRS = 2**30  # minimum number of pairs of a tile: seconds on a core
 _MOST_TILES = 4096
 _LEAST_LIMIT = 10_000_000  # pairs, 24 bytes each
-_SAMPLE = 16_384  # rows that principal components are computed of
-_WIDTHS = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2)  # of D, leading components to try
-_UNIT = 32  # of widths, at whose multiples products are fast
+_SAMPLE = 16_384  # rows for the principal components
+_WIDTHS = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2)  # fractions of D, numbers of leading components to try
+_UNIT = 32  # products are fast at widths that are multiples of it
 
 
 def no_pairs() -> Pairs:
@@ -52,9 +52,9 @@ def tiles(left: int, right: int | None, size: int, block_bytes: int) -> list[Til
     """Cut all pairs of rows into tiles of about equal work, at most a few thousand.
 
     Args:
-        left, right: number of rows; right None: of left rows with each other, each pair once.
+        left, right: number of rows; right None: left rows with each other, each pair once.
         size: length of a row, D.
-        block_bytes: of left rows in bfloat16 that a task holds, about.
+        block_bytes: approximate bytes of a task's left rows in bfloat16.
     """
     held = max(1024, block_bytes // (2 * size))
     pairs = left * left // 2 if right is None else left * right
@@ -69,7 +69,7 @@ def tiles(left: int, right: int | None, size: int, block_bytes: int) -> list[Til
 
 @dataclass(frozen=True)
 class Apart:
-    """Which rows may form a pair: those of different identities that are not known as one person.
+    """Filter of pairs: rows of different identities that are not known to be one person.
 
     Attributes:
         bounds: (I + 1,) where the rows of each identity begin.
@@ -89,7 +89,7 @@ class Apart:
         return (a != b) & ~is_known
 
     def one_identity(self, first: int, last: int) -> bool:
-        """Whether all rows [first, last) are of one identity."""
+        """Return whether all rows [first, last) are of one identity."""
         return bool(np.searchsorted(self.bounds, first, side="right") == np.searchsorted(self.bounds, last, "left"))
 
 
@@ -99,17 +99,17 @@ def known_pairs(duplicates: Pairs, count: int) -> Ints:
 
 
 class PairSearch:
-    """Searches tiles for pairs of rows with a higher cosine than a threshold.
+    """Search tiles for pairs of rows with a cosine above a threshold.
 
     Memory: a tile's left rows, twice, and blocks of a few tens of MB (a GPU: about 2 GB).
 
     Args:
-        name: of the option that is the threshold, for errors.
+        name: config key of the threshold, for errors.
         left, right: matrices of embeddings; right None: left with itself, the lower row first.
-        threshold: of the cosine.
-        limit: of pairs in a tile.
-        apart: pairs that count; None: all.
-        axes: as of `leading_axes`.
+        threshold: minimum cosine.
+        limit: maximum number of pairs in a tile.
+        apart: filter of pairs; None: all count.
+        axes: result of `leading_axes`.
         device: "cpu" or "cuda".
     """
 
@@ -161,7 +161,7 @@ class PairSearch:
         return self._apart is not None and self._apart.one_identity(min(first, start), max(last, stop))
 
     def _decided(self, left: Ints, right: Ints) -> Pairs:
-        """The pairs that count and are above the threshold."""
+        """Return the pairs that count and are above the threshold."""
         if self._same:
             left, right = left[left < right], right[left < right]
         if self._apart is not None:
@@ -176,7 +176,7 @@ class PairSearch:
 
 
 def most_pairs(num_images: int) -> int:
-    """Return how many pairs a search may find: more fill the memory, and say that the cosine is too low."""
+    """Return the maximum number of pairs of a search: more fill the memory and indicate too low a threshold."""
     return max(_LEAST_LIMIT, num_images)
 
 
@@ -192,8 +192,8 @@ def _units(values: Floats) -> NDArray[np.float64]:
 class _Operand(NamedTuple):
     """Rows as factors of products.
 
-    The product of two `lead` bounds that of the two `whole` from above: it is of the leading components and of the norm
-    of the other ones (Cauchy-Schwarz).
+    The product of two `lead` is an upper bound of that of the two `whole`: it consists of the leading components and
+    the norms of the others (Cauchy-Schwarz).
     """
 
     whole: torch.Tensor  # (n, D)
@@ -222,7 +222,7 @@ def _operand(matrix: Matrix, first: int, last: int, axes: NDArray[np.float32] | 
 
 
 def _above(rows: _Operand, columns: _Operand, threshold: float) -> tuple[Ints, Ints]:
-    """Pairs whose cosine may be above the threshold: no other is."""
+    """Return candidate pairs, which include all pairs above the threshold."""
     least = threshold - _ERRORS[rows.whole.dtype]
     scores = rows.lead @ columns.lead.T
     near = (scores.amax(1).float() > least).nonzero().ravel()
@@ -235,7 +235,7 @@ def _above(rows: _Operand, columns: _Operand, threshold: float) -> tuple[Ints, I
 
 @functools.cache
 def product_dtype(device: str) -> torch.dtype:
-    """Return in what products are computed: bfloat16, on a CPU only if it is faster there."""
+    """Return the type of products: bfloat16, on a CPU only if it is faster."""
     if device != "cpu":
         return torch.bfloat16
 
@@ -252,9 +252,9 @@ def product_dtype(device: str) -> torch.dtype:
 
 
 def leading_axes(left: Matrix, right: Matrix | None, threshold: float) -> NDArray[np.float32] | None:
-    """Return the principal components (D, W) that rule out most pairs at the least work; None: the whole rows.
+    """Return the principal components (D, W) that exclude most pairs at the least work; None: use whole rows.
 
-    Computed of evenly spaced rows, and tried on some of them: a function of the matrices alone.
+    Computed and tested on evenly spaced rows, so the result depends only on the matrices.
     """
     other = left if right is None else right
     size = left.shape[1]

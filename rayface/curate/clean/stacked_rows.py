@@ -1,4 +1,4 @@
-"""A matrix in several .npy files, of which only the rows that are asked for are read."""
+"""Matrix in several .npy files, from which only requested rows are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rayface.storage import atomic_stream
 class StackedRows:
     """Row-wise concatenation of .npy files (rows, D) of one dtype; small enough to send to tasks.
 
-    Indexing with a slice or with an array of rows reads these into memory. No file stays open.
+    Indexing with a slice or an array of rows reads them into memory. No file stays open.
     """
 
     paths: tuple[str, ...]
@@ -60,13 +60,13 @@ class StackedRows:
 
 
 def stack(paths: Sequence[Path]) -> StackedRows:
-    """Look at .npy files of one width without reading them."""
+    """Open .npy files of one width without reading their rows."""
     shapes = [np.load(path, mmap_mode="r").shape for path in paths]
     ends = np.cumsum([shape[0] for shape in shapes], dtype=np.int64)
     return StackedRows(tuple(map(str, paths)), ends, shapes[0][1] if shapes else 0)
 
 
 def write_rows(path: Path, values: NDArray[np.generic]) -> None:
-    """Write one of the files, which appears whole or not at all."""
+    """Write one of the files atomically."""
     with atomic_stream(str(path)) as stream:
         np.lib.format.write_array(stream, np.ascontiguousarray(values), allow_pickle=False)

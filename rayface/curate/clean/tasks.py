@@ -1,4 +1,4 @@
-"""What cleaning does on the cluster: describe partitions, search pairs, find equal files. Every task leaves a file."""
+"""Tasks of cleaning: describe partitions, search pairs, find equal files. Every task writes a file."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from rayface.embedding.shard_embedder import ShardWork, shard_work
 from rayface.ray_tasks import map_unordered, map_unordered_by_actors
 from rayface.storage import atomic_stream
 
-_GPU_ROWS = 2**30  # bytes of embeddings that a GPU holds: smaller tiles leave it waiting
+_GPU_ROWS = 2**30  # bytes of embeddings per tile on a GPU: smaller tiles leave it idle
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """All images, by identity; on disk but for `cosines` (N,), to the mean of the identity, `bounds` and `names`."""
+    """All images by identity, in files; in memory are `cosines` (N,) to the mean of the identity, `bounds`, `names`."""
 
     paths: tuple[Path, ...]  # key, label, cosine
     centers: StackedRows  # (I, D) float32
-    vectors: StackedRows  # (N, D) as embedded; empty where they are not wanted
+    vectors: StackedRows  # (N, D) as embedded; empty if not requested
     cosines: NDArray[np.float64]
     bounds: Ints  # (I + 1,)
     names: Ints  # (I,)
@@ -54,7 +54,7 @@ class ImageFiles:
         return pq.read_table(self.paths[number], columns=["key", "label"])
 
     def keys_at(self, rows: Ints) -> pa.Array:
-        """Return the keys of rows, (n,) large_string: of 42 million they can exceed what a string array holds."""
+        """Return the keys of rows, (n,) large_string: keys of 42 million images can exceed a string array."""
         ends = np.cumsum([pq.read_metadata(path).num_rows for path in self.paths])
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], ends)
@@ -108,11 +108,11 @@ def _write(path: Path, table: pa.Table) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchBounds:
-    """What a search may find and use.
+    """Limits of a search.
 
     Attributes:
-        limit: pairs in all.
-        block_bytes: approximate size of the embeddings that a task holds.
+        limit: maximum total number of pairs.
+        block_bytes: approximate size of the embeddings in a task.
         device: "auto", "cpu" or "cuda".
     """
 
@@ -123,7 +123,7 @@ class SearchBounds:
 
 @dataclass(frozen=True, kw_only=True)
 class TileSearch:
-    """Searches a tile, writes its pairs to a file and returns how many there are."""
+    """Search a tile, write its pairs to a file and return their number."""
 
     name: str
     left: StackedRows
@@ -166,11 +166,11 @@ def search(
     bounds: SearchBounds,
     apart: tuple[Ints, Ints] | None = None,
 ) -> Pairs:
-    """Return all pairs of rows with a higher cosine, searched on the cluster's GPUs, or else on its CPUs.
+    """Return all pairs of rows with a cosine above the threshold, searched on the cluster's GPUs, else its CPUs.
 
     Args:
         right: None: left rows with each other.
-        apart: bounds and known pairs as of `Apart`.
+        apart: bounds and known pairs, see `Apart`.
 
     Raises:
         DataError: more pairs than the limit.
@@ -209,7 +209,7 @@ def search(
 
 
 def copies(dataset: Dataset, images: ImageFiles, folder: Path) -> Pairs:
-    """Return images whose files have the bytes of another, and those that stay; of samples that can be read."""
+    """Return readable images whose files equal another's, each with the one to keep."""
     digests = _digests(dataset, folder / "digests")
     tables = map(images.table, range(len(images.paths)))
     places = dataset.find(keys for table in tables for keys in batches_of(table["key"]))
@@ -221,7 +221,7 @@ def copies(dataset: Dataset, images: ImageFiles, folder: Path) -> Pairs:
 
 
 def _digests(dataset: Dataset, folder: Path) -> NDArray[np.uint64]:
-    """(n,) 64 bits of a hash of each sample's image, in the order of the index; 0 where it cannot be read."""
+    """Return a 64-bit hash of each sample's image, (n,), in the order of the index; 0 if it cannot be read."""
     folder.mkdir(exist_ok=True)
 
     def digest(shard: ShardWork) -> int:

@@ -1,4 +1,4 @@
-"""True-class probabilities of all images for DiffProb: computed once, on the cluster, and kept in files."""
+"""True-class probabilities of all images for DiffProb: computed once on the cluster and stored in files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROWS, _CLASSES = 1024, 8192  # a block of logits: 32 MB
 
 @dataclass(frozen=True, kw_only=True)
 class ClassProbabilities:
-    """Probabilities of all images in `folder`, a file for each partition."""
+    """Probabilities of all images in `folder`, one file per partition."""
 
     folder: Path
 
@@ -43,18 +43,18 @@ class ClassProbabilities:
 
 
 def class_probabilities(stats: DatasetStats, run: Path, scale: float) -> ClassProbabilities:
-    """Return the probabilities of all images; computes those of partitions that have none yet.
+    """Return the probabilities of all images; computes those of partitions without a file.
 
-    The class centers are copied from the run's checkpoint into a file that all tasks map: a node holds them once.
+    The class centers are copied from the run's checkpoint into a file that all tasks memory-map: once per node.
     Memory of a task: the partition, 12 bytes per image, a block of centers and one of logits. Disk: 8 bytes per image
     and, until all are computed, 4 per value of the centers.
 
     Args:
         run: run directory of the embedding model.
-        scale: that its class centers were trained with.
+        scale: scale with which its class centers were trained.
 
     Raises:
-        ValueError: the run has no class centers, or not those of these labels and embeddings; one line.
+        ValueError: the run has no class centers, or they do not fit the labels and embeddings; one line.
     """
     name = hashlib.sha256(json.dumps([str(run), scale]).encode()).hexdigest()[:16]
     found = ClassProbabilities(folder=stats.folder / f"probabilities-{name}")
@@ -118,7 +118,7 @@ def true_class_probabilities(
     if len(own) and not 0 <= own.min() <= own.max() < num_classes:
         raise ValueError(f"labels from {own.min()} to {own.max()}: must be below {num_classes}, the class centers")
     if not scale > 0:
-        raise ValueError(f"scale {scale}: must be above 0, it is that of the training")
+        raise ValueError(f"scale {scale}: must be above 0, that of the training")
     true, total = torch.zeros(len(values)), torch.full((len(values),), -torch.inf)
     for first in range(0, num_classes, _CLASSES):
         last = min(first + _CLASSES, num_classes)
@@ -133,7 +133,7 @@ def true_class_probabilities(
 
 
 def _copy_centers(run: Path, path: Path) -> None:
-    from rayface.models.saved_centers import saved_centers  # seconds to import
+    from rayface.models.saved_centers import saved_centers  # slow to import
 
     centers = saved_centers(run)
     header = {"descr": "<f4", "fortran_order": False, "shape": (centers.num_classes, centers.width)}

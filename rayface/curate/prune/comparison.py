@@ -1,4 +1,4 @@
-"""Compare the core set with what other methods would keep."""
+"""Compare the core set with those of other methods."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sums:
-    """Of a partition: a row for all images, for the core set and for each baseline; see `_cosine_sums`, and shared."""
+    """Sums of a partition: one row each for all images, the core set and every baseline; see `_cosine_sums`."""
 
     part: int
     sums: list[tuple[int, int, float, int]]
 
 
 def compare(selector: Selector, method: Method, baselines: Mapping[str, Method]) -> Comparison:
-    """Measure the core set that `method` has decided, and what baselines keep; one pass over all images."""
+    """Measure the core set of `method` and those of the baselines; one pass over all images."""
     folder = selector.folder_of(method)
     prepared = {name: other.prepare(selector.stats) for name, other in baselines.items()}
 
@@ -54,7 +54,7 @@ def compare(selector: Selector, method: Method, baselines: Mapping[str, Method])
 
     partitions = selector.stats.partitions
     parts = map_unordered(sums, list(enumerate(partitions.partitions)), "compare methods", rows=partitions.num_rows)
-    # In the order of the partitions, so that rounding is the same in every run.
+    # In the order of the partitions, so that rounding is deterministic.
     totals = np.sum([result.sums for result in sorted(parts, key=lambda result: result.part)], axis=0)
     everything, core_set, *others = [
         SelectionFigures(
@@ -66,7 +66,7 @@ def compare(selector: Selector, method: Method, baselines: Mapping[str, Method])
 
 
 def _cosine_sums(embeddings: Floats, offsets: Ints, mask: Bools) -> tuple[int, int, float]:
-    """Of the images in mask: how many; those with others of their identity; the sum of their mean cosines to them.
+    """Return of the images in mask: their number, those with others of their identity, and the sum of mean cosines.
 
     Within n unit vectors f, the cosines of all pairs add up to |sum f|^2 - n.
     """

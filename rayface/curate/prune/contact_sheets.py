@@ -1,4 +1,4 @@
-"""Contact sheets: images beside those that they were dropped for, or that they resemble, with cosines."""
+"""Contact sheets: images beside those for which they were dropped, or similar ones, with cosines."""
 
 import base64
 import itertools
@@ -21,25 +21,25 @@ _FACES_A_ROW = 12
 _ROWS = 12
 _PIXELS = 112
 _FOUND_SHEETS = (
-    ("The worst outliers", "With the cosine to the mean of their identity, beside other images of it."),
+    ("Strongest outliers", "With the cosine to the mean of their identity, beside other images of it."),
     (
-        "The most alike identities",
-        "With the cosine of their centers: one person under two names, or two similar ones.",
+        "Most similar identities",
+        "With the cosine of their centers: one person under two names, or two similar persons.",
     ),
     ("Images that two identities share", "With the cosine of the two images."),
-    ("Equal files", "The second of the two stays."),
+    ("Equal files", "The second of the two is kept."),
     ("Identities of the test set", "With the cosine of the centers."),
 )
 
 
 @dataclass(kw_only=True)
 class Face:
-    """A picture with a line below it; kind is "kept", "dropped" or "" and decides its colour."""
+    """An image with a caption; kind is "kept", "dropped" or "" and decides the colour."""
 
     key: str
     caption: str = ""
     kind: str = ""
-    jpeg: str = ""  # base64; empty: none could be read
+    jpeg: str = ""  # base64; empty if it could not be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Sheet:
 
 
 def dropped_sheet(identities: Sequence[Identity], names: Mapping[int, str]) -> Sheet:
-    """Kept images, each with those that were dropped for it; or kept and dropped ones, if the method names no pairs."""
+    """Return the sheet of kept images with those dropped for them; without pairs, of kept and dropped images."""
     rows: list[Row] = []
     for identity in identities:
         kept, total = np.count_nonzero(identity.kept), len(identity.kept)
@@ -96,7 +96,7 @@ def _groups(identity: Identity) -> list[list[Face]]:
 
 
 def found_sheets(report: Findings, keys_of: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> list[Sheet]:
-    """Return the sheets of what cleaning found, in the order of _FOUND_SHEETS; those without rows are left out."""
+    """Return the sheets of the findings of cleaning, in the order of _FOUND_SHEETS; sheets without rows are omitted."""
     outliers = [
         Row(
             who=_name(row["label"], names),
@@ -150,7 +150,7 @@ def labels_shown(report: Findings) -> list[int]:
 
 
 def add_pictures(sheets: Sequence[Sheet], dataset: Dataset) -> None:
-    """Read the images of the sheets from a dataset, each once; those that cannot be read stay empty.
+    """Read the images of the sheets from a dataset, each once; unreadable ones stay empty.
 
     Memory: these images.
     """
@@ -169,7 +169,7 @@ def add_pictures(sheets: Sequence[Sheet], dataset: Dataset) -> None:
 
 
 def _picture(jpeg: bytes) -> str:
-    """Encode again: small, and nothing but an image."""
+    """Re-encode the image: small, and without other content."""
     try:
         image = decode_image(jpeg, _PIXELS)
     except ValueError:

@@ -1,6 +1,6 @@
 """The prune job: group embeddings by identity, select images, write the core set and a dataset of it.
 
-`prune` reads from top to bottom; every stage leaves files that are found again when it is run again.
+Every step writes files, from which an interrupted job resumes.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from rayface.storage import on_disk
 from rayface.tracking.job import tracked_job
 from rayface.version import VERSION
 
-PROXY = "proxy"  # folder of what was made on the way to the embeddings
+PROXY = "proxy"  # folder of the proxy model and its embeddings
 _JOB = ".prune_job.json"
 _WORK = ".work"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What a prune job reads, and `job`, which must be the same to resume in `root` and to find its result again."""
+    """Inputs of a prune job, and `job`, the fingerprint that must be equal to resume in `root` or reuse its result."""
 
     root: Path
     source: Embeddings
@@ -67,7 +67,7 @@ class _Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class _CoreSet:
-    """What was selected, and what other methods would have."""
+    """The selected core set, and the comparison with other methods."""
 
     method: Method
     counts: ImageCounts
@@ -80,11 +80,11 @@ def prune(config: Config) -> PruneResult:
     """Select a core set of embedded images.
 
     Writes core_set.parquet (key, label, kept, score, suppressed_by, reason), prune.json and report.html into
-    `prune.out`, and with `prune.data` a dataset: the folder is then trained on like any other. Two runs make the same
-    core set; an interrupted one resumes when it is run again.
+    `prune.out`, and with `prune.data` a dataset, on which models are trained like on any other. The core set is
+    deterministic; an interrupted job resumes when it is run again.
 
     Args:
-        config: `prune` and `clean`; of others data.max_corrupt_fraction, data.join, train.device, train.wait_for_nodes,
+        config: `prune` and `clean`; also data.max_corrupt_fraction, data.join, train.device, train.wait_for_nodes,
             tracking and cluster.
 
     Raises:
@@ -95,9 +95,9 @@ def prune(config: Config) -> PruneResult:
     root = inputs.root
     with exclusive_job_folder(str(root), inputs.job, _JOB, key="prune.out", beside=[PROXY]):
         if found := read_result(root):
-            shutil.rmtree(root / _WORK, ignore_errors=True)  # where a crash came between the two
+            shutil.rmtree(root / _WORK, ignore_errors=True)  # left by a crash between the two
             return found
-        (root / RESULT).unlink(missing_ok=True)  # files that it names are missing
+        (root / RESULT).unlink(missing_ok=True)  # files that it lists are missing
         with tracked_job(root, config.tracking, inputs.job) as tracked:
             core_set, dataset = _selected(config, inputs)
             result = _result(config, inputs, core_set, dataset)
@@ -113,7 +113,7 @@ def prune(config: Config) -> PruneResult:
 
 
 def _opened(config: Config) -> _Inputs:
-    """Open what is read, and refuse what contradicts itself before anything is written."""
+    """Open the inputs, and refuse contradictory settings before anything is written."""
     settings, clean, data = config.prune, config.clean, config.data
     require_keys(config, "prune.embeddings", "prune.out")
     root = on_disk(str(settings.out), "prune.out").absolute()
@@ -234,20 +234,18 @@ def _write_report(config: Config, inputs: _Inputs, core_set: _CoreSet, result: P
 
 
 def _table(result: PruneResult) -> list[tuple[str, str]]:
-    """The first table of the report."""
+    """Return the first table of the report."""
     rows = [("method", result.method)]
     if result.threshold is not None:
         rows.append(("threshold", f"{result.threshold:.4f}"))
     if result.counts.identities_compared_in_part:
-        rows.append(
-            ("identities too large to be compared as a whole", f"{result.counts.identities_compared_in_part:,}")
-        )
+        rows.append(("identities too large for a full comparison", f"{result.counts.identities_compared_in_part:,}"))
     cosines = f"{result.mean_cosine_before:.3f}, of the images kept {result.mean_cosine_after:.3f}"
     return [*rows, ("mean cosine within an identity", cosines)]
 
 
 class _Laps:
-    """Seconds of one stage after another."""
+    """Measure the seconds of consecutive stages."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -259,14 +257,14 @@ class _Laps:
 
 
 def _digest(source: Embeddings | None) -> str | None:
-    """Of the files' names and rows."""
+    """Return a digest of the files' names and rows."""
     if source is None:
         return None
     return hashlib.sha256(json.dumps(masked([asdict(file) for file in source.files])).encode()).hexdigest()
 
 
 def _job(config: Config, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> Values:
-    """What must be the same to resume in a folder, and to find its result again."""
+    """Return the fingerprint that must be equal to resume in a folder or reuse its result."""
     settings, clean = asdict(config.prune), asdict(config.clean)
     names = ("method", "threshold", "keep", "min_images", "global_weight", "seed", "baselines", "head")
     looked_for = ("outliers", "duplicates", "conflicts", "bytes")
@@ -284,7 +282,7 @@ def _job(config: Config, source: Embeddings, test: Embeddings | None, dataset: D
         "dataset_digest": dataset.digest if dataset else None,
         "write_shards": settings["write_shards"],
     }
-    if settings["options"]:  # left out if empty: jobs from before there were options resume
+    if settings["options"]:  # omitted if empty, so that jobs of versions without options resume
         job["options"] = settings["options"]
     found: Values = json.loads(json.dumps(job))
     return found

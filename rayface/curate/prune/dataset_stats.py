@@ -1,4 +1,4 @@
-"""What a selection method can know of all images before it selects."""
+"""Statistics of all images for selection methods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Sum:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetStats:
-    """Counts of the identities, and statistics that are computed on the cluster when they are asked for.
+    """Counts of the identities, and statistics that are computed on the cluster on first access.
 
     Attributes:
         partitions: all images.

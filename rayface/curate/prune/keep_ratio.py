@@ -1,4 +1,4 @@
-"""Search the threshold at which a wanted share of the images is kept."""
+"""Search the threshold at which a given share of the images is kept."""
 
 from collections.abc import Callable
 
@@ -25,15 +25,15 @@ def threshold_for_keep(
     seed: int = 0,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[float, float]:
-    """Return the threshold at which `suppress_many` keeps the share `keep` of all images, and the share that it keeps.
+    """Return the threshold at which `suppress_many` keeps the share `keep` of all images, and the actual share.
 
     Args:
-        embeddings, offsets, min_images, block_bytes: as of `suppress_many`.
+        embeddings, offsets, min_images, block_bytes: see `suppress_many`.
         keep: share of the images, in (0, 1].
         tolerance: largest difference from that share.
-        sample_images: approximate number of images, of random identities, that are searched; they are copied.
-            Identities of more than a tenth of that are left out; if there are no others, all images are searched.
-        seed: of the sample.
+        sample_images: approximate number of images, of random identities, on which the threshold is searched; they are
+            copied. Identities with more than a tenth of that are excluded; if there are no others, all images are used.
+        seed: seed of the sample.
 
     Raises:
         ValueError: wrong input; no threshold keeps the share within the tolerance.
@@ -43,7 +43,7 @@ def threshold_for_keep(
     check_min_images(min_images)
     check_keep(keep)
     if len(values) == 0:
-        raise ValueError("embeddings: no images: a threshold cannot be searched without any")
+        raise ValueError("embeddings: no images: cannot search a threshold")
     sample, sample_bounds = _sample(values, bounds, sample_images, seed)
 
     def share(images: Floats, ends: Ints, threshold: float) -> float:
@@ -63,8 +63,8 @@ def search_threshold(
 ) -> tuple[float, float]:
     """Return a threshold and the share of all images kept at it, within tolerance of keep.
 
-    Bisects on the sample and verifies on all images; the difference there corrects the share that is searched on the
-    sample. If that does not converge, bisects on all images.
+    Bisects on the sample and verifies on all images; their difference corrects the share to search on the sample. If
+    that does not converge, bisects on all images.
 
     Args:
         of_sample, of_all: share kept at a threshold, rising with it.
@@ -89,7 +89,7 @@ def search_threshold(
 
 
 def _bisect(share_of: Callable[[float], float], wanted: float, tolerance: float) -> tuple[float, float]:
-    """The threshold whose share is within tolerance of wanted, else the nearest found, and its share."""
+    """Return a threshold whose share is within tolerance of wanted, else the nearest one found, and its share."""
     low, high = _LOWEST, 1.0
     nearest = (high, 1.0)  # at 1 nothing is dropped
     if wanted >= 1 - tolerance:
@@ -114,7 +114,7 @@ def sample_identities(sizes: Ints, num_images: int, largest: int, random: np.ran
 
 
 def _sample(values: Floats, bounds: Ints, sample_images: int, seed: int) -> tuple[Floats, Ints]:
-    """Embeddings of random identities, and their offsets; all of them if they are few, or large."""
+    """Return the embeddings of random identities and their offsets; of all identities if they are few or large."""
     if len(values) <= sample_images:
         return values, bounds
     sizes = np.diff(bounds)

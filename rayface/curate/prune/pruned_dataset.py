@@ -1,4 +1,4 @@
-"""A dataset of the images that a core set keeps: an index of the source's shards, or shards of its own."""
+"""Dataset of a core set's images: an index of the source's shards, or new shards."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def write_pruned(
     """Write the kept images as a dataset into `root`.
 
     Args:
-        merged: labels of identities that the core set gives another label.
+        merged: new labels of merged identities.
 
     Memory, on the driver: about 100 bytes per image of the core set, whatever its key.
 
     Raises:
-        DataError: a key that is not in the source, or has another label there.
+        DataError: a key is not in the source, or has another label there.
     """
     selection, known = _select(core_set, source, merged)
     name = root.name
@@ -69,22 +69,22 @@ def write_pruned(
 
 
 def check_data(embeddings: Embeddings, source: Dataset) -> None:
-    """Raise DataError, before hours of work, if the first embedded images are not in the source."""
+    """Raise DataError if the first embedded images are not in the source; runs before the selection."""
     file = next(file for file in embeddings.files if file.num_rows)
     keys = next(read_labels(file))[0]
     _refuse_missing(source.find([keys]), [keys], source)
 
 
 def check_copied(source: Dataset) -> None:
-    """Raise DataError, before hours of work, if a key of the source would be a member outside of a shard's folder.
+    """Raise DataError if a key of the source is a path outside of the folder in which a shard is unpacked.
 
-    Foreign shards are read whatever their keys; shards that rayface writes are safe to unpack.
+    Foreign shards are read whatever their keys; shards written by rayface are safe to unpack.
     """
     for keys in source.key_batches():
         unsafe = keys.filter(pc.match_substring_regex(keys, _UNSAFE))
         if len(unsafe):
             raise DataError(
-                f"prune.write_shards: {', '.join(source.roots)}: key {unsafe[0].as_py()!r}: is a place outside of the "
+                f"prune.write_shards: {', '.join(source.roots)}: key {unsafe[0].as_py()!r}: is a path outside of the "
                 "shard's folder: leave prune.write_shards out, or rename the member first"
             )
 
@@ -107,7 +107,7 @@ def _key_at(keys: Iterable[pa.Array], place: int) -> str:
 
 
 def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple[Selection, int]:
-    """The kept images, and how many images the core set knows."""
+    """Return the kept images, and the number of images in the core set."""
     table = pq.read_table(core_set, columns=["label", "kept"])
     found = source.find(read_keys(str(core_set)))
     _refuse_missing(found, read_keys(str(core_set)), source)
@@ -130,7 +130,7 @@ def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple
 
 
 def _write_shards(root: Path, selection: Selection, name: str) -> Dataset:
-    """One task for each of the source's shards that has kept images."""
+    """Write shards in one task per source shard that has kept images."""
     source = selection.source
     samples = source.index.select(selection.rows)
     used = np.unique(samples.shard).tolist()

@@ -1,4 +1,4 @@
-"""The report of a core set, one HTML file: cosines before and after, what was dropped, what looks wrong."""
+"""Report of a core set, one HTML file: cosines before and after, dropped images, findings of cleaning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,18 +50,18 @@ def curation_report(
     baselines: Mapping[str, SelectionFigures] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write report.html into `out`, which needs no other file, and its plots as PNG.
+    """Write the self-contained report.html into `out`, and its plots as PNG.
 
     Args:
         core_set: core_set.parquet.
-        embeddings: what it was chosen from.
-        dataset: what was embedded; without it the page shows keys instead of images.
-        found: what `clean` found.
+        embeddings: embeddings of all images.
+        dataset: the embedded dataset; without it the page shows keys instead of images.
+        found: findings of `clean`.
         labelled: parquet with the keys of all images and the labels that `found` refers to, if those of `core_set` are
             merged.
-        table: first table, (what, value).
+        table: rows (name, value) of the first table.
         baselines: figures of the core set and of other methods, by name.
-        seed: of the identities that are sampled for the page.
+        seed: seed of the identities sampled for the page.
 
     Returns:
         report.html. Memory: 32 bytes per identity, up to 20,000 embeddings, and the keys of `dataset`.
@@ -113,7 +113,7 @@ def _plots(identities: Sequence[Identity], sizes: Ints, kept: Ints) -> list[Plot
 
 
 def _sampled(labels: Ints, sizes: Ints, seed: int) -> list[int]:
-    """Labels of random identities of two images or more."""
+    """Return the labels of random identities with two images or more."""
     several = np.flatnonzero((sizes > 1) & (sizes <= _LARGEST))
     few = np.random.default_rng(seed).permutation(several)[:_SAMPLED]
     few = few[np.cumsum(sizes[few]) <= _SAMPLED_IMAGES]
@@ -183,7 +183,7 @@ def _baselines(baselines: Mapping[str, SelectionFigures]) -> list[Listing]:
     rows = [[name, f"{own.faces:,}", f"{own.mean_cosine:.3f}", f"{own.shared:.3f}"] for name, own in baselines.items()]
     caption = "Mean cosine: of an image to the others of its identity. Shared: share of the images that are kept here."
     columns = ["method", "images", "mean cosine", "shared"]
-    return [Listing(title="Other methods that keep as many images", caption=caption, columns=columns, rows=rows)]
+    return [Listing(title="Other methods at the same number of images", caption=caption, columns=columns, rows=rows)]
 
 
 def _found(found: Findings | None) -> list[Listing]:
@@ -191,9 +191,9 @@ def _found(found: Findings | None) -> list[Listing]:
         return []
     parts: list[tuple[str, Any, str]] = [
         ("images far from the mean of their identity", found.outliers, "outlier"),
-        ("pairs of identities that are alike", found.duplicates, ""),
+        ("pairs of similar identities", found.duplicates, ""),
         ("pairs of images that two identities share", found.conflicts, "conflict"),
-        ("images with the bytes of another", found.bytes, "same bytes"),
+        ("images equal to another", found.bytes, "same bytes"),
         ("pairs with an identity of the test set", found.test, "in the test set"),
     ]
     rows = [
@@ -201,5 +201,5 @@ def _found(found: Findings | None) -> list[Listing]:
         for what, part, reason in parts
         if len(part)
     ]
-    caption = "Of what was searched. Images are dropped only if asked for."
-    return [Listing(title="What looks wrong", caption=caption, columns=["what", "found", "images dropped"], rows=rows)]
+    caption = "Results of the configured searches. Images are dropped only if configured."
+    return [Listing(title="Findings", caption=caption, columns=["what", "found", "images dropped"], rows=rows)]

@@ -1,4 +1,4 @@
-"""The result of a prune job, its files, and whether all of them are there."""
+"""Result of a prune job, and the check that all its files exist."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionFigures:
-    """What a method keeps.
+    """Figures of a selection.
 
     Attributes:
-        faces: images kept.
+        faces: number of images kept.
         mean_cosine: of an image to the other kept images of its identity; identities of two or more, mean over images.
         shared: share of its images that are in the core set too.
     """
@@ -39,7 +39,7 @@ class SelectionFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCounts:
-    """The dataset of a core set; `not_embedded`: images of its source that the core set does not know."""
+    """Counts of a core set's dataset; `not_embedded`: images of its source that are not in the core set."""
 
     images: int
     classes: int
@@ -61,8 +61,8 @@ class ImageCounts:
 
     Attributes:
         faces_in, faces_cleaned, faces_out: images embedded, dropped by cleaning, kept.
-        identities: identities that cleaning left.
-        identities_compared_in_part: so large that not all of their images were compared with each other.
+        identities: identities after cleaning.
+        identities_compared_in_part: identities too large to compare all pairs of their images.
     """
 
     faces_in: int
@@ -74,7 +74,7 @@ class ImageCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """Where a result is from; `config`: what decided it."""
+    """Origin of a result; `config` decided it."""
 
     seconds: float
     embeddings: str
@@ -84,15 +84,15 @@ class JobFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult:
-    """What a prune job did; prune.json has the fields, those of `counts` and `job` beside the others.
+    """Result of a prune job; prune.json has the fields, with those of `counts` and `job` at the top level.
 
     Attributes:
-        keep_wanted: share of the images to keep, where that was set.
-        keep: share that was kept, of those that cleaning left.
-        found: what cleaning found, by table.
-        mean_cosine_before, mean_cosine_after: of an image to the others of its identity.
-        baselines: what other methods keep of as many images.
-        tracked: of the job that has just run; None if the result was there.
+        keep_wanted: configured share of the images to keep, if any.
+        keep: share that was kept, of the images after cleaning.
+        found: number of findings of cleaning, by table.
+        mean_cosine_before, mean_cosine_after: mean cosine of an image to the others of its identity.
+        baselines: figures of other methods at the same number of images.
+        tracked: tracking of the job that has just run; None if the result already existed.
     """
 
     method: str
@@ -114,7 +114,7 @@ class PruneResult:
         """Return the result of a parsed prune.json.
 
         Raises:
-            TypeError, KeyError, AttributeError: a value is missing or of another form.
+            TypeError, KeyError, AttributeError: a value is missing or has another type.
         """
         known = _fields_of(cls, values)
         known["counts"] = ImageCounts(**_fields_of(ImageCounts, values))
@@ -153,7 +153,7 @@ def read_result(root: Path) -> PruneResult | None:
         result = PruneResult.from_dict(json.loads(path.read_text()))
         return result if _is_complete(root, result) else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is damaged ({type(error).__name__}: {error}): delete it and run again") from None
+        raise DataError(f"{path}: is corrupt ({type(error).__name__}: {error}): delete it and run again") from None
 
 
 def _is_complete(root: Path, result: PruneResult) -> bool:

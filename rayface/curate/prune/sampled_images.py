@@ -1,4 +1,4 @@
-"""What a report needs of a core set: counts of every identity, and the images of a few."""
+"""Data of a core set for the report: counts of every identity, and the images of some."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _ROWS = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The n images of an identity and what was decided about them, by key."""
+    """The n images of an identity and the decisions about them, by key."""
 
     label: int
     keys: list[str]
@@ -45,7 +45,7 @@ def identity_counts(core_set: Path) -> tuple[Ints, Ints, Ints]:
 
 
 def read_identities(core_set: Path, source: Embeddings, labels: Sequence[int]) -> list[Identity]:
-    """Return identities by label, in the order asked for; embeddings are found by key, for labels may be merged.
+    """Return identities by label, in the order of `labels`; embeddings are found by key, because labels may be merged.
 
     Reads keys of all, embeddings only of the row groups that hold a wanted one.
     """
@@ -89,14 +89,14 @@ def keys_of(faces: Path, labels: Sequence[int], most: int) -> dict[int, list[str
 
 
 def _tables(path: str, columns: list[str]) -> Iterator[pa.Table]:
-    """A file in blocks of rows."""
+    """Yield a file in blocks of rows."""
     with pq.ParquetFile(open_arrow(path)) as file:
         for batch in file.iter_batches(_ROWS, columns=columns):
             yield pa.Table.from_batches([batch])
 
 
 def _where(tables: Iterable[pa.Table], column: str, wanted: pa.Array) -> pa.Table:
-    """The rows with a wanted value."""
+    """Return the rows with a wanted value."""
     return pa.concat_tables(
         table.filter(pc.is_in(table[column].cast(wanted.type), value_set=wanted)) for table in tables
     )

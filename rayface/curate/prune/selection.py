@@ -1,4 +1,4 @@
-"""Select images, partition by partition, on the cluster: by a threshold, or by a share that one is searched for."""
+"""Select images on the cluster, partition by partition, at a threshold or at the threshold of a given share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rayface.storage import atomic_stream
 _SAMPLE_IMAGES = 50_000
 _SAMPLE_PARTITIONS = 8
 Method = SelectionMethod[Any]
-"""Only the method itself knows the type of what it prepares."""
+"""The type of the prepared value is private to the method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class _Decided:
 
 
 class Selector:
-    """Applies selection methods to all partitions; decisions are kept in files, so that none is made twice.
+    """Apply selection methods to all partitions; decisions are stored in files and reused.
 
     Args:
         partitions: all images.
-        folder: for the decisions, a parquet file for each method and partition, and for what methods prepare.
-        seed: of the sample that thresholds are searched on.
+        folder: folder for the decisions, a parquet file per method and partition, and for files of methods.
+        seed: seed of the sample on which thresholds are searched.
     """
 
     def __init__(self, partitions: Partitions, folder: Path, *, seed: int = 0) -> None:
@@ -48,7 +48,7 @@ class Selector:
         self._numbered = list(enumerate(partitions.partitions))
 
     def fit(self, method: Method, keep: float | None) -> Method:
-        """Return the method that keeps a share of all images: with a threshold it is searched, within 0.5 points.
+        """Return the method that keeps a share of all images; a threshold is searched to within 0.5 points.
 
         Bisects on a sample of the identities and verifies on all.
 
@@ -102,9 +102,9 @@ class Selector:
 
     @cached_property
     def _sample(self) -> list[Images]:
-        """About 50,000 images: whole identities of a few random partitions.
+        """Return about 50,000 images: whole identities of a few random partitions.
 
-        Identities of more than a tenth of that are left out, because one of them would dominate the sample; empty if
+        Identities with more than a tenth of that are excluded, because one of them would dominate the sample; empty if
         there are no others.
         """
         order = np.random.default_rng(self._seed).permutation(len(self._numbered))
@@ -142,7 +142,7 @@ def read_images(part: int, partition: Partition) -> Images:
 
 
 def _of_identities(images: Images, identities: Ints) -> Images:
-    """The images of some identities, by their place."""
+    """Return the images of some identities, by index."""
     bounds = images.offsets
     rows = np.concatenate([np.arange(bounds[k], bounds[k + 1]) for k in identities] or [np.zeros(0, np.int64)])
     return Images(

@@ -1,4 +1,4 @@
-"""The interface of selection methods: which images of every identity a core set keeps."""
+"""Interface of selection methods, which decide the images of a core set."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SelectionMethod(ABC, Generic[Prepared]):
 
     @abstractmethod
     def prepare(self, stats: DatasetStats) -> Prepared:
-        """Return what `select` needs of all images, else None. Runs on the driver, which sends it to every task."""
+        """Return the statistics of all images that `select` needs, else None; runs on the driver, for all tasks."""
 
     @abstractmethod
     def select(self, images: Images, prepared: Prepared) -> Selection:
@@ -80,7 +80,7 @@ class SelectionMethod(ABC, Generic[Prepared]):
         """
 
     def compared_in_part(self, sizes: Ints, core_set: Path) -> int:
-        """Return how many identities are so large that not all of their images were compared with each other.
+        """Return the number of identities that were too large to compare all pairs of their images.
 
         Args:
             sizes: (I,) images of each identity.
@@ -96,7 +96,7 @@ class SelectionMethod(ABC, Generic[Prepared]):
 
 
 class ThresholdMethod(SelectionMethod[Prepared]):
-    """A method with a threshold, which is searched for a wanted share of the images.
+    """Method with a threshold, which can be searched for a given share of the images.
 
     Attributes:
         threshold: a field of subclasses; `from_settings` without `prune.threshold` sets any.
@@ -109,5 +109,5 @@ class ThresholdMethod(SelectionMethod[Prepared]):
         """Return the method with another threshold; `prepare` must not depend on it.
 
         Args:
-            position: from -1, where the fewest images are kept, to 1, where all are; the more, the higher it is.
+            position: from -1, which keeps the fewest images, to 1, which keeps all; must be monotonic.
         """

@@ -1,4 +1,4 @@
-"""What must hold of the settings of a prune job before it starts, beside the rules of their fields."""
+"""Checks of the settings of a prune job before it starts, beside the validators of their fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_settings(config: Config) -> None:
         raise ValueError("prune.threshold, prune.keep: neither is given: set one of them, for example prune.keep=0.6")
     check_methods(settings)
     if settings.write_shards and not settings.data:
-        raise ValueError("prune.write_shards: needs prune.data, the dataset that was embedded")
+        raise ValueError("prune.write_shards: requires prune.data, the dataset that was embedded")
     check_options(config.clean)
     check_exclude(config.clean)
 
@@ -27,11 +27,11 @@ def check_exclude(clean: CleanConfig) -> None:
 
 
 def check_clean(clean: CleanConfig, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> None:
-    """Raise ValueError, one line, where the inputs of cleaning do not go together."""
+    """Raise ValueError, one line, if the inputs of cleaning do not fit together."""
     if test is not None and test.size != source.size:
         raise ValueError(
             f"clean.exclude: its embeddings are of length {test.size}, prune.embeddings of {source.size}: both must "
             "come from one model"
         )
     if clean.bytes and dataset is None:
-        raise ValueError("clean.bytes: needs prune.data, where the files are")
+        raise ValueError("clean.bytes: requires prune.data, the dataset with the files")

@@ -104,8 +104,8 @@ def test_prune_with_cleaning_leaves_out_what_it_drops_and_lists_what_it_found(jo
     [
         ({}, r"^prune.threshold, prune.keep: neither is given"),
         ({"threshold": 0.5, "embeddings": "nowhere"}, r"nowhere: no such folder of embeddings"),
-        ({"threshold": 0.5, "write_shards": True}, r"^prune.write_shards: needs prune.data"),
-        ({"threshold": 0.5, "clean__bytes": True}, r"^clean.bytes: needs prune.data, where the files are"),
+        ({"threshold": 0.5, "write_shards": True}, r"^prune.write_shards: requires prune.data"),
+        ({"threshold": 0.5, "clean__bytes": True}, r"^clean.bytes: requires prune.data, the dataset with the files"),
         ({"threshold": 0.5, "clean__drop": ["outliers"]}, r"^clean.drop: 'outliers': needs clean.outliers"),
     ],
 )

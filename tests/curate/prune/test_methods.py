@@ -37,7 +37,7 @@ def test_build_method_of_every_name_takes_its_settings(tmp_path: Path) -> None:
             r"^prune.method: 'nearest': must be one of face_nms, .*, or registered by a plugin",
         ),
         ({"baselines": ("nearest",)}, r"^prune.baselines: 'nearest': must be one of face_nms"),
-        ({"head": "run"}, r"^prune.head: is of diffprob alone: add that to prune.method or prune.baselines"),
+        ({"head": "run"}, r"^prune.head: only diffprob uses it: add that to prune.method or prune.baselines"),
         ({"baselines": ("diffprob",)}, r"^prune.head: is not set: must be the run whose model embedded the images"),
         ({"method": "random", "keep": None, "threshold": 0.5}, r"^prune.threshold: random has no threshold"),
     ],

@@ -40,7 +40,7 @@ def test_check_copied_of_a_key_outside_of_its_shard_raises(tmp_path: Path, key: 
     """Foreign shards with such keys are read, but not copied; encode_member refuses such names too."""
     dataset = open_dataset(shard(tmp_path / "data", "good", key, "n/..x/a"))
     assert dataset.num_images == 3
-    with pytest.raises(ValueError, match=r"prune.write_shards: .*data: key '.*': is a place outside") as raised:
+    with pytest.raises(ValueError, match=r"prune.write_shards: .*data: key '.*': is a path outside") as raised:
         check_copied(dataset)
     assert repr(key) in str(raised.value)
     with pytest.raises(ValueError, match=r"must be a relative name without \.\."):

@@ -37,10 +37,10 @@ def test_report_with_a_dataset_stands_alone_and_shows_images_with_cosines(pruned
     assert f"{kept.sum()} of {len(kept)} ({kept.mean():.1%})" in page
     for title in (
         "Kept and dropped",
-        "The worst outliers",
-        "The most alike identities",
-        "Other methods that keep",
-        "What looks",
+        "Strongest outliers",
+        "Most similar identities",
+        "Other methods at the same number",
+        "<h2>Findings</h2>",
     ):
         assert title in page
     for title in ("Images that two identities share", "Equal files", "Identities of the test set"):
@@ -62,7 +62,7 @@ def test_report_without_a_dataset_shows_keys(pruned: Any, tmp_path: Path) -> Non
     html5lib.HTMLParser(strict=True).parse(page)
     assert "data:image" not in page
     assert 'class="none"' in page
-    assert "What looks wrong" not in page
+    assert "<h2>Findings</h2>" not in page
 
 
 def test_report_in_a_browser_is_drawn_without_errors(pruned: Any, tmp_path: Path, browser: Any) -> None:
@@ -84,7 +84,7 @@ def test_report_of_merged_identities_shows_their_own_labels(pruned: Any, tmp_pat
     page = curation_report(
         tmp_path / "out", tmp_path / "core_set.parquet", open_embeddings(pruned["root"] / "emb"), **more
     ).read_text()
-    alike = page.partition("<h2>The most alike identities</h2>")[2].partition("<h2>")[0]
+    alike = page.partition("<h2>Most similar identities</h2>")[2].partition("<h2>")[0]
     assert len(pruned["found"].duplicates) > 0
     for group in alike.split('<div class="group">')[1:]:
         assert '<div class="none">' in group

@@ -19,7 +19,7 @@ def config(**keys: Any) -> Config:
     ("keys", "message"),
     [
         ({}, r"^prune.threshold, prune.keep: neither is given: set one of them"),
-        ({"prune__keep": 0.5, "prune__write_shards": True}, r"^prune.write_shards: needs prune.data"),
+        ({"prune__keep": 0.5, "prune__write_shards": True}, r"^prune.write_shards: requires prune.data"),
         ({"prune__keep": 0.5, "clean__drop": ["bytes"]}, r"^clean.drop: 'bytes': needs clean.bytes"),
         ({"prune__keep": 0.5, "clean__above": 0.5}, r"^clean.exclude, clean.above: must be given together"),
         ({"prune__keep": 0.5, "prune__head": "run"}, r"^prune.head: "),
@@ -51,5 +51,5 @@ def test_check_clean_of_a_test_set_from_another_model_is_refused() -> None:
     check_clean(CleanConfig(), source, source, None)
     with pytest.raises(ValueError, match=r"^clean.exclude: its embeddings are of length 256, prune.embeddings of 512"):
         check_clean(CleanConfig(), source, other, None)
-    with pytest.raises(ValueError, match=r"^clean.bytes: needs prune.data, where the files are$"):
+    with pytest.raises(ValueError, match=r"^clean.bytes: requires prune.data, the dataset with the files$"):
         check_clean(CleanConfig(bytes=True), source, None, None)

@@ -1,4 +1,4 @@
-"""Selection methods of `rayface prune`: a class for each, and METHODS, where plugins add their own."""
+"""Selection methods of `rayface prune`, and METHODS, their registry for plugins."""
 
 from dataclasses import replace
 from typing import Any
@@ -61,7 +61,7 @@ def build_method(settings: PruneConfig) -> SelectionMethod[Any]:
 
 
 def baseline_settings(settings: PruneConfig, name: str, keep: float) -> PruneConfig:
-    """Return the settings of a method that is compared with the core set: the same share, and no options."""
+    """Return the settings of a baseline: the same share as the core set, and no options."""
     return replace(settings, method=name, threshold=None, keep=keep, options={})
 
 
@@ -73,7 +73,7 @@ def check_methods(settings: PruneConfig) -> None:
         if getattr(settings, key) != getattr(PruneConfig(), key) and not any(key in method.keys for method in used):
             names = ", ".join(name for name, method in METHODS.items() if key in method.keys)
             raise ValueError(
-                f"prune.{key}: is of {names} alone: add that to prune.method or prune.baselines, or leave it out"
+                f"prune.{key}: only {names} uses it: add that to prune.method or prune.baselines, or leave it out"
             )
     build_method(settings)
     for name in settings.baselines:

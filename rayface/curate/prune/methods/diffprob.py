@@ -27,10 +27,10 @@ class DiffProb(ThresholdMethod[ClassProbabilities]):
     """Drop images whose true-class probability is close to that of a kept image of their identity.
 
     Attributes:
-        threshold: of the difference of two probabilities; below 0 all images are kept.
-        min_images: kept of every identity that has so many.
+        threshold: difference of two probabilities; below 0 all images are kept.
+        min_images: minimum number of images to keep of an identity.
         head: run directory of the embedding model, for its class centers.
-        scale: that these were trained with.
+        scale: scale with which these were trained.
     """
 
     title: ClassVar[str] = "DiffProb"
@@ -76,7 +76,7 @@ def diffprob(probabilities: ArrayLike, offsets: ArrayLike, threshold: float, *, 
         probabilities: (N,) in [0, 1], see `true_class_probabilities`.
         offsets: (I + 1,) first image of each identity, and N.
         threshold: below 0 all are kept.
-        min_images: where fewer are left, dropped ones of the highest probability are kept too.
+        min_images: if fewer are kept, dropped images of the highest probability are kept too.
 
     Returns:
         kept (N,), score (N,) the probabilities, suppressed_by (N,) the image kept last before.
@@ -109,10 +109,10 @@ def diffprob(probabilities: ArrayLike, offsets: ArrayLike, threshold: float, *, 
 def diffprob_for_keep(
     probabilities: ArrayLike, offsets: ArrayLike, keep: float, *, min_images: int = 5, tolerance: float = 0.005
 ) -> tuple[Selection, float]:
-    """Return what DiffProb keeps at the threshold, found by bisection, for a share of all images, and the threshold.
+    """Return DiffProb's selection of a share of all images, and its threshold, found by bisection.
 
     Raises:
-        ValueError: as `diffprob`; no threshold keeps the share within the tolerance.
+        ValueError: see `diffprob`; or no threshold keeps the share within the tolerance.
     """
     check_keep(keep)
 
@@ -131,7 +131,7 @@ def threshold_at(position: float) -> float:
 
 
 def _bring_back(kept: Bools, by: Ints, order: Ints, bounds: Ints, min_images: int) -> None:
-    """Keep dropped images of the highest probability where fewer than min_images are left."""
+    """Keep dropped images of the highest probability if fewer than min_images are kept."""
     ranked = kept[order]
     so_far = np.r_[0, np.cumsum(ranked)]
     sizes = np.diff(bounds)

@@ -24,8 +24,8 @@ class FaceNMS(ThresholdMethod[NDArray[np.float64] | None]):
     """Drop images with a higher cosine to a kept image of their identity than the threshold.
 
     Attributes:
-        threshold: of the cosine, in (-1, 1]; at 1 nothing is dropped.
-        min_images: kept of every identity that has so many.
+        threshold: cosine in (-1, 1]; at 1 nothing is dropped.
+        min_images: minimum number of images to keep of an identity.
         global_weight: weight in the score of 1 - the cosine to the mean direction of all images.
     """
 

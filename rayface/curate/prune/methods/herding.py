@@ -81,7 +81,7 @@ def herding(
 
 
 def _herd_parts(values: Floats, first: int, last: int, quota: int, score: np.ndarray) -> None:
-    """Put the scores of an identity of rows [first, last), split into parts, into score."""
+    """Write the scores of an identity of rows [first, last), split into parts, to `score`."""
     sums = [unit_rows(values, np.arange(row, min(row + _ROWS, last))).sum(axis=0) for row in range(first, last, _ROWS)]
     mean = np.sum(sums, axis=0, keepdims=True) / (last - first)
     parts = -(-(last - first) // LARGEST)
@@ -94,7 +94,7 @@ def _herd_parts(values: Floats, first: int, last: int, quota: int, score: np.nda
 def _herd(
     values: Floats, batch: Batch, quota: Ints, score: np.ndarray, mean: NDArray[np.float64] | None = None
 ) -> None:
-    """Put the scores of a batch of identities into score; their means (b, D), by default those of its rows."""
+    """Write the scores of a batch of identities to `score`; `mean` (b, D) defaults to the means of its rows."""
     units = unit_rows(values, batch.rows)
     units *= batch.valid[..., None]
     counts = np.count_nonzero(batch.valid, axis=1)

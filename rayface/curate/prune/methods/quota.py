@@ -1,4 +1,4 @@
-"""Methods that keep the same share of every identity: how many images each of them keeps."""
+"""Methods that keep the same share of every identity, and the quota of each identity."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class QuotaMethod(SelectionMethod[Quotas]):
 
     Attributes:
         keep: share of all images, in (0, 1].
-        min_images: kept of every identity that has so many.
+        min_images: minimum number of images to keep of an identity.
     """
 
     keep: float
@@ -55,8 +55,8 @@ def wanted_share(settings: PruneConfig) -> float:
 def quotas(sizes: Ints, keep: float, min_images: int = 1) -> Ints:
     """Return how many images of each identity to keep, (I,): in total round(keep * images).
 
-    Every identity keeps the same share of its images, rounded up or down, but at least min_images (or all that it
-    has); where that binds, the others keep less. If the minimum exceeds `keep`, only the minimum is kept.
+    Every identity keeps the same share of its images, rounded up or down, but at least min_images (or all of them); the
+    other identities keep fewer to compensate. If the minimum exceeds `keep`, only the minimum is kept.
 
     Raises:
         ValueError: keep outside (0, 1], or min_images below 1.

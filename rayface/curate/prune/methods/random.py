@@ -1,4 +1,4 @@
-"""Random selection: the baseline that every other method has to beat."""
+"""Random selection, the baseline of all methods."""
 
 from __future__ import annotations
 
