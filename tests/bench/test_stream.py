@@ -1,18 +1,15 @@
-"""The measurement of the training stream: every road is measured, and the simulated object store is one."""
+"""The measurement of the training stream: every road is measured."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from rayface import config as configs
-from rayface.bench.slow_store import slow_store
 from rayface.bench.stream import StreamBench, as_table, bench_stream
 from rayface.data.synth import synthesize
-from rayface.storage import DataError, Source
 
 
-def test_bench_stream_measures_every_road(tmp_path: Path) -> None:
+def test_bench_stream_of_a_small_dataset_measures_every_road(tmp_path: Path) -> None:
     synthesize(tmp_path / "faces", identities=8, images_per_identity=8, seed=0, image_size=32)
     values = {"data.train": str(tmp_path / "faces"), "data.window_images": 32, "train.batch_size": 16}
     config = configs.load("debug", overrides=values)
@@ -25,18 +22,6 @@ def test_bench_stream_measures_every_road(tmp_path: Path) -> None:
     assert [row["road"] for row in as_table(found)] == roads
 
 
-def test_bench_stream_of_impossible_numbers_is_one_line() -> None:
+def test_bench_stream_of_impossible_numbers_raises_one_line() -> None:
     with pytest.raises(ValueError, match=r"--reader: \(0,\): must be at least 1"):
         bench_stream(StreamBench(readers=(0,)), configs.load("debug"))
-
-
-def test_slow_store_serves_ranges_of_files_and_no_others(tmp_path: Path) -> None:
-    content = np.random.default_rng(0).bytes(5000)
-    (tmp_path / "a.tar").write_bytes(content)
-    with slow_store([str(tmp_path / "a.tar")], 0.0) as (uri,):
-        with Source(uri) as source:
-            assert source.size == 5000
-            assert source.read(100, 700) == content[100:800]
-            assert source.read(4900, 700) == content[4900:]
-        with pytest.raises(DataError, match="cannot be read"):
-            Source(uri.replace("/0?", "/1?"))

@@ -90,6 +90,6 @@ def test_validation_without_a_protocol_does_nothing(tmp_path, watchdog, phases):
 def test_validation_of_pairs_without_their_data_raises_one_line(tmp_path):
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
     config = configs.load("debug", overrides=["evaluate.pairs=pairs.csv"])
-    with pytest.raises(ValueError, match=r"^evaluate\.pairs: needs evaluate\.data") as caught:
+    with pytest.raises(ValueError, match=r"^evaluate\.pairs: requires evaluate\.data") as caught:
         Evaluation(config, RunDirectory(tmp_path), world, bf16=False)
     assert "\n" not in str(caught.value)
