@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rayface.heads.row_passes import row_passes
+from rayface.heads.row_passes import RowSgd, row_passes
 from rayface.heads.sampling import keyed_generator
 
 if TYPE_CHECKING:
@@ -209,8 +209,8 @@ class ClassCenters:
         velocity, noise = self.moments.get("momentum"), None
         if self._rounding is not None:
             noise = (self._rounding.noise, self._rounding.start("momentum"), self._rounding.start("centers"))
-        rates = {"lr": lr, "momentum": self.optimizer.momentum, "weight_decay": self.optimizer.weight_decay}
-        passes.sgd_rows(self.values, velocity, block, gradient, noise=noise, **rates)
+        sgd = RowSgd(lr=lr, momentum=self.optimizer.momentum, weight_decay=self.optimizer.weight_decay, noise=noise)
+        passes.sgd_rows(self.values, velocity, block, gradient, sgd)
 
     def _sgd(self, block: Block, rows: Tensor, gradient: Tensor, inverse: Tensor, pull: Tensor, lr: float) -> None:
         """Add both parts of the gradient to the momentum directly, which saves a pass over memory."""

@@ -2,6 +2,12 @@
 
 Both kernels hold one operand and stream the other past it. Sums are fp32 and in a fixed order, without atomics, so that
 equal input gives equal bits. Only a row tile's own program writes its results.
+
+Operands of both:
+    scaled: (batch, width) unit embeddings times the scale.
+    units: (rows, width) unit rows of a chunk, of the same type.
+    target_places: (batch,) int32 place of the sample's own class, below 0 where another rank has it.
+    first: place of the chunk's first row.
 """
 
 from dataclasses import dataclass
@@ -26,6 +32,8 @@ class SoftmaxTile:
     """Unit rows of a tile, a power of two."""
     conflict: float | None
     """Logit above which another class counts as 0 and gets no gradient; None: no filter."""
+    fixed: bool
+    """The exponents are relative to a constant, else to the running maximum of the logits."""
     emulated: bool
     """Triton's interpreter runs the kernel: it knows neither products nor rounding of bf16."""
 
@@ -45,6 +53,13 @@ def _factor(values: tl.tensor, like: tl.tensor, tile: tl.constexpr) -> tl.tensor
     return rounded(values, like.dtype.element_ty) if tile.emulated else values.to(like.dtype.element_ty)
 
 
+@triton.jit
+def _raise_top(top: tl.tensor, logits: tl.tensor, tile: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """What the exponents are relative to from now on, and the factor of earlier sums."""
+    higher = top if tile.fixed else tl.maximum(top, tl.max(logits, 1))
+    return higher, tl.exp(top - higher)
+
+
 @triton.jit(do_not_specialize=["batch", "rows", "first", "strip_tiles"])
 def softmax_sums(
     scaled: tl.tensor,
@@ -57,59 +72,43 @@ def softmax_sums(
     rows: tl.tensor,
     first: tl.tensor,
     strip_tiles: tl.tensor,
-    fixed: tl.constexpr,
     tile: tl.constexpr,
 ) -> None:
-    """Add one chunk of unit rows to the partial sums of a tile of samples and a strip of classes.
+    """Add a chunk of unit rows to the partial sums of a tile of samples and a strip of `strip_tiles` class tiles.
 
     Args:
-        scaled: (batch, width) unit embeddings times the scale.
-        units: (rows, width) unit rows of the chunk, of the same type.
-        target_places: (batch,) int32 place of the sample's own class, below 0 where another rank has it.
-        tops: (strips, batch) fp32 what the exponents are relative to; the running maximum unless `fixed`.
+        tops: (strips, batch) fp32 what the exponents are relative to.
         sums: (strips, batch) fp32 of exp(logit - top).
         weighted: (strips, batch, width) fp32 of exp(logit - top) times the unit row; None: not wanted.
-        first: place of the chunk's first row.
-        strip_tiles: tiles of classes of a strip.
     """
-    i = tl.program_id(0) * tile.samples + tl.arange(0, tile.samples)
-    columns = tl.arange(0, tile.padded)
-    strip = tl.program_id(1)
-    own = strip * batch + i
-    there = i < batch
-    top, total = tl.load(tops + own, mask=there, other=0.0), tl.load(sums + own, mask=there, other=0.0)
+    i, columns = tl.program_id(0) * tile.samples + tl.arange(0, tile.samples), tl.arange(0, tile.padded)
+    own, there = tl.program_id(1) * batch + i, i < batch
+    place = own[:, None] * tile.width + columns[None, :]
+    inside = there[:, None] & (columns < tile.width)[None, :]
     target = tl.load(target_places + i, mask=there, other=-1)
+    top, total = tl.load(tops + own, mask=there, other=0.0), tl.load(sums + own, mask=there, other=0.0)
     embeddings = _load_rows(scaled, i, batch, tile)
-    if weighted is not None:
-        place = own[:, None] * tile.width + columns[None, :]
-        inside = there[:, None] & (columns < tile.width)[None, :]
-        weighted_sum = tl.load(weighted + place, mask=inside, other=0.0)
-    begin = strip * strip_tiles * tile.classes
+    weighted_sum = None if weighted is None else tl.load(weighted + place, mask=inside, other=0.0)
+    begin = tl.program_id(1) * strip_tiles * tile.classes
     for start in range(begin, tl.minimum(begin + strip_tiles * tile.classes, rows), tile.classes):
         j = start + tl.arange(0, tile.classes)
         unit = _load_rows(units, j, rows, tile)
         logits = tl.dot(embeddings, tl.trans(unit), input_precision="ieee")
-        logits = tl.where((first + j)[None, :] == target[:, None], -float("inf"), logits)
-        logits = tl.where((j < rows)[None, :], logits, -float("inf"))
+        absent = ((first + j)[None, :] == target[:, None]) | (j >= rows)[None, :]
+        logits = tl.where(absent, -float("inf"), logits)
         if tile.conflict is not None:
             conflicts = logits > tile.conflict
             logits = tl.where(conflicts, 0.0, logits)
-        if not fixed:
-            higher = tl.maximum(top, tl.max(logits, 1))
-            rescale = tl.exp(top - higher)
-            top = higher
-            total *= rescale
-            if weighted is not None:
-                weighted_sum *= rescale[:, None]
+        top, rescale = _raise_top(top, logits, tile)
         exponentials = tl.exp(logits - top[:, None])
-        total += tl.sum(exponentials, 1)
+        total = (total if tile.fixed else total * rescale) + tl.sum(exponentials, 1)
         if weighted is not None:
             if tile.conflict is not None:
                 exponentials = tl.where(conflicts, 0.0, exponentials)
-            factor = _factor(exponentials, units, tile)
-            weighted_sum = tl.dot(factor, unit, weighted_sum, input_precision="ieee")
+            earlier = weighted_sum if tile.fixed else weighted_sum * rescale[:, None]
+            weighted_sum = tl.dot(_factor(exponentials, units, tile), unit, earlier, input_precision="ieee")
     tl.store(sums + own, total, mask=there)
-    if not fixed:
+    if not tile.fixed:
         tl.store(tops + own, top, mask=there)
     if weighted is not None:
         tl.store(weighted + place, weighted_sum, mask=inside)
@@ -130,7 +129,6 @@ def center_gradient(
     """Write the gradient by a tile of unit rows, (rows, width) fp32, from recomputed logits.
 
     Args:
-        scaled, units, target_places, first: as of `softmax_sums`.
         factors: (3, batch) fp32: what the exponents are relative to, and the gradient's factors of exp(logit - top)
             and of the target, both over the scale.
     """

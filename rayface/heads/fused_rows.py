@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rayface.heads.class_centers import NOISE_SIZE, SHORTEST
+from rayface.heads.row_passes import RowSgd
 
 _SHORTEST, _NOISE_SIZE = tl.constexpr(SHORTEST), tl.constexpr(NOISE_SIZE)
 ROWS = 4  # of a program
@@ -39,6 +40,15 @@ def rounded(values: tl.tensor, kind: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def _places_of(rows: tl.tensor, first: tl.tensor, count: tl.tensor, tile: tl.constexpr) -> tuple[tl.tensor, ...]:
+    """Of a program's rows: their local numbers (n,), places in a matrix of all rows and of the block (n, padded)."""
+    k, columns = tl.program_id(0) * tile.rows + tl.arange(0, tile.rows), tl.arange(0, tile.padded)
+    inside = (k < count)[:, None] & (columns < tile.width)[None, :]
+    row = (first + k).to(tl.int64) if rows is None else tl.load(rows + k, mask=k < count, other=0)
+    return row, row[:, None] * tile.width + columns[None, :], k[:, None] * tile.width + columns[None, :], inside
+
+
+@triton.jit
 def _inverse_norms(values: tl.tensor) -> tl.tensor:
     norms = tl.sqrt(tl.sum(values * values, 1))
     return tl.where(norms < _SHORTEST, 0.0, 1.0 / tl.maximum(norms, _SHORTEST))
@@ -48,22 +58,18 @@ def _inverse_norms(values: tl.tensor) -> tl.tensor:
 def _unit_rows(
     values: tl.tensor, rows: tl.tensor, out: tl.tensor, first: tl.tensor, count: tl.tensor, tile: tl.constexpr
 ) -> None:
-    k = tl.program_id(0) * tile.rows + tl.arange(0, tile.rows)
-    columns = tl.arange(0, tile.padded)
-    inside = (k < count)[:, None] & (columns < tile.width)[None, :]
-    row = (first + k).to(tl.int64) if rows is None else tl.load(rows + k, mask=k < count, other=0)
-    place = row[:, None] * tile.width + columns[None, :]
+    _, place, own, inside = _places_of(rows, first, count, tile)
     read = tl.load(values + place, mask=inside, other=0.0).to(tl.float32)
     unit = rounded(read * _inverse_norms(read)[:, None], out.dtype.element_ty)
-    tl.store(out + k[:, None] * tile.width + columns[None, :], unit.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + own, unit.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _stored(values: tl.tensor, noise: tl.tensor, start: tl.tensor, inside: tl.tensor, columns: tl.tensor) -> tl.tensor:
+def _stored(values: tl.tensor, noise: tl.tensor, start: tl.tensor, inside: tl.tensor, tile: tl.constexpr) -> tl.tensor:
     """fp32 values as they are stored: with the noise of rows that start at `start` in it, rounded to bf16."""
     if noise is not None:
         begin = start % _NOISE_SIZE
-        lower = tl.load(noise + begin[:, None] + columns[None, :], mask=inside, other=0)
+        lower = tl.load(noise + begin[:, None] + tl.arange(0, tile.padded)[None, :], mask=inside, other=0)
         values = ((values.to(tl.int32, bitcast=True) + lower) & -65536).to(tl.float32, bitcast=True)
     return values
 
@@ -82,21 +88,17 @@ def _sgd_rows(
     lr: tl.tensor,
     tile: tl.constexpr,
 ) -> None:
-    k = tl.program_id(0) * tile.rows + tl.arange(0, tile.rows)
-    columns = tl.arange(0, tile.padded)
-    inside = (k < count)[:, None] & (columns < tile.width)[None, :]
-    row = (first + k).to(tl.int64) if rows is None else tl.load(rows + k, mask=k < count, other=0)
-    place = row[:, None] * tile.width + columns[None, :]
+    row, place, own, inside = _places_of(rows, first, count, tile)
     weight = tl.load(values + place, mask=inside, other=0.0).to(tl.float32)
-    pushed = tl.load(gradient + k[:, None] * tile.width + columns[None, :], mask=inside, other=0.0)
+    pushed = tl.load(gradient + own, mask=inside, other=0.0)
     inverse, radial = _inverse_norms(weight), tl.sum(weight * pushed, 1)
     pull = tile.weight_decay - radial * inverse * inverse * inverse
     step = pushed * inverse[:, None] + weight * pull[:, None]
     if velocity is not None:
         step += tile.momentum * tl.load(velocity + place, mask=inside, other=0.0).to(tl.float32)
-        step = _stored(step, noise, velocity_start + row * tile.width, inside, columns)
+        step = _stored(step, noise, velocity_start + row * tile.width, inside, tile)
         tl.store(velocity + place, step.to(velocity.dtype.element_ty), mask=inside)
-    weight = _stored(weight - lr * step, noise, values_start + row * tile.width, inside, columns)
+    weight = _stored(weight - lr * step, noise, values_start + row * tile.width, inside, tile)
     tl.store(values + place, weight.to(values.dtype.element_ty), mask=inside)
 
 
@@ -104,44 +106,22 @@ class FusedRowPasses:
     """`row_kernels.RowPasses` on tensors in a GPU's memory."""
 
     def unit_rows(self, values: Tensor, rows: Tensor | slice, out: Tensor) -> None:
-        """Write rows of length 1, and zeros for those without a direction.
-
-        Args:
-            values: (N, D) fp32 or bf16.
-            rows: which, (n,) int64.
-            out: (n, D) fp32 or bf16.
-        """
+        """Write rows of length 1, fp32 or bf16; see `RowPasses.unit_rows`."""
         where, first = _places(rows)
         tile = RowTile(width=values.shape[1], padded=padded_width(values.shape[1]))
         if len(out):
             _unit_rows[_grid(len(out))](values, where, out, first, len(out), tile)
 
     def sgd_rows(
-        self,
-        values: Tensor,
-        velocity: Tensor | None,
-        rows: Tensor | slice,
-        gradient: Tensor,
-        *,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        noise: tuple[Tensor, int, int] | None,
+        self, values: Tensor, velocity: Tensor | None, rows: Tensor | slice, gradient: Tensor, sgd: RowSgd
     ) -> None:
-        """Update rows and their momentum by SGD, from the gradient by the unit rows, through w / |w|.
-
-        Args:
-            values, velocity: (N, D) of one type, fp32 or bf16; velocity None without momentum.
-            rows: which, sorted and distinct (n,) int64.
-            gradient: (n, D) fp32, by the unit rows.
-            noise: as of `RowPasses.sgd_rows`.
-        """
+        """Update rows and their momentum, fp32 or bf16; see `RowPasses.sgd_rows`."""
         where, first = _places(rows)
-        pool, starts = (None, (0, 0)) if noise is None else (noise[0], noise[1:])
+        pool, starts = (None, (0, 0)) if sgd.noise is None else (sgd.noise[0], sgd.noise[1:])
         width, count = values.shape[1], len(gradient)
-        tile = RowTile(width=width, padded=padded_width(width), momentum=momentum, weight_decay=weight_decay)
+        tile = RowTile(width=width, padded=padded_width(width), momentum=sgd.momentum, weight_decay=sgd.weight_decay)
         if count:
-            _sgd_rows[_grid(count)](values, velocity, where, gradient, pool, *starts, first, count, lr, tile)
+            _sgd_rows[_grid(count)](values, velocity, where, gradient, pool, *starts, first, count, sgd.lr, tile)
 
 
 def padded_width(width: int) -> int:

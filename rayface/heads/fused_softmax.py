@@ -100,7 +100,7 @@ class FusedSoftmax(ShardSoftmax):
 
         batch, width = pending.unit.shape
         held, streamed = self._tile_rows(width)
-        tile = self._tile(samples=held, classes=streamed)
+        tile = self._tile(samples=held, classes=streamed, fixed=pending.base is not None)
         across = -(-batch // held)
         step = min(self.chunk_rows(batch), pending.num_rows)
         strips = max(1, min(PROGRAMS // across, -(-step // streamed)))
@@ -113,7 +113,7 @@ class FusedSoftmax(ShardSoftmax):
             strip_tiles = -(-len(units) // (streamed * strips))
             operands = (pending.scaled, units, pending.target_places, tops, sums, weighted)
             sizes = (batch, len(units), lo, strip_tiles)
-            softmax_sums[across, strips](*operands, *sizes, pending.base is not None, tile, **_launch(tile))
+            softmax_sums[across, strips](*operands, *sizes, tile, **_launch(tile))
         running_max = None
         if pending.base is None:
             running_max = tops.amax(0)
@@ -158,7 +158,7 @@ class FusedSoftmax(ShardSoftmax):
             return HELD_FP32, STREAMED_FP32
         return (HELD_NARROW if 2 * width <= LARGEST_WIDTH else HELD), STREAMED
 
-    def _tile(self, *, samples: int, classes: int) -> SoftmaxTile:
+    def _tile(self, *, samples: int, classes: int, fixed: bool = True) -> SoftmaxTile:
         from rayface.heads.fused_kernels import SoftmaxTile
         from rayface.heads.fused_rows import padded_width
 
@@ -169,6 +169,7 @@ class FusedSoftmax(ShardSoftmax):
             samples=samples,
             classes=classes,
             conflict=None if threshold is None else self.margin.scale * threshold,
+            fixed=fixed,
             emulated=interpreted(),
         )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rayface.compiled import compiled
 from rayface.heads.class_centers import NOISE_SIZE, SHORTEST
+from rayface.heads.row_passes import RowSgd
 
 Arguments = Sequence[ir.Value]
 Intrinsic = tuple[Signature, Callable[[Context, ir.IRBuilder, Signature, Arguments], ir.Value]]
@@ -154,16 +155,7 @@ class RowPasses:
         self._split(len(out), lambda lo, hi: _unit_rows(read, wanted, filled, zero, one, lo, hi))
 
     def sgd_rows(
-        self,
-        values: Tensor,
-        velocity: Tensor | None,
-        rows: Tensor | slice,
-        gradient: Tensor,
-        *,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        noise: tuple[Tensor, int, int] | None,
+        self, values: Tensor, velocity: Tensor | None, rows: Tensor | slice, gradient: Tensor, sgd: RowSgd
     ) -> None:
         """Update rows and their momentum by SGD, from the gradient by the unit rows, through w / |w|.
 
@@ -171,12 +163,10 @@ class RowPasses:
             values, velocity: (N, D) of one type, fp64, fp32 or bf16; velocity None without momentum.
             rows: which, sorted and distinct (n,) int64.
             gradient: (n, D) by the unit rows, fp32 for bf16 values, else of their type.
-            noise: for bf16, which is rounded stochastically (see `StochasticRounding`): int32 in [0, 65536),
-                (NOISE_SIZE + D,), and where the noise of row 0 of momentum and of values begins in it.
         """
         type_ = _array(gradient).dtype.type
-        settings = tuple(type_(value) for value in (0, 1, lr, momentum, weight_decay))
-        pool, starts = (None, (0, 0)) if noise is None else (_array(noise[0]), noise[1:])
+        settings = tuple(type_(value) for value in (0, 1, sgd.lr, sgd.momentum, sgd.weight_decay))
+        pool, starts = (None, (0, 0)) if sgd.noise is None else (_array(sgd.noise[0]), sgd.noise[1:])
         moved, pushed = _array(values), None if velocity is None else _array(velocity)
         wanted, pull = _indices(rows), _array(gradient)
         self._split(

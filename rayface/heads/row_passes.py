@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from rayface.heads.fused_rows import FusedRowPasses
     from rayface.heads.row_kernels import RowPasses
 
     AnyRowPasses: TypeAlias = RowPasses | FusedRowPasses
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSgd:
+    """One update by SGD."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+    noise: tuple[Tensor, int, int] | None
+    """For bf16, which is rounded stochastically (see `StochasticRounding`): int32 in [0, 65536), (NOISE_SIZE + D,), and
+    where the noise of row 0 of momentum and of values begins in it."""
 
 
 def row_passes(device: torch.device, *, fused: bool) -> AnyRowPasses | None:

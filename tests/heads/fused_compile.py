@@ -7,6 +7,7 @@ shared memory and the stack of a thread (bytes), and the number of tensor-core p
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said.stdout + said.stderr)}
 
 
-def step(width: int, dtype: torch.dtype, margin: CosFace) -> None:
-    """Make the calls of a step with SGD: sums, gradient, update, with sampled rows."""
+def step(width: int, dtype: torch.dtype, margin: CosFace, *, want_maximum_with: bool) -> None:
+    """Make the calls of a step with SGD and sampled rows: sums, gradient, update; sums with a maximum too."""
     count, batch = 40, 20
     optimizer = CenterOptimizer()
     sizes = {"device": torch.device("cpu"), "host_memory": False, "seed": 0, "fused": True}
@@ -66,6 +67,7 @@ def step(width: int, dtype: torch.dtype, margin: CosFace) -> None:
         factor=torch.ones(()),
     )
     softmax.accumulate(pending, True)
+    softmax.accumulate(replace(pending, base=None), want_maximum_with)
     gradient = torch.empty(len(rows), width)
     softmax.center_gradient(pending, softmax.gradient_factors(pending), 0, len(rows), gradient)
     centers.update(rows, gradient, 0.1)
@@ -84,9 +86,9 @@ def main(out: Path) -> None:
 
     JITFunction.run = compile_only
     triton.runtime.driver.set_active(H100())
-    step(512, torch.float32, CosFace())
-    step(512, torch.bfloat16, CosFace(conflict_threshold=0.4))
-    step(256, torch.float32, CosFace())
+    step(512, torch.float32, CosFace(), want_maximum_with=True)
+    step(512, torch.bfloat16, CosFace(conflict_threshold=0.4), want_maximum_with=False)
+    step(256, torch.float32, CosFace(), want_maximum_with=True)
     torch.save(found, out)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from rayface.heads.class_centers import NOISE_SIZE
 from rayface.heads.fused_rows import FusedRowPasses, padded_width
 from rayface.heads.row_kernels import RowPasses
+from rayface.heads.row_passes import RowSgd
 from tests.heads.test_row_kernels import BLOCKS, filled
 
 TYPES = [torch.float32, torch.bfloat16]
@@ -45,11 +46,11 @@ def test_fused_sgd_rows_equal_the_compiled_ones(dtype: torch.dtype, block, momen
     gradient = filled(torch.float32, 3, len(filled(dtype, 1)[block]))
     pool = torch.randint(65536, (NOISE_SIZE + 33,), dtype=torch.int32, generator=torch.Generator().manual_seed(4))
     noise = (pool, 5, NOISE_SIZE - 300) if dtype == torch.bfloat16 else None
-    rates = {"lr": 0.1, "momentum": momentum, "weight_decay": 0.01}
+    sgd = RowSgd(lr=0.1, momentum=momentum, weight_decay=0.01, noise=noise)
 
     def moved(passes: RowPasses | FusedRowPasses) -> tuple[Tensor, Tensor]:
         values, velocity = filled(dtype, 1), filled(dtype, 2)
-        passes.sgd_rows(values, velocity if momentum else None, block, gradient, noise=noise, **rates)
+        passes.sgd_rows(values, velocity if momentum else None, block, gradient, sgd)
         return values, velocity
 
     off = 1e-6 if dtype == torch.float32 else 2**-6  # sums in another order may fall on the other side of a step

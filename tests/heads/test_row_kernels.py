@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from rayface.heads.class_centers import NOISE_SIZE, CenterOptimizer, ClassCenters
 from rayface.heads.row_kernels import RowPasses
+from rayface.heads.row_passes import RowSgd
 
 BLOCKS = {"slice": slice(3, 20), "rows": torch.tensor([0, 3, 4, 9, 17, 30, 49])}
 TYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -93,7 +94,8 @@ def test_sgd_rows_of_a_block_equal_autograd_and_sgd(dtype: torch.dtype, block, t
     still = torch.ones(50, dtype=torch.bool)
     still[block] = False
     before = values[still].clone(), velocity[still].clone()
-    RowPasses().sgd_rows(values, velocity, block, gradient, lr=0.1, momentum=0.9, weight_decay=0.01, noise=noise)
+    sgd = RowSgd(lr=0.1, momentum=0.9, weight_decay=0.01, noise=noise)
+    RowPasses().sgd_rows(values, velocity, block, gradient, sgd)
     # bf16: float32 and float64 may fall on two sides of a step, which is rare
     off = 1e-14 if dtype == torch.float64 else 1e-6 if dtype == torch.float32 else 2**-6
     for found, wanted in ((values[block], wanted_values), (velocity[block], wanted_velocity)):
