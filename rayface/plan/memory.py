@@ -85,7 +85,9 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     )
 
 
-class _OfHead(TypedDict):
+class HeadFields(TypedDict):
+    """Fields of a HeadShape that the config groups `head` and `optim` decide."""
+
     sample_rate: float
     storage_bytes: int
     compute_bytes: int
@@ -98,7 +100,7 @@ class _OfHead(TypedDict):
     fused: bool
 
 
-def _of_head(config: Config, *, gpu: bool) -> _OfHead:
+def _of_head(config: Config, *, gpu: bool) -> HeadFields:
     """Return the fields of HeadShape that the config groups `head` and `optim` decide."""
     head, optim = config.head, config.optim
     return {

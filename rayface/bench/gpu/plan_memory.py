@@ -11,7 +11,7 @@ from rayface.bench.gpu.measure import GB, PeakMemory
 from rayface.bench.gpu.training_step import LOGIT_MEMORY, StepSetting, TrainingStep
 from rayface.data.images import augment
 from rayface.plan.backbone_cost import size_of_net
-from rayface.plan.memory import Job, memory
+from rayface.plan.memory import HeadFields, Job, memory
 
 TOLERANCE = 0.1  # of the plan, relative
 _STEPS = 3
@@ -90,18 +90,24 @@ def job_of_setting(setting: StepSetting, *, gpu: bool) -> Job:
         num_workers=1,
         batch_size=setting.batch_size,
         embedding_size=setting.embedding_size,
-        sample_rate=setting.sample_rate,
-        storage_bytes=2 if setting.storage_dtype == "bf16" else 4,
-        compute_bytes=2 if setting.bf16 else 4,
-        moments=2 if setting.optimizer == "adamw" else 1,
-        logit_memory=LOGIT_MEMORY,
-        masks_conflicts=False,
-        fused=setting.kernel == "fused",
-        updates_all_rows=False,
-        host_memory=setting.host_memory and gpu,
-        fetches_rows=setting.host_memory and setting.sample_rate < 1,
         gpu=gpu,
+        **_head_fields(setting, gpu=gpu),
     )
+
+
+def _head_fields(setting: StepSetting, *, gpu: bool) -> HeadFields:
+    return {
+        "sample_rate": setting.sample_rate,
+        "storage_bytes": 2 if setting.storage_dtype == "bf16" else 4,
+        "compute_bytes": 2 if setting.bf16 else 4,
+        "moments": 2 if setting.optimizer == "adamw" else 1,
+        "logit_memory": LOGIT_MEMORY,
+        "masks_conflicts": False,
+        "fused": setting.kernel == "fused",
+        "updates_all_rows": False,
+        "host_memory": setting.host_memory and gpu,
+        "fetches_rows": setting.host_memory and setting.sample_rate < 1,
+    }
 
 
 def _train(step: TrainingStep, number: int) -> None:

@@ -30,9 +30,9 @@ class Bars:
     excellent: float
 
     def verdict(self, images_per_second: float) -> str:
-        """Return the highest bar that is reached, of one H100."""
+        """Return the highest bar that is reached, of one H100, and the ratio to the published figure."""
         reached = [name for name in ("floor", "good", "excellent") if images_per_second >= getattr(self, name)]
-        return reached[-1] if reached else "below the floor"
+        return f"{reached[-1] if reached else 'below'}, {images_per_second / self.published:.2f} x A100"
 
 
 BARS = {
@@ -47,8 +47,6 @@ class TrainTimes(Measured):
 
     images_per_s: float
     bar: str
-    of_published: float | None
-    """Times arcface_torch's figure on an A100."""
     step_ms: float
     forward_ms: float
     head_loss_ms: float
@@ -112,7 +110,6 @@ def measure(setting: StepSetting, device: str, *, benchmark: bool = False, repea
     return TrainTimes(
         images_per_s=rate,
         bar="" if bars is None else bars.verdict(rate),
-        of_published=None if bars is None else rate / bars.published,
         step_ms=sum(laps),
         forward_ms=forward,
         head_loss_ms=head_loss,

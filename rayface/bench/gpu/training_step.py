@@ -13,7 +13,7 @@ from rayface.heads.partial_fc import PartialFC
 from rayface.precision import autocast
 from rayface.training.optim import build_optimizer
 
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of the backbone; the defaults of the head
 LOGIT_MEMORY = 2**29  # the default of head.logit_memory
 
 
@@ -66,8 +66,6 @@ class TrainingStep:
             CosFace(),
             sample_rate=setting.sample_rate,
             optimizer=setting.optimizer,
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAY,
             storage_dtype="fp64" if setting.exact else setting.storage_dtype,
             compute_dtype="bf16" if setting.bf16 else "fp32",
             kernel=setting.kernel,
