@@ -27,7 +27,7 @@ def test_tracking_uri_with_a_masked_password_takes_it_from_the_environment_or_is
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masked = TrackingConfig(uri="http://***@server")
-    with pytest.raises(ValueError, match=r"^tracking.uri: http://\*\*\*@server: its password is not kept") as caught:
+    with pytest.raises(ValueError, match=r"^tracking.uri: http://\*\*\*@server: its password is not") as caught:
         tracking_uri(masked, tmp_path)
     assert "\n" not in str(caught.value)
     monkeypatch.setenv(VARIABLE, "http://me:secret@server")
