@@ -108,11 +108,8 @@ def _first(dataset: Dataset, images: int) -> list[ShardWork]:
 def _batches(work: Sequence[ShardWork], image_size: int, threads: int, device: str) -> list[torch.Tensor]:
     """Return the decoded, normalised batches (n, 3, size, size) in [-1, 1]."""
     decoded = [c.images for each in work for c in read_images(each.path, each.samples, image_size, threads)]
-    return [normalize(torch.from_numpy(part).to(device)) for images in decoded for part in _parts(images)]
-
-
-def _parts(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    parts = (images[start : start + _BATCH] for images in decoded for start in range(0, len(images), _BATCH))
+    return [normalize(torch.from_numpy(part).to(device)) for part in parts]
 
 
 def _bare(settings: EmbedConfig, batches: Sequence[torch.Tensor], device: str) -> Callable[[], Any]:

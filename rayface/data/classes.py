@@ -35,8 +35,8 @@ def holes_in(root: str, labels: Ints, num_classes: int) -> str | None:
     if num_classes <= _FEW or num_classes <= _MAX_EMPTY * (present := num_with_images(labels, num_classes)):
         return None
     return (
-        f"labels have holes: {described(len(labels), num_classes, present)}; number them anew: `rayface convert --from "
-        f"webdataset {root} OUT` makes a dataset of {present:,} classes"
+        f"labels have holes: {described(len(labels), num_classes, present)}; renumber them: `rayface convert --from "
+        f"webdataset {root} OUT` writes a dataset of {present:,} classes"
     )
 
 

@@ -26,13 +26,13 @@ from rayface.storage import DataError, is_local, make_folder, normalise, split
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSettings:
-    """How a dataset is written.
+    """Settings of a conversion.
 
     Attributes:
         layout: order of the images: "shuffled" as a whole, or "by_identity".
         shard_size: maximum bytes of a shard.
-        seed: of the order; the same seed gives the same bytes.
-        name: of the dataset; None: that of its folder.
+        seed: seed of the order; the same seed gives the same bytes.
+        name: name of the dataset; None: that of its folder.
 
     Raises:
         ValueError: an unknown layout.
@@ -55,9 +55,9 @@ def convert(
 ) -> Dataset:
     """Convert all images of a source to a dataset in the folder `out`.
 
-    A first pass lists the images; unless the source decodes them on the way, a second one looks for an image of each
-    identity that can be read; the last reads all images in their final order. No identity is without an image. All that
-    is left out is among the faults of the dataset returned: `num_lost` is the number of things, `kind` why.
+    A first pass lists the images. Unless the source decodes them then, a second pass searches a readable image of each
+    identity. The last pass reads all images in their final order. Every identity has at least one image. Everything
+    that is skipped is among the faults of the returned dataset, with the reason as `kind`.
 
     Memory: the source's listing, and two chunks of 256 images.
 
@@ -77,7 +77,7 @@ def convert(
 
 @contextlib.contextmanager
 def _output_folder(folder: str) -> Iterator[None]:
-    """Make the folder before the work begins; after an error, remove it if it is new and still empty."""
+    """Create the folder before the work starts; after an error, remove it if it is new and still empty."""
     is_new = is_local(folder) and not os.path.exists(folder)
     make_folder(folder)
     refuse_not_empty(folder)
@@ -91,7 +91,7 @@ def _output_folder(folder: str) -> Iterator[None]:
 
 
 def _without_empty_identities(source: DatasetSource, images: ListedImages, faults: FaultLog) -> ListedImages:
-    """Leave out identities none of whose images can be read."""
+    """Remove identities without a readable image."""
     order = np.argsort(images.labels, kind="stable")
     bounds = np.searchsorted(images.labels[order], np.arange(len(images.identities) + 1)).tolist()
 
@@ -124,7 +124,7 @@ def _without_empty_identities(source: DatasetSource, images: ListedImages, fault
 def _write(
     source: DatasetSource, images: ListedImages, target: str, settings: ConvertSettings, faults: FaultLog
 ) -> Dataset:
-    """Write all images in their final order; those that cannot be read any more are faults."""
+    """Write all images in their final order; images that have become unreadable are faults."""
     if settings.layout == "shuffled":
         order = np.random.default_rng(settings.seed).permutation(len(images))
     else:

@@ -101,7 +101,7 @@ def load_part(root: str) -> Part:
 def refuse_unfinished(root: str, names: set[str]) -> None:
     """Raise DataError for a folder whose writer was interrupted, which looks like a smaller dataset."""
     if UNFINISHED in names:
-        raise DataError(f"{root}: the dataset was never finished; run the command that writes it again")
+        raise DataError(f"{root}: the dataset is unfinished; run the command that writes it again")
 
 
 # -- a directory with dataset.json and index.parquet
@@ -128,7 +128,7 @@ def _indexed(root: str, files: list[FileInfo], manifest: Manifest) -> Part:
         raise DataError(f"{path}: sample counts differ from those in {MANIFEST}; {RECOUNT.format(root)}")
     if (row := first_outside(columns, [entry.num_bytes for entry in manifest.shards])) is not None:
         where = {name: int(column[row]) for name, column in columns.items()}
-        raise DataError(f"{path}: row {row} is no place in its shard ({where}); {RECOUNT.format(root)}")
+        raise DataError(f"{path}: row {row} is outside of its shard ({where}); {RECOUNT.format(root)}")
     part = Part(root, manifest, columns, path)
     kept = _compare_with_files(part, {file.name: file for file in files})
     kept &= _labels_in_range(part)

@@ -34,7 +34,7 @@ class Labelled:
 
     @property
     def says_names(self) -> bool:
-        """Whether identities are names and not just label numbers, which mean other people in another directory."""
+        """Whether identities are names and not only label numbers, which mean other persons in another directory."""
         return not (self.identities is None or all(_is_number(n, name) for n, name in enumerate(self.identities)))
 
 
@@ -73,8 +73,9 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
         mode = "names" if all(part.says_names for part in parts) else "labels"
         if mode == "labels" and (shared := _shared_labels(parts)):
             unnamed = next(part.name for part in parts if not part.says_names)
+            names = ", ".join(part.name for part in parts)
             raise DataError(
-                f"data: {shared} labels are in more than one of {_listed(parts)}, and {unnamed} has no identity names "
+                f"data: {shared} labels are in more than one of {names}, and {unnamed} has no identity names "
                 f"that could tell who is the same person: {_CHOICE}"
             )
     if mode == "names":
@@ -115,7 +116,7 @@ def _as_they_are(parts: Sequence[Labelled]) -> LabelJoin:
     agree = all(part.identities is None or list(most[: part.num_classes]) == list(part.identities) for part in parts)
     shared = _shared_labels(parts)
     text = (
-        f"joined by labels: {_counts(parts)}; {shared:,} labels with images in more than one, each taken for one "
+        f"joined by labels: {_counts(parts)}; {shared:,} labels with images in more than one, each treated as one "
         f"person; {num_classes:,} classes"
     )
     return LabelJoin(
@@ -144,8 +145,8 @@ def _apart(parts: Sequence[Labelled]) -> LabelJoin:
         names = tuple(
             prefix + name for prefix, part in zip(prefixes, parts, strict=True) for name in part.identities or ()
         )
-    told = f"; {len(both):,} names in more than one, taken for others" if both else ""
-    text = f"joined apart: {_counts(parts)}, no person in two{told}; {starts[-1]:,} classes"
+    told = f"; {len(both):,} names in more than one, treated as different persons" if both else ""
+    text = f"kept separate: {_counts(parts)}, no person in two{told}; {starts[-1]:,} classes"
     return LabelJoin(mode="separate", identities=names, num_classes=starts[-1], maps=maps, text=text)
 
 
@@ -172,10 +173,6 @@ def _shared_labels(parts: Sequence[Labelled]) -> int:
             occurs[part.labels[start : start + _BLOCK]] = True
         times[: part.num_classes] += occurs & (times[: part.num_classes] < 2)
     return int(np.count_nonzero(times > 1))
-
-
-def _listed(parts: Sequence[Labelled]) -> str:
-    return ", ".join(part.name for part in parts)
 
 
 def _counts(parts: Sequence[Labelled]) -> str:

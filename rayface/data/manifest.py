@@ -21,9 +21,9 @@ from rayface.storage import DataError, join, one_line, open_arrow, read_bytes
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"
 IDENTITIES = "identities.parquet"
-UNFINISHED = ".unfinished"  # is in a folder while it is written
+UNFINISHED = ".unfinished"  # exists in a folder while the dataset is written
 
-RECOUNT = "run `rayface check --write-manifest {}` to count the shards anew"
+RECOUNT = "run `rayface check --write-manifest {}` to recount the shards"
 
 
 class ShardEntry(BaseModel):
@@ -34,7 +34,7 @@ class ShardEntry(BaseModel):
     num_bytes: int = Field(ge=0)
     sha256: str | None = None
     key_prefix: str = ""
-    """What stands before the shard's own keys in index.parquet, where those would not be unique in the dataset."""
+    """Prefix of the shard's own keys in index.parquet, if those are not unique in the dataset."""
 
 
 class Parent(BaseModel, extra="allow"):
@@ -46,13 +46,13 @@ class Parent(BaseModel, extra="allow"):
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a dataset says about itself.
+    """Description of a dataset.
 
     Attributes:
         image_size: (height, width); None if images differ.
         layout: "shuffled" or "by_identity".
-        source: where the images are from.
-        parent: the dataset that it was made from.
+        source: origin of the images.
+        parent: the dataset from which it was made.
         created_by: program and version.
     """
 
@@ -78,7 +78,7 @@ class Manifest(BaseModel):
     parent: Parent | None = None
     created_by: str = ""
     selection: str | None = None
-    """Of a dataset that is some samples of shards elsewhere: sha256 over which ones; index.parquet lists them."""
+    """For a dataset that selects samples of shards elsewhere: sha256 of the selection; index.parquet lists them."""
     shards: list[ShardEntry]
 
     def to_json(self) -> bytes:
@@ -121,7 +121,7 @@ def read_identities(root: str, num_classes: int, *, exact: bool) -> list[str]:
         raise DataError(f"{path}: label: must be every number from 0 to {count - 1} once")
     names = table["identity"].take(pa.array(order))
     if repeated_key(key_hashes(batches_of(names)), batches_of(names)) is not None:
-        raise DataError(f"{path}: identity: names must be unique, for datasets are joined by them")
+        raise DataError(f"{path}: identity: names must be unique, because datasets are joined by them")
     return names.to_pylist()
 
 

@@ -54,7 +54,7 @@ def select(source: Dataset, rows: NDArray[np.int64], labels: Ints | None = None)
         labels: (n,) new labels, such as those of merged identities; None: those of the source.
     """
     if not len(rows):
-        raise ValueError("selection: no samples are left of the dataset")
+        raise ValueError("selection: no samples of the dataset remain")
     order = np.argsort(rows)
     rows = rows[order]
     own = source.index.label[rows] if labels is None else labels[order].astype(np.int32)
@@ -154,7 +154,7 @@ def _read(
         part = slice(start, start + _CHUNK)
         for sample, label in zip(read_samples(shards, samples.select(part)), labels[part].tolist(), strict=True):
             if isinstance(sample, Fault):
-                raise DataError(f"{sample}; it was readable when it was embedded: embed the data anew")
+                raise DataError(f"{sample}; it was readable when it was embedded: embed the data again")
             yield key_prefix + sample.key, label, sample.jpeg
 
 

@@ -75,7 +75,9 @@ def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
             if found := _importance(first, complete):
                 drawn.append(("Parameter importance", True, _importances(found, names[0])))
             drawn.append((_PARALLEL, True, _parallel(first, complete, names[0])))
-        drawn += [(_caption(h), False, _plotly_heat_map(h, names[0], dark_is_high)) for h in _heat_maps(complete, spec)]
+        drawn += [
+            (f"{h.x} and {h.y}", False, _plotly_heat_map(h, names[0], dark_is_high)) for h in _heat_maps(complete, spec)
+        ]
     if len(names) == 1 and any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
         curves = optuna.visualization.plot_intermediate_values(study)
         curves.update_layout(showlegend=False, xaxis_title="step", yaxis_title=names[0])
@@ -185,10 +187,6 @@ def _nearest(values: tuple[Any, ...], value: Any) -> int:
 
 def _heat_maps(trials: list[FrozenTrial], spec: Spec) -> list[HeatMap]:
     return [heat_map(trials, spec.search, x, y) for x, y in spec.heatmaps]
-
-
-def _caption(drawn: HeatMap) -> str:
-    return f"{drawn.x} and {drawn.y}"
 
 
 def _cell_texts(drawn: HeatMap) -> list[list[str]]:

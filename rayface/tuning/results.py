@@ -1,6 +1,5 @@
 """Results of a sweep: best.yaml, result.json, figures and the HTML report."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -137,13 +136,9 @@ def _text(value: Any) -> str:
 def ended_line(trial: FrozenTrial, metrics: Sequence[str], best: Sequence[FrozenTrial], num_trials: int) -> str:
     values = trial.values if trial.state == TrialState.COMPLETE else []
     found = ", ".join(f"{metric} {value:.4g}" for metric, value in zip(metrics, values, strict=False))
-    tried = " ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+    tried = " ".join(f"{key}={_text(value)}" for key, value in trial.params.items())
     what = found or trial.user_attrs.get("reason", "")
     text = f"trial {trial.number} of {num_trials}: {trial.state.name.lower()} {what}"
     if best and best[0].number != trial.number:
         text += f" (best {best[0].values[0]:.4g}, trial {best[0].number})"
     return f"{text}: {tried}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -212,7 +212,9 @@ def _check(spec: Spec, base: Config) -> None:
             raise ValueError(f"heatmaps: {key}: must be one of the parameters: {', '.join(spec.search)}")
     _check_stages(spec, base)
     _check_objectives(spec, base)
-    _check_storage(spec.sweep.storage)
+    uri = spec.sweep.storage
+    if uri is not None and mask(uri) != uri:
+        raise ValueError("sweep.storage: must not hold a password, it is stored: set OPTUNA_STORAGE instead")
     for key, parameter in spec.search.items():
         if masked(parameter.given()) != parameter.given():
             rule = "must not hold credentials, Optuna stores it in plain text: set them in the environment"
@@ -234,11 +236,6 @@ def _check_stages(spec: Spec, base: Config) -> None:
     tried = [{**first, key: edge} for key, edges in searched.items() for edge in edges] or [first]
     for values in tried:
         check_settings(configs.with_overrides(base, values))
-
-
-def _check_storage(uri: str | None) -> None:
-    if uri is not None and mask(uri) != uri:
-        raise ValueError("sweep.storage: must not hold a password, it is stored: set OPTUNA_STORAGE instead")
 
 
 def _check_objectives(spec: Spec, base: Config) -> None:

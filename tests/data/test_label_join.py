@@ -124,7 +124,7 @@ def test_join_labels_separately_keeps_all_names() -> None:
     assert joined(["ann"], ["bob"], mode="separate").identities == ("ann", "bob")
     apart = joined(["ann", "bob"], ["ann"], mode="separate")
     assert apart.identities == ("a/ann", "a/bob", "b/ann")
-    assert "1 names in more than one, taken for others" in str(apart.text)
+    assert "1 names in more than one, treated as different persons" in str(apart.text)
     assert joined(["ann"], 3, mode="separate").identities is None
 
 
@@ -225,7 +225,7 @@ def test_every_verb_with_several_datasets_joins_as_configured(
     assert not messages()
     with pytest.raises(StoppedError):
         verb(configs.load("debug", overrides={**overrides, "data.join": "separate"}))
-    assert "joined apart: a 30 labels, b 50 labels, no person in two; 80 classes" in "; ".join(messages())
+    assert "kept separate: a 30 labels, b 50 labels, no person in two; 80 classes" in "; ".join(messages())
 
 
 def test_resume_with_another_join_is_refused(tmp_path: Path) -> None:

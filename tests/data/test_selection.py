@@ -119,7 +119,7 @@ def test_digest_of_other_selections_differs(tmp_path: Path) -> None:
         digests.add(write_selection(str(tmp_path / name), select(source, np.array(rows)), name=name).digest)
     assert len(digests) == 2
     assert json.loads((tmp_path / "x" / "dataset.json").read_text())["num_images"] == 2
-    with pytest.raises(ValueError, match="no samples are left"):
+    with pytest.raises(ValueError, match="no samples of the dataset remain"):
         select(source, np.array([], np.int64))
 
 

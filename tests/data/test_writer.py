@@ -149,7 +149,7 @@ def test_write_dataset_with_an_error_half_way_leaves_no_dataset(tmp_path: Path) 
 
     with pytest.raises(RuntimeError, match="source broke"):
         write(tmp_path / "out", failing())
-    with pytest.raises(DataError, match="never finished"):
+    with pytest.raises(DataError, match="the dataset is unfinished"):
         open_dataset(tmp_path / "out")
     assert write(tmp_path / "out", samples()).num_images == 12
     write(tmp_path / "clean", samples())
@@ -190,7 +190,7 @@ def test_write_dataset_after_a_kill_starts_over(tmp_path: Path) -> None:
     left = sorted(path.name for path in out.iterdir())
     assert "shard-000000.tar" in left
     assert "dataset.json" not in left
-    with pytest.raises(DataError, match="never finished"):
+    with pytest.raises(DataError, match="the dataset is unfinished"):
         open_dataset(out)
     (out / "notes.txt").write_text("not ours")
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Sources of images for `rayface convert`, one file each; a plugin adds its own to SOURCES."""
+"""Registry of image sources for `rayface convert`; a plugin adds to SOURCES."""
 
 from collections.abc import Mapping
 from dataclasses import fields

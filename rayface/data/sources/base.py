@@ -1,4 +1,4 @@
-"""The interface of sources: what `rayface convert` reads, part by part."""
+"""Interface of image sources, which `rayface convert` reads part by part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rayface.storage import normalise, split
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
-    """Settings that every source has; a source adds its own in a subclass.
+    """Settings of all sources; a source adds its own in a subclass.
 
     Attributes:
         image_size: height and width in pixels. Images of another size, format or EXIF orientation are turned upright,
@@ -55,7 +55,7 @@ class PartListing:
     Attributes:
         images: a row for each image, in the part's order. Columns: `key` string, the image's name, unique in its part
             if possible; `identity`, its name (string) or its label (int64); and any others that `read` needs.
-        faults: what the part holds and `images` does not.
+        faults: files and images of the part that are not in `images`.
         image_size: (height, width) of the first image, None if unknown.
 
     Raises:
@@ -75,16 +75,16 @@ class PartListing:
 class DatasetSource(ABC):
     """A set of labelled images in some format.
 
-    It consists of parts that are listed and read independently of each other, in any order, by several threads and
-    processes at the same time; the source is pickled for these. Both `list_images` and `read` are functions of the
-    source and the part alone, so that an interrupted conversion can repeat any part.
+    It consists of parts that several threads and processes list and read concurrently, in any order; the source is
+    pickled for these. `list_images` and `read` must depend only on the source and the part, so that an interrupted
+    conversion can repeat any part.
 
     Attributes:
-        kind: name in SOURCES; dataset.json says it.
+        kind: name in SOURCES, recorded in dataset.json.
         settings_class: dataclass of the source's settings.
-        expects: what a source must hold, for the message if it has no image.
-        decodes_listed: `list_images` decodes every image and leaves out those that it cannot decode.
-        lists_in_processes: `list_images` is mostly Python work: processes do it instead of threads.
+        expects: required content, for the message if there is no image.
+        decodes_listed: `list_images` decodes every image and skips those that it cannot decode.
+        lists_in_processes: run `list_images` in processes instead of threads, because it is mostly Python work.
         root: absolute path or URI of the source.
     """
 
@@ -100,21 +100,21 @@ class DatasetSource(ABC):
 
     @property
     def title(self) -> str:
-        """What dataset.json says of where the images are from."""
+        """Origin of the images, for dataset.json."""
         return f"{self.kind} {split(self.root)[1]}"
 
     def prepare(self, near: str | None) -> None:  # noqa: B027
         """Find the parts; called once, before all other methods.
 
         Args:
-            near: local folder with room for a temporary copy of the source; None: the system's own.
+            near: local folder with room for a temporary copy of the source; None: the system's temporary folder.
 
         Raises:
             DataError: the source cannot be read or has no parts; one line.
         """
 
     def close(self) -> None:  # noqa: B027
-        """Delete what `prepare` and `list_images` left on the disk."""
+        """Delete temporary files of `prepare` and `list_images`."""
 
     @abstractmethod
     def parts(self) -> Sequence[str]:
@@ -133,11 +133,11 @@ class DatasetSource(ABC):
         """Yield the image of each row, in their order, or the fault that prevents it.
 
         Args:
-            images: rows of `list_images(part).images`, mostly a few of them, in rising order.
+            images: rows of `list_images(part).images`, usually few, in rising order.
         """
 
     def identity_names(self, labels: Sequence[int]) -> list[str] | None:
-        """Return the names of identities that are listed as labels; None if nobody knows them."""
+        """Return the names of identities that are listed as labels; None if unknown."""
         return None
 
     def unique_keys(self, keys: Sequence[pa.ChunkedArray]) -> Iterable[str]:

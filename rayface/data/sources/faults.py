@@ -1,4 +1,4 @@
-"""What a conversion leaves out: named up to a limit, counted beyond it."""
+"""Log of what a conversion skips: named up to a limit, counted beyond it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rayface.data.shards.samples import Fault
 
 _NAMED = 1000  # of each kind
-_NAMED_ONCE = ("hidden", "no image", "special file")  # nobody takes these for images: one example is enough
+_NAMED_ONCE = ("hidden", "no image", "special file")  # obviously not images: one example is enough
 
 
 class FaultLog:

@@ -1,4 +1,4 @@
-"""Source: a folder with one folder of images for each identity."""
+"""Source: a folder with one folder of images per identity."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MAX_BYTES = 1 << 30  # of a file that may be an image
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSettings(SourceSettings):
-    """Photographs have any size; training needs one."""
+    """Settings of a folder; photographs differ in size, so images are resized by default."""
 
     image_size: int | None = 112
 
@@ -45,8 +45,8 @@ class FolderSource(DatasetSource):
     """One folder of images for each identity, at any depth below it; a part is 256 of these folders.
 
     Files are recognised as images by their content, whatever their names. Hidden files and folders and those of tools
-    are passed over; links to folders and links that lead out of the root are not followed. Folders whose names differ
-    only in their Unicode normalisation are one identity.
+    are skipped; links to folders and links that lead out of the root are not followed. Folders whose names differ only
+    in their Unicode normalisation are one identity.
     """
 
     kind = "folder"
@@ -119,7 +119,7 @@ class FolderSource(DatasetSource):
                 yield path
 
     def _entries(self, folder: str, faults: FaultLog) -> Iterator[os.DirEntry[str]]:
-        """Yield what is to be read of a folder, by name: folders, and regular files."""
+        """Yield the folders and regular files to read in a folder, by name."""
         try:
             found = sorted(os.scandir(os.path.join(self.root, folder)), key=lambda entry: entry.name)
         except OSError as error:
@@ -161,12 +161,12 @@ class FolderSource(DatasetSource):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or is one of those that tools leave beside images."""
+    """Return whether a file or folder is hidden, or is created by a file manager or another tool."""
     return name.startswith(".") or name.lower() in _TOOL_NAMES
 
 
 def _printable(text: str) -> str:
-    """Names that are not valid UTF-8 reach Python with surrogates, which no parquet or tar file can hold."""
+    """Replace the surrogates of names that are not valid UTF-8, which parquet and tar files cannot store."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Keys of converted images: unique in the dataset, and such that all readers of WebDataset take them as they are."""
+"""Keys of converted images: unique in the dataset, and valid for all WebDataset readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All images of a source as one list: which part and row of it each is, and its label."""
+"""List of all images of a source, with part, row and label of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PIECE = 32  # images of one part that one thread reads at once
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Images of one part that are read at once: their positions among those asked for, and rows of the listing."""
+    """Images of one part that are read together: their positions among the requested ones, and their listing."""
 
     positions: NDArray[np.int64]
     part: int
@@ -74,7 +74,7 @@ class ListedImages:
         ]
 
     def without_identities(self, labels: Sequence[int]) -> ListedImages:
-        """Leave out all images of identities, and number the others anew."""
+        """Remove all images of some identities, and renumber the others."""
         is_kept = np.ones(len(self.identities), bool)
         is_kept[list(labels)] = False
         new_label = np.cumsum(is_kept, dtype=np.int32) - 1
@@ -88,9 +88,9 @@ class ListedImages:
 
 
 def list_source(source: DatasetSource, faults: FaultLog) -> ListedImages:
-    """List all parts; `faults` gets what they leave out.
+    """List all parts; what they skip is added to `faults`.
 
-    Identities that are named are numbered in order of appearance, those with labels in the order of these.
+    Named identities are numbered in order of appearance, identities with labels in the order of the labels.
 
     Raises:
         DataError: no image.

@@ -1,4 +1,4 @@
-"""Read images of a source in any order, by threads, as the bytes that go into a dataset."""
+"""Read images of a source in any order, in threads, as the bytes to write into a dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rayface.data.sources.listed_images import ListedImages
 from rayface.machine import num_cpus
 from rayface.storage import one_line
 
-_CHUNK = 256  # images read at once; those of the next chunk are read meanwhile
+_CHUNK = 256  # images read together; the next chunk is read concurrently
 _AHEAD = 64  # calls of map_ordered
 
 _Out = TypeVar("_Out")
@@ -66,7 +66,7 @@ def map_ordered(function: Callable[[int], _Out], numbers: Iterable[int]) -> Iter
 
 
 def read_images(source: DatasetSource, part: int, images: pa.Table) -> list[bytes | Fault]:
-    """Return the bytes that go into the dataset, or why there are none, for rows of a part's listing."""
+    """Return the bytes to write into the dataset, or the fault, for rows of a part's listing."""
     return [
         image if isinstance(image, Fault) else _converted(image, source.settings, is_decoded=source.decodes_listed)
         for image in source.read(part, images)
@@ -87,7 +87,7 @@ def _converted(image: SourceImage, settings: SourceSettings, *, is_decoded: bool
 
 
 def as_jpeg(data: bytes, size: int, quality: int) -> bytes:
-    """Return an image as an upright JPEG of size x size pixels; the bytes themselves if they are a valid one already.
+    """Return an image as an upright JPEG of size x size pixels; a JPEG that already is one is unchanged.
 
     Raises:
         ValueError: it cannot be decoded.

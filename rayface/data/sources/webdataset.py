@@ -54,7 +54,7 @@ class WebDatasetSource(DatasetSource):
             shutil.rmtree(self._unpacked, ignore_errors=True)
 
     def parts(self) -> Sequence[str]:
-        """Return the tars' paths below the folder that all are in, without suffixes."""
+        """Return the paths of the tars relative to their common folder, without suffixes."""
         plain = [path.partition("?")[0] for path in self._sources]
         common = len(os.path.commonpath([os.path.dirname(path) for path in plain])) + 1
         return [_stem(path[common:]) for path in plain]
@@ -82,7 +82,7 @@ class WebDatasetSource(DatasetSource):
         return [names[label] for label in labels]
 
     def _named(self, part: int, fault: Fault) -> Fault:
-        """Return the fault with the tar that the user knows instead of its unpacked copy."""
+        """Return the fault with the path of the original tar instead of its unpacked copy."""
         return dataclasses.replace(fault, shard=self._sources[part])
 
     def _at_hand(self, path: str, number: int, near: str | None) -> str:

@@ -1,1 +1,1 @@
-"""The training stream: order of samples, windows, the actor that deals them, batches of a rank."""
+"""Training stream: sample order, windows, the actor that distributes them, batches of a rank."""

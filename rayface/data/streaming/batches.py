@@ -1,4 +1,4 @@
-"""The worker's side of the stream: turns the blocks of its node into the batches of a rank."""
+"""Worker side of the stream: turn the blocks of a node into the batches of a rank."""
 
 import itertools
 from collections import deque
@@ -50,7 +50,7 @@ class FaultCounter:
 
     @property
     def num_lost(self) -> int:
-        """Corrupt images so far, those known from the start included."""
+        """Number of corrupt images so far, including those known from the start."""
         return sum(self._lost.values())
 
     def state(self) -> list[list[str | int | None]]:
@@ -85,7 +85,7 @@ def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterat
         node: Ray's id of the rank's node, whose ranks share its blocks; None: this process's node.
 
     Raises:
-        DataError, StorageError: what stopped the readers.
+        DataError, StorageError: an error of the readers.
     """
     stream, order = dealt.stream, dealt.stream.order
     step, stop = stream.steps
@@ -94,7 +94,7 @@ def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterat
     for block in _blocks(dealt, rank, node or ray.get_runtime_context().get_node_id()):
         for part in rank_windows(block, order, rank, stream.world_size, stream.image_size):
             if part.window != window:
-                raise RuntimeError(f"rank {rank} got window {part.window} instead of {window}: the order was lost")
+                raise RuntimeError(f"rank {rank} received window {part.window} instead of {window}: the order was lost")
             place = order.window_of(step)[1]
             for i in range(place, min(len(part.labels), place + stop - step)):
                 yield Batch(
@@ -109,7 +109,7 @@ def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterat
 
 
 def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[pa.Table]:
-    """Yield the block of each turn; those ahead are fetched into this node's object store meanwhile."""
+    """Yield the block of each turn; later ones are prefetched into this node's object store."""
     dealer, ahead = dealt.dealer, dealt.stream.turns_ahead
 
     def take(turn: int) -> pa.Table | None:

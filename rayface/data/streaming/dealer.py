@@ -32,7 +32,7 @@ _SHORTEST_REST, _LONGEST_REST = 1e-3, 0.05  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """What is read for consecutive steps, and how.
+    """Description of a stream for consecutive steps.
 
     Attributes:
         samples: paths and index of the dataset.
