@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rayface.data.classes import Ints
 from rayface.data.dataset import Dataset, open_dataset
-from rayface.data.index import SOURCE_LABEL
+from rayface.data.index import SOURCE_LABEL, count, looked_up
 from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, Manifest, Parent, ShardEntry
 from rayface.data.shards.members import encode_sample
 from rayface.data.shards.random_access import read_samples
@@ -59,38 +59,46 @@ def select(source: Dataset, rows: NDArray[np.int64], labels: Ints | None = None)
     rows = rows[order]
     own = source.index.label[rows] if labels is None else labels[order].astype(np.int32)
     names, num_classes = source.identities, source.num_classes
-    left = np.unique(own)
-    if len(left) < len(np.unique(source.index.label)):
-        own = np.searchsorted(left, own).astype(np.int32)
+    left = np.flatnonzero(count(own, num_classes))  # np.unique would sort a copy
+    if len(left) < source.num_classes_with_images:
+        own = looked_up(_numbers(left, num_classes), own)
         names = tuple(names[label] for label in left) if names else None
         num_classes = len(left)
     return Selection(source=source, rows=rows, labels=own, identities=names, num_classes=num_classes)
+
+
+def _numbers(used: NDArray[np.int64], num_values: int) -> NDArray[np.int32]:
+    """Return the new number of each value, (num_values,), where those in use are numbered without gaps."""
+    numbers = np.full(num_values, -1, np.int32)
+    numbers[used] = np.arange(len(used), dtype=np.int32)
+    return numbers
 
 
 def write_selection(out: str, selection: Selection, *, name: str) -> Dataset:
     """Write a dataset that refers to the source's shards and lists the selected samples; return it opened."""
     source, rows = selection.source, selection.rows
     index = source.index.select(rows)
-    used, number = np.unique(index.shard, return_inverse=True)
+    counts = count(index.shard, len(source.shards))
+    used = np.flatnonzero(counts)
+    number = looked_up(_numbers(used, len(counts)), index.shard)
     digest = hashlib.sha256(source.digest.encode())
     for part in (rows, selection.labels):
         digest.update(np.ascontiguousarray(part).tobytes())
-    counts = np.bincount(number).tolist()
     entries = [
         ShardEntry(
             path=source.shards[shard].path,
-            num_images=count,
+            num_images=num_images,
             num_bytes=source.shards[shard].num_bytes,
             sha256=source.shards[shard].sha256,
             key_prefix=source.key_prefixes[shard],
         )
-        for shard, count in zip(used.tolist(), counts, strict=True)
+        for shard, num_images in zip(used.tolist(), counts[used].tolist(), strict=True)
     ]
     tables = _index_tables(selection, index, number)
     return _publish(out, selection, tables, entries, name=name, chosen=digest.hexdigest())
 
 
-def _index_tables(selection: Selection, index: SampleIndex, number: NDArray[np.int64]) -> Iterator[pa.Table]:
+def _index_tables(selection: Selection, index: SampleIndex, number: NDArray[np.int32]) -> Iterator[pa.Table]:
     """Yield the selection's index.parquet in batches; `index` and shard `number` are those of its samples."""
     rows, done = selection.rows, 0
     for keys in selection.source.key_batches():
@@ -182,7 +190,7 @@ def _publish(
         for table in tables:
             writer.write_table(table)
     if selection.identities:
-        counts = np.bincount(selection.labels, minlength=selection.num_classes)
+        counts = count(selection.labels, selection.num_classes)
         write_bytes(join(out, IDENTITIES), identities_file(selection.identities, counts))
     manifest = Manifest(
         name=name,

@@ -17,8 +17,9 @@ from rayface.bench.simulated import (
     simulate,
 )
 from rayface.data.dataset import open_dataset
+from rayface.data.selection import select
 from rayface.data.shards.random_access import read_samples
-from rayface.data.shards.samples import Sample
+from rayface.data.shards.samples import Sample, ShardRows
 from rayface.data.streaming.sample_order import SampleOrder
 
 SIZE = Simulated(images=WEBFACE42M_IMAGES // 40, identities=WEBFACE42M_IDENTITIES // 40, shards=WEBFACE42M_SHARDS // 40)
@@ -53,6 +54,26 @@ def test_order_of_a_million_images_holds_four_bytes_a_chunk() -> None:
         edge = order.windows_per_epoch
         peak = peak_bytes(lambda order=order, edge=edge: (order.window(edge - 1), order.window(edge)))
         assert peak < 9 * SIZE.images / chunk + 600_000
+
+
+def test_rows_of_shards_of_a_million_images_hold_two_bytes_each(simulated: SimulatedFolders) -> None:
+    shard = open_dataset(simulated.dataset).index.shard
+    assert peak_bytes(lambda: ShardRows(shard, SIZE.shards)) < 2 * SIZE.images
+    rows = ShardRows(shard, SIZE.shards)
+    assert (shard[rows[3]] == 3).all()
+    assert rows[3].stop - rows[3].start == np.count_nonzero(shard == 3)
+
+
+def test_select_of_few_of_a_million_images_copies_no_column(simulated: SimulatedFolders) -> None:
+    dataset = open_dataset(simulated.dataset)
+    rows = np.arange(0, SIZE.images, 100)
+    labels = dataset.index.label[rows]
+    peak = peak_bytes(lambda: select(dataset, rows))
+    assert peak < 4 * SIZE.images
+    left, expected = np.unique(labels, return_inverse=True)
+    found = select(dataset, rows)
+    assert np.array_equal(found.labels, expected)
+    assert found.identities == tuple(dataset.identities[label] for label in left)
 
 
 def test_simulated_selection_has_every_identity_and_its_images_can_be_read(simulated: SimulatedFolders) -> None:

@@ -89,7 +89,8 @@ class ShardRows:
         if (shard[1:] < shard[:-1]).any():
             self._order = np.argsort(shard, kind="stable")
             shard = shard[self._order]
-        self._bounds: list[int] = np.searchsorted(shard, np.arange(num_shards + 1)).tolist()
+        numbers = np.arange(num_shards + 1, dtype=shard.dtype)  # of another type, it would convert the column
+        self._bounds: list[int] = np.searchsorted(shard, numbers).tolist()
 
     def __getitem__(self, number: int) -> slice | np.ndarray:
         rows = slice(self._bounds[number], self._bounds[number + 1])
