@@ -77,8 +77,7 @@ def softmax_sums(
     """Add a chunk of unit rows to the partial sums of a tile of samples and a strip of `strip_tiles` class tiles.
 
     Args:
-        tops: (strips, batch) fp32 what the exponents are relative to.
-        sums: (strips, batch) fp32 of exp(logit - top).
+        tops, sums: (strips, batch) fp32 what the exponents are relative to, and the sums of exp(logit - top).
         weighted: (strips, batch, width) fp32 of exp(logit - top) times the unit row; None: not wanted.
     """
     i, columns = tl.program_id(0) * tile.samples + tl.arange(0, tile.samples), tl.arange(0, tile.padded)
