@@ -1,14 +1,15 @@
 """A GPU that is the CPU: tensors say that they are on "cuda" and refuse to be mixed with those that are not.
 
 It shows without a GPU that code puts its tensors where they belong, and how often a step makes the host wait.
-Arithmetic, memory and streams are the CPU's. Backbones cannot run on it: nn.Module replaces the data of
-parameters.
+Arithmetic, memory and streams are the CPU's. Parameters of modules stay on the CPU, because nn.Module
+replaces their data: where there are backbones, mixing cannot be refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -25,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from rayface.heads import prefetch
 
 CUDA = torch.device("cuda", 0)
+MEMORY = 2 * 10**9  # bytes that are always in use
 _HOST_READS = {
     "item",
     "tolist",
@@ -81,6 +83,19 @@ class AnyGenerator(torch.Generator):
 _CpuGenerator = torch.Generator
 
 
+class Event:
+    """torch.cuda.Event."""
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, other: Event) -> float:
+        return 1e3 * (other.time - self.time)
+
+
 class InlineExecutor:
     """Runs work at once: modes of PyTorch are of one thread."""
 
@@ -109,12 +124,16 @@ def _is_cuda(value: Any) -> bool:
 class SimulatedGpu(TorchFunctionMode):
     """Every call of PyTorch, with what it does to devices.
 
+    Args:
+        strict: refuse to mix devices.
+
     Attributes:
         waits: places of rayface that made the host wait, and how often.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, strict: bool) -> None:
         super().__init__()
+        self.strict = strict
         self.waits: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -127,7 +146,7 @@ class SimulatedGpu(TorchFunctionMode):
         there = any(map(on_gpu, tensors))
         if name == "numpy" and there:
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
-        if there and name not in _BETWEEN and any(t.dim() and not on_gpu(t) for t in tensors):
+        if there and self.strict and name not in _BETWEEN and any(t.dim() and not on_gpu(t) for t in tensors):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got cuda:0 and cpu")
         if there and name == "__getitem__" and not on_gpu(args[0]):
             raise RuntimeError("indices should be on the same device as the indexed tensor (cpu)")
@@ -195,14 +214,20 @@ def _placed(value: Any, there: bool, args: Any) -> Any:
 
 
 @contextlib.contextmanager
-def simulated_gpu() -> Iterator[SimulatedGpu]:
+def simulated_gpu(*, strict: bool = True) -> Iterator[SimulatedGpu]:
     """Simulate a GPU inside the context."""
     stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
-    with pytest.MonkeyPatch.context() as patch, SimulatedGpu() as gpu:
+    with pytest.MonkeyPatch.context() as patch, SimulatedGpu(strict) as gpu:
         patch.setattr(torch, "Generator", AnyGenerator)
         patch.setattr(prefetch, "ThreadPoolExecutor", InlineExecutor)
         patch.setattr(torch.cuda, "Stream", lambda device=None: stream)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
         patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-        patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+        patch.setattr(Tensor, "pin_memory", lambda self: self)
+        patch.setattr(torch.cuda, "Event", Event)
+        for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "set_sync_debug_mode"):
+            patch.setattr(torch.cuda, name, lambda *_: None)
+        for name in ("max_memory_allocated", "max_memory_reserved"):
+            patch.setattr(torch.cuda, name, lambda *_: MEMORY)
+        patch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, MEMORY))
         yield gpu

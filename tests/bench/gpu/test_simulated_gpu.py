@@ -1,11 +1,13 @@
 """Code for a GPU puts its tensors where they belong: seen without one, on a simulated GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from rayface.bench.gpu import parity_heads
+from rayface.bench.gpu import decoding, head_step, parity_heads, plan_memory, train_speed
 from rayface.bench.gpu.case import Case, Kit
-from rayface.bench.gpu.curation import same_pairs
+from rayface.bench.gpu.curation import pair_rate, same_pairs
 from rayface.bench.gpu.head_roads import ROADS
 from rayface.bench.gpu.head_step import MINI, _batches, _step
 from rayface.data.images import augment
@@ -56,6 +58,24 @@ def test_pairs_and_augmentation_on_a_simulated_gpu_are_those_of_the_cpu() -> Non
         assert isinstance(found, OnGpu)
         assert torch.equal(found.cpu(), wanted)
         assert same_pairs(200, "cuda").passed
+
+
+def test_measurements_of_a_gpu_on_a_simulated_one_give_all_figures() -> None:
+    """What is None on a CPU: memory, waits, times by events."""
+    tiny = replace(train_speed.MINI, image_size=16, embedding_size=8, batch_size=4)
+    with simulated_gpu(strict=False):
+        head = head_step.measure(ROADS[0], MINI, 0.2, "cuda")
+        trained = train_speed.measure(tiny, "cuda", repeats=1)
+        taken = plan_memory.compare(tiny, "cuda")
+        augmented = decoding.augmentation_rate(4, "cuda", {"shift": 0, "brightness": 0, "contrast": 0, "saturation": 0})
+        found = pair_rate(500, "cuda")
+    assert head.above_state_gb == pytest.approx(2 - 2 * 3000 * 32 * 4 / 1e9)
+    assert (head.syncs, trained.syncs) == (0, 0)
+    assert trained.peak_gb == taken.measured_gb == taken.reserved_gb == 2
+    assert taken.error == pytest.approx(taken.planned_gb / 2 - 1)
+    assert taken.passed == (abs(taken.error) <= plan_memory.TOLERANCE)
+    assert augmented.images_per_s > 0
+    assert (found.pairs_found, found.products) == (10, "bfloat16")
 
 
 def test_simulated_gpu_refuses_what_a_gpu_refuses() -> None:
