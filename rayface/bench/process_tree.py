@@ -1,4 +1,4 @@
-"""CPU time and memory of processes, from Linux's /proc; nothing is known on other systems."""
+"""CPU time and memory of processes, from /proc; Linux only."""
 
 import os
 from contextlib import suppress
@@ -9,7 +9,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Process(NamedTuple):
-    """A process, its name, and the CPU time that it has used."""
+    """A process with its name and CPU time."""
 
     pid: int
     name: str
@@ -48,7 +48,7 @@ def ray_workers(root: int) -> list[int]:
 
 
 def peak_bytes(pid: int, *, reset: bool = False) -> int:
-    """Return the peak resident memory of a process, counted anew from here if `reset`; 0 if it is unknown."""
+    """Return the peak resident memory of a process, 0 if unknown; `reset` restarts the peak first."""
     with suppress(OSError):
         if reset:
             Path(f"/proc/{pid}/clear_refs").write_text("5")
@@ -56,7 +56,7 @@ def peak_bytes(pid: int, *, reset: bool = False) -> int:
 
 
 def private_bytes(pid: int) -> int:
-    """Return the resident memory of a process that is neither of a file nor shared; 0 if it is unknown."""
+    """Return the private anonymous memory of a process; 0 if unknown."""
     return _status_bytes(pid, "RssAnon")
 
 

@@ -1,4 +1,4 @@
-"""Benchmark of what an index of WebFace42M's size costs: to open it, to order it, to start the stream, and to embed."""
+"""Benchmark of an index of WebFace42M's size: time and memory to open it, order it, start the stream, and embed."""
 
 import os
 import tempfile
@@ -29,14 +29,14 @@ _LOOK_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleBench:
-    """What is measured.
+    """Settings of a measurement.
 
     Attributes:
-        size: of the simulated dataset.
+        size: size of the simulated dataset.
         batch_size: global batch.
         chunks: values of data.chunk_images whose order is measured.
         workers: ranks of the stream; 0: no stream and no Ray.
-        directory: on the disk to measure; None: the temporary one.
+        directory: folder on the disk to measure; None: the temporary folder.
     """
 
     size: Simulated
@@ -51,10 +51,9 @@ class StreamStart:
     """The stream's first batch on every rank, from a step on.
 
     Attributes:
-        step: where it starts.
-        seconds: until every rank had its first batch, the start of Ray and of the ranks not counted.
-        private_bytes: largest memory, beside what is shared with other processes, that the processes of a kind had:
-            driver, rank, reader, dealer.
+        step: first step.
+        seconds: time until every rank has its first batch, without the start of Ray and of the ranks.
+        private_bytes: maximum private memory of a process by kind: driver, rank, reader, dealer.
     """
 
     step: int
@@ -64,7 +63,7 @@ class StreamStart:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleResult:
-    """What was measured of a simulated dataset."""
+    """Measurements of a simulated dataset."""
 
     images: int
     identities: int
@@ -78,7 +77,7 @@ class ScaleResult:
 
 
 def bench_scale(settings: ScaleBench) -> ScaleResult:
-    """Write a simulated dataset, and measure each use of its index in a fresh process on one core, then the stream.
+    """Write a simulated dataset, and measure each use of its index in a new process on one core, then the stream.
 
     Raises:
         ValueError: numbers that no dataset has.
@@ -107,7 +106,7 @@ def bench_scale(settings: ScaleBench) -> ScaleResult:
 
 
 def as_tables(result: ScaleResult) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Yield title and rows of each table to show a person."""
+    """Yield title and rows of each printed table."""
     title = f"{result.images:,} images, {result.identities:,} identities, {result.shards:,} shards"
     yield (
         title,
@@ -173,7 +172,7 @@ def _deal(dataset: Dataset, order: SampleOrder, step: int, workers: int) -> Deal
 
 
 class _Rank:
-    """Takes the batches of one rank."""
+    """Actor that takes the batches of one rank."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -195,7 +194,7 @@ _KINDS = {"ray::_Rank": "rank", "ray::MapBatches": "reader", "ray::Dealer": "dea
 
 @contextmanager
 def _largest() -> Iterator[dict[str, int]]:
-    """Watch the private memory of this process and of Ray's below it, by kind; on Linux."""
+    """Track the maximum private memory of this process and its Ray processes, by kind; Linux only."""
     found = dict.fromkeys(("driver", *_KINDS.values()), 0)
     done = threading.Event()
 

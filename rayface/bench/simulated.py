@@ -35,20 +35,20 @@ class Simulated:
     shards: int = WEBFACE42M_SHARDS
 
     def check(self) -> None:
-        """Raise ValueError, one line, for numbers that no dataset has."""
+        """Raise ValueError, one line, for impossible sizes."""
         if not (self.images >= self.identities >= 1 and self.images >= self.shards >= 1):
             raise ValueError(
-                f"--images {self.images}, --identities {self.identities}, --shards {self.shards}: there must be at "
+                f"images {self.images}, identities {self.identities}, shards {self.shards}: there must be at "
                 "least one of each, and no fewer images than identities or shards"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedFolders:
-    """What `simulate` wrote.
+    """Output of `simulate`.
 
     Attributes:
-        dataset: a dataset as `rayface convert` writes it. Its images cannot be read, for every shard has label 0 only.
+        dataset: a dataset as of `rayface convert`. Its images cannot be read, because all samples have label 0.
         selection: the same samples and labels as a selection of the dataset, whose images can be read.
     """
 

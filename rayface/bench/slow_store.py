@@ -1,4 +1,4 @@
-"""A loopback object store with late answers: serves local files by ranged reads as S3 does, to measure readers."""
+"""Loopback object store with latency: serves local files by ranged reads like S3, to measure readers."""
 
 import asyncio
 import multiprocessing
@@ -13,10 +13,10 @@ _BUCKET = "bench"
 
 @contextmanager
 def slow_store(paths: Sequence[str], latency: float) -> Iterator[list[str]]:
-    """Serve files from a process of their own while inside; yield the s3:// URI of each.
+    """Serve files from a separate process inside the context; yield their s3:// URIs.
 
     Args:
-        latency: seconds before every answer, of any number of requests at the same time.
+        latency: seconds before every response; concurrent requests wait in parallel.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -54,7 +54,7 @@ async def _listen(paths: list[str], latency: float, ready: Connection) -> None:
 
 
 def _answer(files: Sequence[int], request: bytes) -> bytes:
-    """Return the answer to a HEAD or a GET, with or without a range, of /BUCKET/NUMBER."""
+    """Return the response to a HEAD or GET request, with or without a range, of /BUCKET/NUMBER."""
     first, *lines = request.decode("latin-1").split("\r\n")
     method, target, _ = first.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -34,14 +34,14 @@ _STARTED_BATCHES = 2  # of a DataLoader's worker
 
 @dataclass(frozen=True, kw_only=True)
 class StreamBench:
-    """What is measured.
+    """Settings of a measurement of the training stream.
 
     Attributes:
-        readers: numbers of readers, threads of the decoder and workers of webdataset's loader, one after another.
-        chunks: values of data.chunk_images for the comparison of the disk with an object store.
-        latency: of the object store's answers, in seconds.
-        rounds: each road runs once in a round; results are medians.
-        windows: windows of data.window_images that are timed each time.
+        readers: numbers of readers, decoder threads and webdataset loader workers to measure.
+        chunks: values of data.chunk_images for the comparison of a disk with an object store.
+        latency: latency of the object store's responses, seconds.
+        rounds: each pipeline runs once per round; results are medians.
+        windows: number of windows of data.window_images timed per run.
     """
 
     readers: tuple[int, ...]
@@ -51,25 +51,24 @@ class StreamBench:
     windows: int = 12
 
     def check(self) -> None:
-        """Raise ValueError, one line, for numbers that cannot be measured."""
+        """Raise ValueError, one line, for invalid settings."""
         for name in ("readers", "chunks"):
             if any(value < 1 for value in getattr(self, name)):
-                raise ValueError(f"--{name.rstrip('s')}: {getattr(self, name)}: must be at least 1")
+                raise ValueError(f"{name}: {getattr(self, name)}: must be at least 1")
         if self.rounds < 1 or self.windows < 1 or self.latency < 0:
-            raise ValueError(
-                f"--rounds {self.rounds}, --windows {self.windows}: must be at least 1, --latency not negative"
-            )
+            raise ValueError(f"rounds {self.rounds}, windows {self.windows}: must be at least 1, latency not negative")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoadTimes:
-    """A road's medians over the rounds.
+    """Medians of a pipeline over the rounds.
 
     Attributes:
-        readers: concurrent readers, threads or loader workers.
-        chunk_images: data.chunk_images; None where it does not matter.
-        cpu_microseconds: CPU time of all processes of the road for an image; 0 where it is unknown.
-        ratio: of its images/s and those of the road that it is compared with, in the same round; None for that road.
+        road: name of the pipeline.
+        readers: number of concurrent readers, threads or loader workers.
+        chunk_images: data.chunk_images; None if it has no effect.
+        cpu_microseconds: CPU time of all processes of the pipeline per image; 0 if unknown.
+        ratio: images/s relative to the reference pipeline in the same round; None for the reference.
     """
 
     road: str
@@ -90,17 +89,17 @@ _Road = Callable[[], _Pace]
 
 
 def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
-    """Measure the roads of images to normalised batches, in turn, on a local Ray.
+    """Measure pipelines from images to normalised batches, in alternating order, on a local Ray.
 
-    For each number of readers: the decoder alone, on bytes in memory; webdataset's DataLoader if it is installed;
-    the stream of training. Then for each of `chunks` the stream from the disk and from a loopback object store whose
-    answers are late by `latency`, with the largest number of readers.
+    For each number of readers: the decoder alone on bytes in memory, webdataset's DataLoader if installed, and the
+    training stream. Then for each of `chunks`, the stream from the disk and from a loopback object store with
+    `latency`, with the largest number of readers.
 
     Args:
-        config: data and train.batch_size, as a run has them.
+        config: data and train.batch_size, as for a run.
 
     Raises:
-        ValueError: numbers that cannot be measured, or data on an object store.
+        ValueError: invalid settings, or data on an object store.
     """
     settings.check()
     dataset = open_dataset(config.data.train, join=config.data.join)
@@ -128,7 +127,7 @@ def bench_stream(settings: StreamBench, config: Config) -> list[RoadTimes]:
 
 
 def as_table(results: Sequence[RoadTimes]) -> list[dict[str, str]]:
-    """Return what to show a person."""
+    """Return the rows of the printed table."""
     return [
         {
             "road": each.road,
@@ -148,7 +147,7 @@ def as_dicts(results: Sequence[RoadTimes]) -> list[dict[str, Any]]:
 
 
 def _roads(stream: "_Stream", readers: int) -> dict[str, _Road]:
-    """The first is what others are compared with."""
+    """Return the pipelines by name; the first one is the reference."""
     roads: dict[str, _Road] = {"decoder": lambda: stream.decoder(readers)}
     if find_spec("webdataset") is not None:
         roads["webdataset"] = lambda: stream.webdataset(readers)
@@ -166,7 +165,7 @@ def _disk_and_store(disk: "_Stream", store: "_Stream", readers: int, chunk: int)
 def _in_turn(
     roads: dict[str, _Road], rounds: int, readers: int, chunk: int | None, advance: Callable[[], None]
 ) -> list[RoadTimes]:
-    """Run every road once in each round, the first one last in every other round."""
+    """Run every pipeline once per round, in reverse order in every other round."""
     paces: dict[str, list[_Pace]] = {name: [] for name in roads}
     for number in range(rounds):
         for name in list(roads)[:: -1 if number % 2 else 1]:
@@ -192,7 +191,7 @@ def _in_turn(
 
 @dataclass(frozen=True)
 class _Stream:
-    """The roads of one dataset, each on `windows` windows."""
+    """The pipelines of one dataset, each on `windows` windows."""
 
     dataset: Dataset
     config: Config
@@ -207,7 +206,7 @@ class _Stream:
         )
 
     def decoder(self, threads: int) -> _Pace:
-        """Decode a window's images again and again, from memory."""
+        """Decode the images of a window repeatedly, from memory."""
         samples = read_samples(self.dataset.shard_paths(), self.dataset.index.select(self.order().window(0).ravel()))
         images = [sample.jpeg for sample in samples if isinstance(sample, Sample)]
 
@@ -221,9 +220,9 @@ class _Stream:
         return timed(self.windows * len(images))
 
     def stream(self, readers: int, chunk: int | None = None) -> _Pace:
-        """Read batches as a training worker does.
+        """Read batches like a training worker.
 
-        Time begins with the first batch, when up to a window for each reader is decoded already: these do not count.
+        The clock starts at the first batch; images decoded before it, up to a window per reader, are not counted.
         """
         order = self.order(chunk)
         dealt = deal(
@@ -273,7 +272,7 @@ class _Stream:
 
 @contextmanager
 def _timed() -> Iterator[Callable[[int], _Pace]]:
-    """Time what is done inside, in this process and those below it; the result is that of a number of images."""
+    """Measure time and CPU time inside the context, of this process and its children."""
     marks = [(time.perf_counter(), cpu_seconds(os.getpid()))]
     yield lambda images: _Pace(
         images / (marks[1][0] - marks[0][0]), sum(_used(marks[0][1], marks[1][1])) / images * 1e6
@@ -286,6 +285,6 @@ def _used(before: dict[int, float], after: dict[int, float]) -> Iterator[float]:
 
 
 def _moved(dataset: Dataset, uris: Sequence[str]) -> Dataset:
-    """Return the dataset with its shards at other places."""
+    """Return the dataset with other paths of its shards."""
     shards = [replace(shard, path=uri) for shard, uri in zip(dataset.shards, uris, strict=True)]
     return replace(dataset, shards=tuple(shards))

@@ -1,4 +1,4 @@
-"""What a head's step is measured against: its three bare matrix products, and the straightforward head."""
+"""Baselines of a head's step: its three matrix products alone, and a straightforward head."""
 
 from collections.abc import Callable, Sequence
 from typing import Self
@@ -28,10 +28,10 @@ def bare_products(rows: int, size: int, batch: int, dtype: torch.dtype, device: 
 
 
 class PlainHead(Head):
-    """The straightforward way: gathered rows, full logits, cross entropy, a dense gradient and torch's SGD.
+    """Straightforward head: gathered rows, full logits, cross entropy, a dense gradient and torch's SGD.
 
     Args:
-        margin: of CosFace's kind, a constant taken from the target's cosine.
+        margin: a margin like CosFace's, a constant subtracted from the target's cosine.
     """
 
     def __init__(self, settings: HeadSettings) -> None:
@@ -56,7 +56,7 @@ class PlainHead(Head):
         return F.cross_entropy(_logits_(cosine.float(), places, self.margin), places)
 
     def _rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the centers in use, and which of them are the targets."""
+        """Return the used centers, and the indices of the targets in them."""
         if self._sample_rate == 1:
             return self.centers, labels
         scores = torch.rand(self.num_classes, device=labels.device)
@@ -65,7 +65,7 @@ class PlainHead(Head):
         return self.centers[rows], torch.searchsorted(rows, labels)
 
     def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
-        """Move all centers."""
+        """Update all centers."""
         self._optimizer.param_groups[0]["lr"] = lr
         self._optimizer.step()
         self._optimizer.zero_grad()

@@ -114,5 +114,5 @@ def test_tables_of_scale_have_costs_and_starts() -> None:
 
 
 def test_simulate_of_fewer_images_than_identities_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--images 5, --identities 6, --shards 1: there must be at least one of each"):
+    with pytest.raises(ValueError, match=r"images 5, identities 6, shards 1: there must be at least one of each"):
         simulate(tmp_path, Simulated(images=5, identities=6, shards=1))

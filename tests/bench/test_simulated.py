@@ -48,7 +48,7 @@ def test_simulate_with_one_seed_twice_draws_the_same_labels(folders: SimulatedFo
 @pytest.mark.parametrize("changes", [{"images": 11}, {"identities": 0}, {"shards": 0}, {"shards": 51}])
 def test_simulate_with_numbers_of_no_dataset_raises_one_line(changes: dict[str, int], tmp_path: Path) -> None:
     size = Simulated(**({"images": 50, "identities": 12, "shards": 4} | changes))
-    with pytest.raises(ValueError, match=r"^--images \d+, --identities \d+, --shards \d+: there must be") as caught:
+    with pytest.raises(ValueError, match=r"^images \d+, identities \d+, shards \d+: there must be") as caught:
         simulate(tmp_path / "out", size)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

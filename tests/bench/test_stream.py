@@ -23,5 +23,5 @@ def test_bench_stream_of_a_small_dataset_measures_every_road(tmp_path: Path) -> 
 
 
 def test_bench_stream_of_impossible_numbers_raises_one_line() -> None:
-    with pytest.raises(ValueError, match=r"--reader: \(0,\): must be at least 1"):
+    with pytest.raises(ValueError, match=r"readers: \(0,\): must be at least 1"):
         bench_stream(StreamBench(readers=(0,)), configs.load("debug"))
