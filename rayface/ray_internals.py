@@ -4,13 +4,23 @@ Tested with Ray 2.60. Ray may move or change these classes in any release, so py
 test a new release with tests/training/recovery, tests/data/streaming and `make faults`.
 """
 
+import uuid
+from types import ModuleType
+from typing import Any
+
 import ray
 
 TRIED_VERSIONS = ("2.60",)
 
 try:
     from ray._private.state import state as global_state
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler.base_cluster_autoscaler import ClusterAutoscaler
+    from ray.data._internal.execution import streaming_executor
     from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.data._internal.execution.interfaces import ExecutionResources
+    from ray.train._internal.utils import get_address_and_port
+    from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -22,6 +32,8 @@ try:
         RestartingState,
         SchedulingState,
     )
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.util import TrainingFramework
 except ImportError as error:
     raise ImportError(
         f"ray {ray.__version__}: must be {' or '.join(TRIED_VERSIONS)}, which rayface was tried with: {error}; "
@@ -32,14 +44,57 @@ __all__ = [
     "TRIED_VERSIONS",
     "WORKER_GROUP_START_TIMEOUT_S_ENV_VAR",
     "ControllerCallback",
+    "DatasetsCallback",
     "ExecutionCallback",
+    "FixedScalingPolicy",
     "InitializingState",
     "PlacementGroupCleanerCallback",
     "ReschedulingState",
     "RestartingState",
     "SchedulingState",
     "TrainController",
+    "TrainingFramework",
     "WorkerGroupCallback",
     "WorkerGroupStartupTimeoutError",
+    "execute_data_locally",
+    "get_address_and_port",
     "global_state",
+    "torch_process_group",
 ]
+
+
+def torch_process_group() -> ModuleType:
+    """Return Ray Train's module of functions for a process group; it imports PyTorch, so it is not imported above."""
+    from ray.train.torch import config
+
+    return config
+
+
+class _WholeCluster(ClusterAutoscaler):
+    """All resources there are, and no request for more."""
+
+    def try_trigger_scaling(self) -> None:
+        pass
+
+    def on_executor_shutdown(self) -> None:
+        pass
+
+    def get_total_resources(self) -> ExecutionResources:
+        return ExecutionResources.from_resource_dict(ray.cluster_resources())
+
+
+def execute_data_locally() -> None:
+    """Have Ray Data's executions in this process do without two actors: of its statistics and of its autoscaling.
+
+    On a local Ray nobody looks at the former and the latter has nothing to do, but an execution waits for both to
+    start, 1 s of CPU time each.
+    """
+    manager = stats._StatsManager
+    manager.gen_dataset_id_from_stats_actor = staticmethod(lambda: uuid.uuid4().hex)
+    manager.register_dataset_to_stats_actor = staticmethod(_ignore)
+    manager.update_execution_metrics = staticmethod(_ignore)
+    streaming_executor.create_cluster_autoscaler = lambda *_args, **_options: _WholeCluster()
+
+
+def _ignore(*_args: Any, **_options: Any) -> None:
+    pass

@@ -22,6 +22,14 @@ from rayface.plugins import runtime_env
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0
+_started_here: list[bool] = []  # for each open session: whether it started a local Ray
+# Read by Ray Train's controller at startup; with the default of 2 s it notices finished workers up to 2 s late.
+_TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+_LOCAL_ENVIRONMENT = {
+    # Ray starts workers at niceness 15; other programs that use all cores would starve them.
+    "RAY_worker_niceness": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor; a local machine is not preempted
+}
 # What Ray appends is /ray/session_2026-11-26_12-50-03_191673_1234567/sockets/plasma_store.
 _MAX_TEMPORARY = 36
 
@@ -61,26 +69,14 @@ def ray_session(
 
 @contextmanager
 def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> Iterator[None]:
-    # Read by Ray Train's controller at startup; with the default of 2 s it notices finished workers up to 2 s late.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    level = logging.INFO if debug else logging.ERROR
     address = None if exact else address or os.environ.get("RAY_ADDRESS")
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
+            _connect(address, debug)
         else:
-            # Ray starts workers at niceness 15; other programs that use all cores would starve them.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            ray.init(
-                "local",  # None would connect to any Ray that already runs on this machine
-                num_cpus=num_cpus if exact else max(machine.num_cpus(), num_cpus),
-                include_dashboard=False,
-                logging_level=level,
-                log_to_driver=debug,
-                runtime_env=runtime_env(),
-            )
+            _start_local(num_cpus if exact else max(machine.num_cpus(), num_cpus), debug)
     except SystemExit as error:  # Ray raises it on SIGTERM during startup
         raise Terminated from error
     except (OSError, RuntimeError, ValueError) as error:
@@ -88,10 +84,59 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
         raise ValueError(f"{where}: {_reason(error)}") from error
     if callable(on_terminate) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray has installed its own handler, which exits with code 15
+    _started_here.append(not address)
     try:
         yield
     finally:
+        _started_here.pop()
         ray.shutdown()
+
+
+def _connect(address: str, debug: bool) -> None:
+    os.environ.update(_with_defaults(_TRAIN_ENVIRONMENT))  # Ray Train passes it on to its controller
+    level = logging.INFO if debug else logging.ERROR
+    ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
+
+
+def _start_local(num_cpus: int, debug: bool) -> None:
+    with _environment(_with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)):
+        ray.init(
+            "local",  # None would connect to any Ray that already runs on this machine
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            logging_level=logging.INFO if debug else logging.ERROR,
+            log_to_driver=debug,
+            runtime_env=runtime_env(),
+        )
+
+
+def started_here() -> bool:
+    """Return whether this process started the Ray that it is connected to, a local one."""
+    return bool(_started_here) and _started_here[-1]
+
+
+def _with_defaults(values: Mapping[str, str]) -> dict[str, str]:
+    """Return environment variables, with the values of those that are set already."""
+    return {name: os.environ.get(name, value) for name, value in values.items()}
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables inside the context, for the processes of a local Ray to inherit.
+
+    This process does not keep them. Ray Train would pass those of its own on in a runtime environment, and a worker
+    with a runtime environment cannot use a prestarted process.
+    """
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Json, Overrides, Seed, Verbose, app, path_option, show_result, show_results
+from rayface.cli.common import (
+    Address,
+    Debug,
+    Json,
+    Overrides,
+    Seed,
+    Verbose,
+    app,
+    path_option,
+    show_result,
+    show_results,
+)
 from rayface.config_fields import parse_bytes
 
 if TYPE_CHECKING:
@@ -204,6 +215,36 @@ def bench_scale(
         return
     for title, rows in as_tables(found):
         columns(title, rows)
+
+
+@bench.command("start")
+def bench_start(
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1)] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of the command; medians are shown.")] = 3,
+    address: Address = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Seconds from the command to the first step, and from the last step to the exit, by phase; Linux only."""
+    from rayface.bench.start import bench_start as measure
+    from rayface.display import columns, json_line
+
+    found = measure(overrides or [], workers=workers, rounds=rounds, address=address)
+    if json:
+        json_line(found.as_dict())
+        return
+    rows = [{"phase": each.phase, "seconds": f"{each.seconds:.2f}"} for each in found.phases]
+    rows += [
+        {"phase": "command to first step", "seconds": f"{found.first_step_seconds:.2f}"},
+        {"phase": "last step to exit", "seconds": f"{found.end_seconds:.2f}"},
+    ]
+    columns(f"start and end of a run, {found.workers} workers", rows)
+    columns(
+        "CPU seconds up to the first step",
+        [{"process": kind, "CPU s": f"{seconds:.2f}"} for kind, seconds in found.cpu_seconds.items()],
+    )
 
 
 @bench.command("nms")

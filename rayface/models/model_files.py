@@ -16,11 +16,10 @@ from rayface.backbones.weights import embedding_size_of, read_weights
 from rayface.files import publish, sha256_of, write_json
 from rayface.models.forward import embed_images, refuse_non_finite
 from rayface.models.model_card import write_card
-from rayface.models.model_info import DESCRIPTION, ModelInfo
+from rayface.models.model_info import DESCRIPTION, WEIGHTS, ModelInfo
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
 from rayface.version import VERSION
 
-WEIGHTS = "model.safetensors"
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 DESCRIPTION = "model.json"
+WEIGHTS = "model.safetensors"
 NORMALISATION = "RGB, x / 127.5 - 1"
 _NEEDED = ("backbone", "backbone_args", "embedding_size", "image_size")
 

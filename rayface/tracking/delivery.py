@@ -80,6 +80,7 @@ class Delivery:
         self._progress = self._load_progress()
         self._server: Server | None = None
         self._closing = threading.Event()
+        self._after = 0.0
         self._deadline = math.inf
         self._delivered = False
         self._thread = threading.Thread(target=self._run, name="rayface-tracking", daemon=True)
@@ -108,8 +109,9 @@ class Delivery:
         """The tracking URI without credentials."""
         return self._settings.uri
 
-    def start(self) -> None:
-        """Start sending."""
+    def start(self, after: float = 0.0) -> None:
+        """Start sending, `after` seconds from now, or when it is closed."""
+        self._after = after
         self._thread.start()
 
     def close(self, timeout: float) -> bool:
@@ -128,6 +130,7 @@ class Delivery:
         return self._delivered
 
     def _run(self) -> None:
+        self._closing.wait(self._after)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         lock: FileLock | None = None
@@ -254,15 +257,15 @@ class Delivery:
         write_json(self.folder / _DELIVERED, asdict(self._progress))
 
 
-def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str]) -> Delivery:
-    """Start delivering a run's journals to `tracking_uri(settings, run)`.
+def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str], after: float = 0.0) -> Delivery:
+    """Start delivering a run's journals to `tracking_uri(settings, run)`, `after` seconds from now.
 
     Raises:
         ValueError: MLflow cannot store there.
     """
     uri = tracking_uri(settings, run)
     delivery = Delivery(run / JOURNAL, uri=uri, experiment=settings.experiment, run_name=run.name, tags=tags)
-    delivery.start()
+    delivery.start(after)
     return delivery
 
 

@@ -35,6 +35,7 @@ def tracked_job(
     *,
     tags: Mapping[str, str] = MappingProxyType({}),
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+    deliver_after: float = 0.0,
 ) -> Iterator[TrackedJob]:
     """Log a job into `folder`/journal and deliver it to MLflow, with its final status whichever way it ends.
 
@@ -44,8 +45,9 @@ def tracked_job(
         params: params of the MLflow run.
         tags: tags of the MLflow run.
         interrupts: errors that end the job with status KILLED instead of FAILED.
+        deliver_after: seconds until delivery starts; MLflow's import and database take 3 s of CPU time.
     """
-    delivery = start(config, folder, tags) if config.enabled else None
+    delivery = start(config, folder, tags, deliver_after) if config.enabled else None
     job = TrackedJob(journal=Journal(folder / JOURNAL / "driver.jsonl"), delivery=delivery)
     job.journal.params(params)
     status: Status = "FAILED"

@@ -14,7 +14,7 @@ from rayface.backbones.weights import fill_backbone
 from rayface.config import Config
 from rayface.heads import Head, HeadSettings, build_head
 from rayface.heads.from_config import build_config_margin
-from rayface.models.model_files import WEIGHTS
+from rayface.models.model_info import WEIGHTS
 from rayface.training.distributed import World
 from rayface.training.gradient_compression import compress
 

@@ -6,16 +6,17 @@ from functools import partial
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 
 from rayface.config import Config
 from rayface.data.streaming.shared_samples import SharedSamples, share
 from rayface.interrupts import terminable
+from rayface.models.run_files import all_in
 from rayface.plan.memory import job_of
-from rayface.training.checkpointing import checkpoint
+from rayface.session import started_here
 from rayface.training.checkpointing.progress import DatasetFacts
+from rayface.training.controller import ProcessGroupConfig
+from rayface.training.ray_trainer import Trainer
 from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
-from rayface.training.recovery.placement_groups import Trainer
 from rayface.training.recovery.supervisor import Supervisor, cause_of
 from rayface.training.resources import uses_gpu
 from rayface.training.run_directory import RunDirectory
@@ -66,7 +67,9 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
         num_classes=dataset.num_classes,
         samples=samples,
         sample_order=valid.sample_order,
+        total_steps=valid.total_steps,
         known_faults=dataset.faults,
+        local=started_here(),
         held_cpus=held_cpus,
         first_shard=dataset.shards[0].path,
         shape=job_of(config, dataset.num_classes, gpu=gpu),
@@ -80,7 +83,7 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
         ),
-        torch_config=TorchConfig(timeout_s=_collective_seconds(config)),
+        torch_config=ProcessGroupConfig(timeout_s=_collective_seconds(config)),
         # Ray Train would resume a run of a known name; a new name makes the workers resume from our checkpoints.
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
@@ -93,7 +96,7 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
 
 
 def _interrupted(run: RunDirectory, cause: KeyboardInterrupt) -> TrainingInterruptedError:
-    saved = checkpoint.all_in(run.path)
+    saved = all_in(run.path)
     where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
     return TrainingInterruptedError(
         f"interrupted; {where}; resume with: rayface train --resume train.output={run}", cause

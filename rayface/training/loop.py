@@ -107,6 +107,8 @@ class Training:
         if self._done_before():
             return
         with self.watchdog, self.log.phases():
+            # Requested now: until the first batch has been read, the untrained model is evaluated.
+            batches: Iterator[Batch] | None = batches_from(self.step)
             if self.step == 0:
                 self.evaluate()
                 if self.config.train.on_nan != "stop":
@@ -114,8 +116,9 @@ class Training:
             finished: bool | None = None
             while finished is None:
                 try:
-                    finished = self._train(batches_from(self.step))
+                    finished = self._train(batches or batches_from(self.step))
                 except NotFiniteError as error:
+                    batches = None
                     self._roll_back(error)
             self.mirror.wait()  # it uses a process group, which no rank may leave before
             if finished:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayface.data.dataset import Dataset
-from rayface.training.report import write_report
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_messages import Values
 from rayface.training.validate import data_text
@@ -68,6 +67,8 @@ def write_results(run: RunDirectory, dataset: Dataset, *, seconds: float) -> Tra
         seconds=seconds,
         accuracy_before=accuracy[0][1] if accuracy else None,
     )
+    from rayface.training.report import write_report  # matplotlib: not at the start of a run
+
     curve = run.read_evaluation()["roc"] if accuracy else None
     roc = (curve["far"], curve["tar"]) if curve else None
     write_report(run, metrics=metrics, table=_table(result, dataset), roc=roc)

@@ -11,8 +11,7 @@ from rayface import elapsed
 from rayface.config import Config
 from rayface.files import exclusive_folder, write_text
 from rayface.models.model_card import CARD
-from rayface.models.model_files import WEIGHTS
-from rayface.models.model_info import DESCRIPTION
+from rayface.models.model_info import DESCRIPTION, WEIGHTS
 from rayface.models.run_files import CHECKPOINTS, CONFIG
 from rayface.tracking import Journal, read_metrics
 from rayface.tracking.delivery import delivered_run_id

@@ -1,7 +1,10 @@
 """Driver of a training run: validate, own the run directory, run the workers, collect the results."""
 
+import importlib
 import subprocess
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from types import MappingProxyType
 
@@ -10,15 +13,14 @@ from rayface.config import Config
 from rayface.progress import phase, show_training
 from rayface.session import ray_session
 from rayface.tracking.job import tracked_job
-from rayface.training.fit import fit
 from rayface.training.recovery.interrupt import TrainingInterruptedError
-from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
-from rayface.training.resources import require_resources
 from rayface.training.results import TrainResult, write_results
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_output import exclusive_run_directory
 from rayface.training.teacher_cache import fill_cache
-from rayface.training.validate import ValidRun, validate
+from rayface.training.validate import ValidRun, open_run
+
+_START_SECONDS = 10.0  # in which the workers start, and need the CPUs
 
 
 def train(
@@ -45,14 +47,32 @@ def train(
         TrainingStoppedError, CheckpointError: the run cannot continue; one line.
         TrainingInterruptedError: Ctrl-C or SIGTERM stopped it, after a checkpoint; one line.
     """
-    valid = validate(config, resume=resume)
-    with ray_session(address, num_cpus=config.train.max_workers * config.train.cpus_per_worker, debug=debug):
+    valid = open_run(config, resume=resume)
+    num_cpus = config.train.max_workers * config.train.cpus_per_worker
+    with _importing("rayface.training.builders"), ray_session(address, num_cpus=num_cpus, debug=debug):
+        # Imported now: they need PyTorch, which is being imported while Ray starts.
+        from rayface.training.model_check import check_model
+        from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
+        from rayface.training.resources import require_resources
+
+        check_model(valid)
         remove_orphaned_placement_groups()  # left by an earlier run in this process
         require_resources(config, valid.dataset.num_classes, address)
         with exclusive_run_directory(config, resume) as run:
             fill_cache(config, valid.dataset)
             _begin(run, valid)
             return _train_in(run, valid, tags=tags, held_cpus=held_cpus)
+
+
+@contextmanager
+def _importing(module: str) -> Iterator[None]:
+    """Import a module in a thread; it must not import Ray, which this thread imports from."""
+    thread = threading.Thread(target=importlib.import_module, args=(module,))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _begin(run: RunDirectory, valid: ValidRun) -> None:
@@ -64,8 +84,17 @@ def _begin(run: RunDirectory, valid: ValidRun) -> None:
 
 
 def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], held_cpus: float) -> TrainResult:
+    from rayface.training.fit import fit
+
     interrupts = (KeyboardInterrupt, TrainingInterruptedError)
-    tracked = tracked_job(run.path, valid.config.tracking, _params(valid), tags=tags, interrupts=interrupts)
+    tracked = tracked_job(
+        run.path,
+        valid.config.tracking,
+        _params(valid),
+        tags=tags,
+        interrupts=interrupts,
+        deliver_after=_START_SECONDS,
+    )
     with run.session() as seconds, tracked as job:
         job.journal.artifact(run.config_file)
         job.journal.tags({"git_commit": _git_commit(), "run_directory": str(run)})

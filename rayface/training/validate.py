@@ -1,10 +1,8 @@
-"""Validation of a run before Ray starts."""
+"""Checks of a run that need neither PyTorch nor Ray: settings, output and data."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from rayface import tracking
 from rayface.config import Config
@@ -13,15 +11,9 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming.micro_batches import check_pieces, micro_batches
 from rayface.data.streaming.sample_order import SampleOrder, order_samples
 from rayface.evaluation.protocols import protocol_class
-from rayface.heads import head_class
-from rayface.heads.from_config import check_config_head
 from rayface.storage import DataError
-from rayface.training.builders import build_config_backbone, load_start
-from rayface.training.distillation import check_distillation
-from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_output import DataFacts, check_data, check_output
-from rayface.training.schedules import RunLength, build_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -41,29 +33,31 @@ class ValidRun:
         return max(1, round(self.config.train.epochs * self.sample_order.steps_per_epoch))
 
     @property
+    def resumed(self) -> RunDirectory | None:
+        """The run directory that is resumed; None for a new run."""
+        output = self.config.train.output
+        return RunDirectory(Path(output).absolute()) if self.resume and output is not None else None
+
+    @property
     def data_facts(self) -> DataFacts:
         """Facts of the training data that a resume compares."""
         return DataFacts.of(self.dataset)
 
 
-def validate(config: Config, *, resume: bool = False) -> ValidRun:
-    """Check everything about a run that does not need Ray; nothing is written.
+def open_run(config: Config, *, resume: bool = False) -> ValidRun:
+    """Check settings and output, and open the data; nothing is written. `model_check.check_model` checks the rest.
 
     Raises:
         ValueError: bad input; one line.
     """
-    check_settings(config)
+    _check_plain_settings(config)
     check_output(config, resume)
     dataset = _open_dataset(config, resume)
     logger.info("data %s", data_text(dataset))
     run = ValidRun(config=config, resume=resume, dataset=dataset, sample_order=_sample_order(config, dataset))
-    _check_backbone(config, resume)
-    check_distillation(config)
-    if resume and config.train.output is not None:
-        directory = RunDirectory(Path(config.train.output).absolute())
+    if directory := run.resumed:
         with directory.exclusive():
             check_data(directory, run.data_facts)
-            check_resumable(directory, config, run.sample_order)
     return run
 
 
@@ -115,21 +109,23 @@ def check_settings(config: Config) -> None:
     Raises:
         ValueError: one line.
     """
+    from rayface.training.model_check import check_names  # imports PyTorch
+
+    _check_plain_settings(config)
+    check_names(config)
+
+
+def _check_plain_settings(config: Config) -> None:
     train, data = config.train, config.data
     if not data.train:
         raise ValueError("data.train: is not set: must be a dataset directory, for example data.train=faces")
     check_pieces(train)
     _check_static_graph(config)
-    head_class(config.head.name)
-    check_config_head(config)
     if config.tracking.enabled and config.tracking.uri is not None:
         tracking.tracking_uri(config.tracking, Path())
     if (protocol := protocol_class(config.evaluate)) is not None:
         # Open it once here, so that errors are found before a worker starts.
         protocol.open(config.evaluate, image_size=16)
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    build_schedule(config.schedule, optimizer, RunLength(total_steps=1, steps_per_epoch=1))
 
 
 def _check_static_graph(config: Config) -> None:
@@ -146,12 +142,3 @@ def _check_static_graph(config: Config) -> None:
         )
     if config.backbone.compile:
         raise ValueError("train.static_graph: true: cannot be combined with backbone.compile: choose one of them")
-
-
-def _check_backbone(config: Config, resume: bool) -> None:
-    """Build the backbone, without memory unless it loads weights, to find errors before workers start."""
-    if config.backbone.weights is not None and not resume:
-        load_start(build_config_backbone(config), config)
-        return
-    with torch.device("meta"):
-        build_config_backbone(config)

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import ray
 import ray.train
 import ray.train.torch
-from ray.train.collective import broadcast_from_rank_zero
 
 from rayface.config import Config
 from rayface.data.streaming.batches import Batch, Fault, train_batches
 from rayface.data.streaming.dealer import Dealt, deal
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import SharedSamples
+from rayface.models.run_files import all_in
 from rayface.plan.memory import Job
 from rayface.training.checkpointing.mirror_actors import ActorStores
 from rayface.training.checkpointing.progress import DatasetFacts
-from rayface.training.distributed import World
+from rayface.training.distributed import World, from_rank_0
 from rayface.training.loop import Training
 from rayface.training.preflight import preflight
 from rayface.training.run_directory import RunDirectory
@@ -34,8 +34,11 @@ class WorkerJob:
     """Size of the joint label space."""
     samples: SharedSamples
     sample_order: SampleOrder
+    total_steps: int
     known_faults: Sequence[Fault]
     """Corrupt samples found when the dataset was opened."""
+    local: bool
+    """Whether Ray was started by the driver, for this run."""
     held_cpus: float
     """CPUs reserved by concurrent runs; data readers must leave them free."""
     first_shard: str
@@ -58,6 +61,9 @@ def train_worker(job: WorkerJob) -> None:
     found: dict[str, str] = {}
     if world.size > 1:
         found = preflight(world, job.run, [job.first_shard], job.shape, node=ray.util.get_node_ip_address())
+    # Without checkpoints the run starts at step 0: reading starts now, beside the building of the model.
+    fresh = from_rank_0(not all_in(job.run.path), world)
+    early = _batches(job, world, start=0) if fresh else None
     training = Training(
         job.config,
         job.run,
@@ -71,13 +77,23 @@ def train_worker(job: WorkerJob) -> None:
     training.log.tags(found)
 
     def batches_from(step: int) -> Iterator[Batch]:
-        dealt = _deal(job, world, start=step, stop=training.total_steps) if world.rank == 0 else None
-        return train_batches(broadcast_from_rank_zero(dealt), world.rank)
+        nonlocal early
+        batches, early = early, None
+        if batches is not None and step == 0:  # a mirrored state may be of a later step
+            return batches
+        return _batches(job, world, start=step)
 
     training.fit(batches_from)
 
 
-def _deal(job: WorkerJob, world: World, *, start: int, stop: int) -> Dealt:
+def _batches(job: WorkerJob, world: World, *, start: int) -> Iterator[Batch]:
+    """Return this rank's batches from a step on; every rank must call it."""
+    dealt = from_rank_0(_deal(job, world, start=start) if world.rank == 0 else None, world)
+    assert dealt is not None
+    return train_batches(dealt, world.rank)
+
+
+def _deal(job: WorkerJob, world: World, *, start: int) -> Dealt:
     """Start the data stream of all ranks."""
     config = job.config
     return deal(
@@ -86,8 +102,9 @@ def _deal(job: WorkerJob, world: World, *, start: int, stop: int) -> Dealt:
         image_size=config.data.image_size,
         world_size=world.size,
         start=start,
-        stop=stop,
+        stop=job.total_steps,
         readers=config.data.readers,
+        local=job.local,
         reserved={
             "CPU": world.size * config.train.cpus_per_worker + job.held_cpus,
             "GPU": float(world.size * (world.device.type == "cuda")),

@@ -8,7 +8,8 @@ import ray
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.placement_group import placement_group_table, remove_placement_group
 
-from rayface.training.recovery.placement_groups import Trainer, remove_orphaned_placement_groups
+from rayface.training.ray_trainer import Trainer
+from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -15,6 +15,7 @@ from rayface.data.streaming.sample_order import SampleOrder
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
 from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.mirror_store import MirrorStore, Store, Stores
 from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World
@@ -163,7 +164,7 @@ def test_run_whose_last_checkpoint_cannot_be_written_has_no_outcome(tmp_path, mo
 
     monkeypatch.setattr(checkpoint, "save", fail)
     run = tmp_path / "run"
-    with pytest.raises(checkpoint.CheckpointError, match="No space left on device"):
+    with pytest.raises(CheckpointError, match="No space left on device"):
         training(run, "train.epochs=0.5").fit(batches_to(3))
     assert not RunDirectory(run).has_outcome()
 

@@ -9,17 +9,18 @@ import pytest
 from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking.journal import read_records
-from rayface.training import trainer
+from rayface.training import fit, resources, trainer
+from rayface.training.recovery import placement_groups
 from rayface.training.run_directory import RunDirectory
-from rayface.training.validate import ValidRun, validate
+from rayface.training.validate import ValidRun, open_run
 from tests.training.small_run import config_of
 
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "ray_session", lambda *args, **options: nullcontext())
-    monkeypatch.setattr(trainer, "require_resources", lambda *args: None)
-    monkeypatch.setattr(trainer, "remove_orphaned_placement_groups", lambda: None)
+    monkeypatch.setattr(resources, "require_resources", lambda *args: None)
+    monkeypatch.setattr(placement_groups, "remove_orphaned_placement_groups", lambda: None)
 
 
 def test_refused_resume_leaves_the_run_as_it_was(started_run: Path, tmp_path: Path, no_ray: None) -> None:
@@ -82,8 +83,8 @@ def test_train_of_a_new_run_writes_config_faults_and_journal_before_its_workers_
         assert (run.path / "faults.log").read_text() == ""
         run.write_outcome({"steps": valid.total_steps, "faults": 0, "loss": 1.5})
 
-    monkeypatch.setattr(trainer, "fit", work)
-    total_steps = validate(config).total_steps
+    monkeypatch.setattr(fit, "fit", work)
+    total_steps = open_run(config).total_steps
     result = trainer.train(config, held_cpus=2.5)
     assert (result.steps, result.loss, result.tracking) == (total_steps, 1.5, None)
     run = RunDirectory(tmp_path / "run")

@@ -8,7 +8,7 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.data.synth import synthesize
 from rayface.training.run_directory import RunDirectory
-from rayface.training.validate import check_settings, dry_run, validate
+from rayface.training.validate import check_settings, dry_run, open_run
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,15 @@ def test_check_settings_of_a_bad_value_is_one_line(data: Path, change: str, mess
     assert "\n" not in str(refused.value)
 
 
-def test_validate_of_a_new_run_counts_its_steps_and_makes_nothing(data: Path, tmp_path: Path) -> None:
+def test_open_run_of_a_new_run_counts_its_steps_and_makes_nothing(data: Path, tmp_path: Path) -> None:
     config = config_of(data, "train.epochs=3", f"train.output={tmp_path / 'run'}")
-    valid = validate(config)
+    valid = open_run(config)
     assert valid.total_steps == dry_run(config) == 12
     assert valid.data_facts.num_images == 16
     assert not (tmp_path / "run").exists()
 
 
-def test_validate_of_a_resume_on_other_data_is_refused(data: Path, tmp_path: Path) -> None:
+def test_open_run_of_a_resume_on_other_data_is_refused(data: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     config = config_of(data, f"train.output={tmp_path}")
     run.write_config(config)
@@ -56,12 +56,12 @@ def test_validate_of_a_resume_on_other_data_is_refused(data: Path, tmp_path: Pat
     with pytest.raises(
         ValueError, match=r"data.train: digest is .*, the run was started with another: must not change"
     ):
-        validate(config, resume=True)
+        open_run(config, resume=True)
 
 
-def test_validate_of_a_resume_while_the_run_is_at_work_is_refused(data: Path, tmp_path: Path) -> None:
+def test_open_run_of_a_resume_while_the_run_is_at_work_is_refused(data: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     config = config_of(data, f"train.output={tmp_path}")
     run.write_config(config)
     with run.exclusive(), pytest.raises(ValueError, match=r"train.output: .* another process owns it"):
-        validate(config, resume=True)
+        open_run(config, resume=True)

@@ -23,7 +23,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: dict[str, Any] = {}
-        self.total_steps = 9
+        self.start = 4
         self.log = SimpleNamespace(tags=lambda tags: self.calls.update(tags=tags))
 
     def training(self, *args: Any, **options: Any) -> "Recorder":
@@ -31,17 +31,21 @@ class Recorder:
         return self
 
     def fit(self, batches_from: Callable[[int], Iterator[Any]]) -> None:
-        self.calls["batches"] = list(batches_from(4))
+        self.calls["batches"] = list(batches_from(self.start))
 
 
 @pytest.fixture
 def run_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Runs one worker of a group; returns what it called."""
 
-    def run(rank: int, size: int, *overrides: str, held_cpus: float = 0.0, mirrored: bool = False) -> dict[str, Any]:
+    def run(
+        rank: int, size: int, *overrides: str, held_cpus: float = 0.0, mirrored: bool = False, start: int = 4
+    ) -> dict[str, Any]:
         recorder = Recorder()
+        recorder.start = start
 
         def deal(*args: Any, **options: Any) -> str:
+            recorder.calls.setdefault("deals", []).append(options["start"])
             recorder.calls["deal"] = options
             return "dealt"
 
@@ -55,7 +59,7 @@ def run_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         monkeypatch.setattr(ray.train, "get_context", lambda: context)
         monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
         monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.1")
-        monkeypatch.setattr(worker, "broadcast_from_rank_zero", lambda value: value)
+        monkeypatch.setattr(worker, "from_rank_0", lambda value, world: "dealt" if value is None else value)
         monkeypatch.setattr(worker, "train_batches", lambda dealt, rank: iter([(dealt, rank)]))
         monkeypatch.setattr(worker, "Training", recorder.training)
         monkeypatch.setattr(worker, "preflight", preflight)
@@ -70,6 +74,8 @@ def run_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
                 num_classes=6,
                 samples=None,
                 sample_order=SampleOrder(num_samples=24, batch_size=4),
+                total_steps=9,
+                local=True,
                 known_faults=(),
                 held_cpus=held_cpus,
                 first_shard="shard-000000.tar",
@@ -87,6 +93,7 @@ def test_worker_of_rank_0_starts_the_stream_and_leaves_cpus_to_training(run_work
     calls = run_worker(0, 3, "train.cpus_per_worker=2", "data.image_size=48", held_cpus=1.5)
     dealt = calls["deal"]
     assert (dealt["start"], dealt["stop"], dealt["world_size"], dealt["image_size"]) == (4, 9, 3, 48)
+    assert dealt["local"]
     assert dealt["reserved"] == {"CPU": 3 * 2 + 1.5, "GPU": 0.0}
     assert calls["batches"] == [("dealt", 0)]
 
@@ -94,7 +101,7 @@ def test_worker_of_rank_0_starts_the_stream_and_leaves_cpus_to_training(run_work
 def test_worker_of_another_rank_takes_the_stream_of_rank_0(run_worker: Callable[..., Any]) -> None:
     calls = run_worker(2, 3)
     assert "deal" not in calls
-    assert calls["batches"] == [(None, 2)]
+    assert calls["batches"] == [("dealt", 2)]
 
 
 def test_worker_among_others_runs_the_preflight_and_logs_what_it_found(run_worker: Callable[..., Any]) -> None:
@@ -115,3 +122,15 @@ def test_worker_of_a_mirrored_run_trains_with_the_stores_of_its_experiment(run_w
     assert run_worker(0, 1)["training"][1]["stores"] is None
     stores = run_worker(0, 1, mirrored=True)["training"][1]["stores"]
     assert stores == "stores of experiment"
+
+
+def test_worker_of_a_run_without_checkpoints_starts_its_stream_before_the_model_is_built(
+    run_worker: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A mirrored state may be of a later step, from which another stream is started."""
+    assert run_worker(0, 1, start=0)["deals"] == [0]
+    assert run_worker(0, 1, start=4)["deals"] == [0, 4]
+    saved = tmp_path / "checkpoints" / "step_00000004"
+    saved.mkdir(parents=True)
+    (saved / "progress.json").write_text("{}")
+    assert run_worker(0, 1, start=4)["deals"] == [4]

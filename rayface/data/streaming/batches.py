@@ -12,7 +12,7 @@ import ray
 import torch
 
 from rayface.data.shards.samples import Fault
-from rayface.data.streaming.dealer import Dealt
+from rayface.data.streaming.dealer import Dealt, Stream
 from rayface.data.streaming.sample_order import rank_rows
 from rayface.data.streaming.windows import rank_windows
 from rayface.storage import DataError
@@ -79,7 +79,7 @@ class FaultCounter:
 
 
 def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterator[Batch]:
-    """Yield this rank's batches of the stream's steps.
+    """Request this rank's first blocks; return its batches of the stream's steps.
 
     Args:
         node: Ray's id of the rank's node, whose ranks share its blocks; None: this process's node.
@@ -87,11 +87,16 @@ def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterat
     Raises:
         DataError, StorageError: an error of the readers.
     """
-    stream, order = dealt.stream, dealt.stream.order
+    blocks = _blocks(dealt, rank, node or ray.get_runtime_context().get_node_id())
+    return _batches(dealt.stream, rank, blocks)
+
+
+def _batches(stream: Stream, rank: int, blocks: Iterator[pa.Table]) -> Iterator[Batch]:
+    order = stream.order
     step, stop = stream.steps
     rows = rank_rows(order.batch_size, rank, stream.world_size)
     window = order.window_of(step)[0]
-    for block in _blocks(dealt, rank, node or ray.get_runtime_context().get_node_id()):
+    for block in blocks:
         for part in rank_windows(block, order, rank, stream.world_size, stream.image_size):
             if part.window != window:
                 raise RuntimeError(f"rank {rank} received window {part.window} instead of {window}: the order was lost")
@@ -109,7 +114,7 @@ def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterat
 
 
 def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[pa.Table]:
-    """Yield the block of each turn; later ones are prefetched into this node's object store."""
+    """Request the first turns; return the block of each turn. Turns ahead are fetched into this node's store."""
     dealer, ahead = dealt.dealer, dealt.stream.turns_ahead
 
     def take(turn: int) -> pa.Table | None:
@@ -118,13 +123,17 @@ def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[pa.Table]:
 
     pool = ThreadPoolExecutor(1 + ahead)
     turns = deque(pool.submit(take, turn) for turn in range(ahead))
-    try:
-        for turn in itertools.count(ahead):
-            turns.append(pool.submit(take, turn))
-            block = turns.popleft().result()
-            if block is None:
-                return
-            yield block
-    finally:
-        dealer.done.remote(rank)
-        pool.shutdown(wait=False, cancel_futures=True)
+
+    def in_turn() -> Iterator[pa.Table]:
+        try:
+            for turn in itertools.count(ahead):
+                turns.append(pool.submit(take, turn))
+                block = turns.popleft().result()
+                if block is None:
+                    return
+                yield block
+        finally:
+            dealer.done.remote(rank)
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return in_turn()

@@ -19,7 +19,7 @@ from rayface.data.shards.samples import SampleIndex
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import SharedSamples
 from rayface.data.streaming.windows import error_block, read_windows
-from rayface.ray_internals import ExecutionCallback
+from rayface.ray_internals import ExecutionCallback, execute_data_locally
 from rayface.storage import DataError, StorageError
 
 # A block costs Ray Data's loop 3 to 4 ms whatever its size.
@@ -42,6 +42,7 @@ class Stream:
         reserved: resources held by training, {"CPU": ..., "GPU": ...}.
         block_images: minimum images per node and block; small windows are read together until they have it.
         turns_per_execution: turns read by one Ray Data execution; the next starts when its first turn is requested.
+        local: Ray was started by the job, for itself.
         turns_ahead: turns that a worker requests before it needs them.
     """
 
@@ -55,6 +56,7 @@ class Stream:
     block_images: int
     turns_per_execution: int
     turns_ahead: int
+    local: bool
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def deal(
     stop: int,
     readers: int,
     reserved: dict[str, float],
+    local: bool = False,
 ) -> Dealt:
     """Start the dealer of the steps [start, stop) on this node; every rank reads from it by batches.train_batches.
 
@@ -91,6 +94,7 @@ def deal(
         block_images=_BLOCK_IMAGES,
         turns_per_execution=_TURNS_PER_EXECUTION,
         turns_ahead=_TURNS_AHEAD,
+        local=local,
     )
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # A call of each rank may wait while the rank makes the next one or calls `done`.
@@ -151,6 +155,8 @@ class Dealer:
             ray.actor.exit_actor()
 
     def _run(self) -> None:
+        if self._stream.local:
+            execute_data_locally()
         try:
             for turn, blocks in enumerate(self._blocks()):
                 if not self._hand_out(turn, blocks):

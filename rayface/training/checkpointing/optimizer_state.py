@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -78,6 +77,8 @@ def by_name(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> dict
 
 def _saved_order(folder: Path) -> list[str]:
     """Return the names of the backbone's tensors in the order in which they were saved."""
+    import torch.distributed.checkpoint as dcp  # slow: only for older checkpoints
+
     # The tensors' metadata is ordered by the ranks that wrote them, the planner data by the state.
     planned = dcp.FileSystemReader(folder).read_metadata().planner_data or {}
     return [name.removeprefix("backbone.") for name in planned if name.startswith("backbone.")]

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from rayface.training.checkpointing import checkpoint
-from rayface.training.checkpointing.checkpoint import CheckpointError, State
+from rayface.training.checkpointing.checkpoint import State
+from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.snapshot import Snapshot, copied, plain
 

@@ -4,22 +4,9 @@ from typing import Any
 
 import ray
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from rayface.ray_internals import PlacementGroupCleanerCallback, TrainController, global_state
-
-
-class Trainer(TorchTrainer):
-    """TorchTrainer that leaves the placement groups of killed controllers to `remove_orphaned_placement_groups`.
-
-    Ray Train's own cleaner (Ray 2.60) queries the dashboard of any Ray on this machine. It fails if there is none or
-    several, and with the dashboard of another Ray it considers a live controller dead.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+from rayface.ray_internals import TrainController, global_state
 
 
 def remove_orphaned_placement_groups() -> None:

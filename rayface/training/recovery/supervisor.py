@@ -22,7 +22,7 @@ from rayface.ray_internals import (
     WorkerGroupStartupTimeoutError,
 )
 from rayface.storage import DataError, StorageError
-from rayface.training.checkpointing.checkpoint import CheckpointError
+from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.mirror_actors import start_stores
 from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
@@ -31,6 +31,7 @@ _KNOWN = (TrainingStoppedError, CheckpointError, StorageError, DataError, ValueE
 # Transient failures of machines, networks and other workers; any other error would recur in the next attempt.
 _PASSING = (RayError, RuntimeError, OSError)
 _WITHOUT_WORKERS = (InitializingState, ReschedulingState, RestartingState, SchedulingState)
+_TRAIN_VARIABLES = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Libraries that write files (PyTorch, safetensors, SQLite, Arrow) report a full disk only as text.
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
@@ -61,6 +62,10 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._run_name = train_run_context.run_config.name
+        for name in _TRAIN_VARIABLES:
+            # The controller has read it. Ray Train would pass it on in a runtime environment of the workers, which
+            # start later with one: no prestarted process has it.
+            os.environ.pop(name, None)
         if self._train.min_workers < self._train.max_workers:
             os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(_ELASTIC_START_SECONDS))
 

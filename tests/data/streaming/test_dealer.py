@@ -27,6 +27,7 @@ def stream(**changes: Any) -> Stream:
         "block_images": 8,
         "turns_per_execution": 4,
         "turns_ahead": 2,
+        "local": False,
     }
     return Stream(**{**settings, **changes})
 

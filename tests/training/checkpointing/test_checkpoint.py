@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from rayface.heads.class_centers import class_range
 from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import Progress
 
 NUM_CLASSES = 10
@@ -100,7 +101,7 @@ def test_newest_valid_without_a_valid_checkpoint_raises_one_line_and_changes_not
     for step in (10, 20):
         save_small(tmp_path, step)
         (checkpoint.folder_of(tmp_path, step) / ".metadata").unlink()
-    with pytest.raises(checkpoint.CheckpointError, match="none of its checkpoints is valid") as caught:
+    with pytest.raises(CheckpointError, match="none of its checkpoints is valid") as caught:
         checkpoint.newest_valid(tmp_path)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["10", "20"]

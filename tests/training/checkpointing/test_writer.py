@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from rayface.heads.class_centers import class_range
 from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
-from rayface.training.checkpointing.checkpoint import CheckpointError
+from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import PROGRESS, Progress
 from rayface.training.checkpointing.row_copy import RowCopy
 from rayface.training.checkpointing.writer import CheckpointWriter

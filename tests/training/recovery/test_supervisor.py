@@ -26,7 +26,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 
 from rayface.config import TrainConfig
 from rayface.storage import DataError, StorageError
-from rayface.training.checkpointing.checkpoint import CheckpointError
+from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.recovery import supervisor
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.recovery.supervisor import Supervisor, cause_of, describe, lasting_cause

@@ -1,0 +1,100 @@
+"""What Ray Train's controller runs of a training; importable without PyTorch, which the controller does not need."""
+
+import logging
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import GetTimeoutError
+from ray.train.backend import Backend, BackendConfig
+
+from rayface.machine import num_cpus
+from rayface.ray_internals import FixedScalingPolicy, TrainingFramework, get_address_and_port, torch_process_group
+
+logger = logging.getLogger(__name__)
+
+_LEAVE_SECONDS = 30
+
+
+@dataclass
+class ProcessGroupConfig(BackendConfig):
+    """As Ray Train's TorchConfig, which takes 1.2 s of CPU time more to unpickle: it imports PyTorch.
+
+    Attributes:
+        timeout_s: when a collective gives up, seconds.
+        backend: nccl or gloo; TorchTrainer sets it.
+    """
+
+    timeout_s: int = 1800
+    backend: str | None = None
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return ProcessGroup
+
+    @property
+    def train_func_context(self) -> Any:
+        return torch_process_group().TorchConfig().train_func_context
+
+    @property
+    def framework(self) -> TrainingFramework:
+        return TrainingFramework.TORCH
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class ProcessGroup(Backend):
+    """Joins the workers to one process group of PyTorch's; one call to each worker."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        ranks = range(len(worker_group))
+        calls = [
+            worker_group.execute_single_async(
+                rank, _join, rank, len(ranks), f"tcp://{_host(address)}:{port}", backend_config
+            )
+            for rank in ranks
+        ]
+        ray.get(calls)
+
+    def on_shutdown(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
+        calls = worker_group.execute_async(_leave, len(worker_group) > 1)
+        try:
+            ray.get(calls, timeout=_LEAVE_SECONDS)
+        except GetTimeoutError:
+            logger.warning("workers did not leave the process group within %d s", _LEAVE_SECONDS)
+
+
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def _join(rank: int, size: int, url: str, config: ProcessGroupConfig) -> None:
+    if config.backend == "gloo":  # read by OpenMP and MKL when PyTorch is imported, so set before
+        local_size = ray.train.get_context().get_local_world_size()
+        os.environ["OMP_NUM_THREADS"] = str(max(1, num_cpus() // local_size))
+    internals = torch_process_group()
+    internals._set_torch_distributed_env_vars()
+    internals._setup_torch_process_group(config.backend, rank, size, url, config.timeout_s)
+
+
+def _leave(destroy: bool) -> None:
+    torch_process_group()._shutdown_torch(destroy_process_group=destroy)
+
+
+class LocalScalingPolicy(FixedScalingPolicy):
+    """A fixed number of workers on a local Ray: nobody is asked for nodes, which would start an actor to ask."""
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
+        pass

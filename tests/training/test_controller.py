@@ -1,0 +1,62 @@
+"""What Ray Train's controller runs of a training: light imports, the process group, no requests for nodes."""
+
+import subprocess
+import sys
+
+import pytest
+from ray.train import ScalingConfig
+
+from rayface.training import controller
+from rayface.training.controller import LocalScalingPolicy, ProcessGroup, ProcessGroupConfig
+
+
+class Workers:
+    """A worker group that records calls instead of making them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.calls: list[tuple[int, tuple[object, ...]]] = []
+
+    def __len__(self) -> int:
+        return self._size
+
+    def execute_single(self, rank: int, function: object) -> tuple[str, int]:
+        return "2001:db8::1", 1234
+
+    def execute_single_async(self, rank: int, function: object, *args: object) -> int:
+        self.calls.append((rank, args))
+        return rank
+
+
+@pytest.mark.parametrize("module", ["rayface.training.controller", "rayface.training.recovery.supervisor"])
+def test_import_of_what_the_controller_runs_leaves_out_slow_modules(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'numba', 'mlflow', 'matplotlib'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_process_group_of_two_workers_joins_each_at_rank_0s_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[object] = []
+    monkeypatch.setattr(controller.ray, "get", lambda calls, **options: waited.extend(calls))
+    workers, config = Workers(2), ProcessGroupConfig(timeout_s=7, backend="gloo")
+    ProcessGroup().on_start(workers, config)
+    assert workers.calls == [(rank, (rank, 2, "tcp://[2001:db8::1]:1234", config)) for rank in range(2)]
+    assert waited == [0, 1]
+
+
+def test_process_group_config_is_of_pytorch() -> None:
+    config = ProcessGroupConfig(timeout_s=7, backend="nccl")
+    assert config.backend_cls is ProcessGroup
+    assert config.to_dict() == {"timeout_s": 7, "backend": "nccl"}
+    assert config.framework.value == "torch"
+    with config.train_func_context():
+        pass
+
+
+def test_local_scaling_policy_asks_nobody_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a Ray, a request would fail."""
+    policy = LocalScalingPolicy(ScalingConfig(num_workers=3))
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert decision.num_workers == 3
+    policy._send_resource_request()
+    policy._cancel_resource_request()

@@ -1,0 +1,33 @@
+"""What is refused of a model before workers start, and that it needs no optimizer."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rayface.training.model_check import check_names
+from tests.training.small_run import config_of
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("head.name=none", "head.name 'none' must be one of partial_fc"),
+        ("head.margin=none", "head.margin"),
+        ("schedule.name=none", "schedule.name"),
+    ],
+)
+def test_check_names_of_an_unknown_name_raises_one_line(change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        check_names(config_of(change))
+    assert "\n" not in str(refused.value)
+
+
+def test_check_names_imports_no_compiler() -> None:
+    """PyTorch's first optimizer imports TorchDynamo and SymPy, 1 s of CPU time before the workers start."""
+    code = (
+        "import sys\nfrom rayface import config\nfrom rayface.training.model_check import check_names\n"
+        "check_names(config.load('debug'))\nprint(sorted({'torch._dynamo', 'sympy', 'numba'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
