@@ -268,7 +268,7 @@ def test_deliver_with_masked_credentials_takes_them_from_the_environment(tmp_pat
             ValueError, match=r"its password is not stored: give it again, or .* in MLFLOW_TRACKING_URI"
         ):
             deliver(tmp_path, 0.1)
-        with pytest.raises(ValueError, match=r"^tracking.uri: http://\*\*\*@127.0.0.1:9: its password is not kept"):
+        with pytest.raises(ValueError, match=r"^tracking.uri: http://\*\*\*@127.0.0.1:9: its password is not stored"):
             tracking_uri(TrackingConfig(uri=shown), tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", real)
     assert not deliver(tmp_path, 0.1)

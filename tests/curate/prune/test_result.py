@@ -65,7 +65,7 @@ def test_as_dict_of_a_tracked_job_says_where() -> None:
 def test_read_result_without_a_key_raises_one_line(finished: Path) -> None:
     values = {key: value for key, value in result().as_dict().items() if key != "faces_in"}
     (finished / "prune.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"prune.json: is damaged \(TypeError: .*'faces_in'"):
+    with pytest.raises(ValueError, match=r"prune.json: is corrupt \(TypeError: .*'faces_in'"):
         read_result(finished)
 
 
@@ -100,7 +100,7 @@ def test_read_result_with_a_cut_file_is_none(finished: Path) -> None:
 def test_read_result_of_corrupt_json_raises_one_line(finished: Path) -> None:
     (finished / "prune.json").write_text("{")
     with pytest.raises(
-        ValueError, match=r"prune.json: is damaged \(JSONDecodeError: .*delete it and run again"
+        ValueError, match=r"prune.json: is corrupt \(JSONDecodeError: .*delete it and run again"
     ) as raised:
         read_result(finished)
     assert "\n" not in str(raised.value)
