@@ -61,7 +61,7 @@ def test_train_batches_give_the_faults_of_a_window_once(monkeypatch: pytest.Monk
 
 
 def test_train_batches_of_windows_out_of_order_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match=r"^rank 0 got window 2 instead of 1: the order was lost$"):
+    with pytest.raises(RuntimeError, match=r"^rank 0 received window 2 instead of 1: the order was lost$"):
         read(monkeypatch, [[0], [2]], (0, 10), 0, 1)
 
 
