@@ -61,8 +61,9 @@ def train_worker(job: WorkerJob) -> None:
     found: dict[str, str] = {}
     if world.size > 1:
         found = preflight(world, job.run, [job.first_shard], job.shape, node=ray.util.get_node_ip_address())
-    # Without checkpoints the run starts at step 0: reading starts now, beside the building of the model.
-    fresh = from_rank_0(not all_in(job.run.path), world)
+    # A new run starts at step 0: reading starts now, beside the building of the model. Restarted workers may take up a
+    # mirrored state, and a second stream would cost them 2 s of CPU time.
+    fresh = from_rank_0(not all_in(job.run.path) and not job.run.restarts(), world)
     early = _batches(job, world, start=0) if fresh else None
     training = Training(
         job.config,
@@ -79,7 +80,7 @@ def train_worker(job: WorkerJob) -> None:
     def batches_from(step: int) -> Iterator[Batch]:
         nonlocal early
         batches, early = early, None
-        if batches is not None and step == 0:  # a mirrored state may be of a later step
+        if batches is not None and step == 0:
             return batches
         return _batches(job, world, start=step)
 

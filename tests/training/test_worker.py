@@ -127,10 +127,17 @@ def test_worker_of_a_mirrored_run_trains_with_the_stores_of_its_experiment(run_w
 def test_worker_of_a_run_without_checkpoints_starts_its_stream_before_the_model_is_built(
     run_worker: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """A mirrored state may be of a later step, from which another stream is started."""
+    """Not where it is of no use: another stream is started wherever the training begins."""
     assert run_worker(0, 1, start=0)["deals"] == [0]
     assert run_worker(0, 1, start=4)["deals"] == [0, 4]
     saved = tmp_path / "checkpoints" / "step_00000004"
     saved.mkdir(parents=True)
     (saved / "progress.json").write_text("{}")
+    assert run_worker(0, 1, start=4)["deals"] == [4]
+
+
+def test_restarted_worker_without_checkpoints_starts_one_stream_where_the_mirrored_state_is(
+    run_worker: Callable[..., Any], tmp_path: Path
+) -> None:
+    RunDirectory(tmp_path).add_restart("worker 1 died")
     assert run_worker(0, 1, start=4)["deals"] == [4]
