@@ -8,11 +8,12 @@ ARGS ?=
 # Processes that share the tests, file by file in their order, so that the faults, which mostly wait, begin early.
 JOBS ?= 2
 
-.PHONY: help demo test faults lint types format clean
+.PHONY: help demo test test-all faults lint types format clean
 
 help:
 	@echo "make demo    draw faces, train on them with several workers, evaluate (a few minutes)"
-	@echo "make test    run the tests; ARGS='-k name' is passed on to pytest"
+	@echo "make test    unit tests, oracles, a short road of each verb; ARGS='-k name' is passed on to pytest"
+	@echo "make test-all  also fault scenarios and long roads"
 	@echo "make faults  break a run in every way we know, print what is left as a table; ARGS='node driver' picks some"
 	@echo "make lint    ruff check, ruff format --check"
 	@echo "make types   mypy"
@@ -23,6 +24,9 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python examples/demo.py
 
 test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
+
+test-all: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: $(INSTALLED)

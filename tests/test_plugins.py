@@ -67,11 +67,6 @@ def test_import_of_a_broken_module_names_its_error() -> None:
     assert "ModuleNotFoundError: No module named 'module_that_it_lacks'" in message
 
 
-def test_unknown_head_is_refused_before_ray_starts() -> None:
-    code, message = _outcome(["train", "--preset", "debug", "head.name=mine", "data.train=nowhere"])
-    assert (code, message) == (2, "head.name 'mine' must be one of partial_fc, or registered by a plugin")
-
-
 def test_entry_point_is_loaded_without_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     write_plugin("packaged_margin")
     monkeypatch.syspath_prepend(os.getcwd())
@@ -98,6 +93,7 @@ def test_worker_without_the_module_fails_in_one_line(monkeypatch: pytest.MonkeyP
         build_margin("cosface")
 
 
+@pytest.mark.long
 def test_documented_head_of_a_plugin_trains_with_two_workers(tmp_path: Path) -> None:
     from rayface.data.synth import synthesize
 

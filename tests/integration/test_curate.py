@@ -286,6 +286,7 @@ def read_all(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "core_set.parquet", *(out / "found").iterdir())}
 
 
+@pytest.mark.long
 def test_prune_killed_while_it_cleans_resumes_to_the_same_bytes(
     unclean: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Any
 ) -> None:
@@ -317,6 +318,7 @@ def test_prune_killed_while_it_cleans_resumes_to_the_same_bytes(
     assert read_all(out) == read_all(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_prune_of_an_identity_of_50_000_images_selects_as_a_plain_loop(tmp_path: Path) -> None:
     """In blocks of a fortieth of it; the selection equals that of a plain loop over rows of cosines."""
     random = np.random.default_rng(2)
@@ -531,6 +533,7 @@ def test_pruned_dataset_by_reference_or_as_shards_holds_the_kept_images(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.long
 def test_prune_by_proxy_samples_trains_embeds_and_prunes_once(drawn: Path, tmp_path: Path) -> None:
     """Sample, train, embed, prune, and train on the core set, logged to MLflow; run again, it repeats nothing."""
     settings = [f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", "train.batch_size=24", "data.window_images=48"]

@@ -95,6 +95,7 @@ def submit(head: str, working_dir: Path, *arguments: str) -> dict[str, object]:
     return dict(json.loads(lines[-1]))
 
 
+@pytest.mark.long
 def test_synth_and_train_submitted_as_ray_jobs_run_unchanged(head, tmp_path):
     working_dir = tmp_path / "code"
     shutil.copytree(REPOSITORY / "rayface", working_dir / "rayface", ignore=shutil.ignore_patterns("__pycache__"))

@@ -51,6 +51,7 @@ def disturbed(monkeypatch: pytest.MonkeyPatch, trouble: object) -> None:
     monkeypatch.setattr(fit, "train_worker", train_with_trouble)
 
 
+@pytest.mark.long
 def test_train_with_an_error_of_the_data_is_not_restarted(drawn, tmp_path, monkeypatch):
     def fail(training, step):
         from rayface.storage import DataError

@@ -17,6 +17,7 @@ PLANTED = "pl4nted"
 SMALL = {"name": "mini", "backbone_args": {"width": 0.25}, "embedding_size": 16, "image_size": 32}
 
 
+@pytest.mark.long
 def test_jobs_with_credentials_in_uris_write_and_print_none_of_them(object_store, tmp_path, monkeypatch, capfd):
     store = replace(object_store, key="AKIAPL4NTED", secret=f"{PLANTED}/with@signs")
     uri = f"tracking.uri=http://me:{PLANTED}@127.0.0.1:9/?token={PLANTED}"

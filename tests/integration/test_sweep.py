@@ -45,6 +45,13 @@ KILLED = {
     "heatmaps": [["optim.lr", "train.epochs"]],
     "sweep": {"sampler": "grid", "trials": 9, "pruner": "asha", "min_steps": 20, "reduction_factor": 2},
 }
+SHORT = {
+    "preset": "debug",
+    "config": CONFIG,
+    "search": {"optim.lr": [0.01, 0.1]},
+    "objectives": [{"metric": "loss", "mode": "min"}],
+    "sweep": {"sampler": "grid"},
+}
 STATES = ["FAIL", "COMPLETE", "COMPLETE", "PRUNED"]
 # Two trials at once, each with faces of its own.
 PRUNING = {
@@ -130,11 +137,18 @@ def resumed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {"folder": folder, "sweep": folder / "sweep", "finished": finished, "result": result}
 
 
+def test_sweep_of_two_trials_ends_with_the_better_one_and_a_report(drawn, tmp_path):
+    result = result_of(command(SHORT, tmp_path, f"data.train={drawn}", "tracking.enabled=false"))
+    assert [len(results(tmp_path / "sweep")), result["complete"]] == [2, 2], result
+    assert (tmp_path / "sweep" / "report.html").stat().st_size > 1000
+
+
 def trials_of(sweep: Path, storage: str) -> list[optuna.trial.FrozenTrial]:
     (study,) = optuna.get_all_study_summaries(storage)
     return optuna.load_study(study_name=study.study_name, storage=storage).get_trials()
 
 
+@pytest.mark.long
 def test_sweep_resumed_skips_finished_trials_and_resumes_the_interrupted_one(resumed):
     sweep, result = resumed["sweep"], resumed["result"]
     assert [path.parent.name for path in resumed["finished"]] == ["0001"]
@@ -163,6 +177,7 @@ def check_rates(metrics: dict[str, Any], first: float) -> None:
     assert len(metrics["train/detector"]) == 199
 
 
+@pytest.mark.long
 def test_sweep_resumed_counts_the_seconds_of_all_sessions(resumed):
     sweep, run = resumed["sweep"], resumed["sweep"] / "trials" / "0002"
     for folder, seconds in (
@@ -175,6 +190,7 @@ def test_sweep_resumed_counts_the_seconds_of_all_sessions(resumed):
         assert sum(took[:-1]) < seconds <= sum(took)
 
 
+@pytest.mark.long
 def test_sweep_stops_a_trial_that_falls_behind_with_a_checkpoint(resumed):
     run = resumed["sweep"] / "trials" / "0003"
     (saved,) = checkpoint.all_in(run)[-1:]
@@ -182,6 +198,7 @@ def test_sweep_stops_a_trial_that_falls_behind_with_a_checkpoint(resumed):
     assert not (run / "result.json").exists()
 
 
+@pytest.mark.long
 def test_sweep_in_mlflow_has_its_trials_nested_and_none_running(resumed):
     client, runs = logged(resumed["folder"])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -210,6 +227,7 @@ def logged(folder: Path) -> tuple[Any, list[Any]]:
     return client, client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
 
 
+@pytest.mark.long
 def test_report_of_a_sweep_in_a_browser_is_drawn_without_errors(resumed, browser):
     page = browser(resumed["sweep"] / "report.html")
     assert page.console == []
@@ -228,6 +246,7 @@ def exact_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("exact_cluster")
+@pytest.mark.long
 def test_sweep_over_prune_shares_embeddings_and_reports_accuracy_against_time(drawn, tmp_path):
     faces = open_dataset([str(drawn)])
     vectors = np.random.default_rng(0).normal(size=(len(faces.index), 8)).astype(np.float32)

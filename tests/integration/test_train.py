@@ -75,6 +75,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("plain")
+@pytest.mark.long
 def test_train_with_any_number_of_workers_gives_the_same_losses(drawn, tmp_path):
     curves = {}
     # 23: no number of workers divides it.
@@ -91,6 +92,7 @@ def test_train_with_any_number_of_workers_gives_the_same_losses(drawn, tmp_path)
     assert curves[3] == pytest.approx(curves[1], rel=1e-4)
 
 
+@pytest.mark.long
 def test_train_resumed_from_a_checkpoint_equals_an_uninterrupted_run(drawn, tmp_path):
     # Batch-norm statistics are averaged over the ranks at checkpoints, so both runs have them at the same steps.
     common = {
@@ -162,6 +164,7 @@ def check_mlflow(store: str, run: Path) -> None:
     assert {"config.yaml", "model.safetensors", "report.html", "plots"} <= names
 
 
+@pytest.mark.long
 def test_train_with_a_non_finite_loss_stops_names_the_last_valid_checkpoint_and_is_resumed(drawn, tmp_path):
     run = tmp_path / "run"
     common = {"train__checkpoint_every": 1, "schedule__name": "constant"}
@@ -222,6 +225,7 @@ def test_train_into_an_output_that_cannot_be_used_is_refused(drawn, tmp_path):
         train(settings(drawn, tmp_path / "full"), resume=True)
 
 
+@pytest.mark.long
 def test_train_that_is_interrupted_saves_a_checkpoint_and_names_the_command_to_resume(drawn, tmp_path):
     run = tmp_path / "run"
     arguments = ["--preset=debug", f"data.train={drawn}", f"train.output={run}", "train.epochs=10000"]
@@ -250,6 +254,7 @@ def test_train_that_is_interrupted_saves_a_checkpoint_and_names_the_command_to_r
     assert f"the last checkpoint is {saved}; resume with: rayface train --resume train.output={run}" in errors
 
 
+@pytest.mark.long
 def test_train_on_a_bare_directory_gives_workers_the_index_of_the_driver(drawn, tmp_path, monkeypatch):
     bare = tmp_path / "bare"
     bare.mkdir()

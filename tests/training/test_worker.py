@@ -129,7 +129,9 @@ def test_worker_of_a_run_without_checkpoints_starts_its_stream_before_the_model_
 ) -> None:
     """Not where it is of no use: another stream is started wherever the training begins."""
     assert run_worker(0, 1, start=0)["deals"] == [0]
-    assert run_worker(0, 1, start=4)["deals"] == [0, 4]
+    RunDirectory(tmp_path).add_restart("worker 1 died")
+    assert run_worker(0, 1, start=4)["deals"] == [4]
+    RunDirectory(tmp_path).clear_restarts()
     saved = tmp_path / "checkpoints" / "step_00000004"
     saved.mkdir(parents=True)
     (saved / "progress.json").write_text("{}")

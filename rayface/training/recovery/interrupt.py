@@ -52,8 +52,8 @@ def run_interruptibly(function: Callable[[], None], run: RunDirectory, grace: fl
     run.clear_stop_request()
     # Not Thread.join: after an interrupted join, Python 3.11 considers the thread dead.
     done = threading.Event()
-    threading.Thread(target=call, daemon=True, name="rayface-fit").start()
     try:
+        threading.Thread(target=call, daemon=True, name="rayface-fit").start()
         while not done.wait(0.5):
             pass
     except KeyboardInterrupt:
