@@ -1,4 +1,4 @@
-"""Heads (class layers): turn embeddings and labels into a loss. They take plain arguments and do not import Ray."""
+"""Heads: compute a loss from embeddings and labels. They take plain arguments and do not import Ray."""
 
 from collections.abc import Callable
 

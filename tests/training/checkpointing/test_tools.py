@@ -99,7 +99,7 @@ def test_export_of_a_checkpoint_gives_the_backbone_as_a_model(run, tmp_path):
     assert model.info.training_digest == FACTS.digest
     assert model.info.metrics == {"accuracy_mean": 0.75}
     damage(checkpoint.folder_of(run, 6))
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="is corrupt"):
         checkpoint_tools.export(run, tmp_path / "other")
 
 
