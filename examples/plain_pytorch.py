@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from rayface.backbones import build_backbone
 from rayface.data.dataset import open_dataset
-from rayface.data.decode import decode_jpegs
+from rayface.data.decode import decode_images
 from rayface.data.images import normalize
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault
@@ -25,7 +25,7 @@ def load(directories: list[str], size: int) -> tuple[torch.Tensor, torch.Tensor]
     """Return all images (N, size, size, 3) uint8 and labels (N,) of the directories as one dataset."""
     dataset = open_dataset(directories)
     samples = read_samples(dataset.shard_paths(), dataset.index)
-    images, bad = decode_jpegs([b"" if isinstance(s, Fault) else s.jpeg for s in samples], size)
+    images, bad = decode_images([b"" if isinstance(s, Fault) else s.jpeg for s in samples], size)
     whole = np.setdiff1d(np.arange(len(images)), list(bad))
     return torch.from_numpy(images[whole]), torch.from_numpy(dataset.index.label[whole].astype(np.int64))
 
