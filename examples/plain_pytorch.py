@@ -23,7 +23,7 @@ from rayface.data.shards.samples import Fault
 
 def load(directories: list[str], size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return all images (N, size, size, 3) uint8 and labels (N,) of the directories as one dataset."""
-    dataset = open_dataset(directories)
+    dataset = open_dataset(directories, join="labels")
     samples = read_samples(dataset.shard_paths(), dataset.index)
     images, bad = decode_images([b"" if isinstance(s, Fault) else s.jpeg for s in samples], size)
     whole = np.setdiff1d(np.arange(len(images)), list(bad))
