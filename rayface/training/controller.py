@@ -10,7 +10,7 @@ import ray.train
 from ray.exceptions import GetTimeoutError
 from ray.train.backend import Backend, BackendConfig
 
-from rayface.machine import num_cpus
+from rayface.machine import keep_freed_memory, num_cpus
 from rayface.ray_internals import FixedScalingPolicy, TrainingFramework, get_address_and_port, torch_process_group
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ def _join(rank: int, size: int, url: str, config: ProcessGroupConfig) -> None:
     if config.backend == "gloo":  # read by OpenMP and MKL when PyTorch is imported, so set before
         local_size = ray.train.get_context().get_local_world_size()
         os.environ["OMP_NUM_THREADS"] = str(max(1, num_cpus() // local_size))
+        keep_freed_memory()
     internals = torch_process_group()
     internals._set_torch_distributed_env_vars()
     internals._setup_torch_process_group(config.backend, rank, size, url, config.timeout_s)

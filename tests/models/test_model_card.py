@@ -11,7 +11,7 @@ INFO = ModelInfo(backbone="r50", embedding_size=512, image_size=112, sha256="abc
 def test_card_of_a_bare_model_says_what_is_not_known() -> None:
     text = card(INFO)
     assert text.startswith("# Face embeddings by r50\n")
-    assert "| net | r50 |" in text
+    assert "| backbone | r50 |" in text
     assert "| licence of the training data | not stated |" in text
     assert "| digest of the training data | `unknown` |" in text
     assert "Nothing is recorded." in text
@@ -20,7 +20,7 @@ def test_card_of_a_bare_model_says_what_is_not_known() -> None:
 
 def test_card_with_backbone_arguments_leaves_out_those_that_are_none() -> None:
     text = card(replace(INFO, backbone_args={"width": 0.25, "dropout": None, "mask_ratio": 0.1}))
-    assert "| net | r50 (width 0.25, mask_ratio 0.1) |" in text
+    assert "| backbone | r50 (width 0.25, mask_ratio 0.1) |" in text
 
 
 def test_card_with_nested_metrics_has_a_row_for_each_number() -> None:

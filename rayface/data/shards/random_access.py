@@ -181,6 +181,8 @@ def _plain_sample(data: bytes, offset: int, at: int, end: int, expected: int) ->
 
     Returns None for anything else, valid or not. `offset` is that of the sample in its shard.
     """
+    if end > len(data):  # the shard was cut off
+        return None
     try:
         name, size, kind = parse_header(data[at : at + BLOCK])
         middle = at + BLOCK + -(-size // BLOCK) * BLOCK

@@ -218,6 +218,11 @@ def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]
     context.execution_options.exclude_resources = ExecutionResources(
         cpu=stream.reserved.get("CPU", 0), gpu=stream.reserved.get("GPU", 0)
     )
+    # Ray Data takes up to 0.3 s to notice that a task is done; a second task per CPU fills the gap. Without a free CPU,
+    # readers and workers share the CPUs by the operating system.
+    tasks = stream.readers or 2 * max(1, free)
+    limit = _read_ahead_bytes(stream, turns, tasks)
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)
     # Without room for all of a task's blocks it would wait for the loop after every two.
     context._max_num_blocks_in_streaming_gen_buffer = max(2, len(nodes))
 
@@ -236,13 +241,21 @@ def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]
             read,
             batch_size=1,
             batch_format="numpy",
-            # Ray Data takes up to 0.3 s to notice that a task is done; a second task per CPU fills the gap. Without a
-            # free CPU, readers and workers share the CPUs by the operating system.
-            compute=TaskPoolStrategy(size=stream.readers or 2 * max(1, free)),
+            compute=TaskPoolStrategy(size=tasks),
             num_cpus=0.5 if free >= 1 else 0,
         )
         bundles = blocks.iter_internal_ref_bundles()
         return (ref for bundle in bundles for ref in bundle.block_refs)
+
+
+def _read_ahead_bytes(stream: Stream, turns: Sequence[range], tasks: int) -> int:
+    """Return the size of a turn for each task and of one that waits for the ranks.
+
+    By default Ray Data reads ahead until a quarter of the machine's memory is full. Where readers share the CPUs with
+    training, that takes their time from the first hundreds of steps.
+    """
+    images = len(turns[0]) * stream.order.window_steps * stream.order.batch_size
+    return (tasks + 1) * images * 3 * stream.image_size**2
 
 
 @lru_cache(maxsize=1)

@@ -133,7 +133,7 @@ class MirrorStore:
     def delivered(self) -> list[Delivered]:
         """Return the whole parts."""
         found = []
-        for (rank, slot), part in self._parts.items():
+        for (rank, slot), part in list(self._parts.items()):  # others may call meanwhile
             descriptor, size = self._memory[rank, slot]
             path = _path(descriptor)
             found.append(Delivered(rank=rank, slot=slot, part=part, node=self._node, path=path, size=size))
@@ -141,7 +141,7 @@ class MirrorStore:
 
     def discard_before(self, step: float) -> None:
         """Discard the parts of earlier steps, and give their memory back."""
-        for rank, slot in [key for key, part in self._parts.items() if part.step < step]:
+        for rank, slot in [key for key, part in list(self._parts.items()) if part.step < step]:
             del self._parts[rank, slot]
             self._free(rank, slot)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rayface.data.streaming import dealer as module
-from rayface.data.streaming.dealer import Dealer, Stream, _executions, _Rest
+from rayface.data.streaming.dealer import Dealer, Stream, _executions, _read_ahead_bytes, _Rest
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.storage import DataError
 
@@ -122,3 +122,9 @@ def test_rest_without_progress_sleeps_longer_each_round_and_not_after_progress(
     for _ in range(20):
         rest.on_execution_step(executor)
     assert slept[-1] == 0.05
+
+
+def test_read_ahead_of_any_tasks_is_a_turn_each_and_one_more() -> None:
+    settings = stream(image_size=6)
+    turns = next(_executions(settings, 1))
+    assert _read_ahead_bytes(settings, turns, tasks=2) == 3 * (2 * 4) * (6 * 6 * 3)
