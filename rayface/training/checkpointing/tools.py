@@ -5,7 +5,7 @@ import re
 import shutil
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,9 @@ def show(directory: Path) -> CheckpointContents:
         flat = configs.flat(configs.from_dict(dict(progress.config)))
     else:
         flat = configs.flat(run.read_config()) if run.has_started() else {}
+    if progress.mlflow is not None and progress.mlflow.run_id is None:
+        # Delivery to MLflow starts after the first steps: a checkpoint can be older than the run in MLflow.
+        progress = replace(progress, mlflow=replace(progress.mlflow, run_id=run.mlflow_run_id()))
     return CheckpointContents(
         folder=folder,
         faults=[],
