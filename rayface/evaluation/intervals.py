@@ -1,0 +1,171 @@
+"""Confidence intervals of evaluation figures: a bootstrap over identities, not over pairs.
+
+Pairs that share an identity are not independent: one person who is hard to recognise fails in all of them. The *vertex
+bootstrap* (Snijders and Borgatti, 1999; for face verification: Fogliato et al., 2024) therefore draws the identities,
+the vertices of the graph of pairs, with replacement. A pair of two identities has the product of their numbers of draws
+as its weight, a pair of one identity the number of draws of it. The product is conservative (Owen and Eckles, 2012):
+where hardly any pairs share an identity, the intervals of impostor figures are up to 1.7 times as wide as necessary.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rayface.arrays import Ints
+
+CONFIDENCE = 0.95
+REPLICATES = 1000
+_BLOCK = 4_000_000  # weights computed at a time, 32 MB
+
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """Lower and upper confidence limit; NaN if there are fewer than two identities."""
+
+    low: float
+    high: float
+
+
+class AtFar(NamedTuple):
+    """TAR and threshold at F rates, (F,), or of R replicates, (R, F).
+
+    A replicate without genuine or without impostor pairs has NaN.
+    """
+
+    tar: Floats
+    threshold: Floats
+
+
+class IdentityBootstrap:
+    """Replicates of a list of pairs, or of single images, by drawing identities with replacement.
+
+    The same identities, number and seed give the same draws, so figures of two models on one list are paired.
+
+    Attributes:
+        num_identities: number of identities that are drawn from.
+    """
+
+    def __init__(
+        self, a: ArrayLike, b: ArrayLike | None = None, *, replicates: int = REPLICATES, seed: int = 0
+    ) -> None:
+        """Prepare the draws.
+
+        Args:
+            a, b: (N,) identities of a pair's images, numbers or strings; only `a` for single images.
+            replicates: number of draws, R.
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        first = np.asarray(a)
+        second = first if b is None else np.asarray(b)
+        if first.ndim != 1 or first.shape != second.shape or not len(first):
+            raise ValueError(f"identities have shapes {first.shape} and {second.shape}: must be (N,) each, N above 0")
+        names, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
+        self.num_identities = len(names)
+        self._a, self._b = numbers[: len(first)], numbers[len(first) :]
+        self._replicates, self._seed = replicates, seed
+
+    def weights(self) -> Iterator[Floats]:
+        """Yield the weights of the pairs in blocks of replicates, (r, N); in total R rows."""
+        random = np.random.default_rng(self._seed)
+        n = self.num_identities
+        rows = max(1, _BLOCK // max(n, len(self._a)))
+        two = self._a != self._b
+        for start in range(0, self._replicates, rows):
+            r = min(rows, self._replicates - start)
+            drawn = random.integers(0, n, (r, n)) + n * np.arange(r)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
+            weights = counts[:, self._a]
+            weights[:, two] *= counts[:, self._b[two]]
+            yield weights
+
+    def shares(self, hits: ArrayLike, groups: Ints | None = None) -> Floats:
+        """Return the weighted share of hits in each replicate, (R,).
+
+        Args:
+            hits: (N,) bool, for example whether a pair is classified correctly.
+            groups: (N,) number of each pair's fold: the share is the mean over the folds. A fold that has no pair in a
+                replicate is left out of its mean.
+        """
+        hit = np.asarray(hits, np.float64)
+        folds = np.zeros(len(hit), np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
+        member = np.zeros((len(hit), int(folds.max()) + 1))
+        member[np.arange(len(hit)), folds] = 1
+        found = []
+        with np.errstate(invalid="ignore"):
+            for weights in self.weights():
+                shares = (weights * hit) @ member / (weights @ member)
+                empty = np.isnan(shares)
+                found.append(np.where(empty, 0, shares).sum(1) / (~empty).sum(1))
+        return np.concatenate(found)
+
+    def at_far(self, score: ArrayLike, is_same: ArrayLike, fars: ArrayLike) -> AtFar:
+        """Return TAR and threshold of every replicate at each FAR, (R, F), by the rule of `tar_at_far`.
+
+        The threshold is that of the replicate, so the intervals include its uncertainty.
+        """
+        curve, rates = _SortedScores(score, is_same), np.asarray(fars, np.float64)
+        found = [curve.at_far(weights, rates) for weights in self.weights()]
+        return AtFar(np.concatenate([part.tar for part in found]), np.concatenate([part.threshold for part in found]))
+
+    def rate_interval(self, rate: float, replicates: Floats) -> Interval:
+        """Return the interval of a rate: the percentiles of its replicates (R,).
+
+        A rate of 0 or 1 has no variation to resample: its interval is the exact one of Clopper and Pearson (1934) for
+        as many independent trials as identities.
+        """
+        if self.num_identities < 2 or not np.isfinite(rate):
+            return Interval(np.nan, np.nan)
+        widest = ((1 - CONFIDENCE) / 2) ** (1 / self.num_identities)
+        if rate >= 1:
+            return Interval(widest, 1.0)
+        if rate <= 0:
+            return Interval(0.0, 1 - widest)
+        return percentiles(replicates)
+
+
+class _SortedScores:
+    """Scores in descending order, and for each impostor score how many genuine and impostor scores are above it."""
+
+    def __init__(self, score: ArrayLike, is_same: ArrayLike) -> None:
+        scores, same = np.asarray(score, np.float64), np.asarray(is_same, bool)
+        descending = np.argsort(-scores, kind="stable")
+        self._genuine, self._impostor = descending[same[descending]], descending[~same[descending]]
+        self._thresholds = np.append(scores[self._impostor], -np.inf)
+        self._genuine_above = np.searchsorted(-scores[self._genuine], -self._thresholds)
+        self._impostors_above = np.searchsorted(-scores[self._impostor], -self._thresholds[:-1])
+
+    def at_far(self, weights: Floats, fars: Floats) -> AtFar:
+        accepted, genuine = _cumulative(weights[:, self._impostor]), _cumulative(weights[:, self._genuine])
+        with np.errstate(invalid="ignore"):
+            far = np.append(accepted[:, self._impostors_above], accepted[:, -1:], axis=1) / accepted[:, -1:]
+            tar = genuine / genuine[:, -1:]
+        # An impostor of weight 0 has the FAR of the next one: the lowest admissible threshold has a weight above 0.
+        place = np.stack([np.searchsorted(row, fars, side="right") for row in far]) - 1
+        rows = np.arange(len(weights))[:, None]
+        undefined = (place < 0) | np.isnan(tar[:, -1:])
+        return AtFar(
+            np.where(undefined, np.nan, tar[rows, self._genuine_above[place]]),
+            np.where(undefined, np.nan, self._thresholds[place]),
+        )
+
+
+def _cumulative(weights: Floats) -> Floats:
+    """Return the sums of the first 0, 1, ..., n weights, (r, n + 1)."""
+    sums = np.zeros((weights.shape[0], weights.shape[1] + 1))
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums
+
+
+def percentiles(replicates: Floats) -> Interval:
+    """Return the interval between the percentiles of replicates (R,), NaN left out."""
+    found = replicates[~np.isnan(replicates)]
+    if not len(found):
+        return Interval(np.nan, np.nan)
+    # Replicates are values of a discrete figure: no interpolation, which -inf as a threshold would turn into NaN.
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="closest_observation")
+    return Interval(float(low), float(high))

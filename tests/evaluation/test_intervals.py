@@ -1,0 +1,126 @@
+"""Intervals by the bootstrap over identities, against repeated pairs, a loop over folds, and known rates."""
+
+import numpy as np
+import pytest
+
+from rayface.evaluation.identification import tar_at_far
+from rayface.evaluation.intervals import IdentityBootstrap, Interval, percentiles
+
+A = np.array([0, 0, 1, 2, 3, 3, 0, 1, 2, 0, 4, 4])
+B = np.array([0, 0, 1, 2, 3, 3, 1, 2, 3, 3, 4, 0])
+SAME = A == B
+
+
+def all_weights(bootstrap):
+    return np.concatenate(list(bootstrap.weights()))
+
+
+def test_weights_of_pairs_are_the_products_of_their_identities_draws():
+    weights = all_weights(IdentityBootstrap(A, B, replicates=50))
+    draws = weights[:, [0, 2, 3, 4, 10]]  # a genuine pair of each identity
+    assert (draws.sum(1) == 5).all()
+    for pair, (a, b) in enumerate(zip(A, B, strict=True)):
+        wanted = draws[:, a] if a == b else draws[:, a] * draws[:, b]
+        np.testing.assert_array_equal(weights[:, pair], wanted)
+
+
+def test_weights_of_named_identities_equal_those_of_numbers_and_of_small_blocks(monkeypatch):
+    wanted = all_weights(IdentityBootstrap(A, B, replicates=20))
+    np.testing.assert_array_equal(
+        all_weights(IdentityBootstrap([f"p{a}" for a in A], [f"p{b}" for b in B], replicates=20)), wanted
+    )
+    assert (all_weights(IdentityBootstrap(A, B, replicates=20, seed=1)) != wanted).any()
+    monkeypatch.setattr("rayface.evaluation.intervals._BLOCK", 40)  # three replicates at a time
+    np.testing.assert_array_equal(all_weights(IdentityBootstrap(A, B, replicates=20)), wanted)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_at_far_of_replicates_equals_tar_at_far_of_repeated_pairs(ties):
+    random = np.random.default_rng(3)
+    a, b = random.integers(0, 12, (2, 300))
+    same = a == b
+    score = random.normal(same * 1.0, 1)
+    score = score.round(1) if ties else score
+    fars = [0.0, 0.01, 0.1, 0.29, 0.5, 1.0]
+    bootstrap = IdentityBootstrap(a, b, replicates=40)
+    found = bootstrap.at_far(score, same, fars)
+    for weights, tars, thresholds in zip(all_weights(bootstrap), *found, strict=True):
+        repeated, is_same = np.repeat(score, weights.astype(int)), np.repeat(same, weights.astype(int))
+        genuine, impostor = repeated[is_same], repeated[~is_same]
+        np.testing.assert_allclose(tars, tar_at_far(genuine, impostor, fars), rtol=1e-12)
+        for far, tar, threshold in zip(fars, tars, thresholds, strict=True):
+            assert np.mean(impostor > threshold) <= far
+            assert np.mean(genuine > threshold) == pytest.approx(tar)
+            # The next lower threshold would accept too many.
+            assert threshold == -np.inf or np.mean(impostor >= threshold) > far
+
+
+def test_shares_of_folds_equal_a_loop_over_replicates_and_folds():
+    hits, folds = np.arange(12) % 3 > 0, np.repeat([4, 7, 9], 4)
+    bootstrap = IdentityBootstrap(A, B, replicates=60)
+    for weights, share in zip(all_weights(bootstrap), bootstrap.shares(hits, folds), strict=True):
+        parts = [weights[folds == fold] for fold in (4, 7, 9)]
+        means = [
+            (part * hits[folds == fold]).sum() / part.sum()
+            for fold, part in zip((4, 7, 9), parts, strict=True)
+            if part.sum()
+        ]
+        assert share == pytest.approx(np.mean(means))
+
+
+def test_rate_interval_covers_the_true_rate_where_a_bootstrap_over_pairs_does_not():
+    """Identities differ in their error rate, so the pairs of one identity fail together."""
+    random = np.random.default_rng(0)
+    covered = {"identities": 0, "pairs": 0}
+    for _ in range(100):
+        identity = np.repeat(np.arange(50), 10)
+        hits = random.random(500) < random.beta(4.0, 1.0, 50)[identity]  # 0.8 on average
+        for name, unit in (("identities", identity), ("pairs", np.arange(500))):
+            bootstrap = IdentityBootstrap(unit, replicates=200)
+            low, high = bootstrap.rate_interval(float(hits.mean()), bootstrap.shares(hits))
+            covered[name] += low <= 0.8 <= high
+    assert covered["identities"] >= 90
+    assert covered["pairs"] <= 85
+
+
+def test_rate_interval_of_impostor_pairs_covers_the_true_rate():
+    """A pair fails more often if either of its identities is easily confused."""
+    random = np.random.default_rng(1)
+    a, b = np.triu_indices(30, 1)
+    covered = 0
+    for _ in range(60):
+        level = random.normal(0, 0.5, 30)
+        hits = level[a] + level[b] + random.normal(0, 0.5**0.5, len(a)) < 1  # standard normal: 0.8413
+        bootstrap = IdentityBootstrap(a, b, replicates=200)
+        low, high = bootstrap.rate_interval(float(hits.mean()), bootstrap.shares(hits))
+        covered += low <= 0.841345 <= high
+    assert covered >= 53
+
+
+def test_rate_interval_without_errors_is_that_of_clopper_and_pearson():
+    bootstrap = IdentityBootstrap(np.arange(100))
+    assert bootstrap.rate_interval(1.0, np.ones(5)) == pytest.approx((0.025**0.01, 1.0))
+    assert bootstrap.rate_interval(0.0, np.zeros(5)) == pytest.approx((0.0, 1 - 0.025**0.01))
+
+
+def test_rate_interval_of_one_identity_is_undefined():
+    bootstrap = IdentityBootstrap([1, 1, 1])
+    assert np.isnan(bootstrap.rate_interval(0.5, bootstrap.shares([True, False, True]))).all()
+
+
+def test_percentiles_of_undefined_replicates_leave_them_out():
+    assert np.isnan(percentiles(np.array([np.nan]))).all()
+    assert percentiles(np.array([np.nan, -np.inf, 1.0])) == Interval(-np.inf, 1.0)
+
+
+def test_at_far_of_a_replicate_without_impostors_is_undefined():
+    bootstrap = IdentityBootstrap([0, 1, 0], [0, 1, 1], replicates=30)
+    weights = all_weights(bootstrap)
+    tar = bootstrap.at_far([0.9, 0.8, 0.1], [True, True, False], [0.1]).tar[:, 0]
+    np.testing.assert_array_equal(np.isnan(tar), weights[:, 2] == 0)
+
+
+@pytest.mark.parametrize("a", [[], [[1, 2]]])
+def test_identities_of_wrong_shape_are_refused(a):
+    with pytest.raises(ValueError, match="identities have shapes"):
+        IdentityBootstrap(a)
