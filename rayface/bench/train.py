@@ -18,7 +18,7 @@ from rayface.data.dataset import open_dataset
 from rayface.data.images import augment
 from rayface.data.streaming.batches import Batch, train_batches
 from rayface.data.streaming.dealer import deal
-from rayface.data.streaming.sample_order import order_samples
+from rayface.data.streaming.orders import order_samples
 from rayface.data.streaming.shared_samples import share
 from rayface.precision import autocast, uses_bf16
 from rayface.session import ray_session

@@ -8,6 +8,7 @@ from typing import ClassVar, Self, TypeAlias
 import torch
 from torch import Tensor
 
+from rayface.data.streaming.sample_order import StreamKind
 from rayface.heads.margins import Margin
 from rayface.heads.shape import HeadMemory, HeadShape
 
@@ -54,11 +55,18 @@ class Head(ABC):
         num_classes: C, over all ranks.
         replicated: names of tensors in `state` that are the same on every rank, of any shape. All others hold one row
             for each class of `row_range`, so that a checkpoint can be loaded on another number of ranks.
+        stream: what a step of training consists of; with pairs, a batch has two images for each of its rows.
     """
 
     margin: Margin
     num_classes: int
     replicated: ClassVar[frozenset[str]] = frozenset()
+    stream: ClassVar[StreamKind] = "images"
+
+    @property
+    def images_per_row(self) -> int:
+        """Images of a row of a batch."""
+        return 1 if self.stream == "images" else 2
 
     @classmethod
     @abstractmethod

@@ -290,7 +290,7 @@ class Training:
                 "train/loss": self.loss,
                 "train/lr": self.optimizer.param_groups[0]["lr"] * self.recovery.rate_factor,
                 "train/epoch": self.step / self.sample_order.steps_per_epoch,
-                "train/images_per_second": steps_per_second * self.sample_order.batch_size,
+                "train/images_per_second": steps_per_second * self.sample_order.images_per_step,
                 "train/waiting_for_data": waiting,
                 "train/restarts": len(self.restarts),
                 "train/rollbacks": self.recovery.rollbacks,

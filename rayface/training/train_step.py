@@ -105,7 +105,7 @@ class TrainStep:
         images = augment(
             batch.images.to(device, non_blocking=True),
             batch.rows,
-            self.batch_size,
+            self.batch_size * self.trained.head.images_per_row,
             torch.Generator().manual_seed(int(seeds[1] >> 1)),
             flip=data.flip,
             shift=data.shift,

@@ -9,13 +9,17 @@ from rayface.config import Config
 from rayface.data.classes import described
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming.micro_batches import check_pieces, micro_batches
-from rayface.data.streaming.sample_order import SampleOrder, order_samples
+from rayface.data.streaming.orders import order_samples
+from rayface.data.streaming.sample_order import SampleOrder, StreamKind
 from rayface.evaluation.protocols import protocol_class
 from rayface.storage import DataError
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_output import DataFacts, check_data, check_output
 
 logger = logging.getLogger(__name__)
+
+# Of the heads that are imported with PyTorch, which takes a second: it is loaded while Ray starts.
+_STREAMS: dict[str, StreamKind] = {"partial_fc": "images"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,17 @@ def _sample_order(config: Config, dataset: Dataset) -> SampleOrder:
         seed=config.train.seed,
         chunk_images=config.data.chunk_images,
         window_images=config.data.window_images,
+        stream=_stream(config.head.name),
     )
+
+
+def _stream(head: str) -> StreamKind:
+    """Return what a head trains on."""
+    if head not in _STREAMS:
+        from rayface.heads import head_class
+
+        return head_class(head).stream
+    return _STREAMS[head]
 
 
 def check_settings(config: Config) -> None:

@@ -12,6 +12,8 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming import dealer
 from rayface.data.streaming.batches import Batch, FaultCounter, train_batches
 from rayface.data.streaming.dealer import deal
+from rayface.data.streaming.label_groups import group_by_label
+from rayface.data.streaming.pair_order import PairOrder
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import share
 from rayface.storage import DataError
@@ -25,7 +27,14 @@ def read(
     """All batches of every rank, read at the same time as training would; `nodes` says where each rank is."""
     world_size = len(nodes)
     dealt = deal(
-        share(dataset), order, image_size=56, world_size=world_size, start=start, stop=stop, readers=2, reserved={}
+        share(dataset, grouped=order.needs_groups),
+        order,
+        image_size=56,
+        world_size=world_size,
+        start=start,
+        stop=stop,
+        readers=2,
+        reserved={},
     )
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(lambda rank: list(train_batches(dealt, rank, node=nodes[rank])), range(world_size)))
@@ -47,6 +56,26 @@ def test_stream_on_any_workers_and_nodes_gives_the_ordered_global_batch(drawn, m
         assert np.array_equal(labels, dataset.index.label[ids])
         assert {part.images.shape[1:] for part in parts} == {(56, 56, 3)}
         assert [part.rows.stop for part in parts][-1] == order.batch_size
+
+
+@pytest.mark.parametrize("with_instances", [False, True])
+def test_stream_of_pairs_on_two_nodes_gives_each_rank_both_images_of_its_rows(drawn, with_instances):
+    dataset = open_dataset(drawn)
+    groups = group_by_label(dataset.index.label, dataset.num_classes)
+    order = PairOrder(
+        num_samples=len(dataset.index),
+        num_identities=dataset.num_classes_with_images,
+        batch_size=7,
+        window_images=60,
+        with_instances=with_instances,
+    )
+    start, stop = 5, 2 * order.steps_per_epoch - 3
+    ranks = read(dataset, order, start, stop, "ab")
+    assert all([b.step for b in batches] == list(range(start, stop)) for batches in ranks)
+    for parts in zip(*ranks, strict=True):
+        labels = np.concatenate([part.labels.numpy() for part in parts])
+        assert np.array_equal(labels, dataset.index.label[order.batch(parts[0].step, groups)])
+        assert [len(part.images) for part in parts] == [6, 8]
 
 
 def damaged_copy(drawn: Path, folder: Path, at: list[int], dataset: Dataset) -> Path:

@@ -9,8 +9,7 @@ from torch import nn
 from rayface import config as configs
 from rayface.backbones.registry import BACKBONES
 from rayface.data.streaming.batches import Batch
-from rayface.data.streaming.sample_order import SampleOrder
-from rayface.data.streaming.windows import rank_rows
+from rayface.data.streaming.sample_order import SampleOrder, rank_rows
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World

@@ -13,7 +13,6 @@ import torch
 
 from rayface.data.shards.samples import Fault
 from rayface.data.streaming.dealer import Dealt, Stream
-from rayface.data.streaming.sample_order import rank_rows
 from rayface.data.streaming.windows import rank_windows
 from rayface.storage import DataError
 
@@ -24,7 +23,7 @@ class Batch:
 
     Attributes:
         step: step of the run.
-        rows: the rank's part of the global batch.
+        rows: the rank's part of the global batch, in images; of pairs, the two images follow each other.
         images: uint8 (n, size, size, 3) RGB.
         labels: int64 (n,), global.
         faults: corrupt images of the window, the same on every rank; given with its first batch.
@@ -94,7 +93,7 @@ def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterat
 def _batches(stream: Stream, rank: int, blocks: Iterator[pa.Table]) -> Iterator[Batch]:
     order = stream.order
     step, stop = stream.steps
-    rows = rank_rows(order.batch_size, rank, stream.world_size)
+    rows = order.rank_images(rank, stream.world_size)
     window = order.window_of(step)[0]
     for block in blocks:
         for part in rank_windows(block, order, rank, stream.world_size, stream.image_size):

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayface.data.shards.random_access import SampleReader
 from rayface.data.shards.samples import SampleIndex
+from rayface.data.streaming.label_groups import LabelGroups
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import SharedSamples
 from rayface.data.streaming.windows import error_block, read_windows
@@ -200,7 +201,7 @@ def _executions(stream: Stream, num_nodes: int) -> Iterator[list[range]]:
     order, (start, stop) = stream.order, stream.steps
     if start == stop:
         return
-    together = max(1, -(-stream.block_images * num_nodes // (order.window_steps * order.batch_size)))
+    together = max(1, -(-stream.block_images * num_nodes // (order.window_steps * order.images_per_step)))
     first, end = order.window_of(start)[0], order.window_of(stop - 1)[0] + 1
     turns = [range(window, min(window + together, end)) for window in range(first, end, together)]
     for at in range(0, len(turns), stream.turns_per_execution):
@@ -227,10 +228,10 @@ def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]
     context._max_num_blocks_in_streaming_gen_buffer = max(2, len(nodes))
 
     def read(batch: dict[str, NDArray[np.int64]]) -> Iterator[pa.Table]:
-        reader, index = _opened(stream.samples)
+        reader, index, groups = _opened(stream.samples)
         windows = range(int(batch["first"][0]), int(batch["end"][0]))
         try:
-            yield from read_windows(reader, index, stream.order, windows, stream.image_size, nodes)
+            yield from read_windows(reader, index, stream.order, windows, stream.image_size, nodes, groups)
         except (DataError, StorageError) as error:  # before its first block
             # As a block: Ray would wrap an exception in a page of text.
             yield from [error_block(error)] * len(nodes)
@@ -254,15 +255,15 @@ def _read_ahead_bytes(stream: Stream, turns: Sequence[range], tasks: int) -> int
     By default Ray Data reads ahead until a quarter of the machine's memory is full. Where readers share the CPUs with
     training, that takes their time from the first hundreds of steps.
     """
-    images = len(turns[0]) * stream.order.window_steps * stream.order.batch_size
+    images = len(turns[0]) * stream.order.window_steps * stream.order.images_per_step
     return (tasks + 1) * images * 3 * stream.image_size**2
 
 
 @lru_cache(maxsize=1)
-def _opened(samples: SharedSamples) -> tuple[SampleReader, SampleIndex]:
-    """Cache per process: the reader and the index, kept between tasks of a stream."""
+def _opened(samples: SharedSamples) -> tuple[SampleReader, SampleIndex, LabelGroups | None]:
+    """Cache per process: reader, index and groups, kept between tasks of a stream."""
     shards, index = samples.get()
-    return SampleReader(shards), index
+    return SampleReader(shards), index, samples.groups()
 
 
 class _Rest(ExecutionCallback):

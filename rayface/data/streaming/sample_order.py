@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from rayface.data.dataset import Dataset
+    from rayface.data.streaming.label_groups import LabelGroups
 
 Ids = NDArray[np.int64]
+StreamKind = Literal["images", "pairs", "pairs_and_images"]
+"""What a step consists of: images; pairs of images of one identity; half such pairs, half pairs of any two images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,14 @@ class SampleOrder:
 
     Raises:
         ValueError: the dataset is smaller than one batch.
+
+    Attributes:
+        images_per_row: images of one row of a batch.
+        needs_groups: `window` draws from the images of each identity.
     """
+
+    images_per_row: ClassVar[int] = 1
+    needs_groups: ClassVar[bool] = False
 
     num_samples: int
     batch_size: int
@@ -41,20 +50,26 @@ class SampleOrder:
     window_images: int = 4096
 
     def __post_init__(self) -> None:
-        if self.num_samples < self.batch_size:
+        if self.num_samples < self.images_per_step:
+            each = f" rows of {self.images_per_row}" if self.images_per_row > 1 else ""
             raise ValueError(
-                f"train.batch_size: {self.batch_size}: must not exceed the {self.num_samples} samples of "
+                f"train.batch_size: {self.batch_size}:{each} must not exceed the {self.num_samples} samples of "
                 "data.train: use a smaller batch or more data"
             )
 
     @property
+    def images_per_step(self) -> int:
+        return self.batch_size * self.images_per_row
+
+    @property
     def steps_per_epoch(self) -> int:
-        return self.num_samples // self.batch_size
+        """Steps in which as many images are seen as the dataset has."""
+        return self.num_samples // self.images_per_step
 
     @property
     def window_steps(self) -> int:
         """Steps of a full window; the last window of an epoch may have fewer."""
-        return max(1, min(self.steps_per_epoch, round(self.window_images / self.batch_size)))
+        return max(1, min(self.steps_per_epoch, round(self.window_images / self.images_per_step)))
 
     @property
     def windows_per_epoch(self) -> int:
@@ -66,20 +81,37 @@ class SampleOrder:
         window, place = divmod(step_in_epoch, self.window_steps)
         return epoch * self.windows_per_epoch + window, place
 
-    def window(self, number: int) -> Ids:
-        """Return the positions in the index of a window's images, (steps, B)."""
+    def steps_of(self, number: int) -> range:
+        """Return the steps of a window, counted over the whole run."""
         epoch, window = divmod(number, self.windows_per_epoch)
         first = window * self.window_steps
         steps = min(self.window_steps, self.steps_per_epoch - first)
+        start = epoch * self.steps_per_epoch + first
+        return range(start, start + steps)
+
+    def window(self, number: int, groups: LabelGroups | None = None) -> Ids:
+        """Return the positions in the index of a window's images, (steps, B * images_per_row).
+
+        Args:
+            groups: the images of each identity, if the order needs them.
+        """
+        epoch, window = divmod(number, self.windows_per_epoch)
+        first = window * self.window_steps
+        steps = len(self.steps_of(number))
         positions = np.arange(first * self.batch_size, (first + steps) * self.batch_size, dtype=np.int64)
         ids = self._at(epoch, positions)
         np.random.default_rng([self.seed, epoch, window, 1]).shuffle(ids)
         return ids.reshape(steps, self.batch_size)
 
-    def batch(self, step: int) -> Ids:
-        """Return the positions in the index of a step's images, (B,)."""
+    def batch(self, step: int, groups: LabelGroups | None = None) -> Ids:
+        """Return the positions in the index of a step's images, (B * images_per_row,)."""
         window, place = self.window_of(step)
-        return self.window(window)[place]
+        return self.window(window, groups)[place]
+
+    def rank_images(self, rank: int, world_size: int) -> slice:
+        """Return the images of a step that a rank trains on: those of its rows."""
+        rows = rank_rows(self.batch_size, rank, world_size)
+        return slice(rows.start * self.images_per_row, rows.stop * self.images_per_row)
 
     def _at(self, epoch: int, positions: Ids) -> Ids:
         """Return the images at positions of an epoch's chunk order, without computing the whole order."""
@@ -95,24 +127,6 @@ class SampleOrder:
 def rank_rows(batch_size: int, rank: int, world_size: int) -> slice:
     """Return the part of the global batch that a rank trains on."""
     return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-
-
-def order_samples(
-    dataset: Dataset, *, batch_size: int, seed: int, chunk_images: int, window_images: int
-) -> SampleOrder:
-    """Return the order of a dataset's images, equally random for every layout.
-
-    In a dataset with layout "by_identity", neighbours show one person: with chunks of 8, a batch of 4,096 images at 20
-    images an identity would hold 690 identities instead of 4,090. Such a dataset gets chunks of one image, at the price
-    of more requests per window and 4 bytes of memory an image in every reader.
-    """
-    return SampleOrder(
-        num_samples=len(dataset.index),
-        batch_size=batch_size,
-        seed=seed,
-        chunk_images=1 if dataset.about.layout == "by_identity" else chunk_images,
-        window_images=window_images,
-    )
 
 
 @lru_cache(maxsize=2)

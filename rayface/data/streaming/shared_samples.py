@@ -9,28 +9,38 @@ import ray
 from rayface.data.dataset import Dataset
 from rayface.data.index import SOURCE_LABEL, to_index
 from rayface.data.shards.samples import SampleIndex
+from rayface.data.streaming.label_groups import LabelGroups, group_by_label
 
 
 @dataclass(frozen=True)
 class SharedSamples:
-    """References to the shard paths and index columns of a dataset; small to send.
+    """References to the shard paths and index columns of a dataset, and to its images by identity; small to send.
 
     The process that calls `share` owns the objects, so workers may join and leave.
     """
 
     paths: ray.ObjectRef
     columns: dict[str, ray.ObjectRef] = field(hash=False)
+    grouped: ray.ObjectRef | None = None
 
     def get(self) -> tuple[list[str], SampleIndex]:
         """Return shard paths and index; the columns are read-only views of this node's object store."""
         paths, *columns = ray.get([self.paths, *self.columns.values()])
         return paths, to_index(dict(zip(self.columns, columns, strict=True)))
 
+    def groups(self) -> LabelGroups | None:
+        """Return the images of each identity, views of this node's object store; None if they were not shared."""
+        return None if self.grouped is None else ray.get(self.grouped)
 
-def share(dataset: Dataset) -> SharedSamples:
+
+def share(dataset: Dataset, *, grouped: bool = False) -> SharedSamples:
     """Move a dataset's index into the object store; call it once.
 
-    Afterwards `dataset.index` is a view of it, valid until Ray shuts down. Memory: one additional column while copying.
+    Afterwards `dataset.index` is a view of it, valid until Ray shuts down. Memory: one additional column while copying,
+    and that of `group_by_label`.
+
+    Args:
+        grouped: also share the images of each identity, which an order of pairs draws from.
     """
     index, columns = dataset.index, {}
     own_labels = index.source_label is not index.label
@@ -39,4 +49,5 @@ def share(dataset: Dataset) -> SharedSamples:
         setattr(index, name, ray.get(columns[name]))  # frees this process's own copy
     if not own_labels:
         index.source_label = index.label
-    return SharedSamples(ray.put(dataset.shard_paths()), columns)
+    groups = ray.put(group_by_label(index.label, dataset.num_classes)) if grouped else None
+    return SharedSamples(ray.put(dataset.shard_paths()), columns, groups)

@@ -16,7 +16,8 @@ from rayface.data.decode import decode_image
 from rayface.data.shards.members import IMAGE_SUFFIXES
 from rayface.data.shards.random_access import SampleReader, locate_member
 from rayface.data.shards.samples import Fault, SampleIndex
-from rayface.data.streaming.sample_order import Ids, SampleOrder, rank_rows
+from rayface.data.streaming.label_groups import LabelGroups
+from rayface.data.streaming.sample_order import Ids, SampleOrder
 from rayface.storage import DataError, StorageError
 
 Images = NDArray[np.uint8]
@@ -38,19 +39,21 @@ def read_windows(
     windows: Sequence[int],
     image_size: int,
     nodes: Sequence[Sequence[int]],
+    groups: LabelGroups | None = None,
 ) -> Iterator[pa.Table]:
     """Read and decode windows; yield a block of one row for each node: its ranks' parts of every window.
 
-    A valid image of the same window replaces each corrupt one, so that every batch is full.
+    A valid image of the same row, or else of the same window, replaces each corrupt one, so that every batch is full.
 
     Args:
         nodes: the ranks of each training node.
+        groups: the images of each identity, if the order needs them.
 
     Raises:
         DataError: all images of a window are corrupt, or a shard is missing.
         StorageError: the storage of a shard fails.
     """
-    ids = [order.window(window) for window in windows]
+    ids = [order.window(window, groups) for window in windows]
     parts = [[(at, rank) for at in range(len(windows)) for rank in ranks] for ranks in nodes]
     slots, counts = _slots(order, ids, parts)
     starts = np.cumsum([0, *(each.size for each in ids)]).tolist()
@@ -63,7 +66,8 @@ def read_windows(
     notes = []
     for start, stop in itertools.pairwise(starts):
         bad = {place: fault for place, fault in faults.items() if start <= place < stop}
-        _stand_in(images, labels, slots[start:stop], {place - start: fault for place, fault in bad.items()})
+        bad_places = {place - start: fault for place, fault in bad.items()}
+        _stand_in(images, labels, slots[start:stop], bad_places, order.images_per_row)
         notes.append(json.dumps([vars(fault) for fault in bad.values()]))
     first = 0
     for own, sizes in zip(parts, counts, strict=True):
@@ -81,7 +85,7 @@ def _slots(
     for own in parts:
         sizes = []
         for at, rank in own:
-            places = np.arange(ids[at].size).reshape(ids[at].shape)[:, rank_rows(order.batch_size, rank, world_size)]
+            places = np.arange(ids[at].size).reshape(ids[at].shape)[:, order.rank_images(rank, world_size)]
             slots[starts[at] + places.ravel()] = np.arange(end, end := end + places.size)
             sizes.append(places.size)
         counts.append(sizes)
@@ -105,13 +109,17 @@ def _decode(reader: SampleReader, samples: SampleIndex, images: Images, slots: I
     return faults
 
 
-def _stand_in(images: Images, labels: NDArray[np.int64], slots: Ids, faults: dict[int, Fault]) -> None:
-    """Replace each corrupt image by a valid one of the window."""
+def _stand_in(
+    images: Images, labels: NDArray[np.int64], slots: Ids, faults: dict[int, Fault], images_per_row: int
+) -> None:
+    """Replace each corrupt image by a valid one of its row; a row without any by one of the window."""
     whole = np.setdiff1d(np.arange(len(slots)), list(faults))
     if not whole.size:
         raise DataError(f"all {len(slots)} images of a window are corrupt; the first is {next(iter(faults.values()))}")
     for place in faults:
-        other = slots[whole[place % whole.size]]
+        row = place - place % images_per_row
+        valid = [near for near in range(row, row + images_per_row) if near not in faults]
+        other = slots[valid[0] if valid else whole[row % whole.size]]
         images[slots[place]], labels[slots[place]] = images[other], labels[other]
 
 
@@ -154,7 +162,7 @@ def rank_windows(block: pa.Table, order: SampleOrder, rank: int, world_size: int
     if "message" in block.column_names:
         raise (StorageError if block["of_storage"][0].as_py() else DataError)(block["message"][0].as_py())
     columns = {name: block[name][0].values for name in block.column_names}
-    rows = rank_rows(order.batch_size, rank, world_size)
+    rows = order.rank_images(rank, world_size)
     shape = (-1, rows.stop - rows.start)
     found = []
     for at in np.flatnonzero(columns["rank"].to_numpy() == rank).tolist():

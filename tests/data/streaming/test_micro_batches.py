@@ -4,7 +4,7 @@ import pytest
 
 from rayface.config import TrainConfig
 from rayface.data.streaming.micro_batches import check_pieces, micro_batches
-from rayface.data.streaming.windows import rank_rows
+from rayface.data.streaming.sample_order import rank_rows
 
 
 @pytest.mark.parametrize(("size", "limit"), [(1, None), (2, 5), (3, 2), (5, 2), (5, None), (7, 3)])

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rayface.data.streaming.sample_order import SampleOrder, _chunk_order, order_samples
-from rayface.data.streaming.windows import rank_rows
+from rayface.data.streaming.orders import order_samples
+from rayface.data.streaming.sample_order import SampleOrder, _chunk_order, rank_rows
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_images
 from rayface.data.shards.random_access import SampleReader
+from rayface.data.streaming.label_groups import group_by_label
+from rayface.data.streaming.pair_order import PairOrder
 from rayface.data.streaming.sample_order import SampleOrder, rank_rows
 from rayface.data.streaming.windows import error_block, rank_windows, read_windows
 from rayface.data.synth import synthesize
@@ -101,3 +103,31 @@ def test_rank_windows_of_a_block_are_views_of_it(tmp_path: Path) -> None:
     for window, both in zip(expected, zip(*parts, strict=True), strict=True):
         assert np.array_equal(window.images, np.concatenate([part.images for part in both], axis=1))
         assert np.array_equal(window.labels, np.concatenate([part.labels for part in both], axis=1))
+
+
+def test_corrupt_images_of_pairs_are_replaced_within_their_pair_or_together(tmp_path: Path) -> None:
+    """The two images of an identity pair still show one person."""
+    members = []
+    for i in range(12):
+        data = picture(i, "png")
+        members += [(f"k{i}.png", data[:-40] if i in (0, 1, 2, 6) else data), (f"k{i}.cls", b"%d" % (i // 2))]
+    write_tar(tmp_path / "a.tar", members)
+    dataset = open_dataset(tmp_path)
+    groups = group_by_label(dataset.index.label, 6)
+    order = PairOrder(num_samples=12, num_identities=6, batch_size=6, window_images=12)
+    with SampleReader(dataset.shard_paths()) as reader:
+        (block,) = read_windows(reader, dataset.index, order, [0], 32, [[0]], groups)
+    (part,) = rank_windows(block, order, 0, 1, 32)
+    wanted, _ = decode_images([picture(i, "png") for i in range(12)], 32)
+    drawn = order.window(0, groups)[0].reshape(6, 2)
+    images, labels = part.images[0].reshape(6, 2, 32, 32, 3), part.labels[0].reshape(6, 2)
+    assert len(part.faults) == 4
+    for ids, pair, own in zip(drawn, images, labels, strict=True):
+        valid = [i for i in ids if i not in (0, 1, 2, 6)]
+        shown = [*valid, valid[0]][:2] if valid else None
+        if shown is None:  # both of identity 0: one image of another identity, twice
+            assert own[0] == own[1] != 0
+            assert np.array_equal(pair[0], pair[1])
+        else:
+            assert own.tolist() == [ids[0] // 2] * 2
+            assert np.array_equal(pair, wanted[shown])
