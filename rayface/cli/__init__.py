@@ -12,7 +12,17 @@ from typing import Annotated
 import typer
 
 from rayface import __version__
-from rayface.cli import bench, checkpoint, data, models, run, stages, training, tune  # noqa: F401  # they add their verbs
+from rayface.cli import (  # noqa: F401  # they add their verbs
+    bench,
+    checkpoint,
+    compare,
+    data,
+    models,
+    run,
+    stages,
+    training,
+    tune,
+)
 from rayface.cli.common import USAGE_ERROR, Terminal, app, logged_to_stderr, tell
 from rayface.interrupts import interrupt_in, terminable
 from rayface.progress import shown_on

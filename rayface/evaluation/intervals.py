@@ -112,6 +112,10 @@ class IdentityBootstrap:
         found = [curve.at_far(weights, rates) for weights in self.weights()]
         return AtFar(np.concatenate([part.tar for part in found]), np.concatenate([part.threshold for part in found]))
 
+    def interval(self, replicates: Floats) -> Interval:
+        """Return the percentiles of replicates (R,) of a threshold or of a difference."""
+        return percentiles(replicates) if self.num_identities > 1 else Interval(np.nan, np.nan)
+
     def rate_interval(self, rate: float, replicates: Floats) -> Interval:
         """Return the interval of a rate: the percentiles of its replicates (R,).
 

@@ -1,0 +1,73 @@
+"""Verb of comparisons: compare."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rayface.cli.common import Debug, Json, Seed, Verbose, app, path_option, tell
+
+if TYPE_CHECKING:
+    from rayface.evaluation.compare import Comparison
+
+_SHOWN_FLIPS = 10
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories, or outputs of evaluate.")],
+    out: Annotated[Path | None, path_option("--out", help="Folder for comparison.csv and flips.csv.")] = None,
+    replicates: Annotated[int, typer.Option(min=1, help="Replicates of the bootstrap over identities.")] = 1000,
+    seed: Seed = 0,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Compare models measured on the same pairs: differences from the first with p values, and pairs that flipped."""
+    from rayface.display import json_line
+    from rayface.evaluation.compare import compare as compare_runs
+
+    found = compare_runs(runs, replicates=replicates, seed=seed)
+    if out is not None:
+        found.write(str(out))
+    if json:
+        json_line(found.as_dict())
+    else:
+        _show(found)
+
+
+def _show(found: "Comparison") -> None:
+    from rayface.display import columns
+
+    about = f"{found.num_pairs:,} pairs of {found.num_identities:,} identities, 95 % intervals"
+    columns(f"compared with {found.runs[0]}: {about}", [_cells(row) for row in found.as_dict()["comparison"]])
+    for run in found.runs[1:]:
+        flips = found.flips[found.flips["run"] == run]
+        tell(f"{run}: {len(flips)} pairs flipped{', the first:' if len(flips) > _SHOWN_FLIPS else ''}")
+        for flip in flips.head(_SHOWN_FLIPS).to_dict("records"):
+            kind = "genuine" if flip["is_same"] else "impostor"
+            change = f"{flip['first_score']:.3f} to {flip['score']:.3f}"
+            tell(f"  {flip['flip']} {kind} {flip['path_a']} {flip['path_b']}: {change}")
+
+
+def _cells(row: dict[str, float]) -> dict[str, str]:
+    return {
+        "run": str(row["run"]),
+        "figure": str(row["figure"]),
+        "value": _rate(row["value"], row["low"], row["high"]),
+        "difference": _rate(row["difference"], row["difference_low"], row["difference_high"]),
+        "p": _number(row["p_value"]),
+        "McNemar p": _number(row["mcnemar_p"]),
+        "gained": _number(row["gained"]),
+        "lost": _number(row["lost"]),
+    }
+
+
+def _rate(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" + ("" if low is None else f" [{low:.4f}, {high:.4f}]")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -1,0 +1,194 @@
+"""Compare models that were measured on the same pairs: paired tests of differences, and the pairs that flipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from rayface.arrays import Bools
+from rayface.evaluation.identification import tar_at_far
+from rayface.evaluation.intervals import REPLICATES, IdentityBootstrap, Interval
+from rayface.evaluation.pair_scores import PairScores, read_pair_scores
+from rayface.storage import make_folder, normalise
+
+_FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+COMPARISON, FLIPS = "comparison.csv", "flips.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Figures of runs on one list of pairs, each compared with the first run.
+
+    Attributes:
+        table: one row for each run and figure: value with its interval (low, high); of the later runs also difference
+            from the first run with its interval and two-sided p value by the paired bootstrap over identities and, for
+            accuracy_mean, the exact p value of McNemar's test, which takes pairs as independent, and the numbers of
+            pairs gained (only this run is right) and lost (only the first run is right).
+        flips: one row for each gained or lost pair, in the order of the list.
+        num_pairs, num_identities: size of the list.
+    """
+
+    runs: tuple[str, ...]
+    table: pd.DataFrame = field(repr=False)
+    flips: pd.DataFrame = field(repr=False)
+    num_pairs: int
+    num_identities: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values by name, for --json; missing ones are null."""
+        return {
+            "runs": list(self.runs),
+            "num_pairs": self.num_pairs,
+            "num_identities": self.num_identities,
+            "comparison": _records(self.table),
+            "flips": _records(self.flips),
+        }
+
+    def write(self, out: str) -> None:
+        """Write comparison.csv and flips.csv into a local folder."""
+        make_folder(normalise(out))
+        self.table.to_csv(Path(out) / COMPARISON, index=False)
+        self.flips.to_csv(Path(out) / FLIPS, index=False)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    values = table.astype(object).where(table.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in values.to_dict("records")]
+
+
+def compare(runs: Sequence[str], *, replicates: int = REPLICATES, seed: int = 0) -> Comparison:
+    """Compare two or more runs on the pairs that all of them were measured on.
+
+    Args:
+        runs: run directories, or outputs of `rayface evaluate`, with their pair_scores.parquet.
+        replicates, seed: of the bootstrap, see `IdentityBootstrap`.
+
+    Raises:
+        ValueError: fewer than two runs, no pair scores, or different pairs; one line.
+    """
+    if len(runs) < 2:
+        raise ValueError("compare: requires at least two runs: give run directories or outputs of `rayface evaluate`")
+    scores = [read_pair_scores(normalise(run)) for run in runs]
+    for run, other in zip(runs[1:], scores[1:], strict=True):
+        _refuse_other_pairs(runs[0], scores[0], run, other)
+    bootstrap = scores[0].bootstrap(replicates, seed)
+    measured = [_Figures.of(each, bootstrap) for each in scores]
+    rows = [row for run, each in zip(runs, measured, strict=True) for row in each.rows(run, measured[0], bootstrap)]
+    flips = [_flips(run, scores[0], other) for run, other in zip(runs[1:], scores[1:], strict=True)]
+    return Comparison(
+        runs=tuple(runs),
+        table=pd.DataFrame(rows).astype({"gained": "Int64", "lost": "Int64"}),
+        flips=pd.concat(flips, ignore_index=True),
+        num_pairs=len(scores[0].is_same),
+        num_identities=bootstrap.num_identities,
+    )
+
+
+def _refuse_other_pairs(first: str, wanted: PairScores, run: str, found: PairScores) -> None:
+    if len(found.is_same) != len(wanted.is_same):
+        raise ValueError(
+            f"compare: {run}: has {len(found.is_same)} pairs, {first} has {len(wanted.is_same)}: must be measured on "
+            "the same pairs: evaluate both models on one pairs file"
+        )
+    for name in ("path_a", "path_b", "is_same", "fold"):
+        differ = np.flatnonzero(np.asarray(getattr(found, name)) != np.asarray(getattr(wanted, name)))
+        if len(differ):
+            row = differ[0]
+            raise ValueError(
+                f"compare: {run}: {name} of pair {row} is {getattr(found, name)[row]}, in {first} it is "
+                f"{getattr(wanted, name)[row]}: must be measured on the same pairs: evaluate both models on one file"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    """Values of a run's figures by name, and their replicates, (R,) each."""
+
+    is_right: Bools
+    values: dict[str, float]
+    replicates: dict[str, NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, scores: PairScores, bootstrap: IdentityBootstrap) -> _Figures:
+        genuine, impostor = scores.score[scores.is_same], scores.score[~scores.is_same]
+        fars = [far for far in _FARS if far * len(impostor) >= 1 and len(genuine)]
+        right, fold = scores.is_right, scores.fold
+        values = {"accuracy_mean": float(np.mean([right[fold == each].mean() for each in np.unique(fold)]))}
+        replicates = {"accuracy_mean": bootstrap.shares(right, fold)}
+        if fars:
+            found = bootstrap.at_far(scores.score, scores.is_same, fars).tar
+            for k, tar in enumerate(tar_at_far(genuine, impostor, fars)):
+                values[f"tar_at_far {fars[k]:.0e}"] = float(tar)
+                replicates[f"tar_at_far {fars[k]:.0e}"] = found[:, k]
+        return cls(is_right=right, values=values, replicates=replicates)
+
+    def rows(self, run: str, first: _Figures, bootstrap: IdentityBootstrap) -> Iterator[dict[str, object]]:
+        """Yield this run's rows of the table."""
+        for name, value in self.values.items():
+            low, high = bootstrap.rate_interval(value, self.replicates[name])
+            row: dict[str, object] = {"run": run, "figure": name, "value": value, "low": low, "high": high}
+            if self is not first:
+                found = difference(value, self.replicates[name], first.values[name], first.replicates[name], bootstrap)
+                row |= {"difference": found.value, "difference_low": found.interval.low}
+                row |= {"difference_high": found.interval.high, "p_value": found.p_value}
+                if name == "accuracy_mean":
+                    gained = int((self.is_right & ~first.is_right).sum())
+                    lost = int((~self.is_right & first.is_right).sum())
+                    row |= {"mcnemar_p": mcnemar(gained, lost), "gained": gained, "lost": lost}
+            yield row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Difference of a figure between two models, its interval and two-sided p value."""
+
+    value: float
+    interval: Interval
+    p_value: float
+
+
+def difference(
+    value: float,
+    replicates: NDArray[np.float64],
+    first_value: float,
+    first_replicates: NDArray[np.float64],
+    bootstrap: IdentityBootstrap,
+) -> Difference:
+    """Return the difference of a figure from that of the first model, by paired replicates (R,).
+
+    The p value is twice the smaller share of replicates on either side of 0, 0 included; at least 2 / (R + 1).
+    """
+    differences = replicates - first_replicates
+    found = differences[~np.isnan(differences)]
+    smaller = min((found <= 0).sum(), (found >= 0).sum()) if len(found) else 0
+    p_value = min(1.0, 2 * (smaller + 1) / (len(found) + 1)) if bootstrap.num_identities > 1 else np.nan
+    return Difference(value=value - first_value, interval=bootstrap.interval(differences), p_value=float(p_value))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Return the exact two-sided p value of McNemar's test; 1 if no pair flipped."""
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def _flips(run: str, first: PairScores, other: PairScores) -> pd.DataFrame:
+    rows = np.flatnonzero(first.is_right != other.is_right)
+    return pd.DataFrame(
+        {
+            "run": run,
+            "pair": rows,
+            "path_a": np.asarray(first.path_a)[rows],
+            "path_b": np.asarray(first.path_b)[rows],
+            "is_same": first.is_same[rows],
+            "fold": first.fold[rows],
+            "first_score": first.score[rows],
+            "score": other.score[rows],
+            "flip": np.where(other.is_right[rows], "gained", "lost"),
+        }
+    )

@@ -1,0 +1,159 @@
+"""Outcome of every pair of a verification, on disk beside evaluation.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from rayface.arrays import Bools, Ints
+from rayface.evaluation.intervals import IdentityBootstrap, Interval
+from rayface.storage import DataError, atomic_stream, join, one_line, open_arrow
+
+PAIR_SCORES = "pair_scores.parquet"
+_SCHEMA = pa.schema(
+    {
+        "path_a": pa.string(),
+        "path_b": pa.string(),
+        "is_same": pa.bool_(),
+        "fold": pa.int64(),
+        "score": pa.float64(),
+        "accepted": pa.bool_(),
+        "identity_a": pa.int64(),
+        "identity_b": pa.int64(),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairScores:
+    """Outcome of P pairs, in the order of the pairs file.
+
+    Attributes:
+        path_a, path_b: names of the images.
+        is_same: ground truth, (P,).
+        fold: fold of each pair, (P,).
+        score: cosine, (P,).
+        accepted: whether the pair is classified as the same person at the threshold of its fold, (P,).
+        identity_a, identity_b: numbers of the identities, see `pair_identities`, (P,).
+    """
+
+    path_a: Sequence[str]
+    path_b: Sequence[str]
+    is_same: Bools
+    fold: Ints
+    score: NDArray[np.float64]
+    accepted: Bools
+    identity_a: Ints
+    identity_b: Ints
+
+    @property
+    def is_right(self) -> Bools:
+        """Whether the pair is classified correctly, (P,)."""
+        return self.accepted == self.is_same
+
+    def bootstrap(self, replicates: int, seed: int) -> IdentityBootstrap:
+        """Return the replicates of the list; equal for all models that were measured on it."""
+        return IdentityBootstrap(self.identity_a, self.identity_b, replicates=replicates, seed=seed)
+
+    def as_table(self) -> pa.Table:
+        """Return the columns of pair_scores.parquet."""
+        return pa.table({name: getattr(self, name) for name in _SCHEMA.names}, schema=_SCHEMA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairIntervals:
+    """Intervals of the figures of a list of pairs; `thresholds` are cosines. Keys: rates such as 1e-03."""
+
+    accuracy: Interval
+    tar_at_far: dict[str, Interval]
+    thresholds: dict[str, Interval]
+
+
+def pair_identities(labels: ArrayLike | None, a: ArrayLike, b: ArrayLike, is_same: ArrayLike) -> Ints:
+    """Return the identities of images, from genuine pairs and, if they agree with the pairs, labels.
+
+    Images are of one identity if they have one label or are connected by genuine pairs. Labels that make an impostor
+    pair one identity are not those of identities (in a list without names they may number images), and are ignored.
+
+    Args:
+        labels: (n,) labels of the images in their dataset; None: unknown.
+        a, b: (P,) images of each pair.
+        is_same: (P,) ground truth.
+
+    Returns:
+        (n,) numbers of the identities.
+    """
+    first, second, same = np.asarray(a), np.asarray(b), np.asarray(is_same, bool)
+    n = max(int(np.max(first)), int(np.max(second))) + 1 if labels is None else len(np.asarray(labels))
+    edges = np.stack([first[same], second[same]])
+    if labels is not None:
+        _, one_each, group = np.unique(labels, return_index=True, return_inverse=True)
+        found = _components(n, np.concatenate([edges, np.stack([np.arange(n), one_each[group]])], axis=1))
+        if not (found[first] == found[second])[~same].any():
+            return found
+    return _components(n, edges)
+
+
+def _components(n: int, edges: Ints) -> Ints:
+    graph = coo_array((np.ones(edges.shape[1], np.int8), (edges[0], edges[1])), shape=(n, n))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def write_pair_scores(folder: str, scores: PairScores) -> None:
+    """Write pair_scores.parquet into a folder."""
+    with atomic_stream(join(folder, PAIR_SCORES)) as stream:
+        pq.write_table(scores.as_table(), stream)
+
+
+def read_pair_scores(folder: str) -> PairScores:
+    """Read pair_scores.parquet of a run directory or of the output of `rayface evaluate`.
+
+    Raises:
+        DataError: there is none, or it is corrupt; one line.
+    """
+    path = join(folder, PAIR_SCORES)
+    try:
+        with open_arrow(path) as stream:
+            table = pq.read_table(stream)
+        columns = {name: table[name].combine_chunks().cast(kind) for name, kind in zip(*_columns(), strict=True)}
+    except DataError:
+        raise DataError(
+            f"{folder}: has no {PAIR_SCORES}: must be a run directory or the output of `rayface evaluate` on pairs; "
+            "evaluate the model again"
+        ) from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DataError(f"{path}: is corrupt ({one_line(error)}): evaluate the model again") from None
+    names = {name: columns.pop(name).to_pylist() for name in ("path_a", "path_b")}
+    return PairScores(**names, **{name: each.to_numpy(zero_copy_only=False) for name, each in columns.items()})
+
+
+def _columns() -> tuple[list[str], list[pa.DataType]]:
+    return _SCHEMA.names, _SCHEMA.types
+
+
+def pair_intervals(
+    scores: PairScores, accuracy: float, tars: dict[str, float], *, replicates: int, seed: int
+) -> PairIntervals:
+    """Return the intervals of the figures of a verification.
+
+    Args:
+        accuracy: mean of the folds' accuracies.
+        tars: TAR by rate, such as 1e-03.
+        replicates, seed: see `IdentityBootstrap`.
+    """
+    bootstrap = scores.bootstrap(replicates, seed)
+    shares = bootstrap.shares(scores.is_right, scores.fold)
+    found = bootstrap.at_far(scores.score, scores.is_same, [float(far) for far in tars])
+    rates = list(enumerate(tars.items()))
+    return PairIntervals(
+        accuracy=bootstrap.rate_interval(accuracy, shares),
+        tar_at_far={far: bootstrap.rate_interval(tar, found.tar[:, k]) for k, (far, tar) in rates},
+        thresholds={far: bootstrap.interval(found.threshold[:, k]) for k, (far, _) in rates},
+    )

@@ -1,0 +1,39 @@
+"""The verb compare."""
+
+import json
+
+import pytest
+
+from rayface.evaluation.pair_scores import write_pair_scores
+from tests.evaluation.test_pair_scores import some_scores
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for name, scores in (("a", some_scores()), ("b", some_scores(seed=1)), ("c", some_scores(100))):
+        (tmp_path / name).mkdir()
+        write_pair_scores(str(tmp_path / name), scores)
+    return [str(tmp_path / name) for name in "abc"]
+
+
+def test_compare_prints_a_table_and_the_flips(call, runs, tmp_path):
+    code, out, err = call("compare", *runs[:2], "--replicates=50", f"--out={tmp_path / 'out'}")
+    assert code == 0
+    assert "200 pairs of 20 identities" in out
+    assert "McNemar p" in out
+    assert "pairs flipped, the first:" in err
+    assert (tmp_path / "out" / "flips.csv").exists()
+
+
+def test_compare_with_json_prints_one_line(call, runs):
+    code, out, _ = call("compare", *runs[:2], "--replicates=50", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["num_pairs"] == 200
+    assert {row["run"] for row in found["comparison"]} == set(runs[:2])
+
+
+def test_compare_of_other_pairs_exits_with_2_and_one_line(call, runs):
+    code, out, err = call("compare", runs[0], runs[2])
+    assert (code, out, err.count("\n")) == (2, "", 0)
+    assert "must be measured on the same pairs" in err

@@ -1,0 +1,75 @@
+"""Pair scores on disk, the identities of pairs, and intervals of a verification's figures."""
+
+import numpy as np
+import pytest
+
+from rayface.evaluation.pair_scores import (
+    PAIR_SCORES,
+    PairScores,
+    pair_identities,
+    pair_intervals,
+    read_pair_scores,
+    write_pair_scores,
+)
+
+
+def some_scores(num_pairs=200, noise=0.5, seed=0):
+    """Draw pairs of 20 identities, alternately genuine and impostor, with cosines around 1 and 0."""
+    random = np.random.default_rng(7)
+    identity_a = random.integers(0, 20, num_pairs)
+    is_same = np.arange(num_pairs) % 2 == 0
+    identity_b = np.where(is_same, identity_a, (identity_a + random.integers(1, 20, num_pairs)) % 20)
+    score = is_same + np.random.default_rng(seed).normal(0, noise, num_pairs)
+    return PairScores(
+        path_a=[f"{a}/{i}_a.jpg" for i, a in enumerate(identity_a)],
+        path_b=[f"{b}/{i}_b.jpg" for i, b in enumerate(identity_b)],
+        is_same=is_same,
+        fold=np.arange(num_pairs) * 10 // num_pairs,
+        score=score,
+        accepted=score > 0.5,
+        identity_a=identity_a,
+        identity_b=identity_b,
+    )
+
+
+def test_pair_scores_that_are_written_are_read_again(tmp_path):
+    scores = some_scores()
+    write_pair_scores(str(tmp_path), scores)
+    assert read_pair_scores(str(tmp_path)).as_table().equals(scores.as_table())
+
+
+def test_pair_scores_that_are_missing_or_corrupt_are_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=f"has no {PAIR_SCORES}: must be a run directory"):
+        read_pair_scores(str(tmp_path))
+    (tmp_path / PAIR_SCORES).write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match=f"{PAIR_SCORES}: is corrupt"):
+        read_pair_scores(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        ([5, 5, 5, 9, 9, 7, 7], [0, 0, 0, 1, 1, 2, 2]),  # image 2 is in no genuine pair: its label tells
+        ([5, 5, 5, 9, 8, 7, 7], [0, 0, 0, 1, 1, 2, 2]),  # one person under two labels: a genuine pair tells
+        ([0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 2, 2, 3, 4]),  # not labels of identities: an impostor pair would be one
+        (None, [0, 0, 1, 2, 2, 3, 4]),
+    ],
+)
+def test_identities_of_pairs_come_from_labels_that_agree_and_from_genuine_pairs(labels, wanted):
+    a, b, is_same = [0, 3, 2, 5], [1, 4, 4, 0], [True, True, False, False]
+    found = pair_identities(labels, [*a, 6], [*b, 0], [*is_same, False])
+    _, first, numbers = np.unique(found, return_index=True, return_inverse=True)
+    assert np.argsort(np.argsort(first))[numbers].tolist() == wanted
+
+
+def test_pair_intervals_hold_the_figures_and_shrink_with_more_pairs():
+    widths = []
+    for num_pairs in (200, 4000):
+        scores = some_scores(num_pairs)
+        accuracy = float(scores.is_right.mean())
+        found = pair_intervals(scores, accuracy, {"1e-01": 0.7}, replicates=200, seed=0)
+        assert found.accuracy.low < accuracy < found.accuracy.high
+        assert found.tar_at_far["1e-01"].low < found.tar_at_far["1e-01"].high
+        assert found.thresholds["1e-01"].low < 0.64 < found.thresholds["1e-01"].high  # the 90 % quantile of N(0, 0.5)
+        widths.append(found.accuracy.high - found.accuracy.low)
+    assert widths[1] < widths[0]
