@@ -1,9 +1,15 @@
-"""True acceptance rate at low false acceptance rates."""
+"""Open-set rates: TAR at FAR of scores, and 1:N identification of probes in a gallery."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from rayface.evaluation.verification import normalised
+
+RANKS = (1, 5, 10)
+FPIRS = (0.01, 0.1)
+_BLOCK = 1024  # probes per block
 
 
 def tar_at_far(genuine: ArrayLike, impostor: ArrayLike, fars: ArrayLike | Sequence[float]) -> NDArray[np.float64]:
@@ -27,13 +33,11 @@ def tar_at_far(genuine: ArrayLike, impostor: ArrayLike, fars: ArrayLike | Sequen
     """
     kept = np.asarray(genuine).ravel()
     refused = np.asarray(impostor).ravel()
-    rates = np.asarray(fars, np.float64)
+    rates = checked_rates(fars)
     for name, scores in (("genuine", kept), ("impostor", refused)):
         if scores.size == 0 or np.isnan(scores).any():
             raise ValueError(f"{name} has {scores.size} scores, it must have at least 1 and no NaN")
-    if rates.ndim != 1 or not ((rates >= 0) & (rates <= 1)).all():
-        raise ValueError(f"fars {rates.tolist()} must be a list of rates between 0 and 1")
-    allowed = _allowed(rates, refused.size)
+    allowed = allowed_false_accepts(rates, refused.size)
     places = refused.size - 1 - allowed[allowed < refused.size]  # ascending order
     ordered = np.partition(refused, np.unique(places)) if places.size else refused
     tar = np.ones(len(rates))
@@ -41,7 +45,100 @@ def tar_at_far(genuine: ArrayLike, impostor: ArrayLike, fars: ArrayLike | Sequen
     return tar
 
 
-def _allowed(rates: NDArray[np.float64], num_impostors: int) -> NDArray[np.int64]:
+def thresholds_at_far(impostor: ArrayLike, fars: ArrayLike | Sequence[float]) -> NDArray[np.float64]:
+    """Return the thresholds of `tar_at_far`: accepted is score > threshold; -inf where all may be accepted.
+
+    Raises:
+        ValueError: see `tar_at_far`.
+    """
+    scores = np.sort(np.asarray(impostor, np.float64).ravel())[::-1]
+    rates = checked_rates(fars)
+    if scores.size == 0 or np.isnan(scores).any():
+        raise ValueError(f"impostor has {scores.size} scores, it must have at least 1 and no NaN")
+    return np.append(scores, -np.inf)[allowed_false_accepts(rates, scores.size)]
+
+
+def identify(
+    probe: ArrayLike,
+    probe_ids: ArrayLike,
+    gallery: ArrayLike,
+    gallery_ids: ArrayLike,
+    ranks: Sequence[int] = RANKS,
+    fpirs: ArrayLike | Sequence[float] = FPIRS,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Identify probes in a gallery by the cosine of their embeddings.
+
+    A probe's mate is a gallery entry with its id. Its rank is 1 plus the number of entries of other ids that score at
+    least as high as its best mate: ties count against the mate. The threshold of a false positive identification rate
+    (FPIR) is that of `tar_at_far` on the highest score of each probe without a mate.
+
+    Args:
+        probe: (P, D) embeddings, raw or normalised.
+        probe_ids: (P,) identities.
+        gallery: (G, D) embeddings, raw or normalised.
+        gallery_ids: (G,) identities.
+        ranks: R ranks from 1.
+        fpirs: (F,) rates in [0, 1].
+
+    Returns:
+        (R,) fraction of the probes with a mate whose rank is at most the given one; and (F,) true positive
+        identification rate (TPIR): the fraction of the probes with a mate whose mate is first and scores above the
+        threshold. TPIR is NaN if all probes have a mate, and all is NaN if none has one.
+
+    Raises:
+        ValueError: shapes do not fit, an embedding is zero or not finite, or a rank or rate is out of range.
+    """
+    rates = checked_rates(fpirs, "fpirs")
+    limits = np.asarray(ranks, np.int64)
+    if limits.ndim != 1 or not (limits >= 1).all():
+        raise ValueError(f"ranks {limits.tolist()} must be a list of numbers from 1")
+    best, rank, is_mated = _search(probe, probe_ids, gallery, gallery_ids)
+    if not is_mated.any():
+        return np.full(len(limits), np.nan), np.full(len(rates), np.nan)
+    mated = rank[is_mated]
+    rank_rates = np.array([np.count_nonzero(mated <= limit) / mated.size for limit in limits])
+    if is_mated.all():
+        return rank_rates, np.full(len(rates), np.nan)
+    thresholds = thresholds_at_far(best[~is_mated], rates)
+    first = best[is_mated][mated == 1]
+    return rank_rates, np.array([np.count_nonzero(first > each) / mated.size for each in thresholds])
+
+
+def _search(
+    probe: ArrayLike, probe_ids: ArrayLike, gallery: ArrayLike, gallery_ids: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the highest score of each probe, the rank of its mate, and whether it has a mate, (P,) each."""
+    probes, entries = np.asarray(probe, np.float64), np.asarray(gallery, np.float64)
+    ids, entry_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
+    if probes.ndim != 2 or entries.ndim != 2 or probes.shape[1] != entries.shape[1] or not len(entries):
+        raise ValueError(f"probe and gallery have shapes {probes.shape} and {entries.shape}; must be (P, D), (G, D)")
+    if ids.shape != probes.shape[:1] or entry_ids.shape != entries.shape[:1]:
+        raise ValueError(f"ids have shapes {ids.shape} and {entry_ids.shape}; there must be one per embedding")
+    probes, entries = normalised(probes), normalised(entries)
+    best, rank = np.empty(len(probes)), np.empty(len(probes), np.int64)
+    for start in range(0, len(probes), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        scores = probes[part] @ entries.T
+        mates = ids[part, None] == entry_ids
+        best[part] = scores.max(1)
+        mate = np.where(mates, scores, -np.inf).max(1, keepdims=True)
+        rank[part] = 1 + ((scores >= mate) & ~mates).sum(1)
+    return best, rank, np.isin(ids, entry_ids)
+
+
+def checked_rates(rates: ArrayLike | Sequence[float], name: str = "fars") -> NDArray[np.float64]:
+    """Return rates as float64 (F,).
+
+    Raises:
+        ValueError: not a list of numbers in [0, 1].
+    """
+    found = np.asarray(rates, np.float64)
+    if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():
+        raise ValueError(f"{name} {found.tolist()} must be a list of rates between 0 and 1")
+    return found
+
+
+def allowed_false_accepts(rates: NDArray[np.float64], num_impostors: int) -> NDArray[np.int64]:
     """Return the largest k with k / num_impostors <= rate; the floor of a float product can be off by one."""
     count = np.floor(rates * num_impostors).astype(np.int64)
     count += (count + 1) / num_impostors <= rates

@@ -1,9 +1,10 @@
-"""True acceptance rates at false acceptance rates, against a loop over thresholds."""
+"""Rates of verification and identification, against loops and scikit-learn's curves."""
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_curve
 
-from rayface.evaluation.identification import tar_at_far
+from rayface.evaluation.identification import identify, tar_at_far, thresholds_at_far
 
 
 def slow_tar(genuine, impostor, far):
@@ -55,3 +56,85 @@ def test_tar_at_far_of_inputs_of_any_shape_leaves_them_unchanged():
 def test_tar_at_far_of_wrong_input_names_it(genuine, impostor, fars, words):
     with pytest.raises(ValueError, match=words):
         tar_at_far(genuine, impostor, fars)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tar_at_far_of_distinct_scores_equals_scikit_learns_roc_curve(seed):
+    random = np.random.default_rng(seed)
+    genuine, impostor = random.normal(1, 1, 300), random.normal(0, 1, 500)
+    is_same, scores = np.repeat([1, 0], [300, 500]), np.concatenate([genuine, impostor])
+    far, tar, _ = roc_curve(is_same, scores, drop_intermediate=False)
+    fars = [0.0, 0.001, 0.002, 0.01, 0.1, 0.5, 1.0]
+    assert tar_at_far(genuine, impostor, fars).tolist() == [tar[far <= rate].max() for rate in fars]
+    for rate, threshold in zip(fars, thresholds_at_far(impostor, fars), strict=True):
+        assert np.mean(impostor > threshold) <= rate
+        assert np.mean(genuine > threshold) == tar_at_far(genuine, impostor, [rate])[0]
+
+
+def slow_identify(probe, probe_ids, gallery, gallery_ids, ranks, fpirs):
+    """Rank the gallery for every probe by a loop; float64."""
+    cosines = [
+        [float(p @ g / (np.linalg.norm(p) * np.linalg.norm(g))) for g in gallery.astype(np.float64)]
+        for p in probe.astype(np.float64)
+    ]
+    found, strangers = [], []
+    for scores, identity in zip(cosines, probe_ids, strict=True):
+        mates = [score for score, other in zip(scores, gallery_ids, strict=True) if other == identity]
+        if not mates:
+            strangers.append(max(scores))
+            continue
+        others = [score for score, other in zip(scores, gallery_ids, strict=True) if other != identity]
+        found.append((1 + sum(score >= max(mates) for score in others), max(mates)))
+    rates = [sum(rank <= limit for rank, _ in found) / len(found) for limit in ranks]
+    thresholds = []
+    for far in fpirs:
+        fits = [t for t in [-np.inf, *sorted(strangers)] if sum(s > t for s in strangers) / len(strangers) <= far]
+        thresholds.append(min(fits))
+    return rates, [sum(rank == 1 and score > t for rank, score in found) / len(found) for t in thresholds]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("entries", [1, 3])
+def test_identify_of_random_probes_equals_a_loop(seed, entries):
+    random = np.random.default_rng(seed)
+    people = random.normal(size=(40, 8)) * 2
+    gallery_ids = np.repeat(np.arange(30), entries)  # ten persons without an entry
+    gallery = people[gallery_ids] + random.normal(size=(len(gallery_ids), 8))
+    probe_ids = random.integers(0, 40, 120)
+    probe = people[probe_ids] + random.normal(size=(120, 8))
+    ranks, fpirs = [1, 5, 10], [0.0, 0.01, 0.1, 0.5, 1.0]
+    rank_rates, tpir = identify(probe, probe_ids, gallery, gallery_ids, ranks=ranks, fpirs=fpirs)
+    wanted = slow_identify(probe, probe_ids, gallery, gallery_ids, ranks, fpirs)
+    assert (rank_rates.tolist(), tpir.tolist()) == wanted
+    assert tpir[0] < tpir[3] < rank_rates[2]
+
+
+def test_identify_of_a_mate_that_ties_with_a_stranger_is_not_first():
+    same = np.array([[1.0, 0.0], [1.0, 0.0]])
+    rank_rates, tpir = identify(same[:1], ["a"], same, ["a", "b"], ranks=[1, 2], fpirs=[0.1])
+    assert rank_rates.tolist() == [0.0, 1.0]
+    assert np.isnan(tpir).all()
+
+
+def test_identify_without_any_mate_or_stranger_gives_no_figure():
+    probe = np.eye(3)
+    assert np.isnan(identify(probe, [1, 2, 3], probe, [1, 2, 3])[1]).all()
+    rank_rates, tpir = identify(probe, [1, 2, 3], probe, [4, 5, 6])
+    assert np.isnan(rank_rates).all()
+    assert np.isnan(tpir).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ranks": [0]}, "numbers from 1"),
+        ({"fpirs": [2.0]}, "fpirs .* between 0 and 1"),
+        ({"probe_ids": [1]}, "one per embedding"),
+        ({"gallery": np.ones((2, 5))}, r"must be \(P, D\)"),
+        ({"probe": np.full((2, 2), np.nan)}, "finite and above 0"),
+    ],
+)
+def test_identify_of_wrong_input_names_it(change, words):
+    given = {"probe": np.eye(2), "probe_ids": [1, 2], "gallery": np.eye(2), "gallery_ids": [1, 2]} | change
+    with pytest.raises(ValueError, match=words):
+        identify(**given)

@@ -1,0 +1,176 @@
+"""All-vs-all verification: TAR at FAR over every pair of a labelled set, streamed in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rayface.evaluation.identification import allowed_false_accepts, checked_rates
+from rayface.evaluation.pair_tiles import PairTiles, Tile
+from rayface.evaluation.tails import Bracket, Multiset
+
+ALL = "all"
+_SAMPLE_BLOCKS = 16  # largest number of random blocks of pairs that place the brackets
+_SAMPLE_SIDE = 2048  # images per side of a block
+_MARGIN = 0.01  # half the width of a bracket, as a fraction of its rank; a miss multiplies it by 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailRates:
+    """TAR at FAR over all unordered pairs of images.
+
+    Attributes:
+        tar: (F,) fraction of accepted genuine pairs; NaN without genuine or without impostor pairs.
+        threshold: (F,) accepted is score > threshold; -inf if all may be accepted, NaN as `tar`.
+        num_genuine, num_impostor: number of pairs.
+    """
+
+    tar: NDArray[np.float64]
+    threshold: NDArray[np.float64]
+    num_genuine: int
+    num_impostor: int
+
+
+def all_vs_all(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    fars: ArrayLike | Sequence[float],
+    groups: ArrayLike | None = None,
+    *,
+    device: str = "cpu",
+) -> dict[Hashable, list[float]]:
+    """Return the true acceptance rate at given false acceptance rates over all unordered pairs of images.
+
+    Exact: the thresholds are those of `tar_at_far` on the cosines of all pairs. Computed in float32 (float64 for
+    float64 embeddings) in one pass over the pairs, and one more per group over its own pairs.
+
+    Args:
+        embeddings: (N, D), raw or normalised; an array or a memory map.
+        labels: (N,) identity of each image.
+        fars: (F,) rates in [0, 1].
+        groups: (N,) group of each image. The pairs of a group lie inside it; "all" has all pairs, across groups too.
+        device: device of the matrix products.
+
+    Returns:
+        {"all": [tar, ...], group: [tar, ...]}; NaN for a group without genuine or without impostor pairs.
+
+    Raises:
+        ValueError: shapes do not fit, an embedding is zero or not finite, a rate is outside [0, 1], there are no
+            genuine or no impostor pairs, or a group is named "all".
+    """
+    found = tail_rates(embeddings, labels, fars, device=device)
+    if not found.num_genuine or not found.num_impostor:
+        raise ValueError(
+            f"labels give {found.num_genuine} genuine and {found.num_impostor} impostor pairs, there must be at least "
+            "1 of each"
+        )
+    rates: dict[Hashable, list[float]] = {ALL: found.tar.tolist()}
+    for name, rows in group_rows(groups, len(np.asarray(labels))):
+        rates[name] = tail_rates(embeddings, labels, fars, rows=rows, device=device).tar.tolist()
+    return rates
+
+
+def group_rows(groups: ArrayLike | None, num_images: int) -> Iterator[tuple[Hashable, NDArray[np.int64]]]:
+    """Yield each group, in sorted order, with the rows of its images.
+
+    Raises:
+        ValueError: the number of groups is not that of the images, or a group is named "all".
+    """
+    if groups is None:
+        return
+    given = np.asarray(groups)
+    if given.shape != (num_images,):
+        raise ValueError(f"groups have shape {given.shape}, there must be one per image: ({num_images},)")
+    names, place = np.unique(given, return_inverse=True)
+    if ALL in names.tolist():
+        raise ValueError(f"groups: {ALL!r} is the name of the pairs of all groups: rename the group")
+    for number, name in enumerate(names.tolist()):
+        yield name, np.flatnonzero(place == number)
+
+
+def tail_rates(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    fars: ArrayLike | Sequence[float],
+    *,
+    rows: NDArray[np.int64] | None = None,
+    device: str = "cpu",
+    done: Callable[[int], None] = lambda pairs: None,
+) -> TailRates:
+    """Return thresholds and rates of `all_vs_all` over the pairs of some rows, all of them by default.
+
+    A random sample of the pairs places a bracket around every threshold. One pass counts the impostors above each
+    bracket and keeps those inside it; if a count shows that a bracket misses its threshold, the pass is repeated with
+    wider ones.
+
+    Args:
+        rows: rows of `embeddings` to compare.
+        done: called with the number of pairs after every tile.
+
+    Raises:
+        ValueError: see `all_vs_all`; no error if there are no genuine or no impostor pairs.
+    """
+    rates = checked_rates(fars)
+    pairs = PairTiles.of(embeddings, labels, rows=rows, device=device)
+    if not pairs.num_genuine or not pairs.num_impostor:
+        none = np.full(len(rates), np.nan)
+        return TailRates(tar=none, threshold=none, num_genuine=pairs.num_genuine, num_impostor=pairs.num_impostor)
+    allowed = allowed_false_accepts(rates, pairs.num_impostor)
+    wanted = sorted({int(count) for count in allowed if count < pairs.num_impostor})
+    thresholds, genuine = _thresholds(pairs, wanted, done) if wanted else ({}, Multiset())
+    of_rate = [thresholds.get(int(count), -np.inf) for count in allowed]
+    return TailRates(
+        tar=np.array([1.0 if t == -np.inf else genuine.above(t) / pairs.num_genuine for t in of_rate]),
+        threshold=np.array(of_rate),
+        num_genuine=pairs.num_genuine,
+        num_impostor=pairs.num_impostor,
+    )
+
+
+def _thresholds(
+    pairs: PairTiles, wanted: Sequence[int], done: Callable[[int], None]
+) -> tuple[dict[int, float], Multiset]:
+    """Return the threshold of each number of false acceptances, and the genuine scores above the lowest bracket."""
+    margin = _MARGIN
+    while True:
+        brackets = _brackets(pairs, wanted, margin)
+        lowest = min(bracket.low for bracket in brackets)
+        genuine = Multiset()
+        for tile in pairs.tiles():
+            _count(tile, brackets, lowest, genuine)
+            done(tile.num_pairs)
+        if all(bracket.is_hit() for bracket in brackets):
+            return {bracket.rank: bracket.threshold() for bracket in brackets}, genuine
+        margin *= 8
+
+
+def _count(tile: Tile, brackets: Sequence[Bracket], lowest: float, genuine: Multiset) -> None:
+    same = tile.genuine()  # removes them from the scores
+    genuine.add(same[same > lowest].cpu().numpy())
+    tail = tile.scores[tile.scores > lowest]
+    for bracket in brackets:
+        inside = tail[tail > bracket.low]
+        if bracket.high < np.inf:
+            is_above = inside > bracket.high
+            bracket.above += int(is_above.sum())
+            inside = inside[~is_above]
+        bracket.inside.add(inside.cpu().numpy())
+
+
+def _brackets(pairs: PairTiles, wanted: Sequence[int], margin: float) -> list[Bracket]:
+    """Return a bracket (low, high] around the threshold of each number of false acceptances."""
+    if pairs.num_impostor <= 4 * _SAMPLE_SIDE**2 or margin > 1:
+        return [Bracket(rank=rank, low=-np.inf, high=np.inf) for rank in wanted]
+    blocks = min(_SAMPLE_BLOCKS, max(1, pairs.num_impostor // (64 * _SAMPLE_SIDE**2)))
+    sample = np.sort(pairs.sample(blocks, _SAMPLE_SIDE))[::-1]
+    found = []
+    for rank in wanted:
+        place = rank / pairs.num_impostor * len(sample)
+        slack = margin * place + 100 * margin * (16 * place**0.5 + 64)
+        first, last = int(place - slack) - 1, int(place + slack) + 1
+        high = float(sample[first]) if first >= 0 else np.inf
+        found.append(Bracket(rank=rank, low=float(sample[last]) if last < len(sample) else -np.inf, high=high))
+    return found

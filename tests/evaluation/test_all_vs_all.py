@@ -1,0 +1,112 @@
+"""All-vs-all rates, against a loop over all pairs and scikit-learn's curve."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_curve
+
+from rayface.evaluation import all_vs_all as module
+from rayface.evaluation.all_vs_all import all_vs_all, tail_rates
+from rayface.evaluation.identification import tar_at_far
+from rayface.evaluation.pair_tiles import PairTiles
+
+FARS = [0.0, 1e-3, 1e-2, 0.1, 0.5, 1.0]
+
+
+def embedded(num_images=90, num_labels=12, size=6, seed=0, dtype=np.float64):
+    """Raw embeddings of labels in random order, and a group of each image that cuts through the identities."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, num_labels, num_images)
+    rows = random.normal(size=(num_labels, size))[labels] + random.normal(size=(num_images, size))
+    return (rows * random.uniform(0.5, 2, (num_images, 1))).astype(dtype), labels, random.choice(["f", "m"], num_images)
+
+
+def scores_of(embeddings, labels, groups=None, group=None):
+    """Cosines of all unordered pairs (of a group), by a loop in float64."""
+    found = {True: [], False: []}
+    rows = embeddings.astype(np.float64)
+    for i in range(len(rows)):
+        for j in range(i):
+            if group is None or (groups[i] == group and groups[j] == group):
+                cosine = rows[i] @ rows[j] / (np.linalg.norm(rows[i]) * np.linalg.norm(rows[j]))
+                found[bool(labels[i] == labels[j])].append(cosine)
+    return np.array(found[True]), np.array(found[False])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_vs_all_of_groups_equals_a_loop_and_scikit_learns_curve(seed):
+    embeddings, labels, groups = embedded(seed=seed)
+    rates = all_vs_all(embeddings, labels, FARS, groups=groups)
+    assert list(rates) == ["all", "f", "m"]
+    for group, found in rates.items():
+        genuine, impostor = scores_of(embeddings, labels, groups, None if group == "all" else group)
+        assert found == tar_at_far(genuine, impostor, FARS).tolist()
+        far, tar, _ = roc_curve(
+            np.repeat([1, 0], [len(genuine), len(impostor)]), np.r_[genuine, impostor], drop_intermediate=False
+        )
+        assert found == [tar[far <= rate].max() for rate in FARS]
+
+
+def test_all_vs_all_in_small_tiles_with_brackets_equals_a_loop(monkeypatch):
+    # a set larger than the sample: thresholds lie in brackets, and tiles end in the middle of identities
+    monkeypatch.setattr(module, "_SAMPLE_SIDE", 32)
+    monkeypatch.setattr(PairTiles.tiles, "__defaults__", ((48, 20),))
+    embeddings, labels, _ = embedded(400, 60, seed=3)
+    brackets = module._brackets(PairTiles.of(embeddings, labels), [0, 700, 40000], 0.01)
+    assert all(bracket.low > -1 for bracket in brackets)
+    assert brackets[-1].high < 1
+    rates = all_vs_all(embeddings, labels, FARS)
+    genuine, impostor = scores_of(embeddings, labels)
+    assert rates["all"] == tar_at_far(genuine, impostor, FARS).tolist()
+
+
+def test_all_vs_all_with_a_bracket_that_misses_repeats_the_pass(monkeypatch):
+    monkeypatch.setattr(module, "_SAMPLE_SIDE", 16)
+    embeddings, labels, _ = embedded(200, 30, seed=4)
+    passes = []
+    monkeypatch.setattr(PairTiles, "sample", lambda self, *shape: np.full(1000, -0.9 + len(passes)))
+    real = module._brackets
+    monkeypatch.setattr(module, "_brackets", lambda *given: passes.append(1) or real(*given))
+    pairs = []
+    found = tail_rates(embeddings, labels, FARS, done=pairs.append)
+    genuine, impostor = scores_of(embeddings, labels)
+    assert found.tar.tolist() == tar_at_far(genuine, impostor, FARS).tolist()
+    assert len(passes) > 1
+    assert sum(pairs) == len(passes) * (200 * 199 // 2)
+
+
+def test_all_vs_all_of_a_memory_map_in_half_precision_equals_the_array(tmp_path):
+    embeddings, labels, groups = embedded(dtype=np.float16)
+    np.save(tmp_path / "embeddings.npy", embeddings)
+    mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
+    assert all_vs_all(mapped, labels, FARS, groups) == all_vs_all(embeddings, labels, FARS, groups)
+    genuine, impostor = scores_of(embeddings, labels)
+    assert all_vs_all(mapped, labels, [0.1])["all"] == tar_at_far(genuine, impostor, [0.1]).tolist()
+
+
+def test_all_vs_all_of_constant_scores_accepts_nothing_below_far_1():
+    assert all_vs_all(np.ones((6, 3)), [0, 0, 0, 1, 1, 1], [0.5, 1.0])["all"] == [0.0, 1.0]
+
+
+def test_all_vs_all_of_a_group_of_one_identity_gives_no_figure():
+    embeddings, labels, _ = embedded()
+    rates = all_vs_all(embeddings, labels, FARS, groups=labels == 0)
+    assert np.isnan(rates[True]).all()
+    assert np.isfinite(rates[False]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": [0] * 4}, "0 impostor pairs"),
+        ({"labels": [0, 1, 2, 3]}, "0 genuine"),
+        ({"labels": [0, 1]}, r"must be \(N, D\) and \(N,\)"),
+        ({"fars": [1.5]}, "between 0 and 1"),
+        ({"groups": ["a"]}, "one per image"),
+        ({"groups": ["all", "b", "b", "b"]}, "rename the group"),
+        ({"embeddings": np.diag([1.0, 1.0, np.nan, 0.0])}, "embedding 2 has length nan.*2 of 4"),
+    ],
+)
+def test_all_vs_all_of_wrong_input_names_it(change, words):
+    given = {"embeddings": np.eye(4), "labels": [0, 0, 1, 1], "fars": [0.1]} | change
+    with pytest.raises(ValueError, match=words):
+        all_vs_all(**given)
