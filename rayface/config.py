@@ -320,7 +320,7 @@ class ConvertConfig:
     source: PathText | None = None
     """Path of the images to convert."""
     kind: str | None = None
-    """Format of the source: folder (one folder of images per identity), webdataset (tars of any shape)."""
+    """Format of the source: folder (one per identity), rec (MXNet's RecordIO), webdataset; see docs/data.md."""
     options: Options = Field(default_factory=dict)
     """Settings of the format, for example {image_size: 224, quality: 90} for folder."""
     out: Operational[PathText | None] = None

@@ -17,7 +17,7 @@ from rayface.storage.paths import (
     on_disk,
     split,
 )
-from rayface.storage.reads import Source, open_arrow, read_bytes, windowed
+from rayface.storage.reads import Source, open_arrow, open_binary, read_bytes, windowed
 from rayface.storage.writes import (
     LARGEST_REMOTE,
     AtomicFile,
@@ -53,6 +53,7 @@ __all__ = [
     "on_disk",
     "one_line",
     "open_arrow",
+    "open_binary",
     "read_bytes",
     "retried",
     "split",

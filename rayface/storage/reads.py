@@ -6,11 +6,14 @@ import io
 import os
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 
 from rayface.storage.errors import retried
 from rayface.storage.paths import is_local, locate
+
+_BUFFER = 1 << 20  # of a sequential stream
 
 
 class Source:
@@ -100,8 +103,13 @@ class _SourceStream(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def read(self, count: int | None = -1) -> bytes:
-        left = self._size - self._at
+        left = max(0, self._size - self._at)
         data = self._source.read(self._at, left if count is None or count < 0 else min(count, left))
         self._at += len(data)
         return data
@@ -118,6 +126,11 @@ def open_arrow(path: str) -> pa.NativeFile:
         DataError, StorageError: see `Source`; also raised inside Arrow's reader.
     """
     return pa.PythonFile(_SourceStream(Source(path)), mode="r")
+
+
+def open_binary(path: str) -> io.BufferedReader:
+    """Open a file as a buffered, seekable Python stream; errors as of `Source`."""
+    return io.BufferedReader(_SourceStream(Source(path)), _BUFFER)
 
 
 def windowed(source: Source, width: int) -> Callable[[int, int], bytes]:

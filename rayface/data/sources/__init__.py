@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import FolderSource
+from rayface.data.sources.rec import RecSource
 from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.plugins import ensure_loaded
 
@@ -18,13 +19,18 @@ __all__ = [
     "FaultLog",
     "FolderSource",
     "PartListing",
+    "RecSource",
     "SourceImage",
     "SourceSettings",
     "WebDatasetSource",
     "open_source",
 ]
 
-SOURCES: dict[str, type[DatasetSource]] = {"folder": FolderSource, "webdataset": WebDatasetSource}
+SOURCES: dict[str, type[DatasetSource]] = {
+    "folder": FolderSource,
+    "rec": RecSource,
+    "webdataset": WebDatasetSource,
+}
 
 
 def open_source(kind: str, src: str | Path, options: Mapping[str, object] | None = None) -> DatasetSource:

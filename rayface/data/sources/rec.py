@@ -1,0 +1,205 @@
+"""Source: RecordIO files (.rec) of InsightFace and MXNet's im2rec, read without MXNet."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from rayface.data.classes import MAX_LABEL
+from rayface.data.shards.samples import Fault
+from rayface.data.shards.scan import PROCESSES_FROM_BYTES
+from rayface.data.shards.tar import Fetch
+from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
+from rayface.data.sources.faults import FaultLog
+from rayface.data.sources.first_image import size_of_first
+from rayface.data.sources.lst import names_in_lst
+from rayface.data.sources.recordio import (
+    Gap,
+    ImageRecord,
+    Record,
+    RecordError,
+    image_record,
+    iter_records,
+    read_record,
+)
+from rayface.storage import DataError, Source, exists, is_local, join, list_files, one_line, open_arrow, windowed
+
+_PART_BYTES = 128 << 20
+_WINDOW = 8 << 20  # one read of an object store
+_EXACT = 1 << 24  # float32 has every integer below
+
+
+class _Part(NamedTuple):
+    """The records that begin in bytes [start, stop) of a file."""
+
+    path: str
+    start: int
+    stop: int
+
+
+class RecSource(DatasetSource):
+    """A .rec file, or all of a folder, which are one label space; a part is 128 MiB of a file.
+
+    Every record with content behind its header is an image; records without are InsightFace's tables of identities.
+    The .idx is only compared with the size of its .rec. Names of identities are the folders of images in the .lst.
+    """
+
+    kind = "rec"
+    expects = ".rec files with a header and an image in each record"
+
+    def __init__(self, src: str | Path, settings: SourceSettings | None = None):
+        super().__init__(src, settings)
+        self._files: list[str] = []
+        self._parts: list[_Part] = []
+        self._size: dict[str, int] = {}
+        self._faults: list[Fault] = []
+
+    def prepare(self, near: str | None) -> None:
+        self._files = _find_files(self.root)
+        for path in self._files:
+            with Source(path) as source:
+                size = self._size[path] = source.size
+            if not size:
+                self._faults.append(_fault(path, 0, "the file is empty", "truncated"))
+            self._parts += [_Part(path, start, min(start + _PART_BYTES, size)) for start in range(0, size, _PART_BYTES)]
+            self._faults += _missing_by_idx(path, size)
+        if not self._parts:
+            raise DataError(f"{self._files[0]}: the file is empty")
+        self.lists_in_processes = sum(self._size.values()) >= PROCESSES_FROM_BYTES
+
+    def parts(self) -> Sequence[str]:
+        return [f"{_stem(part.path)}-{part.start // _PART_BYTES:05d}" for part in self._parts]
+
+    def list_images(self, part: int) -> PartListing:
+        path, start, stop = self._parts[part]
+        faults = FaultLog(self.root, self._faults if part == 0 else ())
+        keys, labels, offsets, ends = [], array("q"), array("q"), array("q")
+        last: ImageRecord | None = None
+        with Source(path) as source:
+            fetch = source.read if is_local(path) else windowed(source, _WINDOW)
+            for record in iter_records(fetch, start, stop, self._size[path]):
+                if isinstance(record, Gap):
+                    faults.add(_fault(path, record.offset, record.reason, record.kind))
+                    continue
+                try:
+                    header = image_record(record.head, record.num_bytes)
+                    last = header if header.start < record.num_bytes else None
+                    if last is None:
+                        continue
+                    label = _label_of(header)
+                except RecordError as error:
+                    faults.add(_fault(path, record.offset, str(error), error.kind))
+                    continue
+                keys.append(f"{header.id:09d}")
+                for column, value in ((labels, label), (offsets, record.offset), (ends, record.end)):
+                    column.append(value)
+            if last and stop == self._size[path] and not exists(_beside(path, ".idx")):
+                fault = _missing_by_record_0(path, fetch, stop, last)
+                if fault:
+                    faults.add(fault)
+        columns = {"key": pa.array(keys, pa.string()), "identity": labels, "offset": offsets, "end": ends}
+        table = pa.table({name: pa.array(column) for name, column in columns.items()})
+        return PartListing(images=table, faults=faults, image_size=size_of_first(self, part, table))
+
+    def read(self, part: int, images: pa.Table) -> Iterator[SourceImage | Fault]:
+        path = self._parts[part].path
+        with Source(path) as source:
+            for key, offset, end in zip(*(images[name].to_pylist() for name in ("key", "offset", "end")), strict=True):
+                try:
+                    content = read_record(source.read, offset, end)
+                    start = image_record(content, len(content)).start
+                except RecordError as error:
+                    yield _fault(path, offset, str(error), error.kind, error.num_lost)
+                else:
+                    yield SourceImage(content[start:], path, f"record {int(key)}", offset)
+
+    def identity_names(self, labels: Sequence[int]) -> list[str] | None:
+        if len(self._files) != 1:
+            return None
+        lst = _beside(self._files[0], ".lst")
+        return names_in_lst(lst, labels) if exists(lst) else None
+
+
+def _find_files(root: str) -> list[str]:
+    """Return the file `root`, or the .rec files of that folder."""
+    if root.partition("?")[0].endswith(".rec"):
+        return [root]
+    names = [file.name for file in list_files(root, "folder or .rec file") if file.name.endswith(".rec")]
+    if not names:
+        raise DataError(f"{root}: no .rec file in this folder: give the file or its folder")
+    return [join(root, name) for name in names]
+
+
+def _label_of(header: ImageRecord) -> int:
+    label = header.label
+    if not math.isfinite(label) or label != int(label) or not 0 <= label <= MAX_LABEL:
+        raise RecordError(f"label {label:g} is not an integer from 0 to {MAX_LABEL}", "label")
+    return int(label)
+
+
+def _missing_by_idx(path: str, size: int) -> list[Fault]:
+    """Return a fault if the .idx names records behind the end of its .rec."""
+    idx = _beside(path, ".idx")
+    if not exists(idx):
+        return []
+    lost = 0
+    try:
+        with open_arrow(idx) as stream:
+            reader = pa_csv.open_csv(
+                stream,
+                read_options=pa_csv.ReadOptions(column_names=["number", "offset"]),
+                parse_options=pa_csv.ParseOptions(delimiter="\t"),
+                convert_options=pa_csv.ConvertOptions(column_types={"offset": pa.int64()}),
+            )
+            for batch in reader:
+                lost += int((batch["offset"].to_numpy(zero_copy_only=False) >= size).sum())
+    except pa.ArrowException as error:
+        return [_fault(idx, 0, f"not read: {one_line(error)}", "index", 0)]
+    if not lost:
+        return []
+    reason = f"truncated: {lost} records that {os.path.basename(idx)} names are missing"
+    return [_fault(path, size, reason, "truncated", lost)]
+
+
+def _missing_by_record_0(path: str, fetch: Fetch, size: int, last: ImageRecord) -> Fault | None:
+    """Return a fault if record 0 announces tables of identities, but the last record is an image.
+
+    Record 0 has two labels: the numbers of the first table and of the record after the last. They are float32, so
+    large ones say nothing.
+    """
+    record = next(iter_records(fetch, 0, 1, size), None)
+    if not isinstance(record, Record):
+        return None
+    try:
+        content = read_record(fetch, record.offset, record.end)
+        header = image_record(content, len(content))
+    except RecordError:
+        return None
+    if header.num_labels != 2 or header.start != len(content):
+        return None
+    first_table, end = struct.unpack_from("<2f", content, len(content) - 8)
+    if not 1 < first_table < end < _EXACT:
+        return None
+    lost = max(1, int(first_table) - 1 - last.id)
+    return _fault(path, size, f"truncated: {lost} of {int(first_table) - 1} images are missing", "truncated", lost)
+
+
+def _fault(path: str, offset: int, reason: str, kind: str, num_lost: int = 1) -> Fault:
+    return Fault(shard=path, member=None, offset=offset, reason=reason, num_lost=num_lost, kind=kind)
+
+
+def _beside(path: str, suffix: str) -> str:
+    base, question, query = path.partition("?") if "://" in path else (path, "", "")
+    return base.removesuffix(".rec") + suffix + question + query
+
+
+def _stem(path: str) -> str:
+    return os.path.basename(path.partition("?")[0]).removesuffix(".rec")
