@@ -14,6 +14,7 @@ import typer
 from rayface import __version__
 from rayface.cli import (  # noqa: F401  # they add their verbs
     bench,
+    benchmark,
     checkpoint,
     compare,
     data,
