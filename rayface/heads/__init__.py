@@ -4,12 +4,16 @@ from collections.abc import Callable
 
 from rayface.heads.adaptive_margins import AdaFace, CurricularFace, ElasticFace, MagFace
 from rayface.heads.base import Head, HeadSettings
+from rayface.heads.dcq import DCQ
+from rayface.heads.f2c import F2C
 from rayface.heads.margin_loss import NonFiniteEmbeddingsError
 from rayface.heads.margins import ArcFace, CombinedMargin, CosFace, Margin
 from rayface.heads.partial_fc import PartialFC
 from rayface.plugins import ensure_loaded
 
 __all__ = [
+    "DCQ",
+    "F2C",
     "HEADS",
     "MARGINS",
     "ArcFace",

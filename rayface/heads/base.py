@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayface.data.streaming.sample_order import StreamKind
 from rayface.heads.margins import Margin
@@ -19,8 +19,16 @@ HeadState: TypeAlias = Mapping[str, Tensor | Value]
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """Settings for which the config group `head` has no key: a head has a subclass, whose fields need defaults.
+
+    They are set as `head.options.NAME=VALUE`.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """Settings of a head: sizes, the config groups `head` and `optim`, and this rank's device.
+    """Settings of a head: sizes, the config groups `head` and `optim`, the backbone, and this rank's device.
 
     A head uses the fields that it needs and ignores the others. Names and values are those of the config.
     """
@@ -40,6 +48,12 @@ class HeadSettings:
     host_memory: bool = False
     seed: int = 0
     device: torch.device | str = "cpu"
+    options: HeadOptions = HeadOptions()
+    """Instance of the head's `options_class`."""
+    batch_size: int | None = None
+    """Rows of the global batch."""
+    backbone: nn.Module | None = None
+    """The trained backbone, on the device."""
 
 
 class Head(ABC):
@@ -51,16 +65,18 @@ class Head(ABC):
     global batch.
 
     Attributes:
+        options_class: the head's own settings.
         margin: modifies the logits; its running statistics are part of the head's state.
         num_classes: C, over all ranks.
-        replicated: names of tensors in `state` that are the same on every rank, of any shape. All others hold one row
-            for each class of `row_range`, so that a checkpoint can be loaded on another number of ranks.
+        replicated: names of tensors in `state` that are the same on every rank, of any shape; None: all are. All others
+            hold one row for each class of `row_range`, so that a checkpoint can be loaded on another number of ranks.
         stream: what a step of training consists of; with pairs, a batch has two images for each of its rows.
     """
 
+    options_class: ClassVar[type[HeadOptions]] = HeadOptions
     margin: Margin
     num_classes: int
-    replicated: ClassVar[frozenset[str]] = frozenset()
+    replicated: ClassVar[frozenset[str] | None] = frozenset()
     stream: ClassVar[StreamKind] = "images"
 
     @property
@@ -150,7 +166,7 @@ class Head(ABC):
         Raises:
             ValueError: a tensor is missing or of another shape.
         """
-        for name, mine in (self.row_tensors() | self.replicated_tensors()).items():
+        for name, mine in self._tensors().items():
             saved = state.get(name)
             if not isinstance(saved, Tensor):
                 raise ValueError(f"head state has no {name!r}: it was saved with another head or optim.name")
@@ -164,11 +180,17 @@ class Head(ABC):
 
     def row_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of `state` whose rows are the classes of `row_range`, (last - first, ...)."""
-        return {name: t for name, t in self.state().items() if isinstance(t, Tensor) and name not in self.replicated}
+        return {name: tensor for name, tensor in self._tensors().items() if not self._is_replicated(name)}
 
     def replicated_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of `state` that are the same on every rank."""
-        return {name: t for name, t in self.state().items() if isinstance(t, Tensor) and name in self.replicated}
+        return {name: tensor for name, tensor in self._tensors().items() if self._is_replicated(name)}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.state().items() if isinstance(value, Tensor)}
+
+    def _is_replicated(self, name: str) -> bool:
+        return self.replicated is None or name in self.replicated
 
     def values(self) -> dict[str, Value]:
         """Return the values in `state` that are not tensors: JSON values."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -88,6 +89,31 @@ class Collectives:
         if self.size > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return values
+
+    def gather_labelled(self, local: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return rows (B, k) and labels (B,) int64 of all ranks, by one collective: labels are sent as bits."""
+        if self.size == 1:
+            return local, labels
+        width, tail = local.shape[1], labels.contiguous().view(local.dtype).view(len(labels), -1)
+        together = self.gather(torch.cat([local, tail], dim=1), layout)
+        return together[:, :width].contiguous(), together[:, width:].contiguous().view(torch.int64).view(-1)
+
+    def exchange(self, local: Tensor, parts: Sequence[Tensor], layout: Layout) -> Tensor:
+        """Return the rows of the global batch that are this rank's part, (m, ...), from (n, ...) of each rank.
+
+        Args:
+            parts: rows of the global batch that each rank receives, ascending.
+        """
+        if self.size == 1:
+            return local[parts[0]]
+        own, edges = layout.own, [0, *accumulate(layout.counts)]
+        sent = [part[(part >= own.start) & (part < own.stop)] - own.start for part in parts]
+        bounds = torch.tensor(edges, device=parts[self.rank].device)
+        received = torch.searchsorted(parts[self.rank], bounds).diff().tolist()
+        out = local.new_empty(len(parts[self.rank]), *local.shape[1:])
+        rows = local[torch.cat(sent)].contiguous()
+        dist.all_to_all_single(out, rows, received, [len(part) for part in sent], group=self.group)
+        return out
 
     def sum_own(self, values: Tensor, layout: Layout) -> Tensor:
         """Return this rank's rows, (n, k), of the sum over ranks of (B, k)."""

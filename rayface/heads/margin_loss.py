@@ -93,14 +93,7 @@ class _Outcome:
 
 def _gather_batch(embeddings: Tensor, labels: Tensor, head: PartialFC, layout: Layout) -> _Batch:
     """Gather the batches of all ranks in one collective, and check them."""
-    dtype, width = head.store.math_dtype, embeddings.shape[1]
-    local = embeddings.detach().to(dtype)
-    if head.collectives.size > 1:
-        # labels are sent as bits in further columns
-        tail = labels.contiguous().view(dtype).view(len(labels), -1)
-        together = head.collectives.gather(torch.cat([local, tail], dim=1), layout)
-        local = together[:, :width].contiguous()
-        labels = together[:, width:].contiguous().view(torch.int64).view(-1)
+    local, labels = head.collectives.gather_labelled(embeddings.detach().to(head.store.math_dtype), labels, layout)
     norms = torch.linalg.vector_norm(local, dim=1)
     _check_batch(norms, labels, head.num_classes, layout)
     inverse = inverse_norms(local)

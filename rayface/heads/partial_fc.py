@@ -106,7 +106,8 @@ class PartialFC(Head):
     @classmethod
     def build(cls, settings: HeadSettings) -> "PartialFC":
         """Return this rank's part, in the default process group."""
-        return cls(**vars(settings))
+        not_used = ("options", "batch_size", "backbone")
+        return cls(**{name: value for name, value in vars(settings).items() if name not in not_used})
 
     @classmethod
     def memory(cls, shape: HeadShape) -> HeadMemory:

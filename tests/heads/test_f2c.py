@@ -1,0 +1,82 @@
+"""F2C; its losses and gradients are compared with a plain transcription in test_momentum_encoder."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayface.heads import F2C, ArcFace, build_margin
+from tests.heads.momentum_oracle import FEATURES, WIDTH, small_net
+
+
+def small_f2c(**changes) -> F2C:
+    return F2C(small_net(), **({"embedding_size": WIDTH, "pool_size": 8} | changes))
+
+
+def images(number: int = 4) -> tuple[Tensor, Tensor]:
+    x, y = torch.randn(2, number, FEATURES, dtype=torch.float64)
+    return x, y
+
+
+def test_loss_keeps_what_the_second_pass_writes_and_nothing_of_the_first() -> None:
+    head = small_f2c()
+    before = head.pool.clone()
+    x, y = images()
+    head.loss(x, y, torch.tensor([1, 2, 3, 3]), torch.tensor([4, 5, 6, 7]))
+    assert [head.columns.column_of(identity) for identity in range(1, 8)] == [0, 1, 2, -1, -1, -1, -1]
+    wanted = torch.nn.functional.normalize(head.gallery(x)).detach()  # each batch has its own statistics
+    torch.testing.assert_close(head.pool[0, :3], wanted[:3])
+    torch.testing.assert_close(head.pool[1, 2], wanted[3])
+    unchanged = torch.ones(2, 8, dtype=torch.bool)
+    unchanged[0, :3] = unchanged[1, 2] = False
+    assert torch.equal(head.pool[unchanged], before[unchanged])
+
+
+def test_loss_without_gradient_has_the_same_value() -> None:
+    first, second = small_f2c(), small_f2c()
+    batch = (*images(), torch.arange(4), torch.arange(1, 5))
+    with torch.no_grad():
+        value = first.loss(*batch)
+    assert not value.requires_grad
+    assert torch.equal(value, second.loss(*batch).detach())
+
+
+def test_state_loaded_into_another_head_continues_with_equal_losses() -> None:
+    torch.manual_seed(0)
+    first, second = small_f2c(), small_f2c(seed=5)
+    data = [(*images(), *torch.randint(12, (2, 4))) for _ in range(9)]
+    for batch in data[:4]:
+        first.loss(*batch)
+    second.load_state({k: v.clone() for k, v in first.state().items()})
+    for batch in data[4:]:
+        assert torch.equal(first.loss(*batch), second.loss(*batch))
+    assert first.row_tensors() == {}
+    assert first.values() == {}
+
+
+@pytest.mark.parametrize("name", ["adaface", "magface", "curricularface"])
+def test_f2c_with_a_margin_of_norms_or_statistics_raises_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^head.margin {name} depends on .* takes cosface, arcface or combined$"):
+        small_f2c(margin=build_margin(name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"pool_size": 0}, "pool_size 0 must be at least 1"), ({"momentum": -0.1}, "momentum -0.1 must be in")],
+)
+def test_f2c_with_a_bad_argument_raises_one_line(changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        small_f2c(margin=ArcFace(0.5, 32.0), **changes)
+
+
+def test_loss_of_a_batch_that_does_not_fit_raises_and_leaves_the_head_as_it_was() -> None:
+    head = small_f2c()
+    before = {k: v.clone() for k, v in head.replicated_tensors().items()}
+    (x, y), labels = images(), torch.arange(4)
+    for batch, words in (
+        ((x, y[:3], labels, labels), "of 4, 3, 4, 4 rows"),
+        ((x, y, labels, labels - 1), "-1 must not be negative"),
+        ((x, y, labels, labels.double()), "int64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            head.loss(*batch)
+    assert all(torch.equal(v, before[k]) for k, v in head.replicated_tensors().items())
