@@ -1,0 +1,1 @@
+"""Cluster embeddings into identities, and score clusters where labels are known."""
