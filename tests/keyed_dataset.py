@@ -13,6 +13,7 @@ from rayface.data.shards.tar import encode_member, end_of_archive
 from rayface.embedding import shard_embedder
 from rayface.embedding.embedder import Embedder
 from rayface.embedding.shard_embedder import EmbedJob, ShardEmbedder, shard_work
+from rayface.models.forward import Embedded
 
 KEYS = [f"{folder}/{shard}.tar/{k}" for folder in "ab" for shard in "01" for k in range(3)]
 
@@ -41,7 +42,7 @@ def embed_keyed(dataset: Dataset, out: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def rows(images: Any) -> Any:
         found = images[:, 8, 8, 0].astype(np.float32).round(-1) / 10
-        return np.stack([found, np.ones_like(found)], axis=1)
+        return Embedded(np.stack([found, np.ones_like(found)], axis=1), 2 * found)
 
     model = Embedder(function=rows, image_size=16, embedding_size=2, digest="x")
     monkeypatch.setattr(shard_embedder, "load_embedder", lambda *args, **kwargs: model)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayface.models.forward import embed_images, refuse_non_finite
+from rayface.models.forward import Embedded, embed_with_norms, refuse_non_finite
 from rayface.models.model_files import load_model
 
 Precision = Literal["fp32", "bf16"]
@@ -20,17 +20,22 @@ class Embedder:
     """A model ready to embed: uint8 RGB (N, size, size, 3) -> float32 (N, D) of length 1.
 
     Attributes:
+        function: images to embeddings and norms.
         image_size: side of the images that it takes, pixels.
         embedding_size: D.
         digest: sha256 of its weights.
     """
 
-    function: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    function: Callable[[NDArray[np.uint8]], Embedded]
     image_size: int
     embedding_size: int
     digest: str
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.function(images).embeddings
+
+    def with_norms(self, images: NDArray[np.uint8]) -> Embedded:
+        """Return embeddings and norms of the images."""
         return self.function(images)
 
 
@@ -58,10 +63,11 @@ def load_embedder(
     loaded = load_model(model, backbone=backbone, device=device)
     module = loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def embed(images: NDArray[np.uint8]) -> Embedded:
         amp: Literal["bf16"] | None = "bf16" if precision == "bf16" else None
-        found = embed_images(module, images, batch_size=batch_size, device=device, flip=flip, amp=amp)
-        return refuse_non_finite(found)
+        found = embed_with_norms(module, images, batch_size=batch_size, device=device, flip=flip, amp=amp)
+        refuse_non_finite(found.embeddings)
+        return found
 
     info = loaded.info
     return Embedder(

@@ -157,16 +157,16 @@ class ShardEmbedder:
         faults: list[Fault] = []
         note: dict[str, object] = {"job": self.job.id, "faults": []}
 
-        def embedded() -> Iterator[tuple[list[str], Ints, NDArray[np.float32]]]:
+        def embedded() -> Iterator[tuple[list[str], Ints, NDArray[np.float32], NDArray[np.float32]]]:
             for chunk in read_images(work.path, work.samples, self.embedder.image_size, self.threads):
                 faults.extend(chunk.faults)
                 note["faults"] = [asdict(fault) for fault in faults]
                 if chunk.keys:
                     keys = [work.key_prefix + key for key in chunk.keys]
-                    yield keys, chunk.labels, self.embedder(chunk.images)
+                    yield keys, chunk.labels, *self.embedder.with_norms(chunk.images)
 
         path = join(self.root, part_name(work.number))
-        rows = write_part(path, embedded(), size=self.embedder.embedding_size, dtype=self.dtype, note=note)
+        rows = write_part(path, embedded(), size=self.embedder.embedding_size, dtype=self.dtype, note=note, norms=True)
         return EmbeddedShard(number=work.number, rows=rows, faults=tuple(faults))
 
 

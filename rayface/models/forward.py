@@ -1,8 +1,8 @@
-"""Forward pass of evaluation: images to embeddings of length 1, with the mirror image added."""
+"""Forward pass of evaluation: images to embeddings of length 1 and their norms, with the mirror image added."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rayface.data.images import normalize
+
+
+class Embedded(NamedTuple):
+    """Embeddings of n images.
+
+    `norms` are the lengths of the raw embeddings: the quality of an image for models of adaptive margins (MagFace,
+    AdaFace), whose blurred or occluded images have shorter ones.
+    """
+
+    embeddings: NDArray[np.float32]  # (n, D) of length 1; NaN if the model returns NaN
+    norms: NDArray[np.float32]  # (n,)
 
 
 def embed_images(
@@ -23,6 +34,22 @@ def embed_images(
     amp: Literal["bf16"] | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
+    """Return the embeddings of `embed_with_norms`."""
+    return embed_with_norms(
+        model, images, batch_size=batch_size, device=device, flip=flip, amp=amp, done=done
+    ).embeddings
+
+
+def embed_with_norms(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    flip: bool = True,
+    amp: Literal["bf16"] | None = None,
+    done: Callable[[], None] = lambda: None,
+) -> Embedded:
     """Embed images as evaluation protocols do: the normalised sum of the embeddings of an image and its mirror image.
 
     Args:
@@ -35,11 +62,12 @@ def embed_images(
         done: called after every batch.
 
     Returns:
-        (n, D) float32 of length 1; NaN if the model returns NaN, see `refuse_non_finite`.
+        Embeddings of length 1, NaN if the model returns NaN, see `refuse_non_finite`; and the lengths of the raw
+        embeddings, with `flip` of the mean of the two.
     """
     device = torch.device(device)
     cast = torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else nullcontext()
-    parts = []
+    parts, norms = [], []
     with _evaluating(model), torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = normalize(torch.from_numpy(images[start : start + batch_size]).to(device))
@@ -48,8 +76,9 @@ def embed_images(
                 if flip:
                     total = total + model(batch.flip(3)).float()
             parts.append(F.normalize(total, dim=1).cpu().numpy())
+            norms.append((torch.linalg.vector_norm(total, dim=1) / (1 + flip)).cpu().numpy())
             done()
-    return np.concatenate(parts)
+    return Embedded(np.concatenate(parts), np.concatenate(norms))
 
 
 def refuse_non_finite(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:

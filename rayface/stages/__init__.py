@@ -56,7 +56,7 @@ STAGES: dict[str, StageType] = {
         title="converted into {}",
     ),
     "embed": StageType(
-        summary="Embed a dataset with a model, as a Ray Data job: one parquet file of key, label, embedding per shard.",
+        summary="Embed a dataset with a model as a Ray Data job: a parquet file of keys and embeddings per shard.",
         function=functions.embed_dataset,
         flags=_flags("embed", "model", "data", "out", "backbone", "flip", "precision", "dtype", "workers"),
         decisive=("embed", "data.join"),

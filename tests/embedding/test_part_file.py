@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rayface.embedding.embeddings import open_embeddings
@@ -27,6 +29,17 @@ def test_write_part_of_any_type_is_read_back_with_its_note(tmp_path: Path, dtype
         assert rows.keys.to_pylist() == KEYS[start:stop]
         assert rows.labels.tolist() == LABELS[start:stop].tolist()
         assert (rows.embeddings == VECTORS[start:stop].astype(kind)).all()
+
+
+def test_write_part_with_norms_adds_a_column_that_readers_ignore(tmp_path: Path) -> None:
+    path, norms = str(tmp_path / "part.parquet"), np.linspace(1, 20, 7)
+    batches = [(KEYS[:4], LABELS[:4], VECTORS[:4], norms[:4]), (KEYS[4:], LABELS[4:], VECTORS[4:], norms[4:])]
+    assert write_part(path, batches, size=8, dtype="fp16", note={}, norms=True) == 7
+    column = pq.read_table(path, columns=["norm"])["norm"]
+    assert column.type == pa.float32()
+    np.testing.assert_array_equal(column.to_numpy(), norms.astype(np.float32))
+    assert read_rows(path, 0, 7).keys.to_pylist() == KEYS
+    assert open_embeddings(tmp_path).num_rows == 7
 
 
 def test_write_part_with_an_error_half_way_leaves_no_file(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from rayface.config import EmbedConfig
@@ -55,6 +57,11 @@ def test_embeddings_of_a_dataset_have_its_keys(dataset: Dataset, embedded: Path)
     assert [key for file in files for keys, _ in read_labels(file) for key in keys.to_pylist()] == KEYS
 
 
+def test_embeddings_of_a_dataset_keep_the_norms_of_the_raw_ones(embedded: Path) -> None:
+    table = pq.read_table(embedded / part_name(1))
+    assert table["norm"].to_pylist() == [2 * first for first, _ in table["embedding"].to_pylist()]
+
+
 def test_shard_with_a_corrupt_image_is_embedded_without_it(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +93,7 @@ def test_job_id_changes_with_every_fact_and_ignores_those_not_set() -> None:
 def test_job_of_a_dataset_with_key_prefixes_holds_their_digest(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Embedder(function=lambda images: images, image_size=16, embedding_size=2, digest="x")
+    model = Embedder(function=Mock(), image_size=16, embedding_size=2, digest="x")
     monkeypatch.setattr(shard_embedder, "load_embedder", lambda *args, **options: model)
     job = EmbedJob.of(EmbedConfig(model="m", dtype="fp32"), dataset)
     assert job.key_prefixes is not None
@@ -129,7 +136,7 @@ def test_actor_with_another_model_than_the_driver_is_refused(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other(*args: Any, **options: Any) -> Embedder:
-        return Embedder(function=lambda images: images, image_size=16, embedding_size=2, digest="y")
+        return Embedder(function=Mock(), image_size=16, embedding_size=2, digest="y")
 
     monkeypatch.setattr(shard_embedder, "load_embedder", other)
     with pytest.raises(ValueError, match=r"^model m: differs on a node of the cluster: put it on a shared disk"):

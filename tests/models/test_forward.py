@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rayface.models.forward import embed_images
+from rayface.models.forward import embed_images, embed_with_norms
 
 
 class Net(nn.Module):
@@ -36,6 +36,21 @@ def test_embed_images_with_flip_is_the_normalised_sum_with_the_mirror_image():
         wanted = (layers(x) + layers(torch.flip(x, (3,))))[0].detach().numpy()
         np.testing.assert_allclose(embedding, wanted / np.linalg.norm(wanted), atol=1e-6)
     assert got.dtype == np.float32
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_embed_with_norms_returns_the_lengths_of_the_raw_embeddings(flip):
+    torch.manual_seed(0)
+    net = Net()
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    got = embed_with_norms(net, images, batch_size=2, flip=flip)
+    np.testing.assert_array_equal(got.embeddings, embed_images(net, images, batch_size=2, flip=flip))
+    layers = net.layers.double().eval()
+    for image, norm in zip(images, got.norms, strict=True):
+        x = torch.from_numpy(image.transpose(2, 0, 1).copy()).double()[None] / 127.5 - 1
+        raw = [layers(x), layers(torch.flip(x, (3,)))] if flip else [layers(x)]
+        assert norm == pytest.approx(np.linalg.norm(sum(raw)[0].detach().numpy()) / len(raw), rel=1e-5)
+    assert got.norms.dtype == np.float32
 
 
 def test_embed_images_without_flip_or_in_bf16_differs_as_little_as_it_should():
