@@ -289,6 +289,8 @@ class EvaluateConfig:
     """Pairs of images: a CSV with path_a, path_b, is_same, fold, or LFW's pairs.txt."""
     data: Paths = ()
     """Dataset directory, or several, that hold the images named in pairs."""
+    bin: PathText | None = None
+    """InsightFace's .bin file of pairs and their images, instead of pairs and data."""
     batch_size: Positive = 256
     """Images per batch."""
 
@@ -320,7 +322,7 @@ class ConvertConfig:
     source: PathText | None = None
     """Path of the images to convert."""
     kind: str | None = None
-    """Format of the source: folder (one per identity), rec (MXNet's RecordIO), webdataset; see docs/data.md."""
+    """Format of the source: bin, folder (one per identity), rec (MXNet's RecordIO), webdataset; see docs/data.md."""
     options: Options = Field(default_factory=dict)
     """Settings of the format, for example {image_size: 224, quality: 90} for folder."""
     out: Operational[PathText | None] = None

@@ -17,10 +17,12 @@ from rayface.data.keys import find_keys
 from rayface.data.shards.members import parse_name
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault
+from rayface.data.sources.bin_file import open_bin
 from rayface.evaluation.identification import tar_at_far
 from rayface.evaluation.pairs_file import lfw_names, read_pairs
 from rayface.evaluation.protocol import EvaluationProtocol, Figure, ProtocolResult, Roc
 from rayface.evaluation.verification import fold_accuracy, pair_scores, roc_of
+from rayface.storage import normalise
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -68,6 +70,23 @@ def load_pairs(pairs_csv: str | Path, data: str | Path | Sequence[str], *, image
         b=np.array([place[pair.b] for pair in pairs], np.int64),
         is_same=np.array([pair.is_same for pair in pairs], bool),
         fold=np.array([pair.fold for pair in pairs], np.int64),
+    )
+
+
+def load_bin(path: str | Path, *, image_size: int) -> PairSet:
+    """Read the pairs and images of a .bin file of InsightFace, equal images once.
+
+    Raises:
+        ValueError: it is not one, or an image cannot be decoded.
+    """
+    file = open_bin(normalise(path))
+    numbers, place = np.unique(file.first_equal(), return_inverse=True)
+    jpegs = [b"" if isinstance(data, ValueError) else data for data in file.read(numbers.tolist())]
+    images, bad = decode_images(jpegs, image_size)
+    for i, reason in bad.items():
+        raise ValueError(f"evaluate.bin: {path}: image {numbers[i]} cannot be decoded: {reason}")
+    return PairSet(
+        name=Path(path).stem, images=images, a=place[0::2], b=place[1::2], is_same=file.is_same, fold=file.fold
     )
 
 
@@ -154,19 +173,25 @@ class PairResult(ProtocolResult):
 
 
 class PairsProtocol(EvaluationProtocol):
-    """Verification on the pairs of evaluate.pairs, whose images are in evaluate.data."""
+    """Verification on the pairs of evaluate.pairs, whose images are in evaluate.data, or on those of evaluate.bin."""
 
     def __init__(self, pairs: PairSet, file: str) -> None:
         self.pairs, self._file = pairs, file
 
     @classmethod
     def is_configured(cls, settings: EvaluateConfig) -> bool:
+        if settings.bin is not None:
+            if settings.pairs is not None or settings.data:
+                raise ValueError("evaluate.bin: holds pairs and images: leave evaluate.pairs and evaluate.data out")
+            return True
         if (settings.pairs is None) != (not settings.data):
             raise ValueError("evaluate.pairs: requires evaluate.data, the dataset that holds the named images")
         return settings.pairs is not None
 
     @classmethod
     def open(cls, settings: EvaluateConfig, *, image_size: int) -> PairsProtocol:
+        if settings.bin is not None:
+            return cls(load_bin(settings.bin, image_size=image_size), settings.bin)
         pairs = str(settings.pairs)
         for path in (pairs, *settings.data):
             if "://" not in path and not Path(path).exists():

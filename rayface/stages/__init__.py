@@ -98,7 +98,7 @@ STAGES: dict[str, StageType] = {
     "evaluate": StageType(
         summary="Measure verification accuracy on pairs (10 folds, mirrored images added).",
         function=functions.evaluate_model,
-        flags=_flags("evaluate", "model", "protocol", "pairs", "data", "out", "backbone", "batch_size"),
+        flags=_flags("evaluate", "model", "protocol", "pairs", "data", "bin", "out", "backbone", "batch_size"),
         decisive=("evaluate",),
         required=("evaluate.model", "evaluate.out"),
         output="evaluate.out",
@@ -137,5 +137,10 @@ INPUT_KINDS: dict[str, tuple[Kind, ...]] = {
 }
 """Config keys that take the output of a stage, with the kinds they accept; other keys take any path."""
 
-INPUT_PATHS = (*(key for key in INPUT_KINDS if key != "train.teacher_cache"), "convert.source", "evaluate.pairs")
+INPUT_PATHS = (
+    *(key for key in INPUT_KINDS if key != "train.teacher_cache"),
+    "convert.source",
+    "evaluate.pairs",
+    "evaluate.bin",
+)
 """Config keys whose path must exist, unless it refers to a stage."""

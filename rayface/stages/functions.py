@@ -37,7 +37,9 @@ def convert_source(config: Config, resume: bool) -> Result:
 
     given = config.convert
     settings = ConvertSettings(layout=given.layout, shard_size=given.shard_size, seed=given.seed)
-    dataset = convert(open_source(str(given.kind), str(given.source), given.options), str(given.out), settings)
+    source = open_source(str(given.kind), str(given.source), given.options)
+    dataset = convert(source, str(given.out), settings)
+    source.write_beside(dataset)
     left_out: Counter[str] = Counter()
     for fault in dataset.faults:
         logger.warning("%s", fault)

@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from rayface.config import EvaluateConfig
+from rayface.data.convert import convert
 from rayface.data.decode import decode_images
 from rayface.data.shards.tar import encode_member, end_of_archive
+from rayface.data.sources.bin import BinSource
 from rayface.data.writer import write_dataset
 from rayface.evaluation import pairs as protocols
-from rayface.evaluation.pairs import PairSet, evaluate_pairs, load_pairs
+from rayface.evaluation.pairs import PairSet, PairsProtocol, evaluate_pairs, load_bin, load_pairs
 from tests.data.scanned_tars import picture
 from tests.data.shard_files import write_tar
+from tests.data.sources.bin_files import bin_file
 
 HEADER = "path_a,path_b,is_same,fold"
 
@@ -196,3 +200,31 @@ def test_load_pairs_with_dots_in_names_and_any_format_finds_members(tmp_path: Pa
     wanted, _ = decode_images([picture(i, "png") for i in range(2)], 32)
     assert np.array_equal(pairs.images[pairs.a], wanted[[0, 1]])
     assert np.array_equal(pairs.images[pairs.b], wanted[[1, 1]])
+
+
+def test_load_bin_gives_the_same_pairs_as_the_dataset_that_it_is_converted_to(tmp_path: Path) -> None:
+    jpegs = [jpeg(10 * number) for number in range(8)]
+    order = np.random.default_rng(0).integers(0, 8, 40)
+    src, is_same = tmp_path / "lfw.bin", [n % 3 == 0 for n in range(20)]
+    src.write_bytes(bin_file([jpegs[n] for n in order], is_same))
+    source = BinSource(src)
+    source.write_beside(convert(source, tmp_path / "out"))
+    protocol = PairsProtocol.open(EvaluateConfig(bin=str(src)), image_size=32)
+    ours, theirs = protocol.pairs, load_pairs(tmp_path / "out" / "pairs.csv", tmp_path / "out", image_size=32)
+    assert len(ours.images) == len(theirs.images) == len(set(order))
+    for name in ("is_same", "fold"):
+        assert getattr(ours, name).tolist() == getattr(theirs, name).tolist()
+    for side in ("a", "b"):
+        assert (ours.images[getattr(ours, side)] == theirs.images[getattr(theirs, side)]).all()
+
+
+def test_load_bin_with_an_unreadable_image_names_it(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(bin_file([jpeg(10), b"no picture"], [True]))
+    with pytest.raises(ValueError, match=r"x\.bin: image 1 cannot be decoded: not an image"):
+        load_bin(tmp_path / "x.bin", image_size=32)
+
+
+def test_pairs_protocol_of_a_bin_file_and_pairs_is_refused() -> None:
+    assert PairsProtocol.is_configured(EvaluateConfig(bin="lfw.bin"))
+    with pytest.raises(ValueError, match=r"evaluate\.bin: holds pairs and images: leave"):
+        PairsProtocol.is_configured(EvaluateConfig(bin="lfw.bin", pairs="pairs.csv"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
+from rayface.data.sources.bin import BinSource
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import FolderSource
 from rayface.data.sources.rec import RecSource
@@ -15,6 +16,7 @@ from rayface.plugins import ensure_loaded
 
 __all__ = [
     "SOURCES",
+    "BinSource",
     "DatasetSource",
     "FaultLog",
     "FolderSource",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 SOURCES: dict[str, type[DatasetSource]] = {
+    "bin": BinSource,
     "folder": FolderSource,
     "rec": RecSource,
     "webdataset": WebDatasetSource,

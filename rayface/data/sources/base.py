@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import pyarrow as pa
 
+from rayface.data.dataset import Dataset
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.keys import keys_with_part
@@ -139,6 +140,9 @@ class DatasetSource(ABC):
     def identity_names(self, labels: Sequence[int]) -> list[str] | None:
         """Return the names of identities that are listed as labels; None if unknown."""
         return None
+
+    def write_beside(self, dataset: Dataset) -> None:  # noqa: B027
+        """Write files that belong beside the converted dataset, such as pairs.csv; called when it is complete."""
 
     def unique_keys(self, keys: Sequence[pa.ChunkedArray]) -> Iterable[str]:
         """Return a key for each image, in order, from the column `key` of every part.

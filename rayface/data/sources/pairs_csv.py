@@ -1,0 +1,35 @@
+"""Write pairs.csv beside a dataset, for `rayface evaluate --pairs`."""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayface.data.dataset import Dataset
+from rayface.storage import join, write_bytes
+
+PAIRS = "pairs.csv"
+logger = logging.getLogger(__name__)
+
+
+def write_pairs_csv(
+    dataset: Dataset, a: Sequence[str], b: Sequence[str], is_same: NDArray[np.bool_], fold: NDArray[np.int64]
+) -> None:
+    """Write the pairs (P,) of keys whose images are in the dataset; the others are counted in the log."""
+    present = set(dataset.keys())
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path_a", "path_b", "is_same", "fold"))
+    num_lost = 0
+    for key_a, key_b, same, number in zip(a, b, is_same.tolist(), fold.tolist(), strict=True):
+        if key_a in present and key_b in present:
+            writer.writerow((f"{key_a}.jpg", f"{key_b}.jpg", int(same), number))
+        else:
+            num_lost += 1
+    root = dataset.roots[0]
+    if num_lost:
+        logger.warning("%s: %d of %d pairs are left out: an image of each is lost", root, num_lost, len(a))
+    write_bytes(join(root, PAIRS), text.getvalue().encode())
