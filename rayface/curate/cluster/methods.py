@@ -1,0 +1,61 @@
+"""Offline clustering methods on a graph of nearest neighbours, all training-free; each takes one threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from rayface.arrays import Floats, Ints
+from rayface.curate.cluster.linkage import average_linkage
+from rayface.curate.cluster.neighbours import Neighbours
+
+Method = Callable[[Floats, Neighbours, float], Ints]
+"""Takes unit vectors (N, D), their neighbours and a threshold cosine; returns the cluster (N,) of each image."""
+
+_DENSITY_NEIGHBOURS = 16
+
+
+def average(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
+    """Merge clusters while the mean cosine of their pairs is at least the threshold; see `linkage`."""
+    return average_linkage(vectors, neighbours.edges(threshold), threshold)
+
+
+def components(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
+    """Connect images that are among each other's neighbours with at least the threshold cosine."""
+    rows, place = np.nonzero(neighbours.cosines >= threshold)
+    others = neighbours.rows[rows, place]
+    graph = _graph(rows, others, len(vectors)).tocsr()
+    return _connected(graph.multiply(graph.T))
+
+
+def density(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
+    """Connect each image to its nearest neighbour in a denser place, if their cosine is at least the threshold.
+
+    The density of an image is the sum of its cosines to its nearest neighbours that reach the threshold, so that a
+    cluster grows around its densest images and a sparse bridge between two persons connects nothing.
+    """
+    near = neighbours.cosines[:, :_DENSITY_NEIGHBOURS]
+    dense = np.where(near >= threshold, near, 0).sum(axis=1)
+    others = neighbours.rows[:, :_DENSITY_NEIGHBOURS]
+    higher = (near >= threshold) & (
+        (dense[others] > dense[:, None])
+        | ((dense[others] == dense[:, None]) & (others < np.arange(len(dense))[:, None]))
+    )
+    rows = np.flatnonzero(higher.any(axis=1))
+    return _connected(_graph(rows, others[rows, higher[rows].argmax(axis=1)], len(vectors)))
+
+
+METHODS: dict[str, Method] = {"average": average, "components": components, "density": density}
+
+
+def _graph(a: Ints, b: Ints, count: int) -> coo_array:
+    return coo_array((np.ones(len(a), bool), (a, b)), shape=(count, count))
+
+
+def _connected(graph: NDArray[np.bool_] | coo_array) -> Ints:
+    found: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
+    return found

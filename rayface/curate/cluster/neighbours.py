@@ -1,0 +1,81 @@
+"""Nearest neighbours of unit embeddings by cosine: exact and in blocks, so that memory does not grow with N."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from rayface.arrays import Floats, Ints
+
+BLOCK = 65_536  # rows of the searched set held as float32 at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Nearest neighbours of N images, without the image itself, nearest first; ties by row.
+
+    Attributes:
+        rows: (N, k) int64; -1 where there are fewer.
+        cosines: (N, k) float32; -2 where there are fewer.
+    """
+
+    rows: Ints
+    cosines: NDArray[np.float32]
+
+    def edges(self, threshold: float) -> Edges:
+        """Return each pair of neighbours with a cosine of at least `threshold` once."""
+        first, place = np.nonzero(self.cosines >= threshold)
+        return unique_edges(first, self.rows[first, place], self.cosines[first, place])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edges:
+    """E undirected edges: `a` < `b` (E,), sorted by both, and their cosines (E,) float32."""
+
+    a: Ints
+    b: Ints
+    cosines: NDArray[np.float32]
+
+
+def unique_edges(first: Ints, second: Ints, cosines: NDArray[np.float32]) -> Edges:
+    """Return each edge once, whichever its direction; loops are left out."""
+    a, b = np.minimum(first, second), np.maximum(first, second)
+    order = np.lexsort((b, a))
+    a, b = a[order], b[order]
+    kept = (a != b) & np.r_[True, (a[1:] != a[:-1]) | (b[1:] != b[:-1])][: len(a)]
+    return Edges(a=a[kept], b=b[kept], cosines=cosines[order][kept])
+
+
+def nearest(vectors: Floats, k: int, *, start: int = 0, stop: int | None = None) -> Neighbours:
+    """Search the nearest neighbours of the rows [start, stop) among all, exactly.
+
+    Args:
+        vectors: (N, D) of length 1; may be a memory map.
+        k: neighbours of an image.
+
+    Memory: one block of `vectors` as float32, and 24 * k bytes per row searched.
+    """
+    stop = len(vectors) if stop is None else stop
+    queries = np.ascontiguousarray(vectors[start:stop], np.float32)
+    own = np.arange(start, stop)[:, None]
+    rows = np.full((len(queries), k), -1, np.int64)
+    cosines = np.full((len(queries), k), -2, np.float32)
+    for first in range(0, len(vectors), BLOCK):
+        block = np.ascontiguousarray(vectors[first : first + BLOCK], np.float32)
+        count = min(k + 1, len(block))
+        found, places = faiss.knn(queries, block, count, metric=faiss.METRIC_INNER_PRODUCT)
+        rows, cosines = _best(
+            np.concatenate([rows, places + first], axis=1), np.concatenate([cosines, found], axis=1), own, k
+        )
+    return Neighbours(rows=rows, cosines=cosines)
+
+
+def _best(rows: Ints, cosines: NDArray[np.float32], own: Ints, k: int) -> tuple[Ints, NDArray[np.float32]]:
+    """Return the k nearest of each row's candidates, without itself; ties by row."""
+    cosines = np.where((rows == own) | (rows < 0), np.float32(-2), cosines)
+    order = np.lexsort((rows, -cosines), axis=1)[:, :k]
+    cosines = np.take_along_axis(cosines, order, axis=1)
+    return np.where(cosines < -1.5, -1, np.take_along_axis(rows, order, axis=1)), cosines

@@ -1,0 +1,43 @@
+"""Offline methods: drawn persons are found by each, and each follows its rule on a few vectors."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rayface.curate.cluster.methods import METHODS, components, density
+from rayface.curate.cluster.metrics import cluster_scores
+from rayface.curate.cluster.neighbours import Neighbours, nearest
+
+People = Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_find_persons_that_are_far_apart(people: People, name: str) -> None:
+    vectors, labels = people(15, 12, spread=0.6)
+    found = METHODS[name](vectors, nearest(vectors, 11), 0.5)
+    assert cluster_scores(labels, found).pairwise_f == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_with_a_threshold_above_all_cosines_leave_images_alone(people: People, name: str) -> None:
+    vectors, _ = people(4, 3)
+    assert len(set(METHODS[name](vectors, nearest(vectors, 5), 1.1).tolist())) == 12
+
+
+def test_components_connect_only_mutual_neighbours() -> None:
+    rows = np.array([[1], [2], [1]])
+    found = components(np.eye(3), Neighbours(rows=rows, cosines=np.full((3, 1), 0.9, np.float32)), 0.5)
+    assert found[1] == found[2] != found[0]
+
+
+def test_density_does_not_connect_two_persons_through_a_bridge() -> None:
+    angles = np.radians([0, 4, 8, 12, 30, 48, 52, 56, 60])  # the fifth lies between two groups
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    threshold = float(np.cos(np.radians(18.5)))
+    near = nearest(vectors, 8)
+    assert len(set(components(vectors, near, threshold).tolist())) == 1
+    found = density(vectors, near, threshold)
+    assert len(set(found[:4].tolist())) == len(set(found[5:].tolist())) == 1
+    assert found[0] != found[8]

@@ -1,0 +1,59 @@
+"""Nearest neighbours: those of a full sort, in blocks of any size, with duplicates and fewer images than neighbours."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rayface.curate.cluster import neighbours as module
+from rayface.curate.cluster.neighbours import nearest, unique_edges
+
+
+def units(count: int, size: int = 16, seed: int = 0) -> NDArray[np.float32]:
+    x = np.random.default_rng(seed).standard_normal((count, size))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("block", [7, 40, 1000])
+def test_nearest_in_blocks_equals_a_full_sort(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    x = units(90)
+    cosines = x @ x.T
+    np.fill_diagonal(cosines, -9)
+    found = nearest(x, 5)
+    assert (found.rows == np.argsort(-cosines, axis=1, kind="stable")[:, :5]).all()
+    assert found.cosines == pytest.approx(-np.sort(-cosines, axis=1)[:, :5], abs=1e-6)
+
+
+def test_nearest_of_some_rows_equals_those_of_all() -> None:
+    x = units(50)
+    assert (nearest(x, 4, start=20, stop=30).rows == nearest(x, 4).rows[20:30]).all()
+
+
+def test_nearest_of_duplicates_leaves_out_only_the_image_itself() -> None:
+    found = nearest(np.repeat(units(3), 6, axis=0), 4)
+    own = np.arange(18)[:, None]
+    assert not (found.rows == own).any()
+    assert (found.rows // 6 == own // 6).all()
+    assert found.cosines == pytest.approx(1, abs=1e-6)
+
+
+def test_nearest_of_fewer_images_than_neighbours_pads_with_minus_one() -> None:
+    found = nearest(units(3), 5)
+    assert (found.rows[:, 2:] == -1).all()
+    assert (found.cosines[:, 2:] == -2).all()
+    assert sorted(found.rows[0, :2].tolist()) == [1, 2]
+
+
+def test_unique_edges_keep_each_pair_once_and_no_loops() -> None:
+    cosines = np.array([0.5, 0.5, 0.9, 0.1], np.float32)
+    edges = unique_edges(np.array([3, 1, 2, 0]), np.array([1, 3, 2, 2]), cosines)
+    assert (edges.a.tolist(), edges.b.tolist()) == ([0, 1], [2, 3])
+    assert edges.cosines == pytest.approx([0.1, 0.5])
+
+
+def test_edges_leave_out_cosines_below_the_threshold() -> None:
+    x = units(40)
+    edges = nearest(x, 6).edges(0.4)
+    assert len(edges.a) > 0
+    assert (np.einsum("nd,nd->n", x[edges.a], x[edges.b]) >= 0.4 - 1e-6).all()
+    assert len({*zip(edges.a.tolist(), edges.b.tolist(), strict=True)}) == len(edges.a)
