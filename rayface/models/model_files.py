@@ -18,6 +18,7 @@ from rayface.models.forward import embed_images, refuse_non_finite
 from rayface.models.model_card import write_card
 from rayface.models.model_info import DESCRIPTION, WEIGHTS, ModelInfo
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
+from rayface.models.threshold_card import threshold_rows
 from rayface.version import VERSION
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
@@ -100,6 +101,7 @@ def save_model(
         licence=licence,
         training_digest=training_digest,
         metrics=dict(metrics),
+        thresholds=threshold_rows(metrics),
         rayface_version=VERSION,
         sha256=sha256_of(temporary),
     )
@@ -107,6 +109,35 @@ def save_model(
     write_json(folder / DESCRIPTION, info.as_dict())
     write_card(folder, info)
     return weights
+
+
+def check_writable_card(path: str | Path) -> Path:
+    """Return the folder of a model whose description `write_metrics` can replace.
+
+    Raises:
+        ValueError: it is not a run directory or model.safetensors; one line.
+    """
+    given = Path(path)
+    folder = given if given.is_dir() else given.parent
+    if not (given.is_dir() or given.name == WEIGHTS) or not (folder / DESCRIPTION).is_file():
+        raise ValueError(
+            f"evaluate.write_card: {path}: must be a run directory or {WEIGHTS} with its {DESCRIPTION}: evaluate the "
+            "run, then export it"
+        )
+    return folder
+
+
+def write_metrics(path: str | Path, metrics: Mapping[str, object]) -> None:
+    """Replace the metrics and thresholds in the `model.json` and the `model_card.md` of a model.
+
+    Raises:
+        ValueError: see `check_writable_card`, or the description is invalid; one line.
+    """
+    folder = check_writable_card(path)
+    info = ModelInfo.read(folder / DESCRIPTION)
+    info = replace(info, metrics=dict(metrics), thresholds=threshold_rows(metrics))
+    write_json(folder / DESCRIPTION, info.as_dict())
+    write_card(folder, info)
 
 
 def load_model(path: str | Path, *, backbone: str | None = None, device: str | torch.device = "cpu") -> LoadedModel:

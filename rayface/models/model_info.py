@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from rayface.models.threshold_card import ThresholdRow, read_rows
+
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
 NORMALISATION = "RGB, x / 127.5 - 1"
@@ -24,6 +26,7 @@ class ModelInfo:
         licence: licence of the training data.
         training_digest: digest of the training data, "" if unknown.
         metrics: evaluation results, {name: number}; JSON types.
+        thresholds: cosine thresholds by false acceptance rate, from the last evaluation.
         sha256: sha256 of the weights file.
         rayface_version: version of rayface that wrote it, "" for other programs.
     """
@@ -36,6 +39,7 @@ class ModelInfo:
     licence: str = ""
     training_digest: str = ""
     metrics: Mapping[str, object] = field(default_factory=dict)
+    thresholds: tuple[ThresholdRow, ...] = ()
     rayface_version: str = ""
     sha256: str = ""
 
@@ -56,8 +60,9 @@ class ModelInfo:
         if missing:
             raise ValueError(f"model description {path} must name {', '.join(_NEEDED)}; it lacks {missing[0]}")
         known = {each.name for each in fields(cls)}
-        return cls(**{key: value for key, value in tree.items() if key in known})
+        thresholds = read_rows(tree.pop("thresholds", ()))
+        return cls(**{key: value for key, value in tree.items() if key in known}, thresholds=thresholds)
 
     def as_dict(self) -> dict[str, object]:
         """Return the content of `model.json`."""
-        return asdict(self)
+        return {**asdict(self), "thresholds": [asdict(row) for row in self.thresholds]}

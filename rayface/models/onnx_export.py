@@ -15,6 +15,7 @@ from rayface.models.model_card import write_card
 from rayface.models.model_files import LoadedModel, temporary_name
 from rayface.models.model_info import NORMALISATION
 from rayface.models.onnx_model import OnnxModule
+from rayface.models.threshold_card import as_json
 
 ONNX_OPSET = 18
 MAX_ONNX_ERROR = 1e-3  # maximum absolute error of an embedding of length 1
@@ -90,6 +91,8 @@ def _onnx_model(model: LoadedModel) -> Any:
         del part.metadata_props[:]  # stack traces with paths of this machine
     for key in ("backbone", "embedding_size", "image_size", "normalisation", "licence", "training_digest", "sha256"):
         proto.metadata_props.add(key=f"rayface.{key}", value=str(getattr(model.info, key)))
+    if model.info.thresholds:
+        proto.metadata_props.add(key="rayface.thresholds", value=as_json(model.info.thresholds))
     output = f"embedding float32 (N, {model.info.embedding_size}), raw"
     proto.metadata_props.add(key="rayface.input", value=f"image float32 (N, 3, {size}, {size}), {NORMALISATION}")
     proto.metadata_props.add(key="rayface.output", value=output)

@@ -1,5 +1,6 @@
 """ONNX models: an onnxruntime session with the interface of a torch module."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from rayface.backbones.weights import refuse_placeholder
 from rayface.models.model_info import NORMALISATION, ModelInfo
+from rayface.models.threshold_card import read_rows
 
 OUTPUT_SIGN = "::"  # model.onnx::OUTPUT names one of several outputs
 _PREFIX = "rayface."
@@ -130,5 +132,6 @@ def describe(module: OnnxModule, sha256: str) -> ModelInfo:
         normalisation=said.get("normalisation", NORMALISATION),
         licence=said.get("licence", "unknown: ask the publisher"),
         training_digest=said.get("training_digest", ""),
+        thresholds=read_rows(json.loads(said.get("thresholds", "[]"))),
         sha256=sha256,
     )

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from rayface.models.model_card import CARD, card, write_card
 from rayface.models.model_info import ModelInfo
+from rayface.models.threshold_card import threshold_rows
 
 INFO = ModelInfo(backbone="r50", embedding_size=512, image_size=112, sha256="abc")
 
@@ -34,6 +35,23 @@ def test_card_with_nested_metrics_has_a_row_for_each_number() -> None:
     ):
         assert row in text
     assert "Nothing is recorded." not in text
+
+
+def test_card_with_intervals_shows_them_beside_the_values_and_thresholds_in_a_table() -> None:
+    metrics = {
+        "accuracy_mean": 0.9,
+        "accuracy_interval": [0.88, 0.92],
+        "tar_at_far": {"1e-02": 0.7},
+        "tar_at_far_interval": {"1e-02": [0.65, 0.75]},
+        "threshold_at_far": {"1e-02": 0.31},
+        "threshold_at_far_interval": {"1e-02": [0.3, 0.33]},
+    }
+    text = card(replace(INFO, metrics=metrics, thresholds=threshold_rows(metrics)))
+    assert "| accuracy_mean | 0.9000 [0.8800, 0.9200] |" in text
+    assert "| tar_at_far 1e-02 | 0.7000 [0.6500, 0.7500] |" in text
+    assert "threshold_at_far" not in text
+    assert "| 1e-02 | 0.3100 [0.3000, 0.3300] | 0.7000 [0.6500, 0.7500] |" in text
+    assert "## Thresholds" not in card(INFO)
 
 
 def test_card_of_an_onnx_file_shows_onnxruntime_with_its_name() -> None:

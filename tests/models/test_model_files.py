@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import rayface
 from rayface.backbones import build_backbone
-from rayface.models.model_files import load_model, save_model
+from rayface.models.model_files import load_model, save_model, write_metrics
 from tests.models.saved_models import SIZE, random_faces
 
 
@@ -32,6 +33,25 @@ def test_model_saved_and_loaded_is_equal(run, backbone):
     assert (info["backbone"], info["embedding_size"], info["image_size"]) == ("mini", 8, SIZE)
     assert (info["licence"], info["training_digest"]) == ("research only", "abc123")
     assert info["metrics"] == {"accuracy_mean": 0.9}
+
+
+def test_write_metrics_replaces_metrics_and_thresholds_and_keeps_the_rest(run):
+    before = load_model(run).info
+    figures = {"accuracy_mean": 0.95, "threshold_at_far": {"1e-02": 0.25}, "tar_at_far": {"1e-02": 0.5}}
+    write_metrics(run / "model.safetensors", figures)
+    info = load_model(run).info
+    assert info.metrics == figures
+    assert [(row.far, row.threshold, row.tar) for row in info.thresholds] == [("1e-02", 0.25, 0.5)]
+    assert replace(info, metrics=before.metrics, thresholds=()) == before
+    assert "| 1e-02 | 0.2500 | 0.5000 |" in (run / "model_card.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "model.onnx"])
+def test_write_metrics_of_a_model_without_a_description_is_refused(tmp_path, name):
+    with pytest.raises(
+        ValueError, match=f"evaluate.write_card: .*{name}: must be a run directory or model.safetensors"
+    ):
+        write_metrics(tmp_path / name, {})
 
 
 def test_save_model_of_a_net_in_training_and_channels_last_leaves_it_as_it_was(tmp_path, backbone, run):

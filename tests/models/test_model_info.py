@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rayface.models.model_info import ModelInfo
+from rayface.models.threshold_card import ThresholdRow
 
 INFO = ModelInfo(
     backbone="r50",
@@ -12,6 +13,7 @@ INFO = ModelInfo(
     embedding_size=512,
     image_size=112,
     metrics={"accuracy_mean": 0.9},
+    thresholds=(ThresholdRow(far="1e-02", threshold=0.3, threshold_interval=(0.2, 0.4)),),
     rayface_version="1",
     sha256="abc",
 )

@@ -15,7 +15,7 @@ from rayface.data.decode import decode_images
 from rayface.data.shards.random_access import read_samples
 from rayface.embedding.embedder import load_embedder
 from rayface.models import onnx_export
-from rayface.models.model_files import load_model
+from rayface.models.model_files import load_model, write_metrics
 from rayface.models.onnx_export import export_onnx
 from tests.models.saved_models import SIZE, random_faces
 
@@ -95,6 +95,14 @@ def test_export_onnx_without_its_extra_or_suffix_raises(run, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"pip install 'rayface\[onnx\]'"):
         export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_exported_onnx_file_of_a_measured_model_holds_its_thresholds(run, tmp_path):
+    write_metrics(run, {"threshold_at_far": {"1e-03": 0.25}, "threshold_at_far_interval": {"1e-03": [0.2, 0.3]}})
+    export_onnx(load_model(run), tmp_path / "model.onnx")
+    assert load_model(tmp_path / "model.onnx").info.thresholds == load_model(run).info.thresholds
+    assert len(load_model(run).info.thresholds) == 1
+    assert "| 1e-03 | 0.2500 [0.2000, 0.3000] | - |" in (tmp_path / "model_card.md").read_text()
 
 
 def test_exported_onnx_file_loaded_is_a_model_like_any_other(run, tmp_path):
