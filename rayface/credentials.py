@@ -33,6 +33,11 @@ def mask(text: str) -> str:
     return _PARAMETER.sub(rf"\1{_MASK}", _URI.sub(_masked_uri, text))
 
 
+def is_secret_name(name: str) -> bool:
+    """Return whether a parameter or environment variable of this name may hold a secret."""
+    return re.fullmatch(_SECRET, name, re.IGNORECASE) is not None
+
+
 def masked(value: Any) -> Any:
     """Return a tree of dicts, lists and strings with every string masked."""
     if isinstance(value, str | Path):

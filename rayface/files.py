@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rayface.credentials import masked
-from rayface.storage import DataError, atomic_stream, sync_folder
+from rayface.storage import DataError, atomic_stream, require_lasting, sync_folder
 
 LOCK = ".lock"
 logger = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ def exclusive_folder(folder: Path, name: str, *, lock: str = LOCK) -> Iterator[N
     Raises:
         DataError: the folder cannot be written, or another process owns it; one line.
     """
+    require_lasting(folder, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = hold_lock(folder / lock)

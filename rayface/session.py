@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from rayface.plugins import runtime_env
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0
+_CONNECT_SECONDS = 10.0
 _started_here: list[bool] = []  # for each open session: whether it started a local Ray
 # Read by Ray Train's controller at startup; with the default of 2 s it notices finished workers up to 2 s late.
 _TRAIN_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
@@ -74,6 +76,7 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address:
+            _require_answer(address)
             _connect(address, debug)
         else:
             _start_local(num_cpus if exact else max(machine.num_cpus(), num_cpus), debug)
@@ -90,6 +93,22 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
     finally:
         _started_here.pop()
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address that no Ray can have, or where nothing listens: Ray would try for minutes.
+
+    Raises:
+        ValueError, OSError: the reason.
+    """
+    if address.startswith(("http://", "https://")):
+        raise ValueError(
+            "it is that of the job server: run the verb there by `rayface submit VERB ...`, or give HOST:6379 or "
+            "ray://HOST:10001"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def _connect(address: str, debug: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -58,6 +59,7 @@ def test_ray_session_that_is_exact_starts_a_local_ray_with_that_many_cpus(monkey
     monkeypatch.setattr(ray, "init", lambda *args, **options: asked.append((*args, options.get("num_cpus"))))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr("rayface.machine.num_cpus", lambda: 8)
+    monkeypatch.setattr("rayface.session._require_answer", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "a-cluster:6379")
     for options in ({"exact": True}, {}):
         with ray_session(num_cpus=3, **options):
@@ -66,6 +68,18 @@ def test_ray_session_that_is_exact_starts_a_local_ray_with_that_many_cpus(monkey
     with ray_session(num_cpus=3):
         pass
     assert asked == [("local", 3), ("a-cluster:6379", None), ("local", 8)]
+
+
+def test_ray_session_at_a_job_server_or_a_dead_address_is_refused_at_once(monkeypatch):
+    """Ray itself would try a dead address for minutes."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(ValueError, match=rf"cluster\.address: ray://{dead}: no Ray cluster answers: .*refused"):
+            ray_session(f"ray://{dead}").__enter__()
+    with pytest.raises(ValueError, match=r"it is that of the job server: run the verb there by `rayface submit"):
+        ray_session("http://127.0.0.1:8265").__enter__()
 
 
 def test_ray_session_after_ray_has_started_answers_sigterm_as_before(monkeypatch):

@@ -21,6 +21,7 @@ from rayface.cli import (  # noqa: F401  # they add their verbs
     models,
     run,
     stages,
+    submit,
     training,
     tune,
 )

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -117,6 +117,18 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 # Typer vendors click or uses the installed one, depending on its version: take the class from Typer's exports.
 USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 ShardSize = Annotated[str, typer.Option(help="Maximum size of a shard, for example 256MB.")]
+
+
+def resume_mode(resume: bool, overrides: list[str] | None) -> tuple[bool | Literal["auto"], list[str]]:
+    """Return the value of --resume, and the config keys without it.
+
+    `--resume` takes no value, so the "auto" of `--resume auto` arrives among the config keys.
+    """
+    keys = list(overrides or [])
+    if not (resume and "auto" in keys):
+        return resume, keys
+    keys.remove("auto")
+    return "auto", keys
 
 
 def tell(text: object) -> None:

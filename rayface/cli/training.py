@@ -14,6 +14,7 @@ from rayface.cli.common import (
     Verbose,
     app,
     path_option,
+    resume_mode,
     show_result,
     show_results,
 )
@@ -30,7 +31,14 @@ def train(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
     config: Annotated[Path | None, path_option("--config", "-c", help="YAML file of config keys.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the run's last checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume from the run's last checkpoint; `--resume auto` starts the run, goes on with it, or shows the "
+            "result of a finished one, so the same command can be repeated.",
+        ),
+    ] = False,
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
@@ -41,9 +49,15 @@ def train(
     from rayface.stages import STAGES
     from rayface.training.run_output import resolve
 
+    when, keys = resume_mode(resume, overrides)
     cluster = {"cluster.address": address, "cluster.debug": debug}
-    resolved = with_overrides(resolve(preset, config, overrides or [], resume=resume), cluster)
-    show_result("trained", dict(STAGES["train"].run(resolved, resume=resume)), json)
+    resolved = with_overrides(resolve(preset, config, keys, resume=when), cluster)
+    if when == "auto":
+        from rayface.training.trainer import train_or_resume
+
+        show_result("trained", dict(train_or_resume(resolved, address=address, debug=debug)), json)
+    else:
+        show_result("trained", dict(STAGES["train"].run(resolved, resume=when)), json)
 
 
 @app.command()

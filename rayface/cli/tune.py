@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, path_argument, show_result
+from rayface.cli.common import (
+    Address,
+    Debug,
+    Imports,
+    Json,
+    Overrides,
+    Verbose,
+    app,
+    path_argument,
+    resume_mode,
+    show_result,
+)
 
 
 @app.command()
@@ -13,7 +24,14 @@ def tune(
     file: Annotated[Path, path_argument(help="Sweep file; examples are in tune_configs/.")],
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="Replaces the file's preset.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the newest sweep of that file.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume the newest sweep of that file, or that of sweep.output; `--resume auto` starts it if there is "
+            "none.",
+        ),
+    ] = False,
     imports: Imports = None,
     json: Json = False,
     address: Address = None,
@@ -23,11 +41,12 @@ def tune(
     """Search config keys by many training runs with Ray Tune and Optuna, tracked in MLflow."""
     from rayface.tuning.sweep import tune as sweep
 
+    when, keys = resume_mode(resume, overrides)
     result = sweep(
         file,
-        overrides or [],
+        keys,
         preset=preset,
-        resume=resume,
+        resume=when,
         address=address,
         debug=debug,
     )

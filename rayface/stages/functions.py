@@ -97,9 +97,10 @@ def evaluate_model(config: Config, resume: bool) -> Result:
 def export_model(config: Config, resume: bool) -> Result:
     from rayface.models.model_files import load_model
     from rayface.models.onnx_export import export_onnx
-    from rayface.storage import on_disk
+    from rayface.storage import on_disk, require_lasting
 
     given = config.export
     onnx = on_disk(str(given.onnx), "export.onnx")
+    require_lasting(onnx, f"export.onnx: {onnx}")
     result = export_onnx(load_model(str(given.model), backbone=given.backbone), onnx, external_data=given.external_data)
     return {"onnx": str(onnx), **result}

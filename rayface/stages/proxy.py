@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from rayface.session import ray_session
 from rayface.storage import on_disk
 from rayface.tracking import shared_tracking
 from rayface.training.run_directory import RunDirectory
-from rayface.training.trainer import train
+from rayface.training.trainer import train_or_resume
 
 _JOB = "proxy.json"
 
@@ -102,14 +101,9 @@ def _sample_identities(out: Path, settings: PruneConfig, dataset: Dataset) -> No
 
 def _train(folder: Path, config: Config) -> None:
     run = RunDirectory(folder / "run")
-    if run.is_finished():
-        return
-    resume = run.has_started()
-    if run.path.exists() and not resume:
-        shutil.rmtree(run.path)  # interrupted before its config was written
     config = replace(
         config,
         data=replace(config.data, train=(str(folder / "data"),)),
         train=replace(config.train, output=str(run.path)),
     )
-    train(config, resume=resume, address=config.cluster.address, debug=config.cluster.debug)
+    train_or_resume(config, address=config.cluster.address, debug=config.cluster.debug)

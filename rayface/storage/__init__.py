@@ -15,6 +15,7 @@ from rayface.storage.paths import (
     make_folder,
     normalise,
     on_disk,
+    require_lasting,
     split,
 )
 from rayface.storage.reads import Source, open_arrow, open_binary, read_bytes, windowed
@@ -55,6 +56,7 @@ __all__ = [
     "open_arrow",
     "open_binary",
     "read_bytes",
+    "require_lasting",
     "retried",
     "split",
     "sync_folder",

@@ -13,6 +13,7 @@ from pyarrow import fs as pafs
 from rayface.credentials import openable
 from rayface.storage.errors import DataError, one_line, retried
 
+_JOB_DIRECTORIES = "/runtime_resources/working_dir_files/"
 REQUESTS = 64  # maximum concurrent requests of a process to an object store
 
 
@@ -88,6 +89,19 @@ def on_disk(path: str | Path, field: str = "") -> Path:
     return Path(text)
 
 
+def require_lasting(path: str | Path, field: str) -> None:
+    """Refuse an output in the working directory of a Ray job, which Ray deletes with the job.
+
+    Raises:
+        DataError: one line that starts with `field`.
+    """
+    if _JOB_DIRECTORIES in os.path.abspath(path):
+        raise DataError(
+            f"{field}: is in the working directory of a Ray job, which is deleted with the job: must be an absolute "
+            "path on a disk that lasts, or a URI"
+        )
+
+
 def list_files(folder: str, kind: str = "dataset folder") -> list[FileInfo]:
     """Return the files directly in `folder`, by name; DataError if there is no such folder (of that `kind`)."""
     return list_entries(folder, kind)[0]
@@ -124,8 +138,10 @@ def exists(path: str) -> bool:
 
 
 def make_folder(folder: str) -> None:
-    """Create a folder and its parents; DataError if that fails."""
+    """Create a folder and its parents; DataError if that fails, or if it would be deleted with the job."""
     filesystem, inside = locate(folder)
+    if is_local(folder):
+        require_lasting(inside, folder)
     try:
         filesystem.create_dir(inside, recursive=True)
     except (pa.ArrowException, OSError) as error:

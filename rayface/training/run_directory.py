@@ -9,7 +9,7 @@ from pathlib import Path
 from rayface import config as configs
 from rayface import elapsed
 from rayface.config import Config
-from rayface.files import exclusive_folder, write_text
+from rayface.files import LOCK, exclusive_folder, write_text
 from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
 from rayface.models.run_files import CHECKPOINTS, CONFIG
@@ -115,6 +115,11 @@ class RunDirectory(RunMessages):
     def has_started(self) -> bool:
         """Return whether a run was started here, that is, the config exists."""
         return self._exists(CONFIG)
+
+    def is_unused(self) -> bool:
+        """Return whether the directory is empty, or a run was interrupted here before its config was written."""
+        own = {LOCK, CHECKPOINTS, _DATA}
+        return not any(self.checkpoints.glob("*")) and all(path.name in own for path in self.path.iterdir())
 
     def is_finished(self) -> bool:
         """Return whether the result and the model of the run exist."""

@@ -4,28 +4,46 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import masked
 from rayface.data.dataset import Dataset
 from rayface.files import next_numbered_folder, numbered_folders
-from rayface.storage import DataError, on_disk
+from rayface.storage import DataError, on_disk, require_lasting
 from rayface.training.run_directory import RunDirectory
 
+Resume = bool | Literal["auto"]
+"""Whether to resume an interrupted job; "auto": if there is one."""
 
-def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, resume: bool) -> Config:
+
+def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, resume: Resume) -> Config:
     """Return the config of a run: preset, file and overrides; for a resume, the run's own config comes first.
+
+    Args:
+        resume: "auto": whether train.output holds a run.
 
     Raises:
         ValueError: bad input; one line.
     """
-    if not resume:
-        return configs.load(preset, file, overrides)
     given = configs.load(preset, file, overrides)
+    if not (_has_begun(given.train.output) if resume == "auto" else resume):
+        return given
     run = RunDirectory(Path(given.train.output)) if given.train.output else newest_unfinished(given.name)
     base = run.read_config() if preset is None and file is None else given
     return configs.with_overrides(base, [*overrides, f"train.output={run}"])
+
+
+def _has_begun(output: str | None) -> bool:
+    """Return whether train.output holds a run, finished or not, which --resume auto goes on with.
+
+    Raises:
+        ValueError: it is not set.
+    """
+    if output is None:
+        raise ValueError("train.output: must be set with --resume auto: a repeated command finds its run by it")
+    return RunDirectory(on_disk(output, "train.output")).has_started()
 
 
 def newest_unfinished(name: str) -> RunDirectory:
@@ -50,8 +68,10 @@ def check_output(config: Config, resume: bool) -> None:
         ValueError: one line.
     """
     if config.train.output is None:
+        require_lasting(_root(), "train.output: is not set, and its default, runs/,")
         return
     path = on_disk(config.train.output, "train.output").absolute()
+    require_lasting(path, f"train.output: {path}")
     run = RunDirectory(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"train.output: {run}: is a file: choose another directory")
@@ -62,7 +82,7 @@ def check_output(config: Config, resume: bool) -> None:
         )
     if resume:
         _check_unchanged(run.read_config(), config)
-    elif path.exists() and any(path.iterdir()):
+    elif path.exists() and not run.is_unused():
         raise ValueError(
             f"train.output: {run}: is not empty: resume its run with --resume, or choose another directory"
         )

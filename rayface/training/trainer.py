@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from types import MappingProxyType
+from typing import Any
 
 from rayface import config as configs
 from rayface.config import Config
 from rayface.progress import phase, show_training
 from rayface.session import ray_session
+from rayface.storage import on_disk
 from rayface.tracking.job import tracked_job
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.results import TrainResult, write_results
@@ -62,6 +64,24 @@ def train(
             fill_cache(config, valid.dataset)
             _begin(run, valid)
             return _train_in(run, valid, tags=tags, held_cpus=held_cpus)
+
+
+def train_or_resume(config: Config, **options: Any) -> Mapping[str, Any]:
+    """Start the run of `train.output`, go on with it, or return its result if it is finished: safe to repeat.
+
+    Args:
+        options: those of `train`, without `resume`.
+
+    Returns:
+        The values of `TrainResult.as_dict`; of a finished run, those of its result.json.
+
+    Raises:
+        As `train`.
+    """
+    run = RunDirectory(on_disk(str(config.train.output), "train.output"))
+    if run.is_finished():
+        return run.read_result()
+    return train(config, resume=run.has_started(), **options).as_dict()
 
 
 @contextmanager

@@ -49,18 +49,20 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     Raises:
         ValueError: bad input; one line that names each key that differs.
     """
-    specs.check_resumable(overrides)
     folder = _folder(file, overrides)
+    started = json.loads((folder / _COMMAND).read_text()) if (folder / _COMMAND).exists() else {"overrides": []}
+    # An override that the sweep was started with changes nothing, so the same command can be repeated.
+    overrides = [text for text in overrides if text not in started["overrides"] or text.startswith("sweep.output=")]
+    specs.check_resumable(overrides)
     spec, base = specs.load(folder / SPEC, overrides)
     if file.resolve().parent == folder.resolve():  # the sweep's own copy
         return spec, base, folder
     if not (folder / _FILE).exists():
         logger.info("%s: ignored: the sweep in %s was started by an older rayface and resumes unchanged", file, folder)
         return spec, base, folder
-    command = json.loads((folder / _COMMAND).read_text())
-    first = command["preset"]
-    then = specs.flat(*specs.load(folder / _FILE, command["overrides"], first))
-    now, now_base = specs.load(file, command["overrides"], first if preset is None else preset)
+    first = started["preset"]
+    then = specs.flat(*specs.load(folder / _FILE, started["overrides"], first))
+    now, now_base = specs.load(file, started["overrides"], first if preset is None else preset)
     edited = _differing(then, masked(specs.flat(now, now_base)))
     flat = configs.flat(base)
     secret = {key: value for key, value in configs.flat(now_base).items() if value != flat[key] == masked(value)}
@@ -78,18 +80,27 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     return replace(spec, sweep=replace(spec.sweep, **changed), heatmaps=now.heatmaps), base, folder
 
 
+def find_sweep(file: Path, overrides: Sequence[str]) -> Path | None:
+    """Return the directory of the sweep that a resume of a file resumes; None if there is no sweep."""
+    found = _named(file, overrides)
+    return found if found is not None and (found / SPEC).is_file() else None
+
+
 def _folder(file: Path, overrides: Sequence[str]) -> Path:
+    found = find_sweep(file, overrides)
+    if found is None:
+        named = _named(file, overrides) or f"sweeps/{file.stem}-*"
+        raise ValueError(f"sweep.output: {named}: no sweep to resume there: name it with sweep.output=DIR")
+    return found
+
+
+def _named(file: Path, overrides: Sequence[str]) -> Path | None:
     given = [text.partition("=")[2] for text in overrides if text.startswith("sweep.output=")]
     if not given and (file.parent / _COMMAND).is_file():  # the sweep's own copy
         given = [str(file.parent)]
     if not given and (named := (read_yaml(file).get("sweep") or {}).get("output")):
         given = [named]
-    found = Path(normalise(given[-1])) if given else newest(file.stem)
-    if found is None or not (found / SPEC).is_file():
-        raise ValueError(
-            f"sweep.output: {found or f'sweeps/{file.stem}-*'}: no sweep to resume there: name it with sweep.output=DIR"
-        )
-    return found
+    return Path(normalise(given[-1])) if given else newest(file.stem)
 
 
 def _differing(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -23,11 +23,12 @@ from rayface.tracking import Journal, shared_tracking
 from rayface.tracking.job import tracked_job
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
+from rayface.training.run_output import Resume
 from rayface.training.validate import dry_run
 from rayface.tuning import spec as specs
 from rayface.tuning.resources import check_room, most_workers, wait_for_nodes, worker_cpus
 from rayface.tuning.results import SweepResult, ended_line, write_results
-from rayface.tuning.resume import remember, resume_sweep
+from rayface.tuning.resume import find_sweep, remember, resume_sweep
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
 from rayface.tuning.study import best_trials, open_study
@@ -45,7 +46,7 @@ def tune(
     overrides: Sequence[str] = (),
     *,
     preset: str | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     address: str | None = None,
     debug: bool = False,
 ) -> SweepResult:
@@ -56,7 +57,7 @@ def tune(
         overrides: `sweep.KEY=VALUE` are search settings, all others config keys of every trial.
         preset: replaces the file's preset.
         resume: resume a sweep of that file: sweep.output, else the newest of its name under sweeps/. The file is
-            compared with the one that the sweep was started with.
+            compared with the one that the sweep was started with. "auto": start one if there is none.
         address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
         debug: show the logs of Ray.
 
@@ -65,6 +66,7 @@ def tune(
         RuntimeError: all trials failed, the first ones failed for the same reason, or nodes were lost; one line.
         TrainingInterruptedError: Ctrl-C or SIGTERM stopped it; one line.
     """
+    resume = find_sweep(file, overrides) is not None if resume == "auto" else resume
     start = resume_sweep if resume else new_sweep
     spec, base, folder = start(file, overrides, preset)
     total_steps = _check_trials(spec, base)

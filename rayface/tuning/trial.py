@@ -1,7 +1,6 @@
 """One trial: a training run in a process that Ray Tune starts."""
 
 import math
-import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from rayface.tracking.journal import read_records
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.rollback import NodesLostError
 from rayface.training.run_directory import RunDirectory
-from rayface.training.trainer import train
+from rayface.training.trainer import train_or_resume
 from rayface.tuning.sweep_directory import core_set_of
 
 _POLL_SECONDS = 0.5
@@ -88,15 +87,8 @@ def _pruned(config: Config, run: Path) -> tuple[Config, Mapping[str, Any]]:
 def _trained(
     config: Config, run: Path, watch: str | None, facts: Mapping[str, Any] | None, **options: Any
 ) -> Mapping[str, Any]:
-    directory = RunDirectory(run)
-    if directory.has_result():  # finished before the sweep was interrupted
-        return directory.read_result()
-    resume = directory.has_started()
-    if run.exists() and not resume:  # interrupted before its config was written
-        shutil.rmtree(run)
-
     with shown_on(_TrialDisplay(watch, facts)):
-        return train(config, resume=resume, **options).as_dict()
+        return train_or_resume(config, **options)
 
 
 class _TrialDisplay:

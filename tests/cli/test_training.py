@@ -40,6 +40,19 @@ def test_train_to_resume_without_a_run_is_refused(
     assert trained == []
 
 
+def test_train_with_resume_auto_repeats_safely(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    asked: list[Config] = []
+    monkeypatch.setattr(
+        "rayface.training.trainer.train_or_resume", lambda config, **options: asked.append(config) or {"steps": 7}
+    )
+    keys = [f"train.output={tmp_path / 'run'}", "train.epochs=3"]
+    for order in (["--resume", "auto", *keys], [*keys, "--resume", "auto"]):
+        code, out, _ = call("train", "--preset=debug", *order, "--json")
+        assert (code, json.loads(out)) == (0, {"steps": 7})
+    assert [config.train.epochs for config in asked] == [3, 3]
+    assert call("train", "--preset=debug", "auto")[0] == 2
+
+
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function of a refusal -> what the plan was asked for, filled by the next call."""

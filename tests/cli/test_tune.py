@@ -22,6 +22,16 @@ def test_tune_of_a_file_hands_over_keys_preset_and_resume(call: Call, monkeypatc
     assert asked == [("sweep.yaml", ["optim.lr=0.1"], options)]
 
 
+def test_tune_with_resume_auto_hands_it_over(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "rayface.tuning.sweep.tune",
+        lambda file, overrides, **options: asked.append((overrides, options["resume"])) or Result(trials=1),
+    )
+    assert call("tune", "sweep.yaml", "--resume", "auto", "sweep.output=/s")[0] == 0
+    assert asked == [(["sweep.output=/s"], "auto")]
+
+
 def test_tune_of_a_missing_file_is_one_line_and_exit_code_2(call: Call) -> None:
     code, out, err = call("tune", "/nowhere.yaml")
     assert (code, out) == (2, "")

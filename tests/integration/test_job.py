@@ -95,6 +95,37 @@ def submit(head: str, working_dir: Path, *arguments: str) -> dict[str, object]:
     return dict(json.loads(lines[-1]))
 
 
+def submitted(head: str, folder: Path, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    """`rayface submit ARGUMENTS` from a folder that is not the clone."""
+    command = [sys.executable, "-m", "rayface.cli", "submit", f"--address={head}", f"--python={sys.executable}"]
+    variables = {**environment(), "RAY_AUTH_TOKEN": token, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=300, check=False, env=variables, cwd=folder
+    )
+
+
+@pytest.mark.long
+def test_verbs_submitted_by_rayface_return_their_results_and_exit_codes(head, tmp_path):
+    """The job's runtime environment holds this package and the named file."""
+    data, run, folder = tmp_path / "set", tmp_path / "run", tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "short.yaml").write_text("train: {epochs: 1}\n")
+    drawn = submitted(head, folder, "synth", str(data), "--identities=20", "--images-per-identity=5", "--json")
+    assert (drawn.returncode, json.loads(drawn.stdout)["images"]) == (0, 100)
+    keys = ["--preset=debug", "-c", "short.yaml", f"data.train={data}", "tracking.enabled=false"]
+    trained = submitted(head, folder, "train", *keys, f"train.output={run}", "--resume", "auto", "--json")
+    assert (trained.returncode, json.loads(trained.stdout)["steps"]) == (0, 3), trained.stderr
+    again = submitted(head, folder, "train", *keys, f"train.output={run}", "--resume", "auto", "--json")
+    assert json.loads(again.stdout)["seconds"] == json.loads(trained.stdout)["seconds"]
+    lost = submitted(head, folder, "train", *keys, "train.output=run")
+    assert lost.returncode == 2
+    assert "train.output" in lost.stdout
+    assert "is in the working directory of a Ray job" in lost.stdout
+    stranger = submitted(head, folder, "status", "job", token="0" * 64)
+    assert stranger.returncode == 2
+    assert len(stranger.stderr.splitlines()) == 1
+
+
 @pytest.mark.long
 def test_synth_and_train_submitted_as_ray_jobs_run_unchanged(head, tmp_path):
     working_dir = tmp_path / "code"

@@ -6,7 +6,7 @@ import pytest
 
 from rayface import config as configs
 from rayface.training.run_directory import RunDirectory
-from rayface.training.run_output import check_output, exclusive_run_directory
+from rayface.training.run_output import check_output, exclusive_run_directory, resolve
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "model.json"])
@@ -26,3 +26,40 @@ def test_exclusive_run_directory_of_a_run_without_its_model_deletes_its_results(
     with exclusive_run_directory(config, resume=True):
         assert not (run / "result.json").exists()
         assert not (run / "outcome.json").exists()
+
+
+def test_directory_of_a_run_that_was_interrupted_before_its_config_is_used_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in (".lock", "data.json"):
+        (run / name).write_text("{}")
+    config = configs.with_overrides(configs.load("debug"), {"train.output": str(run)})
+    check_output(config, resume=False)
+    (run / "checkpoints" / "step_00000001").mkdir()
+    with pytest.raises(ValueError, match="is not empty: resume its run with --resume"):
+        check_output(config, resume=False)
+
+
+def test_resolve_with_resume_auto_takes_the_config_of_a_started_run_or_the_given_one(tmp_path: Path) -> None:
+    keys = [f"train.output={tmp_path / 'run'}", "optim.lr=0.3"]
+    new = resolve("debug", None, keys, resume="auto")
+    assert (new.optim.lr, new.data.image_size) == (0.3, 32)
+    (tmp_path / "run").mkdir()
+    configs.dump(configs.with_overrides(new, {"optim.lr": 0.7}), tmp_path / "run" / "config.yaml")
+    assert resolve(None, None, keys[:1], resume="auto").optim.lr == 0.7
+    with pytest.raises(ValueError, match=r"train\.output: must be set with --resume auto"):
+        resolve("debug", None, [], resume="auto")
+
+
+def test_output_in_the_working_directory_of_a_ray_job_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray deletes it with the job."""
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for keys in ({}, {"train.output": "run"}):
+        config = configs.with_overrides(configs.load("debug"), keys)
+        with pytest.raises(ValueError, match=r"train\.output: .*is in the working directory of a Ray job"):
+            check_output(config, resume=False)
+    assert list(folder.iterdir()) == []

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +34,27 @@ def test_refused_resume_leaves_the_run_as_it_was(started_run: Path, tmp_path: Pa
         trainer.train(configs.with_overrides(config, {"optim.momentum": 0.9}), resume=True)
     after = {path: path.read_bytes() for path in started_run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
+
+
+def test_train_or_resume_starts_goes_on_or_returns_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+
+    def train(config: object, *, resume: bool) -> SimpleNamespace:
+        called.append(resume)
+        return SimpleNamespace(as_dict=lambda: {"steps": 3})
+
+    monkeypatch.setattr(trainer, "train", train)
+    config = config_of(f"train.output={tmp_path / 'run'}")
+    assert trainer.train_or_resume(config) == {"steps": 3}
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.write_config(config)
+    assert trainer.train_or_resume(config) == {"steps": 3}
+    for name in ("model.safetensors", "model.json"):
+        (run.path / name).write_text("{}")
+    run.write_result({"steps": 5})
+    assert trainer.train_or_resume(config) == {"steps": 5}
+    assert called == [False, True]
 
 
 class ReachedTheWorkersError(Exception):

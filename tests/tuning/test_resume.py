@@ -5,7 +5,7 @@ import re
 import pytest
 
 from rayface.tuning import spec as specs
-from rayface.tuning.resume import remember, resume_sweep
+from rayface.tuning.resume import find_sweep, remember, resume_sweep
 from rayface.tuning.sweep_directory import SPEC
 
 TEXT = """
@@ -103,3 +103,16 @@ def test_resume_of_a_sweep_of_an_older_version_logs_that_its_file_is_not_compare
     spec, _, said = sweep({"trials: 4": "trials: 9"})
     assert spec.sweep.trials == 4
     assert ": ignored: " in said[0]
+
+
+def test_resume_with_the_overrides_of_the_start_is_the_same_command_again(sweep):
+    assert sweep({}, *OVERRIDES)[2] == []
+    with pytest.raises(ValueError, match=r"optim\.momentum: must not change on a resume"):
+        sweep({}, "optim.momentum=0.6")
+
+
+def test_find_sweep_finds_the_newest_of_the_file_or_none(sweep, tmp_path):
+    assert find_sweep(tmp_path / "try.yaml", []) == tmp_path / "sweeps" / "try-001"
+    assert find_sweep(tmp_path / "try.yaml", [f"sweep.output={tmp_path / 'other'}"]) is None
+    (tmp_path / "new.yaml").write_text(TEXT)
+    assert find_sweep(tmp_path / "new.yaml", []) is None

@@ -128,4 +128,4 @@ def test_tune_of_a_sweep_that_is_missing_or_exists_raises_one_line(tmp_path, mon
     with pytest.raises(ValueError, match=r"data\.train: is not set"):
         sweep.tune(file)
     with pytest.raises(ValueError, match=r"optim\.lr: must not change on a resume"):
-        sweep.tune(file, ["optim.lr=1"], resume=True)
+        sweep.tune(file, ["optim.lr=1", "sweep.output=out"], resume=True)

@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from rayface import config as configs
 from rayface.progress import show_training
 from rayface.session import NoRoomError
+from rayface.training import trainer
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
@@ -29,7 +30,7 @@ def run_trial(tmp_path, monkeypatch):
             values = train(config, **options)
             return SimpleNamespace(as_dict=lambda: values)
 
-        monkeypatch.setattr(trial, "train", result)
+        monkeypatch.setattr(trainer, "train", result)
         job = {"run": str(tmp_path / "0007"), "values": values or {"optim.lr": 0.25}}
         metrics = ["accuracy_mean", "seconds"]
         base = configs.to_dict(configs.load("debug"))
@@ -113,11 +114,11 @@ def test_trial_that_had_finished_is_not_run_again_and_one_that_had_begun_is_resu
 
     (run / "checkpoints").mkdir(parents=True)  # killed before it had a config: begins anew
     run_trial(train)
-    assert not run.exists()
-    run.mkdir()
     (run / "config.yaml").touch()
     run_trial(train)
     assert resumed == [False, True]
+    for name in ("model.safetensors", "model.json"):
+        (run / name).touch()
     (run / "result.json").write_text(json.dumps({"accuracy_mean": 0.7, "seconds": 2.0}))
     assert run_trial(train)[0]["values"] == [0.7, 2.0]
     assert len(resumed) == 2

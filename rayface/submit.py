@@ -1,0 +1,258 @@
+"""Run a verb as a job of a Ray cluster: this package, the named local files and some environment variables go along."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.dashboard.modules.job.pydantic_models import JobDetails
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+import rayface
+from rayface.credentials import is_secret_name, mask
+from rayface.storage import one_line
+
+logger = logging.getLogger(__name__)
+
+# Settings of what a job uses. Those of storage and of the cluster itself belong to the nodes.
+_FORWARDED = re.compile(r"(RAYFACE|MLFLOW|OPTUNA|NCCL|GLOO|TORCH|OMP)_\w+")
+_MAX_FILE = 20 << 20  # bytes; every node downloads the files before the job starts
+_INTERRUPTED = 130
+_STOP_SECONDS = 120.0
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """What is sent to the cluster.
+
+    Attributes:
+        entrypoint: the command that the cluster runs.
+        files: local files by their path in the job's working directory.
+        environment: environment variables of the job.
+        kept_back: names of environment variables that may hold secrets and are not sent.
+    """
+
+    entrypoint: str
+    files: Mapping[str, Path]
+    environment: Mapping[str, str]
+    kept_back: Sequence[str]
+
+
+def package(
+    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], python: str = "python"
+) -> Package:
+    """Return what must be sent so that the cluster can run `rayface ARGUMENTS`; nothing is read or sent.
+
+    Files that the arguments name by a relative path, and the modules of --import, are sent and keep their paths. Paths
+    of other things must be absolute, on a disk that all nodes share, or URIs.
+
+    Args:
+        arguments: verb and its arguments.
+        folder: folder that relative paths start from.
+        python: Python of the nodes.
+
+    Raises:
+        ValueError: an argument with a password, or a local path that the cluster cannot read; one line.
+    """
+    if not arguments:
+        raise ValueError("submit: must be followed by a verb, for example: rayface submit train --preset debug")
+    for argument in arguments:
+        if mask(argument) != argument:
+            raise ValueError(
+                f"{mask(argument)}: has a password, which Ray's dashboard would show: set it in the environment "
+                "of the cluster's nodes"
+            )
+    sent = {name: value for name, value in environment.items() if _FORWARDED.fullmatch(name)}
+    secret = sorted(name for name, value in sent.items() if is_secret_name(name) or mask(value) != value)
+    return Package(
+        entrypoint=shlex.join([python, "-m", "rayface.cli", *arguments]),
+        files=dict(_files(arguments, folder)),
+        environment={name: value for name, value in sent.items() if name not in secret},
+        kept_back=secret,
+    )
+
+
+def _files(arguments: Sequence[str], folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the local files that the arguments name, and their paths in the job's working directory."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        name = value if equals else argument
+        if before == "--import" or option == "--import":
+            name = name.replace(".", "/") + ".py"
+        path = folder / name
+        if not name or Path(name).is_absolute() or "://" in name or not path.exists():
+            continue
+        if path.is_dir():
+            if equals or "/" in name:  # a bare word may be a verb or a name
+                raise ValueError(
+                    f"{argument}: is a folder of this machine: must be a path on a disk that all nodes share, or a URI"
+                )
+            continue
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{argument}: is outside {folder}: must be in it to be sent, or an absolute path")
+        if path.stat().st_size > _MAX_FILE:
+            raise ValueError(
+                f"{argument}: has {path.stat().st_size:,} bytes: must have at most {_MAX_FILE:,} to be sent: put it on "
+                "a disk that all nodes share, or on an object store"
+            )
+        yield Path(os.path.relpath(path, folder)).as_posix(), path
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """Return a client of the cluster's job server.
+
+    Args:
+        address: of the job server, http://HOST:8265; None: RAY_ADDRESS, else http://127.0.0.1:8265.
+
+    Raises:
+        ValueError: it does not answer, or does not accept this user; one line.
+    """
+    url = address or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
+    with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # the client would prefer them
+        try:
+            return JobSubmissionClient(url)
+        except Exception as error:
+            text = one_line(error)
+            remedy = "check the address, and that the cluster runs with its dashboard"
+            if "401" in text or "403" in text or "token" in text.lower():
+                remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to those of the cluster"
+            raise ValueError(f"--address: {mask(url)}: no job server answers: {text}: {remedy}") from error
+
+
+@contextlib.contextmanager
+def _without(*names: str) -> Iterator[None]:
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def submit(client: JobSubmissionClient, wanted: Package, verb: str) -> str:
+    """Send a package, start its job, and return the job's id.
+
+    Raises:
+        RuntimeError: the cluster refuses it; one line.
+    """
+    with tempfile.TemporaryDirectory(prefix="rayface-submit-") as folder:
+        (Path(folder) / ".rayface").touch()  # Ray refuses an empty folder
+        for name, source in wanted.files.items():
+            target = Path(folder) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        environment = {
+            "working_dir": folder,
+            "py_modules": [str(Path(rayface.__file__).parent)],
+            "env_vars": dict(wanted.environment),
+        }
+        try:
+            return str(
+                client.submit_job(
+                    entrypoint=wanted.entrypoint,
+                    runtime_env=environment,
+                    submission_id=f"rayface-{verb}-{uuid.uuid4().hex[:8]}",
+                    metadata={"rayface": rayface.__version__},
+                )
+            )
+        except Exception as error:
+            raise RuntimeError(f"the cluster refuses the job: {one_line(error)}") from error
+
+
+def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> int:
+    """Write a job's log as it grows, until the job ends; return its exit code.
+
+    Ctrl-C stops the job and goes on with its log until it has ended; a second one leaves it.
+    """
+    written = 0
+
+    async def tail() -> None:
+        nonlocal written
+        seen = 0
+        async for text in client.tail_job_logs(job):  # from its beginning, each time
+            new = text[max(0, written - seen) :]
+            seen += len(text)
+            written = max(written, seen)
+            if new:
+                write(new)
+
+    try:
+        asyncio.run(tail())
+    except KeyboardInterrupt:
+        logger.info("stopping %s", job)
+        client.stop_job(job)
+        _wait(client, job, _STOP_SECONDS)
+        asyncio.run(tail())
+    return exit_code(_wait(client, job, _STOP_SECONDS))
+
+
+def _wait(client: JobSubmissionClient, job: str, seconds: float) -> JobDetails:
+    """Return the details of a job that has ended; the log can end a moment before."""
+    deadline = time.monotonic() + seconds
+    while True:
+        details = client.get_job_info(job)
+        if details.status.is_terminal():
+            return details
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{job}: has not ended {seconds:g} s after its log: see rayface submit status {job}")
+        time.sleep(_POLL_SECONDS)
+
+
+def exit_code(details: JobDetails) -> int:
+    """Return the exit code of a job that has ended, 130 if it was stopped; say why one did not start."""
+    if details.status == JobStatus.SUCCEEDED:
+        return 0
+    if details.status == JobStatus.STOPPED:
+        return _INTERRUPTED
+    if details.driver_exit_code is None:
+        logger.error("%s: did not start: %s", details.submission_id, one_line(Exception(details.message or "")))
+        return 1
+    return int(details.driver_exit_code)
+
+
+def status(client: JobSubmissionClient, job: str) -> dict[str, object]:
+    """Return what the cluster knows of a job, as JSON types; times in seconds since the epoch.
+
+    Raises:
+        ValueError: there is no such job.
+    """
+    details = _known(client, job)
+    return {
+        "job": job,
+        "status": details.status.value.lower(),
+        "command": mask(details.entrypoint),
+        "started": None if details.start_time is None else details.start_time / 1000,
+        "ended": None if details.end_time is None else details.end_time / 1000,
+        "exit_code": exit_code(details) if details.status.is_terminal() else None,
+    }
+
+
+def stop(client: JobSubmissionClient, job: str) -> bool:
+    """Stop a job; return whether it was running.
+
+    Raises:
+        ValueError: there is no such job.
+    """
+    _known(client, job)
+    return bool(client.stop_job(job))
+
+
+def _known(client: JobSubmissionClient, job: str) -> JobDetails:
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        text = one_line(error)
+        if "does not exist" not in text:
+            raise
+        jobs = [each.submission_id for each in client.list_jobs() if each.submission_id]
+        known = f"it has {', '.join(sorted(jobs)[-5:])}" if jobs else "it has none"
+        raise ValueError(f"submit: {job}: no such job on this cluster: {known}") from error

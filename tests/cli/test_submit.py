@@ -1,0 +1,51 @@
+"""The verb submit: what it hands over, and what it refuses before it asks the cluster."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rayface import submit as jobs
+from tests.cli.conftest import Call
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Packages sent to a cluster that writes a line of JSON among others."""
+    sent: list[object] = []
+    monkeypatch.setattr(jobs, "connect", lambda address: SimpleNamespace(address=address))
+    monkeypatch.setattr(jobs, "submit", lambda client, package, verb: sent.append((client.address, package)) or "job-1")
+
+    def follow(client: object, job: str, write: object) -> int:
+        for text in ("loading\n{not json\n", '{"steps": ', "3}\ndone\n"):
+            write(text)
+        return 3
+
+    monkeypatch.setattr(jobs, "follow", follow)
+    return sent
+
+
+def test_submit_of_a_verb_hands_its_arguments_over_and_returns_its_exit_code(call: Call, cluster) -> None:
+    code, out, err = call("submit", "--address", "http://head:8265", "train", "--preset", "debug", "--json")
+    assert (code, json.loads(out)) == (3, {"steps": 3})
+    assert "loading" in err
+    assert "submitted job-1" in err
+    ((address, package),) = cluster
+    assert address == "http://head:8265"
+    assert package.entrypoint == "python -m rayface.cli train --preset debug --json"
+
+
+def test_submit_without_waiting_returns_the_id_of_the_job(call: Call, cluster) -> None:
+    code, out, _ = call("submit", "--no-wait", "embed", "--json")
+    assert (code, json.loads(out)) == (0, {"job": "job-1"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["trian"], "submit: trian: must be a verb"), (["status"], "followed by the id"), (["submit", "train"], "other")],
+)
+def test_submit_of_no_verb_is_refused_in_one_line(call: Call, cluster, arguments, message) -> None:
+    code, out, err = call("submit", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert cluster == []

@@ -1,0 +1,138 @@
+"""Jobs on a cluster: what is sent, what is kept back, and how a job's log and exit code come back."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.job_submission import JobStatus
+
+from rayface import submit as jobs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tune_configs").mkdir()
+    (tmp_path / "tune_configs" / "lr.yaml").write_text("search: {}")
+    (tmp_path / "my_heads.py").write_text("")
+    (tmp_path / "faces").mkdir()
+    return tmp_path
+
+
+def packed(folder: Path, *arguments: str, **environment: str) -> jobs.Package:
+    return jobs.package(arguments, folder=folder, environment=environment)
+
+
+def test_package_sends_the_named_files_and_modules_under_their_paths(folder):
+    found = packed(folder, "tune", "tune_configs/lr.yaml", "--import", "my_heads", "sweep.output=/shared/s")
+    assert found.entrypoint.endswith("rayface.cli tune tune_configs/lr.yaml --import my_heads sweep.output=/shared/s")
+    assert found.files == {
+        "tune_configs/lr.yaml": folder / "tune_configs" / "lr.yaml",
+        "my_heads.py": folder / "my_heads.py",
+    }
+    assert packed(folder, "train", "--import=my_heads", "evaluate.pairs=tune_configs/lr.yaml").files.keys() == {
+        "my_heads.py",
+        "tune_configs/lr.yaml",
+    }
+
+
+def test_package_quotes_arguments_for_the_shell(folder):
+    assert packed(folder, "train", "data.train=[/a, /b]").entrypoint == (
+        "python -m rayface.cli train 'data.train=[/a, /b]'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data.train=faces", "data.train=faces: is a folder of this machine: must be a path on a disk that all nodes"),
+        ("data.train=s3://me:secret@bucket/set", "has a password, which Ray's dashboard would show"),
+        ("tracking.uri=http://h/?password=secret", "has a password"),
+        ("../outside.yaml", "is outside"),
+    ],
+)
+def test_package_refuses_what_the_cluster_cannot_read_or_must_not_show(folder, argument, message):
+    (folder.parent / "outside.yaml").write_text("")
+    with pytest.raises(ValueError, match=message) as caught:
+        packed(folder, "train", argument)
+    assert "secret" not in str(caught.value)
+
+
+def test_package_sends_settings_of_the_environment_and_no_secrets(folder):
+    found = packed(
+        folder,
+        "train",
+        MLFLOW_TRACKING_URI="http://mlflow:5000",
+        MLFLOW_TRACKING_PASSWORD="one",
+        OPTUNA_STORAGE="postgresql://me:two@db/optuna",
+        RAYFACE_FACES="/faces",
+        AWS_SECRET_ACCESS_KEY="three",
+        HOME="/home/me",
+    )
+    assert found.environment == {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "RAYFACE_FACES": "/faces"}
+    assert found.kept_back == ["MLFLOW_TRACKING_PASSWORD", "OPTUNA_STORAGE"]
+
+
+class Cluster:
+    """A job server that logs two lines and ends as told; stopping it ends the job."""
+
+    def __init__(self, status: JobStatus, exit_code: int | None, interrupt: bool = False) -> None:
+        self.status, self.exit_code, self.interrupt = status, exit_code, interrupt
+        self.stopped = False
+        self.asked: dict[str, Any] = {}
+
+    def submit_job(self, **asked: Any) -> str:
+        folder = Path(asked["runtime_env"]["working_dir"])
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        self.asked = {**asked, "files": files}
+        return str(asked["submission_id"])
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "one\n"
+        if self.interrupt and not self.stopped:
+            raise KeyboardInterrupt
+        yield "two\n"
+
+    def stop_job(self, job: str) -> bool:
+        self.stopped, self.status = True, JobStatus.STOPPED
+        return True
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            submission_id=job, status=self.status, driver_exit_code=self.exit_code, message="no such image"
+        )
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "expected"),
+    [(JobStatus.SUCCEEDED, 0, 0), (JobStatus.FAILED, 2, 2), (JobStatus.FAILED, None, 1), (JobStatus.STOPPED, -15, 130)],
+)
+def test_follow_writes_the_log_and_returns_the_exit_code_of_the_job(status, exit_code, expected):
+    written: list[str] = []
+    assert jobs.follow(Cluster(status, exit_code), "job", written.append) == expected
+    assert "".join(written) == "one\ntwo\n"
+
+
+def test_follow_that_is_interrupted_stops_the_job_and_shows_the_rest_of_its_log_once():
+    written: list[str] = []
+    cluster = Cluster(JobStatus.RUNNING, None, interrupt=True)
+    assert jobs.follow(cluster, "job", written.append) == 130
+    assert cluster.stopped
+    assert "".join(written) == "one\ntwo\n"
+
+
+def test_submit_sends_files_package_and_environment(folder):
+    cluster = Cluster(JobStatus.SUCCEEDED, 0)
+    job = jobs.submit(cluster, packed(folder, "tune", "tune_configs/lr.yaml", RAYFACE_FACES="/faces"), "tune")
+    assert job.startswith("rayface-tune-")
+    assert cluster.asked["files"] == [".rayface", "tune_configs/lr.yaml"]
+    environment = cluster.asked["runtime_env"]
+    assert environment["env_vars"] == {"RAYFACE_FACES": "/faces"}
+    assert [Path(module).name for module in environment["py_modules"]] == ["rayface"]
+
+
+def test_connect_to_nobody_is_one_line_that_names_the_address():
+    with pytest.raises(ValueError, match=r"^--address: http://127\.0\.0\.1:9: no job server answers: ") as caught:
+        jobs.connect("http://127.0.0.1:9")
+    assert "\n" not in str(caught.value)
