@@ -319,20 +319,29 @@ class SynthConfig:
 class ConvertConfig:
     """Convert images of another format to a dataset of tar shards."""
 
-    source: PathText | None = None
-    """Path of the images to convert."""
-    kind: str | None = None
-    """Format of the source: bin, folder (one per identity), rec (MXNet's RecordIO), webdataset; see docs/data.md."""
+    source: Paths = ()
+    """Path of the images to convert, or several as one dataset; data.join says how their labels are joined."""
+    kind: Names = ()
+    """Format of the source: bin, folder (one per identity), rec (MXNet's RecordIO), webdataset; see docs/data.md. One
+    for each of several sources, or one for all."""
     options: Options = Field(default_factory=dict)
     """Settings of the format, for example {image_size: 224, quality: 90} for folder."""
     out: Operational[PathText | None] = None
-    """Dataset directory to write."""
+    """Dataset directory to write, on a disk that all nodes share, or a URI; run again to resume in it."""
     shard_size: Bytes = 256 * 2**20
     """Largest shard."""
     layout: Literal["shuffled", "by_identity"] = "shuffled"
     """Order of the images: shuffled, or by_identity."""
     seed: Seed = 0
     """Seed of the shuffled order."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Encode every image as JPEG of this quality. None: keep the bytes of images that are not resized."""
+    min_images: Positive = 1
+    """Leave out identities with fewer readable images."""
+    limit: Positive | None = None
+    """Convert only the first images of the source, for a trial. None: all."""
+    max_corrupt_fraction: Operational[Fraction] = 1.0
+    """Largest share of images that cannot be read; above it the job stops. Every one is named or counted."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 
 from rayface.data.index import SOURCE_LABEL
 from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, Manifest, Parent, ShardEntry
-from rayface.data.selection import shard_name
 from rayface.data.shards.members import encode_sample
 from rayface.data.shards.scan import INDEX_SCHEMA
 from rayface.data.shards.tar import end_of_archive
-from rayface.data.writer import identities_file
+from rayface.data.writer import identities_file, shard_name
 from rayface.progress import phase
 
 WEBFACE42M_IMAGES, WEBFACE42M_IDENTITIES, WEBFACE42M_SHARDS = 42_474_557, 2_059_906, 1_300

@@ -1,78 +1,108 @@
-"""Convert a source of images to a dataset of tar shards: labels, keys, order, faults; the same for every source."""
+"""Convert sources of images to a dataset of tar shards, as a resumable job; the same for every source.
+
+1. List the parts of the sources; give every image a number, a key and a label.
+2. Read every image once, in the order of its source, into pieces: files in the final order.
+3. Cut the final order into shards of the wanted size, and write each from the pieces.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 
-from rayface.data.dataset import Dataset
+from rayface.data.conversion import shard_plan, spill
+from rayface.data.conversion.listing import Listed, list_sources
+from rayface.data.conversion.mapping import MapParts, map_in_threads
+from rayface.data.conversion.settings import ConvertSettings
+from rayface.data.conversion.shard_plan import ShardPlan, plan_shards
+from rayface.data.conversion.shards import WriteShard, WrittenShard
+from rayface.data.conversion.spill import Spill
+from rayface.data.conversion.work_folder import WorkFolder, note_of, read_table
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.keys import key_hashes, read_keys, repeated_key
+from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest
 from rayface.data.shards.samples import Fault
+from rayface.data.shards.scan import INDEX_SCHEMA
 from rayface.data.sources.base import DatasetSource
 from rayface.data.sources.faults import FaultLog
-from rayface.data.sources.listed_images import ListedImages, list_source
-from rayface.data.sources.reading import map_ordered, read_images, read_in_order
-from rayface.data.writer import DEFAULT_SHARD_SIZE, ShardWriter, refuse_not_empty
-from rayface.progress import phase
-from rayface.storage import DataError, is_local, make_folder, normalise, split
+from rayface.data.writer import identities_file, shard_name
+from rayface.files import LOCK
+from rayface.job_folder import exclusive_job_folder, require_empty
+from rayface.storage import (
+    LARGEST_REMOTE,
+    DataError,
+    atomic_stream,
+    delete,
+    exists,
+    is_local,
+    join,
+    list_names,
+    make_folder,
+    normalise,
+    split,
+    write_bytes,
+)
+from rayface.version import VERSION
 
+__all__ = ["ConvertSettings", "convert"]
 
-@dataclass(frozen=True, kw_only=True)
-class ConvertSettings:
-    """Settings of a conversion.
-
-    Attributes:
-        layout: order of the images: "shuffled" as a whole, or "by_identity".
-        shard_size: maximum bytes of a shard.
-        seed: seed of the order; the same seed gives the same bytes.
-        name: name of the dataset; None: that of its folder.
-
-    Raises:
-        ValueError: an unknown layout.
-    """
-
-    layout: Literal["shuffled", "by_identity"] = "shuffled"
-    shard_size: int = DEFAULT_SHARD_SIZE
-    seed: int = 0
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.layout not in ("shuffled", "by_identity"):
-            raise ValueError(f"layout {self.layout!r}: must be shuffled or by_identity")
+_JOB = "convert.json"
 
 
 def convert(
-    source: DatasetSource,
+    source: DatasetSource | Sequence[DatasetSource],
     out: str | Path,
     settings: ConvertSettings | None = None,
+    *,
+    map_parts: MapParts = map_in_threads,
 ) -> Dataset:
-    """Convert all images of a source to a dataset in the folder `out`.
+    """Convert all images of one or several sources to a dataset in the folder `out`.
 
-    A first pass lists the images. Unless the source decodes them then, a second pass searches a readable image of each
-    identity. The last pass reads all images in their final order. Every identity has at least one image. Everything
-    that is skipped is among the faults of the returned dataset, with the reason as `kind`.
+    The bytes depend only on the sources and the settings. Run again after an interruption, it resumes with the missing
+    parts, units and shards. Every identity has at least one image. Everything that is skipped is among the faults of
+    the returned dataset, with the reason as `kind`. During the job, `out` also holds a copy of all images.
 
-    Memory: the source's listing, and two chunks of 256 images.
+    Args:
+        map_parts: runs the tasks; `rayface.ray_tasks.map_unordered` runs them on Ray.
+
+    Memory of a task: one piece or block (512 MiB). Of the caller: the identities, and about 40 bytes an image.
 
     Raises:
         DataError: no image, an output folder that is not empty, or a source that cannot be read; one line.
     """
     settings = settings or ConvertSettings()
+    sources = [source] if isinstance(source, DatasetSource) else list(source)
     target = normalise(out)
-    with _output_folder(target), contextlib.closing(source):
-        source.prepare(os.path.dirname(target) if is_local(target) else None)
-        faults = FaultLog(source.root)
-        images = list_source(source, faults)
-        if not source.decodes_listed:
-            images = _without_empty_identities(source, images, faults)
-        return _write(source, images, target, settings, faults)
+    if not is_local(target) and settings.shard_size > LARGEST_REMOTE:
+        raise ValueError(
+            f"shard_size {settings.shard_size}: must be at most {LARGEST_REMOTE} (5 GiB) on an object store"
+        )
+    with _output_folder(target), contextlib.ExitStack() as stack:
+        for each in sources:
+            stack.enter_context(contextlib.closing(each))
+            each.prepare(os.path.dirname(target) if is_local(target) else None)
+        stack.enter_context(exclusive_job_folder(target, _job(sources, settings), _JOB, key="convert.out"))
+        write_bytes(join(target, UNFINISHED), b"")
+        work, faults = WorkFolder(out=target), FaultLog(sources[0].root)
+        if not exists(join(target, MANIFEST)):  # else only the clean-up is missing
+            work.create()
+            with _discarded_if_useless(work):
+                _convert(sources, work, settings, map_parts, faults)
+        work.delete()
+        delete(join(target, UNFINISHED))
+        delete(join(target, _JOB))
+        return dataclasses.replace(open_dataset(target, max_corrupt_fraction=0), faults=tuple(faults.faults()))
+
+
+class _TooManyCorruptError(DataError):
+    """More unreadable images than allowed; the limit may be raised, so finished work is kept."""
 
 
 @contextlib.contextmanager
@@ -80,77 +110,140 @@ def _output_folder(folder: str) -> Iterator[None]:
     """Create the folder before the work starts; after an error, remove it if it is new and still empty."""
     is_new = is_local(folder) and not os.path.exists(folder)
     make_folder(folder)
-    refuse_not_empty(folder)
+    if _JOB not in list_names(folder):
+        require_empty(folder, key="convert.out")
     try:
         yield
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+    finally:
+        if is_local(folder):
+            if _JOB not in os.listdir(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(folder, LOCK))
+            if is_new:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+
+
+@contextlib.contextmanager
+def _discarded_if_useless(work: WorkFolder) -> Iterator[None]:
+    """After an error of the input, delete the files of the job unless a shard exists: the source will be mended."""
+    try:
+        yield
+    except _TooManyCorruptError:
+        raise
+    except ValueError:
+        if not exists(join(work.out, shard_name(0))):
+            work.delete()
+            for name in (UNFINISHED, _JOB):
+                delete(join(work.out, name))
         raise
 
 
-def _without_empty_identities(source: DatasetSource, images: ListedImages, faults: FaultLog) -> ListedImages:
-    """Remove identities without a readable image."""
-    order = np.argsort(images.labels, kind="stable")
-    bounds = np.searchsorted(images.labels[order], np.arange(len(images.identities) + 1)).tolist()
-
-    def refused(label: int) -> list[Fault]:
-        """Return why no image can be read; nothing as soon as one can."""
-        found = []
-        for number in order[bounds[label] : bounds[label + 1]]:
-            (piece,) = images.pieces(number[None])
-            (image,) = read_images(source, piece.part, piece.images)
-            if not isinstance(image, Fault):
-                return []
-            found.append(image)
-        return found
-
-    empty: dict[int, list[Fault]] = {}
-    with phase("check identities", parts=len(images.identities)) as current:
-        for label, why in map_ordered(refused, range(len(images.identities))):
-            if why:
-                empty[label] = why
-            current.advance()
-    if len(empty) == len(images.identities):
-        raise DataError(f"{source.root}: none of {len(images)} files can be read; the first: {empty[0][0]}")
-    for label, why in empty.items():
-        reason, name = "no image of this identity can be read", str(images.identities[label])
-        for fault in [*why, Fault(shard=source.root, member=name, offset=0, reason=reason, kind="identity")]:
-            faults.add(fault)
-    return images.without_identities(list(empty))
+def _job(sources: Sequence[DatasetSource], settings: ConvertSettings) -> dict[str, object]:
+    """Return what decides the bytes; a resume must not change it."""
+    return {
+        "sources": [
+            {
+                "kind": source.kind,
+                "path": source.root,
+                "settings": dataclasses.asdict(source.settings),
+                "parts": hashlib.sha256("\n".join(source.parts()).encode()).hexdigest(),
+            }
+            for source in sources
+        ],
+        **{name: value for name, value in dataclasses.asdict(settings).items() if name != "max_corrupt_fraction"},
+    }
 
 
-def _write(
-    source: DatasetSource, images: ListedImages, target: str, settings: ConvertSettings, faults: FaultLog
-) -> Dataset:
-    """Write all images in their final order; images that have become unreadable are faults."""
-    if settings.layout == "shuffled":
-        order = np.random.default_rng(settings.seed).permutation(len(images))
-    else:
-        order = np.argsort(images.labels, kind="stable")
-    side = source.settings.image_size
-    names = [name for name in images.identities if isinstance(name, str)]
-    labels = [label for label in images.identities if isinstance(label, int)]
-    with ShardWriter(
-        target,
-        name=settings.name or split(target)[1],
-        identities=names or source.identity_names(labels),
-        num_classes=len(images.identities),
-        image_size=(side, side) if side else images.image_size,
+def _convert(
+    sources: Sequence[DatasetSource],
+    work: WorkFolder,
+    settings: ConvertSettings,
+    map_parts: MapParts,
+    faults: FaultLog,
+) -> None:
+    """Do the three passes, and publish the dataset; what is skipped is added to `faults`."""
+    listed = list_sources(sources, work, settings, map_parts)
+    _read(Spill(sources=sources, work=work, settings=settings, piece_bytes=spill.PIECE_BYTES), listed, map_parts)
+    faults.update(listed.faults)
+    for unit in listed.units:
+        faults.load(note_of(read_table(work.spilled(unit.number)))["faults"])
+    plan = plan_shards(listed, work, settings, block_bytes=shard_plan.BLOCK_BYTES)
+    for fault in _left_out(sources, listed, plan, work):
+        faults.add(fault)
+    rows = int(plan.counts.sum())
+    written = list(map_parts(WriteShard(plan=plan, work=work), range(len(plan)), "write shards", rows=rows))
+    _publish(sources, listed, plan, sorted(written, key=lambda shard: shard.number), work, settings)
+
+
+def _read(spilled: Spill, listed: Listed, map_parts: MapParts) -> None:
+    """Read all units.
+
+    Raises:
+        DataError: too many images are unreadable.
+    """
+    limit, root = spilled.settings.max_corrupt_fraction, spilled.sources[0].root
+    lost = listed.faults.num_lost
+    total = lost + listed.num_images
+    readable, first = 0, listed.faults.first()
+    for unit in map_parts(spilled, listed.units, "read images", rows=listed.num_images):
+        lost, readable, first = lost + unit.num_lost, readable + unit.num_images, first or unit.first
+        if lost > limit * total:
+            raise _TooManyCorruptError(
+                f"convert.max_corrupt_fraction: {limit:g}: {lost} of {total} images cannot be read (the first: "
+                f"{first}): raise it to resume, or mend the source and convert it into a new folder"
+            )
+    if not readable:
+        raise DataError(f"{root}: none of {listed.num_images} files can be read; the first: {first}")
+
+
+def _left_out(sources: Sequence[DatasetSource], listed: Listed, plan: ShardPlan, work: WorkFolder) -> Iterator[Fault]:
+    """Yield a fault for each identity that has images in the listing and is left out."""
+    counts = np.zeros(listed.num_labels, np.int64)
+    for unit in listed.units:
+        counts += np.bincount(read_table(work.unit(unit.number))["label"].to_numpy(), minlength=len(counts))
+    for label in np.flatnonzero((plan.new_labels < 0) & (counts > 0)).tolist():
+        name = str(label) if listed.identities is None else listed.identities[label]
+        found = int(plan.readable[label])
+        reason = f"only {found} readable images" if found else "no image of this identity can be read"
+        yield Fault(shard=sources[0].root, member=name, offset=0, reason=reason, kind="identity")
+
+
+def _publish(
+    sources: Sequence[DatasetSource],
+    listed: Listed,
+    plan: ShardPlan,
+    written: Sequence[WrittenShard],
+    work: WorkFolder,
+    settings: ConvertSettings,
+) -> None:
+    """Write index, identities and, last, dataset.json.
+
+    Raises:
+        DataError: an image was lost or doubled on the way, or two have one key.
+    """
+    if sum(shard.digest for shard in written) % 2**64 != plan.digest:
+        raise DataError(f"{work.out}: the keys in the shards differ from those that were read: delete it and run again")
+    index = join(work.out, INDEX)
+    with atomic_stream(index) as stream, pq.ParquetWriter(stream, INDEX_SCHEMA) as writer:
+        for shard in written:
+            writer.write_table(read_table(work.shard(shard.number)).replace_schema_metadata(None))
+    if (key := repeated_key(key_hashes(read_keys(index)), read_keys(index))) is not None:
+        raise DataError(f"{work.out}: key {key!r} occurs twice; keys must be unique in a dataset")
+    kept = plan.new_labels >= 0
+    if listed.identities is not None:
+        names = [listed.identities[label] for label in np.flatnonzero(kept).tolist()]
+        write_bytes(join(work.out, IDENTITIES), identities_file(names, plan.readable[kept]))
+    sides = {source.settings.image_size for source in sources}
+    side = sides.pop() if len(sides) == 1 else None
+    manifest = Manifest(
+        name=settings.name or split(work.out)[1],
+        num_classes=int(kept.sum()),
+        num_images=int(plan.counts.sum()),
+        image_size=(side, side) if side else listed.image_size,
         layout=settings.layout,
-        source=source.title,
-        shard_size=settings.shard_size,
-    ) as writer:
-        keys = pa.array(source.unique_keys(images.keys()), pa.large_string())
-        with phase("convert images", parts=len(images), rows=len(images)) as current:
-            for number, image in read_in_order(source, images, order):
-                if isinstance(image, Fault):
-                    faults.add(image)
-                else:
-                    writer.add(keys[number].as_py(), int(images.labels[number]), image)
-                current.advance()
-        if not writer.counts.all():
-            lost = images.identities[int(np.argmin(writer.counts))]
-            raise DataError(f"{source.root}: {lost}: its images could be read before and not any more; run it again")
-        return dataclasses.replace(writer.finish(), faults=tuple(faults.faults()))
+        source=", ".join(source.title for source in sources),
+        created_by=f"rayface {VERSION}",
+        shards=[shard.entry for shard in written],
+    )
+    write_bytes(join(work.out, MANIFEST), manifest.to_json())

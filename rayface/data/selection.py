@@ -20,7 +20,7 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.data.shards.scan import INDEX_SCHEMA, ScanJob, ShardScan, scan_one
 from rayface.data.shards.tar import end_of_archive
-from rayface.data.writer import identities_file
+from rayface.data.writer import identities_file, shard_name
 from rayface.storage import DataError, atomic_stream, join, write_bytes
 from rayface.version import VERSION
 
@@ -149,10 +149,6 @@ def write_shards_manifest(out: str, selection: Selection, scans: Sequence[ShardS
         for number, scan in enumerate(scans)
     ]
     return _publish(out, selection, (scan.table for scan in scans), entries, name=name, chosen=None)
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
 
 
 def _read(

@@ -34,11 +34,13 @@ from rayface.storage import (
     list_names,
     make_folder,
     normalise,
+    split,
     write_bytes,
 )
 from rayface.version import VERSION
 
 DEFAULT_SHARD_SIZE = 256 * 2**20
+ARCHIVE_END = 1024  # bytes after the last sample of a shard, at least
 _OURS = re.compile(rf"shard-\d{{6,}}\.tar|{re.escape(MANIFEST)}|{re.escape(INDEX)}|{re.escape(IDENTITIES)}|\..+\.tmp")
 
 
@@ -78,6 +80,63 @@ def write_dataset(
         for key, label, jpeg in samples:
             writer.add(key, label, jpeg)
         return writer.finish()
+
+
+class ShardFile:
+    """Writes one shard: `add`, then `finish`; a context manager that deletes an unfinished file."""
+
+    def __init__(self, path: str):
+        self.size = 0  # bytes so far
+        self._name = split(path)[1]
+        self._file = AtomicFile(path)
+        self._hash = hashlib.sha256()
+        self._rows: tuple[list[str], array, array, array] = ([], array("q"), array("i"), array("i"))
+
+    def add(self, key: str, label: int, image: bytes) -> None:
+        """Append a sample; ValueError for an invalid key."""
+        self.append(key, label, _encoded(key, label, image))
+
+    def append(self, key: str, label: int, sample: bytes) -> None:
+        """Append an encoded sample."""
+        for column, value in zip(self._rows, (key, self.size, len(sample), label), strict=True):
+            column.append(value)
+        self._write(sample)
+
+    def finish(self, number: int) -> tuple[ShardEntry, pa.Table]:
+        """Publish the shard; return its entry of the manifest, and its rows of the index as shard `number`."""
+        self._write(end_of_archive(self.size))
+        self._file.commit()
+        keys, offsets, sizes, labels = self._rows
+        table = index_table((keys, np.full(len(keys), number, np.int32), offsets, sizes, labels))
+        digest = self._hash.hexdigest()
+        return ShardEntry(path=self._name, num_images=len(keys), num_bytes=self.size, sha256=digest), table
+
+    def abandon(self) -> None:
+        """Delete the file unless it is finished."""
+        self._file.abandon()
+
+    def _write(self, data: bytes) -> None:
+        self._file.stream.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abandon()
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def _encoded(key: str, label: int, image: bytes) -> bytes:
+    if not key or parse_name(f"{key}.jpg") != (key, key, "jpg") or not is_safe_name(key):
+        raise ValueError(f"key {key!r}: must be a relative name without dots and control characters")
+    return encode_sample(key, label, image)
 
 
 class ShardWriter:
@@ -122,7 +181,7 @@ class ShardWriter:
         )
         self.counts = np.zeros(num_classes, np.int64)
         self._hashes = array("q")
-        self._shard: AtomicFile | None = None
+        self._shard: ShardFile | None = None
         self._ownership = contextlib.ExitStack()
         self._ownership.enter_context(_exclusive_dataset(self.root))
         self._index = AtomicFile(join(self.root, INDEX))
@@ -130,21 +189,16 @@ class ShardWriter:
 
     def add(self, key: str, label: int, jpeg: bytes) -> None:
         """Append a sample; ValueError for an invalid key or label."""
-        if not key or parse_name(f"{key}.jpg") != (key, key, "jpg") or not is_safe_name(key):
-            raise ValueError(f"key {key!r}: must be a relative name without dots and control characters")
         if not 0 <= label < len(self.counts):
             raise ValueError(f"label {label} of {key}: must be from 0 to {len(self.counts) - 1}, one per identity")
-        sample = encode_sample(key, label, jpeg)
-        if self._shard and self._size + len(sample) + 1024 > self.shard_size:
+        sample = _encoded(key, label, jpeg)
+        if self._shard and self._shard.size + len(sample) + ARCHIVE_END > self.shard_size:
             self._close_shard()
         if self._shard is None:
-            self._open_shard()
-        assert self._shard is not None
-        for column, value in zip(self._rows, (key, self._size, len(sample), label), strict=True):
-            column.append(value)
+            self._shard = ShardFile(join(self.root, shard_name(len(self.manifest.shards))))
+        self._shard.append(key, label, sample)
         self._hashes.append(hash(key))
         self.counts[label] += 1
-        self._write(sample)
 
     def finish(self) -> Dataset:
         """Close the last shard, write index, identities and, last, dataset.json; return the dataset opened."""
@@ -167,26 +221,10 @@ class ShardWriter:
         """Number of samples added so far."""
         return len(self._hashes)
 
-    def _open_shard(self) -> None:
-        name = f"shard-{len(self.manifest.shards):06d}.tar"
-        self._shard = AtomicFile(join(self.root, name))
-        self._name, self._size, self._hash = name, 0, hashlib.sha256()
-        self._rows: tuple[list[str], array, array, array] = ([], array("q"), array("i"), array("i"))
-
-    def _write(self, data: bytes) -> None:
-        assert self._shard is not None
-        self._shard.stream.write(data)
-        self._hash.update(data)
-        self._size += len(data)
-
     def _close_shard(self) -> None:
         assert self._shard is not None
-        self._write(end_of_archive(self._size))
-        self._shard.commit()
-        keys, offsets, sizes, labels = self._rows
-        number = np.full(len(keys), len(self.manifest.shards), np.int32)
-        self._parquet.write_table(index_table((keys, number, offsets, sizes, labels)))
-        entry = ShardEntry(path=self._name, num_images=len(keys), num_bytes=self._size, sha256=self._hash.hexdigest())
+        entry, table = self._shard.finish(len(self.manifest.shards))
+        self._parquet.write_table(table)
         self.manifest.shards.append(entry)
         self._shard = None
 

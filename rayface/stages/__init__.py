@@ -43,16 +43,18 @@ STAGES: dict[str, StageType] = {
         title="drawn into {}",
     ),
     "convert": StageType(
-        summary="Convert images of identities to a dataset of tar shards.",
+        summary="Convert images of identities to a dataset of tar shards, as a Ray job.",
         function=functions.convert_source,
         arguments=("src", "out"),
         flags={"src": "convert.source", "from": "convert.kind"}
-        | _flags("convert", "out", "shard_size", "layout", "seed"),
-        decisive=("convert",),
+        | _flags("convert", "out", "shard_size", "layout", "seed", "jpeg_quality", "min_images", "limit")
+        | _flags("convert", "max_corrupt_fraction"),
+        decisive=("convert", "data.join"),
         required=("convert.source", "convert.kind", "convert.out"),
         output="convert.out",
         output_kind="data",
         fingerprint=fingerprints.of_dataset,
+        resumable=True,
         title="converted into {}",
     ),
     "embed": StageType(

@@ -32,19 +32,14 @@ def draw(config: Config, resume: bool) -> Result:
 def convert_source(config: Config, resume: bool) -> Result:
     from collections import Counter
 
-    from rayface.data.convert import ConvertSettings, convert
-    from rayface.data.sources import open_source
+    from rayface.stages.conversion import convert_sources
 
-    given = config.convert
-    settings = ConvertSettings(layout=given.layout, shard_size=given.shard_size, seed=given.seed)
-    source = open_source(str(given.kind), str(given.source), given.options)
-    dataset = convert(source, str(given.out), settings)
-    source.write_beside(dataset)
+    dataset = convert_sources(config)
     left_out: Counter[str] = Counter()
     for fault in dataset.faults:
         logger.warning("%s", fault)
         left_out[fault.kind] += fault.num_lost
-    return {**_facts(dataset, given.out), "left_out": dict(left_out)}
+    return {**_facts(dataset, config.convert.out), "left_out": dict(left_out)}
 
 
 def _facts(dataset: Any, out: str | None) -> Result:

@@ -1,9 +1,10 @@
 """Converting any source: labels, order, encoding, faults; what is copied and what is refused."""
 
+import dataclasses
 import io
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -13,13 +14,18 @@ import webdataset
 from PIL import Image, ImageOps
 
 from rayface.data.check import check
+from rayface.data.conversion import listing, shard_plan, spill
+from rayface.data.conversion.mapping import MapParts, map_in_threads
 from rayface.data.convert import ConvertSettings, convert
-from rayface.data.dataset import Dataset
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources.folder import FolderSettings, FolderSource
 from rayface.storage import DataError
+from tests.conftest import ObjectStore
+from tests.data.conversion.work import images
+from tests.data.sources.in_memory import InMemory
 
 
 def convert_folder(
@@ -63,8 +69,9 @@ def test_convert_folder_writes_shuffled_shards_of_the_same_bytes(people: Path, t
     assert (dataset.about.source, dataset.faults) == ("folder people", ())
     assert recorder.advances == [
         ("list images", 1, 1),
-        *[("check identities", i, 3) for i in range(1, 4)],
-        *[("convert images", i, 15) for i in range(1, 16)],
+        ("name images", 1, 1),
+        ("read images", 1, 1),
+        *[("write shards", i, 3) for i in range(1, 4)],
     ]
     assert len(dataset.shards) > 1
     samples = read_samples(dataset.shard_paths(), dataset.index)
@@ -203,3 +210,121 @@ def test_convert_unusable_input_is_one_line(tmp_path: Path) -> None:
     convert_folder(tmp_path / "in", tmp_path / "out")
     with pytest.raises(DataError, match="not empty"):
         convert_folder(tmp_path / "in", tmp_path / "out")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("layout", ["shuffled", "by_identity"])
+def test_convert_bytes_depend_on_no_size_of_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Literal["shuffled", "by_identity"]
+) -> None:
+    settings = ConvertSettings(layout=layout, shard_size=12_000, name="same")
+    source = InMemory([images(25), images(15, first=25)])
+    convert(source, tmp_path / "large", settings)
+    for module, name, value in (
+        (listing, "UNIT_IMAGES", 6),
+        (spill, "PIECE_BYTES", 2000),
+        (shard_plan, "BLOCK_BYTES", 5000),
+    ):
+        monkeypatch.setattr(module, name, value)
+    convert(source, tmp_path / "small", settings)
+    found = files(tmp_path / "small")
+    assert len(found) > 6
+    assert found == files(tmp_path / "large")
+    assert check(tmp_path / "small", deep=True).ok
+
+
+class Killed(BaseException):
+    """Ends a conversion at once."""
+
+
+def killed_in(phase: str, after: int) -> MapParts:
+    """Map parts in threads, until a phase has finished some of them."""
+
+    def map_parts(work: Any, parts: Any, name: str, *, rows: int | None = None) -> Any:
+        for number, result in enumerate(map_in_threads(work, parts, name, rows=rows)):
+            if name == phase and number == after:
+                raise Killed
+            yield result
+
+    return map_parts  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("phase", ["list images", "read images", "write shards"])
+def test_convert_killed_in_any_pass_resumes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.setattr(listing, "UNIT_IMAGES", 6)
+    settings = ConvertSettings(shard_size=12_000, name="same")
+    parts = [images(15), images(15, first=15), [("bad", "id0", b"")]]
+    convert(InMemory(parts), tmp_path / "whole", settings)
+    out = tmp_path / "out"
+    with pytest.raises(Killed):
+        convert(InMemory(parts), out, settings, map_parts=killed_in(phase, 2))
+    with pytest.raises(DataError, match="the dataset is unfinished"):
+        open_dataset(out)
+    before = {path.name: path.stat().st_ino for path in out.glob("shard-*.tar")}
+    with pytest.raises(DataError, match=r"was started with seed 0, this job has 1"):
+        convert(InMemory(parts), out, dataclasses.replace(settings, seed=1))
+    source = InMemory(parts)
+    dataset = convert(source, out, settings)
+    assert files(out) == files(tmp_path / "whole")
+    assert {name: (out / name).stat().st_ino for name in before} == before
+    assert [fault.member for fault in dataset.faults] == ["bad"]
+    if phase == "write shards":
+        assert before
+        assert source.read_rows == []
+
+
+def test_convert_with_too_many_unreadable_images_stops_and_resumes_with_a_higher_limit(tmp_path: Path) -> None:
+    source = InMemory([[*images(8), ("bad0", "id0", b""), ("bad1", "id0", b"")]])
+    words = r"convert.max_corrupt_fraction: 0.1: 2 of 10 images cannot be read \(the first: p0: bad0"
+    with pytest.raises(DataError, match=words):
+        convert(source, tmp_path / "out", ConvertSettings(max_corrupt_fraction=0.1))
+    source.read_rows.clear()
+    dataset = convert(source, tmp_path / "out", ConvertSettings(max_corrupt_fraction=0.2))
+    assert (dataset.num_images, len(dataset.faults), source.read_rows) == (8, 2, [])
+
+
+def test_convert_after_a_mended_source_starts_over(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of 1 files can be read"):
+        convert(InMemory([[("k0", "ann", b"")]]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert convert(InMemory([images(1)]), tmp_path / "out").num_images == 1
+
+
+def test_convert_of_several_sources_joins_their_identities_by_name(tmp_path: Path) -> None:
+    first, second = InMemory([images(4, identities=2)]), InMemory([images(3, identities=3, first=30)])
+    first.root, second.root = "/one", "/two"
+    dataset = convert([first, second], tmp_path / "out", ConvertSettings(layout="by_identity"))
+    assert dataset.identities == ("id0", "id1", "id2")
+    assert dataset.keys() == ["one/k0", "one/k2", "two/k30", "one/k1", "one/k3", "two/k31", "two/k32"]
+    assert dataset.about.source == "memory one, memory two"
+
+
+def test_convert_with_options_leaves_out_and_encodes_what_they_say(tmp_path: Path) -> None:
+    given = [("a", "ann", 3), ("b", "bob", 1), ("c", "cy", 9)]
+    source = InMemory([[(f"{key}{n}", name, images(1)[0][2]) for key, name, count in given for n in range(count)]])
+    dataset = convert(source, tmp_path / "out", ConvertSettings(min_images=2, limit=10, jpeg_quality=30))
+    assert (dataset.identities, np.bincount(dataset.index.label).tolist()) == (("ann", "cy"), [3, 6])
+    assert [(fault.member, fault.reason) for fault in dataset.faults] == [("bob", "only 1 readable images")]
+    sample = read_samples(dataset.shard_paths(), dataset.index)[0]
+    assert isinstance(sample, Sample)
+    assert len(sample.jpeg) < len(images(1)[0][2])
+
+
+def test_convert_with_keys_that_a_source_repeats_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = InMemory([images(3)])
+    monkeypatch.setattr(source, "unique_keys", lambda keys: ["k", "k", "j"])
+    with pytest.raises(DataError, match="key 'k' occurs twice"):
+        convert(source, tmp_path / "out")
+
+
+def test_convert_into_an_object_store_writes_what_a_disk_holds(tmp_path: Path, object_store: ObjectStore) -> None:
+    settings = ConvertSettings(shard_size=12_000, name="same")
+    convert(InMemory([images(20)]), tmp_path / "out", settings)
+    convert(InMemory([images(20)]), object_store.uri("out"), settings)
+    found = {name.removeprefix("out/"): data for name, data in object_store.files().items()}
+    assert found == files(tmp_path / "out")

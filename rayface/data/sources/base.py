@@ -85,7 +85,6 @@ class DatasetSource(ABC):
         settings_class: dataclass of the source's settings.
         expects: required content, for the message if there is no image.
         decodes_listed: `list_images` decodes every image and skips those that it cannot decode.
-        lists_in_processes: run `list_images` in processes instead of threads, because it is mostly Python work.
         root: absolute path or URI of the source.
     """
 
@@ -93,7 +92,6 @@ class DatasetSource(ABC):
     settings_class: ClassVar[type[SourceSettings]] = SourceSettings
     expects: ClassVar[str] = "images with an identity each"
     decodes_listed: ClassVar[bool] = False
-    lists_in_processes: bool = False
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
         self.root = normalise(src)

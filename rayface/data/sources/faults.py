@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
 
 from rayface.data.shards.samples import Fault
 
 _NAMED = 1000  # of each kind
 _NAMED_ONCE = ("hidden", "no image", "special file")  # obviously not images: one example is enough
+
+_NO_LOSS = (*_NAMED_ONCE, "link", "folder", "outside", "identity")
 
 
 class FaultLog:
@@ -34,10 +38,26 @@ class FaultLog:
 
     def update(self, other: FaultLog) -> None:
         """Add the faults of another log of the same source."""
-        for fault in other._named:
-            self.add(fault)
-        self._num_unnamed.update(other._num_unnamed)
-        self._num_lost.update(other._num_lost)
+        self.load(other.state())
+
+    def state(self) -> dict[str, Any]:
+        """Return what was logged, as JSON types."""
+        counts = {kind: [more, self._num_lost[kind]] for kind, more in self._num_unnamed.items()}
+        return {"named": [asdict(fault) for fault in self._named], "unnamed": counts}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Add what `state` returned for another log."""
+        for fault in state["named"]:
+            self.add(Fault(**fault))
+        for kind, (more, lost) in state["unnamed"].items():
+            self._num_unnamed[kind] += more
+            self._num_lost[kind] += lost
+
+    @property
+    def num_lost(self) -> int:
+        """Number of images that are lost, without what is no image."""
+        named = sum(fault.num_lost for fault in self._named if fault.kind not in _NO_LOSS)
+        return named + sum(lost for kind, lost in self._num_lost.items() if kind not in _NO_LOSS)
 
     def first(self) -> Fault | None:
         return self._named[0] if self._named else None

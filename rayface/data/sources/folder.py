@@ -15,7 +15,7 @@ from rayface.data.shards.members import IMAGE_SUFFIXES
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
-from rayface.data.sources.keys import flat_key, numbered_keys
+from rayface.data.sources.keys import ColumnValues, flat_key, numbered_keys
 from rayface.storage import DataError, Source, one_line
 
 _SUFFIXES = IMAGE_SUFFIXES | {"jp2", "pbm", "pgm", "ppm", "pnm"}
@@ -95,7 +95,7 @@ class FolderSource(DatasetSource):
             yield self._read(os.fsdecode(path))
 
     def unique_keys(self, keys: Sequence[pa.ChunkedArray]) -> Iterable[str]:
-        return numbered_keys(key for own in keys for chunk in own.chunks for key in chunk.to_pylist())
+        return numbered_keys(ColumnValues(keys))
 
     def _read(self, path: str) -> SourceImage | Fault:
         where = f"{self.root}/{path}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -45,12 +46,34 @@ def _forms(parts: Sequence[str], keys: Sequence[pa.ChunkedArray], with_part: boo
 
 
 def numbered_keys(keys: Iterable[str]) -> Iterator[str]:
-    """Yield the keys; of equal ones, the later ones get -2, -3 and so on. Memory: all keys."""
+    """Yield the keys; of equal ones, the later ones get the first free of -2, -3 and so on.
+
+    `keys` is iterated twice. Memory: 8 bytes a key, and those that occur more than once.
+    """
+    hashes = np.fromiter(map(hash, keys), np.int64)
+    hashes.sort()
+    repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+    def occurs(key: str) -> bool:
+        at = int(np.searchsorted(hashes, hash(key)))
+        return at < len(hashes) and bool(hashes[at] == hash(key))
+
     seen: set[str] = set()
     for base in keys:
         key, number = base, 1
-        while key in seen:
-            number += 1
-            key = f"{base}-{number}"
-        seen.add(key)
+        if repeated and hash(base) in repeated:
+            while key in seen or (number > 1 and occurs(key)):
+                number += 1
+                key = f"{base}-{number}"
+            seen.add(key)
         yield key
+
+
+@dataclass(frozen=True)
+class ColumnValues(Iterable[str]):
+    """The values of columns, one after the other; may be iterated several times."""
+
+    columns: Sequence[pa.ChunkedArray]
+
+    def __iter__(self) -> Iterator[str]:
+        return (value for column in self.columns for chunk in column.chunks for value in chunk.to_pylist())

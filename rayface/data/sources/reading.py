@@ -1,84 +1,59 @@
-"""Read images of a source in any order, in threads, as the bytes to write into a dataset."""
+"""Read images of a source, in threads, as the bytes to write into a dataset."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 import simplejpeg
-from numpy.typing import NDArray
 
 from rayface.data.decode import SNIFF_BYTES, decode_image, image_format, orientation
 from rayface.data.shards.samples import Fault
-from rayface.data.sources.base import DatasetSource, SourceImage, SourceSettings
-from rayface.data.sources.listed_images import ListedImages
-from rayface.machine import num_cpus
+from rayface.data.sources.base import DatasetSource, SourceImage
+from rayface.pools import thread_pool
 from rayface.storage import one_line
 
-_CHUNK = 256  # images read together; the next chunk is read concurrently
-_AHEAD = 64  # calls of map_ordered
-
+_In = TypeVar("_In")
 _Out = TypeVar("_Out")
-_Pieces = list[tuple[NDArray[np.int64], Future[list[bytes | Fault]]]]
 
 
-def read_in_order(
-    source: DatasetSource, images: ListedImages, order: NDArray[np.int64]
-) -> Iterator[tuple[int, bytes | Fault]]:
-    """Yield (number, bytes or fault) of images in `order`. Memory: two chunks of 256 images."""
-    waiting: deque[tuple[NDArray[np.int64], _Pieces]] = deque()
-    with ThreadPoolExecutor(num_cpus()) as pool:
-        for start in range(0, len(order), _CHUNK):
-            numbers = order[start : start + _CHUNK]
-            pieces = images.pieces(numbers)
-            waiting.append(
-                (numbers, [(p.positions, pool.submit(read_images, source, p.part, p.images)) for p in pieces])
-            )
-            if len(waiting) > 1:
-                yield from _finished(*waiting.popleft())
+def map_ordered(function: Callable[[_In], _Out], items: Iterable[_In], *, threads: int) -> Iterator[_Out]:
+    """Yield function(item) in order; threads work two calls each ahead (decoders free the GIL)."""
+    waiting: deque[Future[_Out]] = deque()
+    with thread_pool(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
         while waiting:
-            yield from _finished(*waiting.popleft())
+            yield waiting.popleft().result()
 
 
-def _finished(numbers: NDArray[np.int64], pieces: _Pieces) -> Iterator[tuple[int, bytes | Fault]]:
-    found: dict[int, bytes | Fault] = {}
-    for positions, future in pieces:
-        found.update(zip(positions.tolist(), future.result(), strict=True))
-    for position, number in enumerate(numbers.tolist()):
-        yield number, found[position]
+def read_images(
+    source: DatasetSource, part: int, images: pa.Table, *, quality: int | None = None
+) -> list[bytes | Fault]:
+    """Return the bytes to write into the dataset, or the fault, for rows of a part's listing.
 
-
-def map_ordered(function: Callable[[int], _Out], numbers: Iterable[int]) -> Iterator[tuple[int, _Out]]:
-    """Yield (number, function(number)) in order; threads work at most _AHEAD calls ahead (decoders free the GIL)."""
-    waiting: deque[tuple[int, Future[_Out]]] = deque()
-    with ThreadPoolExecutor(num_cpus()) as pool:
-        for number in numbers:
-            waiting.append((number, pool.submit(function, number)))
-            if len(waiting) >= _AHEAD:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
-
-
-def read_images(source: DatasetSource, part: int, images: pa.Table) -> list[bytes | Fault]:
-    """Return the bytes to write into the dataset, or the fault, for rows of a part's listing."""
+    Args:
+        quality: encode every image as JPEG of this quality; None keeps the bytes unless the source resizes images.
+    """
     return [
-        image if isinstance(image, Fault) else _converted(image, source.settings, is_decoded=source.decodes_listed)
-        for image in source.read(part, images)
+        image if isinstance(image, Fault) else _converted(image, source, quality) for image in source.read(part, images)
     ]
 
 
-def _converted(image: SourceImage, settings: SourceSettings, *, is_decoded: bool) -> bytes | Fault:
+def _converted(image: SourceImage, source: DatasetSource, quality: int | None) -> bytes | Fault:
     """Return the bytes of an image that can be decoded, resized and encoded if the settings say so."""
+    size = source.settings.image_size
     try:
-        if settings.image_size:
-            return as_jpeg(image.data, settings.image_size, settings.quality)
-        if not is_decoded:
+        if quality:
+            return simplejpeg.encode_jpeg(decode_image(image.data, size), quality, "RGB", "420")
+        if size:
+            return as_jpeg(image.data, size, source.settings.quality)
+        if not source.decodes_listed:
             decode_image(image.data)
         return image.data
     except ValueError as error:

@@ -18,7 +18,7 @@ from rayface.data.listing import codec_of, refuse_not_a_tar, shard_files, tars_n
 from rayface.data.manifest import IDENTITIES, read_identities
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, SampleIndex
-from rayface.data.shards.scan import PROCESSES_FROM_BYTES, ScanJob, scan_one
+from rayface.data.shards.scan import ScanJob, scan_one
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
 from rayface.storage import DataError, is_local, join, list_entries, locate, one_line
@@ -47,7 +47,6 @@ class WebDatasetSource(DatasetSource):
     def prepare(self, near: str | None) -> None:
         self._sources = _find_tars(self.root)
         self._paths = [self._at_hand(path, number, near) for number, path in enumerate(self._sources)]
-        self.lists_in_processes = sum(map(os.path.getsize, self._paths)) >= PROCESSES_FROM_BYTES
 
     def close(self) -> None:
         if self._unpacked:

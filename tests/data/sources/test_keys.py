@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from rayface.data.sources.keys import clean_key, flat_key, keys_with_part, numbered_keys
+from rayface.data.sources.keys import ColumnValues, clean_key, flat_key, keys_with_part, numbered_keys
 
 
 def test_clean_key_of_any_name_is_a_relative_path_without_dots() -> None:
@@ -14,8 +14,10 @@ def test_flat_key_of_a_path_has_no_folders() -> None:
     assert [flat_key(name) for name in ("a/../b", "ü/1", "a-b_c+=@")] == ["a____b", "ü_1", "a-b_c+=@"]
 
 
-def test_numbered_keys_that_are_equal_get_numbers() -> None:
-    assert list(numbered_keys(["a", "b", "a", "a-2", "a"])) == ["a", "b", "a-2", "a-2-2", "a-3"]
+def test_numbered_keys_that_are_equal_get_the_free_numbers() -> None:
+    assert list(numbered_keys(["a", "b", "a", "a-2", "a"])) == ["a", "b", "a-3", "a-2", "a-4"]
+    columns = [pa.chunked_array([["a"], ["b"]]), pa.chunked_array([["a"]])]
+    assert list(numbered_keys(ColumnValues(columns))) == ["a", "b", "a-2"]
 
 
 @pytest.mark.parametrize(

@@ -9,40 +9,17 @@ import simplejpeg
 
 from rayface.data.decode import decode_image
 from rayface.data.shards.samples import Fault
-from rayface.data.sources import reading
 from rayface.data.sources.base import SourceSettings
-from rayface.data.sources.faults import FaultLog
-from rayface.data.sources.listed_images import list_source
-from rayface.data.sources.reading import as_jpeg, map_ordered, read_images, read_in_order
+from rayface.data.sources.reading import as_jpeg, map_ordered, read_images
 from tests.data.scanned_tars import picture
 from tests.data.sources.in_memory import InMemory
 
 
-@pytest.mark.parametrize("chunk", [2, 256])
-def test_read_in_order_of_several_parts_yields_images_in_that_order(
-    monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(reading, "_CHUNK", chunk)
-    images = [picture(i, "jpg") for i in range(5)] + [b""]
-    source = InMemory([[(f"k{i}", "ann", images[i]) for i in part] for part in ((0, 1, 2), (3, 4, 5))])
-    listed = list_source(source, FaultLog("memory"))
-    order = np.array([5, 1, 4, 0, 3])
-    found = list(read_in_order(source, listed, order))
-    assert [number for number, _ in found] == order.tolist()
-    fault = found[0][1]
-    assert isinstance(fault, Fault)
-    assert (fault.member, fault.reason) == ("k5", "no bytes")
-    assert [data for _, data in found[1:]] == [images[number] for number in order[1:]]
-
-
-def test_map_ordered_with_slow_calls_keeps_the_order_and_works_ahead_only_so_far(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(reading, "_AHEAD", 3)
+def test_map_ordered_with_slow_calls_keeps_the_order_and_works_ahead_only_so_far() -> None:
     asked: list[int] = []
 
     def numbers():  # type: ignore[no-untyped-def]
-        for number in range(10):
+        for number in range(20):
             asked.append(number)
             yield number
 
@@ -50,10 +27,10 @@ def test_map_ordered_with_slow_calls_keeps_the_order_and_works_ahead_only_so_far
         time.sleep(0.01 * (number % 3 == 0))
         return number**2
 
-    found = map_ordered(slow, numbers())
-    assert next(found) == (0, 0)
-    assert len(asked) <= 4
-    assert list(found) == [(number, number**2) for number in range(1, 10)]
+    found = map_ordered(slow, numbers(), threads=2)
+    assert next(found) == 0
+    assert len(asked) <= 5
+    assert list(found) == [number**2 for number in range(1, 20)]
 
 
 def test_read_images_without_a_size_keeps_the_bytes_of_valid_images() -> None:
@@ -72,6 +49,17 @@ def test_read_images_of_another_size_are_resized_and_encoded() -> None:
     assert isinstance(data, bytes)
     assert data == as_jpeg(picture(0, "png"), 16, 90)
     assert decode_image(data).shape == (16, 16, 3)
+
+
+def test_read_images_with_a_quality_encodes_even_jpegs() -> None:
+    source = InMemory([[("a", "ann", picture(0, "jpg"))]])
+    sizes = []
+    for quality in (20, 90):
+        (data,) = read_images(source, 0, pa.table({"key": ["a"]}), quality=quality)
+        assert isinstance(data, bytes)
+        assert decode_image(data).shape == decode_image(picture(0, "jpg")).shape
+        sizes.append(len(data))
+    assert sizes[0] < sizes[1]
 
 
 def test_as_jpeg_of_a_jpeg_of_that_size_returns_its_bytes() -> None:

@@ -1,0 +1,178 @@
+"""Second pass of a conversion: read every image once, in the order of the source, into pieces in the final order.
+
+A piece is a file of records, sorted by their place in the final order, so a range of that order is one range of bytes
+in every piece. Reading a source in its own order needs no random access to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayface.data.conversion.listing import Unit
+from rayface.data.conversion.settings import ConvertSettings
+from rayface.data.conversion.work_folder import WorkFolder, note_of, read_table, write_table
+from rayface.data.shards.members import sample_size
+from rayface.data.shards.samples import Fault
+from rayface.data.sources.base import DatasetSource
+from rayface.data.sources.faults import FaultLog
+from rayface.data.sources.reading import map_ordered, read_images
+from rayface.storage import atomic_stream, exists
+
+_READ = 128  # images that a thread reads at once
+_THREADS = 4  # of a task: they wait for the disk or the store, and decode without the GIL
+_HEADER = struct.Struct("<QIHI")  # place, label, bytes of the key, bytes of the image
+_LABEL_BITS = 31
+_NUMBER_BITS = 33
+PIECE_BYTES = 512 << 20
+
+
+class Record(NamedTuple):  # not a dataclass: made once per image
+    """An image at its place in the final order."""
+
+    place: int
+    label: int
+    key: bytes
+    image: bytes
+
+
+def places(numbers: NDArray[np.int64], labels: NDArray[np.int32], settings: ConvertSettings) -> NDArray[np.uint64]:
+    """Return the place of each image, by its number, in the final order; no two places are equal.
+
+    Shuffled places are a bijection of the number to 64 bits (SplitMix64, Steele et al. 2014), so that the order depends
+    only on seed and number.
+    """
+    if settings.layout == "by_identity":
+        return labels.astype(np.uint64) << np.uint64(_NUMBER_BITS) | numbers.astype(np.uint64)
+    start = hashlib.blake2b(str(settings.seed).encode(), digest_size=16).digest()
+    first, second = np.frombuffer(start, np.uint64)
+    return _mixed(_mixed(numbers.astype(np.uint64) + first) ^ second)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return SplitMix64's output for each state."""
+    values = values * np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)
+
+
+def key_digest(key: bytes) -> int:
+    """Return 64 bits of a key; their sum over all keys, modulo 2^64, depends on no order."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpilledUnit:
+    """Number of images of a unit that were read and that were lost, and the first fault."""
+
+    num_images: int
+    num_lost: int
+    first: Fault | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spill:
+    """Reads units into pieces.
+
+    Memory: `piece_bytes`, and the images that the threads read ahead.
+    """
+
+    sources: Sequence[DatasetSource]
+    work: WorkFolder
+    settings: ConvertSettings
+    piece_bytes: int = PIECE_BYTES
+
+    def __call__(self, unit: Unit) -> SpilledUnit:
+        """Write the pieces of a unit and, last, its record, unless it exists."""
+        path = self.work.spilled(unit.number)
+        if not exists(path):
+            self._spill(unit, path)
+        note, faults = note_of(read_table(path)), FaultLog(self.sources[0].root)
+        faults.load(note["faults"])
+        return SpilledUnit(num_images=sum(note["pieces"]), num_lost=faults.num_lost, first=faults.first())
+
+    def _spill(self, unit: Unit, path: str) -> None:
+        faults = FaultLog(self.sources[0].root)
+        pieces: list[pa.Table] = []
+        records: list[Record] = []
+        num_bytes = 0
+        for record in self._records(unit, faults):
+            records.append(record)
+            num_bytes += len(record.image)
+            if num_bytes >= self.piece_bytes:
+                pieces.append(self._write_piece(unit, len(pieces), records))
+                records, num_bytes = [], 0
+        if records or not pieces:
+            pieces.append(self._write_piece(unit, len(pieces), records))
+        write_table(path, pa.concat_tables(pieces), {"faults": faults.state(), "pieces": list(map(len, pieces))})
+
+    def _records(self, unit: Unit, faults: FaultLog) -> Iterator[Record]:
+        """Yield the images of a unit that can be read."""
+        table = read_table(self.work.unit(unit.number))
+        labels = table["label"].to_numpy()
+        order = places(np.arange(unit.first, unit.first + len(unit)), labels, self.settings).tolist()
+        keys = (key.encode() for chunk in table["key"].chunks for key in chunk.to_pylist())
+        images = self._images(unit)
+        for place, label, key, image in zip(order, labels.tolist(), keys, images, strict=True):
+            if isinstance(image, Fault):
+                faults.add(image)
+            else:
+                yield Record(place, label, key, image)
+
+    def _images(self, unit: Unit) -> Iterator[bytes | Fault]:
+        quality = self.settings.jpeg_quality
+
+        def read(rows: tuple[int, int, pa.Table]) -> list[bytes | Fault]:
+            source, part, images = rows
+            return read_images(self.sources[source], part, images, quality=quality)
+
+        for found in map_ordered(read, self._rows(unit), threads=_THREADS):
+            yield from found
+
+    def _rows(self, unit: Unit) -> Iterator[tuple[int, int, pa.Table]]:
+        for span in unit.spans:
+            listing = read_table(self.work.listing(span.source, span.part)).replace_schema_metadata(None)
+            for start in range(span.start, span.stop, _READ):
+                yield span.source, span.part, listing.slice(start, min(_READ, span.stop - start))
+
+    def _write_piece(self, unit: Unit, number: int, records: list[Record]) -> pa.Table:
+        """Write records by place; return their rows of the unit's record."""
+        records.sort()
+        sizes = []
+        with atomic_stream(self.work.piece(unit.number, number)) as stream:
+            for place, label, key, image in records:
+                stream.write(_HEADER.pack(place, label, len(key), len(image)))
+                stream.write(key)
+                stream.write(image)
+                sizes.append(sample_size(key.decode(), image))
+        return pa.table(
+            {
+                "place": pa.array([record.place for record in records], pa.uint64()),
+                "label": pa.array([record.label for record in records], pa.int32()),
+                "sample_bytes": pa.array(sizes, pa.int64()),
+                "record_bytes": pa.array([record_size(record) for record in records], pa.int64()),
+                "key_digest": pa.array([key_digest(record.key) for record in records], pa.uint64()),
+            }
+        )
+
+
+def record_size(record: Record) -> int:
+    return _HEADER.size + len(record.key) + len(record.image)
+
+
+def read_records(data: bytes) -> Iterator[Record]:
+    """Yield the records of a range of a piece."""
+    at = 0
+    while at < len(data):
+        place, label, key_bytes, image_bytes = _HEADER.unpack_from(data, at)
+        at += _HEADER.size
+        yield Record(place, label, data[at : at + key_bytes], data[at + key_bytes : at + key_bytes + image_bytes])
+        at += key_bytes + image_bytes

@@ -1,0 +1,76 @@
+"""Convert sources of images to a dataset: on Ray, unless the work is smaller than Ray's start."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import ray
+
+from rayface.config import ClusterConfig, Config
+from rayface.data.conversion.mapping import map_in_threads
+from rayface.data.convert import ConvertSettings, convert
+from rayface.data.dataset import Dataset
+from rayface.data.sources import DatasetSource, open_source
+from rayface.ray_tasks import map_unordered
+from rayface.session import is_cluster, ray_session
+
+_FEW = 8  # parts of a phase that threads finish while a local Ray starts
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def convert_sources(config: Config) -> Dataset:
+    """Convert `convert.source`, one or several, to a dataset in `convert.out`; see `convert`.
+
+    Raises:
+        ValueError: bad input, one line.
+    """
+    given = config.convert
+    settings = ConvertSettings(
+        layout=given.layout,
+        shard_size=given.shard_size,
+        seed=given.seed,
+        jpeg_quality=given.jpeg_quality,
+        min_images=given.min_images,
+        limit=given.limit,
+        max_corrupt_fraction=given.max_corrupt_fraction,
+        join=config.data.join,
+    )
+    sources = _sources(config)
+    with _Tasks(config.cluster) as tasks:
+        dataset = convert(sources, str(given.out), settings, map_parts=tasks.map)
+    if len(sources) == 1:  # keys of several are prefixed
+        sources[0].write_beside(dataset)
+    return dataset
+
+
+def _sources(config: Config) -> list[DatasetSource]:
+    paths, kinds = config.convert.source, config.convert.kind
+    if len(kinds) not in (1, len(paths)):
+        rule = "give one, or one for each source"
+        raise ValueError(f"convert.kind: {len(kinds)} formats for {len(paths)} sources: {rule}")
+    kinds = kinds * len(paths) if len(kinds) == 1 else kinds
+    return [open_source(kind, path, config.convert.options) for kind, path in zip(kinds, paths, strict=True)]
+
+
+class _Tasks(contextlib.ExitStack):
+    """Maps parts on Ray, which is started by the first phase with many parts; before that in threads."""
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        super().__init__()
+        self._cluster = cluster
+        self._on_ray = ray.is_initialized() or is_cluster(cluster.address)
+
+    def map(
+        self, work: Callable[[Part], Result], parts: Sequence[Part], name: str, *, rows: int | None = None
+    ) -> Iterator[Result]:
+        """Call work(part) for every part, see `map_unordered`."""
+        self._on_ray = self._on_ray or len(parts) > _FEW
+        if not self._on_ray:
+            return map_in_threads(work, parts, name, rows=rows)
+        if not ray.is_initialized():
+            self.enter_context(ray_session(self._cluster.address, debug=self._cluster.debug))
+        return map_unordered(work, parts, name, rows=rows)
