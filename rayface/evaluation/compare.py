@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rayface.arrays import Bools
 from rayface.evaluation.identification import tar_at_far
 from rayface.evaluation.intervals import REPLICATES, IdentityBootstrap, Interval
 from rayface.evaluation.pair_scores import PairScores, read_pair_scores
-from rayface.storage import make_folder, normalise
+from rayface.storage import DataError, make_folder, normalise
 
 _FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 COMPARISON, FLIPS = "comparison.csv", "flips.csv"
@@ -120,7 +121,7 @@ class _Figures:
         genuine, impostor = scores.score[scores.is_same], scores.score[~scores.is_same]
         fars = [far for far in _FARS if far * len(impostor) >= 1 and len(genuine)]
         right, fold = scores.is_right, scores.fold
-        values = {"accuracy_mean": float(np.mean([right[fold == each].mean() for each in np.unique(fold)]))}
+        values = {"accuracy_mean": _accuracy(scores)}
         replicates = {"accuracy_mean": bootstrap.shares(right, fold)}
         if fars:
             found = bootstrap.at_far(scores.score, scores.is_same, fars).tar
@@ -170,6 +171,33 @@ def difference(
     smaller = min((found <= 0).sum(), (found >= 0).sum()) if len(found) else 0
     p_value = min(1.0, 2 * (smaller + 1) / (len(found) + 1)) if bootstrap.num_identities > 1 else np.nan
     return Difference(value=value - first_value, interval=bootstrap.interval(differences), p_value=float(p_value))
+
+
+def accuracy_differences(
+    first: str, others: Mapping[int, str], *, replicates: int = REPLICATES, seed: int = 0
+) -> dict[int, Difference]:
+    """Return the difference of each run's mean accuracy from that of the first run, by number.
+
+    Runs without pair scores, or on other pairs, are left out; all, if the first run has none.
+    """
+    try:
+        scores = read_pair_scores(normalise(first))
+    except DataError:
+        return {}
+    bootstrap = scores.bootstrap(replicates, seed)
+    value, own = _accuracy(scores), bootstrap.shares(scores.is_right, scores.fold)
+    found = {}
+    for number, run in others.items():
+        with contextlib.suppress(ValueError):
+            other = read_pair_scores(normalise(run))
+            _refuse_other_pairs(first, scores, run, other)
+            replicate = bootstrap.shares(other.is_right, other.fold)
+            found[number] = difference(_accuracy(other), replicate, value, own, bootstrap)
+    return found
+
+
+def _accuracy(scores: PairScores) -> float:
+    return float(np.mean([scores.is_right[scores.fold == fold].mean() for fold in np.unique(scores.fold)]))
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -12,11 +12,14 @@ from optuna.trial import FrozenTrial, TrialState
 from rayface import config as configs
 from rayface import report
 from rayface.config import Config
+from rayface.evaluation.compare import Difference, accuracy_differences
 from rayface.tuning import figures
 from rayface.tuning.spec import Spec, prunes
 from rayface.tuning.study import best_trials
 from rayface.tuning.sweep_directory import SweepDirectory
 from rayface.version import VERSION
+
+_DIFFERENCE = "accuracy minus best"  # with the 95 % interval of a paired bootstrap over identities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
     if best:
         _write_best(base, best[0], sweep)
     took = [] if "seconds" in metrics else ["seconds"]
+    differences = _differences(trials, best[0].number, sweep) if best else {}
     plots = figures.draw(study, spec)
     figures.write_pngs(study, spec, sweep.plots)
     page = report.load_template("sweep.html").render(
@@ -83,14 +87,20 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
         plots=plots,
         config="",
         plotly=figures.script(),
-        header=["trial", "state", *metrics, *spec.search, *took, "note"],
-        rows=[_row(trial, spec, took, {t.number for t in best}) for trial in trials],
+        header=["trial", "state", *metrics, *([_DIFFERENCE] if differences else []), *spec.search, *took, "note"],
+        rows=[_row(trial, spec, took, {t.number for t in best}, differences) for trial in trials],
         palette=report.PALETTE,
         version=VERSION,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     sweep.write_results(result.as_dict(), page)
     return result
+
+
+def _differences(trials: Sequence[FrozenTrial], best: int, sweep: SweepDirectory) -> dict[int, Difference]:
+    """Return the difference of each other trial's accuracy from that of the best trial, on the pairs of both."""
+    others = {trial.number: str(sweep.run(trial.number)) for trial in trials if trial.number != best}
+    return accuracy_differences(str(sweep.run(best)), others)
 
 
 def _best(trial: FrozenTrial, metrics: Sequence[str], sweep: SweepDirectory) -> BestTrial:
@@ -120,13 +130,23 @@ def _table(result: SweepResult) -> list[tuple[str, str]]:
     return [*rows, ("seconds", f"{result.seconds:,.0f}")]
 
 
-def _row(trial: FrozenTrial, spec: Spec, facts: list[str], best: set[int]) -> dict[str, Any]:
+def _row(
+    trial: FrozenTrial, spec: Spec, facts: list[str], best: set[int], differences: Mapping[int, Difference]
+) -> dict[str, Any]:
     values: Sequence[float] = trial.values or []
     cells = [str(trial.number), trial.state.name.lower()]
     cells += [_text(values[k]) if k < len(values) else "-" for k in range(len(spec.objectives))]
+    if differences:
+        found = differences.get(trial.number)
+        cells.append("-" if found is None else _difference(found))
     cells += [_text(trial.params[key]) if key in trial.params else "-" for key in spec.search]
     cells += [_text(trial.user_attrs[key]) if key in trial.user_attrs else "-" for key in facts]
     return {"cells": [*cells, trial.user_attrs.get("reason", "")], "best": trial.number in best}
+
+
+def _difference(found: Difference) -> str:
+    low, high = found.interval
+    return f"{found.value:+.2%} [{low:+.2%}, {high:+.2%}], p {found.p_value:.2g}"
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from rayface.evaluation.compare import compare, mcnemar
+from rayface.evaluation.compare import accuracy_differences, compare, mcnemar
 from rayface.evaluation.pair_scores import write_pair_scores
 from tests.evaluation.test_pair_scores import some_scores
 
@@ -49,6 +49,15 @@ def test_compare_of_equal_models_finds_no_difference(written):
     assert (row["difference"], row["p_value"], row["mcnemar_p"]) == (0, 1, 1)
     assert (row["difference_low"], row["difference_high"], row["gained"], row["lost"]) == (0, 0, 0, 0)
     assert len(found.flips) == 0
+
+
+def test_accuracy_differences_equal_those_of_compare_and_leave_out_what_cannot_be_compared(written, tmp_path):
+    first, other, fewer = written("a", some_scores()), written("b", some_scores(seed=1)), written("c", some_scores(100))
+    found = accuracy_differences(first, {1: other, 2: fewer, 3: str(tmp_path / "nowhere")}, replicates=50)
+    row = row_of(compare([first, other], replicates=50), other)
+    assert list(found) == [1]
+    assert (found[1].value, *found[1].interval) == (row["difference"], row["difference_low"], row["difference_high"])
+    assert accuracy_differences(str(tmp_path / "nowhere"), {1: first}) == {}
 
 
 def test_compare_of_two_seeds_of_one_model_rarely_claims_a_difference(written):

@@ -2,15 +2,18 @@
 
 import html.parser
 import json
+import re
 
 import cv2
 import optuna
 import pytest
 
 from rayface import config as configs
+from rayface.evaluation.pair_scores import write_pair_scores
 from rayface.tuning import spec as specs
 from rayface.tuning.results import write_results
 from rayface.tuning.search_space import suggest
+from tests.evaluation.test_pair_scores import some_scores
 from tests.tuning.searched_studies import CONFIGS, PLACES, searched_study
 
 
@@ -69,6 +72,21 @@ def test_page_in_a_browser_draws_every_figure(left, browser):
     assert page.dom.count('class="hm"') == 2
     for label in ("lambda_total", "restart_factor"):  # of parallel coordinates, not cut
         assert f">{label}</text>" in page.dom
+
+
+def test_results_of_trials_with_pair_scores_say_how_far_they_are_from_the_best(tmp_path):
+    spec, base, study = searched_study("fastface.yaml")
+    best = study.best_trial.number
+    other = next(t.number for t in study.trials if t.state.is_finished() and t.number != best)
+    for number, seed in ((best, 0), (other, 1)):
+        folder = tmp_path / "trials" / f"{number:04d}"
+        folder.mkdir(parents=True)
+        write_pair_scores(str(folder), some_scores(seed=seed))
+    write_results(spec, base, tmp_path, study, seconds=5.0)
+    words = Page((tmp_path / "report.html").read_text()).words
+    assert "accuracy minus best" in words
+    found = [word for word in words if re.fullmatch(r"[+-]\d+\.\d\d% \[[+-][\d.]+%, [+-][\d.]+%\], p [\d.]+", word)]
+    assert len(found) == 1
 
 
 def test_results_with_several_objectives_and_a_prune_stage_name_the_front_and_the_core_set(tmp_path):
