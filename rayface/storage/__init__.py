@@ -18,7 +18,7 @@ from rayface.storage.paths import (
     require_lasting,
     split,
 )
-from rayface.storage.reads import Source, open_arrow, open_binary, read_bytes, windowed
+from rayface.storage.reads import Source, forward_reads, open_arrow, open_binary, read_bytes, windowed
 from rayface.storage.writes import (
     LARGEST_REMOTE,
     AtomicFile,
@@ -42,6 +42,7 @@ __all__ = [
     "delete",
     "delete_temporary",
     "exists",
+    "forward_reads",
     "is_local",
     "is_temporary",
     "join",

@@ -14,6 +14,7 @@ from rayface.storage.errors import retried
 from rayface.storage.paths import is_local, locate
 
 _BUFFER = 1 << 20  # of a sequential stream
+_WINDOW = 8 << 20  # one read of an object store
 
 
 class Source:
@@ -97,7 +98,7 @@ class _SourceStream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
         return self._at
 
     def tell(self) -> int:
@@ -150,6 +151,11 @@ def windowed(source: Source, width: int) -> Callable[[int, int], bytes]:
         return windows[0][1][:count]
 
     return fetch
+
+
+def forward_reads(source: Source) -> Callable[[int, int], bytes]:
+    """Return fetch(offset, count) for rising offsets: plain reads of a local file, windows of an object store."""
+    return source.read if is_local(source.path) else windowed(source, _WINDOW)
 
 
 def read_bytes(path: str) -> bytes:

@@ -12,6 +12,7 @@ from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import FolderSource
 from rayface.data.sources.rec import RecSource
 from rayface.data.sources.webdataset import WebDatasetSource
+from rayface.data.sources.webface_zip import WebfaceZipSource
 from rayface.plugins import ensure_loaded
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "SourceImage",
     "SourceSettings",
     "WebDatasetSource",
+    "WebfaceZipSource",
     "open_source",
 ]
 
@@ -33,6 +35,7 @@ SOURCES: dict[str, type[DatasetSource]] = {
     "folder": FolderSource,
     "rec": RecSource,
     "webdataset": WebDatasetSource,
+    "webface-zip": WebfaceZipSource,
 }
 
 

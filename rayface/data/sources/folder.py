@@ -101,7 +101,7 @@ class FolderSource(DatasetSource):
         where = f"{self.root}/{path}"
         try:
             with Source(where) as source:
-                if image_format(source.read(0, SNIFF_BYTES)) is None and not _has_image_suffix(path):
+                if image_format(source.read(0, SNIFF_BYTES)) is None and not has_image_suffix(path):
                     return self._fault(path, "no image", "not an image")
                 if source.size > _MAX_BYTES:
                     return self._fault(path, "image", f"{source.size} bytes, more than {_MAX_BYTES}")
@@ -151,7 +151,7 @@ class FolderSource(DatasetSource):
             with Source(entry.path) as source:
                 is_image = image_format(source.read(0, SNIFF_BYTES)) is not None
         except DataError:
-            is_image = _has_image_suffix(entry.name)
+            is_image = has_image_suffix(entry.name)
         if is_image:
             return self._fault(entry.name, "outside", "image outside of an identity's folder")
         return self._fault(entry.name, "no image", "not an image")
@@ -170,10 +170,10 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _has_image_suffix(path: str) -> bool:
+def has_image_suffix(path: str) -> bool:
     return path.rpartition(".")[2].lower() in _SUFFIXES
 
 
 def _key(path: str) -> str:
     """Return a flat key: `ada/x.1.jpg` becomes `ada_x_1`."""
-    return flat_key(path.rpartition(".")[0] if _has_image_suffix(path) else path)
+    return flat_key(path.rpartition(".")[0] if has_image_suffix(path) else path)

@@ -30,10 +30,9 @@ from rayface.data.sources.recordio import (
     iter_records,
     read_record,
 )
-from rayface.storage import DataError, Source, exists, is_local, join, list_files, one_line, open_arrow, windowed
+from rayface.storage import DataError, Source, exists, forward_reads, join, list_files, one_line, open_arrow
 
 _PART_BYTES = 128 << 20
-_WINDOW = 8 << 20  # one read of an object store
 _EXACT = 1 << 24  # float32 has every integer below
 
 
@@ -84,7 +83,7 @@ class RecSource(DatasetSource):
         keys, labels, offsets, ends = [], array("q"), array("q"), array("q")
         last: ImageRecord | None = None
         with Source(path) as source:
-            fetch = source.read if is_local(path) else windowed(source, _WINDOW)
+            fetch = forward_reads(source)
             for record in iter_records(fetch, start, stop, self._size[path]):
                 if isinstance(record, Gap):
                     faults.add(_fault(path, record.offset, record.reason, record.kind))
@@ -112,9 +111,10 @@ class RecSource(DatasetSource):
     def read(self, part: int, images: pa.Table) -> Iterator[SourceImage | Fault]:
         path = self._parts[part].path
         with Source(path) as source:
+            fetch = forward_reads(source)
             for key, offset, end in zip(*(images[name].to_pylist() for name in ("key", "offset", "end")), strict=True):
                 try:
-                    content = read_record(source.read, offset, end)
+                    content = read_record(fetch, offset, end)
                     start = image_record(content, len(content)).start
                 except RecordError as error:
                     yield _fault(path, offset, str(error), error.kind, error.num_lost)
