@@ -10,6 +10,7 @@ from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, S
 from rayface.data.sources.bin import BinSource
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import FolderSource
+from rayface.data.sources.parquet import ParquetSource
 from rayface.data.sources.rec import RecSource
 from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.data.sources.webface_zip import WebfaceZipSource
@@ -21,6 +22,7 @@ __all__ = [
     "DatasetSource",
     "FaultLog",
     "FolderSource",
+    "ParquetSource",
     "PartListing",
     "RecSource",
     "SourceImage",
@@ -33,6 +35,7 @@ __all__ = [
 SOURCES: dict[str, type[DatasetSource]] = {
     "bin": BinSource,
     "folder": FolderSource,
+    "parquet": ParquetSource,
     "rec": RecSource,
     "webdataset": WebDatasetSource,
     "webface-zip": WebfaceZipSource,
