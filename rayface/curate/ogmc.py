@@ -1,0 +1,295 @@
+"""OGMC: online clustering by Gaussian mixtures (arXiv 2103.17272), a reconstruction: the paper's code cannot be had.
+
+An identity is one or several connected components, each a spherical Gaussian with its count, mean and variance. A new
+vector updates the nearest component, or founds one. Each update renews the connections of that component and of a few
+others in turn, so decisions taken on few images are revised as more arrive:
+
+* a component leaves its identity if the mean cosine between its images and the others of the identity is below `leave`,
+  or below that to another identity;
+* two identities become one if the mean cosine between their images reaches `link` (average linkage, from sums alone).
+
+Candidates come from an approximate index (HNSW), so the time of an image does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import faiss
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rayface.arrays import Ints, check_embeddings
+from rayface.curate.cosines import unit_blocks
+from rayface.curate.ogmc_kernel import COMPONENTS, FREE, IDENTITIES, State, Thresholds, add_vectors
+from rayface.storage import DataError, atomic_stream
+
+NEIGHBOURS = 16
+_BLOCK = 256  # arrivals between two updates of the index
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OgmcSettings:
+    """Thresholds of an embedding model; see OnlineGaussianMixture."""
+
+    radius: float
+    link: float
+    leave: float
+    revisits: int = 2
+    min_images: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.radius <= 2:
+            raise ValueError(f"radius {self.radius}: must be above 0 and at most 2, a distance of unit vectors")
+        if not -1 <= self.leave <= self.link <= 1:
+            raise ValueError(f"leave {self.leave}, link {self.link}: must be cosines, leave not above link")
+        if self.revisits < 0 or self.min_images < 1:
+            raise ValueError(
+                f"revisits {self.revisits}, min_images {self.min_images}: must be at least 0 and at least 1"
+            )
+
+
+class OnlineGaussianMixture:
+    """Cluster vectors as they arrive.
+
+    The result depends on the order of arrival, but not on how it is cut into calls.
+
+    Args:
+        radius: distance of a unit vector to the mean of a component up to which it joins; else it founds another.
+        link: mean cosine between the images of two identities at which they become one.
+        leave: mean cosine to the rest of its identity below which a component leaves; None: `link` - 0.02.
+        revisits: components whose connections are renewed with every image, beside that of the image.
+        min_images: identities of fewer images are noise.
+
+    Memory: 8 * D bytes per component, as many per entry of the index, 4 per image.
+    """
+
+    def __init__(
+        self,
+        *,
+        radius: float = 0.85,
+        link: float = 0.35,
+        leave: float | None = None,
+        revisits: int = 2,
+        min_images: int = 2,
+    ) -> None:
+        leave = link - 0.02 if leave is None else leave
+        self.settings = OgmcSettings(radius=radius, link=link, leave=leave, revisits=revisits, min_images=min_images)
+        self._component = np.empty(0, np.int64)  # of each image, in order of arrival
+        self._num_images = 0
+        self._state: State | None = None
+        self._index: faiss.Index | None = None
+        self._entries = np.empty(0, np.int64)  # component of each entry of the index
+        self._indexed = np.empty(0)  # images of each component when it was last indexed
+        self._num_indexed = 0  # components in the index: the first ones
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that have arrived."""
+        return self._num_images
+
+    @property
+    def labels_(self) -> Ints:
+        """Identity (N,) of each image in order of arrival; -1: noise, or deleted."""
+        if self._state is None:
+            return np.empty(0, np.int64)
+        own = self._component[: self._num_images]
+        number = self._state.identity[own]
+        images = self._state.identity_counts[number].round()
+        known = (self._state.counts[own] > 0) & (images >= self.settings.min_images)
+        return np.where(known, number, -1)
+
+    def partial_fit(self, embeddings: ArrayLike) -> Self:
+        """Add images in order.
+
+        Args:
+            embeddings: (n, D) of any norm.
+
+        Raises:
+            ValueError: another shape or dimension; NaN, infinity or a vector of zeros; nothing is added then.
+        """
+        values = check_embeddings(embeddings)
+        vectors = np.concatenate([np.empty((0, values.shape[1])), *unit_blocks(values)]).astype(np.float32)
+        if self._state is None:
+            self._state = _empty_state(values.shape[1])
+            self._index = _new_index(values.shape[1])
+        elif values.shape[1] != self._state.sums.shape[1]:
+            raise ValueError(
+                f"embeddings of length {values.shape[1]}: must be {self._state.sums.shape[1]}, as those before"
+            )
+        for block in self._blocks(vectors):
+            self._add(block)
+        return self
+
+    def delete(self, identity: int) -> None:
+        """Forget an identity: its images become -1, and new images of it found another.
+
+        Raises:
+            ValueError: there is no such identity.
+        """
+        state = self._state
+        if state is None or not 0 <= identity < state.counters[IDENTITIES] or state.sizes[identity] == 0:
+            raise ValueError(f"identity {identity}: does not exist: must be one of labels_")
+        used = int(state.counters[COMPONENTS])
+        gone = np.flatnonzero((state.identity[:used] == identity) & (state.counts[:used] > 0))
+        state.counts[gone] = 0
+        state.sums[gone] = 0
+        state.identity_counts[identity], state.sizes[identity] = 0, 0
+        state.free[state.counters[FREE]] = identity
+        state.counters[FREE] += 1
+
+    def save(self, path: str | Path) -> None:
+        """Write settings and state as one .npz file, without pickle."""
+        about = {
+            "format": _FORMAT,
+            "settings": asdict(self.settings),
+            "num_images": self._num_images,
+            "num_indexed": self._num_indexed,
+        }
+        arrays: dict[str, NDArray[Any]] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+        if self._state is not None and self._index is not None:
+            used, entries = (int(self._state.counters[place]) for place in (COMPONENTS, IDENTITIES)), self._index.ntotal
+            components, identities = used
+            arrays |= {
+                name: values if name == "counters" else values[: identities if name in _PER_IDENTITY else components]
+                for name, values in self._state._asdict().items()
+            }
+            arrays |= {
+                "component": self._component[: self._num_images],
+                "entries": self._entries[:entries],
+                "indexed": self._indexed[: self._num_indexed],
+                "index": faiss.serialize_index(self._index),
+            }
+        with atomic_stream(str(path)) as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return what `save` wrote; more images may be added.
+
+        Raises:
+            DataError: the file is corrupt, or of another format.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls._restored({name: file[name] for name in file.files})
+        except OSError:
+            raise
+        except Exception as error:
+            raise DataError(f"{path}: is no saved OGMC state ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def _restored(cls, arrays: dict[str, NDArray[Any]]) -> Self:
+        about = json.loads(arrays.pop("about").tobytes())
+        if about["format"] != _FORMAT:
+            raise ValueError(f"format {about['format']}: must be {_FORMAT}")
+        own = cls(**about["settings"])
+        own._num_images, own._num_indexed = about["num_images"], about["num_indexed"]
+        if arrays:
+            own._component, own._entries = arrays.pop("component"), arrays.pop("entries")
+            own._indexed = arrays.pop("indexed")
+            own._index = faiss.deserialize_index(arrays.pop("index"))
+            own._state = State(**arrays)
+        return own
+
+    def _blocks(self, vectors: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        """Yield vectors up to the next update of the index, which comes after every _BLOCK images in total."""
+        start = 0
+        while start < len(vectors):
+            stop = start + _BLOCK - self._num_images % _BLOCK
+            yield vectors[start:stop]
+            start = stop
+
+    def _add(self, vectors: NDArray[np.float32]) -> None:
+        assert self._state is not None
+        assert self._index is not None
+        self._state = _with_room(self._state, len(vectors))
+        found = self._candidates(vectors)
+        settings = self.settings
+        limits = Thresholds(settings.radius**2, settings.link, settings.leave, settings.revisits)
+        component = add_vectors(vectors, found, self._num_indexed, self._state, limits)
+        end = self._num_images + len(vectors)
+        self._component = _enlarged(self._component, end)
+        self._component[self._num_images : end] = component
+        self._num_images = end
+        if end % _BLOCK == 0:
+            self._update_index()
+
+    def _candidates(self, vectors: NDArray[np.float32]) -> Ints:
+        """Return the components (n, A) that the index has near the vectors; -1: none."""
+        if self._index is None or self._index.ntotal == 0:
+            return np.empty((len(vectors), 0), np.int64)
+        _, entries = self._index.search(vectors, min(2 * NEIGHBOURS, self._index.ntotal))
+        return np.where(entries < 0, -1, self._entries[entries])
+
+    def _update_index(self) -> None:
+        """Index the last images' components: new ones, and again those with twice the images, as means move."""
+        assert self._state is not None
+        assert self._index is not None
+        used = int(self._state.counters[COMPONENTS])
+        self._indexed = _enlarged(self._indexed, used)
+        last = np.unique(self._component[self._num_images - _BLOCK : self._num_images])
+        moved = last[self._state.counts[last] >= np.maximum(1, 2 * self._indexed[last])]
+        means = self._state.sums[moved] / np.linalg.norm(self._state.sums[moved], axis=1, keepdims=True)
+        count = self._index.ntotal
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)  # insertions by several threads differ from run to run
+        try:
+            self._index.add(means)
+        finally:
+            faiss.omp_set_num_threads(threads)
+        self._entries = _enlarged(self._entries, count + len(moved))
+        self._entries[count : count + len(moved)] = moved
+        self._indexed[moved] = self._state.counts[moved]
+        self._num_indexed = used
+
+
+def _new_index(size: int) -> faiss.IndexHNSWFlat:
+    index = faiss.IndexHNSWFlat(size, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efSearch = 2 * NEIGHBOURS
+    return index
+
+
+_PER_IDENTITY = ("identity_sums", "identity_counts", "sizes", "free")
+
+
+def _empty_state(size: int) -> State:
+    whole = np.empty(0, np.int64)
+    return State(
+        sums=np.empty((0, size), np.float32),
+        counts=np.empty(0),
+        mean2=np.empty(0),
+        identity=whole,
+        following=whole,
+        preceding=whole,
+        near=np.empty((0, NEIGHBOURS), np.int64),
+        oldest=whole,
+        identity_sums=np.empty((0, size), np.float32),
+        identity_counts=np.empty(0),
+        sizes=whole,
+        free=whole,
+        counters=np.zeros(4, np.int64),
+    )
+
+
+def _with_room(state: State, count: int) -> State:
+    """Return the state with room for `count` more components and identities."""
+    rows = {name: int(state.counters[IDENTITIES if name in _PER_IDENTITY else COMPONENTS]) for name in State._fields}
+    grown = {
+        name: _enlarged(values, rows[name] + count) for name, values in state._asdict().items() if name != "counters"
+    }
+    return State(**grown, counters=state.counters)
+
+
+def _enlarged(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return an array with at least `count` rows: itself, or a copy with twice the room; new rows are zero."""
+    if len(values) >= count:
+        return values
+    found = np.zeros((2 * count, *values.shape[1:]), values.dtype)
+    found[: len(values)] = values
+    return found
