@@ -273,26 +273,36 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig:
-    """Measure verification accuracy on pairs, during training or of a finished model."""
+    """Measure a model by one or several protocols, during training or when it is finished."""
 
     model: str | None = None
     """Model to evaluate: run directory, model.safetensors, .onnx, or a published .pt/.pth with evaluate.backbone."""
     backbone: str | None = None
     """Backbone of a published checkpoint, for example r50."""
+    embeddings: PathText | None = None
+    """Embeddings of the images, as of `rayface embed`, instead of a model."""
     out: Operational[PathText | None] = None
-    """Directory for evaluation.json and the ROC curve."""
+    """Directory for evaluation.json, report.html and the plots."""
     every: Operational[NotNegative] = 0
     """Steps between validations during training. 0: only before the first and after the last step."""
-    protocol: str = "pairs"
-    """How a model is measured: pairs (10-fold verification), or a protocol of a plugin."""
+    protocols: Names = ()
+    """How a model is measured: pairs (10-fold verification), or a protocol of a plugin. The first one's main figure
+    selects the best checkpoint. None: every built-in protocol whose inputs are set."""
     pairs: PathText | None = None
     """Pairs of images: a CSV with path_a, path_b, is_same, fold, or LFW's pairs.txt."""
     data: Paths = ()
     """Dataset directory, or several, that hold the images named in pairs."""
-    bin: PathText | None = None
-    """InsightFace's .bin file of pairs and their images, instead of pairs and data."""
+    bin: Paths = ()
+    """InsightFace's .bin file of pairs and their images, or several."""
+    options: Options = Field(default_factory=dict)
+    """Settings of a plugin's protocol."""
+    flip: bool = True
+    """Add the embedding of the mirror image."""
     batch_size: Positive = 256
     """Images per batch."""
+    cache: Operational[PathText | None] = None
+    """Directory for the embeddings of datasets, which later evaluations of the same model reuse; on a cluster, one that
+    all nodes share. None: the user's cache directory."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -507,7 +517,13 @@ SHOWN = tuple(marked(Config, Mark.SHOWN))
 _ADAPTER = TypeAdapter(Config)
 _GROUPS = {f.name for f in fields(Config) if is_dataclass(f.default)}
 _OPTIONAL = {f"{f.name}.{key}" for f in fields(Config) if f.name in _GROUPS for key in optional_fields(type(f.default))}
-_MAPPINGS = {"convert.options", "head.margin_options", "prune.options"}  # keys that hold keys of their own
+_MAPPINGS = {
+    "convert.options",
+    "evaluate.options",
+    "head.margin_options",
+    "prune.options",
+}  # keys that hold keys of their own
+_PROTOCOL = "protocol"  # the key before evaluate.protocols
 
 
 def load(
@@ -641,7 +657,7 @@ def _plain(value: Any) -> Any:
 
 def _check_known(path: str, source: str) -> None:
     known = [*flat(Config()), *_GROUPS]
-    if path in known:
+    if path in known or path == f"evaluate.{_PROTOCOL}":
         return
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
     hint = f": did you mean {near[0]}?" if near else ": see the keys in rayface/config.py"
@@ -650,6 +666,11 @@ def _check_known(path: str, source: str) -> None:
 
 
 def _build(tree: Tree) -> Config:
+    if _PROTOCOL in tree.get("evaluate", {}):  # of a run of an older rayface
+        evaluate = dict(tree["evaluate"])
+        protocol = evaluate.pop(_PROTOCOL)
+        named = {} if protocol == "pairs" else {"protocols": [protocol]}
+        tree = {**tree, "evaluate": {**evaluate, **named}}
     try:
         return _ADAPTER.validate_python(tree)
     except ValidationError as error:

@@ -20,7 +20,7 @@ LOCK = ".lock"
 logger = logging.getLogger(__name__)
 
 
-def write_file(path: Path, content: bytes) -> Path:
+def write_file(path: Path, content: bytes | memoryview) -> Path:
     """Write a file atomically: temporary name, fsync, rename, fsync of the folder.
 
     Raises:

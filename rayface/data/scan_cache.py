@@ -45,7 +45,7 @@ def scan_key(root: str, files: list[FileInfo], manifest: Manifest | None) -> str
 
 def load_scan(key: str) -> CachedScan | None:
     """Return a cached scan, None if there is no valid one."""
-    for base in _folders():
+    for base in cache_folders("datasets"):
         folder = base / key
         if not os.path.isdir(folder):  # Path.is_dir raises if the home is not accessible
             continue
@@ -63,7 +63,7 @@ def load_scan(key: str) -> CachedScan | None:
 def store_scan(key: str, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:
     """Store a scan in the first writable folder; DataError if there is none."""
     tried = []
-    for base in _folders():
+    for base in cache_folders("datasets"):
         try:
             _store(base / key, manifest, table, faults)
             return
@@ -72,19 +72,19 @@ def store_scan(key: str, manifest: Manifest, table: pa.Table, faults: list[Fault
     raise DataError(f"{'; '.join(tried)}; set {_VARIABLE} to a folder that can")
 
 
-def _folders() -> Iterator[Path]:
-    """Yield folders for scans. A folder set by the user is the only one; a home may be missing or read-only."""
+def cache_folders(kind: str) -> Iterator[Path]:
+    """Yield folders for a kind of files. One set by the user is the only one; a home may be missing or read-only."""
     if named := os.environ.get(_VARIABLE):
-        yield Path(named) / "datasets"
+        yield Path(named) / kind
         return
-    yield Path(platformdirs.user_cache_dir("rayface")) / "datasets"
+    yield Path(platformdirs.user_cache_dir("rayface")) / kind
     temporary = Path(tempfile.gettempdir()) / f"rayface-{os.getuid()}"
     with contextlib.suppress(OSError):
         temporary.mkdir(mode=0o700, exist_ok=True)
         found = temporary.lstat()
         # Everybody may write to /tmp: do not trust files of another user.
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
-            yield temporary / "datasets"
+            yield temporary / kind
 
 
 def _store(folder: Path, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:

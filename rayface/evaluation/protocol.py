@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayface.config import EvaluateConfig
+from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.verification import thinned
 
-Figure = float | int | Mapping[str, float]
+Figure = float | int | None | Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -29,35 +32,54 @@ class ProtocolResult(ABC):
 
     Attributes:
         roc: ROC curve for the plot; None if the protocol has none.
+        not_measured: why a figure is missing, by its name; a key of a mapping is written `tar_at_far.1e-06`.
     """
 
     roc: Roc | None = None
+    not_measured: Mapping[str, str] = field(default_factory=dict)
 
     @abstractmethod
     def figures(self) -> dict[str, Figure]:
-        """Return the figures by name, as JSON types, for evaluation.json and --json."""
+        """Return the figures by name, as JSON types, for evaluation.json and --json; None: see `not_measured`."""
 
     @property
     @abstractmethod
     def main_figure(self) -> float:
-        """The figure that selects the best checkpoint in training; higher is better."""
+        """The figure that selects the best checkpoint in training; higher is better, NaN if it is not measured."""
 
-    def as_dict(self) -> dict[str, object]:
-        """Return the figures and the points of the curve, as JSON types."""
-        return {**self.figures(), **({} if self.roc is None else {"roc": thinned(self.roc.far, self.roc.tar)})}
+    def summary(self) -> dict[str, object]:
+        """Return the figures and the reasons of missing ones, as JSON types."""
+        return {**self.figures(), **({"not_measured": dict(self.not_measured)} if self.not_measured else {})}
+
+    def curves(self) -> dict[str, object]:
+        """Return points of the curves by name, as JSON types."""
+        return {} if self.roc is None else {"roc": thinned(self.roc.far, self.roc.tar)}
+
+
+def evaluation_dict(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
+    """Return what --json prints: the figures of the first protocol, and the summaries of all under "protocols"."""
+    first = next(iter(results.values()))
+    return {**first.figures(), "protocols": {name: result.summary() for name, result in results.items()}}
+
+
+def evaluation_content(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
+    """Return what evaluation.json holds: `evaluation_dict`, the curves of the first protocol, and those of all."""
+    first = next(iter(results.values()))
+    curves = {name: own for name, result in results.items() if (own := result.curves())}
+    return {**evaluation_dict(results), **first.curves(), **({"curves": curves} if curves else {})}
 
 
 class EvaluationProtocol(ABC):
     """Evaluation protocol.
 
-    It is opened once with the settings of `evaluate`, and scores every model or checkpoint. Its images are numbered
-    from 0; in training every rank reads and embeds a part of them, `rayface evaluate` embeds all.
+    It is opened once with its settings, and scores every model or checkpoint. Its images are numbered from 0; in
+    training every rank reads and embeds a part of them.
     """
 
     @classmethod
     @abstractmethod
-    def is_configured(cls, settings: EvaluateConfig) -> bool:
-        """Return whether the settings configure this protocol, without reading anything.
+    def settings_of(cls, evaluate: EvaluateConfig) -> Any | None:
+        """Return the protocol's own settings, None if its inputs are not set; nothing is read.
 
         Raises:
             ValueError: the settings are incomplete or contradict each other; one line.
@@ -65,20 +87,41 @@ class EvaluationProtocol(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, settings: EvaluateConfig, *, image_size: int) -> EvaluationProtocol:
+    def open(cls, settings: Any, *, image_size: int) -> EvaluationProtocol:
         """Read the inputs.
 
         Args:
+            settings: result of `settings_of`.
             image_size: side of the images, pixels.
 
         Raises:
             ValueError: an input is missing or invalid; one line.
         """
 
+    @classmethod
+    def open_each(cls, name: str, settings: Any, *, image_size: int) -> dict[str, EvaluationProtocol]:
+        """Read the inputs; return the protocols that are scored separately, by the names of their results.
+
+        Args:
+            name: name in the registry, and of the result unless there are several.
+            settings, image_size: see `open`.
+        """
+        return {name: cls.open(settings, image_size=image_size)}
+
     @property
     def inputs(self) -> dict[str, str]:
         """Names and paths of the inputs, for evaluation.json."""
         return {}
+
+    @property
+    def source(self) -> ImageRows | None:
+        """The images as rows of a dataset, whose embeddings may be given by the user. None: they are of no dataset."""
+        return None
+
+    @property
+    def digest(self) -> str:
+        """Digest of the images, by which their embeddings are cached; "": they are not cached."""
+        return "" if self.source is None else self.source.dataset.digest
 
     @property
     @abstractmethod
@@ -93,11 +136,34 @@ class EvaluationProtocol(ABC):
             ValueError: an image cannot be read; one line.
         """
 
+    def read_readable(self, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Return the images as `read_images` does, and whether each is readable; the others' pixels are 0.
+
+        For protocols that leave out corrupt images; their embeddings are 0.
+        """
+        return self.read_images(first, last), np.ones(last - first, bool)
+
     @abstractmethod
     def score(self, embeddings: NDArray[np.float32], done: Callable[[], None] = lambda: None) -> ProtocolResult:
         """Score the embeddings.
 
         Args:
-            embeddings: (num_images, D) of length 1, in the order of the images.
+            embeddings: (num_images, D) of length 1, in the order of the images; 0 for an image that is not readable,
+                not finite if the model's output is not.
             done: called after every block of work; the watchdog counts it as progress.
         """
+
+
+def number(value: float) -> float | None:
+    """Return a figure as JSON has it: None for NaN."""
+    return None if math.isnan(value) else float(value)
+
+
+def fault_of(embeddings: NDArray[np.floating]) -> str | None:
+    """Return why no figure can be measured from embeddings (n, D), None if all are usable."""
+    lengths = np.linalg.norm(embeddings, axis=1)
+    if bad := int(np.count_nonzero(~np.isfinite(lengths))):
+        return f"{bad} of {len(lengths)} embeddings are NaN or infinite: the model diverged"
+    if empty := int(np.count_nonzero(lengths == 0)):
+        return f"{empty} of {len(lengths)} images have no embedding"
+    return None

@@ -1,24 +1,53 @@
 """Registry of evaluation protocols by name; a plugin adds to PROTOCOLS."""
 
+from typing import Any
+
 from rayface.config import EvaluateConfig
-from rayface.evaluation.pairs import PairsProtocol
+from rayface.evaluation.pairs import BinProtocol, PairsProtocol
 from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult
 from rayface.plugins import ensure_loaded
 
-__all__ = ["PROTOCOLS", "EvaluationProtocol", "ProtocolResult", "protocol_class"]
+__all__ = ["BUILT_IN", "PROTOCOLS", "EvaluationProtocol", "ProtocolResult", "configured_protocols", "open_protocols"]
 
-PROTOCOLS: dict[str, type[EvaluationProtocol]] = {"pairs": PairsProtocol}
+PROTOCOLS: dict[str, type[EvaluationProtocol]] = {"pairs": PairsProtocol, "bin": BinProtocol}
+BUILT_IN = tuple(PROTOCOLS)
 
 
-def protocol_class(settings: EvaluateConfig) -> type[EvaluationProtocol] | None:
-    """Return the class of evaluate.protocol; None if its inputs are not set.
+def configured_protocols(evaluate: EvaluateConfig) -> dict[str, Any]:
+    """Return the settings of each protocol to measure by, by name.
+
+    These are evaluate.protocols, or all built-in ones whose inputs are set. The first one's main figure selects the
+    best checkpoint.
 
     Raises:
-        ValueError: an unknown name, or settings that contradict each other; one line.
+        ValueError: an unknown name, a named protocol whose inputs are not set, or settings that contradict each other;
+            one line.
     """
     ensure_loaded()
-    if settings.protocol not in PROTOCOLS:
-        known = ", ".join(sorted(PROTOCOLS))
-        raise ValueError(f"evaluate.protocol: {settings.protocol!r}: must be one of {known}, or registered by a plugin")
-    found = PROTOCOLS[settings.protocol]
-    return found if found.is_configured(settings) else None
+    for name in evaluate.protocols:
+        if name not in PROTOCOLS:
+            known = ", ".join(sorted(PROTOCOLS))
+            raise ValueError(f"evaluate.protocols: {name!r}: must be one of {known}, or registered by a plugin")
+    found = {name: PROTOCOLS[name].settings_of(evaluate) for name in evaluate.protocols or BUILT_IN}
+    for name in evaluate.protocols:
+        if found[name] is None:
+            raise ValueError(f"evaluate.protocols: {name}: its inputs are not set, for example evaluate.pairs")
+    return {name: settings for name, settings in found.items() if settings is not None}
+
+
+def open_protocols(evaluate: EvaluateConfig, *, image_size: int) -> dict[str, EvaluationProtocol]:
+    """Open the configured protocols, by name.
+
+    Args:
+        image_size: side of the images, pixels.
+
+    Raises:
+        ValueError: see `configured_protocols`, or an input is missing or invalid; one line.
+    """
+    found: dict[str, EvaluationProtocol] = {}
+    for name, settings in configured_protocols(evaluate).items():
+        opened = PROTOCOLS[name].open_each(name, settings, image_size=image_size)
+        for result in opened.keys() & found.keys():
+            raise ValueError(f"evaluate.protocols: {result}: is the name of two results: rename its input")
+        found.update(opened)
+    return found

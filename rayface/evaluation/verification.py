@@ -118,6 +118,21 @@ def roc_of(
     return far, tar, np.append(np.inf, cosine[last_of_ties])
 
 
+def best_threshold(score: NDArray[np.float64], same: NDArray[np.bool_]) -> float:
+    """Return the threshold of the highest accuracy on all pairs (N,): accepted is score > threshold.
+
+    Midway between two scores; the lowest of equally good ones.
+    """
+    order = np.argsort(-score, kind="stable")
+    ordered = score[order]
+    num_right = np.append(0, np.where(same[order], 1, -1).cumsum())  # of the first n accepted, minus a constant
+    places = np.flatnonzero(np.append(True, np.append(ordered[1:] != ordered[:-1], True)))  # ties are accepted together
+    best = places[len(places) - 1 - num_right[places][::-1].argmax()]
+    low = ordered[best] if best < len(ordered) else ordered[-1] - 1
+    high = ordered[best - 1] if best else ordered[0] + 1
+    return float((low + high) / 2)
+
+
 def _tenths(num_pairs: int) -> NDArray[np.intp]:
     """Return ten folds in the order of the pairs; the first ones have one more pair if needed."""
     if num_pairs < NUM_FOLDS:

@@ -98,15 +98,19 @@ STAGES: dict[str, StageType] = {
         title="trained",
     ),
     "evaluate": StageType(
-        summary="Measure verification accuracy on pairs (10 folds, mirrored images added).",
+        summary="Measure a model by protocols: pairs (10 folds), or those of plugins.",
         function=functions.evaluate_model,
-        flags=_flags("evaluate", "model", "protocol", "pairs", "data", "bin", "out", "backbone", "batch_size"),
+        flags=_flags(
+            "evaluate", "model", "pairs", "data", "bin", "out", "backbone", "embeddings", "batch_size", "flip", "cache"
+        )
+        | {"protocol": "evaluate.protocols"},
         decisive=("evaluate",),
-        required=("evaluate.model", "evaluate.out"),
+        required=("evaluate.out",),
         output="evaluate.out",
         output_kind="numbers",
         fingerprint=fingerprints.of_file("evaluation.json"),
         title="evaluated",
+        shown=functions.shown_evaluation,
     ),
     "export": StageType(
         summary="Export a model to ONNX with a dynamic batch, verified against PyTorch.",
@@ -128,6 +132,7 @@ INPUT_KINDS: dict[str, tuple[Kind, ...]] = {
     "prune.data": ("data",),
     "evaluate.data": ("data",),
     "prune.embeddings": ("embeddings",),
+    "evaluate.embeddings": ("embeddings",),
     "clean.exclude": ("embeddings",),
     "train.teacher_cache": ("embeddings",),
     "embed.model": ("model", "onnx"),

@@ -89,6 +89,19 @@ def evaluate_model(config: Config, resume: bool) -> Result:
     return evaluate(config).as_dict()
 
 
+def shown_evaluation(result: Result) -> Result:
+    """Return the figures of every protocol, and words for those that are not measured."""
+    shown = {name: value for name, value in result.items() if isinstance(value, str)}
+    several = len(result["protocols"]) > 1
+    for protocol, figures in result["protocols"].items():
+        reasons = figures.get("not_measured", {})
+        for name, value in figures.items():
+            if name != "not_measured":
+                text = f"not measured: {reasons[name]}" if name in reasons else value
+                shown[f"{protocol}: {name}" if several else name] = text
+    return shown
+
+
 def export_model(config: Config, resume: bool) -> Result:
     from rayface.models.model_files import load_model
     from rayface.models.onnx_export import export_onnx

@@ -214,11 +214,13 @@ class Training:
             self.log.recovery(f"{reason}; training continues from step {self.step} (restart {len(self.restarts)})")
 
     def evaluate(self) -> None:
-        """Measure the verification accuracy on evaluate.pairs, if there are any."""
+        """Measure the model by the protocols of evaluate.protocols, if their inputs are set."""
         accuracy = self.evaluation.run(self.backbone, self.step, self.watchdog)
-        if accuracy is not None and self.world.rank == 0:
-            self.accuracy = accuracy
-            self.log.metrics({"eval/accuracy": accuracy}, self.step)
+        if accuracy is None:
+            return
+        self.accuracy = accuracy if math.isfinite(accuracy) else None
+        figures = {"accuracy": accuracy, **self.evaluation.main_figures}
+        self.log.metrics({f"eval/{name}": value for name, value in figures.items() if math.isfinite(value)}, self.step)
 
     def save_checkpoint(self) -> None:
         """Copy the training state and start writing it in the background; every rank must call it."""

@@ -69,7 +69,7 @@ def write_results(run: RunDirectory, dataset: Dataset, *, seconds: float) -> Tra
     )
     from rayface.training.report import write_report  # matplotlib: not at the start of a run
 
-    curve = run.read_evaluation()["roc"] if accuracy else None
+    curve = run.read_evaluation().get("roc") if accuracy else None
     roc = (curve["far"], curve["tar"]) if curve else None
     write_report(run, metrics=metrics, table=_table(result, dataset), roc=roc)
     run.write_result(result.for_file())  # last, because it marks the run as finished
@@ -84,7 +84,8 @@ def _table(result: TrainResult, dataset: Dataset) -> list[tuple[str, str]]:
         ("seconds", f"{result.seconds:,.0f}"),
         ("corrupt samples", f"{result.faults:,}"),
     ]
-    if result.evaluation:
+    before = "" if result.accuracy_before is None else f", before {result.accuracy_before:.2%}"
+    if result.evaluation.get("accuracy_mean") is not None:
         mean, std = result.evaluation["accuracy_mean"], result.evaluation["accuracy_std"]
-        rows.insert(0, ("accuracy", f"{mean:.2%} ± {std:.2%}, before {result.accuracy_before:.2%}"))
+        rows.insert(0, ("accuracy", f"{mean:.2%} ± {std:.2%}{before}"))
     return rows

@@ -11,7 +11,7 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming.micro_batches import check_pieces, micro_batches
 from rayface.data.streaming.orders import order_samples
 from rayface.data.streaming.sample_order import SampleOrder, StreamKind
-from rayface.evaluation.protocols import protocol_class
+from rayface.evaluation.protocols import open_protocols
 from rayface.storage import DataError
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_output import DataFacts, check_data, check_output
@@ -137,9 +137,8 @@ def _check_plain_settings(config: Config) -> None:
     _check_static_graph(config)
     if config.tracking.enabled and config.tracking.uri is not None:
         tracking.tracking_uri(config.tracking, Path())
-    if (protocol := protocol_class(config.evaluate)) is not None:
-        # Open it once here, so that errors are found before a worker starts.
-        protocol.open(config.evaluate, image_size=16)
+    # Open them once here, so that errors are found before a worker starts.
+    open_protocols(config.evaluate, image_size=16)
 
 
 def _check_static_graph(config: Config) -> None:

@@ -1,13 +1,16 @@
-"""Validation during training: the images of the protocol are distributed over the ranks."""
+"""Validation during training: the images of every protocol are distributed over the ranks."""
 
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rayface.config import Config
-from rayface.evaluation.protocols import EvaluationProtocol, protocol_class
-from rayface.models.forward import embed_images
+from rayface.evaluation.embedding import embed_protocol
+from rayface.evaluation.protocol import evaluation_content
+from rayface.evaluation.protocols import EvaluationProtocol, open_protocols
 from rayface.progress import phase
 from rayface.training.distributed import World, average_buffers, gather_rows
 from rayface.training.recovery.watchdog import Watchdog
@@ -16,53 +19,66 @@ from rayface.training.run_messages import Values
 
 
 class Evaluation:
-    """The configured protocol of `evaluate`, if any, and its last result.
+    """The configured protocols of `evaluate`, if any, and their last results.
 
     Attributes:
-        result: figures of the last validation; empty on ranks other than 0.
+        result: figures of the last validation: those of the first protocol, and, if there are several, all of them
+            under "protocols". Empty on ranks other than 0.
+        main_figures: main figure of each protocol, by name; empty likewise.
     """
 
     def __init__(self, config: Config, run: RunDirectory, world: World, *, bf16: bool) -> None:
         self._config, self._run, self._world, self._bf16 = config, run, world, bf16
-        self._protocol: EvaluationProtocol | None = None
-        if (protocol := protocol_class(config.evaluate)) is not None:
-            self._protocol = protocol.open(config.evaluate, image_size=config.data.image_size)
+        self._protocols = open_protocols(config.evaluate, image_size=config.data.image_size)
         self.result: Values = {}
+        self.main_figures: dict[str, float] = {}
 
     def run(self, backbone: nn.Module, step: int, watchdog: Watchdog) -> float | None:
-        """Validate and write evaluation.json; return the main figure on rank 0, None elsewhere or without a protocol.
+        """Validate by every protocol and write evaluation.json.
 
         Args:
             watchdog: notified of all progress: the other ranks wait while rank 0 scores.
-        """
-        if self._protocol is None:
-            return None
-        with phase("validate", rows=self._protocol.num_images):
-            return self._validate(self._protocol, backbone, step, watchdog)
 
-    def _validate(
-        self, protocol: EvaluationProtocol, backbone: nn.Module, step: int, watchdog: Watchdog
-    ) -> float | None:
-        world = self._world
-        watchdog.at("evaluate", step)
-        average_buffers(backbone, world)
-        n = protocol.num_images
+        Returns:
+            The main figure of the first protocol on rank 0, NaN if it cannot be measured; None elsewhere or without a
+            protocol.
+        """
+        if not self._protocols:
+            return None
+        with phase("validate", rows=sum(protocol.num_images for protocol in self._protocols.values())):
+            watchdog.at("evaluate", step)
+            average_buffers(backbone, self._world)
+            embedded = {
+                name: self._embedded(protocol, backbone, watchdog) for name, protocol in self._protocols.items()
+            }
+            if self._world.rank != 0:
+                watchdog.at("checkpoint", step)  # this rank is done and waits for rank 0, which scores
+                return None
+            watchdog.at("score", step)
+            results = {
+                name: protocol.score(embedded[name], watchdog.alive) for name, protocol in self._protocols.items()
+            }
+        figures = {name: result.figures() for name, result in results.items()}
+        first = next(iter(figures.values()))
+        self.result = {**first, "protocols": figures} if len(figures) > 1 else first
+        self.main_figures = {name: result.main_figure for name, result in results.items()}
+        self._run.write_evaluation({**evaluation_content(results), "step": step})
+        return next(iter(self.main_figures.values()))
+
+    def _embedded(self, protocol: EvaluationProtocol, backbone: nn.Module, watchdog: Watchdog) -> NDArray[np.float32]:
+        """Embed this rank's part of the images, and return those of all ranks."""
+        world, n = self._world, protocol.num_images
         bounds = [rank * n // world.size for rank in range(world.size + 1)]
-        own = embed_images(
+        own = embed_protocol(
+            protocol,
             backbone,
-            protocol.read_images(bounds[world.rank], bounds[world.rank + 1]),
+            np.arange(bounds[world.rank], bounds[world.rank + 1]),
             batch_size=self._config.evaluate.batch_size,
             device=world.device,
-            amp="bf16" if self._bf16 else None,
+            flip=self._config.evaluate.flip,
+            bf16=self._bf16,
             done=watchdog.alive,
         )
         counts = [last - first for first, last in pairwise(bounds)]
-        embeddings = gather_rows(torch.from_numpy(own).to(world.device), counts, world).cpu().numpy()
-        if world.rank != 0:
-            watchdog.at("checkpoint", step)  # this rank is done and waits for rank 0, which scores
-            return None
-        watchdog.at("score", step)
-        scored = protocol.score(embeddings, watchdog.alive)
-        self.result = scored.figures()
-        self._run.write_evaluation({**scored.as_dict(), "step": step})
-        return scored.main_figure
+        rows: NDArray[np.float32] = gather_rows(torch.from_numpy(own).to(world.device), counts, world).cpu().numpy()
+        return rows

@@ -240,7 +240,7 @@ def _check_stages(spec: Spec, base: Config) -> None:
 
 def _check_objectives(spec: Spec, base: Config) -> None:
     metrics = [objective.metric for objective in spec.objectives]
-    if "accuracy_mean" in metrics and base.evaluate.pairs is None and base.evaluate.bin is None:
+    if "accuracy_mean" in metrics and base.evaluate.pairs is None and not base.evaluate.bin:
         raise ValueError("evaluate.pairs: is not set: objective accuracy_mean requires it and evaluate.data")
     if spec.sweep.sampler == "cmaes" and len(metrics) > 1:
         raise ValueError("sweep.sampler: cmaes: must be tpe, gp, random or grid with several objectives")

@@ -4,12 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rayface.config import Config, load
+from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
+from rayface.evaluation import embedding
 from rayface.evaluation import evaluate as module
 from rayface.evaluation.evaluate import evaluate
+from rayface.evaluation.image_rows import ImageRows
+from rayface.models.model_files import load_model
 from tests.small_model import save_small_model
 
 
@@ -32,6 +39,7 @@ def given(inputs: Path, tmp_path: Path) -> Any:
             "pairs": str(inputs / "set" / "pairs.csv"),
             "data": str(inputs / "set"),
             "out": str(tmp_path / "out"),
+            "cache": str(tmp_path / "cache"),
             **changes,
         }
         return load(overrides={f"evaluate.{key}": value for key, value in keys.items() if value is not None})
@@ -52,17 +60,17 @@ def test_evaluate_of_a_model_on_pairs_returns_the_figures_it_writes(
     assert (tmp_path / "out" / "plots" / "roc.png").read_bytes().startswith(b"\x89PNG")
     started = [text.partition(":")[0] for text in caplog.messages if ": started" in text]
     assert started == ["embed images", "score", "write results"]
-    assert evaluate(given(batch_size=7)).figures["accuracy_mean"] == result["accuracy_mean"]
+    assert evaluate(given(batch_size=7)).as_dict()["accuracy_mean"] == result["accuracy_mean"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": None}, r"^evaluate.model: is not set"),
+        ({"model": None}, r"^evaluate.model, evaluate.embeddings: neither is set"),
         ({"out": None}, r"^evaluate.out: is not set"),
         (
             {"pairs": None, "data": None},
-            r"^evaluate.protocol: pairs: its inputs are not set, for example",
+            r"^evaluate.protocols: no inputs of a protocol are set, for example",
         ),
         ({"model": "nowhere"}, r"nowhere must be a run directory"),
         ({"pairs": "nowhere.csv"}, r"nowhere.csv"),
@@ -86,3 +94,29 @@ def test_evaluate_into_a_folder_that_cannot_be_written_names_the_key(
     monkeypatch.setattr(module, "write_bytes", refuse)
     with pytest.raises(ValueError, match=r"^evaluate.out: .*out: cannot be written: .*No space left.*choose another"):
         evaluate(given())
+
+
+def test_evaluate_again_on_the_same_images_costs_no_forward_pass(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = evaluate(given()).as_dict()
+    monkeypatch.setattr(embedding, "embed_images", lambda *given, **keys: pytest.fail("a forward pass"))
+    assert evaluate(given()).as_dict() == first
+
+
+def test_evaluate_of_given_embeddings_equals_the_model(given: Any, inputs: Path, tmp_path: Path) -> None:
+    wanted = evaluate(given()).as_dict()
+    dataset, net = open_dataset(inputs / "set"), load_model(inputs / "model")
+    images, _ = ImageRows(dataset=dataset, rows=np.arange(dataset.num_images)).read(0, dataset.num_images, 32)
+    table = {"key": dataset.keys(), "label": dataset.index.label.astype(np.int64)}
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(net.embed(images).ravel()), net.info.embedding_size)
+    pq.write_table(pa.table({**table, "embedding": lists}), tmp_path / "embeddings.parquet")
+    found = evaluate(given(model=None, embeddings=str(tmp_path / "embeddings.parquet"))).as_dict()
+    assert found["model"] == str(tmp_path / "embeddings.parquet")
+    assert found["accuracy_mean"] == wanted["accuracy_mean"]
+    assert found["tar_at_far"] == wanted["tar_at_far"]
+
+
+def test_evaluate_of_embeddings_of_another_dataset_is_refused(given: Any, tmp_path: Path) -> None:
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(4, np.float32)), 4)
+    pq.write_table(pa.table({"key": ["other"], "label": [0], "embedding": lists}), tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match=r"^evaluate.embeddings: .*has no key of .*set"):
+        evaluate(given(model=None, embeddings=str(tmp_path / "e.parquet")))

@@ -1,4 +1,4 @@
-"""Verification pairs: their images are found by name, and scored."""
+"""Verification pairs are scored; degenerate sets say so."""
 
 from pathlib import Path
 
@@ -7,129 +7,10 @@ import pytest
 import simplejpeg
 
 from rayface.config import EvaluateConfig
-from rayface.data.convert import convert
-from rayface.data.decode import decode_images
-from rayface.data.shards.tar import encode_member, end_of_archive
-from rayface.data.sources.bin import BinSource
-from rayface.data.writer import write_dataset
-from rayface.evaluation import pairs as protocols
-from rayface.evaluation.pairs import PairSet, PairsProtocol, evaluate_pairs, load_bin, load_pairs
-from tests.data.scanned_tars import picture
-from tests.data.shard_files import write_tar
+from rayface.evaluation.pair_set import PairSet
+from rayface.evaluation.pairs import BinProtocol, evaluate_pairs
+from rayface.evaluation.verification import pair_scores
 from tests.data.sources.bin_files import bin_file
-
-HEADER = "path_a,path_b,is_same,fold"
-
-
-def jpeg(colour):
-    return simplejpeg.encode_jpeg(np.full((32, 32, 3), colour, np.uint8), quality=95)
-
-
-@pytest.fixture
-def data(tmp_path):
-    """Twelve flat grey images, two to an identity: `face_03` has the grey 30; the last one is no JPEG."""
-    samples = [(f"face_{i:02}", i // 2, jpeg(10 * i) if i < 11 else b"no picture") for i in range(12)]
-    folder = tmp_path / "data"
-    write_dataset(
-        folder, samples, name="greys", identities=[f"id{i}" for i in range(6)], image_size=(32, 32), shard_size=8000
-    )
-    return folder
-
-
-@pytest.fixture
-def csv(tmp_path):
-    def write(*rows, header=HEADER):
-        path = tmp_path / "greys_pairs.csv"
-        path.write_text("\n".join([header, *rows]) + "\n")
-        return path
-
-    return write
-
-
-def test_load_pairs_decodes_only_the_images_that_a_pair_names(data, csv, monkeypatch):
-    decoded = []
-    decode = protocols.decode_images
-    monkeypatch.setattr(
-        protocols, "decode_images", lambda jpegs, size: decoded.append(len(jpegs)) or decode(jpegs, size)
-    )
-    path = csv("face_09.jpg,face_08.jpg,1,0", "face_08.jpg,face_01.jpg,0,0", "face_01.jpg,face_09.jpg,0,3")
-    pairs = load_pairs(path, data, image_size=16)
-    assert pairs.name == "greys_pairs"
-    assert pairs.images.shape == (3, 16, 16, 3)
-    assert pairs.images.dtype == np.uint8
-    assert decoded == [3]  # only those that a pair names
-    colours = pairs.images[:, 8, 8, 0].round(-1)
-    assert [colours[i] for i in pairs.a] == [90, 80, 10]
-    assert [colours[i] for i in pairs.b] == [80, 10, 90]
-    assert pairs.is_same.tolist() == [True, False, False]
-    assert pairs.fold.tolist() == [0, 0, 3]
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ("face_01.jpg,nobody.jpg,1,0", "nobody.jpg, not found in"),
-        ("face_01.jpg,face_11.jpg,1,0", "face_11.jpg of .* cannot be decoded: not an image"),
-    ],
-)
-def test_load_pairs_of_a_missing_or_unreadable_member_names_it(data, csv, row, words):
-    path = csv(row, "face_01.jpg,face_02.jpg,0,1")
-    with pytest.raises(ValueError, match=words) as caught:
-        load_pairs(path, data, image_size=16)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"pairs {path} ")
-
-
-def test_load_pairs_of_a_corrupt_member_names_shard_and_byte(data, csv):
-    shard = sorted(data.glob("*.tar"))[0]
-    content = bytearray(shard.read_bytes())
-    start = content.index(b"face_01.jpg")
-    content[start + 148 : start + 156] = b"smashed!"  # the checksum of its header
-    shard.write_bytes(content)
-    path = csv("face_00.jpg,face_01.jpg,1,0", "face_00.jpg,face_02.jpg,0,1")
-    with pytest.raises(ValueError, match=r"need face_01.jpg, which is corrupt: .*shard-000000.tar: at byte 2560"):
-        load_pairs(path, data, image_size=16)
-
-
-def test_load_pairs_of_names_in_several_shards_needs_their_shard(tmp_path, csv, monkeypatch):
-    """Each tar counts from 00: a name with its shard gives that shard's image."""
-    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
-    data = tmp_path / "bare"
-    data.mkdir()
-    for shard in range(2):
-        members = [(f"{i:02}", i // 2, jpeg(100 * shard + 10 * i)) for i in range(4 + shard)]
-        tar = b"".join(encode_member(f"{k}.jpg", data) + encode_member(f"{k}.cls", b"%d" % n) for k, n, data in members)
-        (data / f"{shard}.tar").write_bytes(tar + end_of_archive(len(tar)))
-    first = "0.tar/01.jpg,1.tar/01.jpg,0,0"
-    several = r"name 01.jpg, which several shards of .* have: .* for example [01].tar/01.jpg"
-    with pytest.raises(ValueError, match=several):
-        load_pairs(csv(first, "0.tar/01.jpg,01.jpg,1,1"), data, image_size=16)
-    with pytest.raises(ValueError, match=r"name 05.jpg, not found in"):
-        load_pairs(csv(first, "0.tar/01.jpg,05.jpg,1,1"), data, image_size=16)
-    pairs = load_pairs(csv(first, "04.jpg,0.tar/01.jpg,1,1"), data, image_size=16)
-    colours = pairs.images[:, 8, 8, 0].round(-1)
-    assert [colours[i] for i in [*pairs.a, *pairs.b]] == [10, 140, 110, 10]
-
-
-def test_load_pairs_of_a_missing_dataset_names_it(csv, tmp_path):
-    path = csv("face_01.jpg,face_02.jpg,1,0", "face_01.jpg,face_03.jpg,0,1")
-    with pytest.raises(ValueError, match="missing_data"):
-        load_pairs(path, tmp_path / "missing_data", image_size=16)
-
-
-@pytest.mark.parametrize("key", ["Ann_{:04d}", "Ann/Ann_{:04d}", "Ann_Ann_{:04d}"])
-def test_load_pairs_of_lfws_names_finds_every_spelling(tmp_path, key):
-    samples = [(key.format(i), 0, jpeg(20 * i)) for i in range(1, 5)]
-    write_dataset(tmp_path / "set", samples, name="set", identities=["Ann"], image_size=(32, 32))
-    path = tmp_path / "pairs.txt"
-    path.write_text("2\t1\nAnn\t1\t3\nAnn\t1\tAnn\t4\nAnn\t2\t3\nAnn\t4\tAnn\t2\n")
-    pairs = load_pairs(path, tmp_path / "set", image_size=16)
-    colours = pairs.images[:, 8, 8, 0].round(-1)
-    assert [colours[i] for i in pairs.a] == [20, 20, 40, 80]
-    assert [colours[i] for i in pairs.b] == [60, 80, 60, 40]
-    path.write_text("2\t1\nAnn\t1\t9\nAnn\t1\tAnn\t4\nAnn\t2\t3\nAnn\t4\tAnn\t2\n")
-    with pytest.raises(ValueError, match=r"name \S*Ann_0009.jpg, not found in"):
-        load_pairs(path, tmp_path / "set", image_size=16)
 
 
 def test_evaluate_pairs_of_a_set_gives_accuracy_and_rates_it_can_resolve():
@@ -152,79 +33,55 @@ def test_evaluate_pairs_of_a_set_gives_accuracy_and_rates_it_can_resolve():
         fold=order // 40,
     )
     result = evaluate_pairs(embeddings, pairs).figures()
-    assert set(result) == {"accuracy_mean", "accuracy_std", "tar_at_far", "num_pairs"}
+    assert list(result)[:4] == ["accuracy_mean", "accuracy_std", "tar_at_far", "num_pairs"]
     assert result["num_pairs"] == 400
     assert 0.9 < result["accuracy_mean"] < 1
     assert list(result["tar_at_far"]) == ["1e-01", "1e-02"]  # 200 impostor pairs cannot resolve 1e-03
     assert 0 < result["tar_at_far"]["1e-02"] <= result["tar_at_far"]["1e-01"] <= 1
+    score = pair_scores(embeddings, pairs.a, pairs.b)[1]
+    for far, threshold in result["threshold_at_far"].items():
+        assert np.mean(score[is_same] > threshold) == result["tar_at_far"][far]
+        assert np.mean(score[~is_same] > threshold) <= float(far)
+    right = [np.mean((score > t) == is_same) for t in [*score, -2]]
+    assert np.mean((score > result["best_threshold"]) == is_same) == max(right)
+    reasons = evaluate_pairs(embeddings, pairs).not_measured
+    assert list(reasons) == [f"tar_at_far.1e-0{digit}" for digit in (3, 4, 5, 6)]
+    assert reasons["tar_at_far.1e-03"] == "200 impostor pairs resolve no FAR below 5.0e-03"
 
 
-def test_evaluate_pairs_of_one_kind_gives_an_accuracy_and_no_rates():
-    embeddings = np.eye(4, dtype=np.float32)
-    pairs = PairSet(
-        name="all the same",
-        images=np.zeros((0, 1, 1, 3), np.uint8),
-        a=np.array([0, 1, 2, 3]),
-        b=np.array([0, 1, 2, 3]),
-        is_same=np.ones(4, bool),
-        fold=np.array([0, 0, 1, 1]),
-    )
-    assert evaluate_pairs(embeddings, pairs).figures() == {
-        "accuracy_mean": 1.0,
-        "accuracy_std": 0.0,
-        "tar_at_far": {},
-        "num_pairs": 4,
-    }
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"is_same": np.ones(4, bool)}, "all 4 pairs are genuine"),
+        ({"is_same": np.zeros(4, bool)}, "all 4 pairs are impostor"),
+        ({"fold": np.zeros(4, int)}, "the 4 pairs are in 1 fold"),
+        ({"b": np.arange(4)}, "all 4 pairs have the score 1.000000"),
+        ({"embeddings": np.diag([1, np.nan, 1, 1])}, "1 of 4 embeddings are NaN"),
+        ({"embeddings": np.diag([1, 1, 0, 1])}, "1 of 4 images have no embedding"),
+    ],
+)
+def test_evaluate_pairs_of_a_degenerate_set_says_so_instead_of_a_figure(change, reason):
+    given = {"a": np.arange(4), "b": np.array([0, 1, 0, 1]), "is_same": np.arange(4) < 2, "fold": np.arange(4) % 2}
+    embeddings = np.asarray(change.get("embeddings", np.eye(4)), np.float32)
+    given |= {key: value for key, value in change.items() if key != "embeddings"}
+    images = np.zeros((4, 1, 1, 3), np.uint8)
+    result = evaluate_pairs(embeddings, PairSet(name="made up", images=images, **given))
+    figures = result.figures()
+    assert (figures["accuracy_mean"], figures["tar_at_far"], figures["num_pairs"]) == (None, {}, 4)
+    assert result.not_measured["accuracy_mean"].startswith(reason)
+    assert np.isnan(result.main_figure)
+    assert result.curves() == {}
 
 
-def test_load_pairs_of_real_images_from_csv_and_lfws_file_is_equal(faces):
-    pairs = load_pairs(faces / "lfw_pairs" / "lfw_pairs.csv", faces / "lfw_pairs", image_size=32)
-    assert pairs.images.shape == (7701, 32, 32, 3)
-    assert np.bincount(pairs.fold).tolist() == [600] * 10
-    assert pairs.is_same.sum() == 3000
-    theirs = load_pairs(faces / "lfw_pairs" / "pairs.txt", faces / "lfw_pairs", image_size=32)
-    for name in ("images", "a", "b", "is_same", "fold"):
-        assert np.array_equal(getattr(theirs, name), getattr(pairs, name))
-    # grey pixels are no good face recogniser, but no coin toss
-    grey = pairs.images[:, 4:28, 4:28].mean(3).reshape(len(pairs.images), -1)
-    grey = grey - grey.mean(1, keepdims=True)
-    grey /= np.linalg.norm(grey, axis=1, keepdims=True)
-    assert 0.55 < evaluate_pairs(grey.astype(np.float32), pairs).accuracy_mean < 0.75
-
-
-def test_load_pairs_with_dots_in_names_and_any_format_finds_members(tmp_path: Path) -> None:
-    files = [m for i in range(2) for m in ((f"k.{i}.png", picture(i, "png")), (f"k.{i}.txt", b"%d" % i))]
-    write_tar(tmp_path / "set" / "a.tar", files)
-    (tmp_path / "pairs.csv").write_text("path_a,path_b,is_same,fold\nk.0.png,k.1.png,0,0\nk.1.png,k.1.png,1,1\n")
-    pairs = load_pairs(tmp_path / "pairs.csv", tmp_path / "set", image_size=32)
-    wanted, _ = decode_images([picture(i, "png") for i in range(2)], 32)
-    assert np.array_equal(pairs.images[pairs.a], wanted[[0, 1]])
-    assert np.array_equal(pairs.images[pairs.b], wanted[[1, 1]])
-
-
-def test_load_bin_gives_the_same_pairs_as_the_dataset_that_it_is_converted_to(tmp_path: Path) -> None:
-    jpegs = [jpeg(10 * number) for number in range(8)]
-    order = np.random.default_rng(0).integers(0, 8, 40)
-    src, is_same = tmp_path / "lfw.bin", [n % 3 == 0 for n in range(20)]
-    src.write_bytes(bin_file([jpegs[n] for n in order], is_same))
-    source = BinSource(src)
-    source.write_beside(convert(source, tmp_path / "out"))
-    protocol = PairsProtocol.open(EvaluateConfig(bin=str(src)), image_size=32)
-    ours, theirs = protocol.pairs, load_pairs(tmp_path / "out" / "pairs.csv", tmp_path / "out", image_size=32)
-    assert len(ours.images) == len(theirs.images) == len(set(order))
-    for name in ("is_same", "fold"):
-        assert getattr(ours, name).tolist() == getattr(theirs, name).tolist()
-    for side in ("a", "b"):
-        assert (ours.images[getattr(ours, side)] == theirs.images[getattr(theirs, side)]).all()
-
-
-def test_load_bin_with_an_unreadable_image_names_it(tmp_path: Path) -> None:
-    (tmp_path / "x.bin").write_bytes(bin_file([jpeg(10), b"no picture"], [True]))
-    with pytest.raises(ValueError, match=r"x\.bin: image 1 cannot be decoded: not an image"):
-        load_bin(tmp_path / "x.bin", image_size=32)
-
-
-def test_pairs_protocol_of_a_bin_file_and_pairs_is_refused() -> None:
-    assert PairsProtocol.is_configured(EvaluateConfig(bin="lfw.bin"))
-    with pytest.raises(ValueError, match=r"evaluate\.bin: holds pairs and images: leave"):
-        PairsProtocol.is_configured(EvaluateConfig(bin="lfw.bin", pairs="pairs.csv"))
+def test_bin_protocol_of_several_files_is_scored_by_file(tmp_path: Path) -> None:
+    jpegs = [simplejpeg.encode_jpeg(np.full((32, 32, 3), 10 * i, np.uint8)) for i in range(4)]
+    for name in ("lfw", "cfp_fp"):
+        (tmp_path / f"{name}.bin").write_bytes(bin_file(jpegs, [True, False]))
+    paths = [str(tmp_path / f"{name}.bin") for name in ("lfw", "cfp_fp")]
+    settings = BinProtocol.settings_of(EvaluateConfig(bin=paths))
+    opened = BinProtocol.open_each("bin", settings, image_size=32)
+    assert list(opened) == ["lfw", "cfp_fp"]
+    assert [protocol.num_images for protocol in opened.values()] == [4, 4]
+    assert opened["lfw"].digest == opened["cfp_fp"].digest != ""  # equal images are embedded once
+    with pytest.raises(ValueError, match=r"^evaluate.bin: .*another file has the name lfw"):
+        BinProtocol.open_each("bin", (paths[0], paths[0]), image_size=32)

@@ -12,7 +12,7 @@ from rayface import config as configs
 from rayface import plugins
 from rayface.cli import _outcome
 from rayface.data.synth import synthesize
-from rayface.evaluation.protocols import PROTOCOLS, protocol_class
+from rayface.evaluation.protocols import PROTOCOLS, configured_protocols
 from tests.small_model import save_small_model
 
 ROOT = Path(__file__).parents[2]
@@ -41,16 +41,30 @@ def test_protocol_of_a_plugin_is_measured_by_evaluate(
     result = json.loads(capsys.readouterr().out)
     assert 0 <= result["rank_1"] <= 1
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == result
-    config = configs.load("debug", overrides=["evaluate.protocol=nearest", f"evaluate.data={tmp_path / 'faces'}"])
-    assert protocol_class(config.evaluate) is PROTOCOLS["nearest"]  # as training asks
+    config = configs.load("debug", overrides=["evaluate.protocols=nearest", f"evaluate.data={tmp_path / 'faces'}"])
+    assert list(configured_protocols(config.evaluate)) == ["nearest"]  # as training asks
 
 
-def test_protocol_class_of_an_unknown_name_is_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^evaluate.protocol: 'none': must be one of pairs, or registered by"):
-        protocol_class(configs.load(overrides=["evaluate.protocol=none"]).evaluate)
+def test_configured_protocols_of_an_unknown_name_are_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^evaluate.protocols: 'none': must be one of .*pairs.*, or registered by"):
+        configured_protocols(configs.load(overrides=["evaluate.protocols=none"]).evaluate)
 
 
-def test_protocol_class_of_pairs_without_data_is_refused_in_one_line() -> None:
+def test_configured_protocols_of_a_name_without_its_inputs_are_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^evaluate.protocols: pairs: its inputs are not set"):
+        configured_protocols(configs.load(overrides=["evaluate.protocols=[pairs]"]).evaluate)
+
+
+def test_configured_protocols_of_pairs_without_data_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^evaluate.pairs: requires evaluate.data"):
-        protocol_class(configs.load(overrides=["evaluate.pairs=p.csv"]).evaluate)
-    assert protocol_class(configs.load().evaluate) is None
+        configured_protocols(configs.load(overrides=["evaluate.pairs=p.csv"]).evaluate)
+    assert configured_protocols(configs.load().evaluate) == {}
+
+
+def test_config_of_an_older_run_names_its_protocol_in_evaluate_protocols(tmp_path: Path) -> None:
+    tree = configs.to_dict(configs.load())
+    del tree["evaluate"]["protocols"]
+    tree["evaluate"]["protocol"] = "nearest"
+    assert configs.from_dict(tree).evaluate.protocols == ("nearest",)
+    (tmp_path / "config.yaml").write_text("evaluate: {protocol: pairs}")
+    assert configs.load(file=tmp_path / "config.yaml").evaluate.protocols == ()

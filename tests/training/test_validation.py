@@ -42,7 +42,7 @@ def evaluation(run, rank: int = 0, size: int = 1) -> Evaluation:
         "is_same": np.arange(50) % 2 == 0,
         "fold": np.arange(50) % 10,
     }
-    made._protocol = PairsProtocol(PairSet(name="drawn", images=images, **pairs), "drawn.csv")
+    made._protocols = {"pairs": PairsProtocol(PairSet(name="drawn", images=images, **pairs), "drawn.csv")}
     return made
 
 
@@ -59,6 +59,15 @@ def test_validation_on_rank_0_returns_the_main_figure_and_writes_all_of_them(tmp
     written = RunDirectory(tmp_path).read_evaluation()
     assert (written["step"], written["accuracy_mean"]) == (5, accuracy)
     assert "roc" in written
+
+
+def test_validation_by_several_protocols_selects_by_the_first_and_reports_all(tmp_path, watchdog):
+    made = evaluation(tmp_path)
+    made._protocols["again"] = made._protocols["pairs"]
+    accuracy = made.run(backbone(), 5, watchdog)
+    assert made.main_figures == {"pairs": accuracy, "again": accuracy}
+    assert made.result["protocols"]["again"]["accuracy_mean"] == made.result["accuracy_mean"] == accuracy
+    assert list(RunDirectory(tmp_path).read_evaluation()["protocols"]) == ["pairs", "again"]
 
 
 def test_validation_on_another_rank_embeds_its_share_and_returns_nothing(tmp_path, monkeypatch, watchdog, phases):

@@ -1,0 +1,195 @@
+"""Embeddings of a protocol's images: given, cached, or by the model; large datasets are embedded by a job on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rayface.config import Config, EmbedConfig
+from rayface.embedding.embed import embed
+from rayface.embedding.embeddings import Embeddings, open_embeddings
+from rayface.embedding.rows import read_labels, read_rows
+from rayface.evaluation.embedding_cache import EmbeddingCache
+from rayface.evaluation.image_rows import ImageRows
+from rayface.evaluation.protocol import EvaluationProtocol
+from rayface.models.forward import embed_images
+from rayface.models.model_files import LoadedModel, load_model
+from rayface.progress import phase
+from rayface.storage import DataError
+
+_BLOCK = 1024  # images read at a time, while the block before is embedded
+_JOB_IMAGES = 20_000  # below this, starting Ray takes longer than it saves
+
+Floats = NDArray[np.float32]
+
+
+class GivenEmbeddings:
+    """Embeddings of evaluate.embeddings, found by key."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._embeddings = path, open_embeddings(path)
+        self.image_size = 16  # images are only decoded to check them
+
+    def __call__(self, name: str, protocol: EvaluationProtocol) -> Floats:
+        """Return the embeddings of a protocol's images (n, D) of length 1; 0 for a key that is missing.
+
+        Raises:
+            ValueError: the images are of no dataset, or no key is found.
+        """
+        if protocol.source is None:
+            raise ValueError(
+                f"evaluate.embeddings: protocol {name}: has images of no dataset: set evaluate.model instead"
+            )
+        found = rows_by_key(self._embeddings, protocol.source)
+        if not found.any():
+            raise DataError(
+                f"evaluate.embeddings: {self._path}: has no key of {', '.join(protocol.source.dataset.roots)}: give "
+                "the embeddings of this dataset"
+            )
+        return found
+
+
+class ModelEmbeddings:
+    """Embeddings by evaluate.model; those of a dataset's images are cached."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, given = config, config.evaluate
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._loaded: LoadedModel = load_model(str(given.model), backbone=given.backbone, device=self._device)
+        self._module: nn.Module = self._loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.image_size = self._loaded.info.image_size
+
+    def __call__(self, name: str, protocol: EvaluationProtocol) -> Floats:
+        """Return the embeddings of a protocol's images (n, D) of length 1; 0 for an image that is not readable.
+
+        Raises:
+            ValueError: an image cannot be read; one line.
+        """
+        every, source = np.arange(protocol.num_images), protocol.source
+        if not protocol.digest:
+            return self._embedded(protocol, every)
+        settings, rows = self._config.evaluate, every if source is None else source.rows
+        cache = EmbeddingCache(
+            model=self._loaded.info.sha256, dataset=protocol.digest, flip=settings.flip, folder=settings.cache
+        )
+        is_known, known = cache.load(rows)
+        if not is_known.all():
+            missing = every[~is_known]
+            if source is not None and source.is_whole and len(missing) >= _JOB_IMAGES:
+                return self._by_job(source, cache.job_folder)
+            new = self._embedded(protocol, missing)
+            if np.isfinite(new).all():
+                cache.store(rows[missing], new)
+            known = _merged(is_known, known, new)
+        assert known is not None
+        return known
+
+    def _embedded(self, protocol: EvaluationProtocol, places: NDArray[np.int64]) -> Floats:
+        with phase("embed images", rows=len(places)):
+            return embed_protocol(
+                protocol,
+                self._module,
+                places,
+                batch_size=self._config.evaluate.batch_size,
+                device=self._device,
+                flip=self._config.evaluate.flip,
+            )
+
+    def _by_job(self, images: ImageRows, folder: str) -> Floats:
+        """Embed the dataset by the job of `rayface embed`, which resumes and uses all of the cluster."""
+        given = self._config.evaluate
+        job = EmbedConfig(
+            model=given.model, backbone=given.backbone, data=images.dataset.roots, out=folder, flip=given.flip
+        )
+        embed(
+            replace(
+                self._config,
+                embed=job,
+                data=replace(self._config.data, join=images.dataset.join),
+                tracking=replace(self._config.tracking, enabled=False),
+            )
+        )
+        return rows_by_key(open_embeddings(folder), images)
+
+
+def embed_protocol(
+    protocol: EvaluationProtocol,
+    model: nn.Module,
+    places: NDArray[np.int64],
+    *,
+    batch_size: int,
+    device: str | torch.device,
+    flip: bool = True,
+    bf16: bool = False,
+    done: Callable[[], None] = lambda: None,
+) -> Floats:
+    """Embed images of a protocol; the next block is read while one is embedded. Memory: two blocks of images.
+
+    Args:
+        places: (n,) numbers of images, in rising order.
+        batch_size, device, flip, done: see `embed_images`.
+        bf16: compute in bfloat16.
+
+    Returns:
+        (n, D) of length 1; 0 for an image that is not readable.
+    """
+    parts = []
+    for images, readable in _blocks(protocol, places if len(places) else np.zeros(1, np.int64)):
+        found = embed_images(
+            model, images, batch_size=batch_size, device=device, flip=flip, amp="bf16" if bf16 else None, done=done
+        )
+        found[~readable] = 0
+        parts.append(found)
+    return np.concatenate(parts)[: len(places)]
+
+
+def _blocks(
+    protocol: EvaluationProtocol, places: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Yield images and whether they are readable, in blocks of consecutive places."""
+    ends = np.flatnonzero(np.diff(places) != 1) + 1
+    bounds = sorted({0, len(places), *ends.tolist(), *range(0, len(places), _BLOCK)})
+    ranges = [(int(places[first]), int(places[last - 1]) + 1) for first, last in pairwise(bounds)]
+    with ThreadPoolExecutor(1) as reader:
+        waiting = [reader.submit(protocol.read_readable, *each) for each in ranges[:1]]
+        for following in [*ranges[1:], None]:
+            current = waiting.pop().result()
+            if following is not None:
+                waiting.append(reader.submit(protocol.read_readable, *following))
+            yield current
+
+
+def _merged(is_known: NDArray[np.bool_], known: Floats | None, new: Floats) -> Floats:
+    merged = np.empty((len(is_known), new.shape[1]), np.float32)
+    merged[~is_known] = new
+    if known is not None:
+        merged[is_known] = known
+    return merged
+
+
+def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Floats:
+    """Return the embeddings of images by their keys (n, D), normalised; 0 for a key that is missing.
+
+    Memory: the embeddings of the images, and of one file.
+    """
+    place_of = np.full(images.dataset.num_images + 1, -1, np.int64)  # the last one: a key that is not in the dataset
+    place_of[images.rows] = np.arange(len(images))
+    keys = (batch for file in embeddings.files for batch, _ in read_labels(file))
+    places = place_of[images.dataset.find(keys)]
+    found, done = np.zeros((len(images), embeddings.size), np.float32), 0
+    with phase("read embeddings", parts=len(embeddings.files), rows=embeddings.num_rows) as current:
+        for file in embeddings.files:
+            own = places[done : done + file.num_rows]
+            done += file.num_rows
+            if (own >= 0).any():
+                units = read_rows(file.path, 0, file.num_rows).embeddings[own >= 0].astype(np.float32)
+                found[own[own >= 0]] = units / np.linalg.norm(units, axis=1, keepdims=True)
+            current.advance()
+    return found
