@@ -10,6 +10,7 @@ from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, S
 from rayface.data.sources.bin import BinSource
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import FolderSource
+from rayface.data.sources.listed_files import ListSource
 from rayface.data.sources.parquet import ParquetSource
 from rayface.data.sources.rec import RecSource
 from rayface.data.sources.webdataset import WebDatasetSource
@@ -22,6 +23,7 @@ __all__ = [
     "DatasetSource",
     "FaultLog",
     "FolderSource",
+    "ListSource",
     "ParquetSource",
     "PartListing",
     "RecSource",
@@ -35,6 +37,7 @@ __all__ = [
 SOURCES: dict[str, type[DatasetSource]] = {
     "bin": BinSource,
     "folder": FolderSource,
+    "list": ListSource,
     "parquet": ParquetSource,
     "rec": RecSource,
     "webdataset": WebDatasetSource,

@@ -11,14 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from rayface.data.decode import SNIFF_BYTES, image_format
-from rayface.data.shards.members import IMAGE_SUFFIXES
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
+from rayface.data.sources.image_file import has_image_suffix, printable, read_image_file
 from rayface.data.sources.keys import ColumnValues, flat_key, numbered_keys
 from rayface.storage import DataError, Source, one_line
 
-_SUFFIXES = IMAGE_SUFFIXES | {"jp2", "pbm", "pgm", "ppm", "pnm"}
 # Of file systems, network storage and tools; folders that begin with a dot are hidden as well.
 _TOOL_NAMES = {
     "@eadir",
@@ -31,7 +30,6 @@ _TOOL_NAMES = {
     "system volume information",
 }
 _PART = 256  # folders of identities
-_MAX_BYTES = 1 << 30  # of a file that may be an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,7 @@ class FolderSource(DatasetSource):
             if not files:
                 faults.add(self._fault(folder, "identity", "a folder without files"))
             paths += files
-            identities += [unicodedata.normalize("NFC", _printable(folder))] * len(files)
+            identities += [unicodedata.normalize("NFC", printable(folder))] * len(files)
         columns = {
             "key": pa.array([_key(path) for path in paths], pa.string()),
             "identity": pa.array(identities, pa.string()),
@@ -92,22 +90,10 @@ class FolderSource(DatasetSource):
 
     def read(self, part: int, images: pa.Table) -> Iterator[SourceImage | Fault]:
         for path in images["path"].to_pylist():
-            yield self._read(os.fsdecode(path))
+            yield read_image_file(self.root, os.fsdecode(path))
 
     def unique_keys(self, keys: Sequence[pa.ChunkedArray]) -> Iterable[str]:
         return numbered_keys(ColumnValues(keys))
-
-    def _read(self, path: str) -> SourceImage | Fault:
-        where = f"{self.root}/{path}"
-        try:
-            with Source(where) as source:
-                if image_format(source.read(0, SNIFF_BYTES)) is None and not has_image_suffix(path):
-                    return self._fault(path, "no image", "not an image")
-                if source.size > _MAX_BYTES:
-                    return self._fault(path, "image", f"{source.size} bytes, more than {_MAX_BYTES}")
-                return SourceImage(source.read(0, source.size), self.root, _printable(path))
-        except DataError as error:
-            return self._fault(path, "image", one_line(error).removeprefix(f"{where}: "))
 
     def _walk(self, folder: str, faults: FaultLog) -> Iterator[str]:
         """Yield the files below root/folder, relative to root."""
@@ -157,21 +143,12 @@ class FolderSource(DatasetSource):
         return self._fault(entry.name, "no image", "not an image")
 
     def _fault(self, path: str, kind: str, reason: str) -> Fault:
-        return Fault(shard=self.root, member=_printable(path), offset=0, reason=reason, kind=kind)
+        return Fault(shard=self.root, member=printable(path), offset=0, reason=reason, kind=kind)
 
 
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden, or is created by a file manager or another tool."""
     return name.startswith(".") or name.lower() in _TOOL_NAMES
-
-
-def _printable(text: str) -> str:
-    """Replace the surrogates of names that are not valid UTF-8, which parquet and tar files cannot store."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def has_image_suffix(path: str) -> bool:
-    return path.rpartition(".")[2].lower() in _SUFFIXES
 
 
 def _key(path: str) -> str:

@@ -19,7 +19,7 @@ from rayface.data.shards.samples import Fault
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.first_image import size_of_first
-from rayface.data.sources.folder import has_image_suffix
+from rayface.data.sources.image_file import has_image_suffix
 from rayface.data.sources.parquet_rows import RowReaders
 from rayface.storage import DataError, join, locate, one_line, open_arrow, retried
 

@@ -20,7 +20,8 @@ from rayface.data.shards.tar import Fetch, is_safe_name
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.first_image import size_of_first
-from rayface.data.sources.folder import has_image_suffix, is_hidden
+from rayface.data.sources.folder import is_hidden
+from rayface.data.sources.image_file import has_image_suffix
 from rayface.storage import DataError, Source, forward_reads, join, list_files, one_line, open_binary
 
 _MAGIC = b"PK\3\4"

@@ -1,0 +1,46 @@
+"""Read one image file of a folder."""
+
+import os
+
+from rayface.data.decode import SNIFF_BYTES, image_format
+from rayface.data.shards.members import IMAGE_SUFFIXES
+from rayface.data.shards.samples import Fault
+from rayface.data.sources.base import SourceImage
+from rayface.storage import DataError, Source, is_local, join, one_line
+
+_SUFFIXES = IMAGE_SUFFIXES | {"jp2", "pbm", "pgm", "ppm", "pnm"}
+_MAX_BYTES = 1 << 30
+
+
+def read_image_file(root: str, path: str) -> SourceImage | Fault:
+    """Return the image at a path relative to `root`, or the fault: unreadable, no image, larger than 1 GiB."""
+    where = join(root, path)
+    if (
+        is_local(root)
+        and os.path.islink(where)
+        and not os.path.realpath(where).startswith(os.path.realpath(root) + "/")
+    ):
+        return _fault(root, path, "link", "symbolic link that leads out of the folder, not followed")
+    try:
+        with Source(where) as source:
+            if image_format(source.read(0, SNIFF_BYTES)) is None and not has_image_suffix(path):
+                return _fault(root, path, "no image", "not an image")
+            if source.size > _MAX_BYTES:
+                return _fault(root, path, "image", f"{source.size} bytes, more than {_MAX_BYTES}")
+            return SourceImage(source.read(0, source.size), root, printable(path))
+    except DataError as error:
+        return _fault(root, path, "image", one_line(error).removeprefix(f"{where}: "))
+
+
+def has_image_suffix(path: str) -> bool:
+    """Return whether a name ends as that of an image."""
+    return path.rpartition(".")[2].lower() in _SUFFIXES
+
+
+def printable(text: str) -> str:
+    """Replace the surrogates of names that are not valid UTF-8, which parquet and tar files cannot store."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _fault(root: str, path: str, kind: str, reason: str) -> Fault:
+    return Fault(shard=root, member=printable(path), offset=0, reason=reason, kind=kind)
