@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,32 +59,50 @@ def json_line(result: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress_bar(name: str) -> Iterator[Bar]:
-    """Show the progress of a phase on stderr: a bar on a terminal, else a line every 15 seconds."""
+def progress_bar(name: str, rows: int | None = None) -> Iterator[Bar]:
+    """Show the progress of a phase on stderr: a bar on a terminal, else a line every 15 seconds.
+
+    Args:
+        rows: number of images, for images/s.
+    """
     console = _console(stderr=True)
     if not console.is_terminal:
-        yield _count_lines(console, name)
+        yield _count_lines(console, name, rows)
         return
     with Progress(
         _text_column("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
+        _text_column("{task.fields[rate]}"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=console,
         transient=True,
     ) as bars:
-        task = bars.add_task(name, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        task, start = bars.add_task(name, total=None, rate=""), time.monotonic()
+
+        def show(done: int, total: int | None) -> None:
+            rate = _rate(done, total, rows, time.monotonic() - start)
+            bars.update(task, completed=done, total=total, rate=rate)
+
+        yield show
 
 
-def _count_lines(console: Console, label: str) -> Bar:
-    shown = time.monotonic()
+def _rate(done: int, total: int | None, rows: int | None, seconds: float) -> str:
+    return f"{rows * done / total / seconds:,.0f} images/s" if rows and total and seconds > 0 else ""
+
+
+def _count_lines(console: Console, label: str, rows: int | None = None) -> Bar:
+    start = shown = time.monotonic()
 
     def show(done: int, total: int | None) -> None:
         nonlocal shown
-        if time.monotonic() - shown >= _PLAIN_SECONDS:
-            shown = time.monotonic()
-            console.print(f"{label} {done}/{total}" if total is not None else f"{label} {done}")
+        now = time.monotonic()
+        if now - shown >= _PLAIN_SECONDS:
+            shown = now
+            counts = f"{label} {done}/{total}" if total is not None else f"{label} {done}"
+            left = f"{timedelta(seconds=round((now - start) * (total - done) / done))} left" if total and done else ""
+            console.print("  ".join(filter(None, (counts, _rate(done, total, rows, now - start), left))))
 
     return show
 

@@ -17,8 +17,8 @@ Bar = Callable[[int, int | None], None]  # (parts done, total parts; None: unkno
 class Display(Protocol):
     """Shows progress to the user."""
 
-    def bar(self, name: str) -> AbstractContextManager[Bar]:
-        """Show the progress of a phase inside the context."""
+    def bar(self, name: str, rows: int | None = None) -> AbstractContextManager[Bar]:
+        """Show the progress of a phase inside the context; `rows` is its number of images, for the rate."""
 
     def training(self, run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
         """Show the journal of a run inside the context."""
@@ -33,7 +33,7 @@ class PhaseJournal(Protocol):
 
 class _NoDisplay:
     @contextlib.contextmanager
-    def bar(self, name: str) -> Iterator[Bar]:
+    def bar(self, name: str, rows: int | None = None) -> Iterator[Bar]:
         yield lambda done, total: None
 
     @contextlib.contextmanager
@@ -104,7 +104,7 @@ def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit:
     logger.info("%s: started%s", name, "".join(f", {count}" for count in _counts(parts, rows, unit)[:1]))
     _record(name, "start", parts=parts, rows=rows)
     start = time.monotonic()
-    with _displays[-1].bar(name) as bar:
+    with _displays[-1].bar(name, rows if unit == "images" else None) as bar:
         current = Phase(parts=parts, rows=rows, _bar=bar)
         yield current
     seconds = time.monotonic() - start

@@ -27,12 +27,21 @@ def test_training_display_shows_corrupt_checkpoint_and_preflight_once(tmp_path):
 
 def test_progress_without_a_terminal_is_a_line_every_15_seconds(monkeypatch):
     """Counted from the line before."""
-    clock, shown = iter([0.0, 14.0, 15.0, 15.0, 29.0, 31.0, 31.0]), io.StringIO()
+    clock, shown = iter([0.0, 14.0, 15.0, 29.0, 31.0]), io.StringIO()
     monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
-    show = _count_lines(Console(file=shown, width=200), "embedding shards")
+    show = _count_lines(Console(file=shown, width=200), "embedding shards", 90_000)
     for done in range(1, 5):
         show(done, 9)
-    assert shown.getvalue() == "embedding shards 2/9\nembedding shards 4/9\n"
+    assert shown.getvalue() == (
+        "embedding shards 2/9  1,333 images/s  0:00:52 left\nembedding shards 4/9  1,290 images/s  0:00:39 left\n"
+    )
+
+
+def test_progress_of_unknown_size_shows_the_count_alone(monkeypatch):
+    clock, shown = iter([0.0, 20.0]), io.StringIO()
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    _count_lines(Console(file=shown, width=200), "list")(3, None)
+    assert shown.getvalue() == "list 3\n"
 
 
 def test_path_with_brackets_and_colons_is_shown_as_it_is(capsys):

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 _JPEG = b"\xff\xd8"
 _MAGIC = {
-    _JPEG: "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"GIF8": "GIF",
     b"BM": "BMP",
@@ -29,6 +28,8 @@ _ORIENTATION_TAG, _SHORT = 0x0112, 3
 
 def image_format(head: bytes) -> str | None:
     """Return the format of an image by its first SNIFF_BYTES bytes, None if it is not an image."""
+    if head.startswith(_JPEG):
+        return "JPEG"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:

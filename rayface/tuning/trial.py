@@ -98,7 +98,7 @@ class _TrialDisplay:
         self._watch, self._facts = watch, facts
 
     @contextmanager
-    def bar(self, name: str) -> Iterator[Bar]:
+    def bar(self, name: str, rows: int | None = None) -> Iterator[Bar]:
         yield lambda done, total: None
 
     @contextmanager

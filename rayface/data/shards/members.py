@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rayface.data.classes import MAX_LABEL
 from rayface.data.decode import SNIFF_BYTES, image_format
-from rayface.data.shards.tar import BLOCK, Fetch, Member, encode_member
+from rayface.data.shards.tar import Fetch, Member, member_blocks
 
 _JPEG_SUFFIXES = frozenset(("jpg", "jpeg", "jpe", "jfif"))
 IMAGE_SUFFIXES = _JPEG_SUFFIXES | {"png", "webp", "bmp", "tif", "tiff", "gif"}
@@ -159,13 +159,14 @@ def _in_range(label: int, num_classes: int | None) -> int:
 
 def encode_sample(key: str, label: int, image: bytes) -> bytes:
     """Return the tar members KEY.cls and KEY.jpg, or .png and so on by the image's content; same input, same bytes."""
-    return encode_member(_image_name(key, image), image) + encode_member(f"{key}.cls", b"%d" % label)
+    # One join: an image is copied once.
+    return b"".join((*member_blocks(_image_name(key, image), image), *member_blocks(f"{key}.cls", b"%d" % label)))
 
 
 def sample_size(key: str, image: bytes) -> int:
     """Return the number of bytes that `encode_sample` returns for a key and an image, with any label."""
-    headers = len(encode_member(_image_name(key, image), b"")) + len(encode_member(f"{key}.cls", b"0"))
-    return headers + len(image) + -len(image) % BLOCK
+    blocks = (*member_blocks(_image_name(key, image), image), *member_blocks(f"{key}.cls", b"0"))
+    return sum(map(len, blocks))
 
 
 def _image_name(key: str, image: bytes) -> str:

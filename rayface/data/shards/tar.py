@@ -235,14 +235,19 @@ def encode_member(name: str, data: bytes) -> bytes:
     Raises:
         ValueError: the name leads outside of the archive's folder.
     """
+    return b"".join(member_blocks(name, data))
+
+
+def member_blocks(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return what `encode_member` joins: headers, `data` itself, and padding."""
     if not is_safe_name(name):
         raise ValueError(f"member {name!r}: must be a relative name without .. and control characters")
     raw = name.encode("utf-8")
-    if len(raw) <= 100:
-        return _header(raw, len(data), b"0") + data + bytes(-len(data) % BLOCK)
-    long = raw + b"\0"
-    head = _header(b"././@LongLink", len(long), b"L") + long + bytes(-len(long) % BLOCK)
-    return head + _header(raw[:100], len(data), b"0") + data + bytes(-len(data) % BLOCK)
+    head = _header(raw[:100], len(data), b"0")
+    if len(raw) > 100:
+        long = raw + b"\0"
+        head = _header(b"././@LongLink", len(long), b"L") + long + bytes(-len(long) % BLOCK) + head
+    return head, data, bytes(-len(data) % BLOCK)
 
 
 def end_of_archive(size: int) -> bytes:
