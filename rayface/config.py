@@ -53,6 +53,9 @@ class DataConfig:
     """How several directories share labels: by identity name (names), by label (labels), or not at all (separate).
     None: names if all directories have them, labels if no label is in two, else refused. Also for the data of other
     verbs."""
+    weights: Fixed[Numbers] = ()
+    """How often an epoch holds the images of each directory of train: [1, 0.3] all of the first and 30% of the second,
+    others in every epoch; 2 each twice. Empty: all once."""
     image_size: Fixed[Annotated[int, Field(ge=16, le=1024)]] = 112
     """Side of an image, pixels; other sizes are resized."""
     max_corrupt_fraction: Fraction = 1e-3

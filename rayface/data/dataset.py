@@ -93,6 +93,12 @@ class Dataset:
         """Number of classes with images."""
         return num_with_images(self.index.label, self.num_classes)
 
+    def root_sizes(self) -> list[int]:
+        """Return the number of images of each directory, which are one after the other in the index."""
+        ends = np.cumsum([file.num_shards for file in self.key_files])
+        before = [int(np.count_nonzero(self.index.shard < end)) for end in ends]
+        return np.diff([0, *before]).tolist()
+
     def shard_paths(self) -> list[str]:
         """Return the paths that `index.shard` refers to, for read_samples."""
         return [shard.path for shard in self.shards]

@@ -9,6 +9,7 @@ from typing import Any
 from rayface.config import Config, load, with_overrides
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming.micro_batches import check_pieces
+from rayface.data.streaming.weighted_order import draws_of
 from rayface.heads.from_config import check_config_head
 from rayface.plan.memory import Job, host_memory, job_of, memory
 from rayface.plan.preflight import GB, check_fits, largest_num_classes
@@ -251,11 +252,9 @@ def _counts(config: Config, preset: str | None, num_classes: int | None, num_ima
     if config.data.train:
         if num_classes is not None or num_images is not None:
             raise ValueError("num_classes, data.train: both are set: give one of the two")
-        return _counted(
-            open_dataset(
-                config.data.train, max_corrupt_fraction=config.data.max_corrupt_fraction, join=config.data.join
-            )
-        )
+        data = config.data
+        found = open_dataset(data.train, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
+        return _counted(found, data.weights, data.chunk_images)
     if num_classes is not None:
         return Counts(num_classes=num_classes, num_images=num_images, source="as given")
     if preset in PUBLISHED_COUNTS:
@@ -266,11 +265,12 @@ def _counts(config: Config, preset: str | None, num_classes: int | None, num_ima
     raise ValueError(f"num_classes: is not set: give it, data.train=DIR, or one of the presets {known}")
 
 
-def _counted(found: Dataset) -> Counts:
+def _counted(found: Dataset, weights: Sequence[float], chunk_images: int) -> Counts:
+    sizes = found.root_sizes() if weights else []
     return Counts(
         num_classes=found.num_classes,
         num_classes_with_images=found.num_classes_with_images,
-        num_images=found.num_images,
+        num_images=sum(draws_of(sizes, weights, chunk_images)) if weights else found.num_images,
         source=f"counted in {found.name}" + (f", {found.join_text}" if found.join_text else ""),
     )
 

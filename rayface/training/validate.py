@@ -105,6 +105,7 @@ def _sample_order(config: Config, dataset: Dataset) -> SampleOrder:
         chunk_images=config.data.chunk_images,
         window_images=config.data.window_images,
         stream=_stream(config.head.name),
+        weights=config.data.weights,
     )
 
 

@@ -50,12 +50,17 @@ class SampleOrder:
     window_images: int = 4096
 
     def __post_init__(self) -> None:
-        if self.num_samples < self.images_per_step:
+        if self.epoch_images < self.images_per_step:
             each = f" rows of {self.images_per_row}" if self.images_per_row > 1 else ""
             raise ValueError(
-                f"train.batch_size: {self.batch_size}:{each} must not exceed the {self.num_samples} samples of "
+                f"train.batch_size: {self.batch_size}:{each} must not exceed the {self.epoch_images} samples of "
                 "data.train: use a smaller batch or more data"
             )
+
+    @property
+    def epoch_images(self) -> int:
+        """Number of images from which the batches of an epoch are cut."""
+        return self.num_samples
 
     @property
     def images_per_step(self) -> int:
@@ -63,8 +68,8 @@ class SampleOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which as many images are seen as the dataset has."""
-        return self.num_samples // self.images_per_step
+        """Steps in which as many images are seen as an epoch has."""
+        return self.epoch_images // self.images_per_step
 
     @property
     def window_steps(self) -> int:
@@ -114,14 +119,19 @@ class SampleOrder:
         return slice(rows.start * self.images_per_row, rows.stop * self.images_per_row)
 
     def _at(self, epoch: int, positions: Ids) -> Ids:
-        """Return the images at positions of an epoch's chunk order, without computing the whole order."""
-        order, short_place = _chunk_order(self.num_samples, self.chunk_images, self.seed, epoch)
-        missing = -self.num_samples % self.chunk_images
-        # Only the last chunk of the data is short; positions after it move up by the missing images.
-        end_of_short = (short_place + 1) * self.chunk_images - missing
-        places = positions + missing * (positions >= end_of_short)
-        chunk, inside = np.divmod(places, self.chunk_images)
-        return order[chunk].astype(np.int64) * self.chunk_images + inside
+        """Return the images at positions of an epoch's order, without computing the whole order."""
+        return chunk_order_at(positions, self.epoch_images, self.chunk_images, self.seed, epoch, 0)
+
+
+def chunk_order_at(positions: Ids, num_samples: int, chunk_images: int, seed: int, epoch: int, stream: int) -> Ids:
+    """Return the images at positions of a permutation of chunks; `stream` and `epoch` tell permutations apart."""
+    order, short_place = _chunk_order(num_samples, chunk_images, seed, epoch, stream)
+    missing = -num_samples % chunk_images
+    # Only the last chunk of the data is short; positions after it move up by the missing images.
+    end_of_short = (short_place + 1) * chunk_images - missing
+    places = positions + missing * (positions >= end_of_short)
+    chunk, inside = np.divmod(places, chunk_images)
+    return order[chunk].astype(np.int64) * chunk_images + inside
 
 
 def rank_rows(batch_size: int, rank: int, world_size: int) -> slice:
@@ -129,9 +139,9 @@ def rank_rows(batch_size: int, rank: int, world_size: int) -> slice:
     return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
-@lru_cache(maxsize=2)
-def _chunk_order(num_samples: int, chunk: int, seed: int, epoch: int) -> tuple[NDArray[np.int32], int]:
+@lru_cache(maxsize=8)  # two epochs of an order and of some directories, 4 bytes a chunk each
+def _chunk_order(num_samples: int, chunk: int, seed: int, epoch: int, stream: int) -> tuple[NDArray[np.int32], int]:
     num_chunks = -(-num_samples // chunk)
     order = np.arange(num_chunks, dtype=np.int32)  # the same order as permutation(num_chunks) in a third of the memory
-    np.random.default_rng([seed, epoch, 0]).shuffle(order)
+    np.random.default_rng([seed, epoch, stream]).shuffle(order)
     return order, int(np.argmax(order))

@@ -1,5 +1,6 @@
 """Check whether a run can be resumed with changed settings, by its newest checkpoint, before anything is written."""
 
+import json
 from collections.abc import Mapping
 
 import torch
@@ -39,7 +40,7 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
         configs.flat(config, configs.TRAINING),
     )
     chunk = progress.plan["chunk_images"]
-    if progress.plan != vars(sample_order):
+    if progress.plan != json.loads(json.dumps(vars(sample_order))):
         raise ValueError(
             "train.output: the run draws its samples in another order than this version of rayface (layout "
             f"by_identity, chunks of {chunk} images): finish it with the version that started it, or start a new run"

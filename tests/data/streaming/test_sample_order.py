@@ -47,7 +47,7 @@ def test_order_of_chunks_is_numpys_permutation_in_four_bytes_a_chunk():
     """A resumed run of an earlier version gets the same images."""
     tracemalloc.start()
     try:
-        order, place = _chunk_order(800_003, 2, 5, 3)
+        order, place = _chunk_order(800_003, 2, 5, 3, 0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

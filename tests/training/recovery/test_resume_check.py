@@ -1,11 +1,14 @@
 """Which settings a run can be resumed with: refused before anything is written exactly where loading would fail."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rayface import config as configs
+from rayface.data.streaming.weighted_order import WeightedOrder
+from rayface.training.checkpointing.progress import Progress
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.run_directory import RunDirectory
 from tests.training.small_run import SAMPLE_ORDER, config_of, training
@@ -57,3 +60,18 @@ def test_resume_with_a_changed_setting_is_refused_exactly_where_loading_fails(
 def test_resume_with_another_order_of_samples_is_refused(started_run: Path) -> None:
     with pytest.raises(ValueError, match=r"draws its samples in another order .*chunks of 8 images"):
         check_resumable(RunDirectory(started_run), config_of(), replace(SAMPLE_ORDER, chunk_images=1))
+
+
+def test_resume_with_the_weights_it_was_started_with_is_accepted(
+    started_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = WeightedOrder(**vars(SAMPLE_ORDER), sizes=(3, SAMPLE_ORDER.num_samples - 3), draws=(8, 16))
+    read = Progress.read
+
+    def of_weighted_run(folder: Path) -> Progress:
+        return replace(read(folder), plan=json.loads(json.dumps(vars(order))))
+
+    monkeypatch.setattr(Progress, "read", of_weighted_run)
+    check_resumable(RunDirectory(started_run), config_of(), order)
+    with pytest.raises(ValueError, match="draws its samples in another order"):
+        check_resumable(RunDirectory(started_run), config_of(), replace(order, draws=(16, 16)))
