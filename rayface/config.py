@@ -289,14 +289,21 @@ class EvaluateConfig:
     every: Operational[NotNegative] = 0
     """Steps between validations during training. 0: only before the first and after the last step."""
     protocols: Names = ()
-    """How a model is measured: pairs (10-fold verification), or a protocol of a plugin. The first one's main figure
-    selects the best checkpoint. None: every built-in protocol whose inputs are set."""
+    """How a model is measured: pairs or bin (10-fold verification), all_vs_all, or a protocol of a plugin. The first
+    one's main figure selects the best checkpoint. None: every built-in protocol whose inputs are set."""
     pairs: PathText | None = None
     """Pairs of images: a CSV with path_a, path_b, is_same, fold, or LFW's pairs.txt."""
     data: Paths = ()
     """Dataset directory, or several, that hold the images named in pairs."""
     bin: Paths = ()
     """InsightFace's .bin file of pairs and their images, or several."""
+    all_vs_all: Paths = ()
+    """Dataset directory, or several, whose images are all compared with each other."""
+    group_by: Names = ()
+    """Columns of groups, such as race, for rates inside each group of all_vs_all."""
+    groups: PathText | None = None
+    """Table of the groups, CSV or parquet, with a column key, identity or label. None: the dataset's
+    identities.parquet."""
     options: Options = Field(default_factory=dict)
     """Settings of a plugin's protocol."""
     flip: bool = True

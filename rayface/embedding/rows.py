@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from rayface.arrays import Floats, Ints
 from rayface.storage import DataError, one_line, open_arrow
@@ -85,6 +86,16 @@ def read_labels(file: EmbeddingFile) -> Iterator[tuple[pa.Array, Ints]]:
             rows += len(labels)
             yield keys, labels
     _refuse_changed(file.path, rows, file.num_rows)
+
+
+def read_norms(file: EmbeddingFile) -> NDArray[np.float32] | None:
+    """Return the lengths of the raw embeddings of a file (n,), None if it has no column `norm`."""
+    with reading(file.path) as parquet:
+        if "norm" not in parquet.schema_arrow.names:
+            return None
+        column = parquet.read(columns=["norm"])["norm"].combine_chunks().cast(pa.float32())
+        found: NDArray[np.float32] = column.to_numpy(zero_copy_only=False)
+    return found
 
 
 def _keys_and_labels(path: str, batch: pa.RecordBatch) -> tuple[pa.Array, Ints]:

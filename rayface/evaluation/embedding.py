@@ -15,19 +15,17 @@ from torch import nn
 from rayface.config import Config, EmbedConfig
 from rayface.embedding.embed import embed
 from rayface.embedding.embeddings import Embeddings, open_embeddings
-from rayface.embedding.rows import read_labels, read_rows
+from rayface.embedding.rows import read_labels, read_norms, read_rows
 from rayface.evaluation.embedding_cache import EmbeddingCache
 from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.protocol import EvaluationProtocol
-from rayface.models.forward import embed_images
+from rayface.models.forward import Embedded, embed_with_norms
 from rayface.models.model_files import LoadedModel, load_model
 from rayface.progress import phase
 from rayface.storage import DataError
 
 _BLOCK = 1024  # images read at a time, while the block before is embedded
 _JOB_IMAGES = 20_000  # below this, starting Ray takes longer than it saves
-
-Floats = NDArray[np.float32]
 
 
 class GivenEmbeddings:
@@ -37,8 +35,8 @@ class GivenEmbeddings:
         self._path, self._embeddings = path, open_embeddings(path)
         self.image_size = 16  # images are only decoded to check them
 
-    def __call__(self, name: str, protocol: EvaluationProtocol) -> Floats:
-        """Return the embeddings of a protocol's images (n, D) of length 1; 0 for a key that is missing.
+    def __call__(self, name: str, protocol: EvaluationProtocol) -> Embedded:
+        """Return the embeddings of a protocol's images, of length 1; 0 for a key that is missing.
 
         Raises:
             ValueError: the images are of no dataset, or no key is found.
@@ -48,7 +46,7 @@ class GivenEmbeddings:
                 f"evaluate.embeddings: protocol {name}: has images of no dataset: set evaluate.model instead"
             )
         found = rows_by_key(self._embeddings, protocol.source)
-        if not found.any():
+        if not found.embeddings.any():
             raise DataError(
                 f"evaluate.embeddings: {self._path}: has no key of {', '.join(protocol.source.dataset.roots)}: give "
                 "the embeddings of this dataset"
@@ -66,8 +64,8 @@ class ModelEmbeddings:
         self._module: nn.Module = self._loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.image_size = self._loaded.info.image_size
 
-    def __call__(self, name: str, protocol: EvaluationProtocol) -> Floats:
-        """Return the embeddings of a protocol's images (n, D) of length 1; 0 for an image that is not readable.
+    def __call__(self, name: str, protocol: EvaluationProtocol) -> Embedded:
+        """Return the embeddings of a protocol's images, of length 1; 0 for an image that is not readable.
 
         Raises:
             ValueError: an image cannot be read; one line.
@@ -85,13 +83,13 @@ class ModelEmbeddings:
             if source is not None and source.is_whole and len(missing) >= _JOB_IMAGES:
                 return self._by_job(source, cache.job_folder)
             new = self._embedded(protocol, missing)
-            if np.isfinite(new).all():
+            if np.isfinite(new.embeddings).all():
                 cache.store(rows[missing], new)
             known = _merged(is_known, known, new)
         assert known is not None
         return known
 
-    def _embedded(self, protocol: EvaluationProtocol, places: NDArray[np.int64]) -> Floats:
+    def _embedded(self, protocol: EvaluationProtocol, places: NDArray[np.int64]) -> Embedded:
         with phase("embed images", rows=len(places)):
             return embed_protocol(
                 protocol,
@@ -102,7 +100,7 @@ class ModelEmbeddings:
                 flip=self._config.evaluate.flip,
             )
 
-    def _by_job(self, images: ImageRows, folder: str) -> Floats:
+    def _by_job(self, images: ImageRows, folder: str) -> Embedded:
         """Embed the dataset by the job of `rayface embed`, which resumes and uses all of the cluster."""
         given = self._config.evaluate
         job = EmbedConfig(
@@ -129,25 +127,25 @@ def embed_protocol(
     flip: bool = True,
     bf16: bool = False,
     done: Callable[[], None] = lambda: None,
-) -> Floats:
+) -> Embedded:
     """Embed images of a protocol; the next block is read while one is embedded. Memory: two blocks of images.
 
     Args:
         places: (n,) numbers of images, in rising order.
-        batch_size, device, flip, done: see `embed_images`.
+        batch_size, device, flip, done: see `embed_with_norms`.
         bf16: compute in bfloat16.
 
     Returns:
-        (n, D) of length 1; 0 for an image that is not readable.
+        Embeddings (n, D) of length 1, 0 for an image that is not readable, and norms (n,).
     """
     parts = []
     for images, readable in _blocks(protocol, places if len(places) else np.zeros(1, np.int64)):
-        found = embed_images(
+        found = embed_with_norms(
             model, images, batch_size=batch_size, device=device, flip=flip, amp="bf16" if bf16 else None, done=done
         )
-        found[~readable] = 0
+        found.embeddings[~readable] = 0
         parts.append(found)
-    return np.concatenate(parts)[: len(places)]
+    return Embedded(*(np.concatenate(column)[: len(places)] for column in zip(*parts, strict=True)))
 
 
 def _blocks(
@@ -166,16 +164,19 @@ def _blocks(
             yield current
 
 
-def _merged(is_known: NDArray[np.bool_], known: Floats | None, new: Floats) -> Floats:
-    merged = np.empty((len(is_known), new.shape[1]), np.float32)
-    merged[~is_known] = new
-    if known is not None:
-        merged[is_known] = known
-    return merged
+def _merged(is_known: NDArray[np.bool_], known: Embedded | None, new: Embedded) -> Embedded:
+    if known is None:
+        return new
+    columns = []
+    for old, added in zip(known, new, strict=True):
+        column = np.empty((len(is_known), *added.shape[1:]), np.float32)
+        column[is_known], column[~is_known] = old, added
+        columns.append(column)
+    return Embedded(*columns)
 
 
-def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Floats:
-    """Return the embeddings of images by their keys (n, D), normalised; 0 for a key that is missing.
+def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Embedded:
+    """Return the embeddings of images by their keys, normalised; 0 for a key that is missing, norms NaN if unknown.
 
     Memory: the embeddings of the images, and of one file.
     """
@@ -184,6 +185,7 @@ def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Floats:
     keys = (batch for file in embeddings.files for batch, _ in read_labels(file))
     places = place_of[images.dataset.find(keys)]
     found, done = np.zeros((len(images), embeddings.size), np.float32), 0
+    norms = np.full(len(images), np.nan, np.float32)
     with phase("read embeddings", parts=len(embeddings.files), rows=embeddings.num_rows) as current:
         for file in embeddings.files:
             own = places[done : done + file.num_rows]
@@ -191,5 +193,8 @@ def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Floats:
             if (own >= 0).any():
                 units = read_rows(file.path, 0, file.num_rows).embeddings[own >= 0].astype(np.float32)
                 found[own[own >= 0]] = units / np.linalg.norm(units, axis=1, keepdims=True)
+                lengths = read_norms(file)
+                if lengths is not None:
+                    norms[own[own >= 0]] = lengths[own >= 0]
             current.advance()
-    return found
+    return Embedded(found, norms)

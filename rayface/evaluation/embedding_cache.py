@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from rayface.data.scan_cache import cache_folders
 from rayface.files import write_file
+from rayface.models.forward import Embedded
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 
 
 class EmbeddingCache:
@@ -39,37 +40,41 @@ class EmbeddingCache:
         self._files = [each / f"{key}.npz" for each in folders]
         self.job_folder = str(self._files[0].with_suffix("").absolute())
 
-    def load(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
-        """Return which rows are cached, (n,), and the embeddings of these (m, D); None if no row is."""
+    def load(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Embedded | None]:
+        """Return which rows are cached, (n,), and the embeddings and norms of these; None if no row is."""
         for file in self._files:
-            try:
-                with np.load(file) as stored:
-                    known, embeddings = stored["rows"], stored["embeddings"]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            stored = _read(file)
+            if stored is None:
                 continue
+            known, embedded = stored
             places = np.minimum(np.searchsorted(known, rows), len(known) - 1)
             found = known[places] == rows
             if found.any():
-                return found, embeddings[places[found]]
+                return found, Embedded(*(column[places[found]] for column in embedded))
         return np.zeros(len(rows), bool), None
 
-    def store(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
-        """Add rows (n,) and their embeddings (n, D) to the cached ones; without a writable folder nothing is cached."""
+    def store(self, rows: NDArray[np.int64], embedded: Embedded) -> None:
+        """Add rows (n,) and their embeddings to the cached ones; without a writable folder nothing is cached."""
         for file in self._files:
-            try:
-                with np.load(file) as stored:
-                    rows, embeddings = (
-                        np.concatenate([rows, stored["rows"]]),
-                        np.concatenate([embeddings, stored["embeddings"]]),
-                    )
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                pass
-            rows, first = np.unique(rows, return_index=True)
+            every, columns = rows, tuple(embedded)
+            if stored := _read(file):
+                every = np.concatenate([rows, stored[0]])
+                columns = tuple(np.concatenate(pair) for pair in zip(embedded, stored[1], strict=True))
+            every, first = np.unique(every, return_index=True)
             content = io.BytesIO()
-            np.savez(content, rows=rows, embeddings=embeddings[first])
+            np.savez(content, rows=every, embeddings=columns[0][first], norms=columns[1][first])
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_file(file, content.getbuffer())
                 return
             except OSError as error:
                 logger.warning("embeddings are not cached: %s: %s", file.parent, error.strerror)
+
+
+def _read(file: Path) -> tuple[NDArray[np.int64], Embedded] | None:
+    """Return rows, in rising order, and embeddings of a file; None if it is missing or damaged."""
+    try:
+        with np.load(file) as stored:
+            return stored["rows"], Embedded(stored["embeddings"], stored["norms"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

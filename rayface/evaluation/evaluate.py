@@ -58,9 +58,9 @@ def evaluate(config: Config) -> EvaluationResult:
     make_folder(join(root, "plots"))  # fail before the work if it cannot be written
     results = {}
     for name, protocol in protocols.items():
-        embeddings = embedded(name, protocol)
+        images = embedded(name, protocol)
         with phase("score" if len(protocols) == 1 else f"score {name}"):
-            results[name] = protocol.score(embeddings)
+            results[name] = protocol.score(images)
     result = EvaluationResult(
         model=str(given.model or given.embeddings), inputs=_inputs(protocols.values()), results=results
     )

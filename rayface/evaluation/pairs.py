@@ -17,6 +17,7 @@ from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.pair_set import PairSet, load_bin, load_pairs
 from rayface.evaluation.protocol import EvaluationProtocol, Figure, ProtocolResult, Roc, fault_of, number
 from rayface.evaluation.verification import best_threshold, fold_accuracy, pair_scores, roc_of
+from rayface.models.forward import Embedded
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _CONSTANT = 1e-9  # scores that differ by less are equal
@@ -104,8 +105,8 @@ class PairsProtocol(EvaluationProtocol):
     def read_images(self, first: int, last: int) -> NDArray[np.uint8]:
         return self.pairs.images[first:last]
 
-    def score(self, embeddings: NDArray[np.float32], done: Callable[[], None] = lambda: None) -> PairResult:
-        return evaluate_pairs(embeddings, self.pairs, done)
+    def score(self, embedded: Embedded, done: Callable[[], None] = lambda: None) -> PairResult:
+        return evaluate_pairs(embedded.embeddings, self.pairs, done)
 
 
 class BinProtocol(PairsProtocol):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from rayface.config import EvaluateConfig
 from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.verification import thinned
+from rayface.models.forward import Embedded
 
-Figure = float | int | None | Mapping[str, float | None]
+Figure = float | int | None | Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,13 @@ class EvaluationProtocol(ABC):
         return self.read_images(first, last), np.ones(last - first, bool)
 
     @abstractmethod
-    def score(self, embeddings: NDArray[np.float32], done: Callable[[], None] = lambda: None) -> ProtocolResult:
+    def score(self, embedded: Embedded, done: Callable[[], None] = lambda: None) -> ProtocolResult:
         """Score the embeddings.
 
         Args:
-            embeddings: (num_images, D) of length 1, in the order of the images; 0 for an image that is not readable,
-                not finite if the model's output is not.
+            embedded: embeddings (num_images, D) of length 1 and norms (num_images,), in the order of the images. An
+                embedding is 0 for an image that is not readable, and not finite if the model's output is not; norms
+                are NaN if they are not known.
             done: called after every block of work; the watchdog counts it as progress.
         """
 

@@ -3,13 +3,18 @@
 from typing import Any
 
 from rayface.config import EvaluateConfig
+from rayface.evaluation.all_vs_all_protocol import AllVsAllProtocol
 from rayface.evaluation.pairs import BinProtocol, PairsProtocol
 from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult
 from rayface.plugins import ensure_loaded
 
 __all__ = ["BUILT_IN", "PROTOCOLS", "EvaluationProtocol", "ProtocolResult", "configured_protocols", "open_protocols"]
 
-PROTOCOLS: dict[str, type[EvaluationProtocol]] = {"pairs": PairsProtocol, "bin": BinProtocol}
+PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
+    "pairs": PairsProtocol,
+    "bin": BinProtocol,
+    "all_vs_all": AllVsAllProtocol,
+}
 BUILT_IN = tuple(PROTOCOLS)
 
 

@@ -24,6 +24,22 @@ _PRUNE_FLAGS = (
     "write_shards",
 )
 
+_EVALUATE_FLAGS = (
+    "model",
+    "pairs",
+    "data",
+    "bin",
+    "all_vs_all",
+    "group_by",
+    "groups",
+    "out",
+    "backbone",
+    "embeddings",
+    "batch_size",
+    "flip",
+    "cache",
+)
+
 
 def _flags(group: str, *names: str, **others: str) -> dict[str, str]:
     return {**{name: f"{group}.{name}" for name in names}, **others}
@@ -98,12 +114,9 @@ STAGES: dict[str, StageType] = {
         title="trained",
     ),
     "evaluate": StageType(
-        summary="Measure a model by protocols: pairs (10 folds), or those of plugins.",
+        summary="Measure a model by protocols: pairs (10 folds), all-vs-all, or those of plugins.",
         function=functions.evaluate_model,
-        flags=_flags(
-            "evaluate", "model", "pairs", "data", "bin", "out", "backbone", "embeddings", "batch_size", "flip", "cache"
-        )
-        | {"protocol": "evaluate.protocols"},
+        flags=_flags("evaluate", *_EVALUATE_FLAGS, protocol="evaluate.protocols"),
         decisive=("evaluate",),
         required=("evaluate.out",),
         output="evaluate.out",
@@ -131,6 +144,7 @@ INPUT_KINDS: dict[str, tuple[Kind, ...]] = {
     "embed.data": ("data",),
     "prune.data": ("data",),
     "evaluate.data": ("data",),
+    "evaluate.all_vs_all": ("data",),
     "prune.embeddings": ("embeddings",),
     "evaluate.embeddings": ("embeddings",),
     "clean.exclude": ("embeddings",),
@@ -149,5 +163,6 @@ INPUT_PATHS = (
     "convert.source",
     "evaluate.pairs",
     "evaluate.bin",
+    "evaluate.groups",
 )
 """Config keys whose path must exist, unless it refers to a stage."""

@@ -90,16 +90,22 @@ def evaluate_model(config: Config, resume: bool) -> Result:
 
 
 def shown_evaluation(result: Result) -> Result:
-    """Return the figures of every protocol, and words for those that are not measured."""
+    """Return the figures of every protocol, with words for those that are not measured."""
     shown = {name: value for name, value in result.items() if isinstance(value, str)}
     several = len(result["protocols"]) > 1
     for protocol, figures in result["protocols"].items():
         reasons = figures.get("not_measured", {})
-        for name, value in figures.items():
-            if name != "not_measured":
-                text = f"not measured: {reasons[name]}" if name in reasons else value
-                shown[f"{protocol}: {name}" if several else name] = text
+        own = {name: _worded(value) for name, value in figures.items() if name != "not_measured"}
+        if reasons:
+            own["why not measured"] = "; ".join(dict.fromkeys(reasons.values()))
+        shown |= {f"{protocol}: {name}" if several else name: value for name, value in own.items()}
     return shown
+
+
+def _worded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _worded(part) for key, part in value.items()}
+    return "not measured" if value is None else value
 
 
 def export_model(config: Config, resume: bool) -> Result:

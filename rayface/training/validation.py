@@ -4,13 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from rayface.config import Config
 from rayface.evaluation.embedding import embed_protocol
 from rayface.evaluation.protocol import evaluation_content
 from rayface.evaluation.protocols import EvaluationProtocol, open_protocols
+from rayface.models.forward import Embedded
 from rayface.progress import phase
 from rayface.training.distributed import World, average_buffers, gather_rows
 from rayface.training.recovery.watchdog import Watchdog
@@ -65,7 +65,7 @@ class Evaluation:
         self._run.write_evaluation({**evaluation_content(results), "step": step})
         return next(iter(self.main_figures.values()))
 
-    def _embedded(self, protocol: EvaluationProtocol, backbone: nn.Module, watchdog: Watchdog) -> NDArray[np.float32]:
+    def _embedded(self, protocol: EvaluationProtocol, backbone: nn.Module, watchdog: Watchdog) -> Embedded:
         """Embed this rank's part of the images, and return those of all ranks."""
         world, n = self._world, protocol.num_images
         bounds = [rank * n // world.size for rank in range(world.size + 1)]
@@ -80,5 +80,6 @@ class Evaluation:
             done=watchdog.alive,
         )
         counts = [last - first for first, last in pairwise(bounds)]
-        rows: NDArray[np.float32] = gather_rows(torch.from_numpy(own).to(world.device), counts, world).cpu().numpy()
-        return rows
+        rows = torch.from_numpy(np.column_stack(own)).to(world.device)
+        every = gather_rows(rows, counts, world).cpu().numpy()
+        return Embedded(every[:, :-1], every[:, -1])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rayface.evaluation.embedding_cache import EmbeddingCache
+from rayface.models.forward import Embedded
 
 
 @pytest.fixture
@@ -13,15 +14,16 @@ def cache(tmp_path):
 
 def rows_of(*rows):
     places = np.array(rows)
-    return places, np.stack([places, -places], axis=1).astype(np.float32)
+    return places, Embedded(np.stack([places, -places], axis=1).astype(np.float32), places.astype(np.float32) / 2)
 
 
 def test_cache_of_rows_in_parts_returns_those_it_has(cache):
     cache.store(*rows_of(5, 1, 9))
     cache.store(*rows_of(2, 5))
-    found, embeddings = cache.load(np.array([9, 3, 2, 5]))
+    found, embedded = cache.load(np.array([9, 3, 2, 5]))
     assert found.tolist() == [True, False, True, True]
-    assert embeddings.tolist() == [[9, -9], [2, -2], [5, -5]]
+    assert embedded.embeddings.tolist() == [[9, -9], [2, -2], [5, -5]]
+    assert embedded.norms.tolist() == [4.5, 1, 2.5]
 
 
 @pytest.mark.parametrize("change", [{"model": "other"}, {"dataset": "other"}, {"flip": False}])

@@ -98,7 +98,7 @@ def test_evaluate_into_a_folder_that_cannot_be_written_names_the_key(
 
 def test_evaluate_again_on_the_same_images_costs_no_forward_pass(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = evaluate(given()).as_dict()
-    monkeypatch.setattr(embedding, "embed_images", lambda *given, **keys: pytest.fail("a forward pass"))
+    monkeypatch.setattr(embedding, "embed_with_norms", lambda *given, **keys: pytest.fail("a forward pass"))
     assert evaluate(given()).as_dict() == first
 
 

@@ -1,0 +1,178 @@
+"""The all-vs-all protocol: TAR at FAR over every pair of a labelled dataset, and inside groups, as MFR's track does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayface.config import EvaluateConfig
+from rayface.data.dataset import open_dataset
+from rayface.evaluation.all_vs_all import TailRates, group_rows, tail_rates
+from rayface.evaluation.dataset_protocol import DatasetProtocol
+from rayface.evaluation.groups import Groups, load_groups
+from rayface.evaluation.image_rows import ImageRows
+from rayface.evaluation.pairs import FARS, unresolved
+from rayface.evaluation.protocol import Figure, ProtocolResult, Roc, number
+from rayface.models.forward import Embedded
+from rayface.progress import phase
+
+_CURVE = tuple(sorted([*FARS, *(3 * far for far in FARS)]))  # rates of the curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllVsAllSettings:
+    """Dataset, and the columns that group its images."""
+
+    data: tuple[str, ...]
+    group_by: tuple[str, ...] = ()
+    groups: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllVsAllResult(ProtocolResult):
+    """Result of all-vs-all.
+
+    Attributes:
+        rates: over all pairs, at the rates of FARS.
+        num_images: number of compared images.
+        num_left_out: number of images that are not readable.
+        groups: rates inside each group, by column.
+    """
+
+    rates: TailRates
+    num_images: int
+    num_left_out: int = 0
+    groups: Mapping[str, Mapping[str, TailRates]] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Figure]:
+        groups = {column: {name: _figures(rates) for name, rates in own.items()} for column, own in self.groups.items()}
+        return {
+            **_figures(self.rates),
+            "num_images": self.num_images,
+            "num_left_out": self.num_left_out,
+            **({"groups": groups} if groups else {}),
+        }
+
+    @property
+    def main_figure(self) -> float:
+        """TAR at the lowest rate that the impostor pairs resolve."""
+        resolved = [far for far in FARS if far * self.rates.num_impostor >= 1]
+        return float(self.rates.tar[FARS.index(min(resolved))]) if resolved else float("nan")
+
+
+def _figures(rates: TailRates) -> dict[str, Figure]:
+    """Return figures as JSON has them; None for a rate that the pairs do not resolve."""
+    resolved = [far * rates.num_impostor >= 1 for far in FARS]
+
+    def by_far(values: Any) -> dict[str, object]:
+        pairs = zip(FARS, values, resolved, strict=True)
+        return {f"{far:.0e}": number(value) if is_resolved else None for far, value, is_resolved in pairs}
+
+    return {
+        "tar_at_far": by_far(rates.tar),
+        "threshold_at_far": by_far(rates.threshold),
+        "num_genuine": rates.num_genuine,
+        "num_impostor": rates.num_impostor,
+    }
+
+
+class AllVsAllProtocol(DatasetProtocol):
+    """All-vs-all on the dataset of evaluate.all_vs_all, in groups by the columns of evaluate.group_by."""
+
+    def __init__(self, source: ImageRows, image_size: int, groups: Groups) -> None:
+        super().__init__(source, image_size)
+        self._groups = groups
+
+    @classmethod
+    def settings_of(cls, evaluate: EvaluateConfig) -> Any | None:
+        if not evaluate.all_vs_all:
+            if evaluate.group_by:
+                raise ValueError("evaluate.group_by: requires evaluate.all_vs_all, the dataset that is grouped")
+            return None
+        if evaluate.groups is not None and not evaluate.group_by:
+            raise ValueError("evaluate.groups: requires evaluate.group_by, the columns of the table to group by")
+        return AllVsAllSettings(data=evaluate.all_vs_all, group_by=evaluate.group_by, groups=evaluate.groups)
+
+    @classmethod
+    def open(cls, settings: AllVsAllSettings, *, image_size: int) -> AllVsAllProtocol:
+        dataset = open_dataset(settings.data)
+        groups = load_groups(dataset, settings.group_by, settings.groups)
+        rows = np.arange(dataset.num_images, dtype=np.int64)
+        return cls(ImageRows(dataset=dataset, rows=rows), image_size, groups)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"all_vs_all": ", ".join(self.source.dataset.roots)}
+
+    def score(self, embedded: Embedded, done: Callable[[], None] = lambda: None) -> AllVsAllResult:
+        embeddings, labels = embedded.embeddings, self.source.dataset.index.label
+        norms = np.linalg.norm(embeddings, axis=1)
+        if num_bad := int(np.count_nonzero(~np.isfinite(norms))):
+            reason = f"{num_bad} of {len(norms)} embeddings are NaN or infinite: the model diverged"
+            return _not_measured(len(norms), reason)
+        kept = np.flatnonzero(norms > 0)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+
+        def rates_of(rows: np.ndarray, fars: tuple[float, ...]) -> TailRates:
+            num_pairs = len(rows) * (len(rows) - 1) // 2
+            with phase("compare pairs", parts=num_pairs, rows=num_pairs, unit="pairs") as current:
+
+                def advance(pairs: int) -> None:
+                    current.advance(pairs)
+                    done()
+
+                return tail_rates(embeddings, labels, fars, rows=rows, device=device, done=advance)
+
+        curve = rates_of(kept, _CURVE)
+        groups = {}
+        for column, names in self._groups.items():
+            grouped = kept[[name is not None for name in names[kept]]]
+            parts = group_rows(names[grouped].astype(str), len(grouped)) if len(grouped) else ()
+            groups[column] = {str(name): rates_of(grouped[rows], FARS) for name, rows in parts}
+        return _result(curve, len(kept), len(norms) - len(kept), groups)
+
+
+def _result(
+    curve: TailRates, num_images: int, num_left_out: int, groups: Mapping[str, Mapping[str, TailRates]]
+) -> AllVsAllResult:
+    at = [_CURVE.index(far) for far in FARS]
+    rates = TailRates(
+        tar=curve.tar[at],
+        threshold=curve.threshold[at],
+        num_genuine=curve.num_genuine,
+        num_impostor=curve.num_impostor,
+    )
+    reasons = _reasons(rates, "tar_at_far")
+    for column, own in groups.items():
+        for name, group in own.items():
+            reasons |= _reasons(group, f"groups.{column}.{name}.tar_at_far")
+    resolved = np.array([far * curve.num_impostor >= 1 for far in _CURVE])
+    is_measured = bool(curve.num_genuine and curve.num_impostor)
+    return AllVsAllResult(
+        rates=rates,
+        num_images=num_images,
+        num_left_out=num_left_out,
+        groups=groups,
+        not_measured=reasons,
+        roc=Roc(np.append(np.array(_CURVE)[resolved], 1.0), np.append(curve.tar[resolved], 1.0))
+        if is_measured
+        else None,
+    )
+
+
+def _reasons(rates: TailRates, figure: str) -> dict[str, str]:
+    if not rates.num_genuine:
+        return {figure: "there are no genuine pairs: no identity has two images"}
+    if not rates.num_impostor:
+        return {figure: "there are no impostor pairs: all images are of one identity"}
+    return unresolved(FARS, rates.num_impostor, figure)
+
+
+def _not_measured(num_images: int, reason: str) -> AllVsAllResult:
+    none = np.full(len(FARS), np.nan)
+    rates = TailRates(tar=none, threshold=none, num_genuine=0, num_impostor=0)
+    return AllVsAllResult(rates=rates, num_images=num_images, not_measured={"tar_at_far": reason})
