@@ -304,6 +304,8 @@ class EvaluateConfig:
     groups: PathText | None = None
     """Table of the groups, CSV or parquet, with a column key, identity or label. None: the dataset's
     identities.parquet."""
+    bootstrap: NotNegative = 1000
+    """Replicates of the bootstrap over identities, for the intervals. 0: no intervals."""
     options: Options = Field(default_factory=dict)
     """Settings of a plugin's protocol."""
     flip: bool = True

@@ -39,8 +39,11 @@ def compare(
 def _show(found: "Comparison") -> None:
     from rayface.display import columns
 
-    about = f"{found.num_pairs:,} pairs of {found.num_identities:,} identities, 95 % intervals"
-    columns(f"compared with {found.runs[0]}: {about}", [_cells(row) for row in found.as_dict()["comparison"]])
+    rows = found.as_dict()["comparison"]
+    for name, size in found.sizes.items():
+        about = f"{size.pairs:,} pairs of {size.identities:,} identities, 95 % intervals"
+        own = [_cells(row) for row in rows if row["protocol"] == name]
+        columns(f"{name}, compared with {found.runs[0]}: {about}", own)
     for run in found.runs[1:]:
         flips = found.flips[found.flips["run"] == run]
         tell(f"{run}: {len(flips)} pairs flipped{', the first:' if len(flips) > _SHOWN_FLIPS else ''}")

@@ -24,30 +24,36 @@ COMPARISON, FLIPS = "comparison.csv", "flips.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListSize:
+    """Number of pairs of a list, and of their identities."""
+
+    pairs: int
+    identities: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Figures of runs on one list of pairs, each compared with the first run.
+    """Figures of runs on the same lists of pairs, each compared with the first run.
 
     Attributes:
-        table: one row for each run and figure: value with its interval (low, high); of the later runs also difference
-            from the first run with its interval and two-sided p value by the paired bootstrap over identities and, for
-            accuracy_mean, the exact p value of McNemar's test, which takes pairs as independent, and the numbers of
-            pairs gained (only this run is right) and lost (only the first run is right).
+        table: one row for each list, run and figure: value with its interval (low, high). Of later runs also the
+            difference from the first run with its interval and two-sided p value by the paired bootstrap over
+            identities and, for accuracy_mean, the exact p value of McNemar's test, which takes pairs as independent,
+            and the numbers of pairs gained (only this run is right) and lost (only the first run is right).
         flips: one row for each gained or lost pair, in the order of the list.
-        num_pairs, num_identities: size of the list.
+        sizes: size of each list, by the name of its protocol.
     """
 
     runs: tuple[str, ...]
     table: pd.DataFrame = field(repr=False)
     flips: pd.DataFrame = field(repr=False)
-    num_pairs: int
-    num_identities: int
+    sizes: Mapping[str, ListSize]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by name, for --json; missing ones are null."""
         return {
             "runs": list(self.runs),
-            "num_pairs": self.num_pairs,
-            "num_identities": self.num_identities,
+            "protocols": {name: vars(size) for name, size in self.sizes.items()},
             "comparison": _records(self.table),
             "flips": _records(self.flips),
         }
@@ -68,27 +74,36 @@ def compare(runs: Sequence[str], *, replicates: int = REPLICATES, seed: int = 0)
     """Compare two or more runs on the pairs that all of them were measured on.
 
     Args:
-        runs: run directories, or outputs of `rayface evaluate`, with their pair_scores.parquet.
+        runs: run directories, or outputs of `rayface evaluate`, with their pair_scores.parquet; lists of pairs that
+            not all have are left out.
         replicates, seed: of the bootstrap, see `IdentityBootstrap`.
 
     Raises:
-        ValueError: fewer than two runs, no pair scores, or different pairs; one line.
+        ValueError: fewer than two runs, no pair scores, or different pairs of one protocol; one line.
     """
     if len(runs) < 2:
         raise ValueError("compare: requires at least two runs: give run directories or outputs of `rayface evaluate`")
     scores = [read_pair_scores(normalise(run)) for run in runs]
-    for run, other in zip(runs[1:], scores[1:], strict=True):
-        _refuse_other_pairs(runs[0], scores[0], run, other)
-    bootstrap = scores[0].bootstrap(replicates, seed)
-    measured = [_Figures.of(each, bootstrap) for each in scores]
-    rows = [row for run, each in zip(runs, measured, strict=True) for row in each.rows(run, measured[0], bootstrap)]
-    flips = [_flips(run, scores[0], other) for run, other in zip(runs[1:], scores[1:], strict=True)]
+    lists = [name for name in scores[0] if all(name in other for other in scores)]
+    if not lists:
+        measured = "; ".join(f"{run} by {', '.join(own)}" for run, own in zip(runs, scores, strict=True))
+        raise ValueError(f"compare: no protocol is common to the runs ({measured}): evaluate them on the same pairs")
+    rows, flips, sizes = [], [], {}
+    for name in lists:
+        first, *others = (own[name] for own in scores)
+        for run, other in zip(runs[1:], others, strict=True):
+            _refuse_other_pairs(runs[0], first, run, other)
+            flips.append(_flips(name, run, first, other))
+        bootstrap = first.bootstrap(replicates, seed)
+        figures = [_Figures.of(each, bootstrap) for each in (first, *others)]
+        for run, each in zip(runs, figures, strict=True):
+            rows += [{"protocol": name, **row} for row in each.rows(run, figures[0], bootstrap)]
+        sizes[name] = ListSize(pairs=len(first.is_same), identities=bootstrap.num_identities)
     return Comparison(
         runs=tuple(runs),
         table=pd.DataFrame(rows).astype({"gained": "Int64", "lost": "Int64"}),
         flips=pd.concat(flips, ignore_index=True),
-        num_pairs=len(scores[0].is_same),
-        num_identities=bootstrap.num_identities,
+        sizes=sizes,
     )
 
 
@@ -176,12 +191,12 @@ def difference(
 def accuracy_differences(
     first: str, others: Mapping[int, str], *, replicates: int = REPLICATES, seed: int = 0
 ) -> dict[int, Difference]:
-    """Return the difference of each run's mean accuracy from that of the first run, by number.
+    """Return the difference of each run's mean accuracy by the first protocol from that of the first run, by number.
 
     Runs without pair scores, or on other pairs, are left out; all, if the first run has none.
     """
     try:
-        scores = read_pair_scores(normalise(first))
+        name, scores = next(iter(read_pair_scores(normalise(first)).items()))
     except DataError:
         return {}
     bootstrap = scores.bootstrap(replicates, seed)
@@ -189,10 +204,11 @@ def accuracy_differences(
     found = {}
     for number, run in others.items():
         with contextlib.suppress(ValueError):
-            other = read_pair_scores(normalise(run))
-            _refuse_other_pairs(first, scores, run, other)
-            replicate = bootstrap.shares(other.is_right, other.fold)
-            found[number] = difference(_accuracy(other), replicate, value, own, bootstrap)
+            other = read_pair_scores(normalise(run)).get(name)
+            if other is not None:
+                _refuse_other_pairs(first, scores, run, other)
+                replicate = bootstrap.shares(other.is_right, other.fold)
+                found[number] = difference(_accuracy(other), replicate, value, own, bootstrap)
     return found
 
 
@@ -205,10 +221,11 @@ def mcnemar(gained: int, lost: int) -> float:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def _flips(run: str, first: PairScores, other: PairScores) -> pd.DataFrame:
+def _flips(protocol: str, run: str, first: PairScores, other: PairScores) -> pd.DataFrame:
     rows = np.flatnonzero(first.is_right != other.is_right)
     return pd.DataFrame(
         {
+            "protocol": protocol,
             "run": run,
             "pair": rows,
             "path_a": np.asarray(first.path_a)[rows],

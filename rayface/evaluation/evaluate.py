@@ -12,7 +12,14 @@ from rayface.config import Config, require_keys
 from rayface.credentials import masked
 from rayface.curves import training_plots
 from rayface.evaluation.embedding import GivenEmbeddings, ModelEmbeddings
-from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult, evaluation_content, evaluation_dict
+from rayface.evaluation.pair_scores import write_pair_scores
+from rayface.evaluation.protocol import (
+    EvaluationProtocol,
+    ProtocolResult,
+    evaluation_content,
+    evaluation_dict,
+    scores_of,
+)
 from rayface.evaluation.protocols import configured_protocols, open_protocols
 from rayface.progress import phase
 from rayface.storage import join, make_folder, normalise, one_line, write_bytes
@@ -85,6 +92,7 @@ def _write(root: str, result: EvaluationResult) -> None:
             with tempfile.TemporaryDirectory() as drawn:
                 for name, path in training_plots(Path(drawn), metrics={}, roc=(roc.far, roc.tar)).items():
                     write_bytes(join(root, f"plots/{name}.png"), path.read_bytes())
+        write_pair_scores(root, scores_of(result.results))
         write_bytes(join(root, "evaluation.json"), json.dumps(masked(result.for_file()), indent=1).encode())
     except (pa.ArrowException, OSError) as error:
         where = f"evaluate.out: {root}"

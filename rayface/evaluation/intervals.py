@@ -28,6 +28,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def as_list(self) -> list[float | None]:
+        """Return the limits as JSON types; None for one that is not finite."""
+        return [float(limit) if np.isfinite(limit) else None for limit in self]
+
 
 class AtFar(NamedTuple):
     """TAR and threshold at F rates, (F,), or of R replicates, (R, F).

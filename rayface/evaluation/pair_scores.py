@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
@@ -14,11 +15,13 @@ from scipy.sparse.csgraph import connected_components
 
 from rayface.arrays import Bools, Ints
 from rayface.evaluation.intervals import IdentityBootstrap, Interval
+from rayface.models.run_files import PAIR_SCORES
 from rayface.storage import DataError, atomic_stream, join, one_line, open_arrow
 
-PAIR_SCORES = "pair_scores.parquet"
+_MOST_WEIGHTS = 10**9  # weights of pairs in all replicates, some 20 s
 _SCHEMA = pa.schema(
     {
+        "protocol": pa.string(),
         "path_a": pa.string(),
         "path_b": pa.string(),
         "is_same": pa.bool_(),
@@ -58,13 +61,18 @@ class PairScores:
         """Whether the pair is classified correctly, (P,)."""
         return self.accepted == self.is_same
 
-    def bootstrap(self, replicates: int, seed: int) -> IdentityBootstrap:
-        """Return the replicates of the list; equal for all models that were measured on it."""
+    def bootstrap(self, replicates: int, seed: int = 0) -> IdentityBootstrap:
+        """Return the replicates of the list, equal for all models that were measured on it.
+
+        Of a long list fewer than `replicates`, but at least 100.
+        """
+        replicates = min(replicates, max(100, _MOST_WEIGHTS // len(self.is_same)))
         return IdentityBootstrap(self.identity_a, self.identity_b, replicates=replicates, seed=seed)
 
-    def as_table(self) -> pa.Table:
-        """Return the columns of pair_scores.parquet."""
-        return pa.table({name: getattr(self, name) for name in _SCHEMA.names}, schema=_SCHEMA)
+    def as_table(self, protocol: str) -> pa.Table:
+        """Return the rows of pair_scores.parquet."""
+        columns = {name: getattr(self, name) for name in _SCHEMA.names[1:]}
+        return pa.table({"protocol": [protocol] * len(self.is_same), **columns}, schema=_SCHEMA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +114,16 @@ def _components(n: int, edges: Ints) -> Ints:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def write_pair_scores(folder: str, scores: PairScores) -> None:
-    """Write pair_scores.parquet into a folder."""
-    with atomic_stream(join(folder, PAIR_SCORES)) as stream:
-        pq.write_table(scores.as_table(), stream)
+def write_pair_scores(folder: str, scores: Mapping[str, PairScores]) -> None:
+    """Write pair_scores.parquet into a folder, with the scores by protocol; nothing if there are none."""
+    if scores:
+        table = pa.concat_tables([each.as_table(protocol) for protocol, each in scores.items()])
+        with atomic_stream(join(folder, PAIR_SCORES)) as stream:
+            pq.write_table(table, stream)
 
 
-def read_pair_scores(folder: str) -> PairScores:
-    """Read pair_scores.parquet of a run directory or of the output of `rayface evaluate`.
+def read_pair_scores(folder: str) -> dict[str, PairScores]:
+    """Read pair_scores.parquet of a run directory or an output of `rayface evaluate`; return the scores by protocol.
 
     Raises:
         DataError: there is none, or it is corrupt; one line.
@@ -121,34 +131,34 @@ def read_pair_scores(folder: str) -> PairScores:
     path = join(folder, PAIR_SCORES)
     try:
         with open_arrow(path) as stream:
-            table = pq.read_table(stream)
-        columns = {name: table[name].combine_chunks().cast(kind) for name, kind in zip(*_columns(), strict=True)}
+            table = pq.read_table(stream).select(_SCHEMA.names).cast(_SCHEMA)
     except DataError:
         raise DataError(
             f"{folder}: has no {PAIR_SCORES}: must be a run directory or the output of `rayface evaluate` on pairs; "
             "evaluate the model again"
         ) from None
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: is corrupt ({one_line(error)}): evaluate the model again") from None
-    names = {name: columns.pop(name).to_pylist() for name in ("path_a", "path_b")}
-    return PairScores(**names, **{name: each.to_numpy(zero_copy_only=False) for name, each in columns.items()})
+    protocols = table["protocol"].unique().to_pylist()
+    return {name: _scores(table.filter(pc.equal(table["protocol"], name))) for name in protocols}
 
 
-def _columns() -> tuple[list[str], list[pa.DataType]]:
-    return _SCHEMA.names, _SCHEMA.types
+def _scores(table: pa.Table) -> PairScores:
+    columns = {name: table[name].combine_chunks() for name in _SCHEMA.names[1:]}
+    paths = {name: columns.pop(name).to_pylist() for name in ("path_a", "path_b")}
+    return PairScores(**paths, **{name: each.to_numpy(zero_copy_only=False) for name, each in columns.items()})
 
 
 def pair_intervals(
-    scores: PairScores, accuracy: float, tars: dict[str, float], *, replicates: int, seed: int
+    scores: PairScores, bootstrap: IdentityBootstrap, accuracy: float, tars: Mapping[str, float]
 ) -> PairIntervals:
     """Return the intervals of the figures of a verification.
 
     Args:
+        bootstrap: replicates of the list.
         accuracy: mean of the folds' accuracies.
         tars: TAR by rate, such as 1e-03.
-        replicates, seed: see `IdentityBootstrap`.
     """
-    bootstrap = scores.bootstrap(replicates, seed)
     shares = bootstrap.shares(scores.is_right, scores.fold)
     found = bootstrap.at_far(scores.score, scores.is_same, [float(far) for far in tars])
     rates = list(enumerate(tars.items()))

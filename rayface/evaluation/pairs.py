@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from rayface.config import EvaluateConfig
 from rayface.evaluation.identification import tar_at_far, thresholds_at_far
 from rayface.evaluation.image_rows import ImageRows
+from rayface.evaluation.intervals import REPLICATES, Interval
+from rayface.evaluation.pair_scores import PairIntervals, PairScores, pair_identities, pair_intervals
 from rayface.evaluation.pair_set import PairSet, load_bin, load_pairs
 from rayface.evaluation.protocol import EvaluationProtocol, Figure, ProtocolResult, Roc, fault_of, number
-from rayface.evaluation.verification import best_threshold, fold_accuracy, pair_scores, roc_of
+from rayface.evaluation.verification import best_threshold, fold_decisions, pair_scores, roc_of
 from rayface.models.forward import Embedded
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -25,10 +27,12 @@ _CONSTANT = 1e-9  # scores that differ by less are equal
 
 @dataclass(frozen=True, kw_only=True)
 class PairsSettings:
-    """Pairs file, and the datasets that hold its images."""
+    """Pairs file and the datasets that hold its images, or .bin files; replicates of the intervals."""
 
-    pairs: str
-    data: tuple[str, ...]
+    pairs: str = ""
+    data: tuple[str, ...] = ()
+    bin: tuple[str, ...] = ()
+    replicates: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class PairResult(ProtocolResult):
         tar_at_far: {"1e-03": rate, ...} for the rates that the number of impostor pairs can resolve.
         threshold_at_far: cosine thresholds of the same rates: accepted is score > threshold.
         num_pairs: number of pairs.
+        num_identities: number of identities, from which the intervals come; see `pair_identities`.
+        intervals: intervals of the figures; None without.
     """
 
     accuracy_mean: float
@@ -49,6 +55,8 @@ class PairResult(ProtocolResult):
     tar_at_far: Mapping[str, float]
     threshold_at_far: Mapping[str, float] = field(default_factory=dict)
     num_pairs: int
+    num_identities: int | None = None
+    intervals: PairIntervals | None = None
 
     def figures(self) -> dict[str, Figure]:
         return {
@@ -58,6 +66,21 @@ class PairResult(ProtocolResult):
             "num_pairs": self.num_pairs,
             "best_threshold": number(self.best_threshold),
             "threshold_at_far": dict(self.threshold_at_far),
+            **self._interval_figures(),
+        }
+
+    def _interval_figures(self) -> dict[str, Figure]:
+        if self.intervals is None:
+            return {}
+
+        def by_far(intervals: Mapping[str, Interval]) -> dict[str, list[float | None]]:
+            return {far: interval.as_list() for far, interval in intervals.items()}
+
+        return {
+            "num_identities": self.num_identities,
+            "accuracy_interval": self.intervals.accuracy.as_list(),
+            "tar_at_far_interval": by_far(self.intervals.tar_at_far),
+            "threshold_at_far_interval": by_far(self.intervals.thresholds),
         }
 
     @property
@@ -68,14 +91,16 @@ class PairResult(ProtocolResult):
 class PairsProtocol(EvaluationProtocol):
     """Verification on the pairs of evaluate.pairs, whose images are in evaluate.data."""
 
-    def __init__(self, pairs: PairSet, file: str) -> None:
-        self.pairs, self._file = pairs, file
+    def __init__(self, pairs: PairSet, file: str, *, replicates: int = REPLICATES) -> None:
+        self.pairs, self._file, self._replicates = pairs, file, replicates
 
     @classmethod
     def settings_of(cls, evaluate: EvaluateConfig) -> Any | None:
         if (evaluate.pairs is None) != (not evaluate.data):
             raise ValueError("evaluate.pairs: requires evaluate.data, the dataset that holds the named images")
-        return None if evaluate.pairs is None else PairsSettings(pairs=evaluate.pairs, data=evaluate.data)
+        if evaluate.pairs is None:
+            return None
+        return PairsSettings(pairs=evaluate.pairs, data=evaluate.data, replicates=evaluate.bootstrap)
 
     @classmethod
     def open(cls, settings: PairsSettings, *, image_size: int) -> PairsProtocol:
@@ -84,7 +109,8 @@ class PairsProtocol(EvaluationProtocol):
                 raise ValueError(
                     f"evaluate: {path}: does not exist: give the path of the pairs file and of its dataset"
                 )
-        return cls(load_pairs(settings.pairs, settings.data, image_size=image_size), settings.pairs)
+        pairs = load_pairs(settings.pairs, settings.data, image_size=image_size)
+        return cls(pairs, settings.pairs, replicates=settings.replicates)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -106,7 +132,7 @@ class PairsProtocol(EvaluationProtocol):
         return self.pairs.images[first:last]
 
     def score(self, embedded: Embedded, done: Callable[[], None] = lambda: None) -> PairResult:
-        return evaluate_pairs(embedded.embeddings, self.pairs, done)
+        return evaluate_pairs(embedded.embeddings, self.pairs, done, replicates=self._replicates)
 
 
 class BinProtocol(PairsProtocol):
@@ -114,16 +140,16 @@ class BinProtocol(PairsProtocol):
 
     @classmethod
     def settings_of(cls, evaluate: EvaluateConfig) -> Any | None:
-        return evaluate.bin or None
+        return PairsSettings(bin=evaluate.bin, replicates=evaluate.bootstrap) if evaluate.bin else None
 
     @classmethod
-    def open_each(cls, name: str, settings: tuple[str, ...], *, image_size: int) -> dict[str, EvaluationProtocol]:
+    def open_each(cls, name: str, settings: PairsSettings, *, image_size: int) -> dict[str, EvaluationProtocol]:
         found: dict[str, EvaluationProtocol] = {}
-        for path in settings:
+        for path in settings.bin:
             pairs = load_bin(path, image_size=image_size)
             if pairs.name in found:
                 raise ValueError(f"evaluate.bin: {path}: another file has the name {pairs.name}: rename one of them")
-            found[pairs.name] = cls(pairs, path)
+            found[pairs.name] = cls(pairs, path, replicates=settings.replicates)
         return found
 
     @property
@@ -132,7 +158,11 @@ class BinProtocol(PairsProtocol):
 
 
 def evaluate_pairs(
-    embeddings: NDArray[np.float32], pairs: PairSet, done: Callable[[], None] = lambda: None
+    embeddings: NDArray[np.float32],
+    pairs: PairSet,
+    done: Callable[[], None] = lambda: None,
+    *,
+    replicates: int = REPLICATES,
 ) -> PairResult:
     """Measure verification on a set of pairs.
 
@@ -140,25 +170,49 @@ def evaluate_pairs(
         embeddings: (n, D), of the images of the set.
         pairs: the set.
         done: called after every block of pairs.
+        replicates: replicates of the intervals; 0: no intervals.
     """
     if reason := fault_of(embeddings):
         return _not_measured(pairs, reason)
     distance, score = pair_scores(embeddings, pairs.a, pairs.b, done)
     if reason := _degenerate(pairs, score):
         return _not_measured(pairs, reason)
-    mean, std = fold_accuracy(distance, pairs.is_same, pairs.fold)
+    accepted, accuracy = fold_decisions(distance, pairs.is_same, pairs.fold)
+    outcome = _outcome(pairs, score, accepted)
     genuine, impostor = score[pairs.is_same], score[~pairs.is_same]
     fars = [far for far in FARS if far * len(impostor) >= 1]
     names = [f"{far:.0e}" for far in fars]
+    tars = dict(zip(names, tar_at_far(genuine, impostor, fars).tolist(), strict=True))
+    mean, bootstrap = float(accuracy.mean()), outcome.bootstrap(replicates)
     return PairResult(
         accuracy_mean=mean,
-        accuracy_std=std,
+        accuracy_std=float(accuracy.std()),
         best_threshold=best_threshold(score, pairs.is_same),
-        tar_at_far=dict(zip(names, tar_at_far(genuine, impostor, fars).tolist(), strict=True)),
+        tar_at_far=tars,
         threshold_at_far=dict(zip(names, thresholds_at_far(impostor, fars).tolist(), strict=True)),
         num_pairs=len(pairs.is_same),
+        num_identities=bootstrap.num_identities,
+        intervals=pair_intervals(outcome, bootstrap, mean, tars) if replicates else None,
+        pair_scores=outcome,
         roc=Roc(*roc_of(score, pairs.is_same)[:2]),
         not_measured=unresolved(FARS, len(impostor)),
+    )
+
+
+def _outcome(pairs: PairSet, score: NDArray[np.float64], accepted: NDArray[np.bool_]) -> PairScores:
+    source = pairs.source
+    labels = None if source is None else source.dataset.index.label[source.rows]
+    identity = pair_identities(labels, pairs.a, pairs.b, pairs.is_same)
+    a, b = ([pairs.members[i] if pairs.members else str(i) for i in each.tolist()] for each in (pairs.a, pairs.b))
+    return PairScores(
+        path_a=a,
+        path_b=b,
+        is_same=pairs.is_same,
+        fold=pairs.fold,
+        score=score,
+        accepted=accepted,
+        identity_a=identity[pairs.a],
+        identity_b=identity[pairs.b],
     )
 
 

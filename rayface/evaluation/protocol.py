@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from rayface.config import EvaluateConfig
 from rayface.evaluation.image_rows import ImageRows
+from rayface.evaluation.pair_scores import PairScores
 from rayface.evaluation.verification import thinned
 from rayface.models.forward import Embedded
 
-Figure = float | int | None | Mapping[str, object]
+Figure = float | int | None | Sequence[float | None] | Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,12 @@ class ProtocolResult(ABC):
 
     Attributes:
         roc: ROC curve for the plot; None if the protocol has none.
+        pair_scores: outcome of every pair, for pair_scores.parquet; None if the protocol has none.
         not_measured: why a figure is missing, by its name; a key of a mapping is written `tar_at_far.1e-06`.
     """
 
     roc: Roc | None = None
+    pair_scores: PairScores | None = None
     not_measured: Mapping[str, str] = field(default_factory=dict)
 
     @abstractmethod
@@ -61,6 +64,11 @@ def evaluation_dict(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
     """Return what --json prints: the figures of the first protocol, and the summaries of all under "protocols"."""
     first = next(iter(results.values()))
     return {**first.figures(), "protocols": {name: result.summary() for name, result in results.items()}}
+
+
+def scores_of(results: Mapping[str, ProtocolResult]) -> dict[str, PairScores]:
+    """Return the outcome of the pairs of each protocol that has pairs."""
+    return {name: result.pair_scores for name, result in results.items() if result.pair_scores is not None}
 
 
 def evaluation_content(results: Mapping[str, ProtocolResult]) -> dict[str, object]:

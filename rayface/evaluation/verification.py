@@ -65,6 +65,18 @@ def fold_accuracy(
     distance: NDArray[np.float64], same: NDArray[np.bool_], fold: ArrayLike | None = None
 ) -> tuple[float, float]:
     """Return the `ten_fold_accuracy` of squared distances (N,)."""
+    accuracy = fold_decisions(distance, same, fold)[1]
+    return float(accuracy.mean()), float(accuracy.std())
+
+
+def fold_decisions(
+    distance: NDArray[np.float64], same: NDArray[np.bool_], fold: ArrayLike | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Classify the pairs of each fold by the best threshold on the other folds.
+
+    Returns:
+        Whether a pair is accepted as the same person, (N,), and the accuracy of each fold, (F,).
+    """
     folds = _tenths(len(same)) if fold is None else np.unique(np.asarray(fold), return_inverse=True)[1]
     if folds.shape != same.shape:
         raise ValueError(f"fold has shape {folds.shape}, it must be one fold per pair: {same.shape}")
@@ -78,8 +90,7 @@ def fold_accuracy(
     num_called = counts[:, :, :-1].cumsum(2)
     num_right = num_called[1] + counts[0].sum(1, keepdims=True) - num_called[0]  # (folds, thresholds)
     best = (num_right.sum(0) - num_right).argmax(1)
-    accuracy = num_right[np.arange(num_folds), best] / np.bincount(folds)
-    return float(accuracy.mean()), float(accuracy.std())
+    return called_same <= best[folds], num_right[np.arange(num_folds), best] / np.bincount(folds)
 
 
 def roc(

@@ -1,4 +1,4 @@
-"""Files of a run that packages below training read: its config, and its checkpoints as folders."""
+"""Files of a run that packages below training read: its config, its checkpoints as folders, its pair scores."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from rayface.models.digests import DIGESTS, verify
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
+PAIR_SCORES = "pair_scores.parquet"
 PROGRESS = "progress.json"
 
 

@@ -12,7 +12,7 @@ from rayface.config import Config
 from rayface.files import LOCK, exclusive_folder, write_text
 from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
-from rayface.models.run_files import CHECKPOINTS, CONFIG
+from rayface.models.run_files import CHECKPOINTS, CONFIG, PAIR_SCORES
 from rayface.tracking import Journal, read_metrics
 from rayface.tracking.delivery import delivered_run_id
 from rayface.tracking.spool import JOURNAL
@@ -94,7 +94,7 @@ class RunDirectory(RunMessages):
 
     def artifacts(self) -> list[tuple[Path, str]]:
         """Return the files of a finished run to log to MLflow, each with its artifact folder."""
-        names = (WEIGHTS, DESCRIPTION, CARD, _REPORT, _EVALUATION, _RESULT)
+        names = (WEIGHTS, DESCRIPTION, CARD, _REPORT, _EVALUATION, PAIR_SCORES, _RESULT)
         files = [(self.path / name, "") for name in names if self._exists(name)]
         return files + [(path, _PLOTS) for path in sorted(self.plots.glob("*"))]
 

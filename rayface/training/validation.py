@@ -8,7 +8,8 @@ from torch import nn
 
 from rayface.config import Config
 from rayface.evaluation.embedding import embed_protocol
-from rayface.evaluation.protocol import evaluation_content
+from rayface.evaluation.pair_scores import write_pair_scores
+from rayface.evaluation.protocol import evaluation_content, scores_of
 from rayface.evaluation.protocols import EvaluationProtocol, open_protocols
 from rayface.models.forward import Embedded
 from rayface.progress import phase
@@ -62,6 +63,7 @@ class Evaluation:
         first = next(iter(figures.values()))
         self.result = {**first, "protocols": figures} if len(figures) > 1 else first
         self.main_figures = {name: result.main_figure for name, result in results.items()}
+        write_pair_scores(str(self._run.path), scores_of(results))
         self._run.write_evaluation({**evaluation_content(results), "step": step})
         return next(iter(self.main_figures.values()))
 

@@ -19,7 +19,7 @@ def written(tmp_path):
 
     def write(name, scores):
         (tmp_path / name).mkdir()
-        write_pair_scores(str(tmp_path / name), scores)
+        write_pair_scores(str(tmp_path / name), {"pairs": scores})
         return str(tmp_path / name)
 
     return write
@@ -61,9 +61,9 @@ def test_accuracy_differences_equal_those_of_compare_and_leave_out_what_cannot_b
 
 
 def test_compare_of_two_seeds_of_one_model_rarely_claims_a_difference(written):
-    """30 pairs of equally good models: a claim at the 5 % level is false."""
-    runs = [written(f"seed{k}", some_scores(400, seed=k)) for k in range(31)]
-    p_values = [row_of(compare([a, b], replicates=200), b)["p_value"] for a, b in pairwise(runs)]
+    """15 pairs of equally good models: a claim at the 5 % level is false."""
+    runs = [written(f"seed{k}", some_scores(400, seed=k)) for k in range(16)]
+    p_values = [row_of(compare([a, b], replicates=100), b)["p_value"] for a, b in pairwise(runs)]
     assert np.mean(np.array(p_values) < 0.05) <= 0.1
 
 
@@ -78,11 +78,11 @@ def test_compare_lists_the_pairs_that_flipped(written, tmp_path):
     assert (flips[0]["path_a"], flips[0]["is_same"]) == (scores.path_a[3], False)
     found.write(str(tmp_path / "out"))
     assert (tmp_path / "out" / "flips.csv").read_text().count("\n") == 3
-    assert (tmp_path / "out" / "comparison.csv").read_text().startswith("run,figure,value,low,high,difference")
+    assert (tmp_path / "out" / "comparison.csv").read_text().startswith("protocol,run,figure,value,low,high,difference")
     json.dumps(found.as_dict())
 
 
-def test_compare_of_other_pairs_is_refused_and_names_the_difference(written):
+def test_compare_of_other_pairs_is_refused_and_names_the_difference(written, tmp_path):
     scores = some_scores()
     first = written("first", scores)
     fewer, other = written("fewer", some_scores(100)), written("other", replace(scores, path_b=scores.path_b[::-1]))
@@ -90,6 +90,10 @@ def test_compare_of_other_pairs_is_refused_and_names_the_difference(written):
         compare([first, fewer])
     with pytest.raises(ValueError, match=r"other: path_b of pair 0 is .*: must be measured on the same pairs"):
         compare([first, other])
+    (tmp_path / "lfw").mkdir()
+    write_pair_scores(str(tmp_path / "lfw"), {"lfw": scores})
+    with pytest.raises(ValueError, match=r"no protocol is common to the runs \(.*first by pairs; .*lfw by lfw\)"):
+        compare([first, str(tmp_path / "lfw")])
     with pytest.raises(ValueError, match="at least two runs"):
         compare([first])
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from rayface.evaluation.pair_scores import (
-    PAIR_SCORES,
     PairScores,
     pair_identities,
     pair_intervals,
     read_pair_scores,
     write_pair_scores,
 )
+from rayface.models.run_files import PAIR_SCORES
 
 
 def some_scores(num_pairs=200, noise=0.5, seed=0):
@@ -34,8 +34,16 @@ def some_scores(num_pairs=200, noise=0.5, seed=0):
 
 def test_pair_scores_that_are_written_are_read_again(tmp_path):
     scores = some_scores()
-    write_pair_scores(str(tmp_path), scores)
-    assert read_pair_scores(str(tmp_path)).as_table().equals(scores.as_table())
+    write_pair_scores(str(tmp_path), {"lfw": scores, "cfp_fp": some_scores(30)})
+    found = read_pair_scores(str(tmp_path))
+    assert list(found) == ["lfw", "cfp_fp"]
+    assert found["lfw"].as_table("lfw").equals(scores.as_table("lfw"))
+    assert len(found["cfp_fp"].score) == 30
+
+
+def test_pair_scores_of_no_protocol_write_nothing(tmp_path):
+    write_pair_scores(str(tmp_path), {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pair_scores_that_are_missing_or_corrupt_are_refused_in_one_line(tmp_path):
@@ -62,12 +70,21 @@ def test_identities_of_pairs_come_from_labels_that_agree_and_from_genuine_pairs(
     assert np.argsort(np.argsort(first))[numbers].tolist() == wanted
 
 
+def test_bootstrap_of_a_long_list_has_fewer_replicates(monkeypatch):
+    scores = some_scores(200)
+    assert len(np.concatenate(list(scores.bootstrap(300).weights()))) == 300
+    monkeypatch.setattr("rayface.evaluation.pair_scores._MOST_WEIGHTS", 50_000)
+    assert len(np.concatenate(list(scores.bootstrap(300).weights()))) == 250
+    monkeypatch.setattr("rayface.evaluation.pair_scores._MOST_WEIGHTS", 1)
+    assert len(np.concatenate(list(scores.bootstrap(300).weights()))) == 100
+
+
 def test_pair_intervals_hold_the_figures_and_shrink_with_more_pairs():
     widths = []
     for num_pairs in (200, 4000):
         scores = some_scores(num_pairs)
         accuracy = float(scores.is_right.mean())
-        found = pair_intervals(scores, accuracy, {"1e-01": 0.7}, replicates=200, seed=0)
+        found = pair_intervals(scores, scores.bootstrap(200), accuracy, {"1e-01": 0.7})
         assert found.accuracy.low < accuracy < found.accuracy.high
         assert found.tar_at_far["1e-01"].low < found.tar_at_far["1e-01"].high
         assert found.thresholds["1e-01"].low < 0.64 < found.thresholds["1e-01"].high  # the 90 % quantile of N(0, 0.5)

@@ -165,7 +165,8 @@ def test_load_bin_gives_the_same_pairs_as_the_dataset_that_it_is_converted_to(tm
     src.write_bytes(bin_file([jpegs[n] for n in order], is_same))
     source = BinSource(src)
     source.write_beside(convert(source, tmp_path / "out"))
-    (protocol,) = BinProtocol.open_each("bin", EvaluateConfig(bin=str(src)).bin, image_size=32).values()
+    settings = BinProtocol.settings_of(EvaluateConfig(bin=str(src)))
+    (protocol,) = BinProtocol.open_each("bin", settings, image_size=32).values()
     ours, theirs = protocol.pairs, load_pairs(tmp_path / "out" / "pairs.csv", tmp_path / "out", image_size=32)
     assert len(ours.images) == len(theirs.images) == len(set(order))
     for name in ("is_same", "fold"):

@@ -1,5 +1,6 @@
 """Verification pairs are scored; degenerate sets say so."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,40 @@ def test_evaluate_pairs_of_a_set_gives_accuracy_and_rates_it_can_resolve():
     assert reasons["tar_at_far.1e-03"] == "200 impostor pairs resolve no FAR below 5.0e-03"
 
 
+def test_evaluate_pairs_with_replicates_gives_intervals_and_the_outcome_of_every_pair():
+    random = np.random.default_rng(0)
+    people = np.repeat(random.normal(size=(40, 8)), 5, axis=0)
+    embeddings = (people + 0.5 * random.normal(size=people.shape)).astype(np.float32)
+    a, b = random.integers(0, 200, (2, 600))
+    b[::2] = a[::2] // 5 * 5 + (a[::2] + 1) % 5
+    pairs = PairSet(
+        name="made up",
+        images=np.zeros((200, 1, 1, 3), np.uint8),
+        members=tuple(f"{i}.jpg" for i in range(200)),
+        a=a,
+        b=b,
+        is_same=a // 5 == b // 5,
+        fold=np.arange(600) // 60,
+    )
+    found = evaluate_pairs(embeddings, pairs, replicates=200)
+    figures = found.figures()
+    low, high = figures["accuracy_interval"]
+    assert low < figures["accuracy_mean"] < high
+    for name in ("tar_at_far", "threshold_at_far"):
+        assert list(figures[f"{name}_interval"]) == list(figures[name]) == ["1e-01", "1e-02"]
+        for far, value in figures[name].items():
+            low, high = figures[f"{name}_interval"][far]
+            assert low <= value <= high
+    scores = found.pair_scores
+    assert np.mean([scores.is_right[pairs.fold == k].mean() for k in range(10)]) == figures["accuracy_mean"]
+    assert (scores.path_a[3], scores.path_b[3]) == (f"{a[3]}.jpg", f"{b[3]}.jpg")
+    assert ((scores.identity_a == scores.identity_b) == pairs.is_same).all()
+    assert figures["num_identities"] == len(np.unique([scores.identity_a, scores.identity_b]))
+    without = evaluate_pairs(embeddings, pairs, replicates=0).figures()
+    assert without == {name: value for name, value in figures.items() if name in without}
+    assert "accuracy_interval" not in without
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -84,4 +119,4 @@ def test_bin_protocol_of_several_files_is_scored_by_file(tmp_path: Path) -> None
     assert [protocol.num_images for protocol in opened.values()] == [4, 4]
     assert opened["lfw"].digest == opened["cfp_fp"].digest != ""  # equal images are embedded once
     with pytest.raises(ValueError, match=r"^evaluate.bin: .*another file has the name lfw"):
-        BinProtocol.open_each("bin", (paths[0], paths[0]), image_size=32)
+        BinProtocol.open_each("bin", replace(settings, bin=(paths[0], paths[0])), image_size=32)

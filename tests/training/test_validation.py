@@ -8,6 +8,7 @@ import torch
 
 from rayface import config as configs
 from rayface.evaluation import verification
+from rayface.evaluation.pair_scores import read_pair_scores
 from rayface.evaluation.pairs import PairSet, PairsProtocol
 from rayface.training import validation
 from rayface.training.distributed import World
@@ -59,6 +60,7 @@ def test_validation_on_rank_0_returns_the_main_figure_and_writes_all_of_them(tmp
     written = RunDirectory(tmp_path).read_evaluation()
     assert (written["step"], written["accuracy_mean"]) == (5, accuracy)
     assert "roc" in written
+    assert len(read_pair_scores(str(tmp_path))["pairs"].score) == 50
 
 
 def test_validation_by_several_protocols_selects_by_the_first_and_reports_all(tmp_path, watchdog):

@@ -81,7 +81,7 @@ def test_results_of_trials_with_pair_scores_say_how_far_they_are_from_the_best(t
     for number, seed in ((best, 0), (other, 1)):
         folder = tmp_path / "trials" / f"{number:04d}"
         folder.mkdir(parents=True)
-        write_pair_scores(str(folder), some_scores(seed=seed))
+        write_pair_scores(str(folder), {"pairs": some_scores(seed=seed)})
     write_results(spec, base, tmp_path, study, seconds=5.0)
     words = Page((tmp_path / "report.html").read_text()).words
     assert "accuracy minus best" in words
