@@ -76,6 +76,18 @@ class DataConfig:
     """Largest random change of contrast, as a share."""
     saturation: Fraction = 0.0
     """Largest random change of saturation, as a share."""
+    jpeg: Fraction = 0.0
+    """Share of images that are encoded as JPEG of a random quality, 20 to 90."""
+    crop: Fraction = 0.0
+    """Share of images of which a random crop stays, 20 to 100% of the area; the rest is black."""
+    low_resolution: Fraction = 0.0
+    """Share of images that are scaled down, to 20 to 100% of the side, and up again."""
+    blur: Fraction = 0.0
+    """Share of images with a Gaussian blur, 0.3 to 2 pixels."""
+    grey: Fraction = 0.0
+    """Share of images without colours."""
+    erase: Fraction = 0.0
+    """Share of images with an erased rectangle, 2 to 33% of the area."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rayface.config import Config
+from rayface.data.degradations import Degradations, degrade
 from rayface.data.images import augment
 from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.micro_batches import MicroBatch, micro_batches
@@ -22,6 +23,8 @@ from rayface.training.distributed import World
 from rayface.training.optim import build_optimizer, scaled_rate
 from rayface.training.recovery.rollback import NotFiniteError
 from rayface.training.recovery.watchdog import Watchdog
+
+_DEGRADATIONS = tuple(field.name for field in fields(Degradations))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +103,15 @@ class TrainStep:
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return augmented images and labels on the device; all randomness depends on (seed, step) only."""
         data, device = self.config.data, self.world.device
-        seeds = np.random.SeedSequence([self.config.train.seed, batch.step]).generate_state(2, np.uint64)
+        seeds = np.random.SeedSequence([self.config.train.seed, batch.step]).generate_state(3, np.uint64)
         torch.manual_seed(int(seeds[0] >> 1) + self.world.rank)  # dropout
+        num_images = self.batch_size * self.trained.head.images_per_row
+        shares = Degradations(**{name: getattr(data, name) for name in _DEGRADATIONS})
+        generator = torch.Generator().manual_seed(int(seeds[2] >> 1))
         images = augment(
-            batch.images.to(device, non_blocking=True),
+            degrade(batch.images, batch.rows, num_images, generator, shares, device),
             batch.rows,
-            self.batch_size * self.trained.head.images_per_row,
+            num_images,
             torch.Generator().manual_seed(int(seeds[1] >> 1)),
             flip=data.flip,
             shift=data.shift,

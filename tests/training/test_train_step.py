@@ -77,6 +77,12 @@ def test_prepare_of_a_step_depends_on_seed_and_step_alone(tmp_path):
     assert not torch.equal(net.train_step.prepare(replace(batch, step=4))[0], images)
 
 
+def test_prepare_with_a_degradation_applies_it(tmp_path):
+    net = training(tmp_path, "data.grey=1")
+    images = net.train_step.prepare(next(batches_for(net)(0)))[0]
+    assert torch.equal(images[:, :1].expand_as(images), images)
+
+
 def test_run_with_embeddings_that_are_not_finite_raises_before_any_weight_moves(tmp_path):
     net = training(tmp_path)
     before = copied(net)
