@@ -30,6 +30,7 @@ _SCHEMA = pa.schema(
         "accepted": pa.bool_(),
         "identity_a": pa.int64(),
         "identity_b": pa.int64(),
+        "quality": pa.float32(),
     }
 )
 
@@ -45,6 +46,7 @@ class PairScores:
         score: cosine, (P,).
         accepted: whether the pair is classified as the same person at the threshold of its fold, (P,).
         identity_a, identity_b: numbers of the identities, see `pair_identities`, (P,).
+        quality: the lower norm of the two raw embeddings, (P,); NaN if unknown.
     """
 
     path_a: Sequence[str]
@@ -55,6 +57,7 @@ class PairScores:
     accepted: Bools
     identity_a: Ints
     identity_b: Ints
+    quality: NDArray[np.float32]
 
     @property
     def is_right(self) -> Bools:

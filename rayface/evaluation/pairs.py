@@ -18,6 +18,7 @@ from rayface.evaluation.intervals import REPLICATES, Interval
 from rayface.evaluation.pair_scores import PairIntervals, PairScores, pair_identities, pair_intervals
 from rayface.evaluation.pair_set import PairSet, load_bin, load_pairs
 from rayface.evaluation.protocol import EvaluationProtocol, Figure, ProtocolResult, Roc, fault_of, number
+from rayface.evaluation.quality import DiscardCurve, discard_curve
 from rayface.evaluation.verification import best_threshold, fold_decisions, pair_scores, roc_of
 from rayface.models.forward import Embedded
 
@@ -47,6 +48,7 @@ class PairResult(ProtocolResult):
         num_pairs: number of pairs.
         num_identities: number of identities, from which the intervals come; see `pair_identities`.
         intervals: intervals of the figures; None without.
+        discard: errors when pairs of low quality are rejected; None without norms.
     """
 
     accuracy_mean: float
@@ -57,6 +59,7 @@ class PairResult(ProtocolResult):
     num_pairs: int
     num_identities: int | None = None
     intervals: PairIntervals | None = None
+    discard: DiscardCurve | None = None
 
     def figures(self) -> dict[str, Figure]:
         return {
@@ -82,6 +85,10 @@ class PairResult(ProtocolResult):
             "tar_at_far_interval": by_far(self.intervals.tar_at_far),
             "threshold_at_far_interval": by_far(self.intervals.thresholds),
         }
+
+    def curves(self) -> dict[str, object]:
+        discard = {} if self.discard is None else {"error_versus_discard": self.discard.as_dict()}
+        return {**super().curves(), **discard}
 
     @property
     def main_figure(self) -> float:
@@ -132,7 +139,7 @@ class PairsProtocol(EvaluationProtocol):
         return self.pairs.images[first:last]
 
     def score(self, embedded: Embedded, done: Callable[[], None] = lambda: None) -> PairResult:
-        return evaluate_pairs(embedded.embeddings, self.pairs, done, replicates=self._replicates)
+        return evaluate_pairs(embedded.embeddings, self.pairs, done, norms=embedded.norms, replicates=self._replicates)
 
 
 class BinProtocol(PairsProtocol):
@@ -162,6 +169,7 @@ def evaluate_pairs(
     pairs: PairSet,
     done: Callable[[], None] = lambda: None,
     *,
+    norms: NDArray[np.float32] | None = None,
     replicates: int = REPLICATES,
 ) -> PairResult:
     """Measure verification on a set of pairs.
@@ -170,6 +178,7 @@ def evaluate_pairs(
         embeddings: (n, D), of the images of the set.
         pairs: the set.
         done: called after every block of pairs.
+        norms: (n,) lengths of the raw embeddings, for the error-versus-discard curve; None or NaN: unknown.
         replicates: replicates of the intervals; 0: no intervals.
     """
     if reason := fault_of(embeddings):
@@ -178,31 +187,37 @@ def evaluate_pairs(
     if reason := _degenerate(pairs, score):
         return _not_measured(pairs, reason)
     accepted, accuracy = fold_decisions(distance, pairs.is_same, pairs.fold)
-    outcome = _outcome(pairs, score, accepted)
+    outcome = _outcome(pairs, score, accepted, norms)
     genuine, impostor = score[pairs.is_same], score[~pairs.is_same]
     fars = [far for far in FARS if far * len(impostor) >= 1]
     names = [f"{far:.0e}" for far in fars]
     tars = dict(zip(names, tar_at_far(genuine, impostor, fars).tolist(), strict=True))
+    thresholds = dict(zip(names, thresholds_at_far(impostor, fars).tolist(), strict=True))
     mean, bootstrap = float(accuracy.mean()), outcome.bootstrap(replicates)
+    discard, reason = discard_curve(outcome, thresholds)
     return PairResult(
         accuracy_mean=mean,
         accuracy_std=float(accuracy.std()),
         best_threshold=best_threshold(score, pairs.is_same),
         tar_at_far=tars,
-        threshold_at_far=dict(zip(names, thresholds_at_far(impostor, fars).tolist(), strict=True)),
+        threshold_at_far=thresholds,
         num_pairs=len(pairs.is_same),
         num_identities=bootstrap.num_identities,
         intervals=pair_intervals(outcome, bootstrap, mean, tars) if replicates else None,
         pair_scores=outcome,
+        discard=discard,
         roc=Roc(*roc_of(score, pairs.is_same)[:2]),
-        not_measured=unresolved(FARS, len(impostor)),
+        not_measured=unresolved(FARS, len(impostor)) | ({"error_versus_discard": reason} if reason else {}),
     )
 
 
-def _outcome(pairs: PairSet, score: NDArray[np.float64], accepted: NDArray[np.bool_]) -> PairScores:
+def _outcome(
+    pairs: PairSet, score: NDArray[np.float64], accepted: NDArray[np.bool_], norms: NDArray[np.float32] | None
+) -> PairScores:
     source = pairs.source
     labels = None if source is None else source.dataset.index.label[source.rows]
     identity = pair_identities(labels, pairs.a, pairs.b, pairs.is_same)
+    lengths = np.full(len(pairs.is_same), np.nan, np.float32) if norms is None else norms[pairs.a]
     a, b = ([pairs.members[i] if pairs.members else str(i) for i in each.tolist()] for each in (pairs.a, pairs.b))
     return PairScores(
         path_a=a,
@@ -213,6 +228,7 @@ def _outcome(pairs: PairSet, score: NDArray[np.float64], accepted: NDArray[np.bo
         accepted=accepted,
         identity_a=identity[pairs.a],
         identity_b=identity[pairs.b],
+        quality=lengths if norms is None else np.minimum(lengths, norms[pairs.b]),
     )
 
 

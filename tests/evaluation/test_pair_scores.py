@@ -29,6 +29,7 @@ def some_scores(num_pairs=200, noise=0.5, seed=0):
         accepted=score > 0.5,
         identity_a=identity_a,
         identity_b=identity_b,
+        quality=np.random.default_rng(seed).uniform(5, 25, num_pairs).astype(np.float32),
     )
 
 

@@ -46,7 +46,7 @@ def test_evaluate_pairs_of_a_set_gives_accuracy_and_rates_it_can_resolve():
     right = [np.mean((score > t) == is_same) for t in [*score, -2]]
     assert np.mean((score > result["best_threshold"]) == is_same) == max(right)
     reasons = evaluate_pairs(embeddings, pairs).not_measured
-    assert list(reasons) == [f"tar_at_far.1e-0{digit}" for digit in (3, 4, 5, 6)]
+    assert list(reasons) == [*(f"tar_at_far.1e-0{digit}" for digit in (3, 4, 5, 6)), "error_versus_discard"]
     assert reasons["tar_at_far.1e-03"] == "200 impostor pairs resolve no FAR below 5.0e-03"
 
 
@@ -65,7 +65,8 @@ def test_evaluate_pairs_with_replicates_gives_intervals_and_the_outcome_of_every
         is_same=a // 5 == b // 5,
         fold=np.arange(600) // 60,
     )
-    found = evaluate_pairs(embeddings, pairs, replicates=200)
+    norms = np.linspace(1, 2, 200).astype(np.float32)
+    found = evaluate_pairs(embeddings, pairs, norms=norms, replicates=200)
     figures = found.figures()
     low, high = figures["accuracy_interval"]
     assert low < figures["accuracy_mean"] < high
@@ -79,6 +80,8 @@ def test_evaluate_pairs_with_replicates_gives_intervals_and_the_outcome_of_every
     assert (scores.path_a[3], scores.path_b[3]) == (f"{a[3]}.jpg", f"{b[3]}.jpg")
     assert ((scores.identity_a == scores.identity_b) == pairs.is_same).all()
     assert figures["num_identities"] == len(np.unique([scores.identity_a, scores.identity_b]))
+    assert (scores.quality == np.minimum(norms[a], norms[b])).all()
+    assert found.curves()["error_versus_discard"]["error"][0] == pytest.approx(1 - scores.is_right.mean())
     without = evaluate_pairs(embeddings, pairs, replicates=0).figures()
     assert without == {name: value for name, value in figures.items() if name in without}
     assert "accuracy_interval" not in without
