@@ -301,14 +301,25 @@ class EvaluateConfig:
     every: Operational[NotNegative] = 0
     """Steps between validations during training. 0: only before the first and after the last step."""
     protocols: Names = ()
-    """How a model is measured: pairs or bin (10-fold verification), all_vs_all, or a protocol of a plugin. The first
-    one's main figure selects the best checkpoint. None: every built-in protocol whose inputs are set."""
+    """How a model is measured: pairs or bin (10-fold verification), templates (1:1 and 1:N), all_vs_all, or a protocol
+    of a plugin. The first one's main figure selects the best checkpoint. None: every built-in protocol whose inputs are
+    set."""
     pairs: PathText | None = None
     """Pairs of images: a CSV with path_a, path_b, is_same, fold, or LFW's pairs.txt."""
     data: Paths = ()
     """Dataset directory, or several, that hold the images named in pairs."""
     bin: Paths = ()
     """InsightFace's .bin file of pairs and their images, or several."""
+    templates: PathText | None = None
+    """Folder of a benchmark with lists of templates, as of `rayface benchmark make`."""
+    ijb: PathText | None = None
+    """Folder of IJB-B or IJB-C, with meta and loose_crop."""
+    target: Literal["IJBB", "IJBC"] = "IJBC"
+    """Which of the two ijb is."""
+    keep_norm: bool = True
+    """Weight the images of a template by the length of their embeddings."""
+    face_scores: bool = True
+    """Weight the images of a template by the detector's scores, which IJB has."""
     all_vs_all: Paths = ()
     """Dataset directory, or several, whose images are all compared with each other."""
     group_by: Names = ()

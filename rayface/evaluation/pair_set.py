@@ -119,8 +119,17 @@ def _first_found(
     raise min(errors, key=lambda error: error.count)  # the error of the spelling with the fewest missing members
 
 
-def _rows_of(members: Sequence[str], dataset: Dataset, pairs: str) -> NDArray[np.int64]:
-    """Return the rows of members in the index, by key, or by their name in a shard if it is unique."""
+def rows_of_members(members: Sequence[str], dataset: Dataset, where: str) -> NDArray[np.int64]:
+    """Return the rows of members in the index, by key, or by their name in a shard if it is unique.
+
+    Args:
+        members: names of tar members.
+        where: what names them, for messages.
+
+    Raises:
+        MissingMembersError: a member is not in the dataset.
+        ValueError: several shards have a member.
+    """
     keys = pa.array([parse_name(member).key for member in members], pa.string())
     rows = dataset.find([keys])
     missing = np.flatnonzero(rows < 0)
@@ -129,15 +138,15 @@ def _rows_of(members: Sequence[str], dataset: Dataset, pairs: str) -> NDArray[np
         for place in missing[times > 1].tolist():
             full = dataset.key_prefixes[dataset.index.shard[rows[place]]] + members[place]
             raise ValueError(
-                f"pairs {pairs} name {members[place]}, which several shards of {', '.join(dataset.roots)} have: name "
+                f"{where} name {members[place]}, which several shards of {', '.join(dataset.roots)} have: name "
                 f"the shard too, for example {full}"
             )
         missing = np.flatnonzero(rows < 0)
     if len(missing):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise MissingMembersError(
-            f"pairs {pairs} name {members[missing[0]]}{more}, not found in {', '.join(dataset.roots)}: give the "
-            "dataset of these pairs",
+            f"{where} name {members[missing[0]]}{more}, not found in {', '.join(dataset.roots)}: give the "
+            "dataset of these images",
             len(missing),
         )
     return rows
@@ -147,7 +156,7 @@ def _images(
     members: Sequence[str], data: str | Path | Sequence[str], image_size: int, pairs: str
 ) -> tuple[NDArray[np.uint8], ImageRows]:
     dataset = open_dataset(data, join="separate")  # labels are not used
-    rows = _rows_of(members, dataset, pairs)
+    rows = rows_of_members(members, dataset, f"pairs {pairs}")
     order = np.argsort(rows)  # neighbours in a shard are read together
     samples = read_samples([shard.path for shard in dataset.shards], dataset.index.select(rows[order]))
     jpegs = []

@@ -6,6 +6,7 @@ from rayface.config import EvaluateConfig
 from rayface.evaluation.all_vs_all_protocol import AllVsAllProtocol
 from rayface.evaluation.pairs import BinProtocol, PairsProtocol
 from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult
+from rayface.evaluation.template_protocol import TemplateProtocol
 from rayface.plugins import ensure_loaded
 
 __all__ = ["BUILT_IN", "PROTOCOLS", "EvaluationProtocol", "ProtocolResult", "configured_protocols", "open_protocols"]
@@ -13,6 +14,7 @@ __all__ = ["BUILT_IN", "PROTOCOLS", "EvaluationProtocol", "ProtocolResult", "con
 PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "pairs": PairsProtocol,
     "bin": BinProtocol,
+    "templates": TemplateProtocol,
     "all_vs_all": AllVsAllProtocol,
 }
 BUILT_IN = tuple(PROTOCOLS)

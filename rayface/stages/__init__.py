@@ -29,6 +29,9 @@ _EVALUATE_FLAGS = (
     "pairs",
     "data",
     "bin",
+    "templates",
+    "ijb",
+    "target",
     "all_vs_all",
     "group_by",
     "groups",
@@ -114,7 +117,7 @@ STAGES: dict[str, StageType] = {
         title="trained",
     ),
     "evaluate": StageType(
-        summary="Measure a model by protocols: pairs (10 folds), all-vs-all, or those of plugins.",
+        summary="Measure a model: pairs (10 folds), templates (1:1, 1:N), all-vs-all, or protocols of plugins.",
         function=functions.evaluate_model,
         flags=_flags("evaluate", *_EVALUATE_FLAGS, protocol="evaluate.protocols"),
         decisive=("evaluate",),
@@ -164,5 +167,7 @@ INPUT_PATHS = (
     "evaluate.pairs",
     "evaluate.bin",
     "evaluate.groups",
+    "evaluate.templates",
+    "evaluate.ijb",
 )
 """Config keys whose path must exist, unless it refers to a stage."""

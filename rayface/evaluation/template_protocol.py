@@ -1,0 +1,153 @@
+"""The templates protocol: 1:1 and 1:N on IJB-B, IJB-C or a benchmark of your own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayface.config import EvaluateConfig
+from rayface.data.dataset import open_dataset
+from rayface.evaluation.image_rows import ImageRows
+from rayface.evaluation.loose_images import LooseImages
+from rayface.evaluation.pair_set import rows_of_members
+from rayface.evaluation.pairs import FARS
+from rayface.evaluation.protocol import EvaluationProtocol
+from rayface.evaluation.template_result import TemplateResult, score_templates
+from rayface.evaluation.template_set import TemplateSet, ijb_root, read_benchmark, read_ijb
+from rayface.evaluation.templates import template_features
+from rayface.models.forward import Embedded
+from rayface.storage import join, normalise
+
+TEST = "test"  # the dataset in a benchmark's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateSettings:
+    """Folder of the lists, and how images are weighted in a template.
+
+    Attributes:
+        target: "IJBB" or "IJBC"; None for a benchmark of `rayface benchmark make`.
+        keep_norm: weight images by the length of their embeddings.
+        face_scores: weight images by the detector's scores, where the lists have them.
+    """
+
+    folder: str
+    target: str | None = None
+    keep_norm: bool = True
+    face_scores: bool = True
+
+
+class TemplateProtocol(EvaluationProtocol):
+    """Verification and identification of templates; images that are not readable are left out."""
+
+    def __init__(
+        self,
+        lists: TemplateSet,
+        settings: TemplateSettings,
+        images: ImageRows | LooseImages,
+        face_scores: NDArray[np.float64] | None,
+        image_size: int,
+    ) -> None:
+        self._lists, self._settings, self._images = lists, settings, images
+        self._face_scores, self._image_size = face_scores, image_size
+
+    @classmethod
+    def settings_of(cls, evaluate: EvaluateConfig) -> Any | None:
+        if evaluate.templates is not None and evaluate.ijb is not None:
+            raise ValueError("evaluate.templates, evaluate.ijb: both are set: set one of the two")
+        folder = evaluate.templates or evaluate.ijb
+        if folder is None:
+            return None
+        return TemplateSettings(
+            folder=folder,
+            target=evaluate.target if evaluate.ijb else None,
+            keep_norm=evaluate.keep_norm,
+            face_scores=evaluate.face_scores,
+        )
+
+    @classmethod
+    def open(cls, settings: TemplateSettings, *, image_size: int) -> TemplateProtocol:
+        if settings.target is not None:
+            root = ijb_root(settings.folder, settings.target)
+            lists, landmarks = read_ijb(root, settings.target)
+            loose = LooseImages(folder=root / "loose_crop", names=lists.names, landmarks=landmarks.points)
+            return cls(lists, settings, loose, landmarks.scores if settings.face_scores else None, image_size)
+        lists = read_benchmark(settings.folder)
+        dataset = open_dataset(join(normalise(settings.folder), TEST))
+        where = f"evaluate.templates: {settings.folder}: templates.csv"
+        source = ImageRows(dataset=dataset, rows=rows_of_members(lists.names, dataset, where))
+        return cls(lists, settings, source, None, image_size)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"templates" if self._settings.target is None else "ijb": self._settings.folder}
+
+    @property
+    def source(self) -> ImageRows | None:
+        return self._images if isinstance(self._images, ImageRows) else None
+
+    @property
+    def digest(self) -> str:
+        if isinstance(self._images, ImageRows):
+            return super().digest
+        facts = [str(self._images.folder.absolute()), *self._lists.names]
+        text = "\n".join(facts).encode() + self._images.landmarks.tobytes() + _times(self._images.folder)
+        return hashlib.sha256(text).hexdigest()
+
+    @property
+    def num_images(self) -> int:
+        return len(self._lists.names)
+
+    def read_images(self, first: int, last: int) -> NDArray[np.uint8]:
+        return self.read_readable(first, last)[0]
+
+    def read_readable(self, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        if isinstance(self._images, LooseImages):
+            return self._images.read(first, last, self._image_size)
+        images, faults = self._images.read(first, last, self._image_size)
+        return images, np.array([place not in faults for place in range(last - first)])
+
+    def score(self, embedded: Embedded, done: Callable[[], None] = lambda: None) -> TemplateResult:
+        lengths = np.linalg.norm(embedded.embeddings, axis=1)
+        if num_bad := int(np.count_nonzero(~np.isfinite(lengths))):
+            reason = f"{num_bad} of {len(lengths)} embeddings are NaN or infinite: the model diverged"
+            return _not_measured(reason)
+        kept = lengths > 0
+        features, ids = self._features(embedded, kept)
+        return score_templates(features, ids, self._lists, num_left_out=int(np.count_nonzero(~kept)), done=done)
+
+    def _features(self, embedded: Embedded, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        embeddings = embedded.embeddings[kept].astype(np.float64)
+        if self._settings.keep_norm:
+            norms = embedded.norms[kept]
+            if not (norms > 0).all():
+                raise ValueError(
+                    "evaluate.keep_norm: the embeddings have no norms: must have a column norm, as of `rayface embed`; "
+                    "or set evaluate.keep_norm=false"
+                )
+            embeddings *= norms[:, None]
+        weights = None if self._face_scores is None else self._face_scores[kept]
+        keep = self._settings.keep_norm
+        return template_features(embeddings, self._lists.template[kept], self._lists.media[kept], weights, keep)
+
+
+def _times(folder: Path) -> bytes:
+    return str(folder.stat().st_mtime_ns if folder.is_dir() else 0).encode()
+
+
+def _not_measured(reason: str) -> TemplateResult:
+    none = {f"{far:.0e}": None for far in FARS}
+    return TemplateResult(
+        tar_at_far=none,
+        threshold_at_far=none,
+        num_pairs=0,
+        num_templates=0,
+        num_left_out=0,
+        not_measured={"tar_at_far": reason, "threshold_at_far": reason, "identification": reason},
+    )

@@ -1,0 +1,170 @@
+"""Figures of template protocols: 1:1 verification and 1:N identification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayface.arrays import Ints
+from rayface.evaluation.identification import FPIRS, RANKS, identify, tar_at_far, thresholds_at_far
+from rayface.evaluation.pairs import FARS, unresolved
+from rayface.evaluation.protocol import Figure, ProtocolResult, Roc, number
+from rayface.evaluation.template_set import TemplateSet
+from rayface.evaluation.verification import roc_of
+
+_BLOCK = 65_536  # pairs per block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identification:
+    """Rank rates (RANKS) and TPIR (FPIRS) of the probes in a gallery; NaN: not measured."""
+
+    rank_rates: NDArray[np.float64]
+    tpir: NDArray[np.float64]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the rates by rank and by FPIR, as JSON types."""
+        return {
+            "rank": {str(rank): number(rate) for rank, rate in zip(RANKS, self.rank_rates.tolist(), strict=True)},
+            "tpir_at_fpir": {f"{fpir:g}": number(rate) for fpir, rate in zip(FPIRS, self.tpir.tolist(), strict=True)},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateResult(ProtocolResult):
+    """Result of a template protocol.
+
+    Attributes:
+        tar_at_far, threshold_at_far: of 1:1, by rate; None for rates that the pairs do not resolve.
+        identification: 1:N in each gallery, by name.
+        all_galleries: rank rates in all galleries together, and the mean TPIR of the galleries; None without 1:N.
+        num_pairs, num_templates: counts.
+        num_left_out: number of images that are not readable.
+    """
+
+    tar_at_far: Mapping[str, float | None]
+    threshold_at_far: Mapping[str, float | None]
+    identification: Mapping[str, Identification] = field(default_factory=dict)
+    all_galleries: Identification | None = None
+    num_pairs: int
+    num_templates: int
+    num_left_out: int
+
+    def figures(self) -> dict[str, Figure]:
+        galleries = {name: found.as_dict() for name, found in self.identification.items()}
+        return {
+            "tar_at_far": dict(self.tar_at_far),
+            "threshold_at_far": dict(self.threshold_at_far),
+            **({} if self.all_galleries is None else {"identification": {**self.all_galleries.as_dict(), **galleries}}),
+            "num_pairs": self.num_pairs,
+            "num_templates": self.num_templates,
+            "num_left_out": self.num_left_out,
+        }
+
+    @property
+    def main_figure(self) -> float:
+        """TAR at FAR 1e-4, or at the lowest rate above it that the pairs resolve."""
+        rates = [rate for far, rate in self.tar_at_far.items() if rate is not None and float(far) >= 1e-4]
+        return rates[-1] if rates else float("nan")
+
+
+def score_templates(
+    features: NDArray[np.float64],
+    ids: Ints,
+    lists: TemplateSet,
+    *,
+    num_left_out: int = 0,
+    done: Callable[[], None] = lambda: None,
+) -> TemplateResult:
+    """Measure 1:1 and 1:N on the features of templates.
+
+    Args:
+        features: (T, D) of length 1.
+        ids: (T,) templates of the features, in rising order; pairs, entries and probes of other templates are left out.
+        lists: the protocol's lists.
+        num_left_out: number of images that are not in the features.
+        done: called after every block of pairs.
+    """
+    places = _places(lists.pairs, ids)
+    kept = (places >= 0).all(axis=1)
+    a, b = places[kept].T
+    scores, is_same = np.empty(len(a)), lists.is_same[kept]
+    for start in range(0, len(a), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        scores[part] = np.einsum("nd,nd->n", features[a[part]], features[b[part]])
+        done()
+    genuine, impostor = scores[is_same], scores[~is_same]
+    identification, together = _identified(features, ids, lists)
+    reasons = unresolved(FARS, len(impostor)) if len(genuine) and len(impostor) else _one_class(len(genuine))
+    fars = [far for far in FARS if f"tar_at_far.{far:.0e}" not in reasons] if "tar_at_far" not in reasons else []
+    tars, thresholds = (tar_at_far(genuine, impostor, fars), thresholds_at_far(impostor, fars)) if fars else ((), ())
+    return TemplateResult(
+        tar_at_far=_by_far(fars, tars),
+        threshold_at_far=_by_far(fars, thresholds),
+        identification=identification,
+        all_galleries=together,
+        num_pairs=len(scores),
+        num_templates=len(ids),
+        num_left_out=num_left_out,
+        roc=Roc(*roc_of(scores, is_same)[:2]) if len(genuine) and len(impostor) else None,
+        not_measured=reasons | _missing_tpir(identification),
+    )
+
+
+def _identified(
+    features: NDArray[np.float64], ids: Ints, lists: TemplateSet
+) -> tuple[dict[str, Identification], Identification | None]:
+    """Return the rates in each gallery, and the rank rates in all together with the mean TPIR."""
+    probe, names = lists.probes
+    place = _places(probe, ids)
+    probes, probe_ids = features[place[place >= 0]], names[place >= 0]
+    found, entries = {}, []
+    for name, (templates, identities) in lists.galleries.items():
+        own = _places(templates, ids)
+        gallery = features[own[own >= 0]], identities[own >= 0]
+        if len(probes) and len(gallery[0]):
+            found[name] = _rates(probes, probe_ids, *gallery)
+            entries.append(gallery)
+    if not found:
+        return {}, None
+    together = _rates(probes, probe_ids, *(np.concatenate(part) for part in zip(*entries, strict=True)))
+    return found, Identification(
+        rank_rates=together.rank_rates, tpir=np.mean([each.tpir for each in found.values()], axis=0)
+    )
+
+
+def _rates(
+    probes: NDArray[np.float64], probe_ids: NDArray[np.str_], gallery: NDArray[np.float64], ids: NDArray[np.str_]
+) -> Identification:
+    rank_rates, tpir = identify(probes, probe_ids, gallery, ids, RANKS, FPIRS)
+    return Identification(rank_rates=rank_rates, tpir=tpir)
+
+
+def _missing_tpir(found: Mapping[str, Identification]) -> dict[str, str]:
+    reasons = {}
+    for name, each in found.items():
+        if np.isnan(each.rank_rates).any():
+            reasons[f"identification.{name}.rank"] = "no probe has a mate in the gallery"
+        elif np.isnan(each.tpir).any():
+            reasons[f"identification.{name}.tpir_at_fpir"] = "every probe has a mate in the gallery: there is no FPIR"
+    return reasons
+
+
+def _places(templates: Ints, ids: Ints) -> Ints:
+    """Return the places of templates in the rising `ids`, -1 for those that are not there."""
+    if not len(ids):
+        return np.full(templates.shape, -1, np.int64)
+    found = np.minimum(np.searchsorted(ids, templates), len(ids) - 1)
+    return np.where(ids[found] == templates, found, -1)
+
+
+def _one_class(num_genuine: int) -> dict[str, str]:
+    return {"tar_at_far": "there are no impostor pairs" if num_genuine else "there are no genuine pairs"}
+
+
+def _by_far(fars: list[float], values: object) -> dict[str, float | None]:
+    found = dict(zip(fars, np.asarray(values).tolist(), strict=True))
+    return {f"{far:.0e}": found.get(far) for far in FARS}

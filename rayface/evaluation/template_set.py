@@ -1,0 +1,167 @@
+"""Lists of template protocols: those of `rayface benchmark make`, and of IJB-B and IJB-C."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc
+from numpy.typing import NDArray
+
+from rayface.arrays import Ints
+from rayface.storage import DataError, join, normalise, one_line, open_arrow
+
+GALLERIES = {"IJBB": ("S1", "S2"), "IJBC": ("G1", "G2")}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TemplateSet:
+    """Templates of images, pairs of templates (1:1), galleries and probes (1:N).
+
+    Attributes:
+        names: name of each image, (n,); an image of two templates is listed twice.
+        template, media: template and medium of each image, (n,).
+        pairs: (P, 2) templates.
+        is_same: (P,) ground truth.
+        galleries: templates and identities of each gallery, (G,) each, by name.
+        probes: templates and identities of the probes, (Q,) each.
+    """
+
+    names: tuple[str, ...]
+    template: Ints
+    media: Ints
+    pairs: Ints
+    is_same: NDArray[np.bool_]
+    galleries: Mapping[str, tuple[Ints, NDArray[np.str_]]]
+    probes: tuple[Ints, NDArray[np.str_]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Landmarks:
+    """Five landmarks (x, y) of each image (n, 5, 2), pixels, and the detector's scores (n,)."""
+
+    points: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+
+def read_benchmark(folder: str) -> TemplateSet:
+    """Read the lists that `rayface benchmark make` has written.
+
+    Raises:
+        DataError: a file is missing or has other columns; one line.
+    """
+    root = normalise(folder)
+
+    def lists(name: str) -> tuple[Ints, NDArray[np.str_]]:
+        table = _table(join(root, f"{name}.csv"), {"template": pa.int64(), "identity": pa.string()})
+        return table["template"].to_numpy(), np.array(table["identity"].to_pylist(), np.str_)
+
+    images = _table(join(root, "templates.csv"), {"template": pa.int64(), "media": pa.int64(), "path": pa.string()})
+    kinds = {"template_a": pa.int64(), "template_b": pa.int64(), "is_same": pa.int64()}
+    pairs = _table(join(root, "template_pairs.csv"), kinds)
+    return TemplateSet(
+        names=tuple(images["path"].to_pylist()),
+        template=images["template"].to_numpy(),
+        media=images["media"].to_numpy(),
+        pairs=np.column_stack([pairs["template_a"].to_numpy(), pairs["template_b"].to_numpy()]),
+        is_same=pairs["is_same"].to_numpy() == 1,
+        galleries={name: lists(name) for name in ("gallery_1", "gallery_2")},
+        probes=lists("probes"),
+    )
+
+
+def ijb_root(folder: str, target: str) -> Path:
+    """Return the folder that holds meta/ and loose_crop/ of IJB-B or IJB-C: `folder`, or a folder in it.
+
+    Raises:
+        DataError: there is none.
+    """
+    for root in (Path(folder), Path(folder) / target):
+        if (root / "meta").is_dir():
+            return root
+    raise DataError(
+        f"evaluate.ijb: {folder}: has no folder meta, nor has {target} in it: must be the folder of the release as "
+        "InsightFace packs it, with meta and loose_crop"
+    )
+
+
+def read_ijb(root: Path, target: str) -> tuple[TemplateSet, Landmarks]:
+    """Read the meta files of IJB-B or IJB-C.
+
+    Args:
+        root: see `ijb_root`.
+        target: "IJBB" or "IJBC".
+
+    Raises:
+        DataError: a file is missing or malformed; one line.
+    """
+    meta, prefix = root / "meta", target.lower()
+    columns = {"name": pa.string(), "template": pa.int64(), "media": pa.int64()}
+    images = _spaced(meta / f"{prefix}_face_tid_mid.txt", columns)
+    pairs = _spaced(meta / f"{prefix}_template_pair_label.txt", dict.fromkeys(("a", "b", "is_same"), pa.int64()))
+    marks = _spaced(
+        meta / f"{prefix}_name_5pts_score.txt",
+        {"name": pa.string(), **{f"p{i}": pa.float64() for i in range(10)}, "score": pa.float64()},
+    )
+    names = images["name"].to_pylist()
+    if names != marks["name"].to_pylist():
+        raise DataError(f"{meta}: {prefix}_face_tid_mid.txt and {prefix}_name_5pts_score.txt list different images")
+    galleries = {
+        name: _subjects(meta / f"{prefix}_1N_gallery_{name}.csv")
+        for name in GALLERIES[target]
+        if (meta / f"{prefix}_1N_gallery_{name}.csv").is_file()
+    }
+    mixed = meta / f"{prefix}_1N_probe_mixed.csv"
+    empty = (np.empty(0, np.int64), np.empty(0, np.str_))
+    points = np.column_stack([marks[f"p{i}"].to_numpy() for i in range(10)]).reshape(-1, 5, 2)
+    found = TemplateSet(
+        names=tuple(names),
+        template=images["template"].to_numpy(),
+        media=images["media"].to_numpy(),
+        pairs=np.column_stack([pairs["a"].to_numpy(), pairs["b"].to_numpy()]),
+        is_same=pairs["is_same"].to_numpy() == 1,
+        galleries=galleries,
+        probes=_subjects(mixed) if galleries else empty,
+    )
+    return found, Landmarks(points=points, scores=marks["score"].to_numpy())
+
+
+def _subjects(path: Path) -> tuple[Ints, NDArray[np.str_]]:
+    """Read the first two columns, template and subject, without repeats (a template has a row for each image)."""
+    table = _read(str(path), pc.ParseOptions(), pc.ReadOptions(), {})
+    if table.num_columns < 2:
+        raise DataError(f"{path}: must have the columns TEMPLATE_ID and SUBJECT_ID first")
+    templates = table.column(0).cast(pa.int64()).to_numpy()
+    ids, first = np.unique(templates, return_index=True)
+    subjects = np.array([str(value) for value in table.column(1).to_pylist()], np.str_)
+    return ids, subjects[first]
+
+
+def _spaced(path: Path, columns: Mapping[str, pa.DataType]) -> pa.Table:
+    options = pc.ReadOptions(column_names=list(columns))
+    return _read(str(path), pc.ParseOptions(delimiter=" "), options, columns)
+
+
+def _table(path: str, columns: Mapping[str, pa.DataType]) -> pa.Table:
+    table = _read(path, pc.ParseOptions(), pc.ReadOptions(), columns)
+    _refuse_missing(path, table, list(columns))
+    return table
+
+
+def _refuse_missing(path: str, table: pa.Table, columns: Sequence[str]) -> None:
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise DataError(f"{path}: has no column {missing[0]}; it has {', '.join(table.column_names)}")
+
+
+def _read(path: str, parse: pc.ParseOptions, read: pc.ReadOptions, columns: Mapping[str, pa.DataType]) -> pa.Table:
+    convert = pc.ConvertOptions(column_types=dict(columns), strings_can_be_null=False)
+    try:
+        with open_arrow(path) as stream:
+            return pc.read_csv(stream, parse_options=parse, read_options=read, convert_options=convert)
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from None

@@ -1,0 +1,220 @@
+"""Template protocols: lists of a benchmark and of IJB, features, 1:1 and 1:N."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from rayface.cli import _outcome
+from rayface.config import EvaluateConfig
+from rayface.data.writer import write_dataset
+from rayface.evaluation.alignment import TEMPLATE
+from rayface.evaluation.identification import identify, tar_at_far
+from rayface.evaluation.template_protocol import TemplateProtocol, TemplateSettings
+from rayface.evaluation.templates import template_features
+from rayface.models.forward import Embedded
+from tests.small_model import save_small_model
+
+NUM_PEOPLE, NUM_IMAGES = 10, 60  # six images of each: three templates of two
+LABELS = np.arange(NUM_IMAGES) // 6
+TEMPLATES = np.arange(NUM_IMAGES) // 2 + 100
+
+
+def jpeg(place: int) -> bytes:
+    image = np.random.default_rng(place).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    return simplejpeg.encode_jpeg(image, quality=95)
+
+
+def lists() -> dict[str, list[tuple[object, ...]]]:
+    """Template 3k is a gallery's, 3k + 1 and 3k + 2 are probes; people 0 to 4 are in the first gallery."""
+    ids = list(range(100, 130))
+    of = {template: (template - 100) // 3 for template in ids}
+    gallery = [template for template in ids if (template - 100) % 3 == 0]
+    probes = [template for template in ids if template not in gallery]
+    return {
+        "templates": [(int(t), i, f"k{i}.jpg") for i, t in enumerate(TEMPLATES)],
+        "template_pairs": [(a, b, int(of[a] == of[b])) for a in gallery for b in probes],
+        "gallery_1": [(t, f"id{of[t]}") for t in gallery[:5]],
+        "gallery_2": [(t, f"id{of[t]}") for t in gallery[5:]],
+        "probes": [(t, f"id{of[t]}") for t in probes],
+    }
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Path:
+    folder = tmp_path / "benchmark"
+    samples = [(f"k{i}", int(LABELS[i]), jpeg(i)) for i in range(NUM_IMAGES)]
+    names = [f"id{i}" for i in range(NUM_PEOPLE)]
+    write_dataset(folder / "test", samples, name="test", identities=names, image_size=(32, 32))
+    heads = {"templates": "template,media,path", "template_pairs": "template_a,template_b,is_same"}
+    for name, rows in lists().items():
+        lines = [heads.get(name, "template,identity"), *(",".join(map(str, row)) for row in rows)]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def ijb(tmp_path: Path) -> Path:
+    """The same lists as IJB-C's meta files; the images are 60 x 60 with the face at their centre."""
+    root = tmp_path / "release" / "IJBC"
+    (root / "meta").mkdir(parents=True)
+    (root / "loose_crop").mkdir()
+    points = " ".join(f"{value:.3f}" for value in (TEMPLATE * 60 / 112).ravel())
+    for i in range(NUM_IMAGES):
+        image = np.random.default_rng(i).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+        (root / "loose_crop" / f"{i}.jpg").write_bytes(simplejpeg.encode_jpeg(image))
+    given, meta = lists(), root / "meta"
+    faces = [f"{i}.jpg {t} {m}" for i, (t, m, _) in enumerate(given["templates"])]
+    (meta / "ijbc_face_tid_mid.txt").write_text("\n".join(faces) + "\n")
+    scores = [f"{i}.jpg {points} {0.5 + i / 200}" for i in range(NUM_IMAGES)]
+    (meta / "ijbc_name_5pts_score.txt").write_text("\n".join(scores) + "\n")
+    pairs = [" ".join(map(str, row)) for row in given["template_pairs"]]
+    (meta / "ijbc_template_pair_label.txt").write_text("\n".join(pairs) + "\n")
+    files = {"gallery_1": "gallery_G1", "gallery_2": "gallery_G2", "probes": "probe_mixed"}
+    for name, file in files.items():
+        rows = [f"{t},{subject[2:]},{k}.jpg" for t, subject in given[name] for k in range(2)]  # a row for each image
+        (meta / f"ijbc_1N_{file}.csv").write_text("\n".join(["TEMPLATE_ID,SUBJECT_ID,FILENAME", *rows]) + "\n")
+    return root
+
+
+def embedded() -> Embedded:
+    random = np.random.default_rng(1)
+    rows = random.normal(size=(NUM_PEOPLE, 6))[LABELS] + random.normal(size=(NUM_IMAGES, 6))
+    norms = np.linalg.norm(rows, axis=1)
+    return Embedded((rows / norms[:, None]).astype(np.float32), norms.astype(np.float32))
+
+
+def wanted(keep_norm: bool, weights: object = None) -> dict[str, object]:
+    """The figures by the pure functions."""
+    found = embedded()
+    raw = found.embeddings.astype(np.float64) * (found.norms[:, None] if keep_norm else 1)
+    features, ids = template_features(raw, TEMPLATES, np.arange(NUM_IMAGES), weights, keep_norm)
+    of = dict(zip(ids.tolist(), features, strict=True))
+    given = lists()
+    scores = np.array([of[a] @ of[b] for a, b, _ in given["template_pairs"]])
+    same = np.array([is_same == 1 for *_, is_same in given["template_pairs"]])
+    probe, probe_ids = [of[t] for t, _ in given["probes"]], [name for _, name in given["probes"]]
+    by_gallery = {
+        name: identify(probe, probe_ids, [of[t] for t, _ in given[name]], [name for _, name in given[name]])
+        for name in ("gallery_1", "gallery_2")
+    }
+    both = [row for name in by_gallery for row in given[name]]
+    together = identify(probe, probe_ids, [of[t] for t, _ in both], [name for _, name in both])
+    return {
+        "tar": tar_at_far(scores[same], scores[~same], [0.1, 0.01]).tolist(),
+        "rank": together[0].tolist(),
+        "galleries": {name: (ranks.tolist(), tpir.tolist()) for name, (ranks, tpir) in by_gallery.items()},
+        "tpir": np.mean([tpir for _, tpir in by_gallery.values()], axis=0).tolist(),
+    }
+
+
+def figures_of(figures: dict[str, object], names: tuple[str, str]) -> dict[str, object]:
+    found = figures["identification"]
+    return {
+        "tar": [figures["tar_at_far"][far] for far in ("1e-01", "1e-02")],
+        "rank": list(found["rank"].values()),
+        "galleries": {
+            name: (list(found[own]["rank"].values()), list(found[own]["tpir_at_fpir"].values()))
+            for name, own in zip(("gallery_1", "gallery_2"), names, strict=True)
+        },
+        "tpir": list(found["tpir_at_fpir"].values()),
+    }
+
+
+@pytest.mark.parametrize("keep_norm", [False, True])
+def test_template_protocol_of_a_benchmark_equals_the_functions(benchmark: Path, keep_norm: bool) -> None:
+    protocol = TemplateProtocol.open(TemplateSettings(folder=str(benchmark), keep_norm=keep_norm), image_size=32)
+    assert protocol.num_images == NUM_IMAGES
+    result = protocol.score(embedded())
+    figures = result.figures()
+    assert figures_of(figures, ("gallery_1", "gallery_2")) == wanted(keep_norm)
+    assert (figures["num_pairs"], figures["num_templates"], figures["num_left_out"]) == (200, 30, 0)
+    assert figures["tar_at_far"]["1e-03"] is None
+    assert result.not_measured["tar_at_far.1e-03"] == "180 impostor pairs resolve no FAR below 5.6e-03"
+    assert result.main_figure == figures["tar_at_far"]["1e-02"]
+
+
+@pytest.mark.parametrize("face_scores", [False, True])
+def test_template_protocol_of_ijb_equals_the_functions(ijb: Path, face_scores: bool) -> None:
+    given = EvaluateConfig(ijb=str(ijb.parent), target="IJBC", face_scores=face_scores)
+    protocol = TemplateProtocol.open(TemplateProtocol.settings_of(given), image_size=32)
+    weights = 0.5 + np.arange(NUM_IMAGES) / 200 if face_scores else None
+    assert figures_of(protocol.score(embedded()).figures(), ("G1", "G2")) == wanted(True, weights)
+    images, readable = protocol.read_readable(0, NUM_IMAGES)
+    assert images.shape == (NUM_IMAGES, 32, 32, 3)
+    assert readable.all()
+    assert images[0].std() > 10
+    assert len(protocol.digest) == 64
+
+
+def test_template_protocol_with_an_unreadable_image_leaves_it_out(ijb: Path) -> None:
+    (ijb / "loose_crop" / "1.jpg").write_bytes(b"no picture")
+    protocol = TemplateProtocol.open(TemplateSettings(folder=str(ijb), target="IJBC"), image_size=32)
+    assert np.flatnonzero(~protocol.read_readable(0, 5)[1]).tolist() == [1]
+    given = embedded()
+    given.embeddings[[0, 1]] = 0  # all images of a gallery's template
+    figures = protocol.score(given).figures()
+    assert (figures["num_left_out"], figures["num_templates"], figures["num_pairs"]) == (2, 29, 180)
+
+
+def test_template_protocol_of_nan_or_without_norms_gives_no_figure(benchmark: Path) -> None:
+    protocol = TemplateProtocol.open(TemplateSettings(folder=str(benchmark)), image_size=32)
+    given = embedded()
+    with pytest.raises(ValueError, match=r"^evaluate.keep_norm: the embeddings have no norms"):
+        protocol.score(Embedded(given.embeddings, np.full(NUM_IMAGES, np.nan, np.float32)))
+    given.embeddings[3] = np.nan
+    result = protocol.score(given)
+    assert result.not_measured["identification"].startswith("1 of 60 embeddings are NaN")
+    assert np.isnan(result.main_figure)
+
+
+def test_template_protocol_of_a_gallery_with_all_probes_says_that_there_is_no_fpir(benchmark: Path) -> None:
+    text = (benchmark / "gallery_2.csv").read_text().partition("\n")[2]
+    (benchmark / "gallery_1.csv").open("a").write(text)
+    protocol = TemplateProtocol.open(TemplateSettings(folder=str(benchmark)), image_size=32)
+    result = protocol.score(embedded())
+    assert result.not_measured["identification.gallery_1.tpir_at_fpir"].startswith("every probe has a mate")
+    assert result.figures()["identification"]["gallery_1"]["tpir_at_fpir"] == {"0.01": None, "0.1": None}
+
+
+def test_evaluate_of_a_benchmark_embeds_its_images_once(
+    benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
+    save_small_model(tmp_path / "model")
+    rows = [f"k{i}.jpg,k{i + 1}.jpg,{int(LABELS[i] == LABELS[i + 1])},{i % 2}" for i in range(NUM_IMAGES - 1)]
+    (benchmark / "pairs.csv").write_text("\n".join(["path_a,path_b,is_same,fold", *rows]))
+    pairs = [f"--pairs={benchmark / 'pairs.csv'}", f"--data={benchmark / 'test'}"]
+    options = [f"--model={tmp_path / 'model'}", f"--templates={benchmark}", f"--out={tmp_path / 'out'}"]
+    assert _outcome(["evaluate", *options, *pairs, "--json"]) == (0, "")
+    output = capsys.readouterr()
+    assert output.err.count("embed images: started") == 1
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(written["protocols"]) == ["pairs", "templates"]
+    assert 0 <= written["protocols"]["templates"]["identification"]["rank"]["1"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("templates.csv", "template,path\n1,k0.jpg\n", "templates.csv: has no column media"),
+        ("templates.csv", "template,media,path\n1,0,k99.jpg\n", "templates.csv name k99.jpg, not found in"),
+        ("probes.csv", "template,identity\nx,id1\n", "probes.csv: cannot be read"),
+    ],
+)
+def test_template_protocol_of_lists_that_do_not_fit_is_refused(
+    benchmark: Path, file: str, text: str, words: str
+) -> None:
+    (benchmark / file).write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        TemplateProtocol.open(TemplateSettings(folder=str(benchmark)), image_size=32)
+    assert "\n" not in str(caught.value)
+
+
+def test_template_protocol_of_no_release_or_two_inputs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^evaluate.ijb: .*has no folder meta, nor has IJBB in it"):
+        TemplateProtocol.open(TemplateSettings(folder=str(tmp_path), target="IJBB"), image_size=32)
+    with pytest.raises(ValueError, match=r"both are set"):
+        TemplateProtocol.settings_of(EvaluateConfig(ijb="a", templates="b"))
