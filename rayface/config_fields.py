@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 
-from rayface.values import Tree, guess, parse_list, parse_mapping
+from rayface.values import Tree, guess, is_null, parse_list, parse_mapping
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -130,7 +130,8 @@ def as_mapping(value: Any) -> Any:
 
 
 def _guessed(values: Tree) -> Tree:
-    return {key: guess(value) if isinstance(value, str) else value for key, value in values.items()}
+    known = {key: None if is_null(value) else value for key, value in values.items()}
+    return {key: guess(value) if isinstance(value, str) else value for key, value in known.items()}
 
 
 Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]

@@ -148,6 +148,7 @@ def test_load_of_relative_paths_makes_them_absolute(tmp_path, monkeypatch):
 def test_load_of_one_margin_option_keeps_the_others():
     given = config.load(overrides=["head.margin_options={m1: 1, m2: .3}", "head.margin_options.m2=0.2"])
     assert given.head.margin_options == {"m1": 1, "m2": 0.2}
+    assert config.load(overrides=["convert.options.image_size=null"]).convert.options == {"image_size": None}
 
 
 def test_load_against_the_rule_of_a_group_names_its_keys_without_values():

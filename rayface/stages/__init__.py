@@ -65,11 +65,11 @@ STAGES: dict[str, StageType] = {
         summary="Convert images of identities to a dataset of tar shards, as a Ray job.",
         function=functions.convert_source,
         arguments=("src", "out"),
-        flags={"src": "convert.source", "from": "convert.kind"}
+        flags={"src": "convert.source", "from": "convert.kind", "to": "convert.to"}
         | _flags("convert", "out", "shard_size", "layout", "seed", "jpeg_quality", "min_images", "limit")
         | _flags("convert", "max_corrupt_fraction"),
         decisive=("convert", "data.join"),
-        required=("convert.source", "convert.kind", "convert.out"),
+        required=("convert.source", "convert.out"),
         output="convert.out",
         output_kind="data",
         fingerprint=fingerprints.of_dataset,

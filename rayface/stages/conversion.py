@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import ray
 
-from rayface.config import ClusterConfig, Config
+from rayface.config import ClusterConfig, Config, require_keys
 from rayface.data.conversion.mapping import map_in_threads
 from rayface.data.convert import ConvertSettings, convert
-from rayface.data.dataset import Dataset
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.sources import DatasetSource, open_source
+from rayface.data.targets import Written, target_of
 from rayface.ray_tasks import map_unordered
 from rayface.session import is_cluster, ray_session
+from rayface.storage import join, locate, normalise, split
 
 _FEW = 8  # parts of a phase that threads finish while a local Ray starts
 
@@ -47,8 +50,30 @@ def convert_sources(config: Config) -> Dataset:
     return dataset
 
 
+def write_target(config: Config) -> Written:
+    """Write `convert.source` to `convert.out` in the format `convert.to`.
+
+    A source that is no dataset is first converted to one beside the output.
+
+    Raises:
+        ValueError: bad input, one line.
+    """
+    given = config.convert
+    target, out = target_of(str(given.to)), normalise(str(given.out))
+    if not given.kind:
+        return target(open_dataset(given.source, join=config.data.join), out)
+    folder, name = split(out)
+    between = join(folder, f".{name}.dataset")
+    dataset = convert_sources(replace(config, convert=replace(given, out=between, to=None)))
+    written = target(dataset, out)
+    filesystem, inside = locate(between)
+    filesystem.delete_dir(inside)
+    return replace(written, faults=(*dataset.faults, *written.faults))
+
+
 def _sources(config: Config) -> list[DatasetSource]:
     paths, kinds = config.convert.source, config.convert.kind
+    require_keys(config, "convert.kind")
     if len(kinds) not in (1, len(paths)):
         rule = "give one, or one for each source"
         raise ValueError(f"convert.kind: {len(kinds)} formats for {len(paths)} sources: {rule}")

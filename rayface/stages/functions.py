@@ -32,14 +32,20 @@ def draw(config: Config, resume: bool) -> Result:
 def convert_source(config: Config, resume: bool) -> Result:
     from collections import Counter
 
-    from rayface.stages.conversion import convert_sources
+    from rayface.stages.conversion import convert_sources, write_target
 
-    dataset = convert_sources(config)
     left_out: Counter[str] = Counter()
-    for fault in dataset.faults:
+    if config.convert.to is not None:
+        written = write_target(config)
+        facts: Result = {"out": config.convert.out, "images": written.num_images, "files": written.num_files}
+        faults = written.faults
+    else:
+        dataset = convert_sources(config)
+        facts, faults = _facts(dataset, config.convert.out), dataset.faults
+    for fault in faults:
         logger.warning("%s", fault)
         left_out[fault.kind] += fault.num_lost
-    return {**_facts(dataset, config.convert.out), "left_out": dict(left_out)}
+    return {**facts, "left_out": dict(left_out)}
 
 
 def _facts(dataset: Any, out: str | None) -> Result:

@@ -160,14 +160,15 @@ def _in_range(label: int, num_classes: int | None) -> int:
 def encode_sample(key: str, label: int, image: bytes) -> bytes:
     """Return the tar members KEY.cls and KEY.jpg, or .png and so on by the image's content; same input, same bytes."""
     # One join: an image is copied once.
-    return b"".join((*member_blocks(_image_name(key, image), image), *member_blocks(f"{key}.cls", b"%d" % label)))
+    return b"".join((*member_blocks(image_name(key, image), image), *member_blocks(f"{key}.cls", b"%d" % label)))
 
 
 def sample_size(key: str, image: bytes) -> int:
     """Return the number of bytes that `encode_sample` returns for a key and an image, with any label."""
-    blocks = (*member_blocks(_image_name(key, image), image), *member_blocks(f"{key}.cls", b"0"))
+    blocks = (*member_blocks(image_name(key, image), image), *member_blocks(f"{key}.cls", b"0"))
     return sum(map(len, blocks))
 
 
-def _image_name(key: str, image: bytes) -> str:
+def image_name(key: str, image: bytes) -> str:
+    """Return KEY.jpg, or .png and so on by the image's content."""
     return f"{key}.{_SUFFIX_OF_FORMAT.get(image_format(image[:SNIFF_BYTES]) or '', 'jpg')}"

@@ -1,4 +1,4 @@
-"""Write pairs.csv beside a dataset, for `rayface evaluate --pairs`."""
+"""The file pairs.csv beside a dataset, for `rayface evaluate --pairs`."""
 
 import csv
 import io
@@ -6,10 +6,12 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayface.data.dataset import Dataset
-from rayface.storage import join, write_bytes
+from rayface.data.shards.members import parse_name
+from rayface.storage import DataError, join, read_bytes, write_bytes
 
 PAIRS = "pairs.csv"
 logger = logging.getLogger(__name__)
@@ -33,3 +35,23 @@ def write_pairs_csv(
     if num_lost:
         logger.warning("%s: %d of %d pairs are left out: an image of each is lost", root, num_lost, len(a))
     write_bytes(join(root, PAIRS), text.getvalue().encode())
+
+
+def read_pairs_csv(path: str) -> tuple[pa.Array, list[bool]]:
+    """Return the keys (2P,) of the pairs' images, those of a pair next to each other, and whether they are one person.
+
+    Pairs are in the order of their folds.
+
+    Raises:
+        DataError: a column is missing, or a value is out of range.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")))
+        rows.sort(key=lambda row: int(row["fold"]))
+        is_same = [{"0": False, "1": True}[row["is_same"]] for row in rows]
+        keys = [parse_name(row[name]).key for row in rows for name in ("path_a", "path_b")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: must be a csv with path_a,path_b,is_same,fold ({error!r})") from None
+    if not rows:
+        raise DataError(f"{path}: has no pairs")
+    return pa.array(keys, pa.string()), is_same
