@@ -46,7 +46,9 @@ def main() -> None:
     # Another seed gives other identities, so the verification identities are unseen.
     test_set = draw("test", "--identities", "100", "--images-per-identity", "10", "--seed", "1", "--pairs", "1000")
     run = ROOT / "run"
-    shutil.rmtree(run, ignore_errors=True)
+    if run.exists():
+        console.print(f"replacing {run}, the run of an earlier demo")
+        shutil.rmtree(run)
     trained = rayface(
         "train",
         "--preset=mini",

@@ -1,4 +1,14 @@
-"""Very-large-scale face-recognition training on Ray."""
+"""Very-large-scale face-recognition training on Ray.
+
+The command line is `rayface --help`. From Python:
+
+    rayface.load_model(path)                    a trained model: images -> embeddings
+    rayface.data.dataset.open_dataset(path)     images of tar shards, by index
+    rayface.heads                               PartialFC, DCQ, F2C and margins for a training loop of your own
+    rayface.backbones                           build_backbone, load_backbone
+    rayface.config, rayface.training.trainer    load a config, train(config)
+    rayface.evaluation, rayface.curate          protocols; core sets, cleaning, clustering
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,3 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *(name for name in __all__ if name not in globals())]

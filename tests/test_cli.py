@@ -101,7 +101,10 @@ def test_convert_from_a_folder_writes_an_image_and_a_label_each(call, tmp_path):
     ("arguments", "message"),
     [
         (["train"], "data.train: is not set"),
-        (["train", "data.train=/nowhere"], "/nowhere"),
+        (["train", "data.train=/nowhere"], "data.train: /nowhere: no such dataset folder"),
+        (["train", "--epochs", "3"], "--epochs: config keys are given without dashes: train.epochs=VALUE"),
+        (["train", "--train.lr=1"], "No such option: --train.lr"),
+        (["train", "--optim.lr=1"], "config keys are given without dashes: optim.lr=VALUE"),
         (["train", "--preset=minni"], "did you mean mini"),
         (["train", "head.sample_rat=1"], "did you mean head.sample_rate"),
         (["train", "--resume"], "train.output: no unfinished run"),

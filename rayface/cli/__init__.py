@@ -26,6 +26,7 @@ from rayface.cli import (  # noqa: F401  # they add their verbs
     tune,
 )
 from rayface.cli.common import USAGE_ERROR, Terminal, app, logged_to_stderr, tell
+from rayface.config import Config, flat
 from rayface.interrupts import interrupt_in, terminable
 from rayface.progress import shown_on
 from rayface.training.recovery.interrupt import exit_code_of
@@ -69,10 +70,17 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
     return 0, ""
 
 
+def _meant_key(error: BaseException) -> str:
+    """Return how a config key is given, for an option that does not exist but has the name of one."""
+    name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+    keys = [key for key in flat(Config()) if name and (key == name or key.endswith(f".{name}"))]
+    return f": config keys are given without dashes: {' or '.join(f'{key}=VALUE' for key in keys)}" if keys else ""
+
+
 def _said_of(error: BaseException, *, debug: bool) -> tuple[int, str]:
     """Return the exit code and the message of an error."""
     if isinstance(error, USAGE_ERROR):
-        return 2, " ".join(error.format_message().split())
+        return 2, " ".join(error.format_message().split()) + _meant_key(error)
     if isinstance(error, BrokenPipeError):
         # The reader of stdout has closed it; the flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -20,13 +20,17 @@ from rayface.cli.common import (
 )
 from rayface.config import with_overrides
 from rayface.config_fields import parse_bytes
+from rayface.presets import PRESETS
 
 Published = Annotated[
     bool, typer.Option("--published", help="Show the error of the memory model on arcface_torch's table, and exit.")
 ]
 
 
-@app.command()
+@app.command(
+    epilog=f"Presets: {', '.join(PRESETS)}. Example: rayface train --preset mini data.train=faces/ train.epochs=5. "
+    "All config keys: docs/configuration.md."
+)
 def train(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,

@@ -42,7 +42,7 @@ def check_fits(
     named = " and ".join(f"{name.replace('_', ' ')} {_gb(size)}" for name, size in largest)
     raise ValueError(
         f"memory: {num_classes:,} classes need {_gb(total)} a worker ({named}): must be at most "
-        f"{_gb(memory_per_device)}: {_remedy(config, fits)}"
+        f"{_gb(memory_per_device)}: {_remedy(config, fits, gpu=gpu)}"
     )
 
 
@@ -100,22 +100,24 @@ def memory_per_worker(*, gpu: bool, workers_per_machine: int) -> int | None:
     return None if free is None else free // max(1, workers_per_machine)
 
 
-def _remedy(config: Config, fits: Callable[[Overrides], bool]) -> str:
+def _remedy(config: Config, fits: Callable[[Overrides], bool], *, gpu: bool) -> str:
     """Return settings each of which makes the run fit; at most three."""
-    enough = [f"{key}={value}" for key, value in _candidates(config, fits)]
+    enough = [f"{key}={value}" for key, value in _candidates(config, fits, gpu=gpu)]
     if enough:
         return f"use {' or '.join(enough[:3])}"
     together: Overrides = {"head.storage_dtype": "bf16", "head.compute_dtype": "bf16", "head.sample_rate": 0.1}
     if fits(together):
         return "use " + " with ".join(f"{key}={value}" for key, value in together.items())
-    return "no single setting is enough: use more of train.num_workers and a smaller train.batch_size together"
+    more = "more of train.num_workers" if gpu else "more machines"
+    return f"no single setting is enough: use {more} and a smaller train.batch_size together"
 
 
-def _candidates(config: Config, fits: Callable[[Overrides], bool]) -> Iterator[tuple[str, Setting]]:
+def _candidates(config: Config, fits: Callable[[Overrides], bool], *, gpu: bool) -> Iterator[tuple[str, Setting]]:
     head, train = config.head, config.train
     tries: list[tuple[str, Sequence[Setting]]] = [
         ("head.storage_dtype", ["bf16"] if head.storage_dtype == "fp32" else []),
-        ("train.num_workers", [n for n in _doublings(train.min_workers, 4096) if train.batch_size % n == 0]),
+        # Workers without GPUs share the memory of their machine: more of them on it need more.
+        ("train.num_workers", [n for n in _doublings(train.min_workers, 4096) if gpu and train.batch_size % n == 0]),
         ("train.batch_size", [b for b in _halvings(train.batch_size) if b % train.min_workers == 0 and b > 1]),
         ("head.sample_rate", [rate for rate in (0.3, 0.1, 0.05) if rate < head.sample_rate]),
         ("head.logit_memory", _halvings(head.logit_memory)[:6]),

@@ -1,6 +1,7 @@
 """Run the workers under Ray Train: start, restart and interrupt them."""
 
 import math
+import time
 import uuid
 from functools import partial
 
@@ -18,6 +19,7 @@ from rayface.training.controller import ProcessGroupConfig
 from rayface.training.ray_trainer import Trainer
 from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
 from rayface.training.recovery.supervisor import Supervisor, cause_of
+from rayface.training.recovery.watchdog import has_stepped
 from rayface.training.resources import uses_gpu
 from rayface.training.run_directory import RunDirectory
 from rayface.training.validate import ValidRun
@@ -43,10 +45,16 @@ def fit(run: RunDirectory, valid: ValidRun, *, held_cpus: float) -> None:
         while run.clear_drain_request() and not run.stop_requested() and not run.has_outcome():
             _trainer(run, valid, samples, held_cpus).fit()
 
+    began = time.time()
+    train = valid.config.train
+
+    def stepped() -> bool:
+        return not train.hang_timeout or has_stepped(run, began)  # without a watchdog there are no heartbeats
+
     run.clear_restarts()
     try:
         with terminable():
-            run_interruptibly(run_workers, run, valid.config.train.grace_seconds)
+            run_interruptibly(run_workers, run, train.grace_seconds, stepped)
     except ray.train.TrainingFailedError as error:
         raise cause_of(error, run) from error
     except KeyboardInterrupt as error:

@@ -1,6 +1,7 @@
 """The run directory of a run, and the conditions to resume a run in it."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from rayface.data.dataset import Dataset
 from rayface.files import next_numbered_folder, numbered_folders
 from rayface.storage import DataError, on_disk, require_lasting
 from rayface.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 Resume = bool | Literal["auto"]
 """Whether to resume an interrupted job; "auto": if there is one."""
@@ -30,7 +33,11 @@ def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, 
     given = configs.load(preset, file, overrides)
     if not (_has_begun(given.train.output) if resume == "auto" else resume):
         return given
-    run = RunDirectory(Path(given.train.output)) if given.train.output else newest_unfinished(given.name)
+    if given.train.output:
+        run = RunDirectory(Path(given.train.output))
+    else:
+        run = newest_unfinished(given.name if preset or file else None)
+        logger.info("resuming %s", run)
     base = run.read_config() if preset is None and file is None else given
     return configs.with_overrides(base, [*overrides, f"train.output={run}"])
 
@@ -46,19 +53,18 @@ def _has_begun(output: str | None) -> bool:
     return RunDirectory(on_disk(output, "train.output")).has_started()
 
 
-def newest_unfinished(name: str) -> RunDirectory:
-    """Return the newest unfinished run of this name under runs/.
+def newest_unfinished(name: str | None) -> RunDirectory:
+    """Return the unfinished run under runs/ that was started last; with a name, only of those with this name.
 
     Raises:
         ValueError: there is none.
     """
-    runs = [RunDirectory(path) for _, path in sorted(numbered_folders(_root(), name).items())]
-    found = [run for run in runs if not run.is_finished()]
-    if not found:
-        raise ValueError(
-            f"train.output: no unfinished run {name}-* under runs/ to resume: name the run with train.output=DIR"
-        )
-    return found[-1]
+    paths = numbered_folders(_root(), name).values() if name else _root().glob("*")
+    runs = [run for run in map(RunDirectory, paths) if run.has_started() and not run.is_finished()]
+    if not runs:
+        text = f"no unfinished run {name or ''}{'-' * bool(name)}* under runs/ to resume"
+        raise ValueError(f"train.output: {text}: name the run with train.output=DIR")
+    return max(runs, key=lambda run: run.config_file.stat().st_mtime)
 
 
 def check_output(config: Config, resume: bool) -> None:

@@ -92,9 +92,9 @@ def _open_dataset(config: Config, resume: bool) -> Dataset:
     try:
         return open_dataset(data.train, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
     except DataError as error:
-        if not resume:
-            raise
-        raise DataError(f"{error}; if the data was moved, resume with its new path: data.train=DIR") from error
+        named = "" if str(error).startswith("data.") else "data.train: "
+        moved = "; if the data was moved, resume with its new path: data.train=DIR" if resume else ""
+        raise DataError(f"{named}{error}{moved}") from error
 
 
 def _sample_order(config: Config, dataset: Dataset) -> SampleOrder:

@@ -71,3 +71,10 @@ def test_memory_per_worker_on_one_machine_is_shared_out():
     whole = memory_per_worker(gpu=False, workers_per_machine=1)
     half = memory_per_worker(gpu=False, workers_per_machine=2)
     assert whole is None or half == pytest.approx(whole / 2, rel=0.2)
+
+
+def test_remedies_on_cpus_do_not_add_workers_to_the_same_machine(small):
+    """Each took the memory of another one: "use num_workers=2", then 4, and so on."""
+    with pytest.raises(ValueError, match="classes need") as caught:
+        check_fits(small, 5_000_000, 2**30, gpu=False)
+    assert "num_workers" not in str(caught.value)

@@ -19,13 +19,15 @@ Session = Callable[[RunDirectory], None]
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDirectory]:
     """Fits a run whose worker groups are the given functions, one after another."""
-    monkeypatch.setattr(fits, "share", lambda dataset: None)
+    monkeypatch.setattr(fits, "share", lambda dataset, grouped: None)
     run = RunDirectory(tmp_path)
 
     def fit(*sessions: Session) -> RunDirectory:
         left = list(sessions)
         monkeypatch.setattr(fits, "_trainer", lambda *args: SimpleNamespace(fit=lambda: left.pop(0)(run)))
-        fits.fit(run, SimpleNamespace(config=configs.load("debug"), dataset=None), held_cpus=0.0)
+        order = SimpleNamespace(needs_groups=False)
+        valid = SimpleNamespace(config=configs.load("debug"), dataset=None, sample_order=order)
+        fits.fit(run, valid, held_cpus=0.0)
         assert not left, "a worker group was not started"
         return run
 

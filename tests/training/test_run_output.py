@@ -1,12 +1,13 @@
 """A run is finished when its result and its model are there."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from rayface import config as configs
 from rayface.training.run_directory import RunDirectory
-from rayface.training.run_output import check_output, exclusive_run_directory, resolve
+from rayface.training.run_output import check_output, exclusive_run_directory, newest_unfinished, resolve
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "model.json"])
@@ -63,3 +64,22 @@ def test_output_in_the_working_directory_of_a_ray_job_is_refused(
         with pytest.raises(ValueError, match=r"train\.output: .*is in the working directory of a Ray job"):
             check_output(config, resume=False)
     assert list(folder.iterdir()) == []
+
+
+def test_newest_unfinished_is_the_run_that_was_started_last_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seconds, name in enumerate(("webface-001", "run-002", "webface-003", "run-001")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        configs.dump(configs.load("debug"), folder / "config.yaml")
+        os.utime(folder / "config.yaml", (seconds, seconds))
+    (tmp_path / "runs" / "empty-004").mkdir()
+    finished = RunDirectory(tmp_path / "runs" / "run-001")
+    for name in ("result.json", "model.safetensors", "model.json"):
+        (finished.path / name).write_text("{}")
+    assert newest_unfinished(None).name == "webface-003"
+    assert newest_unfinished("run").name == "run-002"
+    with pytest.raises(ValueError, match=r"train\.output: no unfinished run empty-\* under runs/ to resume"):
+        newest_unfinished("empty")

@@ -26,7 +26,9 @@ def exit_code_of(error: BaseException) -> int:
     return 143 if isinstance(error, Terminated) else 130
 
 
-def run_interruptibly(function: Callable[[], None], run: RunDirectory, grace: float) -> None:
+def run_interruptibly(
+    function: Callable[[], None], run: RunDirectory, grace: float, has_stepped: Callable[[], bool] = lambda: True
+) -> None:
     """Call `function` in a thread; on an interrupt, request a stop of the run and wait for the function to end.
 
     In the main thread, Ray Train would exit on Ctrl-C and lose the steps since the last checkpoint.
@@ -34,6 +36,8 @@ def run_interruptibly(function: Callable[[], None], run: RunDirectory, grace: fl
     Args:
         grace: seconds for the workers to save a checkpoint; a second interrupt ends the wait.
             An interrupt of a run whose workers have finished changes nothing and is ignored.
+        has_stepped: whether there is anything to save; called repeatedly, until it returns True. Before that, an
+            interrupt ends the run at once.
 
     Raises:
         KeyboardInterrupt: it was interrupted.
@@ -54,11 +58,12 @@ def run_interruptibly(function: Callable[[], None], run: RunDirectory, grace: fl
     done = threading.Event()
     try:
         threading.Thread(target=call, daemon=True, name="rayface-fit").start()
+        stepped = False
         while not done.wait(0.5):
-            pass
+            stepped = stepped or has_stepped()
     except KeyboardInterrupt:
         run.request_stop()
-        done.wait(grace)
+        done.wait(grace if stepped or has_stepped() else 0)
         run.clear_stop_request()
         if not (done.is_set() and not failures and run.has_outcome()):
             raise

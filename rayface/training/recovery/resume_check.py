@@ -45,6 +45,12 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
             "train.output: the run draws its samples in another order than this version of rayface (layout "
             f"by_identity, chunks of {chunk} images): finish it with the version that started it, or start a new run"
         )
+    total_steps = max(1, round(config.train.epochs * sample_order.steps_per_epoch))
+    if progress.step > total_steps:
+        raise ValueError(
+            f"train.epochs: {config.train.epochs:g}: ends at step {total_steps}, the run is at step {progress.step}: "
+            f"must be at least {progress.step / sample_order.steps_per_epoch:.4g}"
+        )
     sizes = checkpoint.saved_sizes(saved[-1])
     with torch.device("meta"):
         backbone = build_config_backbone(config)

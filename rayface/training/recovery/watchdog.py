@@ -140,6 +140,12 @@ class Beat(NamedTuple):
     rank: int
 
 
+def has_stepped(run: RunDirectory, since: float) -> bool:
+    """Return whether worker 0 has been in a step of training after a time, Unix seconds, as far as heartbeats tell."""
+    beat = furthest_behind(run, 1)
+    return beat is not None and beat.since >= since and beat.phase not in ("start", "evaluate", "score")
+
+
 def furthest_behind(run: RunDirectory, size: int) -> Beat | None:
     """Return the slowest worker; None if none is known."""
     beats = []

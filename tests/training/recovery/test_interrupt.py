@@ -87,3 +87,11 @@ def test_run_that_does_not_end_in_its_grace_time_is_left(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         run_interruptibly(interrupted_work(run, end.wait), run, 0.05)
     end.set()
+
+
+def test_run_that_is_interrupted_before_its_first_step_is_left_at_once(tmp_path: Path) -> None:
+    """There is nothing to save, and its workers would need half a minute to notice."""
+    run, end = RunDirectory(tmp_path), threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(interrupted_work(run, end.wait), run, 3600.0, lambda: False)
+    end.set()

@@ -75,3 +75,16 @@ def test_resume_with_the_weights_it_was_started_with_is_accepted(
     check_resumable(RunDirectory(started_run), config_of(), order)
     with pytest.raises(ValueError, match="draws its samples in another order"):
         check_resumable(RunDirectory(started_run), config_of(), replace(order, draws=(16, 16)))
+
+
+def test_resume_that_would_end_before_the_step_of_the_run_is_refused(
+    started_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finished the run for good, with the weights of the later step."""
+    read = Progress.read
+    monkeypatch.setattr(Progress, "read", lambda folder: replace(read(folder), step=5))
+    config = configs.with_overrides(config_of(), ["train.epochs=0.01"])
+    with pytest.raises(
+        ValueError, match=r"train\.epochs: 0\.01: ends at step 1, the run is at step 5: must be at least"
+    ):
+        check_resumable(RunDirectory(started_run), config, SAMPLE_ORDER)

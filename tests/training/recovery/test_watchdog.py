@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from rayface.training.recovery.watchdog import PHASES, Watchdog, furthest_behind
+from rayface.training.recovery.watchdog import PHASES, Watchdog, furthest_behind, has_stepped
 from rayface.training.run_directory import RunDirectory
 
 
@@ -101,3 +101,13 @@ def test_watchdogs_of_a_hung_worker_end_all_and_report_it(tmp_path):
     assert told.startswith("worker 1 hangs: no progress for ")
     assert "in step 3, forward (train.hang_timeout)" in told
     assert RunDirectory(tmp_path).take_hang() is None
+
+
+def test_has_stepped_is_true_from_the_first_step_of_the_session_on(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert not has_stepped(run, 0.0)
+    (tmp_path / "beats").mkdir()
+    for phase, stepped in (("start", False), ("evaluate", False), ("score", False), ("forward", True), ("data", True)):
+        write_beat(tmp_path, 0, 7, phase)
+        assert has_stepped(run, 900.0) is stepped
+        assert not has_stepped(run, 1001.0)  # of an earlier session
