@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rayface.arrays import Ints, check_embeddings
+from rayface.curate.affinity import PRIOR_PAIRS, RATIO, scale_of
 from rayface.curate.cosines import unit_blocks
 from rayface.curate.ogmc_kernel import COMPONENTS, FREE, IDENTITIES, State, Thresholds, add_vectors
 from rayface.storage import DataError, atomic_stream
@@ -35,23 +36,25 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class OgmcSettings:
-    """Thresholds of an embedding model; see OnlineGaussianMixture."""
+    """Arguments of OnlineGaussianMixture."""
 
     radius: float
     link: float
-    leave: float
-    revisits: int = 2
-    min_images: int = 2
+    base: float
+    slack: float
+    prior: float
+    revisits: int
+    min_images: int
 
     def __post_init__(self) -> None:
         if not 0 < self.radius <= 2:
             raise ValueError(f"radius {self.radius}: must be above 0 and at most 2, a distance of unit vectors")
-        if not -1 <= self.leave <= self.link <= 1:
-            raise ValueError(f"leave {self.leave}, link {self.link}: must be cosines, leave not above link")
+        if not -1 <= self.base < self.link <= 1:
+            raise ValueError(f"base {self.base}, link {self.link}: must be cosines, link above base")
+        if not 0 <= self.slack < 1 or not self.prior > 0:
+            raise ValueError(f"slack {self.slack}, prior {self.prior}: must be in [0, 1) and above 0")
         if self.revisits < 0 or self.min_images < 1:
-            raise ValueError(
-                f"revisits {self.revisits}, min_images {self.min_images}: must be at least 0 and at least 1"
-            )
+            raise ValueError(f"revisits {self.revisits}, min_images {self.min_images}: must be at least 0 and 1")
 
 
 class OnlineGaussianMixture:
@@ -61,12 +64,17 @@ class OnlineGaussianMixture:
 
     Args:
         radius: distance of a unit vector to the mean of a component up to which it joins; else it founds another.
-        link: mean cosine between the images of two identities at which they become one.
-        leave: mean cosine to the rest of its identity below which a component leaves; None: `link` - 0.02.
+        link: cosine from which two single images are one person; for larger identities see `affinity`.
+        base: cosine of images of two persons, the median of random pairs.
+        slack: share by which a component's affinity to its identity may fall below the threshold before it leaves.
+        prior: pairs of images that the expected cohesion of an identity counts as; infinity: all are equally cohesive.
         revisits: components whose connections are renewed with every image, beside that of the image.
         min_images: identities of fewer images are noise.
 
     Memory: 8 * D bytes per component, as many per entry of the index, 4 per image.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     def __init__(
@@ -74,12 +82,21 @@ class OnlineGaussianMixture:
         *,
         radius: float = 0.85,
         link: float = 0.35,
-        leave: float | None = None,
+        base: float = 0.0,
+        slack: float = 0.05,
+        prior: float = PRIOR_PAIRS,
         revisits: int = 2,
         min_images: int = 2,
     ) -> None:
-        leave = link - 0.02 if leave is None else leave
-        self.settings = OgmcSettings(radius=radius, link=link, leave=leave, revisits=revisits, min_images=min_images)
+        self.settings = OgmcSettings(
+            radius=radius,
+            link=link,
+            base=base,
+            slack=slack,
+            prior=prior,
+            revisits=revisits,
+            min_images=min_images,
+        )
         self._component = np.empty(0, np.int64)  # of each image, in order of arrival
         self._num_images = 0
         self._state: State | None = None
@@ -211,7 +228,8 @@ class OnlineGaussianMixture:
         self._state = _with_room(self._state, len(vectors))
         found = self._candidates(vectors)
         settings = self.settings
-        limits = Thresholds(settings.radius**2, settings.link, settings.leave, settings.revisits)
+        scale = scale_of(settings.link, settings.base, settings.prior)
+        limits = Thresholds(settings.radius**2, RATIO * (1 - settings.slack), settings.revisits, scale)
         component = add_vectors(vectors, found, self._num_indexed, self._state, limits)
         end = self._num_images + len(vectors)
         self._component = _enlarged(self._component, end)
@@ -255,7 +273,7 @@ def _new_index(size: int) -> faiss.IndexHNSWFlat:
     return index
 
 
-_PER_IDENTITY = ("identity_sums", "identity_counts", "sizes", "free")
+_PER_IDENTITY = ("identity_sums", "identity_counts", "cohesions", "sizes", "free")
 
 
 def _empty_state(size: int) -> State:
@@ -264,6 +282,7 @@ def _empty_state(size: int) -> State:
         sums=np.empty((0, size), np.float32),
         counts=np.empty(0),
         mean2=np.empty(0),
+        own_cohesions=np.empty(0),
         identity=whole,
         following=whole,
         preceding=whole,
@@ -271,6 +290,7 @@ def _empty_state(size: int) -> State:
         oldest=whole,
         identity_sums=np.empty((0, size), np.float32),
         identity_counts=np.empty(0),
+        cohesions=np.empty(0),
         sizes=whole,
         free=whole,
         counters=np.zeros(4, np.int64),

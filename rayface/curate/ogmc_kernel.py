@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rayface.arrays import Ints
 from rayface.compiled import compiled
+from rayface.curate.affinity import RATIO, Scale, affinity, cohesion, dot
 
 COMPONENTS, IDENTITIES, FREE, CURSOR = range(4)  # places in State.counters
 
@@ -23,6 +24,7 @@ class State(NamedTuple):
     sums: NDArray[np.float32]  # (C, D) sum of the component's vectors
     counts: NDArray[np.float64]  # (C,)
     mean2: NDArray[np.float64]  # (C,) squared length of the mean
+    own_cohesions: NDArray[np.float64]  # (C,) see `affinity`
     identity: Ints  # (C,) identity of the component
     following: Ints  # (C,) next component of its identity
     preceding: Ints  # (C,)
@@ -30,26 +32,19 @@ class State(NamedTuple):
     oldest: Ints  # (C,) number of replacements in `near`
     identity_sums: NDArray[np.float32]  # (I, D)
     identity_counts: NDArray[np.float64]  # (I,)
+    cohesions: NDArray[np.float64]  # (I,) see `affinity`
     sizes: Ints  # (I,) components of the identity
     free: Ints  # (I,) identity numbers to use again, FREE of them
     counters: Ints  # (4,)
 
 
 class Thresholds(NamedTuple):
-    """Squared radius of a component, mean cosines to link and to leave, components revisited with each image."""
+    """Squared radius of a component, the affinity below which it leaves its identity, components revisited an image."""
 
     radius2: float
-    link: float
     leave: float
     revisits: int
-
-
-@compiled
-def dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
-    total = np.float32(0)
-    for column in range(a.shape[0]):
-        total += a[column] * b[column]
-    return total
+    scale: Scale
 
 
 @compiled
@@ -67,7 +62,7 @@ def add_vectors(vectors: NDArray[np.float32], found: Ints, first_new: int, state
         count = _nearest(vectors[row], found[row], first_new, state, nearest, distances)
         joined = count > 0 and distances[0] <= limits.radius2
         own = nearest[0] if joined else _new_component(state)
-        _update(own, vectors[row], state)
+        _update(own, vectors[row], state, limits.scale)
         _remember(own, nearest[:count], state)
         component[row] = own
         reconsider(own, state, limits)
@@ -137,11 +132,12 @@ def _alone(own: int, state: State) -> None:
     state.preceding[own] = own
     state.identity_sums[number] = state.sums[own]
     state.identity_counts[number] = state.counts[own]
+    state.cohesions[number] = state.own_cohesions[own]
     state.sizes[number] = 1
 
 
 @compiled
-def _update(own: int, vector: NDArray[np.float32], state: State) -> None:
+def _update(own: int, vector: NDArray[np.float32], state: State, scale: Scale) -> None:
     """Add a vector to a component and its identity."""
     number = state.identity[own]
     for column in range(len(vector)):
@@ -149,7 +145,17 @@ def _update(own: int, vector: NDArray[np.float32], state: State) -> None:
         state.identity_sums[number, column] += vector[column]
     state.counts[own] += 1
     state.identity_counts[number] += 1
-    state.mean2[own] = dot(state.sums[own], state.sums[own]) / state.counts[own] ** 2
+    square = dot(state.sums[own], state.sums[own])
+    state.mean2[own] = square / state.counts[own] ** 2
+    state.own_cohesions[own] = cohesion(square, state.counts[own], scale)
+    _measure(number, state, scale)
+
+
+@compiled
+def _measure(number: int, state: State, scale: Scale) -> None:
+    """Renew the cohesion of an identity."""
+    total = state.identity_sums[number]
+    state.cohesions[number] = cohesion(dot(total, total), state.identity_counts[number], scale)
 
 
 @compiled
@@ -173,46 +179,61 @@ def _remember(own: int, nearest: Ints, state: State) -> None:
 @compiled
 def reconsider(own: int, state: State, limits: Thresholds) -> None:
     """Let a component leave its identity if it fits worse than another, then link its identity to the nearest."""
-    number = state.identity[own]
-    count, rest = state.counts[own], state.identity_counts[number] - state.counts[own]
+    number, scale = state.identity[own], limits.scale
     if state.sizes[number] > 1:
-        inside = (dot(state.sums[own], state.identity_sums[number]) - state.mean2[own] * count**2) / (count * rest)
-        _, outside = _best_identity(own, state.sums[own], count, state)
+        inside = _inside(own, state, scale)
+        _, outside = _best(own, state.sums[own], state.counts[own], state.own_cohesions[own], state, scale)
         if inside < limits.leave or inside < outside:
-            _leave(own, state)
+            _leave(own, state, scale)
             number = state.identity[own]
-    other, cosine = _best_identity(own, state.identity_sums[number], state.identity_counts[number], state)
-    if other >= 0 and cosine >= limits.link:
-        _merge(own, other, state)
+    total, count, held = state.identity_sums[number], state.identity_counts[number], state.cohesions[number]
+    other, value = _best(own, total, count, held, state, scale)
+    if other >= 0 and value >= RATIO:
+        _merge(own, other, state, scale)
 
 
 @compiled
-def _best_identity(own: int, total: NDArray[np.float32], count: float, state: State) -> tuple[int, float]:
-    """Return the component near `own` of the other identity with the highest mean cosine to a sum, and the cosine."""
-    best, highest = -1, -2.0
+def _inside(own: int, state: State, scale: Scale) -> float:
+    """Return the affinity of a component to the rest of its identity."""
+    number, count = state.identity[own], state.counts[own]
+    total, square = state.identity_sums[number], state.mean2[own] * count**2
+    both = dot(state.sums[own], total)
+    rest = state.identity_counts[number] - count
+    held = cohesion(dot(total, total) - 2 * both + square, rest, scale)
+    return affinity(both - square, count * rest, state.own_cohesions[own], held, scale)
+
+
+@compiled
+def _best(
+    own: int, total: NDArray[np.float32], count: float, held: float, state: State, scale: Scale
+) -> tuple[int, float]:
+    """Return the component near `own` of the other identity with the highest affinity to a group, and the affinity."""
+    best, highest = -1, -np.inf
     for other in state.near[own]:
         if other < 0 or state.counts[other] == 0 or state.identity[other] == state.identity[own]:
             continue
         number = state.identity[other]
-        cosine = dot(total, state.identity_sums[number]) / (count * state.identity_counts[number])
-        if cosine > highest:
-            best, highest = other, cosine
+        product = dot(total, state.identity_sums[number])
+        value = affinity(product, count * state.identity_counts[number], held, state.cohesions[number], scale)
+        if value > highest:
+            best, highest = other, value
     return best, highest
 
 
 @compiled
-def _leave(own: int, state: State) -> None:
+def _leave(own: int, state: State, scale: Scale) -> None:
     """Take a component out of its identity, of several components."""
     number, before, after = state.identity[own], state.preceding[own], state.following[own]
     state.following[before], state.preceding[after] = after, before
     state.identity_sums[number] -= state.sums[own]
     state.identity_counts[number] -= state.counts[own]
     state.sizes[number] -= 1
+    _measure(number, state, scale)
     _alone(own, state)
 
 
 @compiled
-def _merge(a: int, b: int, state: State) -> None:
+def _merge(a: int, b: int, state: State, scale: Scale) -> None:
     """Merge the identities of two components; the one of more components keeps its number."""
     if state.sizes[state.identity[a]] < state.sizes[state.identity[b]]:
         a, b = b, a
@@ -228,5 +249,6 @@ def _merge(a: int, b: int, state: State) -> None:
     state.identity_counts[into] += state.identity_counts[gone]
     state.sizes[into] += state.sizes[gone]
     state.identity_counts[gone], state.sizes[gone] = 0, 0
+    _measure(into, state, scale)
     state.free[state.counters[FREE]] = gone
     state.counters[FREE] += 1

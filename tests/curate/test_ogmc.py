@@ -168,7 +168,7 @@ def test_ogmc_refuses_vectors_of_another_length() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"radius": 0}, {"radius": 3}, {"link": 2}, {"link": 0.3, "leave": 0.4}, {"revisits": -1}]
+    "options", [{"radius": 0}, {"radius": 3}, {"link": 2}, {"link": 0.3, "base": 0.4}, {"slack": 1}, {"revisits": -1}]
 )
 def test_ogmc_refuses_thresholds_out_of_range(options: Any) -> None:
     with pytest.raises(ValueError, match="must be"):

@@ -1,9 +1,8 @@
-"""Average linkage on a graph of neighbours: clusters merge while the mean cosine of their pairs is above a threshold.
+"""Agglomerative clustering on a graph of neighbours: the two clusters of highest affinity merge, down to a threshold.
 
-The mean cosine of all pairs of two clusters is the product of the sums of their unit vectors over the product of their
-sizes, so no pair is computed. Average linkage is reducible: clusters that are each other's best neighbour may be merged
-in any order, so every round merges all of them at once, and the result is that of merging the best pair each time.
-Only pairs of clusters that an edge of the graph connects are candidates.
+With an infinite prior (`affinity.Scale`) the affinity is the mean cosine of all pairs: average linkage. That is
+reducible: clusters that are each other's best may merge in any order, so a round merges all of them at once. Only
+pairs of clusters that an edge of the graph connects are candidates.
 """
 
 from __future__ import annotations
@@ -13,42 +12,51 @@ from numpy.typing import NDArray
 
 from rayface.arrays import Floats, Ints
 from rayface.compiled import compiled
+from rayface.curate.affinity import RATIO, Scale, affinity, cohesion, dot
 from rayface.curate.cluster.neighbours import Edges, unique_edges
 
 
-def average_linkage(vectors: Floats, edges: Edges, threshold: float) -> Ints:
+def linked(vectors: Floats, edges: Edges, scale: Scale) -> Ints:
     """Return the cluster (N,) of each image, numbered by first image.
 
     Args:
-        vectors: (N, D) of length 1, or sums of unit vectors with `sizes`.
+        vectors: (N, D) of length 1.
         edges: candidates, for example `Neighbours.edges(threshold)`.
-        threshold: least mean cosine of the pairs of two clusters that merge.
+        scale: of `scale_of(threshold, ...)`.
 
-    Memory: 4 * D bytes per image, 40 per edge.
+    Memory: 4 * D + 40 bytes per image, 40 per edge.
     """
     sums = np.array(vectors, np.float32)
-    sizes = np.ones(len(sums))
+    sizes, cohesions = np.ones(len(sums)), np.full(len(sums), scale.expected)
     cluster = np.arange(len(sums))
-    edges = _above(edges, threshold)
+    edges = _linking(edges, ((edges.values - scale.base) / scale.expected).astype(np.float32))
     while len(edges.a):
         a, b = _mutual_best(edges, len(sums))
         sums[a] += sums[b]
         sizes[a] += sizes[b]
+        cohesions[a] = _cohesions(sums, a, sizes, scale)
         into = np.arange(len(sums))
         into[b] = a
         cluster = into[cluster]
-        edges = _above(_merged(edges, into, sums, sizes), threshold)
+        grown = np.zeros(len(sums), bool)
+        grown[a] = True
+        found = unique_edges(into[edges.a], into[edges.b], edges.values)
+        values = found.values.copy()
+        changed = np.flatnonzero(grown[found.a] | grown[found.b])
+        values[changed] = _affinities(sums, sizes, cohesions, found.a[changed], found.b[changed], scale)
+        edges = _linking(found, values)
     return np.unique(cluster, return_inverse=True)[1]
 
 
-def _above(edges: Edges, threshold: float) -> Edges:
-    kept = edges.cosines >= threshold
-    return Edges(a=edges.a[kept], b=edges.b[kept], cosines=edges.cosines[kept])
+def _linking(edges: Edges, values: NDArray[np.float32]) -> Edges:
+    """Return the edges whose affinities reach the threshold."""
+    kept = values >= np.float32(RATIO * (1 - 1e-6))
+    return Edges(a=edges.a[kept], b=edges.b[kept], values=values[kept])
 
 
 def _mutual_best(edges: Edges, count: int) -> tuple[Ints, Ints]:
     """Return the edges that are the best of both of their ends; ties by the edges' order."""
-    order = np.argsort(-edges.cosines, kind="stable")
+    order = np.argsort(-edges.values, kind="stable")
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     best = np.full(count, len(order))
@@ -58,26 +66,29 @@ def _mutual_best(edges: Edges, count: int) -> tuple[Ints, Ints]:
     return edges.a[mutual], edges.b[mutual]
 
 
-def _merged(edges: Edges, into: Ints, sums: NDArray[np.float32], sizes: NDArray[np.float64]) -> Edges:
-    """Return the edges between the merged clusters; computes the cosines of those that changed."""
-    grown = np.zeros(len(into), bool)
-    grown[into[into != np.arange(len(into))]] = True
-    found = unique_edges(into[edges.a], into[edges.b], edges.cosines)
-    changed = np.flatnonzero(grown[found.a] | grown[found.b])
-    cosines = found.cosines.copy()
-    cosines[changed] = _products(sums, found.a[changed], found.b[changed]) / (
-        sizes[found.a[changed]] * sizes[found.b[changed]]
-    )
-    return Edges(a=found.a, b=found.b, cosines=cosines)
+@compiled
+def _cohesions(
+    sums: NDArray[np.float32], clusters: Ints, sizes: NDArray[np.float64], scale: Scale
+) -> NDArray[np.float64]:
+    found = np.empty(len(clusters))
+    for place, own in enumerate(clusters):
+        found[place] = cohesion(dot(sums[own], sums[own]), sizes[own], scale)
+    return found
 
 
 @compiled
-def _products(sums: NDArray[np.float32], a: Ints, b: Ints) -> NDArray[np.float64]:
-    """Return the inner products (E,) of rows a and b."""
-    found = np.empty(len(a))
+def _affinities(
+    sums: NDArray[np.float32],
+    sizes: NDArray[np.float64],
+    cohesions: NDArray[np.float64],
+    a: Ints,
+    b: Ints,
+    scale: Scale,
+) -> NDArray[np.float32]:
+    """Return the affinities (E,) of clusters a and b."""
+    found = np.empty(len(a), np.float32)
     for edge in range(len(a)):
-        left, right, total = sums[a[edge]], sums[b[edge]], np.float32(0)
-        for column in range(sums.shape[1]):
-            total += left[column] * right[column]
-        found[edge] = total
+        one, two = a[edge], b[edge]
+        product = dot(sums[one], sums[two])
+        found[edge] = affinity(product, sizes[one] * sizes[two], cohesions[one], cohesions[two], scale)
     return found

@@ -10,7 +10,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rayface.arrays import Floats, Ints
-from rayface.curate.cluster.linkage import average_linkage
+from rayface.curate.affinity import base_cosine, scale_of
+from rayface.curate.cluster.linkage import linked
 from rayface.curate.cluster.neighbours import Neighbours
 
 Method = Callable[[Floats, Neighbours, float], Ints]
@@ -19,9 +20,19 @@ Method = Callable[[Floats, Neighbours, float], Ints]
 _DENSITY_NEIGHBOURS = 16
 
 
+def cohesive(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
+    """Merge clusters while their mean cosine is high for how cohesive they are; see `affinity` and `linkage`.
+
+    Args:
+        threshold: cosine from which two single images are one person.
+    """
+    scale = scale_of(threshold, base_cosine(vectors))
+    return linked(vectors, neighbours.edges(threshold), scale)
+
+
 def average(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
-    """Merge clusters while the mean cosine of their pairs is at least the threshold; see `linkage`."""
-    return average_linkage(vectors, neighbours.edges(threshold), threshold)
+    """Merge clusters while the mean cosine of their pairs is at least the threshold."""
+    return linked(vectors, neighbours.edges(threshold), scale_of(threshold, -1.0, np.inf))
 
 
 def components(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
@@ -49,7 +60,7 @@ def density(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
     return _connected(_graph(rows, others[rows, higher[rows].argmax(axis=1)], len(vectors)))
 
 
-METHODS: dict[str, Method] = {"average": average, "components": components, "density": density}
+METHODS: dict[str, Method] = {"cohesive": cohesive, "average": average, "components": components, "density": density}
 
 
 def _graph(a: Ints, b: Ints, count: int) -> coo_array:

@@ -33,20 +33,20 @@ class Neighbours:
 
 @dataclass(frozen=True, kw_only=True)
 class Edges:
-    """E undirected edges: `a` < `b` (E,), sorted by both, and their cosines (E,) float32."""
+    """E undirected edges: `a` < `b` (E,), sorted by both, and their values (E,) float32, such as cosines."""
 
     a: Ints
     b: Ints
-    cosines: NDArray[np.float32]
+    values: NDArray[np.float32]
 
 
-def unique_edges(first: Ints, second: Ints, cosines: NDArray[np.float32]) -> Edges:
+def unique_edges(first: Ints, second: Ints, values: NDArray[np.float32]) -> Edges:
     """Return each edge once, whichever its direction; loops are left out."""
     a, b = np.minimum(first, second), np.maximum(first, second)
     order = np.lexsort((b, a))
     a, b = a[order], b[order]
     kept = (a != b) & np.r_[True, (a[1:] != a[:-1]) | (b[1:] != b[:-1])][: len(a)]
-    return Edges(a=a[kept], b=b[kept], cosines=cosines[order][kept])
+    return Edges(a=a[kept], b=b[kept], values=values[order][kept])
 
 
 def nearest(vectors: Floats, k: int, *, start: int = 0, stop: int | None = None) -> Neighbours:

@@ -1,4 +1,4 @@
-"""Average linkage: on a complete graph the clusters of scikit-learn's."""
+"""Linkage: with an infinite prior the clusters of scikit-learn's average linkage, else by cohesion."""
 
 from collections.abc import Callable
 
@@ -7,37 +7,59 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 
-from rayface.curate.cluster.linkage import average_linkage
+from rayface.curate.affinity import base_cosine, scale_of
+from rayface.curate.cluster.linkage import linked
 from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.cluster.neighbours import nearest
 
+Floats = NDArray[np.float32]
 People = Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
+def average(vectors: Floats, count: int, threshold: float) -> NDArray[np.int64]:
+    return linked(vectors, nearest(vectors, count).edges(threshold), scale_of(threshold, -1.0, np.inf))
+
+
 @pytest.mark.parametrize("threshold", [0.2, 0.35, 0.6])
-def test_average_linkage_on_a_complete_graph_equals_that_of_scikit_learn(people: People, threshold: float) -> None:
+def test_linked_on_a_complete_graph_equals_that_of_scikit_learn(people: People, threshold: float) -> None:
     vectors, _ = people(12, 15, spread=1.4)
     theirs = AgglomerativeClustering(
         None, metric="cosine", linkage="average", distance_threshold=1 - threshold
     ).fit_predict(vectors)
-    own = average_linkage(vectors, nearest(vectors, len(vectors) - 1).edges(threshold), threshold)
+    own = average(vectors, len(vectors) - 1, threshold)
     assert cluster_scores(theirs, own).pairwise_f == 1
     assert own.max() == theirs.max()
 
 
-def test_average_linkage_without_edges_leaves_every_image_alone(people: People) -> None:
+def test_linked_without_edges_leaves_every_image_alone(people: People) -> None:
     vectors, _ = people(3, 4)
-    assert average_linkage(vectors, nearest(vectors, 3).edges(1.5), 1.5).tolist() == list(range(12))
+    assert average(vectors, 3, 1.5).tolist() == list(range(12))
 
 
-def test_average_linkage_of_another_order_of_images_finds_the_same_clusters(people: People) -> None:
+def test_linked_of_another_order_of_images_finds_the_same_clusters(people: People) -> None:
     vectors, _ = people(20, 10, spread=1.2)
     order = np.random.default_rng(1).permutation(len(vectors))
-    own = average_linkage(vectors, nearest(vectors, 20).edges(0.3), 0.3)
-    other = average_linkage(vectors[order], nearest(vectors[order], 20).edges(0.3), 0.3)
+    own = average(vectors, 20, 0.3)
+    other = average(vectors[order], 20, 0.3)
     assert cluster_scores(own[order], other).pairwise_f == 1
 
 
-def test_average_linkage_of_duplicates_makes_one_cluster() -> None:
+def test_linked_of_duplicates_makes_one_cluster() -> None:
     vectors = np.repeat(np.eye(3, 8, dtype=np.float32), 5, axis=0)
-    assert average_linkage(vectors, nearest(vectors, 3).edges(0.5), 0.5).tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert average(vectors, 3, 0.5).tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+
+def test_linked_by_cohesion_fits_tight_and_loose_persons_with_one_threshold() -> None:
+    random = np.random.default_rng(0)
+    alike = np.repeat(random.standard_normal((1, 64)), 2, axis=0) + 0.55 * random.standard_normal((2, 64))
+    loose = 1.2 * random.standard_normal((2, 64))
+    labels = np.repeat(np.arange(4), 30)
+    noise = np.where(labels < 2, 0.25, 1.1)[:, None] * random.standard_normal((120, 64))
+    vectors = np.concatenate([alike, loose])[labels] + noise  # two twins whose images are alike, two who vary
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    near = nearest(vectors, 119)
+    threshold = 0.45
+    scale = scale_of(threshold, base_cosine(np.concatenate([vectors, -vectors])))
+    by_cohesion = cluster_scores(labels, linked(vectors, near.edges(threshold), scale)).pairwise_f
+    assert by_cohesion > 0.98
+    assert by_cohesion > cluster_scores(labels, average(vectors, 119, threshold)).pairwise_f + 0.1

@@ -48,7 +48,7 @@ def test_unique_edges_keep_each_pair_once_and_no_loops() -> None:
     cosines = np.array([0.5, 0.5, 0.9, 0.1], np.float32)
     edges = unique_edges(np.array([3, 1, 2, 0]), np.array([1, 3, 2, 2]), cosines)
     assert (edges.a.tolist(), edges.b.tolist()) == ([0, 1], [2, 3])
-    assert edges.cosines == pytest.approx([0.1, 0.5])
+    assert edges.values == pytest.approx([0.1, 0.5])
 
 
 def test_edges_leave_out_cosines_below_the_threshold() -> None:

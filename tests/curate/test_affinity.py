@@ -1,0 +1,51 @@
+"""Affinity of groups of images: from sums as from all pairs, and its scale."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rayface.curate.affinity import PRIOR_PAIRS, RATIO, Scale, affinity, base_cosine, cohesion, dot, scale_of
+
+
+def units(count: int, seed: int = 0) -> NDArray[np.float32]:
+    x = np.random.default_rng(seed).standard_normal((count, 12)) + 0.5
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_cohesion_of_a_sum_is_the_mean_cosine_of_all_pairs_with_the_prior() -> None:
+    x, scale = units(9), scale_of(0.4, 0.1)
+    total = x.sum(axis=0)
+    pairs = (x @ x.T)[np.triu_indices(9, 1)] - 0.1
+    expected = (pairs.sum() + PRIOR_PAIRS * scale.expected) / (len(pairs) + PRIOR_PAIRS)
+    assert cohesion(dot(total, total), 9.0, scale) == pytest.approx(expected, abs=1e-6)
+
+
+def test_affinity_of_sums_is_the_mean_cosine_over_the_root_of_cohesions() -> None:
+    a, b = units(4), units(7, seed=1)
+    scale = Scale(0.1, 0.5, 60.0)
+    found = affinity(dot(a.sum(axis=0), b.sum(axis=0)), 28.0, 0.4, 0.9, scale)
+    assert found == pytest.approx(((a @ b.T).mean() - 0.1) / 0.6, abs=1e-5)
+
+
+def test_affinity_of_two_images_reaches_the_ratio_at_the_threshold() -> None:
+    scale = scale_of(0.42, 0.1)
+    single = cohesion(1.0, 1.0, scale)
+    assert affinity(0.42, 1.0, single, single, scale) == pytest.approx(RATIO)
+
+
+def test_cohesion_with_an_infinite_prior_is_the_expected_one() -> None:
+    scale = scale_of(0.4, 0.0, np.inf)
+    assert cohesion(50.0, 9.0, scale) == scale.expected
+
+
+def test_base_cosine_is_that_of_strangers() -> None:
+    x = np.random.default_rng(0).standard_normal((2000, 64)) + 1
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    assert base_cosine(x) == pytest.approx(0.5, abs=0.03)
+    assert base_cosine(x) == base_cosine(x)
+    assert base_cosine(x[:1]) == 0
+
+
+def test_scale_of_a_threshold_below_that_of_strangers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"threshold 0.1000: must be above 0.3000"):
+        scale_of(0.1, 0.3)
