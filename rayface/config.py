@@ -329,6 +329,14 @@ class EvaluateConfig:
     identities.parquet."""
     bootstrap: NotNegative = 1000
     """Replicates of the bootstrap over identities, for the intervals. 0: no intervals."""
+    leak_check: Paths = ()
+    """Training set, or several, to search for the test images by name and by bytes."""
+    leak_embeddings: PathText | None = None
+    """Embeddings of leak_check by the same model, to search by embedding too."""
+    leak_above: Cosine = 0.9
+    """Cosine above which a training image counts as the same image."""
+    write_card: bool = False
+    """Replace the metrics and thresholds in the model's model.json and model_card.md."""
     options: Options = Field(default_factory=dict)
     """Settings of a plugin's protocol."""
     flip: bool = True

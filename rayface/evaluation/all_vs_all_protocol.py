@@ -135,6 +135,9 @@ class AllVsAllProtocol(DatasetProtocol):
             groups[column] = {str(name): rates_of(grouped[rows], FARS) for name, rows in parts}
         return _result(curve, len(kept), len(norms) - len(kept), groups)
 
+    def score_without(self, left_out: np.ndarray, embedded: Embedded) -> AllVsAllResult:
+        return self.score(embedded._replace(embeddings=np.where(left_out[:, None], 0, embedded.embeddings)))
+
 
 def _result(
     curve: TailRates, num_images: int, num_left_out: int, groups: Mapping[str, Mapping[str, TailRates]]

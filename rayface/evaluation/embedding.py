@@ -33,7 +33,7 @@ class GivenEmbeddings:
 
     def __init__(self, path: str) -> None:
         self._path, self._embeddings = path, open_embeddings(path)
-        self.image_size = 16  # images are only decoded to check them
+        self.image_size, self.digest = 16, ""  # images are only decoded to check them
 
     def __call__(self, name: str, protocol: EvaluationProtocol) -> Embedded:
         """Return the embeddings of a protocol's images, of length 1; 0 for a key that is missing.
@@ -62,7 +62,7 @@ class ModelEmbeddings:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._loaded: LoadedModel = load_model(str(given.model), backbone=given.backbone, device=self._device)
         self._module: nn.Module = self._loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.image_size = self._loaded.info.image_size
+        self.image_size, self.digest = self._loaded.info.image_size, self._loaded.info.sha256
 
     def __call__(self, name: str, protocol: EvaluationProtocol) -> Embedded:
         """Return the embeddings of a protocol's images, of length 1; 0 for an image that is not readable.

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,15 +12,18 @@ from rayface.config import Config, require_keys
 from rayface.credentials import masked
 from rayface.curves import training_plots
 from rayface.evaluation.embedding import GivenEmbeddings, ModelEmbeddings
+from rayface.evaluation.leak_check import LeakCertificate, LeakCheck
 from rayface.evaluation.pair_scores import write_pair_scores
 from rayface.evaluation.protocol import (
     EvaluationProtocol,
     ProtocolResult,
+    card_figures,
     evaluation_content,
     evaluation_dict,
     scores_of,
 )
 from rayface.evaluation.protocols import configured_protocols, open_protocols
+from rayface.models.model_files import check_writable_card, write_metrics
 from rayface.progress import phase
 from rayface.storage import join, make_folder, normalise, one_line, write_bytes
 
@@ -34,10 +37,17 @@ class EvaluationResult:
     inputs: Mapping[str, str]
     """Names and paths of what the model was measured on."""
     results: Mapping[str, ProtocolResult]
+    leaks: Mapping[str, LeakCertificate] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
         """Return the figures by name, for --json; those of the first protocol also at the top level."""
-        return {"model": self.model, **self.inputs, **evaluation_dict(self.results)}
+        leaks = {name: certificate.as_dict() for name, certificate in self.leaks.items()}
+        return {
+            "model": self.model,
+            **self.inputs,
+            **evaluation_dict(self.results),
+            **({"leaks": leaks} if leaks else {}),
+        }
 
     def for_file(self) -> dict[str, object]:
         """Return the content of evaluation.json: `as_dict` with the curves."""
@@ -61,18 +71,25 @@ def evaluate(config: Config) -> EvaluationResult:
         raise ValueError("evaluate.protocols: no inputs of a protocol are set, for example evaluate.pairs")
     embedded = ModelEmbeddings(config) if given.embeddings is None else GivenEmbeddings(given.embeddings)
     protocols = open_protocols(given, image_size=embedded.image_size)
+    leak_check = LeakCheck(given, embedded.digest)
+    if given.write_card:
+        check_writable_card(str(given.model))
     root = normalise(str(given.out))
     make_folder(join(root, "plots"))  # fail before the work if it cannot be written
-    results = {}
+    results, leaks = {}, {}
     for name, protocol in protocols.items():
         images = embedded(name, protocol)
         with phase("score" if len(protocols) == 1 else f"score {name}"):
             results[name] = protocol.score(images)
+        if (certificate := leak_check(name, protocol, images)) is not None:
+            leaks[name] = certificate
     result = EvaluationResult(
-        model=str(given.model or given.embeddings), inputs=_inputs(protocols.values()), results=results
+        model=str(given.model or given.embeddings), inputs=_inputs(protocols.values()), results=results, leaks=leaks
     )
     with phase("write results"):
         _write(root, result)
+        if given.write_card:
+            write_metrics(str(given.model), card_figures(results))
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,13 @@ class PairsProtocol(EvaluationProtocol):
     def score(self, embedded: Embedded, done: Callable[[], None] = lambda: None) -> PairResult:
         return evaluate_pairs(embedded.embeddings, self.pairs, done, norms=embedded.norms, replicates=self._replicates)
 
+    def score_without(self, left_out: NDArray[np.bool_], embedded: Embedded) -> PairResult:
+        kept = ~(left_out[self.pairs.a] | left_out[self.pairs.b])
+        columns = {name: getattr(self.pairs, name)[kept] for name in ("a", "b", "is_same", "fold")}
+        return evaluate_pairs(
+            embedded.embeddings, replace(self.pairs, **columns), norms=embedded.norms, replicates=self._replicates
+        )
+
 
 class BinProtocol(PairsProtocol):
     """Verification on a .bin file of evaluate.bin; each file is a protocol of its own, named after it."""
@@ -243,6 +250,8 @@ def unresolved(fars: Sequence[float], num_impostors: int, figure: str = "tar_at_
 
 def _degenerate(pairs: PairSet, score: NDArray[np.float64]) -> str | None:
     """Return why the scores of pairs give no figure, None if they do."""
+    if not len(score):
+        return "no pairs are left"
     if pairs.is_same.all() or not pairs.is_same.any():
         kind = "genuine" if pairs.is_same.all() else "impostor"
         return f"all {len(score)} pairs are {kind}: accuracy and ROC compare the two kinds"

@@ -66,6 +66,13 @@ def evaluation_dict(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
     return {**first.figures(), "protocols": {name: result.summary() for name, result in results.items()}}
 
 
+def card_figures(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
+    """Return the figures for a model card: those of the first protocol, and, if there are several, all by protocol."""
+    figures = {name: result.figures() for name, result in results.items()}
+    first = next(iter(figures.values()))
+    return {**first, "protocols": figures} if len(figures) > 1 else dict(first)
+
+
 def scores_of(results: Mapping[str, ProtocolResult]) -> dict[str, PairScores]:
     """Return the outcome of the pairs of each protocol that has pairs."""
     return {name: result.pair_scores for name, result in results.items() if result.pair_scores is not None}
@@ -162,6 +169,10 @@ class EvaluationProtocol(ABC):
                 are NaN if they are not known.
             done: called after every block of work; the watchdog counts it as progress.
         """
+
+    def score_without(self, left_out: NDArray[np.bool_], embedded: Embedded) -> ProtocolResult | None:
+        """Score without some images (num_images,), such as leaked ones; None if the protocol cannot leave them out."""
+        return None
 
 
 def number(value: float) -> float | None:

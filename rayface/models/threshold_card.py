@@ -16,7 +16,8 @@ class ThresholdRow:
     """The threshold of one false acceptance rate; a pair is accepted if its cosine is above it.
 
     Attributes:
-        group: group of people or images that it was measured on, "all" for all of them.
+        protocol: protocol that it was measured by; "" if there is only one.
+        group: group of people or images that it was measured on, such as race=asian; "all" for all of them.
         far: false acceptance rate, as text: 1e-03.
         threshold: cosine.
         threshold_interval: 95 % interval of the threshold (low, high); None if unknown.
@@ -24,6 +25,7 @@ class ThresholdRow:
         tar_interval: its 95 % interval.
     """
 
+    protocol: str = ""
     group: str = ALL
     far: str
     threshold: float
@@ -33,34 +35,43 @@ class ThresholdRow:
 
 
 def threshold_rows(figures: Mapping[str, Any]) -> tuple[ThresholdRow, ...]:
-    """Return the thresholds in the figures of a protocol; none if it measures none.
+    """Return the thresholds in the figures of an evaluation; none if it measures none.
 
     Args:
         figures: `threshold_at_far` and `tar_at_far` {far: value}, and these names with _interval {far: [low, high]};
-            `groups` {group: figures of the same names}.
+            `groups` {column: {group: figures of the same names}}; or `protocols` {protocol: such figures}.
     """
-    rows = [*_rows(ALL, figures)]
-    groups = figures.get("groups")
-    if isinstance(groups, Mapping):
-        rows += [row for group, own in groups.items() if isinstance(own, Mapping) for row in _rows(str(group), own)]
-    return tuple(rows)
+    protocols = _mapping(figures, "protocols")
+    if not protocols:
+        return tuple(_of_protocol("", figures))
+    return tuple(row for name, own in protocols.items() for row in _of_protocol(name, own))
 
 
-def _rows(group: str, figures: Mapping[str, Any]) -> list[ThresholdRow]:
-    def found(name: str) -> Mapping[str, Any]:
-        value = figures.get(name)
-        return value if isinstance(value, Mapping) else {}
+def _of_protocol(protocol: str, figures: Mapping[str, Any]) -> list[ThresholdRow]:
+    rows = _rows(figures, protocol=protocol, group=ALL)
+    for column, groups in _mapping(figures, "groups").items():
+        for name, own in groups.items():
+            rows += _rows(own, protocol=protocol, group=f"{column}={name}")
+    return rows
 
+
+def _mapping(figures: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = figures.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _rows(figures: Mapping[str, Any], *, protocol: str, group: str) -> list[ThresholdRow]:
     return [
         ThresholdRow(
+            protocol=protocol,
             group=group,
             far=far,
             threshold=float(threshold),
-            threshold_interval=_pair(found("threshold_at_far_interval").get(far)),
-            tar=found("tar_at_far").get(far),
-            tar_interval=_pair(found("tar_at_far_interval").get(far)),
+            threshold_interval=_pair(_mapping(figures, "threshold_at_far_interval").get(far)),
+            tar=_mapping(figures, "tar_at_far").get(far),
+            tar_interval=_pair(_mapping(figures, "tar_at_far_interval").get(far)),
         )
-        for far, threshold in found("threshold_at_far").items()
+        for far, threshold in _mapping(figures, "threshold_at_far").items()
         if _is_finite(threshold)
     ]
 
@@ -77,13 +88,17 @@ def _is_finite(value: Any) -> bool:
 
 def threshold_table(rows: Sequence[ThresholdRow]) -> list[str]:
     """Return the rows as lines of a Markdown table."""
-    grouped = any(row.group != ALL for row in rows)
-    header = ["FAR", *(["group"] if grouped else []), "accept above cosine", "TAR"]
+    extra = [
+        name
+        for name, default in (("protocol", ""), ("group", ALL))
+        if any(getattr(row, name) != default for row in rows)
+    ]
+    header = [*extra, "FAR", "accept above cosine", "TAR"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:
         cells = [
+            *(getattr(row, name) for name in extra),
             row.far,
-            *([row.group] if grouped else []),
             _value(row.threshold, row.threshold_interval),
             "-" if row.tar is None else _value(row.tar, row.tar_interval),
         ]
@@ -104,6 +119,7 @@ def read_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[ThresholdRow, ...]:
     """Return the rows of JSON objects, as model.json and ONNX files hold them."""
     return tuple(
         ThresholdRow(
+            protocol=str(row.get("protocol", "")),
             group=str(row.get("group", ALL)),
             far=str(row["far"]),
             threshold=float(row["threshold"]),

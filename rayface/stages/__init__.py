@@ -41,6 +41,9 @@ _EVALUATE_FLAGS = (
     "batch_size",
     "flip",
     "cache",
+    "leak_check",
+    "leak_embeddings",
+    "write_card",
 )
 
 
@@ -148,8 +151,10 @@ INPUT_KINDS: dict[str, tuple[Kind, ...]] = {
     "prune.data": ("data",),
     "evaluate.data": ("data",),
     "evaluate.all_vs_all": ("data",),
+    "evaluate.leak_check": ("data",),
     "prune.embeddings": ("embeddings",),
     "evaluate.embeddings": ("embeddings",),
+    "evaluate.leak_embeddings": ("embeddings",),
     "clean.exclude": ("embeddings",),
     "train.teacher_cache": ("embeddings",),
     "embed.model": ("model", "onnx"),

@@ -97,7 +97,7 @@ def evaluate_model(config: Config, resume: bool) -> Result:
 
 def shown_evaluation(result: Result) -> Result:
     """Return the figures of every protocol, with words for those that are not measured."""
-    shown = {name: value for name, value in result.items() if isinstance(value, str)}
+    shown: dict[str, Any] = {name: value for name, value in result.items() if isinstance(value, str)}
     several = len(result["protocols"]) > 1
     for protocol, figures in result["protocols"].items():
         reasons = figures.get("not_measured", {})
@@ -105,6 +105,12 @@ def shown_evaluation(result: Result) -> Result:
         if reasons:
             own["why not measured"] = "; ".join(dict.fromkeys(reasons.values()))
         shown |= {f"{protocol}: {name}" if several else name: value for name, value in own.items()}
+    for protocol, certificate in result.get("leaks", {}).items():
+        found = {way: "not examined" if n is None else n["images"] for way, n in certificate["counts"].items()}
+        shown[f"{protocol}: leaked images" if several else "leaked images"] = found
+        if without := certificate["without"]:
+            figures = {name: _worded(without[name]) for name in ("accuracy_mean", "tar_at_far") if name in without}
+            shown[f"{protocol}: without them" if several else "without them"] = figures
     return shown
 
 

@@ -87,5 +87,7 @@ def _table(result: TrainResult, dataset: Dataset) -> list[tuple[str, str]]:
     before = "" if result.accuracy_before is None else f", before {result.accuracy_before:.2%}"
     if result.evaluation.get("accuracy_mean") is not None:
         mean, std = result.evaluation["accuracy_mean"], result.evaluation["accuracy_std"]
-        rows.insert(0, ("accuracy", f"{mean:.2%} ± {std:.2%}{before}"))
+        low, high = result.evaluation.get("accuracy_interval") or (None, None)
+        interval = "" if low is None or high is None else f" [{low:.2%}, {high:.2%}]"
+        rows.insert(0, ("accuracy", f"{mean:.2%} ± {std:.2%}{interval}{before}"))
     return rows

@@ -9,7 +9,7 @@ from torch import nn
 from rayface.config import Config
 from rayface.evaluation.embedding import embed_protocol
 from rayface.evaluation.pair_scores import write_pair_scores
-from rayface.evaluation.protocol import evaluation_content, scores_of
+from rayface.evaluation.protocol import card_figures, evaluation_content, scores_of
 from rayface.evaluation.protocols import EvaluationProtocol, open_protocols
 from rayface.models.forward import Embedded
 from rayface.progress import phase
@@ -59,9 +59,7 @@ class Evaluation:
             results = {
                 name: protocol.score(embedded[name], watchdog.alive) for name, protocol in self._protocols.items()
             }
-        figures = {name: result.figures() for name, result in results.items()}
-        first = next(iter(figures.values()))
-        self.result = {**first, "protocols": figures} if len(figures) > 1 else first
+        self.result = card_figures(results)
         self.main_figures = {name: result.main_figure for name, result in results.items()}
         write_pair_scores(str(self._run.path), scores_of(results))
         self._run.write_evaluation({**evaluation_content(results), "step": step})

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 from rayface.models.threshold_card import ThresholdRow, as_json, read_rows, threshold_rows, threshold_table
 
@@ -24,11 +25,22 @@ def test_thresholds_of_figures_leave_out_rates_without_one() -> None:
 
 
 def test_thresholds_by_group_follow_those_of_all() -> None:
-    rows = threshold_rows({**FIGURES, "groups": {"masked": {"threshold_at_far": {"1e-02": 0.5}}}})
-    assert rows == (*ROWS, ThresholdRow(group="masked", far="1e-02", threshold=0.5))
+    rows = threshold_rows({**FIGURES, "groups": {"mask": {"yes": {"threshold_at_far": {"1e-02": 0.5}}}}})
+    assert rows == (*ROWS, ThresholdRow(group="mask=yes", far="1e-02", threshold=0.5))
     table = threshold_table(rows)
-    assert table[0] == "| FAR | group | accept above cosine | TAR |"
-    assert table[-1] == "| 1e-02 | masked | 0.5000 | - |"
+    assert table[0] == "| group | FAR | accept above cosine | TAR |"
+    assert table[-1] == "| mask=yes | 1e-02 | 0.5000 | - |"
+
+
+def test_thresholds_of_several_protocols_are_named_by_protocol() -> None:
+    other = {"threshold_at_far": {"1e-06": 0.6}, "tar_at_far": {"1e-06": 0.9}}
+    rows = threshold_rows({**FIGURES, "protocols": {"pairs": FIGURES, "all_vs_all": other}})
+    assert rows == (
+        *(replace(row, protocol="pairs") for row in ROWS),
+        ThresholdRow(protocol="all_vs_all", far="1e-06", threshold=0.6, tar=0.9),
+    )
+    assert threshold_table(rows)[0] == "| protocol | FAR | accept above cosine | TAR |"
+    assert threshold_table(rows)[-1] == "| all_vs_all | 1e-06 | 0.6000 | 0.9000 |"
 
 
 def test_threshold_table_shows_intervals_beside_values() -> None:

@@ -1,0 +1,115 @@
+"""Check of an evaluation for leaks: the certificate of each protocol, with its figures without leaked images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rayface.config import EvaluateConfig
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.embedding.embeddings import MANIFEST, Embeddings, open_embeddings
+from rayface.evaluation.leaks import find_leaks
+from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult
+from rayface.models.forward import Embedded
+from rayface.progress import phase
+from rayface.storage import DataError, exists, join, normalise, read_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakCertificate:
+    """What of a protocol's images is in the training set.
+
+    Attributes:
+        training: directories of the training set; `training_digest` is its digest.
+        num_images: number of test images.
+        counts: numbers of leaked images and their identities, by way; None: not examined.
+        above: cosine above which a training image counts as the same image.
+        examples: the most similar test and training images.
+        without: the result without leaked images; None if nothing leaked, or the protocol cannot leave images out.
+    """
+
+    training: tuple[str, ...]
+    training_digest: str
+    num_images: int
+    counts: Mapping[str, Mapping[str, int] | None]
+    above: float
+    examples: tuple[Mapping[str, object], ...]
+    without: ProtocolResult | None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the values by name, as JSON types."""
+        values = {**vars(self), "training": list(self.training), "examples": list(self.examples)}
+        return {**values, "without": None if self.without is None else self.without.summary()}
+
+
+class LeakCheck:
+    """Searches evaluate.leak_check, a training set, for the images of protocols."""
+
+    def __init__(self, settings: EvaluateConfig, model_digest: str) -> None:
+        """Open the training set and its embeddings.
+
+        Args:
+            model_digest: sha256 of the evaluated model's weights; "": unknown.
+
+        Raises:
+            ValueError: the inputs are missing or contradict each other; one line.
+        """
+        if settings.leak_embeddings is not None and not settings.leak_check:
+            raise ValueError("evaluate.leak_embeddings: requires evaluate.leak_check, the dataset that was embedded")
+        self._above = settings.leak_above
+        self._training: Dataset | None = None
+        self._embeddings: Embeddings | None = None
+        if settings.leak_check:
+            self._training = open_dataset(settings.leak_check, join="separate")
+        if settings.leak_embeddings is not None:
+            self._embeddings = open_embeddings(settings.leak_embeddings)
+            _refuse_other_model(settings.leak_embeddings, model_digest)
+
+    def __call__(self, name: str, protocol: EvaluationProtocol, embedded: Embedded) -> LeakCertificate | None:
+        """Return the certificate of a protocol; None without a training set.
+
+        Raises:
+            ValueError: the images are of no dataset, or were embedded by another model; one line.
+        """
+        training, embeddings, test = self._training, self._embeddings, protocol.source
+        if training is None:
+            return None
+        if test is None:
+            raise ValueError(
+                f"evaluate.leak_check: protocol {name}: has images of no dataset: convert them to a dataset first"
+            )
+        if embeddings is not None and embeddings.size != embedded.embeddings.shape[1]:
+            raise ValueError(
+                f"evaluate.leak_embeddings: have {embeddings.size} dimensions, the model has "
+                f"{embedded.embeddings.shape[1]}: must be of the same model"
+            )
+        found = find_leaks(
+            test, training, test_embeddings=embedded.embeddings, embeddings=embeddings, above=self._above
+        )
+        without = None
+        if found.leaked.any():
+            with phase(f"score {name} without leaked images"):
+                without = protocol.score_without(found.leaked, embedded)
+        keys = test.dataset.keys() if found.by_embedding is not None else []
+        return LeakCertificate(
+            training=training.roots,
+            training_digest=training.digest,
+            num_images=len(test),
+            counts=found.counts(),
+            above=self._above,
+            examples=tuple(found.examples([keys[row] for row in test.rows.tolist()] if keys else [])),
+            without=without,
+        )
+
+
+def _refuse_other_model(path: str, digest: str) -> None:
+    manifest = join(normalise(path), MANIFEST)
+    if not digest or path.endswith(".parquet") or not exists(manifest):
+        return
+    embedded_by = json.loads(read_bytes(manifest)).get("model_sha256")
+    if embedded_by != digest:
+        raise DataError(
+            f"evaluate.leak_embeddings: {path}: were embedded by the model {str(embedded_by)[:12]}, this one is "
+            f"{digest[:12]}: embed the training set with the evaluated model"
+        )
