@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 import zipfile
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -26,6 +27,10 @@ from rayface.storage import DataError, Source, forward_reads, join, list_files, 
 
 _MAGIC = b"PK\3\4"
 _LOCAL = struct.Struct("<4s5H3I2H")  # header of a member, beside its data
+_END_MAGIC, _END_64_MAGIC = b"PK\5\6", b"PK\6\6"
+_END = struct.Struct("<4s4H2IH")  # the end of an archive, behind which a comment may follow
+_END_64 = struct.Struct("<4sQ2H2I4Q")  # of a zip64 archive, before that and a locator
+_LOCATOR_BYTES, _COMMENT_BYTES = 20, 65_535
 _EXTRA_BYTES = 64  # of a header, read with it
 _MAX_BYTES = 64 << 20  # of an image
 _ENCRYPTED, _UTF8 = 0x1, 0x800
@@ -127,12 +132,31 @@ def _directory_of(path: str) -> tuple[list[zipfile.ZipInfo], int]:
     try:
         with open_binary(path) as stream, zipfile.ZipFile(stream) as archive:
             members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+            _check_count(stream, len(members))
             return members, archive.start_dir
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, struct.error, IndexError) as error:
         if isinstance(error, DataError):
             raise
         reason = f"truncated or not a zip archive ({one_line(error)})"
         raise DataError(f"{path}: {reason}: download it again, or remove it") from None
+
+
+def _check_count(stream: BinaryIO, count: int) -> None:
+    """Compare the number of members with the one at the end of the archive, which zipfile ignores.
+
+    Raises:
+        ValueError: they differ: a corrupt entry of the directory hides others.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    start = stream.seek(max(0, size - _END.size - _COMMENT_BYTES - _END_64.size - _LOCATOR_BYTES))
+    tail = stream.read(size - start)
+    at = tail.rindex(_END_MAGIC)
+    claimed, modulus = _END.unpack_from(tail, at)[4], 1 << 16
+    at_64 = at - _LOCATOR_BYTES - _END_64.size
+    if at_64 >= 0 and tail.startswith(_END_64_MAGIC, at_64):
+        claimed, modulus = _END_64.unpack_from(tail, at_64)[7], 1 << 64
+    if claimed != count % modulus:
+        raise ValueError(f"{claimed} members, but {count} in its directory")
 
 
 def _refused(member: zipfile.ZipInfo, next_offset: int) -> tuple[str, str] | None:
