@@ -401,6 +401,36 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class AlignConfig:
+    """Find and align the faces of photographs, and write them as a dataset of tar shards."""
+
+    source: Paths = ()
+    """Path of the photographs, or several as one dataset; data.join says how their labels are joined."""
+    kind: Names = ("folder",)
+    """Format of the photographs, as convert.kind."""
+    out: Operational[PathText | None] = None
+    """Dataset directory to write, on a disk that all nodes share, or a URI; run again to resume in it."""
+    detector: PathText | None = None
+    """File of OpenCV's face detector YuNet, face_detection_yunet_*.onnx of the OpenCV Zoo."""
+    min_score: Fraction = 0.6
+    """Least score of a face."""
+    image_size: Annotated[int, Field(ge=16)] = 112
+    """Side of an aligned face, pixels."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG quality of the aligned faces."""
+    shard_size: Bytes = 256 * 2**20
+    """Largest shard."""
+    layout: Literal["shuffled", "by_identity"] = "shuffled"
+    """Order of the images: shuffled, or by_identity."""
+    seed: Seed = 0
+    """Seed of the shuffled order."""
+    min_images: Positive = 1
+    """Leave out identities with fewer faces."""
+    limit: Positive | None = None
+    """Align only the first photographs of the source, for a trial. None: all."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EmbedConfig:
     """Embed a dataset with a model."""
 
@@ -547,6 +577,7 @@ class Config:
     tracking: Operational[TrackingConfig] = TrackingConfig()
     synth: SynthConfig = SynthConfig()
     convert: ConvertConfig = ConvertConfig()
+    align: AlignConfig = AlignConfig()
     embed: EmbedConfig = EmbedConfig()
     clean: CleanConfig = CleanConfig()
     prune: PruneConfig = PruneConfig()

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rayface.data.conversion import shard_plan, spill
+from rayface.data.conversion.columns import write_lost, write_measures
 from rayface.data.conversion.listing import Listed, list_sources
 from rayface.data.conversion.mapping import MapParts, map_in_threads
 from rayface.data.conversion.settings import ConvertSettings
@@ -62,6 +63,7 @@ def convert(
     settings: ConvertSettings | None = None,
     *,
     map_parts: MapParts = map_in_threads,
+    key: str = "convert.out",
 ) -> Dataset:
     """Convert all images of one or several sources to a dataset in the folder `out`.
 
@@ -71,24 +73,28 @@ def convert(
 
     Args:
         map_parts: runs the tasks; `rayface.ray_tasks.map_unordered` runs them on Ray.
+        key: config key of `out`, for messages.
 
     Memory of a task: one piece or block (512 MiB). Of the caller: the identities, and about 40 bytes an image.
 
     Raises:
         DataError: no image, an output folder that is not empty, or a source that cannot be read; one line.
+        ValueError: sources of different measures.
     """
     settings = settings or ConvertSettings()
     sources = [source] if isinstance(source, DatasetSource) else list(source)
     target = normalise(out)
+    if len({each.measures for each in sources}) > 1:
+        raise ValueError(f"convert.kind: {', '.join(each.kind for each in sources)}: must have the same measures")
     if not is_local(target) and settings.shard_size > LARGEST_REMOTE:
         raise ValueError(
             f"shard_size {settings.shard_size}: must be at most {LARGEST_REMOTE} (5 GiB) on an object store"
         )
-    with _output_folder(target), contextlib.ExitStack() as stack:
+    with _output_folder(target, key), contextlib.ExitStack() as stack:
         for each in sources:
             stack.enter_context(contextlib.closing(each))
             each.prepare(os.path.dirname(target) if is_local(target) else None)
-        stack.enter_context(exclusive_job_folder(target, _job(sources, settings), _JOB, key="convert.out"))
+        stack.enter_context(exclusive_job_folder(target, _job(sources, settings), _JOB, key=key))
         write_bytes(join(target, UNFINISHED), b"")
         work, faults = WorkFolder(out=target), FaultLog(sources[0].root)
         if not exists(join(target, MANIFEST)):  # else only the clean-up is missing
@@ -106,12 +112,12 @@ class _TooManyCorruptError(DataError):
 
 
 @contextlib.contextmanager
-def _output_folder(folder: str) -> Iterator[None]:
+def _output_folder(folder: str, key: str) -> Iterator[None]:
     """Create the folder before the work starts; after an error, remove it if it is new and still empty."""
     is_new = is_local(folder) and not os.path.exists(folder)
     make_folder(folder)
     if _JOB not in list_names(folder):
-        require_empty(folder, key="convert.out")
+        require_empty(folder, key=key)
     try:
         yield
     finally:
@@ -172,7 +178,8 @@ def _convert(
     for fault in _left_out(sources, listed, plan, work):
         faults.add(fault)
     rows = int(plan.counts.sum())
-    written = list(map_parts(WriteShard(plan=plan, work=work), range(len(plan)), "write shards", rows=rows))
+    write = WriteShard(plan=plan, work=work, measures=sources[0].measures)
+    written = list(map_parts(write, range(len(plan)), "write shards", rows=rows))
     _publish(sources, listed, plan, sorted(written, key=lambda shard: shard.number), work, settings)
 
 
@@ -227,9 +234,12 @@ def _publish(
     index = join(work.out, INDEX)
     with atomic_stream(index) as stream, pq.ParquetWriter(stream, INDEX_SCHEMA) as writer:
         for shard in written:
-            writer.write_table(read_table(work.shard(shard.number)).replace_schema_metadata(None))
+            table = read_table(work.shard(shard.number)).select(INDEX_SCHEMA.names)
+            writer.write_table(table.replace_schema_metadata(None))
     if (key := repeated_key(key_hashes(read_keys(index)), read_keys(index))) is not None:
         raise DataError(f"{work.out}: key {key!r} occurs twice; keys must be unique in a dataset")
+    write_lost(work, len(listed.units))
+    write_measures(work, len(written), sources[0].measures)
     kept = plan.new_labels >= 0
     if listed.identities is not None:
         names = [listed.identities[label] for label in np.flatnonzero(kept).tolist()]

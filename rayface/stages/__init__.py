@@ -79,6 +79,21 @@ STAGES: dict[str, StageType] = {
         resumable=True,
         title="converted into {}",
     ),
+    "align": StageType(
+        summary="Find and align the faces of photographs, and write them as a dataset, as a Ray job.",
+        function=functions.align_source,
+        arguments=("src", "out"),
+        flags={"src": "align.source", "from": "align.kind"}
+        | _flags("align", "out", "detector", "min_score", "image_size", "quality", "shard_size", "layout", "seed")
+        | _flags("align", "min_images", "limit"),
+        decisive=("align", "data.join"),
+        required=("align.source", "align.out", "align.detector"),
+        output="align.out",
+        output_kind="data",
+        fingerprint=fingerprints.of_dataset,
+        resumable=True,
+        title="aligned into {}",
+    ),
     "embed": StageType(
         summary="Embed a dataset with a model as a Ray Data job: a parquet file of keys and embeddings per shard.",
         function=functions.embed_dataset,
@@ -169,6 +184,8 @@ INPUT_KINDS: dict[str, tuple[Kind, ...]] = {
 INPUT_PATHS = (
     *(key for key in INPUT_KINDS if key != "train.teacher_cache"),
     "convert.source",
+    "align.source",
+    "align.detector",
     "evaluate.pairs",
     "evaluate.bin",
     "evaluate.groups",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -42,8 +42,9 @@ def convert_sources(config: Config) -> Dataset:
         max_corrupt_fraction=given.max_corrupt_fraction,
         join=config.data.join,
     )
-    sources = _sources(config)
-    with _Tasks(config.cluster) as tasks:
+    require_keys(config, "convert.kind")
+    sources = open_sources(given.source, given.kind, given.options, key="convert.kind")
+    with Tasks(config.cluster) as tasks:
         dataset = convert(sources, str(given.out), settings, map_parts=tasks.map)
     if len(sources) == 1:  # keys of several are prefixed
         sources[0].write_beside(dataset)
@@ -71,17 +72,18 @@ def write_target(config: Config) -> Written:
     return replace(written, faults=(*dataset.faults, *written.faults))
 
 
-def _sources(config: Config) -> list[DatasetSource]:
-    paths, kinds = config.convert.source, config.convert.kind
-    require_keys(config, "convert.kind")
+def open_sources(
+    paths: Sequence[str], kinds: Sequence[str], options: Mapping[str, object], *, key: str
+) -> list[DatasetSource]:
+    """Return the sources at `paths`, of one format or one each; `key` is the config key of the formats."""
     if len(kinds) not in (1, len(paths)):
         rule = "give one, or one for each source"
-        raise ValueError(f"convert.kind: {len(kinds)} formats for {len(paths)} sources: {rule}")
-    kinds = kinds * len(paths) if len(kinds) == 1 else kinds
-    return [open_source(kind, path, config.convert.options) for kind, path in zip(kinds, paths, strict=True)]
+        raise ValueError(f"{key}: {len(kinds)} formats for {len(paths)} sources: {rule}")
+    each = list(kinds) * len(paths) if len(kinds) == 1 else kinds
+    return [open_source(kind, path, options) for kind, path in zip(each, paths, strict=True)]
 
 
-class _Tasks(contextlib.ExitStack):
+class Tasks(contextlib.ExitStack):
     """Maps parts on Ray, which is started by the first phase with many parts; before that in threads."""
 
     def __init__(self, cluster: ClusterConfig) -> None:

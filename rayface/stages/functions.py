@@ -4,7 +4,7 @@ They import the library when called, so the command line shows its help without 
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayface.config import Config
@@ -30,11 +30,8 @@ def draw(config: Config, resume: bool) -> Result:
 
 
 def convert_source(config: Config, resume: bool) -> Result:
-    from collections import Counter
-
     from rayface.stages.conversion import convert_sources, write_target
 
-    left_out: Counter[str] = Counter()
     if config.convert.to is not None:
         written = write_target(config)
         facts: Result = {"out": config.convert.out, "images": written.num_images, "files": written.num_files}
@@ -42,6 +39,21 @@ def convert_source(config: Config, resume: bool) -> Result:
     else:
         dataset = convert_sources(config)
         facts, faults = _facts(dataset, config.convert.out), dataset.faults
+    return _with_faults(facts, faults)
+
+
+def align_source(config: Config, resume: bool) -> Result:
+    from rayface.stages.alignment import align_sources
+
+    dataset = align_sources(config)
+    return _with_faults(_facts(dataset, config.align.out), dataset.faults)
+
+
+def _with_faults(facts: Result, faults: Sequence[Any]) -> Result:
+    """Warn of each fault, and count what they lost by kind."""
+    from collections import Counter
+
+    left_out: Counter[str] = Counter()
     for fault in faults:
         logger.warning("%s", fault)
         left_out[fault.kind] += fault.num_lost

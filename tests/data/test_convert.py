@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 import webdataset
@@ -273,6 +274,9 @@ def test_convert_killed_in_any_pass_resumes_to_the_same_bytes(
     assert files(out) == files(tmp_path / "whole")
     assert {name: (out / name).stat().st_ino for name in before} == before
     assert [fault.member for fault in dataset.faults] == ["bad"]
+    assert pq.read_table(out / "lost.parquet").to_pylist() == [
+        {"key": "bad", "kind": "image", "fault": "p2: bad at byte 0: no bytes"}
+    ]
     if phase == "write shards":
         assert before
         assert source.read_rows == []

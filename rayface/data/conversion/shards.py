@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+
 from rayface.data.conversion.shard_plan import ShardPlan
 from rayface.data.conversion.spill import Record, key_digest, read_records
 from rayface.data.conversion.work_folder import WorkFolder, note_of, read_table, write_table
@@ -24,27 +27,36 @@ class WrittenShard:
 
 @dataclass(frozen=True, kw_only=True)
 class WriteShard:
-    """Writes shards by number; a shard depends only on the plan. Memory: a block, and the index of one shard."""
+    """Writes shards by number; a shard depends only on the plan. Memory: a block, and the index of one shard.
+
+    Attributes:
+        measures: names of the measures of every image, columns of the shard's record.
+    """
 
     plan: ShardPlan
     work: WorkFolder
+    measures: tuple[str, ...] = ()
 
     def __call__(self, number: int) -> WrittenShard:
         """Write a shard unless it is complete and its digest recorded."""
         written = self._written(number)
         if written is not None:
             return written
-        digest = 0
+        digest, measures = 0, bytearray()
         with ShardFile(join(self.work.out, shard_name(number))) as shard:
             for record in self._records(number):
                 shard.add(record.key.decode(), int(self.plan.new_labels[record.label]), record.image)
                 digest += key_digest(record.key)
+                measures += record.measures
             entry, table = shard.finish(number)
         if entry.num_images != self.plan.counts[number]:
             raise DataError(
                 f"{self.work.root}: pieces have {entry.num_images} of {self.plan.counts[number]} images of shard "
                 f"{number}: delete the output folder and run again"
             )
+        values = np.frombuffer(measures, np.float32).reshape(-1, len(self.measures) or 1)
+        for column, name in enumerate(self.measures):
+            table = table.append_column(name, pa.array(values[:, column]))
         note = {"entry": entry.model_dump(), "digest": digest % 2**64}
         write_table(self.work.shard(number), table, note)
         return WrittenShard(number=number, entry=entry, digest=digest % 2**64)

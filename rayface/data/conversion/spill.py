@@ -21,25 +21,26 @@ from rayface.data.conversion.settings import ConvertSettings
 from rayface.data.conversion.work_folder import WorkFolder, note_of, read_table, write_table
 from rayface.data.shards.members import sample_size
 from rayface.data.shards.samples import Fault
-from rayface.data.sources.base import DatasetSource
+from rayface.data.sources.base import DatasetSource, SourceImage
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.reading import map_ordered, read_images
 from rayface.storage import atomic_stream, exists
 
 _READ = 128  # images that a thread reads at once
 _THREADS = 4  # of a task: they wait for the disk or the store, and decode without the GIL
-_HEADER = struct.Struct("<QIHI")  # place, label, bytes of the key, bytes of the image
+_HEADER = struct.Struct("<QIHHI")  # place, label, bytes of the key, of the measures and of the image
 _LABEL_BITS = 31
 _NUMBER_BITS = 33
 PIECE_BYTES = 512 << 20
 
 
 class Record(NamedTuple):  # not a dataclass: made once per image
-    """An image at its place in the final order."""
+    """An image at its place in the final order, and its measures as float32."""
 
     place: int
     label: int
     key: bytes
+    measures: bytes
     image: bytes
 
 
@@ -100,11 +101,11 @@ class Spill:
         return SpilledUnit(num_images=sum(note["pieces"]), num_lost=faults.num_lost, first=faults.first())
 
     def _spill(self, unit: Unit, path: str) -> None:
-        faults = FaultLog(self.sources[0].root)
+        lost: list[tuple[str, Fault]] = []
         pieces: list[pa.Table] = []
         records: list[Record] = []
         num_bytes = 0
-        for record in self._records(unit, faults):
+        for record in self._records(unit, lost):
             records.append(record)
             num_bytes += len(record.image)
             if num_bytes >= self.piece_bytes:
@@ -112,25 +113,31 @@ class Spill:
                 records, num_bytes = [], 0
         if records or not pieces:
             pieces.append(self._write_piece(unit, len(pieces), records))
-        write_table(path, pa.concat_tables(pieces), {"faults": faults.state(), "pieces": list(map(len, pieces))})
+        note = {
+            "faults": FaultLog(self.sources[0].root, (fault for _, fault in lost)).state(),
+            "lost": [(key, fault.kind, str(fault)) for key, fault in lost],
+            "pieces": list(map(len, pieces)),
+        }
+        write_table(path, pa.concat_tables(pieces), note)
 
-    def _records(self, unit: Unit, faults: FaultLog) -> Iterator[Record]:
-        """Yield the images of a unit that can be read."""
+    def _records(self, unit: Unit, lost: list[tuple[str, Fault]]) -> Iterator[Record]:
+        """Yield the images of a unit that can be read; keys and faults of the others are added to `lost`."""
         table = read_table(self.work.unit(unit.number))
         labels = table["label"].to_numpy()
         order = places(np.arange(unit.first, unit.first + len(unit)), labels, self.settings).tolist()
-        keys = (key.encode() for chunk in table["key"].chunks for key in chunk.to_pylist())
+        keys = (key for chunk in table["key"].chunks for key in chunk.to_pylist())
         images = self._images(unit)
         for place, label, key, image in zip(order, labels.tolist(), keys, images, strict=True):
             if isinstance(image, Fault):
-                faults.add(image)
+                lost.append((key, image))
             else:
-                yield Record(place, label, key, image)
+                measures = np.array(image.measures, np.float32).tobytes()
+                yield Record(place, label, key.encode(), measures, image.data)
 
-    def _images(self, unit: Unit) -> Iterator[bytes | Fault]:
+    def _images(self, unit: Unit) -> Iterator[SourceImage | Fault]:
         quality = self.settings.jpeg_quality
 
-        def read(rows: tuple[int, int, pa.Table]) -> list[bytes | Fault]:
+        def read(rows: tuple[int, int, pa.Table]) -> list[SourceImage | Fault]:
             source, part, images = rows
             return read_images(self.sources[source], part, images, quality=quality)
 
@@ -148,9 +155,9 @@ class Spill:
         records.sort()
         sizes = []
         with atomic_stream(self.work.piece(unit.number, number)) as stream:
-            for place, label, key, image in records:
-                stream.write(_HEADER.pack(place, label, len(key), len(image)))
-                stream.write(key)
+            for place, label, key, measures, image in records:
+                stream.write(_HEADER.pack(place, label, len(key), len(measures), len(image)))
+                stream.write(key + measures)
                 stream.write(image)
                 sizes.append(sample_size(key.decode(), image))
         return pa.table(
@@ -165,14 +172,16 @@ class Spill:
 
 
 def record_size(record: Record) -> int:
-    return _HEADER.size + len(record.key) + len(record.image)
+    return _HEADER.size + len(record.key) + len(record.measures) + len(record.image)
 
 
 def read_records(data: bytes) -> Iterator[Record]:
     """Yield the records of a range of a piece."""
     at = 0
     while at < len(data):
-        place, label, key_bytes, image_bytes = _HEADER.unpack_from(data, at)
-        at += _HEADER.size
-        yield Record(place, label, data[at : at + key_bytes], data[at + key_bytes : at + key_bytes + image_bytes])
-        at += key_bytes + image_bytes
+        place, label, key_bytes, measures_bytes, image_bytes = _HEADER.unpack_from(data, at)
+        key = at + _HEADER.size
+        measures = key + key_bytes
+        image = measures + measures_bytes
+        at = image + image_bytes
+        yield Record(place, label, data[key:measures], data[measures:image], data[image:at])

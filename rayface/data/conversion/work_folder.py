@@ -75,8 +75,8 @@ def read_table(path: str) -> pa.Table:
         with pa.memory_map(path) if is_local(path) else open_arrow(path) as stream:
             return pa.ipc.open_file(stream).read_all()
     except FileNotFoundError:
-        rule = "must be a folder that all nodes share, or a URI"
-        raise DataError(f"convert.out: {path}: was written by a task and is missing: {rule}") from None
+        rule = "the output must be in a folder that all nodes share, or a URI"
+        raise DataError(f"{path}: was written by a task and is missing: {rule}") from None
     except pa.ArrowException as error:
         raise DataError(f"{path}: is corrupt ({error}): delete the output folder and run again") from None
 

@@ -41,12 +41,16 @@ class SourceSettings:
 
 
 class SourceImage(NamedTuple):  # not a dataclass: made once per image
-    """Bytes of one image in its own format, and where they come from: file, member of it and byte, for messages."""
+    """Bytes of one image in its own format, and where they come from: file, member of it and byte, for messages.
+
+    `measures` are the values that the source's `measures` name.
+    """
 
     data: bytes
     shard: str
     member: str | None = None
     offset: int = 0
+    measures: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ class DatasetSource(ABC):
         settings_class: dataclass of the source's settings.
         expects: required content, for the message if there is no image.
         decodes_listed: `list_images` decodes every image and skips those that it cannot decode.
+        measures: names of the values that `read` gives for every image; they are written into measures.parquet.
         root: absolute path or URI of the source.
     """
 
@@ -92,6 +97,7 @@ class DatasetSource(ABC):
     settings_class: ClassVar[type[SourceSettings]] = SourceSettings
     expects: ClassVar[str] = "images with an identity each"
     decodes_listed: ClassVar[bool] = False
+    measures: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
         self.root = normalise(src)

@@ -34,8 +34,8 @@ def map_ordered(function: Callable[[_In], _Out], items: Iterable[_In], *, thread
 
 def read_images(
     source: DatasetSource, part: int, images: pa.Table, *, quality: int | None = None
-) -> list[bytes | Fault]:
-    """Return the bytes to write into the dataset, or the fault, for rows of a part's listing.
+) -> list[SourceImage | Fault]:
+    """Return the images as they are written into the dataset, or the fault, for rows of a part's listing.
 
     Args:
         quality: encode every image as JPEG of this quality; None keeps the bytes unless the source resizes images.
@@ -45,17 +45,17 @@ def read_images(
     ]
 
 
-def _converted(image: SourceImage, source: DatasetSource, quality: int | None) -> bytes | Fault:
-    """Return the bytes of an image that can be decoded, resized and encoded if the settings say so."""
+def _converted(image: SourceImage, source: DatasetSource, quality: int | None) -> SourceImage | Fault:
+    """Return an image that can be decoded, resized and encoded if the settings say so."""
     size = source.settings.image_size
     try:
         if quality:
-            return simplejpeg.encode_jpeg(decode_image(image.data, size), quality, "RGB", "420")
+            return image._replace(data=simplejpeg.encode_jpeg(decode_image(image.data, size), quality, "RGB", "420"))
         if size:
-            return as_jpeg(image.data, size, source.settings.quality)
+            return image._replace(data=as_jpeg(image.data, size, source.settings.quality))
         if not source.decodes_listed:
             decode_image(image.data)
-        return image.data
+        return image
     except ValueError as error:
         reason = one_line(error)
         return Fault(shard=image.shard, member=image.member, offset=image.offset, reason=reason, kind="image")

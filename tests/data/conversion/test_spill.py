@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rayface.data.conversion.settings import ConvertSettings
-from rayface.data.conversion.spill import Spill, key_digest, places, read_records, record_size
+from rayface.data.conversion.spill import Record, Spill, key_digest, places, read_records, record_size
 from rayface.data.conversion.work_folder import WorkFolder, note_of, read_table
 from rayface.data.shards.members import encode_sample
 from tests.data.conversion.work import images, listed, spilled, work_folder
@@ -33,7 +33,7 @@ def test_places_by_identity_are_by_label_then_number() -> None:
     assert np.argsort(places(numbers, labels, settings)).tolist() == [2, 1, 0]
 
 
-def records(work: WorkFolder, unit: int, piece: int) -> list[tuple[int, int, bytes, bytes]]:
+def records(work: WorkFolder, unit: int, piece: int) -> list[Record]:
     return list(read_records(Path(work.piece(unit, piece)).read_bytes()))
 
 
@@ -49,14 +49,15 @@ def test_spill_writes_every_readable_image_once_into_sorted_pieces(tmp_path: Pat
     assert (len(pieces) == 1) == (piece_bytes == 1 << 20)
     assert all(piece == sorted(piece) for piece in pieces)
     found = [each for piece in pieces for each in piece]
-    assert sorted((key.decode(), image) for _, _, key, image in found) == sorted((key, data) for key, _, data in given)
-    assert record["place"].to_pylist() == [place for place, *_ in found]
+    assert sorted((each.key.decode(), each.image) for each in found) == sorted((key, data) for key, _, data in given)
+    assert record["place"].to_pylist() == [each.place for each in found]
     assert record["record_bytes"].to_pylist() == [record_size(each) for each in found]
-    assert record["key_digest"].to_pylist() == [key_digest(key) for _, _, key, _ in found]
+    assert record["key_digest"].to_pylist() == [key_digest(each.key) for each in found]
     assert record["sample_bytes"].to_pylist() == [
-        len(encode_sample(key.decode(), label, image)) for _, label, key, image in found
+        len(encode_sample(each.key.decode(), each.label, each.image)) for each in found
     ]
     assert [fault["member"] for fault in note["faults"]["named"]] == ["bad", "torn"]
+    assert [key for key, _, _ in note["lost"]] == ["bad", "torn"]
 
 
 def test_spill_of_a_finished_unit_reads_nothing_again(tmp_path: Path) -> None:

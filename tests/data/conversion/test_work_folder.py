@@ -17,7 +17,7 @@ def test_table_with_a_note_is_read_as_written(tmp_path: Path) -> None:
 
 
 def test_read_table_that_is_missing_or_corrupt_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"convert.out: .*none: was written by a task and is missing: must be a folder"):
+    with pytest.raises(DataError, match=r"none: was written by a task and is missing: the output must be in a folder"):
         read_table(str(tmp_path / "none"))
     (tmp_path / "torn").write_bytes(b"ARROW1\0\0 torn")
     with pytest.raises(DataError, match=r"torn: is corrupt .*: delete the output folder"):

@@ -9,7 +9,7 @@ import simplejpeg
 
 from rayface.data.decode import decode_image
 from rayface.data.shards.samples import Fault
-from rayface.data.sources.base import SourceSettings
+from rayface.data.sources.base import SourceImage, SourceSettings
 from rayface.data.sources.reading import as_jpeg, map_ordered, read_images
 from tests.data.scanned_tars import picture
 from tests.data.sources.in_memory import InMemory
@@ -37,7 +37,8 @@ def test_read_images_without_a_size_keeps_the_bytes_of_valid_images() -> None:
     good, bad = picture(0, "png"), picture(1, "jpg")[:-20]
     source = InMemory([[("a", "ann", good), ("b", "ann", bad)]])
     kept, fault = read_images(source, 0, pa.table({"key": ["a", "b"]}))
-    assert kept == good
+    assert isinstance(kept, SourceImage)
+    assert kept.data == good
     assert isinstance(fault, Fault)
     assert (fault.shard, fault.member, fault.offset, fault.kind) == ("p0", "b", 7, "image")
     assert "\n" not in fault.reason
@@ -45,8 +46,9 @@ def test_read_images_without_a_size_keeps_the_bytes_of_valid_images() -> None:
 
 def test_read_images_of_another_size_are_resized_and_encoded() -> None:
     source = InMemory([[("a", "ann", picture(0, "png"))]], SourceSettings(image_size=16, quality=90))
-    (data,) = read_images(source, 0, pa.table({"key": ["a"]}))
-    assert isinstance(data, bytes)
+    (image,) = read_images(source, 0, pa.table({"key": ["a"]}))
+    assert isinstance(image, SourceImage)
+    data = image.data
     assert data == as_jpeg(picture(0, "png"), 16, 90)
     assert decode_image(data).shape == (16, 16, 3)
 
@@ -55,8 +57,9 @@ def test_read_images_with_a_quality_encodes_even_jpegs() -> None:
     source = InMemory([[("a", "ann", picture(0, "jpg"))]])
     sizes = []
     for quality in (20, 90):
-        (data,) = read_images(source, 0, pa.table({"key": ["a"]}), quality=quality)
-        assert isinstance(data, bytes)
+        (image,) = read_images(source, 0, pa.table({"key": ["a"]}), quality=quality)
+        assert isinstance(image, SourceImage)
+        data = image.data
         assert decode_image(data).shape == decode_image(picture(0, "jpg")).shape
         sizes.append(len(data))
     assert sizes[0] < sizes[1]

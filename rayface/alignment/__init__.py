@@ -1,0 +1,1 @@
+"""Find and align the faces of photographs: `rayface align`."""
