@@ -1,15 +1,14 @@
-"""Figures of a training run's metrics over its steps, and of a ROC curve."""
+"""Figures of a training run's metrics over its steps."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from rayface.report import HALF, PALETTE, TALL, WIDE, Plot, add_legend, new_axes, style, write_pngs
+from rayface.report import HALF, PALETTE, TALL, WIDE, Plot, add_legend, new_axes, style
 
 Series = Sequence[tuple[int, float, float]]
 
@@ -18,23 +17,12 @@ MAX_POINTS = 1500  # curves are thinned to about this number of points
 SMOOTHING_WINDOW = 0.04  # window of the moving mean, as a fraction of a curve's points
 
 
-def training_plots(
-    folder: Path, *, metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] | None = None
-) -> dict[str, Path]:
-    """Write NAME.png into a folder for each curve that `metrics` and `roc` hold.
-
-    Returns:
-        The files by name: loss, accuracy, roc, schedule (if it depends on the loss), lr, throughput.
-    """
-    return write_pngs(folder, draw_curves(metrics, roc))
-
-
-def draw_curves(metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] | None) -> list[Plot]:
-    """Draw the curves of `metrics` and `roc`, in the order of a report; skip curves without points.
+def draw_curves(metrics: Mapping[str, Series], evaluation: Sequence[Plot] = ()) -> list[Plot]:
+    """Draw the curves of `metrics`, in the order of a report; skip curves without points.
 
     Args:
         metrics: result of `read_metrics`; the prefix of a name is ignored: `train/loss` is the loss.
-        roc: FAR and TAR.
+        evaluation: plots of the last validation, which follow the accuracy.
     """
     curves: dict[str, NDArray[np.float64]] = {}
     for name, points in metrics.items():
@@ -45,8 +33,7 @@ def draw_curves(metrics: Mapping[str, Series], roc: tuple[ArrayLike, ArrayLike] 
         plots.append(Plot("loss", "Loss", _loss(*curve), wide=True))
     if (curve := curves.get("accuracy")) is not None:
         plots.append(Plot("accuracy", "Verification accuracy", _accuracy(*curve)))
-    if roc is not None:
-        plots.append(Plot("roc", "ROC at the last step", _roc(np.asarray(roc[0]), np.asarray(roc[1]))))
+    plots += evaluation
     if {"loss", "loss_mean", "detector", "threshold", "lr"} <= curves.keys():
         plots.append(Plot("schedule", "Loss, how fast it falls, learning rate", _schedule(curves), wide=True))
     if (curve := curves.get("lr")) is not None:
@@ -147,33 +134,6 @@ def _accuracy(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure
         fontweight="bold",
         color=PALETTE["green"],
     )
-    return figure
-
-
-def _roc(far: NDArray[np.float64], tar: NDArray[np.float64]) -> Figure:
-    figure, axes = new_axes(HALF, "false acceptance rate", "true acceptance rate")
-    lowest = float(far[far > 0].min(initial=1.0)) if (far < 1).any() else 0.1
-    lowest = min(lowest, 0.1)
-    axes.set_xscale("log")
-    axes.set_xlim(lowest, 1)
-    axes.set_ylim(0, 1.03)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
-    shown = np.maximum(far, lowest)  # a FAR of 0 cannot be drawn on a log axis
-    axes.plot(shown, tar, color=PALETTE["blue"], linewidth=2, drawstyle="steps-post")
-    for rate in (1e-1, 1e-2, 1e-3, 1e-4):
-        if rate >= lowest:
-            reached = float(tar[far <= rate].max(initial=0.0))
-            axes.plot(rate, reached, "o", color=PALETTE["blue"], markersize=5)
-            axes.annotate(
-                f"{reached:.1%}",
-                (rate, reached),
-                (6, -12),
-                textcoords="offset points",
-                fontsize=9,
-                color=PALETTE["ink"],
-            )
     return figure
 
 

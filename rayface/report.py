@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jinja2
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -44,6 +44,43 @@ class Plot:
     caption: str
     figure: Figure
     wide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A table with a heading."""
+
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(kw_only=True)
+class Face:
+    """An image with a caption; kind is "kept", "dropped" or "" and decides the colour."""
+
+    key: str
+    caption: str = ""
+    kind: str = ""
+    jpeg: str = ""  # base64; empty if it could not be read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Groups of images under one line of text."""
+
+    who: str
+    groups: list[list[Face]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Rows of images with a heading."""
+
+    title: str
+    caption: str
+    rows: list[Row]
 
 
 def new_axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
@@ -96,8 +133,10 @@ def as_svg(plot: Plot) -> Markup:
     text = re.sub(r"font: ([^;']*?)'[^\"]*?sans-serif", r"font: \1var(--font)", text)
     # Matplotlib repeats ids in every figure; prefix them to keep clip paths apart on one page.
     text = re.sub(r'(id="|url\(#|href="#)', rf"\1{plot.name}-", text)
-    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{plot.caption}"', text, count=1)
-    return Markup(text)  # safe: captions are constants, and Matplotlib escapes text
+    text = re.sub(
+        r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(plot.caption)}"', text, count=1
+    )
+    return Markup(text)  # safe: the caption is escaped, and Matplotlib escapes text
 
 
 def load_template(name: str) -> jinja2.Template:

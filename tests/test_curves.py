@@ -6,10 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
-from rayface.curves import smoothed, training_plots
+from rayface.curves import draw_curves, smoothed
+from rayface.evaluation.plots import evaluation_plots
+from rayface.report import write_pngs
 
-ALL = ["loss", "accuracy", "roc", "lr", "throughput"]
-ROC = ([0, 0, 0.001, 0.01, 0.5, 1.0], [0, 0.4, 0.6, 0.8, 0.95, 1.0])
+ALL = ["loss", "accuracy", "roc", "det", "lr", "throughput"]
+ROC = {"roc": {"far": [0, 0, 0.001, 0.01, 0.5, 1.0], "tar": [0, 0.4, 0.6, 0.8, 0.95, 1.0]}}
 
 
 def series(values):
@@ -27,8 +29,8 @@ def metrics():
     }
 
 
-def test_training_plots_of_all_metrics_are_pictures(tmp_path, metrics):
-    files = training_plots(tmp_path, metrics=metrics, roc=ROC)
+def test_draw_curves_of_all_metrics_are_pictures(tmp_path, metrics):
+    files = write_pngs(tmp_path, draw_curves(metrics, evaluation_plots(ROC)))
     assert list(files) == ALL
     for name, path in files.items():
         assert path == tmp_path / f"{name}.png"
@@ -37,17 +39,17 @@ def test_training_plots_of_all_metrics_are_pictures(tmp_path, metrics):
         assert picture.std() > 5
 
 
-def test_training_plots_of_a_schedule_that_follows_the_loss_have_its_figure(tmp_path, metrics):
+def test_draw_curves_of_a_schedule_that_follows_the_loss_have_its_figure(tmp_path, metrics):
     values = np.linspace(1, 0, 54)
     followed = {"loss_mean": values, "detector": values[2:], "threshold": [0.3]}
     metrics.update({f"train/{name}": series(points) for name, points in followed.items()})
-    files = training_plots(tmp_path, metrics=metrics)
+    files = write_pngs(tmp_path, draw_curves(metrics))
     assert cv2.imread(str(files["schedule"])).shape == (1440, 2000, 3)
 
 
-def test_training_plots_of_missing_metrics_are_left_out(tmp_path):
+def test_draw_curves_of_missing_metrics_are_left_out(tmp_path):
     metrics = {"loss": series([math.nan, math.nan]), "lr": series([0.1])}
-    assert list(training_plots(tmp_path, metrics=metrics)) == ["lr"]
+    assert list(write_pngs(tmp_path, draw_curves(metrics))) == ["lr"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 60, 200])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rayface.evaluation.extremes import Extremes
 from rayface.evaluation.identification import allowed_false_accepts, checked_rates
 from rayface.evaluation.pair_tiles import PairTiles, Tile
 from rayface.evaluation.tails import Bracket, Multiset
@@ -99,6 +100,7 @@ def tail_rates(
     rows: NDArray[np.int64] | None = None,
     device: str = "cpu",
     done: Callable[[int], None] = lambda pairs: None,
+    extremes: Extremes | None = None,
 ) -> TailRates:
     """Return thresholds and rates of `all_vs_all` over the pairs of some rows, all of them by default.
 
@@ -109,6 +111,7 @@ def tail_rates(
     Args:
         rows: rows of `embeddings` to compare.
         done: called with the number of pairs after every tile.
+        extremes: takes the worst pairs, by place in `PairTiles.order`.
 
     Raises:
         ValueError: see `all_vs_all`; no error if there are no genuine or no impostor pairs.
@@ -120,7 +123,7 @@ def tail_rates(
         return TailRates(tar=none, threshold=none, num_genuine=pairs.num_genuine, num_impostor=pairs.num_impostor)
     allowed = allowed_false_accepts(rates, pairs.num_impostor)
     wanted = sorted({int(count) for count in allowed if count < pairs.num_impostor})
-    thresholds, genuine = _thresholds(pairs, wanted, done) if wanted else ({}, Multiset())
+    thresholds, genuine = _thresholds(pairs, wanted, done, extremes) if wanted else ({}, Multiset())
     of_rate = [thresholds.get(int(count), -np.inf) for count in allowed]
     return TailRates(
         tar=np.array([1.0 if t == -np.inf else genuine.above(t) / pairs.num_genuine for t in of_rate]),
@@ -131,7 +134,7 @@ def tail_rates(
 
 
 def _thresholds(
-    pairs: PairTiles, wanted: Sequence[int], done: Callable[[int], None]
+    pairs: PairTiles, wanted: Sequence[int], done: Callable[[int], None], extremes: Extremes | None
 ) -> tuple[dict[int, float], Multiset]:
     """Return the threshold of each number of false acceptances, and the genuine scores above the lowest bracket."""
     margin = _MARGIN
@@ -139,17 +142,21 @@ def _thresholds(
         brackets = _brackets(pairs, wanted, margin)
         lowest = min(bracket.low for bracket in brackets)
         genuine = Multiset()
+        if extremes is not None:
+            extremes.clear()
         for tile in pairs.tiles():
-            _count(tile, brackets, lowest, genuine)
+            same = tile.take_genuine()
+            genuine.add(same.scores[same.scores > lowest].cpu().numpy())
+            if extremes is not None:
+                extremes.add(tile, same)
+            _count(tile, brackets, lowest)
             done(tile.num_pairs)
         if all(bracket.is_hit() for bracket in brackets):
             return {bracket.rank: bracket.threshold() for bracket in brackets}, genuine
         margin *= 8
 
 
-def _count(tile: Tile, brackets: Sequence[Bracket], lowest: float, genuine: Multiset) -> None:
-    same = tile.genuine()  # removes them from the scores
-    genuine.add(same[same > lowest].cpu().numpy())
+def _count(tile: Tile, brackets: Sequence[Bracket], lowest: float) -> None:
     tail = tile.scores[tile.scores > lowest]
     for bracket in brackets:
         inside = tail[tail > bracket.low]

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from rayface.arrays import Ints
 from rayface.config import EvaluateConfig
 from rayface.data.dataset import open_dataset
 from rayface.evaluation.all_vs_all import TailRates, group_rows, tail_rates
 from rayface.evaluation.dataset_protocol import DatasetProtocol
+from rayface.evaluation.extremes import Extremes, Scored
 from rayface.evaluation.groups import Groups, load_groups
 from rayface.evaluation.image_rows import ImageRows
+from rayface.evaluation.pair_tiles import PairTiles
 from rayface.evaluation.pairs import FARS, unresolved
+from rayface.evaluation.pictures import Pictures, ScoredPair, ScoreHistogram
 from rayface.evaluation.protocol import Figure, ProtocolResult, Roc, number
 from rayface.models.forward import Embedded
 from rayface.progress import phase
 
+_HISTOGRAM_SIDE = 1000  # images per side of the sampled impostor pairs
 _CURVE = tuple(sorted([*FARS, *(3 * far for far in FARS)]))  # rates of the curve
 
 
@@ -117,7 +122,9 @@ class AllVsAllProtocol(DatasetProtocol):
         kept = np.flatnonzero(norms > 0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
 
-        def rates_of(rows: np.ndarray, fars: tuple[float, ...]) -> TailRates:
+        extremes = Extremes()
+
+        def rates_of(rows: Ints, fars: tuple[float, ...], extremes: Extremes | None = None) -> TailRates:
             num_pairs = len(rows) * (len(rows) - 1) // 2
             with phase("compare pairs", parts=num_pairs, rows=num_pairs, unit="pairs") as current:
 
@@ -125,15 +132,47 @@ class AllVsAllProtocol(DatasetProtocol):
                     current.advance(pairs)
                     done()
 
-                return tail_rates(embeddings, labels, fars, rows=rows, device=device, done=advance)
+                return tail_rates(embeddings, labels, fars, rows=rows, device=device, done=advance, extremes=extremes)
 
-        curve = rates_of(kept, _CURVE)
+        curve = rates_of(kept, _CURVE, extremes)
         groups = {}
         for column, names in self._groups.items():
             grouped = kept[[name is not None for name in names[kept]]]
             parts = group_rows(names[grouped].astype(str), len(grouped)) if len(grouped) else ()
             groups[column] = {str(name): rates_of(grouped[rows], FARS) for name, rows in parts}
-        return _result(curve, len(kept), len(norms) - len(kept), groups)
+        pictures = self._pictures(PairTiles.of(embeddings, labels, rows=kept, device=device), extremes)
+        return replace(_result(curve, len(kept), len(norms) - len(kept), groups), pictures=pictures)
+
+    def _pictures(self, pairs: PairTiles, extremes: Extremes) -> Pictures | None:
+        """Return the worst pairs, and a histogram of random pairs; None without both kinds of pairs."""
+        if not pairs.num_genuine or not pairs.num_impostor:
+            return None
+        side = min(_HISTOGRAM_SIDE, len(pairs.order))
+        genuine = pairs.sample_genuine(min(_HISTOGRAM_SIDE**2, pairs.num_genuine))
+        histogram = ScoreHistogram.of(genuine, pairs.sample(1, side))
+        numbers = {place for _, *places in [*extremes.genuine, *extremes.impostor] for place in places}
+        names = self._names([int(pairs.order[place]) for place in sorted(numbers)])
+
+        def scored(found: Sequence[Scored]) -> tuple[ScoredPair, ...]:
+            rows = [(score, int(pairs.order[i]), int(pairs.order[j])) for score, i, j in found]
+            return tuple(ScoredPair(a=a, b=b, score=score, name_a=names[a], name_b=names[b]) for score, a, b in rows)
+
+        return Pictures(
+            name=self.source.dataset.name,
+            histogram=histogram,
+            genuine=scored(extremes.genuine),
+            impostor=scored(extremes.impostor),
+        )
+
+    def _names(self, rows: Sequence[int]) -> dict[int, str]:
+        """Return the keys of images; reads the keys once."""
+        names: dict[int, str] = {}
+        wanted, done = np.unique(rows), 0
+        for keys in self.source.dataset.key_batches():
+            own = wanted[(wanted >= done) & (wanted < done + len(keys))]
+            names |= {int(row): keys[int(row) - done].as_py() for row in own}
+            done += len(keys)
+        return names
 
     def score_without(self, left_out: np.ndarray, embedded: Embedded) -> AllVsAllResult:
         return self.score(embedded._replace(embeddings=np.where(left_out[:, None], 0, embedded.embeddings)))

@@ -33,7 +33,7 @@ class GivenEmbeddings:
 
     def __init__(self, path: str) -> None:
         self._path, self._embeddings = path, open_embeddings(path)
-        self.image_size, self.digest = 16, ""  # images are only decoded to check them
+        self.image_size, self.digest = 112, ""  # the size of the report's pictures
 
     def __call__(self, name: str, protocol: EvaluationProtocol) -> Embedded:
         """Return the embeddings of a protocol's images, of length 1; 0 for a key that is missing.

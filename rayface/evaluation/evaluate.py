@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import yaml
 
-from rayface.config import Config, require_keys
+from rayface.config import Config, require_keys, to_dict
 from rayface.credentials import masked
-from rayface.curves import training_plots
 from rayface.evaluation.embedding import GivenEmbeddings, ModelEmbeddings
 from rayface.evaluation.leak_check import LeakCertificate, LeakCheck
 from rayface.evaluation.pair_scores import write_pair_scores
+from rayface.evaluation.plots import evaluation_plots
 from rayface.evaluation.protocol import (
     EvaluationProtocol,
     ProtocolResult,
@@ -23,8 +24,11 @@ from rayface.evaluation.protocol import (
     scores_of,
 )
 from rayface.evaluation.protocols import configured_protocols, open_protocols
+from rayface.evaluation.report import evaluation_page
 from rayface.models.model_files import check_writable_card, write_metrics
+from rayface.models.model_info import WEIGHTS
 from rayface.progress import phase
+from rayface.report import write_pngs
 from rayface.storage import join, make_folder, normalise, one_line, write_bytes
 
 
@@ -55,7 +59,8 @@ class EvaluationResult:
 
 
 def evaluate(config: Config) -> EvaluationResult:
-    """Measure `evaluate.model` by the configured protocols; write evaluation.json and plots into `evaluate.out`.
+    """Measure `evaluate.model` by the configured protocols; write evaluation.json, report.html and
+    plots into `evaluate.out`.
 
     Runs in this process, in float32, on a GPU if there is one; large datasets are embedded by the job of `embed`.
 
@@ -87,7 +92,7 @@ def evaluate(config: Config) -> EvaluationResult:
         model=str(given.model or given.embeddings), inputs=_inputs(protocols.values()), results=results, leaks=leaks
     )
     with phase("write results"):
-        _write(root, result)
+        _write(root, config, result, protocols)
         if given.write_card:
             write_metrics(str(given.model), card_figures(results))
     return result
@@ -102,15 +107,25 @@ def _inputs(protocols: Iterable[EvaluationProtocol]) -> dict[str, str]:
     return {key: ", ".join(values) for key, values in found.items()}
 
 
-def _write(root: str, result: EvaluationResult) -> None:
+def _write(root: str, config: Config, result: EvaluationResult, protocols: Mapping[str, EvaluationProtocol]) -> None:
+    content = masked(result.for_file())
+    plots = evaluation_plots(content)
+    pictures = {name: found.pictures for name, found in result.results.items() if found.pictures is not None}
+    text = yaml.safe_dump(masked(to_dict(config, ("evaluate",))), sort_keys=False)
+    page = evaluation_page(content, plots, protocols, pictures, title=_title(result.model), config=text)
     try:
-        roc = next(iter(result.results.values())).roc
-        if roc is not None:
-            with tempfile.TemporaryDirectory() as drawn:
-                for name, path in training_plots(Path(drawn), metrics={}, roc=(roc.far, roc.tar)).items():
-                    write_bytes(join(root, f"plots/{name}.png"), path.read_bytes())
+        with tempfile.TemporaryDirectory() as drawn:
+            for name, path in write_pngs(Path(drawn), plots).items():
+                write_bytes(join(root, f"plots/{name}.png"), path.read_bytes())
         write_pair_scores(root, scores_of(result.results))
-        write_bytes(join(root, "evaluation.json"), json.dumps(masked(result.for_file()), indent=1).encode())
+        write_bytes(join(root, "report.html"), page.encode())
+        write_bytes(join(root, "evaluation.json"), json.dumps(content, indent=1).encode())
     except (pa.ArrowException, OSError) as error:
         where = f"evaluate.out: {root}"
         raise ValueError(f"{where}: cannot be written: {one_line(error)}: choose another directory") from error
+
+
+def _title(model: str) -> str:
+    """Return the name of the run, or of the model's file."""
+    path = Path(model)
+    return path.parent.name if path.name == WEIGHTS and path.parent.name else path.name

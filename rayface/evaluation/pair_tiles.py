@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,20 @@ _ROWS, _COLUMNS = 8192, 2048  # a tile of float32 scores: 64 MB
 _CHUNK = 16_384  # rows per chunk of the check of the norms
 
 
+class GenuinePairs(NamedTuple):
+    """Scores of genuine pairs of a tile, and their rows and columns in it, (n,) each."""
+
+    scores: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
 @dataclass(kw_only=True)
 class Tile:
     """Scores of images `first_row`... against images `first_column`...; -inf where the pair is not in the tile.
 
     Attributes:
-        scores: (rows, columns); after `genuine`, of impostor pairs only.
+        scores: (rows, columns); after `take_genuine`, of impostor pairs only.
         num_pairs: number of unordered pairs in the tile.
     """
 
@@ -29,17 +38,18 @@ class Tile:
     first_column: int
     num_pairs: int
 
-    def genuine(self) -> torch.Tensor:
-        """Return the scores of the genuine pairs (n,), and remove them from `scores`."""
+    def take_genuine(self) -> GenuinePairs:
+        """Return the genuine pairs, and remove them from `scores`."""
+        device = self.scores.device
         # Images are sorted by label: only tiles near the diagonal have genuine pairs.
         if self.row_labels[-1] < self.column_labels[0]:
-            return self.scores.new_empty(0)
-        device = self.scores.device
+            none = torch.empty(0, dtype=torch.int64, device=device)
+            return GenuinePairs(self.scores.new_empty(0), none, none)
         rows, columns = (torch.from_numpy(labels).to(device) for labels in (self.row_labels, self.column_labels))
-        same = rows[:, None] == columns
-        found = self.scores[same]
+        same = (rows[:, None] == columns) & (self.scores > -torch.inf)
+        found = GenuinePairs(self.scores[same], *same.nonzero(as_tuple=True))
         self.scores.masked_fill_(same, -torch.inf)
-        return found[found > -torch.inf]
+        return found
 
 
 class PairTiles:
@@ -138,6 +148,19 @@ class PairTiles:
             scores = (self._gather(a) @ self._gather(b).T).cpu().numpy()
             found.append(scores[self._labels[a][:, None] != self._labels[b]])
         return np.concatenate(found)
+
+    def sample_genuine(self, count: int, seed: int = 0) -> NDArray[np.floating]:
+        """Return scores of `count` random genuine pairs, each pair equally likely; with repeats."""
+        random = np.random.default_rng(seed)
+        _, first, place, sizes = np.unique(self._labels, return_index=True, return_inverse=True, return_counts=True)
+        others = sizes[place] - 1
+        a = random.choice(len(self.order), count, p=others / others.sum())
+        offset = (random.random(count) * others[a]).astype(np.int64)
+        start = first[place[a]]
+        b = start + (a - start + 1 + offset) % sizes[place[a]]
+        scores = (self._gather(a) * self._gather(b)).sum(1)
+        found: NDArray[np.floating] = scores.cpu().numpy()
+        return found
 
     def _units(self, start: int, stop: int) -> torch.Tensor:
         if self._resident is not None:

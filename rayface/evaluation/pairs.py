@@ -17,6 +17,7 @@ from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.intervals import REPLICATES, Interval
 from rayface.evaluation.pair_scores import PairIntervals, PairScores, pair_identities, pair_intervals
 from rayface.evaluation.pair_set import PairSet, load_bin, load_pairs
+from rayface.evaluation.pictures import pictures_of
 from rayface.evaluation.protocol import EvaluationProtocol, Figure, ProtocolResult, Roc, fault_of, number
 from rayface.evaluation.quality import DiscardCurve, discard_curve
 from rayface.evaluation.verification import best_threshold, fold_decisions, pair_scores, roc_of
@@ -214,6 +215,7 @@ def evaluate_pairs(
         pair_scores=outcome,
         discard=discard,
         roc=Roc(*roc_of(score, pairs.is_same)[:2]),
+        pictures=pictures_of(pairs.name, score, pairs.is_same, pairs.a, pairs.b, pairs.members),
         not_measured=unresolved(FARS, len(impostor)) | ({"error_versus_discard": reason} if reason else {}),
     )
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rayface.config import EvaluateConfig
 from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.pair_scores import PairScores
+from rayface.evaluation.pictures import Pictures
 from rayface.evaluation.verification import thinned
 from rayface.models.forward import Embedded
 
@@ -35,10 +36,12 @@ class ProtocolResult(ABC):
     Attributes:
         roc: ROC curve for the plot; None if the protocol has none.
         pair_scores: outcome of every pair, for pair_scores.parquet; None if the protocol has none.
+        pictures: what the report shows beside figures; None if there is nothing to show.
         not_measured: why a figure is missing, by its name; a key of a mapping is written `tar_at_far.1e-06`.
     """
 
     roc: Roc | None = None
+    pictures: Pictures | None = None
     pair_scores: PairScores | None = None
     not_measured: Mapping[str, str] = field(default_factory=dict)
 
@@ -56,8 +59,9 @@ class ProtocolResult(ABC):
         return {**self.figures(), **({"not_measured": dict(self.not_measured)} if self.not_measured else {})}
 
     def curves(self) -> dict[str, object]:
-        """Return points of the curves by name, as JSON types."""
-        return {} if self.roc is None else {"roc": thinned(self.roc.far, self.roc.tar)}
+        """Return the name of the set, points of the curves by name, and the worst pairs, as JSON types."""
+        pictures = {} if self.pictures is None else self.pictures.as_dict()
+        return {**pictures, **({} if self.roc is None else {"roc": thinned(self.roc.far, self.roc.tar)})}
 
 
 def evaluation_dict(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
@@ -79,10 +83,11 @@ def scores_of(results: Mapping[str, ProtocolResult]) -> dict[str, PairScores]:
 
 
 def evaluation_content(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
-    """Return what evaluation.json holds: `evaluation_dict`, the curves of the first protocol, and those of all."""
+    """Return what evaluation.json holds: `evaluation_dict`, the ROC of the first protocol, and the curves of all."""
     first = next(iter(results.values()))
     curves = {name: own for name, result in results.items() if (own := result.curves())}
-    return {**evaluation_dict(results), **first.curves(), **({"curves": curves} if curves else {})}
+    roc = {"roc": first.curves()["roc"]} if first.roc is not None else {}
+    return {**evaluation_dict(results), **roc, **({"curves": curves} if curves else {})}
 
 
 class EvaluationProtocol(ABC):

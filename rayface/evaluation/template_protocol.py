@@ -120,7 +120,9 @@ class TemplateProtocol(EvaluationProtocol):
             return _not_measured(reason)
         kept = lengths > 0
         features, ids = self._features(embedded, kept)
-        return score_templates(features, ids, self._lists, num_left_out=int(np.count_nonzero(~kept)), done=done)
+        name = self._settings.target or Path(self._settings.folder).name
+        num_left_out = int(np.count_nonzero(~kept))
+        return score_templates(features, ids, self._lists, name=name, num_left_out=num_left_out, done=done)
 
     def _features(self, embedded: Embedded, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         embeddings = embedded.embeddings[kept].astype(np.float64)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rayface.arrays import Ints
 from rayface.evaluation.identification import FPIRS, RANKS, identify, tar_at_far, thresholds_at_far
 from rayface.evaluation.pairs import FARS, unresolved
+from rayface.evaluation.pictures import Pictures, pictures_of
 from rayface.evaluation.protocol import Figure, ProtocolResult, Roc, number
 from rayface.evaluation.template_set import TemplateSet
 from rayface.evaluation.verification import roc_of
@@ -76,6 +77,7 @@ def score_templates(
     ids: Ints,
     lists: TemplateSet,
     *,
+    name: str = "templates",
     num_left_out: int = 0,
     done: Callable[[], None] = lambda: None,
 ) -> TemplateResult:
@@ -85,6 +87,7 @@ def score_templates(
         features: (T, D) of length 1.
         ids: (T,) templates of the features, in rising order; pairs, entries and probes of other templates are left out.
         lists: the protocol's lists.
+        name: name of the set, for the report.
         num_left_out: number of images that are not in the features.
         done: called after every block of pairs.
     """
@@ -110,8 +113,18 @@ def score_templates(
         num_templates=len(ids),
         num_left_out=num_left_out,
         roc=Roc(*roc_of(scores, is_same)[:2]) if len(genuine) and len(impostor) else None,
+        pictures=_pictures(name, scores, is_same, lists, (ids[a], ids[b])) if len(scores) else None,
         not_measured=reasons | _missing_tpir(identification),
     )
+
+
+def _pictures(
+    name: str, scores: NDArray[np.float64], is_same: NDArray[np.bool_], lists: TemplateSet, templates: tuple[Ints, Ints]
+) -> Pictures:
+    """Return the pictures of pairs of templates, each shown by its first image."""
+    known, first = np.unique(lists.template, return_index=True)
+    a, b = (first[np.searchsorted(known, each)] for each in templates)
+    return pictures_of(name, scores, is_same, a, b, lists.names)
 
 
 def _identified(

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from numpy.typing import ArrayLike
-
 from rayface.curves import Series, draw_curves
+from rayface.evaluation.plots import evaluation_plots
 from rayface.report import PALETTE, as_svg, load_template, write_pngs
 from rayface.training.run_directory import RunDirectory
+from rayface.training.run_messages import Values
 from rayface.version import VERSION
 
 
@@ -16,7 +16,7 @@ def write_report(
     *,
     metrics: Mapping[str, Series],
     table: Sequence[tuple[str, str]],
-    roc: tuple[ArrayLike, ArrayLike] | None = None,
+    evaluation: Values | None = None,
 ) -> None:
     """Write the self-contained report of a run, and its figures as PNG.
 
@@ -24,9 +24,9 @@ def write_report(
         run: the run directory; its config is shown if there is one.
         metrics: result of `read_metrics`.
         table: rows (name, value) of the table at the top.
-        roc: FAR and TAR.
+        evaluation: content of evaluation.json.
     """
-    plots = draw_curves(metrics, roc)
+    plots = draw_curves(metrics, evaluation_plots(evaluation or {}, "at the last step"))
     write_pngs(run.plots, plots)
     page = load_template("report.html").render(
         title=run.name,

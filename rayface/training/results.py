@@ -69,9 +69,8 @@ def write_results(run: RunDirectory, dataset: Dataset, *, seconds: float) -> Tra
     )
     from rayface.training.report import write_report  # matplotlib: not at the start of a run
 
-    curve = run.read_evaluation().get("roc") if accuracy else None
-    roc = (curve["far"], curve["tar"]) if curve else None
-    write_report(run, metrics=metrics, table=_table(result, dataset), roc=roc)
+    evaluation = run.read_evaluation() if accuracy else None
+    write_report(run, metrics=metrics, table=_table(result, dataset), evaluation=evaluation)
     run.write_result(result.for_file())  # last, because it marks the run as finished
     return result
 

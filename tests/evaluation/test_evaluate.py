@@ -120,3 +120,21 @@ def test_evaluate_of_embeddings_of_another_dataset_is_refused(given: Any, tmp_pa
     pq.write_table(pa.table({"key": ["other"], "label": [0], "embedding": lists}), tmp_path / "e.parquet")
     with pytest.raises(ValueError, match=r"^evaluate.embeddings: .*has no key of .*set"):
         evaluate(given(model=None, embeddings=str(tmp_path / "e.parquet")))
+
+
+def test_evaluate_report_in_a_browser_shows_curves_and_the_worst_pairs(
+    given: Any, inputs: Path, tmp_path: Path, browser: Any
+) -> None:
+    (tmp_path / "groups.csv").write_text("label,race\n" + "".join(f"{i},{'xy'[i % 2]}\n" for i in range(40)))
+    changes = {"all_vs_all": str(inputs / "set"), "group_by": "race", "groups": str(tmp_path / "groups.csv")}
+    evaluate(given(**changes))
+    names = [f"{prefix}{name}" for prefix in ("", "all_vs_all-") for name in ("roc", "det", "scores")]
+    names.append("discard")
+    plots = sorted(path.stem for path in (tmp_path / "out" / "plots").iterdir())
+    assert plots == sorted([*names, "all_vs_all-groups-race"])
+    seen = browser(tmp_path / "out" / "report.html")
+    assert seen.console == []
+    assert seen.dom.count("<svg") == 8
+    assert seen.dom.count("data:image/jpeg;base64,") == 4 * 12 * 2  # worst pairs of both kinds and protocols
+    for text in ("Evaluation report", ">model<", "ROC of pairs", "chance: 50 %", "Worst genuine pairs", "not measured"):
+        assert text in seen.dom

@@ -12,8 +12,8 @@ from rayface.curves import MAX_POINTS
 from rayface.training.report import write_report
 from rayface.training.run_directory import RunDirectory
 
-ALL = ["loss", "accuracy", "roc", "lr", "throughput"]
-ROC = ([0, 0, 0.001, 0.01, 0.5, 1.0], [0, 0.4, 0.6, 0.8, 0.95, 1.0])
+ALL = ["loss", "accuracy", "roc", "det", "lr", "throughput"]
+ROC = {"roc": {"far": [0, 0, 0.001, 0.01, 0.5, 1.0], "tar": [0, 0.4, 0.6, 0.8, 0.95, 1.0]}}
 
 
 def series(values):
@@ -61,13 +61,13 @@ def test_write_report_page_needs_no_other_file(tmp_path, metrics):
     folder = tmp_path / "mini-001"
     folder.mkdir()
     (folder / "config.yaml").write_text("tracking:\n  uri: http://me:secret@host/\n")
-    path = report_of(folder, metrics=metrics, table=[("accuracy", "90 %")], roc=ROC)
+    path = report_of(folder, metrics=metrics, table=[("accuracy", "90 %")], evaluation=ROC)
     assert path == folder / "report.html"
     text = path.read_text()
     page = Page(text)
     assert page.fetched == []
     assert "@import" not in text
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     assert page.tags.index("table") < page.tags.index("svg")
     assert "prefers-color-scheme: dark" in text
     assert "secret" not in text
@@ -83,9 +83,9 @@ def test_write_report_page_needs_no_other_file(tmp_path, metrics):
 
 
 def test_write_report_page_in_a_browser_is_drawn(tmp_path, metrics, browser):
-    seen = browser(report_of(tmp_path / "mini-001", metrics=metrics, table=[], roc=ROC))
+    seen = browser(report_of(tmp_path / "mini-001", metrics=metrics, table=[], evaluation=ROC))
     assert seen.console == []
-    assert Page(seen.dom).tags.count("svg") == 5
+    assert Page(seen.dom).tags.count("svg") == 6
 
 
 def test_write_report_of_a_schedule_that_follows_the_loss_draws_it(tmp_path, metrics):

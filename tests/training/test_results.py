@@ -40,4 +40,4 @@ def test_write_results_of_a_finished_run_writes_report_and_result(tmp_path):
     page = run.report.read_text()
     for text in ("drawn: 24 images, 6 classes", "90.00% ± 1.00%, before 50.00%"):
         assert text in page
-    assert sorted(path.stem for path in run.plots.iterdir()) == ["accuracy", "roc", "throughput"]
+    assert sorted(path.stem for path in run.plots.iterdir()) == ["accuracy", "det", "roc", "throughput"]

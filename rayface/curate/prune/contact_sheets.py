@@ -3,7 +3,6 @@
 import base64
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from rayface.data.dataset import Dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault
+from rayface.report import Face, Row, Sheet
 
 _FACES_A_ROW = 12
 _ROWS = 12
@@ -30,29 +30,6 @@ _FOUND_SHEETS = (
     ("Equal files", "The second of the two is kept."),
     ("Identities of the test set", "With the cosine of the centers."),
 )
-
-
-@dataclass(kw_only=True)
-class Face:
-    """An image with a caption; kind is "kept", "dropped" or "" and decides the colour."""
-
-    key: str
-    caption: str = ""
-    kind: str = ""
-    jpeg: str = ""  # base64; empty if it could not be read
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    who: str
-    groups: list[list[Face]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    title: str
-    caption: str
-    rows: list[Row]
 
 
 def dropped_sheet(identities: Sequence[Identity], names: Mapping[int, str]) -> Sheet:

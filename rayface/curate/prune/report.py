@@ -1,7 +1,6 @@
 """Report of a core set, one HTML file: cosines before and after, dropped images, findings of cleaning."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,28 +13,18 @@ from numpy.typing import NDArray
 from rayface.arrays import Ints
 from rayface.curate.clean.findings import Findings
 from rayface.curate.cosines import unit_rows
-from rayface.curate.prune.contact_sheets import Sheet, add_pictures, dropped_sheet, found_sheets, labels_shown
+from rayface.curate.prune.contact_sheets import add_pictures, dropped_sheet, found_sheets, labels_shown
 from rayface.curate.prune.result import SelectionFigures
 from rayface.curate.prune.sampled_images import Identity, identity_counts, keys_of, read_identities
 from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings
 from rayface.files import write_file
-from rayface.report import HALF, PALETTE, Plot, add_legend, as_svg, load_template, new_axes, write_pngs
+from rayface.report import HALF, PALETTE, Listing, Plot, Sheet, add_legend, as_svg, load_template, new_axes, write_pngs
 from rayface.version import VERSION
 
 _SAMPLED = 300  # identities
 _SAMPLED_IMAGES = 20_000
 _LARGEST = 1000  # images of a sampled identity: all its pairs are plotted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """A table with a heading."""
-
-    title: str
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def curation_report(
