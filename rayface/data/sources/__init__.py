@@ -8,9 +8,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.bin import BinSource
+from rayface.data.sources.cfp import CfpSource
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import FolderSource
 from rayface.data.sources.listed_files import ListSource
+from rayface.data.sources.lmdb import LmdbSource
 from rayface.data.sources.parquet import ParquetSource
 from rayface.data.sources.rec import RecSource
 from rayface.data.sources.webdataset import WebDatasetSource
@@ -20,10 +22,12 @@ from rayface.plugins import ensure_loaded
 __all__ = [
     "SOURCES",
     "BinSource",
+    "CfpSource",
     "DatasetSource",
     "FaultLog",
     "FolderSource",
     "ListSource",
+    "LmdbSource",
     "ParquetSource",
     "PartListing",
     "RecSource",
@@ -36,8 +40,10 @@ __all__ = [
 
 SOURCES: dict[str, type[DatasetSource]] = {
     "bin": BinSource,
+    "cfp": CfpSource,
     "folder": FolderSource,
     "list": ListSource,
+    "lmdb": LmdbSource,
     "parquet": ParquetSource,
     "rec": RecSource,
     "webdataset": WebDatasetSource,

@@ -82,7 +82,7 @@ class FolderSource(DatasetSource):
             paths += files
             identities += [unicodedata.normalize("NFC", printable(folder))] * len(files)
         columns = {
-            "key": pa.array([_key(path) for path in paths], pa.string()),
+            "key": pa.array([key_of(path) for path in paths], pa.string()),
             "identity": pa.array(identities, pa.string()),
             "path": pa.array([os.fsencode(path) for path in paths], pa.binary()),
         }
@@ -151,6 +151,6 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _TOOL_NAMES
 
 
-def _key(path: str) -> str:
+def key_of(path: str) -> str:
     """Return a flat key: `ada/x.1.jpg` becomes `ada_x_1`."""
     return flat_key(path.rpartition(".")[0] if has_image_suffix(path) else path)
