@@ -375,8 +375,8 @@ class ConvertConfig:
     source: Paths = ()
     """Path of the images to convert, or several as one dataset; data.join says how their labels are joined."""
     kind: Names = ()
-    """Format of the source: bin, folder (one per identity), list, parquet, rec (MXNet's RecordIO), webdataset,
-    webface-zip; see docs/data.md. One for each of several sources, or one for all."""
+    """Format of the source: folder (one per identity), rec (MXNet's RecordIO), webface-zip, parquet, lmdb, webdataset,
+    list, bin or cfp; see docs/data.md. One for each of several sources, or one for all."""
     to: str | None = None
     """Write this format instead of a dataset: bin (of DIR/pairs.csv), folder, parquet. The source is a dataset, or of
     its format."""
