@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rayface.evaluation.extremes import Extremes
 from rayface.evaluation.identification import allowed_false_accepts, checked_rates
+from rayface.evaluation.intervals import Interval
 from rayface.evaluation.pair_tiles import PairTiles, Tile
 from rayface.evaluation.tails import Bracket, Multiset
 
@@ -27,12 +28,14 @@ class TailRates:
         tar: (F,) fraction of accepted genuine pairs; NaN without genuine or without impostor pairs.
         threshold: (F,) accepted is score > threshold; -inf if all may be accepted, NaN as `tar`.
         num_genuine, num_impostor: number of pairs.
+        tar_intervals: intervals of the TARs at these thresholds, F of them; None without.
     """
 
     tar: NDArray[np.float64]
     threshold: NDArray[np.float64]
     num_genuine: int
     num_impostor: int
+    tar_intervals: tuple[Interval, ...] | None = None
 
 
 def all_vs_all(

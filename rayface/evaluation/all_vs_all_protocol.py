@@ -15,8 +15,10 @@ from rayface.data.dataset import open_dataset
 from rayface.evaluation.all_vs_all import TailRates, group_rows, tail_rates
 from rayface.evaluation.dataset_protocol import DatasetProtocol
 from rayface.evaluation.extremes import Extremes, Scored
+from rayface.evaluation.genuine_rates import tar_intervals
 from rayface.evaluation.groups import Groups, load_groups
 from rayface.evaluation.image_rows import ImageRows
+from rayface.evaluation.intervals import REPLICATES
 from rayface.evaluation.pair_tiles import PairTiles
 from rayface.evaluation.pairs import FARS, unresolved
 from rayface.evaluation.pictures import Pictures, ScoredPair, ScoreHistogram
@@ -30,11 +32,12 @@ _CURVE = tuple(sorted([*FARS, *(3 * far for far in FARS)]))  # rates of the curv
 
 @dataclass(frozen=True, kw_only=True)
 class AllVsAllSettings:
-    """Dataset, and the columns that group its images."""
+    """Dataset, the columns that group its images, and replicates of the intervals."""
 
     data: tuple[str, ...]
     group_by: tuple[str, ...] = ()
     groups: str | None = None
+    replicates: int = REPLICATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +80,15 @@ def _figures(rates: TailRates) -> dict[str, Figure]:
         pairs = zip(FARS, values, resolved, strict=True)
         return {f"{far:.0e}": number(value) if is_resolved else None for far, value, is_resolved in pairs}
 
+    intervals = {
+        f"{far:.0e}": interval.as_list()
+        for far, interval, is_resolved in zip(FARS, rates.tar_intervals or (), resolved, strict=False)
+        if is_resolved
+    }
     return {
         "tar_at_far": by_far(rates.tar),
         "threshold_at_far": by_far(rates.threshold),
+        **({} if rates.tar_intervals is None else {"tar_at_far_interval": intervals}),
         "num_genuine": rates.num_genuine,
         "num_impostor": rates.num_impostor,
     }
@@ -88,9 +97,9 @@ def _figures(rates: TailRates) -> dict[str, Figure]:
 class AllVsAllProtocol(DatasetProtocol):
     """All-vs-all on the dataset of evaluate.all_vs_all, in groups by the columns of evaluate.group_by."""
 
-    def __init__(self, source: ImageRows, image_size: int, groups: Groups) -> None:
+    def __init__(self, source: ImageRows, image_size: int, groups: Groups, *, replicates: int = REPLICATES) -> None:
         super().__init__(source, image_size)
-        self._groups = groups
+        self._groups, self._replicates = groups, replicates
 
     @classmethod
     def settings_of(cls, evaluate: EvaluateConfig) -> Any | None:
@@ -100,14 +109,19 @@ class AllVsAllProtocol(DatasetProtocol):
             return None
         if evaluate.groups is not None and not evaluate.group_by:
             raise ValueError("evaluate.groups: requires evaluate.group_by, the columns of the table to group by")
-        return AllVsAllSettings(data=evaluate.all_vs_all, group_by=evaluate.group_by, groups=evaluate.groups)
+        return AllVsAllSettings(
+            data=evaluate.all_vs_all,
+            group_by=evaluate.group_by,
+            groups=evaluate.groups,
+            replicates=evaluate.bootstrap,
+        )
 
     @classmethod
     def open(cls, settings: AllVsAllSettings, *, image_size: int) -> AllVsAllProtocol:
         dataset = open_dataset(settings.data)
         groups = load_groups(dataset, settings.group_by, settings.groups)
         rows = np.arange(dataset.num_images, dtype=np.int64)
-        return cls(ImageRows(dataset=dataset, rows=rows), image_size, groups)
+        return cls(ImageRows(dataset=dataset, rows=rows), image_size, groups, replicates=settings.replicates)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -132,7 +146,13 @@ class AllVsAllProtocol(DatasetProtocol):
                     current.advance(pairs)
                     done()
 
-                return tail_rates(embeddings, labels, fars, rows=rows, device=device, done=advance, extremes=extremes)
+                found = tail_rates(embeddings, labels, fars, rows=rows, device=device, done=advance, extremes=extremes)
+            if not self._replicates or not found.num_genuine or not found.num_impostor:
+                return found
+            intervals = tar_intervals(
+                embeddings, labels, found.tar, found.threshold, rows=rows, replicates=self._replicates
+            )
+            return replace(found, tar_intervals=intervals)
 
         curve = rates_of(kept, _CURVE, extremes)
         groups = {}
@@ -187,6 +207,7 @@ def _result(
         threshold=curve.threshold[at],
         num_genuine=curve.num_genuine,
         num_impostor=curve.num_impostor,
+        tar_intervals=None if curve.tar_intervals is None else tuple(curve.tar_intervals[place] for place in at),
     )
     reasons = _reasons(rates, "tar_at_far")
     for column, own in groups.items():

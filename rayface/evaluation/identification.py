@@ -1,6 +1,7 @@
 """Open-set rates: TAR at FAR of scores, and 1:N identification of probes in a gallery."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,22 +93,33 @@ def identify(
     limits = np.asarray(ranks, np.int64)
     if limits.ndim != 1 or not (limits >= 1).all():
         raise ValueError(f"ranks {limits.tolist()} must be a list of numbers from 1")
-    best, rank, is_mated = _search(probe, probe_ids, gallery, gallery_ids)
-    if not is_mated.any():
-        return np.full(len(limits), np.nan), np.full(len(rates), np.nan)
-    mated = rank[is_mated]
-    rank_rates = np.array([np.count_nonzero(mated <= limit) / mated.size for limit in limits])
-    if is_mated.all():
-        return rank_rates, np.full(len(rates), np.nan)
-    thresholds = thresholds_at_far(best[~is_mated], rates)
-    first = best[is_mated][mated == 1]
-    return rank_rates, np.array([np.count_nonzero(first > each) / mated.size for each in thresholds])
+    return search(probe, probe_ids, gallery, gallery_ids).rates(limits, rates)
 
 
-def _search(
-    probe: ArrayLike, probe_ids: ArrayLike, gallery: ArrayLike, gallery_ids: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the highest score of each probe, the rank of its mate, and whether it has a mate, (P,) each."""
+class Matches(NamedTuple):
+    """P probes in a gallery: highest score, rank of the mate, and whether there is a mate, (P,) each."""
+
+    best: NDArray[np.float64]
+    rank: NDArray[np.int64]
+    is_mated: NDArray[np.bool_]
+
+    def rates(
+        self, ranks: NDArray[np.int64], fpirs: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the rates of `identify`."""
+        mated = self.rank[self.is_mated]
+        if not mated.size:
+            return np.full(len(ranks), np.nan), np.full(len(fpirs), np.nan)
+        rank_rates = np.array([np.count_nonzero(mated <= limit) / mated.size for limit in ranks])
+        if self.is_mated.all():
+            return rank_rates, np.full(len(fpirs), np.nan)
+        thresholds = thresholds_at_far(self.best[~self.is_mated], fpirs)
+        first = self.best[self.is_mated][mated == 1]
+        return rank_rates, np.array([np.count_nonzero(first > each) / mated.size for each in thresholds])
+
+
+def search(probe: ArrayLike, probe_ids: ArrayLike, gallery: ArrayLike, gallery_ids: ArrayLike) -> Matches:
+    """Search probes in a gallery; see `identify`."""
     probes, entries = np.asarray(probe, np.float64), np.asarray(gallery, np.float64)
     ids, entry_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
     if probes.ndim != 2 or entries.ndim != 2 or probes.shape[1] != entries.shape[1] or not len(entries):
@@ -123,7 +135,7 @@ def _search(
         best[part] = scores.max(1)
         mate = np.where(mates, scores, -np.inf).max(1, keepdims=True)
         rank[part] = 1 + ((scores >= mate) & ~mates).sum(1)
-    return best, rank, np.isin(ids, entry_ids)
+    return Matches(best, rank, np.isin(ids, entry_ids))
 
 
 def checked_rates(rates: ArrayLike | Sequence[float], name: str = "fars") -> NDArray[np.float64]:

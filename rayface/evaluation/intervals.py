@@ -7,7 +7,7 @@ as its weight, a pair of one identity the number of draws of it. The product is 
 where hardly any pairs share an identity, the intervals of impostor figures are up to 1.7 times as wide as necessary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from rayface.arrays import Ints
 
 CONFIDENCE = 0.95
 REPLICATES = 1000
+_MOST_WEIGHTS = 10**9  # weights of all replicates, some 20 s
 _BLOCK = 4_000_000  # weights computed at a time, 32 MB
 
 Floats = NDArray[np.float64]
@@ -43,6 +44,20 @@ class AtFar(NamedTuple):
     threshold: Floats
 
 
+class FarIntervals(NamedTuple):
+    """Intervals of TAR and threshold by rate, such as 1e-03."""
+
+    tar: dict[str, Interval]
+    threshold: dict[str, Interval]
+
+    def figures(self) -> dict[str, dict[str, list[float | None]]]:
+        """Return the intervals by name, as JSON types."""
+        return {
+            "tar_at_far_interval": {far: interval.as_list() for far, interval in self.tar.items()},
+            "threshold_at_far_interval": {far: interval.as_list() for far, interval in self.threshold.items()},
+        }
+
+
 class IdentityBootstrap:
     """Replicates of a list of pairs, or of single images, by drawing identities with replacement.
 
@@ -59,7 +74,7 @@ class IdentityBootstrap:
 
         Args:
             a, b: (N,) identities of a pair's images, numbers or strings; only `a` for single images.
-            replicates: number of draws, R.
+            replicates: number of draws, R; of a list of more than a million pairs fewer, but at least 100.
 
         Raises:
             ValueError: shapes do not fit.
@@ -71,7 +86,7 @@ class IdentityBootstrap:
         names, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
         self.num_identities = len(names)
         self._a, self._b = numbers[: len(first)], numbers[len(first) :]
-        self._replicates, self._seed = replicates, seed
+        self._replicates, self._seed = min(replicates, max(100, _MOST_WEIGHTS // len(first))), seed
 
     def weights(self) -> Iterator[Floats]:
         """Yield the weights of the pairs in blocks of replicates, (r, N); in total R rows."""
@@ -107,6 +122,13 @@ class IdentityBootstrap:
                 found.append(np.where(empty, 0, shares).sum(1) / (~empty).sum(1))
         return np.concatenate(found)
 
+    def ratios(self, hits: ArrayLike, totals: ArrayLike) -> Floats:
+        """Return sums of hits (N, F) divided by the sum of totals (N,) in each replicate, (R, F)."""
+        numerators, denominators = np.asarray(hits, np.float64), np.asarray(totals, np.float64)
+        with np.errstate(invalid="ignore"):
+            found = [weights @ numerators / (weights @ denominators)[:, None] for weights in self.weights()]
+        return np.concatenate(found)
+
     def at_far(self, score: ArrayLike, is_same: ArrayLike, fars: ArrayLike) -> AtFar:
         """Return TAR and threshold of every replicate at each FAR, (R, F), by the rule of `tar_at_far`.
 
@@ -115,6 +137,14 @@ class IdentityBootstrap:
         curve, rates = _SortedScores(score, is_same), np.asarray(fars, np.float64)
         found = [curve.at_far(weights, rates) for weights in self.weights()]
         return AtFar(np.concatenate([part.tar for part in found]), np.concatenate([part.threshold for part in found]))
+
+    def far_intervals(self, score: ArrayLike, is_same: ArrayLike, tars: Mapping[str, float]) -> FarIntervals:
+        """Return the intervals of TAR at FAR; `tars` are the TARs of all pairs, by rate, such as 1e-03."""
+        found = self.at_far(score, is_same, [float(far) for far in tars])
+        return FarIntervals(
+            {far: self.rate_interval(tar, found.tar[:, k]) for k, (far, tar) in enumerate(tars.items())},
+            {far: self.interval(found.threshold[:, k]) for k, far in enumerate(tars)},
+        )
 
     def interval(self, replicates: Floats) -> Interval:
         """Return the percentiles of replicates (R,) of a threshold or of a difference."""

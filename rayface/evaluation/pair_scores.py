@@ -14,11 +14,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rayface.arrays import Bools, Ints
-from rayface.evaluation.intervals import IdentityBootstrap, Interval
+from rayface.evaluation.intervals import IdentityBootstrap
 from rayface.models.run_files import PAIR_SCORES
 from rayface.storage import DataError, atomic_stream, join, one_line, open_arrow
 
-_MOST_WEIGHTS = 10**9  # weights of pairs in all replicates, some 20 s
 _SCHEMA = pa.schema(
     {
         "protocol": pa.string(),
@@ -65,26 +64,13 @@ class PairScores:
         return self.accepted == self.is_same
 
     def bootstrap(self, replicates: int, seed: int = 0) -> IdentityBootstrap:
-        """Return the replicates of the list, equal for all models that were measured on it.
-
-        Of a long list fewer than `replicates`, but at least 100.
-        """
-        replicates = min(replicates, max(100, _MOST_WEIGHTS // len(self.is_same)))
+        """Return the replicates of the list; equal for all models that were measured on it."""
         return IdentityBootstrap(self.identity_a, self.identity_b, replicates=replicates, seed=seed)
 
     def as_table(self, protocol: str) -> pa.Table:
         """Return the rows of pair_scores.parquet."""
         columns = {name: getattr(self, name) for name in _SCHEMA.names[1:]}
         return pa.table({"protocol": [protocol] * len(self.is_same), **columns}, schema=_SCHEMA)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairIntervals:
-    """Intervals of the figures of a list of pairs; `thresholds` are cosines. Keys: rates such as 1e-03."""
-
-    accuracy: Interval
-    tar_at_far: dict[str, Interval]
-    thresholds: dict[str, Interval]
 
 
 def pair_identities(labels: ArrayLike | None, a: ArrayLike, b: ArrayLike, is_same: ArrayLike) -> Ints:
@@ -150,23 +136,3 @@ def _scores(table: pa.Table) -> PairScores:
     columns = {name: table[name].combine_chunks() for name in _SCHEMA.names[1:]}
     paths = {name: columns.pop(name).to_pylist() for name in ("path_a", "path_b")}
     return PairScores(**paths, **{name: each.to_numpy(zero_copy_only=False) for name, each in columns.items()})
-
-
-def pair_intervals(
-    scores: PairScores, bootstrap: IdentityBootstrap, accuracy: float, tars: Mapping[str, float]
-) -> PairIntervals:
-    """Return the intervals of the figures of a verification.
-
-    Args:
-        bootstrap: replicates of the list.
-        accuracy: mean of the folds' accuracies.
-        tars: TAR by rate, such as 1e-03.
-    """
-    shares = bootstrap.shares(scores.is_right, scores.fold)
-    found = bootstrap.at_far(scores.score, scores.is_same, [float(far) for far in tars])
-    rates = list(enumerate(tars.items()))
-    return PairIntervals(
-        accuracy=bootstrap.rate_interval(accuracy, shares),
-        tar_at_far={far: bootstrap.rate_interval(tar, found.tar[:, k]) for k, (far, tar) in rates},
-        thresholds={far: bootstrap.interval(found.threshold[:, k]) for k, (far, _) in rates},
-    )

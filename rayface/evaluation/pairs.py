@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from rayface.config import EvaluateConfig
 from rayface.evaluation.identification import tar_at_far, thresholds_at_far
 from rayface.evaluation.image_rows import ImageRows
-from rayface.evaluation.intervals import REPLICATES, Interval
-from rayface.evaluation.pair_scores import PairIntervals, PairScores, pair_identities, pair_intervals
+from rayface.evaluation.intervals import REPLICATES, FarIntervals, Interval
+from rayface.evaluation.pair_scores import PairScores, pair_identities
 from rayface.evaluation.pair_set import PairSet, load_bin, load_pairs
 from rayface.evaluation.pictures import pictures_of
 from rayface.evaluation.protocol import EvaluationProtocol, Figure, ProtocolResult, Roc, fault_of, number
@@ -48,7 +48,7 @@ class PairResult(ProtocolResult):
         threshold_at_far: cosine thresholds of the same rates: accepted is score > threshold.
         num_pairs: number of pairs.
         num_identities: number of identities, from which the intervals come; see `pair_identities`.
-        intervals: intervals of the figures; None without.
+        accuracy_interval, far_intervals: intervals of the figures; None without.
         discard: errors when pairs of low quality are rejected; None without norms.
     """
 
@@ -59,7 +59,8 @@ class PairResult(ProtocolResult):
     threshold_at_far: Mapping[str, float] = field(default_factory=dict)
     num_pairs: int
     num_identities: int | None = None
-    intervals: PairIntervals | None = None
+    accuracy_interval: Interval | None = None
+    far_intervals: FarIntervals | None = None
     discard: DiscardCurve | None = None
 
     def figures(self) -> dict[str, Figure]:
@@ -74,17 +75,12 @@ class PairResult(ProtocolResult):
         }
 
     def _interval_figures(self) -> dict[str, Figure]:
-        if self.intervals is None:
+        if self.accuracy_interval is None or self.far_intervals is None:
             return {}
-
-        def by_far(intervals: Mapping[str, Interval]) -> dict[str, list[float | None]]:
-            return {far: interval.as_list() for far, interval in intervals.items()}
-
         return {
             "num_identities": self.num_identities,
-            "accuracy_interval": self.intervals.accuracy.as_list(),
-            "tar_at_far_interval": by_far(self.intervals.tar_at_far),
-            "threshold_at_far_interval": by_far(self.intervals.thresholds),
+            "accuracy_interval": self.accuracy_interval.as_list(),
+            **self.far_intervals.figures(),
         }
 
     def curves(self) -> dict[str, object]:
@@ -203,6 +199,12 @@ def evaluate_pairs(
     thresholds = dict(zip(names, thresholds_at_far(impostor, fars).tolist(), strict=True))
     mean, bootstrap = float(accuracy.mean()), outcome.bootstrap(replicates)
     discard, reason = discard_curve(outcome, thresholds)
+    intervals: dict[str, Any] = {}
+    if replicates:
+        shares = bootstrap.shares(outcome.is_right, pairs.fold)
+        intervals["num_identities"] = bootstrap.num_identities
+        intervals["accuracy_interval"] = bootstrap.rate_interval(mean, shares)
+        intervals["far_intervals"] = bootstrap.far_intervals(score, pairs.is_same, tars)
     return PairResult(
         accuracy_mean=mean,
         accuracy_std=float(accuracy.std()),
@@ -210,8 +212,7 @@ def evaluate_pairs(
         tar_at_far=tars,
         threshold_at_far=thresholds,
         num_pairs=len(pairs.is_same),
-        num_identities=bootstrap.num_identities,
-        intervals=pair_intervals(outcome, bootstrap, mean, tars) if replicates else None,
+        **intervals,
         pair_scores=outcome,
         discard=discard,
         roc=Roc(*roc_of(score, pairs.is_same)[:2]),

@@ -89,13 +89,11 @@ def _listings(name: str, own: Mapping[str, Any]) -> list[Listing]:
         caption = "TAR of pairs inside each group, by FAR."
         found.append(Listing(title=f"{name}: by {column}", caption=caption, columns=[column, *fars], rows=rows))
     if identification := own.get("identification"):
-        galleries = {"all": identification} | {
-            key: value for key, value in identification.items() if key not in ("rank", "tpir_at_fpir")
-        }
+        galleries = {"all": identification} | {key: own for key, own in identification.items() if "rank" in own}
         columns = [f"rank {rank}" for rank in identification["rank"]]
         columns += [f"TPIR at FPIR {fpir}" for fpir in identification["tpir_at_fpir"]]
         rows = [
-            [gallery, *map(_percent, [*each["rank"].values(), *each["tpir_at_fpir"].values()])]
+            [gallery, *_with_intervals(each, "rank"), *_with_intervals(each, "tpir_at_fpir")]
             for gallery, each in galleries.items()
         ]
         caption = "Probes with a mate in the gallery; all: ranks in all galleries together, mean TPIR."
@@ -103,6 +101,14 @@ def _listings(name: str, own: Mapping[str, Any]) -> list[Listing]:
             Listing(title=f"{name}: identification", caption=caption, columns=["gallery", *columns], rows=rows)
         )
     return found
+
+
+def _with_intervals(own: Mapping[str, Any], figure: str) -> list[str]:
+    intervals = own.get(f"{figure}_interval", {})
+    return [
+        f"{_percent(value)} ({_range(intervals[key])})" if value is not None and key in intervals else _percent(value)
+        for key, value in own[figure].items()
+    ]
 
 
 def _rates(own: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rayface.config import EvaluateConfig
 from rayface.data.dataset import open_dataset
 from rayface.evaluation.image_rows import ImageRows
+from rayface.evaluation.intervals import REPLICATES
 from rayface.evaluation.loose_images import LooseImages
 from rayface.evaluation.pair_set import rows_of_members
 from rayface.evaluation.pairs import FARS
@@ -35,12 +36,14 @@ class TemplateSettings:
         target: "IJBB" or "IJBC"; None for a benchmark of `rayface benchmark make`.
         keep_norm: weight images by the length of their embeddings.
         face_scores: weight images by the detector's scores, where the lists have them.
+        replicates: replicates of the intervals.
     """
 
     folder: str
     target: str | None = None
     keep_norm: bool = True
     face_scores: bool = True
+    replicates: int = REPLICATES
 
 
 class TemplateProtocol(EvaluationProtocol):
@@ -69,6 +72,7 @@ class TemplateProtocol(EvaluationProtocol):
             target=evaluate.target if evaluate.ijb else None,
             keep_norm=evaluate.keep_norm,
             face_scores=evaluate.face_scores,
+            replicates=evaluate.bootstrap,
         )
 
     @classmethod
@@ -121,8 +125,18 @@ class TemplateProtocol(EvaluationProtocol):
         kept = lengths > 0
         features, ids = self._features(embedded, kept)
         name = self._settings.target or Path(self._settings.folder).name
-        num_left_out = int(np.count_nonzero(~kept))
-        return score_templates(features, ids, self._lists, name=name, num_left_out=num_left_out, done=done)
+        return score_templates(
+            features,
+            ids,
+            self._lists,
+            name=name,
+            num_left_out=int(np.count_nonzero(~kept)),
+            replicates=self._settings.replicates,
+            done=done,
+        )
+
+    def score_without(self, left_out: NDArray[np.bool_], embedded: Embedded) -> TemplateResult:
+        return self.score(embedded._replace(embeddings=np.where(left_out[:, None], 0, embedded.embeddings)))
 
     def _features(self, embedded: Embedded, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         embeddings = embedded.embeddings[kept].astype(np.float64)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayface.arrays import Ints
-from rayface.evaluation.identification import FPIRS, RANKS, identify, tar_at_far, thresholds_at_far
+from rayface.evaluation.identification import FPIRS, RANKS, Matches, search, tar_at_far, thresholds_at_far
+from rayface.evaluation.intervals import REPLICATES, FarIntervals, IdentityBootstrap, Interval
+from rayface.evaluation.pair_scores import pair_identities
 from rayface.evaluation.pairs import FARS, unresolved
 from rayface.evaluation.pictures import Pictures, pictures_of
 from rayface.evaluation.protocol import Figure, ProtocolResult, Roc, number
@@ -21,16 +23,26 @@ _BLOCK = 65_536  # pairs per block
 
 @dataclass(frozen=True, kw_only=True)
 class Identification:
-    """Rank rates (RANKS) and TPIR (FPIRS) of the probes in a gallery; NaN: not measured."""
+    """Rank rates (RANKS) and TPIR (FPIRS) of the probes in a gallery, NaN if not measured; their intervals, if any."""
 
     rank_rates: NDArray[np.float64]
     tpir: NDArray[np.float64]
+    rank_intervals: tuple[Interval, ...] = ()
+    tpir_intervals: tuple[Interval, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """Return the rates by rank and by FPIR, as JSON types."""
+        ranks, fpirs = [str(rank) for rank in RANKS], [f"{fpir:g}" for fpir in FPIRS]
+        rates: dict[str, object] = {
+            "rank": {rank: number(rate) for rank, rate in zip(ranks, self.rank_rates.tolist(), strict=True)},
+            "tpir_at_fpir": {fpir: number(rate) for fpir, rate in zip(fpirs, self.tpir.tolist(), strict=True)},
+        }
+        if not self.rank_intervals:
+            return rates
         return {
-            "rank": {str(rank): number(rate) for rank, rate in zip(RANKS, self.rank_rates.tolist(), strict=True)},
-            "tpir_at_fpir": {f"{fpir:g}": number(rate) for fpir, rate in zip(FPIRS, self.tpir.tolist(), strict=True)},
+            **rates,
+            "rank_interval": dict(zip(ranks, (each.as_list() for each in self.rank_intervals), strict=True)),
+            "tpir_at_fpir_interval": dict(zip(fpirs, (each.as_list() for each in self.tpir_intervals), strict=True)),
         }
 
 
@@ -44,6 +56,8 @@ class TemplateResult(ProtocolResult):
         all_galleries: rank rates in all galleries together, and the mean TPIR of the galleries; None without 1:N.
         num_pairs, num_templates: counts.
         num_left_out: number of images that are not readable.
+        far_intervals: intervals of tar_at_far and threshold_at_far; None without.
+        num_identities: number of identities of the pairs.
     """
 
     tar_at_far: Mapping[str, float | None]
@@ -53,6 +67,8 @@ class TemplateResult(ProtocolResult):
     num_pairs: int
     num_templates: int
     num_left_out: int
+    far_intervals: FarIntervals | None = None
+    num_identities: int | None = None
 
     def figures(self) -> dict[str, Figure]:
         galleries = {name: found.as_dict() for name, found in self.identification.items()}
@@ -63,6 +79,8 @@ class TemplateResult(ProtocolResult):
             "num_pairs": self.num_pairs,
             "num_templates": self.num_templates,
             "num_left_out": self.num_left_out,
+            **({} if self.num_identities is None else {"num_identities": self.num_identities}),
+            **({} if self.far_intervals is None else self.far_intervals.figures()),
         }
 
     @property
@@ -79,6 +97,7 @@ def score_templates(
     *,
     name: str = "templates",
     num_left_out: int = 0,
+    replicates: int = REPLICATES,
     done: Callable[[], None] = lambda: None,
 ) -> TemplateResult:
     """Measure 1:1 and 1:N on the features of templates.
@@ -89,6 +108,7 @@ def score_templates(
         lists: the protocol's lists.
         name: name of the set, for the report.
         num_left_out: number of images that are not in the features.
+        replicates: replicates of the intervals; 0: no intervals.
         done: called after every block of pairs.
     """
     places = _places(lists.pairs, ids)
@@ -100,10 +120,12 @@ def score_templates(
         scores[part] = np.einsum("nd,nd->n", features[a[part]], features[b[part]])
         done()
     genuine, impostor = scores[is_same], scores[~is_same]
-    identification, together = _identified(features, ids, lists)
+    identification, together = _identified(features, ids, lists, replicates)
     reasons = unresolved(FARS, len(impostor)) if len(genuine) and len(impostor) else _one_class(len(genuine))
     fars = [far for far in FARS if f"tar_at_far.{far:.0e}" not in reasons] if "tar_at_far" not in reasons else []
     tars, thresholds = (tar_at_far(genuine, impostor, fars), thresholds_at_far(impostor, fars)) if fars else ((), ())
+    measured = {far: tar for far, tar in _by_far(fars, tars).items() if tar is not None}
+    bootstrap = _bootstrap(lists, ids, a, b, is_same, replicates) if fars and replicates else None
     return TemplateResult(
         tar_at_far=_by_far(fars, tars),
         threshold_at_far=_by_far(fars, thresholds),
@@ -112,6 +134,8 @@ def score_templates(
         num_pairs=len(scores),
         num_templates=len(ids),
         num_left_out=num_left_out,
+        num_identities=None if bootstrap is None else bootstrap.num_identities,
+        far_intervals=None if bootstrap is None else bootstrap.far_intervals(scores, is_same, measured),
         roc=Roc(*roc_of(scores, is_same)[:2]) if len(genuine) and len(impostor) else None,
         pictures=_pictures(name, scores, is_same, lists, (ids[a], ids[b])) if len(scores) else None,
         not_measured=reasons | _missing_tpir(identification),
@@ -127,33 +151,62 @@ def _pictures(
     return pictures_of(name, scores, is_same, a, b, lists.names)
 
 
+def _bootstrap(
+    lists: TemplateSet, ids: Ints, a: Ints, b: Ints, is_same: NDArray[np.bool_], replicates: int
+) -> IdentityBootstrap:
+    """Return the replicates of pairs of templates; identities are those of galleries and probes, and of the pairs."""
+    listed = [*lists.galleries.values(), lists.probes]
+    names = np.concatenate([np.array([f"template {i}" for i in ids.tolist()]), *(names for _, names in listed)])
+    places = np.concatenate([np.arange(len(ids)), *(_places(templates, ids) for templates, _ in listed)])
+    labels = np.empty(len(ids), np.int64)
+    labels[places[places >= 0]] = np.unique(names, return_inverse=True)[1][places >= 0]  # the last name counts
+    identity = pair_identities(labels, a, b, is_same)
+    return IdentityBootstrap(identity[a], identity[b], replicates=replicates)
+
+
 def _identified(
-    features: NDArray[np.float64], ids: Ints, lists: TemplateSet
+    features: NDArray[np.float64], ids: Ints, lists: TemplateSet, replicates: int
 ) -> tuple[dict[str, Identification], Identification | None]:
     """Return the rates in each gallery, and the rank rates in all together with the mean TPIR."""
     probe, names = lists.probes
     place = _places(probe, ids)
     probes, probe_ids = features[place[place >= 0]], names[place >= 0]
-    found, entries = {}, []
+    matches, entries = {}, []
     for name, (templates, identities) in lists.galleries.items():
         own = _places(templates, ids)
         gallery = features[own[own >= 0]], identities[own >= 0]
         if len(probes) and len(gallery[0]):
-            found[name] = _rates(probes, probe_ids, *gallery)
+            matches[name] = search(probes, probe_ids, *gallery)
             entries.append(gallery)
-    if not found:
+    if not matches:
         return {}, None
-    together = _rates(probes, probe_ids, *(np.concatenate(part) for part in zip(*entries, strict=True)))
-    return found, Identification(
-        rank_rates=together.rank_rates, tpir=np.mean([each.tpir for each in found.values()], axis=0)
+    together = search(probes, probe_ids, *(np.concatenate(part) for part in zip(*entries, strict=True)))
+    bootstrap = IdentityBootstrap(probe_ids, replicates=replicates) if replicates else None
+    found = {name: _rates(each, [each], bootstrap) for name, each in matches.items()}
+    return found, _rates(together, [*matches.values()], bootstrap)
+
+
+def _rates(ranked: Matches, galleries: Sequence[Matches], bootstrap: IdentityBootstrap | None) -> Identification:
+    """Return the rank rates of `ranked` and the mean TPIR of the galleries; intervals over the probes' identities."""
+    limits, fpirs = np.array(RANKS), np.array(FPIRS)
+    rank_rates = ranked.rates(limits, fpirs)[0]
+    tpir = np.mean([each.rates(limits, fpirs)[1] for each in galleries], axis=0)
+    if bootstrap is None:
+        return Identification(rank_rates=rank_rates, tpir=tpir)
+    hits = (ranked.rank[:, None] <= limits) & ranked.is_mated[:, None]
+    ranks = bootstrap.ratios(hits, ranked.is_mated)
+    tpirs = np.mean([_tpir_replicates(each, bootstrap) for each in galleries], axis=0)
+    return Identification(
+        rank_rates=rank_rates,
+        tpir=tpir,
+        rank_intervals=tuple(bootstrap.rate_interval(rate, ranks[:, k]) for k, rate in enumerate(rank_rates.tolist())),
+        tpir_intervals=tuple(bootstrap.rate_interval(rate, tpirs[:, k]) for k, rate in enumerate(tpir.tolist())),
     )
 
 
-def _rates(
-    probes: NDArray[np.float64], probe_ids: NDArray[np.str_], gallery: NDArray[np.float64], ids: NDArray[np.str_]
-) -> Identification:
-    rank_rates, tpir = identify(probes, probe_ids, gallery, ids, RANKS, FPIRS)
-    return Identification(rank_rates=rank_rates, tpir=tpir)
+def _tpir_replicates(found: Matches, bootstrap: IdentityBootstrap) -> NDArray[np.float64]:
+    scores = np.where(found.is_mated & (found.rank > 1), -np.inf, found.best)  # never identified
+    return bootstrap.at_far(scores, found.is_mated, FPIRS).tar
 
 
 def _missing_tpir(found: Mapping[str, Identification]) -> dict[str, str]:

@@ -59,7 +59,10 @@ def test_all_vs_all_protocol_with_groups_equals_the_function(data: Path, tmp_pat
     for name in ("a", "b"):
         own = figures["groups"]["mask"][name]
         assert own["tar_at_far"]["1e-02"] == wanted[name][1]
+        low, high = own["tar_at_far_interval"]["1e-02"]
+        assert 0 <= low <= own["tar_at_far"]["1e-02"] <= high < 1
         assert own["num_genuine"] + own["num_impostor"] == 36 * 35 // 2
+    assert list(figures["tar_at_far_interval"]) == ["1e-01", "1e-02", "1e-03"]
     assert figures["num_genuine"] == 12 * 15
     assert result.main_figure == wanted["all"][2]
     assert result.not_measured["tar_at_far.1e-04"].endswith("resolve no FAR below 4.2e-04")

@@ -120,6 +120,21 @@ def test_at_far_of_a_replicate_without_impostors_is_undefined():
     np.testing.assert_array_equal(np.isnan(tar), weights[:, 2] == 0)
 
 
+def test_ratios_of_identities_equal_a_loop_over_replicates():
+    random = np.random.default_rng(0)
+    totals = random.integers(1, 20, 15)
+    hits = random.binomial(totals[:, None], [0.2, 0.9], (15, 2))
+    bootstrap = IdentityBootstrap(np.arange(15), replicates=25)
+    for weights, ratio in zip(all_weights(bootstrap), bootstrap.ratios(hits, totals), strict=True):
+        np.testing.assert_allclose(ratio, (weights[:, None] * hits).sum(0) / (weights * totals).sum())
+
+
+def test_bootstrap_of_a_long_list_has_fewer_replicates(monkeypatch):
+    for most, wanted in ((10**9, 300), (250 * 12, 250), (1, 100)):
+        monkeypatch.setattr("rayface.evaluation.intervals._MOST_WEIGHTS", most)
+        assert len(all_weights(IdentityBootstrap(A, B, replicates=300))) == wanted
+
+
 @pytest.mark.parametrize("a", [[], [[1, 2]]])
 def test_identities_of_wrong_shape_are_refused(a):
     with pytest.raises(ValueError, match="identities have shapes"):

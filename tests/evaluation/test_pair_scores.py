@@ -6,7 +6,6 @@ import pytest
 from rayface.evaluation.pair_scores import (
     PairScores,
     pair_identities,
-    pair_intervals,
     read_pair_scores,
     write_pair_scores,
 )
@@ -71,23 +70,17 @@ def test_identities_of_pairs_come_from_labels_that_agree_and_from_genuine_pairs(
     assert np.argsort(np.argsort(first))[numbers].tolist() == wanted
 
 
-def test_bootstrap_of_a_long_list_has_fewer_replicates(monkeypatch):
-    scores = some_scores(200)
-    assert len(np.concatenate(list(scores.bootstrap(300).weights()))) == 300
-    monkeypatch.setattr("rayface.evaluation.pair_scores._MOST_WEIGHTS", 50_000)
-    assert len(np.concatenate(list(scores.bootstrap(300).weights()))) == 250
-    monkeypatch.setattr("rayface.evaluation.pair_scores._MOST_WEIGHTS", 1)
-    assert len(np.concatenate(list(scores.bootstrap(300).weights()))) == 100
-
-
-def test_pair_intervals_hold_the_figures_and_shrink_with_more_pairs():
+def test_intervals_of_pairs_hold_the_figures_and_shrink_with_more_pairs():
     widths = []
     for num_pairs in (200, 4000):
         scores = some_scores(num_pairs)
         accuracy = float(scores.is_right.mean())
-        found = pair_intervals(scores, scores.bootstrap(200), accuracy, {"1e-01": 0.7})
-        assert found.accuracy.low < accuracy < found.accuracy.high
-        assert found.tar_at_far["1e-01"].low < found.tar_at_far["1e-01"].high
-        assert found.thresholds["1e-01"].low < 0.64 < found.thresholds["1e-01"].high  # the 90 % quantile of N(0, 0.5)
-        widths.append(found.accuracy.high - found.accuracy.low)
+        bootstrap = scores.bootstrap(200)
+        low, high = bootstrap.rate_interval(accuracy, bootstrap.shares(scores.is_right, scores.fold))
+        assert low < accuracy < high
+        found = bootstrap.far_intervals(scores.score, scores.is_same, {"1e-01": 0.7})
+        assert found.tar["1e-01"].low < found.tar["1e-01"].high
+        assert found.threshold["1e-01"].low < 0.64 < found.threshold["1e-01"].high  # the 90 % quantile of N(0, 0.5)
+        assert found.figures()["tar_at_far_interval"] == {"1e-01": list(found.tar["1e-01"])}
+        widths.append(high - low)
     assert widths[1] < widths[0]
