@@ -375,11 +375,11 @@ class ConvertConfig:
     source: Paths = ()
     """Path of the images to convert, or several as one dataset; data.join says how their labels are joined."""
     kind: Names = ()
-    """Format of the source: folder (one per identity), rec (MXNet's RecordIO), webface-zip, parquet, lmdb, webdataset,
-    list, bin or cfp; see docs/data.md. One for each of several sources, or one for all."""
+    """Format of the source: folder (one per identity), rec (MXNet's RecordIO), webface-zip, parquet, hub, lmdb,
+    webdataset, list, bin or cfp; see docs/data.md. One for each of several sources, or one for all."""
     to: str | None = None
-    """Write this format instead of a dataset: bin (of DIR/pairs.csv), folder, parquet. The source is a dataset, or of
-    its format."""
+    """Write this format instead of a dataset: bin (of DIR/pairs.csv), folder, hub, parquet. The source is a dataset, or
+    of its format."""
     options: Options = Field(default_factory=dict)
     """Settings of the format, for example {image_size: 224, quality: 90} for folder."""
     out: Operational[PathText | None] = None
@@ -527,7 +527,7 @@ class CleanConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportConfig:
-    """Export a model to ONNX."""
+    """Export a model to ONNX, or as a folder of the Hugging Face Hub."""
 
     model: str | None = None
     """Run directory, model.safetensors, or a published .pt/.pth with export.backbone."""
@@ -535,6 +535,8 @@ class ExportConfig:
     """Backbone of a published checkpoint, for example r50."""
     onnx: Operational[PathText | None] = None
     """File to write; model_card.md is written beside it."""
+    hub: Operational[PathText | None] = None
+    """Folder to write for the Hugging Face Hub: model.safetensors, config.json and README.md."""
     external_data: bool = False
     """Write the weights into a file beside it; always above 1.9 GB."""
 

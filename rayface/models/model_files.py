@@ -16,7 +16,7 @@ from rayface.backbones.weights import embedding_size_of, read_weights
 from rayface.files import publish, sha256_of, write_json
 from rayface.models.forward import embed_images, refuse_non_finite
 from rayface.models.model_card import write_card
-from rayface.models.model_info import DESCRIPTION, WEIGHTS, ModelInfo
+from rayface.models.model_info import DESCRIPTION, HUB_DESCRIPTION, WEIGHTS, ModelInfo
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
 from rayface.models.threshold_card import threshold_rows
 from rayface.version import VERSION
@@ -90,9 +90,7 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS
-    temporary = temporary_name(weights)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
-    save_file(tensors, temporary, metadata={"format": "pt"})
+    sha256 = write_weights(backbone, weights)
     info = ModelInfo(
         backbone=name,
         backbone_args=dict(backbone_args),
@@ -103,12 +101,21 @@ def save_model(
         metrics=dict(metrics),
         thresholds=threshold_rows(metrics),
         rayface_version=VERSION,
-        sha256=sha256_of(temporary),
+        sha256=sha256,
     )
-    publish(temporary, weights)
     write_json(folder / DESCRIPTION, info.as_dict())
     write_card(folder, info)
     return weights
+
+
+def write_weights(module: nn.Module, path: Path) -> str:
+    """Write the weights of a module as safetensors, atomically; return their sha256."""
+    temporary = temporary_name(path)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    digest = sha256_of(temporary)
+    publish(temporary, path)
+    return digest
 
 
 def check_writable_card(path: str | Path) -> Path:
@@ -144,9 +151,9 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
     """Load one of our models, or a published one.
 
     Args:
-        path: a run directory, its `model.safetensors` (with `model.json` beside it), an `.onnx` file (which runs on
-            the CPU; `model.onnx::OUTPUT` if several outputs have the shape (N, D)), or a published `.pt`/`.pth` file
-            or training checkpoint, which is read without running code from it.
+        path: a run directory or a folder of the Hub, its `model.safetensors` (with `model.json` or `config.json` beside
+            it), an `.onnx` file (which runs on the CPU; `model.onnx::OUTPUT` if several outputs have the shape (N, D)),
+            or a published `.pt`/`.pth` file or training checkpoint, which is read without running code from it.
         backbone: name of the backbone of a published file; our files hold it.
         device: device of the model.
 
@@ -193,6 +200,8 @@ def _published(path: Path, backbone: str | None) -> ModelInfo:
 
 def _description(path: Path, backbone: str | None) -> ModelInfo:
     description = path.with_name(DESCRIPTION)
+    if not description.exists() and path.with_name(HUB_DESCRIPTION).exists():
+        description = path.with_name(HUB_DESCRIPTION)
     info = ModelInfo.read(description)
     if backbone not in (None, info.backbone):
         raise ValueError(f"backbone: {backbone}: {description} names {info.backbone}: leave it out")

@@ -8,6 +8,7 @@ from pathlib import Path
 from rayface.models.threshold_card import ThresholdRow, read_rows
 
 DESCRIPTION = "model.json"
+HUB_DESCRIPTION = "config.json"  # the same content in a folder of the Hugging Face Hub
 WEIGHTS = "model.safetensors"
 NORMALISATION = "RGB, x / 127.5 - 1"
 _NEEDED = ("backbone", "backbone_args", "embedding_size", "image_size")

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rayface.config import Config
+from rayface.config import Config, require_keys
 
 Result = Mapping[str, Any]
 logger = logging.getLogger(__name__)
@@ -133,12 +133,22 @@ def _worded(value: Any) -> Any:
 
 
 def export_model(config: Config, resume: bool) -> Result:
+    from rayface.models.hub_folder import export_hub
     from rayface.models.model_files import load_model
     from rayface.models.onnx_export import export_onnx
     from rayface.storage import on_disk, require_lasting
 
     given = config.export
-    onnx = on_disk(str(given.onnx), "export.onnx")
-    require_lasting(onnx, f"export.onnx: {onnx}")
-    result = export_onnx(load_model(str(given.model), backbone=given.backbone), onnx, external_data=given.external_data)
-    return {"onnx": str(onnx), **result}
+    if given.onnx is None and given.hub is None:
+        require_keys(config, "export.onnx")
+    folder = None if given.hub is None else on_disk(given.hub, "export.hub")
+    onnx = None if given.onnx is None else on_disk(given.onnx, "export.onnx")
+    if onnx is not None:
+        require_lasting(onnx, f"export.onnx: {onnx}")
+    model = load_model(str(given.model), backbone=given.backbone)
+    result: Result = {}
+    if folder is not None:
+        result = {"hub": str(folder), **export_hub(model, folder)}
+    if onnx is not None:
+        result = {**result, "onnx": str(onnx), **export_onnx(model, onnx, external_data=given.external_data)}
+    return result

@@ -77,6 +77,16 @@ def test_train_model_hands_over_whether_to_resume_and_the_cluster(
     assert asked == [{"resume": resume, "address": "c:1", "debug": True}]
 
 
+def test_export_model_to_a_hub_folder_alone_writes_no_onnx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("rayface.models.model_files.load_model", lambda path, backbone: (path, backbone))
+    monkeypatch.setattr("rayface.models.hub_folder.export_hub", lambda model, folder: {"model": model[0]})
+    monkeypatch.setattr("rayface.models.onnx_export.export_onnx", None)
+    found = functions.export_model(load(overrides=["export.model=/m", f"export.hub={tmp_path}"]), False)
+    assert found == {"hub": str(tmp_path), "model": "/m"}
+    with pytest.raises(ValueError, match=r"^export.onnx: is not set"):
+        functions.export_model(load(overrides=["export.model=/m"]), False)
+
+
 def test_export_model_into_a_uri_is_refused_before_a_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayface.models.model_files.load_model", None)  # would fail
     with pytest.raises(ValueError, match=r"^export.onnx: s3://b/m.onnx: must be a path on a disk"):

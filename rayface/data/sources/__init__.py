@@ -11,6 +11,7 @@ from rayface.data.sources.bin import BinSource
 from rayface.data.sources.cfp import CfpSource
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import FolderSource
+from rayface.data.sources.hub import HubSource
 from rayface.data.sources.listed_files import ListSource
 from rayface.data.sources.lmdb import LmdbSource
 from rayface.data.sources.parquet import ParquetSource
@@ -42,6 +43,7 @@ SOURCES: dict[str, type[DatasetSource]] = {
     "bin": BinSource,
     "cfp": CfpSource,
     "folder": FolderSource,
+    "hub": HubSource,
     "list": ListSource,
     "lmdb": LmdbSource,
     "parquet": ParquetSource,

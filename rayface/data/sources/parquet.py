@@ -78,7 +78,7 @@ class ParquetSource(DatasetSource):
         self._readers = RowReaders()
 
     def prepare(self, near: str | None) -> None:
-        for name in _find_files(self.root):
+        for name in self.files():
             path = join(self.root, name) if name else self.root
             with _opened(path) as file:
                 columns = _columns_of(path, file, self.settings)
@@ -89,6 +89,10 @@ class ParquetSource(DatasetSource):
             self._columns = columns
         if not self._parts:
             raise DataError(f"{self.root}: its parquet files have no rows")
+
+    def files(self) -> list[str]:
+        """Return the names of the files to read, see `find_files`."""
+        return find_files(self.root)
 
     def parts(self) -> Sequence[str]:
         return [part.name for part in self._parts]
@@ -142,7 +146,7 @@ class ParquetSource(DatasetSource):
         return self._columns
 
 
-def _find_files(root: str) -> list[str]:
+def find_files(root: str) -> list[str]:
     """Return the names of the parquet files in and below a folder; an empty name if `root` is one."""
     filesystem, inside = locate(root)
     info = retried(root, lambda: filesystem.get_file_info(inside))

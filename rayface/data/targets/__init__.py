@@ -5,6 +5,7 @@ from collections.abc import Callable
 from rayface.data.dataset import Dataset
 from rayface.data.targets.bin import write_bin
 from rayface.data.targets.folder import write_folder
+from rayface.data.targets.hub import write_hub
 from rayface.data.targets.parquet import write_parquet
 from rayface.data.targets.samples import Written
 from rayface.plugins import ensure_loaded
@@ -14,7 +15,7 @@ __all__ = ["TARGETS", "Written", "target_of"]
 Target = Callable[[Dataset, str], Written]
 """Writes a dataset in another format to a new path, a file or a folder."""
 
-TARGETS: dict[str, Target] = {"bin": write_bin, "folder": write_folder, "parquet": write_parquet}
+TARGETS: dict[str, Target] = {"bin": write_bin, "folder": write_folder, "hub": write_hub, "parquet": write_parquet}
 
 
 def target_of(kind: str) -> Target:

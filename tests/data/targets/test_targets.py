@@ -21,6 +21,7 @@ from rayface.data.sources import open_source
 from rayface.data.targets import TARGETS, target_of
 from rayface.data.targets.folder import file_name
 from rayface.data.writer import write_dataset
+from rayface.hub_card import front_matter
 from rayface.storage import DataError
 
 
@@ -43,7 +44,7 @@ def by_name(dataset: Dataset) -> list[tuple[str, bytes]]:
     return sorted((dataset.identities[s.label], s.jpeg) for s in found if isinstance(s, Sample))
 
 
-@pytest.mark.parametrize(("kind", "options"), [("folder", {"image_size": None}), ("parquet", {})])
+@pytest.mark.parametrize(("kind", "options"), [("folder", {"image_size": None}), ("hub", {}), ("parquet", {})])
 def test_target_that_is_converted_back_gives_the_same_images_of_the_same_names(
     tmp_path: Path, kind: str, options: dict[str, object]
 ) -> None:
@@ -123,8 +124,24 @@ def test_convert_to_takes_a_dataset_or_a_source_of_any_format(tmp_path: Path) ->
 
 def test_convert_to_an_unknown_format_or_from_none_is_one_line(tmp_path: Path) -> None:
     code, text = _outcome(["convert", str(tmp_path), str(tmp_path / "out"), "--to", "tape"])
-    assert (code, text) == (2, "convert.to: 'tape': must be one of bin, folder, parquet, or registered by a plugin")
+    assert (code, text) == (
+        2,
+        "convert.to: 'tape': must be one of bin, folder, hub, parquet, or registered by a plugin",
+    )
     code, text = _outcome(["convert", str(tmp_path), str(tmp_path / "out")])
     assert code == 2
     assert text.startswith("convert.kind: is not set: Format of the source")
-    assert sorted(TARGETS) == ["bin", "folder", "parquet"]
+    assert sorted(TARGETS) == ["bin", "folder", "hub", "parquet"]
+
+
+def test_hub_target_names_its_split_and_counts_in_the_card(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path / "set")
+    target_of("hub")(dataset, str(tmp_path / "hub"))
+    names = sorted(str(path.relative_to(tmp_path / "hub")) for path in (tmp_path / "hub").rglob("*.*"))
+    assert names == ["README.md", "data/train-00000-of-00001.parquet"]
+    card = (tmp_path / "hub" / "README.md").read_bytes()
+    files = [{"split": "train", "path": "data/train-*"}]
+    assert front_matter(card)["configs"] == [{"config_name": "default", "data_files": files}]
+    assert front_matter(card)["size_categories"] == ["n<1K"]
+    assert b"5 images of 3 identities, 16 x 16 pixels." in card
+    assert dataset.digest.encode() in card
