@@ -8,7 +8,7 @@ ARGS ?=
 # Processes that share the tests, file by file in their order, so that the faults, which mostly wait, begin early.
 JOBS ?= 2
 
-.PHONY: help demo test test-all faults lint types format clean
+.PHONY: help demo test test-all faults lint types docs format clean
 
 help:
 	@echo "make demo    draw faces, train on them with several workers, evaluate (a few minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make faults  break a run in every way we know, print what is left as a table; ARGS='node driver' picks some"
 	@echo "make lint    ruff check, ruff format --check"
 	@echo "make types   mypy"
+	@echo "make docs    build the documentation into site/; a broken link fails"
 	@echo "make format  ruff check --fix, ruff format"
 	@echo "make clean   remove .venv, caches and the demo's files"
 
@@ -38,6 +39,9 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(VENV)/bin/python -m mypy rayface
+
+docs: $(INSTALLED)
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
 format: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check --fix .

@@ -76,7 +76,7 @@ def train_or_resume(config: Config, **options: Any) -> Mapping[str, Any]:
         The values of `TrainResult.as_dict`; of a finished run, those of its result.json.
 
     Raises:
-        As `train`.
+        ValueError, TrainingStoppedError, CheckpointError, TrainingInterruptedError: see `train`.
     """
     run = RunDirectory(on_disk(str(config.train.output), "train.output"))
     if run.is_finished():
