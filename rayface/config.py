@@ -526,6 +526,40 @@ class CleanConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ClusteringConfig:
+    """Cluster embedded images into identities."""
+
+    embeddings: PathText | None = None
+    """Folder of parquet files with key, label, embedding, as `rayface embed` writes them."""
+    data: Paths = ()
+    """Dataset that was embedded, or several as one; cluster then writes a dataset labelled by clusters."""
+    out: Operational[PathText | None] = None
+    """Folder for the clusters, on a disk that all nodes share; run again to resume in it."""
+    method: Literal["cohesive", "average", "components", "density", "ogmc"] = "cohesive"
+    """Clustering method; ogmc is online, in the order of the embeddings."""
+    threshold: Cosine | None = None
+    """Cosine from which two images are one person; None: estimated from the embeddings."""
+    calibrate: PathText | None = None
+    """Labelled embeddings of the same model, whose best threshold is used; instead of threshold."""
+    neighbours: Positive = 40
+    """Nearest neighbours of an image that are candidates for its cluster."""
+    min_images: Positive = 2
+    """Clusters of fewer images are noise: cluster -1, and in no dataset."""
+    write_shards: bool = False
+    """Copy the clustered samples into shards of their own instead of referring to those of clustering.data."""
+    block_size: Bytes = 64 * 2**20
+    """Size of the embeddings in a task."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClusteringConfig":
+        if self.threshold is not None and self.calibrate is not None:
+            raise ValueError("threshold, calibrate: both are given: must be one of the two")
+        if self.write_shards and not self.data:
+            raise ValueError("write_shards: requires clustering.data, the dataset that was embedded")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportConfig:
     """Export a model to ONNX, or as a folder of the Hugging Face Hub."""
 
@@ -583,6 +617,7 @@ class Config:
     embed: EmbedConfig = EmbedConfig()
     clean: CleanConfig = CleanConfig()
     prune: PruneConfig = PruneConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
     export: ExportConfig = ExportConfig()
     cluster: Operational[ClusterConfig] = ClusterConfig()
 

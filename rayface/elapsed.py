@@ -1,4 +1,4 @@
-"""Elapsed time of a run or a sweep over all its sessions, including killed ones."""
+"""Elapsed time: of a run or a sweep over all its sessions, including killed ones, and of the steps of a job."""
 
 import json
 import time
@@ -53,3 +53,16 @@ def _last_record(folder: Path) -> float:
 
 def _write(folder: Path, sessions: list[tuple[float, float | None]]) -> None:
     write_json(folder / _SESSIONS, {"sessions": sessions})
+
+
+class Laps:
+    """Measure the seconds of consecutive stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def end(self, stage: str) -> None:
+        """Record the seconds since the end of the stage before."""
+        now = time.monotonic()
+        self.seconds[stage], self._last = now - self._last, now

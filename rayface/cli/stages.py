@@ -63,7 +63,7 @@ def _parameter(flag: str, key: str, *, argument: bool) -> inspect.Parameter:
     if kinds == [bool]:
         option = typer.Option(spelling if not default else f"{spelling}/--no-{flag.replace('_', '-')}", help=shown)
         annotation = Annotated[bool | None, option]
-    elif get_origin(kinds[0]) is tuple and key not in ("embed.data", "prune.data", "evaluate.data"):
+    elif get_origin(kinds[0]) is tuple and key not in ("embed.data", "prune.data", "clustering.data", "evaluate.data"):
         annotation = Annotated[list[str] | None, typer.Option(spelling, help=f"{shown} Repeat for several.")]
     else:
         metavar = "|".join(map(str, get_args(kinds[0]))) if get_origin(kinds[0]) is Literal else _METAVARS.get(kinds[0])

@@ -50,15 +50,21 @@ def scale_of(threshold: float, base: float, prior: float = PRIOR_PAIRS) -> Scale
     return Scale(base, (threshold - base) / RATIO, prior)
 
 
-def base_cosine(vectors: Floats, seed: int = 0) -> float:
-    """Return the median cosine of random pairs of the unit vectors (N, D): that of two persons, if there are many."""
+def base_cosine(vectors: Floats, below: float = np.inf, seed: int = 0) -> float:
+    """Return the median cosine of random pairs of the unit vectors (N, D): that of two persons, if there are many.
+
+    Args:
+        below: pairs from this cosine on are left out, as those of one person.
+    """
     rows = np.random.default_rng(seed).integers(0, len(vectors), (2, _PAIRS))
     rows = rows[:, rows[0] != rows[1]]
-    if not rows.size:
-        return 0.0
     blocks = np.array_split(rows, max(1, rows.shape[1] // 8192), axis=1)
-    cosines = [np.einsum("nd,nd->n", *(vectors[side].astype(np.float32) for side in block)) for block in blocks]
-    return float(np.median(np.concatenate(cosines)))
+    found = [np.einsum("nd,nd->n", *(vectors[side].astype(np.float32) for side in block)) for block in blocks]
+    cosines = np.concatenate(found)
+    cosines = cosines[cosines < below]
+    if len(cosines):
+        return float(np.median(cosines))
+    return 0.0 if below > 0 else below - 1  # all are one person
 
 
 @compiled

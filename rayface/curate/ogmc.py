@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rayface.arrays import Ints, check_embeddings
-from rayface.curate.affinity import PRIOR_PAIRS, RATIO, scale_of
+from rayface.curate.affinity import PRIOR_PAIRS, RATIO, base_cosine, scale_of
+from rayface.curate.cluster.neighbours import nearest
+from rayface.curate.cluster.threshold import best_threshold
 from rayface.curate.cosines import unit_blocks
 from rayface.curate.ogmc_kernel import COMPONENTS, FREE, IDENTITIES, State, Thresholds, add_vectors
 from rayface.storage import DataError, atomic_stream
@@ -32,6 +35,8 @@ from rayface.storage import DataError, atomic_stream
 NEIGHBOURS = 16
 _BLOCK = 256  # arrivals between two updates of the index
 _FORMAT = 1
+_REACHES = (1.2, 1.5, 1.8)  # radii tried by calibration, see radius_of
+_CLOSEST = 0.98
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,38 @@ class OnlineGaussianMixture:
         self._entries = np.empty(0, np.int64)  # component of each entry of the index
         self._indexed = np.empty(0)  # images of each component when it was last indexed
         self._num_indexed = 0  # components in the index: the first ones
+
+    @classmethod
+    def calibrated(cls, embeddings: ArrayLike, labels: ArrayLike, *, seed: int = 0, min_images: int = 2) -> Self:
+        """Return a mixture without images, with the thresholds of the best pairwise F on labelled embeddings.
+
+        Args:
+            embeddings: (n, D) of any norm, of as many identities as can be had: more of them need a higher threshold.
+            labels: (n,) integers.
+            seed: seed of the two orders in which they arrive.
+        """
+        vectors = np.concatenate(list(unit_blocks(check_embeddings(embeddings)))).astype(np.float32)
+        known, base = np.asarray(labels), base_cosine(vectors)
+        orders = [np.random.default_rng([seed, number]).permutation(len(vectors)) for number in range(2)]
+
+        make = partial(cls, base=base, min_images=min_images)
+
+        def clusters(link: float, reach: float) -> Ints:
+            found = []
+            for order in orders:
+                own = make(radius=radius_of(link, base, reach), link=link).partial_fit(vectors[order])
+                found.append(own.labels_[np.argsort(order)])
+            return np.concatenate([np.where(own < 0, own, 2 * own + place) for place, own in enumerate(found)])
+
+        near = nearest(vectors, 1).cosines[:, 0]
+        twice = np.unique(known, return_inverse=True)[1]
+        twice = np.concatenate([twice, twice + len(known)])
+        best = (-1.0, 0.0, 0.0)
+        for reach in _REACHES:
+            link, score = best_threshold(vectors, twice, near, partial(clusters, reach=reach))
+            best = max(best, (score, link, reach))
+        _, link, reach = best
+        return make(radius=radius_of(link, base, reach), link=link)
 
     @property
     def num_images(self) -> int:
@@ -265,6 +302,11 @@ class OnlineGaussianMixture:
         self._entries[count : count + len(moved)] = moved
         self._indexed[moved] = self._state.counts[moved]
         self._num_indexed = used
+
+
+def radius_of(link: float, base: float, reach: float = 1.5) -> float:
+    """Return a radius for a link threshold: the distance of unit vectors `reach` as far above `base` as `link` is."""
+    return float(np.sqrt(2 - 2 * min(base + reach * (link - base), _CLOSEST)))
 
 
 def _new_index(size: int) -> faiss.IndexHNSWFlat:

@@ -100,6 +100,15 @@ def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int) ->
     return Partitions(partitions=tuple(partitions), labels=labels, sizes=sizes)
 
 
+def row_blocks(source: Embeddings, most: int) -> list[list[Range]]:
+    """Cut the rows of all files, in order, into blocks of up to `most` rows."""
+    return [
+        [(file.path, start, min(start + most, file.num_rows)) for file in some]
+        for some in _together([file for file in source.files if file.num_rows], most)
+        for start in range(0, max(file.num_rows for file in some), most)  # of several files, all are in one block
+    ]
+
+
 def _together(files: Sequence[EmbeddingFile], most: int) -> list[list[EmbeddingFile]]:
     """Group adjacent files with up to `most` rows in total; a larger file is alone."""
     found: list[list[EmbeddingFile]] = []
@@ -143,7 +152,7 @@ def _count(source: Embeddings, block: int) -> _Counts:
 
     def count(numbered: tuple[int, list[EmbeddingFile]]) -> _FileCounts:
         part, some = numbered
-        blocks = [[(_hashes(keys), labels) for keys, labels in read_labels(file)] or [_NO_ROWS] for file in some]
+        blocks = [[(key_hashes(keys), labels) for keys, labels in read_labels(file)] or [_NO_ROWS] for file in some]
         labels = [np.concatenate([own for _, own in each]) for each in blocks]
         known, sizes = np.unique(np.concatenate(labels), return_counts=True)
         stretches = [_stretches(each) for each in labels]
@@ -170,7 +179,7 @@ def _count(source: Embeddings, block: int) -> _Counts:
         if sum(len(labels) for labels, _ in counts[1:]) > len(counts[0][0]) + _FEW_LABELS:
             counts = [_summed(counts)]
     labels, sizes = _summed(counts)
-    _refuse_duplicates(files, hashes)
+    refuse_duplicates(files, hashes)
     if stretches is not None:
         in_order = [each for part in range(len(parts)) for each in stretches[part]]
         if _is_by_identity(in_order, len(labels)):
@@ -202,12 +211,12 @@ def _summed(counts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     return labels, np.bincount(place, sizes, minlength=len(labels)).astype(np.int64)
 
 
-def _hashes(keys: pa.Array) -> NDArray[np.uint64]:
+def key_hashes(keys: pa.Array) -> NDArray[np.uint64]:
     digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys.to_pylist()]
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def _refuse_duplicates(files: Sequence[EmbeddingFile], hashes: NDArray[np.uint64]) -> None:
+def refuse_duplicates(files: Sequence[EmbeddingFile], hashes: NDArray[np.uint64]) -> None:
     """Raise DataError for duplicate keys; only keys with equal 64-bit hashes are compared. Sorts `hashes` in place."""
     hashes.sort()
     met = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:_MOST_MET]  # 64-bit hash collisions are rare
@@ -215,7 +224,7 @@ def _refuse_duplicates(files: Sequence[EmbeddingFile], hashes: NDArray[np.uint64
         return
     seen: Counter[str] = Counter()
     for keys, _ in itertools.chain.from_iterable(map(read_labels, files)):
-        seen.update(keys.filter(pa.array(np.isin(_hashes(keys), met))).to_pylist())
+        seen.update(keys.filter(pa.array(np.isin(key_hashes(keys), met))).to_pylist())
     key, times = max(seen.items(), key=lambda item: item[1])
     if times > 1:
         raise DataError(f"embeddings: key: {key!r}: occurs {times} times: keys must be unique, remove the copies")
@@ -242,11 +251,7 @@ def _cut_by_identity(files: Sequence[EmbeddingFile], stretches: list[Stretches],
 def _shuffle(source: Embeddings, folder: Path, labels: Ints, sizes: Ints, block: int) -> list[Partition]:
     """Sort blocks of rows by label into files of their own; a partition is a range of labels in all of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    blocks: list[list[Range]] = [
-        [(file.path, start, min(start + block, file.num_rows)) for file in some]
-        for some in _together([file for file in source.files if file.num_rows], block)
-        for start in range(0, max(file.num_rows for file in some), block)  # of several files, all are in one block
-    ]
+    blocks = row_blocks(source, block)
     runs = SortedRuns(folder=str(folder), count=len(blocks))
 
     def sort(numbered: tuple[int, list[Range]]) -> None:

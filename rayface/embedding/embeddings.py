@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from rayface.credentials import masked
 from rayface.embedding.rows import EmbeddingFile, kind_of, reading
 from rayface.storage import (
     DataError,
@@ -43,6 +45,11 @@ class Embeddings:
     @property
     def num_rows(self) -> int:
         return sum(file.num_rows for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the files' names, rows and times."""
+        return hashlib.sha256(json.dumps(masked([asdict(file) for file in self.files])).encode()).hexdigest()
 
 
 def open_embeddings(path: str | Path) -> Embeddings:

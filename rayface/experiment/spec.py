@@ -14,6 +14,8 @@ from rayface.values import Tree, parse_list, parse_override, read_yaml, shown
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# Stages that produce a dataset only if the key is set.
+_DATASET_WITH = {"prune": "prune.data", "cluster": "clustering.data"}
 # Names of options that belong to `rayface run`, not to a stage.
 RESERVED = ("json", "address", "verbose", "debug", "resume", "help", "import")
 # Aliases that a file may use for command-line options.
@@ -148,10 +150,11 @@ def _check_references(stage: Stage, earlier: Sequence[Stage], file: Path) -> Non
                 raise ValueError(f"{where}: is not the name of an earlier stage: {hint}")
             source = known[name]
             kind = source.type.output_kind
-            if source.verb == "prune" and "prune.data" not in source.keys:
-                kind = "numbers"  # a list of kept images, not a dataset
+            without = _DATASET_WITH.get(source.verb, "") not in ("", *source.keys)
+            if without:
+                kind = "numbers"  # a list of images, not a dataset
             if key in INPUT_KINDS and kind not in INPUT_KINDS[key]:
-                what = "no dataset without `data`" if source.verb == "prune" else f"{kind}, by {source.verb}"
+                what = "no dataset without `data`" if without else f"{kind}, by {source.verb}"
                 wanted = " or ".join(INPUT_KINDS[key])
                 raise ValueError(f"{where}: produces {what}: must be a stage that produces {wanted}")
 

@@ -83,6 +83,14 @@ def of_core_set(folder: Path) -> str | None:
     return None if found is None or read_result(folder) is None else found
 
 
+def of_clusters(folder: Path) -> str | None:
+    """Fingerprint clusters by cluster.json; the files listed in it must exist."""
+    from rayface.curate.cluster.result import RESULT, read_result
+
+    found = of_file(RESULT)(folder)
+    return None if found is None or read_result(folder) is None else found
+
+
 def of_run(folder: Path) -> str | None:
     """Fingerprint a run by its model, once it is finished."""
     from rayface.models.model_info import DESCRIPTION

@@ -95,6 +95,19 @@ def shown_core_set(result: Result) -> Result:
     return {name: value for name, value in result.items() if name not in ("out", "config", "created_by")}
 
 
+def cluster_images(config: Config, resume: bool) -> Result:
+    from rayface.curate.cluster.cluster import cluster
+
+    return {"out": config.clustering.out, **cluster(config).as_dict()}
+
+
+def shown_clusters(result: Result) -> Result:
+    names = ("method", "threshold", "threshold_from")
+    scores = result["scores"] or {}
+    known = {name: scores[name] for name in ("pairwise_f", "bcubed_f", "nmi") if name in scores}
+    return {**{name: result[name] for name in names}, **result["counts"], **known, "seconds": result["job"]["seconds"]}
+
+
 def train_model(config: Config, resume: bool) -> Result:
     from rayface.training.trainer import train
 

@@ -43,7 +43,14 @@ def test_base_cosine_is_that_of_strangers() -> None:
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     assert base_cosine(x) == pytest.approx(0.5, abs=0.03)
     assert base_cosine(x) == base_cosine(x)
-    assert base_cosine(x[:1]) == 0
+
+
+def test_base_cosine_of_one_person_leaves_its_pairs_out() -> None:
+    same = np.repeat(np.eye(2, 8), [9, 1], axis=0)
+    assert base_cosine(same) == 1
+    assert base_cosine(same, 0.5) == 0
+    assert base_cosine(same[:9], 0.5) == 0
+    assert base_cosine(same[:1], -0.2) < -0.2
 
 
 def test_scale_of_a_threshold_below_that_of_strangers_is_refused() -> None:

@@ -26,7 +26,7 @@ def cohesive(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
     Args:
         threshold: cosine from which two single images are one person.
     """
-    scale = scale_of(threshold, base_cosine(vectors))
+    scale = scale_of(threshold, base_cosine(vectors, threshold))
     return linked(vectors, neighbours.edges(threshold), scale)
 
 

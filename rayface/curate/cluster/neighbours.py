@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import faiss
@@ -49,24 +50,27 @@ def unique_edges(first: Ints, second: Ints, values: NDArray[np.float32]) -> Edge
     return Edges(a=a[kept], b=b[kept], values=values[order][kept])
 
 
-def nearest(vectors: Floats, k: int, *, start: int = 0, stop: int | None = None) -> Neighbours:
-    """Search the nearest neighbours of the rows [start, stop) among all, exactly.
+def nearest(vectors: Floats, k: int) -> Neighbours:
+    """Search the k nearest neighbours of all unit vectors (N, D), exactly."""
+    blocks = ((first, vectors[first : first + BLOCK]) for first in range(0, len(vectors), BLOCK))
+    return search(vectors, 0, blocks, k)
+
+
+def search(queries: Floats, start: int, blocks: Iterable[tuple[int, Floats]], k: int) -> Neighbours:
+    """Search the k nearest neighbours of the unit vectors (n, D), the rows from `start` of all vectors, exactly.
 
     Args:
-        vectors: (N, D) of length 1; may be a memory map.
-        k: neighbours of an image.
+        blocks: all vectors, in blocks with the row of the first.
 
-    Memory: one block of `vectors` as float32, and 24 * k bytes per row searched.
+    Memory: a block as float32, and 40 * k bytes per query.
     """
-    stop = len(vectors) if stop is None else stop
-    queries = np.ascontiguousarray(vectors[start:stop], np.float32)
-    own = np.arange(start, stop)[:, None]
+    queries = np.ascontiguousarray(queries, np.float32)
+    own = np.arange(start, start + len(queries))[:, None]
     rows = np.full((len(queries), k), -1, np.int64)
     cosines = np.full((len(queries), k), -2, np.float32)
-    for first in range(0, len(vectors), BLOCK):
-        block = np.ascontiguousarray(vectors[first : first + BLOCK], np.float32)
-        count = min(k + 1, len(block))
-        found, places = faiss.knn(queries, block, count, metric=faiss.METRIC_INNER_PRODUCT)
+    for first, vectors in blocks:
+        block = np.ascontiguousarray(vectors, np.float32)
+        found, places = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
         rows, cosines = _best(
             np.concatenate([rows, places + first], axis=1), np.concatenate([cosines, found], axis=1), own, k
         )

@@ -5,7 +5,6 @@ Every step writes files, from which an interrupted job resumes.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import shutil
@@ -14,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rayface.config import CleanConfig, Config, require_keys
-from rayface.credentials import masked
 from rayface.curate.clean.job import Cleaned, clean_images, write_findings
 from rayface.curate.core_set_file import write_rows
 from rayface.curate.partitions import partition_by_identity
@@ -39,6 +37,7 @@ from rayface.curate.prune.selection import Method, Selector
 from rayface.curate.prune.selection_method import ThresholdMethod
 from rayface.curate.prune.settings import check_clean, check_settings
 from rayface.data.dataset import Dataset, open_dataset
+from rayface.elapsed import Laps
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.files import write_json
 from rayface.job_folder import exclusive_job_folder
@@ -148,7 +147,7 @@ def _selected(config: Config, inputs: _Inputs) -> tuple[_CoreSet, DatasetCounts 
 def _core_set(config: Config, inputs: _Inputs) -> _CoreSet:
     """Clean, select, write the core set and compare it with the baselines."""
     settings, source, work = config.prune, inputs.source, inputs.root / _WORK
-    laps = _Laps()
+    laps = Laps()
     partitions = partition_by_identity(source, work / "runs", settings.block_size)
     laps.end("group")
     cleaned = None
@@ -244,25 +243,6 @@ def _table(result: PruneResult) -> list[tuple[str, str]]:
     return [*rows, ("mean cosine within an identity", cosines)]
 
 
-class _Laps:
-    """Measure the seconds of consecutive stages."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def end(self, stage: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage], self._last = now - self._last, now
-
-
-def _digest(source: Embeddings | None) -> str | None:
-    """Return a digest of the files' names and rows."""
-    if source is None:
-        return None
-    return hashlib.sha256(json.dumps(masked([asdict(file) for file in source.files])).encode()).hexdigest()
-
-
 def _job(config: Config, source: Embeddings, test: Embeddings | None, dataset: Dataset | None) -> Values:
     """Return the fingerprint that must be equal to resume in a folder or reuse its result."""
     settings, clean = asdict(config.prune), asdict(config.clean)
@@ -277,8 +257,8 @@ def _job(config: Config, source: Embeddings, test: Embeddings | None, dataset: D
             "merge": clean["merge"],
         },
         "block_size": settings["block_size"],
-        "embeddings": _digest(source),
-        "exclude": _digest(test),
+        "embeddings": source.digest,
+        "exclude": test.digest if test else None,
         "dataset_digest": dataset.digest if dataset else None,
         "write_shards": settings["write_shards"],
     }

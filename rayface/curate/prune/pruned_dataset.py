@@ -58,24 +58,33 @@ def write_pruned(
         DataError: a key is not in the source, or has another label there.
     """
     selection, known = _select(core_set, source, merged)
+    return write_dataset(root, selection, known, write_shards=write_shards)
+
+
+def write_dataset(root: Path, selection: Selection, known: int, *, write_shards: bool) -> DatasetCounts:
+    """Write selected samples as a dataset into `root`, of its own shards or as an index of the source's.
+
+    Args:
+        known: number of the source's images that are embedded.
+    """
     name = root.name
     dataset = _write_shards(root, selection, name) if write_shards else write_selection(str(root), selection, name=name)
     return DatasetCounts(
         images=dataset.num_images,
         classes=dataset.num_classes,
         shards=len(dataset.shards),
-        not_embedded=source.num_images - known,
+        not_embedded=selection.source.num_images - known,
     )
 
 
-def check_data(embeddings: Embeddings, source: Dataset) -> None:
+def check_data(embeddings: Embeddings, source: Dataset, key: str = "prune.data") -> None:
     """Raise DataError if the first embedded images are not in the source; runs before the selection."""
     file = next(file for file in embeddings.files if file.num_rows)
     keys = next(read_labels(file))[0]
-    _refuse_missing(source.find([keys]), [keys], source)
+    refuse_missing(source.find([keys]), [keys], source, key)
 
 
-def check_copied(source: Dataset) -> None:
+def check_copied(source: Dataset, group: str = "prune") -> None:
     """Raise DataError if a key of the source is a path outside of the folder in which a shard is unpacked.
 
     Foreign shards are read whatever their keys; shards written by rayface are safe to unpack.
@@ -84,16 +93,17 @@ def check_copied(source: Dataset) -> None:
         unsafe = keys.filter(pc.match_substring_regex(keys, _UNSAFE))
         if len(unsafe):
             raise DataError(
-                f"prune.write_shards: {', '.join(source.roots)}: key {unsafe[0].as_py()!r}: is a path outside of the "
-                "shard's folder: leave prune.write_shards out, or rename the member first"
+                f"{group}.write_shards: {', '.join(source.roots)}: key {unsafe[0].as_py()!r}: is a path outside of the "
+                f"shard's folder: leave {group}.write_shards out, or rename the member first"
             )
 
 
-def _refuse_missing(places: Ints, keys: Iterable[pa.Array], source: Dataset) -> None:
+def refuse_missing(places: Ints, keys: Iterable[pa.Array], source: Dataset, key: str = "prune.data") -> None:
+    """Raise DataError if a key has no place (-1) in the source; `key` is the config key that names the source."""
     missing = np.flatnonzero(places < 0)
     if len(missing):
         raise DataError(
-            f"prune.data: {', '.join(source.roots)}: has no key {_key_at(keys, int(missing[0]))!r} ({len(missing)} of "
+            f"{key}: {', '.join(source.roots)}: has no key {_key_at(keys, int(missing[0]))!r} ({len(missing)} of "
             f"{len(places)} are missing): give the dataset that was embedded"
         )
 
@@ -110,7 +120,7 @@ def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple
     """Return the kept images, and the number of images in the core set."""
     table = pq.read_table(core_set, columns=["label", "kept"])
     found = source.find(read_keys(str(core_set)))
-    _refuse_missing(found, read_keys(str(core_set)), source)
+    refuse_missing(found, read_keys(str(core_set)), source)
     labels = table["label"].to_numpy()
     own = source.index.label[found].astype(np.int64)
     if merged:

@@ -158,14 +158,25 @@ def read_result(root: Path) -> PruneResult | None:
 
 def _is_complete(root: Path, result: PruneResult) -> bool:
     names = [CORE_SET, REPORT, *(f"{FOUND}/{name}.parquet" for name in result.found)]
-    names += [_DATASET, _INDEX] if result.dataset else []
-    if not all((root / name).is_file() for name in names):
-        return False
+    return (
+        all((root / name).is_file() for name in names)
+        and has_rows(root / CORE_SET, result.counts.faces_in)
+        and (result.dataset is None or has_dataset(root))
+    )
+
+
+def has_rows(path: Path, count: int) -> bool:
+    """Return whether a file is parquet with this number of rows."""
     try:
-        if pq.read_metadata(root / CORE_SET).num_rows != result.counts.faces_in:
-            return False
+        return bool(pq.read_metadata(path).num_rows == count)
     except (pa.ArrowException, OSError):
         return False
-    shards = json.loads((root / _DATASET).read_text())["shards"] if result.dataset else []
+
+
+def has_dataset(root: Path) -> bool:
+    """Return whether a folder has all files of a dataset; shards that it refers to elsewhere are not looked at."""
+    if not all((root / name).is_file() for name in (_DATASET, _INDEX)):
+        return False
+    shards = json.loads((root / _DATASET).read_text())["shards"]
     own = [(root / shard["path"], shard["num_bytes"]) for shard in shards if "/" not in shard["path"]]
     return all(path.is_file() and path.stat().st_size == size for path, size in own)

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rayface.curate.cluster import neighbours as module
-from rayface.curate.cluster.neighbours import nearest, unique_edges
+from rayface.curate.cluster.neighbours import nearest, search, unique_edges
 
 
 def units(count: int, size: int = 16, seed: int = 0) -> NDArray[np.float32]:
@@ -26,7 +26,8 @@ def test_nearest_in_blocks_equals_a_full_sort(block: int, monkeypatch: pytest.Mo
 
 def test_nearest_of_some_rows_equals_those_of_all() -> None:
     x = units(50)
-    assert (nearest(x, 4, start=20, stop=30).rows == nearest(x, 4).rows[20:30]).all()
+    found = search(x[20:30], 20, [(0, x[:33]), (33, x[33:])], 4)
+    assert (found.rows == nearest(x, 4).rows[20:30]).all()
 
 
 def test_nearest_of_duplicates_leaves_out_only_the_image_itself() -> None:

@@ -1,0 +1,225 @@
+"""The cluster job: normalise embeddings, search neighbours, cluster, write labels and a dataset of the clusters.
+
+Every task writes files, from which an interrupted job resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayface.arrays import Ints
+from rayface.config import ClusteringConfig, Config, require_keys
+from rayface.curate.affinity import base_cosine
+from rayface.curate.cluster.clustered_dataset import write_clustered
+from rayface.curate.cluster.methods import METHODS
+from rayface.curate.cluster.metrics import NOISE, cluster_scores
+from rayface.curate.cluster.neighbours import Neighbours
+from rayface.curate.cluster.report import write_report
+from rayface.curate.cluster.result import LABELS, REPORT, RESULT, ClusterCounts, ClusterResult, read_result
+from rayface.curate.cluster.threshold import best_threshold, estimated_threshold
+from rayface.curate.cluster.unit_vectors import confidences, find_neighbours, read_keys_and_labels, write_unit_vectors
+from rayface.curate.ogmc import OnlineGaussianMixture, radius_of
+from rayface.curate.prune.pruned_dataset import check_copied, check_data
+from rayface.curate.prune.result import JobFacts, Tracked, Values
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.elapsed import Laps
+from rayface.embedding.embeddings import Embeddings, open_embeddings
+from rayface.files import write_json
+from rayface.job_folder import exclusive_job_folder
+from rayface.progress import phase
+from rayface.ray_tasks import quiet_data
+from rayface.session import is_cluster, ray_session, require
+from rayface.storage import atomic_stream, on_disk
+from rayface.tracking.job import tracked_job
+from rayface.version import VERSION
+
+_JOB = ".cluster_job.json"
+_WORK = ".work"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """Inputs of a cluster job, and `job`, the fingerprint that must be equal to resume in `root`."""
+
+    root: Path
+    source: Embeddings
+    labelled: Embeddings | None
+    dataset: Dataset | None
+    job: Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Set:
+    """Embeddings as unit vectors (N, D) with their labels (N,) and neighbours."""
+
+    vectors: NDArray[np.float32]
+    labels: Ints
+    neighbours: Neighbours
+
+
+def cluster(config: Config) -> ClusterResult:
+    """Cluster embedded images into identities.
+
+    Writes labels.parquet (key, cluster, confidence), cluster.json and report.html into `clustering.out`, and with
+    `clustering.data` a dataset labelled by clusters, on which models are trained like on any other. The result is
+    deterministic; an interrupted job resumes when it is run again.
+
+    Args:
+        config: `clustering`; also data.max_corrupt_fraction, data.join, train.wait_for_nodes, tracking and cluster.
+
+    Raises:
+        ValueError: bad input, one line.
+    """
+    start = time.monotonic()
+    inputs = _opened(config)
+    root = inputs.root
+    with exclusive_job_folder(str(root), inputs.job, _JOB, key="clustering.out"):
+        if found := read_result(root):
+            shutil.rmtree(root / _WORK, ignore_errors=True)  # left by a crash between the two
+            return found
+        (root / RESULT).unlink(missing_ok=True)  # files that it lists are missing
+        with tracked_job(root, config.tracking, inputs.job) as tracked:
+            with ray_session(config.cluster.address, debug=config.cluster.debug), quiet_data(config.cluster.debug):
+                if is_cluster(config.cluster.address):
+                    require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
+                result = _clustered(config, inputs)
+            result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
+            write_json(root / RESULT, result.as_dict())
+            shutil.rmtree(root / _WORK, ignore_errors=True)
+            tracked.journal.metrics(_numbers(result), step=0)
+            for name in (RESULT, REPORT):
+                tracked.journal.artifact(root / name)
+    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered))
+
+
+def _opened(config: Config) -> _Inputs:
+    """Open the inputs, and refuse contradictory settings before anything is written."""
+    settings, data = config.clustering, config.data
+    require_keys(config, "clustering.embeddings", "clustering.out")
+    root = on_disk(str(settings.out), "clustering.out").absolute()
+    source = open_embeddings(str(settings.embeddings))
+    labelled = open_embeddings(settings.calibrate) if settings.calibrate is not None else None
+    if labelled is not None and labelled.size != source.size:
+        raise ValueError(
+            f"clustering.calibrate: its embeddings are of length {labelled.size}, clustering.embeddings of "
+            f"{source.size}: both must come from one model"
+        )
+    dataset = None
+    if settings.data:
+        dataset = open_dataset(settings.data, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
+        check_data(source, dataset, "clustering.data")
+        if settings.write_shards:
+            check_copied(dataset, "clustering")
+    names = ("method", "threshold", "neighbours", "min_images", "write_shards", "block_size")
+    job = {
+        **{name: asdict(settings)[name] for name in names},
+        "embeddings": source.digest,
+        "calibrate": labelled.digest if labelled else None,
+        "dataset_digest": dataset.digest if dataset else None,
+    }
+    return _Inputs(root=root, source=source, labelled=labelled, dataset=dataset, job=json.loads(json.dumps(job)))
+
+
+def _clustered(config: Config, inputs: _Inputs) -> ClusterResult:
+    """Cluster and write everything but cluster.json."""
+    settings, root, work = config.clustering, inputs.root, inputs.root / _WORK
+    laps = Laps()
+    vectors = write_unit_vectors(inputs.source, work / "vectors", settings.block_size)
+    keys, labels = read_keys_and_labels(inputs.source)
+    neighbours = find_neighbours(vectors, settings.neighbours)
+    units = vectors.read()
+    own = _Set(vectors=units, labels=labels, neighbours=neighbours)
+    laps.end("neighbours")
+    threshold, found_by = _threshold(settings, inputs, own)
+    laps.end("threshold")
+    with phase("cluster", rows=len(labels)):
+        clusters = _without_noise(_cluster(settings.method, own, threshold), settings.min_images)
+    laps.end("cluster")
+    confidence = confidences(vectors, clusters)
+    laps.end("confidence")
+    table = pa.table({"key": keys, "cluster": pa.array(clusters), "confidence": pa.array(confidence)})
+    with atomic_stream(str(root / LABELS)) as stream:
+        pq.write_table(table, stream)
+    dataset = None
+    if inputs.dataset is not None:
+        dataset = write_clustered(root, inputs.dataset, keys, clusters, write_shards=settings.write_shards)
+    laps.end("write")
+    sizes = np.bincount(clusters[clusters >= 0])
+    result = ClusterResult(
+        method=settings.method,
+        threshold=threshold,
+        threshold_from=found_by,
+        base=base_cosine(units, threshold),
+        counts=ClusterCounts(
+            images=len(clusters),
+            clusters=len(sizes),
+            noise=int(np.count_nonzero(clusters == NOISE)),
+            largest=int(sizes.max(initial=0)),
+        ),
+        scores=cluster_scores(labels, clusters) if labels.min() < labels.max() else None,
+        stage_seconds=laps.seconds,
+        dataset=dataset,
+        job=JobFacts(
+            seconds=0.0,
+            embeddings=str(settings.embeddings),
+            config=inputs.job,
+            created_by=f"rayface {VERSION}",
+        ),
+    )
+    with phase("write report"):
+        write_report(root, result, keys, clusters, confidence, inputs.dataset)
+    return result
+
+
+def _threshold(settings: ClusteringConfig, inputs: _Inputs, own: _Set) -> tuple[float, str]:
+    """Return the threshold, and what it was taken from."""
+    if settings.threshold is not None:
+        return settings.threshold, "threshold"
+    if inputs.labelled is None:
+        return estimated_threshold(own.vectors, own.neighbours.cosines[:, 0]), "estimate"
+    vectors = write_unit_vectors(inputs.labelled, inputs.root / _WORK / "labelled", settings.block_size)
+    _, labels = read_keys_and_labels(inputs.labelled)
+    if labels.min() == labels.max():
+        raise ValueError(
+            f"clustering.calibrate: {settings.calibrate}: has one label: must be embeddings of several identities"
+        )
+    near, units = find_neighbours(vectors, settings.neighbours), vectors.read()
+    known = _Set(vectors=units, labels=labels, neighbours=near)
+    with phase("calibrate threshold", rows=len(labels)):
+        threshold, _ = best_threshold(
+            units, labels, near.cosines[:, 0], lambda each: _cluster(settings.method, known, each)
+        )
+    return threshold, "calibrate"
+
+
+def _cluster(method: str, own: _Set, threshold: float) -> Ints:
+    """Return the cluster (N,) of each image."""
+    if method != "ogmc":
+        return METHODS[method](own.vectors, own.neighbours, threshold)
+    base = base_cosine(own.vectors, threshold)
+    mixture = OnlineGaussianMixture(radius=radius_of(threshold, base), link=threshold, base=base, min_images=1)
+    return mixture.partial_fit(own.vectors).labels_
+
+
+def _without_noise(clusters: Ints, min_images: int) -> Ints:
+    """Return the clusters numbered by their first image; those of fewer images are noise."""
+    names, first, own, sizes = np.unique(clusters, return_index=True, return_inverse=True, return_counts=True)
+    kept = np.flatnonzero(sizes >= min_images)
+    numbers = np.full(len(names), NOISE)
+    numbers[kept[np.argsort(first[kept])]] = np.arange(len(kept))
+    return numbers[own]
+
+
+def _numbers(result: ClusterResult) -> dict[str, float]:
+    """Return the metrics of a tracked job."""
+    found = {**asdict(result.counts), "threshold": result.threshold, "seconds": result.job.seconds}
+    return {**found, **(asdict(result.scores) if result.scores else {})}

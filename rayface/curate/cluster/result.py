@@ -1,0 +1,103 @@
+"""Result of a cluster job, and the check that all its files exist."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from rayface.curate.cluster.metrics import ClusterScores
+from rayface.curate.prune.result import DatasetCounts, JobFacts, Tracked, Values, has_dataset, has_rows
+from rayface.storage import DataError
+
+LABELS = "labels.parquet"
+RESULT = "cluster.json"  # written last
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterCounts:
+    """Counts of a cluster job.
+
+    Attributes:
+        images: images clustered.
+        clusters: clusters of at least clustering.min_images.
+        noise: images in none.
+        largest: images of the largest cluster.
+    """
+
+    images: int
+    clusters: int
+    noise: int
+    largest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterResult:
+    """Result of a cluster job, the content of cluster.json.
+
+    Attributes:
+        threshold: cosine from which two single images are one person, given, calibrated or estimated.
+        threshold_from: "threshold", "calibrate" or "estimate".
+        base: median cosine of random pairs below the threshold, that of two persons.
+        scores: against the labels of the embeddings, if these are of two identities or more.
+        tracked: tracking of the job that has just run; None if the result already existed.
+    """
+
+    method: str
+    threshold: float
+    threshold_from: str
+    base: float
+    counts: ClusterCounts
+    scores: ClusterScores | None
+    stage_seconds: dict[str, float]
+    dataset: DatasetCounts | None = None
+    job: JobFacts
+    tracked: Tracked | None = None
+
+    @classmethod
+    def from_dict(cls, values: Values) -> Self:
+        """Return the result of a parsed cluster.json.
+
+        Raises:
+            TypeError, KeyError, AttributeError: a value is missing or has another type.
+        """
+        known = {own.name: values[own.name] for own in fields(cls) if own.name in values}
+        known["counts"] = ClusterCounts(**known["counts"])
+        known["job"] = JobFacts(**known["job"])
+        known["scores"] = ClusterScores(**known["scores"]) if known["scores"] else None
+        known["dataset"] = DatasetCounts(**known["dataset"]) if known["dataset"] else None
+        return cls(**known)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of cluster.json, and where the job was tracked."""
+        found = asdict(self)
+        tracked = found.pop("tracked")
+        if tracked is not None:
+            found |= {"tracking": tracked["uri"], "tracking_delivered": tracked["delivered"]}
+        return found
+
+
+def read_result(root: Path) -> ClusterResult | None:
+    """Return the result of a finished job, or None if a file of it is missing.
+
+    Raises:
+        DataError: cluster.json is corrupt.
+    """
+    path = root / RESULT
+    if not path.exists():
+        return None
+    try:
+        result = ClusterResult.from_dict(json.loads(path.read_text()))
+        return result if _is_complete(root, result) else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is corrupt ({type(error).__name__}: {error}): delete it and run again") from None
+
+
+def _is_complete(root: Path, result: ClusterResult) -> bool:
+    return (
+        (root / REPORT).is_file()
+        and has_rows(root / LABELS, result.counts.images)
+        and (result.dataset is None or has_dataset(root))
+    )

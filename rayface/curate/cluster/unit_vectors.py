@@ -1,0 +1,179 @@
+"""Unit vectors of all embeddings as files that tasks memory-map, and the tasks that search their neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayface.arrays import Floats, Ints
+from rayface.curate.cluster.neighbours import Neighbours, search
+from rayface.curate.cosines import unit_blocks
+from rayface.curate.partitions import key_hashes, refuse_duplicates, row_blocks
+from rayface.curate.sorted_runs import Range
+from rayface.embedding.embeddings import Embeddings
+from rayface.embedding.rows import read_labels, read_rows
+from rayface.ray_tasks import map_unordered
+from rayface.storage import atomic_stream
+
+_SIZES = np.dtype(np.float32).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitVectors:
+    """N unit vectors in parts, in the order of the embeddings.
+
+    Attributes:
+        folder: on a disk that all nodes share.
+        starts: first row of each part, and N.
+    """
+
+    folder: str
+    starts: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def num_parts(self) -> int:
+        return len(self.starts) - 1
+
+    def path(self, part: int) -> str:
+        return f"{self.folder}/units-{part:06d}.npy"
+
+    def part(self, part: int) -> Floats:
+        """Return a part, memory-mapped."""
+        found: Floats = np.load(self.path(part), mmap_mode="r", allow_pickle=False)
+        return found
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Yield the parts, each with its first row."""
+        for part in range(self.num_parts):
+            yield self.starts[part], self.part(part)
+
+    def read(self) -> NDArray[np.float32]:
+        """Return all vectors (N, D)."""
+        return np.concatenate([np.asarray(part, np.float32) for _, part in self.blocks()])
+
+
+def write_unit_vectors(source: Embeddings, folder: Path, block_bytes: int) -> UnitVectors:
+    """Write the unit vectors of all embeddings; existing parts are reused.
+
+    Raises:
+        DataError: a bad embedding; one line that names its key.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = row_blocks(source, max(1, block_bytes // (_SIZES * source.size)))
+    counts = [sum(stop - start for _, start, stop in ranges) for ranges in blocks]
+    vectors = UnitVectors(folder=str(folder), starts=tuple(accumulate(counts, initial=0)))
+
+    def write(numbered: tuple[int, list[Range]]) -> None:
+        path = vectors.path(numbered[0])
+        if not Path(path).exists():
+            rows = np.concatenate([read_rows(*each).embeddings for each in numbered[1]])
+            found = np.concatenate(list(unit_blocks(rows))).astype(np.float32)
+            with atomic_stream(path) as stream:
+                np.save(stream, found, allow_pickle=False)
+
+    for _ in map_unordered(write, list(enumerate(blocks)), "normalise embeddings", rows=vectors.num_rows):
+        pass
+    return vectors
+
+
+def read_keys_and_labels(source: Embeddings) -> tuple[pa.ChunkedArray, Ints]:
+    """Return keys and labels (N,) in order.
+
+    Raises:
+        DataError: a key occurs twice, or a key or label is missing; one line.
+    """
+    batches = [batch for file in source.files for batch in read_labels(file)]
+    refuse_duplicates(source.files, np.concatenate([key_hashes(keys) for keys, _ in batches]))
+    return pa.chunked_array([keys for keys, _ in batches], pa.string()), np.concatenate([own for _, own in batches])
+
+
+def find_neighbours(vectors: UnitVectors, k: int) -> Neighbours:
+    """Search the k nearest neighbours of all vectors, a task per part; existing parts are reused.
+
+    Memory, on the driver: 12 * k bytes per image.
+    """
+    k = max(1, min(k, vectors.num_rows - 1))
+
+    def find(part: int) -> None:
+        path = _neighbours_path(vectors, part)
+        if not Path(path).exists():
+            faiss.omp_set_num_threads(1)
+            found = search(vectors.part(part), vectors.starts[part], vectors.blocks(), k)
+            with atomic_stream(path) as stream:
+                np.savez(stream, rows=found.rows, cosines=found.cosines)
+
+    parts = list(range(vectors.num_parts))
+    for _ in map_unordered(find, parts, "find neighbours", rows=vectors.num_rows):
+        pass
+    found = [np.load(_neighbours_path(vectors, part), allow_pickle=False) for part in parts]
+    return Neighbours(
+        rows=np.concatenate([each["rows"] for each in found]),
+        cosines=np.concatenate([each["cosines"] for each in found]),
+    )
+
+
+def _neighbours_path(vectors: UnitVectors, part: int) -> str:
+    return f"{vectors.folder}/neighbours-{part:06d}.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Confidences:
+    part: int
+    values: NDArray[np.float32]
+
+
+def confidences(vectors: UnitVectors, clusters: Ints) -> NDArray[np.float32]:
+    """Return the silhouette (N,) of each image, from -1 to 1, by mean cosines; 0 for noise.
+
+    With a, the mean cosine distance to the other images of its cluster, and b, that to the nearest other cluster:
+    (b - a) / max(a, b).
+    """
+    sums, sizes = cluster_sums(vectors, clusters)
+    path = f"{vectors.folder}/centers.npy"
+    with atomic_stream(path) as stream:
+        np.save(stream, sums / sizes[:, None].astype(np.float32), allow_pickle=False)
+
+    def measure(part: int) -> _Confidences:
+        faiss.omp_set_num_threads(1)
+        own = clusters[vectors.starts[part] : vectors.starts[part + 1]]
+        return _Confidences(part=part, values=_silhouettes(vectors.part(part), own, np.load(path), sizes))
+
+    values = np.zeros(vectors.num_rows, np.float32)
+    parts = list(range(vectors.num_parts)) if len(sizes) else []
+    for result in map_unordered(measure, parts, "measure confidence", rows=vectors.num_rows):
+        values[vectors.starts[result.part] : vectors.starts[result.part + 1]] = result.values
+    return values
+
+
+def cluster_sums(vectors: UnitVectors, clusters: Ints) -> tuple[NDArray[np.float32], Ints]:
+    """Return the sums (C, D) of the vectors of each cluster, and the number (C,) of its images."""
+    sizes = np.bincount(clusters[clusters >= 0])
+    sums = np.zeros((len(sizes), vectors.part(0).shape[1]), np.float32)
+    for start, part in vectors.blocks():
+        own = clusters[start : start + len(part)]
+        np.add.at(sums, own[own >= 0], part[own >= 0])
+    return sums, sizes
+
+
+def _silhouettes(part: Floats, own: Ints, means: NDArray[np.float32], sizes: Ints) -> NDArray[np.float32]:
+    values = np.zeros(len(part), np.float32)
+    rows = np.flatnonzero(own >= 0)
+    queries, mine = np.ascontiguousarray(part[rows], np.float32), own[rows]
+    count = sizes[mine]
+    inside = (np.einsum("nd,nd->n", queries, means[mine]) * count - 1) / np.maximum(1, count - 1)
+    cosines, places = faiss.knn(queries, means, min(2, len(means)), metric=faiss.METRIC_INNER_PRODUCT)
+    outside = np.where(places == mine[:, None], -1, cosines).max(axis=1)
+    a, b = 1 - inside, 1 - outside
+    values[rows] = np.where(count > 1, (b - a) / np.maximum(np.maximum(a, b), 1e-6), 0)
+    return values

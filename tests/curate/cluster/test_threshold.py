@@ -1,0 +1,39 @@
+"""Thresholds: the estimate lies between strangers and one person, the best one is where F is highest."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rayface.curate.cluster.methods import METHODS
+from rayface.curate.cluster.metrics import cluster_scores
+from rayface.curate.cluster.neighbours import nearest
+from rayface.curate.cluster.threshold import best_threshold, estimated_threshold
+
+People = Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]
+
+
+def test_estimated_threshold_separates_persons(people: People) -> None:
+    vectors, labels = people(20, 8, spread=0.7, size=64)
+    near = nearest(vectors, 12)
+    threshold = estimated_threshold(vectors, near.cosines[:, 0])
+    assert 0.1 < threshold < 0.6
+    assert cluster_scores(labels, METHODS["cohesive"](vectors, near, threshold)).pairwise_f > 0.95
+
+
+def test_best_threshold_is_that_of_the_highest_f(people: People) -> None:
+    vectors, labels = people(20, 8, spread=1.1)
+    near = nearest(vectors, 12)
+    threshold, score = best_threshold(
+        vectors, labels, near.cosines[:, 0], lambda each: METHODS["average"](vectors, near, each)
+    )
+    tried = [cluster_scores(labels, METHODS["average"](vectors, near, t)).pairwise_f for t in np.linspace(0.1, 0.8, 29)]
+    assert score == cluster_scores(labels, METHODS["average"](vectors, near, threshold)).pairwise_f
+    assert score >= max(tried) - 0.02
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_estimated_threshold_of_equal_images_is_not_above_one(count: int) -> None:
+    vectors = np.repeat(np.eye(1, 8, dtype=np.float32), count, axis=0)
+    assert estimated_threshold(vectors, nearest(vectors, 1).cosines[:, 0]) <= 1.02
