@@ -115,14 +115,18 @@ class HeadConfig:
     """The head: class centers and margin softmax over them."""
 
     name: Shown[Fixed[str]] = "partial_fc"
-    """Name of the head: partial_fc, or one of a plugin."""
+    """Name of the head: partial_fc (class centers of all identities), dcq (a queue of keys), f2c (a pool of recent
+    identities), or one of a plugin."""
+    options: Fixed[Options] = Field(default_factory=dict)
+    """Settings of the head of its own: {queue_size: 8192, momentum: 0.999} of dcq, {pool_size: 8192, momentum: 0.99} of
+    f2c."""
     margin: Shown[str] = "cosface"
     """Margin of the softmax: cosface, arcface, combined, adaface, elasticface, magface, curricularface, or one of a
     plugin."""
     margin_value: float | None = None
     """Margin m. None: the paper's default."""
-    scale: Annotated[float, Field(gt=0)] = 64.0
-    """Scale s of the logits."""
+    scale: Annotated[float, Field(gt=0)] | None = None
+    """Scale s of the logits. None: that of the head's paper, 64 for partial_fc, 50 for dcq, 32 for f2c."""
     conflict_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Cosine above which a negative class center is excluded from the softmax (interclass filtering). None: never."""
     margin_options: Options = Field(default_factory=dict)
@@ -246,6 +250,9 @@ class TrainConfig:
     """Weight of the distillation loss; the head's loss has weight 1."""
     seed: Shown[Fixed[NotNegative]] = 0
     """Seed of initial weights, order of samples, augmentation, dropout and sampled classes."""
+    ema: Fixed[Annotated[float, Field(gt=0, lt=1)] | None] = None
+    """Evaluate and export a running average of the backbone's weights with this decay, for example 0.9999; in the first
+    steps the decay is less. None: no average."""
     output: Operational[PathText | None] = None
     """Run directory, on a disk that all nodes share. None: the next free runs/NAME-001."""
     checkpoint_every: Operational[NotNegative] = 0
@@ -635,6 +642,7 @@ _MAPPINGS = {
     "convert.options",
     "evaluate.options",
     "head.margin_options",
+    "head.options",
     "prune.options",
 }  # keys that hold keys of their own
 _PROTOCOL = "protocol"  # the key before evaluate.protocols

@@ -23,7 +23,7 @@ def test_build_margin_of_a_known_name_passes_its_arguments() -> None:
 def test_build_margin_and_head_class_of_an_unknown_name_raise_one_line_that_lists_the_known() -> None:
     for call, words in (
         (lambda: build_margin("softmax"), "head.margin 'softmax' must be one of"),
-        (lambda: head_class("softmax"), "head.name 'softmax' must be one of partial_fc"),
+        (lambda: head_class("softmax"), "head.name 'softmax' must be one of dcq, f2c, partial_fc"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
             call()

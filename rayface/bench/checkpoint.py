@@ -15,6 +15,7 @@ from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.state import whole_state
 from rayface.training.checkpointing.writer import CheckpointWriter, WriteTiming
 from rayface.training.distributed import World
+from rayface.training.trained import Trained
 
 _WARM_UP = 1
 
@@ -70,7 +71,7 @@ def bench_checkpoint(settings: CheckpointBench) -> CheckpointTimes:
         beside: list[float] = []
         timings: list[WriteTiming] = []
         for number in range(settings.checkpoints + _WARM_UP):
-            state = whole_state(backbone, head, optimizer, world)
+            state = whole_state(Trained(backbone=backbone, head=head, optimizer=optimizer), world)
             writer.save(state, Progress(step=number))
             while writer.writing:
                 beside.append(step())

@@ -140,7 +140,11 @@ class _Bench:
         self.backbone = build_config_backbone(config).to(world.device)
         self.backbone = self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = data_parallel(self.backbone, world, config)
-        self.head = build_config_head(config, num_classes, world)
+        self.head = build_config_head(config, num_classes, world, self.backbone)
+        if self.head.stream != "images":
+            raise ValueError(
+                f"head.name: {config.head.name}: trains on pairs: bench train takes heads with class centers"
+            )
         optim = config.optim
         options = {"lr": optim.lr, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
         self.optimizer = build_optimizer(optim.name, self.backbone, **options)

@@ -8,6 +8,7 @@ from rayface.heads.dcq import DCQ
 from rayface.heads.f2c import F2C
 from rayface.heads.margin_loss import NonFiniteEmbeddingsError
 from rayface.heads.margins import ArcFace, CombinedMargin, CosFace, Margin
+from rayface.heads.options import HeadOptions
 from rayface.heads.partial_fc import PartialFC
 from rayface.plugins import ensure_loaded
 
@@ -19,6 +20,7 @@ __all__ = [
     "ArcFace",
     "CosFace",
     "Head",
+    "HeadOptions",
     "HeadSettings",
     "Margin",
     "NonFiniteEmbeddingsError",
@@ -37,7 +39,7 @@ MARGINS: dict[str, Callable[..., Margin]] = {
     "magface": MagFace,
     "curricularface": CurricularFace,
 }
-HEADS: dict[str, type[Head]] = {"partial_fc": PartialFC}
+HEADS: dict[str, type[Head]] = {"partial_fc": PartialFC, "dcq": DCQ, "f2c": F2C}
 
 
 def build_margin(name: str, **arguments: object) -> Margin:

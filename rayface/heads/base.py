@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self, TypeAlias
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from rayface.data.streaming.sample_order import StreamKind
 from rayface.heads.margins import Margin
+from rayface.heads.options import NO_OPTIONS, HeadOptions
 from rayface.heads.shape import HeadMemory, HeadShape
 
 Value: TypeAlias = int | float | str | dict[str, float] | None
@@ -18,12 +19,11 @@ HeadState: TypeAlias = Mapping[str, Tensor | Value]
 """State of a head by name: tensors, and values that a checkpoint keeps as JSON."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadOptions:
-    """Settings for which the config group `head` has no key: a head has a subclass, whose fields need defaults.
+class Embed(Protocol):
+    """Runs a network as training runs the backbone: in its precision, and data-parallel if it is the backbone."""
 
-    They are set as `head.options.NAME=VALUE`.
-    """
+    def __call__(self, images: Tensor, net: nn.Module | None = None) -> Tensor:
+        """Return raw embeddings (n, D) of images (n, ...), of the trained backbone or of another network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class HeadSettings:
     host_memory: bool = False
     seed: int = 0
     device: torch.device | str = "cpu"
-    options: HeadOptions = HeadOptions()
+    options: HeadOptions = NO_OPTIONS
     """Instance of the head's `options_class`."""
     batch_size: int | None = None
     """Rows of the global batch."""
@@ -66,18 +66,26 @@ class Head(ABC):
 
     Attributes:
         options_class: the head's own settings.
+        usual_scale, usual_margin: head.scale and head.margin_value where they are not set; None: the margin's own.
+        exported: which network is evaluated and exported: "backbone", or a name in `networks`.
         margin: modifies the logits; its running statistics are part of the head's state.
         num_classes: C, over all ranks.
         replicated: names of tensors in `state` that are the same on every rank, of any shape; None: all are. All others
             hold one row for each class of `row_range`, so that a checkpoint can be loaded on another number of ranks.
         stream: what a step of training consists of; with pairs, a batch has two images for each of its rows.
+        backbone_passes, network_passes: images of a row that the backbone embeds with gradient, and its networks embed.
     """
 
     options_class: ClassVar[type[HeadOptions]] = HeadOptions
+    usual_scale: ClassVar[float] = 64.0
+    usual_margin: ClassVar[float | None] = None
+    exported: ClassVar[str] = "backbone"
     margin: Margin
     num_classes: int
     replicated: ClassVar[frozenset[str] | None] = frozenset()
     stream: ClassVar[StreamKind] = "images"
+    backbone_passes: ClassVar[int] = 1
+    network_passes: ClassVar[int] = 0
 
     @property
     def images_per_row(self) -> int:
@@ -91,6 +99,14 @@ class Head(ABC):
 
         Raises:
             ValueError: a setting that the head cannot work with; one line that names its key.
+        """
+
+    @classmethod  # noqa: B027
+    def check(cls, settings: HeadSettings) -> None:
+        """Refuse settings before a worker starts; `backbone` is None.
+
+        Raises:
+            ValueError: as `build`.
         """
 
     @classmethod
@@ -110,10 +126,39 @@ class Head(ABC):
         }
         return HeadMemory(device=device, host=0, state=state)
 
+    @classmethod
+    def macs(cls, shape: HeadShape) -> int:
+        """Return the multiply-adds of a rank in a step, the backbone's not counted."""
+        return shape.sampled_macs
+
+    @classmethod
+    def traffic(cls, shape: HeadShape) -> int:
+        """Return the bytes that a rank reads and writes in a step outside of products and of the backbone."""
+        return shape.sampled_traffic
+
     @property
     def row_range(self) -> tuple[int, int, int]:
         """First class, last class + 1 of this rank, and the total number of classes."""
         return 0, self.num_classes, self.num_classes
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Return the head's networks beside the backbone; their tensors are in `state` as "NAME.TENSOR"."""
+        return {}
+
+    def start(self) -> None:  # noqa: B027
+        """Take over the backbone's weights; called before the first step of a run, not on a resume."""
+
+    def train_loss(self, embed: Embed, images: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Return the loss of this rank's part of a batch of `stream`; see `loss`.
+
+        Args:
+            embed: runs the backbone, with gradient.
+            images: (n * images_per_row, 3, S, S), the images of a row one after another.
+            labels: (n * images_per_row,) int64.
+            counts: rows n of every rank; None: the same on all.
+        """
+        self.prefetch(labels, counts)
+        return self.loss(embed(images), labels, counts)
 
     def prefetch(self, labels: Tensor, counts: Sequence[int] | None = None) -> None:  # noqa: B027
         """Start fetching the rows of the next loss while the backbone's forward pass runs; every rank calls it.

@@ -8,24 +8,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayface.heads.base import Head, HeadOptions, HeadSettings, HeadState
+from rayface.heads.base import Embed, Head, HeadSettings, HeadState
 from rayface.heads.class_centers import inverse_norms
 from rayface.heads.collectives import Collectives, Layout
 from rayface.heads.margins import CosFace
 from rayface.heads.momentum_encoder import (
-    Embed,
+    check_momentum,
     momentum_encoder,
     prefixed_state,
+    random_units,
     update_momentum_,
     with_gradients,
 )
+from rayface.heads.options import HeadOptions
 from rayface.heads.partial_fc_checks import check_labels
 from rayface.heads.sampling import keyed_generator
+from rayface.heads.shape import HeadMemory, HeadShape
 
 NO_LABEL = -1
 CHUNK_ROWS = 16384  # queue rows whose logits are computed at once
-
-
 USUAL_QUEUE = 8192
 
 
@@ -37,6 +38,10 @@ class DCQOptions(HeadOptions):
     """Keys in the queue, a multiple of the global batch. None: the multiple nearest to 8192."""
     momentum: float = 0.999
     """Momentum of the key encoder."""
+
+    def queue_rows(self, batch_size: int) -> int:
+        """Return K for a global batch."""
+        return self.queue_size or max(1, round(USUAL_QUEUE / batch_size)) * batch_size
 
 
 class DCQ(Head):
@@ -73,6 +78,9 @@ class DCQ(Head):
 
     num_classes = 0  # nothing is kept by class
     options_class = DCQOptions
+    usual_scale, usual_margin = 50.0, 0.3
+    exported = "key"
+    backbone_passes, network_passes = 1, 1
     replicated = None
     stream = "pairs"
     margin: CosFace
@@ -90,41 +98,81 @@ class DCQ(Head):
         batch_size: int | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f"head.options.momentum {momentum} must be in [0, 1); 0.999 is usual")
-        if queue_size < 1:
-            raise ValueError(f"head.options.queue_size {queue_size} must be at least 1; 8192 is usual")
+        check_momentum(momentum)
+        check_queue(queue_size, batch_size or queue_size)
         self.queue_size, self.embedding_size, self.momentum, self.seed = queue_size, embedding_size, momentum, seed
         self.margin = CosFace(margin, scale)
-        if batch_size is not None:
-            self._check_batch(batch_size)
         self.query, self.key = query, momentum_encoder(query)
         self.ranks = Collectives(process_group)
         self.step_count = self.next_row = 0
         weight = next(query.parameters())
-        generator = keyed_generator("cpu", seed, "queue")
-        rows = torch.randn(queue_size, embedding_size, generator=generator, dtype=weight.dtype)
-        self.queue = F.normalize(rows).to(weight.device)
+        self.queue = random_units((queue_size, embedding_size), seed, "queue", weight)
         self.queue_labels = torch.full((queue_size,), NO_LABEL, device=weight.device)
+
+    @classmethod
+    def check(cls, settings: HeadSettings) -> None:
+        """Refuse settings that `build` cannot work with."""
+        assert isinstance(settings.options, DCQOptions)
+        assert settings.batch_size is not None
+        if not isinstance(settings.margin, CosFace):
+            name = type(settings.margin).__name__.lower()
+            raise ValueError(f"head.margin: {name}: dcq shifts the cosine to the own key: must be cosface")
+        check_momentum(settings.options.momentum)
+        check_queue(settings.options.queue_rows(settings.batch_size), settings.batch_size)
 
     @classmethod
     def build(cls, settings: HeadSettings) -> "DCQ":
         """Return the head of this rank, in the default process group."""
-        options, batch_size = settings.options, settings.batch_size or 1
-        assert isinstance(options, DCQOptions)
+        cls.check(settings)
+        assert isinstance(settings.options, DCQOptions)
+        assert isinstance(settings.margin, CosFace)
         assert settings.backbone is not None
-        if not isinstance(settings.margin, CosFace):
-            raise ValueError("head.margin: dcq takes cosface only: its margin is a shift of the cosine to the own key")
+        assert settings.batch_size is not None
         return cls(
             settings.backbone,
             embedding_size=settings.embedding_size,
-            queue_size=options.queue_size or max(1, round(USUAL_QUEUE / batch_size)) * batch_size,
-            momentum=options.momentum,
+            queue_size=settings.options.queue_rows(settings.batch_size),
+            momentum=settings.options.momentum,
             margin=settings.margin.m3,
             scale=settings.margin.scale,
             seed=settings.seed,
-            batch_size=batch_size,
         )
+
+    @classmethod
+    def memory(cls, shape: HeadShape) -> HeadMemory:
+        """Return the bytes that a rank needs at the peak of a step."""
+        rows = _queue_rows(shape)
+        queue = rows * (4 * shape.embedding_size + 8)
+        device = {
+            "queue": queue,
+            "key_encoder": shape.backbone_bytes,
+            "logits": 3 * 4 * min(rows, CHUNK_ROWS) * shape.rank_batch,
+            "gathered_embeddings": 3 * 4 * shape.batch_size * (shape.embedding_size + 2),
+        }
+        return HeadMemory(device=device, host=0, state=queue + shape.backbone_bytes)
+
+    @classmethod
+    def macs(cls, shape: HeadShape) -> int:
+        """Return the multiply-adds of two products of the rank's queries with the queue."""
+        return 2 * shape.rank_batch * shape.embedding_size * _queue_rows(shape)
+
+    @classmethod
+    def traffic(cls, shape: HeadShape) -> int:
+        """Return the bytes of the queue, which is read twice, of logits, and of the average of the weights."""
+        rows = _queue_rows(shape)
+        return 4 * rows * (2 * shape.embedding_size + 6 * shape.rank_batch) + 3 * shape.backbone_bytes
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the key encoder."""
+        return {"key": self.key}
+
+    def start(self) -> None:
+        """Let the key encoder begin as the backbone."""
+        self.key.load_state_dict(self.query.state_dict())
+
+    def train_loss(self, embed: Embed, images: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Return the loss of pairs of images; see `Head.train_loss`."""
+        return self.loss(images[0::2], images[1::2], labels[0::2], counts, embed)
 
     def loss(  # type: ignore[override]  # samples are pairs of images, not embeddings
         self,
@@ -151,7 +199,7 @@ class DCQ(Head):
             lengths = f"{len(query_images)}, {len(key_images)} and {len(labels)}"
             raise ValueError(f"query_images, key_images and labels of {lengths} rows: must be equal")
         layout = self.ranks.layout(len(labels), counts)
-        self._check_batch(sum(layout.counts))
+        check_queue(self.queue_size, sum(layout.counts))
         embed = embed or self._plain
         update_momentum_(self.key, self.query, self.momentum)
         keys, all_labels = self._keys(embed, key_images, labels, layout)
@@ -165,12 +213,6 @@ class DCQ(Head):
     def _plain(self, images: Tensor, net: nn.Module | None = None) -> Tensor:
         embeddings: Tensor = (net or self.query)(images)
         return embeddings
-
-    def _check_batch(self, batch_size: int) -> None:
-        if self.queue_size % batch_size:
-            raise ValueError(
-                f"head.options.queue_size {self.queue_size} must be a multiple of the global batch, {batch_size} pairs"
-            )
 
     @torch.no_grad()
     def _keys(self, embed: Embed, images: Tensor, labels: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -236,6 +278,17 @@ class DCQ(Head):
         assert isinstance(next_row, int)
         assert isinstance(step, int)
         self.next_row, self.step_count = next_row, step
+
+
+def _queue_rows(shape: HeadShape) -> int:
+    assert isinstance(shape.options, DCQOptions)
+    return shape.options.queue_rows(shape.batch_size)
+
+
+def check_queue(queue_size: int, batch_size: int) -> None:
+    """Raise ValueError for a queue that batches do not fill evenly."""
+    if queue_size < 1 or queue_size % batch_size:
+        raise ValueError(f"head.options.queue_size: {queue_size}: must be a multiple of the global batch, {batch_size}")
 
 
 def shuffled_parts(layout: Layout, seed: int, step: int) -> list[Tensor]:

@@ -1,35 +1,45 @@
 """F2C: a head whose class centers are in a pool of the identities that were seen last (arXiv 2105.10375)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayface.heads.base import Head, HeadOptions, HeadSettings, HeadState
+from rayface.heads.base import Embed, Head, HeadSettings, HeadState
+from rayface.heads.class_pool import ClassPool, Written
 from rayface.heads.collectives import Collectives, Layout
 from rayface.heads.margins import CosFace, Margin
-from rayface.heads.momentum_encoder import Embed, momentum_encoder, prefixed_state, update_momentum_, with_gradients
+from rayface.heads.momentum_encoder import (
+    check_momentum,
+    check_plain_margin,
+    momentum_encoder,
+    prefixed_state,
+    random_units,
+    update_momentum_,
+    with_gradients,
+)
+from rayface.heads.options import HeadOptions
 from rayface.heads.partial_fc_checks import check_labels
-from rayface.heads.recent_columns import RecentColumns
-from rayface.heads.sampling import keyed_generator
+from rayface.heads.recent_columns import COLUMN_BYTES, RecentColumns
+from rayface.heads.shape import HeadMemory, HeadShape
 
 # The share of the pool whose cosines an image of an identity outside the pool is pushed away from, within bounds.
 NEAREST_SHARE, LEAST_NEAREST, MOST_NEAREST = 2e-4, 3, 10
 
-
-USUAL_SHARE = 0.01  # of the identities, in the pool
+LOGIT_COPIES = 14  # matrices of (B_local, Q) at the peak, as measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class F2COptions(HeadOptions):
     """Settings of F2C."""
 
-    pool_size: int | None = None
-    """Identities in the class pool. None: 1 % of those in the data, but no fewer than a global batch has rows."""
+    pool_size: Annotated[int, Field(gt=0)] = 8192
+    """Identities in the class pool; the paper has 0.001 to 1 % of those in the data."""
     momentum: float = 0.99
     """Momentum of the gallery net."""
 
@@ -60,8 +70,6 @@ class F2C(Head):
 
     Attributes:
         gallery: the gallery net.
-        pool: (2, Q, D) embeddings of length 1.
-        columns: which identity has which column.
 
     Raises:
         ValueError: an argument out of its range.
@@ -69,6 +77,8 @@ class F2C(Head):
 
     num_classes = 0  # nothing is kept by class
     options_class = F2COptions
+    usual_scale = 32.0
+    backbone_passes, network_passes = 2, 2
     replicated = None
     stream = "pairs_and_images"
 
@@ -83,38 +93,91 @@ class F2C(Head):
         seed: int = 0,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f"head.options.momentum {momentum} must be in [0, 1); 0.99 is usual")
         if pool_size < 1:
-            raise ValueError(f"head.options.pool_size {pool_size} must be at least 1; 1 % of the identities is usual")
+            raise ValueError(f"head.options.pool_size: {pool_size}: must be at least 1; 1 % of the identities is usual")
+        check_momentum(momentum)
         self.margin = CosFace(0.4, scale=32.0) if margin is None else margin
-        if self.margin.state() or self.margin.penalty(torch.ones(1)) is not None:
-            raise ValueError(
-                f"head.margin {type(self.margin).__name__.lower()} depends on the norms of embeddings or on running "
-                "statistics: f2c takes cosface, arcface or combined"
-            )
+        check_plain_margin("f2c", self.margin)
         self.embedding_size, self.pool_size, self.momentum = embedding_size, pool_size, momentum
         self.probe, self.gallery = probe, momentum_encoder(probe)
         self.ranks = Collectives(process_group)
-        self.columns = RecentColumns(pool_size)
-        weight = next(probe.parameters())
-        rows = torch.randn(2, pool_size, embedding_size, generator=keyed_generator("cpu", seed, "pool"))
-        self.pool = F.normalize(rows.to(weight), dim=2)
+        rows = random_units((2, pool_size, embedding_size), seed, "pool", next(probe.parameters()))
+        self._pool = ClassPool(rows)
+
+    @classmethod
+    def check(cls, settings: HeadSettings) -> None:
+        """Refuse settings that `build` cannot work with."""
+        assert isinstance(settings.options, F2COptions)
+        check_momentum(settings.options.momentum)
+        check_plain_margin("f2c", settings.margin)
 
     @classmethod
     def build(cls, settings: HeadSettings) -> "F2C":
         """Return the head of this rank, in the default process group."""
-        options = settings.options
-        assert isinstance(options, F2COptions)
+        assert isinstance(settings.options, F2COptions)
         assert settings.backbone is not None
         return cls(
             settings.backbone,
             embedding_size=settings.embedding_size,
-            pool_size=options.pool_size or max(math.ceil(USUAL_SHARE * settings.num_classes), settings.batch_size or 1),
+            pool_size=settings.options.pool_size,
             margin=settings.margin,
-            momentum=options.momentum,
+            momentum=settings.options.momentum,
             seed=settings.seed,
         )
+
+    @classmethod
+    def memory(cls, shape: HeadShape) -> HeadMemory:
+        """Return the bytes that a rank needs at the peak of a step."""
+        assert isinstance(shape.options, F2COptions)
+        columns = shape.options.pool_size
+        pool = 2 * columns * shape.embedding_size * 4
+        device = {
+            "pool": pool,
+            "gallery_net": shape.backbone_bytes,
+            "logits": LOGIT_COPIES * 4 * columns * shape.rank_batch,
+            "gathered_embeddings": 6 * 4 * shape.batch_size * shape.embedding_size,
+        }
+        links = COLUMN_BYTES * columns
+        if not shape.gpu:
+            device["columns"] = links
+        return HeadMemory(
+            device=device, host=links if shape.gpu else 0, state=pool + 24 * columns + shape.backbone_bytes
+        )
+
+    @classmethod
+    def macs(cls, shape: HeadShape) -> int:
+        """Return the multiply-adds of the products with the pool, of two passes: cosines and their gradient."""
+        assert isinstance(shape.options, F2COptions)
+        return 2 * 2 * shape.rank_batch * shape.embedding_size * shape.options.pool_size
+
+    @classmethod
+    def traffic(cls, shape: HeadShape) -> int:
+        """Return the bytes of the pool, read in every product, of logits, and of the average of the weights."""
+        assert isinstance(shape.options, F2COptions)
+        logits = 2 * LOGIT_COPIES * shape.rank_batch
+        return 4 * shape.options.pool_size * (4 * shape.embedding_size + logits) + 3 * shape.backbone_bytes
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the gallery net."""
+        return {"gallery": self.gallery}
+
+    def start(self) -> None:
+        """Let the gallery net begin as the backbone."""
+        self.gallery.load_state_dict(self.probe.state_dict())
+
+    def train_loss(self, embed: Embed, images: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Return the loss of pairs of images, half of them of one identity; see `Head.train_loss`."""
+        return self.loss(images[0::2], images[1::2], labels[0::2], labels[1::2], counts, embed)
+
+    @property
+    def pool(self) -> Tensor:
+        """The pool, (2, Q, D); live."""
+        return self._pool.rows
+
+    @property
+    def columns(self) -> RecentColumns:
+        """Which identity has which column."""
+        return self._pool.columns
 
     def loss(  # type: ignore[override]  # samples are pairs of images, not embeddings
         self,
@@ -175,39 +238,17 @@ class F2C(Head):
         raw = embed(images[0])
         with torch.no_grad():
             own = F.normalize(embed(images[1], self.gallery).to(self.pool.dtype))
-        written = self._write(self.ranks.gather(own, layout), labels[1])
+        written = self._pool.write(self.ranks.gather(own, layout), labels[1])
         columns = [self.columns.column_of(identity) for identity in labels[0]]
         with torch.autocast(raw.device.type, enabled=False):
-            done = self._compare(raw, columns, written, layout)
+            compared = self._compare(raw, columns, written, layout)
         if keep:
-            self.columns.commit()
+            self._pool.keep()
         else:
-            self.columns.undo()
-            self._rows[written.places] = written.overwritten
-        return done
+            self._pool.undo(written)
+        return compared
 
-    @property
-    def _rows(self) -> Tensor:
-        return self.pool.view(2 * self.pool_size, -1)
-
-    def _write(self, embeddings: Tensor, identities: list[int]) -> "_Written":
-        """Write embeddings (B, D) in order."""
-        newest: dict[int, int] = {}  # which row of the batch a row of the pool gets: the last one
-        known: dict[int, bool] = {}
-        for row, identity in enumerate(identities):
-            use = self.columns.use(identity)
-            newest[use.slot * self.pool_size + use.column] = row
-            known[use.column] = use.known
-        device = embeddings.device
-        places, rows = torch.tensor([[*newest], [*newest.values()]], device=device)
-        overwritten = self._rows[places]
-        self._rows[places] = embeddings[rows]
-        mixed = torch.tensor(
-            [column for column, was_known in known.items() if was_known], dtype=torch.int64, device=device
-        )
-        return _Written(places, overwritten, mixed)
-
-    def _compare(self, raw: Tensor, columns: list[int], written: "_Written", layout: Layout) -> "_Pass":
+    def _compare(self, raw: Tensor, columns: list[int], written: Written, layout: Layout) -> "_Pass":
         """Return this rank's part of the loss, and its gradient.
 
         Args:
@@ -217,11 +258,8 @@ class F2C(Head):
         num_outside = len(columns) - num_inside
         own = torch.tensor(columns[layout.own], device=raw.device)
         leaf = raw.detach().to(self.pool.dtype).requires_grad_()
-        unit = F.normalize(leaf)
-        first = unit @ self.pool[0].T
-        second = first.index_copy(1, written.mixed, unit @ self.pool[1, written.mixed].T)
         value = leaf.new_zeros(())
-        for cosine in (first, second):
+        for cosine in self._pool.cosines(F.normalize(leaf), written):
             value = value + self._inside(cosine, own) / max(1, num_inside)
             value = value + self._outside(cosine, own) / max(1, num_outside)
         gradient = torch.zeros_like(leaf)
@@ -252,15 +290,6 @@ class F2C(Head):
         """Load what `state` returned on any number of ranks."""
         super().load_state(state)
         self.columns.refresh()
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What a pass wrote to the pool."""
-
-    places: Tensor  # (m,) rows of the pool, both slots counted through
-    overwritten: Tensor  # (m, D) what was there
-    mixed: Tensor  # (k,) columns whose identity was known when it was last written
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,25 @@
-"""Build and check margins and heads from a config."""
+"""Settings of heads and margins from a config, and their checks."""
 
-from rayface.config import Config, HeadConfig
-from rayface.heads import build_margin
+from dataclasses import fields
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from rayface.config import Config, HeadConfig, first_error
+from rayface.heads import build_margin, head_class
+from rayface.heads.base import HeadSettings
 from rayface.heads.fused_softmax import check_fused, check_fused_device
 from rayface.heads.margins import Margin
+from rayface.heads.options import HeadOptions
+
+_ROW_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", "kernel", "logit_memory", "host_memory")
+"""Keys of the config group `head` that are fields of HeadSettings by the same name: of heads with class centers."""
+
+
+def scale_of(head: HeadConfig) -> float:
+    """Return head.scale, or that of the head's paper."""
+    return head_class(head.name).usual_scale if head.scale is None else head.scale
 
 
 def build_config_margin(head: HeadConfig) -> Margin:
@@ -12,9 +28,10 @@ def build_config_margin(head: HeadConfig) -> Margin:
     Raises:
         ValueError: an unknown margin or option, or a value out of range.
     """
-    options = {"scale": head.scale, **head.margin_options}
-    if head.margin_value is not None:
-        options["margin"] = head.margin_value
+    options = {"scale": scale_of(head), **head.margin_options}
+    value = head_class(head.name).usual_margin if head.margin_value is None else head.margin_value
+    if value is not None:
+        options["margin"] = value
     if head.conflict_threshold is not None:
         options["conflict_threshold"] = head.conflict_threshold
     try:
@@ -23,14 +40,79 @@ def build_config_margin(head: HeadConfig) -> Margin:
         raise ValueError(f"head.margin_options: {options!r}: {head.margin} does not take them all") from error
 
 
+def build_config_options(head: HeadConfig) -> HeadOptions:
+    """Return head.options as the head's own settings.
+
+    Raises:
+        ValueError: a setting that the head does not have, or a value of another type.
+    """
+    kind = head_class(head.name).options_class
+    known = [field.name for field in fields(kind)]
+    for name in head.options:
+        if name not in known:
+            settings = ", ".join(known) or "none"
+            raise ValueError(f"head.options.{name}: {head.name} has no such setting: it has {settings}")
+    try:
+        return TypeAdapter(kind).validate_python(head.options)
+    except ValidationError as error:
+        raise ValueError(f"head.options.{first_error(error)}") from error
+
+
+def head_settings(
+    config: Config, num_classes: int, *, device: torch.device | str = "cpu", backbone: nn.Module | None = None
+) -> HeadSettings:
+    """Return the settings of a config's head.
+
+    Raises:
+        ValueError: an unknown head, margin or option, or a value out of range.
+    """
+    head, optim = config.head, config.optim
+    return HeadSettings(
+        embedding_size=config.backbone.embedding_size,
+        num_classes=num_classes,
+        margin=build_config_margin(head),
+        optimizer=optim.name,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        seed=config.train.seed,
+        device=device,
+        options=build_config_options(head),
+        batch_size=config.train.batch_size,
+        backbone=backbone,
+        **{key: getattr(head, key) for key in _ROW_KEYS},
+    )
+
+
 def check_config_head(config: Config) -> None:
     """Check the head's settings before a worker starts.
 
     Raises:
-        ValueError: as `build_config_margin`; settings that the fused kernels cannot work with.
+        ValueError: settings that the head, or the fused kernels, cannot work with; one line.
     """
-    margin = build_config_margin(config.head)
+    settings = head_settings(config, num_classes=1)
+    kind = head_class(config.head.name)
+    kind.check(settings)
+    if kind.stream != "images":
+        _check_pairs(config)
     if config.head.kernel == "fused":
-        check_fused(margin, config.backbone.embedding_size)
+        check_fused(settings.margin, config.backbone.embedding_size)
         if config.train.device == "cpu":
             check_fused_device("cpu")
+
+
+def _check_pairs(config: Config) -> None:
+    """Refuse what needs class centers, or a batch in parts, of a head that trains on pairs."""
+    head, train = config.head, config.train
+    for key in _ROW_KEYS:
+        value, default = getattr(head, key), getattr(HeadConfig(), key)
+        if value != default:
+            raise ValueError(f"head.{key}: {value}: head.name={head.name} keeps no class centers: must be {default}")
+    if train.max_batch_per_worker is not None:
+        raise ValueError(
+            f"train.max_batch_per_worker: {train.max_batch_per_worker}: head.name={head.name} takes its batch at once: "
+            "leave it out, and use more workers, a smaller batch or backbone.checkpointing"
+        )
+    if train.teacher is not None:
+        raise ValueError(
+            f"train.teacher: {train.teacher}: cannot be combined with head.name={head.name}: distil with partial_fc"
+        )

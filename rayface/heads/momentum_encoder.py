@@ -2,17 +2,14 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-
-class Embed(Protocol):
-    """Runs a network as the training step runs the backbone: same precision, data-parallel if it is trained."""
-
-    def __call__(self, images: Tensor, net: nn.Module | None = None) -> Tensor:
-        """Return raw embeddings (n, D) of images (n, ...), of the trained backbone or of another network."""
+from rayface.heads.margins import Margin
+from rayface.heads.sampling import keyed_generator
 
 
 def momentum_encoder(net: nn.Module) -> nn.Module:
@@ -33,6 +30,27 @@ def update_momentum_(encoder: nn.Module, net: nn.Module, momentum: float) -> Non
 def prefixed_state(prefix: str, net: nn.Module) -> dict[str, Tensor]:
     """Return the live tensors of a network under "PREFIX.NAME"."""
     return {f"{prefix}.{name}": tensor for name, tensor in net.state_dict().items()}
+
+
+def random_units(shape: tuple[int, ...], seed: int, name: str, like: Tensor) -> Tensor:
+    """Return random directions (..., D) that depend on seed and name; on the meta device only their shape."""
+    if like.is_meta:
+        return like.new_empty(shape)
+    rows = torch.randn(shape, generator=keyed_generator("cpu", seed, name))
+    return F.normalize(rows, dim=-1).to(like)
+
+
+def check_momentum(momentum: float) -> None:
+    """Raise ValueError for a momentum that no average has."""
+    if not 0 <= momentum < 1:
+        raise ValueError(f"head.options.momentum: {momentum}: must be at least 0 and below 1, usually 0.99 to 0.999")
+
+
+def check_plain_margin(head: str, margin: Margin) -> None:
+    """Raise ValueError for a margin that depends on running statistics or on the norms of embeddings."""
+    if margin.state() or margin.penalty(torch.ones(1)) is not None:
+        name = type(margin).__name__.lower()
+        raise ValueError(f"head.margin: {name}: {head} takes margins of the cosine alone: cosface, arcface or combined")
 
 
 def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

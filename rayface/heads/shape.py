@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rayface.heads.options import NO_OPTIONS, HeadOptions
 from rayface.heads.sharded_softmax import CPU_CHUNK_BYTES, GPU_CHUNK_ROWS
 
 
@@ -28,6 +29,15 @@ class HeadShape:
     gpu: bool
     fused: bool = False
     """Triton kernels work on the rows and keep no logits."""
+    options: HeadOptions = NO_OPTIONS
+    """The head's own settings."""
+    backbone_bytes: int = 0
+    """Of a copy of the backbone: weights and buffers."""
+
+    @property
+    def rank_batch(self) -> int:
+        """Rows of the batch of the rank that has most."""
+        return -(-self.batch_size // self.num_workers)
 
     @property
     def rows(self) -> int:
@@ -58,6 +68,23 @@ class HeadShape:
         if self.sampled_rows <= affordable:
             return self.sampled_rows
         return max(0, affordable) // self.chunk_rows * self.chunk_rows
+
+    @property
+    def sampled_macs(self) -> int:
+        """Multiply-adds of three products of the batch with the sampled rows; what is not kept is computed twice."""
+        return self.batch_size * self.embedding_size * (4 * self.sampled_rows - self.kept_rows)
+
+    @property
+    def sampled_traffic(self) -> int:
+        """Bytes of the sampled rows, their moments and their exponentials that are read and written."""
+        # The forward pass reads centers and writes normalised rows, which two products read.
+        forward = self.sampled_rows * self.embedding_size * (self.storage_bytes + 3 * self.compute_bytes)
+        # The update writes and reads the gradient, and reads and writes centers and moments.
+        moved = self.rows if self.updates_all_rows else self.sampled_rows
+        update = moved * self.embedding_size * (2 * 4 + 2 * self.storage_bytes * (1 + self.moments))
+        # Logits are written, exponentiated, summed, and read by two products.
+        logits = 6 * self.sampled_rows * self.batch_size * self.compute_bytes
+        return forward + update + logits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ def card(info: ModelInfo, onnx: str | None = None) -> str:
             f"| input | one aligned face, {size} x {size} pixels, {info.normalisation}, as (N, 3, {size}, {size}) |",
             "| alignment | five landmarks on ArcFace's template by a similarity transform |",
             f"| output | {length} numbers, raw: scale to length 1, then compare by cosine |",
+            *([] if info.network == "backbone" else [f"| network of the run | {info.network} |"]),
             f"| licence of the training data | {info.licence or 'not stated'} |",
             f"| digest of the training data | `{info.training_digest or 'unknown'}` |",
             f"| sha256 of the weights | `{info.sha256}` |",

@@ -63,6 +63,7 @@ def save_model(
     folder: str | Path,
     backbone: nn.Module,
     *,
+    network: str = "backbone",
     name: str,
     backbone_args: Mapping[str, object],
     image_size: int,
@@ -76,6 +77,7 @@ def save_model(
     Args:
         folder: created if missing; an existing model is replaced.
         backbone: network whose weights are written.
+        network: which network of a run it is, see `ModelInfo.network`.
         name: name of the backbone for `build_backbone`.
         backbone_args: further arguments of `build_backbone`; JSON types.
         image_size: side of an aligned input image, pixels.
@@ -100,6 +102,7 @@ def save_model(
         training_digest=training_digest,
         metrics=dict(metrics),
         thresholds=threshold_rows(metrics),
+        network=network,
         rayface_version=VERSION,
         sha256=sha256,
     )

@@ -28,6 +28,8 @@ class ModelInfo:
         training_digest: digest of the training data, "" if unknown.
         metrics: evaluation results, {name: number}; JSON types.
         thresholds: cosine thresholds by false acceptance rate, from the last evaluation.
+        network: which network of a run it is: "backbone", "ema" (its average by train.ema), or "head.NAME" (a network
+            of the head: "head.key" is DCQ's key encoder).
         sha256: sha256 of the weights file.
         rayface_version: version of rayface that wrote it, "" for other programs.
     """
@@ -41,6 +43,7 @@ class ModelInfo:
     training_digest: str = ""
     metrics: Mapping[str, object] = field(default_factory=dict)
     thresholds: tuple[ThresholdRow, ...] = ()
+    network: str = "backbone"
     rayface_version: str = ""
     sha256: str = ""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import torch
 
 from rayface.heads import head_class
+from rayface.heads.from_config import build_config_options
 from rayface.heads.shape import HeadMemory, HeadShape
 from rayface.plan.backbone_cost import NetSize, net_size
 from rayface.precision import uses_bf16
@@ -45,11 +46,28 @@ class Job(HeadShape):
     """Images per micro-batch of a rank; None: its whole part of the batch."""
     mirrors: int
     """Copies of its state that a rank keeps outside itself: two on its node, and two on the next of several nodes."""
+    averaged: bool = False
+    """A running average of the backbone's weights is kept."""
 
     @property
     def images(self) -> int:
         """Images of a rank in a step."""
-        return -(-self.batch_size // self.num_workers)
+        return self.rank_batch * self.images_per_row
+
+    @property
+    def images_per_row(self) -> int:
+        """Images of a row of the batch."""
+        return 1 if head_class(self.head).stream == "images" else 2
+
+    @property
+    def backbone_passes(self) -> int:
+        """Images of a row that the backbone embeds with gradient."""
+        return head_class(self.head).backbone_passes
+
+    @property
+    def network_passes(self) -> int:
+        """Images of a row that networks of the head embed."""
+        return head_class(self.head).network_passes
 
 
 def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = False) -> Job:
@@ -68,8 +86,12 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     train = config.train
     recompute = recompute or config.backbone.checkpointing
     bf16 = (gpu and train.precision == "auto") or uses_bf16(train.precision, torch.device("cpu"))
+    net = net_size(config, bf16=bf16, recompute=recompute)
     return Job(
-        net=net_size(config, bf16=bf16, recompute=recompute),
+        net=net,
+        backbone_bytes=_weight_bytes(net),
+        options=build_config_options(config.head),
+        averaged=train.ema is not None,
         head=config.head.name,
         num_classes=num_classes,
         num_workers=train.min_workers,
@@ -148,7 +170,8 @@ def host_memory(job: Job) -> int:
 def checkpoint_bytes(job: Job) -> int:
     """Return the bytes of a rank's copy of its state, which is written in the background."""
     backbone = _backbone(job, bucket_copies=0)
-    return backbone["backbone_weights"] + backbone["backbone_optimizer"] + _head(job).state
+    weights = backbone["backbone_weights"] + backbone["weight_average"]
+    return weights + backbone["backbone_optimizer"] + _head(job).state
 
 
 def _head(job: Job) -> HeadMemory:
@@ -157,19 +180,25 @@ def _head(job: Job) -> HeadMemory:
 
 def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
     net, images = job.net, job.images
+    trained = job.rank_batch * job.backbone_passes
     pixels = 3 * job.image_size**2
     # Our buckets are views of the gradients (gradient_as_bucket_view); by default DDP copies them.
     buckets = bucket_copies * 4 * net.trainable if job.num_workers > 1 else 0
     return {
-        "backbone_weights": 4 * net.parameters + net.buffer_bytes,
+        "backbone_weights": _weight_bytes(net),
+        "weight_average": _weight_bytes(net) * job.averaged,
         "backbone_gradients": 4 * net.trainable,
         "backbone_optimizer": 4 * net.trainable * job.moments,
         "ddp_buckets": buckets,
-        "activations": net.activation_bytes(min(images, job.piece or images)),
+        "activations": net.activation_bytes(min(trained, job.piece or trained)),
         # as read (uint8), augmented (fp32), and in the network's memory format (fp32)
         "input_buffers": images * pixels * (1 + 4 + 4),
         "overhead": GPU_OVERHEAD if job.gpu else CPU_OVERHEAD,
     }
+
+
+def _weight_bytes(net: NetSize) -> int:
+    return 4 * net.parameters + net.buffer_bytes
 
 
 def _dense_head(job: Job, *, local_batch: int) -> dict[str, int]:

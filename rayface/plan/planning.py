@@ -12,7 +12,7 @@ from rayface.data.streaming.micro_batches import check_pieces
 from rayface.data.streaming.weighted_order import draws_of
 from rayface.heads.from_config import check_config_head
 from rayface.plan.memory import Job, host_memory, job_of, memory
-from rayface.plan.preflight import GB, check_fits, largest_num_classes
+from rayface.plan.preflight import GB, MOST_CLASSES, check_fits, largest_num_classes
 from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
 
 # Published numbers of identities and images (arXiv 2203.15565 and the datasets' papers), for planning only: a run takes
@@ -63,14 +63,14 @@ class Plan:
     @property
     def images_per_second(self) -> float:
         """Images per second of all ranks together."""
-        return self.job.batch_size / step_total(self.seconds)
+        return self.job.batch_size * self.job.images_per_row / step_total(self.seconds)
 
     @property
     def epoch_hours(self) -> float | None:
         """Hours per epoch of whole steps; None if the number of images is unknown."""
         if self.counts.num_images is None:
             return None
-        steps = self.counts.num_images // self.job.batch_size
+        steps = self.counts.num_images // (self.job.batch_size * self.job.images_per_row)
         return steps * step_total(self.seconds) / 3600
 
     @property
@@ -146,7 +146,7 @@ class Plan:
             if job.gpu
             else "",
             "fits": "" if self.memory_per_device is None else f"{verdict}, {_gb(self.memory_per_device)}",
-            "largest C that fits": _or(numbers["largest_num_classes"], ",", ""),
+            "largest C that fits": _largest(numbers["largest_num_classes"]),
             "step": f"{numbers['step_seconds'] * 1e3:,.1f} ms: "
             + ", ".join(f"{name.replace('_', ' ')} {value * 1e3:.2f}" for name, value in self.seconds.items() if value),
             "network": f"{sum(numbers['network_bytes'].values()) / 1e6:,.1f} MB sent per worker and step",
@@ -273,6 +273,10 @@ def _counted(found: Dataset, weights: Sequence[float], chunk_images: int) -> Cou
         num_images=sum(draws_of(sizes, weights, chunk_images)) if weights else found.num_images,
         source=f"counted in {found.name}" + (f", {found.join_text}" if found.join_text else ""),
     )
+
+
+def _largest(num_classes: int | None) -> str:
+    return "any: nothing grows with C" if (num_classes or 0) >= MOST_CLASSES else _or(num_classes, ",", "")
 
 
 def _gb(size: int) -> str:

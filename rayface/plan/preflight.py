@@ -11,6 +11,7 @@ from rayface.config import Config, with_overrides
 from rayface.plan.memory import Job, host_memory, job_of, memory
 
 GB = 2**30
+MOST_CLASSES = 2**40
 Setting: TypeAlias = int | float | str | bool
 Overrides: TypeAlias = Mapping[str, Setting]
 
@@ -69,7 +70,7 @@ def check_host_fits(config: Config, num_classes: int, memory_per_worker: int) ->
 
 
 def largest_num_classes(job: Callable[[int], Job], memory_per_device: int) -> int:
-    """Return the largest C that fits, by bisection; 0 if not even one class does.
+    """Return the largest C that fits, by bisection, at most MOST_CLASSES; 0 if not even one class does.
 
     Args:
         job: the job for a number of classes.
@@ -81,7 +82,9 @@ def largest_num_classes(job: Callable[[int], Job], memory_per_device: int) -> in
     if not fits(1):
         return 0
     low, high = 1, 2
-    while fits(high) and high < 2**40:
+    while fits(high):
+        if high == MOST_CLASSES:
+            return high
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from rayface.heads import head_class
 from rayface.plan.memory import Job
 
 
@@ -79,26 +80,19 @@ def step_total(seconds: dict[str, float]) -> float:
 
 
 def backbone_macs(job: Job) -> int:
-    """Return the multiply-adds of a rank's backbone in a step: 3 forward passes, 4 with recomputation."""
-    return (4 if job.recompute else 3) * job.net.macs * job.images
+    """Return a rank's multiply-adds in a step: 3 passes of the backbone, 4 with recomputation, 1 of another network."""
+    trained = (4 if job.recompute else 3) * job.backbone_passes
+    return (trained + job.network_passes) * job.net.macs * job.rank_batch
 
 
 def head_macs(job: Job) -> int:
-    """Return the multiply-adds of the head's three products, with the logits computed twice."""
-    one = job.batch_size * job.embedding_size
-    return one * (3 * job.sampled_rows + job.sampled_rows - job.kept_rows)
+    """Return the multiply-adds of the head's products."""
+    return head_class(job.head).macs(job)
 
 
 def head_traffic(job: Job) -> int:
-    """Return the bytes that the head reads and writes outside of products: rows, moments, exponentials."""
-    # The forward pass reads centers and writes normalised rows, which two products read.
-    forward = job.sampled_rows * job.embedding_size * (job.storage_bytes + 3 * job.compute_bytes)
-    # The update writes and reads the gradient, and reads and writes centers and moments.
-    moved = job.rows if job.updates_all_rows else job.sampled_rows
-    update = moved * job.embedding_size * (2 * 4 + 2 * job.storage_bytes * (1 + job.moments))
-    # Logits are written, exponentiated, summed, and read by two products.
-    logits = 6 * job.sampled_rows * job.batch_size * job.compute_bytes
-    return forward + update + logits
+    """Return the bytes that the head reads and writes outside of products."""
+    return head_class(job.head).traffic(job)
 
 
 def backbone_traffic(job: Job) -> int:

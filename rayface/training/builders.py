@@ -12,14 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from rayface.backbones import build_backbone
 from rayface.backbones.weights import fill_backbone
 from rayface.config import Config
-from rayface.heads import Head, HeadSettings, build_head
-from rayface.heads.from_config import build_config_margin
+from rayface.heads import Head, build_head
+from rayface.heads.from_config import head_settings
 from rayface.models.model_info import WEIGHTS
 from rayface.training.distributed import World
 from rayface.training.gradient_compression import compress
-
-# Keys of the config group `head` that are fields of HeadSettings by the same name.
-_HEAD_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", "kernel", "logit_memory", "host_memory")
 
 
 def build_config_backbone(config: Config) -> nn.Module:
@@ -42,25 +39,13 @@ def build_config_backbone(config: Config) -> nn.Module:
     )
 
 
-def build_config_head(config: Config, num_classes: int, world: World) -> Head:
+def build_config_head(config: Config, num_classes: int, world: World, backbone: nn.Module) -> Head:
     """Build this rank's part of the head.
 
     Raises:
         ValueError: an unknown head or margin, or a value out of range.
     """
-    head, optim = config.head, config.optim
-    settings = HeadSettings(
-        embedding_size=config.backbone.embedding_size,
-        num_classes=num_classes,
-        margin=build_config_margin(head),
-        optimizer=optim.name,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-        seed=config.train.seed,
-        device=world.device,
-        **{key: getattr(head, key) for key in _HEAD_KEYS},
-    )
-    return build_head(head.name, settings)
+    return build_head(config.head.name, head_settings(config, num_classes, device=world.device, backbone=backbone))
 
 
 def no_grad_sync(module: nn.Module) -> AbstractContextManager[None]:

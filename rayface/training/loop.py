@@ -10,7 +10,7 @@ from rayface.data.streaming.batches import Batch, Fault, FaultCounter
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import save_model
 from rayface.precision import uses_bf16
-from rayface.training.builders import data_parallel, load_start
+from rayface.training.builders import data_parallel
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.mirror import Mirror
 from rayface.training.checkpointing.mirror_store import Stores
@@ -19,7 +19,7 @@ from rayface.training.checkpointing.restore import newest_state
 from rayface.training.checkpointing.state import load_state, whole_state
 from rayface.training.checkpointing.writer import CheckpointWriter
 from rayface.training.distillation import build_distillation
-from rayface.training.distributed import World, average_buffers, broadcast_flag, from_rank_0, use_cores
+from rayface.training.distributed import World, broadcast_flag, from_rank_0, use_cores
 from rayface.training.gradient_compression import forget_errors
 from rayface.training.meter import Meter
 from rayface.training.recovery.rollback import NotFiniteError, remembered, stopped
@@ -27,7 +27,8 @@ from rayface.training.recovery.watchdog import Watchdog
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_log import RunLog
 from rayface.training.schedules import RunLength, build_schedule
-from rayface.training.train_step import TrainStep, build_trained
+from rayface.training.train_step import TrainStep
+from rayface.training.trained import build_trained
 from rayface.training.validation import Evaluation
 
 
@@ -76,7 +77,7 @@ class Training:
         self.recovery = from_rank_0(remembered(run, progress.recovery), world)
         self.checkpoints.reserve(self._state())
         if saved is None:
-            load_start(self.backbone, config)
+            self.trained.start(config)
         self.watchdog = Watchdog(run, world.rank, world.size, config.train.hang_timeout, run.bytes_being_written)
         self.train_step = self._build_step(num_classes)
         self.faults = FaultCounter(sample_order.num_samples, config.data.max_corrupt_fraction, known_faults)
@@ -215,7 +216,7 @@ class Training:
 
     def evaluate(self) -> None:
         """Measure the model by the protocols of evaluate.protocols, if their inputs are set."""
-        accuracy = self.evaluation.run(self.backbone, self.step, self.watchdog)
+        accuracy = self.evaluation.run(self.trained.exported[1], self.step, self.watchdog)
         if accuracy is None:
             return
         self.accuracy = accuracy if math.isfinite(accuracy) else None
@@ -225,7 +226,7 @@ class Training:
     def save_checkpoint(self) -> None:
         """Copy the training state and start writing it in the background; every rank must call it."""
         self.watchdog.at("checkpoint", self.step)
-        average_buffers(self.backbone, self.world)
+        self.trained.average_buffers(self.world)
         self.checkpoints.save(self._state(), self._progress())
         self.log.checkpoint_written(self.checkpoints.timing)
         self._meter.restart(self.step)
@@ -245,6 +246,7 @@ class Training:
             config=saved_config(self.config),
             workers=self.world.size,
             head=self.head.values(),
+            network=self.trained.exported[0],
         )
 
     def finish(self) -> None:
@@ -255,9 +257,11 @@ class Training:
         self.log.checkpoint_written(self.checkpoints.timing)
         if self.world.rank != 0:
             return
+        network, module = self.trained.exported
         save_model(
             self.run.path,
-            self.backbone,
+            module,
+            network=network,
             name=self.config.backbone.name,
             backbone_args={"width": self.config.backbone.width},
             image_size=self.config.data.image_size,
@@ -276,13 +280,13 @@ class Training:
         saved = newest_state(self.run, self.mirror, self.checkpoints, self.log)
         if saved is None:
             return None
-        progress = load_state(saved, self.backbone, self.head, self.optimizer, self.world)
+        progress = load_state(saved, self.trained, self.world)
         self.schedule.load_state_dict(dict(progress.schedule))
         self.accuracy = progress.accuracy
         return progress
 
     def _state(self) -> checkpoint.State:
-        return whole_state(self.backbone, self.head, self.optimizer, self.world)
+        return whole_state(self.trained, self.world)
 
     def _log_step(self) -> None:
         steps_per_second, waiting = self._meter.read(self.step)

@@ -8,43 +8,23 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from rayface.config import Config
 from rayface.data.degradations import Degradations, degrade
 from rayface.data.images import augment
 from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.micro_batches import MicroBatch, micro_batches
-from rayface.heads import Head, NonFiniteEmbeddingsError
+from rayface.heads import NonFiniteEmbeddingsError
 from rayface.precision import autocast
-from rayface.training.builders import build_config_backbone, build_config_head, no_grad_sync
+from rayface.training.builders import no_grad_sync
 from rayface.training.distillation import Distillation
 from rayface.training.distributed import World
-from rayface.training.optim import build_optimizer, scaled_rate
+from rayface.training.optim import scaled_rate
 from rayface.training.recovery.rollback import NotFiniteError
 from rayface.training.recovery.watchdog import Watchdog
+from rayface.training.trained import Trained
 
 _DEGRADATIONS = tuple(field.name for field in fields(Degradations))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """Trained modules of a rank: its copy of the backbone, its part of the head, and the backbone's optimizer."""
-
-    backbone: nn.Module
-    head: Head
-    optimizer: Optimizer
-
-
-def build_trained(config: Config, num_classes: int, world: World) -> Trained:
-    """Build backbone, head and optimizer, with random weights from train.seed."""
-    torch.manual_seed(config.train.seed)
-    backbone = build_config_backbone(config).to(world.device)
-    backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    head = build_config_head(config, num_classes, world)
-    optim = config.optim
-    rates = {"lr": optim.lr, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
-    return Trained(backbone=backbone, head=head, optimizer=build_optimizer(optim.name, backbone, **rates))
 
 
 @dataclass(kw_only=True)
@@ -89,7 +69,7 @@ class TrainStep:
         for piece in pieces:
             last = piece is pieces[-1]
             with contextlib.nullcontext() if last or separate else no_grad_sync(self.forward):
-                loss, embeddings = self._loss(images[piece.rows], labels[piece.rows], piece, batch.step)
+                loss, embeddings = self._loss(images, labels, piece, batch.step)
                 total = loss
                 if self.distillation is not None:
                     total = loss + self.distillation(embeddings, images[piece.rows], batch, piece)
@@ -122,14 +102,22 @@ class TrainStep:
         return images.contiguous(memory_format=torch.channels_last), batch.labels.to(device, non_blocking=True)
 
     def _loss(self, images: Tensor, labels: Tensor, piece: MicroBatch, step: int) -> tuple[Tensor, Tensor]:
-        """Return the head's loss, and the embeddings."""
+        """Return the head's loss of a micro-batch, and the embeddings of the backbone's last pass."""
+        head, embeddings = self.trained.head, Tensor()
+
+        def embed(images: Tensor, net: nn.Module | None = None) -> Tensor:
+            nonlocal embeddings
+            with autocast(self.world.device, self.bf16):
+                found: Tensor = (self.forward if net is None else net)(images).float()
+            self.watchdog.at("loss", step, piece.number)
+            if net is None:
+                embeddings = found
+            return found
+
+        own = slice(piece.rows.start * head.images_per_row, piece.rows.stop * head.images_per_row)
         self.watchdog.at("forward", step, piece.number)
-        self.trained.head.prefetch(labels, piece.counts)
-        with autocast(self.world.device, self.bf16):
-            embeddings = self.forward(images).float()
-        self.watchdog.at("loss", step, piece.number)
         try:
-            return self.trained.head.loss(embeddings, labels, counts=piece.counts), embeddings
+            return head.train_loss(embed, images[own], labels[own], piece.counts), embeddings
         except NonFiniteEmbeddingsError as error:  # raised on every rank
             raise NotFiniteError(f"step {step}: {error}", step=step, bad_from=step) from error
 
@@ -152,4 +140,5 @@ class TrainStep:
         with scaled_rate(optimizer, rate_factor):
             optimizer.step()
             head.step(optimizer.param_groups[0]["lr"])
+        self.trained.update_average()
         optimizer.zero_grad(set_to_none=True)

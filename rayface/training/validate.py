@@ -19,7 +19,7 @@ from rayface.training.run_output import DataFacts, check_data, check_output
 logger = logging.getLogger(__name__)
 
 # Of the heads that are imported with PyTorch, which takes a second: it is loaded while Ray starts.
-_STREAMS: dict[str, StreamKind] = {"partial_fc": "images"}
+_STREAMS: dict[str, StreamKind] = {"partial_fc": "images", "dcq": "pairs", "f2c": "pairs_and_images"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,9 +80,12 @@ def test_shuffled_parts_cover_the_batch_and_mix_the_ranks() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"queue_size": 0}, "queue_size 0 must be at least 1"),
-        ({"queue_size": 12, "batch_size": 5}, "queue_size 12 must be a multiple of the global batch, 5 pairs"),
-        ({"momentum": 1.0}, r"momentum 1.0 must be in \[0, 1\)"),
+        ({"queue_size": 0}, "queue_size: 0: must be a multiple of"),
+        (
+            {"queue_size": 12, "batch_size": 5},
+            "^head.options.queue_size: 12: must be a multiple of the global batch, 5$",
+        ),
+        ({"momentum": 1.0}, "^head.options.momentum: 1.0: must be"),
         ({"scale": 0.0}, "head.scale 0.0"),
     ],
 )

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from rayface.config import load, with_overrides
-from rayface.heads import CosFace, PartialFC
+from rayface.heads import CosFace, PartialFC, head_class
 from rayface.plan.memory import DENSE_LOGIT_COPIES, checkpoint_bytes, host_memory, job_of, memory
 from rayface.plan.timing import Rates, step_seconds
+from rayface.training.distributed import World
+from rayface.training.trained import build_trained
 
 
 def test_head_memory_of_a_known_job_equals_hand_count(job):
@@ -122,3 +124,39 @@ def test_activations_with_accumulation_are_those_of_one_part():
     assert {k: v for k, v in pieces.items() if k != "activations"} == {
         k: v for k, v in whole.items() if k != "activations"
     }
+
+
+@pytest.mark.parametrize(
+    ("head", "sizes"),
+    [
+        ("dcq", {"head.options": {"queue_size": 128}}),
+        ("f2c", {"head.options": {"pool_size": 128}, "train.ema": 0.9}),
+    ],
+)
+def test_memory_of_a_head_without_class_centers_is_that_of_its_tensors_for_any_number_of_identities(small, head, sizes):
+    config = with_overrides(small, {"head.name": head, "train.batch_size": 16, **sizes})
+    planned = job_of(config, 10_000, gpu=False)
+    assert memory(planned) == memory(replace(planned, num_classes=10**9))
+    assert step_seconds(planned, Rates()) == step_seconds(replace(planned, num_classes=10**9), Rates())
+    trained = build_trained(config, 10_000, World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
+    state = [v for v in trained.head.state().values() if isinstance(v, torch.Tensor)]
+    assert head_class(head).memory(planned).state == pytest.approx(sum(v.nbytes for v in state), rel=1e-3)
+    larger = replace(planned, options=type(planned.options)(**{next(iter(sizes["head.options"])): 256}))
+    rows = 128 * (64 * 4 + 8) if head == "dcq" else 128 * (2 * 64 * 4 + 24)
+    assert checkpoint_bytes(larger) - checkpoint_bytes(planned) == rows
+
+
+def test_passes_of_pairs_count_images_activations_and_both_networks(small):
+    one, dcq, f2c = (
+        job_of(with_overrides(small, {"head.name": name, "train.batch_size": 16}), 100, gpu=False)
+        for name in ("partial_fc", "dcq", "f2c")
+    )
+    assert [job.images for job in (one, dcq, f2c)] == [16, 32, 32]
+    assert memory(dcq)["activations"] == memory(one)["activations"]
+    assert memory(f2c)["activations"] == one.net.activation_bytes(32)
+    seconds = [step_seconds(job, Rates())["backbone"] for job in (one, dcq, f2c)]
+    assert seconds[1] == pytest.approx(4 / 3 * seconds[0])
+    assert seconds[2] == pytest.approx(8 / 3 * seconds[0])
+    averaged = replace(one, averaged=True)
+    assert memory(averaged)["weight_average"] == memory(one)["backbone_weights"]
+    assert checkpoint_bytes(averaged) == checkpoint_bytes(one) + memory(one)["backbone_weights"]

@@ -12,7 +12,7 @@ from tests.training.small_run import config_of
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("head.name=mine", "^head.name 'mine' must be one of partial_fc, or registered by a plugin$"),
+        ("head.name=mine", "^head.name 'mine' must be one of dcq, f2c, partial_fc, or registered by a plugin$"),
         ("head.margin=none", "head.margin"),
         ("schedule.name=none", "schedule.name"),
     ],

@@ -58,6 +58,8 @@ class Progress:
     workers: int | None = None
     head: Values = field(default_factory=dict)
     """Values of the head that are not tensors."""
+    network: str = "backbone"
+    """The network to evaluate and to export: the prefix of its tensors."""
 
     @classmethod
     def from_dict(cls, values: Values) -> Self:

@@ -9,24 +9,23 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
-from rayface.heads import Head
 from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.checkpoint import State
 from rayface.training.checkpointing.optimizer_state import by_name, load_optimizer_state, optimizer_state
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.distributed import World
+from rayface.training.trained import AVERAGE, Trained
 
 # bf16 needs no loss scaling, so there is no scaler to save.
 
 
-def whole_state(backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> State:
+def whole_state(trained: Trained, world: World) -> State:
     """Return the live tensors by their names in a checkpoint."""
     return {
-        **_weights(backbone, head),
-        **optimizer_state(optimizer, backbone),
+        **_weights(trained),
+        **optimizer_state(trained.optimizer, trained.backbone),
         **rng_tensors(world.rank, world.device),
     }
 
@@ -60,22 +59,27 @@ class CheckpointFolder:
         return by_name(self.path, module, tensors)
 
 
-def load_state(saved: SavedState, backbone: nn.Module, head: Head, optimizer: Optimizer, world: World) -> Progress:
+def load_state(saved: SavedState, trained: Trained, world: World) -> Progress:
     """Load a state saved by any number of ranks; return its progress.
 
     Raises:
         ValueError: the optimizer state belongs to another backbone.
     """
+    backbone, head = trained.backbone, trained.head
     moments, rng = saved.empty_like("optimizer."), saved.empty_like(f"rng.{world.rank}.")
-    progress = saved.load({**_weights(backbone, head), **moments, **rng})
-    load_optimizer_state(optimizer, backbone, saved.by_name(backbone, moments))
+    progress = saved.load({**_weights(trained), **moments, **rng})
+    load_optimizer_state(trained.optimizer, backbone, saved.by_name(backbone, moments))
     head.load_state({**head.state(), **progress.head})
     load_rng(rng, world.device)
     return progress
 
 
-def _weights(backbone: nn.Module, head: Head) -> State:
-    state: State = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+def _weights(trained: Trained) -> State:
+    head, average = trained.head, trained.average
+    state: State = {f"backbone.{name}": tensor for name, tensor in trained.backbone.state_dict().items()}
+    if average is not None:
+        state |= {f"{AVERAGE}.{name}": tensor for name, tensor in average.module.state_dict().items()}
+        state[f"{AVERAGE}_steps"] = average.n_averaged
     first, _, num_classes = head.row_range
     rows = {f"head.{name}": RowShard.of(tensor, first, num_classes) for name, tensor in head.row_tensors().items()}
     replicated = {f"head.{name}": tensor for name, tensor in head.replicated_tensors().items()}

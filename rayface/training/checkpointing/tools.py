@@ -130,9 +130,9 @@ def show(directory: Path) -> CheckpointContents:
 
 
 def export(directory: Path, out: Path) -> dict[str, str | int]:
-    """Write the backbone of a checkpoint, or of the newest of a run, as model.safetensors and model.json.
+    """Write the model of a checkpoint, or of the newest of a run, as model.safetensors and model.json.
 
-    The run's config.yaml names the backbone. A model in `out` is replaced.
+    It is the network that the run evaluates. The run's config.yaml names the backbone. A model in `out` is replaced.
 
     Raises:
         ValueError: the checkpoint is corrupt, or its run has no config.yaml.
@@ -143,13 +143,15 @@ def export(directory: Path, out: Path) -> dict[str, str | int]:
     backbone = build_backbone(
         net.name, embedding_size=net.embedding_size, image_size=config.data.image_size, width=net.width
     )
-    progress = _load(folder, {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()})
+    network = Progress.read(folder).network
+    progress = _load(folder, {f"{network}.{name}": tensor for name, tensor in backbone.state_dict().items()})
     accuracy, dataset = progress.accuracy, progress.dataset
     if dataset is None:
         raise ValueError(f"DIR {folder}: does not name its training data: must be of a run: export another checkpoint")
     path = save_model(
         out,
         backbone,
+        network=network,
         name=net.name,
         backbone_args={"width": net.width},
         image_size=config.data.image_size,

@@ -55,7 +55,8 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
     with torch.device("meta"):
         backbone = build_config_backbone(config)
         moments = checkpoint.empty_like_saved(saved[-1], "optimizer.")
-    head = build_config_head(config, 2, World(rank=0, size=1, local_size=1, device=torch.device("cpu")))
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    head = build_config_head(config, 2, world, backbone)
     weights = {f"backbone.{name}": tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
     rows = {f"head.{name}": tuple(tensor.shape[1:]) for name, tensor in head.row_tensors().items()}
     replicated = {f"head.{name}": tuple(tensor.shape) for name, tensor in head.replicated_tensors().items()}

@@ -12,6 +12,7 @@ from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.state import CheckpointFolder, load_rng, load_state, rng_tensors, whole_state
 from rayface.training.distributed import World
+from rayface.training.trained import Trained, weight_average
 
 
 def test_load_rng_of_saved_generators_continues_them():
@@ -24,62 +25,65 @@ def test_load_rng_of_saved_generators_continues_them():
     assert {name.split(".")[1] for name in saved} == {"3"}
 
 
-def parts(seed: int) -> tuple[nn.Module, PartialFC, torch.optim.Optimizer]:
+def parts(seed: int, *, average: bool = False) -> Trained:
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
     head = PartialFC(4, 9, CosFace(), sample_rate=0.5, seed=seed)
-    return net, head, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    return Trained(backbone=net, head=head, optimizer=optimizer, average=weight_average(net, 0.9) if average else None)
 
 
-def step(net: nn.Module, head: PartialFC, optimizer: torch.optim.Optimizer, number: int) -> None:
+def step(trained: Trained, number: int) -> None:
     draw = torch.Generator().manual_seed(number)
     images, labels = torch.randn(8, 6, generator=draw), torch.randint(9, (8,), generator=draw)
-    optimizer.zero_grad()
-    head.loss(net(images), labels).backward()
-    optimizer.step()
-    head.step(0.1)
+    trained.optimizer.zero_grad()
+    trained.head.loss(trained.backbone(images), labels).backward()
+    trained.optimizer.step()
+    trained.head.step(0.1)
+    trained.update_average()
 
 
 def test_state_saved_and_loaded_continues_weights_centers_moments_and_generators(tmp_path):
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    net, head, optimizer = parts(0)
+    trained = parts(0, average=True)
     for number in range(3):
-        step(net, head, optimizer, number)
-    progress = Progress(step=3, head=head.values())
-    folder = checkpoint.save(tmp_path, whole_state(net, head, optimizer, world), progress, keep=1)
+        step(trained, number)
+    progress = Progress(step=3, head=trained.head.values())
+    folder = checkpoint.save(tmp_path, whole_state(trained, world), progress, keep=1)
     drawn = torch.rand(1)
-    other = parts(0)
-    step(*other, 9)
-    assert load_state(CheckpointFolder(folder), *other, world) == progress
+    other = parts(0, average=True)
+    step(other, 9)
+    assert load_state(CheckpointFolder(folder), other, world) == progress
     assert torch.equal(torch.rand(1), drawn)
     for number in (3, 4):
-        step(net, head, optimizer, number)
-        step(*other, number)
-    assert all(torch.equal(value, other[0].state_dict()[name]) for name, value in net.state_dict().items())
-    assert torch.equal(other[1].centers, head.centers)
-    assert other[1].step_count == 5
+        step(trained, number)
+        step(other, number)
+    wanted = whole_state(trained, world)
+    assert {"backbone.0.weight", "ema.0.weight", "ema_steps", "head.centers"} < wanted.keys()
+    assert all(torch.equal(value, wanted[name]) for name, value in whole_state(other, world).items())
+    assert other.head.step_count == 5
 
 
 def test_state_loaded_on_a_rank_that_did_not_exist_leaves_its_generators(tmp_path):
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    net, head, optimizer = parts(0)
-    step(net, head, optimizer, 0)
-    progress = Progress(step=1, head=head.values())
-    folder = checkpoint.save(tmp_path, whole_state(net, head, optimizer, world), progress, keep=1)
+    trained = parts(0)
+    step(trained, 0)
+    progress = Progress(step=1, head=trained.head.values())
+    folder = checkpoint.save(tmp_path, whole_state(trained, world), progress, keep=1)
     other = parts(1)
     torch.manual_seed(7)
     wanted = torch.rand(1)
     torch.manual_seed(7)
-    load_state(CheckpointFolder(folder), *other, replace(world, rank=5, size=6))
+    load_state(CheckpointFolder(folder), other, replace(world, rank=5, size=6))
     assert torch.equal(torch.rand(1), wanted)
-    assert torch.equal(other[1].centers, head.centers)
+    assert torch.equal(other.head.centers, trained.head.centers)
 
 
 def test_names_of_a_state_tell_weights_optimizer_head_and_generators_of_the_rank():
     world = World(rank=2, size=3, local_size=3, device=torch.device("cpu"))
-    net, head, optimizer = parts(0)
-    step(net, head, optimizer, 0)
-    names = whole_state(net, head, optimizer, world).keys()
+    trained = parts(0)
+    step(trained, 0)
+    names = whole_state(trained, world).keys()
     kinds = {name.split(".")[0] for name in names}
     assert kinds == {"backbone", "optimizer", "head", "rng"}
     assert {name for name in names if name.startswith("head.")} == {"head.centers", "head.momentum"}

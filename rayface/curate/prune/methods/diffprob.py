@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from rayface import config as configs
 from rayface.arrays import Bools, Ints, check_offsets
-from rayface.config import PruneConfig
+from rayface.config import HeadConfig, PruneConfig
 from rayface.curate.identities import Selection, check_keep, check_min_images
 from rayface.curate.prune.class_probabilities import ClassProbabilities, class_probabilities
 from rayface.curate.prune.dataset_stats import DatasetStats
@@ -54,7 +54,7 @@ class DiffProb(ThresholdMethod[ClassProbabilities]):
             threshold=-1.0 if settings.threshold is None else settings.threshold,
             min_images=settings.min_images,
             head=settings.head,
-            scale=configs.load(file=path).head.scale,
+            scale=_scale(configs.load(file=path).head),
         )
 
     def at(self, position: float) -> Self:
@@ -65,6 +65,14 @@ class DiffProb(ThresholdMethod[ClassProbabilities]):
 
     def select(self, images: Images, prepared: ClassProbabilities) -> Selection:
         return diffprob(prepared.of(images), images.offsets, self.threshold, min_images=self.min_images)
+
+
+def _scale(head: HeadConfig) -> float:
+    if head.scale is not None:
+        return head.scale
+    from rayface.heads.from_config import scale_of  # PyTorch takes a second to import
+
+    return scale_of(head)
 
 
 def diffprob(probabilities: ArrayLike, offsets: ArrayLike, threshold: float, *, min_images: int = 5) -> Selection:

@@ -1,0 +1,92 @@
+"""What a rank trains: its copy of the backbone, its part of the head, the optimizer, and the average of the weights."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from rayface.config import Config
+from rayface.heads import Head
+from rayface.training.builders import build_config_backbone, build_config_head, load_start
+from rayface.training.distributed import World, average_buffers
+from rayface.training.optim import build_optimizer
+
+AVERAGE = "ema"
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Trained modules of a rank.
+
+    Attributes:
+        average: running average of the backbone's weights (train.ema); None: there is none.
+    """
+
+    backbone: nn.Module
+    head: Head
+    optimizer: Optimizer
+    average: AveragedModel | None = None
+
+    def start(self, config: Config) -> None:
+        """Load backbone.weights, if set, and let the other networks begin as the backbone.
+
+        Raises:
+            ValueError: no such file, or weights that do not fit.
+        """
+        load_start(self.backbone, config)
+        self.head.start()
+        if self.average is not None:
+            self.average.module.load_state_dict(self.backbone.state_dict())
+
+    def update_average(self) -> None:
+        """Move the average after a step of the optimizer."""
+        if self.average is not None:
+            self.average.update_parameters(self.backbone)
+
+    @property
+    def exported(self) -> tuple[str, nn.Module]:
+        """The network to evaluate and to export, and its name in a checkpoint: "backbone", "head.NAME" or "ema"."""
+        if self.average is not None:
+            return AVERAGE, self.average.module
+        name = self.head.exported
+        return ("backbone", self.backbone) if name == "backbone" else (f"head.{name}", self.head.networks()[name])
+
+    def average_buffers(self, world: World) -> None:
+        """Average the batch statistics of all networks over the ranks; one all-reduce for each network."""
+        averages = [] if self.average is None else [self.average.module]
+        for net in (self.backbone, *self.head.networks().values(), *averages):
+            average_buffers(net, world)
+
+
+def build_trained(config: Config, num_classes: int, world: World) -> Trained:
+    """Build backbone, head and optimizer, with random weights from train.seed."""
+    torch.manual_seed(config.train.seed)
+    backbone = build_config_backbone(config).to(world.device)
+    backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    head = build_config_head(config, num_classes, world, backbone)
+    optim = config.optim
+    rates = {"lr": optim.lr, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
+    return Trained(
+        backbone=backbone,
+        head=head,
+        optimizer=build_optimizer(optim.name, backbone, **rates),
+        average=None if config.train.ema is None else weight_average(backbone, config.train.ema),
+    )
+
+
+def weight_average(backbone: nn.Module, decay: float) -> AveragedModel:
+    """Return a running average of the weights, `d average + (1 - d) weights` after each step.
+
+    d is `decay`, and (1 + n) / (10 + n) after n steps where that is less, so that the average forgets the initial
+    weights also in a short run. Batch statistics are those of the backbone.
+    """
+
+    @torch.no_grad()
+    def move(average: Tensors, weights: Tensors, steps: Tensor | int) -> None:
+        count = int(steps)
+        torch._foreach_lerp_(list(average), list(weights), 1 - min(decay, (1 + count) / (10 + count)))
+
+    return AveragedModel(backbone, multi_avg_fn=move)

@@ -1,0 +1,76 @@
+"""Settings of heads from a config: defaults of their papers, their own settings, and what is refused."""
+
+import pytest
+
+from rayface import config as configs
+from rayface.config import Config
+from rayface.heads import HEADS
+from rayface.heads.from_config import build_config_margin, build_config_options, check_config_head, scale_of
+from rayface.training.validate import _STREAMS
+
+
+def config_of(*overrides: str) -> Config:
+    return configs.load(None, None, ["data.train=unused", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "scale", "margin"),
+    [
+        (["head.name=partial_fc"], 64, 0.4),
+        (["head.name=dcq"], 50, 0.3),
+        (["head.name=f2c"], 32, 0.4),
+        (["head.name=dcq", "head.scale=20", "head.margin_value=0.1"], 20, 0.1),
+    ],
+)
+def test_margin_of_a_head_is_that_of_its_paper_where_it_is_not_set(
+    overrides: list[str], scale: float, margin: float
+) -> None:
+    head = config_of(*overrides).head
+    built = build_config_margin(head)
+    assert (built.scale, built.m3, scale_of(head)) == (scale, margin, scale)
+
+
+def test_options_of_a_head_are_its_own_settings_typed() -> None:
+    dcq = build_config_options(config_of("head.name=dcq", "head.options={queue_size: 256, momentum: 0.9}").head)
+    assert (dcq.queue_size, dcq.momentum) == (256, 0.9)
+    assert dcq.queue_rows(128) == 256
+    usual = build_config_options(config_of("head.name=dcq").head)
+    assert [usual.queue_rows(batch) for batch in (128, 96, 20_000)] == [8192, 8160, 20_000]
+    f2c = build_config_options(config_of("head.name=f2c", "head.options.pool_size=7").head)
+    assert (f2c.pool_size, f2c.momentum) == (7, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["head.options.size=1"], "head.options.size: partial_fc has no such setting: it has none"),
+        (["head.name=f2c", "head.options.size=1"], "head.options.size: f2c has no such setting: it has pool_size, mom"),
+        (["head.name=f2c", "head.options.pool_size=0"], "head.options.pool_size: 0: input should be greater than 0"),
+        (["head.name=dcq", "head.options.queue_size=a"], "head.options.queue_size: 'a': input should be a valid int"),
+        (
+            ["head.name=dcq", "head.options.queue_size=100"],
+            "head.options.queue_size: 100: must be a multiple of .* 128",
+        ),
+        (["head.name=dcq", "head.options.momentum=2"], "head.options.momentum: 2.0: must be at least 0 and below 1"),
+        (["head.name=dcq", "head.margin=arcface"], "head.margin: arcface: dcq .* must be cosface"),
+        (["head.name=f2c", "head.margin=adaface"], "head.margin: adaface: f2c takes margins of the cosine alone"),
+        (
+            ["head.name=f2c", "head.sample_rate=0.1"],
+            "head.sample_rate: 0.1: head.name=f2c keeps no class centers: must be",
+        ),
+        (
+            ["head.name=dcq", "head.host_memory=true"],
+            "head.host_memory: True: head.name=dcq keeps no class centers: must be",
+        ),
+        (["head.name=dcq", "train.max_batch_per_worker=8"], "train.max_batch_per_worker: 8: head.name=dcq takes its b"),
+        (["head.name=f2c", "train.teacher=runs/a"], "train.teacher: .*runs/a: cannot be combined with head.name=f2c"),
+    ],
+)
+def test_check_of_settings_that_a_head_cannot_work_with_raises_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        check_config_head(config_of(*overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_streams_known_without_pytorch_are_those_of_the_heads() -> None:
+    assert {name: HEADS[name].stream for name in _STREAMS} == _STREAMS
