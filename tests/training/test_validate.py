@@ -31,7 +31,7 @@ def config_of(data: Path, *overrides: str) -> Config:
             "cannot be combined with backbone.compile: choose one of them",
         ),
         ("evaluate.pairs=pairs.csv", "evaluate.pairs: requires evaluate.data"),
-        ("head.name=none", "head.name 'none' must be one of partial_fc"),
+        ("head.name=none", "head.name 'none' must be one of dcq"),
     ],
 )
 def test_check_settings_of_a_bad_value_is_one_line(data: Path, change: str, message: str) -> None:
