@@ -14,6 +14,7 @@ import typer
 from rayface import __version__
 from rayface.cli import (  # noqa: F401  # they add their verbs
     bench,
+    bench_all_vs_all,
     benchmark,
     checkpoint,
     compare,

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-_ROWS, _COLUMNS = 8192, 2048  # a tile of float32 scores: 64 MB
 _CHUNK = 16_384  # rows per chunk of the check of the norms
 
 
@@ -62,6 +61,8 @@ class PairTiles:
         order: (n,) rows of the embeddings, in the order of the tiles.
     """
 
+    SHAPE = (8192, 2048)  # a tile of float32 scores: 64 MB
+
     def __init__(
         self,
         embeddings: NDArray[np.floating],
@@ -112,7 +113,7 @@ class PairTiles:
         """Number of unordered pairs."""
         return self.num_genuine + self.num_impostor
 
-    def tiles(self, shape: tuple[int, int] = (_ROWS, _COLUMNS)) -> Iterator[Tile]:
+    def tiles(self, shape: tuple[int, int] = SHAPE) -> Iterator[Tile]:
         """Yield tiles that hold every unordered pair once; the scores are overwritten by the next tile."""
         n = len(self.order)
         buffer = torch.empty(shape[0] * shape[1], dtype=self._dtype, device=self._device)
