@@ -97,6 +97,26 @@ def bench_rates(
     show_result("rates", measure(settings), json)
 
 
+@bench.command("convert")
+def bench_convert(
+    data: Annotated[str, typer.Option(help="Dataset directory whose images are written in every format.")],
+    images: Annotated[int, typer.Option(min=2, help="Number of images, from the first shards.")] = 5000,
+    formats: Annotated[
+        list[str] | None, typer.Option("--from", help="Format of a source; repeat for several. Default: all.")
+    ] = None,
+    folder: Annotated[Path | None, path_option("--folder", help="Folder on the disk to measure.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the images/s of converting each format in threads, against a copy of the same files."""
+    from rayface.bench.convert import as_table
+    from rayface.bench.convert import bench_convert as measure
+
+    found = measure(data, images=images, formats=formats or [], folder=folder)
+    show_results("convert", [one.as_dict() for one in found], as_table(found), json)
+
+
 @bench.command("embed")
 def bench_embed(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rayface.data.shards.tar import Fetch
 
-_MAGIC = struct.pack("<I", 0xCED7230A)
+MAGIC = struct.pack("<I", 0xCED7230A)
 _HEADER = struct.Struct("<4sI")  # magic; kind in the upper 3 bits, number of bytes in the lower 29
 _IMAGE_HEADER = struct.Struct("<IfQQ")  # flag, label, id, second id
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
@@ -113,7 +113,7 @@ def read_record(fetch: Fetch, offset: int, end: int) -> bytes:
     inside = sum(_count_aligned(part) for part in parts)
     if inside or at != len(raw):
         raise RecordError(f"corrupt size: {inside} other records begin inside this one", num_lost=1 + inside)
-    return _MAGIC.join(parts)
+    return MAGIC.join(parts)
 
 
 def next_record(fetch: Fetch, at: int, limit: int) -> int:
@@ -121,11 +121,11 @@ def next_record(fetch: Fetch, at: int, limit: int) -> int:
     at += -at % 4
     while at < limit:
         chunk = fetch(at, min(_SEARCH + _HEADER.size, limit - at))
-        found = chunk.find(_MAGIC)
+        found = chunk.find(MAGIC)
         while found >= 0:
             if found % 4 == 0 and found + 8 <= len(chunk) and chunk[found + 7] >> 5 in (_WHOLE, _FIRST):
                 return at + found
-            found = chunk.find(_MAGIC, found + 1)
+            found = chunk.find(MAGIC, found + 1)
         at += _SEARCH
     return limit
 
@@ -140,8 +140,8 @@ def _record_at(fetch: Fetch, offset: int, limit: int) -> Record:
     head, num_bytes = fetch(offset + _HEADER.size, min(size, _FIRST_BYTES)), size
     while kind != _LAST:
         kind, size = _header_at(fetch, end, limit, (_MIDDLE, _LAST))
-        head += _MAGIC + fetch(end + _HEADER.size, min(size, _FIRST_BYTES))
-        num_bytes += len(_MAGIC) + size
+        head += MAGIC + fetch(end + _HEADER.size, min(size, _FIRST_BYTES))
+        num_bytes += len(MAGIC) + size
         end = _end_of(end, size, limit)
     return Record(offset, end, num_bytes, head)
 
@@ -161,8 +161,8 @@ def _parsed(block: bytes) -> tuple[int, int]:
     if len(block) < _HEADER.size:
         raise RecordError(f"truncated: {len(block)} of {_HEADER.size} header bytes are left", "truncated")
     magic, word = _HEADER.unpack(block)
-    if magic != _MAGIC:
-        raise RecordError(f"no magic number: {magic.hex()} for {_MAGIC.hex()}")
+    if magic != MAGIC:
+        raise RecordError(f"no magic number: {magic.hex()} for {MAGIC.hex()}")
     return word >> 29, word & (1 << 29) - 1
 
 
@@ -179,8 +179,8 @@ def _padded(size: int) -> int:
 
 def _count_aligned(part: bytes) -> int:
     """Return how many magic numbers are at multiples of 4."""
-    count, found = 0, part.find(_MAGIC)
+    count, found = 0, part.find(MAGIC)
     while found >= 0:
         count += found % 4 == 0
-        found = part.find(_MAGIC, found + 1)
+        found = part.find(MAGIC, found + 1)
     return count

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayface.data.dataset import Dataset
 from rayface.data.shards.samples import Fault
@@ -32,10 +35,20 @@ def write_bin(dataset: Dataset, out: str) -> Written:
         missing = keys[int(np.argmin(rows))].as_py()
         raise DataError(f"{pairs}: names {missing}, which is not in {dataset.roots[0]}")
     with atomic_stream(path) as stream:
-        stream.write(b"\x80\x03](")  # protocol 3, a list and its items
-        for sample in read_rows(dataset, rows):
-            if isinstance(sample, Fault):
-                raise DataError(f"{pairs}: names an image that is corrupt: {sample}")
-            stream.write(b"B" + struct.pack("<I", len(sample.jpeg)) + sample.jpeg)
-        stream.write(b"e](" + b"".join(b"\x88" if same else b"\x89" for same in is_same) + b"e\x86.")
+        write_pickle(stream, _images(dataset, rows, pairs), is_same)
     return Written(num_images=len(rows), num_files=1)
+
+
+def write_pickle(stream: BinaryIO, images: Iterable[bytes], is_same: Iterable[bool]) -> None:
+    """Write the pickle of (images, is_same) image by image."""
+    stream.write(b"\x80\x03](")  # protocol 3, a list and its items
+    for image in images:
+        stream.write(b"B" + struct.pack("<I", len(image)) + image)
+    stream.write(b"e](" + b"".join(b"\x88" if same else b"\x89" for same in is_same) + b"e\x86.")
+
+
+def _images(dataset: Dataset, rows: NDArray[np.int64], pairs: str) -> Iterator[bytes]:
+    for sample in read_rows(dataset, rows):
+        if isinstance(sample, Fault):
+            raise DataError(f"{pairs}: names an image that is corrupt: {sample}")
+        yield sample.jpeg
