@@ -425,12 +425,12 @@ class AlignConfig:
     """Side of an aligned face, pixels."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of the aligned faces."""
-    shard_size: Bytes = 256 * 2**20
-    """Largest shard."""
     layout: Literal["shuffled", "by_identity"] = "shuffled"
-    """Order of the images: shuffled, or by_identity."""
+    """Order of the faces: shuffled, or by_identity."""
     seed: Seed = 0
     """Seed of the shuffled order."""
+    shard_size: Bytes = 256 * 2**20
+    """Largest shard."""
     min_images: Positive = 1
     """Leave out identities with fewer faces."""
     limit: Positive | None = None

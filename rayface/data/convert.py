@@ -33,7 +33,7 @@ from rayface.data.shards.samples import Fault
 from rayface.data.shards.scan import INDEX_SCHEMA
 from rayface.data.sources.base import DatasetSource
 from rayface.data.sources.faults import FaultLog
-from rayface.data.writer import identities_file, shard_name
+from rayface.data.writer import identities_file
 from rayface.files import LOCK
 from rayface.job_folder import exclusive_job_folder, require_empty
 from rayface.storage import (
@@ -99,16 +99,11 @@ def convert(
         work, faults = WorkFolder(out=target), FaultLog(sources[0].root)
         if not exists(join(target, MANIFEST)):  # else only the clean-up is missing
             work.create()
-            with _discarded_if_useless(work):
-                _convert(sources, work, settings, map_parts, faults)
+            _convert(sources, work, settings, map_parts, faults)
         work.delete()
         delete(join(target, UNFINISHED))
         delete(join(target, _JOB))
         return dataclasses.replace(open_dataset(target, max_corrupt_fraction=0), faults=tuple(faults.faults()))
-
-
-class _TooManyCorruptError(DataError):
-    """More unreadable images than allowed; the limit may be raised, so finished work is kept."""
 
 
 @contextlib.contextmanager
@@ -131,17 +126,14 @@ def _output_folder(folder: str, key: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _discarded_if_useless(work: WorkFolder) -> Iterator[None]:
-    """After an error of the input, delete the files of the job unless a shard exists: the source will be mended."""
+def _discarded_after_error(work: WorkFolder) -> Iterator[None]:
+    """After an error of the input, delete the files of the job: a resume would not see the mended source."""
     try:
         yield
-    except _TooManyCorruptError:
-        raise
     except ValueError:
-        if not exists(join(work.out, shard_name(0))):
-            work.delete()
-            for name in (UNFINISHED, _JOB):
-                delete(join(work.out, name))
+        work.delete()
+        for name in (UNFINISHED, _JOB):
+            delete(join(work.out, name))
         raise
 
 
@@ -169,12 +161,20 @@ def _convert(
     faults: FaultLog,
 ) -> None:
     """Do the three passes, and publish the dataset; what is skipped is added to `faults`."""
-    listed = list_sources(sources, work, settings, map_parts)
-    _read(Spill(sources=sources, work=work, settings=settings, piece_bytes=spill.PIECE_BYTES), listed, map_parts)
+    with _discarded_after_error(work):
+        listed = list_sources(sources, work, settings, map_parts)
+    num_images = _read(
+        Spill(sources=sources, work=work, settings=settings, piece_bytes=spill.PIECE_BYTES), listed, map_parts
+    )
     faults.update(listed.faults)
     for unit in listed.units:
         faults.load(note_of(read_table(work.spilled(unit.number)))["faults"])
-    plan = plan_shards(listed, work, settings, block_bytes=shard_plan.BLOCK_BYTES)
+    with _discarded_after_error(work):
+        if not num_images:
+            raise DataError(
+                f"{sources[0].root}: none of {listed.num_images} files can be read; the first: {faults.first()}"
+            )
+        plan = plan_shards(listed, work, settings, block_bytes=shard_plan.BLOCK_BYTES)
     for fault in _left_out(sources, listed, plan, work):
         faults.add(fault)
     rows = int(plan.counts.sum())
@@ -183,25 +183,24 @@ def _convert(
     _publish(sources, listed, plan, sorted(written, key=lambda shard: shard.number), work, settings)
 
 
-def _read(spilled: Spill, listed: Listed, map_parts: MapParts) -> None:
-    """Read all units.
+def _read(spilled: Spill, listed: Listed, map_parts: MapParts) -> int:
+    """Read all units; return the number of readable images.
 
     Raises:
         DataError: too many images are unreadable.
     """
-    limit, root = spilled.settings.max_corrupt_fraction, spilled.sources[0].root
+    limit = spilled.settings.max_corrupt_fraction
     lost = listed.faults.num_lost
     total = lost + listed.num_images
     readable, first = 0, listed.faults.first()
     for unit in map_parts(spilled, listed.units, "read images", rows=listed.num_images):
         lost, readable, first = lost + unit.num_lost, readable + unit.num_images, first or unit.first
         if lost > limit * total:
-            raise _TooManyCorruptError(
+            raise DataError(
                 f"convert.max_corrupt_fraction: {limit:g}: {lost} of {total} images cannot be read (the first: "
                 f"{first}): raise it to resume, or mend the source and convert it into a new folder"
             )
-    if not readable:
-        raise DataError(f"{root}: none of {listed.num_images} files can be read; the first: {first}")
+    return readable
 
 
 def _left_out(sources: Sequence[DatasetSource], listed: Listed, plan: ShardPlan, work: WorkFolder) -> Iterator[Fault]:

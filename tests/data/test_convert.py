@@ -299,6 +299,24 @@ def test_convert_after_a_mended_source_starts_over(tmp_path: Path) -> None:
     assert convert(InMemory([images(1)]), tmp_path / "out").num_images == 1
 
 
+def test_convert_after_an_error_of_a_part_keeps_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "UNIT_IMAGES", 6)
+    source, read = InMemory([images(12)]), InMemory.read
+
+    def refused(self: InMemory, part: int, rows: Any) -> Any:
+        if "k6" in rows["key"].to_pylist():
+            raise DataError("p0: is gone")
+        return read(self, part, rows)
+
+    monkeypatch.setattr(InMemory, "read", refused)
+    with pytest.raises(DataError, match="p0: is gone"):
+        convert(source, tmp_path / "out")
+    monkeypatch.setattr(InMemory, "read", read)
+    source.read_rows.clear()
+    assert convert(source, tmp_path / "out").num_images == 12
+    assert source.read_rows == [(0, [f"k{n}" for n in range(6, 12)])]
+
+
 def test_convert_of_several_sources_joins_their_identities_by_name(tmp_path: Path) -> None:
     first, second = InMemory([images(4, identities=2)]), InMemory([images(3, identities=3, first=30)])
     first.root, second.root = "/one", "/two"

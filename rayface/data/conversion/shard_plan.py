@@ -71,7 +71,7 @@ def plan_shards(
             f"the largest has {counts.max()}"
         )
     new_labels = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
-    place, size, digest = _kept_places(work, units, kept)
+    place, size, digest = _kept_places(work, units, kept, int(counts[kept].sum()))
     edges, shards, starts = _cuts(place, size, settings.shard_size, block_bytes)
     return ShardPlan(
         pieces=tuple(work.piece(unit, number) for unit in units for number in range(len(_lengths(work, unit)))),
@@ -94,21 +94,24 @@ def _lengths(work: WorkFolder, unit: int) -> list[int]:
 
 
 def _kept_places(
-    work: WorkFolder, units: Sequence[int], kept: NDArray[np.bool_]
-) -> tuple[NDArray[np.uint64], NDArray[np.int64], int]:
+    work: WorkFolder, units: Sequence[int], kept: NDArray[np.bool_], num_images: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32], int]:
     """Return place and size of all images that are kept, and the sum of their key digests."""
-    parts, digest = [], 0
+    place, size = np.empty(num_images, np.uint64), np.empty(num_images, np.uint32)
+    done = digest = 0
     for number in units:
         record = _record(work, number)
         mine = kept[record["label"].to_numpy()]
-        parts.append((record["place"].to_numpy()[mine], record["sample_bytes"].to_numpy()[mine].astype(np.uint32)))
+        rows = slice(done, done + int(np.count_nonzero(mine)))
+        place[rows] = record["place"].to_numpy()[mine]
+        size[rows] = record["sample_bytes"].to_numpy()[mine]
         digest += int(record["key_digest"].to_numpy()[mine].sum())
-    place, size = (np.concatenate(column) for column in zip(*parts, strict=True))
+        done = rows.stop
     return place, size, digest % 2**64
 
 
 def _cuts(
-    place: NDArray[np.uint64], size: NDArray[np.int64], shard_size: int, block_bytes: int
+    place: NDArray[np.uint64], size: NDArray[np.uint32], shard_size: int, block_bytes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
     """Return the first image of each block and the end, the first block of each shard and the end, and the first place
     of each block but the first."""

@@ -12,9 +12,8 @@ from rayface.data.dataset import Dataset
 from rayface.data.shards.members import image_name
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.keys import flat_key, numbered_keys
-from rayface.data.targets.samples import Written, identity_of, read_rows
-from rayface.job_folder import require_empty
-from rayface.storage import DataError, make_folder, on_disk
+from rayface.data.targets.samples import Written, identity_of, new_folder, read_rows
+from rayface.storage import DataError, on_disk
 
 _UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 _LONGEST = 200  # bytes of a name; file systems allow 255
@@ -28,9 +27,7 @@ def write_folder(dataset: Dataset, out: str) -> Written:
     Raises:
         DataError: `out` is not empty, not on a local disk, or cannot be written.
     """
-    root = str(on_disk(out, "convert.out"))
-    make_folder(root)
-    require_empty(root, key="convert.out")
+    root = new_folder(str(on_disk(out, "convert.out")))
     names = [file_name(identity_of(dataset, label)) for label in range(dataset.num_classes)]
     folders = list(numbered_keys(names))
     faults: list[Fault] = []

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from rayface.data.dataset import Dataset
 from rayface.data.targets.parquet import write_parquet
-from rayface.data.targets.samples import Written
+from rayface.data.targets.samples import Written, new_folder
 from rayface.hub_card import CARD, hub_card
-from rayface.job_folder import require_empty
-from rayface.storage import join, make_folder, normalise, write_bytes
+from rayface.storage import join, write_bytes
 
 
 def write_hub(dataset: Dataset, out: str) -> Written:
@@ -16,9 +15,7 @@ def write_hub(dataset: Dataset, out: str) -> Written:
     Raises:
         DataError: `out` is not empty or cannot be written.
     """
-    root = normalise(out)
-    make_folder(root)
-    require_empty(root, key="convert.out")
+    root = new_folder(out)
     written = write_parquet(dataset, join(root, "data"))
     about = dataset.about
     values = {

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from rayface.data.dataset import Dataset
 from rayface.data.shards.members import image_name
 from rayface.data.shards.samples import Fault
-from rayface.data.targets.samples import Written, read_rows
-from rayface.job_folder import require_empty
-from rayface.storage import atomic_stream, join, make_folder, normalise
+from rayface.data.targets.samples import Written, new_folder, read_rows
+from rayface.storage import atomic_stream, join
 
 _FILE = 32_768  # images
 _GROUP = 1000  # images
@@ -30,9 +29,7 @@ def write_parquet(dataset: Dataset, out: str) -> Written:
     Raises:
         DataError: `out` is not empty or cannot be written.
     """
-    root = normalise(out)
-    make_folder(root)
-    require_empty(root, key="convert.out")
+    root = new_folder(out)
     faults: list[Fault] = []
     schema = _schema(dataset)
     keys = (key for batch in dataset.key_batches() for key in batch.to_pylist())

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from rayface.data.dataset import Dataset
 from rayface.data.shards.random_access import SampleReader
 from rayface.data.shards.samples import Fault, Sample
+from rayface.job_folder import require_empty
 from rayface.progress import phase
+from rayface.storage import make_folder, normalise
 
 _CHUNK = 1024  # samples read at once
 
@@ -40,6 +42,18 @@ def read_rows(dataset: Dataset, rows: NDArray[np.int64]) -> Iterator[Sample | Fa
             for position in range(len(chunk)):
                 yield found[position]
                 current.advance()
+
+
+def new_folder(out: str) -> str:
+    """Create an output folder, which may exist if it is empty; return its path.
+
+    Raises:
+        DataError: `out` is not empty or cannot be written.
+    """
+    root = normalise(out)
+    make_folder(root)
+    require_empty(root, key="convert.out")
+    return root
 
 
 def identity_of(dataset: Dataset, label: int) -> str:
