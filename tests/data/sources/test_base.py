@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import pickle
 import re
 import sys
 import tarfile
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from rayface import plugins
+from rayface.bench.source_files import WRITERS
 from rayface.cli import _outcome
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
@@ -23,6 +25,7 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources import SOURCES, PartListing, SourceSettings, open_source
 from rayface.data.sources.folder import FolderSettings
+from tests.data.scanned_tars import picture
 
 ROOT = Path(__file__).parents[3]
 # A grey JPEG of 112 x 112 pixels.
@@ -171,3 +174,18 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_listing_without_keys_or_identities_is_refused(columns: dict[str, list[object]]) -> None:
     with pytest.raises(ValueError, match=r"must have a column '(key|identity)' without nulls"):
         PartListing(images=pa.table(columns))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_source_that_is_pickled_after_prepare_lists_and_reads_the_same(kind: str, tmp_path: Path) -> None:
+    """Tasks on other machines get copies."""
+    samples = [Sample(f"{n}", n % 2, picture(n, "jpg"), 0, 0) for n in range(6)]
+    source = open_source(kind, WRITERS[kind](tmp_path, samples))
+    source.prepare(None)
+    copy = pickle.loads(pickle.dumps(source))
+    found = []
+    for part in range(len(copy.parts())):
+        listing = copy.list_images(part).images
+        assert listing.equals(source.list_images(part).images)
+        found += [image.data for image in copy.read(part, listing)]
+    assert sorted(found) == sorted(sample.jpeg for sample in samples)

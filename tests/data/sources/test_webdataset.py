@@ -25,6 +25,7 @@ from rayface.data.shards.samples import Sample
 from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.data.writer import write_dataset
 from rayface.storage import DataError, paths
+from tests.data.scanned_tars import picture
 
 Samples = dict[str, tuple[int, bytes]]
 
@@ -202,3 +203,15 @@ def test_webdataset_read_of_a_changed_copy_names_the_compressed_tar(tmp_path: Pa
     assert [fault.shard for fault in faults] == [str(packed)] * 2
     source.close()
     assert [path.name for path in tmp_path.iterdir()] == ["b.tar.gz"]
+
+
+def test_webdataset_of_other_formats_and_labels_keeps_its_bytes(tmp_path: Path) -> None:
+    images = {suffix: picture(number, suffix) for number, suffix in enumerate(("png", "webp", "jpg", "PNG"))}
+    labels = [("json", b'{"label": 7, "age": 3}'), ("txt", b"7\n"), ("json", b'{"label": 2}'), ("cls", b"9")]
+    files = []
+    for number, ((suffix, data), (kind, text)) in enumerate(zip(images.items(), labels, strict=True)):
+        files += [(f"{number}.{suffix}", data), (f"{number}.{kind}", text)]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(files))
+    convert_webdataset(tmp_path / "a.tar", tmp_path / "out")
+    wanted = dict(enumerate(zip([1, 1, 0, 2], images.values(), strict=True)))
+    assert found(tmp_path / "out") == {str(number): value for number, value in wanted.items()}
