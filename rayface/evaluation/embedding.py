@@ -104,7 +104,12 @@ class ModelEmbeddings:
         """Embed the dataset by the job of `rayface embed`, which resumes and uses all of the cluster."""
         given = self._config.evaluate
         job = EmbedConfig(
-            model=given.model, backbone=given.backbone, data=images.dataset.roots, out=folder, flip=given.flip
+            model=given.model,
+            backbone=given.backbone,
+            data=images.dataset.roots,
+            out=folder,
+            flip=given.flip,
+            dtype="fp32",
         )
         embed(
             replace(

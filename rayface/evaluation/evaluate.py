@@ -12,6 +12,7 @@ import yaml
 from rayface.config import Config, require_keys, to_dict
 from rayface.credentials import masked
 from rayface.evaluation.embedding import GivenEmbeddings, ModelEmbeddings
+from rayface.evaluation.evaluation_tracking import track_evaluation
 from rayface.evaluation.leak_check import LeakCertificate, LeakCheck
 from rayface.evaluation.pair_scores import write_pair_scores
 from rayface.evaluation.plots import evaluation_plots
@@ -59,8 +60,9 @@ class EvaluationResult:
 
 
 def evaluate(config: Config) -> EvaluationResult:
-    """Measure `evaluate.model` by the configured protocols; write evaluation.json, report.html and
-    plots into `evaluate.out`.
+    """Measure `evaluate.model` by the configured protocols; write the results into `evaluate.out`.
+
+    The results are evaluation.json, report.html, plots, and for pairs pair_scores.parquet; see also `track_evaluation`.
 
     Runs in this process, in float32, on a GPU if there is one; large datasets are embedded by the job of `embed`.
 
@@ -95,6 +97,7 @@ def evaluate(config: Config) -> EvaluationResult:
         _write(root, config, result, protocols)
         if given.write_card:
             write_metrics(str(given.model), card_figures(results))
+    track_evaluation(root, config, results)
     return result
 
 

@@ -1,6 +1,10 @@
 """Evaluation of a finished model: figures and plots in a folder, bad input in one line before any work."""
 
 import json
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,12 @@ import pytest
 from rayface.config import Config, load
 from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
-from rayface.evaluation import embedding
+from rayface.evaluation import embedding, evaluation_tracking
 from rayface.evaluation import evaluate as module
 from rayface.evaluation.evaluate import evaluate
 from rayface.evaluation.image_rows import ImageRows
 from rayface.models.model_files import load_model
+from rayface.tracking.journal import Journal
 from tests.small_model import save_small_model
 
 
@@ -138,3 +143,56 @@ def test_evaluate_report_in_a_browser_shows_curves_and_the_worst_pairs(
     assert seen.dom.count("data:image/jpeg;base64,") == 4 * 12 * 2  # worst pairs of both kinds and protocols
     for text in ("Evaluation report", ">model<", "ROC of pairs", "chance: 50 %", "Worst genuine pairs", "not measured"):
         assert text in seen.dom
+
+
+def test_evaluate_with_a_tracking_uri_logs_figures_and_files(
+    given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journals = []
+
+    @contextmanager
+    def tracked(folder: Path, config: Any, params: Any) -> Iterator[Any]:
+        journals.append((Journal(folder / "journal" / "driver.jsonl"), params))
+        yield types.SimpleNamespace(journal=journals[-1][0])
+
+    monkeypatch.setattr(evaluation_tracking, "tracked_job", tracked)
+    config = given()
+    evaluate(config)
+    assert journals == []  # no server is named
+    result = evaluate(replace(config, tracking=replace(config.tracking, uri="sqlite:///m.db"))).as_dict()
+    ((journal, params),) = journals
+    journal.close()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "journal" / "driver.jsonl").read_text().splitlines()]
+    (values,) = [line["values"] for line in lines if line["kind"] == "metrics"]
+    assert values["pairs/accuracy_mean"] == result["accuracy_mean"]
+    assert values["pairs/tar_at_far/1e-01"] == result["tar_at_far"]["1e-01"]
+    files = {Path(line["path"]).name for line in lines if line["kind"] == "artifact"}
+    assert {"report.html", "evaluation.json", "pair_scores.parquet", "roc.png", "det.png"} <= files
+    assert params["evaluate.pairs"] == config.evaluate.pairs
+
+
+def test_evaluate_of_a_large_dataset_embeds_it_by_the_job(
+    given: Any, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"pairs": None, "data": None, "all_vs_all": str(inputs / "set")}
+    wanted = evaluate(given(**changes)).as_dict()
+    jobs = []
+
+    def embed(config: Config) -> None:
+        jobs.append(config.embed)
+        dataset = open_dataset(config.embed.data)
+        images, _ = ImageRows(dataset=dataset, rows=np.arange(dataset.num_images)).read(0, dataset.num_images, 32)
+        found = load_model(str(config.embed.model)).embed(images)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), found.shape[1])
+        columns = {"key": dataset.keys(), "label": dataset.index.label.astype(np.int64), "embedding": lists}
+        norms = np.ones(len(found), np.float32)
+        Path(config.embed.out).mkdir(parents=True)
+        pq.write_table(pa.table({**columns, "norm": norms}), Path(config.embed.out) / "part-000000.parquet")
+
+    monkeypatch.setattr(embedding, "embed", embed)
+    monkeypatch.setattr(embedding, "_JOB_IMAGES", 100)
+    found = evaluate(given(**changes, cache=str(tmp_path / "other"))).as_dict()
+    (job,) = jobs
+    assert (job.data, job.flip, job.dtype) == ((str(inputs / "set"),), True, "fp32")
+    assert Path(job.out).parent == tmp_path / "other"
+    assert found["tar_at_far"] == wanted["tar_at_far"]
