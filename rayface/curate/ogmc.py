@@ -138,8 +138,8 @@ class OnlineGaussianMixture:
         best = (-1.0, 0.0, 0.0)
         for reach in _REACHES:
             link, score = best_threshold(vectors, twice, near, partial(clusters, reach=reach))
-            best = max(best, (score, link, reach))
-        _, link, reach = best
+            best = max(best, (score, reach, link))  # of equal scores that of the smallest components
+        _, reach, link = best
         return make(radius=radius_of(link, base, reach), link=link)
 
     @property

@@ -151,6 +151,18 @@ def test_ogmc_of_equal_vectors_is_one_component() -> None:
     assert set(own.labels_.tolist()) == {0}
 
 
+def test_ogmc_calibrated_on_labelled_images_clusters_others_well() -> None:
+    random = np.random.default_rng(5)
+    labels = np.repeat(np.arange(60), 10)
+    vectors = random.standard_normal((60, 64))[labels] + 0.7 * random.standard_normal((600, 64))
+    known = labels < 30
+    own = OnlineGaussianMixture.calibrated(vectors[known], labels[known])
+    assert own.num_images == 0
+    assert own.settings.base < own.settings.link < 0.7
+    own.partial_fit(vectors[~known])
+    assert cluster_scores(labels[~known], own.labels_).pairwise_f > 0.97
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [(np.zeros((2, 8)), "all zeros"), (np.full((1, 8), np.nan), "NaN or infinity"), (np.ones(8), "must be")],

@@ -41,7 +41,9 @@ def best_threshold(
         for share in shares.round(4).tolist():
             if share not in tried:
                 tried[share] = cluster_scores(labels, cluster(base + share * reach)).pairwise_f
-        return max(tried, key=lambda share: (tried[share], -share))
+        highest = max(tried.values())
+        equal = sorted(share for share, score in tried.items() if score == highest)
+        return equal[len(equal) // 2]  # the middle of a plateau fits other images best
 
     coarse = best(_STEPS)
     share = best(coarse + np.array([-0.025, -0.0125, 0.0125, 0.025]))
