@@ -48,6 +48,17 @@ def test_open_run_of_a_new_run_counts_its_steps_and_makes_nothing(data: Path, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_open_run_with_weights_counts_the_drawn_images(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    synthesize(other, identities=4, images_per_identity=8, image_size=32, seed=1)
+    config = config_of(data, f"data.train=[{data},{other}]", "train.epochs=1", "data.join=separate")
+    assert dry_run(config) == 12
+    assert dry_run(configs.with_overrides(config, ["data.weights=[2,0.5]"])) == 12  # 32 of 16, and 16 of 32
+    assert dry_run(configs.with_overrides(config, ["data.weights=[1,0.25]"])) == 6
+    with pytest.raises(ValueError, match=r"data.weights: \[1.0\]: must be one for each of the 2 of data.train"):
+        open_run(configs.with_overrides(config, ["data.weights=[1]"]))
+
+
 def test_open_run_of_a_resume_on_other_data_is_refused(data: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     config = config_of(data, f"train.output={tmp_path}")
