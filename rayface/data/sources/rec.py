@@ -90,8 +90,9 @@ class RecSource(DatasetSource):
                     continue
                 try:
                     header = image_record(record.head, record.num_bytes)
-                    last = header if header.start < record.num_bytes else None
-                    if last is None:
+                    is_table = header.start == record.num_bytes
+                    last = header if not is_table or record.offset == 0 else None
+                    if is_table:
                         continue
                     label = _label_of(header)
                 except RecordError as error:
@@ -170,7 +171,7 @@ def _missing_by_idx(path: str, size: int) -> list[Fault]:
 
 
 def _missing_by_record_0(path: str, fetch: Fetch, size: int, last: ImageRecord) -> Fault | None:
-    """Return a fault if record 0 announces tables of identities, but the last record is an image.
+    """Return a fault if record 0 announces tables of identities, but the last record is an image, or record 0 itself.
 
     Record 0 has two labels: the numbers of the first table and of the record after the last. They are float32, so
     large ones say nothing.

@@ -184,7 +184,8 @@ def test_rec_cut_between_two_records_is_noticed_by_idx_or_record_0(tmp_path: Pat
     written = insightface(IMAGES)
     for idx in (True, False):
         src = save(tmp_path / str(idx), written, idx=idx)
-        (src / "train.rec").write_bytes(written.data[: written.offsets[4]])
-        found, faults = read_all(RecSource(src))
-        assert len(found) == 3
-        assert [(fault.kind, fault.num_lost) for fault in faults] == [("truncated", 6 if idx else 3)]
+        for records_left, lost in ((4, 6 if idx else 3), (1, 9 if idx else 6)):
+            (src / "train.rec").write_bytes(written.data[: written.offsets[records_left]])
+            found, faults = read_all(RecSource(src))
+            assert len(found) == records_left - 1
+            assert [(fault.kind, fault.num_lost) for fault in faults] == [("truncated", lost)]
