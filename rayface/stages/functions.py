@@ -126,7 +126,7 @@ def shown_evaluation(result: Result) -> Result:
     several = len(result["protocols"]) > 1
     for protocol, figures in result["protocols"].items():
         reasons = figures.get("not_measured", {})
-        own = {name: _worded(value) for name, value in figures.items() if name != "not_measured"}
+        own = _worded({name: value for name, value in figures.items() if name != "not_measured"})
         if reasons:
             own["why not measured"] = "; ".join(dict.fromkeys(reasons.values()))
         shown |= {f"{protocol}: {name}" if several else name: value for name, value in own.items()}
@@ -134,15 +134,32 @@ def shown_evaluation(result: Result) -> Result:
         found = {way: "not examined" if n is None else n["images"] for way, n in certificate["counts"].items()}
         shown[f"{protocol}: leaked images" if several else "leaked images"] = found
         if without := certificate["without"]:
-            figures = {name: _worded(without[name]) for name in ("accuracy_mean", "tar_at_far") if name in without}
-            shown[f"{protocol}: without them" if several else "without them"] = figures
+            names = ("accuracy_mean", "accuracy_interval", "tar_at_far", "tar_at_far_interval")
+            worded = _worded({name: without[name] for name in names if name in without})
+            shown[f"{protocol}: without them" if several else "without them"] = worded
     return shown
 
 
-def _worded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _worded(part) for key, part in value.items()}
-    return "not measured" if value is None else value
+def _worded(figures: Mapping[str, Any], intervals: object = None) -> dict[str, Any]:
+    """Return the figures with words for those that are not measured, and intervals beside their figures."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        if name.endswith("_interval"):
+            continue
+        interval = figures.get(f"{name.removesuffix('_mean')}_interval")
+        if interval is None and isinstance(intervals, Mapping):
+            interval = intervals.get(name)
+        if isinstance(value, Mapping):
+            found[name] = _worded(value, interval)
+        elif value is None:
+            found[name] = "not measured"
+        else:
+            found[name] = value if interval is None or None in interval else _with_interval(value, interval)
+    return found
+
+
+def _with_interval(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.4g} [{interval[0]:.4g}, {interval[1]:.4g}]"
 
 
 def export_model(config: Config, resume: bool) -> Result:

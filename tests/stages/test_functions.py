@@ -53,6 +53,28 @@ def test_embed_dataset_warns_of_faults_and_shows_their_number(
     assert functions.shown_embeddings(found) == {**dict.fromkeys(shown, 1), "faults": 1}
 
 
+def test_shown_evaluation_has_intervals_beside_figures_and_words_for_what_is_not_measured() -> None:
+    pairs = {
+        "accuracy_mean": 0.9,
+        "accuracy_interval": [0.88, 0.92],
+        "tar_at_far": {"1e-02": 0.5, "1e-03": None},
+        "tar_at_far_interval": {"1e-02": [0.4, 0.6]},
+        "num_pairs": 6000,
+        "not_measured": {"tar_at_far.1e-03": "too few pairs"},
+    }
+    counts = {"by_name": None, "by_bytes": {"images": 4, "identities": 2}}
+    result = {"model": "m", "protocols": {"pairs": pairs}, "leaks": {"pairs": {"counts": counts, "without": pairs}}}
+    figures = {"accuracy_mean": "0.9 [0.88, 0.92]", "tar_at_far": {"1e-02": "0.5 [0.4, 0.6]", "1e-03": "not measured"}}
+    assert functions.shown_evaluation(result) == {
+        "model": "m",
+        **figures,
+        "num_pairs": 6000,
+        "why not measured": "too few pairs",
+        "leaked images": {"by_name": "not examined", "by_bytes": 4},
+        "without them": figures,
+    }
+
+
 def test_select_core_set_shows_all_but_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"keep": 0.5, "config": {"seed": 0}, "created_by": "rayface"}
     monkeypatch.setattr("rayface.stages.proxy.prune", lambda config: SimpleNamespace(as_dict=lambda: result))

@@ -27,7 +27,7 @@ def test_train_result_as_dict_has_the_keys_of_the_contract(tmp_path):
 
 def test_write_results_of_a_finished_run_writes_report_and_result(tmp_path):
     run = RunDirectory(tmp_path)
-    pairs = {"accuracy_mean": 0.9, "accuracy_std": 0.01, "num_pairs": 100}
+    pairs = {"accuracy_mean": 0.9, "accuracy_std": 0.01, "accuracy_interval": [0.88, 0.92], "num_pairs": 100}
     run.write_outcome({"steps": 3, "faults": 1, "loss": None, **pairs})
     run.write_evaluation({**pairs, "step": 3, "roc": {"far": [0.0, 0.5, 1.0], "tar": [0.1, 0.9, 1.0]}})
     journal = run.worker_journal()
@@ -38,6 +38,6 @@ def test_write_results_of_a_finished_run_writes_report_and_result(tmp_path):
     assert (result.images_per_second, result.accuracy_before, result.loss) == (20.0, 0.5, None)
     assert run.read_result() == result.for_file()
     page = run.report.read_text()
-    for text in ("drawn: 24 images, 6 classes", "90.00% ± 1.00%, before 50.00%"):
+    for text in ("drawn: 24 images, 6 classes", "90.00% ± 1.00% [88.00%, 92.00%], before 50.00%"):
         assert text in page
     assert sorted(path.stem for path in run.plots.iterdir()) == ["accuracy", "det", "roc", "throughput"]
