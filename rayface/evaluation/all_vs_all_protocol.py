@@ -221,7 +221,7 @@ def _result(
         num_left_out=num_left_out,
         groups=groups,
         not_measured=reasons,
-        roc=Roc(np.append(np.array(_CURVE)[resolved], 1.0), np.append(curve.tar[resolved], 1.0))
+        roc=Roc(np.r_[0.0, np.array(_CURVE)[resolved], 1.0], np.r_[0.0, curve.tar[resolved], 1.0])
         if is_measured
         else None,
     )

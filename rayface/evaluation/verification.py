@@ -178,7 +178,7 @@ def normalised(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def thinned(far: NDArray[np.float64], tar: NDArray[np.float64], points: int = 500) -> dict[str, list[float]]:
-    """Return at most `points` points of a ROC curve, evenly spaced in log FAR, as {"far": [...], "tar": [...]}.
+    """Return at most `points` points of a ROC curve from FAR 0, evenly spaced in log FAR, by name: "far", "tar".
 
     With millions of pairs, points spaced evenly in FAR would omit everything below a FAR of 1 / points.
     """

@@ -1,6 +1,6 @@
 """Checks of an experiment before its first stage starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +8,9 @@ import torch
 
 from rayface import config as configs
 from rayface.backbones.weights import misfit
-from rayface.config import Config, require_keys
+from rayface.config import Config, EvaluateConfig, require_keys
 from rayface.curate.prune.settings import check_settings as check_pruning
+from rayface.evaluation.protocols import configured_protocols
 from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
 from rayface.models.model_info import ModelInfo
@@ -59,12 +60,22 @@ def check(stage: Stage, config: Config, models: Models) -> None:
         _check_prune(stage, config)
 
 
+def _without(evaluate: EvaluateConfig, keys: Collection[str]) -> EvaluateConfig:
+    """Return the settings without inputs, and without those that belong to them."""
+    if not keys:
+        return evaluate
+    default = EvaluateConfig()
+    together = ({"pairs", "data"}, {"all_vs_all", "groups", "group_by"})
+    dropped = set(keys).union(*(group for group in together if group & set(keys)))
+    return replace(evaluate, protocols=(), **{key: getattr(default, key) for key in dropped})
+
+
 def _check_train(stage: Stage, config: Config, models: Models) -> None:
     references = stage.references()
-    evaluate = config.evaluate
-    if ("evaluate.pairs" in references or "evaluate.data" in references) and evaluate.pairs and evaluate.data:
-        evaluate = replace(evaluate, pairs=None, data=())
-    known = replace(config, evaluate=evaluate)
+    configured_protocols(config.evaluate)
+    # Inputs of validation that an earlier stage writes do not exist yet.
+    of_stages = {key.partition(".")[2] for key in references if key.startswith("evaluate.")}
+    known = replace(config, evaluate=_without(config.evaluate, of_stages))
     if "data.train" in references:
         check_training(known)
     else:

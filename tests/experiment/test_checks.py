@@ -86,3 +86,13 @@ def test_check_of_first_weights_that_do_not_fit_the_net_is_refused(
     text = f"stages: [{{train: {{preset: debug, data.train: {data}, backbone.weights: {tmp_path / 'w.pt'}}}}}]"
     with pytest.raises(ValueError, match=r"stage train: weights .*w.pt do not fit mini: missing"):
         prepared_of(text, fakes, tmp_path)
+
+
+def test_check_of_validation_on_a_dataset_of_an_earlier_stage_waits_for_it(
+    fakes: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    evaluate = "{all_vs_all: '${synth}', group_by: race, protocols: [all_vs_all]}"
+    text = f"stages:\n- synth: {{}}\n- train: {{preset: debug, data.train: {data}, evaluate: {evaluate}}}"
+    assert len(prepared_of(text, fakes, tmp_path)) == 2
+    with pytest.raises(ValueError, match=r"stage train: evaluate.protocols: pairs: its inputs are not set"):
+        prepared_of(text.replace("[all_vs_all]", "[pairs]"), fakes, tmp_path)
