@@ -168,7 +168,7 @@ def _measure_ours(settings: HeadBench) -> HeadTimes:
 
     for _ in range(WARM_UP):
         step()
-    peak = _peak_bytes(settings)  # before the products below allocate memory
+    peak = peak_bytes(settings.device)  # before the products below allocate memory
     rows = max(1, int(len(head.centers) * settings.sample_rate))
     dtype = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
     products = bare_products(rows, settings.embedding_size, settings.batch_size, dtype, settings.device)
@@ -216,11 +216,12 @@ def _measure_straightforward(settings: HeadBench) -> PlainTimes:
         head.loss(embeddings, labels).backward()
         head.step(0.1)
         times.append(now(settings.device) - start)
-    return PlainTimes(step_seconds=statistics.median(times[WARM_UP:]), peak_bytes=_peak_bytes(settings))
+    return PlainTimes(step_seconds=statistics.median(times[WARM_UP:]), peak_bytes=peak_bytes(settings.device))
 
 
-def _peak_bytes(settings: HeadBench) -> int:
-    if settings.device == "cuda":
+def peak_bytes(device: str) -> int:
+    """Return the peak resident memory of this process, or its peak GPU memory."""
+    if device == "cuda":
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

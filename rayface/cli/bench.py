@@ -79,6 +79,41 @@ def bench_head(
         show_results("head, one step", [one.as_dict() for one in found], as_table(found), json)
 
 
+@bench.command("heads")
+def bench_heads(
+    classes: Annotated[
+        list[int] | None, typer.Option("--classes", "-C", min=1, help="Number of identities; repeat for several.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-B", min=1, help="Images, or pairs of dcq and f2c.")
+    ] = 128,
+    columns: Annotated[int, typer.Option(min=1, help="Length of the queue of dcq and of the pool of f2c.")] = 8192,
+    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    steps: Annotated[int, typer.Option(min=1)] = 5,
+    most_memory: Annotated[str, typer.Option(help="Do not measure heads whose state is larger.")] = "4GB",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the seconds and memory of a step of partial_fc, dcq and f2c beside each other."""
+    from rayface.bench.heads import HeadsBench, as_dicts
+    from rayface.bench.heads import bench_heads as measure
+
+    counts = classes or [100_000, 1_000_000, 10_000_000]
+    settings = HeadsBench(
+        num_classes=counts[0],
+        batch_size=batch_size,
+        columns=columns,
+        embedding_size=embedding_size,
+        steps=steps,
+        device=device,
+        most_bytes=parse_bytes(most_memory),
+    )
+    found = measure(settings, counts)
+    show_results("heads, one step", as_dicts(found), [cost.row() for cost in found], json)
+
+
 @bench.command("rates")
 def bench_rates(
     workers: Annotated[int, typer.Option(help="Number of concurrent processes, or GPUs.")] = 2,

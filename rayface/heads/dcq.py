@@ -211,7 +211,7 @@ class DCQ(Head):
         return value
 
     def _plain(self, images: Tensor, net: nn.Module | None = None) -> Tensor:
-        embeddings: Tensor = (net or self.query)(images)
+        embeddings: Tensor = (self.query if net is None else net)(images)
         return embeddings
 
     @torch.no_grad()

@@ -214,7 +214,7 @@ class F2C(Head):
         return with_gradients(value, [trial.raw, kept.raw], [trial.gradient, kept.gradient])
 
     def _plain(self, images: Tensor, net: nn.Module | None = None) -> Tensor:
-        embeddings: Tensor = (net or self.probe)(images)
+        embeddings: Tensor = (self.probe if net is None else net)(images)
         return embeddings
 
     def _labels(self, x_labels: Tensor, y_labels: Tensor, layout: Layout) -> list[list[int]]:
