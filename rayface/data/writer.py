@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.keys import read_keys, repeated_key
 from rayface.data.manifest import IDENTITIES, INDEX, MANIFEST, UNFINISHED, Manifest, Parent, ShardEntry
-from rayface.data.shards.members import encode_sample, parse_name
+from rayface.data.shards.members import Image, encode_sample, parse_name
 from rayface.data.shards.scan import INDEX_SCHEMA, index_table
 from rayface.data.shards.tar import end_of_archive, is_safe_name
 from rayface.files import exclusive_folder
@@ -92,7 +92,7 @@ class ShardFile:
         self._hash = hashlib.sha256()
         self._rows: tuple[list[str], array, array, array] = ([], array("q"), array("i"), array("i"))
 
-    def add(self, key: str, label: int, image: bytes) -> None:
+    def add(self, key: str, label: int, image: Image) -> None:
         """Append a sample; ValueError for an invalid key."""
         self.append(key, label, _encoded(key, label, image))
 
@@ -133,7 +133,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def _encoded(key: str, label: int, image: bytes) -> bytes:
+def _encoded(key: str, label: int, image: Image) -> bytes:
     if not key or parse_name(f"{key}.jpg") != (key, key, "jpg") or not is_safe_name(key):
         raise ValueError(f"key {key!r}: must be a relative name without dots and control characters")
     return encode_sample(key, label, image)

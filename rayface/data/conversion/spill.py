@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from rayface.data.conversion.listing import Unit
 from rayface.data.conversion.settings import ConvertSettings
 from rayface.data.conversion.work_folder import WorkFolder, note_of, read_table, write_table
-from rayface.data.shards.members import sample_size
+from rayface.data.shards.members import Image, sample_size
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.base import DatasetSource, SourceImage
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.reading import map_ordered, read_images
 from rayface.storage import atomic_stream, exists
 
-_READ = 128  # images that a thread reads at once
+_READ, _READ_BYTES = 128, 8 << 20  # images that a thread reads at once, and their bytes
+_FIRST = 8  # images that are read before their size is known
 _THREADS = 4  # of a task: they wait for the disk or the store, and decode without the GIL
 _HEADER = struct.Struct("<QIHHI")  # place, label, bytes of the key, of the measures and of the image
 _LABEL_BITS = 31
@@ -41,7 +42,7 @@ class Record(NamedTuple):  # not a dataclass: made once per image
     label: int
     key: bytes
     measures: bytes
-    image: bytes
+    image: Image
 
 
 def places(numbers: NDArray[np.int64], labels: NDArray[np.int32], settings: ConvertSettings) -> NDArray[np.uint64]:
@@ -68,6 +69,24 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def key_digest(key: bytes) -> int:
     """Return 64 bits of a key; their sum over all keys, modulo 2^64, depends on no order."""
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+class _ReadSize:
+    """Number of images to read at once, so that photographs of megabytes are not read ahead by the hundred."""
+
+    def __init__(self) -> None:
+        self._images = self._bytes = 0
+
+    def add(self, found: Sequence[SourceImage | Fault]) -> None:
+        images = [image for image in found if not isinstance(image, Fault)]
+        self._images += len(images)
+        self._bytes += sum(len(image.data) for image in images)
+
+    @property
+    def rows(self) -> int:
+        if not self._images:
+            return _FIRST
+        return max(1, min(_READ, _READ_BYTES * self._images // max(1, self._bytes)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +160,19 @@ class Spill:
             source, part, images = rows
             return read_images(self.sources[source], part, images, quality=quality)
 
-        for found in map_ordered(read, self._rows(unit), threads=_THREADS):
+        size = _ReadSize()
+        for found in map_ordered(read, self._rows(unit, size), threads=_THREADS):
+            size.add(found)
             yield from found
 
-    def _rows(self, unit: Unit) -> Iterator[tuple[int, int, pa.Table]]:
+    def _rows(self, unit: Unit, size: _ReadSize) -> Iterator[tuple[int, int, pa.Table]]:
         for span in unit.spans:
             listing = read_table(self.work.listing(span.source, span.part)).replace_schema_metadata(None)
-            for start in range(span.start, span.stop, _READ):
-                yield span.source, span.part, listing.slice(start, min(_READ, span.stop - start))
+            start = span.start
+            while start < span.stop:
+                rows = min(size.rows, span.stop - start)
+                yield span.source, span.part, listing.slice(start, rows)
+                start += rows
 
     def _write_piece(self, unit: Unit, number: int, records: list[Record]) -> pa.Table:
         """Write records by place; return their rows of the unit's record."""
@@ -176,12 +200,12 @@ def record_size(record: Record) -> int:
 
 
 def read_records(data: bytes) -> Iterator[Record]:
-    """Yield the records of a range of a piece."""
-    at = 0
+    """Yield the records of a range of a piece; their images are views of `data`."""
+    at, view = 0, memoryview(data)
     while at < len(data):
         place, label, key_bytes, measures_bytes, image_bytes = _HEADER.unpack_from(data, at)
         key = at + _HEADER.size
         measures = key + key_bytes
         image = measures + measures_bytes
         at = image + image_bytes
-        yield Record(place, label, data[key:measures], data[measures:image], data[image:at])
+        yield Record(place, label, data[key:measures], data[measures:image], view[image:at])

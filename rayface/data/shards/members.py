@@ -59,6 +59,10 @@ class BadMemberError(ValueError):
         self.member, self.kind = member, kind
 
 
+Image = bytes | memoryview
+"""Bytes of an encoded image."""
+
+
 @dataclass(slots=True)
 class SampleMembers:
     """The members with one key: the image (a JPEG if there are several), and the labels by suffix."""
@@ -157,18 +161,18 @@ def _in_range(label: int, num_classes: int | None) -> int:
     return label
 
 
-def encode_sample(key: str, label: int, image: bytes) -> bytes:
+def encode_sample(key: str, label: int, image: Image) -> bytes:
     """Return the tar members KEY.cls and KEY.jpg, or .png and so on by the image's content; same input, same bytes."""
     # One join: an image is copied once.
     return b"".join((*member_blocks(image_name(key, image), image), *member_blocks(f"{key}.cls", b"%d" % label)))
 
 
-def sample_size(key: str, image: bytes) -> int:
+def sample_size(key: str, image: Image) -> int:
     """Return the number of bytes that `encode_sample` returns for a key and an image, with any label."""
     blocks = (*member_blocks(image_name(key, image), image), *member_blocks(f"{key}.cls", b"0"))
     return sum(map(len, blocks))
 
 
-def image_name(key: str, image: bytes) -> str:
+def image_name(key: str, image: Image) -> str:
     """Return KEY.jpg, or .png and so on by the image's content."""
-    return f"{key}.{_SUFFIX_OF_FORMAT.get(image_format(image[:SNIFF_BYTES]) or '', 'jpg')}"
+    return f"{key}.{_SUFFIX_OF_FORMAT.get(image_format(bytes(image[:SNIFF_BYTES])) or '', 'jpg')}"

@@ -238,7 +238,7 @@ def encode_member(name: str, data: bytes) -> bytes:
     return b"".join(member_blocks(name, data))
 
 
-def member_blocks(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+def member_blocks(name: str, data: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
     """Return what `encode_member` joins: headers, `data` itself, and padding."""
     if not is_safe_name(name):
         raise ValueError(f"member {name!r}: must be a relative name without .. and control characters")

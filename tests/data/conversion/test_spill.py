@@ -1,14 +1,19 @@
 """Reading units into pieces: places in the final order, records, faults, and resuming."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from rayface.data.conversion.listing import Unit
 from rayface.data.conversion.settings import ConvertSettings
 from rayface.data.conversion.spill import Record, Spill, key_digest, places, read_records, record_size
 from rayface.data.conversion.work_folder import WorkFolder, note_of, read_table
 from rayface.data.shards.members import encode_sample
+from rayface.data.shards.samples import Fault
+from rayface.data.sources.base import SourceImage
 from tests.data.conversion.work import images, listed, spilled, work_folder
 from tests.data.sources.in_memory import InMemory
 
@@ -77,3 +82,31 @@ def test_spill_of_a_unit_of_lost_images_writes_an_empty_piece(tmp_path: Path) ->
     (unit,) = listed(work, source).units
     found = Spill(sources=[source], work=work, settings=ConvertSettings())(unit)
     assert (found.num_images, records(work, 0, 0)) == (0, [])
+
+
+class Photographs(InMemory):
+    """Makes its images when they are read."""
+
+    def read(self, part: int, images: pa.Table) -> Iterator[SourceImage | Fault]:
+        for key in images["key"].to_pylist():
+            self.read_rows.append((part, [key]))
+            yield SourceImage(bytes(1 << 20), "p", key)
+
+
+def test_spill_of_large_images_reads_few_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Photographs, "decodes_listed", True)
+    work = work_folder(tmp_path)
+    source = Photographs([[(f"k{n}", "ann", b"") for n in range(200)]])
+    (unit,) = listed(work, source).units
+    spill = Spill(sources=[source], work=work, settings=ConvertSettings(), piece_bytes=8 << 20)
+    spilled, ahead = [], []
+
+    def write(self: Spill, unit: Unit, number: int, records: list[Record]) -> pa.Table:
+        spilled.extend(record.key for record in records)
+        ahead.append(len(source.read_rows) - len(spilled))
+        return pa.table({})
+
+    monkeypatch.setattr(Spill, "_write_piece", write)
+    spill(unit)
+    assert len(spilled) == 200
+    assert max(ahead) <= 13 * 8  # calls in flight, of 8 MB each
