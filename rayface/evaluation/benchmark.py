@@ -107,17 +107,7 @@ def make_benchmark(
     held_out = _held_out(dataset, settings)
     chosen = select(dataset, held_out)
     with phase("draw lists"):
-        keys, labels, embeddings = _images(chosen, settings.embeddings)
-        random = np.random.default_rng(np.random.SeedSequence((settings.seed, 1)))
-        pairs = draw_pairs(
-            labels,
-            num_pairs=settings.pairs,
-            folds=settings.folds,
-            hard=settings.hard,
-            embeddings=embeddings,
-            random=random,
-        )
-        templates = draw_templates(labels, size=settings.template_size, random=random)
+        keys, pairs, templates = _drawn(chosen, settings)
     make_folder(root)
     require_empty(root, key="OUT")
     with phase("write datasets"):
@@ -141,6 +131,21 @@ def make_benchmark(
     write_bytes(join(root, "README.md"), masked(_readme(made)).encode())
     write_bytes(join(root, BENCHMARK), (json.dumps(masked(made.as_dict()), indent=1) + "\n").encode())
     return made
+
+
+def _drawn(chosen: Selection, settings: BenchmarkSettings) -> tuple[list[str], PairList, TemplateLists]:
+    """Return the keys of the listed images, and the lists."""
+    keys, labels, embeddings = _images(chosen, settings.embeddings)
+    random = np.random.default_rng(np.random.SeedSequence((settings.seed, 1)))
+    pairs = draw_pairs(
+        labels,
+        num_pairs=settings.pairs,
+        folds=settings.folds,
+        hard=settings.hard,
+        embeddings=embeddings,
+        random=random,
+    )
+    return keys, pairs, draw_templates(labels, size=settings.template_size, random=random)
 
 
 def _subset(dataset: Dataset) -> Subset:

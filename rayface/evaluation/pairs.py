@@ -197,14 +197,8 @@ def evaluate_pairs(
     names = [f"{far:.0e}" for far in fars]
     tars = dict(zip(names, tar_at_far(genuine, impostor, fars).tolist(), strict=True))
     thresholds = dict(zip(names, thresholds_at_far(impostor, fars).tolist(), strict=True))
-    mean, bootstrap = float(accuracy.mean()), outcome.bootstrap(replicates)
+    mean = float(accuracy.mean())
     discard, reason = discard_curve(outcome, thresholds)
-    intervals: dict[str, Any] = {}
-    if replicates:
-        shares = bootstrap.shares(outcome.is_right, pairs.fold)
-        intervals["num_identities"] = bootstrap.num_identities
-        intervals["accuracy_interval"] = bootstrap.rate_interval(mean, shares)
-        intervals["far_intervals"] = bootstrap.far_intervals(score, pairs.is_same, tars)
     return PairResult(
         accuracy_mean=mean,
         accuracy_std=float(accuracy.std()),
@@ -212,13 +206,24 @@ def evaluate_pairs(
         tar_at_far=tars,
         threshold_at_far=thresholds,
         num_pairs=len(pairs.is_same),
-        **intervals,
+        **(_intervals(outcome, mean, tars, replicates) if replicates else {}),
         pair_scores=outcome,
         discard=discard,
         roc=Roc(*roc_of(score, pairs.is_same)[:2]),
         pictures=pictures_of(pairs.name, score, pairs.is_same, pairs.a, pairs.b, pairs.members),
         not_measured=unresolved(FARS, len(impostor)) | ({"error_versus_discard": reason} if reason else {}),
     )
+
+
+def _intervals(scores: PairScores, accuracy: float, tars: Mapping[str, float], replicates: int) -> dict[str, Any]:
+    """Return the intervals of a `PairResult`."""
+    bootstrap = scores.bootstrap(replicates)
+    shares = bootstrap.shares(scores.is_right, scores.fold)
+    return {
+        "num_identities": bootstrap.num_identities,
+        "accuracy_interval": bootstrap.rate_interval(accuracy, shares),
+        "far_intervals": bootstrap.far_intervals(scores.score, scores.is_same, tars),
+    }
 
 
 def _outcome(
