@@ -548,6 +548,8 @@ class ClusteringConfig:
     """Cosine from which two images are one person; None: estimated from the embeddings."""
     calibrate: PathText | None = None
     """Labelled embeddings of the same model, whose best threshold is used; instead of threshold."""
+    within: bool = False
+    """Split labelled identities only: images of two labels never share a cluster; small parts become noise."""
     neighbours: Positive = 40
     """Nearest neighbours of an image that are candidates for its cluster."""
     min_images: Positive = 2
@@ -563,6 +565,8 @@ class ClusteringConfig:
             raise ValueError("threshold, calibrate: both are given: must be one of the two")
         if self.write_shards and not self.data:
             raise ValueError("write_shards: requires clustering.data, the dataset that was embedded")
+        if self.within and self.method == "ogmc":
+            raise ValueError("within: true with method ogmc: must be another method, which works on neighbours")
         return self
 
 

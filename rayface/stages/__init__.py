@@ -134,6 +134,7 @@ STAGES: dict[str, StageType] = {
             "method",
             "threshold",
             "calibrate",
+            "within",
             "neighbours",
             "min_images",
             "block_size",

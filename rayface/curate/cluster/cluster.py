@@ -119,7 +119,7 @@ def _opened(config: Config) -> _Inputs:
         check_data(source, dataset, "clustering.data")
         if settings.write_shards:
             check_copied(dataset, "clustering")
-    names = ("method", "threshold", "neighbours", "min_images", "write_shards", "block_size")
+    names = ("method", "threshold", "within", "neighbours", "min_images", "write_shards", "block_size")
     job = {
         **{name: asdict(settings)[name] for name in names},
         "embeddings": source.digest,
@@ -141,6 +141,8 @@ def _clustered(config: Config, inputs: _Inputs) -> ClusterResult:
     laps.end("neighbours")
     threshold, found_by = _threshold(settings, inputs, own)
     laps.end("threshold")
+    if settings.within:
+        own = replace(own, neighbours=neighbours.within(labels))
     with phase("cluster", rows=len(labels)):
         clusters = _without_noise(_cluster(settings.method, own, threshold), settings.min_images)
     laps.end("cluster")

@@ -26,6 +26,15 @@ class Neighbours:
     rows: Ints
     cosines: NDArray[np.float32]
 
+    def within(self, labels: Ints) -> Neighbours:
+        """Return the neighbours of the same label, nearest first."""
+        same = (self.rows >= 0) & (labels[self.rows] == labels[:, None])
+        order = np.argsort(~same, axis=1, kind="stable")
+        rows, cosines = np.where(same, self.rows, -1), np.where(same, self.cosines, np.float32(-2))
+        return Neighbours(
+            rows=np.take_along_axis(rows, order, axis=1), cosines=np.take_along_axis(cosines, order, axis=1)
+        )
+
     def edges(self, threshold: float) -> Edges:
         """Return each pair of neighbours with a cosine of at least `threshold` once."""
         first, place = np.nonzero(self.cosines >= threshold)

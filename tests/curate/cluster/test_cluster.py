@@ -177,6 +177,22 @@ def test_cluster_of_one_image_is_noise(job: Job, put_embeddings: Any, tmp_path: 
     assert (result.counts.clusters, result.counts.noise) == (0, 1)
 
 
+def test_cluster_within_labels_splits_two_persons_and_leaves_out_a_stranger(
+    job: Job, people: People, put_embeddings: Any, tmp_path: Path
+) -> None:
+    vectors, persons = people(6, 8, spread=0.6, size=64)
+    labels = np.array([0, 0, 1, 2, 3, 4])[persons]  # label 0 holds two persons
+    stranger = int(np.flatnonzero(persons == 2)[0])
+    labels[stranger] = 4
+    put_embeddings(labels, vectors, "mixed")
+    result = job(embeddings=str(tmp_path / "mixed"), threshold=0.4, within=True)
+    clusters = pq.read_table(tmp_path / "out" / "labels.parquet")["cluster"].to_numpy()
+    assert (result.counts.clusters, result.counts.noise) == (6, 1)
+    assert clusters[stranger] == -1
+    for number in range(6):
+        assert len(set(persons[clusters == number].tolist())) == 1
+
+
 @pytest.mark.parametrize("write_shards", [False, True])
 def test_cluster_with_data_writes_a_dataset_labelled_by_clusters(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shards: bool
@@ -213,6 +229,11 @@ class _NoRay:
     """Stands in for Ray's object store."""
 
     put = get = staticmethod(lambda value: value)
+
+
+def test_cluster_within_labels_by_ogmc_is_refused(job: Job) -> None:
+    with pytest.raises(ValueError, match=r"within: true with method ogmc: must be another method"):
+        job(method="ogmc", within=True)
 
 
 def test_cluster_with_data_that_was_not_embedded_is_refused(job: Job, tmp_path: Path) -> None:

@@ -58,3 +58,14 @@ def test_edges_leave_out_cosines_below_the_threshold() -> None:
     assert len(edges.a) > 0
     assert (np.einsum("nd,nd->n", x[edges.a], x[edges.b]) >= 0.4 - 1e-6).all()
     assert len({*zip(edges.a.tolist(), edges.b.tolist(), strict=True)}) == len(edges.a)
+
+
+def test_neighbours_within_labels_are_those_of_the_same_label_nearest_first() -> None:
+    x, labels = units(60), np.arange(60) % 3
+    near = nearest(x, 20)
+    own = near.within(labels)
+    for row in range(60):
+        same = [other for other in near.rows[row].tolist() if labels[other] == labels[row]]
+        assert own.rows[row].tolist() == same + [-1] * (20 - len(same))
+        assert (np.diff(own.cosines[row]) <= 0).all()
+        assert (own.cosines[row, len(same) :] == -2).all()
