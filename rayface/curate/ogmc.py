@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -30,36 +30,13 @@ from rayface.curate.cluster.neighbours import nearest
 from rayface.curate.cluster.threshold import best_threshold
 from rayface.curate.cosines import unit_blocks
 from rayface.curate.ogmc_kernel import COMPONENTS, FREE, IDENTITIES, State, Thresholds, add_vectors
+from rayface.curate.ogmc_state import NEIGHBOURS, OgmcSettings, empty_state, enlarged, in_use, with_room
 from rayface.storage import DataError, atomic_stream
 
-NEIGHBOURS = 16
 _BLOCK = 256  # arrivals between two updates of the index
 _FORMAT = 1
 _REACHES = (1.2, 1.5, 1.8)  # radii tried by calibration, see radius_of
 _CLOSEST = 0.98
-
-
-@dataclass(frozen=True, kw_only=True)
-class OgmcSettings:
-    """Arguments of OnlineGaussianMixture."""
-
-    radius: float
-    link: float
-    base: float
-    slack: float
-    prior: float
-    revisits: int
-    min_images: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.radius <= 2:
-            raise ValueError(f"radius {self.radius}: must be above 0 and at most 2, a distance of unit vectors")
-        if not -1 <= self.base < self.link <= 1:
-            raise ValueError(f"base {self.base}, link {self.link}: must be cosines, link above base")
-        if not 0 <= self.slack < 1 or not self.prior > 0:
-            raise ValueError(f"slack {self.slack}, prior {self.prior}: must be in [0, 1) and above 0")
-        if self.revisits < 0 or self.min_images < 1:
-            raise ValueError(f"revisits {self.revisits}, min_images {self.min_images}: must be at least 0 and 1")
 
 
 class OnlineGaussianMixture:
@@ -170,7 +147,7 @@ class OnlineGaussianMixture:
         values = check_embeddings(embeddings)
         vectors = np.concatenate([np.empty((0, values.shape[1])), *unit_blocks(values)]).astype(np.float32)
         if self._state is None:
-            self._state = _empty_state(values.shape[1])
+            self._state = empty_state(values.shape[1])
             self._index = _new_index(values.shape[1])
         elif values.shape[1] != self._state.sums.shape[1]:
             raise ValueError(
@@ -207,15 +184,10 @@ class OnlineGaussianMixture:
         }
         arrays: dict[str, NDArray[Any]] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
         if self._state is not None and self._index is not None:
-            used, entries = (int(self._state.counters[place]) for place in (COMPONENTS, IDENTITIES)), self._index.ntotal
-            components, identities = used
-            arrays |= {
-                name: values if name == "counters" else values[: identities if name in _PER_IDENTITY else components]
-                for name, values in self._state._asdict().items()
-            }
+            arrays |= in_use(self._state)
             arrays |= {
                 "component": self._component[: self._num_images],
-                "entries": self._entries[:entries],
+                "entries": self._entries[: self._index.ntotal],
                 "indexed": self._indexed[: self._num_indexed],
                 "index": faiss.serialize_index(self._index),
             }
@@ -262,14 +234,14 @@ class OnlineGaussianMixture:
     def _add(self, vectors: NDArray[np.float32]) -> None:
         assert self._state is not None
         assert self._index is not None
-        self._state = _with_room(self._state, len(vectors))
+        self._state = with_room(self._state, len(vectors))
         found = self._candidates(vectors)
         settings = self.settings
         scale = scale_of(settings.link, settings.base, settings.prior)
         limits = Thresholds(settings.radius**2, RATIO * (1 - settings.slack), settings.revisits, scale)
         component = add_vectors(vectors, found, self._num_indexed, self._state, limits)
         end = self._num_images + len(vectors)
-        self._component = _enlarged(self._component, end)
+        self._component = enlarged(self._component, end)
         self._component[self._num_images : end] = component
         self._num_images = end
         if end % _BLOCK == 0:
@@ -287,7 +259,7 @@ class OnlineGaussianMixture:
         assert self._state is not None
         assert self._index is not None
         used = int(self._state.counters[COMPONENTS])
-        self._indexed = _enlarged(self._indexed, used)
+        self._indexed = enlarged(self._indexed, used)
         last = np.unique(self._component[self._num_images - _BLOCK : self._num_images])
         moved = last[self._state.counts[last] >= np.maximum(1, 2 * self._indexed[last])]
         means = self._state.sums[moved] / np.linalg.norm(self._state.sums[moved], axis=1, keepdims=True)
@@ -298,7 +270,7 @@ class OnlineGaussianMixture:
             self._index.add(means)
         finally:
             faiss.omp_set_num_threads(threads)
-        self._entries = _enlarged(self._entries, count + len(moved))
+        self._entries = enlarged(self._entries, count + len(moved))
         self._entries[count : count + len(moved)] = moved
         self._indexed[moved] = self._state.counts[moved]
         self._num_indexed = used
@@ -313,45 +285,3 @@ def _new_index(size: int) -> faiss.IndexHNSWFlat:
     index = faiss.IndexHNSWFlat(size, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efSearch = 2 * NEIGHBOURS
     return index
-
-
-_PER_IDENTITY = ("identity_sums", "identity_counts", "cohesions", "sizes", "free")
-
-
-def _empty_state(size: int) -> State:
-    whole = np.empty(0, np.int64)
-    return State(
-        sums=np.empty((0, size), np.float32),
-        counts=np.empty(0),
-        mean2=np.empty(0),
-        own_cohesions=np.empty(0),
-        identity=whole,
-        following=whole,
-        preceding=whole,
-        near=np.empty((0, NEIGHBOURS), np.int64),
-        oldest=whole,
-        identity_sums=np.empty((0, size), np.float32),
-        identity_counts=np.empty(0),
-        cohesions=np.empty(0),
-        sizes=whole,
-        free=whole,
-        counters=np.zeros(4, np.int64),
-    )
-
-
-def _with_room(state: State, count: int) -> State:
-    """Return the state with room for `count` more components and identities."""
-    rows = {name: int(state.counters[IDENTITIES if name in _PER_IDENTITY else COMPONENTS]) for name in State._fields}
-    grown = {
-        name: _enlarged(values, rows[name] + count) for name, values in state._asdict().items() if name != "counters"
-    }
-    return State(**grown, counters=state.counters)
-
-
-def _enlarged(values: NDArray[Any], count: int) -> NDArray[Any]:
-    """Return an array with at least `count` rows: itself, or a copy with twice the room; new rows are zero."""
-    if len(values) >= count:
-        return values
-    found = np.zeros((2 * count, *values.shape[1:]), values.dtype)
-    found[: len(values)] = values
-    return found

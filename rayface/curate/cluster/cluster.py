@@ -156,30 +156,31 @@ def _clustered(config: Config, inputs: _Inputs) -> ClusterResult:
         dataset = write_clustered(root, inputs.dataset, keys, clusters, write_shards=settings.write_shards)
     laps.end("write")
     sizes = np.bincount(clusters[clusters >= 0])
+    counts = ClusterCounts(
+        images=len(clusters),
+        clusters=len(sizes),
+        noise=int(np.count_nonzero(clusters == NOISE)),
+        largest=int(sizes.max(initial=0)),
+    )
     result = ClusterResult(
         method=settings.method,
         threshold=threshold,
         threshold_from=found_by,
         base=base_cosine(units, threshold),
-        counts=ClusterCounts(
-            images=len(clusters),
-            clusters=len(sizes),
-            noise=int(np.count_nonzero(clusters == NOISE)),
-            largest=int(sizes.max(initial=0)),
-        ),
+        counts=counts,
         scores=cluster_scores(labels, clusters) if labels.min() < labels.max() else None,
         stage_seconds=laps.seconds,
         dataset=dataset,
-        job=JobFacts(
-            seconds=0.0,
-            embeddings=str(settings.embeddings),
-            config=inputs.job,
-            created_by=f"rayface {VERSION}",
-        ),
+        job=_facts(settings, inputs),
     )
     with phase("write report"):
         write_report(root, result, keys, clusters, confidence, inputs.dataset)
     return result
+
+
+def _facts(settings: ClusteringConfig, inputs: _Inputs) -> JobFacts:
+    created_by = f"rayface {VERSION}"
+    return JobFacts(seconds=0.0, embeddings=str(settings.embeddings), config=inputs.job, created_by=created_by)
 
 
 def _threshold(settings: ClusteringConfig, inputs: _Inputs, own: _Set) -> tuple[float, str]:
