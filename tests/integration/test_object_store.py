@@ -25,7 +25,7 @@ def test_synth_check_and_evaluate_with_object_store_outputs_write_no_local_file(
     out = object_store.uri("scores")
     given = {"model": str(tmp_path / "model"), "pairs": str(tmp_path / "pairs.csv"), "data": data, "out": out}
     result = evaluate(load(overrides={f"evaluate.{key}": value for key, value in given.items()}))
-    assert result.figures["num_pairs"] == 40
+    assert result.as_dict()["num_pairs"] == 40
     files = object_store.files()
     assert files["scores/plots/roc.png"].startswith(b"\x89PNG")
     assert b'"num_pairs": 40' in files["scores/evaluation.json"]

@@ -298,4 +298,4 @@ def test_train_on_real_images_of_two_directories_ends_with_an_evaluated_model(fa
     given = {"evaluate.model": str(tmp_path / "run"), "evaluate.out": str(tmp_path / "out")}
     loaded = evaluate(configs.with_overrides(config, given))
     # The run evaluates under its own precision, the verb in float32.
-    assert loaded.figures["accuracy_mean"] == pytest.approx(result["accuracy_mean"], abs=0.01)
+    assert loaded.as_dict()["accuracy_mean"] == pytest.approx(result["accuracy_mean"], abs=0.01)
