@@ -54,6 +54,8 @@ def check(stage: Stage, config: Config, models: Models) -> None:
         for path in paths:
             if "://" not in path and not Path(path).exists():
                 raise ValueError(f"{key}: {path}: does not exist: give a path, or ${{NAME}} of an earlier stage")
+    if config.convert.to is not None:
+        raise ValueError("convert.to: a stage writes a dataset: leave it out, and convert the result by itself")
     if stage.verb == "train":
         _check_train(stage, config, models)
     if stage.verb == "prune":

@@ -14,6 +14,7 @@ from tests.experiment.refusals import TRAIN, assert_refused
     ("text", "message"),
     [
         ("stages: [{export: {}}]", "stage export: export.model: is not set"),
+        ("stages: [{convert: {src: DATA, to: folder}}]", "stage convert: convert.to: a stage writes a dataset: leave"),
         ("stages: [{export: {model: /nowhere}}]", "stage export: export.model: /nowhere: does not exist"),
         ("stages: [{train: {preset: debug}}]", "stage train: data.train: is not set"),
         ("stages: [{train: {preset: debug, data.train: DATA, head.margin: cosfac}}]", "head.margin 'cosfac'"),

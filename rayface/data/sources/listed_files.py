@@ -65,7 +65,6 @@ class ListSource(DatasetSource):
             reason = f"no list of paths and labels ({error}): name its columns path and label in the first line"
             raise DataError(f"{self.root}: {reason}") from None
         self._has_integers = is_label(first[1])
-        self.lists_in_processes = self._size > 16 * _PART_BYTES
 
     def parts(self) -> Sequence[str]:
         name = split(self.root)[1].rpartition(".")[0] or split(self.root)[1]

@@ -15,7 +15,6 @@ import pyarrow.csv as pa_csv
 
 from rayface.data.classes import MAX_LABEL
 from rayface.data.shards.samples import Fault
-from rayface.data.shards.scan import PROCESSES_FROM_BYTES
 from rayface.data.shards.tar import Fetch
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
@@ -72,7 +71,6 @@ class RecSource(DatasetSource):
             self._faults += _missing_by_idx(path, size)
         if not self._parts:
             raise DataError(f"{self._files[0]}: the file is empty")
-        self.lists_in_processes = sum(self._size.values()) >= PROCESSES_FROM_BYTES
 
     def parts(self) -> Sequence[str]:
         return [f"{_stem(part.path)}-{part.start // _PART_BYTES:05d}" for part in self._parts]

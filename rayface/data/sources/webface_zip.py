@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from rayface.data.decode import SNIFF_BYTES, image_format
 from rayface.data.shards.samples import Fault
-from rayface.data.shards.scan import PROCESSES_FROM_BYTES
 from rayface.data.shards.tar import Fetch, is_safe_name
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
@@ -73,7 +72,6 @@ class WebfaceZipSource(DatasetSource):
                 raise DataError(f"{self.root}: no .zip file in this folder: give the file or its folder")
             self._names = [file.name for file in files]
             self._paths = [join(self.root, name) for name in self._names]
-            self.lists_in_processes = sum(file.size for file in files) >= PROCESSES_FROM_BYTES
 
     def parts(self) -> Sequence[str]:
         return [name.partition("?")[0][: -len(".zip")] for name in self._names]

@@ -1,0 +1,36 @@
+"""Values of LMDB databases: images, pickles and Datums, and what is none of these."""
+
+import pickle
+
+import pytest
+
+from rayface.data.sources.lmdb_values import EntryError, parse_entry
+from tests.data.sources.test_lmdb import JPEG, datum
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (JPEG[0], None),
+        (pickle.dumps((JPEG[0], 3)), 3),
+        (pickle.dumps(["ann", JPEG[0]]), "ann"),
+        (pickle.dumps(JPEG[0]), None),
+        (datum(JPEG[0], 300), 300),
+    ],
+)
+def test_parse_entry_of_every_form_finds_image_and_label(value: bytes, label: object) -> None:
+    for given in (value, memoryview(value)):
+        entry = parse_entry(given)
+        assert (entry.image(given), entry.label) == (JPEG[0], label)
+
+
+@pytest.mark.parametrize("value", [b"", b"text", pickle.dumps((3, 4)), datum(b"", 3)[:-3], b"\xff" * 40, b"\x22\x7fab"])
+def test_parse_entry_of_anything_else_is_refused(value: bytes) -> None:
+    with pytest.raises(EntryError, match="neither an image, nor a pickle or Datum"):
+        parse_entry(value)
+
+
+def test_entry_of_raw_pixels_with_another_size_is_refused() -> None:
+    value = datum(b"abc", 3, (3, 2, 2))
+    with pytest.raises(EntryError, match=r"3 bytes for pixels of shape \(3, 2, 2\)"):
+        parse_entry(value).image(value)

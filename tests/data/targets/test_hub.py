@@ -1,0 +1,20 @@
+"""Datasets written in the layout of the Hugging Face Hub."""
+
+from pathlib import Path
+
+from rayface.data.targets import target_of
+from rayface.hub_card import front_matter
+from tests.data.targets.small_set import dataset_of
+
+
+def test_hub_target_names_its_split_and_counts_in_the_card(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path / "set")
+    target_of("hub")(dataset, str(tmp_path / "hub"))
+    names = sorted(str(path.relative_to(tmp_path / "hub")) for path in (tmp_path / "hub").rglob("*.*"))
+    assert names == ["README.md", "data/train-00000-of-00001.parquet"]
+    card = (tmp_path / "hub" / "README.md").read_bytes()
+    files = [{"split": "train", "path": "data/train-*"}]
+    assert front_matter(card)["configs"] == [{"config_name": "default", "data_files": files}]
+    assert front_matter(card)["size_categories"] == ["n<1K"]
+    assert b"5 images of 3 identities, 16 x 16 pixels." in card
+    assert dataset.digest.encode() in card
