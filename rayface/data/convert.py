@@ -75,7 +75,7 @@ def convert(
         map_parts: runs the tasks; `rayface.ray_tasks.map_unordered` runs them on Ray.
         key: config key of `out`, for messages.
 
-    Memory of a task: one piece or block (512 MiB). Of the caller: the identities, and about 40 bytes an image.
+    Memory of a task: one piece or block (512 MiB). Of the caller: the identities, and about 50 bytes an image.
 
     Raises:
         DataError: no image, an output folder that is not empty, or a source that cannot be read; one line.
