@@ -66,9 +66,11 @@ def write_target(config: Config) -> Written:
     folder, name = split(out)
     between = join(folder, f".{name}.dataset")
     dataset = convert_sources(replace(config, convert=replace(given, out=between, to=None)))
-    written = target(dataset, out)
-    filesystem, inside = locate(between)
-    filesystem.delete_dir(inside)
+    try:
+        written = target(dataset, out)
+    finally:
+        filesystem, inside = locate(between)
+        filesystem.delete_dir(inside)
     return replace(written, faults=(*dataset.faults, *written.faults))
 
 

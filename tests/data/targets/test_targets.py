@@ -36,6 +36,9 @@ def test_convert_to_takes_a_dataset_or_a_source_of_any_format(tmp_path: Path) ->
     assert by_name(convert(open_source("parquet", tmp_path / "b"), tmp_path / "c")) == by_name(dataset)
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "set"]
     assert open_dataset(tmp_path / "c").num_images == 5
+    code, text = _outcome(["convert", str(tmp_path / "a"), str(tmp_path / "x.bin"), "--from", "folder", "--to", "bin"])
+    assert (code, "pairs.csv: no such file" in text) == (2, True)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "set"]
 
 
 def test_convert_to_an_unknown_format_or_from_none_is_one_line(tmp_path: Path) -> None:
