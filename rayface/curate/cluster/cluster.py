@@ -22,7 +22,7 @@ from rayface.curate.affinity import base_cosine
 from rayface.curate.cluster.clustered_dataset import write_clustered
 from rayface.curate.cluster.methods import METHODS
 from rayface.curate.cluster.metrics import NOISE, cluster_scores
-from rayface.curate.cluster.neighbours import Neighbours
+from rayface.curate.cluster.neighbours import Neighbours, no_neighbours
 from rayface.curate.cluster.report import write_report
 from rayface.curate.cluster.result import LABELS, REPORT, RESULT, ClusterCounts, ClusterResult, read_result
 from rayface.curate.cluster.threshold import best_threshold, estimated_threshold
@@ -135,7 +135,8 @@ def _clustered(config: Config, inputs: _Inputs) -> ClusterResult:
     laps = Laps()
     vectors = write_unit_vectors(inputs.source, work / "vectors", settings.block_size)
     keys, labels = read_keys_and_labels(inputs.source)
-    neighbours = find_neighbours(vectors, settings.neighbours)
+    online = settings.method == "ogmc" and (settings.threshold is not None or settings.calibrate is not None)
+    neighbours = no_neighbours(vectors.num_rows) if online else find_neighbours(vectors, settings.neighbours)
     units = vectors.read()
     own = _Set(vectors=units, labels=labels, neighbours=neighbours)
     laps.end("neighbours")

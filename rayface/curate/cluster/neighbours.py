@@ -59,6 +59,11 @@ def unique_edges(first: Ints, second: Ints, values: NDArray[np.float32]) -> Edge
     return Edges(a=a[kept], b=b[kept], values=values[order][kept])
 
 
+def no_neighbours(count: int) -> Neighbours:
+    """Return no neighbours of `count` images, for methods that need none."""
+    return Neighbours(rows=np.empty((count, 0), np.int64), cosines=np.empty((count, 0), np.float32))
+
+
 def nearest(vectors: Floats, k: int) -> Neighbours:
     """Search the k nearest neighbours of all unit vectors (N, D), exactly."""
     blocks = ((first, vectors[first : first + BLOCK]) for first in range(0, len(vectors), BLOCK))

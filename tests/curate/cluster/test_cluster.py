@@ -78,6 +78,11 @@ def test_cluster_without_threshold_estimates_one(job: Job) -> None:
     assert result.scores.pairwise_f > 0.9
 
 
+def test_cluster_by_ogmc_at_a_threshold_searches_no_neighbours(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_neighbours", None)  # would fail
+    assert job(method="ogmc", threshold=0.4).counts.clusters == 12
+
+
 def test_cluster_calibrates_on_labelled_embeddings(
     job: Job, people: People, put_embeddings: Any, tmp_path: Path
 ) -> None:
@@ -101,7 +106,7 @@ def test_cluster_run_again_returns_the_result_without_a_task(
 
 
 @pytest.mark.parametrize(
-    ("where", "method"), [("find_neighbours", "ogmc"), ("confidences", "ogmc"), ("write_report", "cohesive")]
+    ("where", "method"), [("find_neighbours", "cohesive"), ("confidences", "ogmc"), ("write_report", "cohesive")]
 )
 def test_cluster_interrupted_resumes_and_ends_with_the_same_bytes(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, method: str
