@@ -136,6 +136,11 @@ class Head(ABC):
         """Return the bytes that a rank reads and writes in a step outside of products and of the backbone."""
         return shape.sampled_traffic
 
+    @classmethod
+    def sent(cls, shape: HeadShape) -> dict[str, float]:
+        """Return the bytes that a rank sends in a step with ring algorithms, by collective."""
+        return shape.sampled_sent
+
     @property
     def row_range(self) -> tuple[int, int, int]:
         """First class, last class + 1 of this rank, and the total number of classes."""

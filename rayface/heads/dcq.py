@@ -12,6 +12,7 @@ from rayface.heads.base import Embed, Head, HeadSettings, HeadState
 from rayface.heads.class_centers import inverse_norms
 from rayface.heads.collectives import Collectives, Layout
 from rayface.heads.margins import CosFace
+from rayface.heads.momentum_costs import dcq_memory, dcq_sent, dcq_traffic
 from rayface.heads.momentum_encoder import (
     check_momentum,
     momentum_encoder,
@@ -141,15 +142,7 @@ class DCQ(Head):
     @classmethod
     def memory(cls, shape: HeadShape) -> HeadMemory:
         """Return the bytes that a rank needs at the peak of a step."""
-        rows = _queue_rows(shape)
-        queue = rows * (4 * shape.embedding_size + 8)
-        device = {
-            "queue": queue,
-            "key_encoder": shape.backbone_bytes,
-            "logits": 3 * 4 * min(rows, CHUNK_ROWS) * shape.rank_batch,
-            "gathered_embeddings": 3 * 4 * shape.batch_size * (shape.embedding_size + 2),
-        }
-        return HeadMemory(device=device, host=0, state=queue + shape.backbone_bytes)
+        return dcq_memory(shape, _queue_rows(shape), CHUNK_ROWS)
 
     @classmethod
     def macs(cls, shape: HeadShape) -> int:
@@ -158,9 +151,13 @@ class DCQ(Head):
 
     @classmethod
     def traffic(cls, shape: HeadShape) -> int:
-        """Return the bytes of the queue, which is read twice, of logits, and of the average of the weights."""
-        rows = _queue_rows(shape)
-        return 4 * rows * (2 * shape.embedding_size + 6 * shape.rank_batch) + 3 * shape.backbone_bytes
+        """Return the bytes that a rank reads and writes in a step outside of products and of the backbone."""
+        return dcq_traffic(shape, _queue_rows(shape))
+
+    @classmethod
+    def sent(cls, shape: HeadShape) -> dict[str, float]:
+        """Return the bytes that a rank sends in a step, by collective."""
+        return dcq_sent(shape)
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the key encoder."""

@@ -14,6 +14,7 @@ from rayface.heads.base import Embed, Head, HeadSettings, HeadState
 from rayface.heads.class_pool import ClassPool, Written
 from rayface.heads.collectives import Collectives, Layout
 from rayface.heads.margins import CosFace, Margin
+from rayface.heads.momentum_costs import f2c_memory, f2c_sent, f2c_traffic
 from rayface.heads.momentum_encoder import (
     check_momentum,
     check_plain_margin,
@@ -25,13 +26,11 @@ from rayface.heads.momentum_encoder import (
 )
 from rayface.heads.options import HeadOptions
 from rayface.heads.partial_fc_checks import check_labels
-from rayface.heads.recent_columns import COLUMN_BYTES, RecentColumns
+from rayface.heads.recent_columns import RecentColumns
 from rayface.heads.shape import HeadMemory, HeadShape
 
 # The share of the pool whose cosines an image of an identity outside the pool is pushed away from, within bounds.
 NEAREST_SHARE, LEAST_NEAREST, MOST_NEAREST = 2e-4, 3, 10
-
-LOGIT_COPIES = 14  # matrices of (B_local, Q) at the peak, as measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class F2C(Head):
 
     The pool is the same on all ranks. Collectives of a loss: one all-gather of labels and two of embeddings, one
     all-reduce of the loss.
-    Memory: 2 Q x D numbers, the gallery net, logits (B_local, Q), and about 130 bytes a column on the host.
+    Memory: 2 Q x D numbers, the gallery net, logits (B_local, Q), and about 150 bytes a column on the host.
 
     Args:
         probe: the backbone; images (n, ...) -> raw embeddings (n, D).
@@ -128,34 +127,22 @@ class F2C(Head):
     @classmethod
     def memory(cls, shape: HeadShape) -> HeadMemory:
         """Return the bytes that a rank needs at the peak of a step."""
-        assert isinstance(shape.options, F2COptions)
-        columns = shape.options.pool_size
-        pool = 2 * columns * shape.embedding_size * 4
-        device = {
-            "pool": pool,
-            "gallery_net": shape.backbone_bytes,
-            "logits": LOGIT_COPIES * 4 * columns * shape.rank_batch,
-            "gathered_embeddings": 6 * 4 * shape.batch_size * shape.embedding_size,
-        }
-        links = COLUMN_BYTES * columns
-        if not shape.gpu:
-            device["columns"] = links
-        return HeadMemory(
-            device=device, host=links if shape.gpu else 0, state=pool + 24 * columns + shape.backbone_bytes
-        )
+        return f2c_memory(shape, _columns(shape))
 
     @classmethod
     def macs(cls, shape: HeadShape) -> int:
         """Return the multiply-adds of the products with the pool, of two passes: cosines and their gradient."""
-        assert isinstance(shape.options, F2COptions)
-        return 2 * 2 * shape.rank_batch * shape.embedding_size * shape.options.pool_size
+        return 2 * 2 * shape.rank_batch * shape.embedding_size * _columns(shape)
 
     @classmethod
     def traffic(cls, shape: HeadShape) -> int:
-        """Return the bytes of the pool, read in every product, of logits, and of the average of the weights."""
-        assert isinstance(shape.options, F2COptions)
-        logits = 2 * LOGIT_COPIES * shape.rank_batch
-        return 4 * shape.options.pool_size * (4 * shape.embedding_size + logits) + 3 * shape.backbone_bytes
+        """Return the bytes that a rank reads and writes in a step outside of products and of the backbone."""
+        return f2c_traffic(shape, _columns(shape))
+
+    @classmethod
+    def sent(cls, shape: HeadShape) -> dict[str, float]:
+        """Return the bytes that a rank sends in a step, by collective."""
+        return f2c_sent(shape)
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the gallery net."""
@@ -297,3 +284,8 @@ class _Pass:
     raw: Tensor  # (n, D) embeddings of the probe
     value: Tensor  # this rank's part of the mean over the global batch
     gradient: Tensor  # (n, D) of the whole loss, times the number of ranks
+
+
+def _columns(shape: HeadShape) -> int:
+    assert isinstance(shape.options, F2COptions)
+    return shape.options.pool_size

@@ -33,6 +33,8 @@ class HeadShape:
     """The head's own settings."""
     backbone_bytes: int = 0
     """Of a copy of the backbone: weights and buffers."""
+    image_bytes: int = 0
+    """Of an image as the backbone takes it."""
 
     @property
     def rank_batch(self) -> int:
@@ -68,6 +70,21 @@ class HeadShape:
         if self.sampled_rows <= affordable:
             return self.sampled_rows
         return max(0, affordable) // self.chunk_rows * self.chunk_rows
+
+    @property
+    def ring(self) -> float:
+        """Share of the result that a rank sends in an all-gather or reduce-scatter; an all-reduce sends twice that."""
+        return (self.num_workers - 1) / self.num_workers
+
+    @property
+    def sampled_sent(self) -> dict[str, float]:
+        """Bytes that a rank sends for class centers on all ranks: embeddings with labels, sums, gradients."""
+        embedding = 4 * self.batch_size * self.embedding_size
+        return {
+            "all_gather": self.ring * (embedding + 8 * self.batch_size),
+            "all_reduce": 2 * self.ring * 2 * 4 * self.batch_size,  # sums and target cosines
+            "reduce_scatter": self.ring * embedding,
+        }
 
     @property
     def sampled_macs(self) -> int:

@@ -90,6 +90,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     return Job(
         net=net,
         backbone_bytes=_weight_bytes(net),
+        image_bytes=4 * 3 * config.data.image_size**2,
         options=build_config_options(config.head),
         averaged=train.ema is not None,
         head=config.head.name,

@@ -106,11 +106,5 @@ def network_bytes(job: Job) -> dict[str, float]:
 
     An all-gather or reduce-scatter of n bytes in total sends n (W - 1) / W, an all-reduce twice that.
     """
-    ring = (job.num_workers - 1) / job.num_workers
-    embedding = 4 * job.batch_size * job.embedding_size
-    return {
-        "all_gather": ring * (embedding + 8 * job.batch_size),  # embeddings with their labels
-        "all_reduce": 2 * ring * 2 * 4 * job.batch_size,  # sums and target cosines
-        "reduce_scatter": ring * embedding,
-        "all_reduce_gradients": 2 * ring * 4 * job.net.trainable,
-    }
+    gradients = 2 * job.ring * 4 * job.net.trainable
+    return {**head_class(job.head).sent(job), "all_reduce_gradients": gradients}

@@ -76,6 +76,21 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.long
+@pytest.mark.parametrize(("head", "options"), [("dcq", {"queue_size": 18}), ("f2c", {"pool_size": 4})])
+def test_train_on_pairs_with_two_workers_gives_the_losses_of_one(drawn, tmp_path, head, options):
+    """Parts of 4 and 5 pairs."""
+    pairs = {"head__name": head, "head__options": options, "train__batch_size": 9, "train__epochs": 1.0}
+    curves = []
+    for workers in (1, 2):
+        run = tmp_path / f"{workers}"
+        result = train(settings(drawn, run, backbone__name="plain", train__num_workers=workers, **pairs)).as_dict()
+        curves.append(losses(run))
+    assert len(curves[0]) == result["steps"] > 5
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.long
 def test_train_with_any_number_of_workers_gives_the_same_losses(drawn, tmp_path):
     curves = {}
     # 23: no number of workers divides it.

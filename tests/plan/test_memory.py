@@ -8,7 +8,7 @@ import torch
 from rayface.config import load, with_overrides
 from rayface.heads import CosFace, PartialFC, head_class
 from rayface.plan.memory import DENSE_LOGIT_COPIES, checkpoint_bytes, host_memory, job_of, memory
-from rayface.plan.timing import Rates, step_seconds
+from rayface.plan.timing import Rates, network_bytes, step_seconds
 from rayface.training.distributed import World
 from rayface.training.trained import build_trained
 
@@ -157,6 +157,10 @@ def test_passes_of_pairs_count_images_activations_and_both_networks(small):
     seconds = [step_seconds(job, Rates())["backbone"] for job in (one, dcq, f2c)]
     assert seconds[1] == pytest.approx(4 / 3 * seconds[0])
     assert seconds[2] == pytest.approx(8 / 3 * seconds[0])
+    two = [network_bytes(replace(job, num_workers=2)) for job in (dcq, f2c)]
+    assert two[0]["all_to_all"] == 0.5 * 8 * dcq.image_bytes == 0.5 * 8 * 4 * 3 * dcq.image_size**2
+    assert two[0]["all_gather"] == 0.5 * 16 * (4 * dcq.embedding_size + 8)
+    assert two[1]["all_gather"] == 2 * two[0]["all_gather"]
     averaged = replace(one, averaged=True)
     assert memory(averaged)["weight_average"] == memory(one)["backbone_weights"]
     assert checkpoint_bytes(averaged) == checkpoint_bytes(one) + memory(one)["backbone_weights"]
