@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rayface.data.synth import synthesize
+from rayface.experiment.spec import load
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -16,3 +19,10 @@ def test_plain_pytorch_on_a_small_dataset_prints_its_speed(tmp_path: Path) -> No
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "images/s (median), loss" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["crawl", "curation", "generations"])
+def test_experiments_of_examples_refer_to_earlier_stages(name: str) -> None:
+    experiment = load(EXAMPLES / f"{name}.yaml", [])
+    assert len(experiment.stages) > 3
+    assert any(stage.references() for stage in experiment.stages)
