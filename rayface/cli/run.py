@@ -49,7 +49,7 @@ def run(
 
 def _in_short(result: Mapping[str, Any]) -> str:
     """Return the main number of a stage's result."""
-    for name in ("accuracy_mean", "faces_out", "num_rows", "images", "max_abs_error", "loss"):
+    for name in ("accuracy_mean", "faces_out", "clusters", "num_rows", "images", "max_abs_error", "loss"):
         if result.get(name) is not None:
             return f"{name.replace('_', ' ')} {result[name]:.4g}"
     return ""

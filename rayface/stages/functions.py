@@ -98,7 +98,8 @@ def shown_core_set(result: Result) -> Result:
 def cluster_images(config: Config, resume: bool) -> Result:
     from rayface.curate.cluster.cluster import cluster
 
-    return {"out": config.clustering.out, **cluster(config).as_dict()}
+    result = cluster(config).as_dict()
+    return {"out": config.clustering.out, **result["counts"], **result}
 
 
 def shown_clusters(result: Result) -> Result:

@@ -113,3 +113,16 @@ def test_export_model_into_a_uri_is_refused_before_a_model_is_read(monkeypatch: 
     monkeypatch.setattr("rayface.models.model_files.load_model", None)  # would fail
     with pytest.raises(ValueError, match=r"^export.onnx: s3://b/m.onnx: must be a path on a disk"):
         functions.export_model(load(overrides=["export.model=/m", "export.onnx=s3://b/m.onnx"]), False)
+
+
+def test_cluster_images_tells_counts_and_scores_and_shows_the_main_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"images": 9, "clusters": 3, "noise": 1, "largest": 4}
+    told = {"method": "cohesive", "threshold": 0.4, "threshold_from": "estimate", "counts": counts}
+    told |= {"scores": {"pairwise_f": 0.9, "bcubed_f": 0.8, "nmi": 0.7, "purity": 1.0}, "job": {"seconds": 2.0}}
+    result = SimpleNamespace(as_dict=lambda: told)
+    monkeypatch.setattr("rayface.curate.cluster.cluster.cluster", lambda config: result)
+    found = functions.cluster_images(load(overrides=["clustering.out=/o"]), False)
+    assert found == {"out": "/o", **counts, **told}
+    shown = functions.shown_clusters(found)
+    assert (shown["clusters"], shown["pairwise_f"], shown["seconds"]) == (3, 0.9, 2.0)
+    assert "purity" not in shown
