@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,7 +35,7 @@ NEAREST_SHARE, LEAST_NEAREST, MOST_NEAREST = 2e-4, 3, 10
 class F2COptions(HeadOptions):
     """Settings of F2C."""
 
-    pool_size: Annotated[int, Field(gt=0)] = 8192
+    pool_size: int = 8192
     """Identities in the class pool; the paper has 0.001 to 1 % of those in the data."""
     momentum: float = 0.99
     """Momentum of the gallery net."""
@@ -92,8 +90,7 @@ class F2C(Head):
         seed: int = 0,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        if pool_size < 1:
-            raise ValueError(f"head.options.pool_size: {pool_size}: must be at least 1; 1 % of the identities is usual")
+        _check_pool(pool_size)
         check_momentum(momentum)
         self.margin = CosFace(0.4, scale=32.0) if margin is None else margin
         check_plain_margin("f2c", self.margin)
@@ -107,6 +104,7 @@ class F2C(Head):
     def check(cls, settings: HeadSettings) -> None:
         """Refuse settings that `build` cannot work with."""
         assert isinstance(settings.options, F2COptions)
+        _check_pool(settings.options.pool_size)
         check_momentum(settings.options.momentum)
         check_plain_margin("f2c", settings.margin)
 
@@ -289,3 +287,8 @@ class _Pass:
 def _columns(shape: HeadShape) -> int:
     assert isinstance(shape.options, F2COptions)
     return shape.options.pool_size
+
+
+def _check_pool(pool_size: int) -> None:
+    if pool_size < 1:
+        raise ValueError(f"head.options.pool_size: {pool_size}: must be at least 1; 1 % of the identities is usual")

@@ -34,6 +34,11 @@ class NetSize:
     recomputed_bytes_per_image: int = 0
     """Bytes per image of the largest block while it is recomputed; 0 without recomputation."""
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its parameters and buffers."""
+        return 4 * self.parameters + self.buffer_bytes
+
     def activation_bytes(self, images: int) -> int:
         """Return the bytes saved for the backward pass of a batch."""
         return self.bytes_fixed + (self.bytes_per_image + self.recomputed_bytes_per_image) * images

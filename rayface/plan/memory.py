@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import torch
 
 from rayface.heads import head_class
-from rayface.heads.from_config import build_config_options
 from rayface.heads.shape import HeadMemory, HeadShape
 from rayface.plan.backbone_cost import NetSize, net_size
 from rayface.precision import uses_bf16
@@ -81,6 +80,9 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     Raises:
         ValueError: invalid settings, one line.
     """
+    # Not above: it needs pydantic, and the benchmark of a GPU plans without a config.
+    from rayface.heads.from_config import build_config_options
+
     if num_classes < 1:
         raise ValueError(f"num_classes: {num_classes}: must be at least 1")
     train = config.train
@@ -89,7 +91,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
     net = net_size(config, bf16=bf16, recompute=recompute)
     return Job(
         net=net,
-        backbone_bytes=_weight_bytes(net),
+        backbone_bytes=net.weight_bytes,
         image_bytes=4 * 3 * config.data.image_size**2,
         options=build_config_options(config.head),
         averaged=train.ema is not None,
@@ -186,8 +188,8 @@ def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
     # Our buckets are views of the gradients (gradient_as_bucket_view); by default DDP copies them.
     buckets = bucket_copies * 4 * net.trainable if job.num_workers > 1 else 0
     return {
-        "backbone_weights": _weight_bytes(net),
-        "weight_average": _weight_bytes(net) * job.averaged,
+        "backbone_weights": net.weight_bytes,
+        "weight_average": net.weight_bytes * job.averaged,
         "backbone_gradients": 4 * net.trainable,
         "backbone_optimizer": 4 * net.trainable * job.moments,
         "ddp_buckets": buckets,
@@ -196,10 +198,6 @@ def _backbone(job: Job, *, bucket_copies: int) -> dict[str, int]:
         "input_buffers": images * pixels * (1 + 4 + 4),
         "overhead": GPU_OVERHEAD if job.gpu else CPU_OVERHEAD,
     }
-
-
-def _weight_bytes(net: NetSize) -> int:
-    return 4 * net.parameters + net.buffer_bytes
 
 
 def _dense_head(job: Job, *, local_batch: int) -> dict[str, int]:

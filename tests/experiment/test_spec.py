@@ -13,7 +13,7 @@ from tests.experiment.refusals import TRAIN, assert_refused
     [
         ("stage: []", "stage: is not known here: did you mean stages?"),
         ("stages: {}", "stages: must be a list"),
-        ("stages: [{name: a}]", "stage 1: has 0 verbs: must have one of synth, convert, embed"),
+        ("stages: [{name: a}]", "stage 1: has 0 verbs: must have one of synth, convert"),
         ("stages: [{name: a, trian: {}}]", "stage 1: trian: is not known here: did you mean train?"),
         ("stages: [{name: a/b, train: {}}]", "stage 1: name: 'a/b': must be letters"),
         ("stages: [{embed: 3}]", "stage 1 (embed): embed: 3: must be keys and values"),

@@ -45,7 +45,7 @@ def test_options_of_a_head_are_its_own_settings_typed() -> None:
     [
         (["head.options.size=1"], "head.options.size: partial_fc has no such setting: it has none"),
         (["head.name=f2c", "head.options.size=1"], "head.options.size: f2c has no such setting: it has pool_size, mom"),
-        (["head.name=f2c", "head.options.pool_size=0"], "head.options.pool_size: 0: input should be greater than 0"),
+        (["head.name=f2c", "head.options.pool_size=0"], "head.options.pool_size: 0: must be at least 1"),
         (["head.name=dcq", "head.options.queue_size=a"], "head.options.queue_size: 'a': input should be a valid int"),
         (
             ["head.name=dcq", "head.options.queue_size=100"],

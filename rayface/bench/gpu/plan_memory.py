@@ -80,6 +80,8 @@ def job_of_setting(setting: StepSetting, *, gpu: bool) -> Job:
     net = size_of_net(setting.net, setting.image_size, bf16=setting.bf16, embedding_size=setting.embedding_size)
     return Job(
         net=net,
+        backbone_bytes=net.weight_bytes,
+        image_bytes=4 * 3 * setting.image_size**2,
         head="partial_fc",
         image_size=setting.image_size,
         bf16=setting.bf16,
