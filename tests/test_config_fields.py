@@ -42,10 +42,13 @@ def test_marked_fields_are_the_keys_that_a_run_keeps_and_shows():
         "data.chunk_images",
         "data.image_size",
         "data.join",
+        "data.weights",
         "data.window_images",
         "head.name",
+        "head.options",
         "optim.name",
         "train.batch_size",
+        "train.ema",
         "train.seed",
     ]
     trained = {key for key in config.OPERATIONAL if key.partition(".")[0] in config.TRAINING}

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,13 +81,12 @@ def test_forms_for_issues_are_valid_yaml_with_a_required_question() -> None:
 
 @pytest.mark.long
 def test_commands_of_the_quickstarts_run_as_they_stand(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "tune_configs", tmp_path / "tune_configs")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "rayface"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m rayface.cli "$@"\n')
     program.chmod(0o755)
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "quickstarts.md").read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 3
     environment = {
         **os.environ,
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -99,6 +97,6 @@ def test_commands_of_the_quickstarts_run_as_they_stand(tmp_path: Path) -> None:
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("runs/first/report.html", "results/evaluation.json", "core/report.html", "sweeps/first/report.html"):
+    for name in ("runs/first/report.html", "results/evaluation.json", "core/report.html"):
         assert (tmp_path / name).exists()
     assert (tmp_path / "model.onnx").stat().st_size > 10_000

@@ -5,6 +5,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -118,7 +119,7 @@ class Mirror:
         self.wait()
         failure = None
         if self._world.rank == 0:
-            _, failure = _attempt(lambda: self._discard_before(math.inf))
+            failure = self._discard_before(math.inf)
         self._failure = self._first_failure(failure)
 
     def _find(self, least_step: float) -> Copies | None:
@@ -130,10 +131,12 @@ class Mirror:
         copies = newest_whole(delivered)
         return copies if copies is not None and copies[0][0].part.step >= least_step else None
 
-    def _discard_before(self, step: float) -> None:
+    def _discard_before(self, step: float) -> str | None:
+        """Discard older parts in every store; return what failed in the first of the stores where something did."""
         assert self._stores is not None
-        for store in self._stores.every():
-            store.discard_before(step)
+        stores = self._stores.every()
+        failures = [_attempt(partial(store.discard_before, step))[1] for store in stores]
+        return next((failure for failure in failures if failure is not None), None)
 
     def _reserve(self, size: int) -> torch.Tensor:
         """Return the memory of the slot to copy into, which no longer counts as whole in any store."""
@@ -163,7 +166,7 @@ class Mirror:
             return
         self._slot = (self._slot + 1) % SLOTS
         if self._is_first and self._world.rank == 0:
-            _attempt(lambda: self._discard_before(part.step))  # what other ranks, elsewhere, have left
+            self._discard_before(part.step)  # what other ranks, elsewhere, have left
         self._is_first = False
 
     def _send(self, part: Part, memory: torch.Tensor) -> None:

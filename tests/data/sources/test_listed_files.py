@@ -98,7 +98,8 @@ def test_list_lines_that_are_invalid_or_lead_out_are_named(images: Path, tmp_pat
     assert samples(dataset) == BY_LABEL
     of_lines = [fault for fault in dataset.faults if fault.kind == "label"]
     assert len(of_lines) == 9
-    assert [lines[5 + n].split(",")[0] in str(fault) for n, fault in enumerate(of_lines)] == [True] * 9
+    named = [lines[5 + n].split(",")[0][:40] in str(fault) for n, fault in enumerate(of_lines)]  # long lines are cut
+    assert named == [True] * 9
     assert sum("leads out" in fault.reason for fault in of_lines) == 4
     others = sorted((fault.kind, fault.member) for fault in dataset.faults if fault.kind != "label")
     assert others == [("image", "a/missing.jpg"), ("link", "a/link.jpg"), ("no image", "notes.txt")]
