@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from rayface.data.synth import synthesize
+
 BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[2]
 
@@ -110,17 +112,12 @@ def test_verbs_submitted_by_rayface_return_their_results_and_exit_codes(head, tm
     data, run, folder = tmp_path / "set", tmp_path / "run", tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "short.yaml").write_text("train: {epochs: 1}\n")
-    drawn = submitted(head, folder, "synth", str(data), "--identities=20", "--images-per-identity=5", "--json")
-    assert (drawn.returncode, json.loads(drawn.stdout)["images"]) == (0, 100)
+    synthesize(data, identities=20, images_per_identity=5, image_size=32)
     keys = ["--preset=debug", "-c", "short.yaml", f"data.train={data}", "tracking.enabled=false"]
     trained = submitted(head, folder, "train", *keys, f"train.output={run}", "--resume", "auto", "--json")
     assert (trained.returncode, json.loads(trained.stdout)["steps"]) == (0, 3), trained.stderr
     again = submitted(head, folder, "train", *keys, f"train.output={run}", "--resume", "auto", "--json")
     assert json.loads(again.stdout)["seconds"] == json.loads(trained.stdout)["seconds"]
-    lost = submitted(head, folder, "train", *keys, "train.output=run")
-    assert lost.returncode == 2
-    assert "train.output" in lost.stdout
-    assert "is in the working directory of a Ray job" in lost.stdout
     stranger = submitted(head, folder, "status", "job", token="0" * 64)
     assert stranger.returncode == 2
     assert len(stranger.stderr.splitlines()) == 1
