@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rayface.credentials import masked
 from rayface.files import LOCK, exclusive_folder
@@ -20,6 +21,8 @@ from rayface.storage import (
     read_bytes,
     write_bytes,
 )
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -54,6 +57,21 @@ def exclusive_job_folder(
             delete_temporary(root)
         write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
         yield
+
+
+def read_job_result(path: Path, parse: Callable[[Any], Result], is_complete: Callable[[Result], bool]) -> Result | None:
+    """Return the result that a job wrote as JSON, or None if there is no file or the job's output is not complete.
+
+    Raises:
+        DataError: it is corrupt; one line.
+    """
+    if not path.exists():
+        return None
+    try:
+        result = parse(json.loads(path.read_text()))
+        return result if is_complete(result) else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is corrupt ({type(error).__name__}: {error}): delete it and run again") from None
 
 
 def require_empty(root: str, *, key: str, beside: Collection[str] = ()) -> None:

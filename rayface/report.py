@@ -109,6 +109,20 @@ def add_legend(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=9, labelcolor=PALETTE["muted"], loc="best", ncols=2)
 
 
+def label_bars(axes: Axes, values: Sequence[float], form: str) -> None:
+    """Write each value above its bar, the bars being at 0, 1, ...; `form` is a format such as "{:.1%}"."""
+    for place, value in enumerate(values):
+        axes.annotate(
+            form.format(value),
+            (place, value),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            color=PALETTE["ink"],
+            fontsize=8,
+        )
+
+
 def write_pngs(folder: Path, plots: Sequence[Plot]) -> dict[str, Path]:
     """Write NAME.png for each plot into a folder, created if missing; return the files by name."""
     folder.mkdir(parents=True, exist_ok=True)

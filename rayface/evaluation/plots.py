@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from rayface.report import HALF, PALETTE, Plot, add_legend, new_axes
+from rayface.report import HALF, PALETTE, Plot, add_legend, label_bars, new_axes
 
 
 def evaluation_plots(content: Mapping[str, Any], when: str = "") -> list[Plot]:
@@ -151,14 +151,5 @@ def _bars(groups: Mapping[str, Mapping[str, Any]]) -> tuple[str, Figure] | None:
     axes.set_xticks(range(len(values)), list(rates), rotation=30 if len(values) > 5 else 0)
     axes.set_ylim(0, 1.1)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
-    for place, value in enumerate(values):
-        axes.annotate(
-            f"{value:.1%}",
-            (place, value),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            color=PALETTE["ink"],
-            fontsize=8,
-        )
+    label_bars(axes, values, "{:.1%}")
     return lowest, figure

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from rayface.curate.cluster.metrics import ClusterScores
 from rayface.curate.prune.result import DatasetCounts, JobFacts, Tracked, Values, has_dataset, has_rows
-from rayface.storage import DataError
+from rayface.job_folder import read_job_result
 
 LABELS = "labels.parquet"
 RESULT = "cluster.json"  # written last
@@ -85,14 +85,7 @@ def read_result(root: Path) -> ClusterResult | None:
     Raises:
         DataError: cluster.json is corrupt.
     """
-    path = root / RESULT
-    if not path.exists():
-        return None
-    try:
-        result = ClusterResult.from_dict(json.loads(path.read_text()))
-        return result if _is_complete(root, result) else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is corrupt ({type(error).__name__}: {error}): delete it and run again") from None
+    return read_job_result(root / RESULT, ClusterResult.from_dict, partial(_is_complete, root))
 
 
 def _is_complete(root: Path, result: ClusterResult) -> bool:

@@ -19,7 +19,19 @@ from rayface.curate.prune.sampled_images import Identity, identity_counts, keys_
 from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings
 from rayface.files import write_file
-from rayface.report import HALF, PALETTE, Listing, Plot, Sheet, add_legend, as_svg, load_template, new_axes, write_pngs
+from rayface.report import (
+    HALF,
+    PALETTE,
+    Listing,
+    Plot,
+    Sheet,
+    add_legend,
+    as_svg,
+    label_bars,
+    load_template,
+    new_axes,
+    write_pngs,
+)
 from rayface.version import VERSION
 
 _SAMPLED = 300  # identities
@@ -145,16 +157,7 @@ def _by_size(sizes: Ints, kept: Ints) -> Figure:
     axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)
     axes.set_ylim(0, 1.08)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
-    for place, value in enumerate(share.tolist()):
-        axes.annotate(
-            f"{value:.0%}",
-            (place, value),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            color=PALETTE["ink"],
-            fontsize=8,
-        )
+    label_bars(axes, share.tolist(), "{:.0%}")
     return figure
 
 

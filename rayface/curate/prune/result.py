@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayface.storage import DataError
+from rayface.job_folder import read_job_result
 
 CORE_SET = "core_set.parquet"
 RESULT = "prune.json"  # written last
@@ -146,14 +147,7 @@ def read_result(root: Path) -> PruneResult | None:
     Raises:
         DataError: prune.json is corrupt.
     """
-    path = root / RESULT
-    if not path.exists():
-        return None
-    try:
-        result = PruneResult.from_dict(json.loads(path.read_text()))
-        return result if _is_complete(root, result) else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is corrupt ({type(error).__name__}: {error}): delete it and run again") from None
+    return read_job_result(root / RESULT, PruneResult.from_dict, partial(_is_complete, root))
 
 
 def _is_complete(root: Path, result: PruneResult) -> bool:
