@@ -9,39 +9,40 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from rayface.credentials import masked
-from rayface.storage import DataError, atomic_stream, require_lasting, sync_folder
+from rayface.storage import AnyPath, DataError, RemotePath, require_lasting, sync_folder, write_bytes
 
 LOCK = ".lock"
+P = TypeVar("P", Path, RemotePath)
 logger = logging.getLogger(__name__)
 
 
-def write_file(path: Path, content: bytes | memoryview) -> Path:
-    """Write a file atomically: temporary name, fsync, rename, fsync of the folder.
+def write_file(path: P, content: bytes | memoryview) -> P:
+    """Write a file atomically: on a disk by temporary name, fsync, rename, fsync of the folder.
 
     Raises:
         OSError: it cannot be written; an existing file is unchanged.
+        DataError, StorageError: it cannot be written to the object store.
     """
-    with atomic_stream(str(path)) as stream:
-        stream.write(content)
+    write_bytes(str(path), content)
     return path
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: P, text: str) -> P:
     """Write UTF-8 text as `write_file` does."""
     return write_file(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> Path:
+def write_json(path: P, value: Any) -> P:
     """Write indented JSON as `write_file` does, credentials masked."""
     return write_text(path, json.dumps(masked(value), indent=1))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """Return the value in a JSON file.
 
     Raises:

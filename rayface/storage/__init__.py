@@ -1,6 +1,8 @@
 """Files on a local disk or any pyarrow.fs filesystem: ranged reads and atomic writes."""
 
 from rayface.storage.errors import DataError, StorageError, one_line, retried
+from rayface.storage.lease import leased
+from rayface.storage.mirror import FolderMirror, Segments
 from rayface.storage.paths import (
     REQUESTS,
     FileInfo,
@@ -19,6 +21,7 @@ from rayface.storage.paths import (
     split,
 )
 from rayface.storage.reads import Source, forward_reads, open_arrow, open_binary, read_bytes, windowed
+from rayface.storage.remote_path import AnyPath, RemotePath, path_of
 from rayface.storage.writes import (
     LARGEST_REMOTE,
     AtomicFile,
@@ -33,9 +36,13 @@ from rayface.storage.writes import (
 __all__ = [
     "LARGEST_REMOTE",
     "REQUESTS",
+    "AnyPath",
     "AtomicFile",
     "DataError",
     "FileInfo",
+    "FolderMirror",
+    "RemotePath",
+    "Segments",
     "Source",
     "StorageError",
     "atomic_stream",
@@ -46,6 +53,7 @@ __all__ = [
     "is_local",
     "is_temporary",
     "join",
+    "leased",
     "list_entries",
     "list_files",
     "list_names",
@@ -56,6 +64,7 @@ __all__ = [
     "one_line",
     "open_arrow",
     "open_binary",
+    "path_of",
     "read_bytes",
     "require_lasting",
     "retried",

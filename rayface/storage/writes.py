@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from rayface.storage.errors import retried
 from rayface.storage.paths import is_local, locate
 
 LARGEST_REMOTE = 5 << 30  # maximum bytes of a file that S3 renames
@@ -104,7 +105,21 @@ def sync_folder(folder: str) -> None:
         os.close(fd)
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a small file atomically."""
-    with atomic_stream(path) as stream:
-        stream.write(data)
+def write_bytes(path: str, data: bytes | memoryview) -> None:
+    """Write a small file atomically; in an object store it appears by one upload, without a rename.
+
+    Raises:
+        OSError: it cannot be written to the disk.
+        DataError, StorageError: it cannot be written to the store, see `retried`.
+    """
+    if is_local(path):
+        with atomic_stream(path) as stream:
+            stream.write(data)
+        return
+    filesystem, inside = locate(path)
+
+    def upload() -> None:
+        with filesystem.open_output_stream(inside, compression=None) as stream:
+            stream.write(data)
+
+    retried(path, upload, "cannot be written")

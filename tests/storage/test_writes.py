@@ -112,9 +112,10 @@ class Store:
 def test_commit_on_a_store_without_renames_copies_and_deletes(tmp_path, monkeypatch):
     error: Exception = pa.ArrowNotImplementedError("no renames here")
     monkeypatch.setattr(writes, "locate", lambda path: (Store(error), str(tmp_path / "file")))
-    write_bytes("store://file", b"whole")
+    with atomic_stream("store://file") as stream:
+        stream.write(b"whole")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"whole")]
     error = OSError("the network is down")
-    with pytest.raises(OSError, match="the network is down"):
-        write_bytes("store://file", b"newer")
+    with pytest.raises(OSError, match="the network is down"), atomic_stream("store://file") as stream:
+        stream.write(b"newer")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"whole")]

@@ -1,0 +1,89 @@
+"""A folder delivered to an object store: whole lines, whole files, nothing twice."""
+
+from pathlib import Path
+
+import pytest
+
+from rayface.storage import FolderMirror, RemotePath, Segments, mirror
+from tests.conftest import ObjectStore
+
+
+@pytest.fixture
+def remote(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
+    monkeypatch.setattr(mirror, "SEGMENT_BYTES", 10)
+    return RemotePath(object_store.uri("run"))
+
+
+def append(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(text)
+
+
+def test_segments_deliver_complete_lines_and_a_reader_follows(remote: RemotePath, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    writer, reader = Segments(ours, remote / "journal"), Segments(theirs, remote / "journal")
+    reader.pull()
+    for text, whole in (("1234\n12", "1234\n"), ("34\n", "1234\n1234\n"), ("x" * 25 + "\n", None), ("half", None)):
+        append(ours, text)
+        writer.push()
+        reader.pull()
+        assert theirs.read_text() == (whole or "1234\n1234\n" + "x" * 25 + "\n")
+    assert list((remote / "journal").files()) == ["000000", "000001", "000002", "000003"]
+
+
+@pytest.mark.parametrize(
+    ("local", "kept"), [("ab\ncd\nef\n", "ab\ncd\nef\n"), ("ab\nxx\nef\n", "ab\ncd\n"), ("", "ab\ncd\n")]
+)
+def test_segments_restore_keeps_a_local_journal_only_if_it_continues_the_stored_one(
+    remote: RemotePath, tmp_path: Path, local: str, kept: str
+) -> None:
+    append(tmp_path / "a.jsonl", "ab\ncd\n")
+    Segments(tmp_path / "a.jsonl", remote / "journal").push()
+    append(tmp_path / "b.jsonl", local)
+    journal = Segments(tmp_path / "b.jsonl", remote / "journal")
+    journal.restore()
+    assert (tmp_path / "b.jsonl").read_text() == kept
+    append(tmp_path / "b.jsonl", "last\n")
+    journal.push()
+    Segments(tmp_path / "c.jsonl", remote / "journal").restore()
+    assert (tmp_path / "c.jsonl").read_text() == f"{kept}last\n"
+
+
+def test_mirror_delivers_changed_files_at_the_end_and_restores_them_elsewhere(
+    remote: RemotePath, tmp_path: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    append(remote_journal := tmp_path / "rank0.jsonl", "of rank 0\n")
+    Segments(remote_journal, remote / "journal/rank0.jsonl").push()
+    with FolderMirror(here, remote, pulled=["journal/rank0.jsonl"]) as delivered:
+        append(here / "journal" / "driver.jsonl", "of the driver\n")
+        append(here / "journal" / "tracking.json", "{}")
+        append(here / ".hidden", "x")
+        delivered.deliver()
+        append(here / "report.html", "page")
+    assert (here / "journal" / "rank0.jsonl").read_text() == "of rank 0\n"
+    names = sorted(name.removeprefix("run/") for name in object_store.files())
+    journals = [f"journal/{name}.jsonl/00000{part}" for name in ("driver", "rank0") for part in range(2)]
+    assert names == sorted(
+        [*[n for n in journals if n != "journal/rank0.jsonl/000001"], "journal/tracking.json", "report.html"]
+    )
+    written: list[str] = []
+    monkeypatch.setattr(mirror, "write_bytes", lambda path, data: written.append(path))
+    delivered.deliver()
+    assert written == []
+    monkeypatch.undo()
+    FolderMirror(there, remote).restore("journal")
+    assert (there / "journal" / "driver.jsonl").read_text() == "of the driver\n"
+    assert (there / "journal" / "tracking.json").read_text() == "{}"
+
+
+def test_mirror_whose_store_fails_keeps_the_files_with_a_warning(
+    s3_server: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    append(tmp_path / "a.json", "{}")
+    with FolderMirror(tmp_path, RemotePath(s3_server.uri("no-such-bucket/run").replace("@/", "@"))):
+        pass
+    assert f"it is kept in {tmp_path}" in caplog.text
+    assert s3_server.secret not in caplog.text
+    assert (tmp_path / "a.json").read_text() == "{}"

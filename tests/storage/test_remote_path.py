@@ -1,0 +1,47 @@
+"""Paths in an object store: pathlib's methods, and no credentials in their text."""
+
+import pickle
+
+import pytest
+
+from rayface.files import read_json, write_json
+from rayface.storage import DataError, RemotePath, path_of
+from tests.conftest import ObjectStore
+
+
+def test_remote_path_files_are_written_read_listed_and_deleted(object_store: ObjectStore) -> None:
+    run = RemotePath(object_store.uri("runs/one"))
+    assert not run.exists()
+    assert list(run.iterdir()) == []
+    assert run.files() == {}
+    write_json(run / "a.json", {"step": 1})
+    write_json(run / "checkpoints" / "b.json", {"step": 2})
+    assert read_json(run / "a.json") == {"step": 1}
+    assert [path.name for path in run.iterdir()] == ["a.json", "checkpoints"]
+    assert list(run.files()) == ["a.json", "checkpoints/b.json"]
+    assert run.is_dir()
+    assert (run / "a.json").is_file()
+    assert (run / "a.json").stat().st_size > 5
+    (run / "a.json").unlink()
+    (run / "a.json").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match="No such object"):
+        (run / "a.json").read_text()
+    run.remove_tree()
+    assert object_store.files() == {}
+
+
+def test_remote_path_text_is_masked_and_opens_also_after_pickle(object_store: ObjectStore) -> None:
+    path = pickle.loads(pickle.dumps(path_of(object_store.uri("runs/one/"))))
+    assert isinstance(path, RemotePath)
+    assert object_store.secret not in f"{path} {path!r}"
+    assert path.name == "one"
+    assert path.parent.name == "runs"
+    write_json(path_of(str(path)) / "a.json", [1])
+    assert read_json(path / "a.json") == [1]
+
+
+def test_write_without_a_bucket_is_refused_in_one_line(s3_server: ObjectStore) -> None:
+    with pytest.raises(DataError, match=r"cannot be written.*NO_SUCH_BUCKET") as caught:
+        write_json(RemotePath(s3_server.uri("no-bucket-here/a.json").replace("@/", "@")), {})
+    assert "\n" not in str(caught.value)
+    assert s3_server.secret not in str(caught.value)
