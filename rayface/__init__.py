@@ -2,31 +2,70 @@
 
 The command line is `rayface --help`. From Python:
 
-    rayface.load_model(path)                    a trained model: images -> embeddings
-    rayface.data.dataset.open_dataset(path)     images of tar shards, by index
-    rayface.heads                               PartialFC, DCQ, F2C and margins for a training loop of your own
-    rayface.backbones                           build_backbone, load_backbone
-    rayface.config, rayface.training.trainer    load a config, train(config)
-    rayface.evaluation, rayface.curate          protocols; core sets, cleaning, clustering
+    load_model(path)                       a trained model: images -> embeddings
+    open_dataset(path)                     images of tar shards; .to_torch(), .to_webdataset(), .to_ray()
+    heads, backbones                       for a training loop of your own: PartialFC, DCQ, F2C; build_backbone
+    load_config(preset, overrides={...})   settings of a job, by config key
+    train, tune, embed, prune, cluster,    jobs: each takes a config and returns its result, which has .to_pandas();
+        evaluate                           tune takes a sweep file
+
+Everything is imported when it is first used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rayface.version import VERSION
 
 if TYPE_CHECKING:
+    from rayface import backbones, heads
+    from rayface.config import load as load_config
+    from rayface.curate.cluster.cluster import cluster
+    from rayface.data.dataset import open_dataset
+    from rayface.embedding.embed import embed
+    from rayface.evaluation.evaluate import evaluate
     from rayface.models.model_files import load_model
+    from rayface.stages.proxy import prune
+    from rayface.training.trainer import train
+    from rayface.tuning.sweep import tune
 
 __version__ = VERSION
-__all__ = ["__version__", "load_model"]
+__all__ = [
+    "__version__",
+    "backbones",
+    "cluster",
+    "embed",
+    "evaluate",
+    "heads",
+    "load_config",
+    "load_model",
+    "open_dataset",
+    "prune",
+    "train",
+    "tune",
+]
+
+_MODULES = ("backbones", "heads")
+_FUNCTIONS = {
+    "cluster": "curate.cluster.cluster:cluster",
+    "embed": "embedding.embed:embed",
+    "evaluate": "evaluation.evaluate:evaluate",
+    "load_config": "config:load",
+    "load_model": "models.model_files:load_model",
+    "open_dataset": "data.dataset:open_dataset",
+    "prune": "stages.proxy:prune",
+    "train": "training.trainer:train",
+    "tune": "tuning.sweep:tune",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and the model code only when a model function is requested."""
-    if name == "load_model":
-        from rayface.models.model_files import load_model
-
-        return load_model
+    """Import PyTorch, Ray and the library only when one of these is first used."""
+    if name in _MODULES:
+        return import_module(f"rayface.{name}")
+    if name in _FUNCTIONS:
+        module, _, function = _FUNCTIONS[name].partition(":")
+        return getattr(import_module(f"rayface.{module}"), function)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

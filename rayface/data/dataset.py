@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,13 @@ from rayface.data.label_join import Join
 from rayface.data.manifest import RECOUNT, Description
 from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.storage import DataError, join, normalise
+
+if TYPE_CHECKING:
+    import ray.data
+    import torch
+
+    from rayface.data.image_stream import ImageStream, StreamOptions
+    from rayface.data.webdataset_pipeline import ImagePipeline
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +151,53 @@ class Dataset:
     def find(self, keys: Iterable[pa.Array]) -> NDArray[np.int64]:
         """Return the positions of keys in the index, -1 for a key that is not there. Memory: see find_keys."""
         return find_keys(keys, self.key_batches())[0]
+
+    def to_torch(
+        self,
+        *,
+        image_size: int | None = None,
+        transform: Callable[[NDArray[np.uint8]], torch.Tensor] | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> ImageStream[tuple[torch.Tensor, int]]:
+        """Open the dataset as a `torch.utils.data.IterableDataset` of (image, label), for a DataLoader.
+
+        Args:
+            image_size: side of the images in pixels; default: that of the dataset, if all images have one.
+            transform: takes uint8 RGB (S, S, 3), returns the image; default: float32 (3, S, S) in [-1, 1].
+            options: shuffle, seed, rank, world_size, equal_parts and more, see `ImageStream`.
+
+        Raises:
+            ValueError: the images have no common size and `image_size` is not given.
+        """
+        from rayface.data.image_stream import tensor_stream
+
+        return tensor_stream(self, image_size=image_size, transform=transform, **options)
+
+    def to_webdataset(self, **options: Unpack[StreamOptions]) -> ImagePipeline:
+        """Open the dataset as a pipeline of the `webdataset` library: samples `__key__`, `jpg` and `cls`, not decoded.
+
+        Args:
+            options: shuffle, seed, rank, world_size, equal_parts and more, see `ImageStream`.
+
+        Raises:
+            ValueError: the library is not installed.
+        """
+        from rayface.data.webdataset_pipeline import open_pipeline
+
+        return open_pipeline(self, **options)
+
+    def to_ray(self, *, image_size: int | None = None, max_corrupt_fraction: float = 1e-3) -> ray.data.Dataset:
+        """Open the dataset as a Ray Dataset of `key`, `label` and `image`; Ray must be running.
+
+        Moves the index into Ray's object store. Corrupt images are logged and left out.
+
+        Args:
+            image_size: side of the decoded images in pixels, uint8 RGB (S, S, 3); None: `image` is the file's bytes.
+            max_corrupt_fraction: a block that lost more than this fraction of the dataset's images is an error.
+        """
+        from rayface.data.ray_dataset import open_ray_dataset
+
+        return open_ray_dataset(self, image_size=image_size, max_corrupt_fraction=max_corrupt_fraction)
 
     @functools.cached_property
     def _root_prefixes(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from rayface.config import Config, EmbedConfig, TrainConfig, require_keys
 from rayface.credentials import masked
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.samples import Fault
-from rayface.data.streaming.batches import FaultCounter
+from rayface.data.streaming.fault_counter import FaultCounter
 from rayface.data.streaming.shared_samples import SharedSamples, share
 from rayface.embedding.embeddings import JOB, MANIFEST
 from rayface.embedding.shard_embedder import (

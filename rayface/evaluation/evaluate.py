@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import yaml
 
@@ -22,6 +23,7 @@ from rayface.evaluation.protocol import (
     card_figures,
     evaluation_content,
     evaluation_dict,
+    figure_rows,
     scores_of,
 )
 from rayface.evaluation.protocols import configured_protocols, open_protocols
@@ -57,6 +59,13 @@ class EvaluationResult:
     def for_file(self) -> dict[str, object]:
         """Return the content of evaluation.json: `as_dict` with the curves."""
         return {**self.as_dict(), **evaluation_content(self.results)}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the figures: protocol, figure (`tar_at_far.0.001` of a mapping), value, and its 95 % interval."""
+        rows = [
+            {"protocol": name, **row} for name, result in self.results.items() for row in figure_rows(result.figures())
+        ]
+        return pd.DataFrame(rows, columns=["protocol", "figure", "value", "low", "high"])
 
 
 def evaluate(config: Config) -> EvaluationResult:

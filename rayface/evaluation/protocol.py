@@ -70,6 +70,21 @@ def evaluation_dict(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
     return {**first.figures(), "protocols": {name: result.summary() for name, result in results.items()}}
 
 
+def figure_rows(figures: Mapping[str, object], prefix: str = "", limits: object = None) -> list[dict[str, object]]:
+    """Return a row for each number among the figures: figure, value, and low and high of its interval if it has one."""
+    rows: list[dict[str, object]] = []
+    for name, value in figures.items():
+        interval = figures.get(f"{name.removesuffix('_mean')}_interval")
+        if interval is None and isinstance(limits, Mapping):
+            interval = limits.get(name)
+        if isinstance(value, Mapping):
+            rows += figure_rows(value, f"{prefix}{name}.", interval)
+        elif isinstance(value, int | float) or value is None:
+            low, high = interval if isinstance(interval, Sequence) else (None, None)
+            rows.append({"figure": f"{prefix}{name}", "value": value, "low": low, "high": high})
+    return rows
+
+
 def card_figures(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
     """Return the figures for a model card: those of the first protocol, and, if there are several, all by protocol."""
     figures = {name: result.figures() for name, result in results.items()}

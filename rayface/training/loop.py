@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from rayface.config import Config
-from rayface.data.streaming.batches import Batch, Fault, FaultCounter
+from rayface.data.shards.samples import Fault
+from rayface.data.streaming.batches import Batch
+from rayface.data.streaming.fault_counter import FaultCounter
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import save_model
 from rayface.precision import uses_bf16

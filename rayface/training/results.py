@@ -1,12 +1,17 @@
 """Result of a finished run, and its report."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayface.data.dataset import Dataset
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_messages import Values
 from rayface.training.validate import data_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,10 @@ class TrainResult:
     def as_dict(self) -> dict[str, Any]:
         """Return the values that `rayface train --json` prints."""
         return {**self.for_file(), "tracking": self.tracking, "tracking_delivered": self.tracking_delivered}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the metrics of the run, a row for each step and a column for each metric; see `RunDirectory`."""
+        return self.run.to_pandas()
 
 
 def write_results(run: RunDirectory, dataset: Dataset, *, seconds: float) -> TrainResult:

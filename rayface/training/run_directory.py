@@ -1,10 +1,13 @@
 """The directory of a training run; only this module and `run_messages` know its files."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rayface import config as configs
 from rayface import elapsed
@@ -17,6 +20,9 @@ from rayface.tracking import Journal, read_metrics
 from rayface.tracking.delivery import delivered_run_id
 from rayface.tracking.spool import JOURNAL
 from rayface.training.run_messages import RunMessages, Values
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DATA = "data.json"
 _OUTCOME = "outcome.json"
@@ -229,6 +235,13 @@ class RunDirectory(RunMessages):
     def read_metrics(self) -> dict[str, list[tuple[int, float, float]]]:
         """Return the metrics of all journals; see `tracking.read_metrics`."""
         return read_metrics(self.journals)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the metrics, a row for each step and a column for each metric; NaN where it was not measured."""
+        import pandas as pd
+
+        points = {key: dict(point[:2] for point in found) for key, found in self.read_metrics().items()}
+        return pd.DataFrame(points).sort_index().rename_axis("step")
 
     def mlflow_run_id(self) -> str | None:
         """Return the id of the run in MLflow; None until MLflow has answered."""

@@ -1,12 +1,14 @@
 """Results of a sweep: best.yaml, result.json, figures and the HTML report."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from rayface import config as configs
@@ -48,14 +50,20 @@ class SweepResult:
     seconds: float
     """Total seconds of all sessions."""
     best: BestTrial | None
+    rows: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    """Values of every finished trial; not part of result.json."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by name, as in result.json and --json."""
-        values = {name: value for name, value in vars(self).items() if name != "best"}
+        values = {name: value for name, value in vars(self).items() if name not in ("best", "rows")}
         if self.best is None:
             return values
         best = {"trial": self.best.trial, **self.best.values, "params": self.best.params}
         return {**values, "best": best, "best_config": self.best.config}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row for each finished trial: trial, state, the objectives, the searched keys, seconds, reason."""
+        return pd.DataFrame(self.rows)
 
 
 def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> SweepResult:
@@ -74,6 +82,7 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
         fail=states.count("fail"),
         seconds=seconds,
         best=_best(best[0], metrics, sweep) if best else None,
+        rows=[_values(trial, metrics) for trial in trials],
     )
     if best:
         _write_best(base, best[0], sweep)
@@ -110,6 +119,16 @@ def _best(trial: FrozenTrial, metrics: Sequence[str], sweep: SweepDirectory) -> 
         params=trial.params,
         config=str(sweep.best_config),
     )
+
+
+def _values(trial: FrozenTrial, metrics: Sequence[str]) -> dict[str, Any]:
+    own = {
+        "trial": trial.number,
+        "state": trial.state.name.lower(),
+        **dict(zip(metrics, trial.values or [math.nan] * len(metrics), strict=True)),
+        **trial.params,
+    }
+    return own | {name: trial.user_attrs.get(name) for name in ("seconds", "reason") if name not in own}
 
 
 def _write_best(base: Config, trial: FrozenTrial, sweep: SweepDirectory) -> None:

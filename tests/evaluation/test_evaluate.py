@@ -56,8 +56,14 @@ def test_evaluate_of_a_model_on_pairs_returns_the_figures_it_writes(
     given: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="rayface.progress")
-    result = evaluate(given(batch_size=16)).as_dict()
+    evaluated = evaluate(given(batch_size=16))
+    result = evaluated.as_dict()
     assert result["num_pairs"] == 40
+    rows = evaluated.to_pandas().set_index("figure")
+    assert rows.loc["accuracy_mean", ["value", "low", "high"]].tolist() == [
+        result["accuracy_mean"],
+        *result["accuracy_interval"],
+    ]
     assert 0 <= result["accuracy_mean"] <= 1
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert {key: written[key] for key in result} == json.loads(json.dumps(result))

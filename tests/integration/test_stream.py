@@ -10,8 +10,9 @@ import pytest
 
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming import dealer
-from rayface.data.streaming.batches import Batch, FaultCounter, train_batches
+from rayface.data.streaming.batches import Batch, train_batches
 from rayface.data.streaming.dealer import deal
+from rayface.data.streaming.fault_counter import FaultCounter
 from rayface.data.streaming.label_groups import group_by_label
 from rayface.data.streaming.pair_order import PairOrder
 from rayface.data.streaming.sample_order import SampleOrder

@@ -54,3 +54,15 @@ def test_faults_added_later_are_appended(tmp_path):
     run.write_faults(["a"])
     run.add_faults(["b", "c"])
     assert (tmp_path / "faults.log").read_text() == "a\nb\nc\n"
+
+
+def test_metrics_as_a_data_frame_are_a_row_for_each_step_with_nan_where_none_was_measured(tmp_path):
+    run = RunDirectory(tmp_path)
+    journal = run.journal("rank0")
+    journal.metrics({"train/loss": 3.0}, 10)
+    journal.metrics({"train/loss": 2.0, "eval/accuracy": 0.7}, 20)
+    journal.close()
+    frame = run.to_pandas()
+    assert frame.index.name == "step"
+    assert frame["train/loss"].to_dict() == {10: 3.0, 20: 2.0}
+    assert frame["eval/accuracy"].isna().tolist() == [True, False]

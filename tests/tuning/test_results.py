@@ -39,11 +39,12 @@ def left(tmp_path_factory):
     """The folder of a sweep that has ended, its result, its study."""
     folder = tmp_path_factory.mktemp("sweep")
     spec, base, study = searched_study("fastface.yaml")
-    return folder, write_results(spec, base, folder, study, seconds=5.0).as_dict(), study
+    return folder, write_results(spec, base, folder, study, seconds=5.0), study
 
 
 def test_results_of_a_sweep_are_a_page_pictures_and_the_best_config(left):
-    folder, result, study = left
+    folder, ended, study = left
+    result = ended.as_dict()
     assert (result["trials"], result["complete"], result["pruned"], result["fail"]) == (12, 10, 1, 1)
     assert json.loads((folder / "result.json").read_text()) == result
     assert result["best"]["accuracy_mean"] == study.best_value
@@ -109,3 +110,14 @@ def test_results_of_no_or_one_trial_are_written(tmp_path, trials):
     result = write_results(spec, base, tmp_path, study, seconds=1.0).as_dict()
     assert ("best" in result) == bool(trials)
     assert (tmp_path / "best.yaml").exists() == bool(trials)
+
+
+def test_trials_as_a_data_frame_are_a_row_for_each_finished_trial(left):
+    _, ended, study = left
+    frame = ended.to_pandas()
+    assert list(frame.columns)[:3] == ["trial", "state", "accuracy_mean"]
+    assert frame["state"].value_counts().to_dict() == {"complete": 10, "pruned": 1, "fail": 1}
+    best = frame.loc[frame["accuracy_mean"].idxmax()]
+    assert (best["trial"], best["accuracy_mean"]) == (study.best_trial.number, study.best_value)
+    assert {key: best[key] for key in study.best_params} == study.best_params
+    assert "bold" in frame["reason"][frame["state"] == "fail"].item()

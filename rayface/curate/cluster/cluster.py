@@ -98,7 +98,7 @@ def cluster(config: Config) -> ClusterResult:
             tracked.journal.metrics(_numbers(result), step=0)
             for name in (RESULT, REPORT):
                 tracked.journal.artifact(root / name)
-    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered))
+    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=root)
 
 
 def _opened(config: Config) -> _Inputs:

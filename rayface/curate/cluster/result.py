@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
+
+import pandas as pd
 
 from rayface.curate.cluster.metrics import ClusterScores
 from rayface.curate.prune.result import DatasetCounts, JobFacts, Tracked, Values, has_dataset, has_rows
@@ -43,6 +45,7 @@ class ClusterResult:
         base: median cosine of random pairs below the threshold, that of two persons.
         scores: against the labels of the embeddings, if these are of two identities or more.
         tracked: tracking of the job that has just run; None if the result already existed.
+        folder: output folder of the job; not part of cluster.json.
     """
 
     method: str
@@ -55,6 +58,7 @@ class ClusterResult:
     dataset: DatasetCounts | None = None
     job: JobFacts
     tracked: Tracked | None = None
+    folder: Path = field(default=Path(), compare=False)
 
     @classmethod
     def from_dict(cls, values: Values) -> Self:
@@ -73,10 +77,14 @@ class ClusterResult:
     def as_dict(self) -> dict[str, Any]:
         """Return the content of cluster.json, and where the job was tracked."""
         found = asdict(self)
-        tracked = found.pop("tracked")
+        tracked, _ = found.pop("tracked"), found.pop("folder")
         if tracked is not None:
             found |= {"tracking": tracked["uri"], "tracking_delivered": tracked["delivered"]}
         return found
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the cluster of every image: key, cluster (-1: noise), confidence."""
+        return pd.read_parquet(self.folder / LABELS)
 
 
 def read_result(root: Path) -> ClusterResult | None:
@@ -85,7 +93,8 @@ def read_result(root: Path) -> ClusterResult | None:
     Raises:
         DataError: cluster.json is corrupt.
     """
-    return read_job_result(root / RESULT, ClusterResult.from_dict, partial(_is_complete, root))
+    found = read_job_result(root / RESULT, ClusterResult.from_dict, partial(_is_complete, root))
+    return None if found is None else replace(found, folder=root)
 
 
 def _is_complete(root: Path, result: ClusterResult) -> bool:

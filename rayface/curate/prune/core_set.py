@@ -108,7 +108,7 @@ def prune(config: Config) -> PruneResult:
             tracked.journal.metrics(numbers, step=0)
             for name in (RESULT, REPORT):
                 tracked.journal.artifact(root / name)
-    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered))
+    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=root)
 
 
 def _opened(config: Config) -> _Inputs:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -94,6 +95,7 @@ class PruneResult:
         mean_cosine_before, mean_cosine_after: mean cosine of an image to the others of its identity.
         baselines: figures of other methods at the same number of images.
         tracked: tracking of the job that has just run; None if the result already existed.
+        folder: output folder of the job; not part of prune.json.
     """
 
     method: str
@@ -109,6 +111,7 @@ class PruneResult:
     dataset: DatasetCounts | None = None
     job: JobFacts
     tracked: Tracked | None = None
+    folder: Path = field(default=Path(), compare=False)
 
     @classmethod
     def from_dict(cls, values: Values) -> Self:
@@ -128,13 +131,17 @@ class PruneResult:
     def as_dict(self) -> dict[str, Any]:
         """Return the content of prune.json, and where the job was tracked."""
         found = asdict(self)
-        tracked = found.pop("tracked")
+        tracked, _ = found.pop("tracked"), found.pop("folder")
         found |= found.pop("counts") | found.pop("job")
         if found["dataset"] is None:
             del found["dataset"]
         if tracked is not None:
             found |= {"tracking": tracked["uri"], "tracking_delivered": tracked["delivered"]}
         return found
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the decision about every image: key, label, kept, score, suppressed_by, reason."""
+        return pd.read_parquet(self.folder / CORE_SET)
 
 
 def _fields_of(kind: type, values: Values) -> dict[str, Any]:
@@ -147,7 +154,8 @@ def read_result(root: Path) -> PruneResult | None:
     Raises:
         DataError: prune.json is corrupt.
     """
-    return read_job_result(root / RESULT, PruneResult.from_dict, partial(_is_complete, root))
+    found = read_job_result(root / RESULT, PruneResult.from_dict, partial(_is_complete, root))
+    return None if found is None else replace(found, folder=root)
 
 
 def _is_complete(root: Path, result: PruneResult) -> bool:

@@ -2,10 +2,9 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -14,7 +13,6 @@ import torch
 from rayface.data.shards.samples import Fault
 from rayface.data.streaming.dealer import Dealt, Stream
 from rayface.data.streaming.windows import rank_windows
-from rayface.storage import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,47 +32,6 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     faults: tuple[Fault, ...]
-
-
-class FaultCounter:
-    """Counts distinct corrupt images; too many of them stop the run.
-
-    Every rank sees the same faults at the same step, so all ranks stop together without a collective.
-    """
-
-    def __init__(self, num_samples: int, max_corrupt_fraction: float, known: Sequence[Fault] = ()) -> None:
-        self._lost = {(f.shard, f.member, f.offset): f.num_lost for f in known}
-        self._num_samples = num_samples + sum(self._lost.values())
-        self._limit = max_corrupt_fraction
-
-    @property
-    def num_lost(self) -> int:
-        """Number of corrupt images so far, including those known from the start."""
-        return sum(self._lost.values())
-
-    def state(self) -> list[list[str | int | None]]:
-        """Return what was counted, as JSON."""
-        return [[*key, lost] for key, lost in self._lost.items()]
-
-    def load_state(self, state: list[list[Any]]) -> None:
-        """Add what `state` returned in an earlier part of the run."""
-        self._lost.update({(shard, member, offset): lost for shard, member, offset, lost in state})
-
-    def add(self, faults: Sequence[Fault]) -> list[Fault]:
-        """Count faults and return those that are new.
-
-        Raises:
-            DataError: above the limit.
-        """
-        new = [f for f in faults if (f.shard, f.member, f.offset) not in self._lost]
-        self._lost.update({(f.shard, f.member, f.offset): f.num_lost for f in new})
-        if new and self.num_lost > self._limit * self._num_samples:
-            raise DataError(
-                f"{self.num_lost} of {self._num_samples} images are corrupt, more than "
-                f"data.max_corrupt_fraction={self._limit:g} allows; the last is {new[-1]}; "
-                "see `rayface check --deep` for all"
-            )
-        return new
 
 
 def train_batches(dealt: Dealt, rank: int, *, node: str | None = None) -> Iterator[Batch]:

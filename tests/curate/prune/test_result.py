@@ -104,3 +104,10 @@ def test_read_result_of_corrupt_json_raises_one_line(finished: Path) -> None:
     ) as raised:
         read_result(finished)
     assert "\n" not in str(raised.value)
+
+
+def test_decisions_as_a_data_frame_are_those_of_the_core_set(finished: Path) -> None:
+    found = read_result(finished)
+    assert found is not None
+    assert found.to_pandas()["key"].tolist() == ["a", "b", "c"]
+    assert "folder" not in found.as_dict()

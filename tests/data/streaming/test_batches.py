@@ -1,4 +1,4 @@
-"""Batches of a rank: every image of its rows once, faults with their window, too many of them stop the run."""
+"""Batches of a rank: every image of its rows once, faults with their window."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -10,10 +10,9 @@ import pytest
 
 from rayface.data.shards.samples import Fault
 from rayface.data.streaming import batches
-from rayface.data.streaming.batches import FaultCounter, train_batches
+from rayface.data.streaming.batches import train_batches
 from rayface.data.streaming.sample_order import SampleOrder, rank_rows
 from rayface.data.streaming.windows import RankWindow
-from rayface.storage import DataError
 
 ORDER = SampleOrder(num_samples=40, batch_size=4, window_images=12, chunk_images=1)
 FAULT = Fault(shard="a.tar", member="k.jpg", offset=3, reason="corrupt")
@@ -63,35 +62,6 @@ def test_train_batches_give_the_faults_of_a_window_once(monkeypatch: pytest.Monk
 def test_train_batches_of_windows_out_of_order_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"^rank 0 received window 2 instead of 1: the order was lost$"):
         read(monkeypatch, [[0], [2]], (0, 10), 0, 1)
-
-
-def fault(member: str, lost: int = 1) -> Fault:
-    return Fault(shard="a.tar", member=member, offset=0, reason="corrupt", num_lost=lost)
-
-
-def test_fault_counter_with_repeated_faults_counts_each_once() -> None:
-    counter = FaultCounter(10, 0.5, known=[fault("known", 2)])
-    assert counter.add([fault("a"), fault("known", 2)]) == [fault("a")]
-    assert counter.add([fault("a")]) == []
-    assert counter.num_lost == 3
-
-
-def test_fault_counter_above_the_limit_stops_in_one_line() -> None:
-    counter = FaultCounter(10, 0.1)
-    counter.add([fault("a")])
-    with pytest.raises(DataError, match=r"^2 of 10 images are corrupt, more than data.max_corrupt_fraction=0.1") as e:
-        counter.add([fault("b")])
-    assert "\n" not in str(e.value)
-    assert "a.tar: b" in str(e.value)
-
-
-def test_fault_counter_state_loaded_after_a_resume_is_counted_once() -> None:
-    before = FaultCounter(10, 0.5)
-    before.add([fault("a"), fault("b", 3)])
-    after = FaultCounter(10, 0.5)
-    after.load_state(before.state())
-    assert after.add([fault("a")]) == []
-    assert after.num_lost == 4
 
 
 class Dealer:
