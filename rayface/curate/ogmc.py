@@ -8,7 +8,7 @@ others in turn, so decisions taken on few images are revised as more arrive:
   or below that to another identity;
 * two identities become one if the mean cosine between their images reaches `link` (average linkage, from sums alone).
 
-Candidates come from an approximate index (HNSW), so the time of an image does not grow with their number.
+Candidates come from an approximate index, so the time of an image does not grow with their number; see `ogmc_index`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -29,8 +28,9 @@ from rayface.curate.affinity import PRIOR_PAIRS, RATIO, base_cosine, scale_of
 from rayface.curate.cluster.neighbours import nearest
 from rayface.curate.cluster.threshold import best_threshold
 from rayface.curate.cosines import unit_blocks
+from rayface.curate.ogmc_index import ComponentIndex
 from rayface.curate.ogmc_kernel import COMPONENTS, FREE, IDENTITIES, State, Thresholds, add_vectors
-from rayface.curate.ogmc_state import NEIGHBOURS, OgmcSettings, empty_state, enlarged, in_use, with_room
+from rayface.curate.ogmc_state import OgmcSettings, empty_state, enlarged, in_use, with_room
 from rayface.storage import DataError, atomic_stream
 
 _BLOCK = 256  # arrivals between two updates of the index
@@ -82,8 +82,7 @@ class OnlineGaussianMixture:
         self._component = np.empty(0, np.int64)  # of each image, in order of arrival
         self._num_images = 0
         self._state: State | None = None
-        self._index: faiss.Index | None = None
-        self._entries = np.empty(0, np.int64)  # component of each entry of the index
+        self._index: ComponentIndex | None = None
         self._indexed = np.empty(0)  # images of each component when it was last indexed
         self._num_indexed = 0  # components in the index: the first ones
 
@@ -148,7 +147,7 @@ class OnlineGaussianMixture:
         vectors = np.concatenate([np.empty((0, values.shape[1])), *unit_blocks(values)]).astype(np.float32)
         if self._state is None:
             self._state = empty_state(values.shape[1])
-            self._index = _new_index(values.shape[1])
+            self._index = ComponentIndex(values.shape[1])
         elif values.shape[1] != self._state.sums.shape[1]:
             raise ValueError(
                 f"embeddings of length {values.shape[1]}: must be {self._state.sums.shape[1]}, as those before"
@@ -184,13 +183,8 @@ class OnlineGaussianMixture:
         }
         arrays: dict[str, NDArray[Any]] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
         if self._state is not None and self._index is not None:
-            arrays |= in_use(self._state)
-            arrays |= {
-                "component": self._component[: self._num_images],
-                "entries": self._entries[: self._index.ntotal],
-                "indexed": self._indexed[: self._num_indexed],
-                "index": faiss.serialize_index(self._index),
-            }
+            arrays |= in_use(self._state) | self._index.arrays()
+            arrays |= {"component": self._component[: self._num_images], "indexed": self._indexed[: self._num_indexed]}
         with atomic_stream(str(path)) as stream:
             np.savez(stream, allow_pickle=False, **arrays)
 
@@ -217,10 +211,9 @@ class OnlineGaussianMixture:
         own = cls(**about["settings"])
         own._num_images, own._num_indexed = about["num_images"], about["num_indexed"]
         if arrays:
-            own._component, own._entries = arrays.pop("component"), arrays.pop("entries")
-            own._indexed = arrays.pop("indexed")
-            own._index = faiss.deserialize_index(arrays.pop("index"))
-            own._state = State(**arrays)
+            own._component, own._indexed = arrays["component"], arrays["indexed"]
+            own._state = State(**{name: arrays[name] for name in State._fields})
+            own._index = ComponentIndex.restored(own._state.sums.shape[1], arrays)
         return own
 
     def _blocks(self, vectors: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
@@ -235,7 +228,7 @@ class OnlineGaussianMixture:
         assert self._state is not None
         assert self._index is not None
         self._state = with_room(self._state, len(vectors))
-        found = self._candidates(vectors)
+        found = self._index.search(vectors)
         settings = self.settings
         scale = scale_of(settings.link, settings.base, settings.prior)
         limits = Thresholds(settings.radius**2, RATIO * (1 - settings.slack), settings.revisits, scale)
@@ -247,13 +240,6 @@ class OnlineGaussianMixture:
         if end % _BLOCK == 0:
             self._update_index()
 
-    def _candidates(self, vectors: NDArray[np.float32]) -> Ints:
-        """Return the components (n, A) that the index has near the vectors; -1: none."""
-        if self._index is None or self._index.ntotal == 0:
-            return np.empty((len(vectors), 0), np.int64)
-        _, entries = self._index.search(vectors, min(2 * NEIGHBOURS, self._index.ntotal))
-        return np.where(entries < 0, -1, self._entries[entries])
-
     def _update_index(self) -> None:
         """Index the last images' components: new ones, and again those with twice the images, as means move."""
         assert self._state is not None
@@ -262,26 +248,21 @@ class OnlineGaussianMixture:
         self._indexed = enlarged(self._indexed, used)
         last = np.unique(self._component[self._num_images - _BLOCK : self._num_images])
         moved = last[self._state.counts[last] >= np.maximum(1, 2 * self._indexed[last])]
-        means = self._state.sums[moved] / np.linalg.norm(self._state.sums[moved], axis=1, keepdims=True)
-        count = self._index.ntotal
-        threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)  # insertions by several threads differ from run to run
-        try:
-            self._index.add(means)
-        finally:
-            faiss.omp_set_num_threads(threads)
-        self._entries = enlarged(self._entries, count + len(moved))
-        self._entries[count : count + len(moved)] = moved
+        self._index.add(moved, self._means(moved))
         self._indexed[moved] = self._state.counts[moved]
+        kept = np.flatnonzero(self._state.counts[:used] > 0)
+        if self._index.is_outgrown and len(kept):
+            self._index.remake(kept, self._means(kept))
+            self._indexed[kept] = self._state.counts[kept]
         self._num_indexed = used
+
+    def _means(self, components: Ints) -> NDArray[np.float32]:
+        """Return the means of components, divided by their norm."""
+        assert self._state is not None
+        sums = self._state.sums[components]
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
 def radius_of(link: float, base: float, reach: float = 1.5) -> float:
     """Return a radius for a link threshold: the distance of unit vectors `reach` as far above `base` as `link` is."""
     return float(np.sqrt(2 - 2 * min(base + reach * (link - base), _CLOSEST)))
-
-
-def _new_index(size: int) -> faiss.IndexHNSWFlat:
-    index = faiss.IndexHNSWFlat(size, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efSearch = 2 * NEIGHBOURS
-    return index

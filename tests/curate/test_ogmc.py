@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rayface.curate import ogmc as module
 from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.ogmc import OnlineGaussianMixture
+from rayface.curate.ogmc_index import FOUND
 from rayface.storage import DataError
 
 Drawn = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -194,6 +195,6 @@ def test_ogmc_looks_at_a_bounded_number_of_components(faces: Drawn, monkeypatch:
     own = mixture(radius=0.3).partial_fit(faces[0])
     assert own._state is not None
     assert int(own._state.counters[0]) > 600
-    assert max(width for width, _ in widths) == 2 * module.NEIGHBOURS
+    assert max(width for width, _ in widths) == FOUND
     assert int(own._state.counters[0]) - widths[-1][1] <= module._BLOCK
     assert len(widths) == -(-len(faces[0]) // module._BLOCK)
