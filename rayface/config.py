@@ -20,6 +20,7 @@ from rayface.config_fields import (
     Bytes,
     Cosine,
     DatabaseUri,
+    DiskPath,
     Fixed,
     Fraction,
     Mark,
@@ -240,7 +241,7 @@ class TrainConfig:
     teacher_backbone."""
     teacher_backbone: str | None = None
     """Backbone of a published teacher, for example r50."""
-    teacher_cache: Operational[PathText | None] = None
+    teacher_cache: Operational[DiskPath | None] = None
     """Folder for the teacher's embeddings of data.train, computed once for all runs. None: embed every augmented image
     in every step."""
     distillation: Literal["angular", "feature", "center"] = "angular"
@@ -319,7 +320,7 @@ class EvaluateConfig:
     """InsightFace's .bin file of pairs and their images, or several."""
     templates: PathText | None = None
     """Folder of a benchmark with lists of templates, as of `rayface benchmark make`."""
-    ijb: PathText | None = None
+    ijb: DiskPath | None = None
     """Folder of IJB-B or IJB-C, with meta and loose_crop."""
     target: Literal["IJBB", "IJBC"] = "IJBC"
     """Which of the two ijb is."""
@@ -350,7 +351,7 @@ class EvaluateConfig:
     """Add the embedding of the mirror image."""
     batch_size: Positive = 256
     """Images per batch."""
-    cache: Operational[PathText | None] = None
+    cache: Operational[DiskPath | None] = None
     """Directory for the embeddings of datasets, which later evaluations of the same model reuse; on a cluster, one that
     all nodes share. None: the user's cache directory."""
 
@@ -483,7 +484,7 @@ class PruneConfig:
     """Seed of random selection and of the sample on which a threshold is searched."""
     baselines: Names = ()
     """Methods to compare with at the same ratio, beside random: herding, diffprob."""
-    head: PathText | None = None
+    head: DiskPath | None = None
     """Run directory of the embedding model; diffprob uses its class centers."""
     options: Options = Field(default_factory=dict)
     """Further settings of the method, for a plugin's."""

@@ -92,6 +92,15 @@ def _absolute(path: str) -> str:
     return normalise(path)
 
 
+def _absolute_on_disk(path: str) -> str:
+    """Return an absolute local path, and refuse URIs."""
+    from rayface.storage.paths import DISK_RULE
+
+    if "://" in (found := _absolute(path)):
+        raise ValueError(DISK_RULE)
+    return found
+
+
 def _absolute_database(uri: str) -> str:
     """Return the URI of a sqlite file with an absolute path; other URIs are unchanged."""
     scheme = "sqlite:///"
@@ -137,6 +146,8 @@ def _guessed(values: Tree) -> Tree:
 Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]
 PathText = Annotated[str, AfterValidator(_absolute)]
 """A path or URI; relative paths are resolved against the current directory when they are parsed."""
+DiskPath = Annotated[str, AfterValidator(_absolute_on_disk)]
+"""A path on a disk that all nodes share; URIs are refused."""
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(_paths)]
 DatabaseUri = Annotated[str, AfterValidator(_absolute_database)]
 Numbers = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_list)]

@@ -45,7 +45,7 @@ def checkpoint_verify(
 @checkpoints.command("export")
 def checkpoint_export(
     directory: CheckpointDir,
-    out: Annotated[Path, path_option(help="Folder for model.safetensors and model.json.")],
+    out: Annotated[str, typer.Option(help="Folder for model.safetensors and model.json, a path or URI.")],
     imports: Imports = None,
     json: Json = False,
     verbose: Verbose = False,

@@ -30,6 +30,25 @@ def _local_path(text: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
+def _input_file(text: str) -> Path:
+    from rayface.storage import DataError, StorageError, local_copy
+
+    try:
+        return local_copy(text)
+    except (DataError, StorageError) as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def file_option(*names: str, help: str) -> Any:
+    """Return an option that takes an input file, a path or URI."""
+    return typer.Option(*names, parser=_input_file, metavar="FILE", help=help)
+
+
+def file_argument(*, metavar: str = "FILE", help: str) -> Any:
+    """Return an argument that takes an input file, a path or URI."""
+    return typer.Argument(parser=_input_file, metavar=metavar, help=help)
+
+
 def path_option(*names: str, help: str) -> Any:
     """Return an option that takes a local path and refuses URIs."""
     return typer.Option(*names, parser=_local_path, metavar="PATH", help=help)

@@ -1,11 +1,10 @@
 """Verb of comparisons: compare."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Json, Seed, Verbose, app, path_option, tell
+from rayface.cli.common import Debug, Json, Seed, Verbose, app, tell
 
 if TYPE_CHECKING:
     from rayface.evaluation.compare import Comparison
@@ -16,7 +15,7 @@ _SHOWN_FLIPS = 10
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories, or outputs of evaluate.")],
-    out: Annotated[Path | None, path_option("--out", help="Folder for comparison.csv and flips.csv.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder for comparison.csv and flips.csv, or a URI.")] = None,
     replicates: Annotated[int, typer.Option(min=1, help="Replicates of the bootstrap over identities.")] = 1000,
     seed: Seed = 0,
     json: Json = False,
@@ -29,7 +28,7 @@ def compare(
 
     found = compare_runs(runs, replicates=replicates, seed=seed)
     if out is not None:
-        found.write(str(out))
+        found.write(out)
     if json:
         json_line(found.as_dict())
     else:

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, path_argument, show_results
+from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, file_argument, show_results
 
 
 @app.command()
 def run(
     file: Annotated[
-        Path, path_argument(metavar="EXPERIMENT.yaml", help="Experiment file: stages, each a verb with its settings.")
+        Path, file_argument(metavar="EXPERIMENT.yaml", help="Experiment file: stages, each a verb with its settings.")
     ],
     overrides: Overrides = None,
     out: Annotated[

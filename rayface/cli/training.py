@@ -13,6 +13,7 @@ from rayface.cli.common import (
     Overrides,
     Verbose,
     app,
+    file_option,
     path_option,
     resume_mode,
     show_result,
@@ -34,7 +35,7 @@ Published = Annotated[
 def train(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
-    config: Annotated[Path | None, path_option("--config", "-c", help="YAML file of config keys.")] = None,
+    config: Annotated[Path | None, file_option("--config", "-c", help="YAML file of config keys.")] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -68,14 +69,14 @@ def train(
 def plan(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
-    config: Annotated[Path | None, path_option("--config", "-c", help="YAML file of config keys.")] = None,
+    config: Annotated[Path | None, file_option("--config", "-c", help="YAML file of config keys.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of workers; default: train.num_workers.")] = None,
     gpu_memory: Annotated[
         str | None, typer.Option(help="Memory of one GPU, for example 80GiB: refuse what does not fit.")
     ] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="C, if there is no dataset yet.")] = None,
     num_images: Annotated[int | None, typer.Option(min=1, help="Images per epoch, if there is no dataset yet.")] = None,
-    rates: Annotated[Path | None, path_option(help="Output of `rayface bench rates --json`.")] = None,
+    rates: Annotated[Path | None, file_option(help="Output of `rayface bench rates --json`.")] = None,
     gemm_tflops: Annotated[float | None, typer.Option(help="Rate of large bf16 matrix products.")] = None,
     fp32_tflops: Annotated[float | None, typer.Option(help="Rate of large fp32 matrix products.")] = None,
     memory_bandwidth: Annotated[float | None, typer.Option(help="Bandwidth of device memory, GB/s.")] = None,

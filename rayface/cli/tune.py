@@ -13,7 +13,7 @@ from rayface.cli.common import (
     Overrides,
     Verbose,
     app,
-    path_argument,
+    file_argument,
     resume_mode,
     show_result,
 )
@@ -21,7 +21,7 @@ from rayface.cli.common import (
 
 @app.command()
 def tune(
-    file: Annotated[Path, path_argument(help="Sweep file; examples are in tune_configs/.")],
+    file: Annotated[Path, file_argument(help="Sweep file; examples are in tune_configs/.")],
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="Replaces the file's preset.")] = None,
     resume: Annotated[

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import stat
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,10 +17,9 @@ from rayface.credentials import mask, masked
 from rayface.data.index import Columns, read_columns
 from rayface.data.manifest import INDEX, MANIFEST, Manifest
 from rayface.data.shards.samples import Fault
-from rayface.storage import DataError, FileInfo, StorageError, one_line
+from rayface.storage import CACHE_VARIABLE, DataError, FileInfo, StorageError, cache_folders, one_line
 
 _VERSION = 6
-_VARIABLE = "RAYFACE_CACHE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +64,7 @@ def store_scan(key: str, manifest: Manifest, table: pa.Table, faults: list[Fault
             return
         except OSError as error:
             tried.append(f"{base}: cannot be written ({one_line(error)})")
-    raise DataError(f"{'; '.join(tried)}; set {_VARIABLE} to a folder that can")
-
-
-def cache_folders(kind: str) -> Iterator[Path]:
-    """Yield folders for a kind of files. One set by the user is the only one; a home may be missing or read-only."""
-    if named := os.environ.get(_VARIABLE):
-        yield Path(named) / kind
-        return
-    yield Path(platformdirs.user_cache_dir("rayface")) / kind
-    temporary = Path(tempfile.gettempdir()) / f"rayface-{os.getuid()}"
-    with contextlib.suppress(OSError):
-        temporary.mkdir(mode=0o700, exist_ok=True)
-        found = temporary.lstat()
-        # Everybody may write to /tmp: do not trust files of another user.
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
-            yield temporary / kind
+    raise DataError(f"{'; '.join(tried)}; set {CACHE_VARIABLE} to a folder that can")
 
 
 def _store(folder: Path, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:

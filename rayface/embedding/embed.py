@@ -31,7 +31,7 @@ from rayface.embedding.shard_embedder import (
 from rayface.job_folder import exclusive_job_folder
 from rayface.ray_tasks import map_unordered_by_actors, quiet_data
 from rayface.session import is_cluster, ray_session, require_workers
-from rayface.storage import DataError, join, list_names, normalise, on_disk, write_bytes
+from rayface.storage import DataError, join, list_names, normalise, write_bytes
 from rayface.tracking.job import tracked_job
 from rayface.tracking.spool import spool
 from rayface.version import VERSION
@@ -74,8 +74,8 @@ def embed(config: Config) -> EmbedResult:
     """
     start = time.monotonic()
     require_keys(config, "embed.model", "embed.data", "embed.out")
-    model = on_disk(str(config.embed.model), "embed.model").absolute()  # workers run in another directory
-    settings = replace(config.embed, model=str(model))
+    # Workers run in another directory.
+    settings = replace(config.embed, model=normalise(str(config.embed.model)))
     limit = config.data.max_corrupt_fraction
     dataset = open_dataset(settings.data, max_corrupt_fraction=limit, join=config.data.join)
     root = normalise(str(settings.out))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from rayface.arrays import Bools
 from rayface.evaluation.identification import tar_at_far
 from rayface.evaluation.intervals import REPLICATES, IdentityBootstrap, Interval
 from rayface.evaluation.pair_scores import PairScores, read_pair_scores
-from rayface.storage import DataError, make_folder, normalise
+from rayface.storage import DataError, join, make_folder, normalise, write_bytes
 
 _FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 COMPARISON, FLIPS = "comparison.csv", "flips.csv"
@@ -59,10 +58,10 @@ class Comparison:
         }
 
     def write(self, out: str) -> None:
-        """Write comparison.csv and flips.csv into a local folder."""
+        """Write comparison.csv and flips.csv into a folder, a path or URI."""
         make_folder(normalise(out))
-        self.table.to_csv(Path(out) / COMPARISON, index=False)
-        self.flips.to_csv(Path(out) / FLIPS, index=False)
+        for name, table in ((COMPARISON, self.table), (FLIPS, self.flips)):
+            write_bytes(join(normalise(out), name), table.to_csv(index=False).encode())
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rayface.data.scan_cache import cache_folders
 from rayface.files import write_file
 from rayface.models.forward import Embedded
+from rayface.storage import cache_folders
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from rayface.data.shards.samples import Fault
 from rayface.data.sources.bin_file import open_bin
 from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.pairs_file import lfw_names, read_pairs
-from rayface.storage import normalise
+from rayface.storage import local_copy, normalise, split
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +64,7 @@ def load_pairs(pairs_csv: str | Path, data: str | Path | Sequence[str], *, image
     Raises:
         ValueError: a column or a member is missing, a value is out of range, or an image cannot be decoded.
     """
-    pairs, is_lfw = read_pairs(Path(pairs_csv))
+    pairs, is_lfw = read_pairs(local_copy(pairs_csv))
     members = list(dict.fromkeys(member for pair in pairs for member in (pair.a, pair.b)))
     place = {member: i for i, member in enumerate(members)}
     names = [lfw_names(member) if is_lfw else [member] for member in members]
@@ -72,7 +72,7 @@ def load_pairs(pairs_csv: str | Path, data: str | Path | Sequence[str], *, image
         [list(column) for column in zip(*names, strict=True)], data, image_size, str(pairs_csv)
     )
     return PairSet(
-        name=Path(pairs_csv).stem,
+        name=Path(split(str(pairs_csv))[1]).stem,
         images=images,
         members=tuple(members),
         source=source,
@@ -96,7 +96,7 @@ def load_bin(path: str | Path, *, image_size: int) -> PairSet:
     for i, reason in bad.items():
         raise ValueError(f"evaluate.bin: {path}: image {numbers[i]} cannot be decoded: {reason}")
     return PairSet(
-        name=Path(path).stem,
+        name=Path(split(str(path))[1]).stem,
         images=images,
         a=place[0::2],
         b=place[1::2],

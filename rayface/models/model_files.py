@@ -19,9 +19,11 @@ from rayface.models.model_card import write_card
 from rayface.models.model_info import DESCRIPTION, HUB_DESCRIPTION, WEIGHTS, ModelInfo
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
 from rayface.models.threshold_card import threshold_rows
+from rayface.storage import is_local, join, local_copy, split
 from rayface.version import VERSION
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
+_SUFFIXES = (".safetensors", ".onnx", *PUBLISHED_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,8 @@ def check_writable_card(path: str | Path) -> Path:
     """
     given = Path(path)
     folder = given if given.is_dir() else given.parent
+    if not is_local(str(path)):
+        raise ValueError(f"evaluate.write_card: {path}: must be on a local disk: evaluate a copy there, then upload it")
     if not (given.is_dir() or given.name == WEIGHTS) or not (folder / DESCRIPTION).is_file():
         raise ValueError(
             f"evaluate.write_card: {path}: must be a run directory or {WEIGHTS} with its {DESCRIPTION}: evaluate the "
@@ -154,9 +158,10 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
     """Load one of our models, or a published one.
 
     Args:
-        path: a run directory or a folder of the Hub, its `model.safetensors` (with `model.json` or `config.json` beside
-            it), an `.onnx` file (which runs on the CPU; `model.onnx::OUTPUT` if several outputs have the shape (N, D)),
-            or a published `.pt`/`.pth` file or training checkpoint, which is read without running code from it.
+        path: path or URI of a run directory or a folder of the Hub, of its `model.safetensors` (with `model.json` or
+            `config.json` beside it), of an `.onnx` file (which runs on the CPU; `model.onnx::OUTPUT` if several outputs
+            have the shape (N, D)), or of a published `.pt`/`.pth` file or training checkpoint, which is read without
+            running code from it.
         backbone: name of the backbone of a published file; our files hold it.
         device: device of the model.
 
@@ -165,9 +170,7 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
             fit the backbone.
     """
     name, _, output = str(path).partition(OUTPUT_SIGN)
-    path = Path(name)
-    if path.is_dir():
-        path = path / WEIGHTS
+    path = weights_file(name)
     if not path.is_file():
         raise ValueError(
             f"model {path} must be a run directory, a {WEIGHTS}, an .onnx or a .pt/.pth file; there is no such file"
@@ -187,6 +190,20 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
         **info.backbone_args,
     )
     return LoadedModel(module=module.to(device).eval(), info=info)
+
+
+def weights_file(model: str) -> Path:
+    """Return the local path of a model's file: of a folder its weights, of a URI a copy with its description.
+
+    Raises:
+        DataError, StorageError: see `local_copy`.
+    """
+    if is_local(model):
+        path = Path(model)
+        return path / WEIGHTS if path.is_dir() else path
+    name = split(model)[1]
+    file = model if Path(name).suffix in _SUFFIXES else join(model, WEIGHTS)
+    return local_copy(file, beside=(DESCRIPTION, HUB_DESCRIPTION, f"{name}.data"))
 
 
 def _published(path: Path, backbone: str | None) -> ModelInfo:

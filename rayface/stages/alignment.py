@@ -11,7 +11,7 @@ from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset
 from rayface.files import sha256_of
 from rayface.stages.conversion import Tasks, open_sources
-from rayface.storage import on_disk
+from rayface.storage import local_copy
 
 
 def align_sources(config: Config) -> Dataset:
@@ -21,7 +21,7 @@ def align_sources(config: Config) -> Dataset:
         ValueError: bad input, one line.
     """
     given = config.align
-    detector = on_disk(str(given.detector), "align.detector")
+    detector = local_copy(str(given.detector))
     if not detector.is_file():
         raise ValueError(f"align.detector: {detector}: no such file: download YuNet from the OpenCV Zoo")
     aligned = AlignedSettings(

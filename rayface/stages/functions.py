@@ -5,6 +5,7 @@ They import the library when called, so the command line shows its help without 
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from rayface.config import Config, require_keys
@@ -167,19 +168,20 @@ def export_model(config: Config, resume: bool) -> Result:
     from rayface.models.hub_folder import export_hub
     from rayface.models.model_files import load_model
     from rayface.models.onnx_export import export_onnx
-    from rayface.storage import on_disk, require_lasting
+    from rayface.storage import split, staged_folder
 
     given = config.export
     if given.onnx is None and given.hub is None:
         require_keys(config, "export.onnx")
-    folder = None if given.hub is None else on_disk(given.hub, "export.hub")
-    onnx = None if given.onnx is None else on_disk(given.onnx, "export.onnx")
-    if onnx is not None:
-        require_lasting(onnx, f"export.onnx: {onnx}")
-    model = load_model(str(given.model), backbone=given.backbone)
-    result: Result = {}
-    if folder is not None:
-        result = {"hub": str(folder), **export_hub(model, folder)}
-    if onnx is not None:
-        result = {**result, "onnx": str(onnx), **export_onnx(model, onnx, external_data=given.external_data)}
+    result: dict[str, Any] = {}
+    with ExitStack() as outputs:  # what cannot be written is refused before the work
+        hub = None if given.hub is None else outputs.enter_context(staged_folder(given.hub, "export.hub"))
+        folder, name = split(given.onnx or "")
+        onnx = None if given.onnx is None else outputs.enter_context(staged_folder(folder, "export.onnx")) / name
+        model = load_model(str(given.model), backbone=given.backbone)
+        if hub is not None:
+            result |= {"hub": given.hub, **export_hub(model, hub)}
+        if onnx is not None:
+            facts = export_onnx(model, onnx, external_data=given.external_data)
+            result |= {"onnx": given.onnx, **facts, "path": given.onnx}
     return result

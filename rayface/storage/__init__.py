@@ -1,5 +1,6 @@
 """Files on a local disk or any pyarrow.fs filesystem: ranged reads and atomic writes."""
 
+from rayface.storage.copies import CACHE_VARIABLE, cache_folders, local_copy, staged_folder, upload
 from rayface.storage.errors import DataError, StorageError, one_line, retried
 from rayface.storage.lease import leased
 from rayface.storage.mirror import FolderMirror, Segments
@@ -34,6 +35,7 @@ from rayface.storage.writes import (
 )
 
 __all__ = [
+    "CACHE_VARIABLE",
     "LARGEST_REMOTE",
     "REQUESTS",
     "AnyPath",
@@ -46,6 +48,7 @@ __all__ = [
     "Source",
     "StorageError",
     "atomic_stream",
+    "cache_folders",
     "delete",
     "delete_temporary",
     "exists",
@@ -57,6 +60,7 @@ __all__ = [
     "list_entries",
     "list_files",
     "list_names",
+    "local_copy",
     "locate",
     "make_folder",
     "normalise",
@@ -69,8 +73,10 @@ __all__ = [
     "require_lasting",
     "retried",
     "split",
+    "staged_folder",
     "sync_folder",
     "temporary_name",
+    "upload",
     "windowed",
     "write_bytes",
 ]

@@ -13,6 +13,7 @@ from pyarrow import fs as pafs
 from rayface.credentials import openable
 from rayface.storage.errors import DataError, one_line, retried
 
+DISK_RULE = "must be a path on a disk that all nodes share, not a URI: mount the storage"
 _JOB_DIRECTORIES = "/runtime_resources/working_dir_files/"
 REQUESTS = 64  # maximum concurrent requests of a process to an object store
 
@@ -84,8 +85,7 @@ def on_disk(path: str | Path, field: str = "") -> Path:
     if text.startswith("file://"):
         return Path(normalise(text))
     if not is_local(text):
-        rule = "must be a path on a disk that all nodes share, not a URI: mount the storage"
-        raise DataError(f"{field}: {text}: {rule}" if field else f"{text}: {rule}")
+        raise DataError(f"{field}: {text}: {DISK_RULE}" if field else f"{text}: {DISK_RULE}")
     return Path(text)
 
 

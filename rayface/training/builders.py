@@ -3,7 +3,6 @@
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from rayface.backbones.weights import fill_backbone
 from rayface.config import Config
 from rayface.heads import Head, build_head
 from rayface.heads.from_config import head_settings
-from rayface.models.model_info import WEIGHTS
+from rayface.models.model_files import weights_file
 from rayface.training.distributed import World
 from rayface.training.gradient_compression import compress
 
@@ -60,8 +59,7 @@ def load_start(backbone: nn.Module, config: Config) -> None:
         ValueError: no such file, or weights that do not fit.
     """
     if config.backbone.weights is not None:
-        path = Path(config.backbone.weights)
-        fill_backbone(backbone, path / WEIGHTS if path.is_dir() else path, config.backbone.name)
+        fill_backbone(backbone, weights_file(config.backbone.weights), config.backbone.name)
 
 
 def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Module:

@@ -17,7 +17,6 @@ from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import load_model
 from rayface.models.model_info import ModelInfo
 from rayface.precision import autocast
-from rayface.storage import on_disk
 from rayface.training.distributed import World
 from rayface.training.teacher_cache import by_class, by_sample
 
@@ -122,8 +121,6 @@ def check_distillation(config: Config, teacher: ModelInfo | None = None) -> None
             "train.distillation: feature: needs lengths, and train.teacher_cache holds directions: leave the cache "
             "out, or use angular"
         )
-    if train.teacher_cache is not None:
-        on_disk(train.teacher_cache, "train.teacher_cache")
     info = teacher or load_model(train.teacher, backbone=train.teacher_backbone).info
     if info.embedding_size != backbone.embedding_size:
         raise ValueError(

@@ -51,7 +51,7 @@ def test_checkpoint_export_and_reshard_hand_over_folders_and_ranks(
     out = tmp_path / "out"
     assert call("checkpoint", "export", tmp_path, f"--out={out}", "--json")[:2] == (0, f'{{"out": "{out}"}}\n')
     assert call("checkpoint", "reshard", tmp_path, f"--out={out}", "-W", 4, "--from-arcface", "--json")[0] == 0
-    assert asked == [(tmp_path, out, {}), (tmp_path, out, {"ranks": 4, "from_arcface": True})]
+    assert asked == [(tmp_path, str(out), {}), (tmp_path, out, {"ranks": 4, "from_arcface": True})]
 
 
 @pytest.mark.parametrize("verb", ["show", "verify"])

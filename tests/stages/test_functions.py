@@ -109,10 +109,13 @@ def test_export_model_to_a_hub_folder_alone_writes_no_onnx(monkeypatch: pytest.M
         functions.export_model(load(overrides=["export.model=/m"]), False)
 
 
-def test_export_model_into_a_uri_is_refused_before_a_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_model_into_a_folder_that_a_job_deletes_is_refused_before_a_model_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("rayface.models.model_files.load_model", None)  # would fail
-    with pytest.raises(ValueError, match=r"^export.onnx: s3://b/m.onnx: must be a path on a disk"):
-        functions.export_model(load(overrides=["export.model=/m", "export.onnx=s3://b/m.onnx"]), False)
+    folder = "/tmp/ray/session_1/runtime_resources/working_dir_files/job"
+    with pytest.raises(ValueError, match=rf"^export.onnx: {folder}: is in the working directory of a Ray job"):
+        functions.export_model(load(overrides=["export.model=/m", f"export.onnx={folder}/m.onnx"]), False)
 
 
 def test_cluster_images_tells_counts_and_scores_and_shows_the_main_ones(monkeypatch: pytest.MonkeyPatch) -> None:

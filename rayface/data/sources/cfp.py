@@ -14,7 +14,7 @@ from rayface.data.dataset import Dataset
 from rayface.data.sources.base import SourceSettings
 from rayface.data.sources.folder import FolderSettings, FolderSource, key_of
 from rayface.data.sources.pairs_csv import write_pairs_csv
-from rayface.storage import DataError, normalise, one_line
+from rayface.storage import DataError, normalise, on_disk, one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class CfpSource(FolderSource):
     expects = "the folder of CFP with Data/Images and Protocol"
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
-        self._home = normalise(src)
+        self._home = str(on_disk(normalise(src), "convert.source"))
         super().__init__(os.path.join(self._home, "Data", "Images"), settings)
         assert isinstance(self.settings, CfpSettings)
         self._protocol = self.settings.protocol

@@ -16,7 +16,7 @@ from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, S
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.image_file import has_image_suffix, printable, read_image_file
 from rayface.data.sources.keys import ColumnValues, flat_key, numbered_keys
-from rayface.storage import DataError, Source, one_line
+from rayface.storage import DataError, Source, on_disk, one_line
 
 # Of file systems, network storage and tools; folders that begin with a dot are hidden as well.
 _TOOL_NAMES = {
@@ -53,7 +53,7 @@ class FolderSource(DatasetSource):
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
         super().__init__(src, settings)
-        self.root = os.path.realpath(self.root)
+        self.root = os.path.realpath(on_disk(self.root, "convert.source, align.source"))
         self._faults = FaultLog(self.root)  # of files beside the folders
         self._folders: list[str] = []
 

@@ -20,8 +20,10 @@ from rayface.backbones.weights import read_tensors
 from rayface.files import publish
 from rayface.heads.class_centers import class_range
 from rayface.models.model_files import save_model
+from rayface.models.model_info import WEIGHTS
 from rayface.models.run_files import checkpoints_in, valid_checkpoint
 from rayface.models.saved_centers import SavedCenters, saved_centers
+from rayface.storage import join, staged_folder
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.run_directory import RunDirectory
@@ -129,7 +131,7 @@ def show(directory: Path) -> CheckpointContents:
     )
 
 
-def export(directory: Path, out: Path) -> dict[str, str | int]:
+def export(directory: Path, out: str | Path) -> dict[str, str | int]:
     """Write the model of a checkpoint, or of the newest of a run, as model.safetensors and model.json.
 
     It is the network that the run evaluates. The run's config.yaml names the backbone. A model in `out` is replaced.
@@ -148,19 +150,20 @@ def export(directory: Path, out: Path) -> dict[str, str | int]:
     accuracy, dataset = progress.accuracy, progress.dataset
     if dataset is None:
         raise ValueError(f"DIR {folder}: does not name its training data: must be of a run: export another checkpoint")
-    path = save_model(
-        out,
-        backbone,
-        network=network,
-        name=net.name,
-        backbone_args={"width": net.width},
-        image_size=config.data.image_size,
-        embedding_size=net.embedding_size,
-        licence=dataset.licence,
-        training_digest=dataset.digest,
-        metrics={} if accuracy is None else {"accuracy_mean": accuracy},
-    )
-    return {"checkpoint": str(folder), "step": progress.step, "model": str(path)}
+    with staged_folder(out, "out") as local:
+        save_model(
+            local,
+            backbone,
+            network=network,
+            name=net.name,
+            backbone_args={"width": net.width},
+            image_size=config.data.image_size,
+            embedding_size=net.embedding_size,
+            licence=dataset.licence,
+            training_digest=dataset.digest,
+            metrics={} if accuracy is None else {"accuracy_mean": accuracy},
+        )
+    return {"checkpoint": str(folder), "step": progress.step, "model": join(str(out), WEIGHTS)}
 
 
 def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = False) -> dict[str, str | int]:

@@ -1,0 +1,153 @@
+"""Local copies of files of an object store, and local folders that are uploaded, for code that works on a disk only."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from rayface.credentials import mask
+from rayface.storage.errors import DataError, one_line, retried
+from rayface.storage.paths import is_local, join, locate, make_folder, normalise, require_lasting, split
+from rayface.storage.reads import Source
+from rayface.storage.writes import atomic_stream
+
+CACHE_VARIABLE = "RAYFACE_CACHE"
+_BLOCK = 8 << 20
+_UNUSED_SECONDS = 30 * 24 * 3600.0  # after which a copy is deleted
+
+
+def cache_folders(kind: str) -> Iterator[Path]:
+    """Yield folders for a kind of files. One set by the user is the only one; a home may be missing or read-only."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        yield Path(named) / kind
+        return
+    yield Path(platformdirs.user_cache_dir("rayface")) / kind
+    temporary = Path(tempfile.gettempdir()) / f"rayface-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        found = temporary.lstat()
+        # Everybody may write to /tmp: do not trust files of another user.
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            yield temporary / kind
+
+
+def local_copy(path: str | Path, *, beside: Collection[str] = ()) -> Path:
+    """Return the local path of an input file: the path itself or, of a URI, that of a copy in the user's cache.
+
+    A copy is complete or absent, shared by all processes of the user, made again when the file changes in the store,
+    and deleted when it was not used for 30 days.
+
+    Args:
+        beside: names of files in the same folder that are copied with it, where they exist.
+
+    Raises:
+        DataError: there is no such file in the store, or no folder for the copy can be written; one line.
+        StorageError: see `retried`.
+    """
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return Path(normalise(text))
+    if is_local(text):
+        return Path(text)
+    folder, name = split(text)
+    files = _files(folder, (name, *beside))
+    if name not in files:
+        raise DataError(f"{text}: no such file")
+    key = hashlib.sha256(json.dumps([mask(folder), sorted(files.items())]).encode()).hexdigest()[:32]
+    tried = []
+    for base in cache_folders("copies"):
+        try:
+            return _copied(base / key, folder, files) / name
+        except OSError as error:
+            tried.append(f"{base}: cannot be written ({one_line(error)})")
+    raise DataError(f"{text}: {'; '.join(tried)}; set {CACHE_VARIABLE} to a folder that can")
+
+
+def _files(folder: str, names: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Return size and time of those of the files that exist."""
+    filesystem, inside = locate(folder)
+    paths = [f"{inside}/{name}" for name in names]
+    infos = retried(folder, lambda: filesystem.get_file_info(paths))
+    return {each.base_name: (each.size, each.mtime_ns or 0) for each in infos if each.type == pafs.FileType.File}
+
+
+def _copied(copy: Path, folder: str, names: Collection[str]) -> Path:
+    """Return the folder `copy`, filled with the files unless it exists."""
+    if copy.is_dir():
+        os.utime(copy)
+        return copy
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    _delete_unused(copy.parent)
+    temporary = Path(tempfile.mkdtemp(dir=copy.parent, prefix=".tmp-"))
+    try:
+        for name in names:
+            with Source(join(folder, name)) as source, (temporary / name).open("wb") as file:
+                for start in range(0, source.size, _BLOCK):
+                    file.write(source.read(start, _BLOCK))
+        os.rename(temporary, copy)
+    except OSError:
+        if not copy.is_dir():  # otherwise another process made the same copy first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return copy
+
+
+def _delete_unused(folder: Path) -> None:
+    for each in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if each.stat().st_mtime < time.time() - _UNUSED_SECONDS:
+                shutil.rmtree(each, ignore_errors=True)
+
+
+def upload(source: Path, target: str) -> None:
+    """Copy a local file to a path or URI, under which it appears complete; an existing one is replaced.
+
+    Raises:
+        DataError: it cannot be written; one line.
+    """
+    try:
+        with source.open("rb") as file, atomic_stream(target) as stream:
+            shutil.copyfileobj(file, stream, _BLOCK)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{target}: cannot be written ({one_line(error)})") from None
+
+
+@contextmanager
+def staged_folder(out: str | Path, field: str) -> Iterator[Path]:
+    """Provide a local folder for the files of a small output: `out` if it is local, else one that is uploaded to it.
+
+    The files are uploaded when the block ends without an error, in the order in which they were written: a reader that
+    starts with the last one finds the others.
+
+    Args:
+        field: name of the setting, for messages.
+
+    Raises:
+        DataError: the output cannot be written, or would be deleted with a Ray job; one line.
+    """
+    target = normalise(out)
+    if is_local(target):
+        require_lasting(target, f"{field}: {target}")
+        yield Path(target)
+        return
+    make_folder(target)  # fail before the work
+    with tempfile.TemporaryDirectory(prefix="rayface-out-") as temporary:
+        folder = Path(temporary)
+        yield folder
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path)):
+            upload(path, join(target, path.relative_to(folder).as_posix()))
