@@ -5,9 +5,10 @@ The command line is `rayface --help`. From Python:
     load_model(path)                       a trained model: images -> embeddings
     open_dataset(path)                     images of tar shards; .to_torch(), .to_webdataset(), .to_ray()
     heads, backbones                       for a training loop of your own: PartialFC, DCQ, F2C; build_backbone
+    synthesize(path)                       a drawn set to try things on
     load_config(preset, overrides={...})   settings of a job, by config key
-    train, tune, embed, prune, cluster,    jobs: each takes a config and returns its result, which has .to_pandas();
-        evaluate                           tune takes a sweep file
+    convert, train, tune, embed, prune,    jobs: each takes a config (tune a sweep file) and returns its result;
+        cluster, evaluate                  to_pandas() of a result is a table of it
 
 Everything is imported when it is first used.
 """
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from rayface.config import load as load_config
     from rayface.curate.cluster.cluster import cluster
     from rayface.data.dataset import open_dataset
+    from rayface.data.synth import synthesize
     from rayface.embedding.embed import embed
     from rayface.evaluation.evaluate import evaluate
     from rayface.models.model_files import load_model
+    from rayface.stages.conversion import convert_sources as convert
     from rayface.stages.proxy import prune
     from rayface.training.trainer import train
     from rayface.tuning.sweep import tune
@@ -34,6 +37,7 @@ __all__ = [
     "__version__",
     "backbones",
     "cluster",
+    "convert",
     "embed",
     "evaluate",
     "heads",
@@ -41,6 +45,7 @@ __all__ = [
     "load_model",
     "open_dataset",
     "prune",
+    "synthesize",
     "train",
     "tune",
 ]
@@ -48,12 +53,14 @@ __all__ = [
 _MODULES = ("backbones", "heads")
 _FUNCTIONS = {
     "cluster": "curate.cluster.cluster:cluster",
+    "convert": "stages.conversion:convert_sources",
     "embed": "embedding.embed:embed",
     "evaluate": "evaluation.evaluate:evaluate",
     "load_config": "config:load",
     "load_model": "models.model_files:load_model",
     "open_dataset": "data.dataset:open_dataset",
     "prune": "stages.proxy:prune",
+    "synthesize": "data.synth:synthesize",
     "train": "training.trainer:train",
     "tune": "tuning.sweep:tune",
 }
