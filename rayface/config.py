@@ -604,7 +604,7 @@ class TrackingConfig:
     enabled: bool = True
     """Send the run to MLflow."""
     uri: DatabaseUri | None = None
-    """MLflow server, or sqlite:///FILE. None: MLFLOW_TRACKING_URI, else mlflow.db beside the runs."""
+    """MLflow server, or sqlite:///FILE. None: MLFLOW_TRACKING_URI, else mlflow.db of the project."""
     experiment: str = "rayface"
     """Name of the MLflow experiment."""
     timeout: Annotated[float, Field(ge=0)] = 60.0

@@ -21,12 +21,13 @@ def draw_curves(metrics: Mapping[str, Series], evaluation: Sequence[Plot] = ()) 
     """Draw the curves of `metrics`, in the order of a report; skip curves without points.
 
     Args:
-        metrics: result of `read_metrics`; the prefix of a name is ignored: `train/loss` is the loss.
+        metrics: result of `read_metrics`; the prefix of a name is ignored: `train/loss` is the loss. Figures below
+            another one, `eval/tar_at_far/1e-03`, are not drawn.
         evaluation: plots of the last validation, which follow the accuracy.
     """
     curves: dict[str, NDArray[np.float64]] = {}
     for name, points in metrics.items():
-        if np.isfinite([value for _, value, _ in points]).any():
+        if name.count("/") < 2 and np.isfinite([value for _, value, _ in points]).any():
             curves.setdefault(name.rpartition("/")[2], np.array([point[:2] for point in points], np.float64).T)
     plots = []
     if (curve := curves.get("loss")) is not None:

@@ -20,6 +20,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 import rayface
 from rayface.credentials import is_secret_name, mask
 from rayface.storage import one_line
+from rayface.version import COMMIT_VARIABLE, commit
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def submit(client: JobSubmissionClient, wanted: Package, verb: str) -> str:
         environment = {
             "working_dir": folder,
             "py_modules": [str(Path(rayface.__file__).parent)],
-            "env_vars": dict(wanted.environment),
+            "env_vars": {COMMIT_VARIABLE: commit(), **wanted.environment},  # the package goes without its clone
         }
         try:
             return str(

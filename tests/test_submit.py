@@ -9,6 +9,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from rayface import submit as jobs
+from rayface.version import commit
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_submit_sends_files_package_and_environment(folder):
     assert job.startswith("rayface-tune-")
     assert cluster.asked["files"] == [".rayface", "tune_configs/lr.yaml"]
     environment = cluster.asked["runtime_env"]
-    assert environment["env_vars"] == {"RAYFACE_FACES": "/faces"}
+    assert environment["env_vars"] == {"RAYFACE_FACES": "/faces", "RAYFACE_COMMIT": commit()}
     assert [Path(module).name for module in environment["py_modules"]] == ["rayface"]
 
 

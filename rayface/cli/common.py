@@ -161,7 +161,9 @@ def show_result(title: str, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         json_line(result)
     else:
-        result_table(title, {name.replace("_", " "): _text(value) for name, value in result.items()})
+        # A table would wrap the link, which was shown in a line of its own.
+        shown = {name: value for name, value in result.items() if name != "tracking_link"}
+        result_table(title, {name.replace("_", " "): _text(value) for name, value in shown.items()})
 
 
 def show_results(title: str, results: list[dict[str, Any]], table: list[dict[str, str]], as_json: bool) -> None:

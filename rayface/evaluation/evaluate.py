@@ -33,6 +33,7 @@ from rayface.models.model_info import WEIGHTS
 from rayface.progress import phase
 from rayface.report import write_pngs
 from rayface.storage import join, make_folder, normalise, one_line, write_bytes
+from rayface.tracking.origin import job_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,4 +141,4 @@ def _write(root: str, config: Config, result: EvaluationResult, protocols: Mappi
 def _title(model: str) -> str:
     """Return the name of the run, or of the model's file."""
     path = Path(model)
-    return path.parent.name if path.name == WEIGHTS and path.parent.name else path.name
+    return job_name(path.parent if path.name == WEIGHTS and path.parent.name else path)

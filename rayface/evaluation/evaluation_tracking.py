@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from rayface.config import Config, flat
 from rayface.evaluation.pair_scores import PAIR_SCORES
-from rayface.evaluation.protocol import ProtocolResult
+from rayface.evaluation.protocol import ProtocolResult, finite_numbers
 from rayface.storage import is_local
 from rayface.tracking.job import tracked_job
 from rayface.tracking.spool import spool
@@ -29,22 +28,10 @@ def track_evaluation(root: str, config: Config, results: Mapping[str, ProtocolRe
         return
     params = {key: value for key, value in flat(config).items() if key.startswith("evaluate.")}
     with spool(root) as folder, tracked_job(folder, config.tracking, params) as job:
-        metrics = {name: value for name, value in _numbers(results) if math.isfinite(value)}
-        job.journal.metrics(metrics, step=0)
+        job.journal.metrics(finite_numbers({name: result.figures() for name, result in results.items()}), step=0)
         if is_local(root):
             for name in _FILES:
                 if (Path(root) / name).is_file():
                     job.journal.artifact(Path(root) / name)
             for path in sorted((Path(root) / "plots").glob("*.png")):
                 job.journal.artifact(path, "plots")
-
-
-def _numbers(results: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of nested figures with their names, parts between slashes."""
-    for name, value in results.items():
-        if isinstance(value, ProtocolResult):
-            yield from _numbers(value.figures(), f"{name}/")
-        elif isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}", float(value)

@@ -97,6 +97,17 @@ def scores_of(results: Mapping[str, ProtocolResult]) -> dict[str, PairScores]:
     return {name: result.pair_scores for name, result in results.items() if result.pair_scores is not None}
 
 
+def finite_numbers(figures: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """Return the finite numbers of nested figures for tracking, with the parts of a name between slashes."""
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            found |= finite_numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[f"{prefix}{name}"] = float(value)
+    return found
+
+
 def evaluation_content(results: Mapping[str, ProtocolResult]) -> dict[str, object]:
     """Return what evaluation.json holds: `evaluation_dict`, the ROC of the first protocol, and the curves of all."""
     first = next(iter(results.values()))

@@ -89,13 +89,18 @@ def on_disk(path: str | Path, field: str = "") -> Path:
     return Path(text)
 
 
+def is_lasting(path: str | Path) -> bool:
+    """Return whether a local path is outside the working directory of a Ray job, which Ray deletes with the job."""
+    return _JOB_DIRECTORIES not in os.path.abspath(path)
+
+
 def require_lasting(path: str | Path, field: str) -> None:
     """Refuse an output in the working directory of a Ray job, which Ray deletes with the job.
 
     Raises:
         DataError: one line that starts with `field`.
     """
-    if _JOB_DIRECTORIES in os.path.abspath(path):
+    if not is_lasting(path):
         raise DataError(
             f"{field}: is in the working directory of a Ray job, which is deleted with the job: must be an absolute "
             "path on a disk that lasts, or a URI"

@@ -13,7 +13,17 @@ Only this package imports MLflow, and only inside the thread, because the import
 
 from rayface.tracking.delivery import Delivery, deliver, start
 from rayface.tracking.journal import Journal, read_metrics
-from rayface.tracking.server import PARENT
+from rayface.tracking.server import PARENT, RUN_NAME
 from rayface.tracking.uris import shared_tracking, tracking_uri
 
-__all__ = ["PARENT", "Delivery", "Journal", "deliver", "read_metrics", "shared_tracking", "start", "tracking_uri"]
+__all__ = [
+    "PARENT",
+    "RUN_NAME",
+    "Delivery",
+    "Journal",
+    "deliver",
+    "read_metrics",
+    "shared_tracking",
+    "start",
+    "tracking_uri",
+]

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,29 +16,27 @@ from filelock import FileLock, Timeout
 from rayface.config import TrackingConfig
 from rayface.credentials import mask, unmasked
 from rayface.files import hold_lock, read_json, write_json
+from rayface.tracking.delivered import DELIVERED, Delivered
 from rayface.tracking.journal import Record, read_records
-from rayface.tracking.server import ENVIRONMENT, MAX_METRICS, Server, Settings, checked_uri, make_database_folder
-from rayface.tracking.spool import JOURNAL
+from rayface.tracking.origin import job_name, origin, run_link
+from rayface.tracking.server import (
+    ENVIRONMENT,
+    MAX_METRICS,
+    RUN_NAME,
+    Server,
+    Settings,
+    checked_uri,
+    make_database_folder,
+)
+from rayface.tracking.spool import JOURNAL, SETTINGS
 from rayface.tracking.uris import VARIABLE, tracking_uri
 
-_SETTINGS, _DELIVERED, _LOCK = "tracking.json", "delivered.json", "delivery.lock"
+_LOCK = "delivery.lock"
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
 MAX_CLOSING_BACKOFF_SECONDS = 2.0
-
-
-@dataclass(kw_only=True)
-class _Progress:
-    """Delivery state of a spool at one tracking server and experiment (`target`); stored in `delivered.json`."""
-
-    target: str
-    run_id: str | None = None
-    cursors: dict[str, int] = field(default_factory=dict)
-    artifacts: list[tuple[str, str]] = field(default_factory=list)  # read from the journals, not sent yet
-    finish: Record | None = None  # the last finish record read
-    ended: bool = False  # the final status was sent
 
 
 class Delivery:
@@ -61,14 +59,14 @@ class Delivery:
     def __init__(self, folder: Path, *, uri: str, experiment: str, run_name: str, tags: Mapping[str, str]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / _SETTINGS
+        path = self.folder / SETTINGS
         old = Settings(**read_json(path)) if path.exists() else None
         self._uri = checked_uri(uri)
         make_database_folder(self._uri)
         self._settings = Settings(
             uri=mask(self._uri),
             experiment=experiment,
-            run_name=run_name,
+            run_name=old.run_name if old else run_name,
             tags=dict(tags),
             spool_id=old.spool_id if old else uuid.uuid4().hex,
             created=old.created if old else time.time(),
@@ -92,9 +90,9 @@ class Delivery:
         Raises:
             ValueError: the folder was never delivered, or the password of its URI is unknown.
         """
-        path = Path(folder) / _SETTINGS
+        path = Path(folder) / SETTINGS
         if not path.is_file():
-            raise ValueError(f"spool {folder} must hold a {_SETTINGS}: give the directory of a tracked run")
+            raise ValueError(f"spool {folder} must hold a {SETTINGS}: give the directory of a tracked run")
         old = Settings(**read_json(path))
         uri = unmasked(old.uri, "tracking.uri", os.environ.get(VARIABLE), VARIABLE)
         return cls(folder, uri=uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags)
@@ -108,6 +106,12 @@ class Delivery:
     def uri(self) -> str:
         """The tracking URI without credentials."""
         return self._settings.uri
+
+    @property
+    def link(self) -> str | None:
+        """Address of the run in MLflow's pages; None until MLflow has answered."""
+        progress = self._progress
+        return run_link(self.uri, progress.experiment_id, progress.run_id) if progress.run_id else None
 
     def start(self, after: float = 0.0) -> None:
         """Start sending, `after` seconds from now, or when it is closed."""
@@ -239,22 +243,16 @@ class Delivery:
     def _connected(self) -> "Server":
         if self._server is None:
             server = Server(self._uri, self._settings, self._progress.run_id)
-            self._progress.run_id = server.run_id
+            self._progress.run_id, self._progress.experiment_id = server.run_id, server.experiment_id
             self._save()
             self._server = server
         return self._server
 
-    def _load_progress(self) -> _Progress:
-        target = f"{self.uri} {self._settings.experiment}"
-        path = self.folder / _DELIVERED
-        if path.exists():
-            progress = _Progress(**read_json(path))
-            if progress.target == target:
-                return progress
-        return _Progress(target=target)  # a new target gets all records
+    def _load_progress(self) -> Delivered:
+        return Delivered.load(self.folder / DELIVERED, f"{self.uri} {self._settings.experiment}")
 
     def _save(self) -> None:
-        write_json(self.folder / _DELIVERED, asdict(self._progress))
+        self._progress.save(self.folder / DELIVERED)
 
 
 def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str], after: float = 0.0) -> Delivery:
@@ -264,17 +262,11 @@ def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str], after: f
         ValueError: MLflow cannot store there.
     """
     uri = tracking_uri(settings, run)
-    delivery = Delivery(run / JOURNAL, uri=uri, experiment=settings.experiment, run_name=run.name, tags=tags)
+    tags = {**origin(), **tags}
+    name = tags.pop(RUN_NAME, job_name(run))
+    delivery = Delivery(run / JOURNAL, uri=uri, experiment=settings.experiment, run_name=name, tags=tags)
     delivery.start(after)
     return delivery
-
-
-def delivered_run_id(folder: Path) -> str | None:
-    """Return the id of the MLflow run that a spool is delivered to; None until MLflow has answered."""
-    try:
-        return str(read_json(folder / _DELIVERED)["run_id"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def deliver(folder: Path, timeout: float) -> bool:

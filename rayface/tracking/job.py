@@ -1,5 +1,6 @@
 """Tracking of a job: its journal, and the delivery of the journal to MLflow."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ from rayface.config import TrackingConfig
 from rayface.progress import recorded_in
 from rayface.tracking.delivery import Delivery, start
 from rayface.tracking.journal import Journal, Status
+from rayface.tracking.origin import server_command
 from rayface.tracking.spool import JOURNAL
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -26,6 +30,11 @@ class TrackedJob:
         """The tracking URI without credentials; None if tracking is off."""
         return self.delivery.uri if self.delivery else None
 
+    @property
+    def link(self) -> str | None:
+        """Address of the run in MLflow's pages; None if tracking is off, or MLflow has not answered."""
+        return self.delivery.link if self.delivery else None
+
 
 @contextmanager
 def tracked_job(
@@ -40,8 +49,7 @@ def tracked_job(
     """Log a job into `folder`/journal and deliver it to MLflow, with its final status whichever way it ends.
 
     Args:
-        folder: folder of the spool; the MLflow run has its name. Without tracking.uri and MLFLOW_TRACKING_URI, the
-            job is tracked in mlflow.db beside it.
+        folder: folder of the spool; it names the MLflow run. See `tracking_uri` for where it is tracked.
         params: params of the MLflow run.
         tags: tags of the MLflow run.
         interrupts: errors that end the job with status KILLED instead of FAILED.
@@ -63,3 +71,14 @@ def tracked_job(
         job.journal.close()
         if delivery is not None:
             job.delivered = delivery.close(config.timeout)
+            _show(job, folder)
+
+
+def _show(job: TrackedJob, folder: Path) -> None:
+    """Say in lines that are not wrapped how to look at the job in MLflow, or how to deliver the rest."""
+    if not job.delivered:
+        logger.warning("MLflow at %s has not received everything; send the rest: rayface sync %s", job.uri, folder)
+    if job.link is not None:
+        logger.info("MLflow: %s", job.link)
+        if command := server_command(str(job.uri)):
+            logger.info("served by:\n%s", command)

@@ -19,6 +19,9 @@ MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
 _FOLDERS = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs"}
 PARENT = "mlflow.parentRunId"  # tag: the run that this one is nested under
+RUN_NAME = "mlflow.runName"  # tag: name of the run
+# Experiments open as traces of language models unless this tag, and the link, say that they train models.
+_EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 
 # With MLflow's defaults, one call to a dead server blocks for four minutes; the delivery does the retries. MLflow's
 # tracebacks, links and bars would corrupt the progress display and the output of --json. The user's settings win.
@@ -44,7 +47,8 @@ class Settings:
     created: float
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
+    """Return the file of a sqlite:/// URI, None for another one."""
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
@@ -54,7 +58,7 @@ def checked_uri(uri: str) -> str:
     Raises:
         ValueError: it names a folder, which MLflow no longer supports.
     """
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     if path is None:
         if uri.partition("://")[0] in _FOLDERS or ("://" not in uri and uri != "databricks"):
             raise ValueError(
@@ -72,7 +76,7 @@ def make_database_folder(uri: str) -> None:
     Raises:
         ValueError: it cannot be created.
     """
-    if (path := _sqlite_path(uri)) is None:
+    if (path := sqlite_path(uri)) is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,30 +96,31 @@ class Server:
         self._client = mlflow.MlflowClient(tracking_uri=uri)
         self._entities = mlflow.entities
         self._error = mlflow.exceptions.MlflowException
-        self.run_id = run_id or self._find_or_create_run(settings)
-        self._log_tags(settings.tags)
+        found = self._client.get_run(run_id) if run_id else self._find_or_create_run(settings)
+        self.run_id: str = found.info.run_id
+        self.experiment_id: str = found.info.experiment_id
+        self._log_tags({key: value for key, value in settings.tags.items() if key != RUN_NAME})
 
-    def _find_or_create_run(self, settings: Settings) -> str:
+    def _find_or_create_run(self, settings: Settings) -> Any:
         experiment = self._client.get_experiment_by_name(settings.experiment)
         if experiment is None:
-            database = _sqlite_path(settings.uri)
+            database = sqlite_path(settings.uri)
             # MLflow's default is a folder in the current directory.
             artifacts = None if database is None else (database.parent / "mlartifacts").as_uri()
             experiment_id = self._client.create_experiment(settings.experiment, artifact_location=artifacts)
         else:
             experiment_id = experiment.experiment_id
+        if experiment is None or _EXPERIMENT_KIND[0] not in experiment.tags:
+            self._client.set_experiment_tag(experiment_id, *_EXPERIMENT_KIND)
         found = self._client.search_runs(
             [experiment_id], f"tags.`rayface.spool_id` = '{settings.spool_id}'", max_results=1
         )
         if found:
-            return found[0].info.run_id
-        run = self._client.create_run(
-            experiment_id,
-            start_time=int(settings.created * 1000),
-            tags={"rayface.spool_id": settings.spool_id},
-            run_name=settings.run_name,
+            return found[0]
+        tags = {**settings.tags, "rayface.spool_id": settings.spool_id, RUN_NAME: settings.run_name}
+        return self._client.create_run(
+            experiment_id, start_time=int(settings.created * 1000), tags=tags, run_name=settings.run_name
         )
-        return run.info.run_id
 
     def log(self, records: Sequence[Record]) -> str | None:
         """Log metrics, params and tags; return why MLflow refused some of them, None if it did not.

@@ -27,6 +27,7 @@ from rayface.storage import (
 )
 
 JOURNAL = "journal"
+SETTINGS = "tracking.json"  # where its journals are delivered
 _log = logging.getLogger(__name__)
 
 

@@ -1,18 +1,27 @@
-"""Tracking URI of a job: tracking.uri, MLFLOW_TRACKING_URI, or a database beside the job's folder."""
+"""Tracking URI of a job: tracking.uri, MLFLOW_TRACKING_URI, or the database of its project."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import platformdirs
+
 from rayface.config import TrackingConfig
 from rayface.credentials import unmasked
-from rayface.tracking.server import checked_uri
+from rayface.files import read_json
+from rayface.storage import is_lasting
+from rayface.tracking.server import Settings, checked_uri, sqlite_path
+from rayface.tracking.spool import JOURNAL, SETTINGS
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+DATABASE = "mlflow.db"
 
 
 def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
-    """Return the URI for the journals in `folder`: tracking.uri, MLFLOW_TRACKING_URI, else mlflow.db beside it.
+    """Return the URI for the journals in `folder`: tracking.uri, MLFLOW_TRACKING_URI, else a database file.
+
+    The file is the one that the job was tracked in before, else mlflow.db of the project: one for all of its jobs, in
+    the working directory. It is beside the job's folder if that folder is elsewhere, or if only that file exists.
 
     Raises:
         ValueError: the password of tracking.uri is masked and not in the environment, or MLflow cannot store there.
@@ -20,7 +29,23 @@ def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
     given = os.environ.get(VARIABLE)
     if settings.uri is not None:
         return checked_uri(unmasked(settings.uri, "tracking.uri", given, VARIABLE))
-    return checked_uri(given or f"sqlite:///{folder.parent / 'mlflow.db'}")
+    return checked_uri(given or _former_database(folder) or f"sqlite:///{_database(folder.absolute())}")
+
+
+def _former_database(folder: Path) -> str | None:
+    path = folder / JOURNAL / SETTINGS
+    uri = Settings(**read_json(path)).uri if path.is_file() else ""
+    file = sqlite_path(uri)
+    return uri if file is not None and file.is_file() else None
+
+
+def _database(folder: Path) -> Path:
+    project, beside = Path.cwd() / DATABASE, folder.parent / DATABASE
+    # The journal of an output on an object store is in the user's state folder.
+    inside = any(folder.is_relative_to(each) for each in (Path.cwd(), platformdirs.user_state_path("rayface")))
+    if project.exists() and inside:
+        return project
+    return project if inside and is_lasting(project) and not beside.exists() else beside
 
 
 def shared_tracking(settings: TrackingConfig, folder: Path) -> TrackingConfig:

@@ -222,7 +222,7 @@ class Training:
         if accuracy is None:
             return
         self.accuracy = accuracy if math.isfinite(accuracy) else None
-        figures = {"accuracy": accuracy, **self.evaluation.main_figures}
+        figures = {**self.evaluation.all_figures, "accuracy": accuracy, **self.evaluation.main_figures}
         self.log.metrics({f"eval/{name}": value for name, value in figures.items() if math.isfinite(value)}, self.step)
 
     def save_checkpoint(self) -> None:

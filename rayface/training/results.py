@@ -35,6 +35,8 @@ class TrainResult:
     tracking: str | None = None
     """Tracking URI; None if tracking is off."""
     tracking_delivered: bool | None = None
+    tracking_link: str | None = None
+    """Address of the run in MLflow's pages."""
 
     def for_file(self) -> Values:
         """Return the values of result.json."""
@@ -54,7 +56,8 @@ class TrainResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values that `rayface train --json` prints."""
-        return {**self.for_file(), "tracking": self.tracking, "tracking_delivered": self.tracking_delivered}
+        tracked = {"tracking": self.tracking, "tracking_delivered": self.tracking_delivered}
+        return {**self.for_file(), **tracked, "tracking_link": self.tracking_link}
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the metrics of the run, a row for each step and a column for each metric; see `RunDirectory`."""

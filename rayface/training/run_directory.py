@@ -17,7 +17,7 @@ from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
 from rayface.models.run_files import CHECKPOINTS, CONFIG, PAIR_SCORES
 from rayface.tracking import Journal, read_metrics
-from rayface.tracking.delivery import delivered_run_id
+from rayface.tracking.delivered import delivered_run_id
 from rayface.tracking.spool import JOURNAL
 from rayface.training.run_messages import RunMessages, Values
 

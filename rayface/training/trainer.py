@@ -1,7 +1,6 @@
 """Driver of a training run: validate, own the run directory, run the workers, collect the results."""
 
 import importlib
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,14 +116,14 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
     )
     with run.session() as seconds, tracked as job:
         job.journal.artifact(run.config_file)
-        job.journal.tags({"git_commit": _git_commit(), "run_directory": str(run)})
+        job.journal.tags({"run_directory": str(run)})
         with phase("train"), show_training(run.path, run.worker_journal_file, valid.total_steps):
             fit(run, valid, held_cpus=held_cpus)
         with phase("write report"):
             result = write_results(run, valid.dataset, seconds=seconds())
         for path, folder in run.artifacts():
             job.journal.artifact(path, folder)
-    return replace(result, tracking=job.uri, tracking_delivered=job.delivered)
+    return replace(result, tracking=job.uri, tracking_delivered=job.delivered, tracking_link=job.link)
 
 
 def _params(valid: ValidRun) -> dict[str, object]:
@@ -137,11 +136,3 @@ def _params(valid: ValidRun) -> dict[str, object]:
         "dataset.num_images": len(dataset.index),
         "dataset.num_classes_with_images": dataset.num_classes_with_images,
     }
-
-
-def _git_commit() -> str:
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"

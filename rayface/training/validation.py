@@ -9,7 +9,7 @@ from torch import nn
 from rayface.config import Config
 from rayface.evaluation.embedding import embed_protocol
 from rayface.evaluation.pair_scores import write_pair_scores
-from rayface.evaluation.protocol import card_figures, evaluation_content, scores_of
+from rayface.evaluation.protocol import card_figures, evaluation_content, finite_numbers, scores_of
 from rayface.evaluation.protocols import EvaluationProtocol, open_protocols
 from rayface.models.forward import Embedded
 from rayface.progress import phase
@@ -26,6 +26,7 @@ class Evaluation:
         result: figures of the last validation: those of the first protocol, and, if there are several, all of them
             under "protocols". Empty on ranks other than 0.
         main_figures: main figure of each protocol, by name; empty likewise.
+        all_figures: every finite figure of every protocol, by PROTOCOL/NAME, or NAME of a single protocol; likewise.
     """
 
     def __init__(self, config: Config, run: RunDirectory, world: World, *, bf16: bool) -> None:
@@ -33,6 +34,7 @@ class Evaluation:
         self._protocols = open_protocols(config.evaluate, image_size=config.data.image_size)
         self.result: Values = {}
         self.main_figures: dict[str, float] = {}
+        self.all_figures: dict[str, float] = {}
 
     def run(self, backbone: nn.Module, step: int, watchdog: Watchdog) -> float | None:
         """Validate by every protocol and write evaluation.json.
@@ -61,6 +63,8 @@ class Evaluation:
             }
         self.result = card_figures(results)
         self.main_figures = {name: result.main_figure for name, result in results.items()}
+        figures = {name: result.figures() for name, result in results.items()}
+        self.all_figures = finite_numbers(figures if len(figures) > 1 else next(iter(figures.values())))
         write_pair_scores(str(self._run.path), scores_of(results))
         self._run.write_evaluation({**evaluation_content(results), "step": step})
         return next(iter(self.main_figures.values()))

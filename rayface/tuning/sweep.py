@@ -21,6 +21,7 @@ from rayface.interrupts import terminable
 from rayface.session import is_cluster, ray_session
 from rayface.tracking import Journal, shared_tracking
 from rayface.tracking.job import tracked_job
+from rayface.tracking.origin import origin
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
 from rayface.training.run_output import Resume
@@ -32,7 +33,7 @@ from rayface.tuning.resume import find_sweep, remember, resume_sweep
 from rayface.tuning.search import StudySearch
 from rayface.tuning.spec import WATCHED, Spec
 from rayface.tuning.study import best_trials, open_study
-from rayface.tuning.sweep_directory import SweepDirectory, new_sweep
+from rayface.tuning.sweep_directory import SweepDirectory, new_sweep, trial_name
 from rayface.tuning.trial import run_trial
 
 # A trial's own process only waits for its workers. Any fraction of a CPU would not fit beside workers that fill the
@@ -84,7 +85,7 @@ def tune(
         if not resume:
             remember(folder, file, overrides, preset)
             specs.dump(spec, base, directory.spec)
-        tags = {"rayface.sweep": directory.name}
+        tags = {**origin(), "rayface.sweep": directory.name}  # a trial's own command is that of a Ray worker
         interrupts = (TrainingInterruptedError,)
         tracked = tracked_job(folder, base.tracking, _params(spec, base), tags=tags, interrupts=interrupts)
         with directory.session() as seconds, tracked as job:
@@ -216,15 +217,16 @@ class _Sweep:
     def _ended(self, trial: FrozenTrial) -> None:
         run = self._directory.run(trial.number)
         journal = run.journal("sweep")
+        metrics = [objective.metric for objective in self._spec.objectives]
+        values = trial.values if trial.state == TrialState.COMPLETE else []
         journal.params(trial.params)
+        journal.metrics({f"objective/{name}": value for name, value in zip(metrics, values, strict=False)}, 0)
         journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})
         if trial.state == TrialState.FAIL:
             journal.finish("FAILED")  # its own process may have been killed before it could
         journal.close()
         best = best_trials(self._study)
-        metrics = [objective.metric for objective in self._spec.objectives]
         ended = sum(other.state.is_finished() for other in self._study.get_trials(deepcopy=False))
-        values = trial.values if trial.state == TrialState.COMPLETE else []
         curves = {f"trial/{metric}": value for metric, value in zip(metrics, values, strict=False)}
         if best:
             curves[f"best/{metrics[0]}"] = best[0].values[0]
@@ -241,7 +243,8 @@ class _Sweep:
             journal.tags({"best": str(trial.number in best).lower()})
             journal.close()
             if self._base.tracking.enabled:
-                delivery = tracking.start(self._base.tracking, run.path, tags)
+                named = {**tags, tracking.RUN_NAME: trial_name(run.path)}
+                delivery = tracking.start(self._base.tracking, run.path, named)
                 if not delivery.close(self._base.tracking.timeout):
                     logger.warning(
                         f"MLflow at {delivery.uri} does not accept the trials' tags: send them with rayface sync RUN"

@@ -45,6 +45,11 @@ def core_set_of(run: Path) -> Path:
     return run.with_name(f"{run.name}_core_set")
 
 
+def trial_name(run: Path) -> str:
+    """Return the name of a trial in MLflow, by its run directory."""
+    return f"{run.parent.parent.name} trial {run.name.lstrip('0') or 0}"
+
+
 def _root() -> Path:
     return Path("sweeps").absolute()
 

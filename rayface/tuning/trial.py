@@ -16,12 +16,13 @@ from rayface.progress import Bar, shown_on
 from rayface.ray_errors import in_one_line, root_cause
 from rayface.session import NoRoomError
 from rayface.stages import STAGES
+from rayface.tracking import RUN_NAME
 from rayface.tracking.journal import read_records
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.rollback import NodesLostError
 from rayface.training.run_directory import RunDirectory
 from rayface.training.trainer import train_or_resume
-from rayface.tuning.sweep_directory import core_set_of
+from rayface.tuning.sweep_directory import core_set_of, trial_name
 
 _POLL_SECONDS = 0.5
 
@@ -58,6 +59,7 @@ def run_trial(
         facts = None
         if config.prune.embeddings is not None:
             config, facts = _pruned(config, run)
+        tags = {**tags, RUN_NAME: trial_name(run)}
         result = _trained(config, run, watch, facts, tags=tags, held_cpus=held_cpus, address=address)
         numbers = [float(result.get(metric, math.nan)) for metric in metrics]
         missing = [metric for metric, value in zip(metrics, numbers, strict=True) if not math.isfinite(value)]

@@ -562,6 +562,6 @@ def test_prune_by_proxy_samples_trains_embeds_and_prunes_once(drawn: Path, tmp_p
 
     runs = mlflow.MlflowClient(tracking_uri=settings[0].partition("=")[2]).search_runs(["1"])
     logged = {run.info.run_name: run.data for run in runs}
-    assert set(logged) == {"core", "embeddings", "run"}
-    assert logged["core"].metrics["faces_out"] == result.counts.faces_out
-    assert logged["core"].params["keep"] == "0.6"
+    assert set(logged) == {f"{tmp_path.name}/core", "proxy/embeddings", "proxy/run", f"{tmp_path.name}/run"}
+    assert logged[f"{tmp_path.name}/core"].metrics["faces_out"] == result.counts.faces_out
+    assert logged[f"{tmp_path.name}/core"].params["keep"] == "0.6"

@@ -7,6 +7,7 @@ import pytest
 from rayface.config import TrackingConfig
 from rayface.tracking.job import tracked_job
 from rayface.tracking.journal import read_records
+from rayface.tracking.origin import origin
 
 
 class StoppedError(Exception):
@@ -31,9 +32,11 @@ def test_tracked_job_that_ends_in_an_error_records_its_status(tmp_path, ending, 
     assert records[-1]["status"] == status
 
 
-def test_tracked_job_with_mlflow_carries_its_tags(tmp_path):
+def test_tracked_job_with_mlflow_carries_its_tags_and_origin(tmp_path, monkeypatch):
     config = TrackingConfig(enabled=True, uri=f"sqlite:///{tmp_path / 'mlflow.db'}", timeout=0.0)
-    with tracked_job(tmp_path / "run", config, {}, tags={"rayface.sweep": "try-001"}) as job:
-        assert job.uri == config.uri
-    settings = json.loads((tmp_path / "run" / "journal" / "tracking.json").read_text())
-    assert (settings["run_name"], settings["tags"]) == ("run", {"rayface.sweep": "try-001"})
+    monkeypatch.chdir(tmp_path)
+    with tracked_job(tmp_path / "runs" / "a", config, {}, tags={"rayface.sweep": "try-001"}) as job:
+        assert (job.uri, job.link) == (config.uri, None)  # MLflow has not answered in 0 s
+    settings = json.loads((tmp_path / "runs" / "a" / "journal" / "tracking.json").read_text())
+    assert settings["run_name"] == "a"
+    assert settings["tags"] == {**origin(), "rayface.sweep": "try-001"}

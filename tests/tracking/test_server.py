@@ -24,10 +24,15 @@ class Client:
         self.logged: dict[str, dict[str, Any]] = {"metrics": {}, "params": {}, "tags": {}}
         self.artifacts: list[tuple[str, str, str | None]] = []
         self.experiments: dict[str, str | None] = {}
+        self.experiment_tags: dict[str, str] = {}
         self.calls: list[tuple[Any, ...]] = []
 
     def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
-        return SimpleNamespace(experiment_id=name) if name in self.experiments else None
+        known = name in self.experiments
+        return SimpleNamespace(experiment_id=name, tags=self.experiment_tags) if known else None
+
+    def set_experiment_tag(self, experiment: str, key: str, value: str) -> None:
+        self.experiment_tags[key] = value
 
     def create_experiment(self, name: str, artifact_location: str | None) -> str:
         self.experiments[name] = artifact_location
@@ -37,12 +42,15 @@ class Client:
         return [run for run in self.runs if repr(run.tags["rayface.spool_id"]) in text][:max_results]
 
     def create_run(self, experiment: str, start_time: int, tags: dict[str, str], run_name: str) -> SimpleNamespace:
-        info = SimpleNamespace(run_id=f"run{len(self.runs)}", start_time=start_time, name=run_name)
+        info = SimpleNamespace(
+            run_id=f"run{len(self.runs)}", start_time=start_time, name=run_name, experiment_id=experiment
+        )
         self.runs.append(SimpleNamespace(info=info, tags=tags))
         return self.runs[-1]
 
     def get_run(self, run_id: str) -> SimpleNamespace:
-        return SimpleNamespace(data=SimpleNamespace(params=self.logged["params"]))
+        info = SimpleNamespace(run_id=run_id, experiment_id="faces")
+        return SimpleNamespace(info=info, data=SimpleNamespace(params=self.logged["params"]))
 
     def log_batch(self, run_id: str, **batch: list[Any]) -> None:
         ((kind, items),) = batch.items()
@@ -93,6 +101,21 @@ def test_server_of_a_new_spool_makes_its_run_and_finds_it_again(connect: Any) ->
     assert connect(client, settings(spool_id="s2")).run_id == "run1"
     assert connect(client, run_id="known").run_id == "known"
     assert len(client.runs) == 2
+
+
+def test_server_of_a_new_or_older_experiment_makes_it_open_as_model_training(connect: Any) -> None:
+    client = Client()
+    connect(client)
+    assert client.experiment_tags == {"mlflow.experimentKind": "custom_model_development"}
+    client.experiment_tags = {"mlflow.experimentKind": "finetuning"}
+    connect(client, settings(spool_id="s2"))
+    assert client.experiment_tags == {"mlflow.experimentKind": "finetuning"}  # the user has chosen it
+
+
+def test_server_makes_a_run_with_user_and_name_of_its_origin(connect: Any) -> None:
+    client = Client()
+    connect(client, settings(tags={"mlflow.user": "ann"}, run_name="demo/run"))
+    assert client.runs[0].tags == {"mlflow.user": "ann", "rayface.spool_id": "s1", "mlflow.runName": "demo/run"}
 
 
 def test_server_of_a_sqlite_file_keeps_artifacts_beside_it(connect: Any, tmp_path: Path) -> None:

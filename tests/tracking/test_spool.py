@@ -41,6 +41,7 @@ class Server:
     def __init__(self, uri: str, settings: Settings, run_id: str | None) -> None:
         if not self.up:
             raise ConnectionError("MLflow is down")
+        self.experiment_id = "1"
         self.run_id, self._spool = settings.spool_id, settings.spool_id
 
     def log(self, records: list[dict[str, Any]]) -> None:
@@ -66,10 +67,11 @@ def test_spool_of_an_undelivered_journal_is_stored_and_delivered_later(object_st
     assert json.loads(object_store.files()["emb/journal/delivered.json"])["ended"] is True
 
 
-def test_spool_without_a_server_keeps_mlflow_in_a_lasting_folder(object_store, state, monkeypatch):
+def test_spool_without_a_server_keeps_mlflow_in_the_project(object_store, state, monkeypatch, tmp_path):
     monkeypatch.setattr(delivery, "Server", Server)
+    monkeypatch.chdir(tmp_path)
     job = work(object_store.uri("emb"), TrackingConfig(timeout=0), 0)
-    assert job.uri == f"sqlite:///{state / 'rayface' / 'jobs' / 'mlflow.db'}"
+    assert job.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert (state / "rayface" / "jobs").is_dir()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rayface.config import TrackingConfig
+from rayface.files import write_json
 from rayface.tracking.uris import VARIABLE, shared_tracking, tracking_uri
 
 
@@ -46,3 +47,37 @@ def test_shared_tracking_fixes_a_file_and_leaves_the_address_of_a_server(
     assert (fixed.uri, fixed.experiment) == (f"sqlite:///{tmp_path}/mlflow.db", "e")
     monkeypatch.setenv(VARIABLE, "http://me:secret@server")
     assert shared_tracking(TrackingConfig(), tmp_path / "sweep").uri is None
+
+
+def test_tracking_uri_of_all_jobs_of_a_project_is_one_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platformdirs.user_state_path", lambda name: tmp_path / "home" / name)
+    jobs = ["runs/a-001", "sweeps/b-001", "experiments/c/embed", "core", "home/rayface/jobs/emb-1"]
+    assert {tracking_uri(TrackingConfig(), Path(job)) for job in jobs} == {f"sqlite:///{tmp_path}/mlflow.db"}
+    elsewhere = tmp_path.parent / "other" / "run"
+    assert tracking_uri(TrackingConfig(), elsewhere) == f"sqlite:///{elsewhere.parent}/mlflow.db"
+
+
+def test_tracking_uri_of_a_project_with_older_stores_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, old = tmp_path / "runs" / "a", tmp_path / "runs" / "mlflow.db"
+    run.mkdir(parents=True)
+    old.touch()
+    assert tracking_uri(TrackingConfig(), run) == f"sqlite:///{old}"  # the project has only this one
+    (tmp_path / "mlflow.db").touch()
+    assert tracking_uri(TrackingConfig(), run) == f"sqlite:///{tmp_path}/mlflow.db"
+    settings = {"uri": f"sqlite:///{old}", "experiment": "e", "run_name": "a", "tags": {}, "spool_id": "1"}
+    (run / "journal").mkdir()
+    write_json(run / "journal" / "tracking.json", {**settings, "created": 0.0})
+    assert tracking_uri(TrackingConfig(), run) == f"sqlite:///{old}"  # this run is in it
+
+
+def test_tracking_uri_in_a_ray_job_is_beside_an_output_that_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "x"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert tracking_uri(TrackingConfig(), tmp_path / "runs" / "a") == f"sqlite:///{tmp_path}/runs/mlflow.db"

@@ -14,7 +14,7 @@ def test_train_result_as_dict_has_the_keys_of_the_contract(tmp_path):
     numbers = {"steps": 3, "faults": 0, "loss": 1.5, "images_per_second": 9.0, "seconds": 2.0}
     assert list(TrainResult(run=run, **numbers).as_dict()) == [
         *("run", "model", "report", "steps", "faults", "loss", "images_per_second", "seconds"),
-        *("tracking", "tracking_delivered"),
+        *("tracking", "tracking_delivered", "tracking_link"),
     ]
     found = TrainResult(run=run, **numbers, evaluation=pairs, accuracy_before=0.5, tracking="sqlite:///a").as_dict()
     assert found == {
@@ -22,6 +22,7 @@ def test_train_result_as_dict_has_the_keys_of_the_contract(tmp_path):
         **numbers,
         **pairs,
         **{"accuracy_before": 0.5, "tracking": "sqlite:///a", "tracking_delivered": None},
+        "tracking_link": None,
     }
 
 

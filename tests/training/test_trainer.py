@@ -117,8 +117,3 @@ def test_train_of_a_new_run_writes_config_faults_and_journal_before_its_workers_
     assert float(params["optim.momentum"]) == 0
     tags = next(record["values"] for record in records if record["kind"] == "tags")
     assert tags["run_directory"] == str(run)
-
-
-def test_git_commit_without_git_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert trainer._git_commit() == "unknown"

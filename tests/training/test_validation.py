@@ -70,6 +70,8 @@ def test_validation_by_several_protocols_selects_by_the_first_and_reports_all(tm
     assert made.main_figures == {"pairs": accuracy, "again": accuracy}
     assert made.result["protocols"]["again"]["accuracy_mean"] == made.result["accuracy_mean"] == accuracy
     assert list(RunDirectory(tmp_path).read_evaluation()["protocols"]) == ["pairs", "again"]
+    assert made.all_figures["again/accuracy_mean"] == accuracy
+    assert {"pairs/accuracy_std", "pairs/tar_at_far/1e-01", "pairs/threshold_at_far/1e-01"} <= made.all_figures.keys()
 
 
 def test_validation_on_another_rank_embeds_its_share_and_returns_nothing(tmp_path, monkeypatch, watchdog, phases):

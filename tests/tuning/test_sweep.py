@@ -93,7 +93,7 @@ def test_shared_tracking_of_a_sweep_and_its_trials_is_one_store(tmp_path, monkey
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     here, folder = f"sqlite:///{tmp_path}", tmp_path / "sweeps" / "try-001"
     base = configs.load()
-    assert shared_tracking(base.tracking, folder).uri == f"{here}/sweeps/mlflow.db"
+    assert shared_tracking(base.tracking, folder).uri == f"{here}/mlflow.db"
     # Relative to where the sweep was started: trials run in other directories.
     given = configs.with_overrides(base, {"tracking.uri": "sqlite:///log/my.db"})
     assert shared_tracking(given.tracking, folder).uri == f"{here}/log/my.db"

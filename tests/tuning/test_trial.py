@@ -52,7 +52,8 @@ def test_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tmp_
         "debug", overrides={"optim.lr": 0.25, "train.output": str(tmp_path / "0007")}
     )
     given = (asked["resume"], asked["tags"], asked["held_cpus"], asked["address"])
-    assert given == (False, {"a": "b"}, 2.0, "c:1")
+    name = f"{tmp_path.parent.name} trial 7"
+    assert given == (False, {"a": "b", "mlflow.runName": name}, 2.0, "c:1")
 
 
 @pytest.mark.parametrize(
