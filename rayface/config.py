@@ -469,7 +469,7 @@ class PruneConfig:
     data: Paths = ()
     """Dataset that was embedded, or several as one; prune then writes a dataset of the core set."""
     out: Operational[PathText | None] = None
-    """Folder for the core set, on a disk that all nodes share; run again to resume in it."""
+    """Folder for the core set, on a disk that all nodes share, or a URI; run again to resume in it."""
     method: str = "face_nms"
     """Selection method: face_nms, random, herding, diffprob, or one of a plugin."""
     threshold: Cosine | None = None
@@ -542,7 +542,7 @@ class ClusteringConfig:
     data: Paths = ()
     """Dataset that was embedded, or several as one; cluster then writes a dataset labelled by clusters."""
     out: Operational[PathText | None] = None
-    """Folder for the clusters, on a disk that all nodes share; run again to resume in it."""
+    """Folder for the clusters, on a disk that all nodes share, or a URI; run again to resume in it."""
     method: Literal["cohesive", "average", "components", "density", "ogmc"] = "cohesive"
     """Clustering method; ogmc is online, in the order of the embeddings."""
     threshold: Cosine | None = None

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rayface.credentials import masked
 from rayface.files import LOCK, exclusive_folder
 from rayface.storage import (
+    LEASE,
+    AnyPath,
     DataError,
+    RemotePath,
     delete_temporary,
     is_local,
     is_temporary,
     join,
+    leased,
     list_names,
     make_folder,
     read_bytes,
@@ -32,7 +36,7 @@ def exclusive_job_folder(
     """Own the output folder of a job inside the context: create it, or resume the same job in it.
 
     Args:
-        root: local folder, which is locked, or URI.
+        root: local folder, which is locked, or URI, which is leased.
         job: values that a resume must not change; JSON types, stored in `job_file`.
         key: config key that names the folder, for messages.
         beside: names of files and folders that a new job may find in it.
@@ -42,7 +46,8 @@ def exclusive_job_folder(
     """
     make_folder(root)
     job = masked(json.loads(json.dumps(dict(job))))
-    with exclusive_folder(Path(root), f"{key}: {root}") if is_local(root) else nullcontext():
+    name = f"{key}: {root}"
+    with exclusive_folder(Path(root), name) if is_local(root) else leased(RemotePath(root), name):
         names = _names(root, beside)
         if job_file not in names:
             require_empty(root, key=key, beside=beside)
@@ -59,7 +64,9 @@ def exclusive_job_folder(
         yield
 
 
-def read_job_result(path: Path, parse: Callable[[Any], Result], is_complete: Callable[[Result], bool]) -> Result | None:
+def read_job_result(
+    path: AnyPath, parse: Callable[[Any], Result], is_complete: Callable[[Result], bool]
+) -> Result | None:
     """Return the result that a job wrote as JSON, or None if there is no file or the job's output is not complete.
 
     Raises:
@@ -85,4 +92,4 @@ def require_empty(root: str, *, key: str, beside: Collection[str] = ()) -> None:
 
 
 def _names(root: str, beside: Collection[str]) -> set[str]:
-    return {name for name in list_names(root) if not is_temporary(name)} - {LOCK, *beside}
+    return {name for name in list_names(root) if not is_temporary(name)} - {LOCK, LEASE, *beside}

@@ -192,7 +192,6 @@ def test_verb_that_is_interrupted_is_one_line_and_its_own_exit_code(call, monkey
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["prune", "--embeddings=e", "--keep=.5", f"--out={URI}"],
         ["prune", "--proxy-fraction=.1", "--data=d", "--keep=.5", f"--out={URI}"],
         ["checkpoint", "reshard", "run", f"--out={URI}"],
         ["train", "data.train=d", f"train.output={URI}"],

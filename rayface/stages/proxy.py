@@ -58,7 +58,7 @@ def prune_by_proxy(config: Config) -> PruneResult:
     if config.clean.exclude is not None:
         open_embeddings(config.clean.exclude)
     settings = config.prune
-    folder = on_disk(str(settings.out), "prune.out").absolute() / PROXY
+    folder = on_disk(str(settings.out), "prune.proxy_fraction, prune.out").absolute() / PROXY
     config = replace(config, tracking=shared_tracking(config.tracking, folder.parent))
     data = config.data
     dataset = open_dataset(settings.data, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)

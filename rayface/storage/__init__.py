@@ -2,7 +2,7 @@
 
 from rayface.storage.copies import CACHE_VARIABLE, cache_folders, local_copy, staged_folder, upload
 from rayface.storage.errors import DataError, StorageError, one_line, retried
-from rayface.storage.lease import leased
+from rayface.storage.lease import LEASE, leased
 from rayface.storage.mirror import FolderMirror, Segments
 from rayface.storage.paths import (
     REQUESTS,
@@ -38,6 +38,7 @@ from rayface.storage.writes import (
 __all__ = [
     "CACHE_VARIABLE",
     "LARGEST_REMOTE",
+    "LEASE",
     "REQUESTS",
     "AnyPath",
     "AtomicFile",

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
-import pyarrow as pa
 from pyarrow import fs as pafs
 
 from rayface.credentials import mask
@@ -117,13 +116,14 @@ def upload(source: Path, target: str) -> None:
     """Copy a local file to a path or URI, under which it appears complete; an existing one is replaced.
 
     Raises:
-        DataError: it cannot be written; one line.
+        DataError, StorageError: it cannot be written, see `retried`.
     """
-    try:
+
+    def copy() -> None:
         with source.open("rb") as file, atomic_stream(target) as stream:
             shutil.copyfileobj(file, stream, _BLOCK)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{target}: cannot be written ({one_line(error)})") from None
+
+    retried(target, copy, "cannot be written")
 
 
 @contextmanager

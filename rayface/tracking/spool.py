@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -81,6 +81,8 @@ def _store(folder: Path, kept: str) -> None:
             make_folder(kept)
         for path in paths:
             write_bytes(join(kept, path.name), path.read_bytes())
-        shutil.rmtree(folder.parent, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # work files of an unfinished job stay
+            folder.parent.rmdir()
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
         _log.warning("%s: cannot be written (%s): the journal is kept in %s", mask(kept), mask(one_line(error)), folder)

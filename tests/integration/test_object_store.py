@@ -1,12 +1,21 @@
 """The road synth, check, export, evaluate, compare with every path on an object store: no local folder called `s3:`."""
 
-from rayface.config import load
+import re
+
+import numpy as np
+import pytest
+
+from rayface.config import load, with_overrides
+from rayface.curate.cluster.cluster import cluster
+from rayface.curate.prune.core_set import prune
 from rayface.data.check import check
 from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
+from rayface.embedding.part_file import write_part
 from rayface.evaluation.compare import compare
 from rayface.evaluation.evaluate import evaluate
 from rayface.stages import STAGES
+from rayface.storage import upload
 from tests.small_model import save_small_model
 
 
@@ -40,3 +49,64 @@ def test_synth_check_export_evaluate_and_compare_on_an_object_store_write_no_loc
     assert files["scores/plots/roc.png"].startswith(b"\x89PNG")
     assert b'"num_pairs": 40' in files["scores/evaluation.json"]
     assert list(here.iterdir()) == []
+
+
+def embedded(folder: str, data: str) -> None:
+    """Write random embeddings of a dataset, by its keys and labels."""
+    dataset = open_dataset(data)
+    vectors = np.random.default_rng(0).standard_normal((dataset.num_images, 8)).astype(np.float32)
+    keys = [key for batch in dataset.key_batches() for key in batch.to_pylist()]
+    rows = [(keys, dataset.index.label, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))]
+    write_part(f"{folder}/0.parquet", rows, size=8, dtype="fp32", note={})
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("local_ray")
+def test_prune_and_cluster_into_an_object_store_write_what_they_write_on_a_disk(
+    tmp_path, object_store, monkeypatch, drawn
+):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "emb").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    embedded(str(tmp_path / "emb"), str(drawn))
+    given = {"embeddings": str(tmp_path / "emb"), "data": str(drawn), "write_shards": True, "block_size": 4096}
+    quiet = load(overrides={"tracking.enabled": False})
+
+    def run(job, group, out, **more):
+        keys = {**given, **more, "out": out}
+        return job(with_overrides(quiet, {f"{group}.{key}": value for key, value in keys.items()}))
+
+    for job, group, more in ((prune, "prune", {"keep": 0.6}), (cluster, "clustering", {"threshold": 0.5})):
+        local = tmp_path / f"{group}_out"
+        run(job, group, str(local), **more)
+        uploads = []
+
+        def killed(source, target, uploads=uploads):
+            if uploads:
+                raise KeyboardInterrupt
+            uploads.append(target)
+            upload(source, target)
+
+        uri = object_store.uri(f"{group}_out")
+        with monkeypatch.context() as patched:
+            patched.setattr("rayface.curate.job_output.upload", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(job, group, uri, **more)
+        assert not {f"{group}_out/{name}" for name in ("prune.json", "cluster.json")} & set(object_store.files())
+        result = run(job, group, uri, **more)
+        written = {path.relative_to(tmp_path).as_posix() for path in local.rglob("*") if path.is_file()}
+        files = {name: content for name, content in object_store.files().items() if name.startswith(f"{group}_out")}
+        journal = re.compile(r".*/(journal/.*|\.lock)")
+        assert set(files) - {name for name in files if journal.fullmatch(name)} == {
+            name for name in written if not journal.fullmatch(name)
+        }
+        table = "core_set.parquet" if group == "prune" else "labels.parquet"
+        assert files[f"{group}_out/{table}"] == (local / table).read_bytes()
+        assert len(result.to_pandas()) == open_dataset(str(drawn)).num_images
+        assert open_dataset(uri).num_images == open_dataset(str(local)).num_images
+        assert run(job, group, uri, **more).as_dict() == {
+            key: value for key, value in result.as_dict().items() if not key.startswith("tracking")
+        }
+    assert list((tmp_path / "here").iterdir()) == []
+    assert not [path for path in (tmp_path / "state").rglob("*") if path.is_file()]

@@ -6,7 +6,6 @@ Every task writes files, from which an interrupted job resumes.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from rayface.curate.cluster.report import write_report
 from rayface.curate.cluster.result import LABELS, REPORT, RESULT, ClusterCounts, ClusterResult, read_result
 from rayface.curate.cluster.threshold import best_threshold, estimated_threshold
 from rayface.curate.cluster.unit_vectors import confidences, find_neighbours, read_keys_and_labels, write_unit_vectors
+from rayface.curate.job_output import WORK, JobOutput, job_output
 from rayface.curate.ogmc import OnlineGaussianMixture, radius_of
 from rayface.curate.prune.pruned_dataset import check_copied, check_data
 from rayface.curate.prune.result import JobFacts, Tracked, Values
@@ -34,23 +34,21 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.elapsed import Laps
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.files import write_json
-from rayface.job_folder import exclusive_job_folder
 from rayface.progress import phase
 from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
-from rayface.storage import atomic_stream, on_disk
+from rayface.storage import atomic_stream, is_local, normalise
 from rayface.tracking.job import tracked_job
 from rayface.version import VERSION
 
 _JOB = ".cluster_job.json"
-_WORK = ".work"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """Inputs of a cluster job, and `job`, the fingerprint that must be equal to resume in `root`."""
+    """Inputs of a cluster job, and `job`, the fingerprint that must be equal to resume in `root`, a path or URI."""
 
-    root: Path
+    root: str
     source: Embeddings
     labelled: Embeddings | None
     dataset: Dataset | None
@@ -81,31 +79,30 @@ def cluster(config: Config) -> ClusterResult:
     """
     start = time.monotonic()
     inputs = _opened(config)
-    root = inputs.root
-    with exclusive_job_folder(str(root), inputs.job, _JOB, key="clustering.out"):
-        if found := read_result(root):
-            shutil.rmtree(root / _WORK, ignore_errors=True)  # left by a crash between the two
+    with job_output(inputs.root, inputs.job, _JOB, key="clustering.out") as output:
+        if found := read_result(output.path):
+            output.delete_work()  # left by a crash between the two
             return found
-        (root / RESULT).unlink(missing_ok=True)  # files that it lists are missing
-        with tracked_job(root, config.tracking, inputs.job) as tracked:
+        (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
+        with tracked_job(output.folder, config.tracking, inputs.job) as tracked:
             with ray_session(config.cluster.address, debug=config.cluster.debug), quiet_data(config.cluster.debug):
                 if is_cluster(config.cluster.address):
                     require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
-                result = _clustered(config, inputs)
+                result = _clustered(config, inputs, output)
             result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
-            write_json(root / RESULT, result.as_dict())
-            shutil.rmtree(root / _WORK, ignore_errors=True)
+            write_json(output.folder / RESULT, result.as_dict())
+            output.finish(RESULT)
             tracked.journal.metrics(_numbers(result), step=0)
-            for name in (RESULT, REPORT):
-                tracked.journal.artifact(root / name)
-    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=root)
+            for name in (RESULT, REPORT) if is_local(output.root) else ():
+                tracked.journal.artifact(output.folder / name)
+    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=output.path)
 
 
 def _opened(config: Config) -> _Inputs:
     """Open the inputs, and refuse contradictory settings before anything is written."""
     settings, data = config.clustering, config.data
     require_keys(config, "clustering.embeddings", "clustering.out")
-    root = on_disk(str(settings.out), "clustering.out").absolute()
+    root = normalise(str(settings.out))
     source = open_embeddings(str(settings.embeddings))
     labelled = open_embeddings(settings.calibrate) if settings.calibrate is not None else None
     if labelled is not None and labelled.size != source.size:
@@ -129,9 +126,9 @@ def _opened(config: Config) -> _Inputs:
     return _Inputs(root=root, source=source, labelled=labelled, dataset=dataset, job=json.loads(json.dumps(job)))
 
 
-def _clustered(config: Config, inputs: _Inputs) -> ClusterResult:
+def _clustered(config: Config, inputs: _Inputs, output: JobOutput) -> ClusterResult:
     """Cluster and write everything but cluster.json."""
-    settings, root, work = config.clustering, inputs.root, inputs.root / _WORK
+    settings, folder, work = config.clustering, output.folder, output.folder / WORK
     laps = Laps()
     vectors = write_unit_vectors(inputs.source, work / "vectors", settings.block_size)
     keys, labels = read_keys_and_labels(inputs.source)
@@ -140,7 +137,7 @@ def _clustered(config: Config, inputs: _Inputs) -> ClusterResult:
     units = vectors.read()
     own = _Set(vectors=units, labels=labels, neighbours=neighbours)
     laps.end("neighbours")
-    threshold, found_by = _threshold(settings, inputs, own)
+    threshold, found_by = _threshold(settings, inputs, own, work)
     laps.end("threshold")
     if settings.within:
         own = replace(own, neighbours=neighbours.within(labels))
@@ -150,11 +147,11 @@ def _clustered(config: Config, inputs: _Inputs) -> ClusterResult:
     confidence = confidences(vectors, clusters)
     laps.end("confidence")
     table = pa.table({"key": keys, "cluster": pa.array(clusters), "confidence": pa.array(confidence)})
-    with atomic_stream(str(root / LABELS)) as stream:
+    with atomic_stream(str(folder / LABELS)) as stream:
         pq.write_table(table, stream)
     dataset = None
     if inputs.dataset is not None:
-        dataset = write_clustered(root, inputs.dataset, keys, clusters, write_shards=settings.write_shards)
+        dataset = write_clustered(output.root, inputs.dataset, keys, clusters, write_shards=settings.write_shards)
     laps.end("write")
     sizes = np.bincount(clusters[clusters >= 0])
     counts = ClusterCounts(
@@ -175,7 +172,7 @@ def _clustered(config: Config, inputs: _Inputs) -> ClusterResult:
         job=_facts(settings, inputs),
     )
     with phase("write report"):
-        write_report(root, result, keys, clusters, confidence, inputs.dataset)
+        write_report(folder, result, keys, clusters, confidence, inputs.dataset, title=output.name)
     return result
 
 
@@ -184,13 +181,13 @@ def _facts(settings: ClusteringConfig, inputs: _Inputs) -> JobFacts:
     return JobFacts(seconds=0.0, embeddings=str(settings.embeddings), config=inputs.job, created_by=created_by)
 
 
-def _threshold(settings: ClusteringConfig, inputs: _Inputs, own: _Set) -> tuple[float, str]:
+def _threshold(settings: ClusteringConfig, inputs: _Inputs, own: _Set, work: Path) -> tuple[float, str]:
     """Return the threshold, and what it was taken from."""
     if settings.threshold is not None:
         return settings.threshold, "threshold"
     if inputs.labelled is None:
         return estimated_threshold(own.vectors, own.neighbours.cosines[:, 0]), "estimate"
-    vectors = write_unit_vectors(inputs.labelled, inputs.root / _WORK / "labelled", settings.block_size)
+    vectors = write_unit_vectors(inputs.labelled, work / "labelled", settings.block_size)
     _, labels = read_keys_and_labels(inputs.labelled)
     if labels.min() == labels.max():
         raise ValueError(

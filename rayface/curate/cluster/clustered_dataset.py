@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 
@@ -15,9 +13,12 @@ from rayface.data.selection import Selection
 
 
 def write_clustered(
-    root: Path, source: Dataset, keys: pa.ChunkedArray, clusters: Ints, *, write_shards: bool
+    root: str, source: Dataset, keys: pa.ChunkedArray, clusters: Ints, *, write_shards: bool
 ) -> DatasetCounts | None:
-    """Write the images in clusters as a dataset into `root`, its identities "cluster-0000000", ...; None if all noise.
+    """Write the images in clusters as a dataset, its identities "cluster-0000000", ...; None if all noise.
+
+    Args:
+        root: path or URI of the dataset.
 
     Raises:
         DataError: a key is not in the source.

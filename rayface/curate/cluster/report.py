@@ -30,12 +30,15 @@ def write_report(
     clusters: Ints,
     confidence: NDArray[np.float32],
     dataset: Dataset | None,
+    *,
+    title: str,
 ) -> None:
     """Write the self-contained report.html into `out`, and its plots as PNG.
 
     Args:
         keys, clusters, confidence: (N,), the columns of labels.parquet.
         dataset: without it the page shows keys instead of images.
+        title: title of the page.
     """
     sheets = [sheet for sheet in _sheets(keys, clusters, confidence) if sheet.rows]
     if dataset is not None:
@@ -46,7 +49,7 @@ def write_report(
     ]
     write_pngs(out / "plots", plots)
     page = load_template("curation.html").render(
-        title=out.absolute().name,
+        title=title,
         table=_table(result),
         plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
         palette=PALETTE,

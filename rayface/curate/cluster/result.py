@@ -12,6 +12,7 @@ import pandas as pd
 from rayface.curate.cluster.metrics import ClusterScores
 from rayface.curate.prune.result import DatasetCounts, JobFacts, Tracked, Values, has_dataset, has_rows
 from rayface.job_folder import read_job_result
+from rayface.storage import AnyPath
 
 LABELS = "labels.parquet"
 RESULT = "cluster.json"  # written last
@@ -58,7 +59,7 @@ class ClusterResult:
     dataset: DatasetCounts | None = None
     job: JobFacts
     tracked: Tracked | None = None
-    folder: Path = field(default=Path(), compare=False)
+    folder: AnyPath = field(default=Path(), compare=False)
 
     @classmethod
     def from_dict(cls, values: Values) -> Self:
@@ -84,10 +85,11 @@ class ClusterResult:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the cluster of every image: key, cluster (-1: noise), confidence."""
-        return pd.read_parquet(self.folder / LABELS)
+        with (self.folder / LABELS).open("rb") as file:
+            return pd.read_parquet(file)
 
 
-def read_result(root: Path) -> ClusterResult | None:
+def read_result(root: AnyPath) -> ClusterResult | None:
     """Return the result of a finished job, or None if a file of it is missing.
 
     Raises:
@@ -97,7 +99,7 @@ def read_result(root: Path) -> ClusterResult | None:
     return None if found is None else replace(found, folder=root)
 
 
-def _is_complete(root: Path, result: ClusterResult) -> bool:
+def _is_complete(root: AnyPath, result: ClusterResult) -> bool:
     return (
         (root / REPORT).is_file()
         and has_rows(root / LABELS, result.counts.images)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from rayface.config import CleanConfig, Config, require_keys
 from rayface.curate.clean.job import Cleaned, clean_images, write_findings
 from rayface.curate.core_set_file import write_rows
+from rayface.curate.job_output import WORK, JobOutput, job_output
 from rayface.curate.partitions import partition_by_identity
 from rayface.curate.prune.comparison import Comparison, compare
 from rayface.curate.prune.methods import baseline_settings, build_method
@@ -40,24 +39,25 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.elapsed import Laps
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.files import write_json
-from rayface.job_folder import exclusive_job_folder
 from rayface.progress import phase
 from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
-from rayface.storage import on_disk
+from rayface.storage import is_local, normalise
 from rayface.tracking.job import tracked_job
 from rayface.version import VERSION
 
 PROXY = "proxy"  # folder of the proxy model and its embeddings
 _JOB = ".prune_job.json"
-_WORK = ".work"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """Inputs of a prune job, and `job`, the fingerprint that must be equal to resume in `root` or reuse its result."""
+    """Inputs of a prune job, and `job`, the fingerprint that must be equal to resume in `root` or reuse its result.
 
-    root: Path
+    `root` is the path or URI of the output.
+    """
+
+    root: str
     source: Embeddings
     dataset: Dataset | None
     test: Embeddings | None
@@ -91,31 +91,30 @@ def prune(config: Config) -> PruneResult:
     """
     start = time.monotonic()
     inputs = _opened(config)
-    root = inputs.root
-    with exclusive_job_folder(str(root), inputs.job, _JOB, key="prune.out", beside=[PROXY]):
-        if found := read_result(root):
-            shutil.rmtree(root / _WORK, ignore_errors=True)  # left by a crash between the two
+    with job_output(inputs.root, inputs.job, _JOB, key="prune.out", beside=[PROXY]) as output:
+        if found := read_result(output.path):
+            output.delete_work()  # left by a crash between the two
             return found
-        (root / RESULT).unlink(missing_ok=True)  # files that it lists are missing
-        with tracked_job(root, config.tracking, inputs.job) as tracked:
-            core_set, dataset = _selected(config, inputs)
-            result = _result(config, inputs, core_set, dataset)
-            _write_report(config, inputs, core_set, result)
+        (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
+        with tracked_job(output.folder, config.tracking, inputs.job) as tracked:
+            core_set, dataset = _selected(config, inputs, output)
+            result = _result(config, inputs, output, core_set, dataset)
+            _write_report(config, inputs, output, core_set, result)
             result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
-            write_json(root / RESULT, result.as_dict())
-            shutil.rmtree(root / _WORK, ignore_errors=True)
+            write_json(output.folder / RESULT, result.as_dict())
+            output.finish(RESULT)
             numbers = {k: v for k, v in result.as_dict().items() if isinstance(v, int | float)}
             tracked.journal.metrics(numbers, step=0)
-            for name in (RESULT, REPORT):
-                tracked.journal.artifact(root / name)
-    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=root)
+            for name in (RESULT, REPORT) if is_local(output.root) else ():
+                tracked.journal.artifact(output.folder / name)
+    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=output.path)
 
 
 def _opened(config: Config) -> _Inputs:
     """Open the inputs, and refuse contradictory settings before anything is written."""
     settings, clean, data = config.prune, config.clean, config.data
     require_keys(config, "prune.embeddings", "prune.out")
-    root = on_disk(str(settings.out), "prune.out").absolute()
+    root = normalise(str(settings.out))
     check_settings(config)
     source = open_embeddings(str(settings.embeddings))
     dataset = None
@@ -130,23 +129,24 @@ def _opened(config: Config) -> _Inputs:
     return _Inputs(root=root, source=source, dataset=dataset, test=test, job=_job(config, source, test, dataset))
 
 
-def _selected(config: Config, inputs: _Inputs) -> tuple[_CoreSet, DatasetCounts | None]:
+def _selected(config: Config, inputs: _Inputs, output: JobOutput) -> tuple[_CoreSet, DatasetCounts | None]:
     """Write the core set and its dataset."""
-    cluster, root = config.cluster, inputs.root
+    cluster = config.cluster
     with ray_session(cluster.address, debug=cluster.debug), quiet_data(cluster.debug):
         if is_cluster(cluster.address):
             require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
-        core_set = _core_set(config, inputs)
+        core_set = _core_set(config, inputs, output)
         if inputs.dataset is None:
             return core_set, None
         merged = core_set.cleaned.merged if core_set.cleaned else {}
         shards = config.prune.write_shards
-        return core_set, write_pruned(root, inputs.dataset, root / CORE_SET, merged=merged, write_shards=shards)
+        path = output.folder / CORE_SET
+        return core_set, write_pruned(output.root, inputs.dataset, path, merged=merged, write_shards=shards)
 
 
-def _core_set(config: Config, inputs: _Inputs) -> _CoreSet:
+def _core_set(config: Config, inputs: _Inputs, output: JobOutput) -> _CoreSet:
     """Clean, select, write the core set and compare it with the baselines."""
-    settings, source, work = config.prune, inputs.source, inputs.root / _WORK
+    settings, source, work = config.prune, inputs.source, output.folder / WORK
     laps = Laps()
     partitions = partition_by_identity(source, work / "runs", settings.block_size)
     laps.end("group")
@@ -168,7 +168,7 @@ def _core_set(config: Config, inputs: _Inputs) -> _CoreSet:
     method = selector.fit(build_method(settings), settings.keep)
     kept = selector.decide(method)
     laps.end("choose")
-    path = inputs.root / CORE_SET
+    path = output.folder / CORE_SET
     with phase("write core set", rows=source.num_rows):
         write_rows(path, itertools.chain(selector.decisions(method), cleaned.dropped() if cleaned else []))
     laps.end("write")
@@ -192,7 +192,9 @@ def _core_set(config: Config, inputs: _Inputs) -> _CoreSet:
     )
 
 
-def _result(config: Config, inputs: _Inputs, core_set: _CoreSet, dataset: DatasetCounts | None) -> PruneResult:
+def _result(
+    config: Config, inputs: _Inputs, output: JobOutput, core_set: _CoreSet, dataset: DatasetCounts | None
+) -> PruneResult:
     method, cleaned, comparison, counts = core_set.method, core_set.cleaned, core_set.comparison, core_set.counts
     return PruneResult(
         method=config.prune.method,
@@ -200,7 +202,7 @@ def _result(config: Config, inputs: _Inputs, core_set: _CoreSet, dataset: Datase
         keep_wanted=config.prune.keep,
         keep=counts.faces_out / (counts.faces_in - counts.faces_cleaned),
         counts=counts,
-        found=write_findings(cleaned.found, inputs.root / FOUND) if cleaned else {},
+        found=write_findings(cleaned.found, output.folder / FOUND) if cleaned else {},
         mean_cosine_before=comparison.everything.mean_cosine,
         mean_cosine_after=comparison.core_set.mean_cosine,
         baselines=comparison.baselines,
@@ -215,13 +217,13 @@ def _result(config: Config, inputs: _Inputs, core_set: _CoreSet, dataset: Datase
     )
 
 
-def _write_report(config: Config, inputs: _Inputs, core_set: _CoreSet, result: PruneResult) -> None:
+def _write_report(config: Config, inputs: _Inputs, output: JobOutput, core_set: _CoreSet, result: PruneResult) -> None:
     cleaned = core_set.cleaned
     own = {f"{result.method} (here)": core_set.comparison.core_set}
     with phase("write report"):
         curation_report(
-            inputs.root,
-            inputs.root / CORE_SET,
+            output.folder,
+            output.folder / CORE_SET,
             inputs.source,
             dataset=inputs.dataset,
             found=cleaned.found if cleaned else None,
@@ -229,6 +231,7 @@ def _write_report(config: Config, inputs: _Inputs, core_set: _CoreSet, result: P
             table=_table(result),
             baselines=own | result.baselines if result.baselines else {},
             seed=config.prune.seed,
+            title=output.name,
         )
 
 

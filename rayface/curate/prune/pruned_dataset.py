@@ -28,7 +28,7 @@ from rayface.data.shards.scan import ShardScan
 from rayface.embedding.embeddings import Embeddings
 from rayface.embedding.rows import read_labels
 from rayface.ray_tasks import map_unordered
-from rayface.storage import DataError
+from rayface.storage import DataError, split
 
 _UNSAFE = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|[\x00-\x1f]"  # as is_safe_name has it
 
@@ -40,14 +40,14 @@ class _WrittenShard:
 
 
 def write_pruned(
-    root: Path,
+    root: str,
     source: Dataset,
     core_set: Path,
     *,
     merged: Mapping[int, int],
     write_shards: bool,
 ) -> DatasetCounts:
-    """Write the kept images as a dataset into `root`.
+    """Write the kept images as a dataset into `root`, a path or URI.
 
     Args:
         merged: new labels of merged identities.
@@ -61,14 +61,14 @@ def write_pruned(
     return write_dataset(root, selection, known, write_shards=write_shards)
 
 
-def write_dataset(root: Path, selection: Selection, known: int, *, write_shards: bool) -> DatasetCounts:
-    """Write selected samples as a dataset into `root`, of its own shards or as an index of the source's.
+def write_dataset(root: str, selection: Selection, known: int, *, write_shards: bool) -> DatasetCounts:
+    """Write selected samples as a dataset into `root`, a path or URI, of its own shards or as an index of the source's.
 
     Args:
         known: number of the source's images that are embedded.
     """
-    name = root.name
-    dataset = _write_shards(root, selection, name) if write_shards else write_selection(str(root), selection, name=name)
+    name = split(root)[1]
+    dataset = _write_shards(root, selection, name) if write_shards else write_selection(root, selection, name=name)
     return DatasetCounts(
         images=dataset.num_images,
         classes=dataset.num_classes,
@@ -139,7 +139,7 @@ def _select(core_set: Path, source: Dataset, merged: Mapping[int, int]) -> tuple
     return select(source, found[kept], labels[kept]), len(table)
 
 
-def _write_shards(root: Path, selection: Selection, name: str) -> Dataset:
+def _write_shards(root: str, selection: Selection, name: str) -> Dataset:
     """Write shards in one task per source shard that has kept images."""
     source = selection.source
     samples = source.index.select(selection.rows)
@@ -150,9 +150,9 @@ def _write_shards(root: Path, selection: Selection, name: str) -> Dataset:
     def write(numbered: tuple[int, slice | Ints, str]) -> _WrittenShard:
         number, mine, prefix = numbered
         paths, all_samples, labels = ray.get(shared)
-        scan = write_selected_shard(str(root), paths, all_samples.select(mine), labels[mine], number, prefix)
+        scan = write_selected_shard(root, paths, all_samples.select(mine), labels[mine], number, prefix)
         return _WrittenShard(number=number, scan=scan)
 
     parts = [(number, rows[shard], source.key_prefixes[shard]) for number, shard in enumerate(used)]
     results = sorted(map_unordered(write, parts, "write shards", rows=len(samples)), key=lambda result: result.number)
-    return write_shards_manifest(str(root), selection, [result.scan for result in results], name=name)
+    return write_shards_manifest(root, selection, [result.scan for result in results], name=name)

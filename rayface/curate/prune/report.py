@@ -50,6 +50,7 @@ def curation_report(
     table: Sequence[tuple[str, str]] = (),
     baselines: Mapping[str, SelectionFigures] | None = None,
     seed: int = 0,
+    title: str,
 ) -> Path:
     """Write the self-contained report.html into `out`, and its plots as PNG.
 
@@ -63,6 +64,7 @@ def curation_report(
         table: rows (name, value) of the first table.
         baselines: figures of the core set and of other methods, by name.
         seed: seed of the identities sampled for the page.
+        title: title of the page.
 
     Returns:
         report.html. Memory: 32 bytes per identity, up to 20,000 embeddings, and the keys of `dataset`.
@@ -74,7 +76,7 @@ def curation_report(
     out.mkdir(parents=True, exist_ok=True)
     write_pngs(out / "plots", plots)
     page = load_template("curation.html").render(
-        title=out.absolute().name,
+        title=title,
         table=[*_counts(sizes, kept), *table],
         plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
         palette=PALETTE,

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayface.job_folder import read_job_result
+from rayface.storage import AnyPath
 
 CORE_SET = "core_set.parquet"
 RESULT = "prune.json"  # written last
@@ -111,7 +112,7 @@ class PruneResult:
     dataset: DatasetCounts | None = None
     job: JobFacts
     tracked: Tracked | None = None
-    folder: Path = field(default=Path(), compare=False)
+    folder: AnyPath = field(default=Path(), compare=False)
 
     @classmethod
     def from_dict(cls, values: Values) -> Self:
@@ -141,14 +142,15 @@ class PruneResult:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the decision about every image: key, label, kept, score, suppressed_by, reason."""
-        return pd.read_parquet(self.folder / CORE_SET)
+        with (self.folder / CORE_SET).open("rb") as file:
+            return pd.read_parquet(file)
 
 
 def _fields_of(kind: type, values: Values) -> dict[str, Any]:
     return {own.name: values[own.name] for own in fields(kind) if own.name in values}
 
 
-def read_result(root: Path) -> PruneResult | None:
+def read_result(root: AnyPath) -> PruneResult | None:
     """Return the result of a finished job, or None if a file of it is missing.
 
     Raises:
@@ -158,7 +160,7 @@ def read_result(root: Path) -> PruneResult | None:
     return None if found is None else replace(found, folder=root)
 
 
-def _is_complete(root: Path, result: PruneResult) -> bool:
+def _is_complete(root: AnyPath, result: PruneResult) -> bool:
     names = [CORE_SET, REPORT, *(f"{FOUND}/{name}.parquet" for name in result.found)]
     return (
         all((root / name).is_file() for name in names)
@@ -167,15 +169,16 @@ def _is_complete(root: Path, result: PruneResult) -> bool:
     )
 
 
-def has_rows(path: Path, count: int) -> bool:
+def has_rows(path: AnyPath, count: int) -> bool:
     """Return whether a file is parquet with this number of rows."""
     try:
-        return bool(pq.read_metadata(path).num_rows == count)
+        with path.open("rb") as file:
+            return bool(pq.read_metadata(file).num_rows == count)
     except (pa.ArrowException, OSError):
         return False
 
 
-def has_dataset(root: Path) -> bool:
+def has_dataset(root: AnyPath) -> bool:
     """Return whether a folder has all files of a dataset; shards that it refers to elsewhere are not looked at."""
     if not all((root / name).is_file() for name in (_DATASET, _INDEX)):
         return False

@@ -39,7 +39,7 @@ def job(tmp_path: Path, people: People, put_embeddings: Any, monkeypatch: pytest
     for name in ("ray_session", "quiet_data"):
         monkeypatch.setattr(module, name, lambda *args, **options: contextlib.nullcontext())
     monkeypatch.setattr(module, "is_cluster", lambda address: False)
-    monkeypatch.setattr(module, "write_report", lambda root, *given: (root / "report.html").touch())
+    monkeypatch.setattr(module, "write_report", lambda root, *given, **more: (root / "report.html").touch())
     vectors, labels = people(12, 10, spread=0.6, size=64)
     put_embeddings(labels, 3 * vectors)
 

@@ -34,7 +34,9 @@ def result() -> ClusterResult:
 def test_report_shows_counts_scores_and_pictures(result: ClusterResult, tmp_path: Path) -> None:
     synthesize(tmp_path / "faces", identities=2, images_per_identity=4, seed=0, image_size=32, processes=1)
     dataset = open_dataset(tmp_path / "faces")
-    write_report(tmp_path, result, pa.chunked_array([dataset.keys()]), CLUSTERS, CONFIDENCE, dataset)
+    write_report(
+        tmp_path, result, pa.chunked_array([dataset.keys()]), CLUSTERS, CONFIDENCE, dataset, title=tmp_path.name
+    )
     page = (tmp_path / "report.html").read_text()
     for text in (
         "pairwise F against the labels",
@@ -51,5 +53,5 @@ def test_report_shows_counts_scores_and_pictures(result: ClusterResult, tmp_path
 
 def test_report_of_noise_alone_has_no_pictures(result: ClusterResult, tmp_path: Path) -> None:
     keys = pa.chunked_array([["a", "b"]])
-    write_report(tmp_path, result, keys, np.array([-1, -1]), np.zeros(2, np.float32), None)
+    write_report(tmp_path, result, keys, np.array([-1, -1]), np.zeros(2, np.float32), None, title="out")
     assert "cluster 0" not in (tmp_path / "report.html").read_text()

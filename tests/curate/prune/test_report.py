@@ -19,7 +19,7 @@ from rayface.embedding.embeddings import open_embeddings
 
 def write(pruned: dict[str, Any], out: Path, **more: Any) -> str:
     root = pruned["root"]
-    path = curation_report(out, root / "core_set.parquet", open_embeddings(root / "emb"), **more)
+    path = curation_report(out, root / "core_set.parquet", open_embeddings(root / "emb"), title=out.name, **more)
     return path.read_text()
 
 
@@ -80,7 +80,7 @@ def test_report_of_merged_identities_shows_their_own_labels(pruned: Any, tmp_pat
     pq.write_table(table, tmp_path / "faces.parquet")
     one = table.set_column(1, "label", pa.array(np.zeros(len(table), np.int64)))
     pq.write_table(one, tmp_path / "core_set.parquet")
-    more = {"found": pruned["found"], "labelled": tmp_path / "faces.parquet"}
+    more = {"title": "out", "found": pruned["found"], "labelled": tmp_path / "faces.parquet"}
     page = curation_report(
         tmp_path / "out", tmp_path / "core_set.parquet", open_embeddings(pruned["root"] / "emb"), **more
     ).read_text()
