@@ -68,3 +68,13 @@ def preset_values(name: str) -> Tree:
         hint = f": did you mean {near[0]}?" if near else ""
         raise ValueError(f"preset: {name!r}: must be one of {', '.join(PRESETS)}{hint}")
     return copy.deepcopy(PRESETS[name])
+
+
+# Peak rate of published recipes and the batch that it belongs to: sgd of arcface_torch's CNNs, adamw of its ViTs.
+REFERENCE_RATES = {"sgd": (0.1, 1024), "adamw": (1e-3, 1024)}
+
+
+def reference_rate(optimizer: str, batch_size: int) -> float:
+    """Return the usual peak learning rate: by the linear rule above the recipe's batch, the recipe's own below it."""
+    rate, batch = REFERENCE_RATES[optimizer]
+    return rate * max(1.0, batch_size / batch)

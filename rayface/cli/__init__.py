@@ -19,6 +19,7 @@ from rayface.cli import (  # noqa: F401  # they add their verbs
     checkpoint,
     compare,
     data,
+    doctor,
     models,
     run,
     stages,

@@ -142,13 +142,14 @@ class Training:
         for batch in self._meter.waiting_for(batches):
             self.log.corrupt_samples(self.faults.add(batch.faults))
             trained = batch.step not in self.recovery.skipped
+            last = batch.step + 1 == self.total_steps
+            logged = trained and self.world.rank == 0 and (last or (batch.step + 1) % config.train.log_every == 0)
             if trained:
-                self.loss = self.train_step.run(batch, self.recovery.rate_factor)
+                self.loss = self.train_step.run(batch, self.recovery.rate_factor, measured=logged)
             # A skipped step still advances the schedule, so the rate of a step does not depend on earlier skips.
             self.schedule.step(self.loss if trained else math.nan)
             self.step = batch.step + 1
-            last = self.step == self.total_steps
-            if trained and (last or self.step % config.train.log_every == 0) and self.world.rank == 0:
+            if logged:
                 self._log_step()
             if self._due(config.evaluate.every) and not last:
                 self.evaluate()
@@ -304,6 +305,7 @@ class Training:
                 "train/rollbacks": self.recovery.rollbacks,
                 "train/workers": self.world.size,
                 "data/faults": self.faults.num_lost,
+                **{f"train/{key}": value for key, value in self.train_step.measures.items()},
                 **({"train/distillation": float(distillation.last)} if distillation else {}),
                 **{f"train/{key}": value for key, value in self.schedule.metrics().items()},
             },

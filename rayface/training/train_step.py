@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from rayface.training.distributed import World
 from rayface.training.optim import scaled_rate
 from rayface.training.recovery.rollback import NotFiniteError
 from rayface.training.recovery.watchdog import Watchdog
+from rayface.training.step_measures import by_name, measure
 from rayface.training.trained import Trained
 
 _DEGRADATIONS = tuple(field.name for field in fields(Degradations))
@@ -36,6 +37,7 @@ class TrainStep:
         bf16: whether the backbone's forward pass runs under bf16 autocast.
         forward: the backbone to train through, compiled or data-parallel.
         before_update: called before the head updates rows, with the rows, or None for all.
+        measures: of the last step that was measured, by name; see `step_measures`.
     """
 
     config: Config
@@ -47,12 +49,14 @@ class TrainStep:
     distillation: Distillation | None
     watchdog: Watchdog
     before_update: Sequence[Callable[[Tensor | None], None]]
+    measures: dict[str, float] = field(default_factory=dict)
 
-    def run(self, batch: Batch, rate_factor: float) -> float:
+    def run(self, batch: Batch, rate_factor: float, *, measured: bool = False) -> float:
         """Train on this rank's part of the global batch.
 
         Args:
             rate_factor: multiplies the schedule's learning rate.
+            measured: also set `measures`, of the first micro-batch.
 
         Returns:
             The mean loss over the global batch, before the update.
@@ -75,10 +79,19 @@ class TrainStep:
                     total = loss + self.distillation(embeddings, images[piece.rows], batch, piece)
                 self.watchdog.at("backward", batch.step, piece.number)
                 total.backward(loss.new_tensor(1.0 if separate else piece.share))
-            value += piece.share * float(loss.detach())
+            value += piece.share * self._fetched(loss, embeddings, images, batch, measured and piece.number == 0)
             if last or separate:
                 self._update(value, batch.step, piece, rate_factor * (piece.share if separate else 1.0))
         return value
+
+    def _fetched(self, loss: Tensor, embeddings: Tensor, images: Tensor, batch: Batch, measured: bool) -> float:
+        """Return the value of the loss; measures are fetched by the same transfer from the device."""
+        if not measured or embeddings.ndim != 2:  # a head of a plugin may embed nothing
+            return float(loss.detach())
+        found = measure(embeddings, images).to(loss.dtype)
+        value, *rest = torch.cat([loss.detach().reshape(1), found]).tolist()
+        self.measures = by_name(rest, self.trained.head, batch.labels)
+        return float(value)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return augmented images and labels on the device; all randomness depends on (seed, step) only."""

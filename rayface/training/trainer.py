@@ -14,6 +14,8 @@ from rayface.progress import phase, show_training
 from rayface.session import ray_session
 from rayface.storage import on_disk
 from rayface.tracking.job import tracked_job
+from rayface.training.doctor.history import RunHistory
+from rayface.training.doctor.live import advised
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.results import TrainResult, write_results
 from rayface.training.run_directory import RunDirectory
@@ -117,13 +119,27 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
     with run.session() as seconds, tracked as job:
         job.journal.artifact(run.config_file)
         job.journal.tags({"run_directory": str(run)})
-        with phase("train"), show_training(run.path, run.worker_journal_file, valid.total_steps):
+        with (
+            phase("train"),
+            show_training(run.path, run.worker_journal_file, valid.total_steps),
+            advised(run, _untrained(valid), job.journal),
+        ):
             fit(run, valid, held_cpus=held_cpus)
         with phase("write report"):
             result = write_results(run, valid.dataset, seconds=seconds())
         for path, folder in run.artifacts():
             job.journal.artifact(path, folder)
     return replace(result, tracking=job.uri, tracking_delivered=job.delivered, tracking_link=job.link)
+
+
+def _untrained(valid: ValidRun) -> RunHistory:
+    dataset = valid.dataset
+    return RunHistory(
+        config=valid.config,
+        num_classes=dataset.num_classes,
+        num_images=len(dataset.index),
+        classes_with_images=dataset.num_classes_with_images,
+    )
 
 
 def _params(valid: ValidRun) -> dict[str, object]:

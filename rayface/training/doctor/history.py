@@ -1,0 +1,91 @@
+"""What is known of a run: its config, the counts of its data, and the metrics in its journal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rayface.config import Config
+from rayface.tracking.journal import read_records
+from rayface.training.run_directory import RunDirectory
+
+FIRST_STEPS = 100
+_IMAGES_PER_CLASS = 30  # seen by a net that must have learnt something
+
+Points = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunHistory:
+    """A run up to now.
+
+    Attributes:
+        config: the resolved config.
+        num_classes: size of the label space, C.
+        num_images: training images of an epoch.
+        classes_with_images: identities that have images; None if unknown.
+        metrics: points (step, value) by name, ascending.
+    """
+
+    config: Config
+    num_classes: int
+    num_images: int
+    classes_with_images: int | None = None
+    metrics: Mapping[str, Points] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """The newest logged step; 0 without any."""
+        return max((points[-1][0] for points in self.metrics.values() if points), default=0)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps of an epoch."""
+        return max(1.0, self.num_images / self.config.train.batch_size)
+
+    @property
+    def warmup_steps(self) -> float:
+        """Steps in which the rate rises to its peak."""
+        return self.config.schedule.warmup_epochs * self.steps_per_epoch
+
+    @property
+    def judged_step(self) -> int:
+        """The step at which a healthy run has learnt: each identity was seen often enough, after the warm-up."""
+        seen = _IMAGES_PER_CLASS * self.num_classes / self.config.train.batch_size
+        return round(max(FIRST_STEPS, seen) + self.warmup_steps)
+
+    def values(self, name: str, last_step: int = FIRST_STEPS) -> list[float]:
+        """Return the values of a metric up to a step."""
+        return [value for step, value in self.metrics.get(f"train/{name}", ()) if step <= last_step]
+
+    def first(self, name: str) -> float | None:
+        """Return the first value of a metric in the first steps; None if it was not logged."""
+        return next(iter(self.values(name)), None)
+
+
+def read_history(run: RunDirectory) -> RunHistory:
+    """Return the history of a run, finished or not.
+
+    Raises:
+        ValueError: this is not a run directory, or its workers have not started yet.
+    """
+    config, facts = run.read_config(), run.read_data_facts()
+    if facts is None:
+        raise ValueError(f"{run}: has no data.json yet: wait until the run has started")
+    metrics: dict[str, list[tuple[int, float]]] = {}
+    for name, points in run.read_metrics().items():
+        metrics[name] = [(step, value) for step, value, _ in points]
+    return RunHistory(
+        config=config,
+        num_classes=facts["num_classes"],
+        num_images=facts["num_images"],
+        classes_with_images=_classes_with_images(run),
+        metrics=metrics,
+    )
+
+
+def _classes_with_images(run: RunDirectory) -> int | None:
+    for path in run.journals.glob("driver.jsonl"):
+        for record, _ in read_records(path, 0):
+            if record and record["kind"] == "params":
+                count = record["values"].get("dataset.num_classes_with_images")
+                return None if count is None else int(count)
+    return None

@@ -1,0 +1,40 @@
+"""Measures of a training step that a diagnosis of the run needs; computed only at steps that are logged."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rayface.heads import Head
+
+NAMES = ("embedding_norm", "embedding_alignment", "pixel_mean", "pixel_std")
+
+
+@torch.no_grad()
+def measure(embeddings: Tensor, images: Tensor) -> Tensor:
+    """Return the values of NAMES for one rank's images of a step, (4,), on their device.
+
+    They are the mean norm of the embeddings (n, D), the length of the mean of the unit embeddings (1: all point in one
+    direction), and mean and standard deviation of the pixels (n, 3, S, S) as the backbone sees them.
+    """
+    raw = embeddings.detach().float()
+    norms = torch.linalg.vector_norm(raw, dim=1)
+    direction = (raw / norms.clamp_min(1e-12)[:, None]).mean(0)
+    pixels = images.float()
+    return torch.stack([norms.mean(), torch.linalg.vector_norm(direction), pixels.mean(), pixels.std()])
+
+
+def by_name(values: Sequence[float], head: Head, labels: Tensor) -> dict[str, float]:
+    """Return the measures of a step by name, with the labels of this rank's images and the classes that it used.
+
+    Args:
+        values: result of `measure`, on the host.
+        head: after the backward pass of a loss and before its step.
+        labels: (n,), on the host.
+    """
+    rows = head.last_rows()
+    first, last, _ = head.row_range
+    measures = dict(zip(NAMES, values, strict=True))
+    measures["labels_in_batch"] = float(torch.unique(labels).numel())
+    measures["classes_used"] = float(last - first if rows is None else rows.numel())
+    return measures

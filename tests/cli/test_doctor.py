@@ -1,0 +1,40 @@
+"""The verb doctor."""
+
+import json
+
+import pytest
+
+from rayface import config as configs
+from rayface.training.run_directory import RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    directory.write_config(configs.load("debug", None, ["optim.lr=1"]))
+    directory.write_data_facts({"num_images": 240, "num_classes": 20})
+    directory.journal("driver").params({"dataset.num_classes_with_images": 20})
+    directory.worker_journal().metrics({"train/loss": 5.0, "train/embedding_norm": 8.0}, 10)
+    return directory
+
+
+def test_doctor_of_a_running_run_prints_checks_and_one_line_of_advice(call, run):
+    code, out, err = call("doctor", run)
+    assert code == 0
+    assert "learning rate" in out
+    assert "wrong" in out
+    assert err.splitlines()[-1].startswith("optim.lr: learning rate 1, expected about 0.1")
+
+
+def test_doctor_with_json_prints_one_line_with_the_key(call, run):
+    code, out, _ = call("doctor", run, "--json")
+    found = json.loads(out)
+    assert (code, found["key"], found["run"]) == (0, "optim.lr", str(run))
+    assert {check["name"] for check in found["checks"]} >= {"labels", "loss", "margin"}
+
+
+def test_doctor_of_no_run_exits_with_2_and_one_line(call, tmp_path):
+    code, out, err = call("doctor", tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 0)
+    assert "is not a run directory" in err
