@@ -11,8 +11,10 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming.micro_batches import check_pieces
 from rayface.data.streaming.weighted_order import draws_of
 from rayface.heads.from_config import check_config_head
+from rayface.machine import num_cpus
 from rayface.plan.memory import Job, host_memory, job_of, memory
-from rayface.plan.preflight import GB, MOST_CLASSES, check_fits, largest_num_classes
+from rayface.plan.preflight import MOST_CLASSES, bytes_text, check_fits, largest_num_classes, memory_per_worker
+from rayface.plan.this_machine import LINK, measure_rates, runs_here
 from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
 
 # Published numbers of identities and images (arXiv 2203.15565 and the datasets' papers), for planning only: a run takes
@@ -49,6 +51,8 @@ class Plan:
     measured: frozenset[str]
     """Names of the rates that are given, not assumed."""
     memory_per_device: int | None
+    here: bool = False
+    """The workers are CPU processes of this machine, which was measured."""
 
     @cached_property
     def memory(self) -> dict[str, int]:
@@ -108,6 +112,7 @@ class Plan:
             "name": self.config.name,
             **asdict(self.counts),
             "num_workers": self.job.num_workers,
+            "device": "gpu" if self.job.gpu else "cpu",
             "batch_size": self.job.batch_size,
             "memory": self.memory,
             "memory_total": sum(self.memory.values()),
@@ -139,19 +144,20 @@ class Plan:
             "data": f"{job.num_classes:,} classes{self._holes()}, {_or(self.counts.num_images, ',')} images, "
             f"{self.counts.source}",
             "workers": f"{job.num_workers} with {job.images} images each, {'GPU' if job.gpu else 'CPU'}",
-            **{name.replace("_", " "): _gb(size) for name, size in self.memory.items() if size},
-            "memory of a worker": f"{_gb(numbers['memory_total'])}, dense with full logits "
-            f"{_gb(numbers['dense_memory_total'])}",
-            "host memory": _gb(numbers["host_memory"]) + ", the copies for checkpoints and the mirror included"
+            "machine": f"this one, {num_cpus()} CPUs; for GPUs add --gpus N --gpu-memory SIZE" if self.here else "",
+            **{name.replace("_", " "): bytes_text(size) for name, size in self.memory.items() if size},
+            "memory of a worker": f"{bytes_text(numbers['memory_total'])}, dense with full logits "
+            f"{bytes_text(numbers['dense_memory_total'])}",
+            "host memory": bytes_text(numbers["host_memory"]) + ", the copies for checkpoints and the mirror included"
             if job.gpu
             else "",
-            "fits": "" if self.memory_per_device is None else f"{verdict}, {_gb(self.memory_per_device)}",
+            "fits": "" if self.memory_per_device is None else f"{verdict}, {bytes_text(self.memory_per_device)}",
             "largest C that fits": _largest(numbers["largest_num_classes"]),
             "step": f"{numbers['step_seconds'] * 1e3:,.1f} ms: "
             + ", ".join(f"{name.replace('_', ' ')} {value * 1e3:.2f}" for name, value in self.seconds.items() if value),
             "network": f"{sum(numbers['network_bytes'].values()) / 1e6:,.1f} MB sent per worker and step",
             "images/s": f"{self.images_per_second:,.0f}",
-            "hours": f"{_or(numbers['epoch_hours'], '.2f')} per epoch, {_or(numbers['run_hours'], ',.1f')} per run",
+            "time": f"{_duration(numbers['epoch_hours'])} per epoch, {_duration(numbers['run_hours'])} per run",
             "measured": self._rates_text(self.measured),
             "assumed": self._rates_text(asdict(self.rates).keys() - self.measured),
         }
@@ -159,7 +165,7 @@ class Plan:
 
     def _rates_text(self, names: Set[str]) -> str:
         rates = asdict(self.rates).items()
-        return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in rates if name in names)
+        return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in rates if name in names)
 
 
 def make_plan(
@@ -171,8 +177,9 @@ def make_plan(
     memory_per_device: int | None = None,
     rates: Mapping[str, float] | None = None,
     recompute: bool = False,
+    here: bool = False,
 ) -> Plan:
-    """Plan a run of train.num_workers ranks, each with a GPU unless train.device=cpu.
+    """Plan a run of train.num_workers ranks.
 
     Args:
         preset: its published counts are used if neither data.train nor the counts are given.
@@ -180,6 +187,8 @@ def make_plan(
         rates: known fields of Rates, by name; the others are assumed.
         memory_per_device: bytes of a GPU, or of a CPU worker's share; None: nothing is refused.
         recompute: the backbone recomputes its blocks' activations in the backward pass.
+        here: the ranks are CPU processes of this machine: measure their rates and memory. Otherwise each rank has a
+            GPU unless train.device=cpu.
 
     Raises:
         ValueError: missing or conflicting counts, or invalid settings; one line.
@@ -188,13 +197,20 @@ def make_plan(
     check_pieces(train)
     check_config_head(config)  # refuse invalid settings as training does
     counts = _counts(config, preset, num_classes, num_images)
+    job = job_of(config, counts.num_classes, gpu=train.device != "cpu" and not here, recompute=recompute)
+    known, assumed = dict(rates or {}), {}
+    if here:
+        known = {**measure_rates(config, job), **known}
+        assumed = {"link_bandwidth": LINK}
+        memory_per_device = memory_per_worker(gpu=False, workers_per_machine=job.num_workers)
     return Plan(
         config=config,
-        job=job_of(config, counts.num_classes, gpu=train.device != "cpu", recompute=recompute),
+        job=job,
         counts=counts,
-        rates=Rates(**(rates or {})),
-        measured=frozenset(rates or {}),
+        rates=Rates(**{**assumed, **known}),
+        measured=frozenset(known),
         memory_per_device=memory_per_device,
+        here=here,
     )
 
 
@@ -214,6 +230,8 @@ def plan_run(
 ) -> Plan:
     """Plan the run that `rayface train` would start with these arguments.
 
+    With data.train and nothing said about GPUs on a machine without one, that is a run on its CPUs; see `make_plan`.
+
     Args:
         preset, file, overrides: see `config.load`.
         num_workers: replaces train.num_workers; None: as configured.
@@ -230,6 +248,7 @@ def plan_run(
         config = with_overrides(config, {"train.num_workers": num_workers})
     known = {} if rates_file is None else read_rates(rates_file)
     known |= {name: value for name, value in rates.items() if value is not None}
+    about_gpus = num_workers is not None or memory_per_device is not None or bool(known)
     plan = make_plan(
         config,
         preset=preset,
@@ -238,6 +257,7 @@ def plan_run(
         memory_per_device=memory_per_device,
         rates=known,
         recompute=recompute,
+        here=bool(config.data.train) and not about_gpus and runs_here(config),
     )
     if plot is not None:
         from rayface.plan.figure import draw_plan  # matplotlib takes a second to import
@@ -279,8 +299,12 @@ def _largest(num_classes: int | None) -> str:
     return "any: nothing grows with C" if (num_classes or 0) >= MOST_CLASSES else _or(num_classes, ",", "")
 
 
-def _gb(size: int) -> str:
-    return f"{size / GB:,.2f} GB"
+def _duration(hours: float | None) -> str:
+    if hours is None:
+        return "-"
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
 
 
 def _or(value: float | None, form: str, otherwise: str = "-") -> str:

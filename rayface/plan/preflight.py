@@ -40,10 +40,10 @@ def check_fits(
         return sum(memory(changed).values()) <= memory_per_device
 
     largest = sorted(parts.items(), key=lambda part: -part[1])[:2]
-    named = " and ".join(f"{name.replace('_', ' ')} {_gb(size)}" for name, size in largest)
+    named = " and ".join(f"{name.replace('_', ' ')} {bytes_text(size)}" for name, size in largest)
     raise ValueError(
-        f"memory: {num_classes:,} classes need {_gb(total)} a worker ({named}): must be at most "
-        f"{_gb(memory_per_device)}: {_remedy(config, fits, gpu=gpu)}"
+        f"memory: {num_classes:,} classes need {bytes_text(total)} a worker ({named}): must be at most "
+        f"{bytes_text(memory_per_device)}: {_remedy(config, fits, gpu=gpu)}"
     )
 
 
@@ -63,9 +63,10 @@ def check_host_fits(config: Config, num_classes: int, memory_per_worker: int) ->
         remedies += ["head.storage_dtype=bf16"] * (config.head.storage_dtype == "fp32")
         remedies += ["head.host_memory=false"] * config.head.host_memory
         remedies += ["train.mirror_every=0"] * (config.train.mirror_every > 0)
+        limit = bytes_text(memory_per_worker)
         raise ValueError(
-            f"host memory: {num_classes:,} classes need {_gb(needed)} a worker, including the copies of the state "
-            f"for checkpoints and the mirror: must be at most {_gb(memory_per_worker)}: {' or '.join(remedies)}"
+            f"host memory: {num_classes:,} classes need {bytes_text(needed)} a worker, including the copies of the "
+            f"state for checkpoints and the mirror: must be at most {limit}: {' or '.join(remedies)}"
         )
 
 
@@ -108,11 +109,17 @@ def _remedy(config: Config, fits: Callable[[Overrides], bool], *, gpu: bool) -> 
     enough = [f"{key}={value}" for key, value in _candidates(config, fits, gpu=gpu)]
     if enough:
         return f"use {' or '.join(enough[:3])}"
-    together: Overrides = {"head.storage_dtype": "bf16", "head.compute_dtype": "bf16", "head.sample_rate": 0.1}
-    if fits(together):
-        return "use " + " with ".join(f"{key}={value}" for key, value in together.items())
-    more = "more of train.num_workers" if gpu else "more machines"
-    return f"no single setting is enough: use {more} and a smaller train.batch_size together"
+    head: Overrides = {"head.storage_dtype": "bf16", "head.compute_dtype": "bf16", "head.sample_rate": 0.1}
+    if not gpu and config.train.mirror_every:
+        head = {**head, "train.mirror_every": 0}
+    workers, smallest = config.train.min_workers, {"train.max_batch_per_worker": 4}
+    # More workers on GPUs with the same batch: they share the images and the class centers.
+    more = [{"train.num_workers": n} for n in _doublings(workers, 4096) if config.train.batch_size >= 2 * n and gpu]
+    for together in (head, {**head, **smallest}, *({**head, **smallest, **each} for each in more)):
+        if fits(together):
+            return "no single setting is enough: use " + " with ".join(f"{k}={v}" for k, v in together.items())
+    where = "a GPU with more memory" if gpu else "a machine with more memory"
+    return f"no setting is enough: use {where}, or a smaller backbone.name or data.image_size"
 
 
 def _candidates(config: Config, fits: Callable[[Overrides], bool], *, gpu: bool) -> Iterator[tuple[str, Setting]]:
@@ -124,6 +131,7 @@ def _candidates(config: Config, fits: Callable[[Overrides], bool], *, gpu: bool)
         ("train.batch_size", [b for b in _halvings(train.batch_size) if b % train.min_workers == 0 and b > 1]),
         ("head.sample_rate", [rate for rate in (0.3, 0.1, 0.05) if rate < head.sample_rate]),
         ("head.logit_memory", _halvings(head.logit_memory)[:6]),
+        ("train.mirror_every", [0] if train.mirror_every and not gpu else []),  # the copies are in the same memory
     ]
     tries.insert(1, ("head.host_memory", [] if head.host_memory else [True]))
     for key, values in tries:
@@ -140,8 +148,9 @@ def _halvings(start: int) -> list[int]:
     return [start // 2**i for i in range(1, start.bit_length())]
 
 
-def _gb(size: int) -> str:
-    return f"{size / GB:,.1f} GB"
+def bytes_text(size: int) -> str:
+    """Return a size in GB, or in MB where GB would show nothing."""
+    return f"{size / GB:,.2f} GB" if size >= GB / 10 else f"{size / 2**20:,.1f} MB"
 
 
 def _free_memory() -> int | None:

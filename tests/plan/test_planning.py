@@ -9,6 +9,8 @@ import pytest
 
 from rayface import cli
 from rayface.config import load, with_overrides
+from rayface.data.synth import synthesize
+from rayface.plan import planning
 from rayface.plan.memory import memory
 from rayface.plan.planning import make_plan
 from rayface.plan.preflight import largest_num_classes
@@ -35,8 +37,6 @@ def test_largest_num_classes_of_a_job_is_the_edge_of_what_fits(job):
 
 
 def test_job_of_a_config_with_data_takes_its_counts(small, tmp_path):
-    from rayface.data.synth import synthesize
-
     synthesize(tmp_path / "set", identities=3, images_per_identity=2, processes=1, image_size=32)
     config = with_overrides(small, {"data.train": str(tmp_path / "set"), "train.batch_size": 2})
     plan = make_plan(config, preset="webface42m")
@@ -145,3 +145,18 @@ def test_plan_verb_with_wrong_input_exits_2_with_one_line(call, arguments, messa
 def test_presets_of_the_published_counts_load_by_name():
     for name in ("webface4m", "webface12m", "webface42m", "ms1mv3", "glint360k"):
         assert make_plan(with_overrides(load(name), TINY), preset=name).counts.num_images > 4_000_000
+
+
+def test_plan_with_data_on_a_machine_without_a_gpu_is_that_of_the_machine(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "runs_here", lambda config: True)
+    synthesize(tmp_path / "set", identities=3, images_per_identity=4, image_size=32, processes=1)
+    keys = [*TINY, f"data.train={tmp_path / 'set'}", "train.batch_size=4", "train.num_workers=2"]
+    here = planning.plan_run(None, None, keys, num_workers=None, rates={}, plot=None)
+    assert (here.job.gpu, here.as_dict()["device"]) == (False, "cpu")
+    assert {"gemm_tflops", "fp32_tflops", "memory_bandwidth", "backbone_efficiency"} == here.measured
+    assert 0 < here.images_per_second < 100_000
+    assert here.table()["machine"].startswith("this one, ")
+    assert "fits" in here.table()
+    on_gpus = planning.plan_run(None, None, keys, num_workers=2, rates={}, plot=None)
+    assert on_gpus.job.gpu
+    assert "machine" not in on_gpus.table()

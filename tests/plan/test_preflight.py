@@ -36,8 +36,21 @@ def test_check_fits_when_too_large_names_remedies_that_work(small, changes, clas
 
 def test_check_fits_when_it_fits_passes_and_when_never_says_so(small):
     check_fits(small, 1000, 4 * 2**30)
-    with pytest.raises(ValueError, match="no single setting is enough"):
+    with pytest.raises(
+        ValueError, match=r"1\.0 MB: no setting is enough: use a GPU with more memory, or a smaller backb"
+    ):
         check_fits(with_overrides(small, {"train.batch_size": 1}), 1000, 2**20)
+
+
+@pytest.mark.parametrize(("gpu", "classes", "gigabytes"), [(True, 12_000_000, 2), (False, 4_000_000, 2.5)])
+def test_settings_that_fit_only_together_are_named_and_end(small, gpu, classes, gigabytes):
+    config = with_overrides(small, {"train.batch_size": 16384, "train.num_workers": 2})
+    limit = int(gigabytes * 2**30)
+    with pytest.raises(ValueError, match="no single setting is enough: use ") as refused:
+        check_fits(config, classes, limit, gpu=gpu)
+    remedies = asked(str(refused.value))
+    assert ("train.num_workers" in remedies) <= gpu
+    check_fits(with_overrides(config, remedies), classes, limit, gpu=gpu)
 
 
 def test_training_when_too_large_is_refused_before_workers_start(small, monkeypatch):
