@@ -6,17 +6,19 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from rayface.evaluation.extremes import Extremes
 from rayface.evaluation.identification import allowed_false_accepts, checked_rates
 from rayface.evaluation.intervals import Interval
-from rayface.evaluation.pair_tiles import PairTiles, Tile
+from rayface.evaluation.pair_tiles import SCREEN_ERROR, PairTiles
 from rayface.evaluation.tails import Bracket, Multiset
 
 ALL = "all"
 _SAMPLE_BLOCKS = 16  # largest number of random blocks of pairs that place the brackets
 _SAMPLE_SIDE = 2048  # images per side of a block
+_MOST_NEAR = 0.003  # largest fraction of pairs that is computed twice in screened tiles
 _MARGIN = 0.01  # half the width of a bracket, as a fraction of its rank; a miss multiplies it by 8
 
 
@@ -109,7 +111,8 @@ def tail_rates(
 
     A random sample of the pairs places a bracket around every threshold. One pass counts the impostors above each
     bracket and keeps those inside it; if a count shows that a bracket misses its threshold, the pass is repeated with
-    wider ones.
+    wider ones. Where the device multiplies bfloat16 faster and few pairs lie above the lowest bracket, tiles of
+    impostors are screened: products of rounded embeddings select the pairs whose scores are then computed in float32.
 
     Args:
         rows: rows of `embeddings` to compare.
@@ -140,27 +143,29 @@ def _thresholds(
     pairs: PairTiles, wanted: Sequence[int], done: Callable[[int], None], extremes: Extremes | None
 ) -> tuple[dict[int, float], Multiset]:
     """Return the threshold of each number of false acceptances, and the genuine scores above the lowest bracket."""
+    ranks = list(wanted)
+    if extremes is not None:  # its bracket holds the worst
+        ranks.append(min(extremes.count, pairs.num_impostor) - 1)
     margin = _MARGIN
     while True:
-        brackets = _brackets(pairs, wanted, margin)
+        brackets, screened = _brackets(pairs, ranks, margin)
         lowest = min(bracket.low for bracket in brackets)
         genuine = Multiset()
         if extremes is not None:
             extremes.clear()
-        for tile in pairs.tiles():
+        for tile in pairs.tiles(screened=screened):
             same = tile.take_genuine()
             genuine.add(same.scores[same.scores > lowest].cpu().numpy())
             if extremes is not None:
-                extremes.add(tile, same)
-            _count(tile, brackets, lowest)
+                extremes.add(tile, same, lowest)
+            _count(tile.above(lowest), brackets)
             done(tile.num_pairs)
         if all(bracket.is_hit() for bracket in brackets):
             return {bracket.rank: bracket.threshold() for bracket in brackets}, genuine
         margin *= 8
 
 
-def _count(tile: Tile, brackets: Sequence[Bracket], lowest: float) -> None:
-    tail = tile.scores[tile.scores > lowest]
+def _count(tail: torch.Tensor, brackets: Sequence[Bracket]) -> None:
     for bracket in brackets:
         inside = tail[tail > bracket.low]
         if bracket.high < np.inf:
@@ -170,17 +175,18 @@ def _count(tile: Tile, brackets: Sequence[Bracket], lowest: float) -> None:
         bracket.inside.add(inside.cpu().numpy())
 
 
-def _brackets(pairs: PairTiles, wanted: Sequence[int], margin: float) -> list[Bracket]:
-    """Return a bracket (low, high] around the threshold of each number of false acceptances."""
+def _brackets(pairs: PairTiles, ranks: Sequence[int], margin: float) -> tuple[list[Bracket], bool]:
+    """Return a bracket (low, high] around the score at each rank, and whether to screen the tiles for the lowest."""
     if pairs.num_impostor <= 4 * _SAMPLE_SIDE**2 or margin > 1:
-        return [Bracket(rank=rank, low=-np.inf, high=np.inf) for rank in wanted]
+        return [Bracket(rank=rank, low=-np.inf, high=np.inf) for rank in ranks], False
     blocks = min(_SAMPLE_BLOCKS, max(1, pairs.num_impostor // (64 * _SAMPLE_SIDE**2)))
     sample = np.sort(pairs.sample(blocks, _SAMPLE_SIDE))[::-1]
     found = []
-    for rank in wanted:
+    for rank in ranks:
         place = rank / pairs.num_impostor * len(sample)
         slack = margin * place + 100 * margin * (16 * place**0.5 + 64)
         first, last = int(place - slack) - 1, int(place + slack) + 1
         high = float(sample[first]) if first >= 0 else np.inf
         found.append(Bracket(rank=rank, low=float(sample[last]) if last < len(sample) else -np.inf, high=high))
-    return found
+    near = np.count_nonzero(sample > min(bracket.low for bracket in found) - SCREEN_ERROR)
+    return found, pairs.can_screen and bool(near <= _MOST_NEAR * len(sample))

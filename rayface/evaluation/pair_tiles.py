@@ -10,11 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-_CHUNK = 16_384  # rows per chunk of the check of the norms
+from rayface.precision import fast_bf16
+
+_CHUNK = 16_384  # rows per chunk of the check of the norms, and pairs per chunk of exact cosines
+
+# Bound of the error of a cosine from embeddings rounded to bfloat16 (unit roundoff u = 2^-9): rounding the embeddings
+# changes it by at most (2u + u^2) * sum |x_i y_i| <= .00391, rounding the result by u, and the float32 sum of D
+# products by about D * 2^-24, which is .0012 for D = 20,000.
+SCREEN_ERROR = 0.008
 
 
-class GenuinePairs(NamedTuple):
-    """Scores of genuine pairs of a tile, and their rows and columns in it, (n,) each."""
+class Pairs(NamedTuple):
+    """Scores of pairs of a tile, and their rows and columns in it, (n,) each."""
 
     scores: torch.Tensor
     rows: torch.Tensor
@@ -27,28 +34,61 @@ class Tile:
 
     Attributes:
         scores: (rows, columns); after `take_genuine`, of impostor pairs only.
+        units: of a screened tile, the embeddings of its rows and columns, of length 1; its scores are in bfloat16,
+            within `SCREEN_ERROR` of the cosines. None: the scores are the cosines.
         num_pairs: number of unordered pairs in the tile.
     """
 
     scores: torch.Tensor
+    units: tuple[torch.Tensor, torch.Tensor] | None
     row_labels: NDArray[np.int64]
     column_labels: NDArray[np.int64]
     first_row: int
     first_column: int
     num_pairs: int
 
-    def take_genuine(self) -> GenuinePairs:
-        """Return the genuine pairs, and remove them from `scores`."""
+    def take_genuine(self) -> Pairs:
+        """Return the genuine pairs, and remove them from the tile; a screened tile has none."""
         device = self.scores.device
         # Images are sorted by label: only tiles near the diagonal have genuine pairs.
         if self.row_labels[-1] < self.column_labels[0]:
             none = torch.empty(0, dtype=torch.int64, device=device)
-            return GenuinePairs(self.scores.new_empty(0), none, none)
+            return Pairs(torch.empty(0, device=device), none, none)
         rows, columns = (torch.from_numpy(labels).to(device) for labels in (self.row_labels, self.column_labels))
         same = (rows[:, None] == columns) & (self.scores > -torch.inf)
-        found = GenuinePairs(self.scores[same], *same.nonzero(as_tuple=True))
+        found = Pairs(self.scores[same], *same.nonzero(as_tuple=True))
         self.scores.masked_fill_(same, -torch.inf)
         return found
+
+    def above(self, floor: float) -> torch.Tensor:
+        """Return the cosines above a floor (n,), in full precision."""
+        return self.scores[self.scores > floor] if self.units is None else self._exact(floor).scores
+
+    def highest(self, count: int, floor: float) -> Pairs:
+        """Return the pairs with the highest cosines above a floor, at most `count`, in any order."""
+        if self.units is not None:
+            found = self._exact(floor)
+            best = torch.topk(found.scores, min(count, len(found.scores))).indices
+            return Pairs(*(values[best] for values in found))
+        rows = (self.scores.amax(1) > floor).nonzero().flatten()  # few, where the floor is high
+        some = self.scores[rows]
+        scores, places = torch.topk(some.flatten(), min(count, some.numel()))
+        kept = scores > floor
+        return Pairs(scores[kept], rows[places[kept] // some.shape[1]], places[kept] % some.shape[1])
+
+    def _exact(self, floor: float) -> Pairs:
+        """Compute those cosines of a screened tile again that may be above a floor; return the ones that are."""
+        assert self.units is not None
+        left, right = self.units
+        near = (self.scores.amax(1) > floor - SCREEN_ERROR).nonzero().flatten()
+        rows, columns = (self.scores[near] > floor - SCREEN_ERROR).nonzero(as_tuple=True)
+        rows = near[rows]
+        scores = left.new_empty(len(rows))
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            torch.sum(left[rows[part]] * right[columns[part]], 1, out=scores[part])
+        kept = scores > floor
+        return Pairs(scores[kept], rows[kept], columns[kept])
 
 
 class PairTiles:
@@ -113,31 +153,42 @@ class PairTiles:
         """Number of unordered pairs."""
         return self.num_genuine + self.num_impostor
 
-    def tiles(self, shape: tuple[int, int] = SHAPE) -> Iterator[Tile]:
-        """Yield tiles that hold every unordered pair once; the scores are overwritten by the next tile."""
+    @property
+    def can_screen(self) -> bool:
+        """Whether screened tiles are possible, and faster than others."""
+        size = self._embeddings.shape[1]
+        return self._dtype == torch.float32 and size <= 20_000 and fast_bf16(self._device)
+
+    def tiles(self, shape: tuple[int, int] = SHAPE, *, screened: bool = False) -> Iterator[Tile]:
+        """Yield tiles that hold every unordered pair once; the scores are overwritten by the next tile.
+
+        Args:
+            shape: largest number of rows and columns.
+            screened: yield screened tiles where there are no genuine pairs, if `can_screen`.
+        """
         n = len(self.order)
         buffer = torch.empty(shape[0] * shape[1], dtype=self._dtype, device=self._device)
+        rounded = torch.empty(len(buffer) if screened else 0, dtype=torch.bfloat16, device=self._device)
         for start in range(0, n, shape[0]):
             rows = self._units(start, min(n, start + shape[0]))
+            rounded_rows = rows.bfloat16() if screened else rows
             for first in range(start, n, shape[1]):
                 columns = self._units(first, min(n, first + shape[1]))
-                scores = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-                torch.mm(rows, columns.T, out=scores)
-                num_pairs = scores.numel()
-                if first < start + len(rows):
-                    place = torch.arange(len(rows), device=self._device)[:, None] + start
-                    other = torch.arange(len(columns), device=self._device) + first
-                    scores.masked_fill_(place >= other, -torch.inf)
-                    num_pairs = int(
-                        np.maximum(0, np.minimum(np.arange(first, first + len(columns)) - start, len(rows))).sum()
-                    )
+                row_labels = self._labels[start : start + len(rows)]
+                column_labels = self._labels[first : first + len(columns)]
+                is_screened = screened and bool(row_labels[-1] < column_labels[0])
+                if is_screened:
+                    scores = _products(rounded_rows, columns.bfloat16(), rounded)
+                else:
+                    scores = _products(rows, columns, buffer)
                 yield Tile(
                     scores=scores,
-                    row_labels=self._labels[start : start + len(rows)],
-                    column_labels=self._labels[first : first + len(columns)],
+                    units=(rows, columns) if is_screened else None,
+                    row_labels=row_labels,
+                    column_labels=column_labels,
                     first_row=start,
                     first_column=first,
-                    num_pairs=num_pairs,
+                    num_pairs=_keep_upper(scores, start, first),
                 )
 
     def sample(self, blocks: int, side: int, seed: int = 0) -> NDArray[np.floating]:
@@ -176,6 +227,22 @@ class PairTiles:
     def _read(self, rows: NDArray[np.int64], places: slice | torch.Tensor) -> torch.Tensor:
         units = torch.from_numpy(self._embeddings[rows]).to(self._dtype)  # a copy
         return units.mul_(self._inverse[places][:, None]).to(self._device)
+
+
+def _products(rows: torch.Tensor, columns: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    scores = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
+    return torch.mm(rows, columns.T, out=scores)
+
+
+def _keep_upper(scores: torch.Tensor, first_row: int, first_column: int) -> int:
+    """Set the pairs of the diagonal and below it to -inf; return the number of the others."""
+    num_rows, num_columns = scores.shape
+    if first_column >= first_row + num_rows:
+        return scores.numel()
+    rows = torch.arange(num_rows, device=scores.device)[:, None] + first_row
+    columns = torch.arange(num_columns, device=scores.device) + first_column
+    scores.masked_fill_(rows >= columns, -torch.inf)
+    return int((columns - first_row).clamp(0, num_rows).sum())
 
 
 def _inverse_norms(embeddings: NDArray[np.floating], order: NDArray[np.int64]) -> NDArray[np.float64]:

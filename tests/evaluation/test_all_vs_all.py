@@ -6,8 +6,9 @@ from sklearn.metrics import roc_curve
 
 from rayface.evaluation import all_vs_all as module
 from rayface.evaluation.all_vs_all import all_vs_all, tail_rates
+from rayface.evaluation.extremes import Extremes
 from rayface.evaluation.identification import tar_at_far
-from rayface.evaluation.pair_tiles import PairTiles
+from rayface.evaluation.pair_tiles import PairTiles, Tile
 
 FARS = [0.0, 1e-3, 1e-2, 0.1, 0.5, 1.0]
 
@@ -51,12 +52,44 @@ def test_all_vs_all_in_small_tiles_with_brackets_equals_a_loop(monkeypatch):
     monkeypatch.setattr(module, "_SAMPLE_SIDE", 32)
     monkeypatch.setattr(PairTiles.tiles, "__defaults__", ((48, 20),))
     embeddings, labels, _ = embedded(400, 60, seed=3)
-    brackets = module._brackets(PairTiles.of(embeddings, labels), [0, 700, 40000], 0.01)
+    brackets, screened = module._brackets(PairTiles.of(embeddings, labels), [0, 700, 40000], 0.01)
+    assert not screened
     assert all(bracket.low > -1 for bracket in brackets)
     assert brackets[-1].high < 1
     rates = all_vs_all(embeddings, labels, FARS)
     genuine, impostor = scores_of(embeddings, labels)
     assert rates["all"] == tar_at_far(genuine, impostor, FARS).tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_vs_all_screened_in_bfloat16_equals_a_loop(monkeypatch, seed):
+    monkeypatch.setattr(module, "_SAMPLE_SIDE", 64)
+    monkeypatch.setattr(module, "_MOST_NEAR", 1.0)
+    monkeypatch.setattr(PairTiles, "can_screen", True)
+    monkeypatch.setattr(PairTiles.tiles, "__kwdefaults__", {"screened": False})
+    monkeypatch.setattr(PairTiles.tiles, "__defaults__", ((48, 20),))
+    embeddings, labels, _ = embedded(500, 60, size=24, seed=seed, dtype=np.float32)
+    fars, extremes, screened = [0.0, 1e-4, 1e-3, 1e-2], Extremes(5), []
+    real = Tile.above
+    monkeypatch.setattr(Tile, "above", lambda tile, floor: screened.append(tile.units is not None) or real(tile, floor))
+    found = tail_rates(embeddings, labels, fars, extremes=extremes)
+    genuine, impostor = scores_of(embeddings, labels)
+    assert found.tar.tolist() == tar_at_far(genuine, impostor, fars).tolist()
+    highest = np.sort(impostor)[::-1]
+    allowed = [int(far * len(impostor)) for far in fars]
+    np.testing.assert_allclose(found.threshold, highest[allowed], rtol=0, atol=1e-6)
+    np.testing.assert_allclose([score for score, *_ in extremes.impostor], highest[:5], rtol=0, atol=1e-6)
+    np.testing.assert_allclose([score for score, *_ in extremes.genuine], np.sort(genuine)[:5], rtol=0, atol=1e-6)
+    assert 0.7 < np.mean(screened) < 1
+
+
+def test_all_vs_all_screens_only_where_few_pairs_are_near_a_threshold(monkeypatch):
+    monkeypatch.setattr(module, "_SAMPLE_SIDE", 64)
+    monkeypatch.setattr(PairTiles, "can_screen", True)
+    embeddings, labels, _ = embedded(500, 60, size=64, seed=0, dtype=np.float32)
+    pairs = PairTiles.of(embeddings, labels)
+    assert module._brackets(pairs, [0], 1e-4)[1]
+    assert not module._brackets(pairs, [0, pairs.num_impostor // 100], 1e-4)[1]
 
 
 def test_all_vs_all_with_a_bracket_that_misses_repeats_the_pass(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rayface.evaluation.extremes import Extremes
-from rayface.evaluation.pair_tiles import PairTiles
+from rayface.evaluation.pair_tiles import SCREEN_ERROR, PairTiles
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (5, 5), (4, 9), (100, 100)])
@@ -54,3 +54,30 @@ def test_extremes_of_small_tiles_are_the_worst_pairs():
     np.testing.assert_allclose([score for score, *_ in extremes.impostor], np.sort(cosine[~same])[:-6:-1], atol=1e-14)
     for score, i, j in [*extremes.genuine, *extremes.impostor]:
         assert abs(units[pairs.order[i]] @ units[pairs.order[j]] - score) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["normal", "one large element"])
+def test_screened_tiles_have_scores_within_the_bound_of_the_cosines(kind):
+    random = np.random.default_rng(0)
+    embeddings = random.normal(size=(128, 512)).astype(np.float32)
+    if kind == "one large element":
+        embeddings[:, 0] = 100 * random.choice([-1, 1], 128)  # hits the roundings of the vectors and of the result
+    pairs = PairTiles.of(embeddings, np.arange(128) // 2)
+    units = embeddings.astype(np.float64) / np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
+    errors = []
+    for tile in pairs.tiles((64, 64), screened=True):
+        if tile.units is None:
+            continue
+        rows, columns = (units[pairs.order[first : first + 64]] for first in (tile.first_row, tile.first_column))
+        exact = rows @ columns.T
+        errors.append(np.abs(tile.scores.float().numpy() - exact).max())
+        floor = float(np.quantile(exact, 0.99))
+        np.testing.assert_allclose(np.sort(tile.above(floor).numpy()), np.sort(exact[exact > floor]), rtol=0, atol=1e-6)
+        assert len(tile.take_genuine().scores) == 0
+    assert len(errors) == 1
+    assert max(errors) < SCREEN_ERROR
+
+
+@pytest.mark.parametrize(("size", "kind"), [(3, np.float64), (20_001, np.float32)])
+def test_tiles_of_double_precision_or_very_long_embeddings_cannot_be_screened(size, kind):
+    assert not PairTiles.of(np.ones((2, size), kind), np.arange(2)).can_screen
