@@ -1,10 +1,12 @@
-"""Credentials in URIs: masked in all output, stored in no file, and restored when a masked URI is opened.
+"""Credentials in URIs and the environment: masked in all output, stored in no file, restored when a URI is opened.
 
 `mask` is applied to all output: files, MLflow, the terminal, error messages. A masked URI, such as the dataset in the
 config.yaml of a resumed run, is opened with the credentials that this process has seen for the same location, else with
 those of the environment.
 """
 
+import functools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,22 +19,48 @@ _WITH_PORT = {"http", "https", "hdfs", "viewfs"}  # paths after host and port ma
 _WITH_CONTAINER = {"abfs", "abfss"}  # the user part is the container
 _WITH_TOKEN = re.compile(r"https?|s3\w?|gs|gcs")  # a user without a password may be a token
 _SECRET = (
-    r"[\w.%-]*(?:passw|pwd|secret|token|signature|credential|access[_-]?key|api[_-]?key|account[_-]?key|private[_-]?key)"
-    r"[\w.%-]*|sig|key|auth|authorization"
+    r"[\w.%-]*(?:passw|passphrase|pwd|secret|token|signature|credential|access[_-]?key|api[_-]?key|account[_-]?key"
+    r"|private[_-]?key)[\w.%-]*|sig|key|auth|authorization|pass|pw|psw|jwt|bearer|sas|code"
 )
 _PARAMETER = re.compile(rf"([?&;#](?:{_SECRET})=)([^&\s]*)", re.IGNORECASE)
+# Set in the text of an error or a command, such as MLFLOW_TRACKING_PASSWORD=x, and headers of requests.
+_ASSIGNED = re.compile(
+    r"(\b[A-Z][A-Z0-9_]*(?:PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY)[A-Z0-9_]*=|"
+    r"\bAuthorization['\"]?: *['\"]?(?:Bearer|Basic) +)([^\s'\"]+)"
+)
+_PLACE = re.compile(r".*_(FILE|PATH|DIR|FOLDER|HOME|URI|URL|MODE)|SSH_.*|(OLD)?PWD", re.IGNORECASE)  # no secrets
+_LEAST = 8  # characters of a secret of the environment; shorter ones occur in other words
 _seen: dict[tuple[str, str, str], tuple[str, str]] = {}  # (scheme, host, masked query) -> (userinfo, query)
 
 
 def mask(text: str) -> str:
     """Return `text` with the user and password of every URI, and the values of secret parameters, replaced by `***`.
 
-    A user name without a password is kept, unless it may be a token or a key.
-    If the end of a password is ambiguous because it contains / or @, more is masked rather than less.
+    Values of environment variables whose names say that they are secrets are replaced wherever they are. A user name
+    without a password is kept, unless it may be a token or a key. If the end of a password is ambiguous because it
+    contains / or @, more is masked rather than less.
     """
-    return _PARAMETER.sub(rf"\1{_MASK}", _URI.sub(_masked_uri, text))
+    return _mask(text, _secrets())
 
 
+def _mask(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, _MASK)
+    return _ASSIGNED.sub(rf"\1{_MASK}", _PARAMETER.sub(rf"\1{_MASK}", _URI.sub(_masked_uri, text)))
+
+
+def _secrets() -> tuple[str, ...]:
+    """Return the secrets of the environment, plain and percent-encoded, the longest first."""
+    found = set()
+    for name, value in os.environ.items():
+        if len(value) < _LEAST or not is_secret_name(name) or _PLACE.fullmatch(name):
+            continue
+        if not value.isalpha() and not os.path.exists(value):  # a word or a folder would be masked in other texts too
+            found |= {value, quote(value, safe="")}
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+@functools.cache
 def is_secret_name(name: str) -> bool:
     """Return whether a parameter or environment variable of this name may hold a secret."""
     return re.fullmatch(_SECRET, name, re.IGNORECASE) is not None
@@ -40,12 +68,16 @@ def is_secret_name(name: str) -> bool:
 
 def masked(value: Any) -> Any:
     """Return a tree of dicts, lists and strings with every string masked."""
+    return _masked(value, _secrets())
+
+
+def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str | Path):
-        return mask(str(value))
+        return _mask(str(value), secrets)
     if isinstance(value, Mapping):
-        return {masked(key): masked(each) for key, each in value.items()}
+        return {_masked(key, secrets): _masked(each, secrets) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [masked(each) for each in value]
+        return [_masked(each, secrets) for each in value]
     return value
 
 

@@ -35,15 +35,24 @@ PALETTE = {
 PNG_DPI = 200
 WIDE, HALF, TALL = (10.0, 3.6), (5.6, 3.4), (10.0, 7.2)  # inches
 
+# They could show the text beside them, such as a caption, in another order.
+_DIRECTION_MARKS = {
+    ord(mark): f"\\u{ord(mark):04x}"
+    for mark in "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+}
+
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its file name and its caption."""
+    """A figure with its caption; characters of `name` that a file name or an HTML id must not hold are replaced."""
 
     name: str
     caption: str
     figure: Figure
     wide: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", re.sub(r"[^\w .+-]", "_", self.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +118,11 @@ def add_legend(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=9, labelcolor=PALETTE["muted"], loc="best", ncols=2)
 
 
+def plain(text: str) -> str:
+    """Return text of data for a figure: Matplotlib takes what is between dollar signs as TeX, and may refuse it."""
+    return text.replace("$", r"\$")
+
+
 def label_bars(axes: Axes, values: Sequence[float], form: str) -> None:
     """Write each value above its bar, the bars being at 0, 1, ...; `form` is a format such as "{:.1%}"."""
     for place, value in enumerate(values):
@@ -146,20 +160,19 @@ def as_svg(plot: Plot) -> Markup:
         text = text.replace(colour, f"var(--{name})")
     text = re.sub(r"font: ([^;']*?)'[^\"]*?sans-serif", r"font: \1var(--font)", text)
     # Matplotlib repeats ids in every figure; prefix them to keep clip paths apart on one page.
-    text = re.sub(r'(id="|url\(#|href="#)', rf"\1{plot.name}-", text)
-    text = re.sub(
-        r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(plot.caption)}"', text, count=1
-    )
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{plot.name}-", text)
+    label = f'role="img" aria-label="{escape(plot.caption)}"'
+    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: label, text, count=1).translate(_DIRECTION_MARKS)
     return Markup(text)  # safe: the caption is escaped, and Matplotlib escapes text
 
 
 def load_template(name: str) -> jinja2.Template:
-    """Return a template of `templates/`; it masks credentials in the texts it renders."""
+    """Return a template of `templates/`: it escapes texts, masks credentials and shows direction marks as \\u202e."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rayface"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
-        finalize=lambda value: mask(value) if type(value) is str else value,
+        finalize=lambda value: mask(value).translate(_DIRECTION_MARKS) if type(value) is str else value,
     )
     return environment.get_template(name)

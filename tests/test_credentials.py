@@ -48,6 +48,33 @@ def test_mask_of_a_uri_with_a_secret_hides_it(text, shown):
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "http://h/?pass=S&pw=S&passphrase=S&jwt=S&sas=S&a=b",
+            "http://h/?pass=***&pw=***&passphrase=***&jwt=***&sas=***&a=b",
+        ),
+        ("env MLFLOW_TRACKING_PASSWORD=S was refused", "env MLFLOW_TRACKING_PASSWORD=*** was refused"),
+        ("{'Authorization': 'Bearer S.s-S'}", "{'Authorization': 'Bearer ***'}"),
+        ("WANDB_API_KEY=S python x.py", "WANDB_API_KEY=*** python x.py"),
+    ],
+)
+def test_mask_of_text_with_a_secret_hides_it(text, shown):
+    assert mask(text) == shown
+    assert mask(shown) == shown
+
+
+def test_mask_hides_secrets_of_the_environment_wherever_they_are(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalr/XUtn+FEMI")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter-22")
+    monkeypatch.setenv("API_TOKEN", "sentence")  # a word
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/home/me/token1")
+    assert mask("denied: wJalr/XUtn+FEMI of wJalr%2FXUtn%2BFEMI (hunter-22)") == "denied: *** of *** (***)"
+    assert masked({"a": ["hunter-22", 2]}) == {"a": ["***", 2]}
+    assert mask("a sentence in /home/me/token1") == "a sentence in /home/me/token1"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "s3://bucket/a@2x/b.tar?region=eu",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from rayface.report import HALF, PALETTE, Plot, add_legend, label_bars, new_axes
+from rayface.report import HALF, PALETTE, Plot, add_legend, label_bars, new_axes, plain
 
 
 def evaluation_plots(content: Mapping[str, Any], when: str = "") -> list[Plot]:
@@ -148,7 +148,7 @@ def _bars(groups: Mapping[str, Mapping[str, Any]]) -> tuple[str, Figure] | None:
     figure, axes = new_axes(HALF, "", "true acceptance rate")
     values = [own[lowest] for own in rates.values()]
     axes.bar(range(len(values)), values, color=PALETTE["blue"], width=0.6)
-    axes.set_xticks(range(len(values)), list(rates), rotation=30 if len(values) > 5 else 0)
+    axes.set_xticks(range(len(values)), list(map(plain, rates)), rotation=30 if len(values) > 5 else 0)
     axes.set_ylim(0, 1.1)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
     label_bars(axes, values, "{:.1%}")

@@ -22,6 +22,8 @@ def test_jobs_with_credentials_in_uris_write_and_print_none_of_them(object_store
     store = replace(object_store, key="AKIAPL4NTED", secret=f"{PLANTED}/with@signs")
     uri = f"tracking.uri=http://me:{PLANTED}@127.0.0.1:9/?token={PLANTED}"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "WANDB_API_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, f"{PLANTED}-{name.lower()}")
     monkeypatch.chdir(tmp_path)
     printed = []
 
@@ -51,6 +53,7 @@ def test_jobs_with_credentials_in_uris_write_and_print_none_of_them(object_store
     assert call("train", *paths, *backbone, *training, *tracking) == 0
     assert call("train", "--resume", *training) == 2  # it is finished
     assert call("sync", emb) == 2
+    assert call("check", f"s3://nowhere/{PLANTED}-hf_token?endpoint_override={store.endpoint}&scheme=http") == 2
 
     assert f"set?endpoint_override={store.endpoint}" in (tmp_path / "run" / "config.yaml").read_text()
     written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
