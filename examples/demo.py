@@ -3,6 +3,7 @@
 Run by `make demo`. Downloads nothing and uses no photographs.
 """
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -39,16 +40,19 @@ def draw(name: str, *options: str) -> Path:
     return out
 
 
+def new_run() -> Path:
+    """Return demo/run, or the next of demo/run-2, demo/run-3 where earlier demos have left theirs."""
+    names = itertools.chain(["run"], (f"run-{number}" for number in itertools.count(2)))
+    return next(ROOT / name for name in names if not (ROOT / name).exists())
+
+
 def main() -> None:
     """Draw, train, evaluate and export; then print the paths."""
     start = time.monotonic()
     train_set = draw("train", "--identities", "200", "--images-per-identity", "20")
     # Another seed gives other identities, so the verification identities are unseen.
     test_set = draw("test", "--identities", "100", "--images-per-identity", "10", "--seed", "1", "--pairs", "1000")
-    run = ROOT / "run"
-    if run.exists():
-        console.print(f"replacing {run}, the run of an earlier demo")
-        shutil.rmtree(run)
+    run = new_run()
     trained = rayface(
         "train",
         "--preset=mini",

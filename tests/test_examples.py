@@ -41,3 +41,13 @@ def test_class_layers_without_epochs_prints_the_table_of_the_results_so_far(
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith("| celeba | DCQ | 10 | 75.0% ± 1.4% | 74.0% [70.0%, 80.0%], 76.0% [70.0%, 80.0%] | ")
     assert row.endswith(" | 5.0 |")
+
+
+def test_demo_run_again_keeps_the_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_run = runpy.run_path(str(EXAMPLES / "demo.py"))["new_run"]
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for _ in range(3):
+        found.append(new_run())
+        found[-1].mkdir(parents=True)
+    assert [str(path) for path in found] == ["demo/run", "demo/run-2", "demo/run-3"]

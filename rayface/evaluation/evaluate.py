@@ -30,10 +30,15 @@ from rayface.evaluation.protocols import configured_protocols, open_protocols
 from rayface.evaluation.report import evaluation_page
 from rayface.models.model_files import check_writable_card, write_metrics
 from rayface.models.model_info import WEIGHTS
+from rayface.models.run_files import PAIR_SCORES
 from rayface.progress import phase
 from rayface.report import write_pngs
-from rayface.storage import join, make_folder, normalise, one_line, write_bytes
+from rayface.storage import join, list_names, make_folder, normalise, one_line, read_bytes, write_bytes
 from rayface.tracking.origin import job_name
+
+RESULT = "evaluation.json"  # written last
+_REPORT = "report.html"
+_FILES = {RESULT, _REPORT, PAIR_SCORES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,8 @@ def evaluate(config: Config) -> EvaluationResult:
 
     Runs in this process, in float32, on a GPU if there is one; large datasets are embedded by the job of `embed`.
 
+    A folder that holds an evaluation of the same model on the same inputs is written anew; any other is refused.
+
     Raises:
         ValueError: bad input, one line.
     """
@@ -91,7 +98,10 @@ def evaluate(config: Config) -> EvaluationResult:
     leak_check = LeakCheck(given, embedded.digest)
     if given.write_card:
         check_writable_card(str(given.model))
-    root = normalise(str(given.out))
+    root, inputs = normalise(str(given.out)), _inputs(protocols.values())
+    model = str(given.model or given.embeddings)
+    make_folder(root)
+    _require_own(root, {"model": model, **inputs})
     make_folder(join(root, "plots"))  # fail before the work if it cannot be written
     results, leaks = {}, {}
     for name, protocol in protocols.items():
@@ -100,15 +110,34 @@ def evaluate(config: Config) -> EvaluationResult:
             results[name] = protocol.score(images)
         if (certificate := leak_check(name, protocol, images)) is not None:
             leaks[name] = certificate
-    result = EvaluationResult(
-        model=str(given.model or given.embeddings), inputs=_inputs(protocols.values()), results=results, leaks=leaks
-    )
+    result = EvaluationResult(model=model, inputs=inputs, results=results, leaks=leaks)
     with phase("write results"):
         _write(root, config, result, protocols)
         if given.write_card:
             write_metrics(str(given.model), card_figures(results))
     track_evaluation(root, config, results)
     return result
+
+
+def _require_own(root: str, measured: Mapping[str, str]) -> None:
+    """Refuse a folder whose results are not those of the same model on the same inputs.
+
+    Raises:
+        ValueError: one line.
+    """
+    names = set(list_names(root))
+    if RESULT not in names:
+        if found := names & _FILES:
+            raise ValueError(f"evaluate.out: {root}: holds {min(found)} of another job: choose another directory")
+        return
+    try:
+        before = json.loads(read_bytes(join(root, RESULT)))
+    except ValueError:
+        before = {}
+    for name, value in masked(dict(measured)).items():
+        if before.get(name) != value:
+            held = f"an evaluation of {name} {before[name]}, not {value}" if name in before else f"no {name} {value}"
+            raise ValueError(f"evaluate.out: {root}: holds {held}: choose another directory, or delete {RESULT} in it")
 
 
 def _inputs(protocols: Iterable[EvaluationProtocol]) -> dict[str, str]:
@@ -131,8 +160,8 @@ def _write(root: str, config: Config, result: EvaluationResult, protocols: Mappi
             for name, path in write_pngs(Path(drawn), plots).items():
                 write_bytes(join(root, f"plots/{name}.png"), path.read_bytes())
         write_pair_scores(root, scores_of(result.results))
-        write_bytes(join(root, "report.html"), page.encode())
-        write_bytes(join(root, "evaluation.json"), json.dumps(content, indent=1).encode())
+        write_bytes(join(root, _REPORT), page.encode())
+        write_bytes(join(root, RESULT), json.dumps(content, indent=1).encode())
     except (pa.ArrowException, OSError) as error:
         where = f"evaluate.out: {root}"
         raise ValueError(f"{where}: cannot be written: {one_line(error)}: choose another directory") from error

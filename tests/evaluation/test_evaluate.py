@@ -120,7 +120,8 @@ def test_evaluate_of_given_embeddings_equals_the_model(given: Any, inputs: Path,
     table = {"key": dataset.keys(), "label": dataset.index.label.astype(np.int64)}
     lists = pa.FixedSizeListArray.from_arrays(pa.array(net.embed(images).ravel()), net.info.embedding_size)
     pq.write_table(pa.table({**table, "embedding": lists}), tmp_path / "embeddings.parquet")
-    found = evaluate(given(model=None, embeddings=str(tmp_path / "embeddings.parquet"))).as_dict()
+    own = {"embeddings": str(tmp_path / "embeddings.parquet"), "out": str(tmp_path / "own")}
+    found = evaluate(given(model=None, **own)).as_dict()
     assert found["model"] == str(tmp_path / "embeddings.parquet")
     assert found["accuracy_mean"] == wanted["accuracy_mean"]
     assert found["tar_at_far"] == wanted["tar_at_far"]
@@ -202,3 +203,24 @@ def test_evaluate_of_a_large_dataset_embeds_it_by_the_job(
     assert (job.data, job.flip, job.dtype) == ((str(inputs / "set"),), True, "fp32")
     assert Path(job.out).parent == tmp_path / "other"
     assert found["tar_at_far"] == wanted["tar_at_far"]
+
+
+def test_evaluate_into_the_folder_of_another_evaluation_or_run_is_refused_and_changes_nothing(
+    given: Any, inputs: Path, tmp_path: Path
+) -> None:
+    save_small_model(tmp_path / "other", fill=0.1)
+    evaluate(given())
+    before = (tmp_path / "out" / "evaluation.json").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"evaluate.out: .*: holds an evaluation of model .*model, not .*other: choose"
+    ):
+        evaluate(given(model=str(tmp_path / "other")))
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
+    (tmp_path / "out" / "report.html").unlink()
+    evaluate(given())  # of the same model on the same pairs
+    assert (tmp_path / "out" / "report.html").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.html").write_text("of a run")
+    with pytest.raises(ValueError, match=r"evaluate.out: .*run: holds report.html of another job: choose another dir"):
+        evaluate(given(out=str(tmp_path / "run")))
+    assert (tmp_path / "run" / "report.html").read_text() == "of a run"
