@@ -553,6 +553,10 @@ class ClusteringConfig:
     """Split labelled identities only: images of two labels never share a cluster; small parts become noise."""
     neighbours: Positive = 40
     """Nearest neighbours of an image that are candidates for its cluster."""
+    search: Literal["auto", "exact", "lists"] = "auto"
+    """Search of neighbours: all images, or those in the lists nearest to each; auto: exact up to 200,000 images."""
+    probes: Positive = 32
+    """Lists in which the neighbours of an image are searched; about 4 * sqrt(N) in all."""
     min_images: Positive = 2
     """Clusters of fewer images are noise: cluster -1, and in no dataset."""
     write_shards: bool = False
@@ -569,6 +573,10 @@ class ClusteringConfig:
         if self.within and self.method == "ogmc":
             raise ValueError("within: true with method ogmc: must be another method, which works on neighbours")
         return self
+
+    def uses_lists(self, images: int) -> bool:
+        """Return whether neighbours among so many images are searched in lists."""
+        return self.search == "lists" or (self.search == "auto" and images > 200_000)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -136,6 +136,8 @@ STAGES: dict[str, StageType] = {
             "calibrate",
             "within",
             "neighbours",
+            "search",
+            "probes",
             "min_images",
             "block_size",
             "write_shards",

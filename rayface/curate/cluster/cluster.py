@@ -19,6 +19,7 @@ from rayface.arrays import Ints
 from rayface.config import ClusteringConfig, Config, require_keys
 from rayface.curate.affinity import base_cosine
 from rayface.curate.cluster.clustered_dataset import write_clustered
+from rayface.curate.cluster.inverted_lists import find_listed_neighbours
 from rayface.curate.cluster.methods import METHODS
 from rayface.curate.cluster.metrics import NOISE, cluster_scores
 from rayface.curate.cluster.neighbours import Neighbours, no_neighbours
@@ -117,8 +118,10 @@ def _opened(config: Config) -> _Inputs:
         if settings.write_shards:
             check_copied(dataset, "clustering")
     names = ("method", "threshold", "within", "neighbours", "min_images", "write_shards", "block_size")
+    search = {"search": settings.search, "probes": settings.probes} if settings.uses_lists(source.num_rows) else {}
     job = {
         **{name: asdict(settings)[name] for name in names},
+        **search,
         "embeddings": source.digest,
         "calibrate": labelled.digest if labelled else None,
         "dataset_digest": dataset.digest if dataset else None,
@@ -133,7 +136,11 @@ def _clustered(config: Config, inputs: _Inputs, output: JobOutput) -> ClusterRes
     vectors = write_unit_vectors(inputs.source, work / "vectors", settings.block_size)
     keys, labels = read_keys_and_labels(inputs.source)
     online = settings.method == "ogmc" and (settings.threshold is not None or settings.calibrate is not None)
-    neighbours = no_neighbours(vectors.num_rows) if online else find_neighbours(vectors, settings.neighbours)
+    neighbours, recall = no_neighbours(vectors.num_rows), None
+    if not online and settings.uses_lists(vectors.num_rows):
+        neighbours, recall = find_listed_neighbours(vectors, settings.neighbours, settings.probes)
+    elif not online:
+        neighbours = find_neighbours(vectors, settings.neighbours)
     units = vectors.read()
     own = _Set(vectors=units, labels=labels, neighbours=neighbours)
     laps.end("neighbours")
@@ -165,6 +172,7 @@ def _clustered(config: Config, inputs: _Inputs, output: JobOutput) -> ClusterRes
         threshold=threshold,
         threshold_from=found_by,
         base=base_cosine(units, threshold),
+        neighbour_recall=recall,
         counts=counts,
         scores=cluster_scores(labels, clusters) if labels.min() < labels.max() else None,
         stage_seconds=laps.seconds,

@@ -67,33 +67,31 @@ def no_neighbours(count: int) -> Neighbours:
 def nearest(vectors: Floats, k: int) -> Neighbours:
     """Search the k nearest neighbours of all unit vectors (N, D), exactly."""
     blocks = ((first, vectors[first : first + BLOCK]) for first in range(0, len(vectors), BLOCK))
-    return search(vectors, 0, blocks, k)
+    return search(vectors, np.arange(len(vectors)), blocks, k)
 
 
-def search(queries: Floats, start: int, blocks: Iterable[tuple[int, Floats]], k: int) -> Neighbours:
-    """Search the k nearest neighbours of the unit vectors (n, D), the rows from `start` of all vectors, exactly.
+def search(queries: Floats, own: Ints, blocks: Iterable[tuple[int, Floats]], k: int) -> Neighbours:
+    """Search the k nearest neighbours of the unit vectors (n, D) exactly.
 
     Args:
+        own: (n,) row of each query among all vectors; -1: none, so that no row is left out.
         blocks: all vectors, in blocks with the row of the first.
 
     Memory: a block as float32, and 40 * k bytes per query.
     """
     queries = np.ascontiguousarray(queries, np.float32)
-    own = np.arange(start, start + len(queries))[:, None]
-    rows = np.full((len(queries), k), -1, np.int64)
-    cosines = np.full((len(queries), k), -2, np.float32)
+    best = Neighbours(rows=np.full((len(queries), k), -1, np.int64), cosines=np.full((len(queries), k), -2, np.float32))
     for first, vectors in blocks:
         block = np.ascontiguousarray(vectors, np.float32)
         found, places = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        rows, cosines = _best(
-            np.concatenate([rows, places + first], axis=1), np.concatenate([cosines, found], axis=1), own, k
-        )
-    return Neighbours(rows=rows, cosines=cosines)
+        best = merged(best, places + first, found, own)
+    return best
 
 
-def _best(rows: Ints, cosines: NDArray[np.float32], own: Ints, k: int) -> tuple[Ints, NDArray[np.float32]]:
-    """Return the k nearest of each row's candidates, without itself; ties by row."""
-    cosines = np.where((rows == own) | (rows < 0), np.float32(-2), cosines)
-    order = np.lexsort((rows, -cosines), axis=1)[:, :k]
+def merged(before: Neighbours, rows: Ints, cosines: NDArray[np.float32], own: Ints) -> Neighbours:
+    """Return the nearest of the neighbours (n, k) and of more candidates (n, m), without the image (n,) itself."""
+    rows, cosines = np.concatenate([before.rows, rows], axis=1), np.concatenate([before.cosines, cosines], axis=1)
+    cosines = np.where((rows == own[:, None]) | (rows < 0), np.float32(-2), cosines)
+    order = np.lexsort((rows, -cosines), axis=1)[:, : before.rows.shape[1]]
     cosines = np.take_along_axis(cosines, order, axis=1)
-    return np.where(cosines < -1.5, -1, np.take_along_axis(rows, order, axis=1)), cosines
+    return Neighbours(rows=np.where(cosines < -1.5, -1, np.take_along_axis(rows, order, axis=1)), cosines=cosines)

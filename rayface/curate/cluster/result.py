@@ -44,6 +44,7 @@ class ClusterResult:
         threshold: cosine from which two single images are one person, given, calibrated or estimated.
         threshold_from: "threshold", "calibrate" or "estimate".
         base: median cosine of random pairs below the threshold, that of two persons.
+        neighbour_recall: share of the exact neighbours of some images that the search found; None: it was exact.
         scores: against the labels of the embeddings, if these are of two identities or more.
         tracked: tracking of the job that has just run; None if the result already existed.
         folder: output folder of the job; not part of cluster.json.
@@ -56,6 +57,7 @@ class ClusterResult:
     counts: ClusterCounts
     scores: ClusterScores | None
     stage_seconds: dict[str, float]
+    neighbour_recall: float | None = None
     dataset: DatasetCounts | None = None
     job: JobFacts
     tracked: Tracked | None = None

@@ -58,6 +58,18 @@ class UnitVectors:
         for part in range(self.num_parts):
             yield self.starts[part], self.part(part)
 
+    def rows(self, rows: Ints) -> NDArray[np.float32]:
+        """Return the vectors (n, D) of some rows."""
+        found = np.empty((len(rows), self.part(0).shape[1]), np.float32)
+        owner = np.searchsorted(self.starts, rows, side="right") - 1
+        for part in np.unique(owner).tolist():
+            some = np.flatnonzero(owner == part)
+            found[some] = self.part(part)[rows[some] - self.starts[part]]
+        return found
+
+    def neighbours_path(self, part: int) -> str:
+        return f"{self.folder}/neighbours-{part:06d}.npz"
+
     def read(self) -> NDArray[np.float32]:
         """Return all vectors (N, D)."""
         return np.concatenate([np.asarray(part, np.float32) for _, part in self.blocks()])
@@ -99,32 +111,35 @@ def read_keys_and_labels(source: Embeddings) -> tuple[pa.ChunkedArray, Ints]:
 
 
 def find_neighbours(vectors: UnitVectors, k: int) -> Neighbours:
-    """Search the k nearest neighbours of all vectors, a task per part; existing parts are reused.
+    """Search the k nearest neighbours of all vectors exactly, a task per part; existing parts are reused.
 
     Memory, on the driver: 12 * k bytes per image.
     """
     k = max(1, min(k, vectors.num_rows - 1))
 
     def find(part: int) -> None:
-        path = _neighbours_path(vectors, part)
-        if not Path(path).exists():
+        if not Path(vectors.neighbours_path(part)).exists():
             faiss.omp_set_num_threads(1)
-            found = search(vectors.part(part), vectors.starts[part], vectors.blocks(), k)
-            with atomic_stream(path) as stream:
-                np.savez(stream, rows=found.rows, cosines=found.cosines)
+            own = np.arange(vectors.starts[part], vectors.starts[part + 1])
+            write_neighbours(vectors, part, search(vectors.part(part), own, vectors.blocks(), k))
 
-    parts = list(range(vectors.num_parts))
-    for _ in map_unordered(find, parts, "find neighbours", rows=vectors.num_rows):
+    for _ in map_unordered(find, list(range(vectors.num_parts)), "find neighbours", rows=vectors.num_rows):
         pass
-    found = [np.load(_neighbours_path(vectors, part), allow_pickle=False) for part in parts]
+    return read_neighbours(vectors)
+
+
+def write_neighbours(vectors: UnitVectors, part: int, found: Neighbours) -> None:
+    with atomic_stream(vectors.neighbours_path(part)) as stream:
+        np.savez(stream, rows=found.rows, cosines=found.cosines)
+
+
+def read_neighbours(vectors: UnitVectors) -> Neighbours:
+    """Return the neighbours of all parts."""
+    found = [np.load(vectors.neighbours_path(part), allow_pickle=False) for part in range(vectors.num_parts)]
     return Neighbours(
         rows=np.concatenate([each["rows"] for each in found]),
         cosines=np.concatenate([each["cosines"] for each in found]),
     )
-
-
-def _neighbours_path(vectors: UnitVectors, part: int) -> str:
-    return f"{vectors.folder}/neighbours-{part:06d}.npz"
 
 
 @dataclass(frozen=True, kw_only=True)

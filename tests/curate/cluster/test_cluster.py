@@ -245,3 +245,20 @@ def test_cluster_with_data_that_was_not_embedded_is_refused(job: Job, tmp_path: 
     synthesize(tmp_path / "faces", identities=2, images_per_identity=2, seed=0, image_size=32, processes=1)
     with pytest.raises(DataError, match=r"clustering.data: .*: has no key 'k000'"):
         job(data=[str(tmp_path / "faces")], threshold=0.5)
+
+
+def test_cluster_searching_lists_tells_its_recall_and_resumes_only_with_the_same_search(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayface.curate.cluster.inverted_lists.map_unordered", unit_vectors.map_unordered)
+    result = job(threshold=0.4, search="lists", probes=20)
+    assert result.neighbour_recall is not None
+    assert result.neighbour_recall > 0.8
+    assert result.scores is not None
+    assert result.scores.pairwise_f > 0.98
+    with pytest.raises(DataError, match=r"was started with probes 20, this job has 21"):
+        job(threshold=0.4, search="lists", probes=21)
+
+
+def test_cluster_of_few_images_searches_exactly(job: Job) -> None:
+    assert job(threshold=0.4).neighbour_recall is None

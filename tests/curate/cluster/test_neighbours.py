@@ -26,7 +26,7 @@ def test_nearest_in_blocks_equals_a_full_sort(block: int, monkeypatch: pytest.Mo
 
 def test_nearest_of_some_rows_equals_those_of_all() -> None:
     x = units(50)
-    found = search(x[20:30], 20, [(0, x[:33]), (33, x[33:])], 4)
+    found = search(x[20:30], np.arange(20, 30), [(0, x[:33]), (33, x[33:])], 4)
     assert (found.rows == nearest(x, 4).rows[20:30]).all()
 
 

@@ -1,0 +1,89 @@
+"""Neighbours from inverted lists: all of them with all lists, most of them with few, and the same after a crash."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rayface.curate.cluster import inverted_lists as module
+from rayface.curate.cluster.inverted_lists import find_listed_neighbours
+from rayface.curate.cluster.neighbours import nearest
+from rayface.curate.cluster.unit_vectors import UnitVectors
+
+People = Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]
+
+
+@pytest.fixture
+def in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., UnitVectors]:
+    """A function of vectors -> the same as parts of 700 on disk; tasks run in the test's own process."""
+
+    def map_unordered(work: Callable[[Any], Any], parts: Sequence[Any], *phase: Any, **of: Any) -> Iterator[Any]:
+        yield from map(work, reversed(parts))
+
+    monkeypatch.setattr(module, "map_unordered", map_unordered)
+
+    def write(x: NDArray[np.float32], name: str = "vectors") -> UnitVectors:
+        (tmp_path / name).mkdir()
+        starts = (*range(0, len(x), 700), len(x))
+        found = UnitVectors(folder=str(tmp_path / name), starts=starts)
+        for part in range(found.num_parts):
+            np.save(found.path(part), x[starts[part] : starts[part + 1]])
+        return found
+
+    return write
+
+
+def test_neighbours_from_all_lists_are_the_exact_ones(in_parts: Callable[..., UnitVectors], people: People) -> None:
+    x, _ = people(100, 20, size=16)
+    found, recall = find_listed_neighbours(in_parts(x), 10, 10**6)
+    exact = nearest(x, 10)
+    assert recall == 1
+    assert (found.rows == exact.rows).mean() > 0.999  # equal cosines to the last bit may change places
+    assert found.cosines == pytest.approx(exact.cosines, abs=1e-6)
+
+
+def test_neighbours_from_few_lists_are_most_of_the_exact_ones_at_a_fraction_of_the_products(
+    in_parts: Callable[..., UnitVectors], people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _ = people(200, 15, spread=0.5, size=32)
+    compared = []
+    inside = module._in_lists
+
+    def counted(queries: Any, places: Any, lists: Any, block: Any, k: int) -> Any:
+        sizes = np.append(np.diff(lists.starts[block.first : block.last + 1]), 0)
+        compared.append(sizes[places].sum())
+        return inside(queries, places, lists, block, k)
+
+    monkeypatch.setattr(module, "_in_lists", counted)
+    found, recall = find_listed_neighbours(in_parts(x), 10, 16)
+    exact = nearest(x, 10)
+    true = np.mean([len({*a} & {*b}) / 10 for a, b in zip(found.rows.tolist(), exact.rows.tolist(), strict=True)])
+    assert true > 0.9
+    assert recall == pytest.approx(true, abs=0.05)
+    assert sum(compared) < 0.2 * len(x) ** 2
+
+
+def test_neighbours_of_an_interrupted_search_are_the_same(
+    in_parts: Callable[..., UnitVectors], people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _ = people(100, 15, size=16)
+    whole, _ = find_listed_neighbours(in_parts(x), 5, 8)
+    vectors = in_parts(x, "again")
+    for step in ("_probe", "_gather", "write_neighbours"):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, step, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                find_listed_neighbours(vectors, 5, 8)
+    again, _ = find_listed_neighbours(vectors, 5, 8)
+    assert (whole.rows == again.rows).all()
+    assert (whole.cosines == again.cosines).all()
+
+
+def test_neighbours_of_equal_vectors_leave_out_only_the_image_itself(in_parts: Callable[..., UnitVectors]) -> None:
+    x = np.repeat(np.eye(3, 8, dtype=np.float32), [400, 500, 1], axis=0)
+    found, _ = find_listed_neighbours(in_parts(x), 4, 4)
+    assert not (found.rows == np.arange(901)[:, None]).any()
+    assert (found.cosines[:900] > 0.999).all()
