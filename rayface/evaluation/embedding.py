@@ -81,7 +81,9 @@ class ModelEmbeddings:
         if not is_known.all():
             missing = every[~is_known]
             if source is not None and source.is_whole and len(missing) >= _JOB_IMAGES:
-                return self._by_job(source, cache.job_folder)
+                found = self._by_job(source, cache.job_folder)
+                cache.trim()
+                return found
             new = self._embedded(protocol, missing)
             if np.isfinite(new.embeddings).all():
                 cache.store(rows[missing], new)

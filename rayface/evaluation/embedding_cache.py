@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
+import os
+import re
+import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -19,12 +24,16 @@ from rayface.storage import cache_folders
 logger = logging.getLogger(__name__)
 
 _VERSION = 2
+_MOST_BYTES = 20 * 2**30
+_IN_USE_SECONDS = 24 * 3600  # entries used this recently are kept: another evaluation may be reading them
+_ENTRY = re.compile(r"[0-9a-f]{32}(\.npz)?")
 
 
 class EmbeddingCache:
     """Embeddings by row, in a file of the user's cache directory; damaged files count as missing.
 
-    Memory: the cached rows.
+    A directory holds at most 20 GiB: entries used longest ago are deleted, but not within a day of their use. Memory:
+    the cached rows.
     """
 
     def __init__(self, *, model: str, dataset: str, flip: bool, folder: str | None = None) -> None:
@@ -50,6 +59,7 @@ class EmbeddingCache:
             places = np.minimum(np.searchsorted(known, rows), len(known) - 1)
             found = known[places] == rows
             if found.any():
+                self.trim()
                 return found, Embedded(*(column[places[found]] for column in embedded))
         return np.zeros(len(rows), bool), None
 
@@ -66,9 +76,34 @@ class EmbeddingCache:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_file(file, content.getbuffer())
+                self.trim()
                 return
             except OSError as error:
                 logger.warning("embeddings are not cached: %s: %s", file.parent, error.strerror)
+
+    def trim(self) -> None:
+        """Mark the own entries as used, and delete others where the directory is above its limit."""
+        for file in self._files:
+            for own in (file, file.with_suffix("")):
+                with contextlib.suppress(OSError):
+                    os.utime(own)
+            with contextlib.suppress(OSError):
+                _delete_oldest([each for each in file.parent.iterdir() if _ENTRY.fullmatch(each.name)])
+
+
+def _delete_oldest(entries: list[Path]) -> None:
+    used = {entry: entry.stat().st_mtime for entry in entries}
+    sizes = {entry: sum(file.stat().st_size for file in [entry, *entry.glob("*")]) for entry in entries}
+    total, recent = sum(sizes.values()), time.time() - _IN_USE_SECONDS
+    for entry in sorted(entries, key=used.__getitem__):
+        if total <= _MOST_BYTES or used[entry] > recent:
+            return
+        logger.info("cache of embeddings above %d GiB: delete %s", _MOST_BYTES >> 30, entry)
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+        total -= sizes[entry]
 
 
 def _read(file: Path) -> tuple[NDArray[np.int64], Embedded] | None:

@@ -1,8 +1,12 @@
 """Cached embeddings by row of a dataset."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 
+from rayface.evaluation import embedding_cache as module
 from rayface.evaluation.embedding_cache import EmbeddingCache
 from rayface.models.forward import Embedded
 
@@ -50,3 +54,29 @@ def test_cache_without_a_writable_folder_warns_and_keeps_nothing(tmp_path, messa
     cache.store(*rows_of(1))
     assert "not cached" in messages()[0]
     assert not cache.load(np.array([1]))[0].any()
+
+
+def test_cache_above_its_limit_deletes_entries_of_earlier_days_in_order_of_use(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_BYTES", 25_000)
+    old, older, oldest, recent = ("a" * 32 + ".npz", "b" * 32, "c" * 32, "d" * 32 + ".npz")
+    for days, name in [(2, old), (3, older), (4, oldest), (0, recent), (9, "notes.txt")]:
+        entry = tmp_path / name
+        if "." not in name:
+            entry.mkdir()
+        (entry if "." in name else entry / "part-000000.parquet").write_bytes(bytes(10_000))
+        os.utime(entry, (time.time() - days * 24 * 3600,) * 2)
+    cache.store(*rows_of(1))
+    assert {file.name for file in tmp_path.iterdir()} == {old, recent, "notes.txt", *own_files(tmp_path)}
+    assert cache.load(np.array([1]))[0].all()
+
+
+def test_cache_that_is_read_counts_as_used(cache, tmp_path):
+    cache.store(*rows_of(1))
+    (file,) = own_files(tmp_path)
+    os.utime(tmp_path / file, (1, 1))
+    cache.load(np.array([1]))
+    assert (tmp_path / file).stat().st_mtime > time.time() - 1000
+
+
+def own_files(folder):
+    return [file.name for file in folder.glob("*.npz") if file.stat().st_size < 5000]
