@@ -52,7 +52,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "rayface needs Python 3.11 or newer: none found on PATH; try make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Installing rayface into $(VENV) (once, about two minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -qq -c constraints.txt -e ".[dev,onnx]"
+	$(VENV)/bin/python -m pip install -qq -c constraints.txt -e ".[dev,onnx,tracking]"
 	@touch $@
 
 clean:

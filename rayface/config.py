@@ -615,6 +615,10 @@ class TrackingConfig:
     """MLflow server, or sqlite:///FILE. None: MLFLOW_TRACKING_URI, else mlflow.db of the project."""
     experiment: str = "rayface"
     """Name of the MLflow experiment."""
+    tensorboard: bool = False
+    """Also write an event file for TensorBoard, into tensorboard/ of the output."""
+    wandb: bool = False
+    """Also write an offline run for Weights & Biases, into wandb/ of the output; `wandb sync` uploads it."""
     timeout: Annotated[float, Field(ge=0)] = 60.0
     """Seconds to wait for MLflow at the end of a run; undelivered records stay in the journal."""
 

@@ -8,10 +8,11 @@ Delivery is idempotent: the MLflow run is found by the tag `rayface.spool_id`; t
 after every accepted batch; a batch whose response was lost is sent again with the same timestamps, and MLflow drops
 metrics that are equal in key, step, timestamp and value. Params, tags and artifacts are idempotent by key and path.
 
-Only this package imports MLflow, and only inside the thread, because the import takes seconds.
+Each destination has a reader of its own, a thread with its own position: MLflow (`Delivery`), TensorBoard and Weights &
+Biases. Only this package imports their libraries, and only inside the threads, because the imports take seconds.
 """
 
-from rayface.tracking.delivery import Delivery, deliver, start
+from rayface.tracking.delivery import Delivery, deliver, require_packages, start
 from rayface.tracking.journal import Journal, read_metrics
 from rayface.tracking.server import PARENT, RUN_NAME
 from rayface.tracking.uris import shared_tracking, tracking_uri
@@ -23,6 +24,7 @@ __all__ = [
     "Journal",
     "deliver",
     "read_metrics",
+    "require_packages",
     "shared_tracking",
     "start",
     "tracking_uri",

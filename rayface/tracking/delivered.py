@@ -6,7 +6,7 @@ from pathlib import Path
 from rayface.files import read_json, write_json
 from rayface.tracking.journal import Record
 
-DELIVERED = "delivered.json"
+_DELIVERED = "delivered.json"  # of MLflow
 
 
 @dataclass(kw_only=True)
@@ -18,6 +18,8 @@ class Delivered:
     experiment_id: str | None = None
     cursors: dict[str, int] = field(default_factory=dict)
     artifacts: list[tuple[str, str]] = field(default_factory=list)  # read from the journals, not sent yet
+    models: list[str] = field(default_factory=list)  # likewise
+    size: int = 0  # bytes of the file that holds what was sent, of a destination that is a file
     finish: Record | None = None  # the last finish record read
     ended: bool = False  # the final status was sent
 
@@ -35,6 +37,6 @@ class Delivered:
 def delivered_run_id(folder: Path) -> str | None:
     """Return the id of the MLflow run that a spool is delivered to; None until MLflow has answered."""
     try:
-        return str(read_json(folder / DELIVERED)["run_id"])
+        return str(read_json(folder / _DELIVERED)["run_id"])
     except (OSError, ValueError, KeyError):
         return None

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from rayface.config import TrackingConfig
 from rayface.progress import recorded_in
-from rayface.tracking.delivery import Delivery, start
+from rayface.tracking.delivery import Delivery, require_packages, start, start_readers
 from rayface.tracking.journal import Journal, Status
 from rayface.tracking.origin import server_command
 from rayface.tracking.spool import JOURNAL
@@ -55,7 +55,9 @@ def tracked_job(
         interrupts: errors that end the job with status KILLED instead of FAILED.
         deliver_after: seconds until delivery starts; MLflow's import and database take 3 s of CPU time.
     """
+    require_packages(config)
     delivery = start(config, folder, tags, deliver_after) if config.enabled else None
+    readers = start_readers(config, folder, deliver_after)
     job = TrackedJob(journal=Journal(folder / JOURNAL / "driver.jsonl"), delivery=delivery)
     job.journal.params(params)
     status: Status = "FAILED"
@@ -72,6 +74,9 @@ def tracked_job(
         if delivery is not None:
             job.delivered = delivery.close(config.timeout)
             _show(job, folder)
+        for reader in readers:
+            reader.close(config.timeout)
+            logger.info("%s", reader.hint)
 
 
 def _show(job: TrackedJob, folder: Path) -> None:

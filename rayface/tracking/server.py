@@ -9,11 +9,11 @@ from typing import Any
 
 from rayface.credentials import mask
 from rayface.tracking.journal import Record
+from rayface.tracking.reader import MAX_METRICS
 
 logger = logging.getLogger(__name__)
 
-MAX_METRICS = 1000  # limits of MLflow for one call of log_batch
-MAX_PARAMS_AND_TAGS = 100
+MAX_PARAMS_AND_TAGS = 100  # limit of MLflow for one call of log_batch
 MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
@@ -177,6 +177,9 @@ class Server:
             self._client.log_artifact(self.run_id, str(source), folder or None)
         else:
             logger.warning("tracking: artifact %s is missing, skipped", source)
+
+    def log_model(self, folder: Path) -> None:
+        """Models are logged as artifacts."""
 
     def end(self, status: str, seconds: float) -> None:
         """Set the final status and end time of the run."""

@@ -28,6 +28,7 @@ from rayface.storage import (
 
 JOURNAL = "journal"
 SETTINGS = "tracking.json"  # where its journals are delivered
+_WRITTEN = ("tensorboard/*", "wandb/offline-run-*/**/*")  # for other programs, from the journals
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +47,7 @@ def spool(root: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _store(folder / JOURNAL, kept)
+        _store(folder, root)
 
 
 def _lasting_folder(root: str) -> Path:
@@ -73,16 +74,20 @@ def _fetch(kept: str, folder: Path) -> None:
         write_file(folder / file.name, read_bytes(join(kept, file.name)))
 
 
-def _store(folder: Path, kept: str) -> None:
-    """Upload a journal to the job's output; on failure keep it here, with a warning."""
-    paths = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".jsonl")]
+def _store(folder: Path, root: str) -> None:
+    """Upload journals and what was written of them to the job's output; on failure keep all here, with a warning."""
+    kept = join(root, JOURNAL)
+    journals = [path for path in sorted((folder / JOURNAL).glob("*")) if path.suffix in (".json", ".jsonl")]
+    written = [path for pattern in _WRITTEN for path in sorted(folder.glob(pattern)) if path.is_file()]
     try:
-        if paths:
-            make_folder(kept)
-        for path in paths:
-            write_bytes(join(kept, path.name), path.read_bytes())
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in journals + written:
+            name = path.relative_to(folder).as_posix()
+            make_folder(split(join(root, name))[0])
+            write_bytes(join(root, name), path.read_bytes())
+        for name in (JOURNAL, *(pattern.partition("/")[0] for pattern in _WRITTEN)):
+            shutil.rmtree(folder / name, ignore_errors=True)
         with suppress(OSError):  # work files of an unfinished job stay
-            folder.parent.rmdir()
+            folder.rmdir()
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
-        _log.warning("%s: cannot be written (%s): the journal is kept in %s", mask(kept), mask(one_line(error)), folder)
+        why, here = mask(one_line(error)), folder / JOURNAL
+        _log.warning("%s: cannot be written (%s): the journal is kept in %s", mask(kept), why, here)

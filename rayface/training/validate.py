@@ -136,6 +136,7 @@ def _check_plain_settings(config: Config) -> None:
         raise ValueError("data.train: is not set: must be a dataset directory, for example data.train=faces")
     check_pieces(train)
     _check_static_graph(config)
+    tracking.require_packages(config.tracking)
     if config.tracking.enabled and config.tracking.uri is not None:
         tracking.tracking_uri(config.tracking, Path())
     # Open them once here, so that errors are found before a worker starts.

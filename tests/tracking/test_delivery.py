@@ -137,7 +137,7 @@ def test_delivery_of_a_batch_whose_answer_is_lost_counts_it_once(tmp_path, uri, 
             raise ConnectionError("connection reset by http://me:secret@host/")
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", loses_answers)
-    monkeypatch.setattr("rayface.tracking.delivery.MAX_BACKOFF_SECONDS", 0.1)
+    monkeypatch.setattr("rayface.tracking.reader.MAX_BACKOFF_SECONDS", 0.1)
     spool = tmp_path / "run" / "tracking"
     journal = Journal(spool / "driver.jsonl")
     for step in range(5):
@@ -295,8 +295,8 @@ def test_delivery_to_a_relative_sqlite_file_keeps_its_absolute_path(tmp_path, mo
 
 
 def test_delivery_to_a_server_that_comes_late_and_dies_sends_everything(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("rayface.tracking.delivery.MAX_BACKOFF_SECONDS", 0.5)
-    monkeypatch.setattr("rayface.tracking.delivery.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("rayface.tracking.reader.MAX_BACKOFF_SECONDS", 0.5)
+    monkeypatch.setattr("rayface.tracking.reader.POLL_SECONDS", 0.05)
     (tmp_path / "store").mkdir()
     server = MlflowServer(tmp_path / "store")
     run = tmp_path / "run"
