@@ -3,13 +3,14 @@
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -33,13 +34,28 @@ def _text_column(text: str) -> TextColumn:
 
 def result_table(title: str, rows: Mapping[str, str]) -> None:
     """Print names and values as a table on stdout; long values are wrapped, never truncated."""
+    _console().print(_table(title, rows))
+
+
+@contextmanager
+def live_table() -> Iterator[Callable[[str, Mapping[str, str]], None]]:
+    """Yield a function that shows a table as `result_table`, on a terminal in place of the one before."""
+    console = _console()
+    if not console.is_terminal:
+        yield lambda title, rows: console.print(f"{title}  {'  '.join(f'{k} {mask(v)}' for k, v in rows.items())}")
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda title, rows: live.update(_table(title, rows), refresh=True)
+
+
+def _table(title: str, rows: Mapping[str, str]) -> Table:
     title = mask(title)
     table = Table(title=title, show_header=False, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, mask(value))
-    _console().print(table)
+    return table
 
 
 def columns(title: str, rows: Sequence[Mapping[str, str]]) -> None:

@@ -113,6 +113,19 @@ def exclusive_folder(folder: Path, name: str, *, lock: str = LOCK) -> Iterator[N
         held.release()
 
 
+def is_owned(folder: Path, *, lock: str = LOCK) -> bool:
+    """Return whether a process owns a folder by `exclusive_folder`; True where that cannot be known."""
+    if not (folder / lock).exists():
+        return False
+    try:
+        held = hold_lock(folder / lock)
+    except (Timeout, OSError):
+        return True
+    owned = not held.is_locked  # a file system without locks
+    held.release()
+    return owned
+
+
 def numbered_folders(root: Path, name: str) -> dict[int, Path]:
     """Return the folders NAME-001, NAME-002, ... under `root` by number."""
     found = {}

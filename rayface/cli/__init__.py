@@ -26,6 +26,7 @@ from rayface.cli import (  # noqa: F401  # they add their verbs
     submit,
     training,
     tune,
+    watch,
 )
 from rayface.cli.common import USAGE_ERROR, Terminal, app, logged_to_stderr, tell
 from rayface.config import Config, flat

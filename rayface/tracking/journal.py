@@ -124,3 +124,23 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
                 for key, value in record["values"].items():
                     metrics.setdefault(key, []).append((record["step"], float(value), record["time"]))
     return {key: sorted(points) for key, points in metrics.items()}
+
+
+class JournalTail:
+    """Reader of the journals of a folder that are being written.
+
+    Args:
+        folder: holds the journals, *.jsonl; may not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder)
+        self._offsets: dict[Path, int] = {}
+
+    def read(self) -> Iterator[Record]:
+        """Yield the records that were written since the last call, journal by journal."""
+        for path in sorted(self._folder.glob("*.jsonl")):
+            for record, offset in read_records(path, self._offsets.get(path, 0)):
+                self._offsets[path] = offset
+                if record is not None:
+                    yield record

@@ -18,6 +18,7 @@ def write_report(
     metrics: Mapping[str, Series],
     table: Sequence[tuple[str, str]],
     evaluation: Values | None = None,
+    refresh: int = 0,
 ) -> None:
     """Write the self-contained report of a run, and its figures as PNG.
 
@@ -26,14 +27,18 @@ def write_report(
         metrics: result of `read_metrics`.
         table: rows (name, value) of the table at the top.
         evaluation: content of evaluation.json.
+        refresh: seconds after which an open page loads itself again; 0: never, the run has ended, and its figures are
+            also written as PNG.
     """
     plots = draw_curves(metrics, evaluation_plots(evaluation or {}, "at the last step"))
-    write_pngs(run.plots, plots)
+    if not refresh:
+        write_pngs(run.plots, plots)
     page = load_template("report.html").render(
         title=job_name(run.path),
         table=table,
         plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
         palette=PALETTE,
+        refresh=refresh,
         config=run.config_text(),
         version=VERSION,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

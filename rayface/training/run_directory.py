@@ -214,6 +214,10 @@ class RunDirectory(RunMessages):
         """
         return self._read_required(_EVALUATION)
 
+    def last_evaluation(self) -> Values | None:
+        """Return the last validation; None without one."""
+        return self._read_json(_EVALUATION)
+
     def write_evaluation(self, evaluation: Values) -> None:
         """Write the last validation."""
         self._write_json(_EVALUATION, evaluation)

@@ -16,6 +16,7 @@ from rayface.storage import on_disk
 from rayface.tracking.job import tracked_job
 from rayface.training.doctor.history import RunHistory
 from rayface.training.doctor.live import advised
+from rayface.training.live_report import reported
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.results import TrainResult, write_results
 from rayface.training.run_directory import RunDirectory
@@ -123,6 +124,7 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
             phase("train"),
             show_training(run.path, run.worker_journal_file, valid.total_steps),
             advised(run, _untrained(valid), job.journal),
+            reported(run),
         ):
             fit(run, valid, held_cpus=held_cpus)
         with phase("write report"):

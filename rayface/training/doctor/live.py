@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from rayface.tracking.journal import Journal, read_records
+from rayface.tracking.journal import Journal, JournalTail
 from rayface.training.doctor.history import FIRST_STEPS, RunHistory
 from rayface.training.run_directory import RunDirectory
 
@@ -38,8 +38,8 @@ def advised(run: RunDirectory, start: RunHistory, journal: Journal) -> Iterator[
 
 class _Doctor:
     def __init__(self, run: RunDirectory, start: RunHistory, journal: Journal) -> None:
-        self._path, self._start, self._journal = run.worker_journal_file, start, journal
-        self._offset, self._step = 0, 0
+        self._tail, self._start, self._journal = JournalTail(run.journals), start, journal
+        self._step = 0
         self._metrics: dict[str, list[tuple[int, float]]] = {}
 
     def watch(self, done: threading.Event) -> None:
@@ -60,11 +60,8 @@ class _Doctor:
 
     def _read(self) -> None:
         """Read new records of the steps up to the one at which the run is judged."""
-        if not self._path.exists():
-            return
-        for record, offset in read_records(self._path, self._offset):
-            self._offset = offset
-            if record and record["kind"] == "metrics" and self._step < self._start.judged_step:
+        for record in self._tail.read():
+            if record["kind"] == "metrics" and self._step < self._start.judged_step:
                 self._step = max(self._step, record["step"])
                 for name, value in record["values"].items():
                     self._metrics.setdefault(name, []).append((record["step"], float(value)))

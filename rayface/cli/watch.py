@@ -1,0 +1,39 @@
+"""Verb of the live view: watch."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayface.cli.common import Debug, Json, Verbose, app, path_argument
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, path_argument(metavar="RUN", help="Run directory, of a finished run or of one that trains.")],
+    once: Annotated[bool, typer.Option("--once", help="Print the run as it is now, and exit.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Show a run that any process trains: loss, rate, images/s, time left, accuracy, faults; ends when it ends."""
+    from dataclasses import asdict
+
+    from rayface.display import json_line, live_table, result_table
+    from rayface.training.run_directory import RunDirectory
+    from rayface.training.run_view import RunWatcher
+
+    watcher = RunWatcher(run=RunDirectory(run))
+    view = watcher.read()
+    if not (once or json or view.ended):
+        with live_table() as show:
+            while not view.ended:
+                show(view.name, view.rows())
+                time.sleep(every)
+                view = watcher.read()
+    if json:
+        json_line(asdict(view))
+    else:
+        result_table(view.name, view.rows())
