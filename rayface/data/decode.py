@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 _JPEG = b"\xff\xd8"
 _MAGIC = {
@@ -21,7 +23,7 @@ _MAGIC = {
     **{b"P%d%c" % (kind, space): "PNM" for kind in range(1, 7) for space in b" \t\r\n"},
 }
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
-_MAX_PIXELS = 1 << 27  # 134 million; a small header can otherwise request 12 GiB
+_MAX_PIXELS = 1 << 27  # 134 million; a small header can otherwise request 12 GiB, of a GIF of 35 bytes 7 GB
 SNIFF_BYTES = 12  # what `image_format` needs
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 
@@ -83,8 +85,7 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
     if name == "HEIF":
         # OpenCV's AVIF ignores the rotation that these files carry, and it has no HEIC.
         raise ValueError("HEIC and AVIF are not read: save it as JPEG or PNG")
-    if name == "PNG":  # OpenCV's own limit is 2^30
-        _refuse_huge(*struct.unpack(">II", data[16:24].ljust(8, b"\0")))
+    _refuse_huge(*_claimed_size(name, data))
     try:
         # OpenCV's orientation depends on its version, so apply it here; OpenCV always applies TIFF's.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -93,6 +94,23 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
     if image is None:
         raise ValueError(f"{name} that cannot be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _claimed_size(name: str, data: bytes) -> tuple[int, int]:
+    """Return height and width that a header claims; (0, 0) if it cannot be parsed, which OpenCV then refuses."""
+    if name == "PNG":
+        width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
+        return height, width
+    if name == "GIF":
+        width, height = struct.unpack("<HH", data[6:10].ljust(4, b"\0"))
+        return height, width
+    try:
+        with Image.open(io.BytesIO(data)) as image:  # reads the header alone
+            return image.height, image.width
+    except Image.DecompressionBombError:
+        return _MAX_PIXELS + 1, 1
+    except Exception:  # of many kinds, for corrupt headers
+        return 0, 0
 
 
 def _refuse_huge(height: int, width: int) -> None:

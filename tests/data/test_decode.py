@@ -1,6 +1,8 @@
 """Strict decoding of image bytes: every format, size and orientation; corrupt images are refused."""
 
 import io
+import resource
+import struct
 import zlib
 
 import cv2
@@ -47,6 +49,36 @@ def test_decode_of_a_header_of_gigabytes_is_refused_before_memory_is_taken(size)
     for short in (bytes(png)[:14], bytes(png)[:20]):
         with pytest.raises(ValueError, match=r"PNG that cannot be decoded|pixels"):
             decode_image(short, size)
+
+
+def bitmap_of(width: int, height: int) -> bytes:
+    return (
+        b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, *[0] * 5)
+    )
+
+
+def tiff_of(width: int, height: int) -> bytes:
+    data = bytearray(encoded(smooth(16, 16), "TIFF"))
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        if (tag := struct.unpack_from("<H", data, at)[0]) in (256, 257):
+            struct.pack_into("<HHII", data, at, tag, 4, 1, width if tag == 256 else height)
+    return bytes(data)
+
+
+def gif_of(width: int, height: int) -> bytes:
+    frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00;"
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + frame
+
+
+@pytest.mark.parametrize("side", [20_000, 50_000])
+@pytest.mark.parametrize("made", [bitmap_of, tiff_of, gif_of])
+def test_decode_of_a_small_file_of_many_pixels_is_refused_before_memory_is_taken(made, side):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="pixels, more than"):
+        decode_image(made(side, side), 112)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 def encoded(image: np.ndarray, kind: str, turn: int | None = None, **options) -> bytes:
