@@ -60,6 +60,9 @@ def exclusive_job_folder(
                 )
         if is_local(root):
             delete_temporary(root)
+        else:
+            for name in filter(is_temporary, list_names(root)):
+                RemotePath(join(root, name)).unlink(missing_ok=True)
         write_bytes(join(root, job_file), (json.dumps(job, indent=1) + "\n").encode())
         yield
 

@@ -49,3 +49,18 @@ def test_job_folder_keeps_no_credentials(tmp_path):
     own(tmp_path, {"data": "s3://key:secret@bucket/set"})
     assert "secret" not in (tmp_path / ".job.json").read_text()
     own(tmp_path, {"data": "s3://key:secret@bucket/set"})
+
+
+def test_job_folder_in_a_store_is_owned_by_one_process_and_freed_of_unfinished_uploads(object_store, monkeypatch):
+    monkeypatch.setattr("rayface.storage.lease.SETTLE_SECONDS", 0.5)
+    root = object_store.uri("out")
+    with exclusive_job_folder(root, JOB, ".job.json", key="job.out"):
+        object_store.put("out/.part.0123abcd.tmp", b"half")
+        with (
+            pytest.raises(DataError, match=r"^job\.out: s3://\*\*\*@.*owns it, and its lease ends at"),
+            exclusive_job_folder(root, JOB, ".job.json", key="job.out"),
+        ):
+            pass
+    with exclusive_job_folder(root, JOB, ".job.json", key="job.out"):
+        assert set(object_store.files()) == {"out/.job.json", "out/.lease.json"}
+    assert set(object_store.files()) == {"out/.job.json"}

@@ -14,6 +14,7 @@ from rayface.evaluation.protocols import configured_protocols
 from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
 from rayface.models.model_info import ModelInfo
+from rayface.storage import local_copy
 from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.distillation import check_distillation
 from rayface.training.validate import check_settings as check_training
@@ -34,7 +35,7 @@ def config_of(stage: Stage, paths: Mapping[str, str], output: Path) -> Config:
         ValueError: one line.
     """
     keys = {**stage.with_paths(paths).keys, stage.type.output: str(output)}
-    config = configs.load(stage.preset, Path(stage.file) if stage.file else None, keys)
+    config = configs.load(stage.preset, local_copy(stage.file) if stage.file else None, keys)
     if stage.verb == "prune" and config.prune.proxy_fraction is not None:
         config = configs.load(config.prune.proxy_preset, None, {**keys, "data.train": []})
     return config

@@ -132,7 +132,8 @@ def list_entries(folder: str, kind: str = "dataset folder") -> tuple[list[FileIn
 def list_names(folder: str) -> list[str]:
     """Return the names of all entries of an existing folder, subfolders included."""
     filesystem, inside = locate(folder)
-    return sorted(entry.base_name for entry in filesystem.get_file_info(pafs.FileSelector(inside)))
+    entries = retried(folder, lambda: filesystem.get_file_info(pafs.FileSelector(inside)), "cannot be listed")
+    return sorted(entry.base_name for entry in entries)
 
 
 def exists(path: str) -> bool:
@@ -145,8 +146,10 @@ def exists(path: str) -> bool:
 def make_folder(folder: str) -> None:
     """Create a folder and its parents; DataError if that fails, or if it would be deleted with the job."""
     filesystem, inside = locate(folder)
-    if is_local(folder):
-        require_lasting(inside, folder)
+    if not is_local(folder):
+        retried(folder, lambda: filesystem.create_dir(inside, recursive=True), "cannot be written")
+        return
+    require_lasting(inside, folder)
     try:
         filesystem.create_dir(inside, recursive=True)
     except (pa.ArrowException, OSError) as error:

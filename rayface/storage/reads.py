@@ -34,6 +34,8 @@ class Source:
         if not is_local(self.path):
             filesystem, inside = locate(self.path)
             self._file = filesystem.open_input_file(inside)
+            if self._file.size() == 0:  # so reads an answer that was cut before it named a length: ask again
+                self._file = filesystem.open_input_file(inside)
             return
         fd = os.open(self.path, os.O_RDONLY)
         if self._fd < 0:

@@ -1,8 +1,9 @@
 """A proxy in front of an S3 server that fails requests.
 
 Run as `python flaky_store.py UPSTREAM_PORT EVERY KIND...`: every EVERY-th request fails, by each kind in turn: 503,
-"cut" in the middle of the answer's body, a "slow" answer, or an answer that is "lost" after the request was done. It is
-a process of its own, as Arrow holds the GIL while a stream is destroyed. GET /faults returns the number of faults.
+"cut" in the middle of the answer's body or, without one, its header, a "slow" answer, or one that is "lost" after the
+request was done. It is a process of its own, as Arrow holds the GIL while a stream is destroyed. GET /faults returns
+the number of faults.
 """
 
 import asyncio
@@ -47,9 +48,10 @@ class Proxy:
         if kind == "slow":
             await asyncio.sleep(0.5)
         head = answer.find(b"\r\n\r\n") + 4
-        if kind == "lost" or (kind == "cut" and len(answer) == head):
+        if kind == "lost":
             return
-        writer.write(answer[: head + (len(answer) - head) // 2] if kind == "cut" else answer)
+        start = head if len(answer) > head else 0
+        writer.write(answer[: start + (len(answer) - start) // 2] if kind == "cut" else answer)
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         """Read a request; return it with a header that ends the connection after the answer."""
