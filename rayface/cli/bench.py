@@ -335,6 +335,35 @@ def bench_nms(
     show_result("Face-NMS", measure(settings).as_dict(), json)
 
 
+@bench.command("cluster")
+def bench_cluster(
+    images: Annotated[
+        list[int] | None, typer.Option(help="Where to measure; repeat for several (default: 10000, 100000).")
+    ] = None,
+    embedding_size: Annotated[int, typer.Option(min=8)] = 128,
+    images_per_identity: Annotated[int, typer.Option(min=1)] = 20,
+    seed: Seed = 0,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the time, comparisons and recall of online clustering (OGMC) as a stream of drawn vectors grows."""
+    from rayface.bench.cluster import ClusterBench, as_table
+    from rayface.bench.cluster import bench_cluster as measure
+    from rayface.display import columns, json_line
+
+    marks = tuple(images or (10_000, 100_000))
+    size = {"embedding_size": embedding_size, "images_per_identity": images_per_identity}
+    found = measure(ClusterBench(marks=marks, seed=seed, **size))
+    if json:
+        json_line(found.as_dict())
+        return
+    columns(
+        f"OGMC, {embedding_size}-d; 42 million images: {found.projected_hours_42m:.1f} CPU hours (extrapolated)",
+        as_table(found),
+    )
+
+
 @bench.command("prune")
 def bench_prune(
     faces: Annotated[int, typer.Option(min=1)] = 200_000,

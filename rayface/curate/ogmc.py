@@ -124,6 +124,26 @@ class OnlineGaussianMixture:
         return self._num_images
 
     @property
+    def num_components(self) -> int:
+        """Number of components so far, deleted ones included."""
+        return int(self._state.counters[COMPONENTS]) if self._state is not None else 0
+
+    def candidates(self, vectors: NDArray[np.float32]) -> Ints:
+        """Return the components (n, A) that unit vectors (n, D) are compared with, beside those not indexed yet."""
+        return self._index.search(vectors) if self._index is not None else np.empty((len(vectors), 0), np.int64)
+
+    def nearest_components(self, vectors: NDArray[np.float32]) -> Ints:
+        """Return the indexed component (n,) whose unit mean is nearest, among all of them."""
+        assert self._state is not None
+        kept = np.flatnonzero(self._state.counts[: self._num_indexed] > 0)
+        best, found = np.full(len(vectors), -np.inf), np.full(len(vectors), -1)
+        for some in np.array_split(kept, max(1, len(kept) // 65_536)):
+            cosines = vectors @ self._means(some).T
+            better = cosines.max(axis=1) > best
+            found[better], best = some[cosines.argmax(axis=1)][better], np.maximum(best, cosines.max(axis=1))
+        return found
+
+    @property
     def labels_(self) -> Ints:
         """Identity (N,) of each image in order of arrival; -1: noise, or deleted."""
         if self._state is None:
