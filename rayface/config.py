@@ -549,6 +549,10 @@ class ClusteringConfig:
     """Cosine from which two images are one person; None: estimated from the embeddings."""
     calibrate: PathText | None = None
     """Labelled embeddings of the same model, whose best threshold is used; instead of threshold."""
+    assign: PathText | None = None
+    """Labelled embeddings of known identities: images are assigned to these, and only the others clustered."""
+    far: Fraction = 1e-3
+    """Share of the images of strangers that may be assigned to a known identity."""
     within: bool = False
     """Split labelled identities only: images of two labels never share a cluster; small parts become noise."""
     neighbours: Positive = 40
@@ -572,6 +576,8 @@ class ClusteringConfig:
             raise ValueError("write_shards: requires clustering.data, the dataset that was embedded")
         if self.within and self.method == "ogmc":
             raise ValueError("within: true with method ogmc: must be another method, which works on neighbours")
+        if self.assign is not None and (self.within or self.method == "ogmc"):
+            raise ValueError("assign: with within or method ogmc: must be without them")
         return self
 
     def uses_lists(self, images: int) -> bool:

@@ -19,6 +19,7 @@ from rayface.curate.ogmc import OnlineGaussianMixture
 WEBFACE42M_IMAGES = 42_474_557
 _BLOCK = 10_000
 _QUERIES = 256
+_STATS: Any = faiss.cvar
 _SPREAD = 0.7  # length of an image's deviation from its person: two images of one have a cosine of .67
 _LINK = 0.4
 
@@ -103,7 +104,7 @@ def bench_cluster(settings: ClusterBench) -> ClusterTimes:
             before = time.process_time()
             own.partial_fit(vectors)
             seconds += time.process_time() - before
-            compared += faiss.cvar.indexIVF_stats.ndis + faiss.cvar.hnsw_stats.ndis
+            compared += _STATS.indexIVF_stats.ndis + _STATS.hnsw_stats.ndis
             start = stop
         marks.append(
             ClusterMark(
@@ -160,8 +161,8 @@ class _Stream:
 
 
 def _reset() -> None:
-    faiss.cvar.indexIVF_stats.reset()
-    faiss.cvar.hnsw_stats.reset()
+    _STATS.indexIVF_stats.reset()
+    _STATS.hnsw_stats.reset()
 
 
 def _recall(own: OnlineGaussianMixture, vectors: NDArray[np.float32]) -> float:

@@ -18,15 +18,22 @@ from numpy.typing import NDArray
 from rayface.arrays import Ints
 from rayface.config import ClusteringConfig, Config, require_keys
 from rayface.curate.affinity import base_cosine
+from rayface.curate.cluster.assign import Assignment, assign
 from rayface.curate.cluster.clustered_dataset import write_clustered
 from rayface.curate.cluster.inverted_lists import find_listed_neighbours
 from rayface.curate.cluster.methods import METHODS
 from rayface.curate.cluster.metrics import NOISE, cluster_scores
 from rayface.curate.cluster.neighbours import Neighbours, no_neighbours
 from rayface.curate.cluster.report import write_report
-from rayface.curate.cluster.result import LABELS, REPORT, RESULT, ClusterCounts, ClusterResult, read_result
+from rayface.curate.cluster.result import LABELS, REPORT, RESULT, ClusterResult, counts_of, read_result
 from rayface.curate.cluster.threshold import best_threshold, estimated_threshold
-from rayface.curate.cluster.unit_vectors import confidences, find_neighbours, read_keys_and_labels, write_unit_vectors
+from rayface.curate.cluster.unit_vectors import (
+    UnitVectors,
+    confidences,
+    find_neighbours,
+    read_keys_and_labels,
+    write_unit_vectors,
+)
 from rayface.curate.job_output import WORK, JobOutput, job_output
 from rayface.curate.ogmc import OnlineGaussianMixture, radius_of
 from rayface.curate.prune.pruned_dataset import check_copied, check_data
@@ -52,6 +59,7 @@ class _Inputs:
     root: str
     source: Embeddings
     labelled: Embeddings | None
+    known: Embeddings | None
     dataset: Dataset | None
     job: Values
 
@@ -106,11 +114,13 @@ def _opened(config: Config) -> _Inputs:
     root = normalise(str(settings.out))
     source = open_embeddings(str(settings.embeddings))
     labelled = open_embeddings(settings.calibrate) if settings.calibrate is not None else None
-    if labelled is not None and labelled.size != source.size:
-        raise ValueError(
-            f"clustering.calibrate: its embeddings are of length {labelled.size}, clustering.embeddings of "
-            f"{source.size}: both must come from one model"
-        )
+    known = open_embeddings(settings.assign) if settings.assign is not None else None
+    for key, other in (("calibrate", labelled), ("assign", known)):
+        if other is not None and other.size != source.size:
+            raise ValueError(
+                f"clustering.{key}: its embeddings are of length {other.size}, clustering.embeddings of "
+                f"{source.size}: both must come from one model"
+            )
     dataset = None
     if settings.data:
         dataset = open_dataset(settings.data, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
@@ -122,11 +132,13 @@ def _opened(config: Config) -> _Inputs:
     job = {
         **{name: asdict(settings)[name] for name in names},
         **search,
+        **({"assign": known.digest, "far": settings.far} if known else {}),
         "embeddings": source.digest,
         "calibrate": labelled.digest if labelled else None,
         "dataset_digest": dataset.digest if dataset else None,
     }
-    return _Inputs(root=root, source=source, labelled=labelled, dataset=dataset, job=json.loads(json.dumps(job)))
+    job = json.loads(json.dumps(job))
+    return _Inputs(root=root, source=source, labelled=labelled, known=known, dataset=dataset, job=job)
 
 
 def _clustered(config: Config, inputs: _Inputs, output: JobOutput) -> ClusterResult:
@@ -135,45 +147,34 @@ def _clustered(config: Config, inputs: _Inputs, output: JobOutput) -> ClusterRes
     laps = Laps()
     vectors = write_unit_vectors(inputs.source, work / "vectors", settings.block_size)
     keys, labels = read_keys_and_labels(inputs.source)
-    online = settings.method == "ogmc" and (settings.threshold is not None or settings.calibrate is not None)
-    neighbours, recall = no_neighbours(vectors.num_rows), None
-    if not online and settings.uses_lists(vectors.num_rows):
-        neighbours, recall = find_listed_neighbours(vectors, settings.neighbours, settings.probes)
-    elif not online:
-        neighbours = find_neighbours(vectors, settings.neighbours)
+    neighbours, recall = _neighbours(settings, vectors)
     units = vectors.read()
     own = _Set(vectors=units, labels=labels, neighbours=neighbours)
     laps.end("neighbours")
     threshold, found_by = _threshold(settings, inputs, own, work)
     laps.end("threshold")
-    if settings.within:
-        own = replace(own, neighbours=neighbours.within(labels))
+    assigned = None
+    if inputs.known is not None:
+        assigned = assign(vectors, inputs.known, inputs.labelled, work, settings.far, settings.block_size)
+    laps.end("assign")
     with phase("cluster", rows=len(labels)):
-        clusters = _without_noise(_cluster(settings.method, own, threshold), settings.min_images)
+        clusters = _clusters(settings, own, threshold, assigned)
     laps.end("cluster")
     confidence = confidences(vectors, clusters)
     laps.end("confidence")
-    table = pa.table({"key": keys, "cluster": pa.array(clusters), "confidence": pa.array(confidence)})
-    with atomic_stream(str(folder / LABELS)) as stream:
-        pq.write_table(table, stream)
+    _write_labels(folder / LABELS, keys, clusters, confidence, assigned)
     dataset = None
     if inputs.dataset is not None:
         dataset = write_clustered(output.root, inputs.dataset, keys, clusters, write_shards=settings.write_shards)
     laps.end("write")
-    sizes = np.bincount(clusters[clusters >= 0])
-    counts = ClusterCounts(
-        images=len(clusters),
-        clusters=len(sizes),
-        noise=int(np.count_nonzero(clusters == NOISE)),
-        largest=int(sizes.max(initial=0)),
-    )
     result = ClusterResult(
         method=settings.method,
         threshold=threshold,
         threshold_from=found_by,
         base=base_cosine(units, threshold),
         neighbour_recall=recall,
-        counts=counts,
+        assigned=assigned.counts if assigned else None,
+        counts=counts_of(clusters),
         scores=cluster_scores(labels, clusters) if labels.min() < labels.max() else None,
         stage_seconds=laps.seconds,
         dataset=dataset,
@@ -182,6 +183,37 @@ def _clustered(config: Config, inputs: _Inputs, output: JobOutput) -> ClusterRes
     with phase("write report"):
         write_report(folder, result, keys, clusters, confidence, inputs.dataset, title=output.name)
     return result
+
+
+def _neighbours(settings: ClusteringConfig, vectors: UnitVectors) -> tuple[Neighbours, float | None]:
+    """Return the neighbours that the method and the threshold need, and their recall unless they are exact."""
+    if settings.method == "ogmc" and (settings.threshold is not None or settings.calibrate is not None):
+        return no_neighbours(vectors.num_rows), None
+    if settings.uses_lists(vectors.num_rows):
+        return find_listed_neighbours(vectors, settings.neighbours, settings.probes)
+    return find_neighbours(vectors, settings.neighbours), None
+
+
+def _clusters(settings: ClusteringConfig, own: _Set, threshold: float, assigned: Assignment | None) -> Ints:
+    """Return the cluster (N,) of each image, numbered by first image; -1: noise."""
+    if settings.within:
+        own = replace(own, neighbours=own.neighbours.within(own.labels))
+    if assigned is None:
+        return _without_noise(_cluster(settings.method, own, threshold), settings.min_images)
+    is_known, count = assigned.identity >= 0, len(own.labels)
+    groups = np.where(is_known, np.arange(count), -1)  # only strangers are neighbours
+    found = _cluster(settings.method, replace(own, neighbours=own.neighbours.within(groups)), threshold)
+    return _without_noise(np.where(is_known, count + assigned.identity, found), settings.min_images, is_known)
+
+
+def _write_labels(
+    path: Path, keys: pa.ChunkedArray, clusters: Ints, confidence: NDArray[np.float32], assigned: Assignment | None
+) -> None:
+    columns = {"key": keys, "cluster": pa.array(clusters), "confidence": pa.array(confidence)}
+    if assigned is not None:
+        columns |= {name: pa.array(getattr(assigned, name)) for name in ("identity", "score", "margin")}
+    with atomic_stream(str(path)) as stream:
+        pq.write_table(pa.table(columns), stream)
 
 
 def _facts(settings: ClusteringConfig, inputs: _Inputs) -> JobFacts:
@@ -219,10 +251,10 @@ def _cluster(method: str, own: _Set, threshold: float) -> Ints:
     return mixture.partial_fit(own.vectors).labels_
 
 
-def _without_noise(clusters: Ints, min_images: int) -> Ints:
-    """Return the clusters numbered by their first image; those of fewer images are noise."""
+def _without_noise(clusters: Ints, min_images: int, known: NDArray[np.bool_] | None = None) -> Ints:
+    """Return the clusters numbered by their first image; those of fewer images are noise, unless these are known."""
     names, first, own, sizes = np.unique(clusters, return_index=True, return_inverse=True, return_counts=True)
-    kept = np.flatnonzero(sizes >= min_images)
+    kept = np.flatnonzero((sizes >= min_images) | (known[first] if known is not None else False))
     numbers = np.full(len(names), NOISE)
     numbers[kept[np.argsort(first[kept])]] = np.arange(len(kept))
     return numbers[own]

@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 
-from rayface.curate.cluster.metrics import ClusterScores
+from rayface.arrays import Ints
+from rayface.curate.cluster.assign import AssignCounts
+from rayface.curate.cluster.metrics import NOISE, ClusterScores
 from rayface.curate.prune.result import DatasetCounts, JobFacts, Tracked, Values, has_dataset, has_rows
 from rayface.job_folder import read_job_result
 from rayface.storage import AnyPath
@@ -36,6 +39,17 @@ class ClusterCounts:
     largest: int
 
 
+def counts_of(clusters: Ints) -> ClusterCounts:
+    """Return the counts of the clusters (N,) of all images."""
+    sizes = np.bincount(clusters[clusters >= 0])
+    return ClusterCounts(
+        images=len(clusters),
+        clusters=len(sizes),
+        noise=int(np.count_nonzero(clusters == NOISE)),
+        largest=int(sizes.max(initial=0)),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterResult:
     """Result of a cluster job, the content of cluster.json.
@@ -45,6 +59,7 @@ class ClusterResult:
         threshold_from: "threshold", "calibrate" or "estimate".
         base: median cosine of random pairs below the threshold, that of two persons.
         neighbour_recall: share of the exact neighbours of some images that the search found; None: it was exact.
+        assigned: images of known identities; None without clustering.assign.
         scores: against the labels of the embeddings, if these are of two identities or more.
         tracked: tracking of the job that has just run; None if the result already existed.
         folder: output folder of the job; not part of cluster.json.
@@ -58,6 +73,7 @@ class ClusterResult:
     scores: ClusterScores | None
     stage_seconds: dict[str, float]
     neighbour_recall: float | None = None
+    assigned: AssignCounts | None = None
     dataset: DatasetCounts | None = None
     job: JobFacts
     tracked: Tracked | None = None
@@ -74,6 +90,7 @@ class ClusterResult:
         known["counts"] = ClusterCounts(**known["counts"])
         known["job"] = JobFacts(**known["job"])
         known["scores"] = ClusterScores(**known["scores"]) if known["scores"] else None
+        known["assigned"] = AssignCounts(**known["assigned"]) if known.get("assigned") else None
         known["dataset"] = DatasetCounts(**known["dataset"]) if known["dataset"] else None
         return cls(**known)
 
