@@ -41,6 +41,7 @@ from rayface.config_fields import (
 )
 from rayface.credentials import masked
 from rayface.files import write_text
+from rayface.storage import AnyPath
 from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown
 
 
@@ -255,7 +256,7 @@ class TrainConfig:
     """Evaluate and export a running average of the backbone's weights with this decay, for example 0.9999; in the first
     steps the decay is less. None: no average."""
     output: Operational[PathText | None] = None
-    """Run directory, on a disk that all nodes share. None: the next free runs/NAME-001."""
+    """Run directory, on a disk that all nodes share, or a URI. None: the next free runs/NAME-001."""
     checkpoint_every: Operational[NotNegative] = 0
     """Steps between checkpoints. 0: one per epoch."""
     keep_checkpoints: Operational[Positive] = 3
@@ -770,7 +771,7 @@ def flat(config: Config, groups: Collection[str] | None = None) -> Tree:
     return out
 
 
-def dump(config: Config, path: Path, groups: Collection[str] = TRAINING) -> None:
+def dump(config: Config, path: AnyPath, groups: Collection[str] = TRAINING) -> None:
     """Write groups of a config as YAML that `load` reads; credentials are masked and must be given again."""
     write_text(path, yaml.safe_dump(masked(to_dict(config, groups)), sort_keys=False))
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +15,10 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from rayface.credentials import masked
-from rayface.storage import AnyPath, DataError, RemotePath, require_lasting, sync_folder, write_bytes
+from rayface.storage import AnyPath, DataError, StorageError, require_lasting, sync_folder, write_bytes
 
 LOCK = ".lock"
-P = TypeVar("P", Path, RemotePath)
+P = TypeVar("P", bound=AnyPath)
 logger = logging.getLogger(__name__)
 
 
@@ -61,7 +62,7 @@ def publish(temporary: Path, path: Path) -> None:
     sync_folder(str(path.parent))
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: AnyPath) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -124,6 +125,15 @@ def is_owned(folder: Path, *, lock: str = LOCK) -> bool:
     owned = not held.is_locked  # a file system without locks
     held.release()
     return owned
+
+
+def remove_folder(folder: AnyPath) -> None:
+    """Delete a scratch folder with its files as far as possible."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(DataError, StorageError):
+        folder.remove_tree()
 
 
 def numbered_folders(root: Path, name: str) -> dict[int, Path]:

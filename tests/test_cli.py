@@ -194,7 +194,6 @@ def test_verb_that_is_interrupted_is_one_line_and_its_own_exit_code(call, monkey
     [
         ["prune", "--proxy-fraction=.1", "--data=d", "--keep=.5", f"--out={URI}"],
         ["checkpoint", "reshard", "run", f"--out={URI}"],
-        ["train", "data.train=d", f"train.output={URI}"],
         ["plan", "--gpus=1", f"--plot={URI}.png"],
         ["bench", "prune", f"--directory={URI}"],
         ["bench", "checkpoint", f"--directory={URI}"],

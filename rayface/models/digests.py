@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rayface.files import sha256_of
-from rayface.storage import sync_folder
+from rayface.storage import AnyPath, sync_folder
 
 DIGESTS = "digests.json"
 _READERS = 8  # threads; hashing releases the GIL
@@ -26,7 +26,7 @@ def write_digests(folder: Path, digests: Digests) -> None:
     sync_folder(str(folder))
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: AnyPath) -> list[str]:
     """Return the faults of a folder: files that are missing, changed or unreadable; empty if it is valid.
 
     Reads every byte unless a size is wrong. Memory: 256 KB for each of 8 threads.
@@ -53,7 +53,7 @@ def write_synced(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _size_fault(path: Path, wanted: int) -> str | None:
+def _size_fault(path: AnyPath, wanted: int) -> str | None:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def _size_fault(path: Path, wanted: int) -> str | None:
     return None if size == wanted else f"{path}: has {size:,} bytes, {wanted:,} were written"
 
 
-def _content_fault(path: Path, wanted: str) -> str | None:
+def _content_fault(path: AnyPath, wanted: str) -> str | None:
     try:
         found = sha256_of(path)
     except OSError as error:

@@ -1,8 +1,7 @@
 """Files of a run that packages below training read: its config, its checkpoints as folders, its pair scores."""
 
-from pathlib import Path
-
 from rayface.models.digests import DIGESTS, verify
+from rayface.storage import AnyPath, RemotePath
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -10,12 +9,16 @@ PAIR_SCORES = "pair_scores.parquet"
 PROGRESS = "progress.json"
 
 
-def all_in(run: Path) -> list[Path]:
+def all_in(run: AnyPath) -> list[AnyPath]:
     """Return the finished checkpoints of a run, oldest first; `digests.verify` checks whether one is valid."""
+    if isinstance(run, RemotePath):  # digests.json is written last
+        finished = (name.split("/") for name in (run / CHECKPOINTS).files())
+        steps = [parts[0] for parts in finished if parts[0].startswith("step_") and parts[1:] == [DIGESTS]]
+        return [run / CHECKPOINTS / step for step in steps]
     return sorted(path.parent for path in (run / CHECKPOINTS).glob(f"step_*/{PROGRESS}"))
 
 
-def checkpoints_in(directory: Path) -> list[Path]:
+def checkpoints_in(directory: AnyPath) -> list[AnyPath]:
     """Return the checkpoints of a directory, which is a checkpoint or a run directory; oldest first.
 
     Raises:
@@ -29,7 +32,7 @@ def checkpoints_in(directory: Path) -> list[Path]:
     return found
 
 
-def valid_checkpoint(directory: Path) -> Path:
+def valid_checkpoint(directory: AnyPath) -> AnyPath:
     """Return the checkpoint in a directory, or the newest one of a run directory; reads all of its bytes.
 
     Raises:

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -11,6 +10,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from rayface.models.row_shard import RowShard
 from rayface.models.run_files import valid_checkpoint
+from rayface.models.store_files import reader_of
+from rayface.storage import AnyPath
 
 CENTERS = "head.centers"
 
@@ -24,14 +25,14 @@ class SavedCenters:
     read: Callable[[int, int], torch.Tensor]
 
 
-def saved_centers(directory: Path) -> SavedCenters:
+def saved_centers(directory: AnyPath) -> SavedCenters:
     """Return the class centers of a checkpoint, or of a run's newest one, to be read in parts.
 
     Raises:
         ValueError: the checkpoint is corrupt or holds none.
     """
     folder = valid_checkpoint(directory)
-    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.get(CENTERS)
+    saved = reader_of(folder).read_metadata().state_dict_metadata.get(CENTERS)
     if not isinstance(saved, TensorStorageMetadata):
         raise ValueError(f"DIR {folder}: has no {CENTERS}: its head keeps no class centers")
     num_classes, width = saved.size
@@ -40,7 +41,7 @@ def saved_centers(directory: Path) -> SavedCenters:
         rows = torch.empty(last - first, width, dtype=saved.properties.dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # DCP warns that it runs in one process
-            dcp.load({CENTERS: RowShard.of(rows, first, num_classes)}, checkpoint_id=folder, no_dist=True)
+            dcp.load({CENTERS: RowShard.of(rows, first, num_classes)}, storage_reader=reader_of(folder), no_dist=True)
         return rows
 
     return SavedCenters(num_classes=num_classes, width=width, read=read)

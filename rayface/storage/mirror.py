@@ -17,6 +17,7 @@ from rayface.storage.writes import is_temporary, write_bytes
 SEGMENT_BYTES = 1 << 20  # the last segment of a journal is replaced as it grows up to this size
 DELIVERY_SECONDS = 2.0
 _JOURNAL_SUFFIX = ".jsonl"
+_pulling = threading.Lock()
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +49,11 @@ class Segments:
             self._sent = end
 
     def pull(self) -> None:
-        """Append to the local journal what the store has beyond it."""
+        """Append to the local journal what the store has beyond it; threads of one process may call it."""
+        with _pulling:
+            self._pull()
+
+    def _pull(self) -> None:
         have = self._local.stat().st_size if self._local.exists() else 0
         while True:
             segment, offset = self._segment(have), have % SEGMENT_BYTES
@@ -90,12 +95,17 @@ class FolderMirror:
         local: the folder.
         remote: where it is delivered to.
         pulled: names of journals that another process writes: they are fetched instead.
+        only: names in the folder to deliver; None: all.
     """
 
-    def __init__(self, local: Path, remote: RemotePath, *, pulled: Collection[str] = ()) -> None:
-        self._local, self._remote, self._pulled = local, remote, frozenset(pulled)
+    def __init__(
+        self, local: Path, remote: RemotePath, *, pulled: Collection[str] = (), only: Collection[str] | None = None
+    ) -> None:
+        self._local, self._remote, self._pulled, self._only = local, remote, frozenset(pulled), only
+        self.delivered = False
+        """Whether everything was delivered at the end."""
         self._segments: dict[str, Segments] = {}
-        self._delivered: dict[str, tuple[int, int]] = {}
+        self._states: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
@@ -109,7 +119,7 @@ class FolderMirror:
     ) -> None:
         self._closing.set()
         self._thread.join()
-        self._try_to_deliver(f"it is kept in {self._local}")
+        self.delivered = self._try_to_deliver(f"it is kept in {self._local}")
 
     def restore(self, folder: str) -> None:
         """Fetch a folder of the store, for example "journal", into the local one; see `Segments.restore`."""
@@ -130,7 +140,7 @@ class FolderMirror:
         path = self._local / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(str(path), content)
-        self._delivered[name] = _state(path)
+        self._states[name] = _state(path)
         return True
 
     def deliver(self) -> None:
@@ -146,17 +156,18 @@ class FolderMirror:
                 path = self._local / name
                 if path.suffix == _JOURNAL_SUFFIX:
                     self._journal(name).push()
-                elif (state := _state(path)) != self._delivered.get(name):
+                elif (state := _state(path)) != self._states.get(name):
                     write_bytes(str(self._remote / name), path.read_bytes())
-                    self._delivered[name] = state
+                    self._states[name] = state
 
     def _names(self) -> list[str]:
-        names = []
+        names: list[str] = []
         for folder, folders, files in os.walk(self._local):
             folders[:] = [name for name in folders if not name.startswith(".")]
             place = Path(folder).relative_to(self._local)
             names += [str(place / name) for name in files if not (name.startswith(".") or is_temporary(name))]
-        return sorted(set(names) - self._pulled)
+        chosen = {name for name in names if self._only is None or name.partition("/")[0] in self._only}
+        return sorted(chosen - self._pulled)
 
     def _journal(self, name: str) -> Segments:
         return self._segments.setdefault(name, Segments(self._local / name, self._remote / name))
@@ -165,11 +176,13 @@ class FolderMirror:
         while not self._closing.wait(DELIVERY_SECONDS):
             self._try_to_deliver("it is tried again")
 
-    def _try_to_deliver(self, otherwise: str) -> None:
+    def _try_to_deliver(self, otherwise: str) -> bool:
         try:
             self.deliver()
+            return True
         except (DataError, StorageError, OSError) as error:
             logger.warning("%s: cannot be delivered (%s): %s", self._remote, mask(str(error)), otherwise)
+            return False
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import total_ordering
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Literal
 
 from pyarrow import fs as pafs
 
-from rayface.credentials import mask, openable
+from rayface.credentials import mask, openable, recall
 from rayface.storage.errors import retried
 from rayface.storage.paths import is_local, join, list_entries, locate, normalise, split
 from rayface.storage.reads import open_binary
@@ -36,6 +37,7 @@ class RemotePath:
     """
 
     def __init__(self, uri: str) -> None:
+        uri = recall(uri)
         openable(uri)  # remembers the credentials of its location, with which the masked text is opened
         base, question, query = uri.partition("?")
         self._uri = f"{base.rstrip('/')}{question}{query}"
@@ -116,9 +118,9 @@ class RemotePath:
         objects = sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: info.path)
         return {info.path[start:]: RemoteStat(info.size, (info.mtime_ns or 0) / 1e9) for info in objects}
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
         """Open an object for reading."""
-        return cast(BinaryIO, open_binary(self._uri))
+        return open_binary(self._uri)
 
     def read_bytes(self) -> bytes:
         """Return the content of a small object."""

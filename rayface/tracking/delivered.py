@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rayface.files import read_json, write_json
+from rayface.storage import AnyPath, StorageError
 from rayface.tracking.journal import Record
 
 _DELIVERED = "delivered.json"  # of MLflow
@@ -34,9 +35,9 @@ class Delivered:
         write_json(path, asdict(self))
 
 
-def delivered_run_id(folder: Path) -> str | None:
+def delivered_run_id(folder: AnyPath) -> str | None:
     """Return the id of the MLflow run that a spool is delivered to; None until MLflow has answered."""
     try:
         return str(read_json(folder / _DELIVERED)["run_id"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, StorageError):
         return None

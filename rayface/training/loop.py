@@ -39,7 +39,7 @@ class Training:
 
     Args:
         config: the resolved config.
-        run: the run directory, on a file system that all workers share.
+        run: the run directory, on a disk that all workers share, or in an object store.
         world: rank, number of workers and device.
         sample_order: which samples are in which step.
         num_classes: size of the joint label space.
@@ -261,18 +261,19 @@ class Training:
         if self.world.rank != 0:
             return
         network, module = self.trained.exported
-        save_model(
-            self.run.path,
-            module,
-            network=network,
-            name=self.config.backbone.name,
-            backbone_args={"width": self.config.backbone.width},
-            image_size=self.config.data.image_size,
-            embedding_size=self.config.backbone.embedding_size,
-            licence=self.dataset.licence,
-            training_digest=self.dataset.digest,
-            metrics=self.evaluation.result,
-        )
+        with self.run.new_model() as folder:
+            save_model(
+                folder,
+                module,
+                network=network,
+                name=self.config.backbone.name,
+                backbone_args={"width": self.config.backbone.width},
+                image_size=self.config.data.image_size,
+                embedding_size=self.config.backbone.embedding_size,
+                licence=self.dataset.licence,
+                training_digest=self.dataset.digest,
+                metrics=self.evaluation.result,
+            )
         loss = self.loss if math.isfinite(self.loss) else None  # None: resumed after the last step
         outcome = {"steps": self.step, "faults": self.faults.num_lost, "loss": loss}
         self.run.write_outcome({**outcome, **self.evaluation.result})

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +16,10 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 import rayface
+from rayface.files import remove_folder, write_text
 from rayface.plan.memory import Job
 from rayface.plan.timing import Rates, network_bytes, step_seconds
-from rayface.storage import Source, StorageError
+from rayface.storage import AnyPath, Source, StorageError
 from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
 from rayface.training.distributed import World
 from rayface.training.recovery.rollback import TrainingStoppedError
@@ -171,7 +171,7 @@ def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards:
     seen = _see(folder, world.size) if world.rank == 0 and not any(errors) else []
     seen = _exchange(world, "seen", seen, timeout, facts)[0]
     if world.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
     for fact, error in zip(facts, errors, strict=True):
         if error:
             raise PreflightError(f"pre-flight: {fact}: {error}: must be accessible from every node: mount it there")
@@ -183,11 +183,11 @@ def _check_disk(world: World, facts: Sequence[Facts], run: RunDirectory, shards:
             )
 
 
-def _touch_disk(folder: Path, rank: int, shards: Sequence[str]) -> str:
+def _touch_disk(folder: AnyPath, rank: int, shards: Sequence[str]) -> str:
     """Write a file and read a shard; return the error, "" if there is none."""
     try:
         folder.mkdir(exist_ok=True)
-        (folder / f"rank_{rank}").write_text(str(rank))
+        write_text(folder / f"rank_{rank}", str(rank))
         with Source(shards[0]) as source:
             source.read(0, min(source.size, 512))
     except (OSError, ValueError, StorageError) as error:
@@ -195,7 +195,7 @@ def _touch_disk(folder: Path, rank: int, shards: Sequence[str]) -> str:
     return ""
 
 
-def _see(folder: Path, size: int) -> list[int]:
+def _see(folder: AnyPath, size: int) -> list[int]:
     """Return the ranks whose file is visible."""
     deadline = time.monotonic() + _FILES_SECONDS
     while True:

@@ -34,7 +34,7 @@ def write_report(
     if not refresh:
         write_pngs(run.plots, plots)
     page = load_template("report.html").render(
-        title=job_name(run.path),
+        title=job_name(run.working),
         table=table,
         plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
         palette=PALETTE,

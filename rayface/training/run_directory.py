@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 from rayface import config as configs
 from rayface import elapsed
 from rayface.config import Config
-from rayface.files import LOCK, exclusive_folder, write_text
+from rayface.files import LOCK, write_text
 from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
 from rayface.models.run_files import CHECKPOINTS, CONFIG, PAIR_SCORES
+from rayface.storage import LEASE, AnyPath, FolderMirror, RemotePath, Segments
 from rayface.tracking import Journal, read_metrics
 from rayface.tracking.delivered import delivered_run_id
 from rayface.tracking.spool import JOURNAL
@@ -32,6 +34,8 @@ _REPORT = "report.html"
 _PLOTS = "plots"
 _FAULTS = "faults.log"
 _WORKER = "rank0"
+_WORKER_JOURNAL = f"{JOURNAL}/{_WORKER}.jsonl"
+_DELIVERED = (JOURNAL, "sessions.json", _PLOTS)  # of the driver's working folder
 
 
 @dataclass(frozen=True)
@@ -47,33 +51,33 @@ class RunDirectory(RunMessages):
 
     @property
     def config_file(self) -> Path:
-        """The resolved config as YAML."""
-        return self.path / CONFIG
+        """The resolved config as YAML, on this machine."""
+        return self._fetched(CONFIG)
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> AnyPath:
         """The folder of the checkpoints, one folder per checkpoint."""
         return self.path / CHECKPOINTS
 
     @property
-    def model(self) -> Path:
+    def model(self) -> AnyPath:
         """The weights of the trained model."""
         return self.path / WEIGHTS
 
     @property
-    def report(self) -> Path:
+    def report(self) -> AnyPath:
         """The report, one HTML page."""
         return self.path / _REPORT
 
     @property
     def plots(self) -> Path:
-        """The folder of the report's figures."""
-        return self.path / _PLOTS
+        """The folder of the report's figures, on this machine."""
+        return self.working / _PLOTS
 
     @property
     def journals(self) -> Path:
-        """The folder of the journals, which is delivered to MLflow."""
-        return self.path / JOURNAL
+        """The folder of the journals on this machine, which is delivered to MLflow."""
+        return self.working / JOURNAL
 
     @property
     def worker_journal_file(self) -> Path:
@@ -82,16 +86,20 @@ class RunDirectory(RunMessages):
 
     @property
     def ray_storage(self) -> Path:
-        """The folder of Ray Train's own state."""
-        return self.path / "ray"
+        """The folder of Ray Train's own state, on the driver's machine if the directory is in an object store."""
+        return self.working / "ray"
 
     @property
-    def preflight(self) -> Path:
-        """The scratch folder of the pre-flight check of the shared disk."""
+    def preflight(self) -> AnyPath:
+        """The scratch folder of the pre-flight check of the shared storage."""
         return self.path / ".preflight"
 
     def bytes_being_written(self) -> int:
-        """Return the bytes written so far of the current checkpoint."""
+        """Return a number that grows while the current checkpoint is written, on a disk its bytes so far."""
+        if isinstance(self.checkpoints, RemotePath):
+            from rayface.models.store_files import bytes_written  # imports PyTorch
+
+            return bytes_written()
         total = 0
         for path in self.checkpoints.glob(".step_*.tmp/*"):
             with contextlib.suppress(OSError):
@@ -101,22 +109,42 @@ class RunDirectory(RunMessages):
     def artifacts(self) -> list[tuple[Path, str]]:
         """Return the files of a finished run to log to MLflow, each with its artifact folder."""
         names = (WEIGHTS, DESCRIPTION, CARD, _REPORT, _EVALUATION, PAIR_SCORES, _RESULT)
-        files = [(self.path / name, "") for name in names if self._exists(name)]
+        files = [(self._fetched(name), "") for name in names if self._exists(name)]
         return files + [(path, _PLOTS) for path in sorted(self.plots.glob("*"))]
 
     # Ownership and state
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Own the directory, created if missing, inside the context; see `files.exclusive_folder`."""
-        return exclusive_folder(self.path, f"train.output: {self}")
+    @contextlib.contextmanager
+    def delivering(self) -> Iterator[None]:
+        """Keep the working folder and the object store equal inside the context; on a disk, do nothing.
+
+        The driver delivers its journals and figures, and follows the journal of rank 0; rank 0 delivers that journal.
+        Both start from what the store holds.
+        """
+        if isinstance(self.path, Path):
+            yield
+            return
+        driver = self.writer == "driver"
+        self.journals.mkdir(parents=True, exist_ok=True)
+        pulled, only = ((_WORKER_JOURNAL,), _DELIVERED) if driver else ((), (JOURNAL,))
+        mirror = FolderMirror(self.working, self.path, pulled=pulled, only=only)
+        if driver:
+            mirror.restore(JOURNAL)
+            mirror.fetch("sessions.json")
+        else:
+            self._worker_segments().restore()
+        with mirror:
+            yield
+        if mirror.delivered and not driver:
+            shutil.rmtree(self.working, ignore_errors=True)
 
     def session(self) -> AbstractContextManager[Callable[[], float]]:
         """Measure a session of the run; see `elapsed.session`."""
-        return elapsed.session(self.path)
+        return elapsed.session(self.working)
 
     def seconds(self) -> float:
         """Return the total seconds of all sessions of the run, 0 without any."""
-        return elapsed.seconds_of(self.path)
+        return elapsed.seconds_of(self.working)
 
     def has_started(self) -> bool:
         """Return whether a run was started here, that is, the config exists."""
@@ -124,8 +152,10 @@ class RunDirectory(RunMessages):
 
     def is_unused(self) -> bool:
         """Return whether the directory is empty, or a run was interrupted here before its config was written."""
-        own = {LOCK, CHECKPOINTS, _DATA}
-        return not any(self.checkpoints.glob("*")) and all(path.name in own for path in self.path.iterdir())
+        own = {LOCK, LEASE, CHECKPOINTS, _DATA}
+        if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
+            return False
+        return all(path.name in own for path in self.path.iterdir())
 
     def is_finished(self) -> bool:
         """Return whether the result and the model of the run exist."""
@@ -149,11 +179,11 @@ class RunDirectory(RunMessages):
 
     def config_text(self) -> str:
         """Return the config as YAML, "" without one."""
-        return self.config_file.read_text(encoding="utf-8") if self.has_started() else ""
+        return (self.path / CONFIG).read_text(encoding="utf-8") if self.has_started() else ""
 
     def write_config(self, config: Config) -> None:
         """Write the config, without train.output: the directory may be moved."""
-        configs.dump(replace(config, train=replace(config.train, output=None)), self.config_file)
+        configs.dump(replace(config, train=replace(config.train, output=None)), self.path / CONFIG)
 
     def read_data_facts(self) -> Values | None:
         """Return digest and counts of the training data; None before they are written."""
@@ -238,6 +268,8 @@ class RunDirectory(RunMessages):
 
     def read_metrics(self) -> dict[str, list[tuple[int, float, float]]]:
         """Return the metrics of all journals; see `tracking.read_metrics`."""
+        if isinstance(self.path, RemotePath):
+            self._worker_segments().pull()
         return read_metrics(self.journals)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -249,7 +281,7 @@ class RunDirectory(RunMessages):
 
     def mlflow_run_id(self) -> str | None:
         """Return the id of the run in MLflow; None until MLflow has answered."""
-        return delivered_run_id(self.journals)
+        return delivered_run_id(self.path / JOURNAL)
 
     def write_faults(self, lines: Iterable[object]) -> None:
         """Start faults.log, the list of corrupt samples and checkpoints and of restarts."""
@@ -257,5 +289,8 @@ class RunDirectory(RunMessages):
 
     def add_faults(self, lines: Iterable[object]) -> None:
         """Append to faults.log."""
-        with (self.path / _FAULTS).open("a") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        self._append(_FAULTS, "".join(f"{line}\n" for line in lines))
+
+    def _worker_segments(self) -> Segments:
+        assert isinstance(self.path, RemotePath)
+        return Segments(self.worker_journal_file, self.path / _WORKER_JOURNAL)

@@ -1,17 +1,14 @@
 """Messages between the driver, the controller and the workers of a run, as small files in its directory."""
 
 import contextlib
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rayface.files import write_json
+from rayface.files import write_file
+from rayface.storage import DataError, RemotePath, StorageError
+from rayface.training.run_store import RunStore, Values, as_os_error
 
-Values = Mapping[str, Any]
-"""A JSON object whose keys belong to another module."""
+__all__ = ["RunMessages", "Values"]
 
 _RESTARTS = "restarts.json"
 _ROLLBACKS = "rollbacks.json"
@@ -19,40 +16,10 @@ _STOP = "stop"
 _DRAIN = "leave"
 _HANG = "hang"
 _BEATS = "beats"
+_BEAT_BYTES = 64  # at least those of a heartbeat
 
 
-@dataclass(frozen=True)
-class _RunStore:
-    """Small files that all processes of a run share; the only class to replace for a store other than a disk."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def _exists(self, name: str) -> bool:
-        return (self.path / name).exists()
-
-    def _mark(self, name: str) -> None:
-        (self.path / name).touch()
-
-    def _delete(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
-
-    def _read_json(self, name: str) -> Any:
-        with contextlib.suppress(FileNotFoundError):
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        return None
-
-    def _write_json(self, name: str, value: Values | Sequence[str]) -> None:
-        write_json(self.path / name, value)
-
-    def _read_required(self, name: str) -> Values:
-        values: Values = json.loads((self.path / name).read_text(encoding="utf-8"))
-        return values
-
-
-class RunMessages(_RunStore):
+class RunMessages(RunStore):
     """Messages of a run."""
 
     def request_stop(self) -> None:
@@ -65,7 +32,7 @@ class RunMessages(_RunStore):
 
     def stop_requested(self) -> bool:
         """Return whether a stop is requested; one rank calls it and broadcasts the answer."""
-        return self._exists(_STOP)
+        return self._is_asked(_STOP)
 
     def clear_stop_request(self) -> None:
         """Clear the stop request."""
@@ -77,11 +44,11 @@ class RunMessages(_RunStore):
 
     def drain_requested(self) -> bool:
         """Return whether a drain is requested."""
-        return self._exists(_DRAIN)
+        return self._is_asked(_DRAIN)
 
     def clear_drain_request(self) -> bool:
         """Return whether a drain was requested, and clear the request."""
-        requested = self.drain_requested()
+        requested = self._exists(_DRAIN)
         self._delete(_DRAIN)
         return requested
 
@@ -112,8 +79,13 @@ class RunMessages(_RunStore):
 
     def record_hang(self, report: str) -> None:
         """Store the report of a hang, unless another worker was first."""
-        with contextlib.suppress(OSError), (self.path / _HANG).open("x") as file:
-            file.write(report)
+        with contextlib.suppress(OSError, DataError, StorageError):
+            if isinstance(self.path, RemotePath):
+                if not self._exists(_HANG):
+                    write_file(self.path / _HANG, report.encode())
+                return
+            with (self.path / _HANG).open("x") as file:
+                file.write(report)
 
     def take_hang(self) -> str | None:
         """Return the report of a hang, and delete it."""
@@ -126,9 +98,21 @@ class RunMessages(_RunStore):
 
     def open_heartbeat(self, rank: int) -> int:
         """Open the heartbeat file of a worker; return the file descriptor."""
-        path = self._heartbeat(rank)
-        path.parent.mkdir(exist_ok=True)
-        return os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        path = self.working / _BEATS / _beat(rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def share_heartbeat(self, rank: int, file: int) -> None:
+        """Show the heartbeat of a worker to readers on other machines.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if isinstance(self.path, Path):
+            os.fsync(file)
+            return
+        with as_os_error():
+            write_file(self.path / _BEATS / _beat(rank), os.pread(file, _BEAT_BYTES, 0))
 
     def read_heartbeat(self, rank: int) -> bytes:
         """Return the last heartbeat of a worker.
@@ -136,7 +120,9 @@ class RunMessages(_RunStore):
         Raises:
             OSError: nothing can be read.
         """
-        return self._heartbeat(rank).read_bytes()
+        with as_os_error():
+            return (self.path / _BEATS / _beat(rank)).read_bytes()
 
-    def _heartbeat(self, rank: int) -> Path:
-        return self.path / _BEATS / f"rank_{rank:05d}"
+
+def _beat(rank: int) -> str:
+    return f"rank_{rank:05d}"

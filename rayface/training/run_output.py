@@ -12,7 +12,7 @@ from rayface.config import Config
 from rayface.credentials import masked
 from rayface.data.dataset import Dataset
 from rayface.files import next_numbered_folder, numbered_folders
-from rayface.storage import DataError, on_disk, require_lasting
+from rayface.storage import DataError, path_of, require_lasting
 from rayface.training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, 
     if not (_has_begun(given.train.output) if resume == "auto" else resume):
         return given
     if given.train.output:
-        run = RunDirectory(Path(given.train.output))
+        run = RunDirectory(path_of(given.train.output))
     else:
         run = newest_unfinished(given.name if preset or file else None)
         logger.info("resuming %s", run)
@@ -50,7 +50,7 @@ def _has_begun(output: str | None) -> bool:
     """
     if output is None:
         raise ValueError("train.output: must be set with --resume auto: a repeated command finds its run by it")
-    return RunDirectory(on_disk(output, "train.output")).has_started()
+    return RunDirectory(path_of(output)).has_started()
 
 
 def newest_unfinished(name: str | None) -> RunDirectory:
@@ -76,10 +76,11 @@ def check_output(config: Config, resume: bool) -> None:
     if config.train.output is None:
         require_lasting(_root(), "train.output: is not set, and its default, runs/,")
         return
-    path = on_disk(config.train.output, "train.output").absolute()
-    require_lasting(path, f"train.output: {path}")
+    path = path_of(config.train.output).absolute()
+    if isinstance(path, Path):
+        require_lasting(path, f"train.output: {path}")
     run = RunDirectory(path)
-    if path.exists() and not path.is_dir():
+    if path.is_file():
         raise ValueError(f"train.output: {run}: is a file: choose another directory")
     if run.is_finished():
         raise ValueError(
@@ -102,7 +103,7 @@ def exclusive_run_directory(config: Config, resume: bool) -> Iterator[RunDirecto
         ValueError: one line; also if another driver owns it.
     """
     check_output(config, resume)
-    path = _make_numbered(config.name) if config.train.output is None else Path(config.train.output).absolute()
+    path = _make_numbered(config.name) if config.train.output is None else path_of(config.train.output).absolute()
     run = RunDirectory(path)
     with run.exclusive():
         run.checkpoints.mkdir(exist_ok=True)

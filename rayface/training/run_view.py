@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 
-from rayface.files import is_owned
 from rayface.tracking.journal import RECOVERY, JournalTail, Record
 from rayface.training.doctor.live import ADVICE
 from rayface.training.run_directory import RunDirectory
@@ -108,7 +107,7 @@ class RunWatcher:
             self._take(record)
         if self.run.is_finished():
             self._state, self._ended = "finished", True
-        elif not self._ended and time.time() - self._newest > _SILENT_SECONDS and not is_owned(self.run.path):
+        elif not self._ended and time.time() - self._newest > _SILENT_SECONDS and not self.run.is_owned():
             self._state, self._ended = "stopped: no process owns the run", True
         return self._view()
 

@@ -12,7 +12,7 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.progress import phase, show_training
 from rayface.session import ray_session
-from rayface.storage import on_disk
+from rayface.storage import path_of
 from rayface.tracking.job import tracked_job
 from rayface.training.doctor.history import RunHistory
 from rayface.training.doctor.live import advised
@@ -80,7 +80,7 @@ def train_or_resume(config: Config, **options: Any) -> Mapping[str, Any]:
     Raises:
         ValueError, TrainingStoppedError, CheckpointError, TrainingInterruptedError: see `train`.
     """
-    run = RunDirectory(on_disk(str(config.train.output), "train.output"))
+    run = RunDirectory(path_of(str(config.train.output)))
     if run.is_finished():
         return run.read_result()
     return train(config, resume=run.has_started(), **options).as_dict()
@@ -110,19 +110,19 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
 
     interrupts = (KeyboardInterrupt, TrainingInterruptedError)
     tracked = tracked_job(
-        run.path,
+        run.working,
         valid.config.tracking,
         _params(valid),
         tags=tags,
         interrupts=interrupts,
         deliver_after=_START_SECONDS,
     )
-    with run.session() as seconds, tracked as job:
+    with run.delivering(), run.session() as seconds, tracked as job:
         job.journal.artifact(run.config_file)
         job.journal.tags({"run_directory": str(run)})
         with (
             phase("train"),
-            show_training(run.path, run.worker_journal_file, valid.total_steps),
+            show_training(run.working, run.worker_journal_file, valid.total_steps),
             advised(run, _untrained(valid), job.journal),
             reported(run),
         ):

@@ -12,7 +12,7 @@ from rayface.data.streaming.micro_batches import check_pieces, micro_batches
 from rayface.data.streaming.orders import order_samples
 from rayface.data.streaming.sample_order import SampleOrder, StreamKind
 from rayface.evaluation.protocols import open_protocols
-from rayface.storage import DataError
+from rayface.storage import DataError, path_of
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_output import DataFacts, check_data, check_output
 
@@ -40,7 +40,7 @@ class ValidRun:
     def resumed(self) -> RunDirectory | None:
         """The run directory that is resumed; None for a new run."""
         output = self.config.train.output
-        return RunDirectory(Path(output).absolute()) if self.resume and output is not None else None
+        return RunDirectory(path_of(output).absolute()) if self.resume and output is not None else None
 
     @property
     def data_facts(self) -> DataFacts:

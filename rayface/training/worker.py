@@ -1,7 +1,8 @@
 """The function that Ray Train runs on every worker: set up the process, connect to the data stream, train."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import ray
 import ray.train
@@ -28,7 +29,7 @@ class WorkerJob:
 
     config: Config
     run: RunDirectory
-    """The run directory, on a file system that all workers share."""
+    """The run directory, on a disk that all workers share, or in an object store."""
     dataset: DatasetFacts
     num_classes: int
     """Size of the joint label space."""
@@ -58,6 +59,12 @@ def train_worker(job: WorkerJob) -> None:
         local_size=context.get_local_world_size(),
         device=ray.train.torch.get_device(),
     )
+    run = replace(job.run, writer=f"rank{world.rank}")
+    with run.delivering() if world.rank == 0 else nullcontext():
+        _train(replace(job, run=run), world, context.get_experiment_name())
+
+
+def _train(job: WorkerJob, world: World, name: str) -> None:
     found: dict[str, str] = {}
     if world.size > 1:
         found = preflight(world, job.run, [job.first_shard], job.shape, node=ray.util.get_node_ip_address())
@@ -73,7 +80,7 @@ def train_worker(job: WorkerJob) -> None:
         num_classes=job.num_classes,
         dataset=job.dataset,
         known_faults=job.known_faults,
-        stores=ActorStores(context.get_experiment_name()) if job.mirrored else None,
+        stores=ActorStores(name) if job.mirrored else None,
     )
     training.log.tags(found)
 

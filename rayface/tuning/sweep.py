@@ -243,8 +243,8 @@ class _Sweep:
             journal.tags({"best": str(trial.number in best).lower()})
             journal.close()
             if self._base.tracking.enabled:
-                named = {**tags, tracking.RUN_NAME: trial_name(run.path)}
-                delivery = tracking.start(self._base.tracking, run.path, named)
+                named = {**tags, tracking.RUN_NAME: trial_name(run.working)}
+                delivery = tracking.start(self._base.tracking, run.working, named)
                 if not delivery.close(self._base.tracking.timeout):
                     logger.warning(
                         f"MLflow at {delivery.uri} does not accept the trials' tags: send them with rayface sync RUN"

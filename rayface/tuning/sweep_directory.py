@@ -104,7 +104,7 @@ class SweepDirectory:
 
     def core_set(self, number: int) -> Path:
         """Return the core set of a trial."""
-        return core_set_of(self.run(number).path)
+        return core_set_of(self.run(number).working)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -216,7 +216,7 @@ def test_train_with_a_non_finite_loss_stops_names_the_last_valid_checkpoint_and_
         ({"evaluate__pairs": "x.csv"}, "requires evaluate.data"),
         ({"train__device": "cuda"}, "train.num_workers: 1: each needs 1 CPU and 1 GPU, the cluster has room for 0"),
         ({"train__num_workers": 6}, "train.num_workers: 6: each needs 1 CPU, the cluster has room for 4"),
-        ({"train__output": "s3://bucket/run"}, "must be a path on a disk that all nodes share"),
+        ({"train__output": "tape://bucket/run"}, "tape://bucket/run"),
         ({"backbone__name": "r51"}, "r51"),
     ],
 )

@@ -36,7 +36,9 @@ def test_remote_path_text_is_masked_and_opens_also_after_pickle(object_store: Ob
     assert object_store.secret not in f"{path} {path!r}"
     assert path.name == "one"
     assert path.parent.name == "runs"
-    write_json(path_of(str(path)) / "a.json", [1])
+    masked = pickle.loads(pickle.dumps(path_of(str(path))))
+    assert object_store.secret in masked.__reduce__()[1][0]  # a worker has no other credentials
+    write_json(masked / "a.json", [1])
     assert read_json(path / "a.json") == [1]
 
 

@@ -1,13 +1,21 @@
 """The files of a run."""
 
+import os
+import pickle
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import rayface
 from rayface import config as configs
+from rayface.files import write_file
+from rayface.storage import DataError, RemotePath, lease
+from rayface.training import run_store
 from rayface.training.run_directory import RunDirectory
+from tests.conftest import ObjectStore
 
 NAMES = (
     r"config\.yaml|data\.json|outcome\.json|faults\.log|restarts\.json|rollbacks\.json|rank0\.jsonl|checkpoints|beats|"
@@ -66,3 +74,78 @@ def test_metrics_as_a_data_frame_are_a_row_for_each_step_with_nan_where_none_was
     assert frame.index.name == "step"
     assert frame["train/loss"].to_dict() == {10: 3.0, 20: 2.0}
     assert frame["eval/accuracy"].isna().tolist() == [True, False]
+
+
+@pytest.fixture
+def stored(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A run directory in an object store; this machine's working folders are in `state`."""
+    monkeypatch.setattr("platformdirs.user_state_path", lambda name: tmp_path / "state" / name)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(run_store, "_LOOK_SECONDS", 0.0)
+    return RunDirectory(RemotePath(object_store.uri("runs/one")))
+
+
+def test_directory_in_a_store_shares_its_messages_between_machines(stored: RunDirectory) -> None:
+    other = pickle.loads(pickle.dumps(replace(stored, writer="rank0")))
+    assert other.working != stored.working
+    stored.request_stop()
+    assert other.stop_requested()
+    stored.clear_stop_request()
+    assert not stored.stop_requested()
+    other.record_hang("worker 1 hangs")
+    other.record_hang("worker 0 hangs")
+    assert stored.take_hang() == "worker 1 hangs"
+    assert stored.take_hang() is None
+    stored.add_restart("a node was lost")
+    assert other.restarts() == ["a node was lost"]
+    stored.write_faults(["first"])
+    other.add_faults(["second"])
+    assert (stored.path / "faults.log").read_text() == "first\nsecond\n"
+    file = other.open_heartbeat(3)
+    os.pwrite(file, b"beat", 0)
+    with pytest.raises(OSError, match="No such object"):
+        stored.read_heartbeat(3)
+    other.share_heartbeat(3, file)
+    os.close(file)
+    assert stored.read_heartbeat(3) == b"beat"
+
+
+def test_directory_in_a_store_delivers_journals_and_a_new_machine_continues_them(
+    stored: RunDirectory, object_store: ObjectStore
+) -> None:
+    worker = replace(stored, writer="rank0")
+    owned = pytest.raises(DataError, match=r"^train.output: s3:.* owns it, .* ends at")
+    with stored.exclusive(), owned:
+        assert stored.is_owned()
+        with stored.exclusive():
+            pass
+    assert not stored.is_owned()
+    assert stored.is_unused()
+    stored.write_config(configs.load("debug"))
+    with stored.delivering(), stored.session():
+        with worker.delivering():
+            journal = worker.worker_journal()
+            journal.metrics({"train/loss": 4.0}, 1)
+            journal.close()
+        stored.journal("driver").close()
+        assert stored.read_metrics()["train/loss"][0][:2] == (1, 4.0)
+    assert not worker.working.exists()
+    shutil.rmtree(stored.working)
+    assert stored.read_config().name == configs.load("debug").name
+    with stored.delivering(), worker.delivering():
+        assert stored.seconds() > 0
+        assert worker.worker_journal().last_step == 1
+    assert not stored.is_unused()
+    assert not any(object_store.secret.encode() in content for content in object_store.files().values())
+
+
+def test_model_of_a_directory_in_a_store_is_uploaded_and_fetched_as_an_artifact(stored: RunDirectory) -> None:
+    with stored.new_model() as folder:
+        write_file(folder / "model.json", b"{}")
+        assert not stored.has_model()
+        write_file(folder / "model.safetensors", b"weights")
+    assert stored.has_model()
+    assert [(path.name, path.read_bytes()) for path, _ in stored.artifacts()] == [
+        ("model.safetensors", b"weights"),
+        ("model.json", b"{}"),
+    ]

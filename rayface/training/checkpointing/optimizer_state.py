@@ -1,11 +1,12 @@
 """The backbone's optimizer state in a checkpoint, by parameter name: "optimizer.state.PARAMETER.KEY"."""
 
 import re
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from rayface.storage import AnyPath
 
 PREFIX = "optimizer.state."
 _NUMBERED = re.compile(r"optimizer\.(\d+)\.(\w+)")  # older checkpoints: by the parameter's index
@@ -47,7 +48,7 @@ def load_optimizer_state(optimizer: Optimizer, module: nn.Module, tensors: dict[
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def by_name(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def by_name(folder: AnyPath, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a checkpoint's optimizer tensors by parameter name.
 
     Older checkpoints number the parameters: a number is the index among the trainable parameters in the order of the
@@ -75,10 +76,10 @@ def by_name(folder: Path, module: nn.Module, tensors: dict[str, Tensor]) -> dict
     return renamed
 
 
-def _saved_order(folder: Path) -> list[str]:
+def _saved_order(folder: AnyPath) -> list[str]:
     """Return the names of the backbone's tensors in the order in which they were saved."""
-    import torch.distributed.checkpoint as dcp  # slow: only for older checkpoints
+    from rayface.models.store_files import reader_of  # slow: only for older checkpoints
 
     # The tensors' metadata is ordered by the ranks that wrote them, the planner data by the state.
-    planned = dcp.FileSystemReader(folder).read_metadata().planner_data or {}
+    planned = reader_of(folder).read_metadata().planner_data or {}
     return [name.removeprefix("backbone.") for name in planned if name.startswith("backbone.")]

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Self
 
 from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import masked
 from rayface.models.run_files import PROGRESS
+from rayface.storage import AnyPath
 from rayface.training.recovery.rollback import Recovery
 
 Values = Mapping[str, Any]
@@ -75,7 +75,7 @@ class Progress:
         return cls(**known)
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: AnyPath) -> Self:
         """Return the progress of a checkpoint.
 
         Raises:

@@ -3,7 +3,6 @@
 import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from rayface.models.row_shard import RowShard
+from rayface.storage import AnyPath
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.checkpoint import State
 from rayface.training.checkpointing.optimizer_state import by_name, load_optimizer_state, optimizer_state
@@ -47,7 +47,7 @@ class SavedState(Protocol):
 class CheckpointFolder:
     """The state in a checkpoint; see `SavedState`."""
 
-    path: Path
+    path: AnyPath
 
     def empty_like(self, prefix: str) -> dict[str, torch.Tensor]:
         return checkpoint.empty_like_saved(self.path, prefix)

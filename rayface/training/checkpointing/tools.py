@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -23,7 +22,8 @@ from rayface.models.model_files import save_model
 from rayface.models.model_info import WEIGHTS
 from rayface.models.run_files import checkpoints_in, valid_checkpoint
 from rayface.models.saved_centers import SavedCenters, saved_centers
-from rayface.storage import join, staged_folder
+from rayface.models.store_files import reader_of
+from rayface.storage import AnyPath, join, staged_folder
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.run_directory import RunDirectory
@@ -33,7 +33,7 @@ _SHOWN_STATE = ("epoch", "workers", "schedule", "recovery", "mlflow", "plan", "d
 _FEW = 8  # maximum number of tensors of one kind that the table lists individually
 
 
-def verify(directory: Path) -> dict[str, list[str]]:
+def verify(directory: AnyPath) -> dict[str, list[str]]:
     """Return the faults of a checkpoint, or of every checkpoint of a run, by name; reads all bytes."""
     return {folder.name: checkpoint.verify(folder) for folder in checkpoints_in(directory)}
 
@@ -51,7 +51,7 @@ class TensorInfo:
 class CheckpointContents:
     """Content of a checkpoint; only the faults if it is corrupt."""
 
-    folder: Path
+    folder: AnyPath
     faults: list[str]
     progress: Progress | None = None
     num_bytes: int = 0
@@ -98,7 +98,7 @@ class CheckpointContents:
         return rows | {f"fault {number}": fault for number, fault in enumerate(self.faults, 1)}
 
 
-def show(directory: Path) -> CheckpointContents:
+def show(directory: AnyPath) -> CheckpointContents:
     """Return the content of a checkpoint, or of the newest of a run; if it is corrupt, only digests are read."""
     folder = checkpoints_in(directory)[-1]
     faults = checkpoint.verify(folder)
@@ -131,7 +131,7 @@ def show(directory: Path) -> CheckpointContents:
     )
 
 
-def export(directory: Path, out: str | Path) -> dict[str, str | int]:
+def export(directory: AnyPath, out: str | Path) -> dict[str, str | int]:
     """Write the model of a checkpoint, or of the newest of a run, as model.safetensors and model.json.
 
     It is the network that the run evaluates. The run's config.yaml names the backbone. A model in `out` is replaced.
@@ -166,7 +166,7 @@ def export(directory: Path, out: str | Path) -> dict[str, str | int]:
     return {"checkpoint": str(folder), "step": progress.step, "model": join(str(out), WEIGHTS)}
 
 
-def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = False) -> dict[str, str | int]:
+def reshard(directory: AnyPath, out: Path, *, ranks: int = 1, from_arcface: bool = False) -> dict[str, str | int]:
     """Write the class centers as centers.safetensors, (C, D), or as centers_rank_K.safetensors for `ranks` ranks.
 
     Rank K of W gets C // W rows, one more for the first C % W ranks. The tensor's name is "centers"; num_classes, first
@@ -182,7 +182,7 @@ def reshard(directory: Path, out: Path, *, ranks: int = 1, from_arcface: bool = 
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out: {out}: is not empty: choose another directory")
-    centers = _arcface(directory) if from_arcface else saved_centers(directory)
+    centers = _arcface(Path(str(directory))) if from_arcface else saved_centers(directory)
     if not 1 <= ranks <= centers.num_classes:
         raise ValueError(f"ranks: {ranks}: must be from 1 to {centers.num_classes}, the number of classes")
     temporary = out.with_name(f".{out.name}.tmp")
@@ -241,12 +241,12 @@ def _arcface(folder: Path) -> SavedCenters:
     return SavedCenters(num_classes=len(whole), width=whole.shape[1], read=lambda first, last: whole[first:last])
 
 
-def _tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+def _tensors(folder: AnyPath) -> dict[str, TensorStorageMetadata]:
+    metadata = reader_of(folder).read_metadata().state_dict_metadata
     return {name: saved for name, saved in metadata.items() if isinstance(saved, TensorStorageMetadata)}
 
 
-def _load(folder: Path, state: checkpoint.State) -> Progress:
+def _load(folder: AnyPath, state: checkpoint.State) -> Progress:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP warns that it runs in one process
         return checkpoint.load(folder, state)

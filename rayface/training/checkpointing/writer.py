@@ -4,11 +4,11 @@ import copy
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from rayface.storage import AnyPath
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.checkpoint import State
 from rayface.training.checkpointing.errors import CheckpointError
@@ -37,11 +37,11 @@ class CheckpointWriter:
     Memory: a copy of this rank's state in host memory (pinned if the state is on a GPU), kept between checkpoints.
 
     Args:
-        run: the run directory, on a file system that all ranks share.
+        run: the run directory, on a disk that all ranks share, or in an object store.
         keep: number of newest checkpoints to keep, beside the best one.
     """
 
-    def __init__(self, run: Path, *, keep: int) -> None:
+    def __init__(self, run: AnyPath, *, keep: int) -> None:
         self._run, self._keep = run, keep
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._buffers: State = {}
@@ -52,12 +52,12 @@ class CheckpointWriter:
         self.timing: WriteTiming | None = None
         """Times of the last written checkpoint."""
 
-    def newest_valid(self) -> tuple[Path | None, list[str]]:
+    def newest_valid(self) -> tuple[AnyPath | None, list[str]]:
         """See `checkpoint.newest_valid`."""
         self.wait()
         return checkpoint.newest_valid(self._run, group=self._group)
 
-    def set_aside(self, step: int) -> list[Path]:
+    def set_aside(self, step: int) -> list[AnyPath]:
         """See `checkpoint.set_aside`."""
         return checkpoint.set_aside(self._run, step, group=self._group)
 

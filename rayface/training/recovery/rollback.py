@@ -1,9 +1,10 @@
 """Non-finite losses: roll back to the last good checkpoint, then skip the batch or lower the rate; or stop."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from rayface.config import TrainConfig
+from rayface.storage import AnyPath
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_messages import Values
 
@@ -67,7 +68,7 @@ def remembered(run: RunDirectory, saved: Recovery) -> Recovery:
     return later if later.rollbacks > saved.rollbacks else saved
 
 
-def stopped(error: NotFiniteError, good: list[Path], rollbacks: int, lr: float) -> TrainingStoppedError:
+def stopped(error: NotFiniteError, good: Sequence[AnyPath], rollbacks: int, lr: float) -> TrainingStoppedError:
     """Return the error that stops the run, with the last good checkpoint and a remedy."""
     way_on = (
         f"the last good checkpoint is {good[-1]}; resume from it with"

@@ -86,7 +86,7 @@ class Watchdog:
         while not self._stop.wait(min(5.0, self._timeout / 5)):
             if self._file is not None:
                 with contextlib.suppress(OSError):
-                    os.fsync(self._file)  # for readers on other machines
+                    self._run.share_heartbeat(self._rank, self._file)
             if still := self.standstill(time.monotonic()):
                 self._report(still)
                 os._exit(_EXIT_CODE)

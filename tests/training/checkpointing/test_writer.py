@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from rayface.heads.class_centers import class_range
 from rayface.models.row_shard import RowShard
-from rayface.training.checkpointing import checkpoint
+from rayface.training.checkpointing import checkpoint, folders
 from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import PROGRESS, Progress
 from rayface.training.checkpointing.row_copy import RowCopy
@@ -110,7 +110,7 @@ def test_write_that_fails_raises_once_in_one_line_and_the_next_works(tmp_path, m
     writer.save({"w": torch.ones(3)}, Progress(step=1))
     writer.wait()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_digests", full_disk)
+        patch.setattr(folders, "write_digests", full_disk)
         writer.save({"w": torch.ones(3)}, Progress(step=2))
         with pytest.raises(CheckpointError, match=r"step_00000002 could not be written: .*No space left") as caught:
             writer.wait()
@@ -178,7 +178,7 @@ def train_and_save(rank: int, world_size: int, folder: str) -> None:
 
 def fail_on_the_last_rank(rank: int, world_size: int, writer: CheckpointWriter) -> None:
     """Both where DCP writes and where we do, one rank's trouble is everybody's, in the same words."""
-    for target, name in ((checkpoint, "_digest_own"), (torch.distributed.checkpoint.FileSystemWriter, "write_data")):
+    for target, name in ((folders, "digests_of"), (torch.distributed.checkpoint.FileSystemWriter, "write_data")):
         kept = getattr(target, name)
         if rank == world_size - 1:
             setattr(target, name, full_disk)

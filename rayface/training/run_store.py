@@ -1,0 +1,134 @@
+"""Storage of a run's files: a disk that all processes share, or an object store and working folders of processes."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from rayface.files import exclusive_folder, is_owned, write_file, write_json
+from rayface.storage import LEASE, AnyPath, DataError, RemotePath, StorageError, leased
+from rayface.storage.lease import read_owner
+
+Values = Mapping[str, Any]
+"""A JSON object whose keys belong to another module."""
+
+_LOOK_SECONDS = 5.0  # between looks for a request in an object store
+_looked: dict[str, float] = {}  # when this process has looked for a request
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """Small files that all processes of a run share, on a disk or in an object store.
+
+    Attributes:
+        path: the directory.
+        writer: the process whose working folder on its own machine is meant, if the directory is in an object store.
+    """
+
+    path: AnyPath
+    writer: str = "driver"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def working(self) -> Path:
+        """The folder of files that are appended to or that libraries write: the directory itself on a disk."""
+        if isinstance(self.path, Path):
+            return self.path
+        name = f"{self.path.name}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}"
+        return platformdirs.user_state_path("rayface") / "runs" / self.writer / name
+
+    def _exists(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def _mark(self, name: str) -> None:
+        (self.path / name).touch()
+
+    def _is_asked(self, name: str) -> bool:
+        """Return whether a request exists; in an object store it is looked for every few seconds only."""
+        if isinstance(self.path, Path):
+            return self._exists(name)
+        key, now = f"{self.path}/{name}", time.monotonic()
+        if now - _looked.get(key, -_LOOK_SECONDS) < _LOOK_SECONDS:
+            return False
+        _looked[key] = now
+        with contextlib.suppress(StorageError):  # a store that does not answer must not end a training
+            return self._exists(name)
+        return False
+
+    def _append(self, name: str, text: str) -> None:
+        """Append to a small text file that one process writes at a time."""
+        if isinstance(self.path, Path):
+            with (self.path / name).open("a") as file:
+                file.write(text)
+            return
+        before = ""
+        with contextlib.suppress(FileNotFoundError):
+            before = (self.path / name).read_text()
+        write_file(self.path / name, (before + text).encode())
+
+    def _delete(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def _read_json(self, name: str) -> Any:
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        return None
+
+    def _write_json(self, name: str, value: Values | Sequence[str]) -> None:
+        write_json(self.path / name, value)
+
+    def _read_required(self, name: str) -> Values:
+        values: Values = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return values
+
+    def exclusive(self) -> AbstractContextManager[object]:
+        """Own the directory, created if missing, inside the context; see `exclusive_folder` and `leased`."""
+        name = f"train.output: {self}"
+        return leased(self.path, name) if isinstance(self.path, RemotePath) else exclusive_folder(self.path, name)
+
+    def is_owned(self) -> bool:
+        """Return whether a driver owns the directory; True where that cannot be known."""
+        if isinstance(self.path, RemotePath):
+            owner = read_owner(self.path / LEASE)
+            return owner is not None and owner.is_valid()
+        return is_owned(self.path)
+
+    @contextlib.contextmanager
+    def new_model(self) -> Iterator[Path]:
+        """Yield the folder to write the model to; without an error it is then in the directory."""
+        if isinstance(self.path, Path):
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory(prefix="rayface-model-") as folder:
+            yield Path(folder)
+            for file in sorted(Path(folder).iterdir()):
+                write_file(self.path / file.name, file.read_bytes())
+
+    def _fetched(self, name: str) -> Path:
+        """Return the path of a file on this machine; from an object store it is fetched, if it exists."""
+        if isinstance(self.path, RemotePath):
+            with contextlib.suppress(FileNotFoundError):
+                content = (self.path / name).read_bytes()
+                self.working.mkdir(parents=True, exist_ok=True)
+                write_file(self.working / name, content)
+        return self.working / name
+
+
+@contextlib.contextmanager
+def as_os_error() -> Iterator[None]:
+    """Raise OSError where an object store refuses or does not answer, as a disk does."""
+    try:
+        yield
+    except (DataError, StorageError) as error:
+        raise OSError(errno.EIO, str(error)) from error
