@@ -17,6 +17,7 @@ from rich.table import Table
 from rayface.credentials import mask, masked
 from rayface.progress import Bar
 from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, PREFLIGHT_WARNINGS, RECOVERY
+from rayface.values import visible
 
 _POLL_SECONDS = 0.5
 _WARNINGS = (CHECKPOINT_FAULTS, PREFLIGHT_WARNINGS, RECOVERY)
@@ -26,6 +27,11 @@ _PLAIN_SECONDS = 15.0  # interval between lines when stderr is not a terminal
 def _console(*, stderr: bool = False, **options: Any) -> Console:
     """Return a console without markup and emoji: paths may contain [brackets] and :names: that rich would interpret."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+
+
+def _safe(text: str) -> str:
+    """Return text for a terminal: credentials masked, control characters escaped."""
+    return visible(mask(text))
 
 
 def _text_column(text: str) -> TextColumn:
@@ -42,30 +48,30 @@ def live_table() -> Iterator[Callable[[str, Mapping[str, str]], None]]:
     """Yield a function that shows a table as `result_table`, on a terminal in place of the one before."""
     console = _console()
     if not console.is_terminal:
-        yield lambda title, rows: console.print(f"{title}  {'  '.join(f'{k} {mask(v)}' for k, v in rows.items())}")
+        yield lambda title, rows: console.print(f"{title}  {'  '.join(f'{k} {_safe(v)}' for k, v in rows.items())}")
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield lambda title, rows: live.update(_table(title, rows), refresh=True)
 
 
 def _table(title: str, rows: Mapping[str, str]) -> Table:
-    title = mask(title)
+    title = _safe(title)
     table = Table(title=title, show_header=False, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, mask(value))
+        table.add_row(_safe(name), _safe(value))
     return table
 
 
 def columns(title: str, rows: Sequence[Mapping[str, str]]) -> None:
     """Print rows with the same names as a table with a header on stdout; numbers are right-aligned."""
-    table = Table(title=mask(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=_safe(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, (name, value) in enumerate(rows[0].items()):
         justify: Literal["left", "right"] = "right" if value[:1].isdecimal() else "left"
         table.add_column(name, style=None if i else "cyan", justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*masked(list(row.values())))
+        table.add_row(*map(_safe, row.values()))
     _console().print(table)
 
 
@@ -178,7 +184,7 @@ class _Follower:
         while self._notes:
             note = self._notes.pop(0)
             style = "yellow" if note.startswith("warning: ") else None
-            console.print(mask(note), style=style)
+            console.print(_safe(note), style=style)
 
     def line(self) -> str:
         """Return the newest values as one line."""

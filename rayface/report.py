@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from rayface.credentials import mask
 from rayface.files import write_file
+from rayface.values import visible
 
 # In the SVG each colour becomes the CSS variable of that name; no two may be equal.
 PALETTE = {
@@ -34,12 +35,6 @@ PALETTE = {
 }
 PNG_DPI = 200
 WIDE, HALF, TALL = (10.0, 3.6), (5.6, 3.4), (10.0, 7.2)  # inches
-
-# They could show the text beside them, such as a caption, in another order.
-_DIRECTION_MARKS = {
-    ord(mark): f"\\u{ord(mark):04x}"
-    for mark in "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-}
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ def as_svg(plot: Plot) -> Markup:
     # Matplotlib repeats ids in every figure; prefix them to keep clip paths apart on one page.
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{plot.name}-", text)
     label = f'role="img" aria-label="{escape(plot.caption)}"'
-    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: label, text, count=1).translate(_DIRECTION_MARKS)
+    text = visible(re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: label, text, count=1))
     return Markup(text)  # safe: the caption is escaped, and Matplotlib escapes text
 
 
@@ -173,6 +168,6 @@ def load_template(name: str) -> jinja2.Template:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
-        finalize=lambda value: mask(value).translate(_DIRECTION_MARKS) if type(value) is str else value,
+        finalize=lambda value: visible(mask(value)) if type(value) is str else value,
     )
     return environment.get_template(name)

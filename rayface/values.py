@@ -15,6 +15,11 @@ import yaml
 Tree = dict[str, Any]
 """Keys and values of YAML types; groups of keys are nested trees."""
 
+_DIRECTION_MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_UNSEEN = {
+    ord(sign): sign.encode("unicode_escape").decode()
+    for sign in (*(chr(code) for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"), *_DIRECTION_MARKS)
+}
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _INTEGER = re.compile(r"[-+]?\d+")
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -136,6 +141,15 @@ def guess(text: str) -> int | float | bool | str:
         return parse_number(text)
     except ValueError:
         return text
+
+
+def visible(text: str) -> str:
+    """Return text with escapes in place of control characters and direction marks.
+
+    Names of images and identities come from strangers: a terminal would obey the control characters, and direction
+    marks would reorder the text beside them.
+    """
+    return text.translate(_UNSEEN)
 
 
 def shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayface.values import guess, parse_list, parse_mapping, read_yaml, to_text
+from rayface.values import guess, parse_list, parse_mapping, read_yaml, to_text, visible
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,8 @@ def test_read_yaml_of_a_file_that_is_no_text_is_refused(tmp_path):
     file.write_bytes(b"\xff\xfe\x80")
     with pytest.raises(ValueError, match=r"a\.yaml: is not YAML"):
         read_yaml(file)
+
+
+def test_visible_of_control_characters_and_direction_marks_escapes_them():
+    assert visible("a\x1b]0;title\x07b\u202egnp.\x9b1m") == "a\\x1b]0;title\\x07b\\u202egnp.\\x9b1m"
+    assert visible("Zoë\t[/red]\n日本") == "Zoë\t[/red]\n日本"

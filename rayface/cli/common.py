@@ -10,6 +10,7 @@ import typer
 
 from rayface.credentials import mask
 from rayface.progress import Bar
+from rayface.values import visible
 
 app = typer.Typer(
     name="rayface",
@@ -151,8 +152,8 @@ def resume_mode(resume: bool, overrides: list[str] | None) -> tuple[bool | Liter
 
 
 def tell(text: object) -> None:
-    """Print a line on stderr, credentials masked."""
-    typer.echo(mask(str(text)), err=True)
+    """Print a line on stderr, credentials masked and control characters escaped."""
+    typer.echo(visible(mask(str(text))), err=True)
 
 
 def show_result(title: str, result: dict[str, Any], as_json: bool) -> None:
