@@ -554,6 +554,8 @@ class ClusteringConfig:
     """Labelled embeddings of known identities: images are assigned to these, and only the others clustered."""
     far: Fraction = 1e-3
     """Share of the images of strangers that may be assigned to a known identity."""
+    stream: bool = False
+    """Cluster only the files that are new in the folder since the last run into clustering.out; method ogmc."""
     within: bool = False
     """Split labelled identities only: images of two labels never share a cluster; small parts become noise."""
     neighbours: Positive = 40
@@ -577,6 +579,8 @@ class ClusteringConfig:
             raise ValueError("write_shards: requires clustering.data, the dataset that was embedded")
         if self.within and self.method == "ogmc":
             raise ValueError("within: true with method ogmc: must be another method, which works on neighbours")
+        if self.stream and (self.method != "ogmc" or self.data or (self.threshold is None and self.calibrate is None)):
+            raise ValueError("stream: true: must be with method ogmc, threshold or calibrate, and without data")
         if self.assign is not None and (self.within or self.method == "ogmc"):
             raise ValueError("assign: with within or method ogmc: must be without them")
         return self

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -193,7 +194,7 @@ class OnlineGaussianMixture:
         state.free[state.counters[FREE]] = identity
         state.counters[FREE] += 1
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path | BinaryIO) -> None:
         """Write settings and state as one .npz file, without pickle."""
         about = {
             "format": _FORMAT,
@@ -205,11 +206,11 @@ class OnlineGaussianMixture:
         if self._state is not None and self._index is not None:
             arrays |= in_use(self._state) | self._index.arrays()
             arrays |= {"component": self._component[: self._num_images], "indexed": self._indexed[: self._num_indexed]}
-        with atomic_stream(str(path)) as stream:
+        with atomic_stream(str(path)) if isinstance(path, str | Path) else nullcontext(path) as stream:
             np.savez(stream, allow_pickle=False, **arrays)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path | BinaryIO) -> Self:
         """Return what `save` wrote; more images may be added.
 
         Raises:

@@ -136,6 +136,7 @@ STAGES: dict[str, StageType] = {
             "calibrate",
             "assign",
             "far",
+            "stream",
             "within",
             "neighbours",
             "search",

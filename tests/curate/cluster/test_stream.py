@@ -1,0 +1,185 @@
+"""A folder that grows, clustered again and again: each file once, whatever kills the job."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rayface import config as configs
+from rayface.curate.cluster import stream as module
+from rayface.curate.cluster.result import ClusterResult
+from rayface.curate.cluster.stream import cluster_stream
+from rayface.embedding.part_file import write_part
+from rayface.job_folder import exclusive_job_folder
+from rayface.storage import DataError
+
+People = Callable[..., Any]
+Put = Callable[..., None]
+
+
+@pytest.fixture
+def put(tmp_path: Path, people: People) -> Put:
+    """A function of numbers -> writes these of six parts, of 20 persons' 480 images, into a folder."""
+    vectors, labels = people(20, 24, spread=0.6, size=64)
+
+    def put(*parts: int, folder: str = "emb", name: str = "{}") -> None:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for part in parts:
+            rows = np.arange(80 * part, 80 * part + 80)
+            batch = ([f"k{row:03d}" for row in rows], labels[rows], vectors[rows])
+            path = tmp_path / folder / f"{name.format(part)}.parquet"
+            write_part(str(path), [batch], size=64, dtype="fp32", note={})
+
+    return put
+
+
+def stream(tmp_path: Path, out: str = "out", **keys: Any) -> ClusterResult:
+    own = {"embeddings": str(tmp_path / "emb"), "out": str(tmp_path / out), "method": "ogmc", "stream": True}
+    given = {f"clustering.{key}": value for key, value in {**own, "threshold": 0.4, **keys}.items()}
+    return cluster_stream(configs.load(overrides=given))
+
+
+def written(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("stream.npz", "labels.parquet")]
+
+
+def test_stream_takes_each_file_once_however_the_folder_grows(tmp_path: Path, put: Put) -> None:
+    for part in range(6):
+        put(part)
+        assert stream(tmp_path).counts.images == 80 * (part + 1)
+    before = written(tmp_path / "out")
+    again = stream(tmp_path)
+    assert again.scores is not None
+    assert again.scores.pairwise_f > 0.97
+    assert written(tmp_path / "out") == before
+    stream(tmp_path, "whole")
+    assert written(tmp_path / "whole") == before
+    keys = pq.read_table(tmp_path / "out" / "labels.parquet")["key"].to_pylist()
+    assert keys == [f"k{row:03d}" for row in range(480)]
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_stream_killed_before_any_write_ends_with_the_same_bytes(
+    tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    put(*range(6))
+    monkeypatch.setattr(module, "_SAVE_EVERY", 100)
+    stream(tmp_path, "whole")
+    calls = []
+
+    def dying(write: Callable[..., Any]) -> Callable[..., Any]:
+        def die(*args: Any, **options: Any) -> Any:
+            calls.append(write)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return write(*args, **options)
+
+        return die
+
+    with monkeypatch.context() as patched:
+        for name in ("_taken", "atomic_stream", "write_json"):
+            patched.setattr(module, name, dying(getattr(module, name)))
+        with pytest.raises(KeyboardInterrupt):
+            stream(tmp_path)
+    stream(tmp_path)
+    assert written(tmp_path / "out") == written(tmp_path / "whole")
+
+
+def test_stream_refuses_a_file_that_changed_after_it_was_taken(tmp_path: Path, put: Put) -> None:
+    put(0, 1)
+    stream(tmp_path)
+    before = written(tmp_path / "out")
+    put(2, name="0")
+    with pytest.raises(DataError, match=r"0\.parquet: has changed since it was clustered: restore it"):
+        stream(tmp_path)
+    assert written(tmp_path / "out") == before
+    put(0)  # the same content with another time
+    assert stream(tmp_path).counts.images == 160
+
+
+def test_stream_goes_on_after_files_that_were_taken_are_deleted(tmp_path: Path, put: Put) -> None:
+    put(0, 1)
+    stream(tmp_path)
+    (tmp_path / "emb" / "0.parquet").unlink()
+    put(2)
+    assert stream(tmp_path).counts.images == 240
+
+
+def test_stream_in_three_orders_finds_nearly_the_same(tmp_path: Path, put: Put) -> None:
+    found = []
+    for seed in range(3):
+        for place, part in enumerate(np.random.default_rng(seed).permutation(6).tolist()):
+            put(part, folder=f"emb{seed}", name=f"{place}-{{}}")
+        result = stream(tmp_path, f"out{seed}", embeddings=str(tmp_path / f"emb{seed}"))
+        assert result.scores is not None
+        found.append(result.scores.pairwise_f)
+    assert min(found) > 0.97
+    assert max(found) - min(found) < 0.03
+
+
+@pytest.mark.parametrize(("bad", "message"), [(np.nan, "NaN or infinity"), (0.0, "all zeros")])
+def test_stream_of_a_bad_vector_names_its_key_and_keeps_its_state(
+    tmp_path: Path, put: Put, bad: float, message: str
+) -> None:
+    put(0)
+    stream(tmp_path)
+    before = written(tmp_path / "out")
+    x = np.ones((2, 64))
+    x[1] = bad
+    batch = (["a", "b"], np.zeros(2, np.int64), x)
+    write_part(str(tmp_path / "emb" / "9.parquet"), [batch], size=64, dtype="fp32", note={})
+    with pytest.raises(ValueError, match=f"embedding of b: .*{message}"):
+        stream(tmp_path)
+    assert written(tmp_path / "out") == before
+
+
+def test_stream_refuses_a_key_that_was_taken_before(tmp_path: Path, put: Put) -> None:
+    put(0)
+    stream(tmp_path)
+    put(0, name="copy")
+    with pytest.raises(DataError, match=r"copy\.parquet: key: 'k000': occurs twice"):
+        stream(tmp_path)
+
+
+def test_stream_of_equal_vectors_is_one_cluster(tmp_path: Path) -> None:
+    (tmp_path / "emb").mkdir()
+    batch = ([f"k{row}" for row in range(300)], np.zeros(300, np.int64), np.ones((300, 8)))
+    write_part(str(tmp_path / "emb" / "0.parquet"), [batch], size=8, dtype="fp32", note={})
+    assert stream(tmp_path).counts.clusters == 1
+
+
+def test_stream_beside_another_job_or_of_another_threshold_is_refused(tmp_path: Path, put: Put) -> None:
+    put(0)
+    stream(tmp_path)
+    with pytest.raises(DataError, match=r"was started with threshold 0.4, this job has 0.5"):
+        stream(tmp_path, threshold=0.5)
+    with (
+        exclusive_job_folder(str(tmp_path / "new"), {}, ".stream_job.json", key="clustering.out"),
+        pytest.raises(DataError, match="another process owns it"),
+    ):
+        stream(tmp_path, "new")
+
+
+def test_stream_whose_state_is_corrupt_is_refused_in_one_line(tmp_path: Path, put: Put) -> None:
+    put(0)
+    stream(tmp_path)
+    (tmp_path / "out" / "stream.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(DataError, match=r"stream.npz: is corrupt"):
+        stream(tmp_path)
+
+
+def test_stream_calibrated_on_labelled_embeddings_finds_persons(tmp_path: Path, put: Put) -> None:
+    put(0, 1, 2, 3)
+    put(4, 5, folder="known")
+    result = stream(tmp_path, threshold=None, calibrate=str(tmp_path / "known"))
+    assert result.scores is not None
+    assert result.scores.pairwise_f > 0.95
+
+
+def test_stream_without_ogmc_or_threshold_is_refused(tmp_path: Path) -> None:
+    for keys in ({"method": "average"}, {"threshold": None}):
+        with pytest.raises(ValueError, match="stream: true: must be with method ogmc"):
+            stream(tmp_path, **keys)
