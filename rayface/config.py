@@ -558,6 +558,8 @@ class ClusteringConfig:
     """Cluster only the files that are new in the folder since the last run into clustering.out; method ogmc."""
     within: bool = False
     """Split labelled identities only: images of two labels never share a cluster; small parts become noise."""
+    merge: bool = False
+    """With within: also merge the parts of several labels that are one person."""
     neighbours: Positive = 40
     """Nearest neighbours of an image that are candidates for its cluster."""
     search: Literal["auto", "exact", "lists"] = "auto"
@@ -579,6 +581,8 @@ class ClusteringConfig:
             raise ValueError("write_shards: requires clustering.data, the dataset that was embedded")
         if self.within and self.method == "ogmc":
             raise ValueError("within: true with method ogmc: must be another method, which works on neighbours")
+        if self.merge and not self.within:
+            raise ValueError("merge: true: must be with within, which finds the parts of labels")
         if self.stream and (self.method != "ogmc" or self.data or (self.threshold is None and self.calibrate is None)):
             raise ValueError("stream: true: must be with method ogmc, threshold or calibrate, and without data")
         if self.assign is not None and (self.within or self.method == "ogmc"):

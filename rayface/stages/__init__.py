@@ -138,6 +138,7 @@ STAGES: dict[str, StageType] = {
             "far",
             "stream",
             "within",
+            "merge",
             "neighbours",
             "search",
             "probes",

@@ -21,7 +21,8 @@ from rayface.curate.affinity import base_cosine
 from rayface.curate.cluster.assign import Assignment, assign
 from rayface.curate.cluster.clustered_dataset import write_clustered
 from rayface.curate.cluster.inverted_lists import find_listed_neighbours
-from rayface.curate.cluster.methods import METHODS
+from rayface.curate.cluster.label_noise import label_noise
+from rayface.curate.cluster.methods import METHODS, merged_clusters
 from rayface.curate.cluster.metrics import NOISE, cluster_scores
 from rayface.curate.cluster.neighbours import Neighbours, no_neighbours
 from rayface.curate.cluster.report import write_report
@@ -132,6 +133,7 @@ def _opened(config: Config) -> _Inputs:
     job = {
         **{name: asdict(settings)[name] for name in names},
         **search,
+        **({"merge": True} if settings.merge else {}),
         **({"assign": known.digest, "far": settings.far} if known else {}),
         "embeddings": source.digest,
         "calibrate": labelled.digest if labelled else None,
@@ -174,6 +176,7 @@ def _clustered(config: Config, inputs: _Inputs, output: JobOutput) -> ClusterRes
         base=base_cosine(units, threshold),
         neighbour_recall=recall,
         assigned=assigned.counts if assigned else None,
+        label_noise=label_noise(neighbours, labels, clusters, threshold) if settings.within else None,
         counts=counts_of(clusters),
         scores=cluster_scores(labels, clusters) if labels.min() < labels.max() else None,
         stage_seconds=laps.seconds,
@@ -197,7 +200,10 @@ def _neighbours(settings: ClusteringConfig, vectors: UnitVectors) -> tuple[Neigh
 def _clusters(settings: ClusteringConfig, own: _Set, threshold: float, assigned: Assignment | None) -> Ints:
     """Return the cluster (N,) of each image, numbered by first image; -1: noise."""
     if settings.within:
-        own = replace(own, neighbours=own.neighbours.within(own.labels))
+        parts = _cluster(settings.method, replace(own, neighbours=own.neighbours.within(own.labels)), threshold)
+        if settings.merge:
+            parts = merged_clusters(own.vectors, own.neighbours, threshold, parts)
+        return _without_noise(parts, settings.min_images)
     if assigned is None:
         return _without_noise(_cluster(settings.method, own, threshold), settings.min_images)
     is_known, count = assigned.identity >= 0, len(own.labels)

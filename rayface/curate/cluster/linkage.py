@@ -16,20 +16,29 @@ from rayface.curate.affinity import RATIO, Scale, affinity, cohesion, dot
 from rayface.curate.cluster.neighbours import Edges, unique_edges
 
 
-def linked(vectors: Floats, edges: Edges, scale: Scale) -> Ints:
+def linked(vectors: Floats, edges: Edges, scale: Scale, start: Ints | None = None) -> Ints:
     """Return the cluster (N,) of each image, numbered by first image.
 
     Args:
         vectors: (N, D) of length 1.
         edges: candidates, for example `Neighbours.edges(threshold)`.
         scale: of `scale_of(threshold, ...)`.
+        start: clusters (N,) to merge; None: single images.
 
     Memory: 4 * D + 40 bytes per image, 40 per edge.
     """
     sums = np.array(vectors, np.float32)
     sizes, cohesions = np.ones(len(sums)), np.full(len(sums), scale.expected)
     cluster = np.arange(len(sums))
-    edges = _linking(edges, ((edges.values - scale.base) / scale.expected).astype(np.float32))
+    if start is None:
+        edges = _linking(edges, ((edges.values - scale.base) / scale.expected).astype(np.float32))
+    else:
+        names, cluster = np.unique(start, return_inverse=True)
+        sums, sizes = np.zeros((len(names), sums.shape[1]), np.float32), np.bincount(cluster).astype(float)
+        np.add.at(sums, cluster, vectors)
+        cohesions = _cohesions(sums, np.arange(len(names)), sizes, scale)
+        edges = unique_edges(cluster[edges.a], cluster[edges.b], edges.values)
+        edges = _linking(edges, _affinities(sums, sizes, cohesions, edges.a, edges.b, scale))
     while len(edges.a):
         a, b = _mutual_best(edges, len(sums))
         sums[a] += sums[b]

@@ -60,6 +60,12 @@ def density(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
     return _connected(_graph(rows, others[rows, higher[rows].argmax(axis=1)], len(vectors)))
 
 
+def merged_clusters(vectors: Floats, neighbours: Neighbours, threshold: float, clusters: Ints) -> Ints:
+    """Return the clusters (N,) after merging those that are one person, as `cohesive` does with single images."""
+    scale = scale_of(threshold, base_cosine(vectors, threshold))
+    return linked(vectors, neighbours.edges(threshold), scale, clusters)
+
+
 METHODS: dict[str, Method] = {"cohesive": cohesive, "average": average, "components": components, "density": density}
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from rayface.arrays import Ints
 from rayface.curate.cluster.assign import AssignCounts
+from rayface.curate.cluster.label_noise import LabelNoise
 from rayface.curate.cluster.metrics import NOISE, ClusterScores
 from rayface.curate.prune.result import DatasetCounts, JobFacts, Tracked, Values, has_dataset, has_rows
 from rayface.job_folder import read_job_result
@@ -60,6 +61,7 @@ class ClusterResult:
         base: median cosine of random pairs below the threshold, that of two persons.
         neighbour_recall: share of the exact neighbours of some images that the search found; None: it was exact.
         assigned: images of known identities; None without clustering.assign.
+        label_noise: estimated, with clustering.within; else None.
         scores: against the labels of the embeddings, if these are of two identities or more.
         tracked: tracking of the job that has just run; None if the result already existed.
         folder: output folder of the job; not part of cluster.json.
@@ -74,6 +76,7 @@ class ClusterResult:
     stage_seconds: dict[str, float]
     neighbour_recall: float | None = None
     assigned: AssignCounts | None = None
+    label_noise: LabelNoise | None = None
     dataset: DatasetCounts | None = None
     job: JobFacts
     tracked: Tracked | None = None
@@ -91,6 +94,7 @@ class ClusterResult:
         known["job"] = JobFacts(**known["job"])
         known["scores"] = ClusterScores(**known["scores"]) if known["scores"] else None
         known["assigned"] = AssignCounts(**known["assigned"]) if known.get("assigned") else None
+        known["label_noise"] = LabelNoise(**known["label_noise"]) if known.get("label_noise") else None
         known["dataset"] = DatasetCounts(**known["dataset"]) if known["dataset"] else None
         return cls(**known)
 
