@@ -17,13 +17,21 @@ MAX_POINTS = 1500  # curves are thinned to about this number of points
 SMOOTHING_WINDOW = 0.04  # window of the moving mean, as a fraction of a curve's points
 
 
-def draw_curves(metrics: Mapping[str, Series], evaluation: Sequence[Plot] = ()) -> list[Plot]:
+def draw_curves(
+    metrics: Mapping[str, Series],
+    evaluation: Sequence[Plot] = (),
+    *,
+    pair_set: str = "",
+    chance: float | None = None,
+) -> list[Plot]:
     """Draw the curves of `metrics`, in the order of a report; skip curves without points.
 
     Args:
         metrics: result of `read_metrics`; the prefix of a name is ignored: `train/loss` is the loss. Figures below
             another one, `eval/tar_at_far/1e-03`, are not drawn.
         evaluation: plots of the last validation, which follow the accuracy.
+        pair_set: name of what the accuracy was measured on.
+        chance: accuracy of guesses, drawn as a line.
     """
     curves: dict[str, NDArray[np.float64]] = {}
     for name, points in metrics.items():
@@ -33,7 +41,9 @@ def draw_curves(metrics: Mapping[str, Series], evaluation: Sequence[Plot] = ()) 
     if (curve := curves.get("loss")) is not None:
         plots.append(Plot("loss", "Loss", _loss(*curve), wide=True))
     if (curve := curves.get("accuracy")) is not None:
-        plots.append(Plot("accuracy", "Verification accuracy", _accuracy(*curve)))
+        plots.append(
+            Plot("accuracy", f"Accuracy on {pair_set or 'the validation'}", _accuracy(curve[0], curve[1], chance))
+        )
     plots += evaluation
     if {"loss", "loss_mean", "detector", "threshold", "lr"} <= curves.keys():
         plots.append(Plot("schedule", "Loss, how fast it falls, learning rate", _schedule(curves), wide=True))
@@ -120,10 +130,14 @@ def _throughput(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figu
     return figure
 
 
-def _accuracy(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
+def _accuracy(steps: NDArray[np.float64], values: NDArray[np.float64], chance: float | None) -> Figure:
     figure, axes = _step_axes(HALF, "accuracy", steps)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
     axes.plot(steps, values, color=PALETTE["green"], linewidth=2, marker="o", markersize=5, clip_on=False)
+    if chance is not None:
+        label = f"chance {chance:.0%}"
+        axes.axhline(chance, color=PALETTE["muted"], linewidth=1.2, linestyle=(0, (4, 3)), label=label)
+        add_legend(axes)
     axes.margins(y=0.18)
     axes.annotate(
         f"{values[-1]:.1%}",

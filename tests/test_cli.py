@@ -64,7 +64,7 @@ def test_synth_of_a_set_is_checked_and_not_overwritten(call, tmp_path):
     out_dir = tmp_path / "set"
     code, out, _ = call("synth", out_dir, "--identities=3", "--images-per-identity=4", "--json")
     assert code == 0
-    counts = {"images": 12, "identities": 3, "identities_with_images": 3, "shards": 1, "faults": 0}
+    counts = {"images": 12, "identities": 3, "label_space": 3, "shards": 1, "faults": 0}
     assert json.loads(out) == {"dataset": str(out_dir), **counts}
     code, out, _ = call("check", out_dir, "--deep")
     assert code == 0

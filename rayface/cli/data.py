@@ -32,8 +32,8 @@ def check(
     facts = {
         "dataset": directory,
         "images": report.num_images,
-        "identities": report.num_classes,
-        "identities_with_images": report.num_classes_with_images,
+        "identities": report.num_classes_with_images,
+        "label_space": report.num_classes,
         "shards": len(report.shards),
         "bytes": report.num_bytes,
         "keys": "unique" if report.shared_key is None else f"SHARD/KEY, as several shards have {report.shared_key}",

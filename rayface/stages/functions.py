@@ -65,8 +65,8 @@ def _facts(dataset: Any, out: str | None) -> Result:
     return {
         "dataset": out,
         "images": dataset.num_images,
-        "identities": dataset.num_classes,
-        "identities_with_images": dataset.num_classes_with_images,
+        "identities": dataset.num_classes_with_images,
+        "label_space": dataset.num_classes,
         "shards": len(dataset.shards),
         "faults": len(dataset.faults),
     }

@@ -11,6 +11,9 @@ from rayface.training.run_directory import RunDirectory
 from rayface.training.run_messages import Values
 from rayface.version import VERSION
 
+CHANCE = 0.5
+"""Accuracy of guesses: half of the pairs are of one person."""
+
 
 def write_report(
     run: RunDirectory,
@@ -30,7 +33,15 @@ def write_report(
         refresh: seconds after which an open page loads itself again; 0: never, the run has ended, and its figures are
             also written as PNG.
     """
-    plots = draw_curves(metrics, evaluation_plots(evaluation or {}, "at the last step"))
+    content = evaluation or {}
+    figures: Values = next(iter(content.get("protocols", {}).values()), {})
+    curves: Values = next(iter(content.get("curves", {}).values()), {})
+    plots = draw_curves(
+        metrics,
+        evaluation_plots(content, "at the last validation" if refresh else "at the last step"),
+        pair_set=curves.get("name", ""),
+        chance=CHANCE if "accuracy_mean" in figures else None,
+    )
     if not refresh:
         write_pngs(run.plots, plots)
     page = load_template("report.html").render(

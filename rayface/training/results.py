@@ -82,12 +82,12 @@ def write_results(run: RunDirectory, dataset: Dataset, *, seconds: float) -> Tra
     from rayface.training.report import write_report  # matplotlib: not at the start of a run
 
     evaluation = run.read_evaluation() if accuracy else None
-    write_report(run, metrics=metrics, table=_table(result, dataset), evaluation=evaluation)
+    write_report(run, metrics=metrics, table=_table(result, dataset, evaluation or {}), evaluation=evaluation)
     run.write_result(result.for_file())  # last, because it marks the run as finished
     return result
 
 
-def _table(result: TrainResult, dataset: Dataset) -> list[tuple[str, str]]:
+def _table(result: TrainResult, dataset: Dataset, evaluation: Values) -> list[tuple[str, str]]:
     rows = [
         ("data", data_text(dataset)),
         ("steps", f"{result.steps:,}"),
@@ -100,5 +100,7 @@ def _table(result: TrainResult, dataset: Dataset) -> list[tuple[str, str]]:
         mean, std = result.evaluation["accuracy_mean"], result.evaluation["accuracy_std"]
         low, high = result.evaluation.get("accuracy_interval") or (None, None)
         interval = "" if low is None or high is None else f" [{low:.2%}, {high:.2%}]"
-        rows.insert(0, ("accuracy", f"{mean:.2%} ± {std:.2%}{interval}{before}"))
+        curves: Values = next(iter(evaluation.get("curves", {}).values()), {})
+        measured = f"accuracy on {curves['name']}" if "name" in curves else "accuracy"
+        rows.insert(0, (measured, f"{mean:.2%} ± {std:.2%}{interval}{before} (chance: 50 %)"))
     return rows

@@ -2,8 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +11,22 @@ import optuna
 import plotly.graph_objects as go
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
+from plotly.colors import sample_colorscale
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 from rayface.report import PALETTE, PNG_DPI, WIDE, add_legend, new_axes
-from rayface.tuning.search_space import Parameter
+from rayface.tuning.heat_map import HeatMap, heat_map
 from rayface.tuning.spec import Spec
 
-_NUM_BINS = 5  # bins of a range in a heat map
 _PARALLEL = "Parallel coordinates"
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Mean of the first objective per bin of two parameters.
-
-    Attributes:
-        x, y: config keys of the parameters.
-        x_labels, y_labels: labels of the bins.
-        means, counts: (len(y_labels), len(x_labels)); means are NaN in bins without trials.
-    """
-
-    x: str
-    y: str
-    x_labels: list[str]
-    y_labels: list[str]
-    means: NDArray[np.float64]
-    counts: NDArray[np.int64]
-
-
-def heat_map(trials: list[FrozenTrial], space: dict[str, Parameter], x: str, y: str) -> HeatMap:
-    """Bin the complete trials that have both parameters: one bin per choice, five equal bins per range."""
-    (x_labels, x_place), (y_labels, y_place) = _cells(space[x]), _cells(space[y])
-    sums, counts = np.zeros((len(y_labels), len(x_labels))), np.zeros((len(y_labels), len(x_labels)), np.int64)
-    for trial in trials:
-        if x in trial.params and y in trial.params:
-            place = y_place(trial.params[y]), x_place(trial.params[x])
-            sums[place] += trial.values[0]
-            counts[place] += 1
-    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-    return HeatMap(x, y, x_labels, y_labels, means, counts)
+# Blues without its palest third, which cannot be seen on a white page, nor inverted on a dark one.
+_BLUES = ("#9ecae1", "#4292c6", "#08306b")
+_SCALE = [[k / 2, colour] for k, colour in enumerate(_BLUES)]
 
 
 def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
@@ -69,12 +39,13 @@ def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
     if len(complete) > 1:
         views: Any = optuna.visualization
         if len(names) in (2, 3):
-            drawn.append(("Pareto front", True, views.plot_pareto_front(study, target_names=names)))
-        drawn.append(("History", True, views.plot_optimization_history(first, target_name=names[0])))
+            drawn.append(("Pareto front", True, _front(views.plot_pareto_front(study, target_names=names))))
+        history = views.plot_optimization_history(first, target_name=names[0])
+        drawn.append(("History", True, history.update_xaxes(**_whole_numbers(len(first.get_trials(deepcopy=False))))))
         if _varied(complete):
             if found := _importance(first, complete):
                 drawn.append(("Parameter importance", True, _importances(found, names[0])))
-            drawn.append((_PARALLEL, True, _parallel(first, complete, names[0])))
+            drawn.append((_PARALLEL, True, _parallel(first, complete, names[0], dark_is_high)))
         drawn += [
             (f"{h.x} and {h.y}", False, _plotly_heat_map(h, names[0], dark_is_high)) for h in _heat_maps(complete, spec)
         ]
@@ -107,6 +78,9 @@ def write_pngs(study: optuna.Study, spec: Spec, folder: Path) -> None:
         with matplotlib.rc_context(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             views.plot_parallel_coordinate(first, target_name=name).set_title("")
+            for axes in plt.gcf().axes:
+                for lines in axes.collections:
+                    lines.set_cmap(_colours(best is max))
             plt.gcf().set_size_inches(10, 4.5)
             plt.savefig(folder / "parallel_coordinates.png", dpi=PNG_DPI, bbox_inches="tight")
             plt.close("all")
@@ -152,6 +126,20 @@ def _importance(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, flo
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
+def _whole_numbers(count: int) -> dict[str, int]:
+    """Return the ticks of an axis of `count` trials: no trial has the number 0.5."""
+    return {"tick0": 0, "dtick": max(1, -(-count // 10))}
+
+
+def _front(figure: go.Figure) -> go.Figure:
+    """Return Optuna's Pareto front with points that can be seen, and whole numbers of trials."""
+    for trace in figure.data:
+        best = "best" in str(trace.marker.colorbar.title.text).lower()  # in reds, as Optuna has them
+        scale = [[0, "#fc9272"], [1, "#a50f15"]] if best else _SCALE
+        trace.marker.update(colorscale=scale, size=9, colorbar=_whole_numbers(len(trace.x or ())))
+    return figure
+
+
 def _importances(found: dict[str, float], name: str) -> go.Figure:
     found = dict(reversed(found.items()))
     figure = go.Figure(go.Bar(x=list(found.values()), y=list(found), orientation="h", marker_color=PALETTE["blue"]))
@@ -159,8 +147,9 @@ def _importances(found: dict[str, float], name: str) -> go.Figure:
     return figure
 
 
-def _parallel(study: optuna.Study, trials: list[FrozenTrial], name: str) -> go.Figure:
+def _parallel(study: optuna.Study, trials: list[FrozenTrial], name: str, dark_is_high: bool) -> go.Figure:
     figure = optuna.visualization.plot_parallel_coordinate(study, target_name=name)
+    _recolour(figure, dark_is_high)
     keys = sorted(set().union(*(trial.params for trial in trials)))
     short = [key.rpartition(".")[2] for key in keys]
     labels = [label if short.count(label) == 1 else key for key, label in zip(keys, short, strict=True)]
@@ -169,20 +158,17 @@ def _parallel(study: optuna.Study, trials: list[FrozenTrial], name: str) -> go.F
     return figure
 
 
-def _cells(parameter: Parameter) -> tuple[list[str], Callable[[Any], int]]:
-    values = parameter.grid()
-    if values is not None and (parameter.choices is not None or len(values) <= 2 * _NUM_BINS):
-        return [_text(value) for value in values], lambda value: _nearest(values, value)
-    low, high = float(parameter.low or 0), float(parameter.high or 0)
-    edges = np.geomspace(low, high, _NUM_BINS + 1) if parameter.log else np.linspace(low, high, _NUM_BINS + 1)
-    labels = [f"{a:.2g} to {b:.2g}" for a, b in pairwise(edges)]
-    return labels, lambda value: int(np.clip(np.searchsorted(edges, value, side="right") - 1, 0, _NUM_BINS - 1))
-
-
-def _nearest(values: tuple[Any, ...], value: Any) -> int:
-    if value in values:
-        return values.index(value)
-    return int(np.argmin([abs(float(other) - float(value)) for other in values]))
+def _recolour(figure: go.Figure, dark_is_high: bool) -> None:
+    """Colour the lines of Optuna's parallel coordinates so that the palest can be seen too."""
+    for trace in figure.data:
+        if trace.type == "parcoords":  # of older versions of Optuna
+            trace.line.colorscale = _SCALE
+        elif trace.mode == "lines":  # on the first axis, from 0 to 1, is the objective
+            place = trace.y[0] if dark_is_high else 1 - trace.y[0]
+            trace.line.update(color=sample_colorscale(_SCALE, [place])[0], width=2)
+            trace.opacity = 0.9
+        else:
+            trace.marker.colorscale = _SCALE
 
 
 def _heat_maps(trials: list[FrozenTrial], spec: Spec) -> list[HeatMap]:
@@ -206,7 +192,7 @@ def _plotly_heat_map(drawn: HeatMap, name: str, dark_is_high: bool) -> go.Figure
             text=texts,
             texttemplate="%{text}",
             textfont={"size": 11},
-            colorscale="Blues",
+            colorscale=_SCALE,
             reversescale=not dark_is_high,
             colorbar={"title": {"text": name, "side": "right"}, "thickness": 14},
             xgap=2,
@@ -215,8 +201,9 @@ def _plotly_heat_map(drawn: HeatMap, name: str, dark_is_high: bool) -> go.Figure
     )
     axis = {"type": "category", "showgrid": False, "automargin": True}
     x, y = ([*axis_labels] for axis_labels in (drawn.x_labels, drawn.y_labels))
+    narrow = {"tickvals": x, "ticktext": [label.replace(" to ", "<br>to ") for label in x], "tickangle": 0}
     figure.update_layout(
-        xaxis={**axis, "title": drawn.x, "categoryarray": x, "range": [-0.5, len(x) - 0.5]},
+        xaxis={**axis, **narrow, "title": drawn.x, "categoryarray": x, "range": [-0.5, len(x) - 0.5]},
         yaxis={**axis, "title": drawn.y, "categoryarray": y, "range": [-0.5, len(y) - 0.5]},
     )
     return figure
@@ -237,8 +224,10 @@ def _matplotlib_heat_map(drawn: HeatMap, name: str, dark_is_high: bool) -> Figur
     figure = Figure(figsize=(7, 4.6), facecolor=PALETTE["surface"], layout="constrained")
     axes = figure.add_subplot()
     axes.set_facecolor(PALETTE["grid"])
-    image = axes.imshow(drawn.means, cmap="Blues" if dark_is_high else "Blues_r", aspect="auto", origin="lower")
-    axes.set_xticks(range(len(drawn.x_labels)), drawn.x_labels, fontsize=8)
+    image = axes.imshow(drawn.means, cmap=_colours(dark_is_high), aspect="auto", origin="lower")
+    axes.set_xticks(
+        range(len(drawn.x_labels)), [label.replace(" to ", "\nto ") for label in drawn.x_labels], fontsize=8
+    )
     axes.set_yticks(range(len(drawn.y_labels)), drawn.y_labels, fontsize=8)
     axes.set_xlabel(drawn.x, color=PALETTE["muted"])
     axes.set_ylabel(drawn.y, color=PALETTE["muted"])
@@ -250,6 +239,10 @@ def _matplotlib_heat_map(drawn: HeatMap, name: str, dark_is_high: bool) -> Figur
             axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
     figure.colorbar(image, label=name)
     return figure
+
+
+def _colours(dark_is_high: bool) -> LinearSegmentedColormap:
+    return LinearSegmentedColormap.from_list("blues", _BLUES if dark_is_high else _BLUES[::-1])
 
 
 def _bars(values: dict[str, float], name: str) -> Figure:
@@ -272,12 +265,8 @@ def _html(figure: go.Figure) -> Markup:
         margin={"t": 30, "r": 20, "b": 50, "l": 50},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         paper_bgcolor="rgba(0,0,0,0)",  # transparent: the page is light or dark
-        plot_bgcolor=PALETTE["grid"] if isinstance(figure.data[0], go.Heatmap) else "rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",  # cells without trials too
         font={"family": "system-ui, sans-serif", "color": PALETTE["ink"]},
     )
     options = {"responsive": True, "displayModeBar": False}
     return Markup(to_html(figure, full_html=False, include_plotlyjs=False, config=options, default_height=420))
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -20,7 +20,7 @@ def test_draw_of_settings_makes_a_dataset_and_returns_its_facts(tmp_path: Path) 
         "dataset": str(tmp_path / "set"),
         "images": 6,
         "identities": 3,
-        "identities_with_images": 3,
+        "label_space": 3,
         "shards": 1,
         "faults": 0,
     }

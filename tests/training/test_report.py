@@ -88,6 +88,18 @@ def test_write_report_page_in_a_browser_is_drawn(tmp_path, metrics, browser):
     assert Page(seen.dom).tags.count("svg") == 6
 
 
+def test_write_report_of_pairs_names_their_set_and_draws_chance(tmp_path, metrics):
+    named = {"name": "lfw", **ROC}
+    content = {"protocols": {"pairs": {"accuracy_mean": 0.9, "tar_at_far": {}}}, "curves": {"pairs": named}}
+    words = Page(report_of(tmp_path, metrics=metrics, table=[], evaluation=content).read_text()).words
+    assert "Accuracy on lfw" in words
+    assert "ROC of lfw at the last step" in words
+    assert "chance 50%" in words
+    content["protocols"] = {"templates": {"tar_at_far": {}}}
+    page = report_of(tmp_path, metrics=metrics, table=[], evaluation=content)
+    assert "chance 50%" not in Page(page.read_text()).words
+
+
 def test_write_report_of_a_schedule_that_follows_the_loss_draws_it(tmp_path, metrics):
     values = np.linspace(1, 0, 54)
     followed = {"loss_mean": values, "detector": values[2:], "threshold": [0.3]}

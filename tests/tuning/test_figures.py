@@ -1,46 +1,15 @@
 """Figures of a study: cells of heat maps, what is drawn on the page, what is written as pictures."""
 
+import re
+
 import cv2
-import numpy as np
 import optuna
 import pytest
 
-from rayface.tuning.figures import draw, heat_map, write_pngs
+from rayface.tuning.figures import draw, write_pngs
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Objective, Spec
 from tests.tuning.searched_studies import ended_trial
-
-
-def test_heat_map_of_choices_and_a_log_range_has_means_and_counts_of_its_cells():
-    space = {"lr": Parameter(low=0.01, high=1000.0, log=True), "name": Parameter(choices=("a", "b"))}
-    trials = [
-        ended_trial(1.0, lr=0.02, name="a"),
-        ended_trial(3.0, lr=0.05, name="a"),
-        ended_trial(5.0, lr=100.0, name="b"),
-        ended_trial(9.0, lr=1.0),
-    ]
-    drawn = heat_map(trials, space, "lr", "name")
-    assert drawn.x_labels == ["0.01 to 0.1", "0.1 to 1", "1 to 10", "10 to 1e+02", "1e+02 to 1e+03"]
-    assert drawn.y_labels == ["a", "b"]
-    assert drawn.counts.tolist() == [[2, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
-    assert drawn.means[0, 0] == 2.0
-    assert drawn.means[1, 4] == 5.0
-    assert np.isnan(drawn.means).sum() == 8
-
-
-def test_heat_map_of_a_stepped_range_has_a_cell_for_each_value_and_takes_the_nearest():
-    space = {"a": Parameter(low=0.1, high=0.3, step=0.1), "b": Parameter(low=1, high=100)}
-    drawn = heat_map([ended_trial(2.0, a=0.1 + 0.2, b=100.0)], space, "a", "b")
-    assert drawn.x_labels == ["0.1", "0.2", "0.3"]
-    assert len(drawn.y_labels) == 5
-    assert drawn.counts[-1].tolist() == [0, 0, 1]
-
-
-def test_heat_map_without_trials_has_no_means():
-    space = {"a": Parameter(choices=(1, 2)), "b": Parameter(choices=("x",))}
-    drawn = heat_map([], space, "a", "b")
-    assert drawn.counts.tolist() == [[0, 0]]
-    assert np.isnan(drawn.means).all()
 
 
 @pytest.fixture
@@ -114,3 +83,21 @@ def test_write_pngs_of_complete_trials_writes_what_the_page_shows(trials, tmp_pa
 def test_write_pngs_of_one_trial_writes_none(trials, tmp_path):
     write_pngs(study_of(trials[:1]), spec_of(), tmp_path / "plots")
     assert list((tmp_path / "plots").iterdir()) == []
+
+
+def test_draw_of_the_worst_trial_can_be_seen(trials):
+    drawn = {figure["caption"]: str(figure["html"]) for figure in draw(study_of(trials), spec_of())}
+    lines = re.findall(r'"line":\{"color":"rgb\((\d+), (\d+), (\d+)\)', drawn["Parallel coordinates"])
+    assert len(lines) == 3
+    assert all(min(map(int, line)) < 200 for line in lines)  # on white, and inverted on black
+
+
+def test_draw_of_few_trials_has_whole_numbers_on_the_axis(trials):
+    drawn = {figure["caption"]: str(figure["html"]) for figure in draw(study_of(trials), spec_of())}
+    assert '"dtick":1' in drawn["History"]
+
+
+def test_draw_of_cells_without_trials_leaves_the_page_show_through(trials):
+    drawn = draw(study_of(trials), spec_of(heatmaps=(("optim.lr", "head.scale"),)))[-1]["html"]
+    assert '"plot_bgcolor":"rgba(0,0,0,0)"' in drawn
+    assert "\\u003cbr\\u003eto " in drawn  # the label of a bin takes two lines

@@ -36,14 +36,24 @@ def dropped_sheet(identities: Sequence[Identity], names: Mapping[int, str]) -> S
     """Return the sheet of kept images with those dropped for them; without pairs, of kept and dropped images."""
     rows: list[Row] = []
     for identity in identities:
-        kept, total = np.count_nonzero(identity.kept), len(identity.kept)
+        kept, total = int(np.count_nonzero(identity.kept)), len(identity.kept)
         if kept < total and len(rows) < _ROWS:
-            rows.append(Row(who=f"{_name(identity.label, names)}: {kept} of {total} kept", groups=_groups(identity)))
+            groups = _groups(identity)
+            shown = [sum(face.kind == kind for group in groups for face in group) for kind in ("kept", "dropped")]
+            who = f"{_name(identity.label, names)}: {kept} of {total} kept{_not_shown(kept, total - kept, *shown)}"
+            rows.append(Row(who=who, groups=groups))
     return Sheet(
         title="Kept and dropped",
         caption="Green: kept. Orange: dropped for the first image of its group, with the cosine of the two.",
         rows=rows,
     )
+
+
+def _not_shown(kept: int, dropped: int, kept_shown: int, dropped_shown: int) -> str:
+    """Return how many images a row leaves out, "" if it shows all that the counts say."""
+    hidden = [(kept - kept_shown, "kept"), (dropped - dropped_shown, "dropped")]
+    parts = [f"{count:,} {kind}" for count, kind in hidden if count]
+    return f"; not shown: {' and '.join(parts)}" if parts else ""
 
 
 def _groups(identity: Identity) -> list[list[Face]]:

@@ -54,6 +54,8 @@ class CheckpointContents:
     folder: AnyPath
     faults: list[str]
     progress: Progress | None = None
+    accuracy: float | None = None
+    """Accuracy of the validation at this very step; None if there was none."""
     num_bytes: int = 0
     config: dict[str, object] = field(default_factory=dict)
     """Values of the shown config keys."""
@@ -73,7 +75,9 @@ class CheckpointContents:
             "checkpoint": str(self.folder),
             "whole": True,
             "faults": [],
-            **{key: progress[key] for key in ("step", "total_steps", "accuracy", *_SHOWN_STATE)},
+            **{key: progress[key] for key in ("step", "total_steps")},
+            "accuracy": self.accuracy,
+            **{key: progress[key] for key in _SHOWN_STATE},
             "damaged_samples": sum(fault[-1] for fault in self.progress.faults),
             "bytes": self.num_bytes,
             "config": self.config,
@@ -125,10 +129,21 @@ def show(directory: AnyPath) -> CheckpointContents:
         folder=folder,
         faults=[],
         progress=progress,
+        accuracy=_measured(run, progress),
         num_bytes=sum(path.stat().st_size for path in folder.iterdir()),
         config={key: flat[key] for key in configs.SHOWN if key in flat},
         tensors=tensors,
     )
+
+
+def _measured(run: RunDirectory, progress: Progress) -> float | None:
+    """Return the accuracy of the validation at a checkpoint's step.
+
+    The checkpoint's own accuracy is that of the validation before it, which may be of an earlier step; at the last step
+    of a run it is also older than the final validation.
+    """
+    measured = {step: value for step, value, _ in run.read_metrics().get("eval/accuracy", ())}
+    return measured.get(progress.step)
 
 
 def export(directory: AnyPath, out: str | Path) -> dict[str, str | int]:
@@ -140,14 +155,15 @@ def export(directory: AnyPath, out: str | Path) -> dict[str, str | int]:
         ValueError: the checkpoint is corrupt, or its run has no config.yaml.
     """
     folder = valid_checkpoint(directory)
-    config = RunDirectory(folder.absolute().parent.parent).read_config()
+    run = RunDirectory(folder.absolute().parent.parent)
+    config = run.read_config()
     net = config.backbone
     backbone = build_backbone(
         net.name, embedding_size=net.embedding_size, image_size=config.data.image_size, width=net.width
     )
     network = Progress.read(folder).network
     progress = _load(folder, {f"{network}.{name}": tensor for name, tensor in backbone.state_dict().items()})
-    accuracy, dataset = progress.accuracy, progress.dataset
+    accuracy, dataset = _measured(run, progress), progress.dataset
     if dataset is None:
         raise ValueError(f"DIR {folder}: does not name its training data: must be of a run: export another checkpoint")
     with staged_folder(out, "out") as local:

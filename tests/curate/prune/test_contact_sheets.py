@@ -55,6 +55,15 @@ def test_dropped_sheet_of_a_method_without_pairs_shows_kept_and_dropped_images()
     assert shown == [[("a", "kept", "kept")], [("b", "not selected", "dropped")]]
 
 
+def test_dropped_sheet_of_a_large_identity_says_how_many_are_not_shown(monkeypatch) -> None:
+    monkeypatch.setattr(contact_sheets, "_FACES_A_ROW", 4)
+    kept = [True, False, False, True, True, True]
+    (row,) = dropped_sheet([identity(kept, [None, "a", "a", None, None, None])], {}).rows
+    faces = [face for group in row.groups for face in group]
+    assert row.who == "label 4: 4 of 6 kept; not shown: 2 kept"
+    assert len(faces) == 4
+
+
 def test_dropped_sheet_of_many_identities_is_bounded_and_leaves_out_whole_ones() -> None:
     whole, pruned = identity([True, True], [None, None]), identity([True, False], [None, "a"])
     assert dropped_sheet([whole], {}).rows == []

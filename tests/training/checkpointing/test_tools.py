@@ -21,6 +21,7 @@ from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing import tools as checkpoint_tools
 from rayface.training.checkpointing.progress import DatasetFacts, Progress
+from rayface.training.run_directory import RunDirectory
 
 NUM_CLASSES = 7
 FULL = torch.arange(NUM_CLASSES * 3.0).view(NUM_CLASSES, 3)
@@ -45,6 +46,9 @@ def run(tmp_path):
     state["head.centers"] = RowShard.of(FULL.clone(), 0, NUM_CLASSES)
     for step in (3, 6):
         checkpoint.save(run, state, progress(step), keep=2)
+    journal = RunDirectory(run).worker_journal()
+    for step, accuracy in ((4, 0.75), (6, 0.875)):
+        journal.metrics({"eval/accuracy": accuracy}, step)
     return run
 
 
@@ -61,13 +65,20 @@ def damage(folder: Path) -> None:
 def test_show_of_a_valid_checkpoint_names_step_config_and_tensors(run):
     shown = json.loads(invoke("show", run, "--json"))
     assert shown["checkpoint"].endswith("step_00000006")
-    assert (shown["step"], shown["total_steps"], shown["accuracy"], shown["whole"]) == (6, 9, 0.75, True)
+    assert (shown["step"], shown["total_steps"], shown["accuracy"], shown["whole"]) == (6, 9, 0.875, True)
     assert shown["config"]["backbone.name"] == "mini"
     assert shown["tensors"]["head.centers"] == {"shape": [7, 3], "dtype": "float32", "bytes": 84}
     assert sum(name.startswith("backbone.") for name in shown["tensors"]) > 8
     text = invoke("show", run / "checkpoints" / "step_00000003")
     assert "(7, 3) float32, 84 bytes" in text
     assert "tensors," in text
+
+
+def test_show_of_a_checkpoint_between_validations_has_no_accuracy(run, tmp_path):
+    folder = run / "checkpoints" / "step_00000003"
+    assert json.loads(invoke("show", folder, "--json"))["accuracy"] is None
+    invoke("export", folder, "--out", tmp_path / "model")
+    assert load_model(tmp_path / "model").info.metrics == {}
 
 
 def test_show_of_a_corrupt_checkpoint_says_so(run):
@@ -97,7 +108,7 @@ def test_export_of_a_checkpoint_gives_the_backbone_as_a_model(run, tmp_path):
     for name, tensor in wanted.state_dict().items():
         assert torch.equal(tensor, model.module.state_dict()[name])
     assert model.info.training_digest == FACTS.digest
-    assert model.info.metrics == {"accuracy_mean": 0.75}
+    assert model.info.metrics == {"accuracy_mean": 0.875}
     damage(checkpoint.folder_of(run, 6))
     with pytest.raises(ValueError, match="is corrupt"):
         checkpoint_tools.export(run, tmp_path / "other")
