@@ -485,7 +485,7 @@ class PruneConfig:
     """Seed of random selection and of the sample on which a threshold is searched."""
     baselines: Names = ()
     """Methods to compare with at the same ratio, beside random: herding, diffprob."""
-    head: DiskPath | None = None
+    head: PathText | None = None
     """Run directory of the embedding model; diffprob uses its class centers."""
     options: Options = Field(default_factory=dict)
     """Further settings of the method, for a plugin's."""

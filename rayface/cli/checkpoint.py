@@ -5,35 +5,39 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Imports, Json, Verbose, app, path_argument, path_option, show_result, tell
+from rayface.cli.common import Debug, Imports, Json, Verbose, app, path_option, show_result, tell
 
 checkpoints = typer.Typer(help="Show, verify and export checkpoints.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoint")
 CheckpointDir = Annotated[
-    Path, path_argument(metavar="DIR", help="Checkpoint, or run directory: its newest checkpoint.")
+    str, typer.Argument(metavar="DIR", help="Checkpoint, or run directory: its newest checkpoint; a path or URI.")
 ]
 
 
 @checkpoints.command("show")
 def checkpoint_show(directory: CheckpointDir, json: Json = False, debug: Debug = False) -> None:
     """Show what a checkpoint holds and whether it is complete."""
+    from rayface.storage import path_of
     from rayface.training.checkpointing.tools import show
 
-    shown = show(directory)
+    shown = show(path_of(directory))
     show_result("checkpoint", shown.as_dict() if json else shown.table(), json)
 
 
 @checkpoints.command("verify")
 def checkpoint_verify(
-    directory: Annotated[Path, path_argument(metavar="DIR", help="Checkpoint, or run directory: all its checkpoints.")],
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="Checkpoint, or run directory: all its checkpoints; a path or URI.")
+    ],
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Verify all files by their digests and name every fault; exit code 1 if there are any."""
+    from rayface.storage import path_of
     from rayface.training.checkpointing.tools import verify
 
-    found = verify(directory)
+    found = verify(path_of(directory))
     faults = [fault for reasons in found.values() for fault in reasons]
     for fault in faults:
         tell(fault)
@@ -52,9 +56,10 @@ def checkpoint_export(
     debug: Debug = False,
 ) -> None:
     """Write the backbone of a checkpoint as a model."""
+    from rayface.storage import path_of
     from rayface.training.checkpointing.tools import export
 
-    show_result("exported", export(directory, out), json)
+    show_result("exported", export(path_of(directory), out), json)
 
 
 @checkpoints.command("reshard")
@@ -75,6 +80,7 @@ def checkpoint_reshard(
     debug: Debug = False,
 ) -> None:
     """Merge the class centers of all ranks into one safetensors matrix, or split them for another number of ranks."""
+    from rayface.storage import path_of
     from rayface.training.checkpointing.tools import reshard
 
-    show_result("resharded", reshard(directory, out, ranks=ranks, from_arcface=from_arcface), json)
+    show_result("resharded", reshard(path_of(directory), out, ranks=ranks, from_arcface=from_arcface), json)

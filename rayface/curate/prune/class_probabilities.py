@@ -18,7 +18,7 @@ from rayface.curate.partitions import Partition, read_partition
 from rayface.curate.prune.dataset_stats import DatasetStats
 from rayface.curate.prune.selection_method import Images
 from rayface.ray_tasks import map_unordered
-from rayface.storage import atomic_stream
+from rayface.storage import AnyPath, atomic_stream
 
 Centers = Callable[[int, int], torch.Tensor]  # rows [first, last) of the class centers, (n, D)
 
@@ -42,7 +42,7 @@ class ClassProbabilities:
         return self.folder / f"part-{part:06d}.npy"
 
 
-def class_probabilities(stats: DatasetStats, run: Path, scale: float) -> ClassProbabilities:
+def class_probabilities(stats: DatasetStats, run: AnyPath, scale: float) -> ClassProbabilities:
     """Return the probabilities of all images; computes those of partitions without a file.
 
     The class centers are copied from the run's checkpoint into a file that all tasks memory-map: once per node.
@@ -132,7 +132,7 @@ def true_class_probabilities(
     return (true.double() - total.double()).exp().clamp(max=1).numpy()
 
 
-def _copy_centers(run: Path, path: Path) -> None:
+def _copy_centers(run: AnyPath, path: Path) -> None:
     from rayface.models.saved_centers import saved_centers  # slow to import
 
     centers = saved_centers(run)

@@ -23,7 +23,7 @@ from rayface.models.model_info import WEIGHTS
 from rayface.models.run_files import checkpoints_in, valid_checkpoint
 from rayface.models.saved_centers import SavedCenters, saved_centers
 from rayface.models.store_files import reader_of
-from rayface.storage import AnyPath, join, staged_folder
+from rayface.storage import AnyPath, join, on_disk, staged_folder
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.run_directory import RunDirectory
@@ -198,7 +198,7 @@ def reshard(directory: AnyPath, out: Path, *, ranks: int = 1, from_arcface: bool
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out: {out}: is not empty: choose another directory")
-    centers = _arcface(Path(str(directory))) if from_arcface else saved_centers(directory)
+    centers = _arcface(on_disk(str(directory), "DIR")) if from_arcface else saved_centers(directory)
     if not 1 <= ranks <= centers.num_classes:
         raise ValueError(f"ranks: {ranks}: must be from 1 to {centers.num_classes}, the number of classes")
     temporary = out.with_name(f".{out.name}.tmp")

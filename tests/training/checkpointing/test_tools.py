@@ -88,6 +88,21 @@ def test_show_of_a_corrupt_checkpoint_says_so(run):
     assert "has 5 bytes" in shown.table()["fault 1"]
 
 
+def test_tools_of_a_run_in_a_store_give_what_they_give_on_a_disk(run, object_store, tmp_path):
+    for path in filter(Path.is_file, run.rglob("*")):
+        object_store.put(f"run/{path.relative_to(run)}", path.read_bytes())
+    uri = object_store.uri("run")
+    local, remote = (json.loads(invoke("show", where, "--json")) for where in (run, uri))
+    assert remote.pop("checkpoint").startswith("s3://***@")
+    assert remote == {key: value for key, value in local.items() if key != "checkpoint"}
+    assert json.loads(invoke("verify", uri, "--json"))["whole"] is True
+    invoke("export", run, f"--out={tmp_path / 'model'}")
+    invoke("export", uri, f"--out={object_store.uri('model')}")
+    assert object_store.files()["model/model.safetensors"] == (tmp_path / "model" / "model.safetensors").read_bytes()
+    invoke("reshard", uri, f"--out={tmp_path / 'centers'}")
+    assert torch.equal(load_file(tmp_path / "centers" / "centers.safetensors")["centers"], FULL)
+
+
 def test_verify_with_corrupt_checkpoints_names_their_faults_and_exits_with_1(run):
     assert json.loads(invoke("verify", run, "--json"))["whole"]
     damage(checkpoint.folder_of(run, 3))

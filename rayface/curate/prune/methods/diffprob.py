@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
@@ -18,6 +17,7 @@ from rayface.curate.prune.dataset_stats import DatasetStats
 from rayface.curate.prune.keep_ratio import search_threshold
 from rayface.curate.prune.selection_method import Images, ThresholdMethod
 from rayface.models.run_files import CONFIG
+from rayface.storage import join, local_copy, path_of
 
 _SMALLEST = -12.0  # exponent of the smallest threshold that is searched
 
@@ -45,7 +45,7 @@ class DiffProb(ThresholdMethod[ClassProbabilities]):
     def from_settings(cls, settings: PruneConfig) -> Self:
         if settings.head is None:
             raise ValueError("prune.head: is not set: must be the run whose model embedded the images, for diffprob")
-        path = Path(settings.head) / CONFIG
+        path = path_of(settings.head) / CONFIG
         if not path.is_file():
             raise ValueError(
                 f"prune.head: {settings.head}: is not a run directory: give the run of the embedding model"
@@ -54,14 +54,14 @@ class DiffProb(ThresholdMethod[ClassProbabilities]):
             threshold=-1.0 if settings.threshold is None else settings.threshold,
             min_images=settings.min_images,
             head=settings.head,
-            scale=_scale(configs.load(file=path).head),
+            scale=_scale(configs.load(file=local_copy(join(settings.head, CONFIG))).head),
         )
 
     def at(self, position: float) -> Self:
         return replace(self, threshold=threshold_at(position))
 
     def prepare(self, stats: DatasetStats) -> ClassProbabilities:
-        return class_probabilities(stats, Path(self.head), self.scale)
+        return class_probabilities(stats, path_of(self.head), self.scale)
 
     def select(self, images: Images, prepared: ClassProbabilities) -> Selection:
         return diffprob(prepared.of(images), images.offsets, self.threshold, min_images=self.min_images)
