@@ -314,7 +314,8 @@ class EvaluateConfig:
     of a plugin. The first one's main figure selects the best checkpoint. None: every built-in protocol whose inputs are
     set."""
     pairs: PathText | None = None
-    """Pairs of images: a CSV with path_a, path_b, is_same, fold, or LFW's pairs.txt."""
+    """Pairs of images: LFW's pairs.txt, or a CSV with the columns path_a, path_b (names of images in evaluate.data, as
+    000123.jpg), is_same (1 or 0) and fold (0 to 9); `rayface synth --pairs` and `convert --from bin` write one."""
     data: Paths = ()
     """Dataset directory, or several, that hold the images named in pairs."""
     bin: Paths = ()

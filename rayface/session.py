@@ -114,11 +114,12 @@ def _require_answer(address: str) -> None:
 def _connect(address: str, debug: bool) -> None:
     os.environ.update(_with_defaults(_TRAIN_ENVIRONMENT))  # Ray Train passes it on to its controller
     level = logging.INFO if debug else logging.ERROR
-    ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
+    with _quiet_backend(debug):
+        ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
 
 
 def _start_local(num_cpus: int, debug: bool) -> None:
-    with _environment(_with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)):
+    with _quiet_backend(debug), _environment(_with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)):
         ray.init(
             "local",  # None would connect to any Ray that already runs on this machine
             num_cpus=num_cpus,
@@ -127,6 +128,27 @@ def _start_local(num_cpus: int, debug: bool) -> None:
             log_to_driver=debug,
             runtime_env=runtime_env(),
         )
+
+
+@contextmanager
+def _quiet_backend(debug: bool) -> Iterator[None]:
+    """Keep the log of Ray's C++ code, started in the context, off stderr of this process, unless `debug`.
+
+    It writes errors there that Ray recovers from ("core_worker.cc:2465: Actor ... has constructor arguments in the
+    object store"); what ends a job reaches the driver as an exception.
+    """
+    level = "RAY_BACKEND_LOG_LEVEL"
+    if debug or level in os.environ:
+        yield
+        return
+    saved = os.dup(2)
+    with _environment({level: "fatal"}), open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)  # Ray announces the level itself, as it starts
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def started_here() -> bool:

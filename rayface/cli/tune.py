@@ -21,7 +21,9 @@ from rayface.cli.common import (
 
 @app.command()
 def tune(
-    file: Annotated[Path, file_argument(help="Sweep file; examples are in tune_configs/.")],
+    file: Annotated[
+        Path, file_argument(help="Sweep file, or the name of one that comes with rayface, such as partial_fc.")
+    ],
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="Replaces the file's preset.")] = None,
     resume: Annotated[

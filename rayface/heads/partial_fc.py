@@ -28,11 +28,13 @@ KERNELS = {"chunked": ShardSoftmax, "fused": FusedSoftmax}
 class PartialFC(Head):
     """Margin softmax over the class centers of all ranks; each step uses the positives and a random sample of the rest.
 
+    Not an nn.Module: the centers are no parameters, and no optimizer or DistributedDataParallel takes it. A step is
+    `loss(...)`, `backward()`, `step(lr)`, which updates the centers; `state()` and `load_state(...)` save and load.
+
     Rank k holds a contiguous range of C // W (+1 for k < C % W) rows, starting from the same logical N(0, .01) matrix
-    for every W. A step is `loss(...)`, `backward()`, `step(lr)`. The embeddings' gradient is W times that of the global
-    mean, to cancel the data-parallel mean of the backbone's gradients; the centers' is that of the global mean and
-    stays in the head, in factors.
-    Several losses before one step add up (gradient accumulation); `discard` drops them.
+    for every W. The embeddings' gradient is W times that of the global mean, to cancel the data-parallel mean of the
+    backbone's gradients; the centers' is that of the global mean and stays in the head, in factors. Several
+    losses before one step add up (gradient accumulation); `discard` drops them.
 
     Collectives of a step: one all-gather (embeddings and labels), one all-reduce (2 B numbers), one reduce-scatter (B D
     numbers, in backward). With host_memory, `prefetch` adds an all-gather of the B labels before the backbone. The

@@ -31,6 +31,7 @@ from rayface.tuning.resources import check_room, most_workers, wait_for_nodes, w
 from rayface.tuning.results import SweepResult, ended_line, write_results
 from rayface.tuning.resume import find_sweep, remember, resume_sweep
 from rayface.tuning.search import StudySearch
+from rayface.tuning.shipped import sweep_file
 from rayface.tuning.spec import WATCHED, Spec
 from rayface.tuning.study import best_trials, open_study
 from rayface.tuning.sweep_directory import SweepDirectory, new_sweep, trial_name
@@ -54,7 +55,7 @@ def tune(
     """Run the sweep that a file describes.
 
     Args:
-        file: sweep file; see `Spec`.
+        file: sweep file, see `Spec`, or the name of one that comes with rayface.
         overrides: `sweep.KEY=VALUE` are search settings, all others config keys of every trial.
         preset: replaces the file's preset.
         resume: resume a sweep of that file: sweep.output, else the newest of its name under sweeps/. The file is
@@ -67,6 +68,7 @@ def tune(
         RuntimeError: all trials failed, the first ones failed for the same reason, or nodes were lost; one line.
         TrainingInterruptedError: Ctrl-C or SIGTERM stopped it; one line.
     """
+    file = sweep_file(file)
     resume = find_sweep(file, overrides) is not None if resume == "auto" else resume
     start = resume_sweep if resume else new_sweep
     spec, base, folder = start(file, overrides, preset)

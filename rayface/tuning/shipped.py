@@ -1,0 +1,26 @@
+"""Sweep files that come with rayface: tune_configs/ of the repository, which a wheel carries in the package."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent.parent
+_FOLDERS = (_PACKAGE / "tune_configs", _PACKAGE.parent / "tune_configs")
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the sweep files."""
+    return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.yaml")})
+
+
+def sweep_file(file: Path) -> Path:
+    """Return the file, or the shipped one that is meant by NAME or tune_configs/NAME.yaml if there is no such file.
+
+    Raises:
+        ValueError: neither exists; one line.
+    """
+    if file.is_file():
+        return file
+    meant = str(file.with_suffix("")) in (file.stem, f"tune_configs/{file.stem}")
+    found = [folder / f"{file.stem}.yaml" for folder in _FOLDERS]
+    if meant and (shipped := next((path for path in found if path.is_file()), None)):
+        return shipped
+    raise ValueError(f"FILE: {file}: no such file: give a sweep file, or one of {', '.join(shipped_names())}")
