@@ -1,4 +1,4 @@
-"""Verbs of training: train, plan, sync."""
+"""Verbs of training: train, plan, register, sync."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ from rayface.cli.common import (
     Verbose,
     app,
     file_option,
+    path_argument,
     path_option,
     resume_mode,
     show_result,
@@ -128,6 +129,20 @@ def _show_published(json: bool) -> None:
     from rayface.plan.published import as_dicts, as_table, table_rows
 
     show_results("memory of a GPU, MiB", as_dicts(table_rows()), as_table(table_rows()), json)
+
+
+@app.command()
+def register(
+    run: Annotated[Path, path_argument(metavar="RUN", help="Directory of a finished run that was tracked in MLflow.")],
+    name: Annotated[str | None, typer.Option(help="Registered model; default: the run's config key `name`.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Register a run's model in MLflow's model registry; again on the same run, it keeps the version."""
+    from rayface.training.registry import register as register_run
+
+    show_result("registered", register_run(run, name).as_dict(), json)
 
 
 @app.command()

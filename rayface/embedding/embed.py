@@ -85,6 +85,8 @@ def embed(config: Config) -> EmbedResult:
         spool(root) as folder,
         tracked_job(folder, config.tracking, params) as tracked,
     ):
+        source, counts = ", ".join(map(str, dataset.roots)), {"num_images": dataset.num_images}
+        tracked.journal.dataset(dataset.name, digest=dataset.digest, source=source, context="embedding", **counts)
         counter = FaultCounter(dataset.num_images, limit, known=dataset.faults)
         faults = list(dataset.faults)
         shards = _finished(root, job, dataset)

@@ -12,7 +12,7 @@ from rayface.config import TrackingConfig
 from rayface.credentials import mask, unmasked
 from rayface.files import read_json, write_json
 from rayface.tracking.origin import job_name, origin, run_link
-from rayface.tracking.reader import Destination, JournalReader
+from rayface.tracking.reader import JournalReader
 from rayface.tracking.server import ENVIRONMENT, RUN_NAME, Server, Settings, checked_uri, make_database_folder
 from rayface.tracking.spool import JOURNAL, SETTINGS
 from rayface.tracking.tensorboard import TensorBoard
@@ -87,7 +87,15 @@ class Delivery(JournalReader):
         progress = self._progress
         return run_link(self.uri, progress.experiment_id, progress.run_id) if progress.run_id else None
 
-    def _connect(self) -> Destination:
+    def connected(self) -> Server:
+        """Connect in this thread; for a spool that is delivered.
+
+        Raises:
+            Exception: whatever the store raises.
+        """
+        return self._connect()
+
+    def _connect(self) -> Server:
         server = Server(self._uri, self._settings, self._progress.run_id)
         self._progress.run_id, self._progress.experiment_id = server.run_id, server.experiment_id
         return server

@@ -62,6 +62,21 @@ class Journal:
             self._write("metrics", step=int(step), values=written)
             self._last_steps.update(dict.fromkeys(new, int(step)))
 
+    def dataset(self, name: str, *, digest: str, source: str, context: str, **counts: int) -> None:
+        """Log a dataset that the job read.
+
+        Args:
+            source: its folder or URI.
+            context: what it was read for, such as "training".
+            counts: such as num_images.
+        """
+        values = {"name": name, "digest": digest, "source": source, "context": context}
+        self._write("dataset", values={**values, **{key: str(value) for key, value in counts.items()}})
+
+    def model(self, folder: Path) -> None:
+        """Log the model in a run directory; it is read when it is sent."""
+        self._write("model", path=self._relative(folder))
+
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log a file or a folder as an artifact; its content is read when it is sent.
 
@@ -70,9 +85,11 @@ class Journal:
                 relative path, so that the run can be moved.
             folder: artifact folder of the run, "" for the top level.
         """
+        self._write("artifact", path=self._relative(path), folder=folder)
+
+    def _relative(self, path: Path) -> str:
         path, run = Path(path).absolute(), self.path.parent.absolute().parent
-        name = os.path.relpath(path, self.path.parent) if path.is_relative_to(run) else str(path)
-        self._write("artifact", path=name, folder=folder)
+        return os.path.relpath(path, self.path.parent) if path.is_relative_to(run) else str(path)
 
     def phase(self, name: str, event: str, **numbers: float | int | str) -> None:
         """Log the start or the end of a phase of the job; phases are not sent to MLflow."""

@@ -1,20 +1,30 @@
 """Connection to MLflow: the calls that a delivery needs."""
 
+import contextlib
+import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rayface.credentials import mask
+from rayface.files import read_json
+from rayface.models.model_card import CARD
+from rayface.models.model_info import DESCRIPTION, WEIGHTS
 from rayface.tracking.journal import Record
 from rayface.tracking.reader import MAX_METRICS
 
 logger = logging.getLogger(__name__)
 
 MAX_PARAMS_AND_TAGS = 100  # limit of MLflow for one call of log_batch
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND", "BAD_REQUEST")
 MAX_KEY = 250
+MAX_DIGEST = 36
+MAX_DATASET_NAME = 500
+MAX_VERSION_TAG = 5000
 MAX_PARAM_VALUE = 6000
 MAX_TAG_VALUE = 8000
 _FOLDERS = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs"}
@@ -99,6 +109,7 @@ class Server:
         found = self._client.get_run(run_id) if run_id else self._find_or_create_run(settings)
         self.run_id: str = found.info.run_id
         self.experiment_id: str = found.info.experiment_id
+        self._name = settings.run_name
         self._log_tags({key: value for key, value in settings.tags.items() if key != RUN_NAME})
 
     def _find_or_create_run(self, settings: Settings) -> Any:
@@ -131,7 +142,9 @@ class Server:
         refused = None
         for record in records:
             values = record["values"]
-            if record["kind"] == "metrics":
+            if record["kind"] == "dataset":
+                self._log_dataset(values)
+            elif record["kind"] == "metrics":
                 when, step = int(record["time"] * 1000), record["step"]
                 metrics += [self._entities.Metric(_key(key), float(values[key]), when, step) for key in values]
             elif record["kind"] == "params":
@@ -178,8 +191,71 @@ class Server:
         else:
             logger.warning("tracking: artifact %s is missing, skipped", source)
 
+    def _log_dataset(self, values: Mapping[str, str]) -> None:
+        dataset = self._entities.Dataset(
+            name=_shortened(values["name"], MAX_DATASET_NAME),
+            digest=values["digest"][:MAX_DIGEST],
+            source_type="local" if "://" not in values["source"] else values["source"].partition(":")[0],
+            source=json.dumps({"uri": values["source"]}),
+            profile=json.dumps({key: int(value) for key, value in values.items() if key.startswith("num_")}),
+        )
+        tags = [self._entities.InputTag("mlflow.data.context", values["context"])]
+        self._client.log_inputs(self.run_id, datasets=[self._entities.DatasetInput(dataset, tags)])
+
     def log_model(self, folder: Path) -> None:
-        """Models are logged as artifacts."""
+        """Log the model in a run directory as a logged model, without code and pickle; skip a missing one.
+
+        On a server before MLflow 3, which has no logged models, the weights are an artifact of the run.
+        """
+        if not (folder / WEIGHTS).is_file():
+            logger.warning("tracking: model %s is missing, skipped", folder / WEIGHTS)
+            return
+        try:
+            self._logged_model(folder)
+        except self._error as error:
+            if error.error_code not in _REFUSALS:
+                raise
+            self._client.log_artifact(self.run_id, str(folder / WEIGHTS), None)
+
+    def _logged_model(self, folder: Path) -> str:
+        """Return the id of the run's logged model, made if missing."""
+        found = self._client.search_logged_models(
+            [self.experiment_id], f"tags.`rayface.run_id` = '{self.run_id}'", max_results=1
+        )
+        facts = read_json(folder / DESCRIPTION)
+        model = (
+            found[0]
+            if found
+            else self._client.create_logged_model(
+                self.experiment_id,
+                name=re.sub(r"[^\w\- ]", "_", self._name),
+                source_run_id=self.run_id,
+                tags={"rayface.run_id": self.run_id},
+                params={key: str(value) for key, value in facts.items() if isinstance(value, str | int | float)},
+                model_type="rayface",
+            )
+        )
+        if str(model.status) != "READY":
+            with _model_folder(folder, self.run_id, model.model_id) as files:
+                self._client.log_model_artifacts(model.model_id, str(files))
+            self._client.finalize_logged_model(model.model_id, "READY")
+            output = self._entities.LoggedModelOutput(model.model_id, step=0)
+            self._client.log_outputs(self.run_id, models=[output])
+        return str(model.model_id)
+
+    def register(self, folder: Path, name: str, tags: Mapping[str, str]) -> tuple[int, bool]:
+        """Return the version of a registered model that is the run's model, and whether it was created now."""
+        model = self._client.get_logged_model(self._logged_model(folder))
+        with contextlib.suppress(self._error):  # there is one
+            self._client.create_registered_model(name)
+        for known in self._client.search_model_versions(f"name='{name}' and run_id='{self.run_id}'"):
+            return int(known.version), False
+        short = {key: _shortened(value, MAX_VERSION_TAG) for key, value in tags.items()}
+        # Not "models:/ID", which MLflow resolves in the store of the process, not in that of this client.
+        version = self._client.create_model_version(
+            name, model.artifact_location, run_id=self.run_id, tags=short, model_id=model.model_id
+        )
+        return int(version.version), True
 
     def end(self, status: str, seconds: float) -> None:
         """Set the final status and end time of the run."""
@@ -188,6 +264,20 @@ class Server:
     def reopen(self) -> None:
         """Set a finished run back to running."""
         self._client.update_run(self.run_id, status="RUNNING")
+
+
+@contextlib.contextmanager
+def _model_folder(run: Path, run_id: str, model_id: str) -> Iterator[Path]:
+    """Provide a folder with links to the files of a model, and MLflow's description of it."""
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (WEIGHTS, DESCRIPTION, CARD):
+            if (run / name).is_file():
+                (Path(folder) / name).symlink_to(run.absolute() / name)
+        flavor = {"data": WEIGHTS, "loader": "rayface.load_model"}
+        Model(run_id=run_id, model_id=model_id, flavors={"rayface": flavor}).save(f"{folder}/MLmodel")
+        yield Path(folder)
 
 
 def _key(key: str) -> str:

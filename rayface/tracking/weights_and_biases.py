@@ -81,7 +81,7 @@ class _OfflineRun:
             if record["kind"] == "metrics":
                 values = {name: float(value) for name, value in record["values"].items()}
                 self._run.log({**values, "step": record["step"], "_timestamp": record["time"]})
-            else:
+            elif record["kind"] != "dataset":  # params hold its facts
                 self._run.config.update(dict(record["values"]), allow_val_change=True)
 
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:

@@ -107,10 +107,15 @@ class RunDirectory(RunMessages):
         return total
 
     def artifacts(self) -> list[tuple[Path, str]]:
-        """Return the files of a finished run to log to MLflow, each with its artifact folder."""
-        names = (WEIGHTS, DESCRIPTION, CARD, _REPORT, _EVALUATION, PAIR_SCORES, _RESULT)
-        files = [(self._fetched(name), "") for name in names if self._exists(name)]
+        """Return the files of a finished run to log to MLflow, each with its artifact folder; not the weights."""
+        names = filter(self._exists, (DESCRIPTION, CARD, _REPORT, _EVALUATION, PAIR_SCORES, _RESULT))
+        files = [(self._fetched(name), "") for name in names]
         return files + [(path, _PLOTS) for path in sorted(self.plots.glob("*"))]
+
+    def model_folder(self) -> Path:
+        """Return the local folder with the files of the trained model."""
+        weights, *_ = map(self._fetched, (WEIGHTS, DESCRIPTION, CARD))
+        return weights.parent
 
     # Ownership and state
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.data.dataset import Dataset
 from rayface.progress import phase, show_training
 from rayface.session import ray_session
 from rayface.storage import path_of
+from rayface.tracking import Journal
 from rayface.tracking.job import tracked_job
 from rayface.training.doctor.history import RunHistory
 from rayface.training.doctor.live import advised
@@ -119,6 +121,7 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
     )
     with run.delivering(), run.session() as seconds, tracked as job:
         job.journal.artifact(run.config_file)
+        _log_dataset(job.journal, valid.dataset)
         job.journal.tags({"run_directory": str(run)})
         with (
             phase("train"),
@@ -131,6 +134,7 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
             result = write_results(run, valid.dataset, seconds=seconds())
         for path, folder in run.artifacts():
             job.journal.artifact(path, folder)
+        job.journal.model(run.model_folder())
     return replace(result, tracking=job.uri, tracking_delivered=job.delivered, tracking_link=job.link)
 
 
@@ -142,6 +146,12 @@ def _untrained(valid: ValidRun) -> RunHistory:
         num_images=len(dataset.index),
         classes_with_images=dataset.num_classes_with_images,
     )
+
+
+def _log_dataset(journal: Journal, dataset: Dataset) -> None:
+    source = ", ".join(map(str, dataset.roots))
+    counts = {"num_images": len(dataset.index), "num_classes": dataset.num_classes}
+    journal.dataset(dataset.name, digest=dataset.digest, source=source, context="training", **counts)
 
 
 def _params(valid: ValidRun) -> dict[str, object]:

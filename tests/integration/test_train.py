@@ -176,7 +176,7 @@ def check_mlflow(store: str, run: Path) -> None:
     saved = checkpoint_tools.show(run).as_dict()["mlflow"]
     assert saved == {"run_id": logged.info.run_id, "last_step": 30}
     names = {artifact.path for artifact in client.list_artifacts(logged.info.run_id)}
-    assert {"config.yaml", "model.safetensors", "report.html", "plots"} <= names
+    assert {"config.yaml", "model.json", "report.html", "plots"} <= names
 
 
 @pytest.mark.long

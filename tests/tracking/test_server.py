@@ -65,6 +65,9 @@ class Client:
     def log_artifacts(self, run_id: str, path: str, folder: str | None) -> None:
         self.artifacts.append(("folder", Path(path).name, folder))
 
+    def search_logged_models(self, *arguments: Any, **named: Any) -> list[Any]:
+        raise MlflowException("no", getattr(mlflow.protos.databricks_pb2, self.code))
+
     def set_terminated(self, *arguments: Any) -> None:
         self.calls.append(arguments)
 
@@ -221,3 +224,13 @@ def test_make_database_folder_of_a_file_in_the_way_is_refused(tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"^tracking.uri .* must be in a folder that can be "):
         make_database_folder(f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+def test_log_model_to_an_older_server_keeps_the_weights_as_an_artifact(connect: Any, tmp_path: Path) -> None:
+    client = Client(code="ENDPOINT_NOT_FOUND")
+    (tmp_path / "model.safetensors").write_bytes(b"w")
+    connect(client).log_model(tmp_path)
+    assert client.artifacts == [("file", "model.safetensors", None)]
+    client.code = DOWN
+    with pytest.raises(MlflowException):
+        connect(client).log_model(tmp_path)

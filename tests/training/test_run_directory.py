@@ -46,7 +46,7 @@ def test_directory_of_a_finished_run_has_result_and_model(tmp_path):
         path.touch()
     assert run.is_finished()
     assert run.read_result() == {"steps": 3}
-    assert [path.name for path, _ in run.artifacts()] == ["model.safetensors", "model.json", "result.json"]
+    assert [path.name for path, _ in run.artifacts()] == ["model.json", "result.json"]
     run.delete_results()
     assert not (run.has_outcome())
     assert not (run.has_result())
@@ -145,7 +145,5 @@ def test_model_of_a_directory_in_a_store_is_uploaded_and_fetched_as_an_artifact(
         assert not stored.has_model()
         write_file(folder / "model.safetensors", b"weights")
     assert stored.has_model()
-    assert [(path.name, path.read_bytes()) for path, _ in stored.artifacts()] == [
-        ("model.safetensors", b"weights"),
-        ("model.json", b"{}"),
-    ]
+    assert [(path.name, path.read_bytes()) for path, _ in stored.artifacts()] == [("model.json", b"{}")]
+    assert (stored.model_folder() / "model.safetensors").read_bytes() == b"weights"
