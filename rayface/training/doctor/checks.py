@@ -13,7 +13,7 @@ from rayface.presets import reference_rate
 from rayface.training.doctor.expected_loss import ExpectedLoss, expected_loss
 from rayface.training.doctor.history import RunHistory
 
-_LEARNT = 0.1  # share by which the loss falls; what a net learns by heart in the first steps is less
+_LEARNT = 0.03  # share by which the loss falls; real faces reach 0.08, shuffled labels -0.03 to 0.014
 _LEARNT_WELL = 0.25
 
 Verdict = Literal["ok", "wrong", "unknown"]
@@ -233,7 +233,7 @@ def check_learning(of: Examination) -> Check:
     return Check(
         name="loss",
         value=f"{start} at first, {now}",
-        expected=f"about {losses.initial:.2f}, then 10 % below {losses.uninformed:.2f} (ln C and margin)",
+        expected=f"about {losses.initial:.2f}, then 3 % below {losses.uninformed:.2f} (ln C and margin)",
         key="data.train",
         verdict="unknown" if of.learns is None else "ok" if of.learns else "wrong",
         remedy="the labels seem not to belong to the images: check the data's labels, for example with clean.outliers",

@@ -48,9 +48,14 @@ class RunHistory:
 
     @property
     def judged_step(self) -> int:
-        """The step at which a healthy run has learnt: each identity was seen often enough, after the warm-up."""
-        seen = _IMAGES_PER_CLASS * self.num_classes / self.config.train.batch_size
-        return round(max(FIRST_STEPS, seen) + self.warmup_steps)
+        """The step at which a healthy run has learnt: each identity was seen often enough, after the warm-up.
+
+        It is later for a large scale: the logits of random class centers, of variance scale**2 / D, settle first.
+        """
+        config = self.config
+        seen = _IMAGES_PER_CLASS * self.num_classes / config.train.batch_size
+        noise = (config.head.scale or 64.0) ** 2 / (2 * config.backbone.embedding_size)
+        return round(max(FIRST_STEPS, seen) * max(1.0, noise / 2) + self.warmup_steps)
 
     def values(self, name: str, last_step: int = FIRST_STEPS) -> list[float]:
         """Return the values of a metric up to a step."""
