@@ -61,9 +61,10 @@ def train(
     if when == "auto":
         from rayface.training.trainer import train_or_resume
 
-        show_result("trained", dict(train_or_resume(resolved, address=address, debug=debug)), json)
+        result = train_or_resume(resolved, address=address, debug=debug)
     else:
-        show_result("trained", dict(STAGES["train"].run(resolved, resume=when)), json)
+        result = STAGES["train"].run(resolved, resume=when)
+    show_result("trained", dict(result if json else STAGES["train"].shown(result)), json)
 
 
 @app.command()

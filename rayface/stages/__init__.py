@@ -166,6 +166,7 @@ STAGES: dict[str, StageType] = {
         resumable=True,
         uses_ray=True,
         title="trained",
+        shown=functions.shown_run,
     ),
     "evaluate": StageType(
         summary="Measure a model: pairs (10 folds), templates (1:1, 1:N), all-vs-all, or protocols of plugins.",

@@ -117,6 +117,12 @@ def train_model(config: Config, resume: bool) -> Result:
     return train(config, resume=resume, address=config.cluster.address, debug=config.cluster.debug).as_dict()
 
 
+def shown_run(result: Result) -> Result:
+    """Return the values of a run with intervals beside their figures."""
+    own = {name: value for name, value in result.items() if value is not None}
+    return {**{name: None for name in result if not name.endswith("_interval")}, **_worded(own)}
+
+
 def evaluate_model(config: Config, resume: bool) -> Result:
     from rayface.evaluation.evaluate import evaluate
 

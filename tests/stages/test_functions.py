@@ -129,3 +129,14 @@ def test_cluster_images_tells_counts_and_scores_and_shows_the_main_ones(monkeypa
     shown = functions.shown_clusters(found)
     assert (shown["clusters"], shown["pairwise_f"], shown["seconds"]) == (3, 0.9, 2.0)
     assert "purity" not in shown
+
+
+def test_shown_run_has_intervals_beside_figures() -> None:
+    figures = {"accuracy_mean": 0.7, "accuracy_interval": [0.6, 0.8], "tar_at_far": {"1e-01": 0.5}}
+    result = {"run": "runs/a", "loss": None, **figures, "tar_at_far_interval": {"1e-01": [0.25, 0.75]}}
+    assert functions.shown_run(result) == {
+        "run": "runs/a",
+        "loss": None,
+        "accuracy_mean": "0.7 [0.6, 0.8]",
+        "tar_at_far": {"1e-01": "0.5 [0.25, 0.75]"},
+    }
