@@ -633,6 +633,8 @@ class TrackingConfig:
     """Name of the MLflow experiment."""
     tensorboard: bool = False
     """Also write an event file for TensorBoard, into tensorboard/ of the output."""
+    prometheus: bool = False
+    """Also export the newest metrics through Ray, for Prometheus; deploy/grafana-dashboard.json shows them."""
     wandb: bool = False
     """Also write an offline run for Weights & Biases, into wandb/ of the output; `wandb sync` uploads it."""
     timeout: Annotated[float, Field(ge=0)] = 60.0

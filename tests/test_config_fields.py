@@ -60,6 +60,7 @@ def test_marked_fields_are_the_keys_that_a_run_keeps_and_shows():
         "name",
         "tracking.enabled",
         "tracking.experiment",
+        "tracking.prometheus",
         "tracking.tensorboard",
         "tracking.timeout",
         "tracking.uri",

@@ -12,6 +12,7 @@ from rayface.config import TrackingConfig
 from rayface.credentials import mask, unmasked
 from rayface.files import read_json, write_json
 from rayface.tracking.origin import job_name, origin, run_link
+from rayface.tracking.prometheus import Prometheus
 from rayface.tracking.reader import JournalReader
 from rayface.tracking.server import ENVIRONMENT, RUN_NAME, Server, Settings, checked_uri, make_database_folder
 from rayface.tracking.spool import JOURNAL, SETTINGS
@@ -20,6 +21,7 @@ from rayface.tracking.uris import VARIABLE, tracking_uri
 from rayface.tracking.weights_and_biases import WeightsAndBiases
 
 _PACKAGES = ("tensorboard", "wandb")
+Beside = TensorBoard | WeightsAndBiases | Prometheus
 
 
 class Delivery(JournalReader):
@@ -128,12 +130,14 @@ def require_packages(settings: TrackingConfig) -> None:
             )
 
 
-def start_readers(settings: TrackingConfig, run: Path, after: float = 0.0) -> list[TensorBoard | WeightsAndBiases]:
+def start_readers(settings: TrackingConfig, run: Path, after: float = 0.0) -> list[Beside]:
     """Start the readers beside MLflow's that a config asks for, `after` seconds from now; see `require_packages`."""
     spool = run / JOURNAL
-    readers: list[TensorBoard | WeightsAndBiases] = [TensorBoard(spool)] if settings.tensorboard else []
+    readers: list[Beside] = [TensorBoard(spool)] if settings.tensorboard else []
     if settings.wandb:
         readers.append(WeightsAndBiases(spool, project=settings.experiment, name=job_name(run)))
+    if settings.prometheus:
+        readers.append(Prometheus(spool, name=job_name(run)))
     for reader in readers:
         reader.start(after)
     return readers

@@ -109,8 +109,7 @@ class RunDirectory(RunMessages):
     def artifacts(self) -> list[tuple[Path, str]]:
         """Return the files of a finished run to log to MLflow, each with its artifact folder; not the weights."""
         names = filter(self._exists, (DESCRIPTION, CARD, _REPORT, _EVALUATION, PAIR_SCORES, _RESULT))
-        files = [(self._fetched(name), "") for name in names]
-        return files + [(path, _PLOTS) for path in sorted(self.plots.glob("*"))]
+        return [(self._fetched(name), "") for name in names] + [(path, _PLOTS) for path in sorted(self.plots.glob("*"))]
 
     def model_folder(self) -> Path:
         """Return the local folder with the files of the trained model."""
