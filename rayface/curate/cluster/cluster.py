@@ -232,7 +232,11 @@ def _threshold(settings: ClusteringConfig, inputs: _Inputs, own: _Set, work: Pat
     if settings.threshold is not None:
         return settings.threshold, "threshold"
     if inputs.labelled is None:
-        return estimated_threshold(own.vectors, own.neighbours.cosines[:, 0]), "estimate"
+        method = METHODS["cohesive" if settings.method == "ogmc" else settings.method]
+        with phase("estimate threshold", rows=len(own.labels)):
+            cosines = own.neighbours.cosines[:, 0]
+            found = estimated_threshold(own.vectors, cosines, lambda each: method(own.vectors, own.neighbours, each))
+        return found, "estimate"
     vectors = write_unit_vectors(inputs.labelled, work / "labelled", settings.block_size)
     _, labels = read_keys_and_labels(inputs.labelled)
     if labels.min() == labels.max():

@@ -10,19 +10,44 @@ from numpy.typing import NDArray
 from rayface.arrays import Floats, Ints
 from rayface.curate.affinity import base_cosine
 from rayface.curate.cluster.metrics import cluster_scores
+from rayface.curate.cluster.unit_vectors import silhouettes
 
-_SHARE = 0.55
-_SAMPLE = 2000  # images whose nearest neighbours are looked at
+_SHARES = np.arange(0.15, 0.61, 0.05)  # higher ones separate the poses of a person, which are apart, too
+_NEARLY = 0.97  # of the best mean silhouette, which is flat around its maximum, where low thresholds merge persons
+_SAMPLE = 5000  # images whose silhouettes are measured
 _STEPS = np.arange(0.2, 0.96, 0.05)
 
 
-def estimated_threshold(vectors: Floats, nearest_cosines: NDArray[np.float32]) -> float:
-    """Return a threshold between the cosine of two random images and the median cosine of nearest neighbours.
+def estimated_threshold(
+    vectors: Floats, nearest_cosines: NDArray[np.float32], cluster: Callable[[float], Ints]
+) -> float:
+    """Return the threshold whose clusters are best apart, among those between random images and nearest neighbours.
 
-    It assumes that most images have another of their person. A threshold from labelled embeddings is better.
+    It is the highest one whose mean silhouette is nearly the best. It assumes that most images have another of their
+    person. A threshold from labelled embeddings is better.
+
+    Args:
+        cluster: returns the clusters (N,) at a threshold.
     """
     base = base_cosine(vectors)
-    return base + _SHARE * max(0.02, float(np.median(nearest_cosines)) - base)
+    tried = base + _SHARES * max(0.02, float(np.median(nearest_cosines)) - base)
+    some = np.unique(np.linspace(0, len(vectors) - 1, min(_SAMPLE, len(vectors))).astype(int))
+    means = np.array([_mean_silhouette(vectors, cluster(float(each)), some) for each in tried])
+    good = means >= means.max() - (1 - _NEARLY) * abs(means.max())
+    return float(tried[np.flatnonzero(good)[-1]])
+
+
+def _mean_silhouette(vectors: Floats, clusters: Ints, some: Ints) -> float:
+    """Return the mean silhouette of some images (n,), 0 for those that are alone in their cluster."""
+    _, own, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    numbers = np.where(sizes > 1, np.cumsum(sizes > 1) - 1, -1)
+    own, sizes = numbers[own], sizes[sizes > 1]
+    if not len(sizes):
+        return 0.0
+    sums = np.zeros((len(sizes), vectors.shape[1]), np.float32)
+    np.add.at(sums, own[own >= 0], vectors[own >= 0])
+    sums /= sizes[:, None]
+    return float(silhouettes(vectors[some], own[some], sums, sizes).mean())
 
 
 def best_threshold(

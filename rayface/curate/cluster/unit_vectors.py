@@ -162,7 +162,7 @@ def confidences(vectors: UnitVectors, clusters: Ints) -> NDArray[np.float32]:
     def measure(part: int) -> _Confidences:
         faiss.omp_set_num_threads(1)
         own = clusters[vectors.starts[part] : vectors.starts[part + 1]]
-        return _Confidences(part=part, values=_silhouettes(vectors.part(part), own, np.load(path), sizes))
+        return _Confidences(part=part, values=silhouettes(vectors.part(part), own, np.load(path), sizes))
 
     values = np.zeros(vectors.num_rows, np.float32)
     parts = list(range(vectors.num_parts)) if len(sizes) else []
@@ -181,7 +181,8 @@ def cluster_sums(vectors: UnitVectors, clusters: Ints) -> tuple[NDArray[np.float
     return sums, sizes
 
 
-def _silhouettes(part: Floats, own: Ints, means: NDArray[np.float32], sizes: Ints) -> NDArray[np.float32]:
+def silhouettes(part: Floats, own: Ints, means: NDArray[np.float32], sizes: Ints) -> NDArray[np.float32]:
+    """Return the silhouettes (n,) of unit vectors (n, D) in clusters `own` (n,) with means (C, D) and sizes (C,)."""
     values = np.zeros(len(part), np.float32)
     rows = np.flatnonzero(own >= 0)
     queries, mine = np.ascontiguousarray(part[rows], np.float32), own[rows]

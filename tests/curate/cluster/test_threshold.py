@@ -14,11 +14,13 @@ from rayface.curate.cluster.threshold import best_threshold, estimated_threshold
 People = Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
-def test_estimated_threshold_separates_persons(people: People) -> None:
-    vectors, labels = people(20, 8, spread=0.7, size=64)
-    near = nearest(vectors, 12)
-    threshold = estimated_threshold(vectors, near.cosines[:, 0])
-    assert 0.1 < threshold < 0.6
+@pytest.mark.parametrize(("persons", "images", "spread"), [(20, 8, 0.7), (100, 6, 0.6), (8, 120, 1.2)])
+def test_estimated_threshold_separates_few_deep_and_many_shallow_persons(
+    people: People, persons: int, images: int, spread: float
+) -> None:
+    vectors, labels = people(persons, images, spread=spread, size=64)
+    near = nearest(vectors, 40)
+    threshold = estimated_threshold(vectors, near.cosines[:, 0], lambda each: METHODS["cohesive"](vectors, near, each))
     assert cluster_scores(labels, METHODS["cohesive"](vectors, near, threshold)).pairwise_f > 0.95
 
 
@@ -36,4 +38,5 @@ def test_best_threshold_is_that_of_the_highest_f(people: People) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_estimated_threshold_of_equal_images_is_not_above_one(count: int) -> None:
     vectors = np.repeat(np.eye(1, 8, dtype=np.float32), count, axis=0)
-    assert estimated_threshold(vectors, nearest(vectors, 1).cosines[:, 0]) <= 1.02
+    near = nearest(vectors, 1).cosines[:, 0]
+    assert estimated_threshold(vectors, near, lambda each: np.zeros(count, np.int64)) <= 1.02
