@@ -155,11 +155,13 @@ def sync(
     debug: Debug = False,
 ) -> None:
     """Deliver to MLflow what a run could not deliver while the server was down."""
-    from rayface.storage import normalise
+    from rayface.storage import normalise, path_of
     from rayface.tracking import deliver
     from rayface.tracking.spool import JOURNAL, spool
+    from rayface.training.run_directory import RunDirectory
 
-    with spool(normalise(run)) as folder:
+    directory = RunDirectory(path_of(normalise(run)))
+    with directory.synced() if directory.has_started() else spool(normalise(run)) as folder:
         delivered = deliver(folder / JOURNAL, timeout)
     show_result("synced", {"run": run, "delivered": delivered}, json)
     raise typer.Exit(0 if delivered else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import random
 import re
 import time
 from collections.abc import Callable
@@ -15,13 +16,22 @@ from rayface.credentials import is_masked, mask
 
 logger = logging.getLogger(__name__)
 
-_BACK_OFF = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds before each retry
+_BACK_OFF = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds before each retry, at most
+_JITTER = 0.5  # processes that failed together must not retry together: each wait is shorter by up to this part
 # Permanent, like a missing file or permission; others (EMFILE, ESTALE, EIO, ETIMEDOUT, ...) are retried.
 _PERMANENT = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 # Permanent errors of object stores, reported as an OSError without a number.
 _REFUSED = re.compile(
     r"ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|INVALID_ACCESS_KEY|"
-    r"INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN"
+    r"INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|EXPIRED_TOKEN|ExpiredToken|HTTP status 301|"
+    r"PermanentRedirect|QuotaExceeded|InsufficientStorage|StorageFull"
+)
+_REMEDIES = (
+    (r"NO_SUCH_BUCKET", "create the bucket, or correct its name"),
+    (r"EXPIRED_TOKEN|ExpiredToken", "renew the credentials"),
+    (r"ACCESS_DENIED|PERMISSION_DENIED", "the credentials need the right to read, write, list and delete there"),
+    (r"HTTP status 301|PermanentRedirect", "name the region of the bucket: ?region=REGION"),
+    (r"QuotaExceeded|InsufficientStorage|StorageFull", "free space in the store"),
 )
 _NOT_KEPT = ": its credentials are not stored: give the URI again with them, or set them in the environment"
 _T = TypeVar("_T")
@@ -46,7 +56,7 @@ def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read"
 
     Raises:
         DataError: the file or folder is missing, forbidden or cannot be opened.
-        StorageError: a transient error persisted for 45 s.
+        StorageError: a transient error persisted for half a minute.
     """
     for delay in (*_BACK_OFF, None):
         try:
@@ -54,15 +64,21 @@ def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read"
         except (pa.ArrowException, OSError) as error:
             reason = one_line(error)
             if not _may_pass(error):
-                raise DataError(f"{path}: {what} ({reason}){_NOT_KEPT if is_masked(path) else ''}") from None
+                raise DataError(f"{path}: {what} ({reason}){_remedy(path, reason)}") from None
             if delay is None:
                 raise StorageError(
                     f"{path}: {what} after {len(_BACK_OFF) + 1} tries ({reason}): the storage failed, the data may be "
                     "valid: run again when it is back"
                 ) from None
             logger.warning("%s: %s (%s): next try in %g s", mask(path), what, mask(reason), delay)
-            time.sleep(delay)
+            time.sleep(delay * random.uniform(1 - _JITTER, 1.0))
     raise AssertionError("unreachable")
+
+
+def _remedy(path: str, reason: str) -> str:
+    if is_masked(path):
+        return _NOT_KEPT
+    return next((f": {remedy}" for pattern, remedy in _REMEDIES if re.search(pattern, reason)), "")
 
 
 def _may_pass(error: Exception) -> bool:

@@ -17,7 +17,7 @@ from rayface.files import LOCK, write_text
 from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
 from rayface.models.run_files import CHECKPOINTS, CONFIG, PAIR_SCORES
-from rayface.storage import LEASE, AnyPath, FolderMirror, RemotePath, Segments
+from rayface.storage import LEASE, AnyPath, FolderMirror, RemotePath, Segments, local_copy
 from rayface.tracking import Journal, read_metrics
 from rayface.tracking.delivered import delivered_run_id
 from rayface.tracking.spool import JOURNAL
@@ -120,27 +120,32 @@ class RunDirectory(RunMessages):
 
     @contextlib.contextmanager
     def delivering(self) -> Iterator[None]:
-        """Keep the working folder and the object store equal inside the context; on a disk, do nothing.
+        """Deliver journals and figures from the working folder inside the context; on a disk, do nothing.
 
-        The driver delivers its journals and figures, and follows the journal of rank 0; rank 0 delivers that journal.
-        Both start from what the store holds.
+        Rank 0 delivers its journal, which the driver follows. Both start from what the store holds.
         """
         if isinstance(self.path, Path):
             yield
             return
-        driver = self.writer == "driver"
         self.journals.mkdir(parents=True, exist_ok=True)
-        pulled, only = ((_WORKER_JOURNAL,), _DELIVERED) if driver else ((), (JOURNAL,))
-        mirror = FolderMirror(self.working, self.path, pulled=pulled, only=only)
-        if driver:
+        if self.writer == "driver":
+            mirror = FolderMirror(self.working, self.path, pulled=[_WORKER_JOURNAL], only=_DELIVERED)
             mirror.restore(JOURNAL)
             mirror.fetch("sessions.json")
         else:
+            mirror = FolderMirror(self.working, self.path, only=[JOURNAL])
             self._worker_segments().restore()
         with mirror:
             yield
-        if mirror.delivered and not driver:
+        if mirror.delivered:
             shutil.rmtree(self.working, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def synced(self) -> Iterator[Path]:
+        """Yield the folder with the journals and all artifacts of the run, fetched from an object store."""
+        with self.delivering():
+            self.artifacts()
+            yield self.config_file.parent
 
     def session(self) -> AbstractContextManager[Callable[[], float]]:
         """Measure a session of the run; see `elapsed.session`."""
@@ -179,7 +184,7 @@ class RunDirectory(RunMessages):
         """
         if not self.has_started():
             raise ValueError(f"train.output: {self}: is not a run directory (no {CONFIG}): give the directory of a run")
-        return configs.load(file=self.config_file)
+        return configs.load(file=local_copy(str(self.path / CONFIG)))
 
     def config_text(self) -> str:
         """Return the config as YAML, "" without one."""
@@ -296,5 +301,4 @@ class RunDirectory(RunMessages):
         self._append(_FAULTS, "".join(f"{line}\n" for line in lines))
 
     def _worker_segments(self) -> Segments:
-        assert isinstance(self.path, RemotePath)
-        return Segments(self.worker_journal_file, self.path / _WORKER_JOURNAL)
+        return Segments(self.worker_journal_file, RemotePath(str(self.path / _WORKER_JOURNAL)))

@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_directory_in_a_store_delivers_journals_and_a_new_machine_continues_them
         stored.journal("driver").close()
         assert stored.read_metrics()["train/loss"][0][:2] == (1, 4.0)
     assert not worker.working.exists()
-    shutil.rmtree(stored.working)
+    assert not stored.working.exists()
     assert stored.read_config().name == configs.load("debug").name
     with stored.delivering(), worker.delivering():
         assert stored.seconds() > 0
