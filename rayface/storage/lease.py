@@ -29,6 +29,7 @@ LEASE_SECONDS = 60.0  # after the last renewal; the clocks of the machines must 
 SETTLE_SECONDS = 1.0  # an object store shows a write to all readers within this time
 _RENEWALS = 4  # in LEASE_SECONDS
 _TRIES = 10
+_LOOK_SECONDS = 3.0  # between looks at the lease of another
 _held: set[str] = set()  # ids of the leases of this process
 logger = logging.getLogger(__name__)
 
@@ -52,9 +53,11 @@ class Owner:
 
     def is_valid(self) -> bool:
         """Return whether the lease has not ended, as far as its end and its process tell."""
-        if self.space and self.space == _space() and not self._process_lives():
-            return False
-        return time.time() < self.ends
+        return time.time() < self.ends and (not self.is_here() or self._process_lives())
+
+    def is_here(self) -> bool:
+        """Return whether the process can be seen from this one."""
+        return bool(self.space) and self.space == _space()
 
     def _process_lives(self) -> bool:
         if self.pid == os.getpid():
@@ -92,12 +95,13 @@ class Lease:
         return self._lost
 
     def acquire(self) -> None:
-        """Take the lease.
+        """Take the lease, after a wait where its last owner may be dead: it is, if its lease ends without a renewal.
 
         Raises:
             DataError: another process holds it; one line that names it, and when its lease ends.
         """
         for _ in range(_TRIES):
+            self._wait_for_end()
             looked = time.monotonic()
             self._refuse(read_owner(self._path))
             self._write()
@@ -134,6 +138,16 @@ class Lease:
                 self.renew()
             except (DataError, StorageError) as error:
                 logger.warning("%s: its lease cannot be renewed: %s", self._name, error)
+
+    def _wait_for_end(self) -> None:
+        first = owner = read_owner(self._path)
+        while owner is not None and first is not None and owner.id != self._id and owner.is_valid():
+            if owner.is_here() or owner.ends > first.ends:
+                self._refuse(owner)
+            if owner is first:
+                logger.info("%s: waiting for the end of the lease of %s", self._name, owner)
+            time.sleep(min(_LOOK_SECONDS, max(0.0, owner.ends - time.time()) + 0.1))
+            owner = read_owner(self._path)
 
     def _refuse(self, owner: Owner | None) -> None:
         if owner is not None and owner.id != self._id and owner.is_valid():

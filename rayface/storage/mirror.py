@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -96,11 +96,19 @@ class FolderMirror:
         remote: where it is delivered to.
         pulled: names of journals that another process writes: they are fetched instead.
         only: names in the folder to deliver; None: all.
+        fenced: whether another process owns the remote folder by now: then nothing is delivered.
     """
 
     def __init__(
-        self, local: Path, remote: RemotePath, *, pulled: Collection[str] = (), only: Collection[str] | None = None
+        self,
+        local: Path,
+        remote: RemotePath,
+        *,
+        pulled: Collection[str] = (),
+        only: Collection[str] | None = None,
+        fenced: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._fenced = fenced
         self._local, self._remote, self._pulled, self._only = local, remote, frozenset(pulled), only
         self.delivered = False
         """Whether everything was delivered at the end."""
@@ -147,8 +155,10 @@ class FolderMirror:
         """Deliver and fetch now.
 
         Raises:
-            DataError, StorageError: the store refuses or does not answer.
+            DataError, StorageError: the store refuses or does not answer, or another process owns the folder.
         """
+        if self._fenced():
+            raise DataError(f"{self._remote}: another process owns it")
         with self._lock:
             for name in self._pulled:
                 self._journal(name).pull()

@@ -35,7 +35,7 @@ _PLOTS = "plots"
 _FAULTS = "faults.log"
 _WORKER = "rank0"
 _WORKER_JOURNAL = f"{JOURNAL}/{_WORKER}.jsonl"
-_DELIVERED = (JOURNAL, "sessions.json", _PLOTS)  # of the driver's working folder
+_PULLED, _DELIVERED = (_WORKER_JOURNAL,), (JOURNAL, "sessions.json", _PLOTS)  # of the driver's working folder
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,16 @@ class RunDirectory(RunMessages):
 
     @contextlib.contextmanager
     def delivering(self) -> Iterator[None]:
-        """Deliver journals and figures from the working folder inside the context; on a disk, do nothing.
+        """Deliver journals and figures of a directory in an object store from the working folder inside the context.
 
-        Rank 0 delivers its journal, which the driver follows. Both start from what the store holds.
+        Rank 0 delivers its journal, which the driver follows.
         """
         if isinstance(self.path, Path):
             yield
             return
         self.journals.mkdir(parents=True, exist_ok=True)
         if self.writer == "driver":
-            mirror = FolderMirror(self.working, self.path, pulled=[_WORKER_JOURNAL], only=_DELIVERED)
+            mirror = FolderMirror(self.working, self.path, pulled=_PULLED, only=_DELIVERED, fenced=self.is_lost)
             mirror.restore(JOURNAL)
             mirror.fetch("sessions.json")
         else:

@@ -7,7 +7,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import platformdirs
 
 from rayface.files import exclusive_folder, is_owned, write_file, write_json
 from rayface.storage import LEASE, AnyPath, DataError, RemotePath, StorageError, leased
-from rayface.storage.lease import read_owner
+from rayface.storage.lease import Lease, read_owner
 
 Values = Mapping[str, Any]
 """A JSON object whose keys belong to another module."""
 
 _LOOK_SECONDS = 5.0  # between looks for a request in an object store
+_leases: dict[str, Lease] = {}  # of the directories that this process owns
 _looked: dict[str, float] = {}  # when this process has looked for a request
 
 
@@ -92,10 +92,24 @@ class RunStore:
         values: Values = json.loads((self.path / name).read_text(encoding="utf-8"))
         return values
 
-    def exclusive(self) -> AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
         """Own the directory, created if missing, inside the context; see `exclusive_folder` and `leased`."""
         name = f"train.output: {self}"
-        return leased(self.path, name) if isinstance(self.path, RemotePath) else exclusive_folder(self.path, name)
+        if isinstance(self.path, Path):
+            with exclusive_folder(self.path, name):
+                yield
+            return
+        with leased(self.path, name) as _leases[str(self)]:
+            try:
+                yield
+            finally:
+                del _leases[str(self)]
+
+    def is_lost(self) -> bool:
+        """Return whether another driver owns the directory that this process owned."""
+        lease = _leases.get(str(self))
+        return lease is not None and lease.lost
 
     def is_owned(self) -> bool:
         """Return whether a driver owns the directory; True where that cannot be known."""

@@ -22,7 +22,7 @@ from rayface.data.sources.folder import FolderSettings, FolderSource
 from rayface.embedding.embeddings import open_embeddings
 from rayface.embedding.shard_embedder import read_images
 from rayface.evaluation.pairs import load_pairs
-from rayface.storage import DataError, StorageError, paths
+from rayface.storage import DataError, StorageError, errors, paths
 from tests.storage.failing_os import fail, picture
 
 PASSING = [errno.EMFILE, errno.ESTALE, errno.EIO, errno.ETIMEDOUT]
@@ -164,3 +164,40 @@ def test_open_embeddings_with_unreadable_files_reports_no_damage(
     fail(monkeypatch, "pread", errno.ETIMEDOUT)
     with pytest.raises(StorageError, match=r"a.parquet"):
         open_embeddings(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("AWS Error NO_SUCH_BUCKET during PutObject operation", "create the bucket"),
+        ("AWS Error UNKNOWN (HTTP status 400) during PutObject operation: ExpiredToken", "renew the credentials"),
+        ("AWS Error ACCESS_DENIED during HeadObject operation", "the right to read, write, list and delete"),
+        ("AWS Error UNKNOWN (HTTP status 301) during HeadObject operation", r"the region of the bucket: \?region="),
+        ("AWS Error UNKNOWN (HTTP status 507): InsufficientStorage", "free space in the store"),
+    ],
+)
+def test_error_of_a_store_that_lasts_names_its_remedy_in_one_line_without_a_retry(reason: str, remedy: str) -> None:
+    tries = []
+
+    def refuse() -> None:
+        tries.append(1)
+        raise OSError(f"When putting key:\n{reason}")
+
+    with pytest.raises(DataError, match=f"^s3://b/x: cannot be written .*: .*{remedy}") as caught:
+        errors.retried("s3://b/x", refuse, "cannot be written")
+    assert len(tries) == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_retries_of_a_store_wait_different_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(errors, "_BACK_OFF", (1.0,) * 8)
+    monkeypatch.setattr(time, "sleep", waits.append)
+
+    def time_out() -> None:
+        raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 28, Timeout was reached")
+
+    with pytest.raises(StorageError, match=r"after 9 tries .*Timeout was reached"):
+        errors.retried("s3://b/x", time_out)
+    assert len(set(waits)) > 1
+    assert all(0.5 <= wait <= 1.0 for wait in waits)

@@ -20,13 +20,24 @@ def write_owner(folder: RemotePath, **changed: object) -> None:
     lease.write_bytes(str(folder / lease.LEASE), json.dumps(values).encode())
 
 
-def test_lease_of_another_is_refused_in_one_line_with_owner_and_end(folder: RemotePath) -> None:
+def test_lease_that_another_renews_is_refused_in_one_line_with_owner_and_end(
+    folder: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_owner(folder)
+    monkeypatch.setattr(time, "sleep", lambda seconds: write_owner(folder, ends=time.time() + 90))
     with (
         pytest.raises(DataError, match=r"^train.output: process 42 on node7 owns it, .* ends at [\d:]+ UTC .*wait"),
         leased(folder, "train.output"),
     ):
         pass
+
+
+def test_lease_of_a_dead_process_elsewhere_is_taken_once_it_ends(folder: RemotePath) -> None:
+    write_owner(folder, ends=time.time() + 0.5)
+    with leased(folder, "train.output"):
+        owner = lease.read_owner(folder / lease.LEASE)
+        assert owner is not None
+        assert owner.id != "other"
 
 
 @pytest.mark.parametrize("changed", [{"ends": 1.0}, {"space": lease._space(), "pid": 2**22 + 1}])

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 
 import rayface
 from rayface import config as configs
-from rayface.files import write_file
+from rayface.files import write_file, write_json
 from rayface.storage import DataError, RemotePath, lease
 from rayface.training import run_store
+from rayface.training.recovery.interrupt import run_interruptibly
+from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
 from tests.conftest import ObjectStore
 
@@ -136,6 +139,20 @@ def test_directory_in_a_store_delivers_journals_and_a_new_machine_continues_them
         assert worker.worker_journal().last_step == 1
     assert not stored.is_unused()
     assert not any(object_store.secret.encode() in content for content in object_store.files().values())
+
+
+def test_directory_in_a_store_that_another_driver_took_over_is_lost_and_nothing_is_delivered(
+    stored: RunDirectory, object_store: ObjectStore
+) -> None:
+    values = {"id": "other", "host": "node7", "pid": 42, "space": "", "ends": time.time() + 60}
+    with stored.exclusive(), stored.delivering():
+        assert not stored.is_lost()
+        write_json(stored.path / lease.LEASE, values)
+        run_store._leases[str(stored)].renew()
+        stored.journal("driver").params({"a": 1})
+        with pytest.raises(TrainingStoppedError, match=r"^train.output: s3:.* another driver took it over"):
+            run_interruptibly(lambda: time.sleep(3), stored, grace=0)
+    assert set(object_store.files()) == {f"runs/one/{lease.LEASE}"}
 
 
 def test_model_of_a_directory_in_a_store_is_uploaded_and_fetched_as_an_artifact(stored: RunDirectory) -> None:

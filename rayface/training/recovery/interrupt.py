@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from rayface.interrupts import Terminated
+from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
 
 
@@ -41,6 +42,7 @@ def run_interruptibly(
 
     Raises:
         KeyboardInterrupt: it was interrupted.
+        TrainingStoppedError: another driver owns the directory.
         BaseException: whatever `function` raised.
     """
     failures: list[BaseException] = []
@@ -60,6 +62,11 @@ def run_interruptibly(
         threading.Thread(target=call, daemon=True, name="rayface-fit").start()
         stepped = False
         while not done.wait(0.5):
+            if run.is_lost():
+                raise TrainingStoppedError(
+                    f"train.output: {run}: another driver took it over while this one could not renew its lease: let "
+                    "the other one train"
+                )
             stepped = stepped or has_stepped()
     except KeyboardInterrupt:
         run.request_stop()

@@ -18,6 +18,7 @@ from rayface.cli import app
 from rayface.heads.class_centers import class_range
 from rayface.models.model_files import load_model
 from rayface.models.row_shard import RowShard
+from rayface.storage import RemotePath
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing import tools as checkpoint_tools
 from rayface.training.checkpointing.progress import DatasetFacts, Progress
@@ -202,3 +203,15 @@ def test_arcface_centers_of_files_that_do_not_fit_together_raise(tmp_path):
     refused("sizes", r"it has \['a', 'b'\]")
     torch.save(Code(), tmp_path / "sizes" / "checkpoint_gpu_1.pt")
     refused("sizes", "holds Python objects")
+
+
+def test_tools_read_a_checkpoint_in_a_store(object_store, tmp_path):
+    stored = RemotePath(object_store.uri("run"))
+    RunDirectory(stored).write_config(configs.load("debug"))
+    checkpoint.save(stored, {"head.centers": RowShard.of(FULL, 0, NUM_CLASSES)}, progress(3), keep=1)
+    assert checkpoint_tools.verify(stored) == {"step_00000003": []}
+    shown = checkpoint_tools.show(stored)
+    assert shown.tensors["head.centers"].shape == [NUM_CLASSES, 3]
+    assert shown.config["backbone.name"] == "mini"
+    invoke("reshard", object_store.uri("run"), "--ranks", 2, "--out", tmp_path / "out")
+    check_parts(tmp_path / "out", 2, FULL)
