@@ -3,7 +3,7 @@
 from rayface.storage.copies import CACHE_VARIABLE, cache_folders, local_copy, staged_folder, upload
 from rayface.storage.errors import DataError, StorageError, one_line, retried
 from rayface.storage.lease import LEASE, leased
-from rayface.storage.mirror import FolderMirror, Segments
+from rayface.storage.mirror import FolderMirror, Segments, fetched_journals
 from rayface.storage.paths import (
     REQUESTS,
     FileInfo,
@@ -54,6 +54,7 @@ __all__ = [
     "delete",
     "delete_temporary",
     "exists",
+    "fetched_journals",
     "forward_reads",
     "is_lasting",
     "is_local",

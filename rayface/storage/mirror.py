@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -82,6 +84,18 @@ class Segments:
 
     def _segment(self, offset: int) -> RemotePath:
         return self._folder / f"{offset // SEGMENT_BYTES:06d}"
+
+
+@contextmanager
+def fetched_journals(remote: RemotePath) -> Iterator[Path]:
+    """Yield a temporary folder with every journal of a folder in an object store, stored in segments or whole."""
+    with tempfile.TemporaryDirectory(prefix="rayface-journals-") as folder:
+        for name in remote.files():
+            journal = name.partition("/")[0]
+            if journal.endswith(_JOURNAL_SUFFIX):
+                with open(os.path.join(folder, journal), "ab") as file:
+                    file.write((remote / name).read_bytes())
+        yield Path(folder)
 
 
 class FolderMirror:

@@ -17,7 +17,7 @@ from rayface.files import LOCK, write_text
 from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
 from rayface.models.run_files import CHECKPOINTS, CONFIG, PAIR_SCORES
-from rayface.storage import LEASE, AnyPath, FolderMirror, RemotePath, Segments, local_copy
+from rayface.storage import LEASE, AnyPath, FolderMirror, RemotePath, Segments, fetched_journals, local_copy
 from rayface.tracking import Journal, read_metrics
 from rayface.tracking.delivered import delivered_run_id
 from rayface.tracking.spool import JOURNAL
@@ -120,10 +120,7 @@ class RunDirectory(RunMessages):
 
     @contextlib.contextmanager
     def delivering(self) -> Iterator[None]:
-        """Deliver journals and figures of a directory in an object store from the working folder inside the context.
-
-        Rank 0 delivers its journal, which the driver follows.
-        """
+        """Deliver journals and figures of a directory in an object store from the working folder inside the context."""
         if isinstance(self.path, Path):
             yield
             return
@@ -277,9 +274,10 @@ class RunDirectory(RunMessages):
 
     def read_metrics(self) -> dict[str, list[tuple[int, float, float]]]:
         """Return the metrics of all journals; see `tracking.read_metrics`."""
-        if isinstance(self.path, RemotePath):
-            self._worker_segments().pull()
-        return read_metrics(self.journals)
+        if isinstance(self.path, Path):
+            return read_metrics(self.journals)
+        with fetched_journals(self.path / JOURNAL) as folder:
+            return read_metrics(folder)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the metrics, a row for each step and a column for each metric; NaN where it was not measured."""
