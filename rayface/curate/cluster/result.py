@@ -45,7 +45,7 @@ def counts_of(clusters: Ints) -> ClusterCounts:
     sizes = np.bincount(clusters[clusters >= 0])
     return ClusterCounts(
         images=len(clusters),
-        clusters=len(sizes),
+        clusters=int(np.count_nonzero(sizes)),  # a stream's numbers have gaps
         noise=int(np.count_nonzero(clusters == NOISE)),
         largest=int(sizes.max(initial=0)),
     )

@@ -54,6 +54,7 @@ def test_stream_takes_each_file_once_however_the_folder_grows(tmp_path: Path, pu
     again = stream(tmp_path)
     assert again.scores is not None
     assert again.scores.pairwise_f > 0.97
+    assert again.counts.clusters == again.scores.num_clusters
     assert written(tmp_path / "out") == before
     stream(tmp_path, "whole")
     assert written(tmp_path / "whole") == before
