@@ -141,14 +141,24 @@ def _quiet_backend(debug: bool) -> Iterator[None]:
     if debug or level in os.environ:
         yield
         return
+    with _environment({level: "fatal"}), _stderr_without(level):  # Ray announces the level itself, as it starts
+        yield
+
+
+@contextmanager
+def _stderr_without(text: str) -> Iterator[None]:
+    """Write what this process and its C++ code write to stderr inside the context after it, but no line with `text`."""
     saved = os.dup(2)
-    with _environment({level: "fatal"}), open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)  # Ray announces the level itself, as it starts
+    with tempfile.TemporaryFile() as held:  # no pipe: processes that were started inside may keep it
+        os.dup2(held.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+            written = os.pread(held.fileno(), os.fstat(held.fileno()).st_size, 0)
+            shown = [line for line in written.splitlines(keepends=True) if text.encode() not in line]
+            os.write(2, b"".join(shown))
 
 
 def started_here() -> bool:

@@ -144,13 +144,16 @@ def test_require_workers_on_an_empty_cluster_asks_for_gpus_and_finds_those_that_
     assert find_room("auto") == (True, 3, 2)
 
 
-@pytest.mark.parametrize(("debug", "heard"), [(False, ""), (True, "E core_worker.cc: recovered from\n")])
+ANNOUNCED = "Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\n"
+
+
+@pytest.mark.parametrize(("debug", "heard"), [(False, ""), (True, ANNOUNCED)])
 def test_ray_starting_writes_its_backend_log_to_stderr_only_for_debugging(monkeypatch, capfd, debug, heard):
     levels = []
 
     def init(*args, **options):
         levels.append(os.environ.get("RAY_BACKEND_LOG_LEVEL"))
-        os.write(2, b"E core_worker.cc: recovered from\n")
+        os.write(2, ANNOUNCED.encode() + b"of another thread\n")
 
     monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -158,6 +161,6 @@ def test_ray_starting_writes_its_backend_log_to_stderr_only_for_debugging(monkey
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with ray_session(debug=debug):
         os.write(2, b"of the job\n")
-    assert capfd.readouterr().err == f"{heard}of the job\n"
+    assert capfd.readouterr().err == f"{heard}of another thread\nof the job\n"
     assert levels == [None if debug else "fatal"]
     assert "RAY_BACKEND_LOG_LEVEL" not in os.environ
