@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from rayface.credentials import masked
-from rayface.storage import AnyPath, DataError, StorageError, require_lasting, sync_folder, write_bytes
+from rayface.storage import AnyPath, DataError, RemotePath, StorageError, require_lasting, sync_folder, write_bytes
 
 LOCK = ".lock"
 P = TypeVar("P", bound=AnyPath)
@@ -29,7 +29,10 @@ def write_file(path: P, content: bytes | memoryview) -> P:
         OSError: it cannot be written; an existing file is unchanged.
         DataError, StorageError: it cannot be written to the object store.
     """
-    write_bytes(str(path), content)
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)
+    else:
+        write_bytes(str(path), content)
     return path
 
 

@@ -84,7 +84,7 @@ class _StoreFiles(FileSystemBase):
             with _PartReader(path) as reader:
                 yield reader
             return
-        filesystem, inside = locate(str(path))
+        filesystem, inside = locate(path.uri)
         with filesystem.open_output_stream(inside, compression=None) as stream:
             writer = _PartWriter(cast(BinaryIO, stream))
             try:
@@ -99,8 +99,8 @@ class _StoreFiles(FileSystemBase):
         return path / suffix
 
     def rename(self, path: Any, new_path: Any) -> None:
-        filesystem, inside = locate(str(path))
-        filesystem.move(inside, locate(str(new_path))[1])
+        filesystem, inside = locate(path.uri)
+        filesystem.move(inside, locate(new_path.uri)[1])
         self._digests[new_path.name] = self._digests.pop(path.name)
 
     def init_path(self, path: Any) -> Any:
@@ -151,7 +151,7 @@ class _PartReader(io.BufferedReader):
     """A part of a checkpoint; `fetch(offset, count)` reads neighbours together."""
 
     def __init__(self, path: RemotePath) -> None:
-        self._source = Source(str(path))
+        self._source = Source(path.uri)
         self.fetch = windowed(self._source, _WINDOW)
         super().__init__(cast(Any, path.open()), _WINDOW)
 

@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 
 from rayface.storage.errors import DataError, StorageError
 from rayface.storage.remote_path import RemotePath
-from rayface.storage.writes import write_bytes
 
 LEASE = ".lease.json"
 LEASE_SECONDS = 60.0  # after the last renewal; the clocks of the machines must agree within a fraction of it
@@ -109,7 +108,10 @@ class Lease:
                 self._delete_own()
                 continue
             time.sleep(SETTLE_SECONDS)
-            self._refuse(read_owner(self._path))
+            owner = read_owner(self._path)
+            self._refuse(owner)
+            if owner is None:  # a slow rival deleted it
+                continue
             _held.add(self._id)
             self._thread.start()
             return
@@ -126,7 +128,7 @@ class Lease:
     def renew(self) -> None:
         """Write a later end, unless another process holds the lease by now."""
         owner = read_owner(self._path)
-        if owner is not None and owner.id != self._id and owner.is_valid():
+        if owner is not None and owner.id != self._id:  # also one that ended: it has trained since
             self._lost = True
             logger.error("%s: %s took it over, because its lease was not renewed in time", self._name, owner)
         else:
@@ -160,7 +162,7 @@ class Lease:
     def _write(self) -> None:
         ends = time.time() + LEASE_SECONDS
         owner = Owner(id=self._id, host=socket.gethostname(), pid=os.getpid(), space=_space(), ends=ends)
-        write_bytes(str(self._path), json.dumps(asdict(owner)).encode())
+        self._path.write_bytes(json.dumps(asdict(owner)).encode())
 
     def _delete_own(self) -> None:
         owner = read_owner(self._path)

@@ -47,7 +47,7 @@ class Segments:
         while self._sent < whole:
             start = self._sent - self._sent % SEGMENT_BYTES
             end = min(whole, start + SEGMENT_BYTES)
-            write_bytes(str(self._segment(start)), _part(self._local, start, end))
+            self._segment(start).write_bytes(_part(self._local, start, end))
             self._sent = end
 
     def pull(self) -> None:
@@ -73,7 +73,7 @@ class Segments:
     def restore(self) -> None:
         """Make the local journal the stored one, unless it already is, or is that with records added."""
         stored = b"".join((self._folder / name).read_bytes() for name in sorted(self._folder.files()))
-        if self._local.exists() and _part(self._local, 0, len(stored)) == stored:
+        if stored and self._local.exists() and _part(self._local, 0, len(stored)) == stored:
             return
         self._local.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(str(self._local), stored)
@@ -181,7 +181,7 @@ class FolderMirror:
                 if path.suffix == _JOURNAL_SUFFIX:
                     self._journal(name).push()
                 elif (state := _state(path)) != self._states.get(name):
-                    write_bytes(str(self._remote / name), path.read_bytes())
+                    (self._remote / name).write_bytes(path.read_bytes())
                     self._states[name] = state
 
     def _names(self) -> list[str]:

@@ -48,6 +48,11 @@ class RemotePath:
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
 
+    @property
+    def uri(self) -> str:
+        """The URI to open it by, with credentials; not to be shown or stored."""
+        return self._uri
+
     def __reduce__(self) -> tuple[type[RemotePath], tuple[str]]:
         return RemotePath, (self._uri,)
 
@@ -143,9 +148,13 @@ class RemotePath:
         """Return the text of a small object."""
         return self.read_bytes().decode(encoding)
 
+    def write_bytes(self, content: bytes | memoryview) -> None:
+        """Write an object by one upload."""
+        write_bytes(self._uri, content)
+
     def touch(self) -> None:
         """Create an object."""
-        write_bytes(self._uri, b"1")
+        self.write_bytes(b"1")
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete an object."""

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from rayface.curves import Series, draw_curves
 from rayface.evaluation.plots import evaluation_plots
 from rayface.report import PALETTE, as_svg, load_template, write_pngs
-from rayface.tracking.origin import job_name
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_messages import Values
 from rayface.version import VERSION
@@ -45,7 +44,7 @@ def write_report(
     if not refresh:
         write_pngs(run.plots, plots)
     page = load_template("report.html").render(
-        title=job_name(run.working),
+        title=run.title,
         table=table,
         plots=[{"caption": plot.caption, "wide": plot.wide, "svg": as_svg(plot)} for plot in plots],
         palette=PALETTE,

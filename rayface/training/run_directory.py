@@ -20,7 +20,8 @@ from rayface.models.run_files import CHECKPOINTS, CONFIG, PAIR_SCORES
 from rayface.storage import LEASE, AnyPath, FolderMirror, RemotePath, Segments, fetched_journals, local_copy
 from rayface.tracking import Journal, read_metrics
 from rayface.tracking.delivered import delivered_run_id
-from rayface.tracking.spool import JOURNAL
+from rayface.tracking.origin import job_name
+from rayface.tracking.spool import JOURNAL, READER_FOLDERS
 from rayface.training.run_messages import RunMessages, Values
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ _PLOTS = "plots"
 _FAULTS = "faults.log"
 _WORKER = "rank0"
 _WORKER_JOURNAL = f"{JOURNAL}/{_WORKER}.jsonl"
-_PULLED, _DELIVERED = (_WORKER_JOURNAL,), (JOURNAL, "sessions.json", _PLOTS)  # of the driver's working folder
+_FOLDERS = (JOURNAL, _PLOTS, *READER_FOLDERS)
+_PULLED, _DELIVERED = (_WORKER_JOURNAL,), (*_FOLDERS, "sessions.json")  # of the driver's working folder
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,13 @@ class RunDirectory(RunMessages):
 
     @property
     def name(self) -> str:
-        """The name of the run, also in MLflow."""
+        """The last part of its path."""
         return self.path.name
+
+    @property
+    def title(self) -> str:
+        """Its name beside other runs of a project, in MLflow and reports: the path in the project, or the name."""
+        return self.name if isinstance(self.path, RemotePath) else job_name(self.path)
 
     @property
     def config_file(self) -> Path:
@@ -124,10 +131,13 @@ class RunDirectory(RunMessages):
         if isinstance(self.path, Path):
             yield
             return
-        self.journals.mkdir(parents=True, exist_ok=True)
+        if self.writer == "driver" and not (self.path / JOURNAL).exists():  # what is here is of a run that was deleted
+            shutil.rmtree(self.working, ignore_errors=True)
+        self.make_folder(self.journals)
         if self.writer == "driver":
             mirror = FolderMirror(self.working, self.path, pulled=_PULLED, only=_DELIVERED, fenced=self.is_lost)
-            mirror.restore(JOURNAL)
+            for name in _FOLDERS:
+                mirror.restore(name)
             mirror.fetch("sessions.json")
         else:
             mirror = FolderMirror(self.working, self.path, only=[JOURNAL])
@@ -139,9 +149,16 @@ class RunDirectory(RunMessages):
 
     @contextlib.contextmanager
     def synced(self) -> Iterator[Path]:
-        """Yield the folder with the journals and all artifacts of the run, fetched from an object store."""
-        with self.delivering():
+        """Yield the folder with the journals and all artifacts of the run, fetched from an object store.
+
+        Raises:
+            DataError: a driver owns the run in the store.
+        """
+        remote = isinstance(self.path, RemotePath)  # the working folder of a driver on this machine is in use
+        with self.exclusive() if remote else contextlib.nullcontext(), self.delivering():
             self.artifacts()
+            if self.has_model():
+                self.model_folder()
             yield self.config_file.parent
 
     def session(self) -> AbstractContextManager[Callable[[], float]]:
@@ -181,7 +198,8 @@ class RunDirectory(RunMessages):
         """
         if not self.has_started():
             raise ValueError(f"train.output: {self}: is not a run directory (no {CONFIG}): give the directory of a run")
-        return configs.load(file=local_copy(str(self.path / CONFIG)))
+        file = self.path / CONFIG
+        return configs.load(file=local_copy(file.uri if isinstance(file, RemotePath) else str(file)))
 
     def config_text(self) -> str:
         """Return the config as YAML, "" without one."""
@@ -299,4 +317,5 @@ class RunDirectory(RunMessages):
         self._append(_FAULTS, "".join(f"{line}\n" for line in lines))
 
     def _worker_segments(self) -> Segments:
-        return Segments(self.worker_journal_file, RemotePath(str(self.path / _WORKER_JOURNAL)))
+        assert isinstance(self.path, RemotePath)
+        return Segments(self.worker_journal_file, self.path / _WORKER_JOURNAL)

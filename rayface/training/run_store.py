@@ -48,6 +48,20 @@ class RunStore:
         name = f"{self.path.name}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}"
         return platformdirs.user_state_path("rayface") / "runs" / self.writer / name
 
+    def make_folder(self, folder: Path) -> Path:
+        """Create a folder in the working folder of a directory in an object store.
+
+        Raises:
+            DataError: the disk refuses it.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{folder}: cannot be written ({error.strerror}): set XDG_STATE_HOME to a folder that can be"
+            ) from None
+        return folder
+
     def _exists(self, name: str) -> bool:
         return (self.path / name).exists()
 
@@ -61,9 +75,10 @@ class RunStore:
         key, now = f"{self.path}/{name}", time.monotonic()
         if now - _looked.get(key, -_LOOK_SECONDS) < _LOOK_SECONDS:
             return False
-        _looked[key] = now
         with contextlib.suppress(StorageError):  # a store that does not answer must not end a training
-            return self._exists(name)
+            if self._exists(name):
+                return True  # until it is withdrawn, every look sees it
+        _looked[key] = now
         return False
 
     def _append(self, name: str, text: str) -> None:
@@ -134,7 +149,7 @@ class RunStore:
         if isinstance(self.path, RemotePath):
             with contextlib.suppress(FileNotFoundError):
                 content = (self.path / name).read_bytes()
-                self.working.mkdir(parents=True, exist_ok=True)
+                self.make_folder(self.working)
                 write_file(self.working / name, content)
         return self.working / name
 

@@ -99,6 +99,7 @@ class RunWatcher:
     def __post_init__(self) -> None:
         self._tail = JournalTail(self.run.journals)
         self._epochs = self.run.read_config().train.epochs
+        self._total: int | None = None
 
     def read(self) -> RunView:
         """Read what is new, and return the run as it is now."""
@@ -128,7 +129,9 @@ class RunWatcher:
     def _take_metrics(self, record: Record) -> None:
         step, values = record["step"], {name: float(value) for name, value in record["values"].items()}
         self._metrics |= values
-        self._step = max(self._step, step)
+        self._step = step if "train/loss" in values else max(self._step, step)  # a roll-back lowers it
+        if values.get("train/epoch"):
+            self._total = max(step, round(self._epochs * step / values["train/epoch"]))
         if "train/loss" in values:
             self._points.append((step, record["time"]))
             self._losses.append(values["train/loss"])
@@ -138,17 +141,14 @@ class RunWatcher:
             self._accuracies[step] = values["eval/accuracy"]
 
     def _view(self) -> RunView:
-        metrics, total = self._metrics, None
-        epoch = metrics.get("train/epoch")
-        if epoch:
-            total = max(self._points[-1][0] if self._points else 0, round(self._epochs * self._step / epoch))
+        metrics, total = self._metrics, self._total
         return RunView(
             name=self.run.name,
             state=self._state,
             ended=self._ended,
             step=self._step,
             total_steps=total,
-            epoch=epoch,
+            epoch=metrics.get("train/epoch"),
             epochs=self._epochs,
             learning_rate=metrics.get("train/lr"),
             images_per_second=metrics.get("train/images_per_second"),

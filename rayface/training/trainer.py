@@ -118,6 +118,8 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
         tags=tags,
         interrupts=interrupts,
         deliver_after=_START_SECONDS,
+        output=str(run),
+        name=run.title,
     )
     with run.delivering(), run.session() as seconds, tracked as job:
         job.journal.artifact(run.config_file)

@@ -12,12 +12,13 @@ from tests.conftest import ObjectStore
 @pytest.fixture
 def folder(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "_TRIES", 1000)  # on a machine under load a write takes longer than half of that
     return RemotePath(object_store.uri("run"))
 
 
 def write_owner(folder: RemotePath, **changed: object) -> None:
     values = {"id": "other", "host": "node7", "pid": 42, "space": "", "ends": time.time() + 60, **changed}
-    lease.write_bytes(str(folder / lease.LEASE), json.dumps(values).encode())
+    (folder / lease.LEASE).write_bytes(json.dumps(values).encode())
 
 
 def test_lease_that_another_renews_is_refused_in_one_line_with_owner_and_end(
@@ -65,6 +66,13 @@ def test_lease_taken_by_another_is_lost_and_not_deleted(folder: RemotePath) -> N
     owner = lease.read_owner(folder / lease.LEASE)
     assert owner is not None
     assert owner.id == "other"
+
+
+def test_lease_whose_next_owner_has_ended_is_lost_all_the_same(folder: RemotePath) -> None:
+    with leased(folder, "train.output") as held:
+        write_owner(folder, ends=time.time() - 1)
+        held.renew()
+        assert held.lost
 
 
 def test_lease_of_a_writer_that_was_overtaken_while_it_settled_is_refused(

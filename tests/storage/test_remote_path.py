@@ -42,6 +42,18 @@ def test_remote_path_text_is_masked_and_opens_also_after_pickle(object_store: Ob
     assert read_json(path / "a.json") == [1]
 
 
+def test_remote_path_that_holds_a_secret_of_the_environment_is_one_place(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUN_TOKEN", "run-0003")  # masked in all text, also where it is the name of a folder
+    run = RemotePath(object_store.uri("run-0003"))
+    assert "run-0003" not in str(run)
+    write_json(run / "a.json", [1])
+    (run / "b").touch()
+    assert read_json(run / "a.json") == [1]
+    assert sorted(object_store.files()) == ["run-0003/a.json", "run-0003/b"]
+
+
 def test_write_without_a_bucket_is_refused_in_one_line(s3_server: ObjectStore) -> None:
     with pytest.raises(DataError, match=r"cannot be written.*NO_SUCH_BUCKET") as caught:
         write_json(RemotePath(s3_server.uri("no-bucket-here/a.json").replace("@/", "@")), {})

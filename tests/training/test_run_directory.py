@@ -83,6 +83,7 @@ def stored(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.Monkey
     """A run directory in an object store; this machine's working folders are in `state`."""
     monkeypatch.setattr("platformdirs.user_state_path", lambda name: tmp_path / "state" / name)
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "_TRIES", 1000)  # on a machine under load a write takes longer than half of that
     monkeypatch.setattr(run_store, "_LOOK_SECONDS", 0.0)
     return RunDirectory(RemotePath(object_store.uri("runs/one")))
 
@@ -163,3 +164,65 @@ def test_model_of_a_directory_in_a_store_is_uploaded_and_fetched_as_an_artifact(
     assert stored.has_model()
     assert [(path.name, path.read_bytes()) for path, _ in stored.artifacts()] == [("model.json", b"{}")]
     assert (stored.model_folder() / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_request_in_a_store_is_seen_by_every_look_until_it_is_withdrawn(
+    stored: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_store, "_LOOK_SECONDS", 60.0)
+    stored.request_stop()
+    assert [stored.stop_requested(), stored.stop_requested()] == [True, True]
+    stored.clear_stop_request()
+    assert not stored.stop_requested()
+    stored.request_stop()
+    assert not stored.stop_requested()  # a look that finds nothing holds for a while
+
+
+def test_run_in_a_store_that_was_deleted_leaves_nothing_to_the_next_one_of_its_name(stored: RunDirectory) -> None:
+    assert isinstance(stored.path, RemotePath)
+    with stored.delivering():
+        stored.journal("driver").metrics({"a": 1.0}, 1)
+    stored.journal("driver").metrics({"a": 2.0}, 2)
+    (stored.working / "later").write_text("of a session that could not be delivered")
+    stored.path.remove_tree()
+    with stored.delivering():
+        assert stored.read_metrics() == {}
+        assert not (stored.working / "later").exists()
+
+
+def test_synced_of_a_store_has_model_figures_and_what_is_written_for_other_programs(
+    stored: RunDirectory, object_store: ObjectStore
+) -> None:
+    with stored.delivering():
+        stored.journal("driver").close()
+        for name in ("plots/loss.png", "tensorboard/events"):
+            (stored.working / name).parent.mkdir()
+            (stored.working / name).write_bytes(name.encode())
+    stored.write_config(configs.load("debug"))
+    with stored.new_model() as folder:
+        write_file(folder / "model.json", b"{}")
+        write_file(folder / "model.safetensors", b"weights")
+    assert "runs/one/tensorboard/events" in object_store.files()
+    with stored.synced() as working:
+        assert (working / "plots/loss.png").read_bytes() == b"plots/loss.png"
+        assert (working / "model.safetensors").read_bytes() == b"weights"
+        with pytest.raises(DataError, match="owns it"), stored.synced():
+            pass
+        assert working.exists()
+
+
+def test_working_folder_that_cannot_be_made_names_the_variable_that_moves_it(
+    stored: RunDirectory, tmp_path: Path
+) -> None:
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(DataError, match=r"cannot be written .*: set XDG_STATE_HOME"), stored.delivering():
+        pass
+
+
+def test_title_of_a_run_is_its_path_in_the_project_or_its_name_in_a_store(
+    stored: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert RunDirectory(tmp_path / "runs" / "a").title == "a"
+    assert RunDirectory(tmp_path / "demo" / "run").title == "demo/run"
+    assert stored.title == "one"

@@ -42,6 +42,18 @@ def test_view_of_a_run_that_trains_has_step_epoch_and_time_left(run):
     assert rows["loss"].startswith("5.000  █")
 
 
+def test_view_counts_steps_by_those_of_the_training_only(run):
+    logged(run, 5, 10)
+    with run.worker_journal_file.open("a") as file:
+        record = {"kind": "metrics", "time": time.time() + 20, "step": 15, "values": {"checkpoint/seconds": 1.0}}
+        file.write(f"{json.dumps(record)}\n")
+    watcher = RunWatcher(run=run)
+    assert (watcher.read().step, watcher.read().total_steps) == (15, 20)
+    logged(run, 8)  # after a roll-back
+    view = watcher.read()
+    assert view.total_steps == 20
+
+
 def test_view_follows_what_another_process_appends(run):
     watcher = RunWatcher(run=run)
     assert (watcher.read().state, watcher.read().step) == ("starting", 0)
