@@ -14,9 +14,11 @@ from rayface.files import write_text
 from rayface.job_folder import exclusive_job_folder
 from rayface.ray_tasks import tasks_on_this_node
 from rayface.storage import AnyPath, is_local, join, path_of, split, upload
-from rayface.tracking.spool import JOURNAL, spool
+from rayface.tracking.spool import JOURNAL, READER_FOLDERS, spool
 
 WORK = ".work"  # folder of the work files, which are deleted when the job is finished
+
+_KEPT = {JOURNAL, *READER_FOLDERS}  # of a folder that is spooled: `spool` stores them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class JobOutput:
 
     def _results(self) -> list[str]:
         files = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]
-        return sorted(str(each) for each in files if each.parts[0] != JOURNAL and not each.parts[0].startswith("."))
+        return sorted(str(each) for each in files if each.parts[0] not in _KEPT and not each.parts[0].startswith("."))
 
 
 @contextmanager
@@ -92,9 +94,9 @@ def _keep_only(folder: Path, job: Mapping[str, object], mark: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Delete everything but the journal."""
+    """Delete everything but the journal and what is written from it."""
     for path in folder.iterdir():
-        if path.name == JOURNAL:
+        if path.name in _KEPT:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -130,14 +130,14 @@ def require_packages(settings: TrackingConfig) -> None:
             )
 
 
-def start_readers(settings: TrackingConfig, run: Path, after: float = 0.0) -> list[Beside]:
+def start_readers(settings: TrackingConfig, run: Path, name: str, after: float = 0.0) -> list[Beside]:
     """Start the readers beside MLflow's that a config asks for, `after` seconds from now; see `require_packages`."""
     spool = run / JOURNAL
     readers: list[Beside] = [TensorBoard(spool)] if settings.tensorboard else []
     if settings.wandb:
-        readers.append(WeightsAndBiases(spool, project=settings.experiment, name=job_name(run)))
+        readers.append(WeightsAndBiases(spool, project=settings.experiment, name=name))
     if settings.prometheus:
-        readers.append(Prometheus(spool, name=job_name(run)))
+        readers.append(Prometheus(spool, name=name))
     for reader in readers:
         reader.start(after)
     return readers

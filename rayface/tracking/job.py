@@ -11,7 +11,8 @@ from rayface.config import TrackingConfig
 from rayface.progress import recorded_in
 from rayface.tracking.delivery import Delivery, require_packages, start, start_readers
 from rayface.tracking.journal import Journal, Status
-from rayface.tracking.origin import server_command
+from rayface.tracking.origin import job_name, server_command
+from rayface.tracking.server import RUN_NAME
 from rayface.tracking.spool import JOURNAL
 
 logger = logging.getLogger(__name__)
@@ -45,19 +46,24 @@ def tracked_job(
     tags: Mapping[str, str] = MappingProxyType({}),
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
     deliver_after: float = 0.0,
+    output: str | None = None,
+    name: str | None = None,
 ) -> Iterator[TrackedJob]:
     """Log a job into `folder`/journal and deliver it to MLflow, with its final status whichever way it ends.
 
     Args:
-        folder: folder of the spool; it names the MLflow run. See `tracking_uri` for where it is tracked.
+        folder: folder of the spool. See `tracking_uri` for where it is tracked.
         params: params of the MLflow run.
         tags: tags of the MLflow run.
         interrupts: errors that end the job with status KILLED instead of FAILED.
+        output: folder of the job in messages, where the spool is in another.
+        name: of the run; None: `job_name` of the folder.
         deliver_after: seconds until delivery starts; MLflow's import and database take 3 s of CPU time.
     """
     require_packages(config)
-    delivery = start(config, folder, tags, deliver_after) if config.enabled else None
-    readers = start_readers(config, folder, deliver_after)
+    named = {RUN_NAME: name or job_name(folder)}
+    delivery = start(config, folder, {**named, **tags}, deliver_after) if config.enabled else None
+    readers = start_readers(config, folder, named[RUN_NAME], deliver_after)
     job = TrackedJob(journal=Journal(folder / JOURNAL / "driver.jsonl"), delivery=delivery)
     job.journal.params(params)
     status: Status = "FAILED"
@@ -73,13 +79,13 @@ def tracked_job(
         job.journal.close()
         if delivery is not None:
             job.delivered = delivery.close(config.timeout)
-            _show(job, folder)
+            _show(job, output or str(folder))
         for reader in readers:
             reader.close(config.timeout)
             logger.info("%s", reader.hint)
 
 
-def _show(job: TrackedJob, folder: Path) -> None:
+def _show(job: TrackedJob, folder: str) -> None:
     """Say in lines that are not wrapped how to look at the job in MLflow, or how to deliver the rest."""
     if not job.delivered:
         logger.warning("MLflow at %s has not received everything; send the rest: rayface sync %s", job.uri, folder)

@@ -90,6 +90,10 @@ class JournalReader(ABC):
         """Read journals from their start that were replaced by others; a destination drops what it has already."""
         self._progress.cursors.update(dict.fromkeys(journals, 0))
 
+    def _interrupted(self) -> None:
+        """Prepare to send a batch again, after an error."""
+        return
+
     def start(self, after: float = 0.0) -> None:
         """Start sending, `after` seconds from now, or when it is closed."""
         self._after = after
@@ -130,6 +134,7 @@ class JournalReader(ABC):
                 complete = False
                 failures += 1
                 self._note(error)
+                self._interrupted()
             if complete and closing:
                 self._delivered = True
                 break

@@ -14,6 +14,7 @@ import pyarrow as pa
 from rayface.credentials import mask
 from rayface.files import write_file
 from rayface.storage import (
+    RemotePath,
     exists,
     is_local,
     is_temporary,
@@ -28,7 +29,8 @@ from rayface.storage import (
 
 JOURNAL = "journal"
 SETTINGS = "tracking.json"  # where its journals are delivered
-_WRITTEN = ("tensorboard/*", "wandb/offline-run-*/**/*")  # for other programs, from the journals
+READER_FOLDERS = ("tensorboard", "wandb")  # beside the journals: written from them for other programs
+_WRITTEN = ("tensorboard/*", "wandb/offline-run-*/**/*")
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +82,7 @@ def _store(folder: Path, root: str) -> None:
     journals = [path for path in sorted((folder / JOURNAL).glob("*")) if path.suffix in (".json", ".jsonl")]
     written = [path for pattern in _WRITTEN for path in sorted(folder.glob(pattern)) if path.is_file()]
     try:
+        _delete_superseded(folder, root)
         for path in journals + written:
             name = path.relative_to(folder).as_posix()
             make_folder(split(join(root, name))[0])
@@ -91,3 +94,12 @@ def _store(folder: Path, root: str) -> None:
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
         why, here = mask(one_line(error)), folder / JOURNAL
         _log.warning("%s: cannot be written (%s): the journal is kept in %s", mask(kept), why, here)
+
+
+def _delete_superseded(folder: Path, root: str) -> None:
+    """Delete earlier offline runs of Weights & Biases in the store whose records the local one of the same id has."""
+    for run in folder.glob("wandb/offline-run-*"):
+        kept = RemotePath(join(root, "wandb"))
+        for other in kept.iterdir():
+            if other.name != run.name and other.name.endswith(f"-{run.name.rpartition('-')[2]}"):
+                other.remove_tree()

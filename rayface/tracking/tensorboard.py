@@ -43,6 +43,9 @@ class TensorBoard(JournalReader):
     def _start_over(self, journals: Sequence[str]) -> None:
         self._progress, self._destination = Delivered(target=self._target), None
 
+    def _interrupted(self) -> None:
+        self._destination = None  # the next one cuts off what the batch has written
+
     def _connect(self) -> Destination:
         return _EventFile(self.file, self._progress)
 
@@ -56,8 +59,9 @@ class _EventFile:
 
         self._event, self._summary, self._state = Event, summary, state
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # nothing is left to write after an error
         self._file.truncate(state.size)
+        self._file.seek(0, os.SEEK_END)
         self._writer = RecordWriter(self._file)
         if state.size == 0:
             self._writer.write(Event(wall_time=0.0, file_version=_FORMAT).SerializeToString())
@@ -74,7 +78,6 @@ class _EventFile:
                     else self._summary.scalar(name, float(value))
                 )
                 self._write(record, made)
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._state.size = self._file.tell()
 

@@ -1,7 +1,9 @@
 """The event file of TensorBoard: every record of the journals once, whatever a crash left of it."""
 
+import errno
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -96,3 +98,16 @@ def test_tensorboard_whose_file_was_deleted_or_journal_replaced_is_written_again
     log(spool, 4)
     write(spool)
     assert scalars(reader.file) == wanted(4)
+
+
+def test_tensorboard_after_a_failed_write_has_every_record_once(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, failures = os.fsync, [OSError(errno.EIO, "Input/output error")]
+
+    def fsync(file: int) -> None:
+        if failures and os.readlink(f"/proc/self/fd/{file}").endswith(".rayface"):
+            raise failures.pop()
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert scalars(write(spool).file) == wanted(10)
+    assert not failures
