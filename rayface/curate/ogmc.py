@@ -171,7 +171,8 @@ class OnlineGaussianMixture:
             self._index = ComponentIndex(values.shape[1])
         elif values.shape[1] != self._state.sums.shape[1]:
             raise ValueError(
-                f"embeddings of length {values.shape[1]}: must be {self._state.sums.shape[1]}, as those before"
+                f"embeddings of length {values.shape[1]}: must be {self._state.sums.shape[1]}, as those before: give "
+                "embeddings of one model"
             )
         for block in self._blocks(vectors):
             self._add(block)

@@ -98,9 +98,8 @@ def shown_core_set(result: Result) -> Result:
 
 def cluster_images(config: Config, resume: bool) -> Result:
     from rayface.curate.cluster.cluster import cluster
-    from rayface.curate.cluster.stream import cluster_stream
 
-    result = (cluster_stream if config.clustering.stream else cluster)(config).as_dict()
+    result = cluster(config).as_dict()
     return {"out": config.clustering.out, **result["counts"], **result}
 
 

@@ -27,6 +27,7 @@ from rayface.curate.cluster.metrics import NOISE, cluster_scores
 from rayface.curate.cluster.neighbours import Neighbours, no_neighbours
 from rayface.curate.cluster.report import write_report
 from rayface.curate.cluster.result import LABELS, REPORT, RESULT, ClusterResult, counts_of, read_result
+from rayface.curate.cluster.stream import cluster_stream
 from rayface.curate.cluster.threshold import best_threshold, estimated_threshold
 from rayface.curate.cluster.unit_vectors import (
     UnitVectors,
@@ -79,7 +80,7 @@ def cluster(config: Config) -> ClusterResult:
 
     Writes labels.parquet (key, cluster, confidence), cluster.json and report.html into `clustering.out`, and with
     `clustering.data` a dataset labelled by clusters, on which models are trained like on any other. The result is
-    deterministic; an interrupted job resumes when it is run again.
+    deterministic; an interrupted job resumes when it is run again. With `clustering.stream` see `cluster_stream`.
 
     Args:
         config: `clustering`; also data.max_corrupt_fraction, data.join, train.wait_for_nodes, tracking and cluster.
@@ -87,6 +88,8 @@ def cluster(config: Config) -> ClusterResult:
     Raises:
         ValueError: bad input, one line.
     """
+    if config.clustering.stream:
+        return cluster_stream(config)
     start = time.monotonic()
     inputs = _opened(config)
     with job_output(inputs.root, inputs.job, _JOB, key="clustering.out") as output:
@@ -227,15 +230,24 @@ def _facts(settings: ClusteringConfig, inputs: _Inputs) -> JobFacts:
     return JobFacts(seconds=0.0, embeddings=str(settings.embeddings), config=inputs.job, created_by=created_by)
 
 
+# Highest threshold to try, as a share of the way from random images to nearest neighbours: with chains of single
+# neighbours, as components and density make them, persons come apart only near its end; other methods cut a person into
+# poses there.
+_MOST = {"cohesive": 0.6, "average": 0.6, "density": 0.95, "components": 0.95}
+
+
 def _threshold(settings: ClusteringConfig, inputs: _Inputs, own: _Set, work: Path) -> tuple[float, str]:
     """Return the threshold, and what it was taken from."""
     if settings.threshold is not None:
         return settings.threshold, "threshold"
     if inputs.labelled is None:
-        method = METHODS["cohesive" if settings.method == "ogmc" else settings.method]
+        name = "cohesive" if settings.method == "ogmc" else settings.method
+        method, most = METHODS[name], _MOST[name]
         with phase("estimate threshold", rows=len(own.labels)):
             cosines = own.neighbours.cosines[:, 0]
-            found = estimated_threshold(own.vectors, cosines, lambda each: method(own.vectors, own.neighbours, each))
+            found = estimated_threshold(
+                own.vectors, cosines, lambda each: method(own.vectors, own.neighbours, each), most
+            )
         return found, "estimate"
     vectors = write_unit_vectors(inputs.labelled, work / "labelled", settings.block_size)
     _, labels = read_keys_and_labels(inputs.labelled)

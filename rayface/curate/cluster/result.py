@@ -107,7 +107,7 @@ class ClusterResult:
         return found
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the cluster of every image: key, cluster (-1: noise), confidence."""
+        """Return the cluster of every image: key, cluster (-1: noise), and confidence but for a stream."""
         with (self.folder / LABELS).open("rb") as file:
             return pd.read_parquet(file)
 

@@ -73,6 +73,11 @@ def cluster_stream(config: Config) -> ClusterResult:
     root = on_disk(str(settings.out), "clustering.out").absolute()
     source = open_embeddings(str(settings.embeddings))
     labelled = open_embeddings(settings.calibrate) if settings.calibrate is not None else None
+    if labelled is not None and labelled.size != source.size:
+        raise ValueError(
+            f"clustering.calibrate: its embeddings are of length {labelled.size}, clustering.embeddings of "
+            f"{source.size}: both must come from one model"
+        )
     job: Values = {
         "stream": str(settings.embeddings),
         "threshold": settings.threshold,
@@ -143,6 +148,10 @@ def _mixture(rows: Rows, settings: ClusteringConfig, labelled: Embeddings | None
     if labelled is not None:
         known = [read_rows(file.path, 0, file.num_rows) for file in labelled.files if file.num_rows]
         labels = np.concatenate([each.labels for each in known])
+        if labels.min() == labels.max():
+            raise ValueError(
+                f"clustering.calibrate: {settings.calibrate}: has one label: must be embeddings of several identities"
+            )
         vectors = np.concatenate([each.embeddings for each in known])
         return OnlineGaussianMixture.calibrated(vectors, labels, min_images=settings.min_images)
     threshold = settings.threshold
@@ -214,6 +223,7 @@ def _written(root: Path, state: _State, settings: ClusteringConfig, job: Values,
         scores=cluster_scores(state.labels, clusters) if state.labels.min() < state.labels.max() else None,
         stage_seconds={},
         job=facts,
+        folder=root,
     )
     write_json(root / RESULT, result.as_dict())
     return result

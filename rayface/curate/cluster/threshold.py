@@ -12,14 +12,14 @@ from rayface.curate.affinity import base_cosine
 from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.cluster.unit_vectors import silhouettes
 
-_SHARES = np.arange(0.15, 0.61, 0.05)  # higher ones separate the poses of a person, which are apart, too
+_LOWEST, _STEP = 0.15, 0.05  # shares of the way from random images to nearest neighbours that are tried
 _NEARLY = 0.97  # of the best mean silhouette, which is flat around its maximum, where low thresholds merge persons
 _SAMPLE = 5000  # images whose silhouettes are measured
 _STEPS = np.arange(0.2, 0.96, 0.05)
 
 
 def estimated_threshold(
-    vectors: Floats, nearest_cosines: NDArray[np.float32], cluster: Callable[[float], Ints]
+    vectors: Floats, nearest_cosines: NDArray[np.float32], cluster: Callable[[float], Ints], most: float
 ) -> float:
     """Return the threshold whose clusters are best apart, among those between random images and nearest neighbours.
 
@@ -28,9 +28,10 @@ def estimated_threshold(
 
     Args:
         cluster: returns the clusters (N,) at a threshold.
+        most: highest share of the way that is tried.
     """
     base = base_cosine(vectors)
-    tried = base + _SHARES * max(0.02, float(np.median(nearest_cosines)) - base)
+    tried = base + np.arange(_LOWEST, most + _STEP / 2, _STEP) * max(0.02, float(np.median(nearest_cosines)) - base)
     some = np.unique(np.linspace(0, len(vectors) - 1, min(_SAMPLE, len(vectors))).astype(int))
     means = np.array([_mean_silhouette(vectors, cluster(float(each)), some) for each in tried])
     good = means >= means.max() - (1 - _NEARLY) * abs(means.max())
@@ -42,7 +43,7 @@ def _mean_silhouette(vectors: Floats, clusters: Ints, some: Ints) -> float:
     _, own, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
     numbers = np.where(sizes > 1, np.cumsum(sizes > 1) - 1, -1)
     own, sizes = numbers[own], sizes[sizes > 1]
-    if not len(sizes):
+    if len(sizes) < 2:  # one cluster is apart from nothing
         return 0.0
     sums = np.zeros((len(sizes), vectors.shape[1]), np.float32)
     np.add.at(sums, own[own >= 0], vectors[own >= 0])

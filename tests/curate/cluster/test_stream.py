@@ -10,6 +10,7 @@ import pytest
 
 from rayface import config as configs
 from rayface.curate.cluster import stream as module
+from rayface.curate.cluster.cluster import cluster
 from rayface.curate.cluster.result import ClusterResult
 from rayface.curate.cluster.stream import cluster_stream
 from rayface.embedding.part_file import write_part
@@ -178,6 +179,35 @@ def test_stream_calibrated_on_labelled_embeddings_finds_persons(tmp_path: Path, 
     result = stream(tmp_path, threshold=None, calibrate=str(tmp_path / "known"))
     assert result.scores is not None
     assert result.scores.pairwise_f > 0.95
+
+
+@pytest.mark.parametrize(
+    ("size", "labels", "reason"), [(32, 4, "of length 32, .* of 64: .* one model"), (64, 1, "one label")]
+)
+def test_stream_calibrated_on_what_cannot_calibrate_it_is_refused(
+    tmp_path: Path, put: Put, size: int, labels: int, reason: str
+) -> None:
+    put(0)
+    (tmp_path / "known").mkdir()
+    vectors = np.random.default_rng(0).standard_normal((8, size)).astype(np.float32)
+    batch = ([f"c{row}" for row in range(8)], np.arange(8) % labels, vectors)
+    write_part(str(tmp_path / "known" / "0.parquet"), [batch], size=size, dtype="fp32", note={})
+    with pytest.raises(ValueError, match=f"^clustering.calibrate: .*{reason}"):
+        stream(tmp_path, threshold=None, calibrate=str(tmp_path / "known"))
+
+
+def test_stream_through_cluster_returns_a_result_that_opens_in_pandas(tmp_path: Path, put: Put) -> None:
+    put(0)
+    config = configs.load(
+        overrides={
+            "clustering.embeddings": str(tmp_path / "emb"),
+            "clustering.out": str(tmp_path / "out"),
+            "clustering.method": "ogmc",
+            "clustering.stream": True,
+            "clustering.threshold": 0.4,
+        }
+    )
+    assert list(cluster(config).to_pandas().columns) == ["key", "cluster"]
 
 
 def test_stream_without_ogmc_or_threshold_is_refused(tmp_path: Path) -> None:

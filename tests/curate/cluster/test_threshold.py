@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from rayface.curate.cluster.cluster import _MOST
 from rayface.curate.cluster.methods import METHODS
 from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.cluster.neighbours import nearest
@@ -20,8 +21,17 @@ def test_estimated_threshold_separates_few_deep_and_many_shallow_persons(
 ) -> None:
     vectors, labels = people(persons, images, spread=spread, size=64)
     near = nearest(vectors, 40)
-    threshold = estimated_threshold(vectors, near.cosines[:, 0], lambda each: METHODS["cohesive"](vectors, near, each))
-    assert cluster_scores(labels, METHODS["cohesive"](vectors, near, threshold)).pairwise_f > 0.95
+    method = METHODS["cohesive"]
+    threshold = estimated_threshold(vectors, near.cosines[:, 0], lambda each: method(vectors, near, each), 0.6)
+    assert cluster_scores(labels, method(vectors, near, threshold)).pairwise_f > 0.95
+
+
+@pytest.mark.parametrize("name", ["components", "density"])
+def test_estimated_threshold_of_methods_that_chain_neighbours_is_near_these(people: People, name: str) -> None:
+    vectors, labels = people(60, 12, spread=0.8, size=64)
+    near, method = nearest(vectors, 40), METHODS[name]
+    threshold = estimated_threshold(vectors, near.cosines[:, 0], lambda each: method(vectors, near, each), _MOST[name])
+    assert cluster_scores(labels, method(vectors, near, threshold)).pairwise_f > 0.95
 
 
 def test_best_threshold_is_that_of_the_highest_f(people: People) -> None:
@@ -39,4 +49,4 @@ def test_best_threshold_is_that_of_the_highest_f(people: People) -> None:
 def test_estimated_threshold_of_equal_images_is_not_above_one(count: int) -> None:
     vectors = np.repeat(np.eye(1, 8, dtype=np.float32), count, axis=0)
     near = nearest(vectors, 1).cosines[:, 0]
-    assert estimated_threshold(vectors, near, lambda each: np.zeros(count, np.int64)) <= 1.02
+    assert estimated_threshold(vectors, near, lambda each: np.zeros(count, np.int64), 0.6) <= 1.02
