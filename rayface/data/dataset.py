@@ -189,7 +189,8 @@ class Dataset:
     def to_ray(self, *, image_size: int | None = None, max_corrupt_fraction: float = 1e-3) -> ray.data.Dataset:
         """Open the dataset as a Ray Dataset of `key`, `label` and `image`; Ray must be running.
 
-        Moves the index into Ray's object store. Corrupt images are logged and left out.
+        Moves the index into Ray's object store. Corrupt images are logged and left out. Rows are in the order of the
+        index where `DataContext.get_current().execution_options.preserve_order` is set, else in that of completion.
 
         Args:
             image_size: side of the decoded images in pixels, uint8 RGB (S, S, 3); None: `image` is the file's bytes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_ray_dataset(dataset: Dataset, *, image_size: int | None, max_corrupt_fraction: float) -> ray.data.Dataset:
-    """Return the images of a dataset in the order of its index; see `Dataset.to_ray`."""
+    """Return the images of a dataset; see `Dataset.to_ray`."""
     reader = _Reader(
         samples=share(dataset),
         key_prefixes=ray.put(dataset.key_prefixes),
@@ -59,9 +60,13 @@ class _Reader:
                 elif counter.add([item]):
                     logger.warning("%s", item)
         keys, labels, images = zip(*found, strict=True) if found else ((), (), ())
-        pixels = np.array(images, object) if self.image_size is None else np.stack(images)
+        pixels = np.array(images, object) if self.image_size is None else _stacked(images, self.image_size)
         return {"key": np.array(keys, object), "label": np.array(labels, np.int64), "image": pixels}
 
     def _decode(self, image: OrderedImage) -> tuple[str, int, np.ndarray | bytes]:
         decoded = image.data if self.image_size is None else decode_image(image.data, self.image_size)
         return image.key, image.label, decoded
+
+
+def _stacked(images: Sequence[np.ndarray | bytes], size: int) -> np.ndarray:
+    return np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)

@@ -15,8 +15,8 @@ from rayface.precision import fast_bf16
 _CHUNK = 16_384  # rows per chunk of the check of the norms, and pairs per chunk of exact cosines
 
 # Bound of the error of a cosine from embeddings rounded to bfloat16 (unit roundoff u = 2^-9): rounding the embeddings
-# changes it by at most (2u + u^2) * sum |x_i y_i| <= .00391, rounding the result by u, and the float32 sum of D
-# products by about D * 2^-24, which is .0012 for D = 20,000.
+# changes it by at most (2u + u^2) * sum |x_i y_i| <= .00391, rounding the result and the floor that it is compared with
+# by u each, and the float32 sum of D products by about D * 2^-24, which is below .0001 for D up to 1,024.
 SCREEN_ERROR = 0.008
 
 
@@ -157,7 +157,7 @@ class PairTiles:
     def can_screen(self) -> bool:
         """Whether screened tiles are possible, and faster than others."""
         size = self._embeddings.shape[1]
-        return self._dtype == torch.float32 and size <= 20_000 and fast_bf16(self._device)
+        return self._dtype == torch.float32 and size <= 1024 and fast_bf16(self._device)
 
     def tiles(self, shape: tuple[int, int] = SHAPE, *, screened: bool = False) -> Iterator[Tile]:
         """Yield tiles that hold every unordered pair once; the scores are overwritten by the next tile.

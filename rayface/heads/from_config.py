@@ -37,7 +37,11 @@ def build_config_margin(head: HeadConfig) -> Margin:
     try:
         return build_margin(head.margin, **options)
     except TypeError as error:
-        raise ValueError(f"head.margin_options: {options!r}: {head.margin} does not take them all") from error
+        if head.margin_options:
+            raise ValueError(f"head.margin_options: {options!r}: {head.margin} does not take them all") from error
+        raise ValueError(
+            f"head.margin: {head.margin}: does not take {options!r}: choose another margin for {head.name}"
+        ) from error
 
 
 def build_config_options(head: HeadConfig) -> HeadOptions:

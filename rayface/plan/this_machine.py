@@ -22,10 +22,9 @@ LINK = 1.0  # GB/s, assumed: gloo over the loopback of a machine
 
 def runs_here(config: Config) -> bool:
     """Return whether `rayface train` would train on CPUs of this machine: no cluster, and no GPU in it or wanted."""
-    if config.train.device == "cpu":
-        return True
     elsewhere = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    return config.train.device == "auto" and not elsewhere and not torch.cuda.is_available()
+    device = config.train.device
+    return not elsewhere and (device == "cpu" or (device == "auto" and not torch.cuda.is_available()))
 
 
 def measure_rates(config: Config, job: Job) -> dict[str, float]:

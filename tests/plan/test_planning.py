@@ -10,7 +10,7 @@ import pytest
 from rayface import cli
 from rayface.config import load, with_overrides
 from rayface.data.synth import synthesize
-from rayface.plan import planning
+from rayface.plan import planning, this_machine
 from rayface.plan.memory import memory
 from rayface.plan.planning import make_plan
 from rayface.plan.preflight import largest_num_classes
@@ -160,3 +160,9 @@ def test_plan_with_data_on_a_machine_without_a_gpu_is_that_of_the_machine(small,
     on_gpus = planning.plan_run(None, None, keys, num_workers=2, rates={}, plot=None)
     assert on_gpus.job.gpu
     assert "machine" not in on_gpus.table()
+
+
+@pytest.mark.parametrize(("keys", "here"), [([], True), (["cluster.address=10.0.0.1:6379"], False)])
+def test_plan_of_a_cluster_of_cpus_is_not_that_of_this_machine(monkeypatch, keys, here):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert this_machine.runs_here(with_overrides(load("mini"), ["train.device=cpu", *keys])) is here
