@@ -30,7 +30,7 @@ def write_file(path: P, content: bytes | memoryview) -> P:
         DataError, StorageError: it cannot be written to the object store.
     """
     if isinstance(path, RemotePath):
-        path.write_bytes(content)
+        path.upload(content)
     else:
         write_bytes(str(path), content)
     return path

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
 from pyarrow import fs as pafs
 
 from rayface.credentials import mask
@@ -30,6 +29,8 @@ _UNUSED_SECONDS = 30 * 24 * 3600.0  # after which a copy is deleted
 
 def cache_folders(kind: str) -> Iterator[Path]:
     """Yield folders for a kind of files. One set by the user is the only one; a home may be missing or read-only."""
+    import platformdirs  # the machine of the GPU kit lacks it
+
     if named := os.environ.get(CACHE_VARIABLE):
         yield Path(named) / kind
         return

@@ -162,7 +162,7 @@ class Lease:
     def _write(self) -> None:
         ends = time.time() + LEASE_SECONDS
         owner = Owner(id=self._id, host=socket.gethostname(), pid=os.getpid(), space=_space(), ends=ends)
-        self._path.write_bytes(json.dumps(asdict(owner)).encode())
+        self._path.upload(json.dumps(asdict(owner)).encode())
 
     def _delete_own(self) -> None:
         owner = read_owner(self._path)

@@ -47,7 +47,7 @@ class Segments:
         while self._sent < whole:
             start = self._sent - self._sent % SEGMENT_BYTES
             end = min(whole, start + SEGMENT_BYTES)
-            self._segment(start).write_bytes(_part(self._local, start, end))
+            self._segment(start).upload(_part(self._local, start, end))
             self._sent = end
 
     def pull(self) -> None:
@@ -181,7 +181,7 @@ class FolderMirror:
                 if path.suffix == _JOURNAL_SUFFIX:
                     self._journal(name).push()
                 elif (state := _state(path)) != self._states.get(name):
-                    (self._remote / name).write_bytes(path.read_bytes())
+                    (self._remote / name).upload(path.read_bytes())
                     self._states[name] = state
 
     def _names(self) -> list[str]:

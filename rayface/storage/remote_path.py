@@ -148,13 +148,13 @@ class RemotePath:
         """Return the text of a small object."""
         return self.read_bytes().decode(encoding)
 
-    def write_bytes(self, content: bytes | memoryview) -> None:
+    def upload(self, content: bytes | memoryview) -> None:
         """Write an object by one upload."""
         write_bytes(self._uri, content)
 
     def touch(self) -> None:
         """Create an object."""
-        self.write_bytes(b"1")
+        self.upload(b"1")
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete an object."""

@@ -129,6 +129,6 @@ def test_check_deep_names_every_fault_of_one_folder(report: dict, words: tuple[s
 def test_check_deep_of_one_folder_reads_all_valid_samples(report: dict) -> None:
     assert len(report["fault_list"]) == len(NAMED)
     assert report["images"] == len(READ) // 2 + 2
-    assert (report["identities_with_images"], report["samples_lost"]) == (3, 12)
+    assert (report["identities"], report["samples_lost"]) == (3, 12)
     assert "SHARD/KEY" in report["keys"]
     assert all(line.startswith(report["folder"]) for line in report["fault_list"])

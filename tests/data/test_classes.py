@@ -98,7 +98,7 @@ def test_every_verb_with_empty_classes_counts_classes_with_images(
     assert described(4, 3, 3) == "4 images, 3 classes"
     done = CliRunner().invoke(app, ["check", str(folder), "--json"])
     told = json.loads(done.stdout)
-    assert (told["images"], told["identities"], told["identities_with_images"]) == (4, 7, 3)
+    assert (told["images"], told["label_space"], told["identities"]) == (4, 7, 3)
     config = with_overrides(Config(), {"data.train": str(folder), "train.batch_size": 64, "train.device": "cpu"})
     assert make_plan(config).table()["data"] == "7 classes (3 of them with images), 4 images, counted in set"
     with pytest.raises(ValueError, match="batch_size"):  # found after the data is opened, before Ray is started

@@ -213,7 +213,6 @@ def test_every_verb_with_several_datasets_joins_as_configured(
     verb: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: Callable[[], list[str]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(embed, "on_disk", lambda model, option: Path(model))
     for place in ("embedding.embed.EmbedJob.of", "curate.prune.core_set.check_clean", "stages.proxy._job"):
         monkeypatch.setattr(f"rayface.{place}", stop)
     monkeypatch.setattr(validate, "_sample_order", stop)

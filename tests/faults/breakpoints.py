@@ -64,22 +64,22 @@ def with_breakpoints(
 
 def _install(breakpoints: Sequence[Breakpoint], folder: Path) -> None:
     from rayface.heads import PartialFC
-    from rayface.training.checkpointing import checkpoint
+    from rayface.training.checkpointing.folders import DiskFolder
     from rayface.training.train_step import TrainStep
 
     now = {"step": -1, "rank": -1}
     train_step, loss = TrainStep.run, PartialFC.loss
-    make_empty, digest_own = checkpoint._make_empty, checkpoint._digest_own
+    begin, own_digests = DiskFolder.begin, DiskFolder.own_digests
 
     @functools.wraps(train_step)
-    def recorded_step(self: Any, batch: Any, *rest: Any) -> Any:
+    def recorded_step(self: Any, batch: Any, *rest: Any, **options: Any) -> Any:
         now.update(step=batch.step, rank=self.world.rank)
         # A checkpoint is written beside the steps: its fault is injected before the first of them.
         _hold(
             [point for point in breakpoints if (point.place, point.step, point.rank) == ("write", *now.values())],
             folder,
         )
-        value = train_step(self, batch, *rest)
+        value = train_step(self, batch, *rest, **options)
         _record(folder / "trained.jsonl", batch)
         return value
 
@@ -89,18 +89,18 @@ def _install(breakpoints: Sequence[Breakpoint], folder: Path) -> None:
         value = loss(self, embeddings * math.nan if answer == "nan" else embeddings, *rest, **options)
         return value * math.inf if answer == "inf" else value
 
-    @functools.wraps(make_empty)
-    def begin_with_breakpoint(temporary: Path) -> None:
-        make_empty(temporary)
-        _pass(breakpoints, folder, place="begin", step=int(temporary.name.split("_")[1].split(".")[0]), rank=0)
+    @functools.wraps(begin)
+    def begin_with_breakpoint(self: Any) -> None:
+        begin(self)
+        _pass(breakpoints, folder, place="begin", step=int(self.folder.name.split("_")[1]), rank=0)
 
-    @functools.wraps(digest_own)
-    def write_with_breakpoint(temporary: Path, progress: Any) -> Any:
-        _pass(breakpoints, folder, place="write", step=progress.step, rank=checkpoint._rank())
-        return digest_own(temporary, progress)
+    @functools.wraps(own_digests)
+    def write_with_breakpoint(self: Any, rank: int, progress: str) -> Any:
+        _pass(breakpoints, folder, place="write", step=int(self.folder.name.split("_")[1]), rank=rank)
+        return own_digests(self, rank, progress)
 
     TrainStep.run, PartialFC.loss = recorded_step, loss_with_breakpoint  # type: ignore[method-assign]
-    checkpoint._make_empty, checkpoint._digest_own = begin_with_breakpoint, write_with_breakpoint
+    DiskFolder.begin, DiskFolder.own_digests = begin_with_breakpoint, write_with_breakpoint  # type: ignore[method-assign]
 
 
 def _record(path: Path, batch: Any) -> None:

@@ -41,9 +41,9 @@ def disturbed(monkeypatch: pytest.MonkeyPatch, trouble: object) -> None:
 
         run_step = TrainStep.run
 
-        def run(self: TrainStep, batch: object, *rest: object) -> object:
+        def run(self: TrainStep, batch: object, *rest: object, **options: object) -> object:
             trouble(self, batch.step)
-            return run_step(self, batch, *rest)
+            return run_step(self, batch, *rest, **options)
 
         TrainStep.run = run
         worker(job)

@@ -17,6 +17,7 @@ from rayface.backbones import registry
 from rayface.config import Config
 from rayface.evaluation.evaluate import evaluate
 from rayface.models.model_files import load_model
+from rayface.models.run_files import PROGRESS
 from rayface.tracking import read_metrics
 from rayface.training import fit
 from rayface.training.checkpointing import checkpoint
@@ -124,7 +125,7 @@ def test_train_resumed_from_a_checkpoint_equals_an_uninterrupted_run(drawn, tmp_
     for name in ("result.json", "outcome.json"):
         (parts / name).unlink()
     for saved in checkpoint.all_in(parts)[1:]:
-        (saved / checkpoint.PROGRESS).unlink()
+        (saved / PROGRESS).unlink()
     train(settings(drawn, parts, train__epochs=2, **common), resume=True)
     assert np.array_equal(losses(parts), losses(whole))
     a, b = (load_model(run).module.state_dict() for run in (whole, parts))
@@ -265,7 +266,7 @@ def test_train_that_is_interrupted_saves_a_checkpoint_and_names_the_command_to_r
     assert process.returncode == 130
     (saved,) = checkpoint.all_in(run)[-1:]
     last = read_metrics(journal.parent)["train/loss"][-1][0]
-    assert json.loads((saved / checkpoint.PROGRESS).read_text())["step"] == last
+    assert json.loads((saved / PROGRESS).read_text())["step"] == last
     assert f"the last checkpoint is {saved}; resume with: rayface train --resume train.output={run}" in errors
 
 

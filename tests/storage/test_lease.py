@@ -18,7 +18,7 @@ def folder(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Remote
 
 def write_owner(folder: RemotePath, **changed: object) -> None:
     values = {"id": "other", "host": "node7", "pid": 42, "space": "", "ends": time.time() + 60, **changed}
-    (folder / lease.LEASE).write_bytes(json.dumps(values).encode())
+    (folder / lease.LEASE).upload(json.dumps(values).encode())
 
 
 def test_lease_that_another_renews_is_refused_in_one_line_with_owner_and_end(

@@ -69,7 +69,7 @@ def test_mirror_delivers_changed_files_at_the_end_and_restores_them_elsewhere(
         [*[n for n in journals if n != "journal/rank0.jsonl/000001"], "journal/tracking.json", "report.html"]
     )
     written: list[str] = []
-    monkeypatch.setattr(RemotePath, "write_bytes", lambda path, data: written.append(path.name))
+    monkeypatch.setattr(RemotePath, "upload", lambda path, data: written.append(path.name))
     delivered.deliver()
     assert written == []
     monkeypatch.undo()

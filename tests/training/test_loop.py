@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from rayface import config as configs
 from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.sample_order import SampleOrder
+from rayface.models.run_files import PROGRESS
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import CHECKPOINT_FAULTS, read_records
 from rayface.training.checkpointing import checkpoint
@@ -150,7 +151,7 @@ def test_best_checkpoint_over_a_resume_is_kept(tmp_path, monkeypatch):
     resumed = training(tmp_path / "run", *options)
     assert (resumed.step, resumed.accuracy) == (6, 0.7)
     resumed.fit(batches_to(12))
-    saved = {p.name: json.loads((p / checkpoint.PROGRESS).read_text()) for p in checkpoint.all_in(tmp_path / "run")}
+    saved = {p.name: json.loads((p / PROGRESS).read_text()) for p in checkpoint.all_in(tmp_path / "run")}
     assert {name: progress["accuracy"] for name, progress in saved.items()} == {
         "step_00000003": 0.9,
         "step_00000012": 0.8,

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from rayface.data.streaming.batches import Batch
+from rayface.models.run_files import PROGRESS
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
 from rayface.training.recovery.rollback import TrainingStoppedError
@@ -127,7 +128,7 @@ def test_resume_with_workers_that_do_not_divide_the_batch_goes_on(tmp_path):
     assert sorted(a) == sorted(b) == [*range(1, 7), *range(8, 13)]
     assert [a[s] for s in sorted(a)] == pytest.approx([b[s] for s in sorted(a)], rel=1e-4)
     (saved,) = checkpoint.all_in(tmp_path / "parts")[-1:]
-    progress = json.loads((saved / checkpoint.PROGRESS).read_text())
+    progress = json.loads((saved / PROGRESS).read_text())
     assert progress["recovery"] == {"skipped": [6], "rate_factor": 1.0, "rollbacks": 1}
     assert progress["workers"] == 1
     assert progress["mlflow"]["last_step"] == 12
