@@ -19,7 +19,8 @@ class Multiset:
     def __init__(self) -> None:
         self._values: NDArray[np.floating] = np.empty(0, np.float32)
         self._counts: NDArray[np.int64] = np.empty(0, np.int64)
-        self._pending: list[NDArray[np.floating]] = []
+        # One array: many small ones that live long, between the large ones of the tiles, would split the heap up.
+        self._pending: NDArray[np.floating] = np.empty(0, np.float32)
         self._num_pending = 0
 
     def __len__(self) -> int:
@@ -27,11 +28,15 @@ class Multiset:
 
     def add(self, scores: NDArray[np.floating]) -> None:
         """Add scores (n,)."""
-        if len(scores):
-            self._pending.append(scores)
-            self._num_pending += len(scores)
-        if self._num_pending > _PENDING:
+        if not len(self._pending) or scores.dtype != self._pending.dtype:
             self._merge()
+            self._pending = np.empty(_PENDING, scores.dtype)
+        for start in range(0, len(scores), _PENDING):
+            part = scores[start : start + _PENDING]
+            if self._num_pending + len(part) > _PENDING:
+                self._merge()
+            self._pending[self._num_pending : self._num_pending + len(part)] = part
+            self._num_pending += len(part)
 
     def above(self, threshold: float) -> int:
         """Return the number of scores above a threshold."""
@@ -45,10 +50,10 @@ class Multiset:
         return float(self._values[::-1][place])
 
     def _merge(self) -> None:
-        if not self._pending:
+        if not self._num_pending:
             return
-        new, counts = np.unique(np.concatenate(self._pending), return_counts=True)
-        self._pending, self._num_pending = [], 0
+        new, counts = np.unique(self._pending[: self._num_pending], return_counts=True)
+        self._num_pending = 0
         if len(self._values):
             both = np.concatenate([self._values, new])
             new, place = np.unique(both, return_inverse=True)
