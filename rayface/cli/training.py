@@ -24,6 +24,9 @@ from rayface.config import with_overrides
 from rayface.config_fields import parse_bytes
 from rayface.presets import PRESETS
 
+GpuMemory = Annotated[str | None, typer.Option(help="Memory of one GPU, for example 80GiB: refuse what does not fit.")]
+Efficiency = Annotated[float | None, typer.Option(help="Fraction of the products' rate that the backbone reaches.")]
+Recompute = Annotated[bool, typer.Option("--recompute", help="Recompute activations of blocks in the backward pass.")]
 Published = Annotated[
     bool, typer.Option("--published", help="Show the error of the memory model on arcface_torch's table, and exit.")
 ]
@@ -73,9 +76,7 @@ def plan(
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
     config: Annotated[Path | None, file_option("--config", "-c", help="YAML file of config keys.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of workers; default: train.num_workers.")] = None,
-    gpu_memory: Annotated[
-        str | None, typer.Option(help="Memory of one GPU, for example 80GiB: refuse what does not fit.")
-    ] = None,
+    gpu_memory: GpuMemory = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="C, if there is no dataset yet.")] = None,
     num_images: Annotated[int | None, typer.Option(min=1, help="Images per epoch, if there is no dataset yet.")] = None,
     rates: Annotated[Path | None, file_option(help="Output of `rayface bench rates --json`.")] = None,
@@ -83,12 +84,8 @@ def plan(
     fp32_tflops: Annotated[float | None, typer.Option(help="Rate of large fp32 matrix products.")] = None,
     memory_bandwidth: Annotated[float | None, typer.Option(help="Bandwidth of device memory, GB/s.")] = None,
     link_bandwidth: Annotated[float | None, typer.Option(help="Bandwidth of a worker per direction, GB/s.")] = None,
-    backbone_efficiency: Annotated[
-        float | None, typer.Option(help="Fraction of the products' rate that the backbone reaches.")
-    ] = None,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Recompute activations of blocks in the backward pass.")
-    ] = False,
+    backbone_efficiency: Efficiency = None,
+    recompute: Recompute = False,
     plot: Annotated[Path | None, path_option(help="PNG of memory and images/s over the number of classes.")] = None,
     published: Published = False,
     imports: Imports = None,

@@ -10,6 +10,7 @@ kept if more than MAX_COMPARED are kept between their scores.
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -111,15 +112,18 @@ def suppress_many(
         identities, settings = bounds[first : last + 1], (threshold, min_images, MAX_COMPARED)
         return suppress_identities(values, identities, extra, *settings, units, *found)
 
-    tasks, threads = _tasks(bounds), torch.get_num_threads()
-    if min(len(tasks), threads) <= 1:
-        bad = [work(*task) for task in tasks]
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            bad = list(pool.map(work, *zip(*tasks, strict=True)))
-    if rows := [row for row in bad if row >= 0]:
+    if rows := [row for row in _in_threads(work, _tasks(bounds)) if row >= 0]:
         unit_rows(values, np.array([min(rows)]))  # raises an error that names the fault
     return found
+
+
+def _in_threads(work: Callable[[int, int], int], tasks: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the result of each task, computed with as many threads as torch."""
+    threads = torch.get_num_threads()
+    if min(len(tasks), threads) <= 1:
+        return [work(*task) for task in tasks]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, *zip(*tasks, strict=True)))
 
 
 def _check_settings(threshold: float, min_images: int, block_bytes: int) -> None:

@@ -40,6 +40,7 @@ from rayface.tuning.trial import run_trial
 # A trial's own process only waits for its workers. Any fraction of a CPU would not fit beside workers that fill the
 # cluster, and Ray Tune requires some resource, so it is one byte of memory.
 _TRIAL = ray_tune.PlacementGroupFactory([{"memory": 1}])
+_INTERRUPTS = (TrainingInterruptedError,)
 logger = logging.getLogger(__name__)
 
 
@@ -75,9 +76,8 @@ def tune(
     total_steps = _check_trials(spec, base)
     base = replace(base, tracking=shared_tracking(base.tracking, folder))
     _quiet_tune(debug)
-    most = most_workers(spec, base)
+    most, directory = most_workers(spec, base), SweepDirectory(folder)
     num_cpus = spec.sweep.concurrency * worker_cpus(most) + 1
-    directory = SweepDirectory(folder)
     with directory.exclusive(), ray_session(address, num_cpus=num_cpus, debug=debug):
         if is_cluster(address):
             wait_for_nodes(spec, most)
@@ -88,8 +88,7 @@ def tune(
             remember(folder, file, overrides, preset)
             specs.dump(spec, base, directory.spec)
         tags = {**origin(), "rayface.sweep": directory.name}  # a trial's own command is that of a Ray worker
-        interrupts = (TrainingInterruptedError,)
-        tracked = tracked_job(folder, base.tracking, _params(spec, base), tags=tags, interrupts=interrupts)
+        tracked = tracked_job(folder, base.tracking, _params(spec, base), tags=tags, interrupts=_INTERRUPTS)
         with directory.session() as seconds, tracked as job:
             job.journal.artifact(directory.spec)
             sweep = _Sweep(spec, base, directory, study, job.journal)

@@ -92,10 +92,8 @@ def clean(
     duplicates = _pairs_above("duplicates", centers, None, options.duplicates, limit)
     apart = Apart(bounds, known_pairs(duplicates, len(centers)))
     conflicts = _pairs_above("conflicts", values, None, options.conflicts, limit, apart)
-    overlap, test_names = no_pairs(), np.zeros(0, np.int64)
-    if options.above is not None and test_embeddings is not None and test_labels is not None:
-        test_centers, test_names = _test_centers(test_embeddings, test_labels)
-        overlap = _pairs_above("test", centers, test_centers, options.above, limit)
+    test_centers, test_names = _test_centers(test_embeddings, test_labels)
+    overlap = no_pairs() if test_centers is None else _pairs_above("test", centers, test_centers, options.above, limit)
     outliers = far_from_mean(cosines, options.outliers)
     copies = no_pairs() if digests is None else copies_of(np.asarray(digests), cosines)
     found = Found(outliers=outliers, duplicates=duplicates, conflicts=conflicts, copies=copies, overlap=overlap)
@@ -109,8 +107,10 @@ def clean(
     )
 
 
-def _test_centers(embeddings: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float32], Ints]:
-    """Return the centers of a test set's identities, and their labels."""
+def _test_centers(embeddings: ArrayLike | None, labels: ArrayLike | None) -> tuple[NDArray[np.float32] | None, Ints]:
+    """Return the centers of a test set's identities, None without a test set, and their labels."""
+    if embeddings is None or labels is None:
+        return None, np.zeros(0, np.int64)
     order = np.argsort(np.asarray(labels), kind="stable")
     grouped = np.asarray(labels)[order]
     bounds = group_offsets(grouped)
