@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from rayface.credentials import mask, masked
 from rayface.data.index import Columns, read_columns
 from rayface.data.manifest import INDEX, MANIFEST, Manifest
 from rayface.data.shards.samples import Fault
-from rayface.storage import CACHE_VARIABLE, DataError, FileInfo, StorageError, cache_folders, one_line
+from rayface.storage import FileInfo, StorageError, cache_folders, store_in_cache
 
 _VERSION = 6
 
@@ -57,26 +56,10 @@ def load_scan(key: str) -> CachedScan | None:
 
 def store_scan(key: str, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:
     """Store a scan in the first writable folder; DataError if there is none."""
-    tried = []
-    for base in cache_folders("datasets"):
-        try:
-            _store(base / key, manifest, table, faults)
-            return
-        except OSError as error:
-            tried.append(f"{base}: cannot be written ({one_line(error)})")
-    raise DataError(f"{'; '.join(tried)}; set {CACHE_VARIABLE} to a folder that can")
 
+    def write(folder: Path) -> None:
+        pq.write_table(table, folder / INDEX)
+        (folder / "faults.json").write_text(json.dumps(masked([asdict(fault) for fault in faults])))
+        (folder / MANIFEST).write_bytes(manifest.to_json())
 
-def _store(folder: Path, manifest: Manifest, table: pa.Table, faults: list[Fault]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-    try:
-        pq.write_table(table, temporary / INDEX)
-        (temporary / "faults.json").write_text(json.dumps(masked([asdict(fault) for fault in faults])))
-        (temporary / MANIFEST).write_bytes(manifest.to_json())
-        os.rename(temporary, folder)
-    except OSError:
-        if not folder.is_dir():  # otherwise another process stored the same scan first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    store_in_cache("datasets", key, write)

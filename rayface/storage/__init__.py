@@ -1,6 +1,6 @@
 """Files on a local disk or any pyarrow.fs filesystem: ranged reads and atomic writes."""
 
-from rayface.storage.copies import CACHE_VARIABLE, cache_folders, local_copy, staged_folder, upload
+from rayface.storage.copies import CACHE_VARIABLE, cache_folders, local_copy, staged_folder, store_in_cache, upload
 from rayface.storage.errors import DataError, StorageError, one_line, retried
 from rayface.storage.lease import LEASE, leased
 from rayface.storage.mirror import FolderMirror, Segments, fetched_journals
@@ -78,6 +78,7 @@ __all__ = [
     "retried",
     "split",
     "staged_folder",
+    "store_in_cache",
     "sync_folder",
     "temporary_name",
     "upload",

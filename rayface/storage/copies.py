@@ -10,7 +10,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,13 +67,36 @@ def local_copy(path: str | Path, *, beside: Collection[str] = ()) -> Path:
     if name not in files:
         raise DataError(f"{text}: no such file")
     key = hashlib.sha256(json.dumps([mask(folder), sorted(files.items())]).encode()).hexdigest()[:32]
-    tried = []
+
+    def download(copy: Path) -> None:
+        for each in files:
+            with Source(join(folder, each)) as source, (copy / each).open("wb") as file:
+                for start in range(0, source.size, _BLOCK):
+                    file.write(source.read(start, _BLOCK))
+
     for base in cache_folders("copies"):
+        if os.path.isdir(base / key):  # Path.is_dir raises if the home is not accessible
+            with contextlib.suppress(OSError):
+                os.utime(base / key)
+            return base / key / name
+        with contextlib.suppress(OSError):
+            _delete_unused(base)
+    return store_in_cache("copies", key, download) / name
+
+
+def store_in_cache(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
+    """Return the folder `key` of the cache, filled by `fill`, in the first place that can be written.
+
+    Raises:
+        DataError: there is none.
+    """
+    tried = []
+    for base in cache_folders(kind):
         try:
-            return _copied(base / key, folder, files) / name
+            return _filled(base / key, fill)
         except OSError as error:
             tried.append(f"{base}: cannot be written ({one_line(error)})")
-    raise DataError(f"{text}: {'; '.join(tried)}; set {CACHE_VARIABLE} to a folder that can")
+    raise DataError(f"{'; '.join(tried)}; set {CACHE_VARIABLE} to a folder that can")
 
 
 def _files(folder: str, names: Collection[str]) -> dict[str, tuple[int, int]]:
@@ -84,26 +107,18 @@ def _files(folder: str, names: Collection[str]) -> dict[str, tuple[int, int]]:
     return {each.base_name: (each.size, each.mtime_ns or 0) for each in infos if each.type == pafs.FileType.File}
 
 
-def _copied(copy: Path, folder: str, names: Collection[str]) -> Path:
-    """Return the folder `copy`, filled with the files unless it exists."""
-    if copy.is_dir():
-        os.utime(copy)
-        return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    _delete_unused(copy.parent)
-    temporary = Path(tempfile.mkdtemp(dir=copy.parent, prefix=".tmp-"))
+def _filled(folder: Path, fill: Callable[[Path], None]) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     try:
-        for name in names:
-            with Source(join(folder, name)) as source, (temporary / name).open("wb") as file:
-                for start in range(0, source.size, _BLOCK):
-                    file.write(source.read(start, _BLOCK))
-        os.rename(temporary, copy)
+        fill(temporary)
+        os.rename(temporary, folder)
     except OSError:
-        if not copy.is_dir():  # otherwise another process made the same copy first
+        if not folder.is_dir():  # otherwise another process has filled it first
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return copy
+    return folder
 
 
 def _delete_unused(folder: Path) -> None:
