@@ -24,6 +24,25 @@ def test_fast_bf16_of_a_device_without_kernels_is_false() -> None:
     assert precision.fast_bf16(CPU) in (True, False)
 
 
+@pytest.mark.parametrize(
+    ("machine", "instructions", "library", "fast"),
+    [
+        ("x86_64", True, True, True),
+        ("x86_64", False, True, False),  # AVX-512 without bf16: oneDNN emulates it
+        ("AMD64", False, True, False),
+        ("aarch64", False, True, True),
+        ("aarch64", False, False, False),
+    ],
+)
+def test_fast_bf16_of_a_cpu_needs_the_instructions(
+    monkeypatch: pytest.MonkeyPatch, machine: str, instructions: bool, library: bool, fast: bool
+) -> None:
+    monkeypatch.setattr(precision.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: library)
+    assert precision.fast_bf16(CPU) is fast
+
+
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_autocast_changes_the_type_of_products_only_for_bf16(bf16: bool, dtype: torch.dtype) -> None:
     matrix = torch.ones(2, 2)
