@@ -6,10 +6,26 @@ those of arcface_torch, so its published weights load.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rayface.backbones.precision import full_precision
 from rayface.backbones.recompute import recomputed
+
+
+class ShortcutConv(nn.Conv2d):
+    """1x1 convolution with a stride: (N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride)).
+
+    oneDNN's gradient of its weights writes past a buffer where channels_last images have fewer channels than a block
+    (16 with AVX-512): wrong gradients or a crash (https://github.com/uxlfoundation/oneDNN/issues/6035). With stride 1
+    it is correct, so on CPUs the pixels of such images are selected first.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu" or self.in_channels >= 16:
+            return super().forward(x)
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -24,7 +40,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.downsample = (
-            nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))
+            nn.Sequential(ShortcutConv(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))
             if shortcut
             else nn.Identity()
         )

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from rayface.backbones import build_backbone
-from rayface.backbones.iresnet import IResNet
+from rayface.backbones.iresnet import IResNet, ShortcutConv
 from tests.backbones.transcription import State, assert_equals_transcription, bn, conv, count, names_of, prelu
 
 
@@ -45,3 +46,26 @@ def iresnet(w: State, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", names_of(IResNet))
 def test_iresnet_forward_of_every_size_equals_its_transcription(name: str) -> None:
     assert_equals_transcription(name, 1.0 if name == "mini" else 0.0625, iresnet)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(8, 56), (4, 15), (16, 14)])
+def test_gradients_of_a_shortcut_of_few_channels_equal_those_in_float64(channels: int, size: int) -> None:
+    torch.manual_seed(0)
+    conv = ShortcutConv(channels, 8, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+    images = torch.randn(32, channels, size, size).to(memory_format=torch.channels_last).requires_grad_()
+    exact, weight = images.detach().double().requires_grad_(), conv.weight.detach().double().requires_grad_()
+    expected = torch.nn.functional.conv2d(exact, weight, stride=2)
+    out = conv(images)
+    factors = torch.randn(out.shape)
+    found = torch.autograd.grad((out * factors).sum(), [images, conv.weight])
+    wanted = torch.autograd.grad((expected * factors.double()).sum(), [exact, weight])
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5])
+def test_narrow_nets_have_no_plain_convolution_of_a_stride_that_onednn_computes_wrongly(width: float) -> None:
+    for module in build_backbone("mini", width=width, image_size=32).modules():
+        strided = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        assert not strided or isinstance(module, ShortcutConv)
