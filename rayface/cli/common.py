@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from rayface.cli.verbs import VerbGroup
 from rayface.credentials import mask
 from rayface.progress import Bar
 from rayface.values import visible
 
 app = typer.Typer(
     name="rayface",
+    cls=VerbGroup,
     help="Very-large-scale face-recognition training on Ray.",
     no_args_is_help=True,
     add_completion=False,

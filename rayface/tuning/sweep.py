@@ -27,6 +27,7 @@ from rayface.training.recovery.placement_groups import remove_orphaned_placement
 from rayface.training.run_output import Resume
 from rayface.training.validate import dry_run
 from rayface.tuning import spec as specs
+from rayface.tuning.progress import TrialProgress
 from rayface.tuning.resources import check_room, most_workers, wait_for_nodes, worker_cpus
 from rayface.tuning.results import SweepResult, ended_line, write_results
 from rayface.tuning.resume import find_sweep, remember, resume_sweep
@@ -190,7 +191,8 @@ class _Sweep:
     def _wait_for(self, function: Callable[[], object]) -> None:
         """Run a function in a thread; on an interrupt, let the trials save their checkpoints first.
 
-        Meanwhile, release the placement groups of killed trial processes, so that their replacements can start.
+        Meanwhile, log the trials' progress, and release the placement groups of killed trial processes, so that their
+        replacements can start.
         """
         failures: list[BaseException] = []
         done = threading.Event()
@@ -204,9 +206,11 @@ class _Sweep:
                 done.set()
 
         threading.Thread(target=call, daemon=True, name="rayface-tune").start()
+        progress = TrialProgress(self._directory, self._study)
         try:
             while not done.wait(0.5):
                 remove_orphaned_placement_groups()
+                progress.show()
         except KeyboardInterrupt as error:
             self._search.stop()
             done.wait(self._base.train.grace_seconds)

@@ -1,0 +1,28 @@
+"""The verbs in the order of the road, in panels."""
+
+from typing import Any
+
+from typer.core import TyperGroup
+
+VERBS = {
+    "Data": ("synth", "convert", "align", "check"),
+    "Curate": ("embed", "prune", "cluster"),
+    "Train": ("plan", "train", "watch", "doctor", "tune"),
+    "Evaluate and export": ("evaluate", "compare", "benchmark", "export", "checkpoint", "register", "sync"),
+    "Several verbs, clusters": ("run", "submit"),
+    "This machine": ("backbones", "bench"),
+}
+
+
+class VerbGroup(TyperGroup):
+    """A group whose help lists the verbs as `VERBS` does."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for panel, verbs in VERBS.items():
+            for verb in verbs:
+                self.commands[verb].rich_help_panel = panel  # type: ignore[attr-defined]
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the verbs."""
+        return [verb for verbs in VERBS.values() for verb in verbs]
