@@ -29,8 +29,8 @@ PAIRS = "lfw_pairs_without_glint_deep.csv"
 METHODS = {
     "Partial FC, r 1": [f"train.batch_size={BATCH}"],
     "Partial FC, r .1": [f"train.batch_size={BATCH}", "head.sample_rate=0.1"],
-    "DCQ": [f"train.batch_size={BATCH // 2}", "head.name=dcq", "head.options={queue_size: 1024, momentum: 0.99}"],
-    "F2C": [f"train.batch_size={BATCH // 2}", "head.name=f2c", "head.options={pool_size: 1024, momentum: 0.99}"],
+    "DCQ": [f"train.batch_size={BATCH // 2}", "head.name=dcq", "head.options={queue_size: 1024, momentum: 0.9}"],
+    "F2C": [f"train.batch_size={BATCH // 2}", "head.name=f2c", "head.options={pool_size: 1024, momentum: 0.9}"],
 }
 
 
