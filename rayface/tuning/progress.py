@@ -26,8 +26,11 @@ class TrialProgress:
         """Log the lines if it is time."""
         if time.monotonic() < self._next:
             return
-        for line in self.lines():
-            logger.info("%s", line)
+        try:
+            for line in self.lines():
+                logger.info("%s", line)
+        except Exception as error:  # a fault of the disk or of Optuna's storage here must not end a sweep
+            logger.warning("the trials' progress cannot be read: %s", error)
         self._next = time.monotonic() + _SECONDS
 
     def lines(self) -> list[str]:

@@ -64,3 +64,16 @@ def test_show_logs_once_an_interval(sweep, monkeypatch, caplog):
         monkeypatch.undo()
         shown.show()
     assert caplog.messages == ["trial 0: starting"]
+
+
+def test_show_of_trials_that_cannot_be_read_is_one_warning_and_goes_on(sweep, monkeypatch, caplog):
+    directory, study = sweep
+    shown = TrialProgress(directory, study)
+
+    def refuse(**options: object) -> None:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(study, "get_trials", refuse)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: shown._next)
+    shown.show()
+    assert caplog.messages == ["the trials' progress cannot be read: stale file handle"]
