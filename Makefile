@@ -12,8 +12,8 @@ JOBS ?= 2
 
 help:
 	@echo "make demo    draw faces, train on them with several workers, evaluate (a few minutes)"
-	@echo "make test    unit tests, oracles, a short road of each verb; ARGS='-k name' is passed on to pytest"
-	@echo "make test-all  also fault scenarios and long roads"
+	@echo "make test    unit tests, oracles, a short run of each verb; ARGS='-k name' is passed on to pytest"
+	@echo "make test-all  also injected faults and long end-to-end tests"
 	@echo "make faults  break a run in every way we know, print what is left as a table; ARGS='node driver' picks some"
 	@echo "make lint    ruff check, ruff format --check"
 	@echo "make types   mypy"
@@ -50,9 +50,10 @@ format: $(INSTALLED)
 # The stamp is written last: an interrupted installation is done again.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "rayface needs Python 3.11 or newer: none found on PATH; try make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "Installing rayface into $(VENV) (once, about two minutes)"
+	@echo "Installing rayface into $(VENV): once, 2 to 5 minutes; pip says what it downloads and installs"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -qq -c constraints.txt -e ".[dev,onnx,tracking]"
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt pip
+	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev,onnx,tracking]"
 	@touch $@
 
 clean:

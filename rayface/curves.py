@@ -79,6 +79,9 @@ def _step_axes(size: tuple[float, float], y: str, steps: NDArray[np.float64]) ->
 def _loss(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
     figure, axes = _step_axes(WIDE, "loss", steps)
     mean = smoothed(values)
+    if np.allclose(mean, values, equal_nan=True):  # of few points
+        axes.plot(*_thinned(steps, values), color=PALETTE["blue"], linewidth=2)
+        return figure
     axes.plot(*_thinned(steps, values), color=PALETTE["blue"], alpha=0.4, linewidth=0.9, label="as logged")
     axes.plot(*_thinned(steps, mean), color=PALETTE["blue"], linewidth=2, label="moving mean")
     add_legend(axes)

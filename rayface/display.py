@@ -81,11 +81,12 @@ def json_line(result: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress_bar(name: str, rows: int | None = None) -> Iterator[Bar]:
+def progress_bar(name: str, rows: int | None = None, parts: int | None = None) -> Iterator[Bar]:
     """Show the progress of a phase on stderr: a bar on a terminal, else a line every 15 seconds.
 
     Args:
         rows: number of images, for images/s.
+        parts: number of parts, which is shown until the first is done.
     """
     console = _console(stderr=True)
     if not console.is_terminal:
@@ -101,7 +102,7 @@ def progress_bar(name: str, rows: int | None = None) -> Iterator[Bar]:
         console=console,
         transient=True,
     ) as bars:
-        task, start = bars.add_task(name, total=None, rate=""), time.monotonic()
+        task, start = bars.add_task(name, total=parts, rate=""), time.monotonic()
 
         def show(done: int, total: int | None) -> None:
             rate = _rate(done, total, rows, time.monotonic() - start)

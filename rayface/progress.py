@@ -17,8 +17,8 @@ Bar = Callable[[int, int | None], None]  # (parts done, total parts; None: unkno
 class Display(Protocol):
     """Shows progress to the user."""
 
-    def bar(self, name: str, rows: int | None = None) -> AbstractContextManager[Bar]:
-        """Show the progress of a phase inside the context; `rows` is its number of images, for the rate."""
+    def bar(self, name: str, rows: int | None = None, parts: int | None = None) -> AbstractContextManager[Bar]:
+        """Show the progress of a phase of `parts` inside the context; `rows` is its number of images, for the rate."""
 
     def training(self, run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
         """Show the journal of a run inside the context."""
@@ -33,7 +33,7 @@ class PhaseJournal(Protocol):
 
 class _NoDisplay:
     @contextlib.contextmanager
-    def bar(self, name: str, rows: int | None = None) -> Iterator[Bar]:
+    def bar(self, name: str, rows: int | None = None, parts: int | None = None) -> Iterator[Bar]:
         yield lambda done, total: None
 
     @contextlib.contextmanager
@@ -84,11 +84,18 @@ class Phase:
     rows: int | None
     _bar: Bar
     _done: int = 0
+    _rows_done: int = 0
 
     def advance(self, parts: int = 1) -> None:
         """Count finished parts."""
         self._done += parts
         self._bar(self._done, self.parts)
+
+    def advance_rows(self, rows: int) -> None:
+        """Count finished rows, for a phase whose parts take long; use this or `advance`, not both."""
+        self._rows_done += rows
+        if self.rows is not None:
+            self._bar(min(self._rows_done, self.rows), self.rows)  # a part that is done again counts twice
 
 
 @contextlib.contextmanager
@@ -104,7 +111,7 @@ def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit:
     logger.info("%s: started%s", name, "".join(f", {count}" for count in _counts(parts, rows, unit)[:1]))
     _record(name, "start", parts=parts, rows=rows)
     start = time.monotonic()
-    with _displays[-1].bar(name, rows if unit == "images" else None) as bar:
+    with _displays[-1].bar(name, rows if unit == "images" else None, parts) as bar:
         current = Phase(parts=parts, rows=rows, _bar=bar)
         yield current
     seconds = time.monotonic() - start

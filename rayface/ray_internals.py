@@ -13,7 +13,9 @@ import ray
 TRIED_VERSIONS = ("2.60",)
 
 try:
+    import psutil  # Ray holds a copy and puts it on the path
     from ray._private.state import state as global_state
+    from ray._private.thirdparty import pynvml
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler.base_cluster_autoscaler import ClusterAutoscaler
     from ray.data._internal.execution import streaming_executor
@@ -59,6 +61,8 @@ __all__ = [
     "execute_data_locally",
     "get_address_and_port",
     "global_state",
+    "psutil",
+    "pynvml",
     "torch_process_group",
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import pickle
+import threading
 import time
 import traceback
 from collections import deque
@@ -19,12 +20,13 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayface.progress import phase
+from rayface.progress import Phase, phase
 from rayface.ray_errors import in_one_line
 from rayface.storage import DataError, StorageError
 
 _TASKS_PER_CPU = 2  # tasks in flight per CPU, so that no CPU waits for the driver
 _CAPACITY_SECONDS = 5.0  # interval between checks of the cluster's CPUs, which may grow
+_COUNT_SECONDS = 1.0  # interval of messages about finished rows
 _MOST_BLOCKS = 4096  # Ray Data takes about 10 ms of the driver's time per block; more parts share a block
 
 Part = TypeVar("Part")
@@ -167,8 +169,14 @@ def map_unordered_by_actors(
     actors: int,
     num_cpus: float,
     num_gpus: float,
+    count_rows: bool = False,
 ) -> Iterator[Result]:
-    """Like map_unordered, with a pool of actors: each holds worker(**arguments) and calls it with parts."""
+    """Like map_unordered, with a pool of actors: each holds worker(**arguments) and calls it with parts.
+
+    Args:
+        count_rows: show progress in rows, for parts that take minutes; the workers get a further argument `count` and
+            call it with the number of rows that they have finished since the last call.
+    """
 
     class Caller:
         def __init__(self) -> None:
@@ -184,6 +192,8 @@ def map_unordered_by_actors(
 
     if not parts:
         return
+    counter = ray.remote(num_cpus=0)(_RowCounter).remote() if count_rows else None
+    arguments = {**arguments, "count": _RowCount(counter)} if counter is not None else arguments
     pool = ActorPoolStrategy(size=actors)
     place = _placement()
     options: dict[str, Any] = {} if place is None else {"scheduling_strategy": place}
@@ -191,13 +201,67 @@ def map_unordered_by_actors(
         Caller, batch_size=1, compute=pool, num_cpus=num_cpus, num_gpus=num_gpus, **options
     )
     try:
-        with phase(name, parts=len(parts), rows=rows) as current:
+        with phase(name, parts=len(parts), rows=rows) as current, _shown(counter, current):
             for row in mapped.iter_rows():
                 value: Result = pickle.loads(row["answer"]).value()
-                current.advance()
+                if counter is None:
+                    current.advance()
                 yield value
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"a task failed: {in_one_line(error)}") from error
+
+
+class _RowCounter:
+    """Actor: number of rows that all workers of a job have finished."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+
+    def add(self, rows: int) -> None:
+        self._rows += rows
+
+    def rows(self) -> int:
+        return self._rows
+
+
+class _RowCount:
+    """A worker's side of a _RowCounter; sends at most one message a second."""
+
+    def __init__(self, counter: Any) -> None:
+        self._counter, self._rows, self._sent = counter, 0, 0.0
+
+    def __call__(self, rows: int) -> None:
+        self._rows += rows
+        if time.monotonic() - self._sent >= _COUNT_SECONDS:
+            self._counter.add.remote(self._rows)
+            self._rows, self._sent = 0, time.monotonic()
+
+
+@contextmanager
+def _shown(counter: Any, current: Phase) -> Iterator[None]:
+    """Show the rows of a counter as the progress of a phase inside the context, then end the counter."""
+    if counter is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def follow() -> None:
+        shown = 0
+        with suppress(ray.exceptions.RayError):  # the counter's node is gone: the job continues without it
+            while not ended.wait(_COUNT_SECONDS):
+                rows = ray.get(counter.rows.remote())
+                current.advance_rows(rows - shown)
+                shown = rows
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5)
+        with suppress(ray.exceptions.RayError):
+            ray.kill(counter)
 
 
 def _blocks(parts: Sequence[Part]) -> ray.data.Dataset:

@@ -60,7 +60,9 @@ class ProgressRecorder:
         self.on_advance: Callable[[int, int | None], None] = lambda done, total: None
 
     @contextmanager
-    def bar(self, name: str, rows: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    def bar(
+        self, name: str, rows: int | None = None, parts: int | None = None
+    ) -> Iterator[Callable[[int, int | None], None]]:
         def show(done: int, total: int | None) -> None:
             self.advances.append((name, done, total))
             self.on_advance(done, total)

@@ -60,3 +60,11 @@ def test_smoothed_of_any_length_equals_the_direct_mean(count):
     for i, got in enumerate(smoothed(values)):
         inside = [v for v in values[max(0, i - half) : i + half + 1] if math.isfinite(v)]
         assert got == pytest.approx(np.mean(inside)) if inside else math.isnan(got)
+
+
+@pytest.mark.parametrize(("count", "lines"), [(20, 1), (200, 2)])
+def test_loss_of_few_points_is_drawn_once_without_a_mean(count, lines):
+    (plot,) = draw_curves({"train/loss": series(np.linspace(9, 1, count) ** 2)})
+    (axes,) = plot.figure.axes
+    assert len(axes.lines) == lines
+    assert (axes.get_legend() is None) == (lines == 1)

@@ -71,3 +71,10 @@ def test_advances_of_a_phase_reach_the_display(recorder: Any) -> None:
         current.advance()
         current.advance(2)
     assert recorder.advances == [("convert images", 1, 3), ("convert images", 3, 3)]
+
+
+def test_rows_of_a_phase_reach_the_display_and_never_exceed_all(recorder: Any) -> None:
+    with phase("embed shards", parts=2, rows=100) as current:
+        for _ in range(3):
+            current.advance_rows(40)
+    assert recorder.advances == [("embed shards", done, 100) for done in (40, 80, 100)]

@@ -227,7 +227,7 @@ def bench_stream(
     readers: Annotated[list[int] | None, typer.Option("--readers", help="May be repeated; default: 1, CPUs.")] = None,
     chunk: Annotated[list[int] | None, typer.Option("--chunk", help="Compare disk and object store; repeat.")] = None,
     latency: Annotated[float, typer.Option(help="Of the simulated object store, seconds.")] = 0.02,
-    rounds: Annotated[int, typer.Option(min=1, help="Each road runs once in a round.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Each pipeline runs once in a round.")] = 5,
     windows: Annotated[int, typer.Option(min=1, help="Of data.window_images, timed each time.")] = 12,
     json: Json = False,
     verbose: Verbose = False,

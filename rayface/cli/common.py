@@ -72,10 +72,10 @@ def _load_plugins(modules: list[str] | None) -> list[str] | None:
 class Terminal:
     """`progress.Display` on stderr; imports rich only when it shows something."""
 
-    def bar(self, name: str, rows: int | None = None) -> AbstractContextManager[Bar]:
+    def bar(self, name: str, rows: int | None = None, parts: int | None = None) -> AbstractContextManager[Bar]:
         from rayface.display import progress_bar
 
-        return progress_bar(name, rows)
+        return progress_bar(name, rows, parts)
 
     def training(self, run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
         from rayface.display import follow_training

@@ -44,7 +44,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Resume from the run's last checkpoint; `--resume auto` starts the run, goes on with it, or shows the "
+            help="Resume from the run's last checkpoint; `--resume auto` starts the run, resumes it, or shows the "
             "result of a finished one, so the same command can be repeated.",
         ),
     ] = False,

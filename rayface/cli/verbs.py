@@ -1,4 +1,4 @@
-"""The verbs in the order of the road, in panels."""
+"""The verbs in panels, in the order in which a project uses them."""
 
 from typing import Any
 

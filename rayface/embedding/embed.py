@@ -176,15 +176,21 @@ class _Work:
             actors=actors,
             num_cpus=cpus,
             num_gpus=int(gpu),
+            count_rows=True,
         )
 
 
 class _SharedIndexEmbedder:
     """An actor's work on shards whose samples are in the object store, one copy on each node."""
 
-    def __init__(self, samples: SharedSamples, load: Callable[[], ShardEmbedder]) -> None:
+    def __init__(
+        self,
+        samples: SharedSamples,
+        load: Callable[..., ShardEmbedder],
+        count: Callable[[int], None] = lambda rows: None,
+    ) -> None:
         self._index = samples.get()[1]
-        self._embedder = load()
+        self._embedder = load(count=count)
 
     def __call__(self, place: ShardPlace) -> EmbeddedShard:
         return self._embedder(place.work(self._index))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
@@ -138,10 +138,23 @@ def shard_work(dataset: Dataset, numbers: Iterable[int]) -> Iterator[ShardWork]:
 
 
 class ShardEmbedder:
-    """Actor that holds the model and embeds one shard after another."""
+    """Actor that holds the model and embeds one shard after another.
 
-    def __init__(self, settings: EmbedConfig, root: str, job: EmbedJob, threads: int, device: str) -> None:
+    Args:
+        count: called with the number of images that were read since its last call.
+    """
+
+    def __init__(
+        self,
+        settings: EmbedConfig,
+        root: str,
+        job: EmbedJob,
+        threads: int,
+        device: str,
+        count: Callable[[int], None] = lambda rows: None,
+    ) -> None:
         torch.set_num_threads(threads)
+        self._count = count
         self.root, self.job, self.threads, self.dtype = root, job, threads, settings.dtype
         self.embedder = load_embedder(
             str(settings.model),
@@ -164,6 +177,7 @@ class ShardEmbedder:
                 if chunk.keys:
                     keys = [work.key_prefix + key for key in chunk.keys]
                     yield keys, chunk.labels, *self.embedder.with_norms(chunk.images)
+                self._count(len(chunk.keys) + len(chunk.faults))
 
         path = join(self.root, part_name(work.number))
         rows = write_part(path, embedded(), size=self.embedder.embedding_size, dtype=self.dtype, note=note, norms=True)

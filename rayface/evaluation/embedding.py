@@ -92,14 +92,16 @@ class ModelEmbeddings:
         return known
 
     def _embedded(self, protocol: EvaluationProtocol, places: NDArray[np.int64]) -> Embedded:
-        with phase("embed images", rows=len(places)):
+        size = self._config.evaluate.batch_size
+        with phase("embed images", rows=len(places)) as current:
             return embed_protocol(
                 protocol,
                 self._module,
                 places,
-                batch_size=self._config.evaluate.batch_size,
+                batch_size=size,
                 device=self._device,
                 flip=self._config.evaluate.flip,
+                done=lambda: current.advance_rows(size),
             )
 
     def _by_job(self, images: ImageRows, folder: str) -> Embedded:

@@ -62,7 +62,7 @@ def draw_roc(far: NDArray[np.float64], tar: NDArray[np.float64], tars: Mapping[s
     axes.plot(shown, tar, color=PALETTE["blue"], linewidth=2, drawstyle="steps-post")
     for rate, reached in _marks(tars, lowest):
         axes.plot(rate, reached, "o", color=PALETTE["blue"], markersize=5)
-        _label(axes, f"{reached:.1%}", (rate, reached))
+        _label(axes, f"{reached:.1%}", (rate, reached), (-4, 5) if reached < 0.5 and rate > lowest else (6, -12))
     add_legend(axes)
     return figure
 
@@ -83,7 +83,8 @@ def _det(far: NDArray[np.float64], tar: NDArray[np.float64], tars: Mapping[str, 
     axes.plot(*shown, color=PALETTE["violet"], linewidth=2, drawstyle="steps-post")
     for rate, reached in _marks(tars, lowest):
         axes.plot(rate, max(1 - reached, floor), "o", color=PALETTE["violet"], markersize=5)
-        _label(axes, f"{1 - reached:.1%}", (rate, max(1 - reached, floor)))
+        place = (rate, max(1 - reached, floor))
+        _label(axes, f"{1 - reached:.1%}", place, (-4, -12) if reached < 0.5 and rate > lowest else (6, -12))
     add_legend(axes)
     return figure
 
@@ -102,8 +103,10 @@ def _marks(tars: Mapping[str, float | None], lowest: float) -> list[tuple[float,
     return [(float(far), tar) for far, tar in tars.items() if tar is not None and float(far) >= lowest]
 
 
-def _label(axes: Axes, text: str, place: tuple[float, float]) -> None:
-    axes.annotate(text, place, (6, -12), textcoords="offset points", fontsize=9, color=PALETTE["ink"])
+def _label(axes: Axes, text: str, place: tuple[float, float], offset: tuple[int, int]) -> None:
+    """Write a point's value beside it, `offset` points away, where the curve is not."""
+    side = "left" if offset[0] > 0 else "right"
+    axes.annotate(text, place, offset, textcoords="offset points", ha=side, fontsize=9, color=PALETTE["ink"])
 
 
 def _histogram(counts: Mapping[str, ArrayLike]) -> Figure:

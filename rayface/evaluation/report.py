@@ -62,7 +62,7 @@ def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         counts = [
             f"{value:,} {key.removeprefix('num_')}" for key, value in own.items() if key.startswith("num_") and value
         ]
-        rows.append((name, ", ".join(counts).replace("_", " ")))
+        rows.append((f"{name}: counts", ", ".join(counts).replace("_", " ")))
         if reasons := own.get("not_measured"):
             rows.append((f"{name}: not measured", "; ".join(dict.fromkeys(reasons.values()))))
     return rows

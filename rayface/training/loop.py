@@ -29,6 +29,7 @@ from rayface.training.recovery.watchdog import Watchdog
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_log import RunLog
 from rayface.training.schedules import RunLength, build_schedule
+from rayface.training.system_metrics import SystemMetrics
 from rayface.training.train_step import TrainStep
 from rayface.training.trained import build_trained
 from rayface.training.validation import Evaluation
@@ -86,6 +87,7 @@ class Training:
         self.faults.load_state(progress.faults)
         self.evaluation = Evaluation(config, run, world, bf16=self.bf16)
         self._meter = Meter(self.step)
+        self._system = SystemMetrics(run.working)
         self._report_restarts()
 
     def _build_step(self, num_classes: int) -> TrainStep:
@@ -309,6 +311,7 @@ class Training:
                 **{f"train/{key}": value for key, value in self.train_step.measures.items()},
                 **({"train/distillation": float(distillation.last)} if distillation else {}),
                 **{f"train/{key}": value for key, value in self.schedule.metrics().items()},
+                **self._system.read(),
             },
             self.step,
         )

@@ -43,7 +43,7 @@ def resolve(preset: str | None, file: Path | None, overrides: Sequence[str], *, 
 
 
 def _has_begun(output: str | None) -> bool:
-    """Return whether train.output holds a run, finished or not, which --resume auto goes on with.
+    """Return whether train.output holds a run, finished or not, which --resume auto resumes.
 
     Raises:
         ValueError: it is not set.

@@ -100,7 +100,7 @@ class _TrialDisplay:
         self._watch, self._facts = watch, facts
 
     @contextmanager
-    def bar(self, name: str, rows: int | None = None) -> Iterator[Bar]:
+    def bar(self, name: str, rows: int | None = None, parts: int | None = None) -> Iterator[Bar]:
         yield lambda done, total: None
 
     @contextmanager

@@ -53,3 +53,13 @@ def test_evaluation_plots_of_an_older_run_draw_its_curve() -> None:
     plots = evaluation_plots({"roc": {"far": FAR, "tar": TAR}, "tar_at_far": {"1e-01": 0.7}})
     assert [plot.name for plot in plots] == ["roc", "det"]
     assert evaluation_plots({"accuracy_mean": 0.5}) == []
+
+
+def test_labels_of_low_rates_stand_left_of_their_points_where_the_curve_is_not() -> None:
+    plots = {plot.name: plot for plot in evaluation_plots(content())}
+    for name in ("roc", "det", "all_vs_all-roc", "all_vs_all-det"):
+        for text in plots[name].figure.axes[0].texts:
+            rate, reached = text.xy
+            tar = reached if name.endswith("roc") else 1 - reached
+            lowest = plots[name].figure.axes[0].get_xlim()[0]
+            assert text.get_horizontalalignment() == ("right" if tar < 0.5 and rate > lowest else "left")
