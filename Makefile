@@ -8,13 +8,18 @@ ARGS ?=
 # Processes that share the tests, file by file in their order, so that the faults, which mostly wait, begin early.
 JOBS ?= 2
 
-.PHONY: help demo test test-all faults lint types docs format clean
+# Real faces, for `make recipes`.
+FACES ?=
+
+.PHONY: help demo test test-all faults recipes lint types docs format clean
 
 help:
 	@echo "make demo    draw faces, train on them with several workers, evaluate (a few minutes)"
 	@echo "make test    unit tests, oracles, a short run of each verb; ARGS='-k name' is passed on to pytest"
 	@echo "make test-all  also injected faults and long end-to-end tests"
 	@echo "make faults  break a run in every way we know, print what is left as a table; ARGS='node driver' picks some"
+	@echo "make recipes  the claims of recipes/ on a drawn set, compared with the recorded losses; ARGS='adaface' picks some"
+	@echo "              FACES=DIR  their tables on real faces, run in runs/recipes"
 	@echo "make lint    ruff check, ruff format --check"
 	@echo "make types   mypy"
 	@echo "make docs    build the documentation into site/; a broken link fails"
@@ -32,6 +37,9 @@ test-all: $(INSTALLED)
 
 faults: $(INSTALLED)
 	$(VENV)/bin/python -m tests.faults.table $(ARGS)
+
+recipes: $(INSTALLED)
+	$(VENV)/bin/python recipes/run.py $(if $(FACES),--faces $(FACES) --out runs/recipes) $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .
