@@ -49,7 +49,6 @@ class AlignedSource(DatasetSource):
     """
 
     kind = "aligned"
-    expects = "photographs of identities"
     settings_class = AlignedSettings
     decodes_listed = True
     measures = ("quality", "score", "eye_distance", "num_faces")
@@ -61,6 +60,7 @@ class AlignedSource(DatasetSource):
     ) -> None:
         super().__init__(photographs.root, settings)
         self._photographs, self._make = photographs, make_detector
+        self.expects = f"photographs: {photographs.kind} needs {photographs.expects}"
 
     @property
     def title(self) -> str:

@@ -13,7 +13,7 @@ _SHOWN = ("source", "test", "train", "pairs", "templates")
 
 @benchmark.command("make")
 def benchmark_make(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset directory, or several as '[a,b]'.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset directory, or several as '[A,B]'.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="New folder for the benchmark.")],
     identities: Annotated[int, typer.Option(help="Number of identities with at least two images to hold out.")] = 500,
     pairs: Annotated[int, typer.Option(help="Number of verification pairs; half of them are genuine.")] = 6000,

@@ -72,6 +72,8 @@ def _parameter(flag: str, key: str, *, argument: bool) -> inspect.Parameter:
 
 
 def _default(value: Any) -> str:
+    if isinstance(value, list):  # in brackets Rich would take it for markup
+        return ", ".join(map(to_text, value))
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 2**20 and value % 2**20 == 0
     return f"{value // 2**20}MiB" if whole else to_text(value)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rayface.alignment.detector import YuNet
+from rayface.data.drawing import draw_face, sample_identity, sample_view
 
 
 class Net:
@@ -56,3 +57,12 @@ def test_yunet_from_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^align.detector: .*net.onnx: is no YuNet model that OpenCV reads") as caught:
         YuNet(str(tmp_path / "net.onnx"), 0.6)
     assert "\n" not in str(caught.value)
+
+
+def test_yunet_on_drawn_faces_finds_each_and_prints_nothing(faces: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    level = cv2.utils.logging.getLogLevel()
+    detector = YuNet(str(next((faces / "weights").glob("yunet*.onnx"))), 0.5)
+    drawn = [draw_face(sample_identity(0, n), sample_view(0, n, 0), 160) for n in range(4)]
+    assert [len(detector(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))) for image in drawn] == [1, 1, 1, 1]
+    assert capfd.readouterr() == ("", "")
+    assert cv2.utils.logging.getLogLevel() == level

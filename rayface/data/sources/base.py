@@ -95,7 +95,7 @@ class DatasetSource(ABC):
 
     kind: ClassVar[str]
     settings_class: ClassVar[type[SourceSettings]] = SourceSettings
-    expects: ClassVar[str] = "images with an identity each"
+    expects: str = "images with an identity each"
     decodes_listed: ClassVar[bool] = False
     measures: ClassVar[tuple[str, ...]] = ()
 
