@@ -23,6 +23,26 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One local Ray for all tests of a process, with more CPUs than the machine has: nothing depends on speed.
+
+    As a verb starts it: a run on a Ray that rayface did not start has some five processes more, of 2 CPU seconds each.
+    """
+    from rayface.session import ray_session
+
+    with ray_session(num_cpus=4, exact=True):
+        yield
+
+
+@pytest.fixture
+def ray_address(local_ray: None) -> str:
+    """RAY_ADDRESS of commands that run beside the tests: starting a Ray costs more than most of them."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture(scope="session")
 def faces() -> Path:
     """The folder of real faces; tests that need it are skipped where it is missing."""
     folder = Path(os.environ.get("RAYFACE_FACES", Path(__file__).parent.parent.parent / "shared" / "data" / "faces"))

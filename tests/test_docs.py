@@ -80,7 +80,7 @@ def test_forms_for_issues_are_valid_yaml_with_a_required_question() -> None:
 
 
 @pytest.mark.long
-def test_commands_of_the_quickstarts_run_as_they_stand(tmp_path: Path) -> None:
+def test_commands_of_the_quickstarts_run_as_they_stand(tmp_path: Path, ray_address: str) -> None:
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "rayface"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m rayface.cli "$@"\n')
@@ -91,6 +91,7 @@ def test_commands_of_the_quickstarts_run_as_they_stand(tmp_path: Path) -> None:
         **os.environ,
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "RAY_ADDRESS": ray_address,
     }
     script = "set -eu\n" + "\n".join(blocks)
     done = subprocess.run(

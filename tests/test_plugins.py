@@ -94,7 +94,7 @@ def test_worker_without_the_module_fails_in_one_line(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.long
-def test_documented_head_of_a_plugin_trains_with_two_workers(tmp_path: Path) -> None:
+def test_documented_head_of_a_plugin_trains_with_two_workers(tmp_path: Path, ray_address: str) -> None:
     from rayface.data.synth import synthesize
 
     example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL)
@@ -105,7 +105,7 @@ def test_documented_head_of_a_plugin_trains_with_two_workers(tmp_path: Path) -> 
     command = [sys.executable, "-m", "rayface.cli", "train", "--import", "my_heads", "--json"]
     start = ["--preset", "debug", "head.name=mine", "backbone.name=tiny", "backbone.width=null", "data.train=faces"]
     keys = ["train.num_workers=2", "train.output=run", "tracking.enabled=false"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address}
 
     done = subprocess.run(
         [*command, *start, *keys, "train.epochs=2"],
@@ -120,7 +120,7 @@ def test_documented_head_of_a_plugin_trains_with_two_workers(tmp_path: Path) -> 
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_documented_selection_method_of_a_plugin_prunes_beside_baselines(tmp_path: Path) -> None:
+def test_documented_selection_method_of_a_plugin_prunes_beside_baselines(tmp_path: Path, ray_address: str) -> None:
     from rayface.embedding.part_file import write_part
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL)
@@ -139,7 +139,7 @@ def test_documented_selection_method_of_a_plugin_prunes_beside_baselines(tmp_pat
         "prune.options.least=2",
         "prune.baselines=[face_nms]",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address}
 
     done = subprocess.run(
         [*command, "--out", "core", *keys, "prune.block_size=800", "tracking.enabled=false"],

@@ -1,22 +1,8 @@
-"""One local Ray and one drawn set for all integration tests; each start costs seconds."""
+"""One drawn set for all integration tests."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-
-
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A local Ray with more CPUs than the machine has, as nothing here depends on speed."""
-    import ray
-
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

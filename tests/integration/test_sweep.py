@@ -20,6 +20,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from rayface import config as configs
+from rayface.cli import _outcome
 from rayface.data.dataset import open_dataset
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
@@ -137,8 +138,12 @@ def resumed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {"folder": folder, "sweep": folder / "sweep", "finished": finished, "result": result}
 
 
-def test_sweep_of_two_trials_ends_with_the_better_one_and_a_report(drawn, tmp_path):
-    result = result_of(command(SHORT, tmp_path, f"data.train={drawn}", "tracking.enabled=false"))
+@pytest.mark.usefixtures("local_ray")
+def test_sweep_of_two_trials_ends_with_the_better_one_and_a_report(drawn, tmp_path, capsys):
+    _, _, _, *arguments = command(SHORT, tmp_path, f"data.train={drawn}", "tracking.enabled=false")
+    assert _outcome(arguments) == (0, "")
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
     assert [len(results(tmp_path / "sweep")), result["complete"]] == [2, 2], result
     assert (tmp_path / "sweep" / "report.html").stat().st_size > 1000
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,43 +111,53 @@ def test_train_with_any_number_of_workers_gives_the_same_losses(drawn, tmp_path)
 
 @pytest.mark.long
 def test_train_resumed_from_a_checkpoint_equals_an_uninterrupted_run(drawn, tmp_path):
-    # Batch-norm statistics are averaged over the ranks at checkpoints, so both runs have them at the same steps.
-    common = {
+    run = tmp_path / "run"
+    options = {
         "schedule__name": "constant",
+        "train__epochs": 2,
         "train__num_workers": 2,
         "train__checkpoint_every": 7,
         "backbone__dropout": 0.2,
         "head__sample_rate": 0.5,
     }
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(settings(drawn, whole, train__epochs=2, **common))
-    train(settings(drawn, parts, train__epochs=1, **common))
-    # As if it had been stopped after step 7 of 20: the later checkpoint and the results are gone.
-    for name in ("result.json", "outcome.json"):
-        (parts / name).unlink()
-    for saved in checkpoint.all_in(parts)[1:]:
+    train(settings(drawn, run, **options))
+    whole, model = losses(run), load_model(run).module.state_dict()
+    # As if it had been stopped after step 7 of 20: the later checkpoints and the results are gone.
+    for name in ("result.json", "outcome.json", "model.safetensors"):
+        (run / name).unlink()
+    for saved in checkpoint.all_in(run)[1:]:
         (saved / PROGRESS).unlink()
-    train(settings(drawn, parts, train__epochs=2, **common), resume=True)
-    assert np.array_equal(losses(parts), losses(whole))
-    a, b = (load_model(run).module.state_dict() for run in (whole, parts))
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    stopped = time.time()
+    train(settings(drawn, run, **options), resume=True)
+    again = [step for step, _, at in read_metrics(run / "journal")["train/loss"] if at > stopped]
+    assert again == list(range(8, 21))
+    assert np.array_equal(losses(run), whole)
+    resumed = load_model(run).module.state_dict()
+    assert all(torch.equal(resumed[key], model[key]) for key in model)
 
 
-def test_train_to_the_end_leaves_model_report_and_results_and_is_not_overwritten(drawn, tmp_path):
-    run = tmp_path / "run"
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+@pytest.fixture(scope="module")
+def finished(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Any]]:
+    """Config and result of a run that is evaluated and logged to MLflow."""
+    folder = tmp_path_factory.mktemp("finished")
     config = settings(
         drawn,
-        run,
+        folder / "run",
+        schedule__name="constant",
         train__epochs=3,
         evaluate__pairs=str(drawn / "pairs.csv"),
         evaluate__data=str(drawn),
         evaluate__every=10,
         tracking__enabled=True,
-        tracking__uri=store,
+        tracking__uri=f"sqlite:///{folder / 'mlflow.db'}",
         tracking__experiment="tests",
     )
-    result = train(config).as_dict()
+    return config, train(config).as_dict()
+
+
+def test_train_to_the_end_leaves_model_report_and_results_and_is_not_overwritten(finished):
+    config, result = finished
+    run = Path(config.train.output)
     assert result["steps"] == 30
     assert result["tracking_delivered"]
     assert result["num_pairs"] == 100
@@ -157,7 +168,7 @@ def test_train_to_the_end_leaves_model_report_and_results_and_is_not_overwritten
     assert accuracy[-1][1] == result["accuracy_mean"]
     assert json.loads((run / "model.json").read_text())["backbone"] == "mini"
     assert (run / "report.html").stat().st_size > 10_000
-    check_mlflow(store, run)
+    check_mlflow(config.tracking.uri, run)
     for resume in (False, True):
         with pytest.raises(ValueError, match="holds a finished run: choose another directory"):
             train(config, resume=resume)
@@ -181,10 +192,9 @@ def check_mlflow(store: str, run: Path) -> None:
 
 
 @pytest.mark.long
-def test_train_with_a_non_finite_loss_stops_names_the_last_valid_checkpoint_and_is_resumed(drawn, tmp_path):
-    run = tmp_path / "run"
-    common = {"train__checkpoint_every": 1, "schedule__name": "constant"}
-    train(settings(drawn, run, train__epochs=0.5, **common))
+def test_train_with_a_non_finite_loss_stops_names_the_last_valid_checkpoint_and_is_resumed(drawn, tmp_path, finished):
+    run = shutil.copytree(finished[0].train.output, tmp_path / "run")
+    common = {"train__checkpoint_every": 1, "train__epochs": 4, "schedule__name": "constant"}
     (run / "result.json").unlink()
     with pytest.raises(TrainingStoppedError) as caught:
         train(settings(drawn, run, optim__lr=1e18, optim__clip_norm=None, **common), resume=True)
@@ -197,7 +207,7 @@ def test_train_with_a_non_finite_loss_stops_names_the_last_valid_checkpoint_and_
     # What was saved with the broken weights is set aside, so a resume does not meet them again.
     assert list((run / "checkpoints").glob("not_finite_*"))
     result = train(settings(drawn, run, optim__lr=0.01, **common), resume=True).as_dict()
-    assert result["steps"] == 10
+    assert result["steps"] == 40
     assert np.isfinite(result["loss"])
 
 
