@@ -23,8 +23,14 @@ try:
     from ray.data._internal.execution.interfaces import ExecutionResources
     from ray.train._internal.utils import get_address_and_port
     from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.nccl_ras import NCCLRASCallback, RASReport
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+    from ray.train.v2._internal.constants import (
+        NCCL_RAS_ACTION_ENV_VAR,
+        NCCL_RAS_ACTION_OBSERVE,
+        NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR,
+        WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+    )
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
     from ray.train.v2._internal.execution.controller.controller import TrainController
@@ -43,6 +49,9 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "NCCL_RAS_ACTION_ENV_VAR",
+    "NCCL_RAS_ACTION_OBSERVE",
+    "NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR",
     "TRIED_VERSIONS",
     "WORKER_GROUP_START_TIMEOUT_S_ENV_VAR",
     "ControllerCallback",
@@ -50,7 +59,9 @@ __all__ = [
     "ExecutionCallback",
     "FixedScalingPolicy",
     "InitializingState",
+    "NCCLRASCallback",
     "PlacementGroupCleanerCallback",
+    "RASReport",
     "ReschedulingState",
     "RestartingState",
     "SchedulingState",

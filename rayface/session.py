@@ -112,14 +112,14 @@ def _require_answer(address: str) -> None:
 
 
 def _connect(address: str, debug: bool) -> None:
-    os.environ.update(_with_defaults(_TRAIN_ENVIRONMENT))  # Ray Train passes it on to its controller
+    os.environ.update(with_defaults(_TRAIN_ENVIRONMENT))  # Ray Train passes it on to its controller
     level = logging.INFO if debug else logging.ERROR
     with _quiet_backend(debug):
         ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
 
 
 def _start_local(num_cpus: int, debug: bool) -> None:
-    with _quiet_backend(debug), _environment(_with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)):
+    with _quiet_backend(debug), environment(with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)):
         ray.init(
             "local",  # None would connect to any Ray that already runs on this machine
             num_cpus=num_cpus,
@@ -141,7 +141,7 @@ def _quiet_backend(debug: bool) -> Iterator[None]:
     if debug or level in os.environ:
         yield
         return
-    with _environment({level: "fatal"}), _stderr_without(level):  # Ray announces the level itself, as it starts
+    with environment({level: "fatal"}), _stderr_without(level):  # Ray announces the level itself, as it starts
         yield
 
 
@@ -166,13 +166,13 @@ def started_here() -> bool:
     return bool(_started_here) and _started_here[-1]
 
 
-def _with_defaults(values: Mapping[str, str]) -> dict[str, str]:
+def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
     """Return environment variables, with the values of those that are set already."""
     return {name: os.environ.get(name, value) for name, value in values.items()}
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables inside the context, for the processes of a local Ray to inherit.
 
     This process does not keep them. Ray Train would pass those of its own on in a runtime environment, and a worker

@@ -18,6 +18,7 @@ from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.controller import ProcessGroupConfig
 from rayface.training.ray_trainer import Trainer
 from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
+from rayface.training.recovery.nccl_hangs import NcclHangs, reports_nccl_hangs
 from rayface.training.recovery.supervisor import Supervisor, cause_of
 from rayface.training.recovery.watchdog import has_stepped
 from rayface.training.resources import uses_gpu
@@ -98,7 +99,10 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
             storage_path=str(run.ray_storage),
             # No limit: the supervisor decides how long a worker group that finds no room is retried.
             failure_config=FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=-1),
-            callbacks=[Supervisor(run, config.train, mirrored=mirrored)],
+            callbacks=[
+                Supervisor(run, config.train, mirrored=mirrored),
+                *([NcclHangs(run, config.train.hang_timeout)] if reports_nccl_hangs(config.train, gpu=gpu) else []),
+            ],
         ),
     )
 

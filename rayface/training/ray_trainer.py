@@ -8,6 +8,7 @@ from ray.train.torch import TorchTrainer
 from rayface.ray_internals import (
     DatasetsCallback,
     FixedScalingPolicy,
+    NCCLRASCallback,
     PlacementGroupCleanerCallback,
     TrainController,
 )
@@ -16,15 +17,16 @@ from rayface.training.controller import LocalScalingPolicy
 
 # The cleaner asks the dashboard of the Ray that it finds on this machine (Ray 2.60). It dies where that is none or
 # several, and where it is another one it takes a live controller for a dead one: placement groups of killed controllers
-# are left to `remove_orphaned_placement_groups`. The other starts an actor for Ray Datasets, of which there are none.
-_UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
+# are left to `remove_orphaned_placement_groups`. The second starts an actor for Ray Datasets, of which there are none.
+# The third is there if RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR=1; rayface has its own, `NcclHangs`.
+_UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback, NCCLRASCallback)
 
 
 class Trainer(TorchTrainer):
     """A TorchTrainer of few processes, each of which takes 1 to 2 s of CPU time to start."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, _UNUSED)]
+        return [each for each in super()._create_default_callbacks() if type(each) not in _UNUSED]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> ray.train.Result:
         """On a local Ray the controller has no environment of its own, so that it takes a process that waits."""
