@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rayface.files import write_json
 from rayface.tracking.journal import read_records
-from rayface.tracking.spool import JOURNAL
 
 _SESSIONS = "sessions.json"
 
@@ -47,7 +46,7 @@ def _sessions(folder: Path) -> list[tuple[float, float]]:
 
 def _last_record(folder: Path) -> float:
     """Return the time of the newest record in the journals of a folder and of its trials."""
-    records = (record for path in folder.rglob(f"{JOURNAL}/*.jsonl") for record, _ in read_records(path, 0))
+    records = (record for path in folder.rglob("*.jsonl") for record, _ in read_records(path, 0))
     return max((record["time"] for record in records if record), default=0.0)
 
 

@@ -197,18 +197,10 @@ def test_verb_that_is_interrupted_is_one_line_and_its_own_exit_code(call, monkey
         ["plan", "--gpus=1", f"--plot={URI}.png"],
         ["bench", "prune", f"--directory={URI}"],
         ["bench", "checkpoint", f"--directory={URI}"],
-        ["tune", "sweep.yaml", f"sweep.output={URI}"],
-        ["run", "experiment.yaml", f"--out={URI}"],
     ],
 )
 def test_output_that_must_be_on_a_disk_is_refused_where_it_is_a_uri(call, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
-    files = {
-        "sweep.yaml": "config: {data: {train: d}, evaluate: {pairs: p, data: d}}\nsearch: {optim.lr: [0.1, 0.2]}\n",
-        "experiment.yaml": "stages: [{name: a, synth: {}}]\n",
-    }
-    for name in files.keys() & set(arguments):
-        (tmp_path / name).write_text(files[name])
     before = sorted(tmp_path.iterdir())
     code, out, err = call(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from rayface.cli.verbs import VerbGroup
 from rayface.credentials import mask
 from rayface.progress import Bar
 from rayface.values import visible
+
+if TYPE_CHECKING:
+    from rayface.training.run_directory import RunDirectory
 
 app = typer.Typer(
     name="rayface",
@@ -60,6 +63,19 @@ def path_option(*names: str, help: str) -> Any:
 def path_argument(*, metavar: str = "PATH", help: str) -> Any:
     """Return an argument that takes a local path and refuses URIs."""
     return typer.Argument(parser=_local_path, metavar=metavar, help=help)
+
+
+def run_argument(help: str) -> Any:
+    """Return an argument that takes the directory of a run, a path or URI."""
+    return typer.Argument(metavar="RUN", help=help)
+
+
+def run_directory(text: str) -> "RunDirectory":
+    """Return the run directory that an argument names."""
+    from rayface.storage import normalise, path_of
+    from rayface.training.run_directory import RunDirectory
+
+    return RunDirectory(path_of(normalise(text)))
 
 
 def _load_plugins(modules: list[str] | None) -> list[str] | None:

@@ -16,7 +16,8 @@ def run(
     ],
     overrides: Overrides = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder of the stages; default: the file's, else experiments/FILE.")
+        str | None,
+        typer.Option(help="Folder of the stages, a path or URI; default: the file's, else experiments/FILE."),
     ] = None,
     imports: Imports = None,
     json: Json = False,

@@ -1,5 +1,6 @@
 """Verbs of training: train, plan, register, sync."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,10 @@ from rayface.cli.common import (
     Verbose,
     app,
     file_option,
-    path_argument,
     path_option,
     resume_mode,
+    run_argument,
+    run_directory,
     show_result,
     show_results,
 )
@@ -131,7 +133,7 @@ def _show_published(json: bool) -> None:
 
 @app.command()
 def register(
-    run: Annotated[Path, path_argument(metavar="RUN", help="Directory of a finished run that was tracked in MLflow.")],
+    run: Annotated[str, run_argument("Directory of a finished run that was tracked in MLflow, a path or URI.")],
     name: Annotated[str | None, typer.Option(help="Registered model; default: the run's config key `name`.")] = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -140,7 +142,7 @@ def register(
     """Register a run's model in MLflow's model registry; again on the same run, it keeps the version."""
     from rayface.training.registry import register as register_run
 
-    show_result("registered", register_run(run, name).as_dict(), json)
+    show_result("registered", register_run(run_directory(run), name).as_dict(), json)
 
 
 @app.command()
@@ -152,13 +154,26 @@ def sync(
     debug: Debug = False,
 ) -> None:
     """Deliver to MLflow what a run could not deliver while the server was down."""
-    from rayface.storage import normalise, path_of
     from rayface.tracking import deliver
-    from rayface.tracking.spool import JOURNAL, spool
-    from rayface.training.run_directory import RunDirectory
+    from rayface.tracking.spool import JOURNAL
 
-    directory = RunDirectory(path_of(normalise(run)))
-    with directory.synced() if directory.has_started() else spool(normalise(run)) as folder:
+    with _synced(run) as folder:
         delivered = deliver(folder / JOURNAL, timeout)
     show_result("synced", {"run": run, "delivered": delivered}, json)
     raise typer.Exit(0 if delivered else 1)
+
+
+def _synced(run: str) -> AbstractContextManager[Path]:
+    """Provide the local folder with the journals of a run, sweep or other job."""
+    from rayface.storage import RemotePath, normalise
+    from rayface.tracking.spool import spool
+
+    directory = run_directory(run)
+    if directory.has_started():
+        return directory.synced()
+    if isinstance(directory.path, RemotePath):
+        from rayface.tuning.sweep_directory import SweepDirectory  # imports Optuna
+
+        if (sweep := SweepDirectory(directory.path)).spec.exists():
+            return sweep.synced()
+    return spool(normalise(run))

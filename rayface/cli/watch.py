@@ -1,17 +1,16 @@
 """Verb of the live view: watch."""
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Json, Verbose, app, path_argument
+from rayface.cli.common import Debug, Json, Verbose, app, run_argument, run_directory
 
 
 @app.command()
 def watch(
-    run: Annotated[Path, path_argument(metavar="RUN", help="Run directory, of a finished run or of one that trains.")],
+    run: Annotated[str, run_argument("Run directory, a path or URI, of a finished run or of one that trains.")],
     once: Annotated[bool, typer.Option("--once", help="Print the run as it is now, and exit.")] = False,
     every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
     json: Json = False,
@@ -22,10 +21,10 @@ def watch(
     from dataclasses import asdict
 
     from rayface.display import json_line, live_table, result_table
-    from rayface.training.run_directory import RunDirectory
     from rayface.training.run_view import RunWatcher
 
-    watcher = RunWatcher(run=RunDirectory(run))
+    directory = run_directory(run)
+    watcher = RunWatcher(run=directory, tail=directory.journal_tail())
     view = watcher.read()
     if not (once or json or view.ended):
         with live_table() as show:

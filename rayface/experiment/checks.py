@@ -14,7 +14,7 @@ from rayface.evaluation.protocols import configured_protocols
 from rayface.experiment.inputs import input_paths
 from rayface.experiment.spec import Stage
 from rayface.models.model_info import ModelInfo
-from rayface.storage import local_copy
+from rayface.storage import AnyPath, local_copy, on_disk, uri_of
 from rayface.training.builders import build_config_backbone, load_start
 from rayface.training.distillation import check_distillation
 from rayface.training.validate import check_settings as check_training
@@ -24,7 +24,7 @@ Models = dict[str, Config]
 """Training config of the model that a stage produces, by the stage's name."""
 
 
-def config_of(stage: Stage, paths: Mapping[str, str], output: Path) -> Config:
+def config_of(stage: Stage, paths: Mapping[str, str], output: AnyPath) -> Config:
     """Return the resolved config of a stage.
 
     Args:
@@ -34,7 +34,7 @@ def config_of(stage: Stage, paths: Mapping[str, str], output: Path) -> Config:
     Raises:
         ValueError: one line.
     """
-    keys = {**stage.with_paths(paths).keys, stage.type.output: str(output)}
+    keys = {**stage.with_paths(paths).keys, stage.type.output: uri_of(output)}
     config = configs.load(stage.preset, local_copy(stage.file) if stage.file else None, keys)
     if stage.verb == "prune" and config.prune.proxy_fraction is not None:
         config = configs.load(config.prune.proxy_preset, None, {**keys, "data.train": []})
@@ -117,3 +117,5 @@ def _check_prune(stage: Stage, config: Config) -> None:
         if config.prune.threshold is not None and config.prune.method == "random":
             return
     check_pruning(config)
+    if config.prune.proxy_fraction is not None:
+        on_disk(str(config.prune.out), "prune.proxy_fraction, output")

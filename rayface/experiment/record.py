@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rayface import config as configs
@@ -12,6 +11,7 @@ from rayface.config import Config
 from rayface.credentials import masked
 from rayface.files import write_json
 from rayface.stages import STAGES
+from rayface.storage import AnyPath, DataError
 
 _FILE = "experiment.json"
 _VERSION = 2  # settings and inputs by config key; version 1 had them by command-line option
@@ -32,7 +32,7 @@ class Done:
 class Record:
     """The started and finished stages in a folder; every change is written to disk at once."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: AnyPath) -> None:
         self._path = root / _FILE
         try:
             tree = json.loads(self._path.read_text())
@@ -40,6 +40,8 @@ class Record:
             self._stages: dict[str, dict[str, Any]] = {**stages}
         except FileNotFoundError:
             self._stages = {}
+        except DataError:  # the object store refuses it
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self._path}: cannot be read: {error}: delete it and the stages beside it") from error
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,10 +16,11 @@ from rayface.experiment.checks import Models, check, config_of
 from rayface.experiment.inputs import fingerprint, input_paths
 from rayface.experiment.record import Done, Record, brief, changed_key
 from rayface.experiment.spec import Experiment, Stage, load
+from rayface.files import remove_folder
 from rayface.job_folder import exclusive_job_folder
 from rayface.ray_errors import in_one_line
 from rayface.session import ray_session
-from rayface.storage import on_disk
+from rayface.storage import AnyPath, path_of, uri_of
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.run_directory import RunDirectory
 
@@ -37,13 +37,13 @@ class Prepared:
     """
 
     stage: Stage
-    folder: Path
+    folder: AnyPath
     config: Config
     settings: dict[str, Any]
     inputs: dict[str, str]
 
     @property
-    def result(self) -> Path:
+    def result(self) -> AnyPath:
         return self.folder / self.stage.type.file
 
     @property
@@ -100,7 +100,7 @@ def run(
     Args:
         file: YAML, see docs/experiments.md.
         overrides: config keys of every stage.
-        out: folder of the stages; None: the file's `output`, else experiments/NAME.
+        out: folder of the stages, a path or URI; None: the file's `output`, else experiments/NAME.
         cluster: Ray session of all stages.
 
     Raises:
@@ -109,12 +109,12 @@ def run(
     """
     start = time.monotonic()
     experiment = load(file, overrides)
-    root = on_disk(out or experiment.output or f"experiments/{experiment.name}", "output").absolute()
+    root = path_of(out or experiment.output or f"experiments/{experiment.name}").absolute()
     prepared = prepare(experiment, root, cluster)
     named = [*overrides, *(["--out", out] if out else []), *(["--address", cluster.address] if cluster.address else [])]
     again = shlex.join(["rayface", "run", str(file), *named])
     stages = []
-    with exclusive_job_folder(str(root), {"experiment": experiment.name}, _JOB, key="output"):
+    with exclusive_job_folder(uri_of(root), {"experiment": experiment.name}, _JOB, key="output"):
         record = Record(root)
         pending = [each for each in prepared if _finished(each, prepared, record) is None]
         cpus = [each.cpus for each in pending if each.stage.type.uses_ray]
@@ -131,7 +131,7 @@ def run(
 
 def prepare(
     experiment: Experiment,
-    root: Path,
+    root: AnyPath,
     cluster: ClusterConfig = ClusterConfig(),  # noqa: B008  # frozen
 ) -> list[Prepared]:
     """Check all stages.
@@ -156,9 +156,11 @@ def prepare(
     return prepared
 
 
-def _prepare(stage: Stage, root: Path, earlier: Sequence[Prepared], cluster: ClusterConfig, models: Models) -> Prepared:
+def _prepare(
+    stage: Stage, root: AnyPath, earlier: Sequence[Prepared], cluster: ClusterConfig, models: Models
+) -> Prepared:
     folder, references = root / stage.name, stage.references()
-    paths = {each.stage.name: str(each.result) for each in earlier}
+    paths = {each.stage.name: uri_of(each.result) for each in earlier}
     config = config_of(stage, paths, folder / stage.type.file)
     check(stage, config, models)
     settings = stage.type.settings(config)
@@ -221,7 +223,7 @@ def _run(each: Prepared, prepared: Sequence[Prepared], record: Record, again: st
     record.begin(stage.name, verb=stage.verb, settings=each.settings, inputs=inputs)
     resume = each.resumes
     if each.folder.exists() and not resume:
-        shutil.rmtree(each.folder)
+        remove_folder(each.folder)
     try:
         result = stage.type.run(each.config, resume=resume)
     except (KeyboardInterrupt, TrainingInterruptedError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 from rayface import config as configs
 from rayface.config import Config
 from rayface.stages import INPUT_KINDS, STAGES, StageType
+from rayface.storage import join
 from rayface.values import Tree, parse_list, parse_override, read_yaml, shown
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -169,6 +170,8 @@ def _names(value: Any) -> Iterator[str]:
 
 def _filled(value: Any, paths: Mapping[str, str]) -> Any:
     if isinstance(value, str):
+        if inside := re.fullmatch(rf"{_REFERENCE.pattern}/(.+)", value):  # the query of a URI stays last
+            return join(paths[inside[1]], inside[2])
         return _REFERENCE.sub(lambda found: paths[found[1]], value)
     if isinstance(value, Mapping):
         return {key: _filled(part, paths) for key, part in value.items()}

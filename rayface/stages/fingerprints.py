@@ -4,15 +4,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rayface.files import sha256_of
+from rayface.storage import AnyPath, RemotePath, uri_of
 
-Fingerprint = Callable[[Path], str | None]
+Fingerprint = Callable[[AnyPath], str | None]
 
 
 @contextmanager
-def _unless_missing(path: Path) -> Iterator[None]:
+def _unless_missing(path: AnyPath) -> Iterator[None]:
     """Suppress errors for missing files only: a file on a disk that is not mounted is unreadable, not missing.
 
     Raises:
@@ -29,7 +29,7 @@ def _unless_missing(path: Path) -> Iterator[None]:
 def of_file(name: str) -> Fingerprint:
     """Fingerprint a folder by the content of a file in it."""
 
-    def fingerprint(folder: Path) -> str | None:
+    def fingerprint(folder: AnyPath) -> str | None:
         with _unless_missing(folder / name):
             return sha256_of(folder / name)
         return None
@@ -40,7 +40,7 @@ def of_file(name: str) -> Fingerprint:
 def of_fields(name: str, *fields: str) -> Fingerprint:
     """Fingerprint a folder by some fields of a JSON file in it."""
 
-    def fingerprint(folder: Path) -> str | None:
+    def fingerprint(folder: AnyPath) -> str | None:
         text = None
         with _unless_missing(folder / name):
             text = (folder / name).read_bytes()
@@ -53,29 +53,33 @@ def of_fields(name: str, *fields: str) -> Fingerprint:
     return fingerprint
 
 
-def of_dataset(folder: Path) -> str | None:
+def of_dataset(folder: AnyPath) -> str | None:
     """Fingerprint a dataset by its manifest; its shards must exist."""
     found = of_file("dataset.json")(folder)
     if found is None:
         return None
     with _unless_missing(folder):
         shards = json.loads((folder / "dataset.json").read_text()).get("shards", [])
-        if all((folder / shard["path"]).stat().st_size == shard["num_bytes"] for shard in shards):
+        listed = folder.files() if isinstance(folder, RemotePath) else {}
+        if all(
+            (listed.get(shard["path"]) or (folder / shard["path"]).stat()).st_size == shard["num_bytes"]
+            for shard in shards
+        ):
             return found
     return None
 
 
-def of_embeddings(folder: Path) -> str | None:
+def of_embeddings(folder: AnyPath) -> str | None:
     """Fingerprint embeddings by the settings that decide their bytes; the files of the manifest must exist."""
     from rayface.embedding.embeddings import MANIFEST, missing_parts
 
     # Not the whole manifest: a job that finds everything embedded rewrites it with other seconds.
     fields = ("model_sha256", "dataset_digest", "flip", "precision", "dtype", "num_rows")
     found = of_fields(MANIFEST, *fields)(folder)
-    return None if found is None or missing_parts(str(folder)) else found
+    return None if found is None or missing_parts(uri_of(folder)) else found
 
 
-def of_core_set(folder: Path) -> str | None:
+def of_core_set(folder: AnyPath) -> str | None:
     """Fingerprint a core set by prune.json; the files listed in it must exist."""
     from rayface.curate.prune.result import RESULT, read_result
 
@@ -83,7 +87,7 @@ def of_core_set(folder: Path) -> str | None:
     return None if found is None or read_result(folder) is None else found
 
 
-def of_clusters(folder: Path) -> str | None:
+def of_clusters(folder: AnyPath) -> str | None:
     """Fingerprint clusters by cluster.json; the files listed in it must exist."""
     from rayface.curate.cluster.result import RESULT, read_result
 
@@ -91,7 +95,7 @@ def of_clusters(folder: Path) -> str | None:
     return None if found is None or read_result(folder) is None else found
 
 
-def of_run(folder: Path) -> str | None:
+def of_run(folder: AnyPath) -> str | None:
     """Fingerprint a run by its model, once it is finished."""
     from rayface.models.model_info import DESCRIPTION
     from rayface.training.run_directory import RunDirectory

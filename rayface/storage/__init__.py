@@ -23,7 +23,7 @@ from rayface.storage.paths import (
     split,
 )
 from rayface.storage.reads import Source, forward_reads, open_arrow, open_binary, read_bytes, windowed
-from rayface.storage.remote_path import AnyPath, RemotePath, path_of
+from rayface.storage.remote_path import AnyPath, RemotePath, path_of, uri_of
 from rayface.storage.writes import (
     LARGEST_REMOTE,
     AtomicFile,
@@ -82,6 +82,7 @@ __all__ = [
     "sync_folder",
     "temporary_name",
     "upload",
+    "uri_of",
     "windowed",
     "write_bytes",
 ]

@@ -14,7 +14,7 @@ from typing import Literal
 from pyarrow import fs as pafs
 
 from rayface.credentials import mask, openable, recall
-from rayface.storage.errors import retried
+from rayface.storage.errors import DataError, retried
 from rayface.storage.paths import is_local, join, list_entries, locate, normalise, split
 from rayface.storage.reads import open_binary
 from rayface.storage.writes import write_bytes
@@ -125,7 +125,12 @@ class RemotePath:
 
     def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
         """Open an object for reading."""
-        return open_binary(self._uri)
+        try:
+            return open_binary(self._uri)
+        except DataError:
+            if self.exists():
+                raise
+            raise self._missing() from None
 
     def read_bytes(self) -> bytes:
         """Return the content of a small object."""
@@ -195,3 +200,8 @@ def path_of(path: str | Path | RemotePath) -> AnyPath:
     if text.startswith("file://"):
         return Path(normalise(text))
     return Path(text) if is_local(text) else RemotePath(text)
+
+
+def uri_of(path: AnyPath) -> str:
+    """Return the text to open a path by: of a URI with its credentials, not to be shown or stored."""
+    return path.uri if isinstance(path, RemotePath) else str(path)

@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from rayface.credentials import masked
+from rayface.storage import AnyPath, RemotePath, Segments
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Record = Mapping[str, Any]
@@ -77,15 +79,16 @@ class Journal:
         """Log the model in a run directory; it is read when it is sent."""
         self._write("model", path=self._relative(folder))
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Log a file or a folder as an artifact; its content is read when it is sent.
+    def artifact(self, path: AnyPath, folder: str = "") -> None:
+        """Log a file, or a folder of a disk, as an artifact; its content is read when it is sent.
 
         Args:
-            path: the file or folder; inside the run directory (the parent of the journal's folder) it is stored as a
-                relative path, so that the run can be moved.
+            path: the file or folder. Of an object store, its URI is stored, without credentials; inside the run
+                directory (the parent of the journal's folder) a relative path, so that the run can be moved.
             folder: artifact folder of the run, "" for the top level.
         """
-        self._write("artifact", path=self._relative(path), folder=folder)
+        told = str(path) if isinstance(path, RemotePath) else self._relative(path)
+        self._write("artifact", path=told, folder=folder)
 
     def _relative(self, path: Path) -> str:
         path, run = Path(path).absolute(), self.path.parent.absolute().parent
@@ -161,3 +164,23 @@ class JournalTail:
                 self._offsets[path] = offset
                 if record is not None:
                     yield record
+
+
+class StoredJournalTail(JournalTail):
+    """Reader of the journals of a folder in an object store, as far as they are delivered.
+
+    Args:
+        folder: holds the journals as segments.
+    """
+
+    def __init__(self, folder: RemotePath) -> None:
+        self._remote = folder
+        self._copies = tempfile.TemporaryDirectory(prefix="rayface-journals-")  # deleted with this object
+        super().__init__(Path(self._copies.name))
+
+    def read(self) -> Iterator[Record]:
+        """Yield the records that were delivered since the last call, journal by journal."""
+        for path in self._remote.iterdir():
+            if path.name.endswith(".jsonl"):
+                Segments(self._folder / path.name, path).pull()
+        yield from super().read()

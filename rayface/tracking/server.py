@@ -14,6 +14,7 @@ from rayface.credentials import mask
 from rayface.files import read_json
 from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
+from rayface.storage import DataError, is_local, local_copy
 from rayface.tracking.journal import Record
 from rayface.tracking.reader import MAX_METRICS
 
@@ -182,8 +183,16 @@ class Server:
         return refused
 
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
-        """Send a file or a folder; skip a missing one with a warning."""
-        source = spool / path
+        """Send a file or a folder; skip a missing one with a warning.
+
+        Raises:
+            StorageError: the object store of a file does not answer.
+        """
+        try:
+            source = spool / path if is_local(path) else local_copy(path)
+        except DataError as error:
+            logger.warning("tracking: artifact %s, skipped", error)
+            return
         if source.is_dir():
             self._client.log_artifacts(self.run_id, str(source), folder or None)
         elif source.exists():

@@ -1,7 +1,6 @@
 """MLflow's model registry: the model of a finished run as a version of a registered model."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from rayface.models.model_info import DESCRIPTION, ModelInfo
 from rayface.tracking import deliver
@@ -23,13 +22,13 @@ class Registered:
         return dict(vars(self))
 
 
-def register(path: Path, name: str | None = None, *, timeout: float = 60.0) -> Registered:
+def register(run: RunDirectory, name: str | None = None, *, timeout: float = 60.0) -> Registered:
     """Register the model of a finished run in the MLflow store that the run was tracked in.
 
     The facts of model.json become tags of the version. A model that has a version keeps it.
 
     Args:
-        path: run directory.
+        run: its directory, on a disk or in an object store.
         name: registered model; None: the `name` of the run's config.
         timeout: maximum seconds to wait for MLflow.
 
@@ -37,17 +36,17 @@ def register(path: Path, name: str | None = None, *, timeout: float = 60.0) -> R
         ValueError: the run is not finished, or was not tracked; one line.
         RuntimeError: MLflow does not answer; one line.
     """
-    run = RunDirectory(path.absolute())
     if not run.is_finished():
-        raise ValueError(f"RUN {path}: is not finished: resume it to its end with --resume before it is registered")
+        raise ValueError(f"RUN {run}: is not finished: resume it to its end with --resume before it is registered")
     name = name or run.read_config().name
     if not name or set(name) & set("/:'"):
         raise ValueError(f"--name: {name}: must not be empty or contain / : or ', which MLflow does not allow")
-    delivery = Delivery.of(run.journals)
-    if not deliver(run.journals, timeout):
-        raise RuntimeError(f"MLflow at {delivery.uri} does not accept the run: start it, then register again")
-    info = ModelInfo.read(run.model_folder() / DESCRIPTION)
-    version, created = delivery.connected().register(run.model_folder(), name, facts_of(info))
+    with run.synced() as folder:
+        delivery = Delivery.of(run.journals)
+        if not deliver(run.journals, timeout):
+            raise RuntimeError(f"MLflow at {delivery.uri} does not accept the run: start it, then register again")
+        info = ModelInfo.read(folder / DESCRIPTION)
+        version, created = delivery.connected().register(folder, name, facts_of(info))
     return Registered(model=name, version=version, created=created, tracking=delivery.uri)
 
 

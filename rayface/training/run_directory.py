@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from rayface import config as configs
 from rayface import elapsed
 from rayface.config import Config
-from rayface.files import LOCK, write_text
+from rayface.files import LOCK, write_file, write_text
 from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
 from rayface.models.run_files import CHECKPOINTS, CONFIG, PAIR_SCORES
-from rayface.storage import LEASE, AnyPath, FolderMirror, RemotePath, Segments, fetched_journals, local_copy
+from rayface.storage import LEASE, AnyPath, FolderMirror, RemotePath, Segments, fetched_journals, local_copy, uri_of
 from rayface.tracking import Journal, read_metrics
 from rayface.tracking.delivered import delivered_run_id
+from rayface.tracking.journal import JournalTail, StoredJournalTail
 from rayface.tracking.origin import job_name
 from rayface.tracking.spool import JOURNAL, READER_FOLDERS
 from rayface.training.run_messages import RunMessages, Values
@@ -37,7 +38,7 @@ _FAULTS = "faults.log"
 _WORKER = "rank0"
 _WORKER_JOURNAL = f"{JOURNAL}/{_WORKER}.jsonl"
 _FOLDERS = (JOURNAL, _PLOTS, *READER_FOLDERS)
-_PULLED, _DELIVERED = (_WORKER_JOURNAL,), (*_FOLDERS, "sessions.json")  # of the driver's working folder
+_SESSIONS = "sessions.json"
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,11 @@ class RunDirectory(RunMessages):
             shutil.rmtree(self.working, ignore_errors=True)
         self.make_folder(self.journals)
         if self.writer == "driver":
-            mirror = FolderMirror(self.working, self.path, pulled=_PULLED, only=_DELIVERED, fenced=self.is_lost)
-            for name in _FOLDERS:
-                mirror.restore(name)
-            mirror.fetch("sessions.json")
-        else:
-            mirror = FolderMirror(self.working, self.path, only=[JOURNAL])
-            self._worker_segments().restore()
+            with self.mirrored(_FOLDERS, [_SESSIONS], pulled=[_WORKER_JOURNAL]):
+                yield
+            return
+        mirror = FolderMirror(self.working, self.path, only=[JOURNAL])
+        self._worker_segments().restore()
         with mirror:
             yield
         if mirror.delivered:
@@ -167,7 +166,12 @@ class RunDirectory(RunMessages):
 
     def seconds(self) -> float:
         """Return the total seconds of all sessions of the run, 0 without any."""
-        return elapsed.seconds_of(self.working)
+        if isinstance(self.path, Path) or self.working.exists():
+            return elapsed.seconds_of(self.working)
+        with fetched_journals(self.path / JOURNAL) as folder:
+            with contextlib.suppress(FileNotFoundError):
+                write_file(folder / _SESSIONS, (self.path / _SESSIONS).read_bytes())
+            return elapsed.seconds_of(folder)
 
     def has_started(self) -> bool:
         """Return whether a run was started here, that is, the config exists."""
@@ -198,8 +202,7 @@ class RunDirectory(RunMessages):
         """
         if not self.has_started():
             raise ValueError(f"train.output: {self}: is not a run directory (no {CONFIG}): give the directory of a run")
-        file = self.path / CONFIG
-        return configs.load(file=local_copy(file.uri if isinstance(file, RemotePath) else str(file)))
+        return configs.load(file=local_copy(uri_of(self.path / CONFIG)))
 
     def config_text(self) -> str:
         """Return the config as YAML, "" without one."""
@@ -286,9 +289,30 @@ class RunDirectory(RunMessages):
         """Open the journal of one writer, for example "driver" or "sweep"."""
         return Journal(self.journals / f"{writer}.jsonl")
 
+    @contextlib.contextmanager
+    def appended(self, writer: str) -> Iterator[Journal]:
+        """Yield the journal of one writer of a run that has ended; in an object store it is delivered at the end.
+
+        Raises:
+            DataError, StorageError: the object store refuses or does not answer, or a driver owns the run there.
+        """
+        remote = isinstance(self.path, RemotePath)
+        with self.exclusive() if remote else contextlib.nullcontext(), self.delivering():
+            journal = self.journal(writer)
+            try:
+                yield journal
+            finally:
+                journal.close()
+
     def worker_journal(self) -> Journal:
         """Open the journal of rank 0."""
         return self.journal(_WORKER)
+
+    def journal_tail(self) -> JournalTail:
+        """Return a reader of the journals for a process that writes none: in an object store, of those delivered."""
+        if isinstance(self.path, RemotePath):
+            return StoredJournalTail(self.path / JOURNAL)
+        return JournalTail(self.journals)
 
     def read_metrics(self) -> dict[str, list[tuple[int, float, float]]]:
         """Return the metrics of all journals; see `tracking.read_metrics`."""

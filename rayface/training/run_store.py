@@ -1,20 +1,21 @@
-"""Storage of a run's files: a disk that all processes share, or an object store and working folders of processes."""
+"""Storage of a run or sweep: a disk that all processes share, or an object store and working folders of processes."""
 
 import contextlib
 import errno
 import hashlib
 import json
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import platformdirs
 
 from rayface.files import exclusive_folder, is_owned, write_file, write_json
-from rayface.storage import LEASE, AnyPath, DataError, RemotePath, StorageError, leased
+from rayface.storage import LEASE, AnyPath, DataError, FolderMirror, RemotePath, StorageError, leased
 from rayface.storage.lease import Lease, read_owner
 
 Values = Mapping[str, Any]
@@ -27,7 +28,7 @@ _looked: dict[str, float] = {}  # when this process has looked for a request
 
 @dataclass(frozen=True)
 class RunStore:
-    """Small files that all processes of a run share, on a disk or in an object store.
+    """Small files that all processes of a run or sweep share, on a disk or in an object store.
 
     Attributes:
         path: the directory.
@@ -36,6 +37,8 @@ class RunStore:
 
     path: AnyPath
     writer: str = "driver"
+    key: ClassVar[str] = "train.output"
+    """Config key that names the directory, for messages."""
 
     def __str__(self) -> str:
         return str(self.path)
@@ -110,7 +113,7 @@ class RunStore:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Own the directory, created if missing, inside the context; see `exclusive_folder` and `leased`."""
-        name = f"train.output: {self}"
+        name = f"{self.key}: {self}"
         if isinstance(self.path, Path):
             with exclusive_folder(self.path, name):
                 yield
@@ -120,6 +123,31 @@ class RunStore:
                 yield
             finally:
                 del _leases[str(self)]
+
+    @contextlib.contextmanager
+    def mirrored(
+        self, folders: Collection[str], files: Collection[str] = (), *, pulled: Collection[str] = ()
+    ) -> Iterator[None]:
+        """Deliver parts of the working folder to the object store inside the context; first fetch what is there.
+
+        The working folder is deleted at the end, unless something could not be delivered.
+
+        Args:
+            folders, files: names in the directory.
+            pulled: names of journals that another process writes, see `FolderMirror`.
+        """
+        assert isinstance(self.path, RemotePath)
+        self.make_folder(self.working)
+        only = (*folders, *files)
+        mirror = FolderMirror(self.working, self.path, pulled=pulled, only=only, fenced=self.is_lost)
+        for name in folders:
+            mirror.restore(name)
+        for name in files:
+            mirror.fetch(name)
+        with mirror:
+            yield
+        if mirror.delivered:
+            shutil.rmtree(self.working, ignore_errors=True)
 
     def is_lost(self) -> bool:
         """Return whether another driver owns the directory that this process owned."""

@@ -83,9 +83,15 @@ def sparkline(values: tuple[float, ...], width: int = 40) -> str:
 
 @dataclass(kw_only=True)
 class RunWatcher:
-    """Follows the journals of a run that this or another process writes; only reads."""
+    """Follows the journals of a run that this or another process writes; only reads.
+
+    Args:
+        tail: reader of the journals, `run.journal_tail()` in a process that writes none; None: of those that the run's
+            driver writes on this machine.
+    """
 
     run: RunDirectory
+    tail: JournalTail | None = None
     _metrics: dict[str, float] = field(default_factory=dict)
     _points: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RATE_POINTS))  # (step, time)
     _losses: list[float] = field(default_factory=list)
@@ -97,7 +103,7 @@ class RunWatcher:
     _newest: float = 0.0
 
     def __post_init__(self) -> None:
-        self._tail = JournalTail(self.run.journals)
+        self._tail = self.tail or JournalTail(self.run.journals)
         self._epochs = self.run.read_config().train.epochs
         self._total: int | None = None
 

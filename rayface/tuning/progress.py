@@ -41,9 +41,9 @@ class TrialProgress:
     def _state(self, number: int) -> str:
         run = self._directory.run(number)
         if number not in self._watchers:
-            if not run.config_file.exists():
+            if not run.has_started():
                 return "starting"
-            self._watchers[number] = RunWatcher(run=run)
+            self._watchers[number] = RunWatcher(run=run, tail=run.journal_tail())
         return _said(self._watchers[number].read())
 
 

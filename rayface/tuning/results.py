@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -15,6 +14,7 @@ from rayface import config as configs
 from rayface import report
 from rayface.config import Config
 from rayface.evaluation.compare import Difference, accuracy_differences
+from rayface.storage import AnyPath, uri_of
 from rayface.tuning import figures
 from rayface.tuning.spec import Spec, prunes
 from rayface.tuning.study import best_trials
@@ -66,7 +66,7 @@ class SweepResult:
         return pd.DataFrame(self.rows)
 
 
-def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *, seconds: float) -> SweepResult:
+def write_results(spec: Spec, base: Config, folder: AnyPath, study: optuna.Study, *, seconds: float) -> SweepResult:
     """Write the results into the sweep's directory."""
     sweep = SweepDirectory(folder)
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
@@ -108,8 +108,8 @@ def write_results(spec: Spec, base: Config, folder: Path, study: optuna.Study, *
 
 def _differences(trials: Sequence[FrozenTrial], best: int, sweep: SweepDirectory) -> dict[int, Difference]:
     """Return the difference of each other trial's accuracy from that of the best trial, on the pairs of both."""
-    others = {trial.number: str(sweep.run(trial.number)) for trial in trials if trial.number != best}
-    return accuracy_differences(str(sweep.run(best)), others)
+    others = {trial.number: uri_of(sweep.run(trial.number).path) for trial in trials if trial.number != best}
+    return accuracy_differences(uri_of(sweep.run(best).path), others)
 
 
 def _best(trial: FrozenTrial, metrics: Sequence[str], sweep: SweepDirectory) -> BestTrial:
@@ -134,7 +134,7 @@ def _values(trial: FrozenTrial, metrics: Sequence[str]) -> dict[str, Any]:
 def _write_best(base: Config, trial: FrozenTrial, sweep: SweepDirectory) -> None:
     params = dict(trial.params)
     if prunes(base):
-        params["data.train"] = str(sweep.core_set(trial.number))
+        params["data.train"] = uri_of(sweep.core_set(trial.number))
     config = configs.with_overrides(base, params)
     configs.dump(replace(config, train=replace(config.train, output=None)), sweep.best_config)
 

@@ -13,7 +13,7 @@ from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import mask, masked
 from rayface.files import write_json, write_text
-from rayface.storage import normalise
+from rayface.storage import AnyPath, local_copy, normalise, path_of, uri_of
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
 from rayface.tuning.sweep_directory import SPEC, newest
@@ -26,7 +26,7 @@ _COMMAND = "started.json"  # overrides and preset of the command that started it
 _LONGEST = 100  # maximum length of a value in a message
 
 
-def remember(folder: Path, file: Path, overrides: Sequence[str], preset: str | None) -> None:
+def remember(folder: AnyPath, file: Path, overrides: Sequence[str], preset: str | None) -> None:
     """Store the file, overrides and preset that a sweep is started with."""
     write_json(folder / _COMMAND, {"overrides": list(overrides), "preset": preset})
     text = file.read_text(encoding="utf-8-sig")
@@ -35,7 +35,7 @@ def remember(folder: Path, file: Path, overrides: Sequence[str], preset: str | N
     write_text(folder / _FILE, text)
 
 
-def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
+def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, AnyPath]:
     """Return the spec of a resumed sweep, the base config of its trials, and its directory.
 
     The sweep is the one that sweep.output names, in the overrides or in the file, else the newest with the file's name.
@@ -54,14 +54,14 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     # An override that the sweep was started with changes nothing, so the same command can be repeated.
     overrides = [text for text in overrides if text not in started["overrides"] or text.startswith("sweep.output=")]
     specs.check_resumable(overrides)
-    spec, base = specs.load(folder / SPEC, overrides)
-    if file.resolve().parent == folder.resolve():  # the sweep's own copy
+    spec, base = specs.load(local_copy(uri_of(folder / SPEC)), overrides)
+    if _is_own_copy(file, folder):
         return spec, base, folder
     if not (folder / _FILE).exists():
         logger.info("%s: ignored: the sweep in %s was started by an older rayface and resumes unchanged", file, folder)
         return spec, base, folder
     first = started["preset"]
-    then = specs.flat(*specs.load(folder / _FILE, started["overrides"], first))
+    then = specs.flat(*specs.load(local_copy(uri_of(folder / _FILE)), started["overrides"], first))
     now, now_base = specs.load(file, started["overrides"], first if preset is None else preset)
     edited = _differing(then, masked(specs.flat(now, now_base)))
     flat = configs.flat(base)
@@ -80,13 +80,13 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     return replace(spec, sweep=replace(spec.sweep, **changed), heatmaps=now.heatmaps), base, folder
 
 
-def find_sweep(file: Path, overrides: Sequence[str]) -> Path | None:
+def find_sweep(file: Path, overrides: Sequence[str]) -> AnyPath | None:
     """Return the directory of the sweep that a resume of a file resumes; None if there is no sweep."""
     found = _named(file, overrides)
     return found if found is not None and (found / SPEC).is_file() else None
 
 
-def _folder(file: Path, overrides: Sequence[str]) -> Path:
+def _folder(file: Path, overrides: Sequence[str]) -> AnyPath:
     found = find_sweep(file, overrides)
     if found is None:
         named = _named(file, overrides) or f"sweeps/{file.stem}-*"
@@ -94,13 +94,20 @@ def _folder(file: Path, overrides: Sequence[str]) -> Path:
     return found
 
 
-def _named(file: Path, overrides: Sequence[str]) -> Path | None:
+def _named(file: Path, overrides: Sequence[str]) -> AnyPath | None:
     given = [text.partition("=")[2] for text in overrides if text.startswith("sweep.output=")]
     if not given and (file.parent / _COMMAND).is_file():  # the sweep's own copy
         given = [str(file.parent)]
     if not given and (named := (read_yaml(file).get("sweep") or {}).get("output")):
         given = [named]
-    return Path(normalise(given[-1])) if given else newest(file.stem)
+    return path_of(normalise(given[-1])) if given else newest(file.stem)
+
+
+def _is_own_copy(file: Path, folder: AnyPath) -> bool:
+    """Return whether a file is in the sweep's directory; from an object store it was copied to this machine."""
+    if isinstance(folder, Path):
+        return file.resolve().parent == folder.resolve()
+    return file.read_bytes() == (folder / SPEC).read_bytes()
 
 
 def _differing(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -4,13 +4,13 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from rayface.storage import AnyPath, RemotePath
 from rayface.tuning.search_space import suggest
 from rayface.tuning.spec import Spec
 from rayface.tuning.study import interrupted, started
@@ -37,7 +37,7 @@ class StudySearch(Searcher):
         lost: the trial that the cluster has no nodes left for, and why; "" if none. No further trial starts then.
     """
 
-    def __init__(self, study: optuna.Study, spec: Spec, folder: Path, ended: Ended) -> None:
+    def __init__(self, study: optuna.Study, spec: Spec, folder: AnyPath, ended: Ended) -> None:
         super().__init__()
         self._study, self._spec, self._sweep, self._ended = study, spec, SweepDirectory(folder), ended
         self._again = [trial.number for trial in interrupted(study)]
@@ -86,6 +86,9 @@ class StudySearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._stopped or self.lost or time.monotonic() > self._deadline or not self.remaining:
             return Searcher.FINISHED
+        if self._sweep.is_lost():  # another driver goes on with the trials
+            self.stop()
+            return Searcher.FINISHED
         if self.failing_alike:
             return None if self._trials else Searcher.FINISHED  # a running trial may still succeed
         if self._again:
@@ -94,7 +97,9 @@ class StudySearch(Searcher):
         else:
             trial = self._study.ask()
         self._trials[trial_id] = trial
-        return {"run": str(self._sweep.run(trial.number)), "values": suggest(self._spec.search, trial)}
+        values = suggest(self._spec.search, trial)
+        self._sweep.store_study()
+        return {"trial": trial.number, "values": values}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._trials[trial_id]
@@ -104,6 +109,7 @@ class StudySearch(Searcher):
             self._ask_to_stop(trial.number)
             return
         trial.report(result["value"], result["step"])
+        self._sweep.store_study(required=False)
         if math.isfinite(result["value"]) and trial.should_prune():
             self._pruned.add(trial_id)
             self._ask_to_stop(trial.number)
@@ -113,7 +119,8 @@ class StudySearch(Searcher):
         result = result or {}
         state = result.get("state")
         run = self._sweep.run(trial.number)
-        facts: dict[str, Any] = {"run": str(run), "seconds": result.get("seconds", run.seconds())}
+        seconds = result["seconds"] if "seconds" in result else run.seconds()
+        facts: dict[str, Any] = {"run": str(run), "seconds": seconds}
         values: list[float] = []
         if state == "LOST":  # a resume of the sweep continues it from its last checkpoint
             self.lost = self.lost or f"trial {trial.number}: {result['reason']}"
@@ -132,8 +139,12 @@ class StudySearch(Searcher):
         for key, value in facts.items():
             trial.set_user_attr(key, value)
         self._study.tell(trial, values or None, state=ending)
+        self._sweep.store_study(required=False)
         self._ended(self._study.get_trials(deepcopy=False)[trial.number])
 
     def _ask_to_stop(self, number: int) -> None:
+        run = self._sweep.run(number)
+        if isinstance(run.path, RemotePath) and not run.has_started():  # a request would look like another job's file
+            return
         with contextlib.suppress(FileNotFoundError):  # it has not started
-            self._sweep.run(number).request_stop()
+            run.request_stop()

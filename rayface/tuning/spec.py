@@ -18,6 +18,7 @@ from rayface.config import CleanConfig, Config, PruneConfig
 from rayface.config_fields import DatabaseUri, PathText, Positive
 from rayface.credentials import mask, masked
 from rayface.files import write_text
+from rayface.storage import AnyPath
 from rayface.tuning.search_space import Parameter, Scalar, grid
 from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown, to_text
 
@@ -61,7 +62,7 @@ class SweepConfig:
     """Storage of the Optuna study: sqlite:///FILE, postgresql://..., mysql://...; None: OPTUNA_STORAGE, which may hold
     a password, else sqlite in the sweep's directory."""
     output: PathText | None = None
-    """Sweep directory, on a disk that all nodes share; None: the next free sweeps/NAME-001."""
+    """Sweep directory: a path on a disk that all nodes share, or a URI; None: the next free sweeps/NAME-001."""
 
 
 def _parameter(value: Any) -> Any:
@@ -110,7 +111,7 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
     return spec, base
 
 
-def dump(spec: Spec, base: Config, path: Path) -> None:
+def dump(spec: Spec, base: Config, path: AnyPath) -> None:
     """Write a resolved sweep file that `load` reads."""
     tree = {**asdict(replace(spec, preset=None)), "config": configs.to_dict(base, groups_of(base))}
     write_text(path, yaml.safe_dump(masked(json.loads(json.dumps(tree))), sort_keys=False))

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -19,6 +20,7 @@ from rayface import tracking
 from rayface.config import Config
 from rayface.interrupts import terminable
 from rayface.session import is_cluster, ray_session
+from rayface.storage import DataError, RemotePath, StorageError
 from rayface.tracking import Journal, shared_tracking
 from rayface.tracking.job import tracked_job
 from rayface.tracking.origin import origin
@@ -75,21 +77,35 @@ def tune(
     start = resume_sweep if resume else new_sweep
     spec, base, folder = start(file, overrides, preset)
     total_steps = _check_trials(spec, base)
-    base = replace(base, tracking=shared_tracking(base.tracking, folder))
+    directory = SweepDirectory(folder)
+    base = replace(base, tracking=shared_tracking(base.tracking, directory.working))
     _quiet_tune(debug)
-    most, directory = most_workers(spec, base), SweepDirectory(folder)
+    most = most_workers(spec, base)
     num_cpus = spec.sweep.concurrency * worker_cpus(most) + 1
-    with directory.exclusive(), ray_session(address, num_cpus=num_cpus, debug=debug):
+    with (
+        directory.exclusive(),
+        directory.delivering(resume=resume),
+        ray_session(address, num_cpus=num_cpus, debug=debug),
+    ):
         if is_cluster(address):
             wait_for_nodes(spec, most)
         check_room(spec, most)
         storage = spec.sweep.storage or os.environ.get("OPTUNA_STORAGE") or directory.storage
         study = open_study(spec, directory.study_name(resume=resume), storage, total_steps=total_steps, resume=resume)
+        directory.store_study()
         if not resume:
             remember(folder, file, overrides, preset)
             specs.dump(spec, base, directory.spec)
         tags = {**origin(), "rayface.sweep": directory.name}  # a trial's own command is that of a Ray worker
-        tracked = tracked_job(folder, base.tracking, _params(spec, base), tags=tags, interrupts=_INTERRUPTS)
+        tracked = tracked_job(
+            directory.working,
+            base.tracking,
+            _params(spec, base),
+            tags=tags,
+            interrupts=_INTERRUPTS,
+            output=str(directory),
+            name=directory.name if isinstance(folder, RemotePath) else None,
+        )
         with directory.session() as seconds, tracked as job:
             job.journal.artifact(directory.spec)
             sweep = _Sweep(spec, base, directory, study, job.journal)
@@ -134,6 +150,7 @@ class _Sweep:
         watch = WATCHED.get(metrics[0]) if self._spec.sweep.pruner != "none" else None
         trial = ray_tune.with_parameters(
             run_trial,
+            sweep=self._directory,
             base=configs.to_dict(self._base),
             metrics=metrics,
             watch=watch,
@@ -161,6 +178,7 @@ class _Sweep:
 
     def finish(self, seconds: float, tags: Mapping[str, str]) -> SweepResult:
         """Write the results and log them to MLflow; `tags` are those of the trials' runs."""
+        self._check_owned()
         best = best_trials(self._study)
         result = write_results(self._spec, self._base, self._directory.path, self._study, seconds=seconds)
         for path, folder in self._directory.artifacts():
@@ -168,6 +186,10 @@ class _Sweep:
         self._record_trials({trial.number for trial in best}, tags)
         self._check_ending(bool(result.fail) and result.fail == result.trials, result.trials)
         return result
+
+    def _check_owned(self) -> None:
+        if self._directory.is_lost():
+            raise RuntimeError(f"sweep.output: {self._directory}: another driver took it over, this one ends")
 
     def _check_ending(self, all_failed: bool, num_trials: int) -> None:
         """Raise if the sweep has no result, or could not run all of its trials."""
@@ -220,16 +242,9 @@ class _Sweep:
             raise failures[0]
 
     def _ended(self, trial: FrozenTrial) -> None:
-        run = self._directory.run(trial.number)
-        journal = run.journal("sweep")
         metrics = [objective.metric for objective in self._spec.objectives]
         values = trial.values if trial.state == TrialState.COMPLETE else []
-        journal.params(trial.params)
-        journal.metrics({f"objective/{name}": value for name, value in zip(metrics, values, strict=False)}, 0)
-        journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})
-        if trial.state == TrialState.FAIL:
-            journal.finish("FAILED")  # its own process may have been killed before it could
-        journal.close()
+        self._note(trial, lambda journal: _tell_ending(journal, trial, dict(zip(metrics, values, strict=False))))
         best = best_trials(self._study)
         ended = sum(other.state.is_finished() for other in self._study.get_trials(deepcopy=False))
         curves = {f"trial/{metric}": value for metric, value in zip(metrics, values, strict=False)}
@@ -238,23 +253,40 @@ class _Sweep:
         self._journal.metrics(curves, ended)
         logger.info("%s", ended_line(trial, metrics, best, self._spec.sweep.trials))
 
+    def _note(self, trial: FrozenTrial, write: Callable[[Journal], None]) -> None:
+        """Write to the sweep's journal of an ended trial; an object store that refuses it must not end the sweep."""
+        try:
+            with self._directory.run(trial.number).appended("sweep") as journal:
+                write(journal)
+        except (DataError, StorageError) as error:
+            logger.warning("trial %d: its run is not tagged: %s", trial.number, error)
+
     def _record_trials(self, best: set[int], tags: Mapping[str, str]) -> None:
         """Tag the trials' MLflow runs, and deliver what could not be delivered when they ended."""
-        for trial in self._study.get_trials(deepcopy=False):
+        down: list[str] = []  # MLflow that did not answer
+
+        def record(journal: Journal, trial: FrozenTrial) -> None:
             run = self._directory.run(trial.number)
-            if not trial.state.is_finished():
-                continue
-            journal = run.journal("sweep")
             journal.tags({"best": str(trial.number in best).lower()})
-            journal.close()
             if self._base.tracking.enabled:
-                named = {**tags, tracking.RUN_NAME: trial_name(run.working)}
+                named = {**tags, tracking.RUN_NAME: trial_name(run.path)}
                 delivery = tracking.start(self._base.tracking, run.working, named)
                 if not delivery.close(self._base.tracking.timeout):
-                    logger.warning(
-                        f"MLflow at {delivery.uri} does not accept the trials' tags: send them with rayface sync RUN"
-                    )
-                    return
+                    down.append(delivery.uri)
+
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and not down:
+                self._note(trial, partial(record, trial=trial))
+        if down:
+            logger.warning(f"MLflow at {down[0]} does not accept the trials' tags: send them with rayface sync RUN")
+
+
+def _tell_ending(journal: Journal, trial: FrozenTrial, values: Mapping[str, float]) -> None:
+    journal.params(trial.params)
+    journal.metrics({f"objective/{name}": value for name, value in values.items()}, 0)
+    journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})
+    if trial.state == TrialState.FAIL:
+        journal.finish("FAILED")  # its own process may have been killed before it could
 
 
 def _quiet_tune(debug: bool) -> None:

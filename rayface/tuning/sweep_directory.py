@@ -1,26 +1,34 @@
 """The directory of a sweep: its path and its files."""
 
 import contextlib
+import logging
+import shutil
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rayface import elapsed
 from rayface.config import Config
-from rayface.files import exclusive_folder, next_numbered_folder, numbered_folders, write_json, write_text
-from rayface.storage import on_disk
+from rayface.files import next_numbered_folder, numbered_folders, write_file, write_json, write_text
+from rayface.storage import AnyPath, DataError, StorageError, path_of
+from rayface.tracking.spool import JOURNAL, READER_FOLDERS
 from rayface.training.run_directory import RunDirectory
+from rayface.training.run_store import RunStore
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
 
 SPEC = "sweep.yaml"
 _RESULT = "result.json"
 _TRIALS = "trials"
+_STUDY = "study.db"
+_PLOTS = "plots"
+logger = logging.getLogger(__name__)
 
 
-def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, Path]:
+def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple[Spec, Config, AnyPath]:
     """Return the spec of a new sweep, the base config of its trials, and its directory.
 
     Raises:
@@ -29,7 +37,7 @@ def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple
     spec, base = specs.load(file, overrides, preset)
     if spec.sweep.output is None:
         return spec, base, next_numbered_folder(_root(), file.stem)
-    folder = on_disk(spec.sweep.output, "sweep.output")
+    folder = path_of(spec.sweep.output)
     if (folder / SPEC).exists() or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"sweep.output: {folder}: holds a sweep: resume it with --resume, or choose another directory")
     return spec, base, folder
@@ -40,12 +48,12 @@ def newest(name: str) -> Path | None:
     return max(numbered_folders(_root(), name).items(), default=(0, None))[1]
 
 
-def core_set_of(run: Path) -> Path:
+def core_set_of(run: AnyPath) -> AnyPath:
     """Return the core set of a trial's prune stage; it is beside the trial's run directory."""
     return run.with_name(f"{run.name}_core_set")
 
 
-def trial_name(run: Path) -> str:
+def trial_name(run: AnyPath) -> str:
     """Return the name of a trial in MLflow, by its run directory."""
     return f"{run.parent.parent.name} trial {run.name.lstrip('0') or 0}"
 
@@ -55,10 +63,10 @@ def _root() -> Path:
 
 
 @dataclass(frozen=True)
-class SweepDirectory:
-    """The files of a sweep."""
+class SweepDirectory(RunStore):
+    """The files of a sweep: on a disk, or in an object store and, while it runs, in a working folder of its driver."""
 
-    path: Path
+    key: ClassVar[str] = "sweep.output"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -69,53 +77,103 @@ class SweepDirectory:
         return self.path.name
 
     @property
-    def spec(self) -> Path:
+    def spec(self) -> AnyPath:
         """The resolved sweep file, from which the sweep is resumed."""
         return self.path / SPEC
 
     @property
-    def report(self) -> Path:
+    def report(self) -> AnyPath:
         """The report, one HTML page."""
         return self.path / "report.html"
 
     @property
     def plots(self) -> Path:
-        """The folder of the report's figures."""
-        return self.path / "plots"
+        """The folder of the report's figures, on this machine."""
+        return self.working / _PLOTS
 
     @property
-    def best_config(self) -> Path:
+    def best_config(self) -> AnyPath:
         """The config of the best trial."""
         return self.path / "best.yaml"
 
     @property
     def ray_storage(self) -> Path:
-        """The folder of Ray Tune's own state."""
-        return self.path / "ray"
+        """The folder of Ray Tune's own state, on this machine."""
+        return self.working / "ray"
 
     @property
     def storage(self) -> str:
-        """The default Optuna storage."""
-        return f"sqlite:///{self.path / 'study.db'}"
+        """The default Optuna storage, on this machine."""
+        return f"sqlite:///{self.working / _STUDY}"
 
     def run(self, number: int) -> RunDirectory:
         """Return the run directory of a trial."""
         return RunDirectory(self.path / _TRIALS / f"{number:04d}")
 
-    def core_set(self, number: int) -> Path:
+    def core_set(self, number: int) -> AnyPath:
         """Return the core set of a trial."""
-        return core_set_of(self.run(number).working)
+        return core_set_of(self.run(number).path)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Own the directory, created if missing, inside the context."""
-        with exclusive_folder(self.path, f"sweep.output: {self}"):
+        with super().exclusive():
             (self.path / _TRIALS).mkdir(exist_ok=True)
             yield
 
+    @contextlib.contextmanager
+    def delivering(self, *, resume: bool) -> Iterator[None]:
+        """Deliver journals and figures of a directory in an object store inside the context; see also `store_study`.
+
+        Args:
+            resume: first fetch them and the study; else what is here is of a sweep that was deleted.
+        """
+        if isinstance(self.path, Path):
+            yield
+            return
+        if not resume:
+            shutil.rmtree(self.working, ignore_errors=True)
+        with self.mirrored((JOURNAL, _PLOTS, *READER_FOLDERS), ["sessions.json"]):
+            if resume:
+                self._fetched(_STUDY)
+            try:
+                yield
+            finally:
+                self.store_study(required=False)
+
+    @contextlib.contextmanager
+    def synced(self) -> Iterator[Path]:
+        """Yield the folder with the journals of an ended sweep in an object store, which are delivered at the end.
+
+        Raises:
+            DataError: a driver owns the sweep.
+        """
+        with self.exclusive(), self.delivering(resume=True):
+            yield self.working
+
+    def store_study(self, *, required: bool = True) -> None:
+        """Store the study of a directory in an object store, if it is in the default storage.
+
+        Args:
+            required: a trial must not begin before: a resume from another machine would draw other values under its
+                number. Else a failure is logged, and what was added is stored the next time.
+
+        Raises:
+            DataError, StorageError: the object store refuses or does not answer.
+        """
+        study = self.working / _STUDY
+        if isinstance(self.path, Path) or not study.exists() or self.is_lost():
+            return
+        try:
+            write_file(self.path / _STUDY, _snapshot(study))
+        except (DataError, StorageError) as error:
+            if required:
+                raise
+            logger.warning("%s: the study is not stored yet: %s", self, error)
+
     def session(self) -> contextlib.AbstractContextManager[Callable[[], float]]:
         """Measure a session of the sweep; see `elapsed.session`."""
-        return elapsed.session(self.path)
+        return elapsed.session(self.working)
 
     def study_name(self, *, resume: bool) -> str:
         """Return the name of the study: unique to this sweep, and kept when its directory is moved."""
@@ -129,7 +187,15 @@ class SweepDirectory:
         write_text(self.report, page)
         write_json(self.path / _RESULT, result)
 
-    def artifacts(self) -> list[tuple[Path, str]]:
+    def artifacts(self) -> list[tuple[AnyPath, str]]:
         """Return the files of a finished sweep to log to MLflow, each with its artifact folder."""
         files = [path for path in (self.best_config, self.report, self.path / _RESULT) if path.exists()]
-        return [(path, "") for path in files] + [(path, "plots") for path in sorted(self.plots.glob("*"))]
+        return [(path, "") for path in files] + [(path, _PLOTS) for path in sorted(self.plots.glob("*"))]
+
+
+def _snapshot(database: Path) -> bytes:
+    """Return a copy of a SQLite database that is whole, whatever is written meanwhile."""
+    copy = sqlite3.connect(":memory:")
+    with contextlib.closing(sqlite3.connect(database)) as source, contextlib.closing(copy):
+        source.backup(copy)
+        return copy.serialize()

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from rayface.progress import Bar, shown_on
 from rayface.ray_errors import in_one_line, root_cause
 from rayface.session import NoRoomError
 from rayface.stages import STAGES
+from rayface.storage import AnyPath, uri_of
 from rayface.tracking import RUN_NAME
 from rayface.tracking.journal import read_records
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.rollback import NodesLostError
 from rayface.training.run_directory import RunDirectory
 from rayface.training.trainer import train_or_resume
-from rayface.tuning.sweep_directory import core_set_of, trial_name
+from rayface.tuning.sweep_directory import SweepDirectory, core_set_of, trial_name
 
 _POLL_SECONDS = 0.5
 
@@ -30,6 +32,7 @@ _POLL_SECONDS = 0.5
 def run_trial(
     job: Mapping[str, Any],
     *,
+    sweep: SweepDirectory,
     base: Mapping[str, Any],
     metrics: Sequence[str],
     watch: str | None,
@@ -42,7 +45,8 @@ def run_trial(
     Called again after its process was killed, it resumes the run from its last checkpoint.
 
     Args:
-        job: run (its directory) and values (by config key).
+        job: trial (its number) and values (by config key).
+        sweep: the sweep's directory.
         base: base config that the values override.
         metrics: names of the objectives in the result.
         watch: metric of the journal to report during training; None: no reports.
@@ -53,14 +57,14 @@ def run_trial(
     Raises:
         RayError: a node was lost; Ray Tune restarts the trial in another process.
     """
-    run = Path(job["run"])
+    run = sweep.run(job["trial"]).path
     try:
-        config = configs.with_overrides(configs.from_dict(base), {**job["values"], "train.output": str(run)})
-        facts = None
+        config = configs.with_overrides(configs.from_dict(base), {**job["values"], "train.output": uri_of(run)})
+        pruning = None
         if config.prune.embeddings is not None:
-            config, facts = _pruned(config, run)
+            config, pruning = _pruned(config, core_set_of(run))
         tags = {**tags, RUN_NAME: trial_name(run)}
-        result = _trained(config, run, watch, facts, tags=tags, held_cpus=held_cpus, address=address)
+        result = _trained(config, watch, pruning, tags=tags, held_cpus=held_cpus, address=address)
         numbers = [float(result.get(metric, math.nan)) for metric in metrics]
         missing = [metric for metric, value in zip(metrics, numbers, strict=True) if not math.isfinite(value)]
         if missing:
@@ -77,27 +81,33 @@ def run_trial(
         tune.report({"state": "FAIL", "reason": in_one_line(error)})
 
 
-def _pruned(config: Config, run: Path) -> tuple[Config, Mapping[str, Any]]:
-    """Prune data.train; return the config that trains on the core set, and the prune stage's result."""
-    core_set = core_set_of(run)
+@dataclass(frozen=True)
+class _Pruning:
+    """A trial's prune stage: its core set, and the values of its result."""
+
+    core_set: AnyPath
+    facts: Mapping[str, Any]
+
+
+def _pruned(config: Config, core_set: AnyPath) -> tuple[Config, _Pruning]:
+    """Prune data.train; return the config that trains on the core set, and the prune stage."""
+    out = uri_of(core_set)
     # Tracked in the trial's own run instead; see _log_prune.
-    stage = {"prune.data": config.data.train, "prune.out": str(core_set), "tracking.enabled": False}
+    stage = {"prune.data": config.data.train, "prune.out": out, "tracking.enabled": False}
     facts = STAGES["prune"].run(configs.with_overrides(config, stage))
-    return configs.with_overrides(config, {"data.train": str(core_set)}), facts
+    return configs.with_overrides(config, {"data.train": out}), _Pruning(core_set, facts)
 
 
-def _trained(
-    config: Config, run: Path, watch: str | None, facts: Mapping[str, Any] | None, **options: Any
-) -> Mapping[str, Any]:
-    with shown_on(_TrialDisplay(watch, facts)):
+def _trained(config: Config, watch: str | None, pruning: _Pruning | None, **options: Any) -> Mapping[str, Any]:
+    with shown_on(_TrialDisplay(watch, pruning)):
         return train_or_resume(config, **options)
 
 
 class _TrialDisplay:
     """`progress.Display` that reports a metric of the run's journal to Ray Tune."""
 
-    def __init__(self, watch: str | None, facts: Mapping[str, Any] | None) -> None:
-        self._watch, self._facts = watch, facts
+    def __init__(self, watch: str | None, pruning: _Pruning | None) -> None:
+        self._watch, self._pruning = watch, pruning
 
     @contextmanager
     def bar(self, name: str, rows: int | None = None, parts: int | None = None) -> Iterator[Bar]:
@@ -105,8 +115,8 @@ class _TrialDisplay:
 
     @contextmanager
     def training(self, run: Path, journal: Path, total_steps: int) -> Iterator[None]:
-        if self._facts is not None:
-            _log_prune(run, self._facts)
+        if self._pruning is not None:
+            _log_prune(run, self._pruning)
         done = threading.Event()
         thread = threading.Thread(target=_report_evaluations, args=(journal, self._watch, done), daemon=True)
         thread.start()
@@ -117,10 +127,11 @@ class _TrialDisplay:
             thread.join()
 
 
-def _log_prune(run: Path, facts: Mapping[str, Any]) -> None:
+def _log_prune(run: Path, pruning: _Pruning) -> None:
     journal = RunDirectory(run).journal("prune")
-    journal.metrics({f"prune/{key}": value for key, value in facts.items() if isinstance(value, int | float)}, 0)
-    journal.artifact(core_set_of(run) / "report.html", "prune")
+    numbers = {key: value for key, value in pruning.facts.items() if isinstance(value, int | float)}
+    journal.metrics({f"prune/{key}": value for key, value in numbers.items()}, 0)
+    journal.artifact(pruning.core_set / "report.html", "prune")
     journal.close()
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rayface import config as configs
+from rayface.storage import RemotePath
 from rayface.training.run_directory import RunDirectory
 
 
@@ -12,11 +13,15 @@ from rayface.training.run_directory import RunDirectory
 def run(tmp_path) -> RunDirectory:
     directory = RunDirectory(tmp_path / "run")
     directory.path.mkdir()
-    directory.write_config(configs.load("debug", None, ["optim.lr=1"]))
-    directory.write_data_facts({"num_images": 240, "num_classes": 20})
-    directory.journal("driver").params({"dataset.num_classes_with_images": 20})
-    directory.worker_journal().metrics({"train/loss": 5.0, "train/embedding_norm": 8.0}, 10)
+    write(directory)
     return directory
+
+
+def write(run: RunDirectory) -> None:
+    run.write_config(configs.load("debug", None, ["optim.lr=1"]))
+    run.write_data_facts({"num_images": 240, "num_classes": 20})
+    run.journal("driver").params({"dataset.num_classes_with_images": 20})
+    run.journal("evaluation").metrics({"train/loss": 5.0, "train/embedding_norm": 8.0}, 10)
 
 
 def test_doctor_of_a_running_run_prints_checks_and_one_line_of_advice(call, run):
@@ -38,3 +43,13 @@ def test_doctor_of_no_run_exits_with_2_and_one_line(call, tmp_path):
     code, out, err = call("doctor", tmp_path)
     assert (code, out, err.count("\n")) == (2, "", 0)
     assert "is not a run directory" in err
+
+
+def test_doctor_of_a_run_in_a_store_finds_what_it_finds_on_a_disk(call, run, object_store, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    stored = RunDirectory(RemotePath(object_store.uri("runs/one")))
+    with stored.delivering():
+        write(stored)
+    found = [json.loads(call("doctor", path, "--json")[1]) for path in (run, stored.path.uri)]
+    assert found[0]["checks"] == found[1]["checks"]
+    assert object_store.secret not in found[1]["run"]

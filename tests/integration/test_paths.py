@@ -93,7 +93,7 @@ def test_path_that_must_be_on_a_disk_refuses_a_uri_in_one_line(
     else:
         *verb_words, option = path.split()
         given = (f"{option}={uri}",) if option.startswith("-") else (uri,)
-        if path in ("checkpoint reshard --out", "run --out"):
+        if path == "checkpoint reshard --out":
             given = (str(experiment), *given)
         message = refusal(*verb_words, *given)
     assert path.split()[-1].strip("-") in message, message
@@ -146,6 +146,9 @@ INPUTS = {
     "tune FILE": "tune URI",
     "run EXPERIMENT.yaml": "run URI",
     "compare RUN...": "compare URI URI",
+    "watch RUN": "watch URI",
+    "doctor RUN": "doctor URI",
+    "register RUN": "register URI",
 }
 
 

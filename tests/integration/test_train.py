@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from rayface.config import Config
 from rayface.evaluation.evaluate import evaluate
 from rayface.models.model_files import load_model
 from rayface.models.run_files import PROGRESS
+from rayface.storage import RemotePath
 from rayface.tracking import read_metrics
 from rayface.training import fit
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing import tools as checkpoint_tools
 from rayface.training.recovery.rollback import TrainingStoppedError
+from rayface.training.run_directory import RunDirectory
 from rayface.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def settings(drawn: Path, run: Path, **changes: object) -> Config:
+def settings(drawn: Path, run: Path | str, **changes: object) -> Config:
     """A tiny run on the drawn set; `changes` are dotted keys with __ for the dot."""
     base = {
         "data.train": str(drawn),
@@ -107,6 +110,25 @@ def test_train_with_any_number_of_workers_gives_the_same_losses(drawn, tmp_path)
     assert curves[1][-1] < 0.8 * curves[1][0]
     assert curves[2] == pytest.approx(curves[1], rel=1e-4)
     assert curves[3] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.long
+def test_train_in_a_store_resumed_with_one_worker_and_with_two_again_gives_the_losses_of_one(
+    drawn, tmp_path, object_store, monkeypatch
+):
+    """As on a cluster that shrinks and grows; every session is on an empty disk."""
+    plain_net = {"backbone__name": "plain", "backbone__dropout": 0.0, "schedule__name": "constant"}
+    whole, run = tmp_path / "whole", RunDirectory(RemotePath(object_store.uri("run")))
+    train(settings(drawn, whole, train__epochs=3, **plain_net))
+    for epochs, workers in ((1, 2), (2, 1), (3, 2)):
+        monkeypatch.setattr("platformdirs.user_state_path", lambda name, disk=tmp_path / f"disk{epochs}": disk / name)
+        run.delete_results()  # as if it had been stopped here
+        changes = {"train__epochs": epochs, "train__num_workers": workers, **plain_net}
+        train(settings(drawn, run.path.uri, **changes), resume=run.has_started())
+    found = run.read_metrics()
+    assert [value for _, value, _ in found["train/loss"]] == pytest.approx(losses(whole), rel=1e-3)
+    assert [int(workers) for workers, _ in groupby(value for _, value, _ in found["train/workers"])] == [2, 1, 2]
 
 
 @pytest.mark.long

@@ -9,6 +9,8 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
+from rayface.storage import RemotePath
+from rayface.tracking.journal import Journal, read_records
 from rayface.tracking.server import Server, Settings, checked_uri, make_database_folder
 
 DOWN = "TEMPORARILY_UNAVAILABLE"
@@ -234,3 +236,24 @@ def test_log_model_to_an_older_server_keeps_the_weights_as_an_artifact(connect: 
     client.code = DOWN
     with pytest.raises(MlflowException):
         connect(client).log_model(tmp_path)
+
+
+def test_server_sends_a_file_of_an_object_store_and_skips_a_missing_one(
+    connect: Any, object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
+    object_store.put("core/report.html", b"<html>")
+    out = RemotePath(object_store.uri("core"))
+    journal = Journal(tmp_path / "journal" / "driver.jsonl")
+    journal.artifact(out / "report.html", "prune")
+    journal.artifact(out / "gone.json")
+    journal.close()
+    assert object_store.secret not in journal.path.read_text()
+    client = Client()
+    server = connect(client, settings())
+    with caplog.at_level(logging.WARNING, "rayface"):
+        for record, _ in read_records(journal.path, 0):
+            server.log_artifact(journal.path.parent, record["path"], record["folder"])
+    assert client.artifacts == [("file", "report.html", "prune")]
+    (line,) = [record.getMessage() for record in caplog.records if "gone.json" in record.getMessage()]
+    assert line.endswith("no such file, skipped")

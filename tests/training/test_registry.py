@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from rayface.storage import RemotePath, Segments, lease
 from rayface.tracking import Delivery, Journal
 from rayface.training.registry import register
+from rayface.training.run_directory import RunDirectory
+from tests.conftest import ObjectStore
 
 TIMEOUT = 60
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path) -> RunDirectory:
     """A finished run that nothing has delivered yet; MLflow's link to its model is by its journal only."""
     run = tmp_path / "runs" / "a-001"
     run.mkdir(parents=True)
@@ -32,10 +35,10 @@ def run(tmp_path: Path) -> Path:
 
 def test_register_of_a_finished_run_makes_one_version_with_the_facts_of_its_model(run: Path, tmp_path: Path) -> None:
     (run / "result.json").write_text("{}")
-    first = register(run, timeout=TIMEOUT)
+    first = register(RunDirectory(run), timeout=TIMEOUT)
     assert (first.model, first.version, first.created) == ("faces", 1, True)
-    assert register(run).as_dict() == {**first.as_dict(), "created": False}
-    assert register(run, "other").version == 1
+    assert register(RunDirectory(run)).as_dict() == {**first.as_dict(), "created": False}
+    assert register(RunDirectory(run), "other").version == 1
 
     from mlflow import MlflowClient
 
@@ -57,10 +60,30 @@ def test_register_of_a_finished_run_makes_one_version_with_the_facts_of_its_mode
 
 def test_register_of_an_unfinished_run_or_with_a_bad_name_is_refused_in_one_line(run: Path) -> None:
     with pytest.raises(ValueError, match=r"^RUN .*a-001: is not finished: resume it"):
-        register(run)
+        register(RunDirectory(run))
     (run / "result.json").write_text("{}")
     with pytest.raises(ValueError, match=r"^--name: a/b: must not be empty or contain / : or '"):
-        register(run, "a/b")
+        register(RunDirectory(run), "a/b")
     (run / "journal" / "tracking.json").unlink()
     with pytest.raises(ValueError, match="give the directory of a tracked run"):
-        register(run)
+        register(RunDirectory(run))
+
+
+def test_register_of_a_run_in_a_store_makes_one_version_and_keeps_what_was_delivered(
+    run: Path, tmp_path: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 2.0)  # of a machine under load
+    (run / "result.json").write_text("{}")
+    stored = RunDirectory(RemotePath(object_store.uri("runs/a-001")))
+    for path in (path for path in run.rglob("*") if path.is_file()):
+        remote = stored.path / path.relative_to(run).as_posix()
+        if path.suffix == ".jsonl":
+            Segments(path, remote).push()
+        else:
+            remote.upload(path.read_bytes())
+    first = register(stored, timeout=TIMEOUT)
+    assert (first.model, first.version, first.created) == ("faces", 1, True)
+    assert stored.mlflow_run_id() is not None
+    assert register(stored).as_dict() == {**first.as_dict(), "created": False}
+    assert not stored.working.exists()

@@ -13,17 +13,17 @@ ACCURACY = Objective()
 class Desk:
     """A search over a study on disk, with the trials that have ended."""
 
-    def __init__(self, folder, *, search=SEARCH, objectives=(ACCURACY,), **sweep):
+    def __init__(self, folder, *, path=None, search=SEARCH, objectives=(ACCURACY,), **sweep):
         self.spec = Spec(search=search, objectives=objectives, sweep=SweepConfig(**sweep))
         self.folder = folder
         self.study = open_study(self.spec, "test", f"sqlite:///{folder / 'study.db'}", total_steps=100)
         self.ended = []
-        self.search = StudySearch(self.study, self.spec, folder, self.ended.append)
+        self.search = StudySearch(self.study, self.spec, path or folder, self.ended.append)
 
     def start(self, name):
         job = self.search.suggest(name)
         if isinstance(job, dict):
-            (self.folder / "trials" / job["run"][-4:]).mkdir(parents=True, exist_ok=True)
+            (self.folder / "trials" / f"{job['trial']:04d}").mkdir(parents=True, exist_ok=True)
         return job
 
     def report(self, name, step, value):

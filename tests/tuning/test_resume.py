@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from rayface.storage import RemotePath, local_copy
 from rayface.tuning import spec as specs
 from rayface.tuning.resume import find_sweep, remember, resume_sweep
-from rayface.tuning.sweep_directory import SPEC
+from rayface.tuning.sweep_directory import SPEC, new_sweep
 
 TEXT = """
 preset: debug
@@ -116,3 +117,21 @@ def test_find_sweep_finds_the_newest_of_the_file_or_none(sweep, tmp_path):
     assert find_sweep(tmp_path / "try.yaml", [f"sweep.output={tmp_path / 'other'}"]) is None
     (tmp_path / "new.yaml").write_text(TEXT)
     assert find_sweep(tmp_path / "new.yaml", []) is None
+
+
+def test_resume_of_a_sweep_in_a_store_finds_it_by_sweep_output_or_by_its_own_copy(tmp_path, object_store, monkeypatch):
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
+    folder, file = RemotePath(object_store.uri("sweeps/try")), tmp_path / "try.yaml"
+    file.write_text(TEXT)
+    output = f"sweep.output={folder.uri}"
+    assert find_sweep(file, [output]) is None
+    assert new_sweep(file, [*OVERRIDES, output], None)[2] == folder
+    remember(folder, file, [*OVERRIDES, output], None)
+    specs.dump(*specs.load(file, [*OVERRIDES, output]), folder / SPEC)
+    with pytest.raises(ValueError, match=r"^sweep\.output: s3://\S+: holds a sweep: resume it"):
+        new_sweep(file, [*OVERRIDES, output], None)
+    for given, overrides in ((file, [output, "sweep.trials=9"]), (local_copy((folder / SPEC).uri), ["sweep.trials=9"])):
+        spec, base, found = resume_sweep(given, overrides, None)
+        assert (found, spec.sweep.trials, base.optim.momentum) == (folder, 9, 0.5)
+        assert found.uri == folder.uri
+    assert not any(object_store.secret.encode() in content for content in object_store.files().values())

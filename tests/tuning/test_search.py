@@ -38,7 +38,7 @@ def test_search_whose_first_trials_fail_alike_ends_and_can_be_resumed(tmp_path):
     desk = Desk(tmp_path, trials=9)
     for name in "abc":
         job = desk.start(name)
-        fail(desk, name, f"OSError: {job['run']}/x: no such file")  # the same but for where
+        fail(desk, name, f"OSError: {tmp_path}/trials/{job['trial']:04d}/x: no such file")  # the same but for where
     assert desk.search.failing_alike == "OSError: its run/x: no such file"
     assert desk.start("d") == Searcher.FINISHED
     again = Desk(tmp_path, trials=9)
@@ -109,7 +109,7 @@ def test_search_after_a_crash_resumes_interrupted_trials_first_under_their_numbe
     assert again.search.remaining == 2 + 2
     taken = [again.start(name) for name in "vwxy"]
     assert taken[:2] == [jobs[0], jobs[2]]
-    assert [job["run"][-4:] for job in taken[2:]] == ["0003", "0004"]
+    assert [job["trial"] for job in taken[2:]] == [3, 4]
     assert again.start("z") == Searcher.FINISHED
     for name in "vwxy":
         again.complete(name, 0.4)
@@ -121,7 +121,7 @@ def test_trials_stopped_with_the_sweep_are_left_to_resume(tmp_path):
     desk = Desk(tmp_path, trials=3)
     job = desk.start("a")
     desk.search.stop()
-    assert RunDirectory(tmp_path / "trials" / job["run"][-4:]).stop_requested()
+    assert RunDirectory(tmp_path / "trials" / f"{job['trial']:04d}").stop_requested()
     assert desk.start("b") == Searcher.FINISHED
     desk.search.on_trial_complete("a", {"state": "PRUNED"})
     assert desk.states() == ["RUNNING"]

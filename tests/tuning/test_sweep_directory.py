@@ -4,8 +4,11 @@ import json
 
 import pytest
 
-from rayface.storage import DataError
+from rayface.storage import DataError, RemotePath, lease
+from rayface.training.run_directory import RunDirectory
+from rayface.tuning.study import open_study
 from rayface.tuning.sweep_directory import SPEC, SweepDirectory, new_sweep, newest
+from tests.tuning.search_desk import Desk
 
 TEXT = "search: {optim.lr: [0.1]}\nobjectives: [{metric: loss, mode: min}]\n"
 
@@ -78,3 +81,62 @@ def test_artifacts_of_an_ended_sweep_are_those_that_were_written(tmp_path):
     assert found == [("report.html", ""), ("result.json", ""), ("history.png", "plots")]
     assert json.loads((tmp_path / "result.json").read_text()) == {"trials": 1}
     assert sweep.report.read_text() == "<html></html>"
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A function that puts the user's folders on the empty disk of another machine."""
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 2.0)  # of a machine under load
+
+    def machine(name):
+        for variable in ("XDG_STATE_HOME", "RAYFACE_CACHE"):
+            monkeypatch.setenv(variable, str(tmp_path / name / variable))
+        return tmp_path / name
+
+    machine("one")
+    return machine
+
+
+def test_sweep_in_a_store_goes_on_from_the_empty_disk_of_another_machine(object_store, machine):
+    sweep = SweepDirectory(RemotePath(object_store.uri("sweeps/try")))
+    with sweep.exclusive(), sweep.delivering(resume=False):
+        desk = Desk(sweep.working, path=sweep.path, trials=3)
+        jobs = [desk.start(name) for name in "ab"]
+        desk.complete("a", 0.5)
+        sweep.plots.mkdir()
+        (sweep.plots / "history.png").write_bytes(b"png")
+    assert not sweep.working.exists()
+    assert {"sweeps/try/study.db", "sweeps/try/plots/history.png"} <= set(object_store.files())
+    machine("two")
+    with sweep.exclusive(), sweep.delivering(resume=True):
+        assert (sweep.plots / "history.png").read_bytes() == b"png"
+        again = Desk(sweep.working, path=sweep.path, trials=3)
+        assert again.states() == ["COMPLETE", "RUNNING"]
+        assert again.start("b") == jobs[1]
+        again.complete("b", 0.4)
+        assert again.start("c")["trial"] == 2
+    assert not any(object_store.secret.encode() in content for content in object_store.files().values())
+    machine("three")
+    with sweep.delivering(resume=True):
+        study = open_study(desk.spec, "test", sweep.storage, total_steps=1, resume=True)
+        assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    with sweep.delivering(resume=False):  # the sweep was deleted, and another one takes its place
+        assert not list(sweep.working.glob("study.db"))
+
+
+def test_sweep_in_a_store_is_refused_to_a_second_driver_in_one_line_by_the_lease(object_store, machine):
+    sweep = SweepDirectory(RemotePath(object_store.uri("sweeps/try")))
+    owned = pytest.raises(DataError, match=r"^sweep\.output: s3://\S+: process \d+ on \S+ owns it, .* stop it first$")
+    with sweep.exclusive(), owned as refused, sweep.exclusive():
+        pass
+    assert "\n" not in str(refused.value)
+    assert object_store.secret not in str(refused.value)
+
+
+def test_stop_of_a_sweep_in_a_store_leaves_nothing_where_a_trial_has_not_started(object_store, machine):
+    sweep = SweepDirectory(RemotePath(object_store.uri("sweeps/try")))
+    with sweep.delivering(resume=False):
+        desk = Desk(sweep.working, path=sweep.path, trials=3)
+        desk.start("a")
+        desk.search.stop()
+        assert RunDirectory(sweep.run(0).path).is_unused()

@@ -16,6 +16,7 @@ from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
 from rayface.tuning import trial
+from rayface.tuning.sweep_directory import SweepDirectory
 
 
 @pytest.fixture
@@ -31,10 +32,10 @@ def run_trial(tmp_path, monkeypatch):
             return SimpleNamespace(as_dict=lambda: values)
 
         monkeypatch.setattr(trainer, "train", result)
-        job = {"run": str(tmp_path / "0007"), "values": values or {"optim.lr": 0.25}}
+        job = {"trial": 7, "values": values or {"optim.lr": 0.25}}
+        given = {"sweep": SweepDirectory(tmp_path), "base": configs.to_dict(configs.load("debug"))}
         metrics = ["accuracy_mean", "seconds"]
-        base = configs.to_dict(configs.load("debug"))
-        trial.run_trial(job, base=base, metrics=metrics, watch=watch, tags={"a": "b"}, held_cpus=2.0, address="c:1")
+        trial.run_trial(job, **given, metrics=metrics, watch=watch, tags={"a": "b"}, held_cpus=2.0, address="c:1")
         return reports
 
     return run
@@ -49,10 +50,10 @@ def test_trial_trains_with_its_values_and_reports_the_objectives(run_trial, tmp_
 
     assert run_trial(train) == [{"state": "COMPLETE", "values": [0.9, 12.0], "seconds": 12.0}]
     assert asked["config"] == configs.load(
-        "debug", overrides={"optim.lr": 0.25, "train.output": str(tmp_path / "0007")}
+        "debug", overrides={"optim.lr": 0.25, "train.output": str(tmp_path / "trials" / "0007")}
     )
     given = (asked["resume"], asked["tags"], asked["held_cpus"], asked["address"])
-    name = f"{tmp_path.parent.name} trial 7"
+    name = f"{tmp_path.name} trial 7"
     assert given == (False, {"a": "b", "mlflow.runName": name}, 2.0, "c:1")
 
 
@@ -107,7 +108,7 @@ def test_trial_whose_task_failed_reports_a_failure(run_trial):
 
 
 def test_trial_that_had_finished_is_not_run_again_and_one_that_had_begun_is_resumed(run_trial, tmp_path):
-    run, resumed = tmp_path / "0007", []
+    run, resumed = tmp_path / "trials" / "0007", []
 
     def train(config, *, resume, **options):
         resumed.append(resume)
@@ -127,7 +128,7 @@ def test_trial_that_had_finished_is_not_run_again_and_one_that_had_begun_is_resu
 
 def test_watched_metric_is_reported_during_training_but_for_step_0(run_trial, tmp_path):
     def train(config, **options):
-        run = RunDirectory(tmp_path / "0007")
+        run = RunDirectory(tmp_path / "trials" / "0007")
         with show_training(run.path, run.worker_journal_file, 30):
             journal = run.worker_journal()
             for step in (0, 10, 20):
@@ -155,5 +156,5 @@ def test_trial_with_a_prune_stage_trains_on_its_core_set(run_trial, tmp_path, mo
     monkeypatch.setitem(trial.STAGES, "prune", SimpleNamespace(run=prune))
     values = {"data.train": str(tmp_path / "faces"), "prune.embeddings": "embeddings", "prune.threshold": 0.5}
     assert run_trial(train, values=values)[0]["state"] == "COMPLETE"
-    core_set = str(tmp_path / "0007_core_set")
+    core_set = str(tmp_path / "trials" / "0007_core_set")
     assert asked == {"prune": ((str(tmp_path / "faces"),), core_set, False), "train": (core_set,)}

@@ -47,7 +47,7 @@ from rayface.files import write_json
 from rayface.progress import phase
 from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
-from rayface.storage import atomic_stream, is_local, normalise
+from rayface.storage import atomic_stream, normalise
 from rayface.tracking.job import tracked_job
 from rayface.version import VERSION
 
@@ -106,8 +106,8 @@ def cluster(config: Config) -> ClusterResult:
             write_json(output.folder / RESULT, result.as_dict())
             output.finish(RESULT)
             tracked.journal.metrics(_numbers(result), step=0)
-            for name in (RESULT, REPORT) if is_local(output.root) else ():
-                tracked.journal.artifact(output.folder / name)
+            for name in (RESULT, REPORT):
+                tracked.journal.artifact(output.path / name)
     return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=output.path)
 
 

@@ -42,7 +42,7 @@ from rayface.files import write_json
 from rayface.progress import phase
 from rayface.ray_tasks import quiet_data
 from rayface.session import is_cluster, ray_session, require
-from rayface.storage import is_local, normalise
+from rayface.storage import normalise
 from rayface.tracking.job import tracked_job
 from rayface.version import VERSION
 
@@ -105,8 +105,8 @@ def prune(config: Config) -> PruneResult:
             output.finish(RESULT)
             numbers = {k: v for k, v in result.as_dict().items() if isinstance(v, int | float)}
             tracked.journal.metrics(numbers, step=0)
-            for name in (RESULT, REPORT) if is_local(output.root) else ():
-                tracked.journal.artifact(output.folder / name)
+            for name in (RESULT, REPORT):
+                tracked.journal.artifact(output.path / name)
     return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=output.path)
 
 

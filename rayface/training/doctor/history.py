@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rayface.config import Config
-from rayface.tracking.journal import read_records
 from rayface.training.run_directory import RunDirectory
 
 FIRST_STEPS = 100
@@ -88,9 +87,7 @@ def read_history(run: RunDirectory) -> RunHistory:
 
 
 def _classes_with_images(run: RunDirectory) -> int | None:
-    for path in run.journals.glob("driver.jsonl"):
-        for record, _ in read_records(path, 0):
-            if record and record["kind"] == "params":
-                count = record["values"].get("dataset.num_classes_with_images")
-                return None if count is None else int(count)
+    for record in run.journal_tail().read():
+        if record["kind"] == "params" and "dataset.num_classes_with_images" in record["values"]:
+            return int(record["values"]["dataset.num_classes_with_images"])
     return None
