@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import ray
@@ -37,9 +36,6 @@ _ROOT = Path(__file__).parents[2]  # holds the packages rayface and tests
 EVERY = 4  # steps between checkpoints
 EXPERIMENT = "faults"
 _OBJECT_STORE = 100 * 2**20
-# Of Ray's own processes alone: what Ray Train finds in the driver's environment it passes on in a runtime environment,
-# and a process with one cannot be a prestarted one.
-_NODE_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 _SETTINGS: dict[str, Any] = {
     "data.window_images": 48,
     "data.shift": 2,
@@ -72,6 +68,7 @@ class TestCluster:
     __test__ = False
 
     def __init__(self, folder: Path) -> None:
+        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
         os.environ["RAYFACE_CACHE"] = str(folder / "cache")
         fit._RESIZE_SECONDS = 2.0
         ray.cloudpickle.register_pickle_by_value(breakpoints_module)
@@ -80,8 +77,7 @@ class TestCluster:
         self.data = folder / "set"
         synthesize(self.data, identities=20, images_per_identity=12, seed=1, shard_size=300_000, processes=1)
         node = {"num_cpus": 1, "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
-        with patch.dict(os.environ, _NODE_ENVIRONMENT):
-            self.ray_cluster = Cluster(initialize_head=True, head_node_args=node)
+        self.ray_cluster = Cluster(initialize_head=True, head_node_args=node)
         # While there is no other node: a driver dies with the node that it is connected to.
         ray.init(self.ray_cluster.address, logging_level="ERROR", log_to_driver=False)
         self.node: Any = self._new_node()
@@ -127,8 +123,7 @@ class TestCluster:
             ray.get(coordinator.get_reserved_resources.remote("nobody", recompute=True))
 
     def _new_node(self) -> Any:
-        with patch.dict(os.environ, _NODE_ENVIRONMENT):
-            return self.ray_cluster.add_node(num_cpus=1, object_store_memory=_OBJECT_STORE)
+        return self.ray_cluster.add_node(num_cpus=1, object_store_memory=_OBJECT_STORE)
 
     def close(self) -> None:
         self.server.kill()
@@ -154,7 +149,6 @@ class RunFixture:
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     windows_per_execution: int | None = None
-    notices_drains: bool = False  # Ray Train starts an actor for that, with every group of workers
     injected: dict[str, tuple[float, int]] = field(default_factory=dict)  # fault to monotonic seconds and step
     stopped: dict[str, tuple[float, str]] = field(default_factory=dict)  # fault to monotonic seconds and the one line
     result: dict[str, Any] = field(default_factory=dict)
@@ -180,11 +174,10 @@ class RunFixture:
         """Train in this process, with faults at breakpoints; the line with which the run stopped, if it did."""
         config = configs.with_overrides(configs.load("debug"), self.keys())
         worker = fit.train_worker
-        watcher = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"} if self.notices_drains else {}
         breakpoints = [point for point, _ in faults]
         fit.train_worker = with_breakpoints(worker, breakpoints, self.breakpoints, self.windows_per_execution)
         try:
-            with patch.dict(os.environ, watcher), self._at_breakpoints(faults, driver=os.getpid()):
+            with self._at_breakpoints(faults, driver=os.getpid()):
                 self.result = trainer.train(config, resume=resume).as_dict()
         except (RuntimeError, ValueError) as error:
             return str(error)
