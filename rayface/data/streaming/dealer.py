@@ -210,7 +210,7 @@ def _executions(stream: Stream, num_nodes: int) -> Iterator[list[range]]:
 
 def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]) -> Iterator[ray.ObjectRef]:
     """Start a Ray Data execution and return its blocks, ordered by turn and node."""
-    free = int(ray.cluster_resources().get("CPU", 1) - stream.reserved.get("CPU", 0))
+    tasks, cpus = _readers(stream, ray.cluster_resources().get("CPU", 1))
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block a row
     context.enable_progress_bars = False
@@ -219,9 +219,6 @@ def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]
     context.execution_options.exclude_resources = ExecutionResources(
         cpu=stream.reserved.get("CPU", 0), gpu=stream.reserved.get("GPU", 0)
     )
-    # Ray Data takes up to 0.3 s to notice that a task is done; a second task per CPU fills the gap. Without a free CPU,
-    # readers and workers share the CPUs by the operating system.
-    tasks = stream.readers or 2 * max(1, free)
     limit = _read_ahead_bytes(stream, turns, tasks)
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)
     # Without room for all of a task's blocks it would wait for the loop after every two.
@@ -243,10 +240,21 @@ def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]
             batch_size=1,
             batch_format="numpy",
             compute=TaskPoolStrategy(size=tasks),
-            num_cpus=0.5 if free >= 1 else 0,
+            num_cpus=cpus,
         )
         bundles = blocks.iter_internal_ref_bundles()
         return (ref for bundle in bundles for ref in bundle.block_refs)
+
+
+def _readers(stream: Stream, cluster_cpus: float) -> tuple[int, float]:
+    """Return the number of concurrent read tasks, and the CPUs that Ray reserves for each.
+
+    A task may count only on CPUs that no training holds: its workers keep theirs until they end, and wait for the task.
+    Without such CPUs it reserves none; readers and workers then share the CPUs by the operating system.
+    """
+    free = int(cluster_cpus - stream.reserved.get("CPU", 0))
+    # Ray Data takes up to 0.3 s to notice that a task is done; a second task per CPU fills the gap.
+    return stream.readers or 2 * max(1, free), 0.5 if free >= 1 else 0.0
 
 
 def _read_ahead_bytes(stream: Stream, turns: Sequence[range], tasks: int) -> int:
