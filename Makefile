@@ -39,7 +39,7 @@ faults: $(INSTALLED)
 	$(VENV)/bin/python -m tests.faults.table $(ARGS)
 
 recipes: $(INSTALLED)
-	$(VENV)/bin/python recipes/run.py $(if $(FACES),--faces $(FACES) --out runs/recipes) $(ARGS)
+	$(VENV)/bin/python -m recipes.run $(if $(FACES),--faces $(FACES) --out runs/recipes) $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check .

@@ -14,7 +14,8 @@ from rayface.config_fields import Mark, marked
 from rayface.values import to_text
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from recipes import run as recipes
+from recipes import faces
+from recipes import recipe as recipes
 
 # Keys and options stay in one piece.
 _STYLE = "<style>td:first-child code { white-space: nowrap; }</style>"
@@ -76,8 +77,8 @@ def recipes_page() -> Iterator[str]:
     yield "its losses to the last bit, on 1 and on 2 workers, and a table on real faces."
     yield from ["", "```bash", "make recipes                              # drawn set: all recipes, minutes"]
     yield "make recipes FACES=faces ARGS=adaface     # real faces: train, evaluate, print the table; resumes"
-    yield from ["python recipes/run.py --help", "```", ""]
-    keys = recipes.FACES
+    yield from ["python -m recipes.run --help", "```", ""]
+    keys = faces.FACES
     yield f"Real faces: the preset `mini` with `backbone.width={keys['backbone.width']}`, one worker, batches of"
     yield f"{keys['train.batch_size']} images, {keys['train.epochs']} epochs of celeba (12,944 images of 2,944"
     yield "identities) unless stated otherwise; 3 seeds; LFW without the people of glint_deep (5,936 pairs). Intervals:"
@@ -88,7 +89,7 @@ def recipes_page() -> Iterator[str]:
         yield from ["", f"## {recipe.title}", "", f"**Claim** ([paper]({recipe.paper})): {recipe.claim}", ""]
         yield from [recipe.setting, "", recipes.table(recipe), "", recipe.finding or "Not measured yet."]
         if machines := sorted({f"{each['date']}, {each['machine']}" for each in recipe.measured}):
-            yield from ["", f"`python recipes/run.py {name} --faces FACES --out OUT`; {'; '.join(machines)}."]
+            yield from ["", f"`python -m recipes.run {name} --faces FACES --out OUT`; {'; '.join(machines)}."]
 
 
 def _text(text: str | None) -> str:

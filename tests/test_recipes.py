@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from rayface.experiment import spec
-from recipes import run as recipes
+from recipes import drawn, faces
+from recipes import recipe as recipes
 
 PLACES = {"FACES": Path("faces"), "MADE": Path("made")}
 
@@ -23,8 +24,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_stages_of_a_recipe_are_those_of_an_experiment(name: str, tmp_path: Path) -> None:
     recipe = recipes.load(name)
     for keys, stages, preset in (
-        (recipes.FACES, recipes.staged(recipe), "mini"),
-        (recipes.DRAWN, recipe.drawn, "debug"),
+        (faces.FACES, faces.staged(recipe), "mini"),
+        (drawn.DRAWN, recipe.drawn, "debug"),
     ):
         file = recipes.write_experiment(tmp_path / "recipe.json", keys, stages, preset, PLACES)
         assert spec.load(file, ["train.seed=1"]).stages
@@ -45,9 +46,9 @@ def test_recorded_results_are_of_rows_of_the_recipe(name: str) -> None:
 
 
 def test_missing_stages_are_those_of_rows_without_a_result_and_what_they_refer_to() -> None:
-    names = [stage["name"] for stage in recipes.missing(recipes.load("partial_fc"), 7)]
-    assert names == [stage["name"] for stage in recipes.staged(recipes.load("partial_fc"))]
-    assert recipes.missing(recipes.load("dcq"), 0) == []
+    names = [stage["name"] for stage in faces.missing(recipes.load("partial_fc"), 7)]
+    assert names == [stage["name"] for stage in faces.staged(recipes.load("partial_fc"))]
+    assert faces.missing(recipes.load("dcq"), 0) == []
 
 
 def test_record_then_load_returns_the_results_and_keeps_the_rest_of_the_file(own: Path) -> None:
@@ -70,7 +71,7 @@ def test_record_then_load_returns_the_results_and_keeps_the_rest_of_the_file(own
     assert text.startswith(before)
     again = recipes.load("adaface")
     assert again.losses == {1: [12.5, 11.25]}
-    assert [recipes._plain(each) for each in recipes.results(again, None)] == [result, second]
+    assert [each.as_dict() for each in recipes.results(again, None)] == [result, second]
     row = next(line for line in recipes.table(again).splitlines() if "AdaFace | LFW |" in line)
     assert row == "| AdaFace | LFW | 76.0 % ± 1.4 | 75.0 [74.0, 76.0], 77.0 [76.0, 78.0] | 404 | 300 |"
     assert "not measured yet" in recipes.table(again)
@@ -80,5 +81,5 @@ def test_record_then_load_returns_the_results_and_keeps_the_rest_of_the_file(own
 
 
 def test_difference_of_losses_is_relative_and_infinite_for_other_numbers_of_steps() -> None:
-    assert recipes.difference([10.0, 4.0], [10.0, 5.0]) == pytest.approx(0.2)
-    assert recipes.difference([10.0], [10.0, 5.0]) == float("inf")
+    assert drawn.difference([10.0, 4.0], [10.0, 5.0]) == pytest.approx(0.2)
+    assert drawn.difference([10.0], [10.0, 5.0]) == float("inf")
