@@ -20,12 +20,14 @@ from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, S
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.first_image import size_of_first
 from rayface.data.sources.image_file import has_image_suffix
-from rayface.data.sources.parquet_rows import RowReaders
+from rayface.data.sources.parquet_rows import RowReaders, mean_bytes
 from rayface.storage import DataError, join, locate, one_line, open_arrow, retried
 
 _LABELS = ("label", "labels", "identity", "identity_id", "person", "person_id", "subject", "subject_id", "class", "cls")
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _KEYS = ("key", "__key__")
+_MAX_TEXT = 4096  # bytes of a label, path or key: a dictionary repeats a long one for millions of rows
+_REMEDY = "set convert.options.label=NAME of another column"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +102,10 @@ class ParquetSource(DatasetSource):
     def list_images(self, part: int) -> PartListing:
         (path, _, group), columns = self._parts[part], self._found()
         wanted = [column for column in (columns.label, columns.path, columns.key) if column]
-        with _opened(path) as file:
+        with _opened(path, wanted) as file:
             num_rows = file.metadata.row_group(group).num_rows
+            if (long := next((name for name in wanted if mean_bytes(file, group, name) > _MAX_TEXT), None)) is not None:
+                raise DataError(f"{path}: {long}: its values have more than {_MAX_TEXT:,} bytes: {_REMEDY}")
             try:
                 table = file.read_row_group(group, columns=wanted)
             except (pa.ArrowException, OSError) as error:
@@ -110,6 +114,8 @@ class ParquetSource(DatasetSource):
                 return PartListing(
                     images=_listing([], pa.array([], pa.int64()), []), faults=FaultLog(self.root, [fault])
                 )
+        for column in wanted:
+            _check_text(path, column, _field(table, column))
         labels = _decoded(_field(table, columns.label))
         is_valid = _valid(labels)
         rows = pc.indices_nonzero(is_valid).to_pylist()
@@ -164,10 +170,10 @@ def find_files(root: str) -> list[str]:
     return names
 
 
-def _opened(path: str) -> pq.ParquetFile:
-    """Open a parquet file; DataError if it is none."""
+def _opened(path: str, with_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a parquet file, columns of text as dictionaries; DataError if it is none."""
     try:
-        return pq.ParquetFile(open_arrow(path))
+        return pq.ParquetFile(open_arrow(path), read_dictionary=list(with_dictionary))
     except DataError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -234,6 +240,14 @@ def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
 def _field(table: pa.Table, column: str) -> pa.ChunkedArray:
     name, _, child = column.partition(".") if column not in table.column_names else (column, "", "")
     return pc.struct_field(table[name], child) if child else table[name]
+
+
+def _check_text(path: str, column: str, values: pa.ChunkedArray) -> None:
+    """Refuse texts that are no names: DataError."""
+    for chunk in values.chunks:
+        texts = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+        if not pa.types.is_integer(texts.type) and (pc.max(pc.binary_length(texts)).as_py() or 0) > _MAX_TEXT:
+            raise DataError(f"{path}: {column}: a value has more than {_MAX_TEXT:,} bytes: {_REMEDY}")
 
 
 def _decoded(labels: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 from rayface.storage import one_line, open_arrow
 
 _BATCH = 64  # rows
+_BATCH_BYTES = 64 << 20  # of a batch, for images of which one has the mean size of the column
 _KEPT = 32  # batches behind the newest one, for threads that read the same rows at about the same time
+_KEPT_BYTES = 256 << 20  # of them, the newest one apart
+_SMALLEST = 128  # bytes of a stored image; if the mean is smaller, a dictionary repeats images
 _BUFFER = 4 << 20
 _OPEN = 2  # row groups
 
@@ -21,7 +24,8 @@ _OPEN = 2  # row groups
 class RowReaders:
     """Reads rows of row groups; thread-safe. It is pickled as an empty one.
 
-    Memory: 2,048 rows of two row groups.
+    Memory: 2,048 rows of two row groups, at most 256 MiB of each. Values of a dictionary are kept once, however many
+    rows have them: a small file can hold terabytes of equal images.
     """
 
     def __init__(self) -> None:
@@ -84,11 +88,12 @@ class _RowReader:
         if self._failed is None:
             try:
                 if self._batches is None:
-                    self._file = pq.ParquetFile(open_arrow(self._path), buffer_size=_BUFFER, pre_buffer=False)
-                    self._batches = self._file.iter_batches(_BATCH, row_groups=[self._group], columns=[self._column])
+                    self._batches = self._opened()
                 column = next(self._batches).column(0)
                 if pa.types.is_struct(column.type):
                     column = pc.struct_field(column, "bytes")
+                while sum(batch.nbytes for _, batch in self._kept) > _KEPT_BYTES:
+                    self._kept.popleft()
                 self._kept.append((self._next, column))
                 self._next += len(column)
             except (pa.ArrowException, OSError) as error:
@@ -96,3 +101,21 @@ class _RowReader:
             except StopIteration:
                 self._failed = "the row group ends before it"
         return self._failed
+
+    def _opened(self) -> Iterator[pa.RecordBatch]:
+        """Open the file and return the batches of its row group."""
+        self._file = pq.ParquetFile(open_arrow(self._path), buffer_size=_BUFFER, pre_buffer=False)
+        mean = mean_bytes(self._file, self._group, self._column)
+        if mean < _SMALLEST:
+            self._file.close()
+            file, stored = open_arrow(self._path), [self._column]
+            self._file = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False, read_dictionary=stored)
+        rows = max(1, min(_BATCH, int(_BATCH_BYTES / max(1.0, mean))))
+        return self._file.iter_batches(rows, row_groups=[self._group], columns=[self._column])
+
+
+def mean_bytes(file: pq.ParquetFile, group: int, column: str) -> float:
+    """Return the mean size of a value of a column in a row group; one that a dictionary repeats is counted once."""
+    chunks = [file.metadata.row_group(group).column(number) for number in range(file.metadata.num_columns)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+    return float(size) / max(1, file.metadata.row_group(group).num_rows)

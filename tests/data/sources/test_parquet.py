@@ -155,3 +155,12 @@ def test_parquet_that_is_corrupt_loses_rows_by_name_or_is_refused(tmp_path: Path
         (tmp_path / "out").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=message):
             ParquetSource(place).prepare(None)
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_parquet_with_labels_that_are_no_names_is_refused(dictionary: bool, tmp_path: Path) -> None:
+    labels = pa.array(["x" * 5_000] * 6)
+    columns = {"image": JPEG, "label": labels.dictionary_encode() if dictionary else labels}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet", use_dictionary=dictionary)
+    with pytest.raises(DataError, match=r"label: .*more than 4,096 bytes: set convert.options.label=NAME of another"):
+        convert(ParquetSource(tmp_path / "x.parquet"), tmp_path / "out")
