@@ -18,10 +18,11 @@ _ROOTS = ("runs", "sweeps", "experiments", "jobs")  # folders that say nothing a
 
 def origin() -> dict[str, str]:
     """Return the tags that say who started a job, by which command and which version of rayface."""
-    known = commit()
+    known, command = commit(), _command()
     return {
+        "mlflow.note.content": f"```bash\n{command}\n```",  # the text at the top of a run's page
         "mlflow.user": _user(),
-        "mlflow.source.name": _command(),
+        "mlflow.source.name": command,
         "mlflow.source.type": "JOB" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "LOCAL",
         "rayface_version": VERSION,
         "git_commit": known,

@@ -15,6 +15,7 @@ def test_origin_names_user_and_command_without_passwords(monkeypatch: pytest.Mon
     monkeypatch.setenv("LOGNAME", "ann")
     tags = origin()
     assert tags["mlflow.source.name"].startswith("rayface train")
+    assert tags["mlflow.note.content"].startswith("```bash\nrayface train")
     assert "secret" not in str(tags)
     assert (tags["mlflow.user"], tags["git_commit"]) == ("ann", "c0ffee-dirty")
     assert tags["mlflow.source.git.commit"] == "c0ffee"
