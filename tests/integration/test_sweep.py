@@ -22,7 +22,6 @@ from ray.cluster_utils import Cluster
 from rayface import config as configs
 from rayface.cli import _outcome
 from rayface.data.dataset import open_dataset
-from rayface.storage import RemotePath
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
 from rayface.training.run_output import resolve
@@ -69,14 +68,11 @@ PRUNING = {
 def command(spec: dict[str, Any], folder: Path, *more: str) -> list[str]:
     (folder / "try.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     tune = [sys.executable, "-m", "rayface.cli", "tune", str(folder / "try.yaml"), "--json"]
-    own = [] if any(text.startswith("sweep.output=") for text in more) else [f"sweep.output={folder / 'sweep'}"]
-    return [*tune, *own, *more]
+    return [*tune, f"sweep.output={folder / 'sweep'}", *more]
 
 
-def environment(disk: Path | None = None) -> dict[str, str]:
-    """The environment of a driver, on an empty disk of its own if `disk` is given."""
-    own = {} if disk is None else {"XDG_STATE_HOME": str(disk / "state"), "RAYFACE_CACHE": str(disk / "cache")}
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **own}
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def result_of(arguments: list[str]) -> dict[str, Any]:
@@ -140,38 +136,6 @@ def resumed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         kill_trial(process)
         result = ended(process)
     return {"folder": folder, "sweep": folder / "sweep", "finished": finished, "result": result}
-
-
-@pytest.mark.long
-def test_sweep_in_a_store_whose_driver_was_killed_is_resumed_on_an_empty_disk(drawn, tmp_path, object_store):
-    out = RemotePath(object_store.uri("sweep"))
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    output, database = f"sweep.output={out.uri}", tmp_path / "mlflow.db"
-    start = command(SHORT, tmp_path, output, f"data.train={drawn}", f"tracking.uri=sqlite:///{database}")
-    with subprocess.Popen(start, env=environment(tmp_path / "one"), **options) as process:
-        wait_for(process, (out / "trials" / "0000" / "result.json").exists)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    first = (out / "trials" / "0000" / "result.json").stat().st_mtime
-    again = command(SHORT, tmp_path, output, "--resume")
-    result = ended(subprocess.Popen(again, env=environment(tmp_path / "two"), **options))
-    assert (result["trials"], result["complete"]) == (2, 2)
-    assert (out / "trials" / "0000" / "result.json").stat().st_mtime == first
-    files = object_store.files()
-    assert {f"sweep/{name}" for name in ("study.db", "report.html", "best.yaml", "result.json")} <= set(files)
-    assert not any(object_store.secret.encode() in content for content in files.values())
-    assert not (tmp_path / "s3:").exists()
-
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{database}")
-    (experiment,) = [each for each in client.search_experiments() if each.name == "sweeps"]
-    runs = client.search_runs([experiment.experiment_id])
-    (swept,) = [run for run in runs if run.data.tags["mlflow.runName"] == "sweep"]
-    assert {"report.html", "best.yaml", "sweep.yaml"} <= {
-        file.path for file in client.list_artifacts(swept.info.run_id)
-    }
-    assert sorted(run.data.tags["best"] for run in runs if run is not swept) == ["false", "true"]
 
 
 @pytest.mark.usefixtures("local_ray")
