@@ -82,7 +82,7 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
             _start_local(num_cpus if exact else max(machine.num_cpus(), num_cpus), debug)
     except SystemExit as error:  # Ray raises it on SIGTERM during startup
         raise Terminated from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a bare one where its node does not start in time
         where = f"cluster.address: {address}: no Ray cluster answers" if address else "no local Ray could be started"
         raise ValueError(f"{where}: {_reason(error)}") from error
     if callable(on_terminate) and threading.current_thread() is threading.main_thread():

@@ -70,6 +70,17 @@ def test_ray_session_that_is_exact_starts_a_local_ray_with_that_many_cpus(monkey
     assert asked == [("local", 3), ("a-cluster:6379", None), ("local", 8)]
 
 
+def test_ray_session_whose_local_ray_does_not_start_in_time_is_one_line(monkeypatch):
+    def late(*args, **options):
+        raise Exception("The current node timed out\nduring startup.")  # as Ray does on a machine under load
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(ValueError, match=r"^no local Ray could be started: The current node timed out during startup"):
+        with ray_session(exact=True):
+            pass
+
+
 def test_ray_session_at_a_job_server_or_a_dead_address_is_refused_at_once(monkeypatch):
     """Ray itself would try a dead address for minutes."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
