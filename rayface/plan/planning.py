@@ -7,37 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rayface.config import Config, load, with_overrides
-from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming.micro_batches import check_pieces
-from rayface.data.streaming.weighted_order import draws_of
 from rayface.heads.from_config import check_config_head
 from rayface.machine import num_cpus
+from rayface.plan.counts import Counts, counts_of
 from rayface.plan.memory import Job, host_memory, job_of, memory
 from rayface.plan.preflight import MOST_CLASSES, bytes_text, check_fits, largest_num_classes, memory_per_worker
 from rayface.plan.this_machine import LINK, measure_rates, runs_here
 from rayface.plan.timing import Rates, network_bytes, read_rates, step_seconds, step_total
-
-# Published numbers of identities and images (arXiv 2203.15565 and the datasets' papers), for planning only: a run takes
-# its counts from dataset.json.
-PUBLISHED_COUNTS = {
-    "webface42m": (2_059_906, 42_474_557),
-    "webface12m": (617_970, 12_720_066),
-    "webface8m": (411_980, 8_465_386),
-    "webface4m": (205_990, 4_235_242),
-    "glint360k": (360_232, 17_091_657),
-    "ms1mv3": (93_431, 5_179_510),
-    "ms1mv2": (85_742, 5_822_653),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Counts of a dataset, and their source; hours are planned only if the number of images is known."""
-
-    num_classes: int
-    num_classes_with_images: int | None = None
-    num_images: int | None
-    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +173,7 @@ def make_plan(
     train = config.train
     check_pieces(train)
     check_config_head(config)  # refuse invalid settings as training does
-    counts = _counts(config, preset, num_classes, num_images)
+    counts = counts_of(config, preset, num_classes, num_images)
     job = job_of(config, counts.num_classes, gpu=train.device != "cpu" and not here, recompute=recompute)
     known, assumed = dict(rates or {}), {}
     if here:
@@ -264,35 +241,6 @@ def plan_run(
 
         draw_plan(plan, plot)
     return plan
-
-
-def _counts(config: Config, preset: str | None, num_classes: int | None, num_images: int | None) -> Counts:
-    if num_images is not None and num_images < 1:
-        raise ValueError(f"num_images: {num_images}: must be at least 1")
-    if config.data.train:
-        if num_classes is not None or num_images is not None:
-            raise ValueError("num_classes, data.train: both are set: give one of the two")
-        data = config.data
-        found = open_dataset(data.train, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
-        return _counted(found, data.weights, data.chunk_images)
-    if num_classes is not None:
-        return Counts(num_classes=num_classes, num_images=num_images, source="as given")
-    if preset in PUBLISHED_COUNTS:
-        classes, images = PUBLISHED_COUNTS[preset]
-        note = "published counts, for planning only"
-        return Counts(num_classes=classes, num_images=num_images or images, source=note)
-    known = ", ".join(PUBLISHED_COUNTS)
-    raise ValueError(f"num_classes: is not set: give it, data.train=DIR, or one of the presets {known}")
-
-
-def _counted(found: Dataset, weights: Sequence[float], chunk_images: int) -> Counts:
-    sizes = found.root_sizes() if weights else []
-    return Counts(
-        num_classes=found.num_classes,
-        num_classes_with_images=found.num_classes_with_images,
-        num_images=sum(draws_of(sizes, weights, chunk_images)) if weights else found.num_images,
-        source=f"counted in {found.name}" + (f", {found.join_text}" if found.join_text else ""),
-    )
 
 
 def _largest(num_classes: int | None) -> str:
