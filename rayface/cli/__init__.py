@@ -15,6 +15,8 @@ from rayface import __version__
 from rayface.cli import (  # noqa: F401  # they add their verbs
     bench,
     bench_all_vs_all,
+    bench_curation,
+    bench_heads,
     benchmark,
     checkpoint,
     compare,

@@ -1,6 +1,5 @@
 """Verbs of benchmarks; ratios are of quantities measured in one run."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +10,12 @@ from rayface.cli.common import (
     Debug,
     Json,
     Overrides,
-    Seed,
     Verbose,
     app,
     path_option,
     show_result,
     show_results,
 )
-from rayface.config_fields import parse_bytes
 
 if TYPE_CHECKING:
     from rayface.bench.train import Operator
@@ -27,91 +24,6 @@ bench = typer.Typer(
     help="Benchmarks on this machine; ratios are of quantities measured in one run.", no_args_is_help=True
 )
 app.add_typer(bench, name="bench")
-
-
-@bench.command("head")
-def bench_head(
-    classes: Annotated[
-        list[int] | None, typer.Option("--classes", "-C", min=1, help="Number of classes; repeat for several.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Global batch size.")] = 256,
-    sample_rate: Annotated[float, typer.Option("--sample-rate", "-r")] = 0.1,
-    sampled_rows: Annotated[int | None, typer.Option(help="Sampled rows per step, instead of --sample-rate.")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of the matrix products: fp32 or bf16.")] = "fp32",
-    storage_dtype: Annotated[str, typer.Option(help="Type of centers and momentum: fp32 or bf16.")] = "fp32",
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    workers: Annotated[int, typer.Option(min=1)] = 1,
-    steps: Annotated[int, typer.Option(min=1)] = 5,
-    logit_memory: Annotated[str, typer.Option(help="See head.logit_memory.")] = "512MB",
-    straightforward: Annotated[
-        bool, typer.Option("--straightforward", help="Also measure a head with full logits and dense gradients.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    json: Json = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Measure the seconds and memory of a head's step, against its three matrix products alone."""
-    from rayface.bench.head import HeadBench, as_table, bench_scaling
-    from rayface.bench.head import bench_head as measure
-
-    counts = classes or [1_000_000]
-    settings = HeadBench(
-        num_classes=counts[0],
-        batch_size=batch_size,
-        sample_rate=sample_rate,
-        dtype=dtype,
-        workers=workers,
-        steps=steps,
-        embedding_size=embedding_size,
-        storage_dtype=storage_dtype,
-        logit_memory=parse_bytes(logit_memory),
-        device=device,
-    )
-    if sampled_rows is not None:
-        found = bench_scaling(counts, settings, sampled_rows=sampled_rows, straightforward=straightforward)
-    else:
-        each = [replace(settings, num_classes=count) for count in counts]
-        found = [measure(one, straightforward=straightforward) for one in each]
-    if len(found) == 1:
-        show_result("head, one step", found[0].as_dict(), json)
-    else:
-        show_results("head, one step", [one.as_dict() for one in found], as_table(found), json)
-
-
-@bench.command("heads")
-def bench_heads(
-    classes: Annotated[
-        list[int] | None, typer.Option("--classes", "-C", min=1, help="Number of identities; repeat for several.")
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", "-B", min=1, help="Images, or pairs of dcq and f2c.")
-    ] = 128,
-    columns: Annotated[int, typer.Option(min=1, help="Length of the queue of dcq and of the pool of f2c.")] = 8192,
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    steps: Annotated[int, typer.Option(min=1)] = 5,
-    most_memory: Annotated[str, typer.Option(help="Do not measure heads whose state is larger.")] = "4GB",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    json: Json = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Measure the seconds and memory of a step of partial_fc, dcq and f2c beside each other."""
-    from rayface.bench.heads import HeadsBench, as_dicts
-    from rayface.bench.heads import bench_heads as measure
-
-    counts = classes or [100_000, 1_000_000, 10_000_000]
-    settings = HeadsBench(
-        num_classes=counts[0],
-        batch_size=batch_size,
-        columns=columns,
-        embedding_size=embedding_size,
-        steps=steps,
-        device=device,
-        most_bytes=parse_bytes(most_memory),
-    )
-    found = measure(settings, counts)
-    show_results("heads, one step", as_dicts(found), [cost.row() for cost in found], json)
 
 
 @bench.command("rates")
@@ -300,103 +212,6 @@ def bench_start(
         "CPU seconds up to the first step",
         [{"process": kind, "CPU s": f"{seconds:.2f}"} for kind, seconds in found.cpu_seconds.items()],
     )
-
-
-@bench.command("nms")
-def bench_nms(
-    faces: Annotated[int, typer.Option(min=1)] = 1_000_000,
-    identities: Annotated[int, typer.Option(min=1)] = 50_000,
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    keep: Annotated[float, typer.Option(help="Fraction of the images to keep; its threshold is searched.")] = 0.6,
-    dtype: Annotated[str, typer.Option(help="Type of the stored embeddings: fp16 or fp32.")] = "fp16",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of Face-NMS; the double loop has one.")] = 1,
-    loop_identities: Annotated[
-        int, typer.Option(min=1, help="Random identities for the double loop; its time is scaled to all.")
-    ] = 500,
-    seed: Seed = 0,
-    json: Json = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Measure Face-NMS on synthetic embeddings, against a plain double loop on some of them."""
-    from rayface.bench.nms import NmsBench
-    from rayface.bench.nms import bench_nms as measure
-
-    settings = NmsBench(
-        faces=faces,
-        identities=identities,
-        embedding_size=embedding_size,
-        keep=keep,
-        dtype=dtype,
-        threads=threads,
-        loop_identities=loop_identities,
-        seed=seed,
-    )
-    show_result("Face-NMS", measure(settings).as_dict(), json)
-
-
-@bench.command("cluster")
-def bench_cluster(
-    images: Annotated[
-        list[int] | None, typer.Option(help="Where to measure; repeat for several (default: 10000, 100000).")
-    ] = None,
-    embedding_size: Annotated[int, typer.Option(min=8)] = 128,
-    images_per_identity: Annotated[int, typer.Option(min=1)] = 20,
-    seed: Seed = 0,
-    json: Json = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Measure the time, comparisons and recall of online clustering (OGMC) as a stream of drawn vectors grows."""
-    from rayface.bench.cluster import ClusterBench, as_table
-    from rayface.bench.cluster import bench_cluster as measure
-    from rayface.display import columns, json_line
-
-    marks = tuple(images or (10_000, 100_000))
-    size = {"embedding_size": embedding_size, "images_per_identity": images_per_identity}
-    found = measure(ClusterBench(marks=marks, seed=seed, **size))
-    if json:
-        json_line(found.as_dict())
-        return
-    columns(
-        f"OGMC, {embedding_size}-d; 42 million images: {found.projected_hours_42m:.1f} CPU hours (extrapolated)",
-        as_table(found),
-    )
-
-
-@bench.command("prune")
-def bench_prune(
-    faces: Annotated[int, typer.Option(min=1)] = 200_000,
-    identities: Annotated[int, typer.Option(min=1)] = 10_000,
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    keep: Annotated[float, typer.Option(help="Fraction of the images to keep; its threshold is searched.")] = 0.6,
-    block_size: Annotated[str, typer.Option(help="Size of the embeddings in a task.")] = "64MB",
-    largest: Annotated[int, typer.Option(min=0, help="Images of one additional, large identity.")] = 0,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; default: all.")] = None,
-    directory: Annotated[
-        Path | None, path_option(help="Folder on the disk to measure; default: the temporary folder.")
-    ] = None,
-    seed: Seed = 0,
-    json: Json = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
-) -> None:
-    """Measure the seconds of a prune job by stage and its memory, on synthetic embeddings in random order."""
-    from rayface.bench.prune import PruneBench
-    from rayface.bench.prune import bench_prune as measure
-
-    settings = PruneBench(
-        faces=faces,
-        identities=identities,
-        embedding_size=embedding_size,
-        keep=keep,
-        block_bytes=parse_bytes(block_size),
-        largest=largest,
-        cpus=cpus,
-        directory=directory,
-        seed=seed,
-    )
-    show_result("pruning", measure(settings).as_dict(), json)
 
 
 @bench.command("checkpoint")
