@@ -15,7 +15,7 @@ from rayface.heads import Head, build_head
 from rayface.heads.from_config import head_settings
 from rayface.models.model_files import weights_file
 from rayface.training.distributed import World
-from rayface.training.gradient_compression import compress
+from rayface.training.gradient_compression import compress, forget_errors
 
 
 def build_config_backbone(config: Config) -> nn.Module:
@@ -80,7 +80,25 @@ def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Modul
         static_graph=config.train.static_graph,
     )
     compress(parallel, config.train, world)
+    if not config.backbone.compile:  # it would compile a second time, for these images
+        _settle_buckets(parallel, world, config.data.image_size)
     return parallel
+
+
+def _settle_buckets(parallel: DistributedDataParallel, world: World, image_size: int) -> None:
+    """Let DistributedDataParallel order the gradients in its buckets now, in a pass whose gradients are dropped.
+
+    It does so after the first backward pass. With three or more ranks the order in which an all-reduce adds them
+    depends on a gradient's place: the first step of a resumed run would round otherwise than the same step of a run
+    that goes on. In evaluation mode, which leaves batch-norm statistics alone.
+    """
+    images = torch.zeros(2, 3, image_size, image_size, device=world.device)
+    parallel.eval()
+    for _ in range(2):  # the order is taken over at the start of the second
+        parallel(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
+    parallel.train()
+    parallel.zero_grad(set_to_none=True)
+    forget_errors(parallel)
 
 
 def compiled(backbone: nn.Module, world: World) -> nn.Module:

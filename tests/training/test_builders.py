@@ -99,6 +99,28 @@ def gradients_of_a_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def repeated_gradients_of_a_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
+    torch.manual_seed(0)
+    net = build_config_backbone(settings())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    parallel = data_parallel(net, world(rank, 3), settings())
+    assert net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
+    found = []
+    for _ in range(3):
+        torch.manual_seed(rank)  # dropout
+        net.zero_grad(set_to_none=True)
+        parallel(images).square().sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    Path(folder, f"rank{rank}").touch()
+    dist.destroy_process_group()
+
+
 def powersgd_of_a_rank(rank: int, folder: str) -> None:
     """The plain mean of the gradients, less what was left out before, is sent or left out; nothing is lost."""
     torch.set_num_threads(1)
@@ -157,3 +179,9 @@ def test_compressed_gradients_of_two_ranks_are_close_and_equal_on_both(
 ) -> None:
     mp.spawn(work, (str(tmp_path),), 2)
     assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1"}  # both came to the end
+
+
+def test_gradients_of_three_ranks_are_the_same_in_the_first_pass_and_in_later_ones(tmp_path: Path) -> None:
+    """A resumed run begins with what is the middle of one that goes on."""
+    mp.spawn(repeated_gradients_of_a_rank, (str(tmp_path),), 3)
+    assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1", "rank2"}
