@@ -80,7 +80,7 @@ def _install(breakpoints: Sequence[Breakpoint], folder: Path) -> None:
             folder,
         )
         value = train_step(self, batch, *rest, **options)
-        _record(folder / "trained.jsonl", batch)
+        _record(folder / "trained.jsonl", batch, now["rank"])
         return value
 
     @functools.wraps(loss)
@@ -103,10 +103,14 @@ def _install(breakpoints: Sequence[Breakpoint], folder: Path) -> None:
     DiskFolder.begin, DiskFolder.own_digests = begin_with_breakpoint, write_with_breakpoint  # type: ignore[method-assign]
 
 
-def _record(path: Path, batch: Any) -> None:
+def _record(path: Path, batch: Any, rank: int) -> None:
     """One line, written with one call: ranks append to one file, and the last line on a row is the one that counts."""
+    import ray
+
     images = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in batch.images]
-    line = json.dumps({"time": time.monotonic(), "step": batch.step, "first_row": batch.rows.start, "images": images})
+    place = {"rank": rank, "node": ray.get_runtime_context().get_node_id()}
+    step = {"time": time.monotonic(), "step": batch.step, "first_row": batch.rows.start, "images": images}
+    line = json.dumps({**step, **place})
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.write(descriptor, f"{line}\n".encode())
     os.close(descriptor)

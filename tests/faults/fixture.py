@@ -1,4 +1,4 @@
-"""What the scenarios run on: a cluster of two nodes, an undisturbed reference run, and a run directory for each."""
+"""What the scenarios run on: a cluster of nodes, an undisturbed reference run, and a run directory for each."""
 
 import contextlib
 import json
@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import ray
@@ -36,6 +37,9 @@ _ROOT = Path(__file__).parents[2]  # holds the packages rayface and tests
 EVERY = 4  # steps between checkpoints
 EXPERIMENT = "faults"
 _OBJECT_STORE = 100 * 2**20
+# Of Ray's own processes alone: what Ray Train finds in the driver's environment it passes on in a runtime environment,
+# and a process with one cannot be a prestarted one.
+_NODE_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 _SETTINGS: dict[str, Any] = {
     "data.window_images": 48,
     "data.shift": 2,
@@ -63,12 +67,16 @@ class Trained:
 
 
 class TestCluster:
-    """The cluster that all scenarios share, made once."""
+    """The cluster that scenarios share, made once: a head of one CPU and other nodes, the last of which may be lost.
+
+    Args:
+        cpus: of each node beside the head.
+        settings: config keys of every run.
+    """
 
     __test__ = False
 
-    def __init__(self, folder: Path) -> None:
-        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    def __init__(self, folder: Path, *, cpus: Sequence[int] = (1,), settings: Mapping[str, Any] | None = None) -> None:
         os.environ["RAYFACE_CACHE"] = str(folder / "cache")
         fit._RESIZE_SECONDS = 2.0
         ray.cloudpickle.register_pickle_by_value(breakpoints_module)
@@ -77,9 +85,14 @@ class TestCluster:
         self.data = folder / "set"
         synthesize(self.data, identities=20, images_per_identity=12, seed=1, shard_size=300_000, processes=1)
         node = {"num_cpus": 1, "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
-        self.ray_cluster = Cluster(initialize_head=True, head_node_args=node)
+        with patch.dict(os.environ, _NODE_ENVIRONMENT):
+            self.ray_cluster = Cluster(initialize_head=True, head_node_args=node)
         # While there is no other node: a driver dies with the node that it is connected to.
         ray.init(self.ray_cluster.address, logging_level="ERROR", log_to_driver=False)
+        self.settings = {**_SETTINGS, **(settings or {})}
+        for each in cpus[:-1]:
+            self._add(each)
+        self._cpus = cpus[-1]
         self.node: Any = self._new_node()
         self.drained = False
         self._reference: Trained | None = None
@@ -88,7 +101,7 @@ class TestCluster:
         (folder / "server").mkdir()
         self.server = MlflowServer(folder / "server")
 
-    def have_two_nodes(self) -> None:
+    def have_all_nodes(self) -> None:
         """Repair what earlier scenarios left: one node, or one that is about to be taken away."""
         if self.drained:
             self.remove_node()
@@ -123,7 +136,11 @@ class TestCluster:
             ray.get(coordinator.get_reserved_resources.remote("nobody", recompute=True))
 
     def _new_node(self) -> Any:
-        return self.ray_cluster.add_node(num_cpus=1, object_store_memory=_OBJECT_STORE)
+        return self._add(self._cpus)
+
+    def _add(self, cpus: int) -> Any:
+        with patch.dict(os.environ, _NODE_ENVIRONMENT):
+            return self.ray_cluster.add_node(num_cpus=cpus, object_store_memory=_OBJECT_STORE)
 
     def close(self) -> None:
         self.server.kill()
@@ -134,7 +151,7 @@ class TestCluster:
     def reference(self) -> Trained:
         """The undisturbed run."""
         if self._reference is None:
-            self.have_two_nodes()
+            self.have_all_nodes()
             fixture = RunFixture(self, "undisturbed")
             fixture.train()
             self._reference = fixture.trained()
@@ -149,6 +166,7 @@ class RunFixture:
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     windows_per_execution: int | None = None
+    notices_drains: bool = False  # Ray Train starts an actor for that, with every group of workers
     injected: dict[str, tuple[float, int]] = field(default_factory=dict)  # fault to monotonic seconds and step
     stopped: dict[str, tuple[float, str]] = field(default_factory=dict)  # fault to monotonic seconds and the one line
     result: dict[str, Any] = field(default_factory=dict)
@@ -168,16 +186,17 @@ class RunFixture:
     def keys(self) -> dict[str, Any]:
         """Dotted config keys of this run."""
         own = {"data.train": str(self.data), "train.output": str(self.run), "tracking.uri": self.uri}
-        return {**_SETTINGS, **own, **self.settings}
+        return {**self.cluster.settings, **own, **self.settings}
 
     def train(self, *faults: tuple[Breakpoint, Action], resume: bool = False) -> str | None:
         """Train in this process, with faults at breakpoints; the line with which the run stopped, if it did."""
         config = configs.with_overrides(configs.load("debug"), self.keys())
         worker = fit.train_worker
+        watcher = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"} if self.notices_drains else {}
         breakpoints = [point for point, _ in faults]
         fit.train_worker = with_breakpoints(worker, breakpoints, self.breakpoints, self.windows_per_execution)
         try:
-            with self._at_breakpoints(faults, driver=os.getpid()):
+            with patch.dict(os.environ, watcher), self._at_breakpoints(faults, driver=os.getpid()):
                 self.result = trainer.train(config, resume=resume).as_dict()
         except (RuntimeError, ValueError) as error:
             return str(error)

@@ -62,6 +62,7 @@ class Scenario:
         settings: config keys.
         restarts: the workers are started again.
         again: the most steps that are done again.
+        notice: a node is drained.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Scenario:
     settings: dict[str, Any] = field(default_factory=dict)
     restarts: bool = False
     again: int = EVERY
+    notice: bool = False
 
     @property
     def does(self) -> str:
@@ -94,9 +96,10 @@ class Scenario:
 
 def run_scenarios(fixture: RunFixture, scenarios: Sequence[tuple[int, Scenario]]) -> None:
     """Inject faults into one run, each at its place (0 is before the first checkpoint); resume it whenever it stops."""
-    fixture.cluster.have_two_nodes()
+    fixture.cluster.have_all_nodes()
     for _, scenario in scenarios:
         fixture.settings.update(scenario.settings)
+        fixture.notices_drains |= scenario.notice
     first = scenarios[0][1]
     if first.before:
         first.before(fixture)
@@ -488,8 +491,16 @@ RUNS: dict[str, list[Scenario]] = {
             settings={"tracking.timeout": 2},
         ),
     ],
-    # the ones from here on change the run, as they are asked to, so each has one of its own
+    # The ones from here on change the run, as they are asked to.
     "elastic": [
+        Scenario(
+            name="NaN, train.on_nan=skip",
+            how="rank 1's embeddings of a step are NaN",
+            injections=(Injection(inject=_tell("nan")),),
+            different="that batch is skipped",
+            lost=24,
+            settings={"train.on_nan": "skip"},
+        ),
         Scenario(
             name="node leaves, train.num_workers=[1,2]",
             how="raylet and its workers killed",
@@ -512,18 +523,9 @@ RUNS: dict[str, list[Scenario]] = {
             restarts=True,
             injections=(Injection(inject=_drain_node),),
             later=1,
+            notice=True,
             at_end=_followed_the_cluster,
             different=_OWN_PARTS,
-        ),
-    ],
-    "skip": [
-        Scenario(
-            name="NaN, train.on_nan=skip",
-            how="rank 1's embeddings of a step are NaN",
-            injections=(Injection(inject=_tell("nan")),),
-            different="that batch is skipped",
-            lost=24,
-            settings={"train.on_nan": "skip"},
         ),
     ],
     "lower_lr": [
