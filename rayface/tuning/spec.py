@@ -83,6 +83,12 @@ class Spec:
     """Pairs of keys; one heat map of the first objective is drawn for each."""
     sweep: SweepConfig = SweepConfig()
 
+    @property
+    def num_trials(self) -> int:
+        """Number of trials; a grid may have fewer points than sweep.trials."""
+        most = self.sweep.trials
+        return min(most, len(grid(self.search))) if self.sweep.sampler == "grid" else most
+
 
 _ADAPTER = TypeAdapter(Spec)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune as ray_tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from rayface import config as configs
 from rayface import tracking
@@ -80,6 +81,7 @@ def tune(
     directory = SweepDirectory(folder)
     base = replace(base, tracking=shared_tracking(base.tracking, directory.working))
     _quiet_tune(debug)
+    keep_credentials()
     most = most_workers(spec, base)
     num_cpus = spec.sweep.concurrency * worker_cpus(most) + 1
     with (
@@ -251,7 +253,7 @@ class _Sweep:
         if best:
             curves[f"best/{metrics[0]}"] = best[0].values[0]
         self._journal.metrics(curves, ended)
-        logger.info("%s", ended_line(trial, metrics, best, self._spec.sweep.trials))
+        logger.info("%s", ended_line(trial, metrics, best, self._spec.num_trials))
 
     def _note(self, trial: FrozenTrial, write: Callable[[Journal], None]) -> None:
         """Write to the sweep's journal of an ended trial; an object store that refuses it must not end the sweep."""
@@ -294,6 +296,14 @@ def _quiet_tune(debug: bool) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     if not debug:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def keep_credentials() -> None:
+    """Keep Ray Tune from sending AWS_SECRET_ACCESS_KEY and the like with every trial: Ray writes them into its logs.
+
+    The processes of trials have the environment of their node.
+    """
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
 def _nested_in(delivery: tracking.Delivery, timeout: float) -> dict[str, str]:

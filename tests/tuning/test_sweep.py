@@ -1,6 +1,7 @@
 """What the driver of a sweep refuses before a trial starts, without Ray."""
 
 import pytest
+from ray.tune.execution import class_cache
 
 from rayface import config as configs
 from rayface.data.synth import synthesize
@@ -15,6 +16,21 @@ from rayface.tuning.sweep_directory import SPEC, SweepDirectory
 
 def test_trial_actor_requires_memory_and_no_cpu():
     assert sweep._TRIAL.required_resources == {"memory": 1}
+
+
+def test_keep_credentials_leaves_none_to_the_runtime_environment_of_trials(monkeypatch):
+    """Ray writes runtime environments into its logs."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "pl4nted")
+    sweep.keep_credentials()
+    sent = class_cache._ActorClassCache().get(type("Trainable", (), {}))._default_options["runtime_env"]
+    assert "pl4nted" not in str(sent)
+    assert "PL_DISABLE_FORK" in str(sent)
+
+
+@pytest.mark.parametrize(("trials", "sampler", "number"), [(16, "grid", 2), (1, "grid", 1), (16, "random", 16)])
+def test_number_of_trials_is_that_of_the_grid_if_it_has_fewer_points(trials, sampler, number):
+    settings = SweepConfig(trials=trials, sampler=sampler)
+    assert Spec(search={"optim.lr": Parameter(choices=[0.1, 0.2])}, sweep=settings).num_trials == number
 
 
 @pytest.fixture
