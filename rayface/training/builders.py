@@ -90,13 +90,14 @@ def _settle_buckets(parallel: DistributedDataParallel, world: World, image_size:
 
     It does so after the first backward pass. With three or more ranks the order in which an all-reduce adds them
     depends on a gradient's place: the first step of a resumed run would round otherwise than the same step of a run
-    that goes on. In evaluation mode, which leaves batch-norm statistics alone.
+    that goes on. In the mode of training, in which some nets use parameters that they do not use in evaluation.
     """
+    buffers = [(buffer, buffer.clone()) for buffer in parallel.buffers()]  # batch-norm statistics
     images = torch.zeros(2, 3, image_size, image_size, device=world.device)
-    parallel.eval()
     for _ in range(2):  # the order is taken over at the start of the second
         parallel(images.contiguous(memory_format=torch.channels_last)).float().sum().backward()
-    parallel.train()
+    for buffer, before in buffers:
+        buffer.copy_(before)
     parallel.zero_grad(set_to_none=True)
     forget_errors(parallel)
 
