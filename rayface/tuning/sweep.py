@@ -14,7 +14,6 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune as ray_tune
-from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from rayface import config as configs
 from rayface import tracking
@@ -31,6 +30,7 @@ from rayface.training.run_output import Resume
 from rayface.training.validate import dry_run
 from rayface.tuning import spec as specs
 from rayface.tuning.progress import TrialProgress
+from rayface.tuning.ray_tune_settings import keep_credentials, quiet_tune
 from rayface.tuning.resources import check_room, most_workers, wait_for_nodes, worker_cpus
 from rayface.tuning.results import SweepResult, ended_line, write_results
 from rayface.tuning.resume import find_sweep, remember, resume_sweep
@@ -80,7 +80,7 @@ def tune(
     total_steps = _check_trials(spec, base)
     directory = SweepDirectory(folder)
     base = replace(base, tracking=shared_tracking(base.tracking, directory.working))
-    _quiet_tune(debug)
+    quiet_tune(debug)
     keep_credentials()
     most = most_workers(spec, base)
     num_cpus = spec.sweep.concurrency * worker_cpus(most) + 1
@@ -289,21 +289,6 @@ def _tell_ending(journal: Journal, trial: FrozenTrial, values: Mapping[str, floa
     journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})
     if trial.state == TrialState.FAIL:
         journal.finish("FAILED")  # its own process may have been killed before it could
-
-
-def _quiet_tune(debug: bool) -> None:
-    """Silence Ray Tune: stdout is for the result, and a failed trial is reported in one line of ours."""
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    if not debug:
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-
-
-def keep_credentials() -> None:
-    """Keep Ray Tune from sending AWS_SECRET_ACCESS_KEY and the like with every trial: Ray writes them into its logs.
-
-    The processes of trials have the environment of their node.
-    """
-    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
 def _nested_in(delivery: tracking.Delivery, timeout: float) -> dict[str, str]:

@@ -7,6 +7,7 @@ from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking import Journal, shared_tracking
 from rayface.tuning import sweep
+from rayface.tuning.ray_tune_settings import keep_credentials
 from rayface.tuning.results import SweepResult
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Spec, SweepConfig
@@ -21,7 +22,7 @@ def test_trial_actor_requires_memory_and_no_cpu():
 def test_keep_credentials_leaves_none_to_the_runtime_environment_of_trials(monkeypatch):
     """Ray writes runtime environments into its logs."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "pl4nted")
-    sweep.keep_credentials()
+    keep_credentials()
     sent = class_cache._ActorClassCache().get(type("Trainable", (), {}))._default_options["runtime_env"]
     assert "pl4nted" not in str(sent)
     assert "PL_DISABLE_FORK" in str(sent)
