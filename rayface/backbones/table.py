@@ -10,6 +10,7 @@ from torch import nn
 
 from rayface.backbones.counting import count_macs, count_parameters
 from rayface.backbones.registry import BACKBONES, build_backbone
+from rayface.backbones.shapes import shapes_only
 
 _MEASURED_SECONDS = 1.0  # minimum measuring time of a backbone, with at least two batches
 # arXiv number by prefix of the name.
@@ -52,7 +53,7 @@ def backbone_table(
     """
     rows = []
     for name in names or BACKBONES:
-        with torch.device("meta"):
+        with shapes_only():
             net = build_backbone(name, embedding_size=embedding_size, image_size=image_size)
         row = {
             "name": name,

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rayface.backbones.registry import build_backbone
+from rayface.backbones.shapes import shapes_only
 
 _NUM_NAMED = 3  # maximum number of names that an error lists
 _SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -57,7 +58,7 @@ def embedding_size_of(name: str, weights: dict[str, torch.Tensor], **arguments: 
     It is the number of rows of the last layers, found by comparing two backbones of different embedding sizes. Returns
     512 if `weights` lack these layers; loading then reports the misfit.
     """
-    with torch.device("meta"):
+    with shapes_only():
         one, other = (build_backbone(name, embedding_size=size, **arguments).state_dict() for size in (512, 256))
     sized = [key for key in one if one[key].shape != other[key].shape and key in weights and weights[key].ndim]
     return len(weights[sized[-1]]) if sized else 512

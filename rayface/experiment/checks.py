@@ -4,9 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from rayface import config as configs
+from rayface.backbones.shapes import shapes_only
 from rayface.backbones.weights import misfit
 from rayface.config import Config, EvaluateConfig, require_keys
 from rayface.curate.prune.settings import check_settings as check_pruning
@@ -83,7 +82,7 @@ def _check_train(stage: Stage, config: Config, models: Models) -> None:
         check_training(known)
     else:
         dry_run(known)
-    with torch.device("meta"):
+    with shapes_only():
         net = build_config_backbone(config)
         for source in references.get("backbone.weights", ()):
             start = build_config_backbone(models[source]).state_dict()

@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rayface.backbones import build_backbone
 from rayface.backbones.counting import count_macs, count_parameters
+from rayface.backbones.shapes import shapes_only
 
 if TYPE_CHECKING:
     from rayface.config import Config
@@ -80,7 +81,7 @@ def size_of_net(
     """Measure a backbone by its name; arguments as of `net_size` and `build_backbone`."""
 
     def build(**options: bool) -> nn.Module:
-        with torch.device("meta"):
+        with shapes_only():
             return build_backbone(
                 name, embedding_size=embedding_size, image_size=image_size, width=width, dropout=dropout, **options
             )

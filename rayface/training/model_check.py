@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 from typing import cast
 
-import torch
 from torch.optim import Optimizer
 
+from rayface.backbones.shapes import shapes_only
 from rayface.config import Config
 from rayface.heads import head_class
 from rayface.heads.from_config import check_config_head
@@ -49,5 +49,5 @@ def _check_backbone(config: Config, resume: bool) -> None:
     if config.backbone.weights is not None and not resume:
         load_start(build_config_backbone(config), config)
         return
-    with torch.device("meta"):
+    with shapes_only():
         build_config_backbone(config)

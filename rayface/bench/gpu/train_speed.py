@@ -10,6 +10,7 @@ import torch
 
 from rayface.backbones import build_backbone
 from rayface.backbones.counting import count_macs
+from rayface.backbones.shapes import shapes_only
 from rayface.bench.gpu.case import Case, Kit, Measured
 from rayface.bench.gpu.measure import PeakMemory, count_syncs, median_laps
 from rayface.bench.gpu.training_step import StepSetting, TrainingStep
@@ -124,7 +125,7 @@ def measure(setting: StepSetting, device: str, *, benchmark: bool = False, repea
 
 
 def _macs(setting: StepSetting) -> int:
-    with torch.device("meta"):
+    with shapes_only():
         net = build_backbone(setting.net, embedding_size=setting.embedding_size, image_size=setting.image_size)
     return count_macs(net, setting.image_size)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from rayface import config as configs
+from rayface.backbones.shapes import shapes_only
 from rayface.config import Config
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.training.builders import build_config_backbone, build_config_head
@@ -52,7 +53,7 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
             f"must be at least {progress.step / sample_order.steps_per_epoch:.4g}"
         )
     sizes = checkpoint.saved_sizes(saved[-1])
-    with torch.device("meta"):
+    with shapes_only():
         backbone = build_config_backbone(config)
         moments = checkpoint.empty_like_saved(saved[-1], "optimizer.")
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
