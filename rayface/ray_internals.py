@@ -5,8 +5,12 @@ test a new release with tests/training/recovery, tests/data/streaming and `make 
 """
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import ray
 
@@ -14,6 +18,7 @@ TRIED_VERSIONS = ("2.60",)
 
 try:
     import psutil  # Ray holds a copy and puts it on the path
+    from ray._private.parameter import RayParams
     from ray._private.state import state as global_state
     from ray._private.thirdparty import pynvml
     from ray.data._internal import stats
@@ -74,6 +79,7 @@ __all__ = [
     "global_state",
     "psutil",
     "pynvml",
+    "started_nodes",
     "torch_process_group",
 ]
 
@@ -113,3 +119,26 @@ def execute_data_locally() -> None:
 
 def _ignore(*_args: Any, **_options: Any) -> None:
     pass
+
+
+@contextmanager
+def started_nodes(*, worker: Path | None, log_monitor: bool = True, autoscaler: bool = True) -> Iterator[None]:
+    """Change the nodes that this process starts inside the context.
+
+    Args:
+        worker: a script that they run in place of Ray's default_worker.py.
+        log_monitor: have a process that sends the output of workers to drivers.
+        autoscaler: have a process that asks for more nodes.
+    """
+    update_if_absent = RayParams.update_if_absent
+    own: dict[str, Any] = {"include_log_monitor": log_monitor}
+    if worker is not None:
+        own["worker_path"] = str(worker)
+
+    def with_own(self: RayParams, **values: Any) -> None:
+        self.no_monitor = not autoscaler
+        update_if_absent(self, **own)
+        update_if_absent(self, **values)
+
+    with patch.object(RayParams, "update_if_absent", with_own):
+        yield

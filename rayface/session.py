@@ -11,14 +11,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
 from rayface import machine
+from rayface.forks.launch import fork_server
 from rayface.interrupts import Terminated
 from rayface.plugins import runtime_env
+from rayface.ray_internals import started_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -74,25 +77,28 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = None if exact else address or os.environ.get("RAY_ADDRESS")
     on_terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        if address:
-            _require_answer(address)
-            _connect(address, debug)
-        else:
-            _start_local(num_cpus if exact else max(machine.num_cpus(), num_cpus), debug)
-    except SystemExit as error:  # Ray raises it on SIGTERM during startup
-        raise Terminated from error
-    except Exception as error:  # Ray raises a bare one where its node does not start in time
-        where = f"cluster.address: {address}: no Ray cluster answers" if address else "no local Ray could be started"
-        raise ValueError(f"{where}: {_reason(error)}") from error
-    if callable(on_terminate) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray has installed its own handler, which exits with code 15
-    _started_here.append(not address)
-    try:
-        yield
-    finally:
-        _started_here.pop()
-        ray.shutdown()
+    with nullcontext() if address else fork_server() as worker:
+        try:
+            if address:
+                _require_answer(address)
+                _connect(address, debug)
+            else:
+                _start_local(num_cpus if exact else max(machine.num_cpus(), num_cpus), worker, debug)
+        except SystemExit as error:  # Ray raises it on SIGTERM during startup
+            raise Terminated from error
+        except Exception as error:  # Ray raises a bare one where its node does not start in time
+            where = (
+                f"cluster.address: {address}: no Ray cluster answers" if address else "no local Ray could be started"
+            )
+            raise ValueError(f"{where}: {_reason(error)}") from error
+        if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray has installed its own handler, which exits with code 15
+        _started_here.append(not address)
+        try:
+            yield
+        finally:
+            _started_here.pop()
+            ray.shutdown()
 
 
 def _require_answer(address: str) -> None:
@@ -118,8 +124,12 @@ def _connect(address: str, debug: bool) -> None:
         ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
 
 
-def _start_local(num_cpus: int, debug: bool) -> None:
-    with _quiet_backend(debug), environment(with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)):
+def _start_local(num_cpus: int, worker: Path | None, debug: bool) -> None:
+    with (
+        _quiet_backend(debug),
+        environment(with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)),
+        started_nodes(worker=worker, log_monitor=debug, autoscaler=False),
+    ):
         ray.init(
             "local",  # None would connect to any Ray that already runs on this machine
             num_cpus=num_cpus,

@@ -13,7 +13,7 @@ from rayface.data.shards.tar import encode_member, end_of_archive
 from rayface.embedding import shard_embedder
 from rayface.embedding.embedder import Embedder
 from rayface.embedding.shard_embedder import EmbedJob, ShardEmbedder, shard_work
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 
 KEYS = [f"{folder}/{shard}.tar/{k}" for folder in "ab" for shard in "01" for k in range(3)]
 

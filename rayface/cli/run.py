@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, file_argument, show_results
+from rayface.forks.launch import begin
 
 
 @app.command()
@@ -26,6 +27,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run the stages of an experiment file in order; skip finished ones."""
+    begin(address)
     from rayface.config import ClusterConfig
     from rayface.display import json_line
     from rayface.experiment.runner import run as run_experiment

@@ -24,6 +24,7 @@ from rayface.cli.common import (
 )
 from rayface.config import with_overrides
 from rayface.config_fields import parse_bytes
+from rayface.forks.launch import begin
 from rayface.presets import PRESETS
 
 GpuMemory = Annotated[str | None, typer.Option(help="Memory of one GPU, for example 80GiB: refuse what does not fit.")]
@@ -57,6 +58,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model into a run directory, tracked in MLflow."""
+    begin(address)
     from rayface.stages import STAGES
     from rayface.training.run_output import resolve
 

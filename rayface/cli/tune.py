@@ -17,6 +17,7 @@ from rayface.cli.common import (
     resume_mode,
     show_result,
 )
+from rayface.forks.launch import begin
 
 
 @app.command()
@@ -41,6 +42,7 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Search config keys by many training runs with Ray Tune and Optuna, tracked in MLflow."""
+    begin(address)
     from rayface.tuning.sweep import tune as sweep
 
     when, keys = resume_mode(resume, overrides)

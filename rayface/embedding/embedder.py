@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayface.models.forward import Embedded, embed_with_norms, refuse_non_finite
+from rayface.models.embedded import Embedded
+from rayface.models.forward import embed_with_norms, refuse_non_finite
 from rayface.models.model_files import load_model
 
 Precision = Literal["fp32", "bf16"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from rayface.evaluation.extremes import Extremes
 from rayface.evaluation.identification import allowed_false_accepts, checked_rates
-from rayface.evaluation.intervals import Interval
 from rayface.evaluation.pair_tiles import SCREEN_ERROR, PairTiles
+from rayface.evaluation.tail_rates import TailRates
 from rayface.evaluation.tails import Bracket, Multiset
 
 ALL = "all"
@@ -20,24 +19,6 @@ _SAMPLE_BLOCKS = 16  # largest number of random blocks of pairs that place the b
 _SAMPLE_SIDE = 2048  # images per side of a block
 _MOST_NEAR = 0.003  # largest fraction of pairs that is computed twice in screened tiles
 _MARGIN = 0.01  # half the width of a bracket, as a fraction of its rank; a miss multiplies it by 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class TailRates:
-    """TAR at FAR over all unordered pairs of images.
-
-    Attributes:
-        tar: (F,) fraction of accepted genuine pairs; NaN without genuine or without impostor pairs.
-        threshold: (F,) accepted is score > threshold; -inf if all may be accepted, NaN as `tar`.
-        num_genuine, num_impostor: number of pairs.
-        tar_intervals: intervals of the TARs at these thresholds, F of them; None without.
-    """
-
-    tar: NDArray[np.float64]
-    threshold: NDArray[np.float64]
-    num_genuine: int
-    num_impostor: int
-    tar_intervals: tuple[Interval, ...] | None = None
 
 
 def all_vs_all(

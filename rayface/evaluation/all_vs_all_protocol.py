@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from rayface.arrays import Ints
 from rayface.config import EvaluateConfig
 from rayface.data.dataset import open_dataset
-from rayface.evaluation.all_vs_all import TailRates, group_rows, tail_rates
 from rayface.evaluation.dataset_protocol import DatasetProtocol
-from rayface.evaluation.extremes import Extremes, Scored
 from rayface.evaluation.genuine_rates import tar_intervals
 from rayface.evaluation.groups import Groups, load_groups
 from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.intervals import REPLICATES
-from rayface.evaluation.pair_tiles import PairTiles
 from rayface.evaluation.pairs import FARS, unresolved
 from rayface.evaluation.pictures import Pictures, ScoredPair, ScoreHistogram
 from rayface.evaluation.protocol import Figure, ProtocolResult, Roc, number
-from rayface.models.forward import Embedded
+from rayface.evaluation.tail_rates import TailRates
+from rayface.models.embedded import Embedded
 from rayface.progress import phase
+
+if TYPE_CHECKING:
+    from rayface.evaluation.extremes import Extremes, Scored
+    from rayface.evaluation.pair_tiles import PairTiles
 
 _HISTOGRAM_SIDE = 1000  # images per side of the sampled impostor pairs
 _CURVE = tuple(sorted([*FARS, *(3 * far for far in FARS)]))  # rates of the curve
@@ -128,6 +129,13 @@ class AllVsAllProtocol(DatasetProtocol):
         return {"all_vs_all": ", ".join(self.source.dataset.roots)}
 
     def score(self, embedded: Embedded, done: Callable[[], None] = lambda: None) -> AllVsAllResult:
+        # Not above: they import PyTorch, and a protocol is opened, and its settings are checked, without it.
+        import torch
+
+        from rayface.evaluation.all_vs_all import group_rows, tail_rates
+        from rayface.evaluation.extremes import Extremes
+        from rayface.evaluation.pair_tiles import PairTiles
+
         embeddings, labels = embedded.embeddings, self.source.dataset.index.label
         norms = np.linalg.norm(embeddings, axis=1)
         if num_bad := int(np.count_nonzero(~np.isfinite(norms))):

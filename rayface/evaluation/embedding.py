@@ -19,7 +19,8 @@ from rayface.embedding.rows import read_labels, read_norms, read_rows
 from rayface.evaluation.embedding_cache import EmbeddingCache
 from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.protocol import EvaluationProtocol
-from rayface.models.forward import Embedded, embed_with_norms
+from rayface.models.embedded import Embedded
+from rayface.models.forward import embed_with_norms
 from rayface.models.model_files import LoadedModel, load_model
 from rayface.progress import phase
 from rayface.storage import DataError

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayface.files import write_file
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 from rayface.storage import cache_folders
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from rayface.data.dataset import Dataset, open_dataset
 from rayface.embedding.embeddings import MANIFEST, Embeddings, open_embeddings
 from rayface.evaluation.leaks import find_leaks
 from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 from rayface.progress import phase
 from rayface.storage import DataError, exists, join, normalise, read_bytes
 

@@ -21,7 +21,7 @@ from rayface.evaluation.pictures import pictures_of
 from rayface.evaluation.protocol import EvaluationProtocol, Figure, ProtocolResult, Roc, fault_of, number
 from rayface.evaluation.quality import DiscardCurve, discard_curve
 from rayface.evaluation.verification import best_threshold, fold_decisions, pair_scores, roc_of
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _CONSTANT = 1e-9  # scores that differ by less are equal

@@ -16,7 +16,7 @@ from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.pair_scores import PairScores
 from rayface.evaluation.pictures import Pictures
 from rayface.evaluation.verification import thinned
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 
 Figure = float | int | None | Sequence[float | None] | Mapping[str, object]
 

@@ -22,7 +22,7 @@ from rayface.evaluation.protocol import EvaluationProtocol
 from rayface.evaluation.template_result import TemplateResult, score_templates
 from rayface.evaluation.template_set import TemplateSet, ijb_root, read_benchmark, read_ijb
 from rayface.evaluation.templates import template_features
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 from rayface.storage import join, normalise
 
 TEST = "test"  # the dataset in a benchmark's folder

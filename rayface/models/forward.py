@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,17 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rayface.data.images import normalize
-
-
-class Embedded(NamedTuple):
-    """Embeddings of n images.
-
-    `norms` are the lengths of the raw embeddings: the quality of an image for models of adaptive margins (MagFace,
-    AdaFace), whose blurred or occluded images have shorter ones.
-    """
-
-    embeddings: NDArray[np.float32]  # (n, D) of length 1; NaN if the model returns NaN
-    norms: NDArray[np.float32]  # (n,)
+from rayface.models.embedded import Embedded
 
 
 def embed_images(

@@ -55,7 +55,8 @@ def train(
     """
     valid = open_run(config, resume=resume)
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
-    with _importing("rayface.training.builders"), ray_session(address, num_cpus=num_cpus, debug=debug):
+    # The last one for the estimate of a backbone's memory.
+    with _importing("rayface.training.builders", "torch._dynamo"), ray_session(address, num_cpus=num_cpus, debug=debug):
         # Imported now: they need PyTorch, which is being imported while Ray starts.
         from rayface.training.model_check import check_model
         from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
@@ -89,9 +90,9 @@ def train_or_resume(config: Config, **options: Any) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _importing(module: str) -> Iterator[None]:
-    """Import a module in a thread; it must not import Ray, which this thread imports from."""
-    thread = threading.Thread(target=importlib.import_module, args=(module,))
+def _importing(*modules: str) -> Iterator[None]:
+    """Import modules in a thread; they must not import Ray, which this thread imports from."""
+    thread = threading.Thread(target=lambda: [importlib.import_module(module) for module in modules])
     thread.start()
     try:
         yield

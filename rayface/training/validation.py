@@ -11,7 +11,7 @@ from rayface.evaluation.embedding import embed_protocol
 from rayface.evaluation.pair_scores import write_pair_scores
 from rayface.evaluation.protocol import card_figures, evaluation_content, finite_numbers, scores_of
 from rayface.evaluation.protocols import EvaluationProtocol, open_protocols
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 from rayface.progress import phase
 from rayface.training.distributed import World, average_buffers, gather_rows
 from rayface.training.recovery.watchdog import Watchdog

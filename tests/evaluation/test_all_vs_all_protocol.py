@@ -15,7 +15,7 @@ from rayface.evaluation.all_vs_all import all_vs_all
 from rayface.evaluation.all_vs_all_protocol import AllVsAllProtocol, AllVsAllSettings
 from rayface.evaluation.embedding import embed_protocol
 from rayface.evaluation.pairs import FARS
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 from tests.small_model import save_small_model
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from rayface.evaluation import embedding_cache as module
 from rayface.evaluation.embedding_cache import EmbeddingCache
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from rayface.embedding.part_file import write_part
 from rayface.evaluation.evaluate import evaluate
 from rayface.evaluation.leak_check import LeakCheck
 from rayface.evaluation.pairs import PairsProtocol, PairsSettings
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 from rayface.models.model_info import ModelInfo
 from tests.small_model import save_small_model
 

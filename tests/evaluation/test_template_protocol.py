@@ -14,7 +14,7 @@ from rayface.evaluation.alignment import TEMPLATE
 from rayface.evaluation.identification import identify, tar_at_far
 from rayface.evaluation.template_protocol import TemplateProtocol, TemplateSettings
 from rayface.evaluation.templates import template_features
-from rayface.models.forward import Embedded
+from rayface.models.embedded import Embedded
 from tests.small_model import save_small_model
 
 NUM_PEOPLE, NUM_IMAGES = 10, 60  # six images of each: three templates of two

@@ -25,6 +25,8 @@ from safetensors.numpy import load_file
 
 from rayface import config as configs
 from rayface.data.synth import synthesize
+from rayface.forks.launch import fork_server
+from rayface.ray_internals import started_nodes
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import RECOVERY
 from rayface.training import fit, trainer
@@ -84,6 +86,8 @@ class TestCluster:
         self.store = f"sqlite:///{folder / 'mlflow.db'}"
         self.data = folder / "set"
         synthesize(self.data, identities=20, images_per_identity=12, seed=1, shard_size=300_000, processes=1)
+        self._forks = contextlib.ExitStack()
+        self._forks.enter_context(started_nodes(worker=self._forks.enter_context(fork_server())))
         node = {"num_cpus": 1, "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
         with patch.dict(os.environ, _NODE_ENVIRONMENT):
             self.ray_cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -146,6 +150,7 @@ class TestCluster:
         self.server.kill()
         ray.shutdown()
         self.ray_cluster.shutdown()
+        self._forks.close()
 
     @property
     def reference(self) -> Trained:

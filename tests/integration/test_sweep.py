@@ -22,6 +22,8 @@ from ray.cluster_utils import Cluster
 from rayface import config as configs
 from rayface.cli import _outcome
 from rayface.data.dataset import open_dataset
+from rayface.forks.launch import fork_server
+from rayface.ray_internals import started_nodes
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
 from rayface.training.run_output import resolve
@@ -243,11 +245,12 @@ def test_report_of_a_sweep_in_a_browser_is_drawn_without_errors(resumed, browser
 @pytest.fixture
 def exact_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cluster of two nodes whose CPUs the workers of two trials fill."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    yield
-    cluster.shutdown()
+    with fork_server() as worker, started_nodes(worker=worker):
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        yield
+        cluster.shutdown()
 
 
 @pytest.mark.usefixtures("exact_cluster")
