@@ -131,14 +131,14 @@ def started_nodes(*, worker: Path | None, log_monitor: bool = True, autoscaler: 
         autoscaler: have a process that asks for more nodes.
     """
     update_if_absent = RayParams.update_if_absent
-    own: dict[str, Any] = {"include_log_monitor": log_monitor}
+    options: dict[str, Any] = {"include_log_monitor": log_monitor}
     if worker is not None:
-        own["worker_path"] = str(worker)
+        options["worker_path"] = str(worker)
 
-    def with_own(self: RayParams, **values: Any) -> None:
+    def with_options(self: RayParams, **values: Any) -> None:
         self.no_monitor = not autoscaler
-        update_if_absent(self, **own)
+        update_if_absent(self, **options)
         update_if_absent(self, **values)
 
-    with patch.object(RayParams, "update_if_absent", with_own):
+    with patch.object(RayParams, "update_if_absent", with_options):
         yield

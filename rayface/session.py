@@ -18,7 +18,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from rayface import machine
-from rayface.forks.launch import fork_server
+from rayface.fork_server.launch import fork_server
 from rayface.interrupts import Terminated
 from rayface.plugins import runtime_env
 from rayface.ray_internals import started_nodes

@@ -17,7 +17,7 @@ from rayface.cli.common import (
     resume_mode,
     show_result,
 )
-from rayface.forks.launch import begin
+from rayface.fork_server.launch import prestart_fork_server
 
 
 @app.command()
@@ -42,7 +42,7 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Search config keys by many training runs with Ray Tune and Optuna, tracked in MLflow."""
-    begin(address)
+    prestart_fork_server(address)
     from rayface.tuning.sweep import tune as sweep
 
     when, keys = resume_mode(resume, overrides)

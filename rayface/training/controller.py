@@ -75,7 +75,7 @@ def _host(address: str) -> str:
 
 
 def _join(rank: int, size: int, url: str, config: ProcessGroupConfig) -> None:
-    if config.backend == "gloo":  # read by OpenMP and MKL when PyTorch is imported, so set before
+    if config.backend == "gloo":  # read when PyTorch is imported; `use_cores` sets it where that is done already
         local_size = ray.train.get_context().get_local_world_size()
         os.environ["OMP_NUM_THREADS"] = str(max(1, num_cpus() // local_size))
         keep_freed_memory()

@@ -2,7 +2,7 @@
 
 import importlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from types import MappingProxyType
@@ -55,9 +55,11 @@ def train(
     """
     valid = open_run(config, resume=resume)
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
-    # The last one for the estimate of a backbone's memory.
-    with _importing("rayface.training.builders", "torch._dynamo"), ray_session(address, num_cpus=num_cpus, debug=debug):
-        # Imported now: they need PyTorch, which is being imported while Ray starts.
+    # TorchDynamo for the estimate of a backbone's memory.
+    imported = _importing("rayface.training.builders", "torch._dynamo")
+    with imported as wait_for_imports, ray_session(address, num_cpus=num_cpus, debug=debug):
+        wait_for_imports()
+        # Imported now: they need PyTorch, which was imported while Ray started.
         from rayface.training.model_check import check_model
         from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
         from rayface.training.resources import require_resources
@@ -90,12 +92,15 @@ def train_or_resume(config: Config, **options: Any) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _importing(*modules: str) -> Iterator[None]:
-    """Import modules in a thread; they must not import Ray, which this thread imports from."""
+def _importing(*modules: str) -> Iterator[Callable[[], None]]:
+    """Import modules in a thread, and yield what waits for it.
+
+    They must not import Ray, which this thread imports from.
+    """
     thread = threading.Thread(target=lambda: [importlib.import_module(module) for module in modules])
     thread.start()
     try:
-        yield
+        yield thread.join
     finally:
         thread.join()
 

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from rayface import config as configs
 from rayface.cli import _outcome
 from rayface.data.dataset import open_dataset
-from rayface.forks.launch import fork_server
+from rayface.fork_server.launch import fork_server
 from rayface.ray_internals import started_nodes
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint

@@ -2,42 +2,40 @@
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray  # noqa: F401  # what asks whether it is connected
 
-from rayface.forks import launch
-from rayface.forks.launch import MODULES, ForkServer
-from rayface.forks.protocol import ADDRESS
-from rayface.forks.server import opened_a_gpu
+from rayface.fork_server import launch
+from rayface.fork_server.launch import PRELOADED, ForkServerProcess
+from rayface.fork_server.protocol import ADDRESS
+from rayface.fork_server.server import opened_a_gpu
 
-ASK = """
-import os, socket, sys
-from rayface.forks.protocol import ADDRESS, ask, status_of_forked
-with socket.socket(socket.AF_UNIX) as connection:
-    connection.connect(os.environ[ADDRESS])
-    ask(connection, sys.argv[1], sys.argv[2:])
-    print("status", status_of_forked(connection))
-"""
+CLIENT = "import sys; from rayface.fork_server.worker import run; run(sys.argv[1], sys.argv[2:])"
 TELL = """
-import json, os, random, sys, numpy
+import json, os, random, resource, signal, sys, numpy
 modules = [name for name in ("colorsys", "torch") if name in sys.modules]
 told = [os.getpid(), os.getcwd(), sys.argv[1:], os.environ.get("NAME"), modules, sys.path[:2], os.getsid(0)]
-print(json.dumps([*told, random.random(), numpy.random.rand()]))
+limits = [resource.getrlimit(resource.RLIMIT_NOFILE), [int(each) for each in signal.pthread_sigmask(0, [])]]
+limits.append(open("/proc/self/oom_score_adj").read().strip())
+print(json.dumps([*told, *limits, random.random(), numpy.random.rand()]))
 """
 
 
 def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "it does not come"
+        assert time.monotonic() < deadline, "waited for a minute"
         time.sleep(0.02)
 
 
@@ -48,54 +46,94 @@ def gone(process: int) -> bool:
         return True
 
 
+def missing(path: Path) -> bool:
+    return not path.exists()
+
+
 @pytest.fixture
-def server() -> Iterator[ForkServer]:
+def server() -> Iterator[ForkServerProcess]:
     """A fork server that has imported NumPy and a module that nothing else imports."""
-    server = ForkServer(["numpy", "no_such_module", "colorsys"])
+    server = ForkServerProcess(["numpy", "no_such_module", "colorsys"])
     yield server
     server.close()
 
 
-def asked(server: ForkServer, program: Path, *arguments: str, **options: object) -> subprocess.Popen[str]:
+def client_of(server: ForkServerProcess, program: Path, *arguments: str, **options: object) -> subprocess.Popen[str]:
     environment = {**os.environ, ADDRESS: server.address, "NAME": "värde", "PYTHONPATH": "/somewhere"}
-    command = [sys.executable, "-c", ASK, str(program), *arguments]
+    command = [sys.executable, "-c", CLIENT, str(program), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
 
 
-def test_forked_process_has_the_modules_and_what_its_asker_has(server: ForkServer, tmp_path: Path) -> None:
+def test_forked_process_has_the_modules_and_what_its_client_has(server: ForkServerProcess, tmp_path: Path) -> None:
     (tmp_path / "tell.py").write_text(TELL)
 
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, 1024))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        Path("/proc/self/oom_score_adj").write_text("700")
+
     def tell() -> list[Any]:
-        out, _ = asked(server, tmp_path / "tell.py", "a b", "--c=d", cwd=tmp_path).communicate(timeout=60)
-        first, last = out.splitlines()
-        assert last == "status 0"
-        return json.loads(first)
+        program = tmp_path / "tell.py"
+        with client_of(server, program, "a b", "--c=d", cwd=tmp_path, preexec_fn=limited) as client:
+            out, _ = client.communicate(timeout=60)
+        assert client.returncode == 0
+        return json.loads(out)
 
     wait_for(lambda: tell()[4])  # it serves before all is imported
     told = [tell(), tell()]
-    for process, folder, arguments, name, modules, path, session, *_ in told:
+    for process, folder, arguments, name, modules, path, session, *limits, _, _ in told:
         assert [folder, arguments, name, modules] == [str(tmp_path), ["a b", "--c=d"], "värde", ["colorsys"]]
         assert path == [str(tmp_path), "/somewhere"]
         assert session == process  # Ray kills process groups
+        assert limits == [[512, 1024], [signal.SIGINT], "700"]
     assert not set(told[0][-2:]) & set(told[1][-2:])  # their random numbers differ
 
 
 @pytest.mark.parametrize(
-    ("program", "status"),
-    [("raise SystemExit(3)", 3 << 8), ("1 / 0", 1 << 8), ("import os; os.kill(os.getpid(), 9)", signal.SIGKILL)],
+    ("program", "code"),
+    [
+        ("raise SystemExit(3)", 3),
+        ("1 / 0", 1),
+        ("import os; os.kill(os.getpid(), 9)", -9),
+        ("import os; os.abort()", -6),
+    ],
 )
-def test_asker_is_told_how_the_forked_process_has_ended(
-    server: ForkServer, tmp_path: Path, program: str, status: int
+def test_client_ends_as_the_forked_process_does(
+    server: ForkServerProcess, tmp_path: Path, program: str, code: int
 ) -> None:
     (tmp_path / "end.py").write_text(program)
-    out, _ = asked(server, tmp_path / "end.py", stderr=subprocess.DEVNULL).communicate(timeout=60)
-    assert out == f"status {int(status)}\n"
+    with client_of(server, tmp_path / "end.py", stderr=subprocess.DEVNULL) as client:
+        assert client.wait(60) == code
 
 
-def test_forked_process_whose_asker_is_killed_is_killed_and_others_go_on(server: ForkServer, tmp_path: Path) -> None:
+def test_client_without_a_server_becomes_the_program(server: ForkServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "end.py").write_text("import sys; sys.exit(5 if sys.argv[1:] == ['a'] else 4)")
+    server._process.kill()
+    server._process.wait()
+    with client_of(server, tmp_path / "end.py", "a") as client:
+        assert client.wait(60) == 5
+
+
+@pytest.mark.parametrize("sent", [b"", b"1234", (4).to_bytes(8) + b"null", (9).to_bytes(8) + b"[1, 2]"])
+def test_client_that_sends_no_whole_request_does_not_stop_the_server(
+    server: ForkServerProcess, tmp_path: Path, sent: bytes
+) -> None:
+    (tmp_path / "end.py").write_text("raise SystemExit(3)")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(server.address)
+        connection.sendall(sent)
+        if sent:  # the server waits 5 s for the one that is silent
+            connection.shutdown(socket.SHUT_WR)
+        with client_of(server, tmp_path / "end.py") as client:
+            assert client.wait(60) == 3
+
+
+def test_forked_process_whose_client_is_killed_is_killed_and_others_go_on(
+    server: ForkServerProcess, tmp_path: Path
+) -> None:
     program = tmp_path / "sleep.py"
     program.write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
-    with asked(server, program) as one, asked(server, program) as other:
+    with client_of(server, program) as one, client_of(server, program) as other:
         assert one.stdout is not None
         assert other.stdout is not None
         process, survivor = int(one.stdout.readline()), int(other.stdout.readline())
@@ -103,12 +141,12 @@ def test_forked_process_whose_asker_is_killed_is_killed_and_others_go_on(server:
         wait_for(lambda: gone(process))
         assert not gone(survivor)
         os.kill(survivor, signal.SIGTERM)
-        assert other.stdout.readline() == f"status {int(signal.SIGTERM)}\n"
+        assert other.wait(60) == -signal.SIGTERM
 
 
 def test_server_ends_with_the_process_that_started_it_and_leaves_no_file(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from rayface.forks.launch import ForkServer; server = ForkServer([])\n"
+        "import os, signal, sys; from rayface.fork_server.launch import ForkServerProcess as P; server = P([])\n"
         "print(server._process.pid, server.address, flush=True); sys.stdin.readline()\n"
         "os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == 'killed' else None"
     )
@@ -119,17 +157,17 @@ def test_server_ends_with_the_process_that_started_it_and_leaves_no_file(tmp_pat
             server, address = process.stdout.readline().split()
             assert Path(address).parent.stat().st_mode & 0o077 == 0
             process.communicate("end\n", timeout=60)
-        wait_for(lambda server=int(server): gone(server))
-        wait_for(lambda address=address: not Path(address).parent.exists())
+        wait_for(partial(gone, int(server)))
+        wait_for(partial(missing, Path(address).parent))
 
 
 def test_modules_of_workers_leave_ray_alone_and_open_no_gpu() -> None:
     script = (
-        "import importlib, sys; from rayface.forks.server import opened_a_gpu\n"
+        "import importlib, sys; from rayface.fork_server.server import opened_a_gpu\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
         "print('ray' in sys.modules, opened_a_gpu())"
     )
-    done = subprocess.run([sys.executable, "-c", script, *MODULES], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script, *PRELOADED], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
 
 
@@ -140,19 +178,19 @@ def test_gpu_that_is_open_is_found(tmp_path: Path) -> None:
     assert opened_a_gpu(tmp_path)
 
 
-def test_begin_with_a_cluster_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch.begin("ray://head:10001")
+def test_prestart_with_a_cluster_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch.prestart_fork_server("ray://head:10001")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    launch.begin(None)
+    launch.prestart_fork_server(None)
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setattr("ray.is_initialized", lambda: True)
-    launch.begin(None)
-    assert launch._begun == []
+    launch.prestart_fork_server(None)
+    assert launch._prestarted == []
 
 
 WORKERS = """
 import os, ray
-from rayface.forks import launch
+from rayface.fork_server import launch
 from rayface.session import ray_session
 
 @ray.remote(num_cpus=0)
@@ -161,8 +199,8 @@ class Worker:
         import sys
         return os.getppid(), "torch" in sys.modules
 
-launch.begin(None)
-server = launch._begun[0]
+launch.prestart_fork_server(None)
+server = launch._prestarted[0]
 with ray_session(num_cpus=1, exact=True):
     first, second = Worker.remote(), Worker.remote()
     forked = ray.get([first.tell.remote(), second.tell.remote()])

@@ -1,0 +1,52 @@
+"""The script that Ray runs in place of its own default_worker.py: has it run in a process of the fork server.
+
+Ray knows a worker by the process that registers, the forked one. This one, the client, waits for it and ends as it
+does.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # where rayface is not installed, but beside the driver's script
+
+from rayface.fork_server.protocol import ADDRESS, send_request, wait_exit_status
+
+
+def main() -> None:
+    """Run Ray's default_worker.py."""
+    ray = find_spec("ray")  # not imported: that takes longer than all else here
+    assert ray is not None
+    assert ray.origin is not None
+    run(str(Path(ray.origin).parent / "_private" / "workers" / "default_worker.py"), sys.argv[1:])
+
+
+def run(program: str, arguments: list[str]) -> None:
+    """Have a process forked that runs a script, wait for it and end as it does; where there is none, become it."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(os.environ[ADDRESS])
+            send_request(connection, program, arguments)
+        except (OSError, KeyError):
+            os.execv(sys.executable, [sys.executable, "-u", program, *arguments])
+        with contextlib.suppress(OSError):  # where memory is short, the worker shall go, not this small process
+            Path("/proc/self/oom_score_adj").write_text("0")
+        try:
+            status = wait_exit_status(connection)
+        except OSError:  # nobody will tell how it ends
+            return
+    if os.WIFSIGNALED(status):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the worker's dump is the one that tells something
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    sys.exit(os.WEXITSTATUS(status))
+
+
+if __name__ == "__main__":
+    main()
