@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rayface.fork_server.protocol import ADDRESS
+from rayface.fork_server import ADDRESS
 
 # Not Ray: its core in C++ reads the environment when it is imported, and every worker has another one.
 PRELOADED = (

@@ -9,8 +9,6 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
-ADDRESS = "RAYFACE_FORK_SERVER"
-"""Environment variable: path of the fork server's socket."""
 _STREAMS = 3  # stdin, stdout, stderr
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _SEND_SECONDS = 5  # for a whole request

@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # where rayface is not installed, but beside the driver's script
 
-from rayface.fork_server.protocol import ADDRESS, send_request, wait_exit_status
+from rayface.fork_server import ADDRESS
+from rayface.fork_server.protocol import send_request, wait_exit_status
 
 
 def main() -> None:

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import ray  # noqa: F401  # what asks whether it is connected
 
-from rayface.fork_server import launch
+from rayface.fork_server import ADDRESS, launch
 from rayface.fork_server.launch import PRELOADED, ForkServerProcess
-from rayface.fork_server.protocol import ADDRESS
 from rayface.fork_server.server import opened_a_gpu
 
 CLIENT = "import sys; from rayface.fork_server.worker import run; run(sys.argv[1], sys.argv[2:])"
