@@ -19,7 +19,7 @@ from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import locate_member
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.tracking import deliver, read_metrics
-from rayface.training.checkpointing.mirror_store import newest_whole
+from rayface.training.checkpointing.mirror_store import Delivered, newest_whole
 from rayface.training.run_directory import RunDirectory
 from tests.faults.breakpoints import Breakpoint
 from tests.faults.fixture import EVERY, Outcome, RunFixture, outcome
@@ -195,8 +195,14 @@ def _when_mirrored(inject: Inject) -> Inject:
 
 
 def _mirrored_step() -> int:
+    """The step of the state that is left whole when any one of the stores is lost."""
     stores = [ray.get_actor(name) for name in list_named_actors() if name.startswith("rayface-mirror-")]
-    copies = newest_whole([part for parts in ray.get([store.delivered.remote() for store in stores]) for part in parts])
+    delivered = ray.get([store.delivered.remote() for store in stores])
+    return min((_whole_step(delivered[:lost] + delivered[lost + 1 :]) for lost in range(len(stores))), default=-1)
+
+
+def _whole_step(stores: Sequence[Sequence[Delivered]]) -> int:
+    copies = newest_whole([part for store in stores for part in store])
     return copies[0][0].part.step if copies else -1
 
 
