@@ -1,6 +1,7 @@
 """Messages between the script that Ray starts and the fork server; without imports that would slow that start."""
 
 import array
+import contextlib
 import json
 import os
 import resource
@@ -92,6 +93,12 @@ def wait_exit_status(connection: socket.socket) -> int:
     """
     connection.settimeout(None)
     return int.from_bytes(_read(connection, 4))
+
+
+def set_oom_score(score: str) -> None:
+    """Say how soon this process is killed where memory is short, if it may."""
+    with contextlib.suppress(OSError):
+        _OOM_SCORE.write_text(score)
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rayface.fork_server.protocol import Request, receive_request, send_ack, send_exit_status
+from rayface.fork_server.protocol import Request, receive_request, send_ack, send_exit_status, set_oom_score
 
 _GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
@@ -140,8 +140,7 @@ def _apply(request: Request) -> None:
     os.chdir(request.cwd)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, request.open_files)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(request.oom_score)
+    set_oom_score(request.oom_score)
     signal.pthread_sigmask(signal.SIG_SETMASK, request.blocked_signals)
     sys.argv = [request.program, *request.arguments]
     sys.path[0] = str(Path(request.program).parent)

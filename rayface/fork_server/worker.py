@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))  # where rayface is not installed, but beside the driver's script
 
 from rayface.fork_server import ADDRESS
-from rayface.fork_server.protocol import send_request, wait_exit_status
+from rayface.fork_server.protocol import send_request, set_oom_score, wait_exit_status
 
 
 def main() -> None:
@@ -35,8 +35,7 @@ def run(program: str, arguments: list[str]) -> None:
             send_request(connection, program, arguments)
         except (OSError, KeyError):
             os.execv(sys.executable, [sys.executable, "-u", program, *arguments])
-        with contextlib.suppress(OSError):  # where memory is short, the worker shall go, not this small process
-            Path("/proc/self/oom_score_adj").write_text("0")
+        set_oom_score("0")  # where memory is short, the worker shall go, not this small process
         try:
             status = wait_exit_status(connection)
         except OSError:  # nobody will tell how it ends
