@@ -16,8 +16,8 @@ from recipes.recipe import Recipe, record, write_experiment
 WORKERS = (1, 2)
 # Largest relative difference of a loss from the recorded one: other CPUs sum in another order.
 TOLERANCE = 1e-2
-# Config keys of every training, beside the preset debug. At its rate of .1 the rounding of another CPU grows to a tenth of
-# a loss in ten steps; at this one to .24 %, on the vector units of AVX2 in place of AVX-512.
+# Config keys of every training, beside the preset debug. At its rate of .1 the rounding of another CPU grows to a tenth
+# of a loss in ten steps; at this one to .24 %, on the vector units of AVX2 in place of AVX-512.
 DRAWN = {
     "optim.lr": 0.005,
     "data.train": "$FACES",
