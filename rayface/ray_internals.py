@@ -131,7 +131,7 @@ def started_nodes(*, worker: Path | None, log_monitor: bool = True, autoscaler: 
         autoscaler: have a process that asks for more nodes.
     """
     update_if_absent = RayParams.update_if_absent
-    options: dict[str, Any] = {"include_log_monitor": log_monitor}
+    options: dict[str, object] = {"include_log_monitor": log_monitor}
     if worker is not None:
         options["worker_path"] = str(worker)
 

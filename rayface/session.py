@@ -1,12 +1,10 @@
 """Ray sessions: connect to a cluster, or start a local Ray that ends with this process."""
 
-import contextlib
 import logging
 import math
 import os
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -22,6 +20,7 @@ from rayface.fork_server.launch import fork_server
 from rayface.interrupts import Terminated
 from rayface.plugins import runtime_env
 from rayface.ray_internals import started_nodes
+from rayface.std_streams import stderr_without, stdout_to_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
-    with _stdout_to_stderr(), _connected(address, num_cpus, exact, debug):
+    with stdout_to_stderr(), _connected(address, num_cpus, exact, debug):
         yield
 
 
@@ -87,9 +86,8 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
         except SystemExit as error:  # Ray raises it on SIGTERM during startup
             raise Terminated from error
         except Exception as error:  # Ray raises a bare one where its node does not start in time
-            where = (
-                f"cluster.address: {address}: no Ray cluster answers" if address else "no local Ray could be started"
-            )
+            failed = f"cluster.address: {address}: no Ray cluster answers"
+            where = failed if address else "no local Ray could be started"
             raise ValueError(f"{where}: {_reason(error)}") from error
         if callable(on_terminate) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray has installed its own handler, which exits with code 15
@@ -151,24 +149,8 @@ def _quiet_backend(debug: bool) -> Iterator[None]:
     if debug or level in os.environ:
         yield
         return
-    with environment({level: "fatal"}), _stderr_without(level):  # Ray announces the level itself, as it starts
+    with environment({level: "fatal"}), stderr_without(level):  # Ray announces the level itself, as it starts
         yield
-
-
-@contextmanager
-def _stderr_without(text: str) -> Iterator[None]:
-    """Write what this process and its C++ code write to stderr inside the context after it, but no line with `text`."""
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as held:  # no pipe: processes that were started inside may keep it
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            written = os.pread(held.fileno(), os.fstat(held.fileno()).st_size, 0)
-            shown = [line for line in written.splitlines(keepends=True) if text.encode() not in line]
-            os.write(2, b"".join(shown))
 
 
 def started_here() -> bool:
@@ -209,29 +191,6 @@ def _reason(error: Exception) -> str:
         f"{name}: {os.environ.get(name, tempfile.gettempdir())}: too long: paths of Ray's sockets below it are limited "
         f"to 107 bytes: set {name} to a folder of at most {_MAX_TEMPORARY} characters, such as /tmp"
     )
-
-
-@contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Redirect stdout's file descriptor, which covers child processes and C++; no effect if stdout is closed."""
-    try:
-        saved = os.dup(1)
-    except OSError:
-        yield
-        return
-    try:
-        _point_stdout_at(2)
-        yield
-    finally:
-        _point_stdout_at(saved)
-        os.close(saved)
-
-
-def _point_stdout_at(descriptor: int) -> None:
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # stdout is missing or closed
-        sys.stdout.flush()  # earlier output still goes to the old descriptor
-    with contextlib.suppress(OSError):
-        os.dup2(descriptor, 1)
 
 
 def is_cluster(address: str | None) -> bool:

@@ -20,6 +20,8 @@ from rayface.fork_server import ADDRESS, launch
 from rayface.fork_server.launch import PRELOADED, ForkServerProcess
 from rayface.fork_server.server import opened_a_gpu
 
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux alone")
+
 CLIENT = "import sys; from rayface.fork_server.worker import run; run(sys.argv[1], sys.argv[2:])"
 TELL = """
 import json, os, random, resource, signal, sys, numpy
