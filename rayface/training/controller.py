@@ -1,21 +1,15 @@
 """What Ray Train's controller runs of a training; importable without PyTorch, which the controller does not need."""
 
-import logging
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import GetTimeoutError
 from ray.train.backend import Backend, BackendConfig
 
 from rayface.machine import keep_freed_memory, num_cpus
 from rayface.ray_internals import FixedScalingPolicy, TrainingFramework, get_address_and_port, torch_process_group
-
-logger = logging.getLogger(__name__)
-
-_LEAVE_SECONDS = 30
 
 
 @dataclass
@@ -47,7 +41,10 @@ class ProcessGroupConfig(BackendConfig):
 
 
 class ProcessGroup(Backend):
-    """Joins the workers to one process group of PyTorch's; one call to each worker."""
+    """Joins the workers to one process group of PyTorch's; one call to each worker.
+
+    They do not leave it: they are killed, and until then a thread may be writing a checkpoint with collectives.
+    """
 
     share_cuda_visible_devices = True
 
@@ -62,13 +59,6 @@ class ProcessGroup(Backend):
         ]
         ray.get(calls)
 
-    def on_shutdown(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
-        calls = worker_group.execute_async(_leave, len(worker_group) > 1)
-        try:
-            ray.get(calls, timeout=_LEAVE_SECONDS)
-        except GetTimeoutError:
-            logger.warning("workers did not leave the process group within %d s", _LEAVE_SECONDS)
-
 
 def _host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
@@ -82,10 +72,6 @@ def _join(rank: int, size: int, url: str, config: ProcessGroupConfig) -> None:
     internals = torch_process_group()
     internals._set_torch_distributed_env_vars()
     internals._setup_torch_process_group(config.backend, rank, size, url, config.timeout_s)
-
-
-def _leave(destroy: bool) -> None:
-    torch_process_group()._shutdown_torch(destroy_process_group=destroy)
 
 
 class LocalScalingPolicy(FixedScalingPolicy):

@@ -39,10 +39,11 @@ def save(run: AnyPath, state: State, progress: Progress, *, keep: int, group: Gr
         state: replicated tensors and RowShards; replicated ones are written once.
         progress: that of rank 0 is written.
         keep: number of newest checkpoints to keep, beside the one of the highest accuracy.
-        group: process group of all ranks, for the collectives; None: the default group, if any.
+        group: process group of all ranks, for the collectives; None: this process is alone.
 
     Raises:
         CheckpointError: a rank could not write; earlier checkpoints are unchanged.
+        RuntimeError, ValueError: the ranks lost their connection, or left the group; as above.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -52,7 +53,7 @@ def save(run: AnyPath, state: State, progress: Progress, *, keep: int, group: Gr
     try:
         _on_rank_0(new.begin, group)
         new.write(state, group)
-        own = _on_every_rank(lambda: new.own_digests(_rank(), written), group)
+        own = _on_every_rank(lambda: new.own_digests(_rank(group), written), group)
         digests = {name: entry for part in own for name, entry in part.items()}
         _on_rank_0(lambda: _publish(new, digests, keep), group)
         return new.folder
@@ -61,7 +62,7 @@ def save(run: AnyPath, state: State, progress: Progress, *, keep: int, group: Gr
         reason, failure = f"rank {rank}: {type(cause).__name__}: {cause}", error
     except CheckpointError as error:
         reason, failure = str(error), error
-    if _rank() == 0:
+    if _rank(group) == 0:
         new.abandon()
     reason = " ".join(reason.split())[:500]
     raise CheckpointError(
@@ -175,7 +176,7 @@ def _on_every_rank(action: Callable[[], T], group: Group) -> list[T]:
     except (OSError, DataError, StorageError) as error:
         outcome = None, f"{type(error).__name__}: {error}"
     outcomes: list[Any] = [outcome]
-    if dist.is_initialized():
+    if group is not None:
         outcomes = [None] * dist.get_world_size(group)
         dist.all_gather_object(outcomes, outcome, group=group)
     for rank, (_, failure) in enumerate(outcomes):
@@ -185,13 +186,17 @@ def _on_every_rank(action: Callable[[], T], group: Group) -> list[T]:
 
 
 def _on_rank_0(action: Callable[[], T], group: Group) -> T:
-    results = _on_every_rank(lambda: action() if _rank() == 0 else None, group)
+    results = _on_every_rank(lambda: action() if _rank(group) == 0 else None, group)
     result: T = results[0]  # type: ignore[assignment]
     return result
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+def _rank(group: Group) -> int:
+    """Return this process's rank; without a group 0.
+
+    Whether a default group exists is not asked: a rank that has left it would take itself for rank 0.
+    """
+    return 0 if group is None else dist.get_rank(group)
 
 
 def set_aside(run: AnyPath, step: int, *, group: Group = None) -> list[AnyPath]:

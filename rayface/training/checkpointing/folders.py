@@ -45,7 +45,7 @@ class DiskFolder:
         """Write this rank's part; every rank must call it."""
         import torch.distributed.checkpoint as dcp
 
-        dcp.save(dict(state), checkpoint_id=self._temporary, process_group=group, no_dist=not dist.is_initialized())
+        dcp.save(dict(state), checkpoint_id=self._temporary, process_group=group, no_dist=group is None)
 
     def own_digests(self, rank: int, progress: str) -> Digests:
         """Return digests of the files that this rank wrote; DCP names files by rank and has synced them."""
@@ -91,7 +91,7 @@ class StoreFolder:
         from rayface.models.store_files import StoreWriter
 
         writer = StoreWriter(self.folder)
-        dcp.save(dict(state), storage_writer=writer, process_group=group, no_dist=not dist.is_initialized())
+        dcp.save(dict(state), storage_writer=writer, process_group=group, no_dist=group is None)
         self._digests = writer.digests
 
     def own_digests(self, rank: int, progress: str) -> Digests:

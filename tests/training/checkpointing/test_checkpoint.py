@@ -26,7 +26,8 @@ def save_and_load_all(rank: int, world_size: int, folder: str) -> None:
     first, last = class_range(NUM_CLASSES, world_size, rank)
     shard = RowShard.of(FULL[first:last].clone(), first, NUM_CLASSES)
     state = {"head.centers": shard, "backbone.weight": torch.full((3,), 7.0)}
-    checkpoint.save(run, state, Progress(step=world_size), keep=5)
+    group = dist.group.WORLD if world_size > 1 else None
+    checkpoint.save(run, state, Progress(step=world_size), keep=5, group=group)
     for saved in checkpoint.all_in(run):
         rows, weight = torch.zeros(last - first, 4), torch.zeros(3)
         target = {"head.centers": RowShard.of(rows, first, NUM_CLASSES), "backbone.weight": weight}

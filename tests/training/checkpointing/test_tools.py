@@ -134,7 +134,7 @@ def save_shard(rank: int, world_size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     first, last = class_range(NUM_CLASSES, world_size, rank)
     state = {"head.centers": RowShard.of(FULL[first:last].to(torch.bfloat16), first, NUM_CLASSES)}
-    checkpoint.save(Path(folder), state, progress(1), keep=1)
+    checkpoint.save(Path(folder), state, progress(1), keep=1, group=dist.group.WORLD)
     dist.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,35 @@ def test_writes_beside_the_collectives_of_training_are_valid(tmp_path, world_siz
     names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
     assert names == {"step_00000030", "damaged_step_00000040"}
     assert "step_00000040 is damaged, step_00000030 is used instead" in (tmp_path / "faults.log").read_text()
+
+
+def leave_while_a_checkpoint_is_written(rank: int, world_size: int, folder: str) -> None:
+    run, left = Path(folder), threading.Event()
+    dist.init_process_group("gloo", init_method=f"file://{run}/store", rank=rank, world_size=world_size)
+    writer, own_digests = CheckpointWriter(run, keep=2), folders.DiskFolder.own_digests
+    state = {"head.centers": RowShard.of(torch.ones(2, 3), 2 * rank, 2 * world_size)}
+    writer.save(state, Progress(step=1))
+    writer.wait()
+
+    def held(self, rank, progress):
+        assert left.wait(30)
+        return own_digests(self, rank, progress)
+
+    folders.DiskFolder.own_digests = held
+    writer.save(state, Progress(step=2))
+    dist.barrier()
+    while not list((run / "checkpoints").glob(f".step_*/__{rank}_0.distcp")):
+        time.sleep(0.01)
+    dist.destroy_process_group()
+    left.set()
+    with pytest.raises((RuntimeError, CheckpointError), match=r"could not be written"):
+        writer.wait()
+
+
+def test_ranks_that_leave_the_process_group_during_a_write_publish_nothing(tmp_path):
+    """One that took itself for rank 0 then would write, and publish, a checkpoint of its own rows alone."""
+    mp.spawn(leave_while_a_checkpoint_is_written, (2, str(tmp_path)), 2)
+    chosen, faults = checkpoint.newest_valid(tmp_path)
+    assert (chosen, faults) == (checkpoint.folder_of(tmp_path, 1), [])
+    files = json.loads((chosen / "digests.json").read_text())["files"]
+    assert files.keys() == {".metadata", "__0_0.distcp", "__1_0.distcp", PROGRESS}
