@@ -9,7 +9,7 @@ import mkdocs_gen_files
 import typer
 
 from rayface import config as configs
-from rayface.cli import app
+from rayface.cli.command_line import app
 from rayface.config_fields import Mark, marked
 from rayface.values import to_text
 

@@ -13,13 +13,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import ray
-from ray.autoscaler.sdk import request_resources
 
 from rayface import machine
 from rayface.fork_server.launch import fork_server
 from rayface.interrupts import Terminated
 from rayface.plugins import runtime_env
-from rayface.ray_internals import started_nodes
+from rayface.ray_internals.nodes import started_nodes
 from rayface.std_streams import stderr_without, stdout_to_stderr
 
 logger = logging.getLogger(__name__)
@@ -126,7 +125,7 @@ def _start_local(num_cpus: int, worker: Path | None, debug: bool) -> None:
     with (
         _quiet_backend(debug),
         environment(with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)),
-        started_nodes(worker=worker, log_monitor=debug, autoscaler=False),
+        started_nodes(worker=worker, log_monitor=debug, autoscaler=False, api_server=False),
     ):
         ray.init(
             "local",  # None would connect to any Ray that already runs on this machine
@@ -241,6 +240,8 @@ def require(
     room = places(bundle)
     if room >= count:
         return
+    from ray.autoscaler.sdk import request_resources  # imports much, for what a local Ray never does
+
     needs = " and ".join(f"{value:g} {name}" for name, value in bundle.items())
     if wait > 0:
         logger.info("waiting up to %g s for nodes: %d workers of %s each, room for %d", wait, count, needs, room)

@@ -31,7 +31,7 @@ class Autoscaler:
 def autoscaled(monkeypatch: pytest.MonkeyPatch, most: int, gpus: int = 0) -> Autoscaler:
     """Put the stand-in in the place of Ray; waiting for nodes polls at once."""
     cluster = Autoscaler(most, gpus)
-    monkeypatch.setattr(session, "request_resources", cluster.request)
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", cluster.request)
     monkeypatch.setattr(session, "_POLL_SECONDS", 0.01)
     for name in ("nodes", "cluster_resources"):
         monkeypatch.setattr(session.ray, name, getattr(cluster, name))

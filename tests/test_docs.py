@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from rayface import config as configs
-from rayface.cli import app
+from rayface.cli.command_line import app
 from rayface.config import Config
 
 ROOT = Path(__file__).parent.parent

@@ -20,6 +20,7 @@ def test_import_loads_neither_torch_nor_ray_nor_the_config() -> None:
 
 
 def test_driver_of_a_training_imports_pytorch_only_while_ray_starts() -> None:
-    script = "import sys, rayface.cli, rayface.training.trainer; print('ray' in sys.modules, 'torch' in sys.modules)"
+    modules = "rayface.cli.command_line, rayface.training.trainer"
+    script = f"import sys, {modules}; print('ray' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayface import plugins
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 from rayface.heads import HEADS, MARGINS, CosFace, build_margin
 
 ROOT = Path(__file__).parents[1]

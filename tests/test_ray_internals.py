@@ -1,4 +1,4 @@
-"""Ray's private classes: imported in one module, with one clear line where a release has moved them."""
+"""Ray's private classes: imported in one package, with one clear line where a release has moved them."""
 
 import ast
 import importlib
@@ -10,8 +10,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from rayface import ray_internals
+from rayface.ray_internals import train
 
-ROOT = Path(ray_internals.__file__).parent
+PACKAGE = Path(ray_internals.__file__).parent
+ROOT = PACKAGE.parent
 
 
 def private_imports(path: Path) -> list[str]:
@@ -22,15 +24,16 @@ def private_imports(path: Path) -> list[str]:
     return [name for name in modules if name.split(".")[0] == "ray" and "._" in name]
 
 
-def test_private_imports_of_ray_stand_in_one_module_only() -> None:
+def test_private_imports_of_ray_stand_in_one_package_only() -> None:
     found = {path.relative_to(ROOT).as_posix(): private_imports(path) for path in ROOT.rglob("*.py")}
-    assert {path for path, names in found.items() if names} == {"ray_internals.py"}
+    modules = {f"ray_internals/{name}.py" for name in ("nodes", "data", "train")}
+    assert {path for path, names in found.items() if names} == modules
 
 
 def test_import_of_an_untried_ray_names_the_versions_that_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.train.v2._internal.execution.callback", None)
     with pytest.raises(ImportError, match=r"ray 2\.\d+\.\d+: must be 2\.60, which rayface was tried with: .*install"):
-        importlib.reload(ray_internals)
+        importlib.reload(train)
 
 
 def test_tried_versions_are_those_that_pyproject_allows() -> None:

@@ -81,7 +81,8 @@ def bench_start(
     Processes are told apart by the titles that Ray gives them in /proc, every 0.05 s, so this needs Linux.
 
     Args:
-        overrides: config keys of the run; data.train is drawn where it is not among them.
+        overrides: config keys of the run, a tenth of an epoch; data.train is drawn where it is not among them, and the
+            backbone is `mini` then.
         workers: train.num_workers.
         rounds: number of runs.
         address: of a Ray that runs; None: each run starts its own.
@@ -94,7 +95,7 @@ def bench_start(
     with tempfile.TemporaryDirectory(prefix="rayface-start-") as folder:
         if not any(override.startswith("data.train=") for override in overrides):
             synthesize(Path(folder) / "images", identities=200, images_per_identity=20)
-            overrides = [f"data.train={folder}/images", *overrides]
+            overrides = [f"data.train={folder}/images", "backbone.name=mini", *overrides]
         found: list[_Round] = []
         with phase("measure rounds", parts=rounds) as current:
             for number in range(rounds):
@@ -104,7 +105,7 @@ def bench_start(
 
 
 def _run(output: Path, overrides: Sequence[str], workers: int, address: str | None) -> _Round:
-    command = [sys.executable, "-m", "rayface.cli", "train", "train.log_every=1", "train.epochs=1", *overrides]
+    command = [sys.executable, "-m", "rayface.cli", "train", "train.log_every=1", "train.epochs=0.1", *overrides]
     command += [f"train.num_workers={workers}", f"train.output={output}"]
     command += ["--address", address] if address else []
     run = RunDirectory(output)

@@ -3,106 +3,24 @@
 Exit codes: 0 done, 1 failed while running, 2 the input is wrong, 130 interrupted, 143 terminated.
 """
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import Annotated
 
-import typer
+from rayface.fork_server.launch import prestart_fork_server
 
-from rayface import __version__
-from rayface.cli import (  # noqa: F401  # they add their verbs
-    bench,
-    bench_all_vs_all,
-    bench_curation,
-    bench_heads,
-    benchmark,
-    checkpoint,
-    compare,
-    data,
-    doctor,
-    models,
-    run,
-    stages,
-    submit,
-    training,
-    tune,
-    watch,
-)
-from rayface.cli.common import USAGE_ERROR, Terminal, app, logged_to_stderr, tell
-from rayface.config import Config, flat
-from rayface.interrupts import interrupt_in, terminable
-from rayface.progress import shown_on
-from rayface.training.recovery.interrupt import exit_code_of
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
+_TRAINING = ("train", "tune", "run")
 
 
 def main() -> None:
     """Run the command line; errors are one line on stderr unless --debug asks for the traceback."""
-    code, message = _outcome(sys.argv[1:])
-    # The error and its frames are released here, which also drops work still queued in pools.
-    if message:
-        tell(f"rayface: {message}")
-    sys.exit(code)
+    if _will_train_here(sys.argv[1:]):
+        prestart_fork_server()  # it imports while the verbs are imported
+    from rayface.cli.command_line import run_command_line
+
+    run_command_line()
 
 
-def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
-    """Run a verb; return the exit code and, on failure, one line that says why."""
-    command = typer.main.get_command(app)
-    try:
-        # Not command.main: it treats every interrupt as Ctrl-C, and exits without a message.
-        with (
-            terminable(),
-            logged_to_stderr(),
-            shown_on(Terminal()),
-            command.make_context("rayface", list(arguments)) as context,
-        ):
-            command.invoke(context)
-    except typer.Exit as ended:
-        return ended.exit_code, ""
-    except (Exception, KeyboardInterrupt) as error:
-        return _said_of(error, debug="--debug" in arguments)
-    return 0, ""
-
-
-def _meant_key(error: BaseException) -> str:
-    """Return how a config key is given, for an option that does not exist but has the name of one."""
-    name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
-    keys = [key for key in flat(Config()) if name and (key == name or key.endswith(f".{name}"))]
-    return f": config keys are given without dashes: {' or '.join(f'{key}=VALUE' for key in keys)}" if keys else ""
-
-
-def _said_of(error: BaseException, *, debug: bool) -> tuple[int, str]:
-    """Return the exit code and the message of an error."""
-    if isinstance(error, USAGE_ERROR):
-        return 2, " ".join(error.format_message().split()) + _meant_key(error)
-    if isinstance(error, BrokenPipeError):
-        # The reader of stdout has closed it; the flush at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1, ""
-    if debug:
-        tell("".join(traceback.format_exception(error)))
-    if "ray" in sys.modules:
-        from rayface.ray_errors import root_cause
-
-        error = root_cause(error)
-    if not hasattr(error, "exit_code") and (interrupt := interrupt_in(error)):
-        code = exit_code_of(interrupt)
-        return (
-            code,
-            f"{'terminated' if code == 143 else 'interrupted'}: run the same command again to resume or to start over",
-        )
-    text = " ".join(str(error).split()) or "no message"
-    if not isinstance(error, ValueError | RuntimeError):
-        text = f"{type(error).__name__}: {text[:2000]} (--debug shows more)"
-    return getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1), text
+def _will_train_here(arguments: Sequence[str]) -> bool:
+    """Return whether a verb will start workers on a local Ray; a fork server that nobody needs does no harm."""
+    elsewhere = any("address" in argument or argument in ("--help", "-h") for argument in arguments)
+    return bool(arguments) and arguments[0] in _TRAINING and not elsewhere

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, file_argument, show_results
-from rayface.fork_server.launch import prestart_fork_server
 
 
 @app.command()
@@ -27,7 +26,6 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run the stages of an experiment file in order; skip finished ones."""
-    prestart_fork_server(address)
     from rayface.config import ClusterConfig
     from rayface.display import json_line
     from rayface.experiment.runner import run as run_experiment

@@ -24,7 +24,6 @@ from rayface.cli.common import (
 )
 from rayface.config import with_overrides
 from rayface.config_fields import parse_bytes
-from rayface.fork_server.launch import prestart_fork_server
 from rayface.presets import PRESETS
 
 GpuMemory = Annotated[str | None, typer.Option(help="Memory of one GPU, for example 80GiB: refuse what does not fit.")]
@@ -58,7 +57,6 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model into a run directory, tracked in MLflow."""
-    prestart_fork_server(address)
     from rayface.stages import STAGES
     from rayface.training.run_output import resolve
 

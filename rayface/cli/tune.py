@@ -17,7 +17,6 @@ from rayface.cli.common import (
     resume_mode,
     show_result,
 )
-from rayface.fork_server.launch import prestart_fork_server
 
 
 @app.command()
@@ -42,7 +41,6 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Search config keys by many training runs with Ray Tune and Optuna, tracked in MLflow."""
-    prestart_fork_server(address)
     from rayface.tuning.sweep import tune as sweep
 
     when, keys = resume_mode(resume, overrides)

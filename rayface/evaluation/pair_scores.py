@@ -10,8 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from rayface.arrays import Bools, Ints
 from rayface.evaluation.intervals import IdentityBootstrap
@@ -99,6 +97,10 @@ def pair_identities(labels: ArrayLike | None, a: ArrayLike, b: ArrayLike, is_sam
 
 
 def _components(n: int, edges: Ints) -> Ints:
+    # Imported by every verb, which it would take .1 s longer.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(edges.shape[1], np.int8), (edges[0], edges[1])), shape=(n, n))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 

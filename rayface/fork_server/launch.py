@@ -3,18 +3,20 @@
 import atexit
 import contextlib
 import os
+import pickle
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rayface.fork_server import ADDRESS
+from rayface.fork_server.protocol import send_request, wait_exit_status
 
-# Not Ray: its core in C++ reads the environment when it is imported, and every worker has another one.
 PRELOADED = (
     "pandas",
     "pyarrow.fs",
@@ -23,12 +25,17 @@ PRELOADED = (
     "rayface.training.builders",
     "torch._dynamo",
     "torch.distributed.checkpoint",
-    "rayface.heads.row_kernels",
+    "rayface.fork_server.kernels",
     "scipy.sparse.csgraph",
     "rayface.data.decode",
 )
-"""What workers of a training import."""
+"""What workers of a training import, without Ray."""
+# Ray's core in C++ reads the environment when it is imported: it names the job and the node.
+PRELOADED_WITH_RAY = ("rayface.fork_server.with_ray",)
+"""What they import in the environment of their job and node."""
 _WORKER = Path(__file__).with_name("worker.py")
+_CALL = Path(__file__).with_name("call.py")
+T = TypeVar("T")
 _prestarted: list["ForkServerProcess"] = []
 
 
@@ -37,9 +44,16 @@ class _UnsupportedError(Exception):
 
 
 class ForkServerProcess:
-    """A process that imports modules and is forked on request, see rayface.fork_server.server."""
+    """A process that imports modules and is forked on request, see rayface.fork_server.server.
 
-    def __init__(self, modules: Sequence[str] = PRELOADED) -> None:
+    Args:
+        modules: imported once.
+        template_modules: imported once in each environment that workers have.
+    """
+
+    def __init__(
+        self, modules: Sequence[str] = PRELOADED, template_modules: Sequence[str] = PRELOADED_WITH_RAY
+    ) -> None:
         _require_support()
         with contextlib.ExitStack() as failed:
             try:
@@ -50,7 +64,7 @@ class ForkServerProcess:
                 with socket.socket(socket.AF_UNIX) as listener:
                     listener.bind(self.address)  # fails where TMPDIR is too long
                     listener.listen(64)
-                    self._process = _start(listener, modules)
+                    self._process = _start(listener, modules, template_modules)
             except OSError as error:
                 raise _UnsupportedError from error
             self._remove = failed.pop_all()
@@ -73,9 +87,10 @@ def _require_support() -> None:
         raise _UnsupportedError from error
 
 
-def _start(listener: socket.socket, modules: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(listener: socket.socket, modules: Sequence[str], template_modules: Sequence[str]) -> subprocess.Popen[bytes]:
+    server, arguments = "rayface.fork_server.server", [",".join(modules), ",".join(template_modules)]
     return subprocess.Popen(
-        [sys.executable, "-m", "rayface.fork_server.server", str(listener.fileno()), *modules],
+        [sys.executable, "-m", server, str(listener.fileno()), *arguments],
         stdin=subprocess.PIPE,  # its end tells the server that this process is gone
         stdout=2,  # stdout is for the result of a verb
         pass_fds=[listener.fileno()],
@@ -85,15 +100,9 @@ def _start(listener: socket.socket, modules: Sequence[str]) -> subprocess.Popen[
     )
 
 
-def prestart_fork_server(address: str | None) -> None:
-    """Start the fork server for the local Ray that a job will start: it imports while the job does.
-
-    Args:
-        address: the Ray cluster of the job; with one, or RAY_ADDRESS, there will be no local Ray.
-    """
-    ray = sys.modules.get("ray")
-    connected = ray is not None and ray.is_initialized()
-    if not (address or os.environ.get("RAY_ADDRESS") or connected or _prestarted):
+def prestart_fork_server() -> None:
+    """Start the fork server for the local Ray that this process will start: it imports while this one does."""
+    if not os.environ.get("RAY_ADDRESS"):
         with contextlib.suppress(_UnsupportedError):
             _prestarted.append(ForkServerProcess())
 
@@ -116,3 +125,29 @@ def fork_server() -> Iterator[Path | None]:
     finally:
         os.environ.pop(ADDRESS, None)
         server.close()
+
+
+def call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Call a function in a process that has imported PRELOADED, if the fork server runs; else, or if that fails, here.
+
+    Args:
+        function: it, the arguments and the result can be pickled.
+
+    Raises:
+        Exception: what the function raises.
+    """
+    with contextlib.suppress(KeyError, OSError, EOFError, pickle.PickleError):
+        return _call_forked(os.environ[ADDRESS], function, arguments, options)
+    return function(*arguments, **options)
+
+
+def _call_forked(address: str, *called: object) -> Any:
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
+        pickle.dump(called, asked)
+        asked.seek(0)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+            send_request(connection, str(_CALL), streams=(asked.fileno(), answered.fileno(), 2))
+            wait_exit_status(connection)
+        answered.seek(0)
+        return pickle.load(answered)

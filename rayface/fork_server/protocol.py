@@ -1,4 +1,4 @@
-"""Messages between the script that Ray starts and the fork server; without imports that would slow that start."""
+"""Messages between the script that Ray starts, the fork server and its templates; without imports that take long."""
 
 import array
 import contextlib
@@ -7,8 +7,9 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _STREAMS = 3  # stdin, stdout, stderr
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
@@ -21,6 +22,8 @@ class Request(NamedTuple):
 
     streams: list[int]
     """Descriptors of stdin, stdout and stderr."""
+    with_ray: bool
+    """Whether it is a worker of Ray."""
     program: str
     """A Python script."""
     arguments: list[str]
@@ -32,13 +35,21 @@ class Request(NamedTuple):
     oom_score: str
 
 
-def send_request(connection: socket.socket, program: str, arguments: list[str]) -> None:
-    """Have a process forked in place of this one.
+def send_request(
+    connection: socket.socket,
+    program: str,
+    arguments: Sequence[str] = (),
+    *,
+    streams: Sequence[int] = (0, 1, 2),
+    with_ray: bool = False,
+) -> None:
+    """Have a process forked that runs a script.
 
     Raises:
         OSError: there is no such process, and there will be none.
     """
     request = [
+        with_ray,
         program,
         arguments,
         dict(os.environ),
@@ -47,11 +58,8 @@ def send_request(connection: socket.socket, program: str, arguments: list[str]) 
         [int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
         _OOM_SCORE.read_text(),
     ]
-    data = json.dumps(request).encode()
-    streams = array.array("i", range(_STREAMS))
     connection.settimeout(_START_SECONDS)
-    connection.sendmsg([len(data).to_bytes(8)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
-    connection.sendall(data)
+    _send(connection, streams, request)
     _read(connection, 1)
 
 
@@ -62,13 +70,26 @@ def receive_request(connection: socket.socket) -> Request:
         OSError, ValueError, TypeError: it is not a request, or not a whole one.
     """
     connection.settimeout(_SEND_SECONDS)
-    size, streams, _, _ = socket.recv_fds(connection, 8, _STREAMS)
-    try:
-        return Request(streams, *json.loads(_read(connection, int.from_bytes(size))))
-    except BaseException:
-        for stream in streams:
-            os.close(stream)
-        raise
+    streams, values = _receive(connection, _STREAMS)
+    return Request(streams, *values)
+
+
+def pass_request(channel: socket.socket, connection: socket.socket, request: Request) -> None:
+    """Have another process on this machine do what a client has asked for; its descriptors may be closed then.
+
+    Raises:
+        OSError: that process is gone.
+    """
+    _, *values = request
+    _send(channel, [connection.fileno(), *request.streams], values)
+
+
+def receive_passed(channel: socket.socket) -> tuple[socket.socket, Request] | None:
+    """Return what `pass_request` has sent, and the connection of the client; None if there will be nothing more."""
+    if not channel.recv(1, socket.MSG_PEEK):
+        return None
+    (connection, *streams), values = _receive(channel, 1 + _STREAMS)
+    return socket.socket(fileno=connection), Request(streams, *values)
 
 
 def send_ack(connection: socket.socket) -> None:
@@ -99,6 +120,26 @@ def set_oom_score(score: str) -> None:
     """Say how soon this process is killed where memory is short, if it may."""
     with contextlib.suppress(OSError):
         _OOM_SCORE.write_text(score)
+
+
+def _send(connection: socket.socket, descriptors: Iterable[int], values: Sequence[object]) -> None:
+    data = json.dumps(values).encode()
+    rights = array.array("i", descriptors)
+    connection.sendmsg([len(data).to_bytes(8)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    connection.sendall(data)
+
+
+def _receive(connection: socket.socket, count: int) -> tuple[list[int], Sequence[Any]]:
+    size, descriptors, _, _ = socket.recv_fds(connection, 8, count)
+    try:
+        values = json.loads(_read(connection, int.from_bytes(size)))
+        if len(descriptors) != count or len(values) != len(Request._fields) - 1:
+            raise ValueError(f"{len(descriptors)} descriptors, {len(values)} values")
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+    return descriptors, values
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

@@ -1,10 +1,12 @@
-"""The process that workers are forked from: imports modules, and does nothing else.
+"""The process that others are forked from: imports modules, and does nothing else.
 
-    python -m rayface.fork_server.server LISTENER MODULE ...
+    python -m rayface.fork_server.server LISTENER MODULE,... TEMPLATE_MODULE,...
 
-LISTENER is the descriptor of a listening socket; see rayface.fork_server.protocol. The process has one thread of
-Python, so that it can be forked; a thread of Arrow's memory allocator starts again in the forked process. It ends when
-its stdin does, and removes the folder of its socket then.
+LISTENER is the descriptor of a listening socket; see rayface.fork_server.protocol. For workers of Ray a template is
+forked for each environment that they have: it imports what must not be imported in another one, and is forked in turn
+for each worker. Server and templates have one thread of Python, so that they can be forked; a thread of Arrow's memory
+allocator starts again in the forked process. The server ends when its stdin does, and removes the folder of its socket
+then; a template ends when the server and all its workers have.
 """
 
 import contextlib
@@ -19,49 +21,129 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from rayface.fork_server.protocol import Request, receive_request, send_ack, send_exit_status, set_oom_score
+from rayface.fork_server.protocol import (
+    Request,
+    pass_request,
+    receive_passed,
+    receive_request,
+    send_ack,
+    send_exit_status,
+    set_oom_score,
+)
 
 _GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
+_MAX_TEMPLATES = 8  # of clients that are gone some stay, until others take their place
+# The job of a worker, in its environment. One that starts without a job, as Ray's first ones do, gets it with its first
+# task; so workers of all jobs can have one template.
+_JOB, _NO_JOB = "RAY_JOB_ID", "ffffffff"
 
 
-class ForkServer:
-    """Forks a process for every connection, and tells the client when that one has ended.
+class Task(Protocol):
+    """What a forked process does."""
+
+    def run(self) -> None:
+        """Do it; returns at the end of the process."""
+
+
+class _Forking:
+    """A process that forks others for clients, and tells each client when its process has ended."""
+
+    def __init__(self) -> None:
+        self._events = selectors.DefaultSelector()
+        self._clients: dict[int, socket.socket] = {}  # by the id of the forked process
+
+    def serve(self) -> Task:
+        """Wait for events forever; return in a forked process what that one shall do."""
+        while True:
+            for key, _ in self._events.select():
+                if self._events.get_map().get(key.fd) is key and (task := key.data()):  # one may have ended another
+                    return task
+
+    def _on(self, source: int | socket.socket, act: Callable[[], Task | None]) -> None:
+        self._events.register(source, selectors.EVENT_READ, act)
+
+    def _forget(self, source: int | socket.socket) -> None:
+        if source in self._events.get_map():
+            self._events.unregister(source)
+
+    def _fork_client(self, connection: socket.socket, request: Request, *own: socket.socket) -> "Client | None":
+        """Fork a process that takes the place of a client; in that one return its task.
+
+        Args:
+            own: what it shall not keep open.
+        """
+        try:
+            process = self._fork(self._tell)
+        except OSError:
+            connection.close()
+            _close(request.streams)
+            return None
+        if process is None:
+            try:
+                send_ack(connection)
+            except OSError:  # the client no longer waits
+                os._exit(1)
+            for other in [connection, *own, *self._clients.values()]:
+                other.close()
+            return Client(request)
+        _close(request.streams)
+        self._clients[process] = connection
+        self._on(connection, partial(self._kill_orphan, process))
+        return None
+
+    def _tell(self, process: int, status: int) -> None:
+        connection = self._clients.pop(process)
+        self._forget(connection)
+        with contextlib.suppress(OSError), connection:
+            send_exit_status(connection, status)
+
+    def _kill_orphan(self, process: int) -> None:
+        """Kill the process of a client that is gone: Ray has ended it before it knew the worker."""
+        self._forget(self._clients[process])
+        os.kill(process, signal.SIGKILL)
+
+    def _fork(self, reap: Callable[[int, int], None]) -> int | None:
+        """Fork, and have `reap` called with the process id and its exit status; None in the forked process."""
+        process = os.fork()
+        if not process:
+            self._events.close()
+            return None
+        pidfd = os.pidfd_open(process)
+
+        def ended() -> None:
+            self._forget(pidfd)
+            os.close(pidfd)
+            reap(process, os.waitpid(process, 0)[1])
+
+        self._on(pidfd, ended)
+        return process
+
+
+class ForkServer(_Forking):
+    """Forks processes for clients without Ray, and templates, which it passes the others on to.
 
     Args:
         listener: a listening socket.
+        modules: those that templates import.
     """
 
-    def __init__(self, listener: socket.socket) -> None:
-        self._listener = listener
-        self._events = selectors.DefaultSelector()
-        self._events.register(listener, selectors.EVENT_READ)
-        self._events.register(sys.stdin, selectors.EVENT_READ)
-        self._forked: dict[int, tuple[int, socket.socket]] = {}  # pidfd to process id and connection of the client
+    def __init__(self, listener: socket.socket, modules: Sequence[str]) -> None:
+        super().__init__()
+        self._listener, self._modules = listener, modules
+        self._templates: dict[object, socket.socket] = {}
+        self._on(listener, self._accept)
+        self._on(sys.stdin.fileno(), self._end)
 
-    def serve(self, *, wait: bool) -> Request | None:
-        """Serve requests; return in a forked process its request, and in the server None.
+    def _end(self) -> None:
+        shutil.rmtree(Path(self._listener.getsockname()).parent, ignore_errors=True)
+        sys.exit()
 
-        Args:
-            wait: until stdin ends; else only the requests that are there.
-        """
-        while events := self._events.select(None if wait else 0):
-            for key, _ in events:
-                if key.fileobj is sys.stdin:
-                    shutil.rmtree(Path(self._listener.getsockname()).parent, ignore_errors=True)
-                    sys.exit()
-                elif key.fileobj is self._listener:
-                    if request := self._accept():
-                        return request
-                elif isinstance(key.fileobj, int):
-                    self._reap(key.fileobj)
-                elif self._forked.get(key.data, (0, None))[1] is key.fileobj:
-                    self._kill_orphan(key.data)
-        return None
-
-    def _accept(self) -> Request | None:
+    def _accept(self) -> Task | None:
         if opened_a_gpu():  # a forked process could not use it
             sys.exit()
         try:
@@ -73,51 +155,114 @@ class ForkServer:
         except (OSError, ValueError, TypeError):
             connection.close()
             return None
+        if not request.with_ray:
+            return self._fork_client(connection, request, *self._own())
         try:
-            process = os.fork()
-        except OSError:
+            return self._pass_on(connection, request)
+        except OSError:  # no more processes or descriptors; the template is gone
+            return None
+        finally:
             connection.close()
-            process = -1
-        if not process:
-            self._leave(connection)
-            return request
-        for stream in request.streams:
-            os.close(stream)
-        if process > 0:
-            pidfd = os.pidfd_open(process)
-            self._forked[pidfd] = process, connection
-            self._events.register(pidfd, selectors.EVENT_READ)
-            self._events.register(connection, selectors.EVENT_READ, pidfd)
+            _close(request.streams)
+
+    def _own(self) -> list[socket.socket]:
+        return [self._listener, *self._templates.values()]
+
+    def _pass_on(self, connection: socket.socket, request: Request) -> Task | None:
+        """Have a template fork; in a template that is new, return its task."""
+        environment = {name: value for name, value in request.environment.items() if name != _JOB}
+        key = (request.cwd, frozenset(environment.items()))
+        if key not in self._templates:
+            ours, channel = socket.socketpair()
+            process = self._fork(lambda *_: self._drop(key, ours))
+            if process is None:
+                for other in [ours, *self._own(), *self._clients.values()]:
+                    other.close()
+                return Template(channel, request, self._modules)
+            channel.close()
+            self._templates[key] = ours
+            if len(self._templates) > _MAX_TEMPLATES:
+                oldest = next(iter(self._templates))
+                self._drop(oldest, self._templates[oldest])
+        pass_request(self._templates[key], connection, request)
         return None
 
-    def _leave(self, connection: socket.socket) -> None:
-        """Close in a forked process what is the server's, and go on only if the client still waits for it."""
+    def _drop(self, key: object, channel: socket.socket) -> None:
+        """Let a template end with its workers."""
+        if self._templates.get(key) is channel:
+            del self._templates[key]
+        channel.close()
+
+
+class Template(_Forking):
+    """Forks workers of Ray in one environment.
+
+    Args:
+        channel: clients come from it; see `pass_request`.
+        example: has the environment and the folder of all of them.
+    """
+
+    def __init__(self, channel: socket.socket, example: Request, modules: Sequence[str]) -> None:
+        super().__init__()
+        self._channel: socket.socket | None = channel
+        self._example, self._modules = example, modules
+        self._on(channel, self._accept)
+
+    def run(self) -> None:
+        """Import modules in the environment of the clients, then serve them."""
+        _enter(self._example)
+        os.environ[_JOB] = _NO_JOB
+        import_all(self._modules)
+        self.serve().run()
+
+    def _accept(self) -> Task | None:
+        assert self._channel is not None
+        if opened_a_gpu():
+            sys.exit()
         try:
-            send_ack(connection)
-        except OSError:
-            os._exit(1)
-        for pidfd, (_, other) in self._forked.items():
-            os.close(pidfd)
-            other.close()
-        self._events.close()
-        connection.close()
-        self._listener.close()
+            passed = receive_passed(self._channel)
+        except (OSError, ValueError, TypeError):
+            passed = None
+        if passed is not None:
+            return self._fork_client(*passed, self._channel)
+        self._forget(self._channel)
+        self._channel.close()
+        self._channel = None
+        self._end_if_alone()
+        return None
 
-    def _reap(self, pidfd: int) -> None:
-        process, connection = self._forked.pop(pidfd)
-        self._events.unregister(pidfd)
-        if connection in self._events.get_map():
-            self._events.unregister(connection)
-        os.close(pidfd)
-        _, status = os.waitpid(process, 0)
-        with contextlib.suppress(OSError), connection:
-            send_exit_status(connection, status)
+    def _tell(self, process: int, status: int) -> None:
+        super()._tell(process, status)
+        self._end_if_alone()
 
-    def _kill_orphan(self, pidfd: int) -> None:
-        """Kill the process of a client that is gone: Ray has ended it before it knew the worker."""
-        process, connection = self._forked[pidfd]
-        self._events.unregister(connection)
-        os.kill(process, signal.SIGKILL)
+    def _end_if_alone(self) -> None:
+        if self._channel is None and not self._clients:
+            sys.exit()
+
+
+class Client:
+    """A process that takes the place of its client."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def run(self) -> None:
+        """Run the client's script."""
+        request = self._request
+        os.setsid()  # Ray kills what is left in the process group of a worker
+        for descriptor, stream in enumerate(request.streams):
+            os.dup2(stream, descriptor)
+            os.close(stream)
+        _enter(request)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, request.open_files)
+        set_oom_score(request.oom_score)
+        signal.pthread_sigmask(signal.SIG_SETMASK, request.blocked_signals)
+        sys.argv = [request.program, *request.arguments]
+        sys.path[0] = str(Path(request.program).parent)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()  # Python's own generator is seeded by the fork
+        runpy.run_path(request.program, run_name="__main__")
 
 
 def opened_a_gpu(descriptors: Path = Path("/proc/self/fd")) -> bool:
@@ -129,48 +274,39 @@ def opened_a_gpu(descriptors: Path = Path("/proc/self/fd")) -> bool:
     return any(target.startswith(_GPUS) for target in targets)
 
 
-def _apply(request: Request) -> None:
-    """Give this forked process what its client has."""
-    os.setsid()  # Ray kills what is left in the process group of a worker
-    for descriptor, stream in enumerate(request.streams):
-        os.dup2(stream, descriptor)
-        os.close(stream)
+def import_all(modules: Iterable[str]) -> None:
+    """Import modules, as far as they can be."""
+    for module in modules:
+        with contextlib.suppress(Exception):  # the worker that needs it will say what is wrong
+            importlib.import_module(module)
+    sys.stdout.flush()  # what a module has printed: a forked process would print it again
+    gc.freeze()  # keeps pages shared
+
+
+def _enter(request: Request) -> None:
+    """Give this process the environment and the folder of a client."""
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.cwd)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, request.open_files)
-    set_oom_score(request.oom_score)
-    signal.pthread_sigmask(signal.SIG_SETMASK, request.blocked_signals)
-    sys.argv = [request.program, *request.arguments]
-    sys.path[0] = str(Path(request.program).parent)
     paths = request.environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [path for path in paths if path and path not in sys.path]
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()  # Python's own generator is seeded by the fork
     if "torch" in sys.modules and (threads := request.environment.get("OMP_NUM_THREADS", "")).isdecimal():
         sys.modules["torch"].set_num_threads(max(1, int(threads)))  # read when PyTorch is imported, so too late for it
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Import the modules, and serve meanwhile and after it."""
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def main(listener: str, modules: str, template_modules: str) -> None:
+    """Import modules, and serve."""
     # Python 3.12 warns of threads that it did not start.
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
-    server = ForkServer(socket.socket(fileno=int(arguments[0])))
-    request = None
-    for module in arguments[1:]:
-        with contextlib.suppress(Exception):  # the worker that needs it will say what is wrong
-            importlib.import_module(module)
-        sys.stdout.flush()  # what a module has printed: a forked process would print it again
-        if request := server.serve(wait=False):
-            break
-    else:
-        gc.freeze()  # keeps pages shared
-        request = server.serve(wait=True)
-    assert request is not None
-    _apply(request)
-    runpy.run_path(request.program, run_name="__main__")
+    import_all(filter(None, modules.split(",")))
+    server = ForkServer(socket.socket(fileno=int(listener)), [*filter(None, template_modules.split(","))])
+    server.serve().run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -32,7 +32,7 @@ def run(program: str, arguments: list[str]) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(os.environ[ADDRESS])
-            send_request(connection, program, arguments)
+            send_request(connection, program, arguments, with_ray=True)
         except (OSError, KeyError):
             os.execv(sys.executable, [sys.executable, "-u", program, *arguments])
         set_oom_score("0")  # where memory is short, the worker shall go, not this small process

@@ -132,13 +132,16 @@ def _sgd_rows(
 
 
 class RowPasses:
-    """The compiled passes, on tensors in the CPU's memory, in as many threads as torch uses.
+    """The compiled passes, on tensors in the CPU's memory.
 
     Rows are split evenly over the threads; the result does not depend on their number.
+
+    Args:
+        threads: how many; None: as many as torch uses.
     """
 
-    def __init__(self) -> None:
-        self._threads = torch.get_num_threads()
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads or torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="row-passes")
 
     def unit_rows(self, values: Tensor, rows: Tensor | slice, out: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from rayface.backbones import build_backbone
 from rayface.backbones.counting import count_macs, count_parameters
 from rayface.backbones.shapes import shapes_only
+from rayface.fork_server.launch import call
 
 if TYPE_CHECKING:
     from rayface.config import Config
@@ -56,7 +57,7 @@ def net_size(config: Config, *, bf16: bool, recompute: bool = False) -> NetSize:
         ValueError: an unknown name, a value out of range, or a backbone without `checkpointing`.
     """
     net = config.backbone
-    return size_of_net(
+    return _size_of_net(
         net.name,
         config.data.image_size,
         bf16=bf16,
@@ -68,6 +69,11 @@ def net_size(config: Config, *, bf16: bool, recompute: bool = False) -> NetSize:
 
 
 @lru_cache(maxsize=64)
+def _size_of_net(*arguments: Any, **options: Any) -> NetSize:
+    """Call `size_of_net` where TorchDynamo is imported, which fake tensors need: 1 s of CPU time."""
+    return call(size_of_net, *arguments, **options)
+
+
 def size_of_net(
     name: str,
     image_size: int = 112,

@@ -80,7 +80,8 @@ def data_parallel(backbone: nn.Module, world: World, config: Config) -> nn.Modul
         static_graph=config.train.static_graph,
     )
     compress(parallel, config.train, world)
-    if not config.backbone.compile:  # it would compile a second time, for these images
+    ordered = world.size > 2 or config.train.gradient_compression == "powersgd"
+    if ordered and not config.backbone.compile:  # it would compile a second time, for these images
         _settle_buckets(parallel, world, config.data.image_size)
     return parallel
 
@@ -89,8 +90,9 @@ def _settle_buckets(parallel: DistributedDataParallel, world: World, image_size:
     """Let DistributedDataParallel order the gradients in its buckets now, in a pass whose gradients are dropped.
 
     It does so after the first backward pass. With three or more ranks the order in which an all-reduce adds them
-    depends on a gradient's place: the first step of a resumed run would round otherwise than the same step of a run
-    that goes on. In the mode of training, in which some nets use parameters that they do not use in evaluation.
+    depends on a gradient's place, and PowerSGD's result on its bucket: the first step of a resumed run would round
+    otherwise than the same step of a run that goes on. In the mode of training, in which some nets use parameters that
+    they do not use in evaluation.
     """
     buffers = [(buffer, buffer.clone()) for buffer in parallel.buffers()]  # batch-norm statistics
     images = torch.zeros(2, 3, image_size, image_size, device=world.device)

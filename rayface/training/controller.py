@@ -9,7 +9,7 @@ import ray.train
 from ray.train.backend import Backend, BackendConfig
 
 from rayface.machine import keep_freed_memory, num_cpus
-from rayface.ray_internals import FixedScalingPolicy, TrainingFramework, get_address_and_port, torch_process_group
+from rayface.ray_internals.train import FixedScalingPolicy, TrainingFramework, get_address_and_port, torch_process_group
 
 
 @dataclass

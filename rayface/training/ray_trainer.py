@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchTrainer
 
-from rayface.ray_internals import (
+from rayface.ray_internals.train import (
     DatasetsCallback,
     FixedScalingPolicy,
     NCCLRASCallback,

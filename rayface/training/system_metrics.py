@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rayface.ray_internals import psutil, pynvml
+from rayface.ray_internals.train import psutil, pynvml
 
 _PERIOD = 5.0  # seconds between two readings
 

@@ -1,5 +1,6 @@
 """Driver of a training run: validate, own the run directory, run the workers, collect the results."""
 
+import contextlib
 import importlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -55,10 +56,8 @@ def train(
     """
     valid = open_run(config, resume=resume)
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
-    # TorchDynamo for the estimate of a backbone's memory.
-    imported = _importing("rayface.training.builders", "torch._dynamo")
-    with imported as wait_for_imports, ray_session(address, num_cpus=num_cpus, debug=debug):
-        wait_for_imports()
+    with _preparing(valid) as wait, ray_session(address, num_cpus=num_cpus, debug=debug):
+        wait()
         # Imported now: they need PyTorch, which was imported while Ray started.
         from rayface.training.model_check import check_model
         from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
@@ -92,17 +91,25 @@ def train_or_resume(config: Config, **options: Any) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _importing(*modules: str) -> Iterator[Callable[[], None]]:
-    """Import modules in a thread, and yield what waits for it.
-
-    They must not import Ray, which this thread imports from.
-    """
-    thread = threading.Thread(target=lambda: [importlib.import_module(module) for module in modules])
+def _preparing(valid: ValidRun) -> Iterator[Callable[[], None]]:
+    """Import PyTorch and estimate the backbone's memory in a thread, and yield what waits for it."""
+    thread = threading.Thread(target=_prepare, args=(valid,))
     thread.start()
     try:
         yield thread.join
     finally:
         thread.join()
+
+
+def _prepare(valid: ValidRun) -> None:
+    """Do what takes long and does not need Ray, which must not be imported here: another thread imports from it."""
+    importlib.import_module("rayface.training.builders")
+    import torch
+
+    from rayface.plan.memory import job_of
+
+    with contextlib.suppress(ValueError):  # the check of the run will say it
+        job_of(valid.config, valid.dataset.num_classes, gpu=torch.cuda.is_available())
 
 
 def _begin(run: RunDirectory, valid: ValidRun) -> None:

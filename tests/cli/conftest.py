@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rayface.cli import app
+from rayface.cli.command_line import app
 
 Members = list[tuple[str, bytes]]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 from rayface.cli.stages import config_of
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from rayface.cli import app
+from rayface.cli.command_line import app
 from rayface.cli.verbs import VERBS
 
 

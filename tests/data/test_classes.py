@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 from typer.testing import CliRunner
 
-from rayface.cli import app
+from rayface.cli.command_line import app
 from rayface.config import Config, with_overrides
 from rayface.data.check import check
 from rayface.data.classes import described, num_with_images

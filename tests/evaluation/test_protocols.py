@@ -10,7 +10,7 @@ import pytest
 
 from rayface import config as configs
 from rayface import plugins
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 from rayface.data.synth import synthesize
 from rayface.evaluation.protocols import PROTOCOLS, configured_protocols
 from tests.small_model import save_small_model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 from rayface.config import EvaluateConfig
 from rayface.data.writer import write_dataset
 from rayface.evaluation.alignment import TEMPLATE

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.fork_server.launch import fork_server
-from rayface.ray_internals import started_nodes
+from rayface.ray_internals.nodes import started_nodes
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import RECOVERY
 from rayface.training import fit, trainer

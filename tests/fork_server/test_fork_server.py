@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray  # noqa: F401  # what asks whether it is connected
 
+from rayface import cli
 from rayface.fork_server import ADDRESS, launch
-from rayface.fork_server.launch import PRELOADED, ForkServerProcess
+from rayface.fork_server.launch import PRELOADED, PRELOADED_WITH_RAY, ForkServerProcess
 from rayface.fork_server.server import opened_a_gpu
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux alone")
@@ -54,7 +54,7 @@ def missing(path: Path) -> bool:
 @pytest.fixture
 def server() -> Iterator[ForkServerProcess]:
     """A fork server that has imported NumPy and a module that nothing else imports."""
-    server = ForkServerProcess(["numpy", "no_such_module", "colorsys"])
+    server = ForkServerProcess(["numpy", "no_such_module"], ["colorsys"])
     yield server
     server.close()
 
@@ -80,7 +80,6 @@ def test_forked_process_has_the_modules_and_what_its_client_has(server: ForkServ
         assert client.returncode == 0
         return json.loads(out)
 
-    wait_for(lambda: tell()[4])  # it serves before all is imported
     told = [tell(), tell()]
     for process, folder, arguments, name, modules, path, session, *limits, _, _ in told:
         assert [folder, arguments, name, modules] == [str(tmp_path), ["a b", "--c=d"], "värde", ["colorsys"]]
@@ -147,7 +146,7 @@ def test_forked_process_whose_client_is_killed_is_killed_and_others_go_on(
 
 def test_server_ends_with_the_process_that_started_it_and_leaves_no_file(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from rayface.fork_server.launch import ForkServerProcess as P; server = P([])\n"
+        "import os, signal, sys; from rayface.fork_server.launch import ForkServerProcess as P; server = P([], [])\n"
         "print(server._process.pid, server.address, flush=True); sys.stdin.readline()\n"
         "os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == 'killed' else None"
     )
@@ -172,6 +171,43 @@ def test_modules_of_workers_leave_ray_alone_and_open_no_gpu() -> None:
     assert done.stdout == "False False\n"
 
 
+IDENTIFIERS = """
+import importlib, os, sys
+for name in sys.argv[1:]: importlib.import_module(name)
+import ray
+for _ in range(2):
+    if not os.fork():
+        os.write(1, f"{ray.NodeID.from_random().hex()}\\n".encode())
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_processes_forked_after_the_import_of_ray_make_different_identifiers() -> None:
+    def made(*modules: str) -> set[str]:
+        command = [sys.executable, "-c", IDENTIFIERS, *modules]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+    assert len(made(*PRELOADED_WITH_RAY)) == 2
+    assert len(made("ray.data")) == 1  # else with_ray is no longer needed
+
+
+def test_call_runs_in_a_forked_process_and_here_if_that_fails(
+    server: ForkServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert launch.call(os.getpid) == os.getpid()
+    monkeypatch.setenv(ADDRESS, server.address)
+    assert launch.call(os.getpid) != os.getpid()
+    assert launch.call(int, "ff", base=16) == 255
+    with pytest.raises(ValueError, match="invalid literal for int"):
+        launch.call(int, "x")
+    unknown = type("Unknown", (), {})  # cannot be pickled
+    assert isinstance(launch.call(unknown), unknown)
+    server._process.kill()
+    server._process.wait()
+    assert launch.call(os.getpid) == os.getpid()
+
+
 def test_gpu_that_is_open_is_found(tmp_path: Path) -> None:
     (tmp_path / "0").symlink_to("/dev/null")
     assert not opened_a_gpu(tmp_path)
@@ -179,13 +215,26 @@ def test_gpu_that_is_open_is_found(tmp_path: Path) -> None:
     assert opened_a_gpu(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "started"),
+    [
+        ("train --preset debug", True),
+        ("tune tune_configs/lr.yaml", True),
+        ("", False),
+        ("embed --data train", False),
+        ("train --help", False),
+        ("train --address auto", False),
+        ("run x.yaml --address=auto", False),
+        ("train cluster.address=auto", False),
+    ],
+)
+def test_fork_server_is_prestarted_for_verbs_that_train_on_a_local_ray(arguments: str, started: bool) -> None:
+    assert cli._will_train_here(arguments.split()) is started
+
+
 def test_prestart_with_a_cluster_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch.prestart_fork_server("ray://head:10001")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    launch.prestart_fork_server(None)
-    monkeypatch.delenv("RAY_ADDRESS")
-    monkeypatch.setattr("ray.is_initialized", lambda: True)
-    launch.prestart_fork_server(None)
+    launch.prestart_fork_server()
     assert launch._prestarted == []
 
 
@@ -198,19 +247,21 @@ from rayface.session import ray_session
 class Worker:
     def tell(self):
         import sys
-        return os.getppid(), "torch" in sys.modules
+        parent = open(f"/proc/{os.getppid()}/cmdline").read()
+        return os.getpid(), os.getppid() if "fork_server.server" in parent else None, "torch" in sys.modules
 
-launch.prestart_fork_server(None)
+launch.prestart_fork_server()
 server = launch._prestarted[0]
 with ray_session(num_cpus=1, exact=True):
     first, second = Worker.remote(), Worker.remote()
     forked = ray.get([first.tell.remote(), second.tell.remote()])
-    assert forked[0][0] == forked[1][0] == server._process.pid, forked
+    (_, template, _), (_, other, _) = forked
+    assert template == other is not None, forked
     server._process.kill()
     server._process.wait()
-    parent, _ = ray.get(Worker.remote().tell.remote())
-    assert parent != server._process.pid
-    assert ray.get(first.tell.remote())[1] == forked[0][1]  # goes on
+    _, parent, _ = ray.get(Worker.remote().tell.remote())
+    assert parent is None
+    assert ray.get(first.tell.remote()) == forked[0]  # goes on
 print("done")
 """
 

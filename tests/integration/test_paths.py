@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import pytest
 import typer
 
-from rayface.cli import _outcome, app
+from rayface.cli.command_line import _outcome, app
 from rayface.config import Config, flat, load
 from rayface.credentials import mask
 from rayface.training.builders import load_start

@@ -20,10 +20,10 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from rayface import config as configs
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 from rayface.data.dataset import open_dataset
 from rayface.fork_server.launch import fork_server
-from rayface.ray_internals import started_nodes
+from rayface.ray_internals.nodes import started_nodes
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
 from rayface.training.run_output import resolve

@@ -20,7 +20,7 @@ from rayface.data.streaming.label_groups import LabelGroups
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import SharedSamples
 from rayface.data.streaming.windows import error_block, read_windows
-from rayface.ray_internals import ExecutionCallback, execute_data_locally
+from rayface.ray_internals.data import ExecutionCallback, execute_data_locally
 from rayface.storage import DataError, StorageError
 
 # A block costs Ray Data's loop 3 to 4 ms whatever its size.

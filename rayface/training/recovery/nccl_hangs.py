@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayface.config import TrainConfig
-from rayface.ray_internals import (
+from rayface.ray_internals.train import (
     NCCL_RAS_ACTION_ENV_VAR,
     NCCL_RAS_ACTION_OBSERVE,
     NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR,

@@ -6,7 +6,7 @@ import ray
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from rayface.ray_internals import TrainController, global_state
+from rayface.ray_internals.train import TrainController, global_state
 
 
 def remove_orphaned_placement_groups() -> None:

@@ -11,7 +11,7 @@ from ray.exceptions import OutOfDiskError, RayActorError, RayError
 
 from rayface.config import TrainConfig
 from rayface.ray_errors import in_one_line, root_cause
-from rayface.ray_internals import (
+from rayface.ray_internals.train import (
     WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
     ControllerCallback,
     InitializingState,

@@ -18,7 +18,7 @@ import pytest
 
 from rayface import plugins
 from rayface.bench.source_files import WRITERS
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.shards.random_access import read_samples

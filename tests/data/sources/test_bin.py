@@ -10,7 +10,7 @@ import pytest
 import simplejpeg
 from sklearn.model_selection import KFold
 
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples

@@ -16,7 +16,7 @@ import webdataset
 from pyarrow import fs as pafs
 from typer.testing import CliRunner
 
-from rayface.cli import app
+from rayface.cli.command_line import app
 from rayface.data.check import check
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rayface.cli import _outcome
+from rayface.cli.command_line import _outcome
 from rayface.data.convert import convert
 from rayface.data.dataset import open_dataset
 from rayface.data.sources import open_source

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rayface import config as configs
 from rayface.backbones import build_backbone
-from rayface.cli import app
+from rayface.cli.command_line import app
 from rayface.heads.class_centers import class_range
 from rayface.models.model_files import load_model
 from rayface.models.row_shard import RowShard

@@ -1,0 +1,47 @@
+"""Ray Data's private classes."""
+
+import uuid
+from typing import Any
+
+import ray
+
+from rayface.ray_internals import tried_versions_named
+
+with tried_versions_named():
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler.base_cluster_autoscaler import ClusterAutoscaler
+    from ray.data._internal.execution import streaming_executor
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.data._internal.execution.interfaces import ExecutionResources
+
+__all__ = ["ExecutionCallback", "execute_data_locally"]
+
+
+class _WholeCluster(ClusterAutoscaler):
+    """All resources there are, and no request for more."""
+
+    def try_trigger_scaling(self) -> None:
+        pass
+
+    def on_executor_shutdown(self) -> None:
+        pass
+
+    def get_total_resources(self) -> ExecutionResources:
+        return ExecutionResources.from_resource_dict(ray.cluster_resources())
+
+
+def execute_data_locally() -> None:
+    """Have Ray Data's executions in this process do without two actors: of its statistics and of its autoscaling.
+
+    On a local Ray nobody looks at the former and the latter has nothing to do, but an execution waits for both to
+    start, 1 s of CPU time each.
+    """
+    manager = stats._StatsManager
+    manager.gen_dataset_id_from_stats_actor = staticmethod(lambda: uuid.uuid4().hex)
+    manager.register_dataset_to_stats_actor = staticmethod(_ignore)
+    manager.update_execution_metrics = staticmethod(_ignore)
+    streaming_executor.create_cluster_autoscaler = lambda *_args, **_options: _WholeCluster()
+
+
+def _ignore(*_args: Any, **_options: Any) -> None:
+    pass
