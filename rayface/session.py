@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 from rayface import machine
-from rayface.fork_server.launch import fork_server
+from rayface.fork_server.launch import close_prestarted, fork_server
 from rayface.interrupts import Terminated
 from rayface.plugins import runtime_env
 from rayface.ray_internals.nodes import started_nodes
@@ -64,6 +64,7 @@ def ray_session(
         ValueError: the cluster does not answer.
     """
     if ray.is_initialized():
+        close_prestarted()
         yield
         return
     with stdout_to_stderr(), _connected(address, num_cpus, exact, debug):
@@ -78,6 +79,7 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
     with nullcontext() if address else fork_server() as worker:
         try:
             if address:
+                close_prestarted()
                 _require_answer(address)
                 _connect(address, debug)
             else:
@@ -122,6 +124,7 @@ def _connect(address: str, debug: bool) -> None:
 
 
 def _start_local(num_cpus: int, worker: Path | None, debug: bool) -> None:
+    logger.info("starting Ray on this machine, with %d CPUs", num_cpus)
     with (
         _quiet_backend(debug),
         environment(with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)),

@@ -24,3 +24,10 @@ def test_driver_of_a_training_imports_pytorch_only_while_ray_starts() -> None:
     script = f"import sys, {modules}; print('ray' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"
+
+
+def test_what_a_driver_imports_while_ray_starts_is_without_ray() -> None:
+    """Another thread imports from Ray meanwhile."""
+    script = "import sys, rayface.training.model_check, rayface.plan.preflight; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

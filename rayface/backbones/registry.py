@@ -39,6 +39,12 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "vit_l": partial(VisionTransformer, 768, 24, drop_path=0.05, mask_ratio=0.05),
     "vit_h": partial(VisionTransformer, 1024, 48, drop_path=0.05, mask_ratio=0.05),
 }
+_BUILT_IN = dict(BACKBONES)
+
+
+def is_built_in(name: str) -> bool:
+    """Return whether a name is that of one of rayface's backbones, which no plugin has replaced."""
+    return name in _BUILT_IN and BACKBONES.get(name) is _BUILT_IN[name]
 
 
 def build_backbone(

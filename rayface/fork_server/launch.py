@@ -33,8 +33,10 @@ PRELOADED = (
 # Ray's core in C++ reads the environment when it is imported: it names the job and the node.
 PRELOADED_WITH_RAY = ("rayface.fork_server.with_ray",)
 """What they import in the environment of their job and node."""
+_SERVER = Path(__file__).with_name("server.py")
 _WORKER = Path(__file__).with_name("worker.py")
 _CALL = Path(__file__).with_name("call.py")
+_CALL_SECONDS = 60
 T = TypeVar("T")
 _prestarted: list["ForkServerProcess"] = []
 
@@ -88,9 +90,9 @@ def _require_support() -> None:
 
 
 def _start(listener: socket.socket, modules: Sequence[str], template_modules: Sequence[str]) -> subprocess.Popen[bytes]:
-    server, arguments = "rayface.fork_server.server", [",".join(modules), ",".join(template_modules)]
+    arguments = [str(listener.fileno()), ",".join(modules), ",".join(template_modules)]
     return subprocess.Popen(
-        [sys.executable, "-m", server, str(listener.fileno()), *arguments],
+        [sys.executable, str(_SERVER), *arguments],
         stdin=subprocess.PIPE,  # its end tells the server that this process is gone
         stdout=2,  # stdout is for the result of a verb
         pass_fds=[listener.fileno()],
@@ -101,10 +103,19 @@ def _start(listener: socket.socket, modules: Sequence[str], template_modules: Se
 
 
 def prestart_fork_server() -> None:
-    """Start the fork server for the local Ray that this process will start: it imports while this one does."""
-    if not os.environ.get("RAY_ADDRESS"):
+    """Start the fork server for the local Ray that this process will start: it imports while this one does.
+
+    `close_prestarted` ends it where there is no local Ray after all.
+    """
+    if not (os.environ.get("RAY_ADDRESS") or _prestarted):
         with contextlib.suppress(_UnsupportedError):
             _prestarted.append(ForkServerProcess())
+
+
+def close_prestarted() -> None:
+    """End the prestarted fork server, if no `fork_server` has taken it."""
+    while _prestarted:
+        _prestarted.pop().close()
 
 
 @contextmanager
@@ -136,7 +147,8 @@ def call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
     Raises:
         Exception: what the function raises.
     """
-    with contextlib.suppress(KeyError, OSError, EOFError, pickle.PickleError):
+    # Of pickle, what cannot be found or pickled is an AttributeError, ImportError or TypeError.
+    with contextlib.suppress(KeyError, OSError, EOFError, pickle.PickleError, AttributeError, ImportError, TypeError):
         return _call_forked(os.environ[ADDRESS], function, arguments, options)
     return function(*arguments, **options)
 
@@ -148,6 +160,6 @@ def _call_forked(address: str, *called: object) -> Any:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(address)
             send_request(connection, str(_CALL), streams=(asked.fileno(), answered.fileno(), 2))
-            wait_exit_status(connection)
+            wait_exit_status(connection, _CALL_SECONDS)
         answered.seek(0)
         return pickle.load(answered)

@@ -7,13 +7,15 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _STREAMS = 3  # stdin, stdout, stderr
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
-_SEND_SECONDS = 5  # for a whole request
+_SEND_SECONDS = 5  # for a part of a request
+_MOST_BYTES = 16 * 2**20  # of a request; an environment has some KB
 _START_SECONDS = 20  # until the process is forked: the server may be in the middle of an import
 
 
@@ -22,6 +24,7 @@ class Request(NamedTuple):
 
     streams: list[int]
     """Descriptors of stdin, stdout and stderr."""
+    interpreter: str
     with_ray: bool
     """Whether it is a worker of Ray."""
     program: str
@@ -49,6 +52,7 @@ def send_request(
         OSError: there is no such process, and there will be none.
     """
     request = [
+        sys.executable,
         with_ray,
         program,
         arguments,
@@ -106,13 +110,16 @@ def send_exit_status(connection: socket.socket, status: int) -> None:
     connection.sendall(status.to_bytes(4))
 
 
-def wait_exit_status(connection: socket.socket) -> int:
+def wait_exit_status(connection: socket.socket, seconds: float | None = None) -> int:
     """Return the exit status of the forked process when it has ended, as of `os.waitpid`.
 
+    Args:
+        seconds: how long to wait; None: as long as it takes.
+
     Raises:
-        OSError: the fork server is gone; the process goes on.
+        OSError: the process that forked it is gone, and it goes on; or it has not ended in time.
     """
-    connection.settimeout(None)
+    connection.settimeout(seconds)
     return int.from_bytes(_read(connection, 4))
 
 
@@ -130,9 +137,12 @@ def _send(connection: socket.socket, descriptors: Iterable[int], values: Sequenc
 
 
 def _receive(connection: socket.socket, count: int) -> tuple[list[int], Sequence[Any]]:
-    size, descriptors, _, _ = socket.recv_fds(connection, 8, count)
+    header, descriptors, _, _ = socket.recv_fds(connection, 8, count)
     try:
-        values = json.loads(_read(connection, int.from_bytes(size)))
+        size = int.from_bytes(header)
+        if size > _MOST_BYTES:
+            raise ValueError(f"{size:,} bytes")
+        values = json.loads(_read(connection, size))
         if len(descriptors) != count or len(values) != len(Request._fields) - 1:
             raise ValueError(f"{len(descriptors)} descriptors, {len(values)} values")
     except BaseException:

@@ -1,6 +1,6 @@
 """The process that others are forked from: imports modules, and does nothing else.
 
-    python -m rayface.fork_server.server LISTENER MODULE,... TEMPLATE_MODULE,...
+    python server.py LISTENER MODULE,... TEMPLATE_MODULE,...
 
 LISTENER is the descriptor of a listening socket; see rayface.fork_server.protocol. For workers of Ray a template is
 forked for each environment that they have: it imports what must not be imported in another one, and is forked in turn
@@ -23,8 +23,15 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
+
+if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # this file's folder
+    if find_spec("rayface") is None:  # not installed, but beside the driver's script
+        sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from rayface.fork_server.protocol import (
     Request,
@@ -56,6 +63,7 @@ class _Forking:
     def __init__(self) -> None:
         self._events = selectors.DefaultSelector()
         self._clients: dict[int, socket.socket] = {}  # by the id of the forked process
+        self._pidfds: set[int] = set()
 
     def serve(self) -> Task:
         """Wait for events forever; return in a forked process what that one shall do."""
@@ -111,12 +119,20 @@ class _Forking:
         """Fork, and have `reap` called with the process id and its exit status; None in the forked process."""
         process = os.fork()
         if not process:
+            _close(self._pidfds)
             self._events.close()
             return None
-        pidfd = os.pidfd_open(process)
+        try:
+            pidfd = os.pidfd_open(process)
+        except OSError:  # nobody would know when it ends
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise
+        self._pidfds.add(pidfd)
 
         def ended() -> None:
             self._forget(pidfd)
+            self._pidfds.remove(pidfd)
             os.close(pidfd)
             reap(process, os.waitpid(process, 0)[1])
 
@@ -155,6 +171,11 @@ class ForkServer(_Forking):
         except (OSError, ValueError, TypeError):
             connection.close()
             return None
+        preload = request.environment.get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")
+        if request.interpreter != sys.executable or not preload:  # a runtime environment of its own
+            connection.close()
+            _close(request.streams)
+            return None
         if not request.with_ray:
             return self._fork_client(connection, request, *self._own())
         try:
@@ -184,7 +205,11 @@ class ForkServer(_Forking):
             if len(self._templates) > _MAX_TEMPLATES:
                 oldest = next(iter(self._templates))
                 self._drop(oldest, self._templates[oldest])
-        pass_request(self._templates[key], connection, request)
+        try:
+            pass_request(self._templates[key], connection, request)
+        except OSError:
+            self._drop(key, self._templates[key])
+            raise
         return None
 
     def _drop(self, key: object, channel: socket.socket) -> None:
@@ -213,6 +238,7 @@ class Template(_Forking):
         _enter(self._example)
         os.environ[_JOB] = _NO_JOB
         import_all(self._modules)
+        _leave_streams()  # who reads the driver's output waits for its end; this process lives as long as a worker
         self.serve().run()
 
     def _accept(self) -> Task | None:
@@ -221,7 +247,9 @@ class Template(_Forking):
             sys.exit()
         try:
             passed = receive_passed(self._channel)
-        except (OSError, ValueError, TypeError):
+        except (ValueError, TypeError):  # too many open files: its client starts without us
+            return None
+        except OSError:
             passed = None
         if passed is not None:
             return self._fork_client(*passed, self._channel)
@@ -259,7 +287,7 @@ class Client:
         set_oom_score(request.oom_score)
         signal.pthread_sigmask(signal.SIG_SETMASK, request.blocked_signals)
         sys.argv = [request.program, *request.arguments]
-        sys.path[0] = str(Path(request.program).parent)
+        sys.path.insert(0, str(Path(request.program).parent))
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()  # Python's own generator is seeded by the fork
         runpy.run_path(request.program, run_name="__main__")
@@ -289,9 +317,16 @@ def _enter(request: Request) -> None:
     os.environ.update(request.environment)
     os.chdir(request.cwd)
     paths = request.environment.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[1:1] = [path for path in paths if path and path not in sys.path]
+    sys.path[:0] = [path for path in paths if path and path not in sys.path]
     if "torch" in sys.modules and (threads := request.environment.get("OMP_NUM_THREADS", "")).isdecimal():
         sys.modules["torch"].set_num_threads(max(1, int(threads)))  # read when PyTorch is imported, so too late for it
+
+
+def _leave_streams() -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _close(descriptors: Iterable[int]) -> None:

@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rayface.backbones import build_backbone
 from rayface.backbones.counting import count_macs, count_parameters
+from rayface.backbones.registry import is_built_in
 from rayface.backbones.shapes import shapes_only
 from rayface.fork_server.launch import call
 
@@ -69,9 +70,14 @@ def net_size(config: Config, *, bf16: bool, recompute: bool = False) -> NetSize:
 
 
 @lru_cache(maxsize=64)
-def _size_of_net(*arguments: Any, **options: Any) -> NetSize:
-    """Call `size_of_net` where TorchDynamo is imported, which fake tensors need: 1 s of CPU time."""
-    return call(size_of_net, *arguments, **options)
+def _size_of_net(name: str, *arguments: Any, **options: Any) -> NetSize:
+    """Call `size_of_net` where TorchDynamo is imported, which fake tensors need: 1 s of CPU time.
+
+    A backbone of a plugin, or of this process, is not known there.
+    """
+    if not is_built_in(name):
+        return size_of_net(name, *arguments, **options)
+    return call(size_of_net, name, *arguments, **options)
 
 
 def size_of_net(

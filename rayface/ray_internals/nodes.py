@@ -1,6 +1,7 @@
 """Ray's private classes of nodes."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,13 @@ from unittest.mock import patch
 from rayface.ray_internals import tried_versions_named
 
 with tried_versions_named():
-    from ray._private import utils
+    from ray._private import ray_constants, services, utils
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-_UNWANTED = ImportError("a local Ray of rayface has no dashboard")
+_NOBODY = b"127.0.0.1:9"  # a port where nothing listens
+_LOOK_SECONDS, _LOOKS = 0.02, 1500
 
 
 @contextmanager
@@ -43,10 +46,26 @@ def started_nodes(
 
     def without_api_server(self: Node, **_: Any) -> None:
         self._webui_url = ""
+        # An agent would look for it once a second, and log each time that there is none.
+        address, namespace = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
+        self.get_gcs_client().internal_kv_put(address, _NOBODY, True, namespace)
+
+    get_node = services.get_node
+
+    def get_node_soon(gcs_address: str, node_id: str) -> Any:
+        """Ray's own looks once a second whether the node has registered."""
+        client = GcsClient(address=gcs_address)
+        for _ in range(_LOOKS):
+            if any(found.hex() == node_id for found in client.get_all_node_info()):
+                break
+            time.sleep(_LOOK_SECONDS)
+        return get_node(gcs_address, node_id)
 
     with contextlib.ExitStack() as patches:
+        patches.enter_context(patch.object(services, "get_node", get_node_soon))
         patches.enter_context(patch.object(RayParams, "update_if_absent", with_options))
         if not api_server:
             patches.enter_context(patch.object(Node, "start_api_server", without_api_server))
-            patches.enter_context(patch.object(utils, "get_dashboard_dependency_error", lambda: _UNWANTED))
+            # It would import the dashboard's packages here, .5 s, to see whether they can be: rayface depends on them.
+            patches.enter_context(patch.object(utils, "get_dashboard_dependency_error", lambda: None))
         yield

@@ -1,9 +1,11 @@
 """Distillation: while it learns to classify, a student's embeddings are drawn to those of a teacher."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -11,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayface.config import Config
-from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.micro_batches import MicroBatch
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.models.model_files import load_model
@@ -19,6 +20,9 @@ from rayface.models.model_info import ModelInfo
 from rayface.precision import autocast
 from rayface.training.distributed import World
 from rayface.training.teacher_cache import by_class, by_sample
+
+if TYPE_CHECKING:  # it imports Ray, which must not be imported beside its start
+    from rayface.data.streaming.batches import Batch
 
 
 def angular_loss(student: Tensor, teacher: Tensor) -> Tensor:

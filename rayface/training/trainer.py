@@ -103,13 +103,15 @@ def _preparing(valid: ValidRun) -> Iterator[Callable[[], None]]:
 
 def _prepare(valid: ValidRun) -> None:
     """Do what takes long and does not need Ray, which must not be imported here: another thread imports from it."""
-    importlib.import_module("rayface.training.builders")
-    import torch
+    with contextlib.suppress(Exception):  # the check of the run does it again, and will say it
+        for name in ("rayface.training.model_check", "rayface.plan.preflight"):
+            importlib.import_module(name)
+        import torch
 
-    from rayface.plan.memory import job_of
+        from rayface.plan.memory import job_of
 
-    with contextlib.suppress(ValueError):  # the check of the run will say it
-        job_of(valid.config, valid.dataset.num_classes, gpu=torch.cuda.is_available())
+        gpu = valid.config.train.device != "cpu" and torch.cuda.is_available()
+        job_of(valid.config, valid.dataset.num_classes, gpu=gpu)
 
 
 def _begin(run: RunDirectory, valid: ValidRun) -> None:

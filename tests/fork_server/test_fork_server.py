@@ -59,10 +59,18 @@ def server() -> Iterator[ForkServerProcess]:
     server.close()
 
 
-def client_of(server: ForkServerProcess, program: Path, *arguments: str, **options: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, ADDRESS: server.address, "NAME": "värde", "PYTHONPATH": "/somewhere"}
+def client_of(
+    server: ForkServerProcess, program: Path, *arguments: str, environment: dict[str, str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        ADDRESS: server.address,
+        "NAME": "värde",
+        "PYTHONPATH": "/somewhere",
+        **(environment or {}),
+    }
     command = [sys.executable, "-c", CLIENT, str(program), *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)
 
 
 def test_forked_process_has_the_modules_and_what_its_client_has(server: ForkServerProcess, tmp_path: Path) -> None:
@@ -106,6 +114,25 @@ def test_client_ends_as_the_forked_process_does(
         assert client.wait(60) == code
 
 
+def test_client_with_another_preload_is_not_forked(server: ForkServerProcess, tmp_path: Path) -> None:
+    """As with another interpreter: a fork would be one of the server's."""
+    program = tmp_path / "tell.py"
+    program.write_text("import sys; print('colorsys' in sys.modules)")
+    for preload, forked in (({}, "True\n"), ({"LD_PRELOAD": ""}, "False\n")):
+        with client_of(server, program, environment=preload) as client:
+            assert client.communicate(timeout=60)[0] == forked
+
+
+def test_process_between_server_and_worker_keeps_no_stream_of_the_driver(
+    server: ForkServerProcess, tmp_path: Path
+) -> None:
+    """It lives as long as a worker, and who reads the driver's output waits for its end."""
+    program = tmp_path / "tell.py"
+    program.write_text("import os; print([os.readlink(f'/proc/{os.getppid()}/fd/{n}') for n in range(3)])")
+    with client_of(server, program) as client:
+        assert client.communicate(timeout=60)[0] == f"{['/dev/null'] * 3}\n"
+
+
 def test_client_without_a_server_becomes_the_program(server: ForkServerProcess, tmp_path: Path) -> None:
     (tmp_path / "end.py").write_text("import sys; sys.exit(5 if sys.argv[1:] == ['a'] else 4)")
     server._process.kill()
@@ -114,7 +141,7 @@ def test_client_without_a_server_becomes_the_program(server: ForkServerProcess, 
         assert client.wait(60) == 5
 
 
-@pytest.mark.parametrize("sent", [b"", b"1234", (4).to_bytes(8) + b"null", (9).to_bytes(8) + b"[1, 2]"])
+@pytest.mark.parametrize("sent", [b"", b"1234", b"A" * 8, (4).to_bytes(8) + b"null", (9).to_bytes(8) + b"[1, 2]"])
 def test_client_that_sends_no_whole_request_does_not_stop_the_server(
     server: ForkServerProcess, tmp_path: Path, sent: bytes
 ) -> None:
@@ -201,8 +228,7 @@ def test_call_runs_in_a_forked_process_and_here_if_that_fails(
     assert launch.call(int, "ff", base=16) == 255
     with pytest.raises(ValueError, match="invalid literal for int"):
         launch.call(int, "x")
-    unknown = type("Unknown", (), {})  # cannot be pickled
-    assert isinstance(launch.call(unknown), unknown)
+    assert launch.call(lambda: 5) == 5  # cannot be pickled
     server._process.kill()
     server._process.wait()
     assert launch.call(os.getpid) == os.getpid()
@@ -238,6 +264,16 @@ def test_prestart_with_a_cluster_starts_nothing(monkeypatch: pytest.MonkeyPatch)
     assert launch._prestarted == []
 
 
+def test_prestarted_server_that_nobody_takes_is_ended() -> None:
+    launch.prestart_fork_server()
+    (server,) = launch._prestarted
+    launch.prestart_fork_server()
+    assert launch._prestarted == [server]
+    launch.close_prestarted()
+    assert launch._prestarted == []
+    assert gone(server._process.pid)
+
+
 WORKERS = """
 import os, ray
 from rayface.fork_server import launch
@@ -248,7 +284,7 @@ class Worker:
     def tell(self):
         import sys
         parent = open(f"/proc/{os.getppid()}/cmdline").read()
-        return os.getpid(), os.getppid() if "fork_server.server" in parent else None, "torch" in sys.modules
+        return os.getpid(), os.getppid() if "fork_server/server.py" in parent else None, "torch" in sys.modules
 
 launch.prestart_fork_server()
 server = launch._prestarted[0]
