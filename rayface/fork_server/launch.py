@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayface.fork_server import ADDRESS
-from rayface.fork_server.protocol import send_request, wait_exit_status
 
 PRELOADED = (
     "pandas",
@@ -154,6 +153,9 @@ def call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
 
 
 def _call_forked(address: str, *called: object) -> Any:
+    # Not above: it imports `resource`, which Windows does not have.
+    from rayface.fork_server.protocol import send_request, wait_exit_status
+
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
         pickle.dump(called, asked)
         asked.seek(0)

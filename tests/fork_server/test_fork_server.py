@@ -264,6 +264,12 @@ def test_prestart_with_a_cluster_starts_nothing(monkeypatch: pytest.MonkeyPatch)
     assert launch._prestarted == []
 
 
+def test_command_line_is_imported_where_there_is_no_module_resource() -> None:
+    """As on Windows."""
+    script = "import sys; sys.modules['resource'] = None; import rayface.cli.command_line, rayface.plan.backbone_cost"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_prestarted_server_that_nobody_takes_is_ended() -> None:
     launch.prestart_fork_server()
     (server,) = launch._prestarted
