@@ -164,6 +164,8 @@ class Training:
             if stop:
                 self._stop()
                 return False
+            if last:  # without asking the stream whether it has ended: it ends with rank 0, which may be ahead
+                return True
             self.watchdog.at("data", self.step)
         if self.step < self.total_steps:
             raise RuntimeError(f"the data stream ended at step {self.step} of {self.total_steps}")
