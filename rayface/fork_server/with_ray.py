@@ -19,5 +19,4 @@ class _FromSystem:
 
 
 with patch.object(ray.actor, "ActorClassID", _FromSystem):
-    import rayface.data.streaming.dealer
     import rayface.training.worker  # noqa: F401

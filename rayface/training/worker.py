@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import ray
 import ray.train
@@ -11,6 +10,7 @@ import ray.train.torch
 
 from rayface.config import Config
 from rayface.data.streaming.batches import Batch, Fault, train_batches
+from rayface.data.streaming.dealer import Dealt, deal
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.shared_samples import SharedSamples
 from rayface.models.run_files import all_in
@@ -21,9 +21,6 @@ from rayface.training.distributed import World, from_rank_0
 from rayface.training.loop import Training
 from rayface.training.preflight import preflight
 from rayface.training.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from rayface.data.streaming.dealer import Dealt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +101,8 @@ def _batches(job: WorkerJob, world: World, *, start: int) -> Iterator[Batch]:
     return train_batches(dealt, world.rank)
 
 
-def _deal(job: WorkerJob, world: World, *, start: int) -> "Dealt":
+def _deal(job: WorkerJob, world: World, *, start: int) -> Dealt:
     """Start the data stream of all ranks."""
-    from rayface.data.streaming.dealer import deal  # imports Ray Data: .4 s, for which a driver would wait
-
     config = job.config
     return deal(
         job.samples,

@@ -1,23 +1,18 @@
 """Worker side of the stream: turn the blocks of a node into the batches of a rank."""
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
 import torch
 
 from rayface.data.shards.samples import Fault
+from rayface.data.streaming.dealer import Dealt, Stream
 from rayface.data.streaming.windows import rank_windows
-
-if TYPE_CHECKING:  # it imports Ray Data, which the driver of a training does without: .4 s
-    from rayface.data.streaming.dealer import Dealt, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
