@@ -13,19 +13,13 @@ import contextlib
 import gc
 import importlib
 import os
-import resource
-import runpy
-import selectors
 import shutil
-import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
@@ -33,114 +27,16 @@ if __name__ == "__main__":
     if find_spec("rayface") is None:  # not installed, but beside the driver's script
         sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from rayface.fork_server.protocol import (
-    Request,
-    pass_request,
-    receive_passed,
-    receive_request,
-    send_ack,
-    send_exit_status,
-    set_oom_score,
-)
+from rayface.fork_server.forking import Forking, Task, close_all, enter, opened_a_gpu
+from rayface.fork_server.protocol import Request, pass_request, receive_passed, receive_request
 
-_GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 _MAX_TEMPLATES = 8  # of clients that are gone some stay, until others take their place
 # The job of a worker, in its environment. One that starts without a job, as Ray's first ones do, gets it with its first
 # task; so workers of all jobs can have one template.
 _JOB, _NO_JOB = "RAY_JOB_ID", "ffffffff"
 
 
-class Task(Protocol):
-    """What a forked process does."""
-
-    def run(self) -> None:
-        """Do it; returns at the end of the process."""
-
-
-class _Forking:
-    """A process that forks others for clients, and tells each client when its process has ended."""
-
-    def __init__(self) -> None:
-        self._events = selectors.DefaultSelector()
-        self._clients: dict[int, socket.socket] = {}  # by the id of the forked process
-        self._pidfds: set[int] = set()
-
-    def serve(self) -> Task:
-        """Wait for events forever; return in a forked process what that one shall do."""
-        while True:
-            for key, _ in self._events.select():
-                if self._events.get_map().get(key.fd) is key and (task := key.data()):  # one may have ended another
-                    return task
-
-    def _on(self, source: int | socket.socket, act: Callable[[], Task | None]) -> None:
-        self._events.register(source, selectors.EVENT_READ, act)
-
-    def _forget(self, source: int | socket.socket) -> None:
-        if source in self._events.get_map():
-            self._events.unregister(source)
-
-    def _fork_client(self, connection: socket.socket, request: Request, *own: socket.socket) -> "Client | None":
-        """Fork a process that takes the place of a client; in that one return its task.
-
-        Args:
-            own: what it shall not keep open.
-        """
-        try:
-            process = self._fork(self._tell)
-        except OSError:
-            connection.close()
-            _close(request.streams)
-            return None
-        if process is None:
-            try:
-                send_ack(connection)
-            except OSError:  # the client no longer waits
-                os._exit(1)
-            for other in [connection, *own, *self._clients.values()]:
-                other.close()
-            return Client(request)
-        _close(request.streams)
-        self._clients[process] = connection
-        self._on(connection, partial(self._kill_orphan, process))
-        return None
-
-    def _tell(self, process: int, status: int) -> None:
-        connection = self._clients.pop(process)
-        self._forget(connection)
-        with contextlib.suppress(OSError), connection:
-            send_exit_status(connection, status)
-
-    def _kill_orphan(self, process: int) -> None:
-        """Kill the process of a client that is gone: Ray has ended it before it knew the worker."""
-        self._forget(self._clients[process])
-        os.kill(process, signal.SIGKILL)
-
-    def _fork(self, reap: Callable[[int, int], None]) -> int | None:
-        """Fork, and have `reap` called with the process id and its exit status; None in the forked process."""
-        process = os.fork()
-        if not process:
-            _close(self._pidfds)
-            self._events.close()
-            return None
-        try:
-            pidfd = os.pidfd_open(process)
-        except OSError:  # nobody would know when it ends
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            raise
-        self._pidfds.add(pidfd)
-
-        def ended() -> None:
-            self._forget(pidfd)
-            self._pidfds.remove(pidfd)
-            os.close(pidfd)
-            reap(process, os.waitpid(process, 0)[1])
-
-        self._on(pidfd, ended)
-        return process
-
-
-class ForkServer(_Forking):
+class ForkServer(Forking):
     """Forks processes for clients without Ray, and templates, which it passes the others on to.
 
     Args:
@@ -174,7 +70,7 @@ class ForkServer(_Forking):
         preload = request.environment.get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")
         if request.interpreter != sys.executable or not preload:  # a runtime environment of its own
             connection.close()
-            _close(request.streams)
+            close_all(request.streams)
             return None
         if not request.with_ray:
             return self._fork_client(connection, request, *self._own())
@@ -184,7 +80,7 @@ class ForkServer(_Forking):
             return None
         finally:
             connection.close()
-            _close(request.streams)
+            close_all(request.streams)
 
     def _own(self) -> list[socket.socket]:
         return [self._listener, *self._templates.values()]
@@ -219,7 +115,7 @@ class ForkServer(_Forking):
         channel.close()
 
 
-class Template(_Forking):
+class Template(Forking):
     """Forks workers of Ray in one environment.
 
     Args:
@@ -235,7 +131,7 @@ class Template(_Forking):
 
     def run(self) -> None:
         """Import modules in the environment of the clients, then serve them."""
-        _enter(self._example)
+        enter(self._example)
         os.environ[_JOB] = _NO_JOB
         import_all(self._modules)
         _leave_streams()  # who reads the driver's output waits for its end; this process lives as long as a worker
@@ -268,40 +164,6 @@ class Template(_Forking):
             sys.exit()
 
 
-class Client:
-    """A process that takes the place of its client."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-
-    def run(self) -> None:
-        """Run the client's script."""
-        request = self._request
-        os.setsid()  # Ray kills what is left in the process group of a worker
-        for descriptor, stream in enumerate(request.streams):
-            os.dup2(stream, descriptor)
-            os.close(stream)
-        _enter(request)
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, request.open_files)
-        set_oom_score(request.oom_score)
-        signal.pthread_sigmask(signal.SIG_SETMASK, request.blocked_signals)
-        sys.argv = [request.program, *request.arguments]
-        sys.path.insert(0, str(Path(request.program).parent))
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed()  # Python's own generator is seeded by the fork
-        runpy.run_path(request.program, run_name="__main__")
-
-
-def opened_a_gpu(descriptors: Path = Path("/proc/self/fd")) -> bool:
-    """Return whether this process has a GPU's device open, as it has from its first call of CUDA on."""
-    targets = []
-    for descriptor in descriptors.iterdir():
-        with contextlib.suppress(OSError):  # the one that lists the folder
-            targets.append(os.readlink(descriptor))
-    return any(target.startswith(_GPUS) for target in targets)
-
-
 def import_all(modules: Iterable[str]) -> None:
     """Import modules, as far as they can be."""
     for module in modules:
@@ -311,27 +173,11 @@ def import_all(modules: Iterable[str]) -> None:
     gc.freeze()  # keeps pages shared
 
 
-def _enter(request: Request) -> None:
-    """Give this process the environment and the folder of a client."""
-    os.environ.clear()
-    os.environ.update(request.environment)
-    os.chdir(request.cwd)
-    paths = request.environment.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:0] = [path for path in paths if path and path not in sys.path]
-    if "torch" in sys.modules and (threads := request.environment.get("OMP_NUM_THREADS", "")).isdecimal():
-        sys.modules["torch"].set_num_threads(max(1, int(threads)))  # read when PyTorch is imported, so too late for it
-
-
 def _leave_streams() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nowhere, stream)
     os.close(nowhere)
-
-
-def _close(descriptors: Iterable[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
 
 
 def main(listener: str, modules: str, template_modules: str) -> None:

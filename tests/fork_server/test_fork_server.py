@@ -17,8 +17,8 @@ import pytest
 
 from rayface import cli
 from rayface.fork_server import ADDRESS, launch
+from rayface.fork_server.forking import opened_a_gpu
 from rayface.fork_server.launch import PRELOADED, PRELOADED_WITH_RAY, ForkServerProcess
-from rayface.fork_server.server import opened_a_gpu
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux alone")
 
@@ -190,7 +190,7 @@ def test_server_ends_with_the_process_that_started_it_and_leaves_no_file(tmp_pat
 
 def test_modules_of_workers_leave_ray_alone_and_open_no_gpu() -> None:
     script = (
-        "import importlib, sys; from rayface.fork_server.server import opened_a_gpu\n"
+        "import importlib, sys; from rayface.fork_server.forking import opened_a_gpu\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
         "print('ray' in sys.modules, opened_a_gpu())"
     )
