@@ -1,12 +1,14 @@
 """The stream on a real Ray Data: every rank gets its rows of the order's batches, corrupt images are counted."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+from ray.util import placement_group, remove_placement_group
 
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.streaming import dealer
@@ -123,3 +125,30 @@ def test_stream_with_a_missing_shard_stops_every_rank_with_its_cause(drawn, tmp_
         for error in pool.map(error_of, range(2)):
             assert str(error).startswith(f"{dataset.shards[-1].path}: cannot be read (")
             assert "\n" not in str(error)
+
+
+@pytest.fixture
+def held() -> Iterator[tuple[float, Callable[[], None]]]:
+    """Hold every CPU of the cluster, as the workers of a training do; return their number, and how to release them."""
+    cpus = ray.cluster_resources()["CPU"]
+    group = placement_group([{"CPU": 1}] * int(cpus))
+    ray.get(group.ready(), timeout=60)
+    yield cpus, lambda: remove_placement_group(group)
+    remove_placement_group(group)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told of them", "not told"])
+def test_stream_beside_workers_with_every_cpu_waits_only_if_it_is_not_told_of_them(
+    drawn: Path, held: tuple[float, Callable[[], None]], told: bool
+) -> None:
+    dataset, (cpus, release) = open_dataset(drawn), held
+    order = SampleOrder(num_samples=len(dataset.index), batch_size=24, window_images=240)
+    reserved = {"CPU": cpus} if told else {}
+    dealt = deal(share(dataset), order, image_size=56, world_size=1, start=0, stop=5, readers=1, reserved=reserved)
+    with ThreadPoolExecutor(1) as pool:
+        batches = pool.submit(lambda: list(train_batches(dealt, 0)))
+        if not told:  # workers wait for the readers, and readers for the workers' CPUs
+            with pytest.raises(TimeoutError):
+                batches.result(timeout=5)
+            release()
+        assert [batch.step for batch in batches.result(timeout=120)] == list(range(5))
