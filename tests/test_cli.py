@@ -101,7 +101,10 @@ def test_convert_from_a_folder_writes_an_image_and_a_label_each(call, tmp_path):
     ("arguments", "message"),
     [
         (["train"], "data.train: is not set"),
-        (["train", "data.train=/nowhere"], "data.train: /nowhere: no such dataset folder"),
+        (["train", "data.train=/nowhere"], "data.train: /nowhere: no such dataset folder: `rayface convert` makes one"),
+        (["plan", "data.train=/nowhere"], "data.train: /nowhere: no such dataset folder"),
+        (["embed", "--model=m", "--data=/nowhere", "--out=o"], "embed.data: /nowhere: no such dataset folder"),
+        (["register", "/nowhere"], "train.output: /nowhere: is not a run directory"),
         (["train", "--epochs", "3"], "--epochs: config keys are given without dashes: train.epochs=VALUE"),
         (["train", "--train.lr=1"], "No such option: --train.lr"),
         (["train", "--optim.lr=1"], "config keys are given without dashes: optim.lr=VALUE"),
@@ -161,7 +164,10 @@ def test_verb_with_debug_shows_the_traceback_and_ends_with_the_same_code(call):
     code, _, err = call("check", "/nowhere", "--debug")
     assert code == 2
     assert "Traceback" in err
-    assert err.endswith("rayface: /nowhere: no such dataset folder\n")
+    assert err.endswith(
+        "rayface: /nowhere: no such dataset folder: `rayface convert` makes one of your images, "
+        "`rayface synth` of drawn ones\n"
+    )
 
 
 @pytest.mark.parametrize(

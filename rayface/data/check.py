@@ -18,7 +18,7 @@ from rayface.data.dataset import Shard
 from rayface.data.directory import refuse_unfinished
 from rayface.data.directory_scan import count_faults, scan_jobs, unlisted_faults
 from rayface.data.label_join import normalised
-from rayface.data.listing import faults_not_read, refuse_not_read, shard_files, tars_not_read
+from rayface.data.listing import DATASET_FOLDER, faults_not_read, refuse_not_read, shard_files, tars_not_read
 from rayface.data.manifest import (
     IDENTITIES,
     INDEX,
@@ -83,7 +83,7 @@ def check(path: str | Path, *, deep: bool = False, write_manifest: bool = False)
         DataError: there is no dataset, or the directory cannot be written.
     """
     root = normalise(path)
-    files, folders = list_entries(root)
+    files, folders = list_entries(root, DATASET_FOLDER)
     names = {file.name for file in files}
     manifest = _manifest_to_check(root, names)
     shards = shard_files(files)

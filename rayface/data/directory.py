@@ -20,6 +20,7 @@ from rayface.data.index import (
     read_keys_at,
 )
 from rayface.data.listing import (
+    DATASET_FOLDER,
     faults_not_read,
     is_compressed,
     refuse_not_read,
@@ -74,7 +75,7 @@ class Part:
 
 def load_part(root: str) -> Part:
     """Read one dataset directory; DataError if it is none."""
-    files, folders = list_entries(root)
+    files, folders = list_entries(root, DATASET_FOLDER)
     names = {file.name for file in files}
     refuse_unfinished(root, names)
     shards = shard_files(files)

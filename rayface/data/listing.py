@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from rayface.data.shards.samples import NOT_A_TAR, Fault
 from rayface.storage import DataError, FileInfo, is_local, join, list_entries
 
+# What list_entries says that there is no such of.
+DATASET_FOLDER = "dataset folder: `rayface convert` makes one of your images, `rayface synth` of drawn ones"
 _CODECS = {
     "gz": "gzip",
     "tgz": "gzip",

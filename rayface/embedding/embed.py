@@ -12,7 +12,8 @@ from typing import Any
 
 from rayface.config import Config, EmbedConfig, TrainConfig, require_keys
 from rayface.credentials import masked
-from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.configured import open_configured
+from rayface.data.dataset import Dataset
 from rayface.data.shards.samples import Fault
 from rayface.data.streaming.fault_counter import FaultCounter
 from rayface.data.streaming.shared_samples import SharedSamples, share
@@ -74,8 +75,7 @@ def embed(config: Config) -> EmbedResult:
     require_keys(config, "embed.model", "embed.data", "embed.out")
     # Workers run in another directory.
     settings = replace(config.embed, model=normalise(str(config.embed.model)))
-    limit = config.data.max_corrupt_fraction
-    dataset = open_dataset(settings.data, max_corrupt_fraction=limit, join=config.data.join)
+    dataset = open_configured("embed.data", settings.data, config.data)
     root = normalise(str(settings.out))
     job = EmbedJob.of(settings, dataset)
     about = {**job.facts(), "id": job.id}
@@ -87,7 +87,7 @@ def embed(config: Config) -> EmbedResult:
     ):
         source, counts = ", ".join(map(str, dataset.roots)), {"num_images": dataset.num_images}
         tracked.journal.dataset(dataset.name, digest=dataset.digest, source=source, context="embedding", **counts)
-        counter = FaultCounter(dataset.num_images, limit, known=dataset.faults)
+        counter = FaultCounter(dataset.num_images, config.data.max_corrupt_fraction, known=dataset.faults)
         faults = list(dataset.faults)
         shards = _finished(root, job, dataset)
         for shard in shards.values():

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rayface.config import Config
-from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.configured import open_configured
+from rayface.data.dataset import Dataset
 from rayface.data.streaming.weighted_order import draws_of
 
 # Published numbers of identities and images (arXiv 2203.15565 and the datasets' papers), for planning only: a run takes
@@ -41,9 +42,8 @@ def counts_of(config: Config, preset: str | None, num_classes: int | None, num_i
     if config.data.train:
         if num_classes is not None or num_images is not None:
             raise ValueError("num_classes, data.train: both are set: give one of the two")
-        data = config.data
-        found = open_dataset(data.train, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
-        return _counted(found, data.weights, data.chunk_images)
+        found = open_configured("data.train", config.data.train, config.data)
+        return _counted(found, config.data.weights, config.data.chunk_images)
     if num_classes is not None:
         return Counts(num_classes=num_classes, num_images=num_images, source="as given")
     if preset in PUBLISHED_COUNTS:

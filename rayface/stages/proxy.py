@@ -13,7 +13,8 @@ from rayface.curate.prune.core_set import PROXY
 from rayface.curate.prune.core_set import prune as prune_embeddings
 from rayface.curate.prune.result import PruneResult
 from rayface.curate.prune.settings import check_settings
-from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.configured import open_configured
+from rayface.data.dataset import Dataset
 from rayface.data.selection import select, write_selection
 from rayface.embedding.embed import embed
 from rayface.embedding.embeddings import open_embeddings
@@ -60,8 +61,7 @@ def prune_by_proxy(config: Config) -> PruneResult:
     settings = config.prune
     folder = on_disk(str(settings.out), "prune.proxy_fraction, prune.out").absolute() / PROXY
     config = replace(config, tracking=shared_tracking(config.tracking, folder.parent))
-    data = config.data
-    dataset = open_dataset(settings.data, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
+    dataset = open_configured("prune.data", settings.data, config.data)
     if not (folder / _JOB).exists() and folder.parent.exists():
         require_empty(str(folder.parent), key="prune.out", beside=[PROXY])
     num_cpus = config.train.max_workers * config.train.cpus_per_worker

@@ -107,12 +107,12 @@ def require_lasting(path: str | Path, field: str) -> None:
         )
 
 
-def list_files(folder: str, kind: str = "dataset folder") -> list[FileInfo]:
+def list_files(folder: str, kind: str = "folder") -> list[FileInfo]:
     """Return the files directly in `folder`, by name; DataError if there is no such folder (of that `kind`)."""
     return list_entries(folder, kind)[0]
 
 
-def list_entries(folder: str, kind: str = "dataset folder") -> tuple[list[FileInfo], list[str]]:
+def list_entries(folder: str, kind: str = "folder") -> tuple[list[FileInfo], list[str]]:
     """Return the files, by name, and the names of the sub-folders of `folder`; DataError as list_files."""
     filesystem, inside = locate(folder)
 

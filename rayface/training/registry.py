@@ -36,9 +36,10 @@ def register(run: RunDirectory, name: str | None = None, *, timeout: float = 60.
         ValueError: the run is not finished, or was not tracked; one line.
         RuntimeError: MLflow does not answer; one line.
     """
+    config = run.read_config()
     if not run.is_finished():
         raise ValueError(f"RUN {run}: is not finished: resume it to its end with --resume before it is registered")
-    name = name or run.read_config().name
+    name = name or config.name
     if not name or set(name) & set("/:'"):
         raise ValueError(f"--name: {name}: must not be empty or contain / : or ', which MLflow does not allow")
     with run.synced() as folder:

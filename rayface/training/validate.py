@@ -7,7 +7,8 @@ from pathlib import Path
 from rayface import tracking
 from rayface.config import Config
 from rayface.data.classes import described
-from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.configured import open_configured
+from rayface.data.dataset import Dataset
 from rayface.data.streaming.micro_batches import check_pieces, micro_batches
 from rayface.data.streaming.orders import order_samples
 from rayface.data.streaming.sample_order import SampleOrder, StreamKind
@@ -88,13 +89,11 @@ def data_text(dataset: Dataset) -> str:
 
 
 def _open_dataset(config: Config, resume: bool) -> Dataset:
-    data = config.data
     try:
-        return open_dataset(data.train, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
+        return open_configured("data.train", config.data.train, config.data)
     except DataError as error:
-        named = "" if str(error).startswith("data.") else "data.train: "
         moved = "; if the data was moved, resume with its new path: data.train=DIR" if resume else ""
-        raise DataError(f"{named}{error}{moved}") from error
+        raise DataError(f"{error}{moved}") from error
 
 
 def _sample_order(config: Config, dataset: Dataset) -> SampleOrder:

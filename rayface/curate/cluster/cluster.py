@@ -40,7 +40,8 @@ from rayface.curate.job_output import WORK, JobOutput, job_output
 from rayface.curate.ogmc import OnlineGaussianMixture, radius_of
 from rayface.curate.prune.pruned_dataset import check_copied, check_data
 from rayface.curate.prune.result import JobFacts, Tracked, Values
-from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.configured import open_configured
+from rayface.data.dataset import Dataset
 from rayface.elapsed import Laps
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.files import write_json
@@ -113,7 +114,7 @@ def cluster(config: Config) -> ClusterResult:
 
 def _opened(config: Config) -> _Inputs:
     """Open the inputs, and refuse contradictory settings before anything is written."""
-    settings, data = config.clustering, config.data
+    settings = config.clustering
     require_keys(config, "clustering.embeddings", "clustering.out")
     root = normalise(str(settings.out))
     source = open_embeddings(str(settings.embeddings))
@@ -127,7 +128,7 @@ def _opened(config: Config) -> _Inputs:
             )
     dataset = None
     if settings.data:
-        dataset = open_dataset(settings.data, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
+        dataset = open_configured("clustering.data", settings.data, config.data)
         check_data(source, dataset, "clustering.data")
         if settings.write_shards:
             check_copied(dataset, "clustering")

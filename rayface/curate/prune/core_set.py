@@ -35,7 +35,8 @@ from rayface.curate.prune.result import (
 from rayface.curate.prune.selection import Method, Selector
 from rayface.curate.prune.selection_method import ThresholdMethod
 from rayface.curate.prune.settings import check_clean, check_settings
-from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.configured import open_configured
+from rayface.data.dataset import Dataset
 from rayface.elapsed import Laps
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.files import write_json
@@ -112,14 +113,14 @@ def prune(config: Config) -> PruneResult:
 
 def _opened(config: Config) -> _Inputs:
     """Open the inputs, and refuse contradictory settings before anything is written."""
-    settings, clean, data = config.prune, config.clean, config.data
+    settings, clean = config.prune, config.clean
     require_keys(config, "prune.embeddings", "prune.out")
     root = normalise(str(settings.out))
     check_settings(config)
     source = open_embeddings(str(settings.embeddings))
     dataset = None
     if settings.data:
-        dataset = open_dataset(settings.data, max_corrupt_fraction=data.max_corrupt_fraction, join=data.join)
+        dataset = open_configured("prune.data", settings.data, config.data)
     test = open_embeddings(clean.exclude) if clean.exclude is not None else None
     check_clean(clean, source, test, dataset)
     if dataset is not None:
