@@ -1,6 +1,7 @@
 """What forks: a process that waits for events, and the one that takes the place of a client."""
 
 import contextlib
+import importlib.machinery
 import os
 import resource
 import runpy
@@ -149,8 +150,18 @@ def enter(request: Request) -> None:
     os.chdir(request.cwd)
     paths = request.environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [path for path in paths if path and path not in sys.path]
+    _leave_other_rayface()
     if "torch" in sys.modules and (threads := request.environment.get("OMP_NUM_THREADS", "")).isdecimal():
         sys.modules["torch"].set_num_threads(max(1, int(threads)))  # read when PyTorch is imported, so too late for it
+
+
+def _leave_other_rayface() -> None:
+    """Forget the modules of rayface that the server was started with, if the environment has another rayface."""
+    ours, found = sys.modules.get("rayface"), importlib.machinery.PathFinder.find_spec("rayface")
+    if ours is None or found is None or os.path.realpath(found.origin or "") == os.path.realpath(ours.__file__ or ""):
+        return
+    for name in [each for each in sys.modules if each.partition(".")[0] == "rayface"]:
+        del sys.modules[name]
 
 
 def close_all(descriptors: Iterable[int]) -> None:

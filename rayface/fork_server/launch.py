@@ -16,31 +16,33 @@ from typing import Any, TypeVar
 
 from rayface.fork_server import ADDRESS
 
-PRELOADED = (
+LIBRARIES = (
     "pandas",
     "pyarrow.fs",
     "pyarrow.parquet",
     "torch",
-    "rayface.training.builders",
     "torch._dynamo",
     "torch.distributed.checkpoint",
-    "rayface.fork_server.kernels",
     "scipy.sparse.csgraph",
-    "rayface.data.decode",
+    "numba",
+    "cv2",
 )
-"""What workers of a training import, without Ray."""
+"""What workers of a training import, of other packages and without Ray."""
+OWN_MODULES = ("rayface.training.builders", "rayface.fork_server.kernels", "rayface.data.decode")
+"""What they import of this one, without Ray."""
 # Ray's core in C++ reads the environment when it is imported: it names the job and the node.
 PRELOADED_WITH_RAY = ("rayface.fork_server.with_ray",)
 """What they import in the environment of their job and node."""
 _SERVER = Path(__file__).with_name("server.py")
-_WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("worker.py")
+"""The script by which nodes of Ray start forked workers."""
 _CALL = Path(__file__).with_name("call.py")
 _CALL_SECONDS = 60
 T = TypeVar("T")
 _prestarted: list["ForkServerProcess"] = []
 
 
-class _UnsupportedError(Exception):
+class UnsupportedError(Exception):
     """This machine cannot have a fork server."""
 
 
@@ -53,7 +55,9 @@ class ForkServerProcess:
     """
 
     def __init__(
-        self, modules: Sequence[str] = PRELOADED, template_modules: Sequence[str] = PRELOADED_WITH_RAY
+        self,
+        modules: Sequence[str] = (*LIBRARIES, *OWN_MODULES),
+        template_modules: Sequence[str] = PRELOADED_WITH_RAY,
     ) -> None:
         _require_support()
         with contextlib.ExitStack() as failed:
@@ -67,9 +71,16 @@ class ForkServerProcess:
                     listener.listen(64)
                     self._process = _start(listener, modules, template_modules)
             except OSError as error:
-                raise _UnsupportedError from error
+                raise UnsupportedError from error
             self._remove = failed.pop_all()
         atexit.register(self.close)
+
+    def follow(self, process: int) -> None:
+        """Have the process end with another one in place of this one."""
+        assert self._process.stdin is not None
+        atexit.unregister(self.close)
+        self._process.stdin.write(b"%d" % process)
+        self._process.stdin.close()
 
     def close(self) -> None:
         """End the process; those that it has forked go on."""
@@ -81,11 +92,11 @@ class ForkServerProcess:
 
 def _require_support() -> None:
     if sys.platform != "linux":
-        raise _UnsupportedError
+        raise UnsupportedError
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError) as error:  # a Python that was built without it, a kernel before 5.3, a sandbox
-        raise _UnsupportedError from error
+        raise UnsupportedError from error
 
 
 def _start(listener: socket.socket, modules: Sequence[str], template_modules: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -107,7 +118,7 @@ def prestart_fork_server() -> None:
     `close_prestarted` ends it where there is no local Ray after all.
     """
     if not (os.environ.get("RAY_ADDRESS") or _prestarted):
-        with contextlib.suppress(_UnsupportedError):
+        with contextlib.suppress(UnsupportedError):
             _prestarted.append(ForkServerProcess())
 
 
@@ -119,26 +130,26 @@ def close_prestarted() -> None:
 
 @contextmanager
 def fork_server() -> Iterator[Path | None]:
-    """Run a fork server that has imported PRELOADED, and yield the script by which nodes of Ray start forked workers.
+    """Run a fork server, and yield the script by which nodes of Ray start forked workers.
 
     The nodes must be started inside the context. Without support for it, as on macOS, None. A worker that cannot be
     forked starts as by Ray's own script.
     """
     try:
         server = _prestarted.pop() if _prestarted else ForkServerProcess()
-    except _UnsupportedError:
+    except UnsupportedError:
         yield None
         return
     os.environ[ADDRESS] = server.address
     try:
-        yield _WORKER
+        yield WORKER
     finally:
         os.environ.pop(ADDRESS, None)
         server.close()
 
 
 def call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call a function in a process that has imported PRELOADED, if the fork server runs; else, or if that fails, here.
+    """Call a function in a fork of the fork server, if it runs; else, or if that fails, here.
 
     Args:
         function: it, the arguments and the result can be pickled.

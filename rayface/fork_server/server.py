@@ -5,8 +5,8 @@
 LISTENER is the descriptor of a listening socket; see rayface.fork_server.protocol. For workers of Ray a template is
 forked for each environment that they have: it imports what must not be imported in another one, and is forked in turn
 for each worker. Server and templates have one thread of Python, so that they can be forked; a thread of Arrow's memory
-allocator starts again in the forked process. The server ends when its stdin does, and removes the folder of its socket
-then; a template ends when the server and all its workers have.
+allocator starts again in the forked process. The server ends when its stdin does, or the process whose id it has read
+there, and removes the folder of its socket then; a template ends when the server and all its workers have.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
@@ -49,9 +50,19 @@ class ForkServer(Forking):
         self._listener, self._modules = listener, modules
         self._templates: dict[object, socket.socket] = {}
         self._on(listener, self._accept)
-        self._on(sys.stdin.fileno(), self._end)
+        self._on(sys.stdin.fileno(), self._end_or_follow)
 
-    def _end(self) -> None:
+    def _end_or_follow(self) -> None:
+        """End with the process that started this one, or with another one that it names."""
+        self._forget(sys.stdin.fileno())
+        try:
+            leader = os.pidfd_open(int(os.read(sys.stdin.fileno(), 32)))
+        except (OSError, ValueError):
+            self._end()
+        self._pidfds.add(leader)
+        self._on(leader, self._end)
+
+    def _end(self) -> NoReturn:
         shutil.rmtree(Path(self._listener.getsockname()).parent, ignore_errors=True)
         sys.exit()
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,4 +68,28 @@ def started_nodes(
             patches.enter_context(patch.object(Node, "start_api_server", without_api_server))
             # It would import the dashboard's packages here, .5 s, to see whether they can be: rayface depends on them.
             patches.enter_context(patch.object(utils, "get_dashboard_dependency_error", lambda: None))
+        yield
+
+
+@contextmanager
+def forking_nodes(worker: Path, started: Callable[[int], None]) -> Iterator[None]:
+    """Have nodes that this process starts inside the context run `worker` in place of Ray's default_worker.py.
+
+    Args:
+        started: called with the process id of a node's raylet.
+    """
+    update_if_absent, start_raylet = RayParams.update_if_absent, Node.start_raylet
+
+    def with_worker(self: RayParams, **values: Any) -> None:
+        update_if_absent(self, worker_path=str(worker))
+        update_if_absent(self, **values)
+
+    def start_and_tell(self: Node, *arguments: Any, **options: Any) -> None:
+        start_raylet(self, *arguments, **options)
+        started(self.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.pid)
+
+    with (
+        patch.object(RayParams, "update_if_absent", with_worker),
+        patch.object(Node, "start_raylet", start_and_tell),
+    ):
         yield

@@ -18,7 +18,7 @@ import pytest
 from rayface import cli
 from rayface.fork_server import ADDRESS, launch
 from rayface.fork_server.forking import opened_a_gpu
-from rayface.fork_server.launch import PRELOADED, PRELOADED_WITH_RAY, ForkServerProcess
+from rayface.fork_server.launch import LIBRARIES, OWN_MODULES, PRELOADED_WITH_RAY, ForkServerProcess
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux alone")
 
@@ -188,13 +188,37 @@ def test_server_ends_with_the_process_that_started_it_and_leaves_no_file(tmp_pat
         wait_for(partial(missing, Path(address).parent))
 
 
+def test_server_that_follows_another_process_ends_with_that_one(server: ForkServerProcess) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as node:
+        server.follow(node.pid)
+        assert not gone(server._process.pid)
+        node.communicate(b"\n", timeout=60)
+    assert server._process.wait(60) == 0
+    assert missing(Path(server.address).parent)
+
+
+def test_worker_with_another_rayface_on_its_path_has_that_one(server: ForkServerProcess, tmp_path: Path) -> None:
+    """As of a job that brings its own: a node's fork server has imported the node's."""
+    (tmp_path / "own" / "rayface").mkdir(parents=True)
+    (tmp_path / "own" / "rayface" / "__init__.py").write_text("")
+    (tmp_path / "tell.py").write_text("import rayface; print(rayface.__file__)")
+    here = f"import sys; sys.path.insert(0, {str(Path(cli.__file__).parents[2])!r})\n"
+    for path in (tmp_path / "own", Path(cli.__file__).parents[2]):
+        environment = {**os.environ, ADDRESS: server.address, "PYTHONPATH": str(path)}
+        command = [sys.executable, "-c", here + CLIENT, str(tmp_path / "tell.py")]
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert told == f"{path / 'rayface' / '__init__.py'}\n"
+
+
 def test_modules_of_workers_leave_ray_alone_and_open_no_gpu() -> None:
     script = (
         "import importlib, sys; from rayface.fork_server.forking import opened_a_gpu\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
         "print('ray' in sys.modules, opened_a_gpu())"
     )
-    done = subprocess.run([sys.executable, "-c", script, *PRELOADED], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *LIBRARIES, *OWN_MODULES], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "False False\n"
 
 

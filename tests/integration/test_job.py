@@ -90,7 +90,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     with (folder / "log").open("wb") as out:
         process = subprocess.Popen(
             [
-                *(BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
+                *(sys.executable, "-m", "rayface.fork_server.node", "--head", "--block", "--num-cpus=2"),
+                "--node-ip-address=127.0.0.1",
                 *(f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
                 *(f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}", "--disable-usage-stats"),
             ],

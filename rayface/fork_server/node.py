@@ -1,0 +1,38 @@
+"""`ray start` for a node whose workers are forked from one process that has imported PyTorch, not started one by one.
+
+    python -m rayface.fork_server.node --head --port=6379 ...
+
+takes the options of `ray start`. That process ends with the node. A job that brings its own rayface has workers of it.
+"""
+
+import os
+import sys
+
+from ray.scripts.scripts import cli
+
+from rayface.fork_server import ADDRESS
+from rayface.fork_server.launch import (
+    LIBRARIES,
+    OWN_MODULES,
+    PRELOADED_WITH_RAY,
+    WORKER,
+    ForkServerProcess,
+    UnsupportedError,
+)
+from rayface.ray_internals.nodes import forking_nodes
+
+
+def main() -> None:
+    """Run `ray start`; without support for a fork server, as on macOS, a plain one."""
+    arguments = ["start", *sys.argv[1:]]
+    try:
+        server = ForkServerProcess(LIBRARIES, [*OWN_MODULES, *PRELOADED_WITH_RAY])
+    except UnsupportedError:
+        cli(arguments, prog_name="ray")
+    os.environ[ADDRESS] = server.address
+    with forking_nodes(WORKER, server.follow):
+        cli(arguments, prog_name="ray")
+
+
+if __name__ == "__main__":
+    main()
