@@ -10,8 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
-from rayface.data.dataset import open_dataset
+from rayface.data.dataset import Dataset, open_dataset
 from rayface.data.decode import decode_image
 from rayface.data.selection import Selection, write_selection
 from rayface.data.shards.random_access import read_samples
@@ -34,10 +35,16 @@ FACES = {
 }
 
 
+def join_celeba(faces: Path, out: Path) -> None:
+    """Write celeba as one set with one label space, which other sets can be joined to."""
+    source = _celeba(faces)
+    _write_labelled(source, source.index.label, source.num_classes, out)
+
+
 def split_identities(faces: Path, out: Path) -> None:
     """Write celeba with conflicting labels: 40 % of the images of each identity that has 4 or more get a label of
     their own, as if a crawl had met that person under two names."""
-    source = open_dataset([str(faces / "celeba_wild"), str(faces / "celeba_small")], join="labels")
+    source = _celeba(faces)
     labels = source.index.label.astype(np.int64)
     random, new = np.random.default_rng(0), source.num_classes
     for label in range(source.num_classes):
@@ -45,11 +52,20 @@ def split_identities(faces: Path, out: Path) -> None:
         if len(images) >= 4:
             labels[random.permutation(images)[: round(0.4 * len(images))]] = new
             new += 1
-    everything = Selection(
-        source=source, rows=np.arange(len(labels)), labels=labels.astype(np.int32), identities=None, num_classes=new
+    _write_labelled(source, labels, new, out)
+
+
+def _celeba(faces: Path) -> Dataset:
+    return open_dataset([str(faces / "celeba_wild"), str(faces / "celeba_small")], join="labels")
+
+
+def _write_labelled(source: Dataset, labels: NDArray[Any], num_classes: int, out: Path) -> None:
+    rows = np.arange(len(labels))
+    selected = Selection(
+        source=source, rows=rows, labels=labels.astype(np.int32), identities=None, num_classes=num_classes
     )
     out.mkdir(parents=True, exist_ok=True)
-    write_selection(str(out), everything, name=out.name)
+    write_selection(str(out), selected, name=out.name)
 
 
 def shrink_lfw(faces: Path, out: Path) -> None:
@@ -67,7 +83,11 @@ def shrink_lfw(faces: Path, out: Path) -> None:
     write_dataset(out, samples(), name=out.name, identities=identities, image_size=(112, 112))
 
 
-MADE: dict[str, Callable[[Path, Path], None]] = {"celeba_split": split_identities, "lfw_small": shrink_lfw}
+MADE: dict[str, Callable[[Path, Path], None]] = {
+    "celeba_joined": join_celeba,
+    "celeba_split": split_identities,
+    "lfw_small": shrink_lfw,
+}
 """Sets that are made of real faces, which stages name as $MADE/NAME; the functions take FACES and the new folder."""
 
 
