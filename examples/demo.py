@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rayface.display import result_table
+from rayface.tracking.origin import server_command
 
 ROOT = Path("demo")
 console = Console(stderr=True)
@@ -64,7 +65,6 @@ def main() -> None:
         f"train.output={run}",
     )
     exported = rayface("export", "--model", str(run), "--onnx", str(run / "model.onnx"))
-    store = trained["tracking"]
     result_table(
         "\nA face-recognition model, trained from nothing on drawn faces",
         {
@@ -74,11 +74,10 @@ def main() -> None:
             "model": str(trained["model"]),
             "ONNX": f"{run / 'model.onnx'}  (differs from PyTorch by {exported['max_abs_error']:.0e})",
             "report": str(trained["report"]),
-            "MLflow store": str(store),
-            "open it with": f".venv/bin/mlflow ui --backend-store-uri {store}",
             "took": f"{time.monotonic() - start:.0f} s",
         },
     )
+    print(f"MLflow: {trained['tracking_link']}\nserved by:\n{server_command(str(trained['tracking']))}")
 
 
 if __name__ == "__main__":
