@@ -3,19 +3,22 @@
 import contextlib
 import importlib.machinery
 import os
+import re
 import resource
 import runpy
 import selectors
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from rayface.fork_server.protocol import Request, send_ack, send_exit_status, set_oom_score
 
+# Variables that libraries and Python read once. OMP_NUM_THREADS is set in the forked process.
+_READ_BY_IMPORTS = re.compile("TORCH|PYTORCH|NUMBA_|LD_|PYTHON(?!PATH$|BREAKPOINT$)")
 _GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
@@ -141,6 +144,24 @@ def opened_a_gpu(descriptors: Path = Path("/proc/self/fd")) -> bool:
         with contextlib.suppress(OSError):  # the one that lists the folder
             targets.append(os.readlink(descriptor))
     return any(target.startswith(_GPUS) for target in targets)
+
+
+def has_our_imports(environment: Mapping[str, str]) -> bool:
+    """Return whether a process with this environment would import what this one has imported, but for rayface."""
+    if _read_by_imports(environment) != _STARTED_WITH:
+        return False
+    imported = {name.partition(".")[0] for name in sys.modules} - {"rayface", "__main__"}
+    others = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    found = (each.partition(".")[0] for path in others if os.path.isdir(path) for each in os.listdir(path))
+    return imported.isdisjoint(found)
+
+
+def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if _READ_BY_IMPORTS.match(name)}
+
+
+# Imports change the environment: cv2's sets LD_LIBRARY_PATH.
+_STARTED_WITH = _read_by_imports(os.environ)
 
 
 def enter(request: Request) -> None:

@@ -38,6 +38,7 @@ WORKER = Path(__file__).with_name("worker.py")
 """The script by which nodes of Ray start forked workers."""
 _CALL = Path(__file__).with_name("call.py")
 _CALL_SECONDS = 60
+_MOST_WAITING = 1024  # clients, while the server imports
 T = TypeVar("T")
 _prestarted: list["ForkServerProcess"] = []
 
@@ -68,7 +69,7 @@ class ForkServerProcess:
                 """Path of its socket."""
                 with socket.socket(socket.AF_UNIX) as listener:
                     listener.bind(self.address)  # fails where TMPDIR is too long
-                    listener.listen(64)
+                    listener.listen(_MOST_WAITING)
                     self._process = _start(listener, modules, template_modules)
             except OSError as error:
                 raise UnsupportedError from error
@@ -79,8 +80,11 @@ class ForkServerProcess:
         """Have the process end with another one in place of this one."""
         assert self._process.stdin is not None
         atexit.unregister(self.close)
-        self._process.stdin.write(b"%d" % process)
-        self._process.stdin.close()
+        try:
+            self._process.stdin.write(b"%d" % process)
+            self._process.stdin.close()
+        except OSError:  # it has ended; workers start without it
+            self.close()
 
     def close(self) -> None:
         """End the process; those that it has forked go on."""

@@ -25,6 +25,8 @@ from rayface.ray_internals.nodes import forking_nodes
 def main() -> None:
     """Run `ray start`; without support for a fork server, as on macOS, a plain one."""
     arguments = ["start", *sys.argv[1:]]
+    if "--enable-resource-isolation" in arguments:  # Ray limits the processes that it has started itself
+        cli(arguments, prog_name="ray")
     try:
         server = ForkServerProcess(LIBRARIES, [*OWN_MODULES, *PRELOADED_WITH_RAY])
     except UnsupportedError:

@@ -16,6 +16,8 @@ _STREAMS = 3  # stdin, stdout, stderr
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _SEND_SECONDS = 5  # for a part of a request
 _MOST_BYTES = 16 * 2**20  # of a request; an environment has some KB
+CONNECT_SECONDS = 5
+"""Until the server has room for one more that waits; more than a thousand wait where it hangs."""
 _START_SECONDS = 20  # until the process is forked: the server may be in the middle of an import
 
 

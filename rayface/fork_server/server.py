@@ -25,10 +25,13 @@ from typing import NoReturn
 if __name__ == "__main__":
     if not sys.flags.safe_path:
         del sys.path[0]  # this file's folder
-    if find_spec("rayface") is None:  # not installed, but beside the driver's script
-        sys.path.insert(0, str(Path(__file__).parents[2]))
+    _own, _found = Path(__file__).parents[1] / "__init__.py", find_spec("rayface")
+    if _found is None or not os.path.samefile(
+        _own, _found.origin or ""
+    ):  # the driver's, which is not the installed one
+        sys.path.insert(0, str(_own.parents[1]))
 
-from rayface.fork_server.forking import Forking, Task, close_all, enter, opened_a_gpu
+from rayface.fork_server.forking import Forking, Task, close_all, enter, has_our_imports, opened_a_gpu
 from rayface.fork_server.protocol import Request, pass_request, receive_passed, receive_request
 
 _MAX_TEMPLATES = 8  # of clients that are gone some stay, until others take their place
@@ -61,6 +64,7 @@ class ForkServer(Forking):
             self._end()
         self._pidfds.add(leader)
         self._on(leader, self._end)
+        _leave_streams()  # who reads the output of `ray start` waits for its end
 
     def _end(self) -> NoReturn:
         shutil.rmtree(Path(self._listener.getsockname()).parent, ignore_errors=True)
@@ -68,7 +72,7 @@ class ForkServer(Forking):
 
     def _accept(self) -> Task | None:
         if opened_a_gpu():  # a forked process could not use it
-            sys.exit()
+            self._end()
         try:
             connection, _ = self._listener.accept()
         except OSError:  # too many open files: the client starts without us
@@ -78,8 +82,7 @@ class ForkServer(Forking):
         except (OSError, ValueError, TypeError):
             connection.close()
             return None
-        preload = request.environment.get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")
-        if request.interpreter != sys.executable or not preload:  # a runtime environment of its own
+        if request.interpreter != sys.executable or not has_our_imports(request.environment):
             connection.close()
             close_all(request.streams)
             return None

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))  # where rayface is not installed, but beside the driver's script
 
 from rayface.fork_server import ADDRESS
-from rayface.fork_server.protocol import send_request, set_oom_score, wait_exit_status
+from rayface.fork_server.protocol import CONNECT_SECONDS, send_request, set_oom_score, wait_exit_status
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def run(program: str, arguments: list[str]) -> None:
     """Have a process forked that runs a script, wait for it and end as it does; where there is none, become it."""
     with socket.socket(socket.AF_UNIX) as connection:
         try:
+            connection.settimeout(CONNECT_SECONDS)
             connection.connect(os.environ[ADDRESS])
             send_request(connection, program, arguments, with_ray=True)
         except (OSError, KeyError):

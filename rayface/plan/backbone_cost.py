@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from rayface.fork_server.launch import call
 if TYPE_CHECKING:
     from rayface.config import Config
 
+_FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetSize:
@@ -36,6 +39,8 @@ class NetSize:
     """Bytes saved independent of the batch: weights cast to bf16, statistics of normalisation layers."""
     recomputed_bytes_per_image: int = 0
     """Bytes per image of the largest block while it is recomputed; 0 without recomputation."""
+    last_bucket: int = 0
+    """Bytes of the gradients that DistributedDataParallel all-reduces last: those of the first layers."""
 
     @property
     def weight_bytes(self) -> int:
@@ -111,7 +116,25 @@ def size_of_net(
         bytes_per_image=(four - two) // 2,
         bytes_fixed=two - (four - two),
         recomputed_bytes_per_image=(blocks[1] - blocks[0]) // 2,
+        last_bucket=last_bucket([4 * p.numel() for p in plain.parameters() if p.requires_grad]),
     )
+
+
+def last_bucket(gradients: Sequence[int]) -> int:
+    """Return the bytes in DistributedDataParallel's last bucket.
+
+    A bucket takes whole gradients, of the last layers first, until it has 1 MiB, and the next ones until they have 25.
+
+    Args:
+        gradients: bytes of each parameter's gradient, in the order of the network's parameters.
+    """
+    limit, size, last = _FIRST_BUCKET, 0, 0
+    for each in reversed(gradients):
+        size += each
+        last = size
+        if size >= limit:
+            limit, size = _BUCKET, 0
+    return last
 
 
 def saved_bytes(net: nn.Module, images: int, image_size: int, *, bf16: bool) -> tuple[int, int]:

@@ -7,9 +7,6 @@ from pathlib import Path
 from rayface.heads import head_class
 from rayface.plan.memory import Job
 
-# Sizes of DistributedDataParallel's buckets in bytes: the first one, of the last layers, and the others.
-_FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
@@ -68,7 +65,7 @@ def step_seconds(job: Job, rates: Rates) -> dict[str, float]:
     head_rate = rates.gemm_tflops if job.compute_bytes == 2 else rates.fp32_tflops
     sent = network_bytes(job)
     gradients = sent.pop("all_reduce_gradients")
-    last = 2 * job.ring * _last_bucket(job)
+    last = 2 * job.ring * job.net.last_bucket
     return {
         "backbone": 2 * backbone_macs(job) / (1e12 * backbone_rate * rates.backbone_efficiency),
         "head_products": 2 * head_macs(job) / (1e12 * head_rate),
@@ -110,12 +107,6 @@ def backbone_traffic(job: Job) -> int:
     """Return the bytes that gradient clipping and the backbone's optimizer read and write, fp32."""
     # The norm reads gradients, clipping reads and writes them; the update reads them and updates weights and moments.
     return 4 * job.net.trainable * (1 + 2 + 1 + 2 * (1 + job.moments))
-
-
-def _last_bucket(job: Job) -> int:
-    """Return the bytes of the gradients that are all-reduced together, last; those of the first layers."""
-    size = 4 * job.net.trainable
-    return size if size <= _FIRST_BUCKET else (size - _FIRST_BUCKET - 1) % _BUCKET + 1
 
 
 def network_bytes(job: Job) -> dict[str, float]:

@@ -114,13 +114,30 @@ def test_client_ends_as_the_forked_process_does(
         assert client.wait(60) == code
 
 
-def test_client_with_another_preload_is_not_forked(server: ForkServerProcess, tmp_path: Path) -> None:
-    """As with another interpreter: a fork would be one of the server's."""
+@pytest.mark.parametrize(
+    ("environment", "forked"),
+    [
+        ({}, True),
+        ({"PYTHONPATH": "own"}, True),
+        ({"PYTHONPATH": "shadow"}, False),
+        ({"LD_PRELOAD": ""}, False),
+        ({"TORCH_LOGS": "+dynamo"}, False),
+        ({"PYTHONUTF8": "0"}, False),
+        ({"NUMBA_NUM_THREADS": "1"}, False),
+    ],
+)
+def test_client_with_other_imports_is_not_forked(
+    server: ForkServerProcess, tmp_path: Path, environment: dict[str, str], forked: bool
+) -> None:
+    """As with another interpreter: a fork would have the server's."""
     program = tmp_path / "tell.py"
     program.write_text("import sys; print('colorsys' in sys.modules)")
-    for preload, forked in (({}, "True\n"), ({"LD_PRELOAD": ""}, "False\n")):
-        with client_of(server, program, environment=preload) as client:
-            assert client.communicate(timeout=60)[0] == forked
+    for folder, module in (("own", "rayface"), ("shadow", "numpy")):
+        (tmp_path / folder / module).mkdir(parents=True)
+    if path := environment.get("PYTHONPATH"):
+        environment = {"PYTHONPATH": str(tmp_path / path)}
+    with client_of(server, program, environment=environment) as client:
+        assert client.communicate(timeout=60)[0] == f"{forked}\n"
 
 
 def test_process_between_server_and_worker_keeps_no_stream_of_the_driver(
@@ -188,12 +205,23 @@ def test_server_ends_with_the_process_that_started_it_and_leaves_no_file(tmp_pat
         wait_for(partial(missing, Path(address).parent))
 
 
-def test_server_that_follows_another_process_ends_with_that_one(server: ForkServerProcess) -> None:
+def test_server_that_follows_another_process_ends_with_that_one(server: ForkServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "end.py").write_text("import sys; sys.exit(5 if 'colorsys' in sys.modules else 4)")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as node:
         server.follow(node.pid)
-        assert not gone(server._process.pid)
+        for _ in range(2):
+            with client_of(server, tmp_path / "end.py") as client:
+                assert client.wait(60) == 5
+        assert os.readlink(f"/proc/{server._process.pid}/fd/1") == "/dev/null"
         node.communicate(b"\n", timeout=60)
     assert server._process.wait(60) == 0
+    assert missing(Path(server.address).parent)
+
+
+def test_server_that_has_ended_follows_nobody_and_leaves_no_file(server: ForkServerProcess) -> None:
+    server._process.kill()
+    server._process.wait()
+    server.follow(os.getpid())
     assert missing(Path(server.address).parent)
 
 

@@ -147,8 +147,12 @@ def test_stream_beside_workers_with_every_cpu_waits_only_if_it_is_not_told_of_th
     dealt = deal(share(dataset), order, image_size=56, world_size=1, start=0, stop=5, readers=1, reserved=reserved)
     with ThreadPoolExecutor(1) as pool:
         batches = pool.submit(lambda: list(train_batches(dealt, 0)))
-        if not told:  # workers wait for the readers, and readers for the workers' CPUs
-            with pytest.raises(TimeoutError):
-                batches.result(timeout=5)
+        try:
+            if told:
+                assert [batch.step for batch in batches.result(timeout=120)] == list(range(5))
+            else:  # workers wait for the readers, and readers for the workers' CPUs
+                with pytest.raises(TimeoutError):
+                    batches.result(timeout=5)
+        finally:
             release()
         assert [batch.step for batch in batches.result(timeout=120)] == list(range(5))

@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from rayface.backbones import build_backbone
+from rayface.plan.backbone_cost import last_bucket
 from rayface.plan.timing import Rates, head_macs, head_traffic, network_bytes, step_seconds, step_total
 
 
@@ -20,21 +23,22 @@ def test_step_seconds_of_a_known_job_equal_hand_count(job):
     assert sent["all_reduce"] == 1.5 * 64 * 8
     assert sent["reduce_scatter"] == 0.75 * 64 * 64 * 4
     assert sent["all_reduce_gradients"] == 1.5 * 4 * job.net.trainable
-    assert seconds["all_reduce_gradients"] == 0
-    assert seconds["all_reduce_last_bucket"] == pytest.approx(sent["all_reduce_gradients"] / 1e10)
-    assert step_total(seconds) == pytest.approx(sum(seconds.values()))
+    last = 1.5 * job.net.last_bucket
+    assert 0 < last <= sent["all_reduce_gradients"]
+    assert seconds["all_reduce_last_bucket"] == pytest.approx(last / 1e10)
+    assert seconds["all_reduce_gradients"] == pytest.approx((sent["all_reduce_gradients"] - last) / 1e10)
+    hidden = min(seconds["all_reduce_gradients"], seconds["backbone"] * 2 / 3)
+    assert step_total(seconds) == pytest.approx(sum(seconds.values()) - hidden)
 
 
-@pytest.mark.parametrize(("mib", "last"), [(1, 1), (2, 1), (26, 25), (27, 1), (60, 9)])
-def test_all_reduce_of_gradients_overlaps_with_the_backward_pass_but_for_the_last_bucket(job, mib, last):
-    """Buckets of 1, 25, 25, ... MiB: the last one is complete when the pass ends."""
-    larger = replace(job, net=replace(job.net, trainable=mib * 2**18))
-    for bandwidth in (0.01, 1000):
-        seconds = step_seconds(larger, Rates(link_bandwidth=bandwidth))
-        assert seconds["all_reduce_last_bucket"] == pytest.approx(1.5 * last * 2**20 / (1e9 * bandwidth))
-        assert seconds["all_reduce_gradients"] == pytest.approx(1.5 * (mib - last) * 2**20 / (1e9 * bandwidth))
-        hidden = min(seconds["all_reduce_gradients"], seconds["backbone"] * 2 / 3)
-        assert step_total(seconds) == pytest.approx(sum(seconds.values()) - hidden)
+@pytest.mark.parametrize("width", [1.0, 2.0, 5.0])
+def test_last_bucket_is_that_of_distributed_data_parallel(width):
+    net = build_backbone("mini", embedding_size=256, image_size=56, width=width, dropout=0.0)
+    parameters = list(net.parameters())
+    buckets, _ = torch.distributed._compute_bucket_assignment_by_size(parameters[::-1], [2**20, 25 * 2**20])
+    sizes = [4 * parameter.numel() for parameter in parameters]
+    assert last_bucket(sizes) == sum(sizes[::-1][n] for n in buckets[-1])
+    assert last_bucket([]) == 0
 
 
 def test_head_macs_at_low_sample_rate_include_all_positives(job):
