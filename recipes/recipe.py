@@ -150,7 +150,8 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{num_cpus()} CPUs, {models[0] if models else 'unknown'}"
+    cpus = "1 CPU" if num_cpus() == 1 else f"{num_cpus()} CPUs"
+    return f"{cpus}, {models[0] if models else 'unknown'}"
 
 
 def table(recipe: Recipe, out: Path | None = None) -> str:
