@@ -25,10 +25,9 @@ from typing import NoReturn
 if __name__ == "__main__":
     if not sys.flags.safe_path:
         del sys.path[0]  # this file's folder
-    _own, _found = Path(__file__).parents[1] / "__init__.py", find_spec("rayface")
-    if _found is None or not os.path.samefile(
-        _own, _found.origin or ""
-    ):  # the driver's, which is not the installed one
+    # The driver's, which may not be the installed one.
+    _own, _found = Path(__file__).resolve().parents[1] / "__init__.py", find_spec("rayface")
+    if _found is None or os.path.realpath(_found.origin or "") != str(_own):
         sys.path.insert(0, str(_own.parents[1]))
 
 from rayface.fork_server.forking import Forking, Task, close_all, enter, has_our_imports, opened_a_gpu
