@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayface.arrays import Floats, Ints
-from rayface.curate.cluster.neighbours import Neighbours, merged, search
+from rayface.curate.cluster.nearest_kernel import insert_nearest
+from rayface.curate.cluster.neighbours import Neighbours, search
 from rayface.curate.cluster.unit_vectors import UnitVectors, read_neighbours, write_neighbours
 from rayface.ray_tasks import map_unordered
 from rayface.storage import atomic_stream
@@ -153,40 +154,31 @@ def _gather(vectors: UnitVectors, lists: _Lists) -> None:
 def _searched(vectors: UnitVectors, part: int, lists: _Lists, k: int) -> Neighbours:
     """Return the neighbours of a part."""
     queries = np.ascontiguousarray(vectors.part(part), np.float32)
-    places = np.load(_probes_path(vectors, part), allow_pickle=False).astype(np.int64)
-    first = vectors.starts[part]
+    places = np.load(_probes_path(vectors, part), allow_pickle=False)
+    asked = np.argsort(places, axis=None, kind="stable")  # pairs of an image and a list, by list
+    stops = np.searchsorted(places.ravel()[asked], np.arange(len(lists.starts)))
+    asked //= places.shape[1]
     found = Neighbours(
         rows=np.full((len(queries), k), -1), cosines=np.full((len(queries), k), np.float32(-2), np.float32)
     )
     for block in lists.blocks:
-        within = (places >= block.first) & (places < block.last)
-        some = np.flatnonzero(within.any(axis=1))
-        if len(some):
-            local = -np.sort(-np.where(within[some], places[some] - block.first, -1))
-            local = np.ascontiguousarray(local[:, : within.sum(axis=1).max()])  # -1 is last
-            rows, cosines = _in_lists(queries[some], local, lists, block, k + 1)
-            part_found = Neighbours(rows=found.rows[some], cosines=found.cosines[some])
-            better = merged(part_found, rows, cosines, some + first)
-            found.rows[some], found.cosines[some] = better.rows, better.cosines
+        members: Floats = np.load(lists.path(block), mmap_mode="r", allow_pickle=False)
+        for number in range(block.first, block.last):
+            some = asked[stops[number] : stops[number + 1]]
+            start, stop = lists.starts[number : number + 2]
+            if len(some) and stop > start:
+                own = np.ascontiguousarray(members[start - block.start : stop - block.start], np.float32)
+                _compare(queries, some, own, lists.order[start:stop], vectors.starts[part], found)
     return found
 
 
-def _in_lists(
-    queries: NDArray[np.float32], places: Ints, lists: _Lists, block: _Block, k: int
-) -> tuple[Ints, NDArray[np.float32]]:
-    """Return the k nearest images (n, k) of a block in the lists (n, P) of each query, -1: none; and their cosines."""
-    members: Floats = np.load(lists.path(block), mmap_mode="r", allow_pickle=False)
-    rows = lists.order[block.start : block.stop]
-    owner = np.repeat(np.arange(block.last - block.first), np.diff(lists.starts[block.first : block.last + 1]))
-    size, count = queries.shape[1], block.last - block.first
-    quantizer = faiss.IndexFlatIP(size)  # never searched: the lists of each query are known
-    index: Any = faiss.IndexIVFFlat(quantizer, size, count, faiss.METRIC_INNER_PRODUCT)
-    index.is_trained = True
-    arrays = np.ascontiguousarray(members, np.float32), np.ascontiguousarray(rows), owner
-    index.add_core(len(rows), *[faiss.swig_ptr(each) for each in arrays])
-    index.nprobe = places.shape[1]
-    cosines, found = index.search_preassigned(queries, k, places, np.zeros(places.shape, np.float32))
-    return found, cosines
+def _compare(
+    queries: NDArray[np.float32], some: Ints, members: NDArray[np.float32], rows: Ints, first: int, found: Neighbours
+) -> None:
+    """Compare some queries with the vectors of a list, in one product of matrices, and insert the nearest."""
+    k = min(found.rows.shape[1] + 1, len(members))  # one more: the image itself may be among them
+    values, nearest = faiss.knn(queries[some], members, k, metric=faiss.METRIC_INNER_PRODUCT)
+    insert_nearest(found.rows, found.cosines, some, rows, nearest, values, first)
 
 
 def _recall(vectors: UnitVectors, found: Neighbours, k: int) -> float:

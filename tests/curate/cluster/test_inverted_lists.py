@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rayface.curate.cluster import inverted_lists as module
 from rayface.curate.cluster.inverted_lists import find_listed_neighbours
-from rayface.curate.cluster.neighbours import nearest
+from rayface.curate.cluster.nearest_kernel import insert_nearest
+from rayface.curate.cluster.neighbours import Neighbours, nearest
 from rayface.curate.cluster.unit_vectors import UnitVectors
 
 People = Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]
@@ -50,14 +51,13 @@ def test_neighbours_from_few_lists_are_most_of_the_exact_ones_at_a_fraction_of_t
 ) -> None:
     x, _ = people(200, 15, spread=0.5, size=32)
     compared = []
-    inside = module._in_lists
+    inside = module._compare
 
-    def counted(queries: Any, places: Any, lists: Any, block: Any, k: int) -> Any:
-        sizes = np.append(np.diff(lists.starts[block.first : block.last + 1]), 0)
-        compared.append(sizes[places].sum())
-        return inside(queries, places, lists, block, k)
+    def counted(queries: Any, some: Any, members: Any, *rest: Any) -> None:
+        compared.append(len(some) * len(members))
+        inside(queries, some, members, *rest)
 
-    monkeypatch.setattr(module, "_in_lists", counted)
+    monkeypatch.setattr(module, "_compare", counted)
     found, recall = find_listed_neighbours(in_parts(x), 10, 16)
     exact = nearest(x, 10)
     true = np.mean([len({*a} & {*b}) / 10 for a, b in zip(found.rows.tolist(), exact.rows.tolist(), strict=True)])
@@ -87,3 +87,23 @@ def test_neighbours_of_equal_vectors_leave_out_only_the_image_itself(in_parts: C
     found, _ = find_listed_neighbours(in_parts(x), 4, 4)
     assert not (found.rows == np.arange(901)[:, None]).any()
     assert (found.cosines[:900] > 0.999).all()
+
+
+def test_insert_nearest_equals_a_sort_by_falling_cosine_and_row() -> None:
+    random = np.random.default_rng(0)
+    images, k, first = 6, 4, 10
+    found = Neighbours(rows=np.full((images, k), -1), cosines=np.full((images, k), np.float32(-2), np.float32))
+    seen: list[list[tuple[float, int]]] = [[] for _ in range(images)]
+    for start in range(0, 60, 12):  # a list of rows; cosines of few values, so that many are equal
+        slots = np.arange(start, start + 12)
+        queries = np.flatnonzero(random.random(images) < 0.7)
+        values = -np.sort(-random.integers(-3, 4, (len(queries), 5)).astype(np.float32) / 4, axis=1)
+        candidates = np.stack([random.permutation(12)[:5] for _ in queries])
+        insert_nearest(found.rows, found.cosines, queries, slots, candidates, values, first)
+        for query, numbers, cosines in zip(queries, candidates, values, strict=True):
+            pairs = zip(-cosines, slots[numbers], strict=True)
+            seen[query] += [(value, row) for value, row in pairs if row != query + first]
+    for query in range(images):
+        best = sorted(seen[query])[:k]
+        assert found.rows[query, : len(best)].tolist() == [row for _, row in best]
+        assert found.cosines[query, : len(best)].tolist() == [-value for value, _ in best]
