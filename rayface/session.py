@@ -33,6 +33,7 @@ _LOCAL_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor; a local machine is not preempted
 }
+_BACKEND_LOG = r"^\[[\d-]+ [\d:,]+ [DIWE] \d+ \d+\] \S+\.cc:\d+: "
 # What Ray appends is /ray/session_2026-11-26_12-50-03_191673_1234567/sockets/plasma_store.
 _MAX_TEMPORARY = 36
 
@@ -151,7 +152,8 @@ def _quiet_backend(debug: bool) -> Iterator[None]:
     if debug or level in os.environ:
         yield
         return
-    with environment({level: "fatal"}), stderr_without(level):  # Ray announces the level itself, as it starts
+    # Ray announces the level itself as it starts, and logs without one until then.
+    with environment({level: "fatal"}), stderr_without(rf"{level}|{_BACKEND_LOG}"):
         yield
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,8 +10,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stderr_without(text: str) -> Iterator[None]:
-    """Write what this process and its C++ code write to stderr inside the context after it, but no line with `text`."""
+def stderr_without(pattern: str) -> Iterator[None]:
+    """Write what this process and its C++ code write to stderr inside the context after it, but no line like `pattern`.
+
+    Args:
+        pattern: regular expression, searched in each line.
+    """
     saved = os.dup(2)
     with tempfile.TemporaryFile() as held:  # no pipe: processes that were started inside may keep it
         os.dup2(held.fileno(), 2)
@@ -20,7 +25,7 @@ def stderr_without(text: str) -> Iterator[None]:
             os.dup2(saved, 2)
             os.close(saved)
             written = os.pread(held.fileno(), os.fstat(held.fileno()).st_size, 0)
-            shown = [line for line in written.splitlines(keepends=True) if text.encode() not in line]
+            shown = [line for line in written.splitlines(keepends=True) if not re.search(pattern.encode(), line)]
             os.write(2, b"".join(shown))
 
 

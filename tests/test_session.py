@@ -155,7 +155,10 @@ def test_require_workers_on_an_empty_cluster_asks_for_gpus_and_finds_those_that_
     assert find_room("auto") == (True, 3, 2)
 
 
-ANNOUNCED = "Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\n"
+ANNOUNCED = (
+    "Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\n"
+    "[2026-11-28 14:44:22,700 W 2175 2175] gcs_client.cc:210: Failed to get cluster ID from GCS server\n"
+)
 
 
 @pytest.mark.parametrize(("debug", "heard"), [(False, ""), (True, ANNOUNCED)])
