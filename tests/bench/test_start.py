@@ -57,6 +57,7 @@ def test_bench_start_of_a_run_that_fails_raises_its_last_line() -> None:
         bench_start(["data.train=unused"], rounds=1)
 
 
+@pytest.mark.long
 def test_bench_start_of_a_small_run_shows_every_phase(tmp_path: Path) -> None:
     synthesize(tmp_path / "images", identities=8, images_per_identity=8, image_size=32)
     overrides = ["backbone.name=mini", "backbone.width=0.25", "data.image_size=32", "train.batch_size=16"]

@@ -56,6 +56,7 @@ def check_embeddings(folder: Path, model: LoadedModel, data: Path) -> None:
     np.testing.assert_allclose([rows[sample.key] for sample in samples], wanted, atol=1e-3)  # kept as float16
 
 
+@pytest.mark.long
 def test_run_of_generations_and_a_core_set_from_one_file_ends_with_all_results(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ def scratch() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_node_forks_its_workers_with_the_rayface_of_the_job_and_leaves_nothing(scratch: Path, tmp_path: Path) -> None:
     own = tmp_path / "rayface"
     own.mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent.parent / "examples" / "notebooks"
-LONG = {"prune_and_compare", "sweep_with_pandas"}  # several trainings each
+LONG = {"prune_and_compare", "sweep_with_pandas", "cluster_unlabelled"}  # several trainings each
 NAMES = [
     pytest.param(path.stem, marks=[pytest.mark.long] if path.stem in LONG else [])
     for path in sorted(NOTEBOOKS.glob("*.py"))

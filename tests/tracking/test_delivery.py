@@ -294,6 +294,7 @@ def test_delivery_to_a_relative_sqlite_file_keeps_its_absolute_path(tmp_path, mo
     assert kept["uri"] == f"sqlite:///{tmp_path}/s.db?timeout=5"
 
 
+@pytest.mark.long
 def test_delivery_to_a_server_that_comes_late_and_dies_sends_everything(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("rayface.tracking.reader.MAX_BACKOFF_SECONDS", 0.5)
     monkeypatch.setattr("rayface.tracking.reader.POLL_SECONDS", 0.05)

@@ -96,6 +96,7 @@ def train_on_a_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_resume_of_two_ranks_with_a_corrupt_checkpoint_takes_the_same_older_one(tmp_path):
     mp.spawn(train_on_a_rank, (str(tmp_path),), 2)
     assert "step_00000006 is damaged, step_00000003 is used instead" in (tmp_path / "parts/faults.log").read_text()
@@ -128,6 +129,7 @@ def restart_on_a_rank(rank: int, folder: Path, store: Store) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_ranks_restarted_from_a_mirrored_state_end_as_if_they_had_never_stopped(tmp_path):
     with StoreManager() as manager:
         mp.spawn(restart_on_a_rank, (tmp_path, manager.store("a")), 2)

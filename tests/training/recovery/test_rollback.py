@@ -111,6 +111,7 @@ def train_in_parts(rank: int, folder: str, overrides: list[str]) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_resume_with_workers_that_do_not_divide_the_batch_goes_on(tmp_path):
     """1, then 3 (parts of 3 and 4 images, worked through in pieces), then 1; rolled back on the way."""
     options = ["train.on_nan=skip", "head.sample_rate=1"]
