@@ -83,7 +83,9 @@ def recipes_page() -> Iterator[str]:
     yield f"{keys['train.batch_size']} images, {keys['train.epochs']} epochs of celeba (12,944 images of 2,944"
     yield "identities) unless stated otherwise; 3 seeds; LFW without the people of glint_deep (5,936 pairs). Intervals:"
     yield "bootstraps over the identities of LFW, ± is the standard deviation over seeds. Nets, sets and trainings are"
-    yield "small: a table says what a method does *here*, not what it does to millions of identities."
+    yield "small: a table says what a method does *here*, not what it does to millions of identities. Runs were on"
+    yield "different machines (each row's is in the recipe's file), and many shared theirs with another run"
+    yield "or were paused: images/s are no measure of a method's speed."
     for name in recipes.names():
         recipe = recipes.load(name)
         yield from ["", f"## {recipe.title}", "", f"**Claim** ([paper]({recipe.paper})): {recipe.claim}", ""]
