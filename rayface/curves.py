@@ -1,6 +1,7 @@
 """Figures of a training run's metrics over its steps."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -73,24 +74,31 @@ def _step_axes(size: tuple[float, float], y: str, steps: NDArray[np.float64]) ->
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
     if steps[-1] > steps[0]:
         axes.set_xlim(steps[0], steps[-1])
+    else:
+        axes.set_xlim(steps[0] - 1, steps[0] + 1)
     return figure, axes
+
+
+def _draw(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], **line: Any) -> None:
+    """Draw a curve, thinned; a single point, of a run shorter than train.log_every, as a dot."""
+    axes.plot(*_thinned(steps, values), marker="o" if len(steps) == 1 else "", markersize=5, **line)
 
 
 def _loss(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
     figure, axes = _step_axes(WIDE, "loss", steps)
     mean = smoothed(values)
     if np.allclose(mean, values, equal_nan=True):  # of few points
-        axes.plot(*_thinned(steps, values), color=PALETTE["blue"], linewidth=2)
+        _draw(axes, steps, values, color=PALETTE["blue"], linewidth=2)
         return figure
-    axes.plot(*_thinned(steps, values), color=PALETTE["blue"], alpha=0.4, linewidth=0.9, label="as logged")
-    axes.plot(*_thinned(steps, mean), color=PALETTE["blue"], linewidth=2, label="moving mean")
+    _draw(axes, steps, values, color=PALETTE["blue"], alpha=0.4, linewidth=0.9, label="as logged")
+    _draw(axes, steps, mean, color=PALETTE["blue"], linewidth=2, label="moving mean")
     add_legend(axes)
     return figure
 
 
 def _lr(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figure:
     figure, axes = _step_axes(HALF, "learning rate", steps)
-    axes.plot(*_thinned(steps, values), color=PALETTE["orange"], linewidth=2)
+    _draw(axes, steps, values, color=PALETTE["orange"], linewidth=2)
     axes.set_ylim(bottom=0)
     return figure
 
@@ -105,14 +113,14 @@ def _schedule(curves: Mapping[str, NDArray[np.float64]]) -> Figure:
         style(axes, "", name)
         axes.tick_params(labelbottom=axes is panels[-1])
     panels[-1].set_xlabel("step", color=PALETTE["muted"], fontsize=9)
-    first.plot(*_thinned(*curves["loss"]), color=PALETTE["blue"], alpha=0.4, linewidth=0.9, label="as logged")
-    first.plot(*_thinned(*curves["loss_mean"]), color=PALETTE["blue"], linewidth=2, label="its moving mean")
-    panels[1].plot(*_thinned(*curves["detector"]), color=PALETTE["violet"], linewidth=1.5, label="E")
+    _draw(first, *curves["loss"], color=PALETTE["blue"], alpha=0.4, linewidth=0.9, label="as logged")
+    _draw(first, *curves["loss_mean"], color=PALETTE["blue"], linewidth=2, label="its moving mean")
+    _draw(panels[1], *curves["detector"], color=PALETTE["violet"], linewidth=1.5, label="E")
     threshold = float(curves["threshold"][1, -1])
     panels[1].axhline(
         threshold, color=PALETTE["ink"], linewidth=1.2, linestyle=(0, (4, 3)), label=f"threshold {threshold:.3g}"
     )
-    panels[2].plot(*_thinned(*curves["lr"]), color=PALETTE["orange"], linewidth=2, drawstyle="steps-post")
+    _draw(panels[2], *curves["lr"], color=PALETTE["orange"], linewidth=2, drawstyle="steps-post")
     panels[2].set_yscale("log", base=2)
     panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
     for axes in panels[:2]:
@@ -124,7 +132,7 @@ def _throughput(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figu
     figure, axes = _step_axes(HALF, "images / s", steps)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     middle = float(np.nanmedian(values))
-    axes.plot(*_thinned(steps, values), color=PALETTE["violet"], alpha=0.75, linewidth=1.1, label="as logged")
+    _draw(axes, steps, values, color=PALETTE["violet"], alpha=0.75, linewidth=1.1, label="as logged")
     axes.axhline(
         middle, color=PALETTE["ink"], linewidth=1.2, linestyle=(0, (4, 3)), label=f"median {middle:,.0f}", zorder=3
     )

@@ -68,3 +68,12 @@ def test_loss_of_few_points_is_drawn_once_without_a_mean(count, lines):
     (axes,) = plot.figure.axes
     assert len(axes.lines) == lines
     assert (axes.get_legend() is None) == (lines == 1)
+
+
+def test_a_run_with_one_logged_step_shows_it_as_a_dot():
+    one = {f"train/{name}": [(3, 9.6, 1e9)] for name in ("loss", "lr", "images_per_second")}
+    for plot in draw_curves(one):
+        axes = plot.figure.axes[0]
+        assert axes.lines[0].get_marker() == "o", plot.name
+        low, high = axes.get_xlim()
+        assert (low, high) == (2, 4)

@@ -62,9 +62,16 @@ def draw_roc(far: NDArray[np.float64], tar: NDArray[np.float64], tars: Mapping[s
     axes.plot(shown, tar, color=PALETTE["blue"], linewidth=2, drawstyle="steps-post")
     for rate, reached in _marks(tars, lowest):
         axes.plot(rate, reached, "o", color=PALETTE["blue"], markersize=5)
-        _label(axes, f"{reached:.1%}", (rate, reached), (-4, 5) if reached < 0.5 and rate > lowest else (6, -12))
+        _label(axes, f"{reached:.1%}", (rate, reached), _roc_offset(rate > lowest, reached))
     add_legend(axes)
     return figure
+
+
+def _roc_offset(inside: bool, reached: float) -> tuple[int, int]:
+    """Return where a TAR is written: left of its point and above, unless that is outside; right and below, or above."""
+    if reached >= 0.5:
+        return 6, -12
+    return (-4, 5) if inside else (6, 5)
 
 
 def _det(far: NDArray[np.float64], tar: NDArray[np.float64], tars: Mapping[str, float | None]) -> Figure:

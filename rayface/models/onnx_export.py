@@ -34,8 +34,8 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
         external_data: write the weights into `OUT.data` beside it; always above 1.9 GB, the limit of one file.
 
     Returns:
-        max_abs_error (largest difference of normalised embeddings, random images, batches of 1 and 3), opset, path,
-        num_bytes (of all files), external_data.
+        max_abs_error (largest difference of normalised embeddings, random images, batches of 1 and 3), opset, num_bytes
+        (of all files), external_data.
 
     Raises:
         ValueError: the extra `onnx` is not installed, `out` does not end in `.onnx`, the model is already ONNX, or the
@@ -71,7 +71,7 @@ def export_onnx(model: LoadedModel, out: str | Path, *, external_data: bool = Fa
         shutil.rmtree(folder, ignore_errors=True)
     write_card(out.parent, model.info, out.name)
     facts = {"opset": ONNX_OPSET, "num_bytes": num_bytes, "external_data": external_data}
-    return {"path": str(out), "max_abs_error": error_size, **facts}
+    return {"max_abs_error": error_size, **facts}
 
 
 def _check_installed() -> None:

@@ -189,5 +189,5 @@ def export_model(config: Config, resume: bool) -> Result:
             result |= {"hub": given.hub, **export_hub(model, hub)}
         if onnx is not None:
             facts = export_onnx(model, onnx, external_data=given.external_data)
-            result |= {"onnx": given.onnx, **facts, "path": given.onnx}
+            result |= {"onnx": given.onnx, **facts}
     return result

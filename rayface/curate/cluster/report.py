@@ -21,6 +21,7 @@ from rayface.version import VERSION
 
 _ROWS = 12
 _FACES = 12
+_FOUND = {"threshold": "given", "calibrate": "calibrated", "estimate": "estimated"}
 
 
 def write_report(
@@ -69,7 +70,7 @@ def _table(result: ClusterResult) -> list[tuple[str, str]]:
         ("clusters", f"{counts.clusters:,}, the largest of {counts.largest:,} images"),
         ("images in no cluster", f"{counts.noise:,}"),
         ("method", result.method),
-        ("threshold", f"{result.threshold:.4f} ({result.threshold_from}; random pairs: {result.base:.4f})"),
+        ("threshold", f"{result.threshold:.4f} ({_FOUND[result.threshold_from]}; random pairs: {result.base:.4f})"),
     ]
     if scores is not None:
         triple = "{:.3f} (precision {:.3f}, recall {:.3f})"
@@ -104,7 +105,7 @@ def _sheets(keys: pa.ChunkedArray, clusters: Ints, confidence: NDArray[np.float3
         members = order[starts[place] : starts[place] + min(6, sizes[place])]
         who = f"cluster {clusters[image]}: {sizes[place]:,} images"
         doubts.append(_row(who, [np.array([image]), members[members != image]], keys, confidence))
-    caption = "From the largest to the smallest; images by confidence, the share by which another cluster is farther."
+    caption = "Some of each size, the largest first; images by confidence, the share by which another cluster is farther."
     return [
         Sheet(title="Clusters", caption=caption, rows=rows),
         Sheet(title="Least confident images", caption="Beside the most confident ones of their cluster.", rows=doubts),
@@ -135,4 +136,5 @@ def _size_figure(clusters: Ints) -> Figure:
 def _confidence_figure(confidence: NDArray[np.float32]) -> Figure:
     figure, axes = new_axes(HALF, "confidence (silhouette)", "images")
     axes.hist(confidence, np.linspace(-1, 1, 81).tolist(), color=PALETTE["blue"])
+    axes.yaxis.get_major_locator().set_params(integer=True)
     return figure
