@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from rayface.models.digests import Digests
-from rayface.storage import AnyPath, RemotePath, Source, locate, retried, windowed
+from rayface.storage import AnyPath, RemotePath, Source, locate, rename, retried, windowed
 
 _WINDOW = 8 << 20  # bytes of a request in which tensors are read together
 _written = 0  # bytes that this process has written of checkpoints; the watchdog sees progress by it
@@ -100,7 +100,7 @@ class _StoreFiles(FileSystemBase):
 
     def rename(self, path: Any, new_path: Any) -> None:
         filesystem, inside = locate(path.uri)
-        filesystem.move(inside, locate(new_path.uri)[1])
+        rename(filesystem, inside, locate(new_path.uri)[1])
         self._digests[new_path.name] = self._digests.pop(path.name)
 
     def init_path(self, path: Any) -> Any:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 import pyarrow as pa
+from pyarrow import fs as pafs
 
 from rayface.storage.errors import retried
 from rayface.storage.paths import is_local, locate
@@ -47,11 +48,7 @@ class AtomicFile:
             sync_folder(os.path.dirname(self._path))
         else:
             self.stream.close()
-            try:
-                self._filesystem.move(self._temporary, self._path)
-            except NotImplementedError:  # Azure without a hierarchical namespace
-                self._filesystem.copy_file(self._temporary, self._path)
-                self._filesystem.delete_file(self._temporary)
+            rename(self._filesystem, self._temporary, self._path)
         self._done = True
 
     def abandon(self) -> None:
@@ -63,6 +60,15 @@ class AtomicFile:
             self.stream.close()
         with contextlib.suppress(OSError, pa.ArrowException):
             self._filesystem.delete_file(self._temporary)
+
+
+def rename(filesystem: pafs.FileSystem, old: str, new: str) -> None:
+    """Rename a file of a store; by a copy on Azure without a hierarchical namespace, which renames nothing."""
+    try:
+        filesystem.move(old, new)
+    except NotImplementedError:
+        filesystem.copy_file(old, new)
+        filesystem.delete_file(old)
 
 
 @contextmanager

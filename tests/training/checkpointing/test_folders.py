@@ -1,14 +1,16 @@
 """Checkpoints in an object store: nothing counts before its manifest, and what a killed run left is ignored."""
 
 import json
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import fs as pafs
 
 from rayface.files import write_file
 from rayface.models import store_files
-from rayface.storage import DataError, RemotePath, StorageError, errors
+from rayface.storage import DataError, RemotePath, StorageError, errors, locate
 from rayface.training.checkpointing import checkpoint, folders
 from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import Progress
@@ -26,8 +28,34 @@ def save(run: RemotePath, step: int, *, keep: int = 2, accuracy: float | None = 
     checkpoint.save(run, state, Progress(step=step, accuracy=accuracy), keep=keep)
 
 
+class _WithoutRenames:
+    """A filesystem that renames no file, as Azure without a hierarchical namespace."""
+
+    def __init__(self, filesystem: pafs.FileSystem) -> None:
+        self._filesystem = filesystem
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._filesystem, name)
+
+    def move(self, source: str, destination: str) -> None:
+        raise pa.ArrowNotImplementedError("FileSystem::Move() is not implemented")
+
+
 def names(run: RemotePath) -> list[str]:
     return [folder.name.removeprefix("step_000000") for folder in checkpoint.all_in(run)]
+
+
+def test_checkpoint_in_a_store_that_renames_no_file_is_complete(
+    run: RemotePath, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def located(path: str) -> tuple[Any, str]:
+        filesystem, inside = locate(path)
+        return _WithoutRenames(filesystem), inside
+
+    monkeypatch.setattr(store_files, "locate", located)
+    save(run, 10)
+    assert checkpoint.verify(checkpoint.all_in(run)[0]) == []
+    assert not [name for name in object_store.files() if name.endswith(".tmp")]
 
 
 def test_checkpoint_in_a_store_is_loaded_as_it_was_saved_and_holds_no_secret(
