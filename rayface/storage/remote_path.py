@@ -17,7 +17,7 @@ from rayface.credentials import mask, openable, recall
 from rayface.storage.errors import DataError, retried
 from rayface.storage.paths import is_local, join, list_entries, locate, normalise, split
 from rayface.storage.reads import open_binary
-from rayface.storage.writes import write_bytes
+from rayface.storage.writes import is_temporary, write_bytes
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,23 @@ class RemotePath:
         """Do nothing: a folder exists where objects are in it."""
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """Yield what is directly in a folder; nothing if there is none."""
+        """Yield what is directly in a folder, without unfinished files; nothing if there is none."""
         if self.is_dir():
             files, folders = list_entries(self._uri)
-            yield from (self / name for name in [file.name for file in files] + folders)
+            names = [file.name for file in files if not is_temporary(file.name)]
+            yield from (self / name for name in names + folders)
 
     def files(self) -> dict[str, RemoteStat]:
-        """Return the objects in a folder and its sub-folders by name relative to it, sorted; {} if there is none."""
+        """Return the objects in a folder and its sub-folders by name relative to it, sorted; {} if there is none.
+
+        Files that are being written, or that a killed process left, are not among them.
+        """
         filesystem, inside = locate(self._uri)
         selector = pafs.FileSelector(inside, allow_not_found=True, recursive=True)
         found = retried(self._uri, lambda: filesystem.get_file_info(selector), "cannot be listed")
         start = len(inside.rstrip("/")) + 1
-        objects = sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: info.path)
+        files = (info for info in found if info.type == pafs.FileType.File and not is_temporary(info.base_name))
+        objects = sorted(files, key=lambda info: info.path)
         return {info.path[start:]: RemoteStat(info.size, (info.mtime_ns or 0) / 1e9) for info in objects}
 
     def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:

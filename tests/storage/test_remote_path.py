@@ -30,6 +30,16 @@ def test_remote_path_files_are_written_read_listed_and_deleted(object_store: Obj
     assert object_store.files() == {}
 
 
+def test_remote_path_lists_no_unfinished_files(object_store: ObjectStore) -> None:
+    run = RemotePath(object_store.uri("run"))
+    (run / "a").upload(b"1")
+    (run / ".a.0123abcd.tmp").upload(b"2")
+    assert list(run.files()) == ["a"]
+    assert list(run.iterdir()) == [run / "a"]
+    run.remove_tree()
+    assert object_store.files() == {}
+
+
 def test_remote_path_text_is_masked_and_opens_also_after_pickle(object_store: ObjectStore) -> None:
     path = pickle.loads(pickle.dumps(path_of(object_store.uri("runs/one/"))))
     assert isinstance(path, RemotePath)

@@ -12,7 +12,7 @@ from pyarrow import fs as pafs
 
 from rayface.data.writer import ShardWriter
 from rayface.embedding.part_file import write_part
-from rayface.storage import LARGEST_REMOTE, atomic_stream, read_bytes, write_bytes, writes
+from rayface.storage import LARGEST_REMOTE, atomic_stream, errors, read_bytes, write_bytes, writes
 
 
 class HalfWayError(Exception):
@@ -118,4 +118,21 @@ def test_commit_on_a_store_without_renames_copies_and_deletes(tmp_path, monkeypa
     error = OSError("the network is down")
     with pytest.raises(OSError, match="the network is down"), atomic_stream("store://file") as stream:
         stream.write(b"newer")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"whole")]
+
+
+def test_write_bytes_to_a_store_that_empties_a_file_first_keeps_the_old_one_if_it_is_cut_off(tmp_path, monkeypatch):
+    class Cut(Store):
+        def open_output_stream(self, path: str, compression: None) -> Any:
+            stream = self._files.open_output_stream(path, compression=compression)
+            stream.close()  # and writing to it fails
+            return stream
+
+    store: Store = Store(pa.ArrowNotImplementedError("no renames here"))
+    monkeypatch.setattr(errors, "_BACK_OFF", (0.0, 0.0))
+    monkeypatch.setattr(writes, "locate", lambda path: (store, str(tmp_path / "file")))
+    write_bytes("store://file", b"whole")
+    store = Cut(pa.ArrowNotImplementedError("no renames here"))
+    with pytest.raises(ValueError, match="closed file"):
+        write_bytes("store://file", b"newer")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"whole")]
