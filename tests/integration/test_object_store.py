@@ -63,6 +63,7 @@ stages:
 """
 
 
+@pytest.mark.long
 def test_experiment_in_a_store_that_was_cut_off_goes_on_from_an_empty_disk(tmp_path, object_store, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

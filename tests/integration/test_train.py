@@ -325,6 +325,7 @@ def test_train_on_a_bare_directory_gives_workers_the_index_of_the_driver(drawn, 
     assert result["faults"] == 0
 
 
+@pytest.mark.long
 def test_train_on_real_images_of_two_directories_ends_with_an_evaluated_model(faces, tmp_path, monkeypatch):
     monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "cache"))
     config = settings(

@@ -97,6 +97,7 @@ def trained(people: Path, run: Path, epochs: int, *overrides: str) -> Path:
     return run
 
 
+@pytest.mark.long
 def test_student_with_a_teacher_is_closer_to_it_and_better_than_alone(people: Path, tmp_path: Path) -> None:
     """And the next generation, which starts from the student, is closer still."""
     teacher = trained(people, tmp_path / "teacher", 10, "backbone.width=0.5")

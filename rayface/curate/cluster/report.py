@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rayface.arrays import Ints
@@ -105,7 +106,7 @@ def _sheets(keys: pa.ChunkedArray, clusters: Ints, confidence: NDArray[np.float3
         members = order[starts[place] : starts[place] + min(6, sizes[place])]
         who = f"cluster {clusters[image]}: {sizes[place]:,} images"
         doubts.append(_row(who, [np.array([image]), members[members != image]], keys, confidence))
-    caption = "Some of each size, the largest first; images by confidence, the share by which another cluster is farther."
+    caption = "Some of each size, largest first; images by confidence, the share by which another cluster is farther."
     return [
         Sheet(title="Clusters", caption=caption, rows=rows),
         Sheet(title="Least confident images", caption="Beside the most confident ones of their cluster.", rows=doubts),
@@ -136,5 +137,5 @@ def _size_figure(clusters: Ints) -> Figure:
 def _confidence_figure(confidence: NDArray[np.float32]) -> Figure:
     figure, axes = new_axes(HALF, "confidence (silhouette)", "images")
     axes.hist(confidence, np.linspace(-1, 1, 81).tolist(), color=PALETTE["blue"])
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

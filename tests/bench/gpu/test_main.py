@@ -23,6 +23,7 @@ def lean(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
+@pytest.mark.long
 def test_kit_where_only_its_packages_are_installed_runs_every_part(tmp_path: Path) -> None:
     ended = lean(tmp_path, "-m", "rayface.bench.gpu", "--out", str(tmp_path / "out"), "--minutes", "10")
     assert ended.returncode == 0, ended.stdout + ended.stderr
