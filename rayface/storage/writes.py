@@ -17,8 +17,8 @@ from rayface.storage.errors import retried
 from rayface.storage.paths import is_local, locate
 
 LARGEST_REMOTE = 5 << 30  # maximum bytes of a file that S3 renames
-_COMPLETE_AT_CLOSE = {"s3", "gcs"}
-"""Stores in which nothing is visible of an object while it is written; Azure and HDFS empty it first."""
+_EMPTIED_FIRST = {"abfs"}
+"""Stores that show an object empty before it is complete. HDFS does, too, but renames to no existing file."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -114,7 +114,7 @@ def sync_folder(folder: str) -> None:
 
 
 def write_bytes(path: str, data: bytes | memoryview) -> None:
-    """Write a small file atomically; in S3 and Google's store it appears by one upload, without a rename.
+    """Write a small file atomically; in an object store it appears by one upload, without a rename, but on Azure.
 
     Raises:
         OSError: it cannot be written to the disk.
@@ -127,11 +127,11 @@ def write_bytes(path: str, data: bytes | memoryview) -> None:
     filesystem, inside = locate(path)
 
     def upload() -> None:
-        if filesystem.type_name in _COMPLETE_AT_CLOSE:
-            with filesystem.open_output_stream(inside, compression=None) as stream:
+        if filesystem.type_name in _EMPTIED_FIRST:
+            with atomic_stream(path) as stream:
                 stream.write(data)
         else:
-            with atomic_stream(path) as stream:
+            with filesystem.open_output_stream(inside, compression=None) as stream:
                 stream.write(data)
 
     retried(path, upload, "cannot be written")

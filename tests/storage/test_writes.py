@@ -99,6 +99,8 @@ def test_shard_size_above_the_rename_limit_of_s3_is_refused(object_store):
 class Store:
     """A filesystem over a folder whose renames fail."""
 
+    type_name = "abfs"
+
     def __init__(self, error: Exception) -> None:
         self._files, self._error = pafs.LocalFileSystem(), error
 
