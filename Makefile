@@ -30,10 +30,10 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python examples/demo.py
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 -m "not long" $(ARGS)
 
 test-all: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(ARGS)
 
 faults: $(INSTALLED)
 	$(VENV)/bin/python -m tests.faults.table $(ARGS)
