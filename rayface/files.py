@@ -71,10 +71,13 @@ def sha256_of(path: AnyPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hold_lock(path: Path) -> FileLock:
+def hold_lock(path: Path, *, wait: bool = False) -> FileLock:
     """Lock a file, created if missing, until `release` is called or this process ends.
 
     On a file system without locks, nothing is locked and the caller continues.
+
+    Args:
+        wait: wait for another process that holds the lock.
 
     Raises:
         filelock.Timeout: another process holds the lock.
@@ -82,7 +85,7 @@ def hold_lock(path: Path) -> FileLock:
     """
     path.touch()
     # A soft lock, filelock's fallback, would outlive a killed process.
-    lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
+    lock = FileLock(path, timeout=-1 if wait else 0, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

@@ -11,7 +11,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -27,55 +26,26 @@ from rayface.storage import DataError, StorageError
 _TASKS_PER_CPU = 2  # tasks in flight per CPU, so that no CPU waits for the driver
 _CAPACITY_SECONDS = 5.0  # interval between checks of the cluster's CPUs, which may grow
 _COUNT_SECONDS = 1.0  # interval of messages about finished rows
+_ALL_NODES_SECONDS = 60.0  # after which a node that does not answer is left out
 _MOST_BLOCKS = 4096  # Ray Data takes about 10 ms of the driver's time per block; more parts share a block
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
-_this_node: ContextVar[str | None] = ContextVar("this_node", default=None)
-
-
-@contextmanager
-def tasks_on_this_node(name: str) -> Iterator[None]:
-    """Inside the context, run tasks and actors of this process on its own node, whose disk holds their files.
-
-    Args:
-        name: what needs the disk, for messages.
-    """
-    token = _this_node.set(name)
-    try:
-        yield
-    finally:
-        _this_node.reset(token)
-
-
-def task_nodes() -> list[dict[str, Any]]:
-    """Return Ray's description of the nodes that tasks may run on.
-
-    Raises:
-        DataError: only this node may, and it has no CPU for tasks; one line.
-    """
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    name = _this_node.get()
-    if name is None or len(alive) == 1:
-        return alive
-    own = [node for node in alive if node["NodeID"] == ray.get_runtime_context().get_node_id()]
-    if not own or own[0]["Resources"].get("CPU", 0) < 1:
-        raise DataError(
-            f"{name}: its work files lie on the disk of the node that runs the job, which has no CPU for tasks: give a "
-            "folder on a disk that all nodes share, or run the job on a node with CPUs (ray job submit "
-            "--entrypoint-num-cpus=1)"
-        )
-    return own
-
-
-def _placement() -> str | NodeAffinitySchedulingStrategy | None:
-    """Return where tasks must run; None: anywhere."""
-    if _this_node.get() is None:
-        return None
-    (node, *others) = task_nodes()
-    return None if others else NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+def on_all_nodes(work: Callable[[], None]) -> None:
+    """Call a function here, and on every node of the running Ray, if one runs; a node that fails is left out."""
+    work()
+    if not ray.is_initialized():
+        return
+    task = ray.remote(num_cpus=0, max_retries=0)(work)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    ray.wait(
+        [task.options(scheduling_strategy=place).remote() for place in places],
+        num_returns=len(places),
+        timeout=_ALL_NODES_SECONDS,
+    )
 
 
 @contextmanager
@@ -121,7 +91,7 @@ def map_unordered(
     if not parts:
         return
     # SPREAD: on any node. By default, tasks of a sweep's trial would stay in its placement group, which has no CPU.
-    task = ray.remote(num_cpus=1, scheduling_strategy=_placement() or "SPREAD")(_call)
+    task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_call)
     shared, waiting = ray.put(work), deque(parts)
     running: list[ray.ObjectRef] = []
     capacity = _Capacity()
@@ -195,11 +165,7 @@ def map_unordered_by_actors(
     counter = ray.remote(num_cpus=0)(_RowCounter).remote() if count_rows else None
     arguments = {**arguments, "count": _RowCount(counter)} if counter is not None else arguments
     pool = ActorPoolStrategy(size=actors)
-    place = _placement()
-    options: dict[str, Any] = {} if place is None else {"scheduling_strategy": place}
-    mapped = _blocks(parts).map_batches(
-        Caller, batch_size=1, compute=pool, num_cpus=num_cpus, num_gpus=num_gpus, **options
-    )
+    mapped = _blocks(parts).map_batches(Caller, batch_size=1, compute=pool, num_cpus=num_cpus, num_gpus=num_gpus)
     try:
         with phase(name, parts=len(parts), rows=rows) as current, _shown(counter, current):
             for row in mapped.iter_rows():

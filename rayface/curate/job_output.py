@@ -1,23 +1,22 @@
-"""Output of a curation job: a folder on a disk, or one in an object store, with the work in a folder of this node."""
+"""Output of a curation job: a folder on a disk, or one in an object store, in which results appear at the end."""
 
 from __future__ import annotations
 
-import json
 import shutil
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayface.credentials import masked
-from rayface.files import write_text
+from rayface.curate.work_files import WorkPath
 from rayface.job_folder import exclusive_job_folder
-from rayface.ray_tasks import tasks_on_this_node
-from rayface.storage import AnyPath, is_local, join, path_of, split, upload
+from rayface.storage import AnyPath, RemotePath, is_local, join, path_of, split, upload
 from rayface.tracking.spool import JOURNAL, READER_FOLDERS, spool
 
 WORK = ".work"  # folder of the work files, which are deleted when the job is finished
 
+_NAME = "name"  # file in WORK of a store: the name of the copies on the nodes
 _KEPT = {JOURNAL, *READER_FOLDERS}  # of a folder that is spooled: `spool` stores them
 
 
@@ -27,11 +26,13 @@ class JobOutput:
 
     Attributes:
         root: path or URI of the folder.
-        folder: local folder of the work files and of results that are not published yet: `root` if that is local.
+        folder: local folder of results that are not published yet: `root` if that is local.
+        work: folder of the work files.
     """
 
     root: str
     folder: Path
+    work: WorkPath
 
     @property
     def path(self) -> AnyPath:
@@ -44,19 +45,16 @@ class JobOutput:
         return split(self.root)[1]
 
     def finish(self, result: str) -> None:
-        """Upload the results if the output is a URI, the file `result` last, and delete all work files."""
+        """Upload the results if the output is a URI, the file `result` last, and delete all work files.
+
+        Inside the job's Ray session, whose nodes have copies of them.
+        """
         if not is_local(self.root):
             names = self._results()
             for name in [*(name for name in names if name != result), *(name for name in names if name == result)]:
                 upload(self.folder / name, join(self.root, name))
-        self.delete_work()
-
-    def delete_work(self) -> None:
-        """Delete the work files."""
-        if is_local(self.root):
-            shutil.rmtree(self.folder / WORK, ignore_errors=True)
-        else:
             _clear(self.folder)
+        self.work.delete()
 
     def _results(self) -> list[str]:
         files = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]
@@ -69,28 +67,26 @@ def job_output(
 ) -> Iterator[JobOutput]:
     """Own the output of a job inside the context, see `exclusive_job_folder`.
 
-    Of a URI, the work files lie in a folder of this user on this node, from which the job is resumed on the same node,
-    and all tasks run on this node; on another node the work starts over.
+    Of a URI, the work files are in the store, too: an interrupted job resumes on any node.
 
     Raises:
         DataError: the folder holds another job or foreign files, or another process owns it; one line.
     """
     with exclusive_job_folder(root, job, job_file, key=key, beside=beside), spool(root) as folder:
-        if is_local(root):
-            yield JobOutput(root=root, folder=folder)
-            return
-        _keep_only(folder, job, folder / job_file)
-        with tasks_on_this_node(f"{key}: {root}"):
-            yield JobOutput(root=root, folder=folder)
+        work = path_of(root) / WORK
+        if isinstance(work, RemotePath):
+            _clear(folder)  # results that were not published
+            yield JobOutput(root=root, folder=folder, work=WorkPath(path=work, copy=_name_of_copies(work)))
+        else:
+            yield JobOutput(root=root, folder=folder, work=WorkPath(path=work))
 
 
-def _keep_only(folder: Path, job: Mapping[str, object], mark: Path) -> None:
-    """Delete what an earlier job with the same output has left, unless it was this job."""
-    text = json.dumps(masked(dict(job)), sort_keys=True)
-    if mark.exists() and mark.read_text() == text:
-        return
-    _clear(folder)
-    write_text(mark, text)
+def _name_of_copies(work: RemotePath) -> str:
+    """Return the name under which nodes keep copies of the work files, of this job only."""
+    file = work / _NAME
+    if not file.exists():
+        file.upload(uuid.uuid4().hex.encode())
+    return file.read_text()
 
 
 def _clear(folder: Path) -> None:

@@ -13,7 +13,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from rayface.arrays import Ints, group_offsets
 from rayface.curate.sorted_runs import Range, SortedRuns, read_run, sort_rows, write_run
+from rayface.curate.work_files import WorkPath, local_paths
 from rayface.embedding.embeddings import Embeddings
 from rayface.embedding.rows import EmbeddingFile, Rows, read_labels, read_rows
 from rayface.ray_tasks import map_unordered
@@ -68,16 +68,14 @@ def read_partition(partition: Partition) -> tuple[Rows, Ints]:
     if partition.runs is None:
         parts = [read_rows(*each) for each in partition.ranges]
     else:
-        runs = [
-            read_run(partition.runs.path(number), partition.first, partition.last)
-            for number in range(partition.runs.count)
-        ]
+        paths = local_paths([partition.runs.path(number) for number in range(partition.runs.count)])
+        runs = [read_run(path, partition.first, partition.last) for path in paths]
         parts = [run for run in runs if len(run.labels)]
     rows = sort_rows(parts)
     return rows, group_offsets(rows.labels)
 
 
-def partition_by_identity(source: Embeddings, folder: Path, block_bytes: int) -> Partitions:
+def partition_by_identity(source: Embeddings, folder: WorkPath, block_bytes: int) -> Partitions:
     """Count the identities and cut the images into partitions.
 
     Args:
@@ -248,15 +246,14 @@ def _cut_by_identity(files: Sequence[EmbeddingFile], stretches: list[Stretches],
         yield Partition(ranges=tuple(ranges), num_rows=held)
 
 
-def _shuffle(source: Embeddings, folder: Path, labels: Ints, sizes: Ints, block: int) -> list[Partition]:
+def _shuffle(source: Embeddings, folder: WorkPath, labels: Ints, sizes: Ints, block: int) -> list[Partition]:
     """Sort blocks of rows by label into files of their own; a partition is a range of labels in all of them."""
-    folder.mkdir(parents=True, exist_ok=True)
     blocks = row_blocks(source, block)
-    runs = SortedRuns(folder=str(folder), count=len(blocks))
+    runs = SortedRuns(folder=folder, count=len(blocks))
 
     def sort(numbered: tuple[int, list[Range]]) -> None:
         part, ranges = numbered
-        if not Path(runs.path(part)).exists():
+        if not runs.path(part).exists():
             write_run(runs.path(part), sort_rows([read_rows(*each) for each in ranges]))
 
     for _ in map_unordered(sort, list(enumerate(blocks)), "sort by identity", rows=source.num_rows):

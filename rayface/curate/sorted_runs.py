@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayface.curate.work_files import WorkPath
 from rayface.embedding.rows import Rows
-from rayface.storage import atomic_stream
 
 Range = tuple[str, int, int]
 """Rows [start, stop) of a parquet file."""
@@ -17,13 +18,13 @@ Range = tuple[str, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class SortedRuns:
-    """Files of rows sorted by label; `folder` is on a disk that all nodes share."""
+    """Files of rows sorted by label."""
 
-    folder: str
+    folder: WorkPath
     count: int
 
-    def path(self, number: int) -> str:
-        return f"{self.folder}/sorted-{number:06d}.arrow"
+    def path(self, number: int) -> WorkPath:
+        return self.folder / f"sorted-{number:06d}.arrow"
 
 
 def sort_rows(parts: list[Rows]) -> Rows:
@@ -42,17 +43,17 @@ def sort_rows(parts: list[Rows]) -> Rows:
     return Rows(keys.take(order), labels[places], embeddings)
 
 
-def write_run(path: str, rows: Rows) -> None:
+def write_run(path: WorkPath, rows: Rows) -> None:
     """Write rows that are sorted by label as an uncompressed Arrow file, which `read_run` memory-maps."""
     lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), rows.embeddings.shape[1])
     batch = pa.record_batch([rows.keys, pa.array(rows.labels), lists], names=["key", "label", "embedding"])
-    with atomic_stream(path) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
+    with path.writing() as stream, pa.ipc.new_file(stream, batch.schema) as writer:
         writer.write_batch(batch)
 
 
-def read_run(path: str, first: int, last: int) -> Rows:
+def read_run(path: Path, first: int, last: int) -> Rows:
     """Read the rows of a sorted run whose labels are from `first` to `last`."""
-    with pa.memory_map(path) as mapped:
+    with pa.memory_map(str(path)) as mapped:
         batch = pa.ipc.open_file(mapped).get_batch(0)
         start, stop = np.searchsorted(batch["label"].to_numpy(), [first, last + 1]).tolist()
         # Copy, to release the map: the kernel maps much more of a file than the accessed rows.

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import ray
+
 from rayface.config import Config, EmbedConfig, TrainConfig, require_keys
 from rayface.credentials import masked
 from rayface.data.configured import open_configured
@@ -28,7 +30,7 @@ from rayface.embedding.shard_embedder import (
     shard_places,
 )
 from rayface.job_folder import exclusive_job_folder
-from rayface.ray_tasks import map_unordered_by_actors, quiet_data, task_nodes
+from rayface.ray_tasks import map_unordered_by_actors, quiet_data
 from rayface.session import is_cluster, ray_session, require_workers
 from rayface.storage import DataError, join, list_names, normalise, write_bytes
 from rayface.tracking.job import tracked_job
@@ -203,7 +205,7 @@ def _wait_for_nodes(train: TrainConfig, workers: int) -> None:
 
 def find_room(device: str) -> tuple[bool, int, int]:
     """Return whether to use GPUs, the number of actors that fit (one per GPU, else per CPU), and the CPUs of each."""
-    nodes = [node["Resources"] for node in task_nodes()]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [(int(node["GPU"]), int(node.get("CPU", 0))) for node in nodes if node.get("GPU", 0) >= 1]
     if device == "cuda" and not gpus:
         raise ValueError("train.device: cuda: the cluster has no GPU: leave it out")

@@ -1,6 +1,16 @@
 """Files on a local disk or any pyarrow.fs filesystem: ranged reads and atomic writes."""
 
-from rayface.storage.copies import CACHE_VARIABLE, cache_folders, local_copy, staged_folder, store_in_cache, upload
+from rayface.storage.copies import (
+    CACHE_VARIABLE,
+    cache_folders,
+    delete_unused,
+    download,
+    local_copy,
+    node_cache,
+    staged_folder,
+    store_in_cache,
+    upload,
+)
 from rayface.storage.errors import DataError, StorageError, one_line, retried
 from rayface.storage.lease import LEASE, leased
 from rayface.storage.mirror import FolderMirror, Segments, fetched_journals
@@ -54,6 +64,8 @@ __all__ = [
     "cache_folders",
     "delete",
     "delete_temporary",
+    "delete_unused",
+    "download",
     "exists",
     "fetched_journals",
     "forward_reads",
@@ -68,6 +80,7 @@ __all__ = [
     "local_copy",
     "locate",
     "make_folder",
+    "node_cache",
     "normalise",
     "on_disk",
     "one_line",

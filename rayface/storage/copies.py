@@ -20,7 +20,7 @@ from rayface.credentials import mask
 from rayface.storage.errors import DataError, one_line, retried
 from rayface.storage.paths import is_local, join, locate, make_folder, normalise, require_lasting, split
 from rayface.storage.reads import Source
-from rayface.storage.writes import atomic_stream
+from rayface.storage.writes import atomic_stream, temporary_name
 
 CACHE_VARIABLE = "RAYFACE_CACHE"
 _BLOCK = 8 << 20
@@ -68,11 +68,9 @@ def local_copy(path: str | Path, *, beside: Collection[str] = ()) -> Path:
         raise DataError(f"{text}: no such file")
     key = hashlib.sha256(json.dumps([mask(folder), sorted(files.items())]).encode()).hexdigest()[:32]
 
-    def download(copy: Path) -> None:
+    def fill(copy: Path) -> None:
         for each in files:
-            with Source(join(folder, each)) as source, (copy / each).open("wb") as file:
-                for start in range(0, source.size, _BLOCK):
-                    file.write(source.read(start, _BLOCK))
+            download(join(folder, each), copy / each)
 
     for base in cache_folders("copies"):
         if os.path.isdir(base / key):  # Path.is_dir raises if the home is not accessible
@@ -80,8 +78,42 @@ def local_copy(path: str | Path, *, beside: Collection[str] = ()) -> Path:
                 os.utime(base / key)
             return base / key / name
         with contextlib.suppress(OSError):
-            _delete_unused(base)
-    return store_in_cache("copies", key, download) / name
+            delete_unused(base)
+    return store_in_cache("copies", key, fill) / name
+
+
+def node_cache(kind: str) -> Path:
+    """Return the first folder of the cache that can be written.
+
+    Raises:
+        DataError: there is none.
+    """
+    tried = []
+    for folder in cache_folders(kind):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+            tried.append(f"{folder}: cannot be written")
+        except OSError as error:
+            tried.append(f"{folder}: cannot be written ({one_line(error)})")
+    raise _no_cache(tried)
+
+
+def download(uri: str, path: Path) -> None:
+    """Copy a file of a store to a local path, under which it appears complete.
+
+    Raises:
+        DataError, StorageError: it cannot be read from the store, see `retried`.
+    """
+    temporary = Path(temporary_name(str(path)))
+    try:
+        with Source(uri) as source, temporary.open("wb") as file:
+            for start in range(0, source.size, _BLOCK):
+                file.write(source.read(start, _BLOCK))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def store_in_cache(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
@@ -96,7 +128,11 @@ def store_in_cache(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
             return _filled(base / key, fill)
         except OSError as error:
             tried.append(f"{base}: cannot be written ({one_line(error)})")
-    raise DataError(f"{'; '.join(tried)}; set {CACHE_VARIABLE} to a folder that can")
+    raise _no_cache(tried)
+
+
+def _no_cache(tried: list[str]) -> DataError:
+    return DataError(f"{'; '.join(tried)}; set {CACHE_VARIABLE} to a folder that can")
 
 
 def _files(folder: str, names: Collection[str]) -> dict[str, tuple[int, int]]:
@@ -121,7 +157,8 @@ def _filled(folder: Path, fill: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _delete_unused(folder: Path) -> None:
+def delete_unused(folder: Path) -> None:
+    """Delete folders of the cache that were not used for 30 days."""
     for each in folder.iterdir():
         with contextlib.suppress(OSError):
             if each.stat().st_mtime < time.time() - _UNUSED_SECONDS:

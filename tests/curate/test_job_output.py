@@ -1,4 +1,4 @@
-"""The output of a curation job in an object store: results appear together, work stays on this node."""
+"""The output of a curation job in an object store: results appear together, and work is there until then."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from rayface.curate.job_output import WORK, job_output
-from rayface.ray_tasks import _this_node
 from rayface.storage import DataError, RemotePath, lease
 
 JOB = {"method": "random"}
@@ -15,15 +14,18 @@ JOB = {"method": "random"}
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "state"))
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.2)
     return tmp_path / "state"
 
 
-def run(root: str, *, job: dict[str, str] = JOB, stop: type[BaseException] | None = None) -> list[str]:
-    """Do a job that writes work and results; return what it found of its work."""
+def run(root: str, *, job: dict[str, str] = JOB, stop: type[BaseException] | None = None) -> bool:
+    """Do a job that writes work and results; return whether it found its work."""
     with job_output(root, job, ".job.json", key="prune.out") as output:
-        found = sorted(path.name for path in (output.folder / WORK).glob("*"))
-        for name in (f"{WORK}/run", "prune.json", "core_set.parquet", "plots/a.png"):
+        found = (output.work / "runs" / "0").exists()
+        with (output.work / "runs" / "0").writing() as stream:
+            stream.write(b"run")
+        for name in ("prune.json", "core_set.parquet", "plots/a.png"):
             (output.folder / name).parent.mkdir(exist_ok=True)
             (output.folder / name).write_text(name)
         if stop is not None:
@@ -33,21 +35,29 @@ def run(root: str, *, job: dict[str, str] = JOB, stop: type[BaseException] | Non
 
 
 def test_job_output_on_a_disk_is_the_folder_itself(tmp_path: Path) -> None:
-    assert run(str(tmp_path / "out")) == []
+    assert not run(str(tmp_path / "out"))
     names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")}
     assert names == {".job.json", ".lock", "core_set.parquet", "plots", "plots/a.png", "prune.json"}
 
 
-def test_job_output_in_a_store_has_the_results_after_the_end_only(object_store: Any, state: Path) -> None:
+def test_job_output_in_a_store_resumes_on_another_node_and_has_the_results_after_the_end_only(
+    object_store: Any, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = object_store.uri("core")
     with pytest.raises(RuntimeError):
         run(uri, stop=RuntimeError)
-    assert set(object_store.files()) == {"core/.job.json"}
-    assert run(uri) == ["run"]  # resumed
+    assert set(object_store.files()) == {"core/.job.json", f"core/{WORK}/name", f"core/{WORK}/runs/0"}
+    with monkeypatch.context() as other:
+        for variable in ("XDG_STATE_HOME", "RAYFACE_CACHE"):
+            other.setenv(variable, str(state / "other"))
+        assert run(uri)
     assert set(object_store.files()) == {
         f"core/{name}" for name in (".job.json", "core_set.parquet", "plots/a.png", "prune.json")
     }
-    assert not [path for path in state.rglob("*") if path.is_file()]
+    left = {path.name for path in state.rglob("*") if path.is_file()}
+    assert left == {"0", "prune.json", "core_set.parquet", "a.png"}  # of the first node, which are not taken up
+    assert not run(object_store.uri("again"))
+    assert {path.name for path in state.rglob("*") if path.is_file()} == left
 
 
 def test_job_output_in_a_store_never_takes_up_the_work_of_another_job(object_store: Any) -> None:
@@ -57,7 +67,10 @@ def test_job_output_in_a_store_never_takes_up_the_work_of_another_job(object_sto
     with pytest.raises(DataError, match=r"was started with method random, this job has herding"):
         run(uri, job={"method": "herding"})
     (RemotePath(uri) / ".job.json").unlink()
-    assert run(uri, job={"method": "herding"}) == []
+    with pytest.raises(DataError, match=r"is not empty \(\.work\)"):
+        run(uri, job={"method": "herding"})
+    (RemotePath(uri) / WORK).remove_tree()
+    assert not run(uri, job={"method": "herding"})
 
 
 def test_job_output_in_a_store_uploads_the_result_last(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +82,8 @@ def test_job_output_in_a_store_uploads_the_result_last(object_store: Any, monkey
 
 def test_job_output_in_a_store_of_a_running_job_is_refused(object_store: Any) -> None:
     uri = object_store.uri("core")
-    with job_output(uri, JOB, ".job.json", key="prune.out"):
-        assert _this_node.get() == f"prune.out: {uri}"
-        with pytest.raises(DataError, match=r"^prune.out: s3://.*owns it"):
-            run(uri)
-    assert _this_node.get() is None
+    with (
+        job_output(uri, JOB, ".job.json", key="prune.out"),
+        pytest.raises(DataError, match=r"^prune.out: s3://.*owns it"),
+    ):
+        run(uri)

@@ -22,6 +22,7 @@ from rayface.curate.clean import job as clean_job
 from rayface.curate.partitions import partition_by_identity, read_partition
 from rayface.curate.prune.core_set import prune
 from rayface.curate.prune.result import PruneResult
+from rayface.curate.work_files import WorkPath
 from rayface.data.check import check
 from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_images
@@ -222,7 +223,9 @@ def test_partitions_of_shuffled_rows_hold_whole_identities_within_a_block(faces:
     block = 40
     for name, order in (("shuffled", np.arange(len(keys))), ("sorted", np.argsort(labels, kind="stable"))):
         source = put(tmp_path / name, [keys[row] for row in order], labels[order], vectors[order])
-        partitions = partition_by_identity(open_embeddings(source), tmp_path / f"runs_{name}", block * SIZE * 2)
+        partitions = partition_by_identity(
+            open_embeddings(source), WorkPath(path=tmp_path / f"runs_{name}"), block * SIZE * 2
+        )
         read_ = [read_partition(partition)[0] for partition in partitions.partitions]
         assert sorted(key for rows in read_ for key in rows.keys.to_pylist()) == sorted(keys)
         identities = [set(rows.labels.tolist()) for rows in read_]

@@ -70,9 +70,17 @@ def test_reads_and_writes_of_a_failing_store_lose_nothing(object_store: Any, fla
     assert faults_of(store) > 4
 
 
-def test_job_output_of_a_failing_store_is_complete(object_store: Any, flaky: Flaky) -> None:
+def test_job_output_of_a_failing_store_is_complete(
+    object_store: Any, flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = flaky(4)
     with job_output(store.uri("core"), {"a": 1}, ".job.json", key="prune.out") as output:
+        for number in range(3):
+            with (output.work / str(number)).writing() as stream:
+                stream.write(b"%d" % number * 10_000)
+        monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path))  # another node
+        for number in range(3):
+            assert (output.work / str(number)).local().read_bytes() == b"%d" % number * 10_000
         for name in ("core_set.parquet", "prune.json"):
             (output.folder / name).write_bytes(name.encode() * 10_000)
         output.finish("prune.json")

@@ -6,10 +6,8 @@ Every task writes files, from which an interrupted job resumes.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -32,11 +30,12 @@ from rayface.curate.clean.pair_search import known_pairs, most_pairs, no_pairs
 from rayface.curate.clean.tasks import ImageFiles, SearchBounds, copies, describe, search
 from rayface.curate.core_set_file import dropped_rows
 from rayface.curate.partitions import Partition, Partitions, partition_by_identity, read_partition
+from rayface.curate.work_files import WorkPath
 from rayface.data.dataset import Dataset
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.embedding.part_file import Dtype, write_part
 from rayface.ray_tasks import map_unordered
-from rayface.storage import atomic_stream, read_bytes, write_bytes
+from rayface.storage import make_folder, uri_of
 
 _ROWS = 65_536
 _DONE = "done.json"  # written last
@@ -52,13 +51,13 @@ class Cleaned:
     """
 
     found: Findings
-    images: Path
+    images: WorkPath
     stays: Embeddings
     merged: dict[int, int]
 
     def dropped(self) -> Iterator[pa.Table]:
         """Yield rows of a core set for the dropped images."""
-        with pq.ParquetFile(self.images) as file:
+        with pq.ParquetFile(self.images.local()) as file:
             for batch in file.iter_batches(_ROWS, columns=["key", "label", "reason"]):
                 gone = batch.filter(pc.is_valid(batch["reason"]))
                 yield dropped_rows(gone["key"], gone["label"], gone["reason"])
@@ -67,7 +66,7 @@ class Cleaned:
 def clean_images(
     partitions: Partitions,
     source: Embeddings,
-    folder: Path,
+    folder: WorkPath,
     options: CleanConfig,
     *,
     exclude: Embeddings | None,
@@ -78,7 +77,7 @@ def clean_images(
     """Clean all images on the cluster; an interrupted job resumes after its finished tasks.
 
     Args:
-        folder: on a disk that all nodes share; holds the findings, a copy of the kept embeddings if any image is
+        folder: holds the findings, a copy of the kept embeddings if any image is
             dropped or merged, and, during the search for conflicts, a copy of all embeddings.
         exclude: embeddings of a test set, whose identities are searched.
         dataset: if given, equal files are searched.
@@ -89,7 +88,6 @@ def clean_images(
     """
     if not (folder / _DONE).exists():
         work = folder / _SEARCH
-        work.mkdir(parents=True, exist_ok=True)
         images = describe(partitions, work / "all", vectors=options.conflicts is not None)
         found, test_names = _find(images, work, options, exclude, dataset, block_bytes, device)
         why = reasons(found, options.dropped, images.cosines, images.bounds)
@@ -103,14 +101,15 @@ def clean_images(
         if len(changed) or (why >= 0).any():
             _write_stays(partitions, source, why < 0, np.repeat(merged, np.diff(images.bounds)), folder)
         done = {"num_dropped": listed.num_dropped, "merged": [images.names[changed].tolist(), merged[changed].tolist()]}
-        write_bytes(str(folder / _DONE), (json.dumps(done) + "\n").encode())
-    shutil.rmtree(folder / _SEARCH, ignore_errors=True)
+        with (folder / _DONE).writing() as stream:
+            stream.write((json.dumps(done) + "\n").encode())
+    (folder / _SEARCH).delete()
     return _cleaned(folder, source)
 
 
 def _find(
     images: ImageFiles,
-    work: Path,
+    work: WorkPath,
     options: CleanConfig,
     exclude: Embeddings | None,
     dataset: Dataset | None,
@@ -140,20 +139,20 @@ def _find(
     return found, test_names
 
 
-def _write_images(images: ImageFiles, why: NDArray[np.int8], path: Path) -> None:
+def _write_images(images: ImageFiles, why: NDArray[np.int8], path: WorkPath) -> None:
     """Write key, label and reason to drop of all images."""
     schema = pa.schema([("key", pa.string()), ("label", pa.int64()), ("reason", pa.string())])
     start = 0
-    with atomic_stream(str(path)) as stream, pq.ParquetWriter(stream, schema) as writer:
+    with path.writing() as stream, pq.ParquetWriter(stream, schema) as writer:
         for table in map(images.table, range(len(images.paths))):
             reason = reason_column(why[start : start + len(table)]).cast(pa.string())
             writer.write_table(pa.table([table["key"], table["label"], reason], schema=schema))
             start += len(table)
 
 
-def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, labels: Ints, folder: Path) -> None:
+def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, labels: Ints, folder: WorkPath) -> None:
     """Write the kept embeddings with their labels, one file per partition that has any."""
-    (folder / _STAYS).mkdir(exist_ok=True)
+    make_folder(uri_of((folder / _STAYS).path))
     dtype: Dtype = "fp16" if source.dtype == "float16" else "fp32"
 
     def write(numbered: tuple[int, Partition, Bools, Ints]) -> None:
@@ -166,7 +165,7 @@ def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, label
                 (rows.keys.take(pa.array(some)).to_pylist(), own[some], rows.embeddings[some])
                 for some in (places[k : k + _ROWS] for k in range(0, len(places), _ROWS))
             )
-            write_part(str(path), blocks, size=source.size, dtype=dtype, note={})
+            write_part(uri_of(path.path), blocks, size=source.size, dtype=dtype, note={})
 
     ends = np.cumsum([partition.num_rows for partition in partitions.partitions]).tolist()
     ranges = [slice(end - partition.num_rows, end) for partition, end in zip(partitions.partitions, ends, strict=True)]
@@ -179,22 +178,21 @@ def _write_stays(partitions: Partitions, source: Embeddings, stays: Bools, label
         pass
 
 
-def _cleaned(folder: Path, source: Embeddings) -> Cleaned:
+def _cleaned(folder: WorkPath, source: Embeddings) -> Cleaned:
     """Read the result of a finished job."""
-    done = json.loads(read_bytes(str(folder / _DONE)))
-    tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}
+    done = json.loads((folder / _DONE).local().read_text())
+    tables = {name: pq.read_table((folder / f"{name}.parquet").local()) for name in _TABLES}
     return Cleaned(
         found=Findings(**tables, num_dropped=done["num_dropped"]),
         images=folder / _IMAGES,
-        stays=open_embeddings(folder / _STAYS) if (folder / _STAYS).exists() else source,
+        stays=open_embeddings(uri_of((folder / _STAYS).path)) if (folder / _STAYS).exists() else source,
         merged=dict(zip(*done["merged"], strict=True)),
     )
 
 
-def write_findings(found: Findings, folder: Path) -> dict[str, int]:
+def write_findings(found: Findings, folder: WorkPath) -> dict[str, int]:
     """Write the findings as parquet tables; return the number of rows of each."""
-    folder.mkdir(exist_ok=True)
     for name in _TABLES:
-        with atomic_stream(str(folder / f"{name}.parquet")) as stream:
+        with (folder / f"{name}.parquet").writing() as stream:
             pq.write_table(getattr(found, name), stream)
     return {name: len(getattr(found, name)) for name in _TABLES}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayface.arrays import Floats, Ints
-from rayface.storage import atomic_stream
+from rayface.curate.work_files import WorkPath, local_paths
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class StackedRows:
     Indexing with a slice or an array of rows reads them into memory. No file stays open.
     """
 
-    paths: tuple[str, ...]
+    paths: tuple[WorkPath, ...]
     ends: Ints  # (files,), row after the last one of each file
     size: int
 
@@ -39,7 +38,7 @@ class StackedRows:
         found: Floats | None = None
         for number in np.unique(files).tolist():
             asked = np.flatnonzero(files == number)
-            values = np.load(self.paths[number], mmap_mode="r")
+            values = np.load(self.paths[number].local(), mmap_mode="r")
             if found is None:
                 found = np.empty((len(rows), self.size), values.dtype)
             found[asked] = values[rows[asked] - (self.ends[number - 1] if number else 0)]
@@ -52,21 +51,21 @@ class StackedRows:
             begin = int(self.ends[number - 1]) if number else 0
             if begin >= stop:
                 break
-            values = np.load(self.paths[number], mmap_mode="r")
+            values = np.load(self.paths[number].local(), mmap_mode="r")
             parts.append(np.array(values[max(0, start - begin) : stop - begin]))
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty((0, self.size), np.float32)
 
 
-def stack(paths: Sequence[Path]) -> StackedRows:
+def stack(paths: Sequence[WorkPath]) -> StackedRows:
     """Open .npy files of one width without reading their rows."""
-    shapes = [np.load(path, mmap_mode="r").shape for path in paths]
+    shapes = [np.load(path, mmap_mode="r").shape for path in local_paths(paths)]
     ends = np.cumsum([shape[0] for shape in shapes], dtype=np.int64)
-    return StackedRows(tuple(map(str, paths)), ends, shapes[0][1] if shapes else 0)
+    return StackedRows(tuple(paths), ends, shapes[0][1] if shapes else 0)
 
 
-def write_rows(path: Path, values: NDArray[np.generic]) -> None:
+def write_rows(path: WorkPath, values: NDArray[np.generic]) -> None:
     """Write one of the files atomically."""
-    with atomic_stream(str(path)) as stream:
+    with path.writing() as stream:
         np.lib.format.write_array(stream, np.ascontiguousarray(values), allow_pickle=False)

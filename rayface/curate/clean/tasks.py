@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from rayface.curate.clean.pair_search import (
 from rayface.curate.clean.stacked_rows import StackedRows, stack, write_rows
 from rayface.curate.cosines import identity_centers
 from rayface.curate.partitions import Partition, Partitions, read_partition
+from rayface.curate.work_files import WorkPath, local_paths
 from rayface.data.dataset import Dataset
 from rayface.data.keys import batches_of
 from rayface.data.shards.random_access import read_samples
@@ -33,7 +33,6 @@ from rayface.data.shards.samples import Fault, ShardRows
 from rayface.embedding.embed import find_room
 from rayface.embedding.shard_embedder import ShardWork, shard_work
 from rayface.ray_tasks import map_unordered, map_unordered_by_actors
-from rayface.storage import atomic_stream
 
 _GPU_ROWS = 2**30  # bytes of embeddings per tile on a GPU: smaller tiles leave it idle
 
@@ -42,7 +41,7 @@ _GPU_ROWS = 2**30  # bytes of embeddings per tile on a GPU: smaller tiles leave 
 class ImageFiles:
     """All images by identity, in files; in memory are `cosines` (N,) to the mean of the identity, `bounds`, `names`."""
 
-    paths: tuple[Path, ...]  # key, label, cosine
+    paths: tuple[WorkPath, ...]  # key, label, cosine
     centers: StackedRows  # (I, D) float32
     vectors: StackedRows  # (N, D) as embedded; empty if not requested
     cosines: NDArray[np.float64]
@@ -51,15 +50,16 @@ class ImageFiles:
 
     def table(self, number: int) -> pa.Table:
         """Return key and label of the images of a file."""
-        return pq.read_table(self.paths[number], columns=["key", "label"])
+        return pq.read_table(self.paths[number].local(), columns=["key", "label"])
 
     def keys_at(self, rows: Ints) -> pa.Array:
         """Return the keys of rows, (n,) large_string: keys of 42 million images can exceed a string array."""
-        ends = np.cumsum([pq.read_metadata(path).num_rows for path in self.paths])
+        paths = local_paths(self.paths)
+        ends = np.cumsum([pq.read_metadata(path).num_rows for path in paths])
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], ends)
         found, first = [pa.array([], pa.large_string())], 0
-        for path, last, end in zip(self.paths, cuts.tolist(), ends.tolist(), strict=True):
+        for path, last, end in zip(paths, cuts.tolist(), ends.tolist(), strict=True):
             if last > first:
                 keys = pq.read_table(path, columns=["key"])["key"].combine_chunks().cast(pa.large_string())
                 found.append(keys.take(pa.array(rows[order[first:last]] - (end - len(keys)))))
@@ -69,9 +69,8 @@ class ImageFiles:
         return pa.concat_arrays(found).take(pa.array(places))
 
 
-def describe(partitions: Partitions, folder: Path, *, vectors: bool = False) -> ImageFiles:
+def describe(partitions: Partitions, folder: WorkPath, *, vectors: bool = False) -> ImageFiles:
     """Write centers of all identities, and key, label and cosine of all images; with `vectors` also embeddings."""
-    folder.mkdir(exist_ok=True)
 
     def work(numbered: tuple[int, Partition]) -> None:
         number, partition = numbered
@@ -87,22 +86,23 @@ def describe(partitions: Partitions, folder: Path, *, vectors: bool = False) -> 
     parts = list(enumerate(partitions.partitions))
     for _ in map_unordered(work, parts, "average identities", rows=partitions.num_rows):
         pass
-    paths = tuple(sorted(folder.glob("faces-*.parquet")))
-    tables = [pq.read_table(path, columns=["label", "cosine"]) for path in paths]
+    numbers = range(len(parts))
+    paths = tuple(folder / f"faces-{number:06d}.parquet" for number in numbers)
+    tables = [pq.read_table(path, columns=["label", "cosine"]) for path in local_paths(paths)]
     labels = np.concatenate([table["label"].to_numpy() for table in tables])
     bounds = group_offsets(labels)
     return ImageFiles(
         paths=paths,
-        centers=stack(sorted(folder.glob("centers-*.npy"))),
-        vectors=stack(sorted(folder.glob("vectors-*.npy"))),
+        centers=stack([folder / f"centers-{number:06d}.npy" for number in numbers]),
+        vectors=stack([folder / f"vectors-{number:06d}.npy" for number in numbers] if vectors else []),
         cosines=np.concatenate([table["cosine"].to_numpy() for table in tables]),
         bounds=bounds,
         names=labels[bounds[:-1]],
     )
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    with atomic_stream(str(path)) as stream:
+def _write(path: WorkPath, table: pa.Table) -> None:
+    with path.writing() as stream:
         pq.write_table(table, stream)
 
 
@@ -132,9 +132,9 @@ class TileSearch:
     limit: int
     axes: NDArray[np.float32] | None
     device: str
-    folder: Path  # with bounds.npy and known.npy of `Apart`, where only some pairs count
+    folder: WorkPath  # with bounds.npy and known.npy of `Apart`, where only some pairs count
 
-    def path(self, tile: Tile) -> Path:
+    def path(self, tile: Tile) -> WorkPath:
         return self.folder / f"{'-'.join(map(str, tile))}.parquet"
 
     def __call__(self, tile: Tile) -> int:
@@ -142,7 +142,8 @@ class TileSearch:
         if not path.exists():
             apart = None
             if (self.folder / "bounds.npy").exists():
-                apart = Apart(*(np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("bounds", "known")))
+                paths = local_paths([self.folder / "bounds.npy", self.folder / "known.npy"])
+                apart = Apart(*(np.load(path, mmap_mode="r") for path in paths))
             search = PairSearch(
                 self.name,
                 self.left,
@@ -154,7 +155,7 @@ class TileSearch:
                 device=self.device,
             )
             _write(path, pa.table(dict(zip(("left", "right", "cosine"), search(tile), strict=True))))
-        return int(pq.read_metadata(path).num_rows)
+        return int(pq.read_metadata(path.local()).num_rows)
 
 
 def search(
@@ -162,7 +163,7 @@ def search(
     left: StackedRows,
     right: StackedRows | None,
     threshold: float,
-    folder: Path,
+    folder: WorkPath,
     bounds: SearchBounds,
     apart: tuple[Ints, Ints] | None = None,
 ) -> Pairs:
@@ -176,7 +177,6 @@ def search(
         DataError: more pairs than the limit.
     """
     folder = folder / name
-    folder.mkdir(exist_ok=True)
     for part, values in zip(("bounds", "known"), apart or (), strict=False):
         write_rows(folder / f"{part}.npy", values)
     gpu, actors, cpus = find_room(bounds.device)
@@ -204,11 +204,11 @@ def search(
         total += count
         if total > bounds.limit:
             raise too_many(name, threshold, bounds.limit)
-    tables = (pq.read_table(tile_search.path(tile)) for tile in work)
+    tables = map(pq.read_table, local_paths([tile_search.path(tile) for tile in work]))
     return concatenated((own["left"].to_numpy(), own["right"].to_numpy(), own["cosine"].to_numpy()) for own in tables)
 
 
-def copies(dataset: Dataset, images: ImageFiles, folder: Path) -> Pairs:
+def copies(dataset: Dataset, images: ImageFiles, folder: WorkPath) -> Pairs:
     """Return readable images whose files equal another's, each with the one to keep."""
     digests = _digests(dataset, folder / "digests")
     tables = map(images.table, range(len(images.paths)))
@@ -220,9 +220,8 @@ def copies(dataset: Dataset, images: ImageFiles, folder: Path) -> Pairs:
     return rows[left], rows[right], cosines
 
 
-def _digests(dataset: Dataset, folder: Path) -> NDArray[np.uint64]:
+def _digests(dataset: Dataset, folder: WorkPath) -> NDArray[np.uint64]:
     """Return a 64-bit hash of each sample's image, (n,), in the order of the index; 0 if it cannot be read."""
-    folder.mkdir(exist_ok=True)
 
     def digest(shard: ShardWork) -> int:
         path = folder / f"{shard.number:06d}.npy"
@@ -240,5 +239,5 @@ def _digests(dataset: Dataset, folder: Path) -> NDArray[np.uint64]:
     places = ShardRows(dataset.index.shard, len(dataset.shards))
     work = list(shard_work(dataset, range(len(dataset.shards))))
     for number in map_unordered(digest, work, "hash images", rows=len(digests)):
-        digests[places[number]] = np.load(folder / f"{number:06d}.npy")
+        digests[places[number]] = np.load((folder / f"{number:06d}.npy").local())
     return digests

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from rayface.arrays import Ints
 from rayface.curate.cluster.unit_vectors import UnitVectors, cluster_sums, read_keys_and_labels, write_unit_vectors
+from rayface.curate.work_files import WorkPath
 from rayface.embedding.embeddings import Embeddings
 from rayface.evaluation.identification import thresholds_at_far
 from rayface.ray_tasks import map_unordered
@@ -81,7 +81,7 @@ def far_threshold(vectors: UnitVectors, labels: Ints, far: float, key: str) -> f
 
 
 def assign(
-    vectors: UnitVectors, known: Embeddings, labelled: Embeddings | None, work: Path, far: float, block_bytes: int
+    vectors: UnitVectors, known: Embeddings, labelled: Embeddings | None, work: WorkPath, far: float, block_bytes: int
 ) -> Assignment:
     """Assign images to the identities of `known`; a task per part.
 

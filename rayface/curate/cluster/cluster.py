@@ -36,10 +36,11 @@ from rayface.curate.cluster.unit_vectors import (
     read_keys_and_labels,
     write_unit_vectors,
 )
-from rayface.curate.job_output import WORK, JobOutput, job_output
+from rayface.curate.job_output import JobOutput, job_output
 from rayface.curate.ogmc import OnlineGaussianMixture, radius_of
 from rayface.curate.prune.pruned_dataset import check_copied, check_data
 from rayface.curate.prune.result import JobFacts, Tracked, Values
+from rayface.curate.work_files import WorkPath
 from rayface.data.configured import open_configured
 from rayface.data.dataset import Dataset
 from rayface.elapsed import Laps
@@ -95,7 +96,7 @@ def cluster(config: Config) -> ClusterResult:
     inputs = _opened(config)
     with job_output(inputs.root, inputs.job, _JOB, key="clustering.out") as output:
         if found := read_result(output.path):
-            output.delete_work()  # left by a crash between the two
+            output.work.delete()  # left by a crash between the two
             return found
         (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
         with tracked_job(output.folder, config.tracking, inputs.job) as tracked:
@@ -103,9 +104,9 @@ def cluster(config: Config) -> ClusterResult:
                 if is_cluster(config.cluster.address):
                     require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
                 result = _clustered(config, inputs, output)
-            result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
-            write_json(output.folder / RESULT, result.as_dict())
-            output.finish(RESULT)
+                result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
+                write_json(output.folder / RESULT, result.as_dict())
+                output.finish(RESULT)
             tracked.journal.metrics(_numbers(result), step=0)
             for name in (RESULT, REPORT):
                 tracked.journal.artifact(output.path / name)
@@ -149,7 +150,7 @@ def _opened(config: Config) -> _Inputs:
 
 def _clustered(config: Config, inputs: _Inputs, output: JobOutput) -> ClusterResult:
     """Cluster and write everything but cluster.json."""
-    settings, folder, work = config.clustering, output.folder, output.folder / WORK
+    settings, folder, work = config.clustering, output.folder, output.work
     laps = Laps()
     vectors = write_unit_vectors(inputs.source, work / "vectors", settings.block_size)
     keys, labels = read_keys_and_labels(inputs.source)
@@ -237,7 +238,7 @@ def _facts(settings: ClusteringConfig, inputs: _Inputs) -> JobFacts:
 _MOST = {"cohesive": 0.6, "average": 0.6, "density": 0.95, "components": 0.95}
 
 
-def _threshold(settings: ClusteringConfig, inputs: _Inputs, own: _Set, work: Path) -> tuple[float, str]:
+def _threshold(settings: ClusteringConfig, inputs: _Inputs, own: _Set, work: WorkPath) -> tuple[float, str]:
     """Return the threshold, and what it was taken from."""
     if settings.threshold is not None:
         return settings.threshold, "threshold"

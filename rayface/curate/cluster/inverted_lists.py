@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -20,8 +19,8 @@ from rayface.arrays import Floats, Ints
 from rayface.curate.cluster.nearest_kernel import insert_nearest
 from rayface.curate.cluster.neighbours import Neighbours, search
 from rayface.curate.cluster.unit_vectors import UnitVectors, read_neighbours, write_neighbours
+from rayface.curate.work_files import WorkPath, local_paths
 from rayface.ray_tasks import map_unordered
-from rayface.storage import atomic_stream
 
 _LISTS = 4.0  # times the square root of the images
 _PER_LIST = 16  # images of the k-means sample for each list
@@ -44,13 +43,13 @@ class _Block:
 class _Lists:
     """All vectors by list: image (N,) at each place, and the first place (C + 1,) of each list, and N."""
 
-    folder: str
+    folder: WorkPath
     order: Ints
     starts: Ints
     blocks: tuple[_Block, ...]
 
-    def path(self, block: _Block) -> str:
-        return f"{self.folder}/list-{block.number:06d}.npy"
+    def path(self, block: _Block) -> WorkPath:
+        return self.folder / f"list-{block.number:06d}.npy"
 
 
 def find_listed_neighbours(vectors: UnitVectors, k: int, probes: int) -> tuple[Neighbours, float]:
@@ -70,7 +69,7 @@ def find_listed_neighbours(vectors: UnitVectors, k: int, probes: int) -> tuple[N
     parts = list(range(vectors.num_parts))
 
     def find(part: int) -> None:
-        if not Path(vectors.neighbours_path(part)).exists():
+        if not vectors.neighbours_path(part).exists():
             faiss.omp_set_num_threads(1)
             write_neighbours(vectors, part, _searched(vectors, part, lists, k))
 
@@ -82,22 +81,22 @@ def find_listed_neighbours(vectors: UnitVectors, k: int, probes: int) -> tuple[N
 
 def _centers(vectors: UnitVectors) -> NDArray[np.float32]:
     """Return the centers of the lists (C, D), of length 1, by k-means on images at equal distances."""
-    path = f"{vectors.folder}/centers-of-lists.npy"
+    path = vectors.folder / "centers-of-lists.npy"
     size, count = vectors.part(0).shape[1], max(1, min(int(_LISTS * np.sqrt(vectors.num_rows)), vectors.num_rows))
     rows = np.unique(np.linspace(0, vectors.num_rows - 1, min(count * _PER_LIST, vectors.num_rows)).astype(int))
 
-    def train(path: str) -> None:
-        if not Path(path).exists():
+    def train(path: WorkPath) -> None:
+        if not path.exists():
             faiss.omp_set_num_threads(1)
             points = {"min_points_per_centroid": 1, "max_points_per_centroid": _PER_LIST + 1}
             kmeans: Any = faiss.Kmeans(size, count, niter=_ROUNDS, seed=0, spherical=True, **points)
             kmeans.train(vectors.rows(rows))
-            with atomic_stream(path) as stream:
+            with path.writing() as stream:
                 np.save(stream, kmeans.centroids, allow_pickle=False)
 
     for _ in map_unordered(train, [path], "train lists", rows=len(rows)):
         pass
-    found: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    found: NDArray[np.float32] = np.load(path.local(), allow_pickle=False)
     return found
 
 
@@ -106,24 +105,25 @@ def _probe(vectors: UnitVectors, centers: NDArray[np.float32], probes: int) -> N
 
     def find(part: int) -> None:
         path = _probes_path(vectors, part)
-        if not Path(path).exists():
+        if not path.exists():
             faiss.omp_set_num_threads(1)
             queries = np.ascontiguousarray(vectors.part(part), np.float32)
             _, places = faiss.knn(queries, centers, probes, metric=faiss.METRIC_INNER_PRODUCT)
-            with atomic_stream(path) as stream:
+            with path.writing() as stream:
                 np.save(stream, places.astype(np.int32), allow_pickle=False)
 
     for _ in map_unordered(find, list(range(vectors.num_parts)), "assign lists", rows=vectors.num_rows):
         pass
 
 
-def _probes_path(vectors: UnitVectors, part: int) -> str:
-    return f"{vectors.folder}/lists-{part:06d}.npy"
+def _probes_path(vectors: UnitVectors, part: int) -> WorkPath:
+    return vectors.folder / f"lists-{part:06d}.npy"
 
 
 def _sorted_by_list(vectors: UnitVectors, count: int) -> _Lists:
     """Return all images by list, in blocks of whole lists of about a part's size."""
-    own = np.concatenate([np.load(_probes_path(vectors, part))[:, 0] for part in range(vectors.num_parts)])
+    paths = local_paths([_probes_path(vectors, part) for part in range(vectors.num_parts)])
+    own = np.concatenate([np.load(path)[:, 0] for path in paths])
     order = np.argsort(own, kind="stable")
     starts = np.r_[0, np.cumsum(np.bincount(own, minlength=count))]
     size = max(np.diff(vectors.starts).tolist())
@@ -143,8 +143,8 @@ def _gather(vectors: UnitVectors, lists: _Lists) -> None:
     """Write the vectors of each block, so that tasks read them in order."""
 
     def write(block: _Block) -> None:
-        if not Path(lists.path(block)).exists():
-            with atomic_stream(lists.path(block)) as stream:
+        if not lists.path(block).exists():
+            with lists.path(block).writing() as stream:
                 np.save(stream, vectors.rows(lists.order[block.start : block.stop]), allow_pickle=False)
 
     for _ in map_unordered(write, lists.blocks, "sort by list", rows=vectors.num_rows):
@@ -154,15 +154,16 @@ def _gather(vectors: UnitVectors, lists: _Lists) -> None:
 def _searched(vectors: UnitVectors, part: int, lists: _Lists, k: int) -> Neighbours:
     """Return the neighbours of a part."""
     queries = np.ascontiguousarray(vectors.part(part), np.float32)
-    places = np.load(_probes_path(vectors, part), allow_pickle=False)
+    places = np.load(_probes_path(vectors, part).local(), allow_pickle=False)
     asked = np.argsort(places, axis=None, kind="stable")  # pairs of an image and a list, by list
     stops = np.searchsorted(places.ravel()[asked], np.arange(len(lists.starts)))
     asked //= places.shape[1]
     found = Neighbours(
         rows=np.full((len(queries), k), -1), cosines=np.full((len(queries), k), np.float32(-2), np.float32)
     )
-    for block in lists.blocks:
-        members: Floats = np.load(lists.path(block), mmap_mode="r", allow_pickle=False)
+    paths = local_paths([lists.path(block) for block in lists.blocks])
+    for block, path in zip(lists.blocks, paths, strict=True):
+        members: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
         for number in range(block.first, block.last):
             some = asked[stops[number] : stops[number + 1]]
             start, stop = lists.starts[number : number + 2]

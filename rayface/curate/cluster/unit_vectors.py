@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -17,10 +16,10 @@ from rayface.curate.cluster.neighbours import Neighbours, search
 from rayface.curate.cosines import unit_blocks
 from rayface.curate.partitions import key_hashes, refuse_duplicates, row_blocks
 from rayface.curate.sorted_runs import Range
+from rayface.curate.work_files import WorkPath, local_paths
 from rayface.embedding.embeddings import Embeddings
 from rayface.embedding.rows import read_labels, read_rows
 from rayface.ray_tasks import map_unordered
-from rayface.storage import atomic_stream
 
 _SIZES = np.dtype(np.float32).itemsize
 
@@ -30,11 +29,11 @@ class UnitVectors:
     """N unit vectors in parts, in the order of the embeddings.
 
     Attributes:
-        folder: on a disk that all nodes share.
+        folder: of the parts.
         starts: first row of each part, and N.
     """
 
-    folder: str
+    folder: WorkPath
     starts: tuple[int, ...]
 
     @property
@@ -45,18 +44,19 @@ class UnitVectors:
     def num_parts(self) -> int:
         return len(self.starts) - 1
 
-    def path(self, part: int) -> str:
-        return f"{self.folder}/units-{part:06d}.npy"
+    def path(self, part: int) -> WorkPath:
+        return self.folder / f"units-{part:06d}.npy"
 
     def part(self, part: int) -> Floats:
         """Return a part, memory-mapped."""
-        found: Floats = np.load(self.path(part), mmap_mode="r", allow_pickle=False)
+        found: Floats = np.load(self.path(part).local(), mmap_mode="r", allow_pickle=False)
         return found
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """Yield the parts, each with its first row."""
-        for part in range(self.num_parts):
-            yield self.starts[part], self.part(part)
+        paths = local_paths([self.path(part) for part in range(self.num_parts)])
+        for start, path in zip(self.starts, paths, strict=False):
+            yield start, np.load(path, mmap_mode="r", allow_pickle=False)
 
     def rows(self, rows: Ints) -> NDArray[np.float32]:
         """Return the vectors (n, D) of some rows."""
@@ -67,31 +67,30 @@ class UnitVectors:
             found[some] = self.part(part)[rows[some] - self.starts[part]]
         return found
 
-    def neighbours_path(self, part: int) -> str:
-        return f"{self.folder}/neighbours-{part:06d}.npz"
+    def neighbours_path(self, part: int) -> WorkPath:
+        return self.folder / f"neighbours-{part:06d}.npz"
 
     def read(self) -> NDArray[np.float32]:
         """Return all vectors (N, D)."""
         return np.concatenate([np.asarray(part, np.float32) for _, part in self.blocks()])
 
 
-def write_unit_vectors(source: Embeddings, folder: Path, block_bytes: int) -> UnitVectors:
+def write_unit_vectors(source: Embeddings, folder: WorkPath, block_bytes: int) -> UnitVectors:
     """Write the unit vectors of all embeddings; existing parts are reused.
 
     Raises:
         DataError: a bad embedding; one line that names its key.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     blocks = row_blocks(source, max(1, block_bytes // (_SIZES * source.size)))
     counts = [sum(stop - start for _, start, stop in ranges) for ranges in blocks]
-    vectors = UnitVectors(folder=str(folder), starts=tuple(accumulate(counts, initial=0)))
+    vectors = UnitVectors(folder=folder, starts=tuple(accumulate(counts, initial=0)))
 
     def write(numbered: tuple[int, list[Range]]) -> None:
         path = vectors.path(numbered[0])
-        if not Path(path).exists():
+        if not path.exists():
             rows = np.concatenate([read_rows(*each).embeddings for each in numbered[1]])
             found = np.concatenate(list(unit_blocks(rows))).astype(np.float32)
-            with atomic_stream(path) as stream:
+            with path.writing() as stream:
                 np.save(stream, found, allow_pickle=False)
 
     for _ in map_unordered(write, list(enumerate(blocks)), "normalise embeddings", rows=vectors.num_rows):
@@ -118,7 +117,7 @@ def find_neighbours(vectors: UnitVectors, k: int) -> Neighbours:
     k = max(1, min(k, vectors.num_rows - 1))
 
     def find(part: int) -> None:
-        if not Path(vectors.neighbours_path(part)).exists():
+        if not vectors.neighbours_path(part).exists():
             faiss.omp_set_num_threads(1)
             own = np.arange(vectors.starts[part], vectors.starts[part + 1])
             write_neighbours(vectors, part, search(vectors.part(part), own, vectors.blocks(), k))
@@ -129,13 +128,14 @@ def find_neighbours(vectors: UnitVectors, k: int) -> Neighbours:
 
 
 def write_neighbours(vectors: UnitVectors, part: int, found: Neighbours) -> None:
-    with atomic_stream(vectors.neighbours_path(part)) as stream:
+    with vectors.neighbours_path(part).writing() as stream:
         np.savez(stream, rows=found.rows, cosines=found.cosines)
 
 
 def read_neighbours(vectors: UnitVectors) -> Neighbours:
     """Return the neighbours of all parts."""
-    found = [np.load(vectors.neighbours_path(part), allow_pickle=False) for part in range(vectors.num_parts)]
+    paths = local_paths([vectors.neighbours_path(part) for part in range(vectors.num_parts)])
+    found = [np.load(path, allow_pickle=False) for path in paths]
     return Neighbours(
         rows=np.concatenate([each["rows"] for each in found]),
         cosines=np.concatenate([each["cosines"] for each in found]),
@@ -155,14 +155,14 @@ def confidences(vectors: UnitVectors, clusters: Ints) -> NDArray[np.float32]:
     (b - a) / max(a, b).
     """
     sums, sizes = cluster_sums(vectors, clusters)
-    path = f"{vectors.folder}/centers.npy"
-    with atomic_stream(path) as stream:
+    path = vectors.folder / "centers.npy"
+    with path.writing() as stream:
         np.save(stream, sums / sizes[:, None].astype(np.float32), allow_pickle=False)
 
     def measure(part: int) -> _Confidences:
         faiss.omp_set_num_threads(1)
         own = clusters[vectors.starts[part] : vectors.starts[part + 1]]
-        return _Confidences(part=part, values=silhouettes(vectors.part(part), own, np.load(path), sizes))
+        return _Confidences(part=part, values=silhouettes(vectors.part(part), own, np.load(path.local()), sizes))
 
     values = np.zeros(vectors.num_rows, np.float32)
     parts = list(range(vectors.num_parts)) if len(sizes) else []

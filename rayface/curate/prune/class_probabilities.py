@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from rayface.curate.cosines import unit_rows
 from rayface.curate.partitions import Partition, read_partition
 from rayface.curate.prune.dataset_stats import DatasetStats
 from rayface.curate.prune.selection_method import Images
+from rayface.curate.work_files import WorkPath
 from rayface.ray_tasks import map_unordered
-from rayface.storage import AnyPath, atomic_stream
+from rayface.storage import AnyPath
 
 Centers = Callable[[int, int], torch.Tensor]  # rows [first, last) of the class centers, (n, D)
 
@@ -31,14 +31,14 @@ _ROWS, _CLASSES = 1024, 8192  # a block of logits: 32 MB
 class ClassProbabilities:
     """Probabilities of all images in `folder`, one file per partition."""
 
-    folder: Path
+    folder: WorkPath
 
     def of(self, images: Images) -> NDArray[np.float64]:
         """Return the probabilities (n,) of images."""
-        found: NDArray[np.float64] = np.load(self.path(images.part))[images.rows]
+        found: NDArray[np.float64] = np.load(self.path(images.part).local())[images.rows]
         return found
 
-    def path(self, part: int) -> Path:
+    def path(self, part: int) -> WorkPath:
         return self.folder / f"part-{part:06d}.npy"
 
 
@@ -61,7 +61,6 @@ def class_probabilities(stats: DatasetStats, run: AnyPath, scale: float) -> Clas
     missing = [each for each in enumerate(stats.partitions.partitions) if not found.path(each[0]).exists()]
     if not missing:
         return found
-    found.folder.mkdir(parents=True, exist_ok=True)
     centers = found.folder / _CENTERS
     if not centers.exists():
         _copy_centers(run, centers)
@@ -70,7 +69,7 @@ def class_probabilities(stats: DatasetStats, run: AnyPath, scale: float) -> Clas
         torch.set_num_threads(1)
         part, partition = numbered
         rows, _ = read_partition(partition)
-        mapped = np.load(centers, mmap_mode="r")
+        mapped = np.load(centers.local(), mmap_mode="r")
         if mapped.shape[1] != rows.embeddings.shape[1]:
             raise ValueError(
                 f"prune.head: {run}: its class centers are of length {mapped.shape[1]}, the embeddings of "
@@ -83,13 +82,13 @@ def class_probabilities(stats: DatasetStats, run: AnyPath, scale: float) -> Clas
             rows.labels,
             scale=scale,
         )
-        with atomic_stream(str(found.path(part))) as stream:
+        with found.path(part).writing() as stream:
             np.save(stream, values)
 
     num_rows = sum(partition.num_rows for _, partition in missing)
     for _ in map_unordered(compute, missing, "compute class probabilities", rows=num_rows):
         pass
-    centers.unlink()
+    centers.delete()
     return found
 
 
@@ -132,12 +131,12 @@ def true_class_probabilities(
     return (true.double() - total.double()).exp().clamp(max=1).numpy()
 
 
-def _copy_centers(run: AnyPath, path: Path) -> None:
+def _copy_centers(run: AnyPath, path: WorkPath) -> None:
     from rayface.models.saved_centers import saved_centers  # slow to import
 
     centers = saved_centers(run)
     header = {"descr": "<f4", "fortran_order": False, "shape": (centers.num_classes, centers.width)}
-    with atomic_stream(str(path)) as stream:
+    with path.writing() as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for first in range(0, centers.num_classes, _COPIED):
             rows = centers.read(first, min(first + _COPIED, centers.num_classes))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from rayface.config import CleanConfig, Config, require_keys
 from rayface.curate.clean.job import Cleaned, clean_images, write_findings
 from rayface.curate.core_set_file import write_rows
-from rayface.curate.job_output import WORK, JobOutput, job_output
+from rayface.curate.job_output import JobOutput, job_output
 from rayface.curate.partitions import partition_by_identity
 from rayface.curate.prune.comparison import Comparison, compare
 from rayface.curate.prune.methods import baseline_settings, build_method
@@ -35,6 +35,7 @@ from rayface.curate.prune.result import (
 from rayface.curate.prune.selection import Method, Selector
 from rayface.curate.prune.selection_method import ThresholdMethod
 from rayface.curate.prune.settings import check_clean, check_settings
+from rayface.curate.work_files import WorkPath
 from rayface.data.configured import open_configured
 from rayface.data.dataset import Dataset
 from rayface.elapsed import Laps
@@ -94,16 +95,18 @@ def prune(config: Config) -> PruneResult:
     inputs = _opened(config)
     with job_output(inputs.root, inputs.job, _JOB, key="prune.out", beside=[PROXY]) as output:
         if found := read_result(output.path):
-            output.delete_work()  # left by a crash between the two
+            output.work.delete()  # left by a crash between the two
             return found
         (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
+        cluster = config.cluster
         with tracked_job(output.folder, config.tracking, inputs.job) as tracked:
-            core_set, dataset = _selected(config, inputs, output)
-            result = _result(config, inputs, output, core_set, dataset)
-            _write_report(config, inputs, output, core_set, result)
-            result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
-            write_json(output.folder / RESULT, result.as_dict())
-            output.finish(RESULT)
+            with ray_session(cluster.address, debug=cluster.debug), quiet_data(cluster.debug):
+                core_set, dataset = _selected(config, inputs, output)
+                result = _result(config, inputs, output, core_set, dataset)
+                _write_report(config, inputs, output, core_set, result)
+                result = replace(result, job=replace(result.job, seconds=time.monotonic() - start))
+                write_json(output.folder / RESULT, result.as_dict())
+                output.finish(RESULT)
             numbers = {k: v for k, v in result.as_dict().items() if isinstance(v, int | float)}
             tracked.journal.metrics(numbers, step=0)
             for name in (RESULT, REPORT):
@@ -132,22 +135,20 @@ def _opened(config: Config) -> _Inputs:
 
 def _selected(config: Config, inputs: _Inputs, output: JobOutput) -> tuple[_CoreSet, DatasetCounts | None]:
     """Write the core set and its dataset."""
-    cluster = config.cluster
-    with ray_session(cluster.address, debug=cluster.debug), quiet_data(cluster.debug):
-        if is_cluster(cluster.address):
-            require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
-        core_set = _core_set(config, inputs, output)
-        if inputs.dataset is None:
-            return core_set, None
-        merged = core_set.cleaned.merged if core_set.cleaned else {}
-        shards = config.prune.write_shards
-        path = output.folder / CORE_SET
-        return core_set, write_pruned(output.root, inputs.dataset, path, merged=merged, write_shards=shards)
+    if is_cluster(config.cluster.address):
+        require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
+    core_set = _core_set(config, inputs, output)
+    if inputs.dataset is None:
+        return core_set, None
+    merged = core_set.cleaned.merged if core_set.cleaned else {}
+    shards = config.prune.write_shards
+    path = output.folder / CORE_SET
+    return core_set, write_pruned(output.root, inputs.dataset, path, merged=merged, write_shards=shards)
 
 
 def _core_set(config: Config, inputs: _Inputs, output: JobOutput) -> _CoreSet:
     """Clean, select, write the core set and compare it with the baselines."""
-    settings, source, work = config.prune, inputs.source, output.folder / WORK
+    settings, source, work = config.prune, inputs.source, output.work
     laps = Laps()
     partitions = partition_by_identity(source, work / "runs", settings.block_size)
     laps.end("group")
@@ -203,7 +204,7 @@ def _result(
         keep_wanted=config.prune.keep,
         keep=counts.faces_out / (counts.faces_in - counts.faces_cleaned),
         counts=counts,
-        found=write_findings(cleaned.found, output.folder / FOUND) if cleaned else {},
+        found=write_findings(cleaned.found, WorkPath(path=output.folder / FOUND)) if cleaned else {},
         mean_cosine_before=comparison.everything.mean_cosine,
         mean_cosine_after=comparison.core_set.mean_cosine,
         baselines=comparison.baselines,
@@ -228,7 +229,7 @@ def _write_report(config: Config, inputs: _Inputs, output: JobOutput, core_set: 
             inputs.source,
             dataset=inputs.dataset,
             found=cleaned.found if cleaned else None,
-            labelled=cleaned.images if cleaned else None,
+            labelled=cleaned.images.local() if cleaned else None,
             table=_table(result),
             baselines=own | result.baselines if result.baselines else {},
             seed=config.prune.seed,

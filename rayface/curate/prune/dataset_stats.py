@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from rayface.arrays import Ints
 from rayface.curate.cosines import unit_blocks
 from rayface.curate.partitions import Partition, Partitions, read_partition
+from rayface.curate.work_files import WorkPath
 from rayface.ray_tasks import map_unordered
 
 
@@ -27,11 +27,11 @@ class DatasetStats:
 
     Attributes:
         partitions: all images.
-        folder: for files that a method writes once, on a disk that all nodes share.
+        folder: for files that a method writes once.
     """
 
     partitions: Partitions
-    folder: Path
+    folder: WorkPath
 
     @property
     def labels(self) -> Ints:

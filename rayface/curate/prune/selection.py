@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from rayface.curate.partitions import Partition, Partitions, read_partition
 from rayface.curate.prune.dataset_stats import DatasetStats
 from rayface.curate.prune.keep_ratio import sample_identities, search_threshold
 from rayface.curate.prune.selection_method import Images, SelectionMethod, ThresholdMethod
+from rayface.curate.work_files import WorkPath, local_paths
 from rayface.ray_tasks import map_unordered
-from rayface.storage import atomic_stream
 
 _SAMPLE_IMAGES = 50_000
 _SAMPLE_PARTITIONS = 8
@@ -42,7 +41,7 @@ class Selector:
         seed: seed of the sample on which thresholds are searched.
     """
 
-    def __init__(self, partitions: Partitions, folder: Path, *, seed: int = 0) -> None:
+    def __init__(self, partitions: Partitions, folder: WorkPath, *, seed: int = 0) -> None:
         self.stats = DatasetStats(partitions=partitions, folder=folder)
         self._seed = seed
         self._numbered = list(enumerate(partitions.partitions))
@@ -73,7 +72,6 @@ class Selector:
     def decide(self, method: Method) -> int:
         """Apply a method to all partitions; return how many images are kept."""
         folder = self.folder_of(method)
-        folder.mkdir(parents=True, exist_ok=True)
         prepared = method.prepare(self.stats)
 
         def decide(numbered: tuple[int, Partition]) -> _Decided:
@@ -82,7 +80,7 @@ class Selector:
             if not path.exists():
                 images = read_images(*numbered)
                 table = selected_rows(images.keys, images.labels, method.select(images, prepared), method.reason)
-                with atomic_stream(str(path)) as stream:
+                with path.writing() as stream:
                     pq.write_table(table, stream)
             return _Decided(kept=int(np.count_nonzero(read_kept(folder, numbered[0]))))
 
@@ -93,10 +91,11 @@ class Selector:
 
     def decisions(self, method: Method) -> Iterator[pa.Table]:
         """Yield the rows of the core set that `decide` has written, partition by partition."""
-        for part, _ in self._numbered:
-            yield pq.read_table(_path(self.folder_of(method), part))
+        folder = self.folder_of(method)
+        for path in local_paths([_path(folder, part) for part, _ in self._numbered]):
+            yield pq.read_table(path)
 
-    def folder_of(self, method: Method) -> Path:
+    def folder_of(self, method: Method) -> WorkPath:
         """Return the folder of the decisions of a method."""
         return self.stats.folder / method.fingerprint()
 
@@ -155,10 +154,10 @@ def _of_identities(images: Images, identities: Ints) -> Images:
     )
 
 
-def read_kept(folder: Path, part: int) -> Bools:
+def read_kept(folder: WorkPath, part: int) -> Bools:
     """Return which images (n,) of a partition were kept; `folder` is that of the method's decisions."""
-    return pq.read_table(_path(folder, part), columns=["kept"])["kept"].to_numpy()
+    return pq.read_table(_path(folder, part).local(), columns=["kept"])["kept"].to_numpy()
 
 
-def _path(folder: Path, part: int) -> Path:
+def _path(folder: WorkPath, part: int) -> WorkPath:
     return folder / f"part-{part:06d}.parquet"

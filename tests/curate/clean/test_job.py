@@ -14,6 +14,7 @@ from rayface.curate.clean import job as module
 from rayface.curate.clean.clean import clean
 from rayface.curate.clean.job import Cleaned, clean_images, write_findings
 from rayface.curate.partitions import partition_by_identity
+from rayface.curate.work_files import WorkPath
 from rayface.embedding.rows import read_rows
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -34,12 +35,12 @@ def cleaned(faces: Any, put_embeddings: Any, tmp_path: Path) -> Any:
     """A function of options -> what the job found, in partitions of three identities."""
     embeddings, labels = faces
     source = put_embeddings(labels, embeddings)
-    partitions = partition_by_identity(source, tmp_path / "runs", 4 * 16 * 18)
+    partitions = partition_by_identity(source, WorkPath(path=tmp_path / "runs"), 4 * 16 * 18)
     assert len(partitions.partitions) > 4
     given = {"exclude": None, "dataset": None, "block_bytes": 4 * 16 * 18, "device": "cpu"}
 
     def cleaned(options: CleanConfig, **changes: Any) -> Cleaned:
-        return clean_images(partitions, source, tmp_path / "clean", options, **{**given, **changes})
+        return clean_images(partitions, source, WorkPath(path=tmp_path / "clean"), options, **{**given, **changes})
 
     return cleaned
 
@@ -59,7 +60,7 @@ def test_clean_job_in_partitions_finds_and_drops_what_clean_does_in_memory(faces
     assert len(found.found.duplicates) == 1
     assert len(found.found.conflicts) == 1
     assert found.found.num_dropped == wanted.num_dropped
-    images = pq.read_table(found.images)
+    images = pq.read_table(found.images.local())
     assert images["reason"].to_pylist() == wanted.reason.to_pylist()
     assert images["label"].to_pylist() == labels.tolist()
     assert found.merged == {16: 6}
@@ -118,7 +119,7 @@ def test_clean_job_that_would_drop_every_image_is_refused(
 
 
 def test_write_findings_leaves_a_table_of_each_kind_and_counts_them(cleaned: Any, tmp_path: Path) -> None:
-    counts = write_findings(cleaned(OPTIONS).found, tmp_path / "found")
+    counts = write_findings(cleaned(OPTIONS).found, WorkPath(path=tmp_path / "found"))
     assert {path.stem for path in (tmp_path / "found").iterdir()} == {
         "outliers",
         "duplicates",

@@ -13,6 +13,7 @@ from rayface.curate.cluster import assign as module
 from rayface.curate.cluster import unit_vectors
 from rayface.curate.cluster.assign import far_threshold, gallery_of
 from rayface.curate.cluster.unit_vectors import UnitVectors
+from rayface.curate.work_files import WorkPath
 from tests.curate.cluster.test_cluster import Job, People, job
 
 __all__ = ["job"]  # the fixture
@@ -79,7 +80,7 @@ def test_far_threshold_accepts_about_the_share_of_strangers_asked_for(
     vectors, labels = people(600, 2, spread=0.6, size=64)
     known = labels < 300
     np.save(tmp_path / "units-000000.npy", vectors[known])
-    gallery = UnitVectors(folder=str(tmp_path), starts=(0, int(known.sum())))
+    gallery = UnitVectors(folder=WorkPath(path=tmp_path), starts=(0, int(known.sum())))
     centers = gallery_of(gallery, labels[known]).centers
     for far in (0.05, 0.3):
         threshold = far_threshold(gallery, labels[known], far, "clustering.assign")

@@ -13,6 +13,7 @@ from rayface.curate.cluster.inverted_lists import find_listed_neighbours
 from rayface.curate.cluster.nearest_kernel import insert_nearest
 from rayface.curate.cluster.neighbours import Neighbours, nearest
 from rayface.curate.cluster.unit_vectors import UnitVectors
+from rayface.curate.work_files import WorkPath
 
 People = Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]
 
@@ -29,9 +30,9 @@ def in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., U
     def write(x: NDArray[np.float32], name: str = "vectors") -> UnitVectors:
         (tmp_path / name).mkdir()
         starts = (*range(0, len(x), 700), len(x))
-        found = UnitVectors(folder=str(tmp_path / name), starts=starts)
+        found = UnitVectors(folder=WorkPath(path=tmp_path / name), starts=starts)
         for part in range(found.num_parts):
-            np.save(found.path(part), x[starts[part] : starts[part + 1]])
+            np.save(found.path(part).local(), x[starts[part] : starts[part + 1]])
         return found
 
     return write

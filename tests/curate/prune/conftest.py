@@ -15,6 +15,7 @@ from rayface.curate.clean.clean import clean
 from rayface.curate.face_nms import suppress_many
 from rayface.curate.partitions import partition_by_identity
 from rayface.curate.prune.selection import Selector
+from rayface.curate.work_files import WorkPath
 from rayface.data.dataset import open_dataset
 from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
@@ -34,8 +35,10 @@ def make_selector(tmp_path: Path, in_process: None, put_embeddings: Callable[...
         labels = np.repeat(np.arange(len(sizes)), sizes)
         vectors = random.standard_normal((len(sizes), size))[labels]
         vectors += random.standard_normal(vectors.shape) * random.uniform(0.4, 1.2, (len(labels), 1))
-        found = partition_by_identity(put_embeddings(labels, vectors), tmp_path / "runs", 4 * size * block)
-        return Selector(found, tmp_path / "decisions", seed=seed)
+        found = partition_by_identity(
+            put_embeddings(labels, vectors), WorkPath(path=tmp_path / "runs"), 4 * size * block
+        )
+        return Selector(found, WorkPath(path=tmp_path / "decisions"), seed=seed)
 
     return make
 
