@@ -1,7 +1,5 @@
-"""One rank of a process group that works through the oracle's cases: head_ranks RANK WORLD_SIZE FOLDER KERNEL."""
+"""Ranks of a process group that work through the oracle's cases."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import Tensor
 from rayface.heads import PartialFC, build_margin, fused_softmax
 from tests.heads import head_oracle
 from tests.heads.head_oracle import Case
+from tests.ranks import run_ranks
 
 
 def solve(case: Case, rank: int, world_size: int) -> dict[str, Any]:
@@ -77,15 +76,7 @@ def used_classes(head: PartialFC) -> Tensor:
 
 def solve_on_ranks(folder: Path, world_size: int, kernel: str) -> list[dict[str, Any]]:
     """Return what each of W processes found for the cases of a kernel."""
-    command = [sys.executable, "-m", "tests.heads.head_ranks"]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(world_size), str(folder), kernel]) for rank in range(world_size)
-    ]
-    try:
-        assert [rank.wait(timeout=240) for rank in ranks] == [0] * world_size
-    finally:
-        for rank in ranks:
-            rank.kill()
+    run_ranks(_rank_main, (world_size, folder, kernel), world_size)
     return [torch.load(folder / f"out.{k}", weights_only=True) for k in range(world_size)]
 
 
@@ -108,7 +99,7 @@ def assert_solved(case: Case, parts: list[dict[str, Any]]) -> None:
             assert relative(torch.cat([p[f"state {ours}"] for p in parts]), wanted[theirs]) < case.bound
 
 
-def main(rank: int, world_size: int, folder: Path, kernel: str) -> None:
+def _rank_main(rank: int, world_size: int, folder: Path, kernel: str) -> None:
     """Solve the cases of a kernel as one rank."""
     torch.set_num_threads(1)
     fused_softmax.GPU_CHUNK_ROWS = 20  # several chunks
@@ -116,7 +107,3 @@ def main(rank: int, world_size: int, folder: Path, kernel: str) -> None:
     chosen = head_oracle.fused_cases() if kernel == "fused" else head_oracle.cases()
     torch.save({case.name: solve(case, rank, world_size) for case in chosen}, folder / f"out.{rank}")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayface.heads import DCQ, F2C, CosFace, Head, dcq
 from rayface.heads.dcq import shuffled_parts
 from tests.heads.momentum_oracle import FEATURES, WIDTH, PlainDCQ, PlainF2C, small_net, split
+from tests.ranks import run_ranks
 
 STEPS = 50
 
@@ -138,7 +138,7 @@ def train_on_ranks(folder: Path, rows: int, ranks: int) -> dict[str, list[Traine
     """Return what each rank's heads have become, by kind."""
     if ranks == 1:
         return {kind: [train(kind, rows, 0, 1)] for kind in ("dcq", "f2c")}
-    mp.spawn(_rank_main, (rows, ranks, str(folder)), ranks)
+    run_ranks(_rank_main, (rows, ranks, str(folder)), ranks)
     parts = [torch.load(folder / f"out.{rank}", weights_only=True) for rank in range(ranks)]
     return {kind: [Trained(**part[kind]) for part in parts] for kind in ("dcq", "f2c")}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rayface import config as configs
 from rayface.config import Config
@@ -15,6 +14,7 @@ from rayface.models.model_files import save_model
 from rayface.training.builders import build_config_backbone, data_parallel, load_start
 from rayface.training.distributed import World
 from rayface.training.gradient_compression import forget_errors
+from tests.ranks import run_ranks
 
 
 def settings(*overrides: str) -> Config:
@@ -182,11 +182,11 @@ def powersgd_of_a_rank(rank: int, folder: str) -> None:
 def test_compressed_gradients_of_two_ranks_are_close_and_equal_on_both(
     work: Callable[[int, str], None], tmp_path: Path
 ) -> None:
-    mp.spawn(work, (str(tmp_path),), 2)
+    run_ranks(work, (str(tmp_path),), 2)
     assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1"}  # both came to the end
 
 
 def test_gradients_of_three_ranks_are_the_same_in_the_first_pass_and_in_later_ones(tmp_path: Path) -> None:
     """A resumed run begins with what is the middle of one that goes on."""
-    mp.spawn(repeated_gradients_of_a_rank, (str(tmp_path),), 3)
+    run_ranks(repeated_gradients_of_a_rank, (str(tmp_path),), 3)
     assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1", "rank2"}

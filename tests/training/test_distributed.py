@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rayface.training import distributed
 from rayface.training.distributed import (
@@ -16,6 +15,7 @@ from rayface.training.distributed import (
     gather_rows,
     use_cores,
 )
+from tests.ranks import run_ranks
 
 
 def world(rank: int = 0, size: int = 1, local_size: int = 1) -> World:
@@ -72,5 +72,5 @@ def collect(rank: int, folder: str) -> None:
 
 
 def test_collectives_of_two_workers_average_gather_and_broadcast(tmp_path: Path) -> None:
-    mp.spawn(collect, (str(tmp_path),), 2)
+    run_ranks(collect, (str(tmp_path),), 2)
     assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1"}  # both came to the end

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rayface import config as configs
 from rayface.data.streaming.batches import Batch
@@ -23,6 +22,7 @@ from rayface.training.distributed import World
 from rayface.training.loop import Training
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
+from tests.ranks import run_ranks
 from tests.training.checkpointing.test_mirror import StoreManager, StoresByNode
 
 SAMPLE_ORDER = SampleOrder(num_samples=24, batch_size=4)
@@ -98,7 +98,7 @@ def train_on_a_rank(rank: int, folder: str) -> None:
 
 @pytest.mark.long
 def test_resume_of_two_ranks_with_a_corrupt_checkpoint_takes_the_same_older_one(tmp_path):
-    mp.spawn(train_on_a_rank, (str(tmp_path),), 2)
+    run_ranks(train_on_a_rank, (str(tmp_path),), 2)
     assert "step_00000006 is damaged, step_00000003 is used instead" in (tmp_path / "parts/faults.log").read_text()
 
 
@@ -132,7 +132,7 @@ def restart_on_a_rank(rank: int, folder: Path, store: Store) -> None:
 @pytest.mark.long
 def test_two_ranks_restarted_from_a_mirrored_state_end_as_if_they_had_never_stopped(tmp_path):
     with StoreManager() as manager:
-        mp.spawn(restart_on_a_rank, (tmp_path, manager.store("a")), 2)
+        run_ranks(restart_on_a_rank, (tmp_path, manager.store("a")), 2)
     whole, parts = (read_metrics(tmp_path / name / "journal")["train/loss"] for name in ("whole", "parts"))
     assert [point[:2] for point in parts] == [point[:2] for point in whole]
     assert [step for step, *_ in whole] == [*range(1, 13)]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rayface import config as configs
 from rayface.data.synth import synthesize
@@ -16,6 +15,7 @@ from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
 from rayface.training import preflight
 from rayface.training.distributed import World
 from rayface.training.run_directory import RunDirectory
+from tests.ranks import run_ranks
 
 SIZE = 3
 CASES = ("whole", "clock", "other version", "own disk", "no data", "does not come")
@@ -71,7 +71,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
     """Of every rank, by case."""
     folder = tmp_path_factory.mktemp("preflight")
     synthesize(folder / "set", identities=2, images_per_identity=2, seed=0)
-    mp.spawn(rank_main, (str(folder),), SIZE)
+    run_ranks(rank_main, (str(folder),), SIZE)
     return [json.loads((folder / f"answers_{rank}.json").read_text()) for rank in range(SIZE)]
 
 

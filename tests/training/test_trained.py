@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
@@ -27,6 +26,7 @@ from rayface.training.loop import Training
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.run_directory import RunDirectory
 from rayface.training.trained import weight_average
+from tests.ranks import run_ranks
 from tests.training.plain_training import FACTS, build_plain, losses
 
 STEPS = 8
@@ -133,7 +133,7 @@ def train_on_a_rank(rank: int, folder: Path) -> None:
 
 def test_training_on_two_ranks_continued_on_one_has_the_losses_of_one(tmp_path: Path) -> None:
     """Parts of 2 and 3 pairs; the net has no batch statistics."""
-    mp.spawn(train_on_a_rank, (tmp_path,), 2)
+    run_ranks(train_on_a_rank, (tmp_path,), 2)
     for head in ("dcq", "f2c"):
         one = training(tmp_path / f"{head}-one", head, "backbone.name=plain", batch_size=5)
         one.fit(batches_for(one))

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rayface.heads.class_centers import class_range
 from rayface.models.row_shard import RowShard
 from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import Progress
+from tests.ranks import run_ranks
 
 NUM_CLASSES = 10
 FULL = torch.arange(NUM_CLASSES * 4.0).view(NUM_CLASSES, 4)
@@ -41,7 +41,7 @@ def save_and_load_all(rank: int, world_size: int, folder: str) -> None:
 
 def test_checkpoint_of_any_number_of_ranks_loads_on_any_other(tmp_path):
     for world_size in (3, 2):
-        mp.spawn(save_and_load_all, (world_size, str(tmp_path)), world_size)
+        run_ranks(save_and_load_all, (world_size, str(tmp_path)), world_size)
     save_and_load_all(0, 1, str(tmp_path))
     assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000001", "step_00000002", "step_00000003"]
 

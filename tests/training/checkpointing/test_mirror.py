@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rayface.heads.class_centers import class_range
 from rayface.models.row_shard import RowShard
@@ -19,6 +18,7 @@ from rayface.training.checkpointing.mirror_store import MirrorStore, Store
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.row_copy import RowCopy
 from rayface.training.distributed import World
+from tests.ranks import run_ranks
 
 NUM_CLASSES = 7
 FULL = torch.arange(2.0 * NUM_CLASSES).reshape(NUM_CLASSES, 2)
@@ -220,7 +220,7 @@ def resize(rank: int, folder: Path, stores: dict[str, Store]) -> None:
 
 def test_state_of_any_number_of_ranks_is_loaded_by_any_number(tmp_path: Path, manager):
     stores = {"a": manager.store("a"), "b": manager.store("b")}
-    mp.spawn(resize, (tmp_path, stores), 3)
+    run_ranks(resize, (tmp_path, stores), 3)
     # Each node has the part of the other one's rank too, and nothing of the third rank, which has left.
     kept = [sorted((copy.rank, copy.part.step) for copy in store.delivered()) for store in stores.values()]
     assert kept == [[(0, 3), (0, 4), (1, 3), (1, 4)]] * 2
@@ -243,5 +243,5 @@ def fail_on_one_rank(rank: int, folder: Path, stores: dict[str, Store]) -> None:
 
 def test_failure_of_one_rank_turns_the_mirror_of_all_off_and_keeps_the_last_whole_state(tmp_path, manager):
     stores = {"a": manager.store("a"), "b": manager.store("b")}
-    mp.spawn(fail_on_one_rank, (tmp_path, stores), 2)
+    run_ranks(fail_on_one_rank, (tmp_path, stores), 2)
     assert {copy.part.step for store in stores.values() for copy in store.delivered() if copy.rank == 1} == {1}

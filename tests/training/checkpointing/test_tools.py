@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -23,6 +22,7 @@ from rayface.training.checkpointing import checkpoint
 from rayface.training.checkpointing import tools as checkpoint_tools
 from rayface.training.checkpointing.progress import DatasetFacts, Progress
 from rayface.training.run_directory import RunDirectory
+from tests.ranks import run_ranks
 
 NUM_CLASSES = 7
 FULL = torch.arange(NUM_CLASSES * 3.0).view(NUM_CLASSES, 3)
@@ -149,7 +149,7 @@ def check_parts(out: Path, ranks: int, wanted: torch.Tensor) -> None:
 
 
 def test_reshard_of_what_three_ranks_saved_merges_and_splits_it(tmp_path):
-    mp.spawn(save_shard, (3, str(tmp_path)), 3)
+    run_ranks(save_shard, (3, str(tmp_path)), 3)
     invoke("reshard", tmp_path, "--out", tmp_path / "one")
     merged = load_file(tmp_path / "one" / "centers.safetensors")["centers"]
     assert torch.equal(merged, FULL.to(torch.bfloat16))

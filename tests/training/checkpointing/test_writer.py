@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rayface.heads.class_centers import class_range
 from rayface.models.row_shard import RowShard
@@ -17,6 +16,7 @@ from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import PROGRESS, Progress
 from rayface.training.checkpointing.row_copy import RowCopy
 from rayface.training.checkpointing.writer import CheckpointWriter
+from tests.ranks import run_ranks
 
 SAVE = checkpoint.save
 
@@ -191,7 +191,7 @@ def fail_on_the_last_rank(rank: int, world_size: int, writer: CheckpointWriter) 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_writes_beside_the_collectives_of_training_are_valid(tmp_path, world_size):
-    mp.spawn(train_and_save, (world_size, str(tmp_path)), world_size)
+    run_ranks(train_and_save, (world_size, str(tmp_path)), world_size)
     names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
     assert names == {"step_00000030", "damaged_step_00000040"}
     assert "step_00000040 is damaged, step_00000030 is used instead" in (tmp_path / "faults.log").read_text()
@@ -222,7 +222,7 @@ def leave_while_a_checkpoint_is_written(rank: int, world_size: int, folder: str)
 
 def test_ranks_that_leave_the_process_group_during_a_write_publish_nothing(tmp_path):
     """One that took itself for rank 0 then would write, and publish, a checkpoint of its own rows alone."""
-    mp.spawn(leave_while_a_checkpoint_is_written, (2, str(tmp_path)), 2)
+    run_ranks(leave_while_a_checkpoint_is_written, (2, str(tmp_path)), 2)
     chosen, faults = checkpoint.newest_valid(tmp_path)
     assert (chosen, faults) == (checkpoint.folder_of(tmp_path, 1), [])
     files = json.loads((chosen / "digests.json").read_text())["files"]

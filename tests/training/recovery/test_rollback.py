@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rayface.data.streaming.batches import Batch
 from rayface.models.run_files import PROGRESS
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
 from rayface.training.recovery.rollback import TrainingStoppedError
+from tests.ranks import run_ranks
 from tests.training.plain_training import batches_for, losses, same, training
 
 
@@ -121,7 +121,7 @@ def test_resume_with_workers_that_do_not_divide_the_batch_goes_on(tmp_path):
     with pytest.raises(RuntimeError, match="the data stream ended at step 4"):
         parts.fit(batches_for(parts, stop=4))
     parts.checkpoints.wait()
-    mp.spawn(train_in_parts, (str(tmp_path), [*options, "train.max_batch_per_worker=2"]), 3)
+    run_ranks(train_in_parts, (str(tmp_path), [*options, "train.max_batch_per_worker=2"]), 3)
     last = training(tmp_path / "parts", *options)
     assert (last.step, last.recovery.skipped) == (8, [6])
     last.fit(batches_for(last))

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 
 from rayface.training.recovery.watchdog import PHASES, Watchdog, furthest_behind, has_stepped
 from rayface.training.run_directory import RunDirectory
+from tests.ranks import run_ranks
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def train_and_hang(rank: int, folder: str) -> None:
 
 def test_watchdogs_of_a_hung_worker_end_all_and_report_it(tmp_path):
     with pytest.raises(mp.ProcessExitedException) as caught:
-        mp.spawn(train_and_hang, (str(tmp_path),), 2)
+        run_ranks(train_and_hang, (str(tmp_path),), 2)
     assert caught.value.exit_code == 70
     told = RunDirectory(tmp_path).take_hang()
     assert told is not None
