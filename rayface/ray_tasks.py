@@ -38,14 +38,12 @@ def on_all_nodes(work: Callable[[], None]) -> None:
     work()
     if not ray.is_initialized():
         return
-    task = ray.remote(num_cpus=0, max_retries=0)(work)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    ray.wait(
-        [task.options(scheduling_strategy=place).remote() for place in places],
-        num_returns=len(places),
-        timeout=_ALL_NODES_SECONDS,
-    )
+    with suppress(ray.exceptions.RayError):
+        task = ray.remote(num_cpus=0, max_retries=0)(work)
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        started = [task.options(scheduling_strategy=place).remote() for place in places]
+        ray.wait(started, num_returns=len(started), timeout=_ALL_NODES_SECONDS)
 
 
 @contextmanager

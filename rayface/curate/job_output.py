@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -11,12 +12,12 @@ from pathlib import Path
 
 from rayface.curate.work_files import WorkPath
 from rayface.job_folder import exclusive_job_folder
-from rayface.storage import AnyPath, RemotePath, is_local, join, path_of, split, upload
+from rayface.storage import AnyPath, DataError, RemotePath, is_local, join, path_of, split, upload
 from rayface.tracking.spool import JOURNAL, READER_FOLDERS, spool
 
 WORK = ".work"  # folder of the work files, which are deleted when the job is finished
 
-_NAME = "name"  # file in WORK of a store: the name of the copies on the nodes
+_JOB = "job"  # file in WORK of a store: the name of the copies on the nodes
 _KEPT = {JOURNAL, *READER_FOLDERS}  # of a folder that is spooled: `spool` stores them
 
 
@@ -76,17 +77,20 @@ def job_output(
         work = path_of(root) / WORK
         if isinstance(work, RemotePath):
             _clear(folder)  # results that were not published
-            yield JobOutput(root=root, folder=folder, work=WorkPath(path=work, copy=_name_of_copies(work)))
+            yield JobOutput(root=root, folder=folder, work=WorkPath(root=work, job=_job_of(work)))
         else:
-            yield JobOutput(root=root, folder=folder, work=WorkPath(path=work))
+            yield JobOutput(root=root, folder=folder, work=WorkPath(root=work))
 
 
-def _name_of_copies(work: RemotePath) -> str:
+def _job_of(work: RemotePath) -> str:
     """Return the name under which nodes keep copies of the work files, of this job only."""
-    file = work / _NAME
+    file = work / _JOB
     if not file.exists():
         file.upload(uuid.uuid4().hex.encode())
-    return file.read_text()
+    name = file.read_text()
+    if not re.fullmatch("[0-9a-f]{32}", name):  # nodes delete the folder of this name
+        raise DataError(f"{file}: is corrupt: delete {work} and run again")
+    return name
 
 
 def _clear(folder: Path) -> None:

@@ -77,8 +77,7 @@ def local_copy(path: str | Path, *, beside: Collection[str] = ()) -> Path:
             with contextlib.suppress(OSError):
                 os.utime(base / key)
             return base / key / name
-        with contextlib.suppress(OSError):
-            delete_unused(base)
+        delete_unused(base)
     return store_in_cache("copies", key, fill) / name
 
 
@@ -158,9 +157,9 @@ def _filled(folder: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def delete_unused(folder: Path) -> None:
-    """Delete folders of the cache that were not used for 30 days."""
-    for each in folder.iterdir():
-        with contextlib.suppress(OSError):
+    """Delete folders of the cache that were not used for 30 days, as far as possible."""
+    with contextlib.suppress(OSError):
+        for each in folder.iterdir():
             if each.stat().st_mtime < time.time() - _UNUSED_SECONDS:
                 shutil.rmtree(each, ignore_errors=True)
 

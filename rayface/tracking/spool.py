@@ -89,7 +89,7 @@ def _store(folder: Path, root: str) -> None:
             write_bytes(join(root, name), path.read_bytes())
         for name in (JOURNAL, *(pattern.partition("/")[0] for pattern in _WRITTEN)):
             shutil.rmtree(folder / name, ignore_errors=True)
-        with suppress(OSError):  # work files of an unfinished job stay
+        with suppress(OSError):  # results of an unfinished job stay
             folder.rmdir()
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
         why, here = mask(one_line(error)), folder / JOURNAL

@@ -1,5 +1,6 @@
 """The output of a curation job in an object store: results appear together, and work is there until then."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_job_output_in_a_store_resumes_on_another_node_and_has_the_results_after
     uri = object_store.uri("core")
     with pytest.raises(RuntimeError):
         run(uri, stop=RuntimeError)
-    assert set(object_store.files()) == {"core/.job.json", f"core/{WORK}/name", f"core/{WORK}/runs/0"}
+    assert set(object_store.files()) == {"core/.job.json", f"core/{WORK}/job", f"core/{WORK}/runs/0"}
     with monkeypatch.context() as other:
         for variable in ("XDG_STATE_HOME", "RAYFACE_CACHE"):
             other.setenv(variable, str(state / "other"))
@@ -71,6 +72,20 @@ def test_job_output_in_a_store_never_takes_up_the_work_of_another_job(object_sto
         run(uri, job={"method": "herding"})
     (RemotePath(uri) / WORK).remove_tree()
     assert not run(uri, job={"method": "herding"})
+
+
+def test_job_output_in_a_store_with_a_corrupt_name_of_its_copies_deletes_nothing(
+    object_store: Any, state: Path
+) -> None:
+    """Nodes delete the folder of this name."""
+    (state / "work").mkdir(parents=True)
+    (state / "kept").write_text("")
+    object_store.put("core/.job.json", json.dumps(JOB).encode())
+    for name in ("", "../", str(state), "a" * 31):
+        object_store.put(f"core/{WORK}/job", name.encode())
+        with pytest.raises(DataError, match=r"/core/\.work/job\S*: is corrupt: delete s3://"):
+            run(object_store.uri("core"))
+    assert (state / "kept").exists()
 
 
 def test_job_output_in_a_store_uploads_the_result_last(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:

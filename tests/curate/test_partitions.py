@@ -39,7 +39,7 @@ def grouped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
             path = str(folder / f"{number:05d}.parquet")
             write_part(path, [batch] if len(rows) else [], size=SIZE, dtype="fp32", note={})
         tasks.clear()
-        found = partition_by_identity(open_embeddings(folder), WorkPath(path=folder / "runs"), 4 * SIZE * block)
+        found = partition_by_identity(open_embeddings(folder), WorkPath(root=folder / "runs"), 4 * SIZE * block)
         rows = [read_partition(partition)[0] for partition in found.partitions]
         assert [len(part.labels) for part in rows] == [partition.num_rows for partition in found.partitions]
         keys = [key for part in rows for key in part.keys.to_pylist()]

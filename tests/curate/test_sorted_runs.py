@@ -27,7 +27,7 @@ def test_read_run_of_some_labels_keeps_none_of_the_files_memory(tmp_path: Path) 
     path = tmp_path / "run-000000.arrow"
     keys, labels = [f"k{row}" for row in range(8)], np.array([0, 0, 1, 1, 1, 2, 3, 3])
     vectors = np.arange(32, dtype=np.float32).reshape(8, 4)
-    write_run(WorkPath(path=path), Rows(pa.array(keys), labels, vectors))
+    write_run(WorkPath(root=path), Rows(pa.array(keys), labels, vectors))
     before = pa.total_allocated_bytes()
     rows = read_run(path, 1, 2)
     assert rows.keys.to_pylist() == keys[2:6]

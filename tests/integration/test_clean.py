@@ -55,11 +55,11 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def run(drawn: tuple[Path, Path], folder: Path, look: CleanConfig, **more: Any) -> tuple[Cleaned, Partitions]:
     source = open_embeddings(drawn[0])
-    partitions = partition_by_identity(source, WorkPath(path=folder / "runs"), BLOCK)
+    partitions = partition_by_identity(source, WorkPath(root=folder / "runs"), BLOCK)
     exclude = open_embeddings(drawn[1]) if look.above is not None else None
     settings: dict[str, Any] = {"exclude": exclude, "dataset": None, **more}
     return clean_images(
-        partitions, source, WorkPath(path=folder / "clean"), look, block_bytes=BLOCK, device="cpu", **settings
+        partitions, source, WorkPath(root=folder / "clean"), look, block_bytes=BLOCK, device="cpu", **settings
     ), partitions
 
 
@@ -85,7 +85,7 @@ def test_clean_job_in_many_tasks_finds_what_clean_finds_in_memory(
     keys = pa.concat_arrays([part.keys for part in parts])
     values, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("embeddings", "labels"))
     test = read_partition(
-        partition_by_identity(open_embeddings(drawn[1]), WorkPath(path=tmp_path / "test"), BLOCK).partitions[0]
+        partition_by_identity(open_embeddings(drawn[1]), WorkPath(root=tmp_path / "test"), BLOCK).partitions[0]
     )[0]
     expected = clean(values, labels, keys, LOOK, test_embeddings=test.embeddings, test_labels=test.labels)
     for name in ("outliers", "duplicates", "conflicts", "test"):
@@ -137,9 +137,9 @@ def test_clean_job_finds_equal_files_of_different_shards(tmp_path: Path) -> None
     (tmp_path / "emb").mkdir()
     batch = (keys, np.array([int(key[-1]) for key in keys]), values)
     write_part(str(tmp_path / "emb" / "0.parquet"), [batch], size=SIZE, dtype="fp32", note={})
-    partitions = partition_by_identity(open_embeddings(tmp_path / "emb"), WorkPath(path=tmp_path / "runs"), BLOCK)
-    faces = clean_tasks.describe(partitions, WorkPath(path=tmp_path / "faces"))
-    rows, others, _ = clean_tasks.copies(dataset, faces, WorkPath(path=tmp_path))
+    partitions = partition_by_identity(open_embeddings(tmp_path / "emb"), WorkPath(root=tmp_path / "runs"), BLOCK)
+    faces = clean_tasks.describe(partitions, WorkPath(root=tmp_path / "faces"))
+    rows, others, _ = clean_tasks.copies(dataset, faces, WorkPath(root=tmp_path))
     pairs = {
         frozenset(key[-2:] for key in faces.keys_at(np.array(pair)).to_pylist())
         for pair in zip(rows, others, strict=True)

@@ -224,7 +224,7 @@ def test_partitions_of_shuffled_rows_hold_whole_identities_within_a_block(faces:
     for name, order in (("shuffled", np.arange(len(keys))), ("sorted", np.argsort(labels, kind="stable"))):
         source = put(tmp_path / name, [keys[row] for row in order], labels[order], vectors[order])
         partitions = partition_by_identity(
-            open_embeddings(source), WorkPath(path=tmp_path / f"runs_{name}"), block * SIZE * 2
+            open_embeddings(source), WorkPath(root=tmp_path / f"runs_{name}"), block * SIZE * 2
         )
         read_ = [read_partition(partition)[0] for partition in partitions.partitions]
         assert sorted(key for rows in read_ for key in rows.keys.to_pylist()) == sorted(keys)

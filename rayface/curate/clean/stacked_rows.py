@@ -36,7 +36,9 @@ class StackedRows:
             return self._read(start, max(start, stop))
         files = np.searchsorted(self.ends, rows, side="right")
         found: Floats | None = None
-        for number in np.unique(files).tolist():
+        numbers = np.unique(files).tolist()
+        local_paths([self.paths[number] for number in numbers])
+        for number in numbers:
             asked = np.flatnonzero(files == number)
             values = np.load(self.paths[number].local(), mmap_mode="r")
             if found is None:

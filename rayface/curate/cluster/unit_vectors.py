@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -62,7 +63,9 @@ class UnitVectors:
         """Return the vectors (n, D) of some rows."""
         found = np.empty((len(rows), self.part(0).shape[1]), np.float32)
         owner = np.searchsorted(self.starts, rows, side="right") - 1
-        for part in np.unique(owner).tolist():
+        parts = np.unique(owner).tolist()
+        local_paths([self.path(part) for part in parts])
+        for part in parts:
             some = np.flatnonzero(owner == part)
             found[some] = self.part(part)[rows[some] - self.starts[part]]
         return found
@@ -155,7 +158,7 @@ def confidences(vectors: UnitVectors, clusters: Ints) -> NDArray[np.float32]:
     (b - a) / max(a, b).
     """
     sums, sizes = cluster_sums(vectors, clusters)
-    path = vectors.folder / "centers.npy"
+    path = vectors.folder / f"centers-{hashlib.sha256(clusters.tobytes()).hexdigest()[:16]}.npy"
     with path.writing() as stream:
         np.save(stream, sums / sizes[:, None].astype(np.float32), allow_pickle=False)
 

@@ -58,7 +58,8 @@ def class_probabilities(stats: DatasetStats, run: AnyPath, scale: float) -> Clas
     """
     name = hashlib.sha256(json.dumps([str(run), scale]).encode()).hexdigest()[:16]
     found = ClassProbabilities(folder=stats.folder / f"probabilities-{name}")
-    missing = [each for each in enumerate(stats.partitions.partitions) if not found.path(each[0]).exists()]
+    done = found.folder.names()
+    missing = [each for each in enumerate(stats.partitions.partitions) if found.path(each[0]).path.name not in done]
     if not missing:
         return found
     centers = found.folder / _CENTERS

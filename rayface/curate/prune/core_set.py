@@ -164,7 +164,8 @@ def _core_set(config: Config, inputs: _Inputs, output: JobOutput) -> _CoreSet:
             block_bytes=settings.block_size,
             device=config.train.device,
         )
-        partitions = partition_by_identity(cleaned.stays, work / "clean_runs", settings.block_size)
+        if cleaned.stays is not source:
+            partitions = partition_by_identity(cleaned.stays, work / "clean_runs", settings.block_size)
         laps.end("clean")
     selector = Selector(partitions, work / "decisions", seed=settings.seed)
     method = selector.fit(build_method(settings), settings.keep)
@@ -204,7 +205,7 @@ def _result(
         keep_wanted=config.prune.keep,
         keep=counts.faces_out / (counts.faces_in - counts.faces_cleaned),
         counts=counts,
-        found=write_findings(cleaned.found, WorkPath(path=output.folder / FOUND)) if cleaned else {},
+        found=write_findings(cleaned.found, WorkPath(root=output.folder / FOUND)) if cleaned else {},
         mean_cosine_before=comparison.everything.mean_cosine,
         mean_cosine_after=comparison.core_set.mean_cosine,
         baselines=comparison.baselines,

@@ -27,7 +27,8 @@ class DatasetStats:
 
     Attributes:
         partitions: all images.
-        folder: for files that a method writes once.
+        folder: for files that a method writes once: `with (folder / name).writing() as stream`, and reads by
+            `(folder / name).local()`.
     """
 
     partitions: Partitions

@@ -35,12 +35,12 @@ def cleaned(faces: Any, put_embeddings: Any, tmp_path: Path) -> Any:
     """A function of options -> what the job found, in partitions of three identities."""
     embeddings, labels = faces
     source = put_embeddings(labels, embeddings)
-    partitions = partition_by_identity(source, WorkPath(path=tmp_path / "runs"), 4 * 16 * 18)
+    partitions = partition_by_identity(source, WorkPath(root=tmp_path / "runs"), 4 * 16 * 18)
     assert len(partitions.partitions) > 4
     given = {"exclude": None, "dataset": None, "block_bytes": 4 * 16 * 18, "device": "cpu"}
 
     def cleaned(options: CleanConfig, **changes: Any) -> Cleaned:
-        return clean_images(partitions, source, WorkPath(path=tmp_path / "clean"), options, **{**given, **changes})
+        return clean_images(partitions, source, WorkPath(root=tmp_path / "clean"), options, **{**given, **changes})
 
     return cleaned
 
@@ -119,7 +119,7 @@ def test_clean_job_that_would_drop_every_image_is_refused(
 
 
 def test_write_findings_leaves_a_table_of_each_kind_and_counts_them(cleaned: Any, tmp_path: Path) -> None:
-    counts = write_findings(cleaned(OPTIONS).found, WorkPath(path=tmp_path / "found"))
+    counts = write_findings(cleaned(OPTIONS).found, WorkPath(root=tmp_path / "found"))
     assert {path.stem for path in (tmp_path / "found").iterdir()} == {
         "outliers",
         "duplicates",

@@ -117,8 +117,8 @@ def test_search_with_a_zero_center_pairs_it_with_none(product: torch.dtype) -> N
 def test_search_over_files_finds_what_it_finds_in_memory(tmp_path: Path) -> None:
     values = drawn(300, 16)
     for k, rows in enumerate(np.split(values, [50, 190])):
-        write_rows(WorkPath(path=tmp_path / f"{k}.npy"), rows)
-    files = stack([WorkPath(path=path) for path in sorted(tmp_path.iterdir())])
+        write_rows(WorkPath(root=tmp_path / f"{k}.npy"), rows)
+    files = stack([WorkPath(root=path) for path in sorted(tmp_path.iterdir())])
     in_memory, in_files = search(values, None, 0.6), search(files, None, 0.6)
     assert all((a == b).all() for a, b in zip(in_memory, in_files, strict=True))
     assert len(in_memory[0])

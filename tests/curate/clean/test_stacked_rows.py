@@ -11,7 +11,7 @@ from rayface.curate.work_files import WorkPath
 def test_stack_of_several_files_is_read_like_one_array(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float16)
     cuts = [0, 30, 30, 31, 100]
-    paths = [WorkPath(path=tmp_path / f"{k}.npy") for k in range(4)]
+    paths = [WorkPath(root=tmp_path / f"{k}.npy") for k in range(4)]
     for path, first, last in zip(paths, cuts, cuts[1:], strict=False):
         write_rows(path, values[first:last])
     rows = stack(paths)

@@ -25,9 +25,9 @@ def described(tmp_path: Path, drawn: Any, put_embeddings: Any) -> tuple[ImageFil
     """Twelve identities in several partitions, their embeddings (N, D) in the order of the files, and offsets."""
     embeddings, offsets = drawn([3, 5, 2] * 4, size=8)
     labels = np.repeat(np.arange(12), np.diff(offsets))
-    found = partition_by_identity(put_embeddings(labels, embeddings), WorkPath(path=tmp_path / "runs"), 4 * 8 * 10)
+    found = partition_by_identity(put_embeddings(labels, embeddings), WorkPath(root=tmp_path / "runs"), 4 * 8 * 10)
     assert len(found.partitions) > 2
-    return describe(found, WorkPath(path=tmp_path / "all"), vectors=True), embeddings, offsets
+    return describe(found, WorkPath(root=tmp_path / "all"), vectors=True), embeddings, offsets
 
 
 def test_describe_of_several_partitions_has_centers_cosines_and_keys(described: Any) -> None:
@@ -45,17 +45,17 @@ def test_describe_of_several_partitions_has_centers_cosines_and_keys(described: 
 def test_describe_run_again_keeps_the_files_of_the_first_run(described: Any, tmp_path: Path) -> None:
     images, _, _ = described
     before = [path.local().stat().st_mtime_ns for path in images.paths]
-    found = partition_by_identity(open_embeddings(tmp_path / "emb"), WorkPath(path=tmp_path / "runs"), 4 * 8 * 10)
-    again = describe(found, WorkPath(path=tmp_path / "all"), vectors=True)
+    found = partition_by_identity(open_embeddings(tmp_path / "emb"), WorkPath(root=tmp_path / "runs"), 4 * 8 * 10)
+    again = describe(found, WorkPath(root=tmp_path / "all"), vectors=True)
     assert [path.local().stat().st_mtime_ns for path in again.paths] == before
 
 
 def test_search_on_the_cluster_finds_the_pairs_of_a_plain_product(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
-    write_rows(WorkPath(path=tmp_path / "0.npy"), values)
-    rows = stack([WorkPath(path=tmp_path / "0.npy")])
+    write_rows(WorkPath(root=tmp_path / "0.npy"), values)
+    rows = stack([WorkPath(root=tmp_path / "0.npy")])
     bounds = SearchBounds(limit=10_000, block_bytes=1, device="cpu")
-    left, right, cosines = search("conflicts", rows, None, 0.5, WorkPath(path=tmp_path), bounds)
+    left, right, cosines = search("conflicts", rows, None, 0.5, WorkPath(root=tmp_path), bounds)
     units = values / np.linalg.norm(values, axis=1, keepdims=True)
     wanted = np.argwhere(np.triu(units @ units.T > 0.5, 1))
     assert sorted(zip(left.tolist(), right.tolist(), strict=True)) == [tuple(pair) for pair in wanted.tolist()]
@@ -63,14 +63,14 @@ def test_search_on_the_cluster_finds_the_pairs_of_a_plain_product(tmp_path: Path
 
 
 def test_search_of_more_pairs_than_the_limit_is_refused(tmp_path: Path) -> None:
-    write_rows(WorkPath(path=tmp_path / "0.npy"), np.ones((30, 4), np.float32))
+    write_rows(WorkPath(root=tmp_path / "0.npy"), np.ones((30, 4), np.float32))
     bounds = SearchBounds(limit=20, block_bytes=1 << 20, device="cpu")
     with pytest.raises(ValueError, match=r"^conflicts 0.5: more than 20 pairs are above this cosine; raise it"):
-        search("conflicts", stack([WorkPath(path=tmp_path / "0.npy")]), None, 0.5, WorkPath(path=tmp_path), bounds)
+        search("conflicts", stack([WorkPath(root=tmp_path / "0.npy")]), None, 0.5, WorkPath(root=tmp_path), bounds)
 
 
 def test_digests_of_a_dataset_stand_in_the_order_of_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tasks._digests(keyed_dataset(tmp_path, monkeypatch), WorkPath(path=tmp_path / "digests"))
+    found = tasks._digests(keyed_dataset(tmp_path, monkeypatch), WorkPath(root=tmp_path / "digests"))
     digests = [hashlib.blake2b(grey(10 * row), digest_size=8).digest() for row in range(12)]
     assert found.tolist() == [int.from_bytes(digest, "little") for digest in digests]
 
@@ -85,7 +85,7 @@ def test_copies_of_equal_files_keep_the_one_nearest_to_its_mean(
     write_part(
         str(tmp_path / "emb" / "0.parquet"), [(KEYS, np.zeros(12, np.int64), vectors)], size=2, dtype="fp32", note={}
     )
-    found = partition_by_identity(open_embeddings(tmp_path / "emb"), WorkPath(path=tmp_path / "runs"), 1 << 20)
-    images = describe(found, WorkPath(path=tmp_path / "all"))
-    left, right, _ = copies(dataset, images, WorkPath(path=tmp_path))
+    found = partition_by_identity(open_embeddings(tmp_path / "emb"), WorkPath(root=tmp_path / "runs"), 1 << 20)
+    images = describe(found, WorkPath(root=tmp_path / "all"))
+    left, right, _ = copies(dataset, images, WorkPath(root=tmp_path))
     assert (left.tolist(), right.tolist()) == ([0], [1])  # unreadable files, of digest 0, are no copies

@@ -80,7 +80,7 @@ def test_far_threshold_accepts_about_the_share_of_strangers_asked_for(
     vectors, labels = people(600, 2, spread=0.6, size=64)
     known = labels < 300
     np.save(tmp_path / "units-000000.npy", vectors[known])
-    gallery = UnitVectors(folder=WorkPath(path=tmp_path), starts=(0, int(known.sum())))
+    gallery = UnitVectors(folder=WorkPath(root=tmp_path), starts=(0, int(known.sum())))
     centers = gallery_of(gallery, labels[known]).centers
     for far in (0.05, 0.3):
         threshold = far_threshold(gallery, labels[known], far, "clustering.assign")

@@ -30,7 +30,7 @@ def in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., U
     def write(x: NDArray[np.float32], name: str = "vectors") -> UnitVectors:
         (tmp_path / name).mkdir()
         starts = (*range(0, len(x), 700), len(x))
-        found = UnitVectors(folder=WorkPath(path=tmp_path / name), starts=starts)
+        found = UnitVectors(folder=WorkPath(root=tmp_path / name), starts=starts)
         for part in range(found.num_parts):
             np.save(found.path(part).local(), x[starts[part] : starts[part + 1]])
         return found

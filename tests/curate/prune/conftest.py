@@ -36,9 +36,9 @@ def make_selector(tmp_path: Path, in_process: None, put_embeddings: Callable[...
         vectors = random.standard_normal((len(sizes), size))[labels]
         vectors += random.standard_normal(vectors.shape) * random.uniform(0.4, 1.2, (len(labels), 1))
         found = partition_by_identity(
-            put_embeddings(labels, vectors), WorkPath(path=tmp_path / "runs"), 4 * size * block
+            put_embeddings(labels, vectors), WorkPath(root=tmp_path / "runs"), 4 * size * block
         )
-        return Selector(found, WorkPath(path=tmp_path / "decisions"), seed=seed)
+        return Selector(found, WorkPath(root=tmp_path / "decisions"), seed=seed)
 
     return make
 
