@@ -18,6 +18,8 @@ import pytest
 
 # For tests that start Ray by themselves: at Ray's 15 its workers stand still beside other work on the machine.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Ray reads it when it is imported: what a thread calls after its session would start a Ray of its own.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # Triton reads it when it is first imported: its kernels are tested on the CPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

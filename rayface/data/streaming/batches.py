@@ -1,6 +1,7 @@
 """Worker side of the stream: turn the blocks of a node into the batches of a rank."""
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,12 +73,15 @@ def _batches(stream: Stream, rank: int, blocks: Iterator[pa.Table]) -> Iterator[
 def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[pa.Table]:
     """Request the first turns; return the block of each turn. Turns ahead are fetched into this node's store."""
     dealer, ahead = dealt.dealer, dealt.stream.turns_ahead
+    closed = threading.Event()
 
     def take(turn: int) -> pa.Table | None:
         found = ray.get(dealer.take.remote(rank, node, turn))
-        return found and ray.get(found[0])
+        if found is None or closed.is_set():  # after its session, ray.get would start a Ray of its own
+            return None
+        return ray.get(found[0])
 
-    pool = ThreadPoolExecutor(1 + ahead)
+    pool = ThreadPoolExecutor(1 + ahead, thread_name_prefix="blocks")
     turns = deque(pool.submit(take, turn) for turn in range(ahead))
 
     def in_turn() -> Iterator[pa.Table]:
@@ -89,6 +93,7 @@ def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[pa.Table]:
                     return
                 yield block
         finally:
+            closed.set()
             dealer.done.remote(rank)
             pool.shutdown(wait=False, cancel_futures=True)
 

