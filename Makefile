@@ -3,6 +3,9 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
+# Tests and the demo start hundreds of processes, each of which would compile what it imports of this repository.
+unexport PYTHONDONTWRITEBYTECODE
+
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 # Processes that share the tests, file by file in their order, so that the faults, which mostly wait, begin early.
