@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -221,7 +222,7 @@ def exit_code(details: JobDetails) -> int:
 
 
 def status(client: JobSubmissionClient, job: str) -> dict[str, object]:
-    """Return what the cluster knows of a job, as JSON types; times in seconds since the epoch.
+    """Return what the cluster knows of a job, as JSON types; times by ISO 8601, in UTC.
 
     Raises:
         ValueError: there is no such job.
@@ -231,10 +232,16 @@ def status(client: JobSubmissionClient, job: str) -> dict[str, object]:
         "job": job,
         "status": details.status.value.lower(),
         "command": mask(details.entrypoint),
-        "started": None if details.start_time is None else details.start_time / 1000,
-        "ended": None if details.end_time is None else details.end_time / 1000,
+        "started": _time(details.start_time),
+        "ended": _time(details.end_time),
         "exit_code": exit_code(details) if details.status.is_terminal() else None,
     }
+
+
+def _time(milliseconds: int | None) -> str | None:
+    if not milliseconds:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
 
 
 def stop(client: JobSubmissionClient, job: str) -> bool:

@@ -101,7 +101,13 @@ class Cluster:
 
     def get_job_info(self, job: str) -> SimpleNamespace:
         return SimpleNamespace(
-            submission_id=job, status=self.status, driver_exit_code=self.exit_code, message="no such image"
+            submission_id=job,
+            status=self.status,
+            driver_exit_code=self.exit_code,
+            message="no such image",
+            entrypoint="python -m rayface.cli check set",
+            start_time=1_796_000_000_123,
+            end_time=None,
         )
 
 
@@ -121,6 +127,17 @@ def test_follow_that_is_interrupted_stops_the_job_and_shows_the_rest_of_its_log_
     assert jobs.follow(cluster, "job", written.append) == 130
     assert cluster.stopped
     assert "".join(written) == "one\ntwo\n"
+
+
+def test_status_of_a_job_has_times_that_people_read():
+    assert jobs.status(Cluster(JobStatus.RUNNING, None), "job") == {
+        "job": "job",
+        "status": "running",
+        "command": "python -m rayface.cli check set",
+        "started": "2026-11-30T00:53:20+00:00",
+        "ended": None,
+        "exit_code": None,
+    }
 
 
 def test_submit_sends_files_package_and_environment(folder):
