@@ -148,7 +148,9 @@ def opened_a_gpu(descriptors: Path = Path("/proc/self/fd")) -> bool:
 
 def has_our_imports(environment: Mapping[str, str]) -> bool:
     """Return whether a process with this environment would import what this one has imported, but for rayface."""
-    if _read_by_imports(environment) != _STARTED_WITH:
+    theirs, now = _read_by_imports(environment), _read_by_imports(os.environ)
+    # Imports change the environment: cv2's sets LD_LIBRARY_PATH, here and in a driver, before it starts Ray or after.
+    if any(theirs.get(name) not in (_STARTED_WITH.get(name), now.get(name)) for name in {*theirs, *_STARTED_WITH}):
         return False
     imported = {name.partition(".")[0] for name in sys.modules} - {"rayface", "__main__"}
     others = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
@@ -160,7 +162,6 @@ def _read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if _READ_BY_IMPORTS.match(name)}
 
 
-# Imports change the environment: cv2's sets LD_LIBRARY_PATH.
 _STARTED_WITH = _read_by_imports(os.environ)
 
 

@@ -347,6 +347,9 @@ class Worker:
 
 launch.prestart_fork_server()
 server = launch._prestarted[0]
+before = dict(os.environ)
+import cv2  # as a driver does before it starts Ray
+assert os.environ != before, "nothing to test: cv2 leaves the environment alone"
 with ray_session(num_cpus=1, exact=True):
     first, second = Worker.remote(), Worker.remote()
     forked = ray.get([first.tell.remote(), second.tell.remote()])
