@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from rayface.files import hold_lock, remove_folder
-from rayface.ray_tasks import on_all_nodes
 from rayface.storage import (
     CACHE_VARIABLE,
     LARGEST_REMOTE,
@@ -80,6 +78,8 @@ class WorkPath:
         """
         if isinstance(self.root, Path):
             return self.root / self.name
+        from rayface.files import hold_lock  # the machine of the GPU kit lacks filelock, and Ray
+
         copy = self._copy()
         if not copy.is_file():
             with _on_this_disk(copy):
@@ -125,6 +125,8 @@ class WorkPath:
         What stays costs room only: no other job reads it, and copies are deleted when they were not used for 30 days.
         """
         if isinstance(self.root, RemotePath):
+            from rayface.ray_tasks import on_all_nodes
+
             place = f"{self.job}/{self.name}"
             on_all_nodes(lambda: _delete(node_cache(_CACHE) / place))
         _delete(self.path)
@@ -167,6 +169,8 @@ def _on_this_disk(copy: Path) -> Iterator[None]:
 
 
 def _delete(path: AnyPath) -> None:
+    from rayface.files import remove_folder
+
     with suppress(OSError, DataError, StorageError):
         if path.is_file():
             path.unlink(missing_ok=True)
