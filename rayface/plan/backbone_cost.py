@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,10 +21,12 @@ from rayface.backbones.counting import count_macs, count_parameters
 from rayface.backbones.registry import is_built_in
 from rayface.backbones.shapes import shapes_only
 from rayface.fork_server.launch import call
+from rayface.storage import DataError, cache_folders, node_cache, write_bytes
 
 if TYPE_CHECKING:
     from rayface.config import Config
 
+_CACHE = "backbones"
 _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
 
 
@@ -78,11 +84,30 @@ def net_size(config: Config, *, bf16: bool, recompute: bool = False) -> NetSize:
 def _size_of_net(name: str, *arguments: Any, **options: Any) -> NetSize:
     """Call `size_of_net` where TorchDynamo is imported, which fake tensors need: 1 s of CPU time.
 
-    A backbone of a plugin, or of this process, is not known there.
+    A backbone of a plugin, or of this process, is not known there. The sizes of the others are kept in the user's
+    cache, by the code that they are of.
     """
     if not is_built_in(name):
         return size_of_net(name, *arguments, **options)
-    return call(size_of_net, name, *arguments, **options)
+    text = json.dumps([name, arguments, options, _code()])
+    file = f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    for folder in cache_folders(_CACHE):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return NetSize(**json.loads((folder / file).read_bytes()))
+    found = call(size_of_net, name, *arguments, **options)
+    with contextlib.suppress(OSError, DataError):
+        write_bytes(str(node_cache(_CACHE) / file), json.dumps(asdict(found)).encode())
+    return found
+
+
+def _code() -> str:
+    """Return a digest of what a size depends on: the backbones' code, this file, PyTorch's version."""
+    here = Path(__file__)
+    files = [here, *sorted((here.parents[1] / "backbones").rglob("*.py"))]
+    digest = hashlib.sha256(torch.__version__.encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def size_of_net(

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from rayface.data.dataset import Dataset
 from rayface.data.shards.samples import Fault
@@ -76,6 +74,9 @@ class BinSource(DatasetSource):
 
 def _persons(a: NDArray[np.int64], b: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return for each image the first of those that pairs (a, b) connect with it."""
+    from scipy.sparse import coo_array  # slow to import, and every run imports this module
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_array((np.ones(len(a), bool), (a, b)), shape=(count, count))
     _, component = connected_components(links, directed=False)
     return np.unique(component, return_index=True)[1][component]
