@@ -116,7 +116,7 @@ def test_work_files_on_a_full_disk_are_refused_in_one_line_with_the_remedy(
         with (work / "0").writing():
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    rule = r"^\S+/work/job/0: cannot be written \(.*No space left.*\); set RAYFACE_CACHE to a folder that can$"
+    rule = r"^\S+/job/0: cannot be written \(.*No space left.*\); set RAYFACE_CACHE to a folder that can$"
     with pytest.raises(DataError, match=rule):
         full()
     write(work / "0", b"0")

@@ -17,6 +17,9 @@ parent = Path(f"/proc/{os.getppid()}/cmdline").read_text().split(chr(0))
 """
 
 
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux only")
+
+
 @pytest.mark.long
 def test_workers_of_a_train_command_are_forked(tmp_path: Path) -> None:
     synthesize(tmp_path / "set", identities=20, images_per_identity=6, image_size=32, processes=1)

@@ -77,8 +77,8 @@ def clean_images(
     """Clean all images on the cluster; an interrupted job resumes after its finished tasks.
 
     Args:
-        folder: holds the findings, a copy of the kept embeddings if any image is
-            dropped or merged, and, during the search for conflicts, a copy of all embeddings.
+        folder: holds the findings, a copy of the kept embeddings if any image is dropped or merged, and, during the
+            search for conflicts, a copy of all embeddings.
         exclude: embeddings of a test set, whose identities are searched.
         dataset: if given, equal files are searched.
         block_bytes: approximate size of the embeddings in a task.

@@ -37,10 +37,9 @@ class StackedRows:
         files = np.searchsorted(self.ends, rows, side="right")
         found: Floats | None = None
         numbers = np.unique(files).tolist()
-        local_paths([self.paths[number] for number in numbers])
-        for number in numbers:
+        for number, path in zip(numbers, local_paths([self.paths[number] for number in numbers]), strict=True):
             asked = np.flatnonzero(files == number)
-            values = np.load(self.paths[number].local(), mmap_mode="r")
+            values = np.load(path, mmap_mode="r")
             if found is None:
                 found = np.empty((len(rows), self.size), values.dtype)
             found[asked] = values[rows[asked] - (self.ends[number - 1] if number else 0)]

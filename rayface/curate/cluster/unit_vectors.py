@@ -64,10 +64,9 @@ class UnitVectors:
         found = np.empty((len(rows), self.part(0).shape[1]), np.float32)
         owner = np.searchsorted(self.starts, rows, side="right") - 1
         parts = np.unique(owner).tolist()
-        local_paths([self.path(part) for part in parts])
-        for part in parts:
+        for part, path in zip(parts, local_paths([self.path(part) for part in parts]), strict=True):
             some = np.flatnonzero(owner == part)
-            found[some] = self.part(part)[rows[some] - self.starts[part]]
+            found[some] = np.load(path, mmap_mode="r", allow_pickle=False)[rows[some] - self.starts[part]]
         return found
 
     def neighbours_path(self, part: int) -> WorkPath:
