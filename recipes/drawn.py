@@ -14,8 +14,9 @@ from rayface.tracking import read_metrics
 from recipes.recipe import Recipe, record, write_experiment
 
 WORKERS = (1, 2)
-# Largest relative difference of a loss from the recorded one: other CPUs sum in another order.
-TOLERANCE = 1e-2
+# Largest relative difference of a loss from the recorded one: other CPUs sum in another order. With AVX2 alone it is up
+# to 1.7 % for the filter of PFC*, which leaves a class out or does not; without the filter it is a quarter.
+TOLERANCE = 3e-2
 # Config keys of every training, beside the preset debug. At its rate of .1 the rounding of another CPU grows to a tenth
 # of a loss in ten steps; at this one to .24 %, on the vector units of AVX2 in place of AVX-512.
 DRAWN = {

@@ -212,7 +212,8 @@ def leave_while_a_checkpoint_is_written(rank: int, world_size: int, folder: str)
     folders.DiskFolder.own_digests = held
     writer.save(state, Progress(step=2))
     dist.barrier()
-    while not list((run / "checkpoints").glob(f".step_*/__{rank}_0.distcp")):
+    # The other rank may be sooner, and its failure may end the write here before the file is seen.
+    while writer.writing and not list((run / "checkpoints").glob(f".step_*/__{rank}_0.distcp")):
         time.sleep(0.01)
     dist.destroy_process_group()
     left.set()
