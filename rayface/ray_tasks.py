@@ -84,13 +84,14 @@ def map_unordered(
 
     Raises:
         DataError, StorageError, RuntimeError: the first error of a part (ValueError becomes DataError, unknown errors
-            RuntimeError), with its root cause in one line.
+            RuntimeError), with its root cause in one line. Parts in flight go on, at most as long as this process.
     """
     if not parts:
         return
     # SPREAD: on any node. By default, tasks of a sweep's trial would stay in its placement group, which has no CPU.
     task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_call)
     shared, waiting = ray.put(work), deque(parts)
+    # Never cancelled: where ray.cancel meets the answer of a task, Ray's core ends this process (Ray 2.60).
     running: list[ray.ObjectRef] = []
     capacity = _Capacity()
     try:
@@ -104,9 +105,6 @@ def map_unordered(
                 yield value
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"a task failed: {in_one_line(error)}") from error
-    finally:
-        for each in running:
-            ray.cancel(each)
 
 
 class _Capacity:
