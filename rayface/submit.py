@@ -20,13 +20,14 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import rayface
 from rayface.credentials import is_secret_name, mask
+from rayface.fork_server import ADDRESS as FORK_SERVER
 from rayface.storage import one_line
 from rayface.version import COMMIT_VARIABLE, commit
 
 logger = logging.getLogger(__name__)
 
-# Settings of what a job uses. Those of storage and of the cluster itself belong to the nodes.
-_FORWARDED = re.compile(r"(RAYFACE|MLFLOW|OPTUNA|NCCL|GLOO|TORCH|OMP)_\w+")
+# Settings of what a job uses. Those of storage and of the cluster itself belong to the nodes, as the fork server does.
+_FORWARDED = re.compile(rf"(?!{FORK_SERVER}$)(RAYFACE|MLFLOW|OPTUNA|NCCL|GLOO|TORCH|OMP)_\w+")
 _MAX_FILE = 20 << 20  # bytes; every node downloads the files before the job starts
 _INTERRUPTED = 130
 _STOP_SECONDS = 120.0

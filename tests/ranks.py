@@ -7,7 +7,8 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
-from rayface.fork_server.launch import LIBRARIES, OWN_MODULES
+from rayface.fork_server import OWN_MODULES
+from rayface.fork_server.launch import LIBRARIES
 
 
 def run_ranks(work: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:

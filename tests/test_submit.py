@@ -68,6 +68,7 @@ def test_package_sends_settings_of_the_environment_and_no_secrets(folder):
         MLFLOW_TRACKING_PASSWORD="one",
         OPTUNA_STORAGE="postgresql://me:two@db/optuna",
         RAYFACE_FACES="/faces",
+        RAYFACE_FORK_SERVER="/tmp/forks",
         AWS_SECRET_ACCESS_KEY="three",
         HOME="/home/me",
     )

@@ -3,9 +3,11 @@
 Exit codes: 0 done, 1 failed while running, 2 the input is wrong, 130 interrupted, 143 terminated.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
+from rayface.fork_server import ADDRESS
 from rayface.fork_server.launch import close_prestarted, prestart_fork_server
 
 _TRAINING = ("train", "tune", "run")
@@ -13,8 +15,13 @@ _TRAINING = ("train", "tune", "run")
 
 def main() -> None:
     """Run the command line; errors are one line on stderr unless --debug asks for the traceback."""
-    if _will_train_here(sys.argv[1:]):
+    arguments = sys.argv[1:]
+    if _will_train(arguments) and not _on_cluster(arguments):
         prestart_fork_server()  # it imports while the verbs are imported
+    elif _will_train(arguments) and ADDRESS in os.environ:
+        from rayface.fork_server.driver import run_forked
+
+        run_forked(arguments)
     try:
         from rayface.cli.command_line import run_command_line
 
@@ -23,7 +30,11 @@ def main() -> None:
         close_prestarted()
 
 
-def _will_train_here(arguments: Sequence[str]) -> bool:
-    """Return whether a verb will start workers on a local Ray, as far as its arguments tell."""
-    elsewhere = any("address" in argument or argument in ("--help", "-h") for argument in arguments)
-    return bool(arguments) and arguments[0] in _TRAINING and not elsewhere
+def _will_train(arguments: Sequence[str]) -> bool:
+    """Return whether a verb will start workers, as far as its arguments tell."""
+    return bool(arguments) and arguments[0] in _TRAINING and not {"--help", "-h"} & set(arguments)
+
+
+def _on_cluster(arguments: Sequence[str]) -> bool:
+    """Return whether it starts them on a Ray that runs."""
+    return bool(os.environ.get("RAY_ADDRESS")) or any("address" in argument for argument in arguments)

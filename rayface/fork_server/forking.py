@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from rayface.fork_server.protocol import Request, send_ack, send_exit_status, set_oom_score
+from rayface.fork_server.protocol import ENDING_SIGNALS, Request, send_ack, send_exit_status, set_oom_score
 
 # Variables that libraries and Python read once. OMP_NUM_THREADS is set in the forked process.
 _READ_BY_IMPORTS = re.compile("TORCH|PYTORCH|NUMBA_|LD_|PYTHON(?!PATH$|BREAKPOINT$)")
@@ -129,6 +129,9 @@ class Client:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, request.open_files)
         set_oom_score(request.oom_score)
+        for each in ENDING_SIGNALS:
+            default = signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
+            signal.signal(each, signal.SIG_IGN if each in request.ignored_signals else default)
         signal.pthread_sigmask(signal.SIG_SETMASK, request.blocked_signals)
         sys.argv = [request.program, *request.arguments]
         sys.path.insert(0, str(Path(request.program).parent))

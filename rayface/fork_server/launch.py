@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rayface.fork_server import ADDRESS
+from rayface.fork_server import ADDRESS, OWN_MODULES
 
 LIBRARIES = (
     "pandas",
@@ -28,11 +28,6 @@ LIBRARIES = (
     "cv2",
 )
 """What workers of a training import, of other packages and without Ray."""
-OWN_MODULES = ("rayface.training.builders", "rayface.fork_server.kernels", "rayface.data.decode")
-"""What they import of this one, without Ray."""
-# Ray's core in C++ reads the environment when it is imported: it names the job and the node.
-PRELOADED_WITH_RAY = ("rayface.fork_server.with_ray",)
-"""What they import in the environment of their job and node."""
 _SERVER = Path(__file__).with_name("server.py")
 WORKER = Path(__file__).with_name("worker.py")
 """The script by which nodes of Ray start forked workers."""
@@ -48,18 +43,9 @@ class UnsupportedError(Exception):
 
 
 class ForkServerProcess:
-    """A process that imports modules and is forked on request, see rayface.fork_server.server.
+    """A process that imports modules and is forked on request, see rayface.fork_server.server."""
 
-    Args:
-        modules: imported once.
-        template_modules: imported once in each environment that workers have.
-    """
-
-    def __init__(
-        self,
-        modules: Sequence[str] = (*LIBRARIES, *OWN_MODULES),
-        template_modules: Sequence[str] = PRELOADED_WITH_RAY,
-    ) -> None:
+    def __init__(self, modules: Sequence[str] = (*LIBRARIES, *OWN_MODULES)) -> None:
         _require_support()
         with contextlib.ExitStack() as failed:
             try:
@@ -70,7 +56,7 @@ class ForkServerProcess:
                 with socket.socket(socket.AF_UNIX) as listener:
                     listener.bind(self.address)  # fails where TMPDIR is too long
                     listener.listen(_MOST_WAITING)
-                    self._process = _start(listener, modules, template_modules)
+                    self._process = _start(listener, modules)
             except OSError as error:
                 raise UnsupportedError from error
             self._remove = failed.pop_all()
@@ -103,10 +89,9 @@ def _require_support() -> None:
         raise UnsupportedError from error
 
 
-def _start(listener: socket.socket, modules: Sequence[str], template_modules: Sequence[str]) -> subprocess.Popen[bytes]:
-    arguments = [str(listener.fileno()), ",".join(modules), ",".join(template_modules)]
+def _start(listener: socket.socket, modules: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, str(_SERVER), *arguments],
+        [sys.executable, str(_SERVER), str(listener.fileno()), ",".join(modules)],
         stdin=subprocess.PIPE,  # its end tells the server that this process is gone
         stdout=2,  # stdout is for the result of a verb
         pass_fds=[listener.fileno()],
@@ -121,7 +106,7 @@ def prestart_fork_server() -> None:
 
     `close_prestarted` ends it where there is no local Ray after all.
     """
-    if not (os.environ.get("RAY_ADDRESS") or _prestarted):
+    if not _prestarted:
         with contextlib.suppress(UnsupportedError):
             _prestarted.append(ForkServerProcess())
 

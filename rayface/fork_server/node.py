@@ -3,6 +3,7 @@
     python -m rayface.fork_server.node --head --port=6379 ...
 
 takes the options of `ray start`. That process ends with the node. A job that brings its own rayface has workers of it.
+Drivers on the node are forked, too, where RAYFACE_FORK_SERVER is set as this prints it, and in jobs that Ray starts.
 """
 
 import os
@@ -11,14 +12,7 @@ import sys
 from ray.scripts.scripts import cli
 
 from rayface.fork_server import ADDRESS
-from rayface.fork_server.launch import (
-    LIBRARIES,
-    OWN_MODULES,
-    PRELOADED_WITH_RAY,
-    WORKER,
-    ForkServerProcess,
-    UnsupportedError,
-)
+from rayface.fork_server.launch import LIBRARIES, WORKER, ForkServerProcess, UnsupportedError
 from rayface.ray_internals.nodes import forking_nodes
 
 
@@ -28,10 +22,12 @@ def main() -> None:
     if "--enable-resource-isolation" in arguments:  # Ray limits the processes that it has started itself
         cli(arguments, prog_name="ray")
     try:
-        server = ForkServerProcess(LIBRARIES, [*OWN_MODULES, *PRELOADED_WITH_RAY])
+        server = ForkServerProcess(LIBRARIES)
     except UnsupportedError:
         cli(arguments, prog_name="ray")
     os.environ[ADDRESS] = server.address
+    hint = f"For runs that are started on this node with --address to begin sooner: export {ADDRESS}={server.address}"
+    print(hint, flush=True)
     with forking_nodes(WORKER, server.follow):
         cli(arguments, prog_name="ray")
 

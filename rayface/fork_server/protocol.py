@@ -10,12 +10,13 @@ import socket
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 _STREAMS = 3  # stdin, stdout, stderr
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _SEND_SECONDS = 5  # for a part of a request
 _MOST_BYTES = 16 * 2**20  # of a request; an environment has some KB
+ENDING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 CONNECT_SECONDS = 5
 """Until the server has room for one more that waits; more than a thousand wait where it hangs."""
 _START_SECONDS = 20  # until the process is forked: the server may be in the middle of an import
@@ -27,8 +28,8 @@ class Request(NamedTuple):
     streams: list[int]
     """Descriptors of stdin, stdout and stderr."""
     interpreter: str
-    with_ray: bool
-    """Whether it is a worker of Ray."""
+    modules: list[str]
+    """Those that a template in its environment has imported; none: it needs no template."""
     program: str
     """A Python script."""
     arguments: list[str]
@@ -37,6 +38,8 @@ class Request(NamedTuple):
     open_files: tuple[int, int]
     """Soft and hard limit."""
     blocked_signals: list[int]
+    ignored_signals: list[int]
+    """Of those that end a process."""
     oom_score: str
 
 
@@ -46,27 +49,31 @@ def send_request(
     arguments: Sequence[str] = (),
     *,
     streams: Sequence[int] = (0, 1, 2),
-    with_ray: bool = False,
-) -> None:
-    """Have a process forked that runs a script.
+    modules: Sequence[str] = (),
+) -> int:
+    """Have a process forked that runs a script, and return its id.
+
+    Args:
+        modules: imported once in this environment, by a template that such processes are forked from.
 
     Raises:
         OSError: there is no such process, and there will be none.
     """
     request = [
         sys.executable,
-        with_ray,
+        list(modules),
         program,
         arguments,
         dict(os.environ),
         os.getcwd(),
         resource.getrlimit(resource.RLIMIT_NOFILE),
         [int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+        [int(each) for each in ENDING_SIGNALS if signal.getsignal(each) is signal.SIG_IGN],
         _OOM_SCORE.read_text(),
     ]
     connection.settimeout(_START_SECONDS)
     _send(connection, streams, request)
-    _read(connection, 1)
+    return int.from_bytes(_read(connection, 4))
 
 
 def receive_request(connection: socket.socket) -> Request:
@@ -104,7 +111,7 @@ def send_ack(connection: socket.socket) -> None:
     Raises:
         OSError: the client has given up.
     """
-    connection.sendall(b"1")
+    connection.sendall(os.getpid().to_bytes(4))
 
 
 def send_exit_status(connection: socket.socket, status: int) -> None:
@@ -123,6 +130,16 @@ def wait_exit_status(connection: socket.socket, seconds: float | None = None) ->
     """
     connection.settimeout(seconds)
     return int.from_bytes(_read(connection, 4))
+
+
+def end_as(status: int) -> NoReturn:
+    """End this process as another one has, by the exit status of `os.waitpid`."""
+    if os.WIFSIGNALED(status):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the other one's dump is the one that tells something
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    sys.exit(os.WEXITSTATUS(status))
 
 
 def set_oom_score(score: str) -> None:

@@ -1,10 +1,10 @@
 """The process that others are forked from: imports modules, and does nothing else.
 
-    python server.py LISTENER MODULE,... TEMPLATE_MODULE,...
+    python server.py LISTENER MODULE,...
 
-LISTENER is the descriptor of a listening socket; see rayface.fork_server.protocol. For workers of Ray a template is
+LISTENER is the descriptor of a listening socket; see rayface.fork_server.protocol. For clients with Ray a template is
 forked for each environment that they have: it imports what must not be imported in another one, and is forked in turn
-for each worker. Server and templates have one thread of Python, so that they can be forked; a thread of Arrow's memory
+for each client. Server and templates have one thread of Python, so that they can be forked; a thread of Arrow's memory
 allocator starts again in the forked process. The server ends when its stdin does, or the process whose id it has read
 there, and removes the folder of its socket then; a template ends when the server and all its workers have.
 """
@@ -17,7 +17,7 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -44,13 +44,13 @@ class ForkServer(Forking):
 
     Args:
         listener: a listening socket.
-        modules: those that templates import.
     """
 
-    def __init__(self, listener: socket.socket, modules: Sequence[str]) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         super().__init__()
-        self._listener, self._modules = listener, modules
+        self._listener = listener
         self._templates: dict[object, socket.socket] = {}
+        self._code = 0.0
         self._on(listener, self._accept)
         self._on(sys.stdin.fileno(), self._end_or_follow)
 
@@ -85,7 +85,7 @@ class ForkServer(Forking):
             connection.close()
             close_all(request.streams)
             return None
-        if not request.with_ray:
+        if not request.modules:
             return self._fork_client(connection, request, *self._own())
         try:
             return self._pass_on(connection, request)
@@ -100,15 +100,16 @@ class ForkServer(Forking):
 
     def _pass_on(self, connection: socket.socket, request: Request) -> Task | None:
         """Have a template fork; in a template that is new, return its task."""
+        self._drop_outdated()
         environment = {name: value for name, value in request.environment.items() if name != _JOB}
-        key = (request.cwd, frozenset(environment.items()))
+        key = (request.cwd, frozenset(environment.items()), *request.modules)
         if key not in self._templates:
             ours, channel = socket.socketpair()
             process = self._fork(lambda *_: self._drop(key, ours))
             if process is None:
                 for other in [ours, *self._own(), *self._clients.values()]:
                     other.close()
-                return Template(channel, request, self._modules)
+                return Template(channel, request)
             channel.close()
             self._templates[key] = ours
             if len(self._templates) > _MAX_TEMPLATES:
@@ -121,6 +122,14 @@ class ForkServer(Forking):
             raise
         return None
 
+    def _drop_outdated(self) -> None:
+        """Drop the templates if rayface's code has changed, unless this process has imported it too."""
+        if "rayface.training" in sys.modules or (newest := _newest_code()) == self._code:
+            return
+        self._code = newest
+        for key, channel in [*self._templates.items()]:
+            self._drop(key, channel)
+
     def _drop(self, key: object, channel: socket.socket) -> None:
         """Let a template end with its workers."""
         if self._templates.get(key) is channel:
@@ -129,24 +138,24 @@ class ForkServer(Forking):
 
 
 class Template(Forking):
-    """Forks workers of Ray in one environment.
+    """Forks processes with the same imports in one environment.
 
     Args:
         channel: clients come from it; see `pass_request`.
-        example: has the environment and the folder of all of them.
+        example: has the modules, the environment and the folder of all of them.
     """
 
-    def __init__(self, channel: socket.socket, example: Request, modules: Sequence[str]) -> None:
+    def __init__(self, channel: socket.socket, example: Request) -> None:
         super().__init__()
         self._channel: socket.socket | None = channel
-        self._example, self._modules = example, modules
+        self._example = example
         self._on(channel, self._accept)
 
     def run(self) -> None:
         """Import modules in the environment of the clients, then serve them."""
         enter(self._example)
         os.environ[_JOB] = _NO_JOB
-        import_all(self._modules)
+        import_all(self._example.modules)
         _leave_streams()  # who reads the driver's output waits for its end; this process lives as long as a worker
         self.serve().run()
 
@@ -177,6 +186,13 @@ class Template(Forking):
             sys.exit()
 
 
+def _newest_code() -> float:
+    """Return when a file of this package was changed last, seconds since the epoch."""
+    found = os.walk(Path(__file__).parents[1])
+    files = (os.path.join(folder, name) for folder, _, names in found for name in names if name.endswith(".py"))
+    return max(os.stat(file).st_mtime for file in files)
+
+
 def import_all(modules: Iterable[str]) -> None:
     """Import modules, as far as they can be."""
     for module in modules:
@@ -193,13 +209,12 @@ def _leave_streams() -> None:
     os.close(nowhere)
 
 
-def main(listener: str, modules: str, template_modules: str) -> None:
+def main(listener: str, modules: str) -> None:
     """Import modules, and serve."""
     # Python 3.12 warns of threads that it did not start.
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
     import_all(filter(None, modules.split(",")))
-    server = ForkServer(socket.socket(fileno=int(listener)), [*filter(None, template_modules.split(","))])
-    server.serve().run()
+    ForkServer(socket.socket(fileno=int(listener))).serve().run()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ are defined here get theirs from the operating system.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import ray.actor
@@ -18,5 +20,12 @@ class _FromSystem:
         return ActorClassID(os.urandom(ActorClassID.size()))
 
 
-with patch.object(ray.actor, "ActorClassID", _FromSystem):
+@contextmanager
+def unseeded() -> Iterator[None]:
+    """Have actor classes that are defined inside the context leave the seed of Ray's random numbers open."""
+    with patch.object(ray.actor, "ActorClassID", _FromSystem):
+        yield
+
+
+with unseeded():
     import rayface.training.worker  # noqa: F401

@@ -4,10 +4,7 @@ Ray knows a worker by the process that registers, the forked one. This one, the 
 does.
 """
 
-import contextlib
 import os
-import resource
-import signal
 import socket
 import sys
 from importlib.util import find_spec
@@ -15,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # where rayface is not installed, but beside the driver's script
 
-from rayface.fork_server import ADDRESS
-from rayface.fork_server.protocol import CONNECT_SECONDS, send_request, set_oom_score, wait_exit_status
+from rayface.fork_server import ADDRESS, WORKER_MODULES
+from rayface.fork_server.protocol import CONNECT_SECONDS, end_as, send_request, set_oom_score, wait_exit_status
 
 
 def main() -> None:
@@ -33,7 +30,7 @@ def run(program: str, arguments: list[str]) -> None:
         try:
             connection.settimeout(CONNECT_SECONDS)
             connection.connect(os.environ[ADDRESS])
-            send_request(connection, program, arguments, with_ray=True)
+            send_request(connection, program, arguments, modules=WORKER_MODULES)
         except (OSError, KeyError):
             os.execv(sys.executable, [sys.executable, "-u", program, *arguments])
         set_oom_score("0")  # where memory is short, the worker shall go, not this small process
@@ -41,12 +38,7 @@ def run(program: str, arguments: list[str]) -> None:
             status = wait_exit_status(connection)
         except OSError:  # nobody will tell how it ends
             return
-    if os.WIFSIGNALED(status):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the worker's dump is the one that tells something
-        with contextlib.suppress(OSError):  # SIGKILL has no handler
-            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-        os.kill(os.getpid(), os.WTERMSIG(status))
-    sys.exit(os.WEXITSTATUS(status))
+    end_as(status)
 
 
 if __name__ == "__main__":

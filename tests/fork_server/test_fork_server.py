@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,18 +12,26 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rayface import cli
-from rayface.fork_server import ADDRESS, launch
+from rayface.cli import command_line
+from rayface.fork_server import ADDRESS, DRIVER_MODULES, OWN_MODULES, driver, launch
 from rayface.fork_server.forking import opened_a_gpu
-from rayface.fork_server.launch import LIBRARIES, OWN_MODULES, PRELOADED_WITH_RAY, ForkServerProcess
+from rayface.fork_server.launch import LIBRARIES, ForkServerProcess
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux alone")
 
-CLIENT = "import sys; from rayface.fork_server.worker import run; run(sys.argv[1], sys.argv[2:])"
+# Of modules that nothing else imports.
+CLIENT = """
+import sys
+from rayface.fork_server import worker
+worker.WORKER_MODULES = ("colorsys",)
+worker.run(sys.argv[1], sys.argv[2:])
+"""
 TELL = """
 import json, os, random, resource, signal, sys, numpy
 modules = [name for name in ("colorsys", "torch") if name in sys.modules]
@@ -53,8 +62,8 @@ def missing(path: Path) -> bool:
 
 @pytest.fixture
 def server() -> Iterator[ForkServerProcess]:
-    """A fork server that has imported NumPy and a module that nothing else imports."""
-    server = ForkServerProcess(["numpy", "no_such_module"], ["colorsys"])
+    """A fork server that has imported NumPy."""
+    server = ForkServerProcess(["numpy", "no_such_module"])
     yield server
     server.close()
 
@@ -190,7 +199,7 @@ def test_forked_process_whose_client_is_killed_is_killed_and_others_go_on(
 
 def test_server_ends_with_the_process_that_started_it_and_leaves_no_file(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from rayface.fork_server.launch import ForkServerProcess as P; server = P([], [])\n"
+        "import os, signal, sys; from rayface.fork_server.launch import ForkServerProcess as P; server = P([])\n"
         "print(server._process.pid, server.address, flush=True); sys.stdin.readline()\n"
         "os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == 'killed' else None"
     )
@@ -267,7 +276,7 @@ def test_processes_forked_after_the_import_of_ray_make_different_identifiers() -
         command = [sys.executable, "-c", IDENTIFIERS, *modules]
         return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
-    assert len(made(*PRELOADED_WITH_RAY)) == 2
+    assert len(made(*DRIVER_MODULES)) == 2  # with those of workers
     assert len(made("ray.data")) == 1  # else with_ray is no longer needed
 
 
@@ -296,24 +305,141 @@ def test_gpu_that_is_open_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "started"),
     [
-        ("train --preset debug", True),
-        ("tune tune_configs/lr.yaml", True),
-        ("", False),
-        ("embed --data train", False),
-        ("train --help", False),
-        ("train --address auto", False),
-        ("run x.yaml --address=auto", False),
-        ("train cluster.address=auto", False),
+        ("train --preset debug", "server"),
+        ("tune tune_configs/lr.yaml", "server"),
+        ("", None),
+        ("embed --data train", None),
+        ("embed --address auto", None),
+        ("train --help", None),
+        ("train --help --address auto", None),
+        ("train --address auto", "driver"),
+        ("run x.yaml --address=auto", "driver"),
+        ("train cluster.address=auto", "driver"),
+        ("RAY_ADDRESS train", "driver"),
     ],
 )
-def test_fork_server_is_prestarted_for_verbs_that_train_on_a_local_ray(arguments: str, started: bool) -> None:
-    assert cli._will_train_here(arguments.split()) is started
+def test_verbs_that_train_prestart_a_server_or_run_in_a_forked_driver(
+    monkeypatch: pytest.MonkeyPatch, arguments: str, started: str | None
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(cli, "prestart_fork_server", lambda: found.append("server"))
+    monkeypatch.setattr(driver, "run_forked", lambda arguments: found.append("driver"))
+    monkeypatch.setattr(command_line, "run_command_line", lambda: None)
+    monkeypatch.setenv(ADDRESS, "somewhere")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if "RAY_ADDRESS" in arguments:
+        monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(sys, "argv", ["rayface", *arguments.removeprefix("RAY_ADDRESS ").split()])
+    cli.main()
+    assert found == ([started] if started else [])
 
 
-def test_prestart_with_a_cluster_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    launch.prestart_fork_server()
-    assert launch._prestarted == []
+DRIVER = """
+import sys
+from rayface.fork_server import driver
+driver.DRIVER_MODULES, driver.__file__ = ("colorsys",), sys.argv[1]
+driver.run_forked(sys.argv[2:])
+print("not forked")
+"""
+
+
+def driver_of(server: ForkServerProcess, program: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """A command line that has a program run in its place."""
+    command = [sys.executable, "-c", DRIVER, str(program), *arguments]
+    environment = {**os.environ, ADDRESS: server.address}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)
+
+
+WAITING = """
+import signal, sys, time
+ignored = [signal.getsignal(each) is signal.SIG_IGN for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]
+try:
+    print(ignored, flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 7), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP)]
+)
+def test_driver_ends_by_the_signals_that_its_command_gets(
+    server: ForkServerProcess, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    (tmp_path / "wait.py").write_text(WAITING)
+
+    def plain() -> None:  # whatever the tests run in
+        for each in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with driver_of(server, tmp_path / "wait.py", preexec_fn=plain) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "[False, False, False]\n"
+        process.send_signal(sent)
+        assert process.wait(60) == code
+
+
+def test_driver_in_the_background_ignores_what_its_command_does(server: ForkServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "wait.py").write_text(WAITING)
+
+    def ignoring() -> None:  # as by nohup, and by a shell for what runs in the background
+        for each in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+
+    with driver_of(server, tmp_path / "wait.py", preexec_fn=ignoring) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "[True, True, False]\n"
+        process.kill()  # and the driver with it
+
+
+def test_command_without_a_server_runs_here_and_one_that_loses_it_ends_with_its_driver(
+    server: ForkServerProcess, tmp_path: Path
+) -> None:
+    program = tmp_path / "wait.py"
+    program.write_text("import os; print(os.getpid(), flush=True); input()")
+    with driver_of(server, program, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        forked = int(process.stdout.readline())
+        parent = int(Path(f"/proc/{forked}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(parent, signal.SIGKILL)  # the template, which would tell how it ends
+        wait_for(partial(gone, parent))
+        assert process.poll() is None
+        process.communicate("\n", timeout=60)
+        assert process.returncode == 1
+    server._process.kill()
+    server._process.wait()
+    with driver_of(server, program) as process:
+        assert process.communicate(timeout=60)[0] == "not forked\n"
+
+
+def test_changed_code_has_new_templates(tmp_path: Path) -> None:
+    """On a node, whose server goes on when rayface is upgraded or edited."""
+    source, package = Path(cli.__file__).parents[1], tmp_path / "rayface"
+    shutil.copytree(source / "fork_server", package / "fork_server")
+    (package / "__init__.py").write_text("")
+    program = tmp_path / "parent.py"
+    program.write_text("import os; print(os.getppid())")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + (
+        "from rayface.fork_server.launch import ForkServerProcess; server = ForkServerProcess([])\n"
+        "print(server.address, flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        server: Any = SimpleNamespace(address=process.stdout.readline().strip())
+
+        def template() -> str:
+            with client_of(server, program) as client:
+                return client.communicate(timeout=60)[0]
+
+        before = [template(), template()]
+        (package / "new.py").write_text("")
+        after = [template(), template()]
+        process.communicate("\n", timeout=60)
+    assert before[0] == before[1] != after[0] == after[1]
 
 
 def test_command_line_is_imported_where_there_is_no_module_resource() -> None:

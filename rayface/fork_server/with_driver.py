@@ -1,0 +1,11 @@
+"""Imports the command line, and what the driver of a training needs, into a process that will be forked."""
+
+from rayface.fork_server.with_ray import unseeded
+
+with unseeded():
+    import rayface.cli.command_line
+    import rayface.plan.preflight
+    import rayface.stages
+    import rayface.training.fit
+    import rayface.training.model_check
+    import rayface.training.trainer  # noqa: F401
