@@ -25,6 +25,7 @@ from rayface.storage import DataError, StorageError
 
 _TASKS_PER_CPU = 2  # tasks in flight per CPU, so that no CPU waits for the driver
 _CAPACITY_SECONDS = 5.0  # interval between checks of the cluster's CPUs, which may grow
+_END_SECONDS = 30.0  # in which the parts in flight may end when another one has failed
 _COUNT_SECONDS = 1.0  # interval of messages about finished rows
 _ALL_NODES_SECONDS = 60.0  # after which a node that does not answer is left out
 _MOST_BLOCKS = 4096  # Ray Data takes about 10 ms of the driver's time per block; more parts share a block
@@ -84,7 +85,7 @@ def map_unordered(
 
     Raises:
         DataError, StorageError, RuntimeError: the first error of a part (ValueError becomes DataError, unknown errors
-            RuntimeError), with its root cause in one line. Parts in flight go on, at most as long as this process.
+            RuntimeError), with its root cause in one line. Parts in flight have ended then, if they could in 30 s.
     """
     if not parts:
         return
@@ -103,8 +104,13 @@ def map_unordered(
                 value = ray.get(done).value()
                 current.advance()
                 yield value
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(f"a task failed: {in_one_line(error)}") from error
+    except Exception as error:
+        if running:  # what they write now would be left by a job that deletes its files
+            with suppress(ray.exceptions.RayError):
+                ray.wait(running, num_returns=len(running), timeout=_END_SECONDS)
+        if isinstance(error, ray.exceptions.RayError):
+            raise RuntimeError(f"a task failed: {in_one_line(error)}") from error
+        raise
 
 
 class _Capacity:

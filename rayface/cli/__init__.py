@@ -11,6 +11,7 @@ from rayface.fork_server import ADDRESS
 from rayface.fork_server.launch import close_prestarted, prestart_fork_server
 
 _TRAINING = ("train", "tune", "run")
+_FORKED = ("train", "tune")  # without `run`, whose stages compute in the driver: one thread of BLAS in a forked one
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if _will_train(arguments) and not _on_cluster(arguments):
         prestart_fork_server()  # it imports while the verbs are imported
-    elif _will_train(arguments) and ADDRESS in os.environ:
+    elif _will_train(arguments) and arguments[0] in _FORKED and ADDRESS in os.environ:
         from rayface.fork_server.driver import run_forked
 
         run_forked(arguments)

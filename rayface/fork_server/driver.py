@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from rayface.fork_server import ADDRESS, DRIVER_MODULES
+from rayface.fork_server.forking import use_rayface_of
 from rayface.fork_server.protocol import CONNECT_SECONDS, ENDING_SIGNALS, end_as, send_request, wait_exit_status
+from rayface.machine import num_cpus
 
 
 def run_forked(arguments: Sequence[str]) -> None:
@@ -28,6 +30,8 @@ def run_forked(arguments: Sequence[str]) -> None:
             process = send_request(connection, __file__, arguments, modules=DRIVER_MODULES)
         except OSError:
             return
+        except KeyboardInterrupt:  # while the first process of its kind imports; it is killed, if it is there
+            sys.exit(130)
         _pass_signals(process)
         try:
             status = wait_exit_status(connection)
@@ -55,9 +59,12 @@ def _wait(process: int) -> None:
 def main() -> None:
     """Run the command line."""
     del sys.path[0]  # this file's folder
+    use_rayface_of(__file__)
     sys.argv[0] = "rayface"
-    assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # it was opened as another process's
+    assert isinstance(sys.stdout, io.TextIOWrapper)  # opened as another process's
+    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=bool(os.environ.get("PYTHONUNBUFFERED")))
+    if "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
+        sys.modules["torch"].set_num_threads(num_cpus())  # the server has one thread
     from rayface.cli.command_line import run_command_line
 
     run_command_line()

@@ -18,7 +18,7 @@ from typing import Protocol
 from rayface.fork_server.protocol import ENDING_SIGNALS, Request, send_ack, send_exit_status, set_oom_score
 
 # Variables that libraries and Python read once. OMP_NUM_THREADS is set in the forked process.
-_READ_BY_IMPORTS = re.compile("TORCH|PYTORCH|NUMBA_|LD_|PYTHON(?!PATH$|BREAKPOINT$)")
+_READ_BY_IMPORTS = re.compile("TORCH|PYTORCH|NUMBA_|LD_|PYTHON(?!PATH$|BREAKPOINT$|UNBUFFERED$)")
 _GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
@@ -128,6 +128,7 @@ class Client:
         enter(request)
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, request.open_files)
+        os.umask(request.umask)
         set_oom_score(request.oom_score)
         for each in ENDING_SIGNALS:
             default = signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
@@ -185,6 +186,20 @@ def _leave_other_rayface() -> None:
     ours, found = sys.modules.get("rayface"), importlib.machinery.PathFinder.find_spec("rayface")
     if ours is None or found is None or os.path.realpath(found.origin or "") == os.path.realpath(ours.__file__ or ""):
         return
+    leave_rayface()
+
+
+def use_rayface_of(file: str) -> None:
+    """Have this process import the rayface that a file of it is of, which is a script of this package."""
+    package = Path(file).resolve().parents[1]
+    found = importlib.machinery.PathFinder.find_spec("rayface")
+    if found is None or Path(found.origin or "").resolve().parent != package:
+        sys.path.insert(0, str(package.parent))
+    _leave_other_rayface()
+
+
+def leave_rayface() -> None:
+    """Forget the modules of rayface that were imported."""
     for name in [each for each in sys.modules if each.partition(".")[0] == "rayface"]:
         del sys.modules[name]
 

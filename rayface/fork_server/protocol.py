@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ _STREAMS = 3  # stdin, stdout, stderr
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _SEND_SECONDS = 5  # for a part of a request
 _MOST_BYTES = 16 * 2**20  # of a request; an environment has some KB
+INTERPRETER = f"{sys.prefix} {sys.version}"
+"""This process's Python, in a request."""
 ENDING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 CONNECT_SECONDS = 5
 """Until the server has room for one more that waits; more than a thousand wait where it hangs."""
@@ -28,6 +31,7 @@ class Request(NamedTuple):
     streams: list[int]
     """Descriptors of stdin, stdout and stderr."""
     interpreter: str
+    """Of Python: its version, and the folder of its packages."""
     modules: list[str]
     """Those that a template in its environment has imported; none: it needs no template."""
     program: str
@@ -35,6 +39,7 @@ class Request(NamedTuple):
     arguments: list[str]
     environment: dict[str, str]
     cwd: str
+    umask: int
     open_files: tuple[int, int]
     """Soft and hard limit."""
     blocked_signals: list[int]
@@ -59,13 +64,15 @@ def send_request(
     Raises:
         OSError: there is no such process, and there will be none.
     """
+    _require_own(connection)
     request = [
-        sys.executable,
+        INTERPRETER,
         list(modules),
         program,
         arguments,
         dict(os.environ),
         os.getcwd(),
+        _umask(),
         resource.getrlimit(resource.RLIMIT_NOFILE),
         [int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
         [int(each) for each in ENDING_SIGNALS if signal.getsignal(each) is signal.SIG_IGN],
@@ -139,7 +146,21 @@ def end_as(status: int) -> NoReturn:
         with contextlib.suppress(OSError):  # SIGKILL has no handler
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
+        sys.exit(128 + os.WTERMSIG(status))  # it has no effect on process 1 of a container
     sys.exit(os.WEXITSTATUS(status))
+
+
+def _require_own(connection: socket.socket) -> None:
+    """Refuse a server of another user: who makes a socket where one was would get this user's environment."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    if struct.unpack("3i", credentials)[1] != os.geteuid():
+        raise PermissionError("another user's fork server")
+
+
+def _umask() -> int:
+    """Return the umask of this process without changing it."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["Umask"], 8)
 
 
 def set_oom_score(score: str) -> None:

@@ -17,7 +17,7 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -30,13 +30,22 @@ if __name__ == "__main__":
     if _found is None or os.path.realpath(_found.origin or "") != str(_own):
         sys.path.insert(0, str(_own.parents[1]))
 
-from rayface.fork_server.forking import Forking, Task, close_all, enter, has_our_imports, opened_a_gpu
-from rayface.fork_server.protocol import Request, pass_request, receive_passed, receive_request
+from rayface.fork_server.forking import (
+    Forking,
+    Task,
+    close_all,
+    enter,
+    has_our_imports,
+    leave_rayface,
+    opened_a_gpu,
+)
+from rayface.fork_server.protocol import INTERPRETER, Request, pass_request, receive_passed, receive_request
 
 _MAX_TEMPLATES = 8  # of clients that are gone some stay, until others take their place
 # The job of a worker, in its environment. One that starts without a job, as Ray's first ones do, gets it with its first
-# task; so workers of all jobs can have one template.
+# task; so workers of all jobs can have one template. The second one is of drivers of jobs, and read when they connect.
 _JOB, _NO_JOB = "RAY_JOB_ID", "ffffffff"
+_OF_ONE_JOB = (_JOB, "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
 class ForkServer(Forking):
@@ -50,7 +59,7 @@ class ForkServer(Forking):
         super().__init__()
         self._listener = listener
         self._templates: dict[object, socket.socket] = {}
-        self._code = 0.0
+        self._code: dict[object, object] = {}
         self._on(listener, self._accept)
         self._on(sys.stdin.fileno(), self._end_or_follow)
 
@@ -81,7 +90,7 @@ class ForkServer(Forking):
         except (OSError, ValueError, TypeError):
             connection.close()
             return None
-        if request.interpreter != sys.executable or not has_our_imports(request.environment):
+        if request.interpreter != INTERPRETER or not has_our_imports(request.environment):
             connection.close()
             close_all(request.streams)
             return None
@@ -100,9 +109,11 @@ class ForkServer(Forking):
 
     def _pass_on(self, connection: socket.socket, request: Request) -> Task | None:
         """Have a template fork; in a template that is new, return its task."""
-        self._drop_outdated()
-        environment = {name: value for name, value in request.environment.items() if name != _JOB}
+        environment = {name: value for name, value in request.environment.items() if name not in _OF_ONE_JOB}
         key = (request.cwd, frozenset(environment.items()), *request.modules)
+        code = None if _has_rayface() else _state_of_code(request.environment)
+        if key in self._templates and self._code[key] != code:
+            self._drop(key, self._templates[key])
         if key not in self._templates:
             ours, channel = socket.socketpair()
             process = self._fork(lambda *_: self._drop(key, ours))
@@ -111,10 +122,11 @@ class ForkServer(Forking):
                     other.close()
                 return Template(channel, request)
             channel.close()
-            self._templates[key] = ours
+            self._templates[key], self._code[key] = ours, code
             if len(self._templates) > _MAX_TEMPLATES:
                 oldest = next(iter(self._templates))
                 self._drop(oldest, self._templates[oldest])
+        self._templates[key] = self._templates.pop(key)  # the one used last is dropped last
         try:
             pass_request(self._templates[key], connection, request)
         except OSError:
@@ -122,18 +134,10 @@ class ForkServer(Forking):
             raise
         return None
 
-    def _drop_outdated(self) -> None:
-        """Drop the templates if rayface's code has changed, unless this process has imported it too."""
-        if "rayface.training" in sys.modules or (newest := _newest_code()) == self._code:
-            return
-        self._code = newest
-        for key, channel in [*self._templates.items()]:
-            self._drop(key, channel)
-
     def _drop(self, key: object, channel: socket.socket) -> None:
         """Let a template end with its workers."""
         if self._templates.get(key) is channel:
-            del self._templates[key]
+            del self._templates[key], self._code[key]
         channel.close()
 
 
@@ -153,6 +157,8 @@ class Template(Forking):
 
     def run(self) -> None:
         """Import modules in the environment of the clients, then serve them."""
+        if not _has_rayface():  # what the server has of it may be older than what is imported now
+            leave_rayface()
         enter(self._example)
         os.environ[_JOB] = _NO_JOB
         import_all(self._example.modules)
@@ -186,11 +192,18 @@ class Template(Forking):
             sys.exit()
 
 
-def _newest_code() -> float:
-    """Return when a file of this package was changed last, seconds since the epoch."""
-    found = os.walk(Path(__file__).parents[1])
+def _has_rayface() -> bool:
+    """Return whether this process has imported more of rayface than its own modules."""
+    return "rayface.training" in sys.modules
+
+
+def _state_of_code(environment: Mapping[str, str]) -> object:
+    """Return the names, times and sizes of rayface's files here and on a path of Python's."""
+    paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    packages = [Path(__file__).parents[1], *(Path(path, "rayface") for path in paths)]
+    found = (each for package in packages for each in os.walk(package))
     files = (os.path.join(folder, name) for folder, _, names in found for name in names if name.endswith(".py"))
-    return max(os.stat(file).st_mtime for file in files)
+    return frozenset((file, state.st_mtime_ns, state.st_size) for file in files for state in [os.stat(file)])
 
 
 def import_all(modules: Iterable[str]) -> None:

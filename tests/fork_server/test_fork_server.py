@@ -19,7 +19,7 @@ import pytest
 
 from rayface import cli
 from rayface.cli import command_line
-from rayface.fork_server import ADDRESS, DRIVER_MODULES, OWN_MODULES, driver, launch
+from rayface.fork_server import ADDRESS, DRIVER_MODULES, OWN_MODULES, driver, launch, protocol
 from rayface.fork_server.forking import opened_a_gpu
 from rayface.fork_server.launch import LIBRARIES, ForkServerProcess
 
@@ -36,7 +36,8 @@ TELL = """
 import json, os, random, resource, signal, sys, numpy
 modules = [name for name in ("colorsys", "torch") if name in sys.modules]
 told = [os.getpid(), os.getcwd(), sys.argv[1:], os.environ.get("NAME"), modules, sys.path[:2], os.getsid(0)]
-limits = [resource.getrlimit(resource.RLIMIT_NOFILE), [int(each) for each in signal.pthread_sigmask(0, [])]]
+umask = os.umask(0)
+limits = [umask, resource.getrlimit(resource.RLIMIT_NOFILE), [int(each) for each in signal.pthread_sigmask(0, [])]]
 limits.append(open("/proc/self/oom_score_adj").read().strip())
 print(json.dumps([*told, *limits, random.random(), numpy.random.rand()]))
 """
@@ -88,6 +89,7 @@ def test_forked_process_has_the_modules_and_what_its_client_has(server: ForkServ
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (512, 1024))
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        os.umask(0o071)
         Path("/proc/self/oom_score_adj").write_text("700")
 
     def tell() -> list[Any]:
@@ -102,7 +104,7 @@ def test_forked_process_has_the_modules_and_what_its_client_has(server: ForkServ
         assert [folder, arguments, name, modules] == [str(tmp_path), ["a b", "--c=d"], "värde", ["colorsys"]]
         assert path == [str(tmp_path), "/somewhere"]
         assert session == process  # Ray kills process groups
-        assert limits == [[512, 1024], [signal.SIGINT], "700"]
+        assert limits == [0o071, [512, 1024], [signal.SIGINT], "700"]
     assert not set(told[0][-2:]) & set(told[1][-2:])  # their random numbers differ
 
 
@@ -132,6 +134,7 @@ def test_client_ends_as_the_forked_process_does(
         ({"LD_PRELOAD": ""}, False),
         ({"TORCH_LOGS": "+dynamo"}, False),
         ({"PYTHONUTF8": "0"}, False),
+        ({"PYTHONUNBUFFERED": "1"}, True),
         ({"NUMBA_NUM_THREADS": "1"}, False),
     ],
 )
@@ -313,7 +316,7 @@ def test_gpu_that_is_open_is_found(tmp_path: Path) -> None:
         ("train --help", None),
         ("train --help --address auto", None),
         ("train --address auto", "driver"),
-        ("run x.yaml --address=auto", "driver"),
+        ("run x.yaml --address=auto", None),
         ("train cluster.address=auto", "driver"),
         ("RAY_ADDRESS train", "driver"),
     ],
@@ -438,8 +441,53 @@ def test_changed_code_has_new_templates(tmp_path: Path) -> None:
         before = [template(), template()]
         (package / "new.py").write_text("")
         after = [template(), template()]
+        (package / "new.py").unlink()
+        last = [template(), template()]
         process.communicate("\n", timeout=60)
-    assert before[0] == before[1] != after[0] == after[1]
+    assert before[0] == before[1] != after[0] == after[1] != last[0] == last[1]
+
+
+def test_driver_has_the_rayface_of_its_command(server: ForkServerProcess, tmp_path: Path) -> None:
+    """Which may be another one than the node's: a clone in which it was typed."""
+    package = tmp_path / "rayface"
+    shutil.copytree(Path(cli.__file__).parents[1] / "fork_server", package / "fork_server")
+    shutil.copy(Path(cli.__file__).parents[1] / "machine.py", package)
+    (package / "cli").mkdir()
+    for each in (package, package / "cli"):
+        (each / "__init__.py").write_text("")
+    (package / "cli" / "command_line.py").write_text(
+        "import os, sys, rayface\n"
+        "def run_command_line():\n"
+        "    parent = open(f'/proc/{os.getppid()}/cmdline').read()\n"
+        "    print(rayface.__file__, sys.argv, 'server.py' in parent)\n"
+        "    sys.exit(3)"
+    )
+    script = "from rayface.fork_server import driver; driver.DRIVER_MODULES = ('colorsys',); driver.run_forked(['a'])"
+    environment = {**os.environ, ADDRESS: server.address}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    told = f"{package / '__init__.py'} ['rayface', 'a'] True\n"
+    assert (done.returncode, done.stdout) == (3, told), done.stderr
+
+
+def test_server_of_another_user_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as connection:
+        listener.bind(str(tmp_path / "forks"))
+        listener.listen()
+        connection.connect(str(tmp_path / "forks"))
+        with pytest.raises(PermissionError):
+            protocol.send_request(connection, "a.py")
+        accepted, _ = listener.accept()
+        accepted.setblocking(False)
+        with accepted, pytest.raises(BlockingIOError):
+            accepted.recv(1)
+
+
+def test_process_that_ends_as_one_killed_by_a_signal_that_it_blocks_says_so() -> None:
+    script = "import signal; from rayface.fork_server.protocol import end_as\n"
+    script += "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); end_as(signal.SIGTERM)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 128 + signal.SIGTERM
 
 
 def test_command_line_is_imported_where_there_is_no_module_resource() -> None:

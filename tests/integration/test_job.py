@@ -207,3 +207,29 @@ def test_road_in_a_store_submitted_with_a_token_survives_a_kill_and_keeps_secret
             files[str(path)] = path.read_bytes()
     assert not [name for name, content in files.items() if STORE_SECRET.encode() in content]
     assert {path.name for path in here.iterdir()} == {"short.yaml", "try.yaml"}  # and no folder called `s3:`
+
+
+# Imported by the driver before it finds that there is no data.
+PLUGIN = """
+import os
+from pathlib import Path
+parent = Path(f"/proc/{os.getppid()}/cmdline").read_text()
+Path("FOLDER", f"{os.getpid()}").write_text(f"{'server.py' in parent} {os.getppid()}")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux alone")
+def test_drivers_of_submitted_jobs_are_forked_from_one_process(head, tmp_path):
+    here, told = tmp_path / "here", tmp_path / "told"
+    here.mkdir()
+    told.mkdir()
+    (here / "parents.py").write_text(PLUGIN.replace("FOLDER", str(told)))
+    for _ in range(2):
+        failing = started(command(head, "train", "--import", "parents", f"data.train={tmp_path}/none"), here)
+        out, errors = failing.communicate(timeout=300)
+        assert failing.returncode not in (0, None)
+        assert "data.train" in out + errors
+    first, second = (path.read_text() for path in told.iterdir())
+    assert first == second
+    assert first.startswith("True")
