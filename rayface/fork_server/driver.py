@@ -21,8 +21,11 @@ from rayface.machine import num_cpus
 def run_forked(arguments: Sequence[str]) -> None:
     """Have the command line run in a forked process, and end as it does; return where there is none.
 
-    Signals that end this process go to that one. It is killed if this one is.
+    Signals that end this process go to that one. It is killed if this one is. A program that has imported more before
+    it runs the command line, and may have changed it, goes on itself.
     """
+    if {"ray", "torch"} & sys.modules.keys():
+        return
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.settimeout(CONNECT_SECONDS)

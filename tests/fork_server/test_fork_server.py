@@ -339,6 +339,8 @@ def test_verbs_that_train_prestart_a_server_or_run_in_a_forked_driver(
 
 DRIVER = """
 import sys
+if sys.argv[-1] in ("ray", "torch"):
+    sys.modules[sys.argv.pop()] = sys
 from rayface.fork_server import driver
 driver.DRIVER_MODULES, driver.__file__ = ("colorsys",), sys.argv[1]
 driver.run_forked(sys.argv[2:])
@@ -411,6 +413,9 @@ def test_command_without_a_server_runs_here_and_one_that_loses_it_ends_with_its_
         assert process.poll() is None
         process.communicate("\n", timeout=60)
         assert process.returncode == 1
+    for imported in ("ray", "torch"):  # by a program that may have changed what the command line does
+        with driver_of(server, program, imported) as process:
+            assert process.communicate(timeout=60)[0] == "not forked\n"
     server._process.kill()
     server._process.wait()
     with driver_of(server, program) as process:
