@@ -158,9 +158,11 @@ def _require_own(connection: socket.socket) -> None:
 
 
 def _umask() -> int:
-    """Return the umask of this process without changing it."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["Umask"], 8)
+    """Return the umask of this process without changing it; OSError where the kernel does not say."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    raise OSError("/proc/self/status: no umask")
 
 
 def set_oom_score(score: str) -> None:
