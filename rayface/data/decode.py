@@ -39,7 +39,7 @@ def image_format(head: bytes) -> str | None:
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
-def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
+def decode_image(data: bytes, size: int | None = None, *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Decode one image strictly: corruption that a viewer would tolerate is an error.
 
     EXIF orientation (JPEG, PNG, WebP, TIFF) is applied, transparency is dropped, and an animation gives its first
@@ -47,6 +47,7 @@ def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
 
     Args:
         size: height and width of the result in pixels, resized without a crop; None keeps the size.
+        out: uint8 (size, size, 3), contiguous, where the result is written and returned; undefined after an error.
 
     Returns:
         uint8 RGB (height, width, 3).
@@ -54,16 +55,23 @@ def decode_image(data: bytes, size: int | None = None) -> NDArray[np.uint8]:
     Raises:
         ValueError: not an image, corrupt, or of an unsupported format.
     """
+    turn = orientation(data)
     if data.startswith(_JPEG):
-        _refuse_huge(*simplejpeg.decode_jpeg_header(data)[:2])
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        _refuse_huge(height, width)
+        if out is not None and turn == 1 and height == width == size:
+            return simplejpeg.decode_jpeg(data, buffer=out)
         image = simplejpeg.decode_jpeg(data, min_height=size or 0, min_width=size or 0)
     else:
         image = _decode_other(data)
-    image = _upright(image, orientation(data))
+    image = _upright(image, turn)
     if size and image.shape[:2] != (size, size):
         shrinks = min(image.shape[:2]) >= size
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return image
+    if out is None:
+        return image
+    out[:] = image
+    return out
 
 
 def decode_images(images: Sequence[bytes], size: int) -> tuple[NDArray[np.uint8], dict[int, str]]:
@@ -72,8 +80,9 @@ def decode_images(images: Sequence[bytes], size: int) -> tuple[NDArray[np.uint8]
     bad: dict[int, str] = {}
     for i, data in enumerate(images):
         try:
-            decoded[i] = decode_image(data, size)
+            decode_image(data, size, out=decoded[i])
         except ValueError as error:
+            decoded[i] = 0
             bad[i] = str(error)
     return decoded, bad
 

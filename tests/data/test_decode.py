@@ -27,12 +27,29 @@ def test_decode_images_of_any_size_resizes_them(size):
     assert np.abs(image[..., 0].astype(float) - 255 * (x + 0.5) / size).mean() < 6
 
 
-def test_decode_images_with_corrupt_ones_names_them_and_keeps_the_others():
+@pytest.mark.parametrize("size", [56, 112])  # resized, and decoded in place
+def test_decode_images_with_corrupt_ones_names_them_and_keeps_the_others(size):
     good = simplejpeg.encode_jpeg(smooth(112, 112))
-    images, bad = decode_images([good, b"", good[: len(good) // 2], good], 56)
+    images, bad = decode_images([good, b"", good[: len(good) // 2], good], size)
     assert sorted(bad) == [1, 2]
     assert np.array_equal(images[0], images[3])
     assert not images[1].any()
+
+
+@pytest.mark.parametrize("shape", [(112, 112), (224, 224), (112, 100), (60, 60)])
+@pytest.mark.parametrize("kind", ["JPEG", "turned JPEG", "grey JPEG", "CMYK JPEG", "PNG"])
+def test_decode_into_an_array_is_that_without_one_and_writes_nothing_else(shape, kind):
+    image, stream = Image.fromarray(smooth(*shape)), io.BytesIO()
+    exif = Image.Exif()
+    if kind == "turned JPEG":
+        exif[0x0112] = 6
+    modes = {"grey JPEG": "L", "CMYK JPEG": "CMYK"}
+    image.convert(modes.get(kind, "RGB")).save(stream, kind.split()[-1], exif=exif)
+    outs = np.full((3, 112, 112, 3), 99, np.uint8)
+    got = decode_image(stream.getvalue(), 112, out=outs[1])
+    assert np.shares_memory(got, outs)
+    assert np.array_equal(outs[1], decode_image(stream.getvalue(), 112))
+    assert (outs[[0, 2]] == 99).all()
 
 
 @pytest.mark.parametrize("size", [None, 112])

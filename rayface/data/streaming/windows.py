@@ -101,7 +101,7 @@ def _decode(reader: SampleReader, samples: SampleIndex, images: Images, slots: I
             faults[place] = sample
             continue
         try:
-            images[slots[place]] = decode_image(sample.jpeg, size)
+            decode_image(sample.jpeg, size, out=images[slots[place]])
         except ValueError as error:
             shard = reader.shards[samples.shard[place]]
             member, offset = locate_member(shard, sample.offset, sample.num_bytes, IMAGE_SUFFIXES)

@@ -106,19 +106,26 @@ def test_dealer_stops_reading_once_all_ranks_are_done(deal: Any, monkeypatch: py
     assert dealer.take(0, "a", 5) is None
 
 
-def test_rest_without_progress_sleeps_longer_each_round_and_not_after_progress(
+def test_rounds_without_progress_last_longer_each_time_unless_the_loop_waited_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", slept.append)
+    now, slept = 100.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        slept.append(round(seconds, 6))
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep, perf_counter=lambda: now))
     metrics = SimpleNamespace(
         num_tasks_submitted=0, num_task_outputs_generated=0, num_tasks_finished=0, num_outputs_taken=0
     )
     executor, rest = SimpleNamespace(_topology=[SimpleNamespace(metrics=metrics)]), _Rest()
-    for moved in (1, 0, 0, 0, 1, 0):
+    for moved, waited in ((1, 0), (0, 0), (0, 0.0005), (0, 0), (1, 0), (0, 0), (0, 0.1), (0, 0.1), (0, 0)):
         metrics.num_tasks_finished += moved
+        now += waited
         rest.on_execution_step(executor)
-    assert slept == [0.001, 0.002, 0.004, 0.001]
+    assert slept == [0.001, 0.0015, 0.004, 0.001, 0.002]
     for _ in range(20):
         rest.on_execution_step(executor)
     assert slept[-1] == 0.05
