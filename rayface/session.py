@@ -9,8 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import ray
 
@@ -77,14 +76,15 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = None if exact else address or os.environ.get("RAY_ADDRESS")
     on_terminate = signal.getsignal(signal.SIGTERM)
-    with nullcontext() if address else fork_server() as worker:
+    forks: AbstractContextManager[Mapping[str, str]] = nullcontext({}) if address else fork_server()
+    with forks as worker_scripts:
         try:
             if address:
                 close_prestarted()
                 _require_answer(address)
                 _connect(address, debug)
             else:
-                _start_local(num_cpus if exact else max(machine.num_cpus(), num_cpus), worker, debug)
+                _start_local(num_cpus if exact else max(machine.num_cpus(), num_cpus), worker_scripts, debug)
         except SystemExit as error:  # Ray raises it on SIGTERM during startup
             raise Terminated from error
         except Exception as error:  # Ray raises a bare one where its node does not start in time
@@ -124,12 +124,12 @@ def _connect(address: str, debug: bool) -> None:
         ray.init(address, logging_level=level, log_to_driver=debug, runtime_env=runtime_env())
 
 
-def _start_local(num_cpus: int, worker: Path | None, debug: bool) -> None:
+def _start_local(num_cpus: int, worker_scripts: Mapping[str, str], debug: bool) -> None:
     logger.info("starting Ray on this machine, with %d CPUs", num_cpus)
     with (
         _quiet_backend(debug),
         environment(with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)),
-        started_nodes(worker=worker, log_monitor=debug, autoscaler=False, api_server=False),
+        started_nodes(worker_scripts=worker_scripts, log_monitor=debug, autoscaler=False, api_server=False),
     ):
         ray.init(
             "local",  # None would connect to any Ray that already runs on this machine

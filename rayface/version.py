@@ -1,10 +1,7 @@
 """Version of rayface and the commit that it comes from, as recorded in its files and in tracked runs."""
 
 import functools
-import importlib.metadata
-import json
 import os
-import subprocess
 from pathlib import Path
 
 VERSION = "0.1.0"
@@ -21,6 +18,8 @@ def commit() -> str:
 
 
 def _commit_of_clone(root: Path) -> str:
+    import subprocess  # here, as below: all processes of a run import this module, which took 40 ms
+
     if not (root / ".git").exists():  # a folder inside another project's repository has none
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -33,6 +32,9 @@ def _commit_of_clone(root: Path) -> str:
 
 def _commit_of_installation() -> str:
     """Return the commit that pip installed from a git URL, or that of the clone that it installed from a folder."""
+    import importlib.metadata
+    import json
+
     try:
         origin = json.loads(importlib.metadata.distribution("rayface").read_text("direct_url.json") or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,8 +29,11 @@ LIBRARIES = (
 )
 """What workers of a training import, of other packages and without Ray."""
 _SERVER = Path(__file__).with_name("server.py")
-WORKER = Path(__file__).with_name("worker.py")
-"""The script by which nodes of Ray start forked workers."""
+WORKER_SCRIPTS = {
+    "worker_path": str(Path(__file__).with_name("worker.py")),
+    "setup_worker_path": str(Path(__file__).with_name("setup_worker.py")),
+}
+"""By which nodes of Ray start forked workers, by the names of Ray's parameters."""
 _CALL = Path(__file__).with_name("call.py")
 _CALL_SECONDS = 60
 _MOST_WAITING = 1024  # clients, while the server imports
@@ -118,20 +121,20 @@ def close_prestarted() -> None:
 
 
 @contextmanager
-def fork_server() -> Iterator[Path | None]:
-    """Run a fork server, and yield the script by which nodes of Ray start forked workers.
+def fork_server() -> Iterator[Mapping[str, str]]:
+    """Run a fork server, and yield the scripts by which nodes of Ray start forked workers.
 
-    The nodes must be started inside the context. Without support for it, as on macOS, None. A worker that cannot be
-    forked starts as by Ray's own script.
+    The nodes must be started inside the context. Without support for it, as on macOS, there are none. A worker that
+    cannot be forked starts as by Ray's own script.
     """
     try:
         server = _prestarted.pop() if _prestarted else ForkServerProcess()
     except UnsupportedError:
-        yield None
+        yield {}
         return
     os.environ[ADDRESS] = server.address
     try:
-        yield WORKER
+        yield WORKER_SCRIPTS
     finally:
         os.environ.pop(ADDRESS, None)
         server.close()

@@ -12,7 +12,7 @@ import sys
 from ray.scripts.scripts import cli
 
 from rayface.fork_server import ADDRESS
-from rayface.fork_server.launch import LIBRARIES, WORKER, ForkServerProcess, UnsupportedError
+from rayface.fork_server.launch import LIBRARIES, WORKER_SCRIPTS, ForkServerProcess, UnsupportedError
 from rayface.ray_internals.nodes import forking_nodes
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     os.environ[ADDRESS] = server.address
     hint = f"For runs that are started on this node with --address to begin sooner: export {ADDRESS}={server.address}"
     print(hint, flush=True)
-    with forking_nodes(WORKER, server.follow):
+    with forking_nodes(WORKER_SCRIPTS, server.follow):
         cli(arguments, prog_name="ray")
 
 

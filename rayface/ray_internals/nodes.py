@@ -2,9 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -22,20 +21,18 @@ _LOOK_SECONDS, _LOOKS = 0.02, 1500
 
 @contextmanager
 def started_nodes(
-    *, worker: Path | None, log_monitor: bool = True, autoscaler: bool = True, api_server: bool = True
+    *, worker_scripts: Mapping[str, str], log_monitor: bool = True, autoscaler: bool = True, api_server: bool = True
 ) -> Iterator[None]:
     """Change the nodes that this process starts inside the context.
 
     Args:
-        worker: a script that they run in place of Ray's default_worker.py.
+        worker_scripts: scripts that they run in place of Ray's, by the names of Ray's parameters.
         log_monitor: have a process that sends the output of workers to drivers.
         autoscaler: have a process that asks for more nodes.
         api_server: have a process for the dashboard. Without a dashboard it does nothing, and is waited for.
     """
     update_if_absent = RayParams.update_if_absent
-    options: dict[str, object] = {"include_log_monitor": log_monitor}
-    if worker is not None:
-        options["worker_path"] = str(worker)
+    options: dict[str, object] = {"include_log_monitor": log_monitor, **worker_scripts}
 
     def with_options(self: RayParams, **values: Any) -> None:
         self.no_monitor = not autoscaler
@@ -72,16 +69,17 @@ def started_nodes(
 
 
 @contextmanager
-def forking_nodes(worker: Path, started: Callable[[int], None]) -> Iterator[None]:
-    """Have nodes that this process starts inside the context run `worker` in place of Ray's default_worker.py.
+def forking_nodes(worker_scripts: Mapping[str, str], started: Callable[[int], None]) -> Iterator[None]:
+    """Have nodes that this process starts inside the context run `worker_scripts` in place of Ray's.
 
     Args:
+        worker_scripts: by the names of Ray's parameters.
         started: called with the process id of a node's raylet.
     """
     update_if_absent, start_raylet = RayParams.update_if_absent, Node.start_raylet
 
-    def with_worker(self: RayParams, **values: Any) -> None:
-        update_if_absent(self, worker_path=str(worker))
+    def with_scripts(self: RayParams, **values: Any) -> None:
+        update_if_absent(self, **worker_scripts)
         update_if_absent(self, **values)
 
     def start_and_tell(self: Node, *arguments: Any, **options: Any) -> None:
@@ -89,7 +87,7 @@ def forking_nodes(worker: Path, started: Callable[[int], None]) -> Iterator[None
         started(self.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.pid)
 
     with (
-        patch.object(RayParams, "update_if_absent", with_worker),
+        patch.object(RayParams, "update_if_absent", with_scripts),
         patch.object(Node, "start_raylet", start_and_tell),
     ):
         yield

@@ -87,7 +87,7 @@ class TestCluster:
         self.data = folder / "set"
         synthesize(self.data, identities=20, images_per_identity=12, seed=1, shard_size=300_000, processes=1)
         self._forks = contextlib.ExitStack()
-        self._forks.enter_context(started_nodes(worker=self._forks.enter_context(fork_server())))
+        self._forks.enter_context(started_nodes(worker_scripts=self._forks.enter_context(fork_server())))
         node = {"num_cpus": 1, "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
         with patch.dict(os.environ, _NODE_ENVIRONMENT):
             self.ray_cluster = Cluster(initialize_head=True, head_node_args=node)

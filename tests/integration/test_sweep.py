@@ -245,7 +245,7 @@ def test_report_of_a_sweep_in_a_browser_is_drawn_without_errors(resumed, browser
 @pytest.fixture
 def exact_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cluster of two nodes whose CPUs the workers of two trials fill."""
-    with fork_server() as worker, started_nodes(worker=worker):
+    with fork_server() as scripts, started_nodes(worker_scripts=scripts):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         cluster.add_node(num_cpus=1)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
