@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rayface.bench.slow_store import slow_store
 from rayface.data.dataset import open_dataset
+from rayface.data.shards import random_access
 from rayface.data.shards.members import encode_sample
 from rayface.data.shards.random_access import _parse_sample, _plain_sample, read_samples
 from rayface.data.shards.samples import Fault, Sample, SampleIndex
+from rayface.storage import Source
 from tests.data.shard_files import JPEG, patch, small_dataset
 
 
@@ -89,3 +92,27 @@ def test_read_samples_with_a_stale_index_returns_faults(tmp_path: Path) -> None:
     (entry,) = read_samples(dataset.shard_paths(), shifted)
     assert isinstance(entry, Fault)
     assert "which the index has here" in entry.reason
+
+
+def test_read_samples_of_an_object_store_reads_across_small_gaps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [encode_sample(f"k{i}", i, JPEG["k0"] + bytes(size)) for i, size in enumerate([0, 0, 0, 70_000, 0])]
+    (tmp_path / "a.tar").write_bytes(b"".join(samples) + bytes(1024))
+    index = open_dataset(tmp_path).index.select(np.array([4, 2, 0]))
+    reads: list[tuple[int, int]] = []
+
+    class CountedSource(Source):
+        def read(self, offset: int, count: int) -> bytes:
+            reads.append((offset, count))
+            return super().read(offset, count)
+
+    monkeypatch.setattr(random_access, "Source", CountedSource)
+    starts, sizes = np.cumsum([0, *map(len, samples)]).tolist(), list(map(len, samples))
+    local = read_samples([str(tmp_path / "a.tar")], index)
+    assert [sample.key for sample in local] == ["k4", "k2", "k0"]
+    assert reads == [(starts[i], sizes[i]) for i in (0, 2, 4)]
+    reads.clear()
+    with slow_store([str(tmp_path / "a.tar")], 0.0) as (uri,):
+        assert read_samples([uri], index) == local
+    assert sorted(reads) == [(0, starts[3]), (starts[4], sizes[4])]
