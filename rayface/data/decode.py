@@ -55,6 +55,7 @@ def decode_image(data: bytes, size: int | None = None, *, out: NDArray[np.uint8]
     Raises:
         ValueError: not an image, corrupt, or of an unsupported format.
     """
+    assert out is None or (out.shape == (size, size, 3) and out.dtype == np.uint8)
     turn = orientation(data)
     if data.startswith(_JPEG):
         height, width = simplejpeg.decode_jpeg_header(data)[:2]

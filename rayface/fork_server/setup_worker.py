@@ -1,7 +1,8 @@
 """The script that Ray runs for a worker with a runtime environment, in place of its own setup_worker.py.
 
 Ray's applies the environment as its agent has described it, in JSON, for which it imports Ray: .5 s of CPU time of each
-worker. This one does so for variables and a working directory, and runs Ray's own for anything else.
+worker. This one does so for variables and a working directory, and runs Ray's own for anything else. It imports no
+module of rayface: it becomes another Python at once.
 """
 
 import json
@@ -10,49 +11,50 @@ import re
 import runpy
 import shlex
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # where rayface is not installed, but beside the driver's script
-
-from rayface.fork_server import worker
 
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
 
 
 def main() -> None:
     """Become the worker that the arguments describe, in its environment."""
-    found = {name: [each for each in sys.argv if each.startswith(name)] for name in (_CONTEXT, _LANGUAGE)}
-    options = [each for given in found.values() for each in given]
-    script, *arguments = [each for each in sys.argv[1:] if each not in options] or [""]
-    folder = None
-    if options == [*found[_CONTEXT][:1], f"{_LANGUAGE}PYTHON"] and Path(script) == Path(worker.__file__):
-        folder = enter(json.loads(options[0].removeprefix(_CONTEXT)))
-    if folder is None:
-        runpy.run_path(str(worker.script_of_ray("setup_worker.py")), run_name="__main__")
+    contexts = [each.removeprefix(_CONTEXT) for each in sys.argv if each.startswith(_CONTEXT)]
+    languages = [each.removeprefix(_LANGUAGE) for each in sys.argv if each.startswith(_LANGUAGE)]
+    if len(contexts) != 1 or languages != ["PYTHON"] or not enter(json.loads(contexts[0])):
+        if not sys.flags.safe_path:
+            del sys.path[0]  # this file's folder
+        runpy.run_module("ray._private.workers.setup_worker", run_name="__main__")
         return
-    os.chdir(folder)
-    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    sys.argv = [script, *arguments]
-    worker.main()
+    # Not in this process: everybody on the machine can read its arguments, and they name the variables.
+    arguments = [each for each in sys.argv[1:] if not each.startswith((_CONTEXT, _LANGUAGE))]
+    os.execv(sys.executable, [sys.executable, *arguments])
 
 
-def enter(context: dict[str, object]) -> str | None:
-    """Set the variables of an environment, and return its working directory; None: it has more than these."""
+def enter(context: dict[str, object]) -> bool:
+    """Give this process an environment; return False, with nothing changed, if it has more than this can do.
+
+    Args:
+        context: as of Ray's RuntimeEnvContext, which runs a command of bash: it may set variables of bash as well.
+    """
     match context.pop("command_prefix", []):
         case []:
-            folder = "."
+            folder = None
         case ["cd", str(quoted), "&&"]:
             (folder,) = shlex.split(quoted)
         case _:
-            return None
+            return False
     variables = context.pop("env_vars", {})
     if context.pop("py_executable", sys.executable) != sys.executable or any(context.values()):
-        return None
+        return False
     assert isinstance(variables, dict)
+    if "BASH_ENV" in {*os.environ, *variables}:  # bash would run that script
+        return False
     for name, value in variables.items():
-        # As Ray does it: a name that is not set stands for nothing.
+        # As Ray does it: ${NAME} of a variable that is not set stands for nothing.
         os.environ[name] = re.sub(r"\$\{[A-Z0-9_]+\}", "", os.path.expandvars(value))
-    return folder
+    if folder is not None:
+        os.environ.update(PWD=folder, OLDPWD=os.getcwd())
+        os.chdir(folder)
+    return True
 
 
 if __name__ == "__main__":

@@ -18,15 +18,10 @@ from rayface.fork_server.protocol import CONNECT_SECONDS, end_as, send_request, 
 
 def main() -> None:
     """Run Ray's default_worker.py."""
-    run(str(script_of_ray("default_worker.py")), sys.argv[1:])
-
-
-def script_of_ray(name: str) -> Path:
-    """Return the path of one of Ray's scripts for workers."""
     ray = find_spec("ray")  # not imported: that takes longer than all else here
     assert ray is not None
     assert ray.origin is not None
-    return Path(ray.origin).parent / "_private" / "workers" / name
+    run(str(Path(ray.origin).parent / "_private" / "workers" / "default_worker.py"), sys.argv[1:])
 
 
 def run(program: str, arguments: list[str]) -> None:

@@ -12,13 +12,14 @@ import pytest
 from ray._private.runtime_env.context import RuntimeEnvContext
 from ray._private.workers import setup_worker as script_of_ray
 
-from rayface.fork_server.launch import WORKER_SCRIPTS
+from rayface.fork_server import ADDRESS
+from rayface.fork_server.launch import WORKER_SCRIPTS, ForkServerProcess
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux alone")
 
 TELL = """
 import json, os, sys
-names = ("A", "B", "C", "VIA", "PYTHONPATH")
+names = ("A", "B", "C", "VIA", "PYTHONPATH", "PWD")
 print(json.dumps([{name: os.environ.get(name) for name in names}, os.getcwd(), sys.argv]))
 """
 
@@ -38,7 +39,7 @@ def started(script: str, context: RuntimeEnvContext) -> tuple[Any, str]:
     arguments = [f"--serialized-runtime-env-context={context.serialize()}", "--language=PYTHON"]
     command = [sys.executable, "-X", "importtime", script, WORKER_SCRIPTS["worker_path"], "--port=1", "a b", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"A": "before", "HOME": "/home/of"}
+    environment |= {"A": "before", "HOME": "/home/of", "PWD": os.getcwd()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout), done.stderr
@@ -51,6 +52,7 @@ def started(script: str, context: RuntimeEnvContext) -> tuple[Any, str]:
         ({"env_vars": {"A": "1", "B": "${HOME}/x:$A:${NOT_SET}:$NOT_SET", "C": "a b"}}, False),
         ({"command_prefix": ["cd", "FOLDER", "&&"]}, False),
         ({"command_prefix": ["export", "C=3", "&&"]}, True),
+        ({"env_vars": {"BASH_ENV": "/dev/null"}}, True),
         ({"py_executable": f"env VIA=1 {sys.executable}"}, True),
     ],
 )
@@ -78,6 +80,38 @@ def test_worker_of_another_language_or_script_is_left_to_ray(tmp_path: Path) -> 
         command = [sys.executable, WORKER_SCRIPTS["setup_worker_path"], *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
         assert done.stdout.strip() == printed
+
+
+def test_worker_without_an_environment_is_left_to_ray() -> None:
+    command = [sys.executable, WORKER_SCRIPTS["setup_worker_path"], WORKER_SCRIPTS["worker_path"], "--language=PYTHON"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode != 0
+    assert "default_worker.py" in done.stderr  # Ray's own, which lacks its arguments
+
+
+def test_forked_worker_has_its_environment_and_nobody_can_read_it(tmp_path: Path, other_ray: Path) -> None:
+    script = other_ray / "ray" / "_private" / "workers" / "default_worker.py"
+    script.write_text("import json, os; print(json.dumps([os.environ['TOKEN'], os.getcwd()]), flush=True); input()")
+    context = RuntimeEnvContext(["cd", str(tmp_path), "&&"], {"TOKEN": "s3cret", "PYTHONPATH": str(other_ray)})
+    arguments = [f"--serialized-runtime-env-context={context.serialize()}", "--language=PYTHON"]
+    server = ForkServerProcess(["numpy"])
+    try:
+        with subprocess.Popen(
+            [sys.executable, WORKER_SCRIPTS["setup_worker_path"], WORKER_SCRIPTS["worker_path"], *arguments],
+            env={**os.environ, ADDRESS: server.address},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as client:
+            assert client.stdout is not None
+            assert json.loads(client.stdout.readline()) == ["s3cret", str(tmp_path)]
+            waiting = Path(f"/proc/{client.pid}/cmdline").read_text()
+            assert "worker.py" in waiting
+            assert "s3cret" not in waiting
+            client.communicate("\n", timeout=60)
+        assert client.returncode == 0
+    finally:
+        server.close()
 
 
 def test_worker_whose_folder_is_gone_ends_with_an_error(tmp_path: Path, other_ray: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayface.data.shards.members import (
     IMAGE_SUFFIXES,
@@ -51,6 +52,7 @@ class SampleReader:
 
     def __init__(self, shards: Sequence[str]):
         self.shards = shards
+        self._gaps = np.array([0 if is_local(shard) else _GAP_BYTES for shard in shards], np.int64)
         self._files = _OpenFiles()
         self._pool = ThreadPoolExecutor(REQUESTS)  # starts threads on demand
 
@@ -65,7 +67,7 @@ class SampleReader:
             DataError: a shard is missing or forbidden.
             StorageError: the storage of a shard fails; see storage.retried.
         """
-        runs = _runs(index, 0 if all(map(is_local, self.shards)) else _GAP_BYTES)
+        runs = _runs(index, self._gaps)
         waiting = iter(runs)
         if all(is_local(self.shards[run[0]]) for run in runs):
             seconds = 0.0
@@ -104,15 +106,15 @@ class SampleReader:
         self._files.close()
 
 
-def _runs(index: SampleIndex, max_gap: int) -> list[_Run]:
-    """Group samples with at most `max_gap` bytes between them, in the order of the shards."""
+def _runs(index: SampleIndex, max_gaps: NDArray[np.int64]) -> list[_Run]:
+    """Group samples with at most `max_gaps[shard]` bytes between them, in the order of the shards."""
     if not len(index):
         return []
     order = np.lexsort((index.offset, index.shard))
     shards, offsets, labels = index.shard[order], index.offset[order], index.source_label[order]
     ends = offsets + index.num_bytes[order]
     gaps = offsets[1:] - ends[:-1]  # negative: the same sample again
-    breaks = (shards[1:] != shards[:-1]) | (gaps < 0) | (gaps > max_gap)
+    breaks = (shards[1:] != shards[:-1]) | (gaps < 0) | (gaps > max_gaps[shards[1:]])
     breaks |= offsets[1:] // _RUN_BYTES != offsets[:-1] // _RUN_BYTES
     edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(order)]
     positions, starts, stops, expected = order.tolist(), offsets.tolist(), ends.tolist(), labels.tolist()

@@ -253,7 +253,7 @@ def _readers(stream: Stream, cluster_cpus: float) -> tuple[int, float]:
     Without such CPUs it reserves none; readers and workers then share the CPUs by the operating system.
     """
     free = int(cluster_cpus - stream.reserved.get("CPU", 0))
-    # Ray Data takes up to 0.3 s to notice that a task is done; a second task per CPU fills the gap.
+    # Between two tasks a reader waits for Ray Data's loop, 30 ms and more; a second task per CPU fills the gap.
     return stream.readers or 2 * max(1, free), 0.5 if free >= 1 else 0.0
 
 

@@ -1,5 +1,6 @@
 """Random access to samples: any order, headers validated again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,10 +110,11 @@ def test_read_samples_of_an_object_store_reads_across_small_gaps(
 
     monkeypatch.setattr(random_access, "Source", CountedSource)
     starts, sizes = np.cumsum([0, *map(len, samples)]).tolist(), list(map(len, samples))
-    local = read_samples([str(tmp_path / "a.tar")], index)
-    assert [sample.key for sample in local] == ["k4", "k2", "k0"]
-    assert reads == [(starts[i], sizes[i]) for i in (0, 2, 4)]
-    reads.clear()
-    with slow_store([str(tmp_path / "a.tar")], 0.0) as (uri,):
-        assert read_samples([uri], index) == local
-    assert sorted(reads) == [(0, starts[3]), (starts[4], sizes[4])]
+    path, second = str(tmp_path / "a.tar"), replace(index, shard=index.shard + 1)
+    single, merged = [(starts[i], sizes[i]) for i in (0, 2, 4)], [(0, starts[3]), (starts[4], sizes[4])]
+    with slow_store([path], 0.0) as (uri,):
+        for shards, wanted in (([uri, path], single), ([path, uri], merged)):
+            found = read_samples(shards, second)
+            assert [sample.key for sample in found] == ["k4", "k2", "k0"]
+            assert sorted(reads) == wanted
+            reads.clear()
