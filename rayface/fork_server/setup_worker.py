@@ -33,7 +33,7 @@ def enter(context: dict[str, object]) -> bool:
     """Give this process an environment; return False, with nothing changed, if it has more than this can do.
 
     Args:
-        context: as of Ray's RuntimeEnvContext, which runs a command of bash: it may set variables of bash as well.
+        context: the fields of Ray's RuntimeEnvContext.
     """
     match context.pop("command_prefix", []):
         case []:
@@ -46,7 +46,7 @@ def enter(context: dict[str, object]) -> bool:
     if context.pop("py_executable", sys.executable) != sys.executable or any(context.values()):
         return False
     assert isinstance(variables, dict)
-    if "BASH_ENV" in {*os.environ, *variables}:  # bash would run that script
+    if "BASH_ENV" in {*os.environ, *variables}:  # Ray starts the worker by bash, which runs that script first
         return False
     for name, value in variables.items():
         # As Ray does it: ${NAME} of a variable that is not set stands for nothing.

@@ -38,7 +38,7 @@ def started(script: str, context: RuntimeEnvContext) -> tuple[Any, str]:
     """Return what the worker tells, and the modules that are imported until then."""
     arguments = [f"--serialized-runtime-env-context={context.serialize()}", "--language=PYTHON"]
     command = [sys.executable, "-X", "importtime", script, WORKER_SCRIPTS["worker_path"], "--port=1", "a b", *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "BASH_ENV")}
     environment |= {"A": "before", "HOME": "/home/of", "PWD": os.getcwd()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -73,7 +73,7 @@ def test_worker_starts_in_its_runtime_environment_as_by_ray(
         assert told[1] == str(folder)
 
 
-def test_worker_of_another_language_or_script_is_left_to_ray(tmp_path: Path) -> None:
+def test_worker_of_another_script_or_language_runs_as_by_ray(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("import sys; print(sys.argv[1:])")
     for language, script, printed in (("PYTHON", tmp_path / "own.py", "['a b']"), ("CPP", "printf", "a b")):
         arguments = [str(script), "a b", "--serialized-runtime-env-context={}", f"--language={language}"]
