@@ -234,6 +234,7 @@ class _Stream:
             stop=(readers + self.windows) * order.window_steps,
             readers=readers,
             reserved={"CPU": 1.0},
+            early=False,
         )
         batches = train_batches(dealt, 0)
         next(batches)

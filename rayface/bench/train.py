@@ -265,6 +265,7 @@ def _batches(config: Config, num_classes: int, steps: int) -> Iterator[Iterator[
             stop=steps,
             readers=data.readers,
             reserved={"CPU": float(train.cpus_per_worker)},
+            early=False,  # steps would wait for the others of their window
         )
         yield train_batches(dealt, 0)
 

@@ -44,10 +44,13 @@ def read(
 
 
 @pytest.mark.parametrize(
-    ("nodes", "block_images"), [("a", 1), ("ab", 1), ("bab", 1), ("ab", 60), ("aabb", 512)], ids=str
+    ("nodes", "block_images", "turns"),
+    [("a", 1, 9), ("ab", 1, 9), ("bab", 1, 2), ("ab", 60, 9), ("aabb", 512, 9)],
+    ids=str,
 )
-def test_stream_on_any_workers_and_nodes_gives_the_ordered_global_batch(drawn, monkeypatch, nodes, block_images):
+def test_stream_on_any_workers_and_nodes_gives_the_ordered_global_batch(drawn, monkeypatch, nodes, block_images, turns):
     monkeypatch.setattr(dealer, "_BLOCK_IMAGES", block_images)
+    monkeypatch.setattr(dealer, "_TURNS_PER_EXECUTION", turns)
     dataset = open_dataset(drawn)
     order = SampleOrder(num_samples=len(dataset.index), batch_size=12, seed=4, window_images=60)
     start, stop = 7, 2 * order.steps_per_epoch - 3  # from within a window into the second epoch
@@ -125,6 +128,26 @@ def test_stream_with_a_missing_shard_stops_every_rank_with_its_cause(drawn, tmp_
         for error in pool.map(error_of, range(2)):
             assert str(error).startswith(f"{dataset.shards[-1].path}: cannot be read (")
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("needed", ["early", "later"])
+def test_stream_with_early_steps_stops_where_a_missing_shard_is_needed(drawn, tmp_path, monkeypatch, needed):
+    monkeypatch.setattr(dealer, "_BLOCK_IMAGES", 1)
+    dataset = open_dataset(shutil.copytree(drawn, tmp_path / "set"))
+    order = SampleOrder(num_samples=len(dataset.index), batch_size=2, window_images=240)
+    early = set(dataset.index.shard[order.batch(0)].tolist())
+    missing = min(early) if needed == "early" else min(set(range(len(dataset.shards))) - early)
+    Path(dataset.shards[missing].path).unlink()
+    dealt = deal(share(dataset), order, image_size=56, world_size=2, start=0, stop=10, readers=1, reserved={})
+
+    def taken(rank: int) -> list[int]:
+        batches, steps = train_batches(dealt, rank, node="ab"[rank]), []
+        with pytest.raises(DataError, match="cannot be read"):
+            steps.extend(batch.step for batch in batches)
+        return steps
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(taken, range(2))) == [[] if needed == "early" else [0]] * 2
 
 
 @pytest.fixture

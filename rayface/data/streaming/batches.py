@@ -25,7 +25,8 @@ class Batch:
         rows: the rank's part of the global batch, in images; of pairs, the two images follow each other.
         images: uint8 (n, size, size, 3) RGB.
         labels: int64 (n,), global.
-        faults: corrupt images of the window, the same on every rank; given with its first batch.
+        faults: corrupt images of the window, the same on every rank; given with its first batch, or with the first one
+            after the steps that were read early.
     """
 
     step: int
@@ -57,17 +58,17 @@ def _batches(stream: Stream, rank: int, blocks: Iterator[pa.Table]) -> Iterator[
         for part in rank_windows(block, order, rank, stream.world_size, stream.image_size):
             if part.window != window:
                 raise RuntimeError(f"rank {rank} received window {part.window} instead of {window}: the order was lost")
-            place = order.window_of(step)[1]
-            for i in range(place, min(len(part.labels), place + stop - step)):
+            begin = order.window_of(step)[1] - part.place
+            for i in range(begin, min(len(part.labels), begin + stop - step)):
                 yield Batch(
-                    step=step + i - place,
+                    step=step + i - begin,
                     rows=rows,
                     images=torch.from_numpy(part.images[i].copy()),
                     labels=torch.from_numpy(part.labels[i].copy()),
-                    faults=part.faults if i == place else (),
+                    faults=part.faults if i == begin else (),
                 )
-            step += len(part.labels) - place
-            window += 1
+            step += len(part.labels) - begin
+            window = order.window_of(step)[0]
 
 
 def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[pa.Table]:
@@ -94,7 +95,8 @@ def _blocks(dealt: Dealt, rank: int, node: str) -> Iterator[pa.Table]:
                 yield block
         finally:
             closed.set()
-            dealer.done.remote(rank)
+            if ray.is_initialized():  # a stream that was not read to its end may outlive its session
+                dealer.done.remote(rank)
             pool.shutdown(wait=False, cancel_futures=True)
 
     return in_turn()

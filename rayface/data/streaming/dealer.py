@@ -42,9 +42,11 @@ class Stream:
         readers: number of concurrent read tasks; 0: two for each CPU that training leaves free.
         reserved: resources held by training, {"CPU": ..., "GPU": ...}.
         block_images: minimum images per node and block; small windows are read together until they have it.
-        turns_per_execution: turns read by one Ray Data execution; the next starts when its first turn is requested.
+        turns_per_execution: turns of whole windows read by one Ray Data execution; the next starts when its first turn
+            is requested.
         local: Ray was started by the job, for itself.
         turns_ahead: turns that a worker requests before it needs them.
+        early: read the first steps of a large first window before its others.
     """
 
     samples: SharedSamples
@@ -57,6 +59,7 @@ class Stream:
     block_images: int
     turns_per_execution: int
     turns_ahead: int
+    early: bool
     local: bool
 
 
@@ -78,6 +81,7 @@ def deal(
     stop: int,
     readers: int,
     reserved: dict[str, float],
+    early: bool = True,
     local: bool = False,
 ) -> Dealt:
     """Start the dealer of the steps [start, stop) on this node; every rank reads from it by batches.train_batches.
@@ -95,6 +99,7 @@ def deal(
         block_images=_BLOCK_IMAGES,
         turns_per_execution=_TURNS_PER_EXECUTION,
         turns_ahead=_TURNS_AHEAD,
+        early=early,
         local=local,
     )
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -107,7 +112,8 @@ class Dealer:
     """Reads the windows of a stream with Ray Data and gives each rank the blocks of its node, turn by turn.
 
     A turn is one window, or several small ones; a read task yields a block for each node, which its ranks share in the
-    object store.
+    object store. Before the turn of a large first window the same task yields one of its first steps, decoded in a part
+    of the time: training begins while the others are decoded.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -184,10 +190,12 @@ class Dealer:
         """Yield each turn's block by node."""
         names = sorted(set(self._node_of.values()))
         nodes = [sorted(rank for rank, own in self._node_of.items() if own == name) for name in names]
+        early = _early_steps(self._stream, len(nodes))
         for turns in _executions(self._stream, len(nodes)):
-            refs = _read(self._stream, turns, nodes)
-            for _ in turns:
+            refs = _read(self._stream, turns, nodes, early)
+            for _ in range(len(turns) + (early is not None)):
                 yield {name: next(refs) for name in names}
+            early = None
 
 
 @dataclass
@@ -208,8 +216,24 @@ def _executions(stream: Stream, num_nodes: int) -> Iterator[list[range]]:
         yield turns[at : at + stream.turns_per_execution]
 
 
-def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]) -> Iterator[ray.ObjectRef]:
-    """Start a Ray Data execution and return its blocks, ordered by turn and node."""
+def _early_steps(stream: Stream, num_nodes: int) -> range | None:
+    """Return the steps of the first window that are read before its others.
+
+    None if they are more than half of the steps that are left of it, as by default from 5 nodes on, or if the stream
+    ends with them: it would not have the faults of the others.
+    """
+    order, (start, stop) = stream.order, stream.steps
+    steps = -(-stream.block_images * num_nodes // order.images_per_step)
+    if not stream.early or steps >= stop - start:
+        return None
+    window, place = order.window_of(start)
+    return range(place, place + steps) if place + 2 * steps <= len(order.steps_of(window)) else None
+
+
+def _read(
+    stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]], early: range | None
+) -> Iterator[ray.ObjectRef]:
+    """Start a Ray Data execution and return its blocks, ordered by turn and node; first those of the early steps."""
     tasks, cpus = _readers(stream, ray.cluster_resources().get("CPU", 1))
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block a row
@@ -221,17 +245,22 @@ def _read(stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]]
     )
     limit = _read_ahead_bytes(stream, turns, tasks)
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)
-    # Without room for all of a task's blocks it would wait for the loop after every two.
-    context._max_num_blocks_in_streaming_gen_buffer = max(2, len(nodes))
+    # Without room for all of a task's blocks it would wait for the loop after every two; the first one may have two for
+    # each node.
+    context._max_num_blocks_in_streaming_gen_buffer = 2 * len(nodes)
 
     def read(batch: dict[str, NDArray[np.int64]]) -> Iterator[pa.Table]:
         reader, index, groups = _opened(stream.samples)
         windows = range(int(batch["first"][0]), int(batch["end"][0]))
+        own = early if windows[0] == turns[0].start else None
+        missing = len(nodes) * (1 if own is None else 2)
         try:
-            yield from read_windows(reader, index, stream.order, windows, stream.image_size, nodes, groups)
-        except (DataError, StorageError) as error:  # before its first block
-            # As a block: Ray would wrap an exception in a page of text.
-            yield from [error_block(error)] * len(nodes)
+            for block in read_windows(reader, index, stream.order, windows, stream.image_size, nodes, groups, own):
+                yield block
+                missing -= 1
+        except (DataError, StorageError) as error:
+            # As blocks: Ray would wrap an exception in a page of text.
+            yield from [error_block(error)] * missing
 
     with DataContext.current(context):
         inputs = [{"first": turn.start, "end": turn.stop} for turn in turns]

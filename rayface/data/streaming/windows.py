@@ -24,9 +24,14 @@ Images = NDArray[np.uint8]
 
 
 class RankWindow(NamedTuple):
-    """A rank's part of a window: `images` uint8 (steps, rows, size, size, 3) RGB, `labels` int64 (steps, rows)."""
+    """A rank's part of a window's steps, of all or of the first ones that are trained.
+
+    `images` uint8 (steps, rows, size, size, 3) RGB, `labels` int64 (steps, rows); `place`: of the first step in the
+    window.
+    """
 
     window: int
+    place: int
     images: Images
     labels: NDArray[np.int64]
     faults: tuple[Fault, ...]
@@ -40,6 +45,7 @@ def read_windows(
     image_size: int,
     nodes: Sequence[Sequence[int]],
     groups: LabelGroups | None = None,
+    early: range | None = None,
 ) -> Iterator[pa.Table]:
     """Read and decode windows; yield a block of one row for each node: its ranks' parts of every window.
 
@@ -48,24 +54,43 @@ def read_windows(
     Args:
         nodes: the ranks of each training node.
         groups: the images of each identity, if the order needs them.
+        early: steps of the first window that are decoded first, for one more block for each node, before the others.
+            It has no parts if one of its images is corrupt: its replacement may be any image of the window.
 
     Raises:
         DataError: all images of a window are corrupt, or a shard is missing.
         StorageError: the storage of a shard fails.
     """
+    world_size = sum(map(len, nodes))
     ids = [order.window(window, groups) for window in windows]
     parts = [[(at, rank) for at in range(len(windows)) for rank in ranks] for ranks in nodes]
-    slots, counts = _slots(order, ids, parts)
+    slots, counts = _slots(order, ids, parts, world_size)
     starts = np.cumsum([0, *(each.size for each in ids)]).tolist()
     images = np.frombuffer(pa.allocate_buffer(starts[-1] * image_size**2 * 3), np.uint8)  # Arrow keeps freed memory
     images = images.reshape(-1, image_size, image_size, 3)
     flat = np.concatenate([each.ravel() for each in ids])
     labels = np.empty(len(flat), np.int64)
     labels[slots] = index.label[flat]
-    faults = _decode(reader, index.select(flat), images, slots)
+
+    def decode(places: Ids) -> dict[int, Fault]:
+        found = _decode(reader, index.select(flat[places]), images, slots[places])
+        return {int(places[at]): fault for at, fault in found.items()}
+
+    rest = np.arange(len(flat))
+    faults: dict[int, Fault] = {}
+    if early is not None:
+        per_step = ids[0].shape[1]
+        soon, rest = np.split(np.roll(rest, -early.start * per_step), [len(early) * per_step])
+        faults = decode(soon)
+        soon_slots = slots[soon].reshape(len(early), per_step)
+        for ranks in nodes:
+            given = [] if faults else ranks
+            yield _early_block(order, windows[0], early.start, given, world_size, soon_slots, images, labels)
+    faults |= decode(rest)
+    told = sorted(faults, key=lambda place: (index.shard[flat[place]], index.offset[flat[place]], place))
     notes = []
     for start, stop in itertools.pairwise(starts):
-        bad = {place: fault for place, fault in faults.items() if start <= place < stop}
+        bad = {place: faults[place] for place in told if start <= place < stop}
         bad_places = {place - start: fault for place, fault in bad.items()}
         _stand_in(images, labels, slots[start:stop], bad_places, order.images_per_row)
         notes.append(json.dumps([vars(fault) for fault in bad.values()]))
@@ -76,10 +101,9 @@ def read_windows(
 
 
 def _slots(
-    order: SampleOrder, ids: Sequence[Ids], parts: Sequence[Sequence[tuple[int, int]]]
+    order: SampleOrder, ids: Sequence[Ids], parts: Sequence[Sequence[tuple[int, int]]], world_size: int
 ) -> tuple[Ids, list[list[int]]]:
     """Return the slot of each image, such that every part is contiguous, and the number of images of each part."""
-    world_size = len({rank for own in parts for _, rank in own})
     starts = np.cumsum([0, *(each.size for each in ids)])
     slots, counts, end = np.empty(starts[-1], np.int64), [], 0
     for own in parts:
@@ -123,6 +147,23 @@ def _stand_in(
         images[slots[place]], labels[slots[place]] = images[other], labels[other]
 
 
+def _early_block(
+    order: SampleOrder,
+    window: int,
+    place: int,
+    ranks: Sequence[int],
+    world_size: int,
+    slots: Ids,
+    images: Images,
+    labels: NDArray[np.int64],
+) -> pa.Table:
+    """Return the ranks' rows of some steps from `place` on, a copy; `slots` (steps, B * images_per_row)."""
+    rows = [slots[:, order.rank_images(rank, world_size)].ravel() for rank in ranks]
+    chosen = np.concatenate([np.arange(0), *rows])
+    sizes = [len(each) for each in rows]
+    return _block([(0, rank) for rank in ranks], sizes, [window], images[chosen], labels[chosen], ["[]"], place)
+
+
 def _block(
     own: Sequence[tuple[int, int]],
     sizes: Sequence[int],
@@ -130,10 +171,12 @@ def _block(
     images: Images,
     labels: NDArray[np.int64],
     notes: Sequence[str],
+    place: int = 0,
 ) -> pa.Table:
     """Return one row with a list over the node's parts in each column; images are not copied."""
     columns = {
         "window": pa.array([windows[at] for at, _ in own], pa.int64()),
+        "place": pa.array([place] * len(own), pa.int64()),
         "rank": pa.array([rank for _, rank in own], pa.int64()),
         "images": _cut(images, sizes),
         "labels": _cut(labels, sizes),
@@ -170,6 +213,7 @@ def rank_windows(block: pa.Table, order: SampleOrder, rank: int, world_size: int
         found.append(
             RankWindow(
                 window=columns["window"][at].as_py(),
+                place=columns["place"][at].as_py(),
                 images=images.reshape(*shape, image_size, image_size, 3),
                 labels=labels.view(np.int64).reshape(shape),
                 faults=tuple(Fault(**fault) for fault in json.loads(columns["faults"][at].as_py())),

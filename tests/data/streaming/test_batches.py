@@ -26,7 +26,7 @@ def windows_of(turns: list[list[int]], rank: int, size: int) -> Iterator[list[Ra
         for window in turn:
             labels = ORDER.window(window)[:, rank_rows(ORDER.batch_size, rank, size)]
             images = np.broadcast_to(labels[..., None, None, None], (*labels.shape, 2, 2, 3)).astype(np.uint8)
-            parts.append(RankWindow(window, images, labels, (FAULT,) if window == 1 else ()))
+            parts.append(RankWindow(window, 0, images, labels, (FAULT,) if window == 1 else ()))
         yield parts
 
 
@@ -60,6 +60,27 @@ def test_train_batches_give_the_faults_of_a_window_once(monkeypatch: pytest.Monk
     assert [batch.step for batch in resumed if batch.faults] == [4]
 
 
+@pytest.mark.parametrize(("steps", "early"), [((0, 10), range(2)), ((4, 10), range(1, 2)), ((3, 5), range(1))])
+def test_train_batches_of_early_steps_and_their_window_are_each_step_once(
+    monkeypatch: pytest.MonkeyPatch, steps: tuple[int, int], early: range
+) -> None:
+    plain = windows_of
+
+    def with_early(turns: list[list[int]], rank: int, size: int) -> Iterator[list[RankWindow]]:
+        for number, (whole,) in enumerate(plain(turns, rank, size)):
+            if number == 0:
+                taken = slice(early.start, early.stop)
+                yield [RankWindow(whole.window, early.start, whole.images[taken], whole.labels[taken], ())]
+            yield [whole]
+
+    monkeypatch.setitem(globals(), "windows_of", with_early)
+    windows = [[window] for window in range(ORDER.window_of(steps[0])[0], 4)]
+    found = read(monkeypatch, windows, steps, 0, 1)
+    assert [batch.step for batch in found] == list(range(*steps))
+    assert all(batch.labels.tolist() == ORDER.batch(batch.step).tolist() for batch in found)
+    assert [batch.step for batch in found if batch.faults] == {0: [3], 4: [5], 3: [4]}[steps[0]]
+
+
 def test_train_batches_of_windows_out_of_order_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"^rank 0 received window 2 instead of 1: the order was lost$"):
         read(monkeypatch, [[0], [2]], (0, 10), 0, 1)
@@ -84,6 +105,7 @@ def test_blocks_of_a_dealer_come_in_turn_and_the_rank_says_when_it_is_done(
     monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
     monkeypatch.setattr(batches.ray, "get", lambda value: value)
+    monkeypatch.setattr(batches.ray, "is_initialized", lambda: True)
     others = {*threading.enumerate()}  # of streams of other tests, which may wait for a Ray that has ended
     dealer = Dealer()
     dealt = SimpleNamespace(dealer=dealer, stream=SimpleNamespace(turns_ahead=2))

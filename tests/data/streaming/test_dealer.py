@@ -2,13 +2,22 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rayface.data.streaming import dealer as module
-from rayface.data.streaming.dealer import Dealer, Stream, _executions, _read_ahead_bytes, _readers, _Rest
+from rayface.data.streaming.dealer import (
+    Dealer,
+    Stream,
+    _early_steps,
+    _executions,
+    _read_ahead_bytes,
+    _readers,
+    _Rest,
+)
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.storage import DataError
 
@@ -27,6 +36,7 @@ def stream(**changes: Any) -> Stream:
         "block_images": 8,
         "turns_per_execution": 4,
         "turns_ahead": 2,
+        "early": True,
         "local": False,
     }
     return Stream(**{**settings, **changes})
@@ -46,6 +56,30 @@ def test_executions_of_any_steps_cover_their_windows_in_turns(
     changes: dict[str, Any], nodes: int, turns: list[list[range]]
 ) -> None:
     assert list(_executions(stream(**changes), nodes)) == turns
+
+
+@pytest.mark.parametrize(
+    ("start", "block_images", "nodes", "early"),
+    [
+        (0, 8, 1, range(0, 2)),
+        (0, 8, 2, range(0, 4)),
+        (1, 9, 1, range(1, 4)),  # of the third step, some images
+        (2, 12, 1, range(2, 5)),
+        (3, 12, 1, None),  # of the window's last five steps, three
+        (0, 20, 1, None),
+        (19, 4, 1, None),
+    ],
+)
+def test_early_steps_are_at_most_half_of_what_is_left_of_their_window(
+    start: int, block_images: int, nodes: int, early: range | None
+) -> None:
+    order = SampleOrder(num_samples=80, batch_size=4, window_images=32, chunk_images=1)  # windows of 8, 8 and 4 steps
+    of = stream(order=order, steps=(start, 20), block_images=block_images)
+    assert _early_steps(of, nodes) == early
+    assert _early_steps(replace(of, early=False), nodes) is None
+    steps = len(early or ())
+    assert _early_steps(replace(of, steps=(start, start + steps)), nodes) is None  # faults of the others would be lost
+    assert _early_steps(replace(of, steps=(start, start + steps + 1)), nodes) == early
 
 
 @pytest.fixture

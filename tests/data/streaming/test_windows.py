@@ -70,6 +70,41 @@ def test_windows_read_for_any_nodes_give_each_rank_its_rows_of_the_sample_order(
                 assert part.faults == ()
 
 
+@pytest.mark.parametrize("nodes", [[[0, 1, 2]], [[0, 2], [1]]])
+@pytest.mark.parametrize("early", [range(0, 1), range(1, 3)])
+def test_early_steps_come_first_and_their_window_is_whole_and_the_same(
+    dataset: Dataset, nodes: list[list[int]], early: range
+) -> None:
+    order = SampleOrder(num_samples=12, batch_size=4, chunk_images=2, window_images=12)
+    with SampleReader(dataset.shard_paths()) as reader:
+        plain = list(read_windows(reader, dataset.index, order, [0], 32, nodes))
+        blocks = list(read_windows(reader, dataset.index, order, [0], 32, nodes, early=early))
+    assert blocks[len(nodes) :] == plain
+    for soon, whole, ranks in zip(blocks, plain, nodes, strict=False):
+        for rank in ranks:
+            (first,), (part,) = (rank_windows(block, order, rank, 3, 32) for block in (soon, whole))
+            assert (first.window, first.place, first.faults, part.place) == (0, early.start, (), 0)
+            assert np.array_equal(first.images, part.images[early.start : early.stop])
+            assert np.array_equal(first.labels, part.labels[early.start : early.stop])
+
+
+@pytest.mark.parametrize("corrupt_step", [0, 2])
+def test_early_steps_with_a_corrupt_image_wait_for_their_window(
+    dataset: Dataset, tmp_path: Path, corrupt_step: int
+) -> None:
+    order = SampleOrder(num_samples=12, batch_size=4, chunk_images=2, window_images=12)
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    offset = int(dataset.index.offset[order.batch(corrupt_step)[1]])
+    content[offset + 520 : offset + 600] = bytes(80)
+    (tmp_path / "a.tar").write_bytes(content)
+    with SampleReader(dataset.shard_paths()) as reader:
+        (plain,) = read_windows(reader, dataset.index, order, [0], 32, [[0]])
+        soon, whole = read_windows(reader, dataset.index, order, [0], 32, [[0]], early=range(1))
+    assert whole == plain
+    assert len(rank_windows(whole, order, 0, 1, 32)[0].faults) == 1
+    assert len(rank_windows(soon, order, 0, 1, 32)) == (corrupt_step != 0)
+
+
 def test_window_of_corrupt_images_alone_is_refused_in_one_line(dataset: Dataset, tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.tar").read_bytes())
     for offset in dataset.index.offset.tolist():
