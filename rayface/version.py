@@ -2,7 +2,6 @@
 
 import functools
 import os
-from pathlib import Path
 
 VERSION = "0.1.0"
 COMMIT_VARIABLE = "RAYFACE_COMMIT"  # set by `rayface submit`, and in images that hold no clone
@@ -14,15 +13,16 @@ def commit() -> str:
 
     The commit of the working directory is another project's: only the package's own origin counts.
     """
-    return os.environ.get(COMMIT_VARIABLE) or _commit_of_clone(Path(__file__).parents[1]) or _commit_of_installation()
+    clone = os.path.dirname(os.path.dirname(__file__))
+    return os.environ.get(COMMIT_VARIABLE) or _commit_of_clone(clone) or _commit_of_installation()
 
 
-def _commit_of_clone(root: Path) -> str:
+def _commit_of_clone(root: str) -> str:
     import subprocess  # as below, here: with them, the scripts that start workers took 40 ms more
 
-    if not (root / ".git").exists():  # a folder inside another project's repository has none
+    if not os.path.exists(os.path.join(root, ".git")):  # a folder inside another project's repository has none
         return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -41,4 +41,4 @@ def _commit_of_installation() -> str:
         return "unknown"
     known = str(origin.get("vcs_info", {}).get("commit_id", ""))
     folder = str(origin.get("url", "")).removeprefix("file://")
-    return known or (_commit_of_clone(Path(folder)) if "dir_info" in origin else "") or "unknown"
+    return known or (_commit_of_clone(folder) if "dir_info" in origin else "") or "unknown"

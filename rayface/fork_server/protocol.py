@@ -1,4 +1,7 @@
-"""Messages between the script that Ray starts, the fork server and its templates; without imports that take long."""
+"""Messages between the script that Ray starts, the fork server and its templates.
+
+Without imports that take long, pathlib among them: a worker waits for the script.
+"""
 
 import array
 import contextlib
@@ -10,11 +13,10 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 _STREAMS = 3  # stdin, stdout, stderr
-_OOM_SCORE = Path("/proc/self/oom_score_adj")
+_OOM_SCORE = "/proc/self/oom_score_adj"
 _SEND_SECONDS = 5  # for a part of a request
 _MOST_BYTES = 16 * 2**20  # of a request; an environment has some KB
 INTERPRETER = f"{sys.prefix} {sys.version}"
@@ -76,7 +78,7 @@ def send_request(
         resource.getrlimit(resource.RLIMIT_NOFILE),
         [int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
         [int(each) for each in ENDING_SIGNALS if signal.getsignal(each) is signal.SIG_IGN],
-        _OOM_SCORE.read_text(),
+        _text(_OOM_SCORE),
     ]
     connection.settimeout(_START_SECONDS)
     _send(connection, streams, request)
@@ -159,7 +161,7 @@ def _require_own(connection: socket.socket) -> None:
 
 def _umask() -> int:
     """Return the umask of this process without changing it; OSError where the kernel does not say."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in _text("/proc/self/status").splitlines():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)
     raise OSError("/proc/self/status: no umask")
@@ -167,8 +169,13 @@ def _umask() -> int:
 
 def set_oom_score(score: str) -> None:
     """Say how soon this process is killed where memory is short, if it may."""
-    with contextlib.suppress(OSError):
-        _OOM_SCORE.write_text(score)
+    with contextlib.suppress(OSError), open(_OOM_SCORE, "w") as file:
+        file.write(score)
+
+
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 def _send(connection: socket.socket, descriptors: Iterable[int], values: Sequence[object]) -> None:

@@ -200,7 +200,9 @@ def _has_rayface() -> bool:
 def _state_of_code(environment: Mapping[str, str]) -> object:
     """Return the names, times and sizes of rayface's files here and on a path of Python's."""
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    packages = [Path(__file__).parents[1], *(Path(path, "rayface") for path in paths)]
+    packages = {
+        os.path.realpath(each) for each in (Path(__file__).parents[1], *(Path(path, "rayface") for path in paths))
+    }
     found = (each for package in packages for each in os.walk(package))
     files = (os.path.join(folder, name) for folder, _, names in found for name in names if name.endswith(".py"))
     return frozenset((file, state.st_mtime_ns, state.st_size) for file in files for state in [os.stat(file)])

@@ -8,9 +8,9 @@ import os
 import socket
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # where rayface is not installed, but beside the driver's script
+# Where rayface is not installed, but beside the driver's script.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
 
 from rayface.fork_server import ADDRESS, WORKER_MODULES
 from rayface.fork_server.protocol import CONNECT_SECONDS, end_as, send_request, set_oom_score, wait_exit_status
@@ -21,7 +21,7 @@ def main() -> None:
     ray = find_spec("ray")  # not imported: that takes longer than all else here
     assert ray is not None
     assert ray.origin is not None
-    run(str(Path(ray.origin).parent / "_private" / "workers" / "default_worker.py"), sys.argv[1:])
+    run(os.path.join(os.path.dirname(ray.origin), "_private", "workers", "default_worker.py"), sys.argv[1:])
 
 
 def run(program: str, arguments: list[str]) -> None:
