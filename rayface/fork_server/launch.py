@@ -19,7 +19,10 @@ from rayface.fork_server import ADDRESS, OWN_MODULES
 LIBRARIES = (
     "pandas",
     "pyarrow.fs",
+    "pyarrow.json",
     "pyarrow.parquet",
+    "pydantic.v1.fields",
+    "starlette.datastructures",
     "torch",
     "torch._dynamo",
     "torch.distributed.checkpoint",

@@ -7,7 +7,7 @@ are defined here get theirs from the operating system.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from unittest.mock import patch
 
 import ray.actor
@@ -28,4 +28,8 @@ def unseeded() -> Iterator[None]:
 
 
 with unseeded():
-    import rayface.training.worker  # noqa: F401
+    import rayface.training.controller
+    import rayface.training.worker
+
+    with suppress(ImportError):  # each worker imports what it needs
+        import rayface.ray_internals.first_use  # noqa: F401
