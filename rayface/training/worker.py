@@ -65,13 +65,16 @@ def train_worker(job: WorkerJob) -> None:
 
 
 def _train(job: WorkerJob, world: World, name: str) -> None:
+    # A new run starts at step 0: the dealer starts now, beside the pre-flight, which on two cores measures lower rates
+    # for it, and the building of the model. Restarted workers may take up a mirrored state, and a second stream would
+    # cost them 2 s of CPU time.
+    fresh = world.rank == 0 and not all_in(job.run.path) and not job.run.restarts()
+    dealt = _deal(job, world, start=0) if fresh else None
     found: dict[str, str] = {}
     if world.size > 1:
         found = preflight(world, job.run, [job.first_shard], job.shape, node=ray.util.get_node_ip_address())
-    # A new run starts at step 0: reading starts now, beside the building of the model. Restarted workers may take up a
-    # mirrored state, and a second stream would cost them 2 s of CPU time.
-    fresh = from_rank_0(not all_in(job.run.path) and not job.run.restarts(), world)
-    early = _batches(job, world, start=0) if fresh else None
+    dealt = from_rank_0(dealt, world)
+    early = train_batches(dealt, world.rank) if dealt is not None else None
     training = Training(
         job.config,
         job.run,

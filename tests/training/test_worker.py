@@ -46,11 +46,13 @@ def run_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
         def deal(*args: Any, **options: Any) -> str:
             recorder.calls.setdefault("deals", []).append(options["start"])
+            recorder.calls.setdefault("order", []).append("deal")
             recorder.calls["deal"] = options
             return "dealt"
 
         def preflight(*args: Any, node: str) -> dict[str, str]:
             recorder.calls["preflight"] = (args[2], node)
+            recorder.calls.setdefault("order", []).append("preflight")
             return {"preflight": "measured"}
 
         places: dict[str, object] = {"get_world_rank": rank, "get_world_size": size, "get_local_world_size": size}
@@ -59,7 +61,7 @@ def run_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         monkeypatch.setattr(ray.train, "get_context", lambda: context)
         monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
         monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.1")
-        monkeypatch.setattr(worker, "from_rank_0", lambda value, world: "dealt" if value is None else value)
+        monkeypatch.setattr(worker, "from_rank_0", lambda value, world: "dealt" if world.rank else value)
         monkeypatch.setattr(worker, "train_batches", lambda dealt, rank: iter([(dealt, rank)]))
         monkeypatch.setattr(worker, "Training", recorder.training)
         monkeypatch.setattr(worker, "preflight", preflight)
@@ -96,6 +98,13 @@ def test_worker_of_rank_0_starts_the_stream_and_leaves_cpus_to_training(run_work
     assert dealt["local"]
     assert dealt["reserved"] == {"CPU": 3 * 2 + 1.5, "GPU": 0.0}
     assert calls["batches"] == [("dealt", 0)]
+
+
+def test_worker_of_a_new_run_starts_the_stream_before_the_preflight(run_worker: Callable[..., Any]) -> None:
+    calls = run_worker(0, 2, start=0)
+    assert calls["order"] == ["deal", "preflight"]
+    assert calls["deals"] == [0]
+    assert run_worker(1, 2, start=0)["order"] == ["preflight"]
 
 
 def test_worker_of_another_rank_takes_the_stream_of_rank_0(run_worker: Callable[..., Any]) -> None:
