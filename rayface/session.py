@@ -31,6 +31,9 @@ _LOCAL_ENVIRONMENT = {
     # Ray starts workers at niceness 15; other programs that use all cores would starve them.
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor; a local machine is not preempted
+    # Statistics of the node and of tasks, for a dashboard and Ray's own Prometheus metrics: 1 % of a core.
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",
+    "RAY_task_events_report_interval_ms": "0",
 }
 _BACKEND_LOG = r"^\[[\d-]+ [\d:,]+ [DIWE] \d+ \d+\] \S+\.cc:\d+: "
 # What Ray appends is /ray/session_2026-11-26_12-50-03_191673_1234567/sockets/plasma_store.

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import pickle
 import sys
 import tomllib
 from pathlib import Path
@@ -26,7 +27,7 @@ def private_imports(path: Path) -> list[str]:
 
 def test_private_imports_of_ray_stand_in_one_package_only() -> None:
     found = {path.relative_to(ROOT).as_posix(): private_imports(path) for path in ROOT.rglob("*.py")}
-    modules = {f"ray_internals/{name}.py" for name in ("nodes", "data", "train")}
+    modules = {f"ray_internals/{name}.py" for name in ("nodes", "data", "first_use", "train")}
     assert {path for path, names in found.items() if names} == modules
 
 
@@ -42,3 +43,23 @@ def test_tried_versions_are_those_that_pyproject_allows() -> None:
     assert all(requirement.specifier.contains(f"{version}.0") for version in ray_internals.TRIED_VERSIONS)
     major, minor = map(int, ray_internals.TRIED_VERSIONS[-1].split("."))
     assert not requirement.specifier.contains(f"{major}.{minor + 1}.0")
+
+
+def test_modules_of_first_use_are_where_the_tried_ray_has_them() -> None:
+    importlib.import_module("rayface.ray_internals.first_use")  # with_ray goes on without it
+
+
+def test_controllers_do_without_an_actor_in_which_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (train.worker_group, "SynchronizationActor"),
+        (train.worker_group_state, "_shutdown_sync_actor"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # undone after the test
+    monkeypatch.setattr(train.ray, "put", lambda value: value)
+    train.without_synchronization()
+    handle = train.worker_group.SynchronizationActor.options(label_selector={}).remote(timeout_s=1, warn_interval_s=1)
+    handle = pickle.loads(pickle.dumps(handle))  # workers get it
+    with pytest.raises(RuntimeError, match=r"^ray\.train\.report and ray\.train\.collective: do not work in rayface's"):
+        handle.broadcast_from_rank_zero.remote(world_rank=0, data=None)
+    assert handle.set_required_ranks.remote([0]) is handle.reset.remote() is True
+    train.worker_group_state._shutdown_sync_actor(handle)

@@ -1,6 +1,9 @@
 """Ray Train's private classes, and others that a training needs."""
 
 from types import ModuleType
+from typing import Any
+
+import ray
 
 from rayface.ray_internals import tried_versions_named
 
@@ -28,6 +31,8 @@ with tried_versions_named():
         SchedulingState,
     )
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.execution.worker_group import state as worker_group_state
+    from ray.train.v2._internal.execution.worker_group import worker_group
     from ray.train.v2._internal.util import TrainingFramework
 
 __all__ = [
@@ -54,6 +59,7 @@ __all__ = [
     "psutil",
     "pynvml",
     "torch_process_group",
+    "without_synchronization",
 ]
 
 
@@ -62,3 +68,37 @@ def torch_process_group() -> ModuleType:
     from ray.train.torch import config
 
     return config
+
+
+class _NoSynchronization:
+    """In place of the class and of the handle of Ray Train's SynchronizationActor."""
+
+    def __init__(self) -> None:
+        self.reset = self.set_required_ranks = _Done()
+        self.broadcast_from_rank_zero = _Refused()
+
+    def options(self, **_options: Any) -> "_NoSynchronization":
+        return self
+
+    def remote(self, **_arguments: Any) -> "_NoSynchronization":
+        return self
+
+
+class _Done:
+    def remote(self, *_arguments: Any) -> ray.ObjectRef:
+        return ray.put(True)
+
+
+class _Refused:
+    def remote(self, **_arguments: Any) -> ray.ObjectRef:
+        raise RuntimeError("ray.train.report and ray.train.collective: do not work in rayface's workers: use PyTorch's")
+
+
+def without_synchronization() -> None:
+    """Have worker groups that are started in this process, a controller, do without an actor.
+
+    Workers meet there in `ray.train.report` and `ray.train.collective`, which rayface does not call. Waiting, it takes
+    1 % of a core (Ray 2.60).
+    """
+    worker_group.SynchronizationActor = _NoSynchronization()
+    worker_group_state._shutdown_sync_actor = lambda _: None

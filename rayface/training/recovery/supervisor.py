@@ -20,6 +20,7 @@ from rayface.ray_internals.train import (
     SchedulingState,
     WorkerGroupCallback,
     WorkerGroupStartupTimeoutError,
+    without_synchronization,
 )
 from rayface.storage import DataError, StorageError
 from rayface.training.checkpointing.errors import CheckpointError
@@ -61,6 +62,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self._stores: list[Any] = []  # of mirrored states; without their handles they would end
 
     def after_controller_start(self, train_run_context: Any) -> None:
+        without_synchronization()
         self._run_name = train_run_context.run_config.name
         for name in _TRAIN_VARIABLES:
             # The controller has read it. Ray Train would pass it on in a runtime environment of the workers, which
