@@ -177,6 +177,7 @@ class _Processes:
     def __init__(self, root: int | None) -> None:
         self._root = root
         self._titles: dict[int, str] = {}
+        self._names: dict[int, bytes] = {}
         self._cpu: dict[int, float] = {}
         self._seen: set[tuple[int, str]] = set()
         self.read()
@@ -186,18 +187,24 @@ class _Processes:
     def read(self) -> None:
         """Look at all processes once."""
         parents: dict[int, int] = {}
-        for entry in os.scandir("/proc"):
-            if entry.name.isdigit():
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                pid = int(entry)
                 try:
-                    fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-                    title = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    with open(f"/proc/{entry}/stat", "rb") as file:
+                        head, _, rest = file.read().rpartition(b")")
+                    if self._names.get(pid) != head or b"(ray::" in head:  # it has the first 15 bytes of a title
+                        with open(f"/proc/{entry}/cmdline", "rb") as file:
+                            title = file.read().replace(b"\0", b" ").decode(errors="replace")
+                        if title.strip():
+                            self._names[pid] = head
+                            if self._titles.get(pid) != title:
+                                self._titles[pid] = title
+                                self._seen.add((pid, title))
                 except OSError:  # it has ended
                     continue
-                pid = int(entry.name)
+                fields = rest.split()
                 parents[pid], self._cpu[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICKS
-                if title.strip() and self._titles.get(pid) != title:
-                    self._titles[pid] = title
-                    self._seen.add((pid, title))
         self._seen = {(pid, title) for pid, title in self._seen if pid not in parents or self._counts(pid, parents)}
 
     def _counts(self, pid: int, parents: dict[int, int]) -> bool:

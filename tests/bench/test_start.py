@@ -29,6 +29,25 @@ def test_processes_of_a_root_are_those_that_descend_from_it() -> None:
         parent.stdin.close()
 
 
+def test_title_is_seen_whose_first_bytes_are_those_of_the_one_before() -> None:
+    """The kernel's name of a process has 15 of them."""
+    code = (
+        "import sys; from ray._raylet import setproctitle\n"
+        "for line in sys.stdin: setproctitle(line.strip()); print(flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        found = start._Processes(process.pid)
+        for title in ("ray::RayTrainWorker", "ray::RayTrainWorker.run_train_fn"):
+            process.stdin.write(f"{title}\n".encode())
+            process.stdin.flush()
+            process.stdout.readline()
+            found.read()
+            assert found.seen(title)
+        process.stdin.close()
+
+
 @pytest.mark.parametrize(
     ("title", "kind"),
     [
@@ -72,5 +91,11 @@ def test_bench_start_of_a_small_run_shows_every_phase(tmp_path: Path) -> None:
     assert found.first_step_seconds == pytest.approx(start_seconds)
     assert {"driver", "RayTrainWorker", "TrainController", "Dealer"} <= found.cpu_seconds.keys()
     # Actors that a local Ray needs not, each 1 s of CPU time before the first step.
-    unused = {"DatasetManager", "PreemptionWatcher", "_AutoscalingCoordinatorActor", "_StatsActor"}
+    unused = {
+        "DatasetManager",
+        "PreemptionWatcher",
+        "SynchronizationActor",
+        "_AutoscalingCoordinatorActor",
+        "_StatsActor",
+    }
     assert not unused & found.cpu_seconds.keys()
