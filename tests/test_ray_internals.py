@@ -47,6 +47,7 @@ def test_tried_versions_are_those_that_pyproject_allows() -> None:
 
 def test_modules_of_first_use_are_where_the_tried_ray_has_them() -> None:
     importlib.import_module("rayface.ray_internals.first_use")  # with_ray goes on without it
+    assert {"ray.tune", "ray.data._internal.planner.planner"} <= sys.modules.keys()
 
 
 def test_controllers_do_without_an_actor_in_which_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,9 @@
 """Actor between Ray Data, which reads windows ahead, and the workers, which take them turn by turn."""
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +16,10 @@ from rayface.data.shards.random_access import SampleReader
 from rayface.data.shards.samples import SampleIndex
 from rayface.data.streaming.label_groups import LabelGroups
 from rayface.data.streaming.sample_order import SampleOrder
+from rayface.data.streaming.scheduling_rest import SchedulingRest
 from rayface.data.streaming.shared_samples import SharedSamples
 from rayface.data.streaming.windows import error_block, read_windows
-from rayface.ray_internals.data import ExecutionCallback, execute_data_locally
+from rayface.ray_internals.data import execute_data_locally
 from rayface.storage import DataError, StorageError
 
 # A block costs Ray Data's loop 3 to 4 ms whatever its size.
@@ -28,7 +27,6 @@ _BLOCK_IMAGES = 512
 # One Ray Data execution: its inputs are put into the object store at its start, 0.6 ms each.
 _TURNS_PER_EXECUTION = 1024
 _TURNS_AHEAD = 2
-_SHORTEST_REST, _LONGEST_REST = 1e-3, 0.05  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,15 +236,14 @@ def _read(
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block a row
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Rest]
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, SchedulingRest]
     context.execution_options.preserve_order = True
     context.execution_options.exclude_resources = ExecutionResources(
         cpu=stream.reserved.get("CPU", 0), gpu=stream.reserved.get("GPU", 0)
     )
     limit = _read_ahead_bytes(stream, turns, tasks)
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)
-    # Without room for all of a task's blocks it would wait for the loop after every two; the first one may have two for
-    # each node.
+    # Without room for all of a task's blocks, of the first one two a node, it would wait for the loop after every two.
     context._max_num_blocks_in_streaming_gen_buffer = 2 * len(nodes)
 
     def read(batch: dict[str, NDArray[np.int64]]) -> Iterator[pa.Table]:
@@ -301,36 +298,3 @@ def _opened(samples: SharedSamples) -> tuple[SampleReader, SampleIndex, LabelGro
     """Cache per process: reader, index and groups, kept between tasks of a stream."""
     shards, index = samples.get()
     return SampleReader(shards), index, samples.groups()
-
-
-class _Rest(ExecutionCallback):
-    """Makes rounds of Ray Data's scheduling loop without progress last a minimum time, longer each time.
-
-    Otherwise the loop polls without a pause while readers are ahead of training, which they always are: it used 29 %
-    of a core while two workers trained on two loaded cores (Ray 2.60). A round that waited for a task's next block,
-    as all do when training is ahead, is not made longer: the loop would start the next task later.
-    """
-
-    def __init__(self) -> None:
-        self._before: list[tuple[int, ...]] = []
-        self._seconds = _SHORTEST_REST
-        self._began = time.perf_counter()
-
-    def on_execution_step(self, executor: Any) -> None:
-        now = [_moved(operator.metrics) for operator in executor._topology]
-        lasted = time.perf_counter() - self._began
-        if now != self._before:
-            self._before, self._seconds = now, _SHORTEST_REST
-        elif lasted < self._seconds:
-            time.sleep(self._seconds - lasted)
-            self._seconds = min(2 * self._seconds, _LONGEST_REST)
-        self._began = time.perf_counter()
-
-
-def _moved(metrics: Any) -> tuple[int, ...]:
-    return (
-        metrics.num_tasks_submitted,
-        metrics.num_task_outputs_generated,
-        metrics.num_tasks_finished,
-        metrics.num_outputs_taken,
-    )

@@ -90,10 +90,8 @@ def read_windows(
     told = sorted(faults, key=lambda place: (index.shard[flat[place]], index.offset[flat[place]], place))
     notes = []
     for start, stop in itertools.pairwise(starts):
-        bad = {place: faults[place] for place in told if start <= place < stop}
-        bad_places = {place - start: fault for place, fault in bad.items()}
-        _stand_in(images, labels, slots[start:stop], bad_places, order.images_per_row)
-        notes.append(json.dumps([vars(fault) for fault in bad.values()]))
+        bad = {place - start: faults[place] for place in told if start <= place < stop}
+        notes.append(_stand_in(images, labels, slots[start:stop], bad, order.images_per_row))
     first = 0
     for own, sizes in zip(parts, counts, strict=True):
         rows = slice(first, first := first + sum(sizes))
@@ -135,8 +133,12 @@ def _decode(reader: SampleReader, samples: SampleIndex, images: Images, slots: I
 
 def _stand_in(
     images: Images, labels: NDArray[np.int64], slots: Ids, faults: dict[int, Fault], images_per_row: int
-) -> None:
-    """Replace each corrupt image by a valid one of its row; a row without any by one of the window."""
+) -> str:
+    """Replace each corrupt image by a valid one of its row; a row without any by one of the window.
+
+    Returns:
+        The faults as JSON.
+    """
     whole = np.setdiff1d(np.arange(len(slots)), list(faults))
     if not whole.size:
         raise DataError(f"all {len(slots)} images of a window are corrupt; the first is {next(iter(faults.values()))}")
@@ -145,6 +147,7 @@ def _stand_in(
         valid = [near for near in range(row, row + images_per_row) if near not in faults]
         other = slots[valid[0] if valid else whole[row % whole.size]]
         images[slots[place]], labels[slots[place]] = images[other], labels[other]
+    return json.dumps([vars(fault) for fault in faults.values()])
 
 
 def _early_block(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rayface.data.streaming import dealer as module
+from rayface.data.streaming import scheduling_rest
 from rayface.data.streaming.dealer import (
     Dealer,
     Stream,
@@ -16,9 +17,9 @@ from rayface.data.streaming.dealer import (
     _executions,
     _read_ahead_bytes,
     _readers,
-    _Rest,
 )
 from rayface.data.streaming.sample_order import SampleOrder
+from rayface.data.streaming.scheduling_rest import SchedulingRest
 from rayface.storage import DataError
 
 ORDER = SampleOrder(num_samples=80, batch_size=4, window_images=8, chunk_images=1)  # windows of two steps
@@ -150,11 +151,11 @@ def test_rounds_without_progress_last_longer_each_time_unless_the_loop_waited_it
         now += seconds
         slept.append(round(seconds, 6))
 
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep, perf_counter=lambda: now))
+    monkeypatch.setattr(scheduling_rest, "time", SimpleNamespace(sleep=sleep, perf_counter=lambda: now))
     metrics = SimpleNamespace(
         num_tasks_submitted=0, num_task_outputs_generated=0, num_tasks_finished=0, num_outputs_taken=0
     )
-    executor, rest = SimpleNamespace(_topology=[SimpleNamespace(metrics=metrics)]), _Rest()
+    executor, rest = SimpleNamespace(_topology=[SimpleNamespace(metrics=metrics)]), SchedulingRest()
     for moved, waited in ((1, 0), (0, 0), (0, 0.0005), (0, 0), (1, 0), (0, 0), (0, 0.1), (0, 0.1), (0, 0)):
         metrics.num_tasks_finished += moved
         now += waited
