@@ -32,3 +32,24 @@ def test_keep_freed_memory_takes_no_page_faults_for_memory_that_was_freed() -> N
     if kept == "False":
         pytest.skip("the C library has no mallopt")
     assert int(after) < int(before) / 10
+
+
+_EXIT = """
+import atexit, ctypes, sys
+from rayface.machine import end_without_exit_handlers
+
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)
+atexit.register(print, "Python's own", flush=True)
+print(end_without_exit_handlers())
+sys.exit(3)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on_exit is glibc's")
+def test_end_without_exit_handlers_runs_those_of_python_and_keeps_the_status() -> None:
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", _EXIT], capture_output=True, text=True, check=False, env=environment)
+    if done.stdout.startswith("False"):
+        pytest.skip("the C library has no on_exit")
+    assert (done.returncode, done.stdout) == (3, "True\nPython's own\n")
