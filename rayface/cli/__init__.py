@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from rayface.collector import collect_less_often
 from rayface.fork_server import ADDRESS
 from rayface.fork_server.launch import close_prestarted, prestart_fork_server
 
@@ -16,6 +17,7 @@ _FORKED = ("train", "tune")  # without `run`, whose stages compute in the driver
 
 def main() -> None:
     """Run the command line; errors are one line on stderr unless --debug asks for the traceback."""
+    collect_less_often()
     arguments = sys.argv[1:]
     if _will_train(arguments) and not _on_cluster(arguments):
         prestart_fork_server()  # it imports while the verbs are imported

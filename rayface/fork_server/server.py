@@ -30,6 +30,7 @@ if __name__ == "__main__":
     if _found is None or os.path.realpath(_found.origin or "") != str(_own):
         sys.path.insert(0, str(_own.parents[1]))
 
+from rayface.collector import collect_less_often
 from rayface.fork_server.forking import (
     Forking,
     Task,
@@ -228,6 +229,7 @@ def main(listener: str, modules: str) -> None:
     """Import modules, and serve."""
     # Python 3.12 warns of threads that it did not start.
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+    collect_less_often()
     import_all(filter(None, modules.split(",")))
     ForkServer(socket.socket(fileno=int(listener))).serve().run()
 
