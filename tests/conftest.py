@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from rayface.collector import collect_less_often
+
+collect_less_often()  # as the command line does
 # For tests that start Ray by themselves: at Ray's 15 its workers stand still beside other work on the machine.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Ray reads it when it is imported: what a thread calls after its session would start a Ray of its own.
