@@ -178,24 +178,46 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) 
     """
     written = 0
 
-    async def tail() -> None:
+    def write_new(text: str, start: int) -> int:
         nonlocal written
+        end = start + len(text)
+        if end > written:
+            write(text[max(0, written - start) :])
+            written = end
+        return end
+
+    async def tail() -> None:
         seen = 0
         async for text in client.tail_job_logs(job):  # from its beginning, each time
-            new = text[max(0, written - seen) :]
-            seen += len(text)
-            written = max(written, seen)
-            if new:
-                write(new)
+            seen = write_new(text, seen)
+
+    async def tail_to_the_end() -> None:
+        tailing, ending = asyncio.create_task(tail()), asyncio.create_task(_end(client, job))
+        await asyncio.wait([tailing, ending], return_when=asyncio.FIRST_COMPLETED)
+        if not tailing.done():  # it notices the end some 3 s late
+            with contextlib.suppress(RuntimeError, OSError):
+                write_new(await asyncio.to_thread(client.get_job_logs, job), 0)
+                tailing.cancel()
+                return
+        await tailing
 
     try:
-        asyncio.run(tail())
+        asyncio.run(tail_to_the_end())
     except KeyboardInterrupt:
         logger.info("stopping %s", job)
         client.stop_job(job)
         _wait(client, job, _STOP_SECONDS)
         asyncio.run(tail())
     return exit_code(_wait(client, job, _STOP_SECONDS))
+
+
+async def _end(client: JobSubmissionClient, job: str) -> None:
+    """Return when a job has ended."""
+    ended = False
+    while not ended:
+        await asyncio.sleep(_POLL_SECONDS)
+        with contextlib.suppress(RuntimeError, OSError):  # an answer that fails; the log tells whether the server does
+            ended = (await asyncio.to_thread(client.get_job_info, job)).status.is_terminal()
 
 
 def _wait(client: JobSubmissionClient, job: str, seconds: float) -> JobDetails:

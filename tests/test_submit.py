@@ -1,5 +1,6 @@
 """Jobs on a cluster: what is sent, what is kept back, and how a job's log and exit code come back."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,27 @@ def test_follow_that_is_interrupted_stops_the_job_and_shows_the_rest_of_its_log_
     cluster = Cluster(JobStatus.RUNNING, None, interrupt=True)
     assert jobs.follow(cluster, "job", written.append) == 130
     assert cluster.stopped
+    assert "".join(written) == "one\ntwo\n"
+
+
+def test_follow_of_a_job_that_ends_while_ray_still_waits_for_its_log_writes_the_rest_at_once():
+    """Also where the cluster does not answer once."""
+    written: list[str] = []
+    cluster = Cluster(JobStatus.SUCCEEDED, 0)
+    answers = iter([RuntimeError("502 Bad Gateway")])
+
+    async def tail(job: str) -> AsyncIterator[str]:
+        yield "one\n"
+        await asyncio.Event().wait()
+
+    def info(job: str) -> SimpleNamespace:
+        if error := next(answers, None):
+            raise error
+        return Cluster.get_job_info(cluster, job)
+
+    cluster.tail_job_logs, cluster.get_job_info = tail, info
+    cluster.get_job_logs = lambda job: "one\ntwo\n"
+    assert jobs.follow(cluster, "job", written.append) == 0
     assert "".join(written) == "one\ntwo\n"
 
 
