@@ -34,7 +34,7 @@ STORE_SECRET = "pl4nted-secret-of-the-store"
 TUNE = {
     "preset": "debug",
     "config": {"train": {"batch_size": 12, "epochs": 1}},
-    "search": {"optim.lr": [0.003, 0.01, 0.03, 0.1]},
+    "search": {"optim.lr": [0.01, 0.1]},
     "objectives": [{"metric": "loss", "mode": "min"}],
     "sweep": {"sampler": "grid"},
 }
@@ -194,7 +194,7 @@ def test_road_in_a_store_submitted_with_a_token_survives_a_kill_and_keeps_secret
     assert scored["num_pairs"] == 40
     (here / "try.yaml").write_text(json.dumps(TUNE))
     sweep = submitted("tune", "try.yaml", f"sweep.output={store % 'sweep'}", f"data.train={core}", tracking)
-    assert (sweep["trials"], sweep["complete"]) == (4, 4)
+    assert (sweep["trials"], sweep["complete"]) == (2, 2)
 
     stranger = started(command(head, "status", "job"), here, token="0" * 64)
     _, errors = stranger.communicate(timeout=60)
