@@ -426,6 +426,7 @@ def test_changed_code_has_new_templates(tmp_path: Path) -> None:
     """On a node, whose server goes on when rayface is upgraded or edited."""
     source, package = Path(cli.__file__).parents[1], tmp_path / "rayface"
     shutil.copytree(source / "fork_server", package / "fork_server")
+    shutil.copyfile(source / "collector.py", package / "collector.py")
     (package / "__init__.py").write_text("")
     program = tmp_path / "parent.py"
     program.write_text("import os; print(os.getppid())")
