@@ -194,12 +194,15 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) 
     async def tail_to_the_end() -> None:
         tailing, ending = asyncio.create_task(tail()), asyncio.create_task(_end(client, job))
         await asyncio.wait([tailing, ending], return_when=asyncio.FIRST_COMPLETED)
+        whole = None
         if not tailing.done():  # it notices the end some 3 s late
             with contextlib.suppress(RuntimeError, OSError):
-                write_new(await asyncio.to_thread(client.get_job_logs, job), 0)
-                tailing.cancel()
-                return
-        await tailing
+                whole = await asyncio.to_thread(client.get_job_logs, job)
+        if whole is None or len(whole) < written:  # the log cannot be had at once
+            await tailing
+        else:
+            tailing.cancel()
+            write_new(whole, 0)
 
     try:
         asyncio.run(tail_to_the_end())

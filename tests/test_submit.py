@@ -1,6 +1,7 @@
 """Jobs on a cluster: what is sent, what is kept back, and how a job's log and exit code come back."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,6 +149,25 @@ def test_follow_of_a_job_that_ends_while_ray_still_waits_for_its_log_writes_the_
 
     cluster.tail_job_logs, cluster.get_job_info = tail, info
     cluster.get_job_logs = lambda job: "one\ntwo\n"
+    assert jobs.follow(cluster, "job", written.append) == 0
+    assert "".join(written) == "one\ntwo\n"
+
+
+def test_follow_of_a_job_whose_log_cannot_be_had_at_once_waits_for_the_rest():
+    written: list[str] = []
+    cluster = Cluster(JobStatus.SUCCEEDED, 0)
+    asked = threading.Event()
+
+    async def tail(job: str) -> AsyncIterator[str]:
+        yield "one\n"
+        await asyncio.to_thread(asked.wait, 60)
+        yield "two\n"
+
+    def logs(job: str) -> str:
+        asked.set()
+        raise RuntimeError("502 Bad Gateway")
+
+    cluster.tail_job_logs, cluster.get_job_logs = tail, logs
     assert jobs.follow(cluster, "job", written.append) == 0
     assert "".join(written) == "one\ntwo\n"
 
