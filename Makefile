@@ -58,8 +58,8 @@ format: $(INSTALLED)
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
 
-# The stamp is written last: an interrupted installation is done again. Python compiles what is imported, two fifths of what
-# is installed, at its first import: pip would take longer for the whole than for all else.
+# The stamp is written last: an interrupted installation is done again. Python compiles what is imported, two fifths of
+# what is installed, at its first import: pip would take longer for the whole than for all else.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "rayface needs Python 3.11 or newer: none found on PATH; try make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Installing rayface into $(VENV): once, 1 to 4 minutes; pip says what it downloads and installs"

@@ -1,5 +1,6 @@
 """Workers forked from one process: what they are like, how they end, and what is left when one side is gone."""
 
+import gc
 import json
 import os
 import resource
@@ -81,6 +82,12 @@ def client_of(
     }
     command = [sys.executable, "-c", CLIENT, str(program), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)
+
+
+def test_forked_process_looks_for_garbage_as_the_command_line_does(server: ForkServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "tell.py").write_text("import gc; print(gc.get_threshold())")
+    with client_of(server, tmp_path / "tell.py") as client:
+        assert client.communicate(timeout=60)[0] == f"{gc.get_threshold()}\n" == "(10000, 10, 10)\n"
 
 
 def test_forked_process_has_the_modules_and_what_its_client_has(server: ForkServerProcess, tmp_path: Path) -> None:

@@ -157,6 +157,22 @@ def test_supervisor_of_a_preempted_node_drains_the_workers_once(tmp_path):
     assert len(RunDirectory(tmp_path).restarts()) == 3
 
 
+@pytest.fixture
+def changed(monkeypatch) -> list[str]:
+    """The changes to a controller's process, which are not made in this one."""
+    names: list[str] = []
+    for name in ("without_synchronization", "end_without_exit_handlers"):
+        monkeypatch.setattr(supervisor, name, lambda name=name: names.append(name))
+    return names
+
+
+def test_controller_ends_without_exit_handlers(tmp_path, changed):
+    start = types.SimpleNamespace(run_config=types.SimpleNamespace(name="abc"))
+    Supervisor(RunDirectory(tmp_path), TrainConfig(num_workers=2)).after_controller_start(start)
+    assert changed == ["without_synchronization", "end_without_exit_handlers"]
+
+
+@pytest.mark.usefixtures("changed")
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_supervisor_of_a_mirrored_run_starts_stores_on_the_nodes_of_every_group(tmp_path, monkeypatch, mirrored):
     started = []
