@@ -1,6 +1,7 @@
 """Jobs on a cluster: what is sent, what is kept back, and how a job's log and exit code come back."""
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -95,7 +96,8 @@ class Cluster:
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         yield "one\n"
         if self.interrupt and not self.stopped:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(60)
         yield "two\n"
 
     def stop_job(self, job: str) -> bool:
@@ -124,6 +126,7 @@ def test_follow_writes_the_log_and_returns_the_exit_code_of_the_job(status, exit
     assert "".join(written) == "one\ntwo\n"
 
 
+@pytest.mark.usefixtures("foreground")
 def test_follow_that_is_interrupted_stops_the_job_and_shows_the_rest_of_its_log_once():
     written: list[str] = []
     cluster = Cluster(JobStatus.RUNNING, None, interrupt=True)
