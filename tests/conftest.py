@@ -27,8 +27,23 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    """Give the commands of all tests one environment: drivers of the fork server share what they import in one."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def forks() -> Iterator[None]:
+    """One fork server for the local Rays and the commands of all tests of a process: each would start its own."""
+    from rayface.fork_server.launch import fork_server
+
+    with fork_server():
+        yield
+
+
+@pytest.fixture(scope="session")
+def local_ray(forks: None) -> Iterator[None]:
     """One local Ray for all tests of a process, with more CPUs than the machine has: nothing depends on speed.
 
     As a verb starts it: a run on a Ray that rayface did not start has some five processes more, of 2 CPU seconds each.

@@ -19,12 +19,13 @@ def main() -> None:
     """Run the command line; errors are one line on stderr unless --debug asks for the traceback."""
     collect_less_often()
     arguments = sys.argv[1:]
-    if _will_train(arguments) and not _on_cluster(arguments):
-        prestart_fork_server()  # it imports while the verbs are imported
-    elif _will_train(arguments) and arguments[0] in _FORKED and ADDRESS in os.environ:
-        from rayface.fork_server.driver import run_forked
+    if _will_train(arguments):
+        if arguments[0] in _FORKED and ADDRESS in os.environ:
+            from rayface.fork_server.driver import run_forked
 
-        run_forked(arguments)
+            run_forked(arguments)
+        if not _on_cluster(arguments):
+            prestart_fork_server()  # it imports while the verbs are imported
     try:
         from rayface.cli.command_line import run_command_line
 

@@ -112,7 +112,7 @@ def prestart_fork_server() -> None:
 
     `close_prestarted` ends it where there is no local Ray after all.
     """
-    if not _prestarted:
+    if not _prestarted and not _is_running():
         with contextlib.suppress(UnsupportedError):
             _prestarted.append(ForkServerProcess())
 
@@ -123,13 +123,24 @@ def close_prestarted() -> None:
         _prestarted.pop().close()
 
 
+def _is_running() -> bool:
+    """Return whether RAYFACE_FORK_SERVER names a server that forks for processes with this environment."""
+    with contextlib.suppress(KeyError, OSError, EOFError, pickle.PickleError):
+        _call_forked(os.environ[ADDRESS], os.getpid, (), {})
+        return True
+    return False
+
+
 @contextmanager
 def fork_server() -> Iterator[Mapping[str, str]]:
     """Run a fork server, and yield the scripts by which nodes of Ray start forked workers.
 
     The nodes must be started inside the context. Without support for it, as on macOS, there are none. A worker that
-    cannot be forked starts as by Ray's own script.
+    cannot be forked starts as by Ray's own script. A server that runs already, by RAYFACE_FORK_SERVER, is used.
     """
+    if not _prestarted and _is_running():
+        yield WORKER_SCRIPTS
+        return
     try:
         server = _prestarted.pop() if _prestarted else ForkServerProcess()
     except UnsupportedError:

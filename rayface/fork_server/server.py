@@ -44,9 +44,15 @@ from rayface.fork_server.protocol import INTERPRETER, Request, pass_request, rec
 
 _MAX_TEMPLATES = 8  # of clients that are gone some stay, until others take their place
 # The job of a worker, in its environment. One that starts without a job, as Ray's first ones do, gets it with its first
-# task; so workers of all jobs can have one template. The second one is of drivers of jobs, and read when they connect.
+# task; so workers of all jobs can have one template.
 _JOB, _NO_JOB = "RAY_JOB_ID", "ffffffff"
-_OF_ONE_JOB = (_JOB, "RAY_JOB_CONFIG_JSON_ENV_VAR")
+# What imports do not read: it may differ between the processes of one template.
+_READ_LATER = {
+    *(_JOB, "RAY_JOB_CONFIG_JSON_ENV_VAR"),  # the second one is of drivers of jobs
+    *("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"),  # Ray Train's controller
+    "PL_DISABLE_FORK",  # Ray Tune's, of a trial and what it starts
+    *("_", "OLDPWD", "SHLVL"),  # a shell's
+}
 
 
 class ForkServer(Forking):
@@ -110,7 +116,7 @@ class ForkServer(Forking):
 
     def _pass_on(self, connection: socket.socket, request: Request) -> Task | None:
         """Have a template fork; in a template that is new, return its task."""
-        environment = {name: value for name, value in request.environment.items() if name not in _OF_ONE_JOB}
+        environment = {name: value for name, value in request.environment.items() if name not in _READ_LATER}
         key = (request.cwd, frozenset(environment.items()), *request.modules)
         code = None if _has_rayface() else _state_of_code(request.environment)
         if key in self._templates and self._code[key] != code:

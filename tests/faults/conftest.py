@@ -8,7 +8,7 @@ from tests.faults.fixture import TestCluster
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(forks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
     """A cluster of this folder's own; a module's, so that it is gone before others start a Ray."""
     cluster = TestCluster(tmp_path_factory.mktemp("faults"))
     yield cluster

@@ -22,7 +22,7 @@ from rayface import cli
 from rayface.cli import command_line
 from rayface.fork_server import ADDRESS, DRIVER_MODULES, OWN_MODULES, driver, launch, protocol
 from rayface.fork_server.forking import opened_a_gpu
-from rayface.fork_server.launch import LIBRARIES, ForkServerProcess
+from rayface.fork_server.launch import LIBRARIES, WORKER_SCRIPTS, ForkServerProcess, fork_server
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux alone")
 
@@ -315,33 +315,69 @@ def test_gpu_that_is_open_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "started"),
     [
-        ("train --preset debug", "server"),
-        ("tune tune_configs/lr.yaml", "server"),
-        ("", None),
-        ("embed --data train", None),
-        ("embed --address auto", None),
-        ("train --help", None),
-        ("train --help --address auto", None),
+        ("train --preset debug", "driver server"),
+        ("tune tune_configs/lr.yaml", "driver server"),
+        ("run x.yaml", "server"),
+        ("", ""),
+        ("embed --data train", ""),
+        ("embed --address auto", ""),
+        ("train --help", ""),
+        ("train --help --address auto", ""),
         ("train --address auto", "driver"),
-        ("run x.yaml --address=auto", None),
+        ("run x.yaml --address=auto", ""),
         ("train cluster.address=auto", "driver"),
         ("RAY_ADDRESS train", "driver"),
     ],
 )
-def test_verbs_that_train_prestart_a_server_or_run_in_a_forked_driver(
-    monkeypatch: pytest.MonkeyPatch, arguments: str, started: str | None
+@pytest.mark.parametrize("named", [True, False])
+def test_verbs_that_train_run_in_a_forked_driver_or_prestart_a_server(
+    monkeypatch: pytest.MonkeyPatch, arguments: str, started: str, named: bool
 ) -> None:
     found: list[str] = []
     monkeypatch.setattr(cli, "prestart_fork_server", lambda: found.append("server"))
-    monkeypatch.setattr(driver, "run_forked", lambda arguments: found.append("driver"))
+    monkeypatch.setattr(driver, "run_forked", lambda arguments: found.append("driver"))  # it finds no server
     monkeypatch.setattr(command_line, "run_command_line", lambda: None)
-    monkeypatch.setenv(ADDRESS, "somewhere")
+    if named:
+        monkeypatch.setenv(ADDRESS, "somewhere")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if "RAY_ADDRESS" in arguments:
         monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(sys, "argv", ["rayface", *arguments.removeprefix("RAY_ADDRESS ").split()])
     cli.main()
-    assert found == ([started] if started else [])
+    assert found == [each for each in started.split() if named or each != "driver"]
+
+
+def test_server_that_is_named_is_used_unless_it_has_other_imports_or_is_gone(
+    server: ForkServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    class OwnServer:
+        def __init__(self) -> None:
+            started.append("own")
+            self.address = "own"
+
+        def close(self) -> None:
+            started.append("closed")
+
+    def used() -> str:
+        monkeypatch.setenv(ADDRESS, server.address)
+        with fork_server() as scripts:
+            assert scripts == WORKER_SCRIPTS
+            return os.environ[ADDRESS]
+
+    monkeypatch.setattr(launch, "ForkServerProcess", OwnServer)
+    monkeypatch.setenv(ADDRESS, server.address)
+    launch.prestart_fork_server()
+    assert used() == server.address == os.environ[ADDRESS]
+    assert started == []
+    with monkeypatch.context() as other:
+        other.setenv("NUMBA_NUM_THREADS", "1")
+        assert used() == "own"
+    server._process.kill()
+    server._process.wait()
+    assert used() == "own"
+    assert started == ["own", "closed"] * 2
 
 
 DRIVER = """
@@ -427,6 +463,20 @@ def test_command_without_a_server_runs_here_and_one_that_loses_it_ends_with_its_
     server._process.wait()
     with driver_of(server, program) as process:
         assert process.communicate(timeout=60)[0] == "not forked\n"
+
+
+def test_processes_share_a_template_unless_what_imports_read_differs(server: ForkServerProcess, tmp_path: Path) -> None:
+    program = tmp_path / "parent.py"
+    program.write_text("import os; print(os.getppid(), os.environ.get('PL_DISABLE_FORK'))")
+
+    def forked(**variables: str) -> list[str]:
+        with client_of(server, program, environment={**os.environ, **variables}) as client:
+            return client.communicate(timeout=60)[0].split()
+
+    first, none = forked()
+    assert none == "None"
+    assert forked(PL_DISABLE_FORK="1", OLDPWD="/", RAY_JOB_ID="01000000") == [first, "1"]
+    assert forked(MPLBACKEND="agg")[0] != first
 
 
 def test_changed_code_has_new_templates(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One drawn set for all integration tests."""
+"""One drawn set, and one fork server, for all integration tests."""
 
 from pathlib import Path
 
@@ -13,3 +13,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("drawn") / "set"
     synthesize(out, identities=20, images_per_identity=12, seed=1, pairs=100, shard_size=300_000, processes=1)
     return out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked(forks: None) -> None:
+    """Commands of these tests have forked workers and drivers."""

@@ -1,7 +1,7 @@
 """The road of a sweep of real training runs: a killed driver is resumed, and one sweep prunes."""
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -73,15 +73,9 @@ def command(spec: dict[str, Any], folder: Path, *more: str) -> list[str]:
     return [*tune, f"sweep.output={folder / 'sweep'}", *more]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
 def result_of(arguments: list[str]) -> dict[str, Any]:
     """What a sweep prints, which must be nothing but one line of JSON."""
-    return ended(
-        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
-    )
+    return ended(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
 
 
 def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -100,16 +94,23 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], Any]) -> An
     return found
 
 
-def kill_trial(process: subprocess.Popen[str]) -> None:
-    """Kill the process of the only trial of a sweep."""
+def kill_trial(process: subprocess.Popen[str], trial: Path) -> None:
+    """Kill the process of a sweep that works on a trial, which has locked its folder."""
     import psutil  # Ray brings it
 
-    def trials() -> list[psutil.Process]:
-        children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if "ImplicitFunc" in "".join(child.cmdline())]
+    def owners() -> list[psutil.Process]:
+        found = []
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                # Ray writes a process's title anew with each call: for a moment there is none
+                if "ImplicitFunc" in "".join(each.cmdline()) and any(
+                    file.path == str(trial / ".lock") for file in each.open_files()
+                ):
+                    found.append(each)
+        return found
 
-    (trial,) = wait_for(process, trials)  # Ray writes a process's title anew with each call: for a moment there is none
-    trial.kill()
+    (owner,) = wait_for(process, owners)
+    owner.kill()
 
 
 def results(sweep: Path) -> dict[Path, int]:
@@ -121,21 +122,19 @@ def resumed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """What is left of a sweep whose driver was killed at trial 2, and trial 2's own process when it was resumed."""
     folder = tmp_path_factory.mktemp("killed")
     start = command(KILLED, folder, f"data.train={drawn}", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")
-    with subprocess.Popen(start, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+    with subprocess.Popen(start, stderr=subprocess.PIPE, text=True) as process:
         wait_for(process, lambda: list(folder.glob("sweep/trials/0002/checkpoints/step_*/progress.json")))
         process.send_signal(signal.SIGKILL)
         process.wait()
     finished = results(folder / "sweep")
     trial = folder / "sweep" / "trials" / "0002"
     again = command(KILLED, folder, "--resume")
-    with subprocess.Popen(
-        again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as process:
+    with subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         # Only then what is saved is of this session: workers of the killed one may finish a checkpoint.
         wait_for(process, lambda: len(json.loads((trial / "sessions.json").read_text())["sessions"]) == 2)
         saved = set(checkpoint.all_in(trial))
         wait_for(process, lambda: set(checkpoint.all_in(trial)) - saved)
-        kill_trial(process)
+        kill_trial(process, trial)
         result = ended(process)
     return {"folder": folder, "sweep": folder / "sweep", "finished": finished, "result": result}
 
