@@ -25,12 +25,11 @@ from safetensors.numpy import load_file
 
 from rayface import config as configs
 from rayface.data.synth import synthesize
-from rayface.fork_server.launch import fork_server
-from rayface.ray_internals.nodes import started_nodes
 from rayface.tracking import read_metrics
 from rayface.tracking.journal import RECOVERY
 from rayface.training import fit, trainer
 from rayface.training.checkpointing import checkpoint
+from tests.clusters import light_nodes
 from tests.faults import breakpoints as breakpoints_module
 from tests.faults.breakpoints import Breakpoint, with_breakpoints
 from tests.tracking.mlflow_server import MlflowServer
@@ -86,8 +85,8 @@ class TestCluster:
         self.store = f"sqlite:///{folder / 'mlflow.db'}"
         self.data = folder / "set"
         synthesize(self.data, identities=20, images_per_identity=12, seed=1, shard_size=300_000, processes=1)
-        self._forks = contextlib.ExitStack()
-        self._forks.enter_context(started_nodes(worker_scripts=self._forks.enter_context(fork_server())))
+        self._nodes = contextlib.ExitStack()
+        self._nodes.enter_context(light_nodes())
         node = {"num_cpus": 1, "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
         with patch.dict(os.environ, _NODE_ENVIRONMENT):
             self.ray_cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -150,7 +149,7 @@ class TestCluster:
         self.server.kill()
         ray.shutdown()
         self.ray_cluster.shutdown()
-        self._forks.close()
+        self._nodes.close()
 
     @property
     def reference(self) -> Trained:

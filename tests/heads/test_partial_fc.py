@@ -108,7 +108,7 @@ def test_loss_of_a_bad_batch_raises_one_line_and_leaves_nothing_behind() -> None
     assert train(head, 1) == train(small_head(), 1)
 
 
-STEPS, CLASSES, WIDTH, BATCH = 20, 700, 12, 16
+STEPS, CLASSES, WIDTH, BATCH = 10, 700, 12, 16
 PIECES = {"whole": [16], "two": [8, 8], "uneven": [3, 9, 4]}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9},

@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from rayface.config import Config, load
 from rayface.curate.job_output import JobOutput
 from rayface.curate.prune.core_set import prune
+from tests.clusters import light_nodes
 
 _NODE = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
 
@@ -33,6 +34,11 @@ def config(embeddings: str, out: str) -> Config:
 
 
 def main(folder: Path, embeddings: str, out: str) -> None:
+    with light_nodes():
+        _work(folder, embeddings, out)
+
+
+def _work(folder: Path, embeddings: str, out: str) -> None:
     def of_node(name: str) -> dict[str, str]:
         return {"RAYFACE_CACHE": str(folder / name), "XDG_STATE_HOME": str(folder / name)}
 

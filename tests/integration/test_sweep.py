@@ -22,12 +22,11 @@ from ray.cluster_utils import Cluster
 from rayface import config as configs
 from rayface.cli.command_line import _outcome
 from rayface.data.dataset import open_dataset
-from rayface.fork_server.launch import fork_server
-from rayface.ray_internals.nodes import started_nodes
 from rayface.tracking import read_metrics
 from rayface.training.checkpointing import checkpoint
 from rayface.training.run_output import resolve
 from rayface.training.schedules import FastFace
+from tests.clusters import light_nodes
 
 CONFIG = {
     "data": {"window_images": 60},
@@ -35,14 +34,14 @@ CONFIG = {
     "optim": {"clip_norm": None},
     "tracking": {"experiment": "sweeps"},
 }
-# Trial 0 breaks, 1 is short, 2 takes 20 epochs, 3 would too but learns nothing and is given up at step 20.
+# Trial 0 breaks, 1 is short, 2 takes 10 epochs, 3 would too but learns nothing and is given up at step 20.
 FASTFACE = {"lambda_total": 20.0, "alpha_total": 40.0, "tolerance": 0.05}  # lowers the rate every 11 steps
 KILLED = {
     "preset": "debug",
     "config": {**CONFIG, "schedule": {"name": "fastface", **FASTFACE}},
     "search": {
         "optim.lr": [1.0e30, 0.01, 0.1, 1.0e-6],
-        "train.epochs": {"choices": [20], "when": {"optim.lr": [0.1, 1.0e-6]}},
+        "train.epochs": {"choices": [10], "when": {"optim.lr": [0.1, 1.0e-6]}},
     },
     "objectives": [{"metric": "loss", "mode": "min"}],
     "heatmaps": [["optim.lr", "train.epochs"]],
@@ -165,7 +164,7 @@ def test_sweep_resumed_skips_finished_trials_and_resumes_the_interrupted_one(res
     assert "a lower optim.lr (now 1e+30)" in trials[0].user_attrs["reason"]
     assert [set(trial.params) for trial in trials[1:3]] == [{"optim.lr"}, {"optim.lr", "train.epochs"}]
     losses = [read_metrics(sweep / "trials" / f"{number:04d}" / "journal")["train/loss"] for number in range(4)]
-    assert [step for step, _, _ in losses[2]] == list(range(1, 201))  # every step once, over the kill
+    assert [step for step, _, _ in losses[2]] == list(range(1, 101))  # every step once, over the kill
     assert trials[2].values == [losses[2][-1][1]]
     check_rates(read_metrics(sweep / "trials" / "0002" / "journal"), 0.1)
     assert result["best"]["trial"] == 2
@@ -175,12 +174,12 @@ def test_sweep_resumed_skips_finished_trials_and_resumes_the_interrupted_one(res
 def check_rates(metrics: dict[str, Any], first: float) -> None:
     """FastFace's rates follow from the losses, also where the run was killed."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=first)
-    schedule = FastFace(optimizer, total_steps=200, **FASTFACE)
+    schedule = FastFace(optimizer, total_steps=100, **FASTFACE)
     for (_, loss, _), (_, rate, _) in zip(metrics["train/loss"], metrics["train/lr"], strict=True):
         schedule.step(loss)
         assert optimizer.param_groups[0]["lr"] == rate
     assert rate < first
-    assert len(metrics["train/detector"]) == 199
+    assert len(metrics["train/detector"]) == 99
 
 
 @pytest.mark.long
@@ -200,7 +199,7 @@ def test_sweep_resumed_counts_the_seconds_of_all_sessions(resumed):
 def test_sweep_stops_a_trial_that_falls_behind_with_a_checkpoint(resumed):
     run = resumed["sweep"] / "trials" / "0003"
     (saved,) = checkpoint.all_in(run)[-1:]
-    assert 20 <= int(saved.name.removeprefix("step_")) < 200
+    assert 20 <= int(saved.name.removeprefix("step_")) < 100
     assert not (run / "result.json").exists()
 
 
@@ -216,7 +215,7 @@ def test_sweep_in_mlflow_has_its_trials_nested_and_none_running(resumed):
     assert [trials[number].data.tags["state"] for number in range(4)] == STATES
     assert [trials[number].data.tags["best"] for number in range(4)] == ["false", "false", "true", "false"]
     assert trials[2].data.params["optim.lr"] == "0.1"
-    assert len(client.get_metric_history(trials[2].info.run_id, "train/loss")) == 200
+    assert len(client.get_metric_history(trials[2].info.run_id, "train/loss")) == 100
     assert "plots/schedule.png" in {path.path for path in client.list_artifacts(trials[2].info.run_id, "plots")}
     assert len(client.get_metric_history(parent.info.run_id, "trial/loss")) == 2
     files = {path.path for path in client.list_artifacts(parent.info.run_id)}
@@ -244,7 +243,7 @@ def test_report_of_a_sweep_in_a_browser_is_drawn_without_errors(resumed, browser
 @pytest.fixture
 def exact_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cluster of two nodes whose CPUs the workers of two trials fill."""
-    with fork_server() as scripts, started_nodes(worker_scripts=scripts):
+    with light_nodes():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         cluster.add_node(num_cpus=1)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
