@@ -46,7 +46,9 @@ def mask(text: str) -> str:
 def _mask(text: str, secrets: tuple[str, ...]) -> str:
     for secret in secrets:
         text = text.replace(secret, _MASK)
-    return _ASSIGNED.sub(rf"\1{_MASK}", _PARAMETER.sub(rf"\1{_MASK}", _URI.sub(_masked_uri, text)))
+    if "://" in text:  # an image in base64 is one long word, in which the search would start at every letter
+        text = _URI.sub(_masked_uri, text)
+    return _ASSIGNED.sub(rf"\1{_MASK}", _PARAMETER.sub(rf"\1{_MASK}", text))
 
 
 def _secrets() -> tuple[str, ...]:

@@ -12,20 +12,19 @@ from rayface.fork_server import ADDRESS
 from rayface.fork_server.launch import close_prestarted, prestart_fork_server
 
 _TRAINING = ("train", "tune", "run")
-_FORKED = ("train", "tune")  # without `run`, whose stages compute in the driver: one thread of BLAS in a forked one
+_WITH_PYTORCH = (*_TRAINING, "embed", "prune", "cluster", "evaluate", "export")
 
 
 def main() -> None:
     """Run the command line; errors are one line on stderr unless --debug asks for the traceback."""
     collect_less_often()
     arguments = sys.argv[1:]
-    if _will_train(arguments):
-        if arguments[0] in _FORKED and ADDRESS in os.environ:
-            from rayface.fork_server.driver import run_forked
+    if _is_one_of(_WITH_PYTORCH, arguments) and ADDRESS in os.environ:
+        from rayface.fork_server.driver import run_forked
 
-            run_forked(arguments)
-        if not _on_cluster(arguments):
-            prestart_fork_server()  # it imports while the verbs are imported
+        run_forked(arguments)
+    if _is_one_of(_TRAINING, arguments) and not _on_cluster(arguments):
+        prestart_fork_server()  # it imports while the verbs are imported
     try:
         from rayface.cli.command_line import run_command_line
 
@@ -34,11 +33,11 @@ def main() -> None:
         close_prestarted()
 
 
-def _will_train(arguments: Sequence[str]) -> bool:
-    """Return whether a verb will start workers, as far as its arguments tell."""
-    return bool(arguments) and arguments[0] in _TRAINING and not {"--help", "-h"} & set(arguments)
+def _is_one_of(verbs: Sequence[str], arguments: Sequence[str]) -> bool:
+    """Return whether one of the verbs will run, as far as the arguments tell."""
+    return bool(arguments) and arguments[0] in verbs and not {"--help", "-h"} & set(arguments)
 
 
 def _on_cluster(arguments: Sequence[str]) -> bool:
-    """Return whether it starts them on a Ray that runs."""
+    """Return whether a verb uses a Ray that runs."""
     return bool(os.environ.get("RAY_ADDRESS")) or any("address" in argument for argument in arguments)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rayface.config import Config, EmbedConfig
-from rayface.embedding.embed import embed
 from rayface.embedding.embeddings import Embeddings, open_embeddings
 from rayface.embedding.rows import read_labels, read_norms, read_rows
 from rayface.evaluation.embedding_cache import EmbeddingCache
@@ -107,6 +106,9 @@ class ModelEmbeddings:
 
     def _by_job(self, images: ImageRows, folder: str) -> Embedded:
         """Embed the dataset by the job of `rayface embed`, which resumes and uses all of the cluster."""
+        # Not above: it imports Ray, and most sets are embedded without.
+        from rayface.embedding.embed import embed
+
         given = self._config.evaluate
         job = EmbedConfig(
             model=given.model,

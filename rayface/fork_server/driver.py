@@ -59,6 +59,16 @@ def _wait(process: int) -> None:
         select.select([os.pidfd_open(process)], [], [])
 
 
+def _use_all_cpus() -> None:
+    """Give the libraries that compute as many threads as in a process that was not forked; the server's have one."""
+    # Not above: the command that waits for this process does not need it.
+    from threadpoolctl import threadpool_limits
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(num_cpus())
+    threadpool_limits(num_cpus())
+
+
 def main() -> None:
     """Run the command line."""
     del sys.path[0]  # this file's folder
@@ -66,8 +76,8 @@ def main() -> None:
     sys.argv[0] = "rayface"
     assert isinstance(sys.stdout, io.TextIOWrapper)  # opened as another process's
     sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=bool(os.environ.get("PYTHONUNBUFFERED")))
-    if "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
-        sys.modules["torch"].set_num_threads(num_cpus())  # the server has one thread
+    if "OMP_NUM_THREADS" not in os.environ:
+        _use_all_cpus()
     from rayface.cli.command_line import run_command_line
 
     run_command_line()

@@ -196,7 +196,7 @@ def test_evaluate_of_a_large_dataset_embeds_it_by_the_job(
         Path(config.embed.out).mkdir(parents=True)
         pq.write_table(pa.table({**columns, "norm": norms}), Path(config.embed.out) / "part-000000.parquet")
 
-    monkeypatch.setattr(embedding, "embed", embed)
+    monkeypatch.setattr("rayface.embedding.embed.embed", embed)
     monkeypatch.setattr(embedding, "_JOB_IMAGES", 100)
     found = evaluate(given(**changes, cache=str(tmp_path / "other"))).as_dict()
     (job,) = jobs

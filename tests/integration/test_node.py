@@ -17,6 +17,7 @@ import pytest
 
 import rayface
 from rayface.data.synth import synthesize
+from rayface.machine import num_cpus
 from tests.integration.test_job import BIN, free_port
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is a fork server on Linux alone")
@@ -108,19 +109,24 @@ import os, sys
 from pathlib import Path
 parent = Path(f"/proc/{os.getppid()}/cmdline").read_text()
 who = "driver" if sys.argv[0] == "rayface" else "worker"
-(Path(__file__).parent / f"{who} {os.getpid()}").write_text(f"{'server.py' in parent} {os.getppid()}")
+told = f"{'server.py' in parent} {os.getppid()}"
+if who == "driver":
+    from threadpoolctl import threadpool_info
+    told += f" {max(pool['num_threads'] for pool in threadpool_info() if pool['user_api'] == 'blas')}"
+(Path(__file__).parent / f"{who} {os.getpid()}").write_text(told)
 """
 
 
 @pytest.mark.long
-def test_driver_on_a_node_is_forked_and_trains_in_its_workers(scratch: Path, tmp_path: Path) -> None:
+def test_drivers_on_a_node_are_forked_and_train_in_its_workers(scratch: Path, tmp_path: Path) -> None:
     synthesize(tmp_path / "set", identities=20, images_per_identity=6, image_size=32, processes=1)
     (tmp_path / "parents.py").write_text(PLUGIN)
     drivers: list[list[str]] = []
     with started_node(scratch) as (address, variable):
-        for run in ("first", "second"):
-            keys = [f"data.train={tmp_path}/set", f"train.output={tmp_path}/{run}", "train.num_workers=2"]
-            command = [sys.executable, "-m", "rayface.cli", "train", "--preset", "debug", "--json", *keys]
+        keys = [f"data.train={tmp_path}/set", f"train.output={tmp_path}/run", "train.num_workers=2"]
+        embed = ["embed", f"--model={tmp_path}/run", f"--data={tmp_path}/set", f"--out={tmp_path}/emb"]
+        for verb, of in ((["train", "--preset=debug", *keys], "run"), ([*embed, "tracking.enabled=false"], "emb")):
+            command = [sys.executable, "-m", "rayface.cli", *verb, "--json"]
             done = subprocess.run(
                 [*command, "--import", "parents", "--address", address],
                 cwd=tmp_path,
@@ -131,11 +137,12 @@ def test_driver_on_a_node_is_forked_and_trains_in_its_workers(scratch: Path, tmp
                 check=False,
             )
             assert done.returncode == 0, done.stderr
-            assert json.loads(done.stdout)["run"] == str(tmp_path / run)
+            assert json.loads(done.stdout)
+            assert (tmp_path / of).is_dir()
             drivers.append(sorted(path.read_text() for path in tmp_path.glob("driver *")))
     workers = [path.read_text() for path in tmp_path.glob("worker *")]
-    assert len(workers) >= 4
+    assert len(workers) >= 2
     assert all(each.startswith("True") for each in workers)
     assert [len(each) for each in drivers] == [1, 2]
     assert drivers[1] == drivers[0] * 2  # of one template
-    assert drivers[0][0].startswith("True")
+    assert re.fullmatch(rf"True \d+ {num_cpus()}", drivers[0][0])
