@@ -14,7 +14,7 @@ JOBS ?= 2
 # Real faces, for `make recipes`.
 FACES ?=
 
-.PHONY: help demo test test-all faults recipes lint types docs format clean
+.PHONY: help demo test test-all collect faults recipes lint types docs format clean
 
 help:
 	@echo "make demo    draw faces, train on them with several workers, evaluate (a few minutes)"
@@ -37,6 +37,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(ARGS)
+
+collect: $(INSTALLED)
+	@found="$$($(VENV)/bin/python -m pytest --collect-only -qq 2>&1)" || { echo "$$found"; exit 1; }
 
 faults: $(INSTALLED)
 	$(VENV)/bin/python -m tests.faults.table $(ARGS)
