@@ -812,8 +812,13 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
+@functools.cache
+def _known() -> tuple[str, ...]:
+    return (*flat(Config()), *_GROUPS)
+
+
 def _check_known(path: str, source: str) -> None:
-    known = [*flat(Config()), *_GROUPS]
+    known = _known()
     if path in known or path == f"evaluate.{_PROTOCOL}":
         return
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)

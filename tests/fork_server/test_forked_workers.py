@@ -26,6 +26,7 @@ def test_workers_of_a_train_command_are_forked(tmp_path: Path) -> None:
     (tmp_path / "seen").mkdir()
     (tmp_path / "parents.py").write_text(PLUGIN)
     settings = [f"data.train={tmp_path}/set", f"train.output={tmp_path}/run", "train.num_workers=2", "train.epochs=1"]
+    settings.append("tracking.enabled=false")
     command = [sys.executable, "-m", "rayface.cli", "train", "--preset", "debug", "--import", "parents", *settings]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

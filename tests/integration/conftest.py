@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from rayface import report
+
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -18,3 +20,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def forked(forks: None) -> None:
     """Commands of these tests have forked workers and drivers."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_plots() -> None:
+    """Nobody looks at the plots of these runs, and there are hundreds."""
+    report.PNG_DPI = 50

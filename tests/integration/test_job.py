@@ -185,7 +185,6 @@ def test_road_in_a_store_submitted_with_a_token_survives_a_kill_and_keeps_secret
     kill_driver(started(train, here), "train", f"train.output={run}", lambda: bool(all_in(directory)))
     resumed = ended(started(train, here))
     assert (resumed["steps"], resumed["tracking_delivered"]) == (30, True)
-    assert ended(started(train, here))["seconds"] == resumed["seconds"]  # finished: its result again
     losses = RunDirectory(directory).read_metrics()["train/loss"]
     assert [step for step, _, _ in losses] == [*range(1, 31)]
 

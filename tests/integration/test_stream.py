@@ -1,6 +1,7 @@
 """The stream on a real Ray Data: every rank gets its rows of the order's batches, corrupt images are counted."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,6 +63,19 @@ def test_stream_on_any_workers_and_nodes_gives_the_ordered_global_batch(drawn, m
         assert np.array_equal(labels, dataset.index.label[ids])
         assert {part.images.shape[1:] for part in parts} == {(56, 56, 3)}
         assert [part.rows.stop for part in parts][-1] == order.batch_size
+
+
+def test_stream_has_a_process_for_its_first_reader_before_a_rank_asks(drawn, tmp_path, monkeypatch):
+    started = tmp_path / "started"
+    monkeypatch.setattr(dealer, "_nothing", lambda: started.touch())
+    dataset = open_dataset(drawn)
+    order = SampleOrder(num_samples=len(dataset.index), batch_size=12)
+    dealt = deal(share(dataset), order, image_size=56, world_size=1, start=0, stop=2, readers=1, reserved={})
+    deadline = time.monotonic() + 60
+    while not started.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [batch.step for batch in train_batches(dealt, 0)] == [0, 1]
 
 
 @pytest.mark.parametrize("with_instances", [False, True])

@@ -103,7 +103,11 @@ def deal(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # A call of each rank may wait while the rank makes the next one or calls `done`.
     options = {"num_cpus": 0, "max_concurrency": world_size * (_TURNS_AHEAD + 2), "scheduling_strategy": here}
-    return Dealt(ray.remote(Dealer).options(**options).remote(stream), stream)
+    dealer = ray.remote(Dealer).options(**options).remote(stream)
+    # A process for the first reader, which starts while the ranks build their model and Ray Data plans.
+    _, cpus = _readers(stream, _cluster_cpus())
+    ray.remote(_nothing).options(num_cpus=cpus).remote()
+    return Dealt(dealer, stream)
 
 
 class Dealer:
@@ -196,6 +200,10 @@ class Dealer:
             early = None
 
 
+def _nothing() -> None:
+    """Ray keeps the process that has done it for the next task."""
+
+
 @dataclass
 class _Turn:
     blocks: dict[str, ray.ObjectRef]  # by node
@@ -232,7 +240,7 @@ def _read(
     stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]], early: range | None
 ) -> Iterator[ray.ObjectRef]:
     """Start a Ray Data execution and return its blocks, ordered by turn and node; first those of the early steps."""
-    tasks, cpus = _readers(stream, ray.cluster_resources().get("CPU", 1))
+    tasks, cpus = _readers(stream, _cluster_cpus())
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block a row
     context.enable_progress_bars = False
@@ -270,6 +278,10 @@ def _read(
         )
         bundles = blocks.iter_internal_ref_bundles()
         return (ref for bundle in bundles for ref in bundle.block_refs)
+
+
+def _cluster_cpus() -> float:
+    return float(ray.cluster_resources().get("CPU", 1))
 
 
 def _readers(stream: Stream, cluster_cpus: float) -> tuple[int, float]:
