@@ -1,5 +1,6 @@
 """One drawn set, and one fork server, for all integration tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def forked(forks: None) -> None:
     """Commands of these tests have forked workers and drivers."""
 
 
-@pytest.fixture(scope="session", autouse=True)
-def small_plots() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def small_plots() -> Iterator[None]:
     """Nobody looks at the plots of these runs, and there are hundreds."""
-    report.PNG_DPI = 50
+    before, report.PNG_DPI = report.PNG_DPI, 50
+    yield
+    report.PNG_DPI = before
