@@ -12,7 +12,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 
 from rayface.data.dataset import Dataset, open_dataset
-from rayface.data.streaming import dealer
+from rayface.data.streaming import dealer, read_tasks
 from rayface.data.streaming.batches import Batch, train_batches
 from rayface.data.streaming.dealer import deal
 from rayface.data.streaming.fault_counter import FaultCounter
@@ -67,7 +67,7 @@ def test_stream_on_any_workers_and_nodes_gives_the_ordered_global_batch(drawn, m
 
 def test_stream_has_a_process_for_its_first_reader_before_a_rank_asks(drawn, tmp_path, monkeypatch):
     started = tmp_path / "started"
-    monkeypatch.setattr(dealer, "_nothing", lambda: started.touch())
+    monkeypatch.setattr(read_tasks, "_nothing", lambda: started.touch())
     dataset = open_dataset(drawn)
     order = SampleOrder(num_samples=len(dataset.index), batch_size=12)
     dealt = deal(share(dataset), order, image_size=56, world_size=1, start=0, stop=2, readers=1, reserved={})

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayface.data.shards.random_access import SampleReader
 from rayface.data.shards.samples import SampleIndex
 from rayface.data.streaming.label_groups import LabelGroups
+from rayface.data.streaming.read_tasks import read_tasks, start_process
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.scheduling_rest import SchedulingRest
 from rayface.data.streaming.shared_samples import SharedSamples
@@ -104,9 +105,8 @@ def deal(
     # A call of each rank may wait while the rank makes the next one or calls `done`.
     options = {"num_cpus": 0, "max_concurrency": world_size * (_TURNS_AHEAD + 2), "scheduling_strategy": here}
     dealer = ray.remote(Dealer).options(**options).remote(stream)
-    # A process for the first reader, which starts while the ranks build their model and Ray Data plans.
-    _, cpus = _readers(stream, _cluster_cpus())
-    ray.remote(_nothing).options(num_cpus=cpus).remote()
+    _, cpus = read_tasks(readers, reserved.get("CPU", 0))
+    start_process(cpus)
     return Dealt(dealer, stream)
 
 
@@ -200,10 +200,6 @@ class Dealer:
             early = None
 
 
-def _nothing() -> None:
-    """Ray keeps the process that has done it for the next task."""
-
-
 @dataclass
 class _Turn:
     blocks: dict[str, ray.ObjectRef]  # by node
@@ -240,7 +236,7 @@ def _read(
     stream: Stream, turns: Sequence[range], nodes: Sequence[Sequence[int]], early: range | None
 ) -> Iterator[ray.ObjectRef]:
     """Start a Ray Data execution and return its blocks, ordered by turn and node; first those of the early steps."""
-    tasks, cpus = _readers(stream, _cluster_cpus())
+    tasks, cpus = read_tasks(stream.readers, stream.reserved.get("CPU", 0))
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1  # a block a row
     context.enable_progress_bars = False
@@ -278,21 +274,6 @@ def _read(
         )
         bundles = blocks.iter_internal_ref_bundles()
         return (ref for bundle in bundles for ref in bundle.block_refs)
-
-
-def _cluster_cpus() -> float:
-    return float(ray.cluster_resources().get("CPU", 1))
-
-
-def _readers(stream: Stream, cluster_cpus: float) -> tuple[int, float]:
-    """Return the number of concurrent read tasks, and the CPUs that Ray reserves for each.
-
-    A task may count only on CPUs that no training holds: its workers keep theirs until they end, and wait for the task.
-    Without such CPUs it reserves none; readers and workers then share the CPUs by the operating system.
-    """
-    free = int(cluster_cpus - stream.reserved.get("CPU", 0))
-    # Between two tasks a reader waits for Ray Data's loop, 30 ms and more; a second task per CPU fills the gap.
-    return stream.readers or 2 * max(1, free), 0.5 if free >= 1 else 0.0
 
 
 def _read_ahead_bytes(stream: Stream, turns: Sequence[range], tasks: int) -> int:

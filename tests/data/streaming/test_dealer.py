@@ -16,7 +16,6 @@ from rayface.data.streaming.dealer import (
     _early_steps,
     _executions,
     _read_ahead_bytes,
-    _readers,
 )
 from rayface.data.streaming.sample_order import SampleOrder
 from rayface.data.streaming.scheduling_rest import SchedulingRest
@@ -164,22 +163,6 @@ def test_rounds_without_progress_last_longer_each_time_unless_the_loop_waited_it
     for _ in range(20):
         rest.on_execution_step(executor)
     assert slept[-1] == 0.05
-
-
-@pytest.mark.parametrize(
-    ("cluster", "held", "tasks", "cpus"),
-    [
-        (16, 0, 32, 0.5),
-        (16, 9, 14, 0.5),  # the workers of all runs hold theirs
-        (4, 3, 2, 0.5),
-        (4, 3.5, 2, 0),  # half a CPU that a task waits for may belong to two nodes
-        (4, 4, 2, 0),  # two trials of two workers: a task of a CPU would wait for ever, and they for it
-        (2, 4, 2, 0),
-    ],
-)
-def test_readers_reserve_only_cpus_that_no_training_holds(cluster: float, held: float, tasks: int, cpus: float) -> None:
-    assert _readers(stream(reserved={"CPU": held}), cluster) == (tasks, cpus)
-    assert _readers(stream(reserved={"CPU": held}, readers=3), cluster) == (3, cpus)
 
 
 def test_read_ahead_of_any_tasks_is_a_turn_each_and_one_more() -> None:
