@@ -147,7 +147,7 @@ class VisionTransformer(nn.Module):
         """Return a random selection of tokens (N, K, C) per image, and its order (N, T), kept tokens first."""
         n, t, c = x.shape
         order = torch.rand(n, t, device=x.device).argsort(dim=1)
-        kept = order[:, : int(t * (1 - self.mask_ratio))]
+        kept = order[:, : max(1, int(t * (1 - self.mask_ratio)))]
         return x.gather(1, kept[:, :, None].expand(-1, -1, c)), order
 
     def _fill_gaps(self, x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

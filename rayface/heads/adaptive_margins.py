@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from rayface.heads.margins import CombinedMargin, Margin, angle
+from rayface.heads.margins import CombinedMargin, Margin, angle, check_number
 
 
 class AdaFace(Margin):
@@ -29,6 +29,9 @@ class AdaFace(Margin):
         conflict_threshold: float | None = None,
     ) -> None:
         super().__init__(scale, conflict_threshold)
+        check_number("margin", margin)
+        check_number("h", h)
+        check_number("momentum", momentum, high=1)
         self.margin, self.h, self.momentum = margin, h, momentum
         self.norm_mean, self.norm_std = 20.0, 100.0
 
@@ -74,6 +77,8 @@ class ElasticFace(CombinedMargin):
         self.kind = kind
         self.margin = default_margin if margin is None else margin
         self.std = default_std if std is None else std
+        check_number("margin", self.margin)
+        check_number("std", self.std)
 
     def target(self, cosine: Tensor, norms: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the target's logit over the scale, (B,); margins are drawn from a CPU generator, or torch's own."""
@@ -100,7 +105,9 @@ class MagFace(Margin):
         conflict_threshold: float | None = None,
     ) -> None:
         super().__init__(scale, conflict_threshold)
-        if not 0 < low < high:
+        for name, value in (("margin_low", margin_low), ("margin_high", margin_high), ("weight", weight)):
+            check_number(name, value)
+        if not 0 < low < high < math.inf:
             raise ValueError(f"head.low {low} and head.high {high} must be 0 < low < high; 10 and 110 are usual")
         self.low, self.high = low, high
         self.margin_low, self.margin_high, self.weight = margin_low, margin_high, weight
@@ -136,6 +143,8 @@ class CurricularFace(Margin):
         conflict_threshold: float | None = None,
     ) -> None:
         super().__init__(scale, conflict_threshold)
+        check_number("margin", margin)
+        check_number("momentum", momentum, high=1)
         self.margin, self.momentum = margin, momentum
         self.t = 0.0
 

@@ -69,6 +69,8 @@ class CenterUpdate:
         if self._sparse and all(pending.rows is not None for pending in self.pending):
             used = torch.unique(torch.cat([pending.rows for pending in self.pending if pending.rows is not None]))
         total = len(self._softmax.centers) if used is None else used.numel()
+        if not total:  # few classes on many ranks
+            return
         edges = [*range(0, total, size), total]
         spans = [pending.spans(edges, used) for pending in self.pending]
         for index, (lo, hi) in enumerate(pairwise(edges)):

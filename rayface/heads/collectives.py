@@ -94,7 +94,7 @@ class Collectives:
         """Return rows (B, k) and labels (B,) int64 of all ranks, by one collective: labels are sent as bits."""
         if self.size == 1:
             return local, labels
-        width, tail = local.shape[1], labels.contiguous().view(local.dtype).view(len(labels), -1)
+        width, tail = local.shape[1], labels.contiguous().view(local.dtype).view(len(labels), 8 // local.element_size())
         together = self.gather(torch.cat([local, tail], dim=1), layout)
         return together[:, :width].contiguous(), together[:, width:].contiguous().view(torch.int64).view(-1)
 

@@ -42,7 +42,7 @@ class DCQOptions(HeadOptions):
 
     def queue_rows(self, batch_size: int) -> int:
         """Return K for a global batch."""
-        return self.queue_size or max(1, round(USUAL_QUEUE / batch_size)) * batch_size
+        return max(1, round(USUAL_QUEUE / batch_size)) * batch_size if self.queue_size is None else self.queue_size
 
 
 class DCQ(Head):
@@ -118,6 +118,8 @@ class DCQ(Head):
         if not isinstance(settings.margin, CosFace):
             name = type(settings.margin).__name__.lower()
             raise ValueError(f"head.margin: {name}: dcq shifts the cosine to the own key: must be cosface")
+        if (threshold := settings.margin.conflict_threshold) is not None:
+            raise ValueError(f"head.conflict_threshold: {threshold}: dcq keeps no class centers: leave it out")
         check_momentum(settings.options.momentum)
         check_queue(settings.options.queue_rows(settings.batch_size), settings.batch_size)
 

@@ -141,7 +141,7 @@ class CombinedMargin(Margin):
         super().__init__(scale, conflict_threshold)
         if gradient not in GRADIENTS:
             raise ValueError(f"head.gradient {gradient!r} must be one of {', '.join(GRADIENTS)}")
-        if m1 < 0 or m2 < 0 or m3 < 0:
+        if not (m1 >= 0 and m2 >= 0 and m3 >= 0):
             raise ValueError(f"head.margin ({m1}, {m2}, {m3}) must not be negative")
         self.m1, self.m2, self.m3 = m1, m2, m3
         self.gradient = gradient
@@ -181,6 +181,13 @@ class ArcFace(CombinedMargin):
         gradient: str = "straight_through",
     ) -> None:
         super().__init__(scale, m2=margin, conflict_threshold=conflict_threshold, gradient=gradient)
+
+
+def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf) -> None:
+    """Raise ValueError for a setting of a margin that is no number from low to high."""
+    if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+        rule = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"head.{name} {value!r} must be a number {rule}")
 
 
 def angle(cosine: Tensor) -> Tensor:

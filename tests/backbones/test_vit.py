@@ -24,6 +24,12 @@ def test_masking_of_tokens_keeps_a_share_of_each_image_in_place() -> None:
     assert len({tuple(row[:, 0].tolist()) for row in filled}) == 3  # every image its own
 
 
+def test_masking_of_a_single_token_keeps_it() -> None:
+    """Without it every embedding would be that of the mask token."""
+    tokens = torch.ones(2, 1, 32)
+    assert torch.equal(build_backbone("vit_t", mask_ratio=0.1, **SMALL)._keep_some(tokens)[0], tokens)
+
+
 def test_masking_and_stochastic_depth_of_a_net_act_in_training_only() -> None:
     torch.manual_seed(0)
     net = build_backbone("vit_t", mask_ratio=0.5, drop_path=0.5, **SMALL)

@@ -86,6 +86,12 @@ def test_curricularface_of_easy_and_hard_negatives_weighs_the_hard_ones() -> Non
     [
         (lambda: MagFace(low=5, high=2), "head.low 5"),
         (lambda: ElasticFace("both"), "head.kind 'both'"),
+        (lambda: ElasticFace(std=-0.1), "head.std -0.1 must be a number at least 0"),
+        (lambda: AdaFace(margin=-5), "head.margin -5 must be a number at least 0"),
+        (lambda: AdaFace(h="abc"), "head.h 'abc'"),
+        (lambda: MagFace(weight="abc"), "head.weight 'abc'"),
+        (lambda: MagFace(margin_low=math.nan), "head.margin_low nan"),
+        (lambda: CurricularFace(momentum=5), r"head.momentum 5 must be a number in \[0, 1\]"),
     ],
 )
 def test_adaptive_margin_with_a_value_out_of_range_raises_one_line(build, words: str) -> None:

@@ -1,10 +1,14 @@
 """CenterUpdate: which rows move, and by what."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from tests.heads.small_head import C, batch, small_head, train
+from tests.heads.small_head import C, D, batch, small_head, train
+from tests.ranks import run_ranks
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -40,3 +44,22 @@ def test_center_update_discarded_leaves_no_trace() -> None:
     head.loss(*batch(7)).backward()
     head.discard()
     assert train(head, 2) == train(other, 2)
+
+
+def train_with_an_idle_rank(rank: int, folder: str) -> None:
+    """Three classes, of which rank 1 has one: a tenth of it is no row, no label is its own, and it has no samples."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    head = small_head(num_classes=3, sample_rate=0.1)
+    before, samples = head.centers.clone(), (4, 0)
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(2):
+        embeddings = torch.randn(samples[rank], D, generator=generator).requires_grad_()
+        head.loss(embeddings, torch.zeros(samples[rank], dtype=torch.int64), counts=samples).backward()
+    head.step(0.5)
+    assert (head.centers != before).any() == (rank == 0)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_center_update_of_a_rank_without_rows_or_samples_changes_nothing(tmp_path: Path) -> None:
+    run_ranks(train_with_an_idle_rank, (str(tmp_path),), 2)
