@@ -64,7 +64,10 @@ class ModelInfo:
         if missing:
             raise ValueError(f"model description {path} must name {', '.join(_NEEDED)}; it lacks {missing[0]}")
         known = {each.name for each in fields(cls)}
-        thresholds = read_rows(tree.pop("thresholds", ()))
+        try:
+            thresholds = read_rows(tree.pop("thresholds", ()))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise ValueError(f"model description {path} has malformed thresholds: {error!r}") from error
         return cls(**{key: value for key, value in tree.items() if key in known}, thresholds=thresholds)
 
     def as_dict(self) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -10,6 +11,8 @@ from ray.train.backend import Backend, BackendConfig
 
 from rayface.machine import keep_freed_memory, num_cpus
 from rayface.ray_internals.train import FixedScalingPolicy, TrainingFramework, get_address_and_port, torch_process_group
+
+_JOIN_SECONDS = 300  # ranks are all there by then; a node whose disk is slow needs a part of it to import PyTorch
 
 
 @dataclass
@@ -71,7 +74,19 @@ def _join(rank: int, size: int, url: str, config: ProcessGroupConfig) -> None:
         keep_freed_memory()
     internals = torch_process_group()
     internals._set_torch_distributed_env_vars()
-    internals._setup_torch_process_group(config.backend, rank, size, url, config.timeout_s)
+    joined_within = min(_JOIN_SECONDS, config.timeout_s)  # longer, a closed port would be a silent hang
+    try:
+        internals._setup_torch_process_group(config.backend, rank, size, url, joined_within)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RuntimeError(
+            f"rank {rank} of {size} cannot join the others at {url} within {joined_within} s: {reason}: open the ports "
+            "between the nodes"
+        ) from None
+    if config.timeout_s != joined_within:
+        from torch.distributed.distributed_c10d import _set_pg_timeout
+
+        _set_pg_timeout(timedelta(seconds=config.timeout_s))
 
 
 class LocalScalingPolicy(FixedScalingPolicy):

@@ -66,8 +66,13 @@ def from_rank_0(value: T, world: World) -> T:
 
 def broadcast_flag(flag: bool, world: World) -> bool:
     """Return rank 0's flag on every rank; one broadcast of a number."""
+    return bool(broadcast_int(int(flag), world))
+
+
+def broadcast_int(number: int, world: World) -> int:
+    """Return rank 0's number on every rank; one broadcast."""
     if world.size == 1:
-        return flag
-    answer = torch.tensor(int(flag), device=world.device)
+        return number
+    answer = torch.tensor(number, device=world.device)
     dist.broadcast(answer, src=0)
-    return bool(answer.item())
+    return int(answer.item())

@@ -1,6 +1,5 @@
 """Run the workers under Ray Train: start, restart and interrupt them."""
 
-import math
 import time
 import uuid
 from functools import partial
@@ -8,7 +7,6 @@ from functools import partial
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from rayface.config import Config
 from rayface.data.streaming.shared_samples import SharedSamples, share
 from rayface.interrupts import terminable
 from rayface.models.run_files import all_in
@@ -20,7 +18,7 @@ from rayface.training.ray_trainer import Trainer
 from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
 from rayface.training.recovery.nccl_hangs import NcclHangs, reports_nccl_hangs
 from rayface.training.recovery.supervisor import Supervisor, cause_of
-from rayface.training.recovery.watchdog import has_stepped
+from rayface.training.recovery.watchdog import collective_seconds, has_stepped
 from rayface.training.resources import uses_gpu
 from rayface.training.run_directory import RunDirectory
 from rayface.training.validate import ValidRun
@@ -92,7 +90,7 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
         ),
-        torch_config=ProcessGroupConfig(timeout_s=_collective_seconds(config)),
+        torch_config=ProcessGroupConfig(timeout_s=collective_seconds(config.train.hang_timeout)),
         # Ray Train would resume a run of a known name; a new name makes the workers resume from our checkpoints.
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
@@ -113,8 +111,3 @@ def _interrupted(run: RunDirectory, cause: KeyboardInterrupt) -> TrainingInterru
     return TrainingInterruptedError(
         f"interrupted; {where}; resume with: rayface train --resume train.output={run}", cause
     )
-
-
-def _collective_seconds(config: Config) -> int:
-    """Timeout of a collective. With watchdogs, which detect real hangs, it is long: ranks may wait for slow work."""
-    return math.ceil(2 * config.train.hang_timeout) + 86_400 if config.train.hang_timeout else 1800

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 from rayface.config import Config
 from rayface.data.shards.samples import Fault
@@ -25,7 +26,8 @@ from rayface.training.distributed import World, broadcast_flag, from_rank_0, use
 from rayface.training.gradient_compression import forget_errors
 from rayface.training.meter import Meter
 from rayface.training.recovery.rollback import NotFiniteError, remembered, stopped
-from rayface.training.recovery.watchdog import Watchdog
+from rayface.training.recovery.stop_requests import StopRequests
+from rayface.training.recovery.watchdog import Watchdog, collective_seconds
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_log import RunLog
 from rayface.training.schedules import RunLength, build_schedule
@@ -70,8 +72,9 @@ class Training:
         length = RunLength(total_steps=self.total_steps, steps_per_epoch=sample_order.steps_per_epoch)
         self.schedule = build_schedule(config.schedule, self.optimizer, length)
         self.log = RunLog(run, world)
-        self.checkpoints = CheckpointWriter(run.path, keep=config.train.keep_checkpoints)
-        self.mirror = Mirror(world, stores, config.train.mirror_every, on_failure=self.log.recovery)
+        train, patience = config.train, timedelta(seconds=collective_seconds(config.train.hang_timeout))
+        self.checkpoints = CheckpointWriter(run.path, keep=train.keep_checkpoints, timeout=patience)
+        self.mirror = Mirror(world, stores, train.mirror_every, on_failure=self.log.recovery, timeout=patience)
         self.accuracy: float | None = None  # of the last validation; set on rank 0 only
         self.loss = math.nan
         saved = self._restore()
@@ -81,7 +84,7 @@ class Training:
         self.checkpoints.reserve(self._state())
         if saved is None:
             self.trained.start(config)
-        self.watchdog = Watchdog(run, world.rank, world.size, config.train.hang_timeout, run.bytes_being_written)
+        self.watchdog = Watchdog(run, world.rank, world.size, train.hang_timeout, run.bytes_being_written)
         self.train_step = self._build_step(num_classes)
         self.faults = FaultCounter(sample_order.num_samples, config.data.max_corrupt_fraction, known_faults)
         self.faults.load_state(progress.faults)
@@ -139,6 +142,7 @@ class Training:
     def _train(self, batches: Iterator[Batch]) -> bool:
         """Train to the last step; return False if a stop or drain was requested before it."""
         config = self.config
+        stops = StopRequests(self.run, self.world, config.train)
         self._meter.restart(self.step)
         self.watchdog.at("start", self.step)
         for batch in self._meter.waiting_for(batches):
@@ -156,7 +160,7 @@ class Training:
             if self._due(config.evaluate.every) and not last:
                 self.evaluate()
                 self._meter.restart(self.step)
-            stop = not last and self._asked_to_stop()
+            stop = not last and stops.asked()
             if last or stop or self._due(config.train.checkpoint_every or self.sample_order.steps_per_epoch):
                 self.save_checkpoint()
             if not last and not stop and self.mirror.due(self.step):
@@ -173,13 +177,6 @@ class Training:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
-
-    def _asked_to_stop(self) -> bool:
-        """Return whether a stop or drain is requested; rank 0 decides for all ranks."""
-        if self.step % self.config.train.log_every:
-            return False
-        asked = self.world.rank == 0 and (self.run.stop_requested() or self.run.drain_requested())
-        return broadcast_flag(asked, self.world)
 
     def _stop(self) -> None:
         self.checkpoints.wait()
@@ -302,7 +299,7 @@ class Training:
         self.log.metrics(
             {
                 "train/loss": self.loss,
-                "train/lr": self.optimizer.param_groups[0]["lr"] * self.recovery.rate_factor,
+                "train/lr": self.optimizer.param_groups[0]["lr"] * self.recovery.rate_factor,  # of the next step
                 "train/epoch": self.step / self.sample_order.steps_per_epoch,
                 "train/images_per_second": steps_per_second * self.sample_order.images_per_step,
                 "train/waiting_for_data": waiting,

@@ -75,8 +75,8 @@ def preflight(
     facts = roll_call(world, node, timeout)
     check_versions(facts)
     _check_disk(world, facts, run, shards, timeout)
+    bandwidth = _all_reduce_bandwidth(world, facts, timeout)  # first: the only collective that gives up early
     skew, ahead, behind = _clock_skew(world, facts)
-    bandwidth = _all_reduce_bandwidth(world, facts, timeout)
     tflops = _product_tflops(world, bf16=shape.bf16)
     shape = replace(shape, num_workers=world.size)
     network, computing = _step_parts(shape, bandwidth, tflops)

@@ -109,8 +109,8 @@ class RunDirectory(RunMessages):
 
             return bytes_written()
         total = 0
-        for path in self.checkpoints.glob(".step_*.tmp/*"):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the folder is renamed when the checkpoint is complete
+            for path in self.checkpoints.glob(".step_*.tmp/*"):
                 total += path.stat().st_size
         return total
 
@@ -241,10 +241,6 @@ class RunDirectory(RunMessages):
     def delete_outcome(self) -> None:
         """Delete the outcome of an earlier session with fewer steps."""
         self._delete(_OUTCOME)
-
-    def has_result(self) -> bool:
-        """Return whether the driver has written the result."""
-        return self._exists(_RESULT)
 
     def read_result(self) -> Values:
         """Return the result of the run, as `rayface train --json` prints it.

@@ -62,7 +62,8 @@ class TrainStep:
             The mean loss over the global batch, before the update.
 
         Raises:
-            NotFiniteError: on every rank, before any weight is updated.
+            NotFiniteError: on every rank, before the weights are updated; with train.resize=rescale_lr, which updates
+                them after each micro-batch, earlier micro-batches of the step have been applied.
         """
         images, labels = self.prepare(batch)
         train = self.config.train

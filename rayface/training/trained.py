@@ -81,7 +81,8 @@ def weight_average(backbone: nn.Module, decay: float) -> AveragedModel:
     """Return a running average of the weights, `d average + (1 - d) weights` after each step.
 
     d is `decay`, and (1 + n) / (10 + n) after n steps where that is less, so that the average forgets the initial
-    weights also in a short run. Batch statistics are those of the backbone.
+    weights also in a short run. After the first step the average is the weights. Batch statistics are those of the
+    backbone.
     """
 
     @torch.no_grad()

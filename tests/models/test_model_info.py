@@ -7,6 +7,7 @@ import pytest
 from rayface.models.model_info import ModelInfo
 from rayface.models.threshold_card import ThresholdRow
 
+THRESHOLDS = '{"backbone": "r50", "backbone_args": {}, "image_size": 112, "embedding_size": 512, "thresholds": %s}'
 INFO = ModelInfo(
     backbone="r50",
     backbone_args={"width": 1.0},
@@ -39,6 +40,9 @@ def test_model_info_of_another_version_leaves_out_unknown_keys_and_fills_missing
         ("{", r"must be JSON"),
         ("[1]", r"it lacks backbone$"),
         ('{"backbone": "r50", "backbone_args": {}, "image_size": 112}', r"it lacks embedding_size$"),
+        (THRESHOLDS % "null", r"has malformed thresholds: TypeError"),
+        (THRESHOLDS % '[{"threshold": 0.5}]', r"has malformed thresholds: KeyError\('far'\)$"),
+        (THRESHOLDS % '[{"far": "1e-3", "threshold": "x"}]', r"has malformed thresholds: ValueError"),
     ],
 )
 def test_model_info_that_is_missing_or_incomplete_raises_one_line(tmp_path, content: str | None, words: str) -> None:

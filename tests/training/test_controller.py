@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+import ray.train.torch.config
+import torch
 from ray.train import ScalingConfig
 
 from rayface.training import controller
@@ -42,6 +44,31 @@ def test_process_group_of_two_workers_joins_each_at_rank_0s_address(monkeypatch:
     ProcessGroup().on_start(workers, config)
     assert workers.calls == [(rank, (rank, 2, "tcp://[2001:db8::1]:1234", config)) for rank in range(2)]
     assert waited == [0, 1]
+
+
+@pytest.mark.parametrize(("timeout", "joined", "raised"), [(7, 7, []), (90_000, 300, [90_000])])
+def test_join_gives_up_early_and_later_collectives_do_not(
+    monkeypatch: pytest.MonkeyPatch, timeout: int, joined: int, raised: list[int]
+) -> None:
+    joins, timeouts = [], []
+    monkeypatch.setattr(ray.train.torch.config, "_setup_torch_process_group", lambda *args: joins.append(args))
+    monkeypatch.setattr(ray.train.torch.config, "_set_torch_distributed_env_vars", lambda: None)
+    monkeypatch.setattr(
+        torch.distributed.distributed_c10d, "_set_pg_timeout", lambda value: timeouts.append(value.total_seconds())
+    )
+    controller._join(1, 2, "tcp://10.0.0.1:1234", ProcessGroupConfig(timeout_s=timeout, backend="nccl"))
+    assert joins == [("nccl", 1, 2, "tcp://10.0.0.1:1234", joined)]
+    assert timeouts == raised
+
+
+def test_join_that_no_other_rank_answers_names_the_address_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*args: object) -> None:
+        raise RuntimeError("the client socket has timed out\nafter 300000ms")
+
+    monkeypatch.setattr(ray.train.torch.config, "_setup_torch_process_group", closed)
+    monkeypatch.setattr(ray.train.torch.config, "_set_torch_distributed_env_vars", lambda: None)
+    with pytest.raises(RuntimeError, match=r"^rank 1 of 2 cannot join .* tcp://h:1 within 300 s: .*: open the ports"):
+        controller._join(1, 2, "tcp://h:1", ProcessGroupConfig(timeout_s=90_000, backend="nccl"))
 
 
 def test_process_group_config_is_of_pytorch() -> None:

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,6 @@ def test_directory_of_a_finished_run_has_result_and_model(tmp_path):
     run.write_outcome({"steps": 3})
     assert run.has_outcome()
     run.write_result({"steps": 3})
-    assert run.has_result()
     assert not run.is_finished()
     for path in (run.model, run.model.with_name("model.json")):
         path.touch()
@@ -50,8 +50,9 @@ def test_directory_of_a_finished_run_has_result_and_model(tmp_path):
     assert run.read_result() == {"steps": 3}
     assert [path.name for path, _ in run.artifacts()] == ["model.json", "result.json"]
     run.delete_results()
-    assert not (run.has_outcome())
-    assert not (run.has_result())
+    assert not run.has_outcome()
+    with pytest.raises(FileNotFoundError):
+        run.read_result()
 
 
 def test_read_config_of_another_folder_raises_one_line(tmp_path):
@@ -226,3 +227,19 @@ def test_title_of_a_run_is_its_path_in_the_project_or_its_name_in_a_store(
     assert RunDirectory(tmp_path / "runs" / "a").title == "a"
     assert RunDirectory(tmp_path / "demo" / "run").title == "demo/run"
     assert stored.title == "one"
+
+
+def test_bytes_being_written_while_the_checkpoint_is_published_is_a_number(tmp_path, monkeypatch):
+    """The folder is renamed between the two scans of a glob."""
+    run = RunDirectory(tmp_path)
+    writing = run.checkpoints / ".step_00000001.tmp"
+    writing.mkdir(parents=True)
+    (writing / "part").write_bytes(b"four")
+    assert run.bytes_being_written() == 4
+
+    def renamed(folder: Path, pattern: str) -> Iterator[Path]:
+        yield writing / "part"
+        raise FileNotFoundError(2, "No such file or directory", str(writing))
+
+    monkeypatch.setattr(Path, "glob", renamed)
+    assert run.bytes_being_written() == 4

@@ -15,7 +15,15 @@ from rayface.models.digests import Digests, verify
 from rayface.models.run_files import all_in
 from rayface.storage import AnyPath, DataError, StorageError
 from rayface.training.checkpointing.errors import CheckpointError
-from rayface.training.checkpointing.folders import Group, NewFolder, delete, folder_of, new_folder, put_aside
+from rayface.training.checkpointing.folders import (
+    DESCRIBING,
+    Group,
+    NewFolder,
+    delete,
+    folder_of,
+    new_folder,
+    put_aside,
+)
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.run_directory import RunDirectory
 
@@ -87,6 +95,14 @@ def newest_valid(run: AnyPath, *, group: Group = None) -> tuple[AnyPath | None, 
             "a new run with another train.output"
         )
     return folder, faults
+
+
+def newest_described(run: AnyPath) -> AnyPath | None:
+    """Return the newest checkpoint whose files have their sizes and whose progress and tensor list are valid.
+
+    Reads no tensors; `newest_valid`, which does, may return an older one. None without such a checkpoint.
+    """
+    return next((each for each in reversed(all_in(run)) if not verify(each, contents=DESCRIBING)), None)
 
 
 def last_step(run: AnyPath) -> int:

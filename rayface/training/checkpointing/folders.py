@@ -21,6 +21,8 @@ from rayface.storage import AnyPath, RemotePath, sync_folder
 
 Group = dist.ProcessGroup | None
 METADATA = ".metadata"  # DCP's file
+DESCRIBING = (METADATA, PROGRESS)
+"""Files that describe a checkpoint: they are small, and hold no tensors."""
 
 
 def folder_of(run: AnyPath, step: int) -> AnyPath:
@@ -52,7 +54,7 @@ class DiskFolder:
         names = [path.name for path in self._temporary.glob(f"__{rank}_*")]
         if rank == 0:
             write_synced(self._temporary / PROGRESS, progress)
-            names += [METADATA, PROGRESS]
+            names += DESCRIBING
         return digests_of(self._temporary, names)
 
     def publish(self, digests: Digests) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -46,12 +47,22 @@ class Mirror:
         stores: None: there are none, and every method does nothing.
         every: steps between mirrored states; 0: none.
         on_failure: called once, with the reason, when the mirror is turned off.
+        timeout: of a collective: a rank may wait for another one's slow work; None: PyTorch's 30 minutes.
     """
 
-    def __init__(self, world: World, stores: Stores | None, every: int, *, on_failure: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        world: World,
+        stores: Stores | None,
+        every: int,
+        *,
+        on_failure: Callable[[str], None],
+        timeout: timedelta | None = None,
+    ) -> None:
         self._world, self._every, self._on_failure = world, every, on_failure
         self._stores = stores if every else None
-        self._group = dist.new_group(backend="gloo") if self._stores is not None and world.size > 1 else None
+        grouped = self._stores is not None and world.size > 1
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if grouped else None
         self._nodes = self._gather(self._stores.node) if self._stores is not None else []
         self._targets: list[Store] = []
         self._slot, self._is_first = 0, True

@@ -4,6 +4,7 @@ import copy
 import threading
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -39,11 +40,12 @@ class CheckpointWriter:
     Args:
         run: the run directory, on a disk that all ranks share, or in an object store.
         keep: number of newest checkpoints to keep, beside the best one.
+        timeout: of a collective: all ranks wait while rank 0 verifies a checkpoint; None: PyTorch's 30 minutes.
     """
 
-    def __init__(self, run: AnyPath, *, keep: int) -> None:
+    def __init__(self, run: AnyPath, *, keep: int, timeout: timedelta | None = None) -> None:
         self._run, self._keep = run, keep
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
         self._buffers: State = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -32,19 +33,19 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
     Raises:
         ValueError: one line with the changed keys.
     """
-    saved = checkpoint.all_in(run.path)
-    if not saved:
+    newest = checkpoint.newest_described(run.path)
+    if newest is None:
         return
-    progress = Progress.read(saved[-1])
+    progress = Progress.read(newest)
     changes = _Changes(
         configs.flat(configs.from_dict(dict(progress.config or {})), configs.TRAINING),
         configs.flat(config, configs.TRAINING),
     )
-    chunk = progress.plan["chunk_images"]
     if progress.plan != json.loads(json.dumps(vars(sample_order))):
         raise ValueError(
             "train.output: the run draws its samples in another order than this version of rayface (layout "
-            f"by_identity, chunks of {chunk} images): finish it with the version that started it, or start a new run"
+            f"by_identity, chunks of {progress.plan.get('chunk_images')} images): finish it with the version that "
+            "started it, or start a new run"
         )
     total_steps = max(1, round(config.train.epochs * sample_order.steps_per_epoch))
     if progress.step > total_steps:
@@ -52,17 +53,19 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
             f"train.epochs: {config.train.epochs:g}: ends at step {total_steps}, the run is at step {progress.step}: "
             f"must be at least {progress.step / sample_order.steps_per_epoch:.4g}"
         )
-    sizes = checkpoint.saved_sizes(saved[-1])
+    sizes = checkpoint.saved_sizes(newest)
     with shapes_only():
         backbone = build_config_backbone(config)
-        moments = checkpoint.empty_like_saved(saved[-1], "optimizer.")
+        moments = checkpoint.empty_like_saved(newest, "optimizer.")
     world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
-    head = build_config_head(config, 2, world, backbone)
+    # The fused kernels have the same state, and would refuse the CPU.
+    unfused = replace(config, head=replace(config.head, kernel="chunked"))
+    head = build_config_head(unfused, 2, world, backbone)
     weights = {f"backbone.{name}": tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
     rows = {f"head.{name}": tuple(tensor.shape[1:]) for name, tensor in head.row_tensors().items()}
     replicated = {f"head.{name}": tuple(tensor.shape) for name, tensor in head.replicated_tensors().items()}
     changes.check(sizes, weights, ("backbone", "data"))
-    by_name(saved[-1], backbone, moments)
+    by_name(newest, backbone, moments)
     changes.check({name: size[1:] for name, size in sizes.items()}, rows, ("head", "optim"))
     changes.check(sizes, replicated, ("head", "optim"))
     margin = head.values().get("margin")

@@ -1,6 +1,7 @@
 """Which settings a run can be resumed with: refused before anything is written exactly where loading would fail."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from rayface import config as configs
 from rayface.data.streaming.weighted_order import WeightedOrder
+from rayface.models.run_files import all_in
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.recovery.resume_check import check_resumable
 from rayface.training.run_directory import RunDirectory
@@ -88,3 +90,28 @@ def test_resume_that_would_end_before_the_step_of_the_run_is_refused(
         ValueError, match=r"train\.epochs: 0\.01: ends at step 1, the run is at step 5: must be at least"
     ):
         check_resumable(RunDirectory(started_run), config, SAMPLE_ORDER)
+
+
+def test_resume_of_a_run_with_the_fused_kernel_is_accepted_on_a_driver_without_a_gpu(started_run: Path) -> None:
+    config = configs.with_overrides(config_of(), ["head.kernel=fused"])
+    check_resumable(RunDirectory(started_run), config, SAMPLE_ORDER)
+
+
+@pytest.mark.parametrize("damaged", ["progress.json", ".metadata"])
+@pytest.mark.parametrize("content", [b"", b"{", None])
+def test_resume_with_a_corrupt_newest_checkpoint_is_checked_by_the_one_before(
+    started_run: Path, tmp_path: Path, damaged: str, content: bytes | None
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(started_run, run)
+    (newest,) = all_in(run)
+    later = newest.with_name("step_00000099")
+    shutil.copytree(newest, later)
+    (later / damaged).unlink()
+    if content is not None:
+        (later / damaged).write_bytes(content)
+    check_resumable(RunDirectory(run), config_of(), SAMPLE_ORDER)
+    with pytest.raises(ValueError, match=r"^backbone\.width: 0\.25"):
+        check_resumable(RunDirectory(run), config_of("backbone.width=0.25"), SAMPLE_ORDER)
+    shutil.rmtree(newest)
+    check_resumable(RunDirectory(run), config_of("backbone.width=0.25"), SAMPLE_ORDER)  # the workers refuse it
