@@ -160,7 +160,7 @@ def _untrained(valid: ValidRun) -> RunHistory:
     return RunHistory(
         config=valid.config,
         num_classes=dataset.num_classes,
-        num_images=len(dataset.index),
+        steps_per_epoch=valid.sample_order.steps_per_epoch,
         classes_with_images=dataset.num_classes_with_images,
     )
 

@@ -19,14 +19,14 @@ class RunHistory:
     Attributes:
         config: the resolved config.
         num_classes: size of the label space, C.
-        num_images: training images of an epoch.
+        steps_per_epoch: by the order of the samples, which weights and pairs of images change.
         classes_with_images: identities that have images; None if unknown.
         metrics: points (step, value) by name, ascending.
     """
 
     config: Config
     num_classes: int
-    num_images: int
+    steps_per_epoch: float
     classes_with_images: int | None = None
     metrics: Mapping[str, Points] = field(default_factory=dict)
 
@@ -34,11 +34,6 @@ class RunHistory:
     def step(self) -> int:
         """The newest logged step; 0 without any."""
         return max((points[-1][0] for points in self.metrics.values() if points), default=0)
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps of an epoch."""
-        return max(1.0, self.num_images / self.config.train.batch_size)
 
     @property
     def warmup_steps(self) -> float:
@@ -80,10 +75,16 @@ def read_history(run: RunDirectory) -> RunHistory:
     return RunHistory(
         config=config,
         num_classes=facts["num_classes"],
-        num_images=facts["num_images"],
+        steps_per_epoch=_steps_per_epoch(metrics.get("train/epoch"), facts["num_images"] / config.train.batch_size),
         classes_with_images=_classes_with_images(run),
         metrics=metrics,
     )
+
+
+def _steps_per_epoch(epochs: Points | None, estimate: float) -> float:
+    """Return the steps of an epoch by what the run has logged, before the first such point an estimate."""
+    step, epoch = epochs[-1] if epochs else (0, 0.0)
+    return max(1.0, step / epoch if epoch else estimate)
 
 
 def _classes_with_images(run: RunDirectory) -> int | None:

@@ -21,7 +21,8 @@ DATA = {
 def history(preset: str | None, overrides: list[str] | dict[str, object] = (), **changes: object) -> RunHistory:
     classes, images = DATA.get(preset or "", (93_431, 5_179_510))
     config = configs.load(preset, None, overrides)
-    return RunHistory(**{"config": config, "num_classes": classes, "num_images": images, **changes})
+    steps = max(1.0, images / config.train.batch_size)
+    return RunHistory(**{"config": config, "num_classes": classes, "steps_per_epoch": steps, **changes})
 
 
 def advised(run: RunHistory) -> str | None:
@@ -103,9 +104,10 @@ def test_reference_rate_of_a_large_batch_follows_the_linear_rule():
 def test_checks_of_slow_real_faces_raise_no_alarm():
     """CelebA's 150 largest identities, a narrow net: 8 % below at step 100; with scale 64 it is too early."""
     losses = [(step, 6.06) for step in range(2, 152, 2)]
-    slow = history("debug", ["train.batch_size=64"], num_classes=150, num_images=4157, metrics={"train/loss": losses})
+    data = {"num_classes": 150, "steps_per_epoch": 4157 / 64}
+    slow = history("debug", ["train.batch_size=64"], **data, metrics={"train/loss": losses})
     assert diagnose(slow).advice is None
     keys = ["train.batch_size=32", "head.scale=64", "head.margin_value=0.4"]
     losses = [(step, 31.46) for step in range(2, 146, 2)]
-    early = history("debug", keys, num_classes=150, num_images=4157, metrics={"train/loss": losses})
+    early = history("debug", keys, **data, metrics={"train/loss": losses})
     assert diagnose(early).advice is None

@@ -18,7 +18,7 @@ def run(tmp_path, monkeypatch) -> RunDirectory:
 
 
 def untrained(*overrides: str) -> RunHistory:
-    return RunHistory(config=configs.load("debug", None, overrides), num_classes=20, num_images=240)
+    return RunHistory(config=configs.load("debug", None, overrides), num_classes=20, steps_per_epoch=10)
 
 
 def advice_of(run: RunDirectory, start: RunHistory, steps: int, caplog: pytest.LogCaptureFixture) -> list[str]:
