@@ -61,6 +61,7 @@ class AlignedSource(DatasetSource):
         super().__init__(photographs.root, settings)
         self._photographs, self._make = photographs, make_detector
         self.expects = f"photographs: {photographs.kind} needs {photographs.expects}"
+        self.reads_forward = photographs.reads_forward
 
     @property
     def title(self) -> str:
@@ -84,6 +85,9 @@ class AlignedSource(DatasetSource):
     def read(self, part: int, images: pa.Table) -> Iterator[SourceImage | Fault]:
         for image in self._photographs.read(part, images):
             yield image if isinstance(image, Fault) else self._aligned(image)
+
+    def for_task(self) -> AlignedSource:
+        return AlignedSource(self._photographs.for_task(), self.settings, self._make)
 
     def identity_names(self, labels: Sequence[int]) -> list[str] | None:
         return self._photographs.identity_names(labels)

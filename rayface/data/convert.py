@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from rayface.data.conversion import shard_plan, spill
 from rayface.data.conversion.columns import write_lost, write_measures
-from rayface.data.conversion.listing import Listed, list_sources
+from rayface.data.conversion.listing import Listed, list_sources, tasks_of
 from rayface.data.conversion.mapping import MapParts, map_in_threads
 from rayface.data.conversion.settings import ConvertSettings
 from rayface.data.conversion.shard_plan import ShardPlan, plan_shards
@@ -193,8 +193,9 @@ def _read(spilled: Spill, listed: Listed, map_parts: MapParts) -> int:
     lost = listed.faults.num_lost
     total = lost + listed.num_images
     readable, first = 0, listed.faults.first()
-    for unit in map_parts(spilled, listed.units, "read images", rows=listed.num_images):
-        lost, readable, first = lost + unit.num_lost, readable + unit.num_images, first or unit.first
+    tasks = tasks_of(spilled.sources, listed.units)
+    for task in map_parts(spilled, tasks, "read images", rows=listed.num_images):
+        lost, readable, first = lost + task.num_lost, readable + task.num_images, first or task.first
         if lost > limit * total:
             raise DataError(
                 f"convert.max_corrupt_fraction: {limit:g}: {lost} of {total} images cannot be read (the first: "

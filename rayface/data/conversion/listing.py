@@ -27,7 +27,7 @@ from rayface.storage import DataError, exists
 
 logger = logging.getLogger(__name__)
 
-UNIT_IMAGES = 16_384  # images that one task reads
+UNIT_IMAGES = 16_384
 
 Place = tuple[int, int]
 """Numbers of a source and of a part of it."""
@@ -45,7 +45,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Images that one task reads; `first` is the number of its first image among all."""
+    """Images that are read by one task and resumed as one; `first` is the number of its first image among all."""
 
     number: int
     first: int
@@ -107,6 +107,22 @@ def list_sources(
         image_size=sizes.pop() if len(sizes) == 1 else None,
         faults=faults,
     )
+
+
+def tasks_of(sources: Sequence[DatasetSource], units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
+    """Return the units that each task reads.
+
+    That is one, but a part that can only be read forward is read by one task: else each task would read, before its own
+    unit, all units before it in the part.
+    """
+    tasks: list[tuple[Unit, ...]] = []
+    for unit in units:
+        span = unit.spans[0]
+        if sources[span.source].reads_forward and span.start >= UNIT_IMAGES:
+            tasks[-1] += (unit,)
+        else:
+            tasks.append((unit,))
+    return tasks
 
 
 def _paths(work: WorkFolder, places: Iterable[Place], source: int) -> list[str]:

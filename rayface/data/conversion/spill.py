@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -90,8 +90,8 @@ class _ReadSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpilledUnit:
-    """Number of images of a unit that were read and that were lost, and the first fault."""
+class SpilledUnits:
+    """Number of images of a task's units that were read and that were lost, and the first fault."""
 
     num_images: int
     num_lost: int
@@ -110,14 +110,18 @@ class Spill:
     settings: ConvertSettings
     piece_bytes: int = PIECE_BYTES
 
-    def __call__(self, unit: Unit) -> SpilledUnit:
-        """Write the pieces of a unit and, last, its record, unless it exists."""
-        path = self.work.spilled(unit.number)
-        if not exists(path):
-            self._spill(unit, path)
-        note, faults = note_of(read_table(path)), FaultLog(self.sources[0].root)
-        faults.load(note["faults"])
-        return SpilledUnit(num_images=sum(note["pieces"]), num_lost=faults.num_lost, first=faults.first())
+    def __call__(self, units: Sequence[Unit]) -> SpilledUnits:
+        """Write the pieces of each unit of a task and, last, its record, unless it exists."""
+        own = replace(self, sources=[source.for_task() for source in self.sources])
+        num_images, faults = 0, FaultLog(self.sources[0].root)
+        for unit in units:
+            path = self.work.spilled(unit.number)
+            if not exists(path):
+                own._spill(unit, path)
+            note = note_of(read_table(path))
+            num_images += sum(note["pieces"])
+            faults.load(note["faults"])
+        return SpilledUnits(num_images=num_images, num_lost=faults.num_lost, first=faults.first())
 
     def _spill(self, unit: Unit, path: str) -> None:
         lost: list[tuple[str, Fault]] = []

@@ -89,6 +89,7 @@ class DatasetSource(ABC):
         settings_class: dataclass of the source's settings.
         expects: required content, for the message if there is no image.
         decodes_listed: `list_images` decodes every image and skips those that it cannot decode.
+        reads_forward: `read` of rows in the middle of a part also reads all rows before them.
         measures: names of the values that `read` gives for every image; they are written into measures.parquet.
         root: absolute path or URI of the source.
     """
@@ -97,6 +98,7 @@ class DatasetSource(ABC):
     settings_class: ClassVar[type[SourceSettings]] = SourceSettings
     expects: str = "images with an identity each"
     decodes_listed: ClassVar[bool] = False
+    reads_forward: bool = False
     measures: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
@@ -140,6 +142,10 @@ class DatasetSource(ABC):
         Args:
             images: rows of `list_images(part).images`, usually few, in rising order.
         """
+
+    def for_task(self) -> DatasetSource:
+        """Return the source for all reads of one task; it shares no position in a file with those of other tasks."""
+        return self
 
     def identity_names(self, labels: Sequence[int]) -> list[str] | None:
         """Return the names of identities that are listed as labels; None if unknown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,7 @@ class ParquetSource(DatasetSource):
     kind = "parquet"
     settings_class = ParquetSettings
     expects = "parquet files with a column of images and one of labels"
+    reads_forward = True
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
         super().__init__(src, settings)
@@ -137,6 +139,11 @@ class ParquetSource(DatasetSource):
             else:
                 reason = found or "no bytes"
                 yield Fault(shard=path, member=_member(group, row), offset=0, reason=reason, kind="image")
+
+    def for_task(self) -> ParquetSource:
+        own = copy.copy(self)
+        own._readers = RowReaders()
+        return own
 
     def identity_names(self, labels: Sequence[int]) -> list[str] | None:
         names = self._found().names

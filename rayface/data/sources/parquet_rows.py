@@ -22,7 +22,7 @@ _OPEN = 2  # row groups
 
 
 class RowReaders:
-    """Reads rows of row groups; thread-safe. It is pickled as an empty one.
+    """Reads rows of row groups, for one task; thread-safe. It is pickled as an empty one.
 
     Memory: 2,048 rows of two row groups, at most 256 MiB of each. Values of a dictionary are kept once, however many
     rows have them: a small file can hold terabytes of equal images.
@@ -35,15 +35,14 @@ class RowReaders:
     def __reduce__(self) -> tuple[type[RowReaders], tuple[()]]:
         return RowReaders, ()
 
-    def read(self, path: str, group: int, column: str, rows: Sequence[int]) -> Iterator[bytes | str | None]:
-        """Yield the bytes of rows, None for null, or why they cannot be read."""
+    def read(self, path: str, group: int, column: str, rows: Sequence[int]) -> list[bytes | str | None]:
+        """Return the bytes of rows, None for null, or why they cannot be read."""
         with self._lock:
             reader = self._readers.pop((path, group), None) or _RowReader(path, group, column)
             self._readers[path, group] = reader
             if len(self._readers) > _OPEN:
                 self._readers.popitem(last=False)[1].close()
-        for row in rows:
-            yield reader.row(row)
+        return reader.rows(rows)
 
     def close(self) -> None:
         """Close the files."""
@@ -63,19 +62,23 @@ class _RowReader:
         self._failed: str | None = None
         self._file: pq.ParquetFile | None = None
 
-    def row(self, row: int) -> bytes | str | None:
+    def rows(self, rows: Sequence[int]) -> list[bytes | str | None]:
+        # One lock for all: threads that alternate row by row would start over for each other's rows.
         with self._lock:
-            if row < self._next and not (self._kept and row >= self._kept[0][0]):
-                self._restart()
-            while row >= self._next:
-                if (failed := self._read_batch()) is not None:
-                    return failed
-            start, batch = next(found for found in reversed(self._kept) if found[0] <= row)
-            return batch[row - start].as_py()
+            return [self._row(row) for row in rows]
 
     def close(self) -> None:
         with self._lock:
             self._restart()
+
+    def _row(self, row: int) -> bytes | str | None:
+        if row < self._next and not (self._kept and row >= self._kept[0][0]):
+            self._restart()
+        while row >= self._next:
+            if (failed := self._read_batch()) is not None:
+                return failed
+        start, batch = next(found for found in reversed(self._kept) if found[0] <= row)
+        return batch[row - start].as_py()
 
     def _restart(self) -> None:
         if self._file:

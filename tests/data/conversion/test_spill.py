@@ -70,7 +70,7 @@ def test_spill_of_a_finished_unit_reads_nothing_again(tmp_path: Path) -> None:
     source = InMemory([[*images(3), ("bad", "id0", b"")]])
     (unit,) = spilled(work, source).units
     source.read_rows.clear()
-    found = Spill(sources=[source], work=work, settings=ConvertSettings())(unit)
+    found = Spill(sources=[source], work=work, settings=ConvertSettings())([unit])
     assert (source.read_rows, found.num_images, found.num_lost) == ([], 3, 1)
     assert found.first is not None
     assert found.first.member == "bad"
@@ -80,7 +80,7 @@ def test_spill_of_a_unit_of_lost_images_writes_an_empty_piece(tmp_path: Path) ->
     work = work_folder(tmp_path)
     source = InMemory([[("bad", "id0", b"")]])
     (unit,) = listed(work, source).units
-    found = Spill(sources=[source], work=work, settings=ConvertSettings())(unit)
+    found = Spill(sources=[source], work=work, settings=ConvertSettings())([unit])
     assert (found.num_images, records(work, 0, 0)) == (0, [])
 
 
@@ -107,6 +107,6 @@ def test_spill_of_large_images_reads_few_ahead(tmp_path: Path, monkeypatch: pyte
         return pa.table({})
 
     monkeypatch.setattr(Spill, "_write_piece", write)
-    spill(unit)
+    spill([unit])
     assert len(spilled) == 200
     assert max(ahead) <= 13 * 8  # calls in flight, of 8 MB each

@@ -34,5 +34,5 @@ def spilled(
     found = listed(work, source, settings=settings)
     spill = Spill(sources=[source], work=work, settings=settings, piece_bytes=piece_bytes)
     for unit in found.units:
-        spill(unit)
+        spill([unit])
     return found

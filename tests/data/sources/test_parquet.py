@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
+from rayface.data.conversion import listing, mapping, spill
+from rayface.data.conversion.mapping import MapParts, map_in_threads
 from rayface.data.convert import convert
 from rayface.data.dataset import Dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, Sample
-from rayface.data.sources import open_source
+from rayface.data.sources import open_source, parquet_rows
 from rayface.data.sources.parquet import ParquetSource
 from rayface.storage import DataError
 
@@ -132,6 +134,38 @@ def test_parquet_with_a_large_row_group_is_streamed_in_bounded_memory(tmp_path: 
     tracemalloc.stop()
     assert most + peak < 75_000_000  # 2,048 rows are 41 MB, all are 100 MB
     assert [image.data for image in source.read(0, images.slice(7, 1))] == [data[7]]
+
+
+def reading_with_copies(work: Any, parts: Any, name: str, *, rows: int | None = None) -> Any:
+    """Map parts in threads; each task that reads has a copy of the source, as in processes."""
+    stored = pickle.dumps(work) if name == "read images" else b""
+    return map_in_threads(lambda part: (pickle.loads(stored) if stored else work)(part), parts, name, rows=rows)
+
+
+@pytest.mark.parametrize("map_parts", [map_in_threads, reading_with_copies])
+@pytest.mark.parametrize(("groups", "batches"), [([1500], 375 + 1), ([400, 352, 748], 375 + 3 + 50 + 37)])
+def test_parquet_with_large_row_groups_decodes_each_batch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, map_parts: MapParts, groups: list[int], batches: int
+) -> None:
+    for module, name, value in (
+        (listing, "UNIT_IMAGES", 300),
+        (spill, "_READ", 8),
+        (parquet_rows, "_BATCH", 4),
+        (mapping, "num_cpus", lambda: 3),
+    ):
+        monkeypatch.setattr(module, name, value)
+    path, schema = tmp_path / "x.parquet", pa.schema([("image", pa.binary()), ("label", pa.int64())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in groups:
+            writer.write_table(pa.table([JPEG[:1] * rows, [0] * rows], schema=schema))
+    decoded, read_batch = [], parquet_rows._RowReader._read_batch
+    monkeypatch.setattr(
+        parquet_rows._RowReader, "_read_batch", lambda self: decoded.append(self._group) or read_batch(self)
+    )
+    dataset = convert(ParquetSource(path), tmp_path / "out", map_parts=map_parts)
+    assert dataset.num_images == sum(groups)
+    # Besides all batches: the first of each group, for its listing, and those that a task skips in its first group.
+    assert len(decoded) == batches
 
 
 def test_parquet_that_is_corrupt_loses_rows_by_name_or_is_refused(tmp_path: Path) -> None:
