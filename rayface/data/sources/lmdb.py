@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from rayface.storage import DataError, on_disk, one_line
 
 _PART = 65_536  # entries
 _COUNTS = (b"num-samples", b"num_samples", b"length", b"classnum")
+_ABOUT = re.compile(rb"__\w+__")  # __len__, __keys__
 _IMAGE, _LABEL = b"image-", b"label-"
 _environments: dict[str, Any] = {}  # of this process, which may open a database only once
 _lock = threading.Lock()
@@ -106,7 +108,7 @@ class LmdbSource(DatasetSource):
             key = bytes(view)
             if stop is not None and key >= stop:
                 return
-            if key in _COUNTS or key.startswith((b"__", _LABEL)):
+            if _is_no_image(transaction, key):
                 continue
             try:
                 entry = parse_entry(value)
@@ -131,6 +133,13 @@ class LmdbSource(DatasetSource):
         return Fault(shard=self.root, member=name, offset=0, reason=reason, kind=kind)
 
 
+def _is_no_image(transaction: Any, key: bytes) -> bool:
+    """Return whether a key is that of a count or a table, or of the label of an image that is there."""
+    if key.startswith(_LABEL):
+        return transaction.get(_IMAGE + key.removeprefix(_LABEL)) is not None
+    return key in _COUNTS or _ABOUT.fullmatch(key) is not None
+
+
 def _label_of_key(transaction: Any, key: bytes) -> int | str:
     """Return the label of an image that is stored without one.
 
@@ -139,7 +148,8 @@ def _label_of_key(transaction: Any, key: bytes) -> int | str:
     """
     if key.startswith(_IMAGE) and (text := transaction.get(_LABEL + key.removeprefix(_IMAGE))) is not None:
         digits = bytes(text).decode("utf-8", "backslashreplace").strip()
-        return int(digits) if digits.isascii() and digits.removeprefix("-").isdigit() else digits
+        is_number = len(digits) < 20 and digits.isascii() and digits.removeprefix("-").isdigit()
+        return int(digits) if is_number else digits
     folder, slash, _ = key.decode("utf-8", "backslashreplace").rpartition("/")
     if not slash:
         raise EntryError("image without a label: no label-N for its image-N, and no folder in its key", "label")

@@ -64,16 +64,22 @@ def parse_entry(value: Any) -> Entry:
     if image_format(bytes(value[:SNIFF_BYTES])) is not None:
         return Entry(Span(0, len(value), "raw"), None)
     try:
-        if bytes(value[:1]) == b"\x80" or bytes(value[-1:]) == b".":
-            return _of_pickle(read_pickle(lambda at, n: bytes(value[at : at + n]), len(value)))
-        return _of_datum(value)
+        if bytes(value[:1]) == b"\x80":
+            return _of_pickle(value)
+        try:
+            return _of_datum(value)
+        except ValueError:
+            if bytes(value[-1:]) != b".":  # ends old pickles, and Datums with some labels
+                raise
+            return _of_pickle(value)
     except ValueError as error:
         reason = f"neither an image, nor a pickle or Datum of one and its label ({error})"
         raise EntryError(reason, "image") from None
 
 
-def _of_pickle(content: Any) -> Entry:
+def _of_pickle(value: Any) -> Entry:
     """Take the first bytes and the first integer or text of a list or tuple."""
+    content = read_pickle(lambda at, count: bytes(value[at : at + count]), len(value))
     items = list(content) if isinstance(content, tuple | list) else [content]
     items = [item.data if isinstance(item, Array) and item.dtype == "u1" else item for item in items]
     images = [item for item in items if isinstance(item, bytes) or (isinstance(item, Span) and not item.is_text)]

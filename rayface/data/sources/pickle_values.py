@@ -89,7 +89,9 @@ def byte_array(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = 
         raise PickleError("an array in Fortran order")
     size = len(data) if isinstance(data, bytes) else data.size
     is_raw = isinstance(data, bytes) or data.coding == "raw"
-    if not all(type(side) is int and side >= 0 for side in shape) or (is_raw and math.prod(shape) != size):
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise PickleError("an array of a shape that is not of integers from 0")
+    if is_raw and math.prod(shape) != size:
         raise PickleError(f"an array of shape {str(shape)[:60]} with {size} bytes")
     return Array(dtype.code, shape, data)
 
@@ -109,7 +111,7 @@ def _scalar(dtype: Any, data: Any) -> bool | int:
 
 def _reconstruct(subtype: Any, shape: Any, code: Any) -> Array:
     if subtype != Name("numpy.ndarray"):
-        raise PickleError(f"an array of class {subtype}")
+        raise PickleError(f"an array of class {subtype.text if isinstance(subtype, Name) else type(subtype).__name__}")
     return Array()
 
 

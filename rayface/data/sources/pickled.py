@@ -49,7 +49,7 @@ def read_pickle(fetch: Fetch, limit: int) -> Any:
             _OPCODES[opcode](machine)
         except PickleError as error:
             raise PickleError(f"at byte {start}: {error}") from None
-        except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError, struct.error) as error:
             raise PickleError(f"at byte {start}: corrupt ({type(error).__name__})") from None
     raise PickleError(f"more than {_MAX_OPCODES} opcodes")
 
@@ -168,7 +168,7 @@ class _Machine:
     def reduce(self) -> None:
         arguments, called = self.pop(), self.pop()
         if not isinstance(called, Name) or called.text not in CALLS or not isinstance(arguments, tuple):
-            raise PickleError(f"a call of {called}")
+            raise PickleError(f"a call of {called.text if isinstance(called, Name) else type(called).__name__}")
         self.push(CALLS[called.text](*arguments))
 
     def build(self) -> None:

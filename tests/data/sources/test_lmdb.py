@@ -99,6 +99,21 @@ def test_lmdb_with_folders_in_its_keys_takes_them_as_names(tmp_path: Path) -> No
     }
 
 
+def test_lmdb_with_folders_that_begin_as_labels_and_tables_keeps_their_images(tmp_path: Path) -> None:
+    images = {"__bob__/x.jpg": "__bob__", "__ann/x.jpg": "__ann", "label-0001/x.jpg": "label-0001", "cy/x.jpg": "cy"}
+    entries = {key: JPEG[number] for number, key in enumerate(images)}
+    dataset = convert(LmdbSource(write(tmp_path / "in", {**entries, **LENGTH, **COUNTS})), tmp_path / "out")
+    assert samples(dataset) == {key[:-4]: (name, entries[key]) for key, name in images.items()}
+    assert dataset.faults == ()
+
+
+def test_lmdb_with_a_label_without_its_image_names_it(tmp_path: Path) -> None:
+    entries = {key: value for key, value in TWO_KEYS.items() if key != "image-000000001"}
+    dataset = convert(LmdbSource(write(tmp_path / "in", entries)), tmp_path / "out")
+    assert dataset.num_images == 4
+    assert [fault.member for fault in dataset.faults] == ["label-000000001"]
+
+
 def test_lmdb_with_raw_pixels_keeps_them_as_png(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)  # BGR, as Caffe has them
     value = datum(pixels.transpose(2, 0, 1).tobytes(), 4, (3, 16, 12))
@@ -119,9 +134,11 @@ def test_lmdb_values_that_are_no_images_or_lack_a_label_are_faults(tmp_path: Pat
         "h-claim": varint(4 << 3 | 2) + varint(1 << 62) + b"x",
         "i-shape": datum(b"xx", 3, (3, 9999, 9999)),
         "j-corrupt": pickle.dumps((JPEG[2][:-30], 3)),
+        "image-l-long": JPEG[1],
+        "m-nested": b"N" + b"\x85" * 100_000 + b")R.",
         "k-dict": pickle.dumps({"image": JPEG[1], "label": 3}),
     }
-    entries = {"a-good": pickle.dumps((JPEG[0], 3)), **bad}
+    entries = {"a-good": pickle.dumps((JPEG[0], 3)), **bad, "label-l-long": b"1" * 5000}
     dataset = convert(LmdbSource(write(tmp_path / "in", entries)), tmp_path / "out")
     assert samples(dataset) == {"a-good": (0, JPEG[0])}
     assert sorted(str(fault.member) for fault in dataset.faults) == sorted(bad)

@@ -24,6 +24,20 @@ def test_parse_entry_of_every_form_finds_image_and_label(value: bytes, label: ob
         assert (entry.image(given), entry.label) == (JPEG[0], label)
 
 
+@pytest.mark.parametrize("label", [0, 46, 128, 5888, 6015, 1 << 20])
+def test_parse_entry_of_a_datum_that_ends_as_a_pickle_finds_its_label(label: int) -> None:
+    # As Caffe writes it: the label is the last field.
+    entry = parse_entry(datum(b"abc", label, (3, 1, 1)))
+    assert (entry.label, entry.shape) == (label, (3, 1, 1))
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
+def test_parse_entry_of_a_pickle_of_any_protocol_finds_its_label(protocol: int) -> None:
+    value = pickle.dumps((JPEG[0], 46), protocol)
+    entry = parse_entry(value)
+    assert (entry.image(value), entry.label) == (JPEG[0], 46)
+
+
 @pytest.mark.parametrize("value", [b"", b"text", pickle.dumps((3, 4)), datum(b"", 3)[:-3], b"\xff" * 40, b"\x22\x7fab"])
 def test_parse_entry_of_anything_else_is_refused(value: bytes) -> None:
     with pytest.raises(EntryError, match="neither an image, nor a pickle or Datum"):

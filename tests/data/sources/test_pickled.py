@@ -101,6 +101,22 @@ def test_read_pickle_of_other_objects_is_refused(name: str) -> None:
         read(HOSTILE[name])
 
 
+NESTED = b"N" + b"\x85" * 100_000  # a tuple in a tuple in a tuple, whose repr() exceeds the recursion limit
+DEEP = {
+    "call": NESTED + b")R.",
+    "class": b"cnumpy.core.multiarray\n_reconstruct\n(" + NESTED + b"I0\nS'b'\ntR.",
+    "shape": b"cnumpy.core.numeric\n_frombuffer\n(S''\ncnumpy\ndtype\n(S'u1'\ntR" + NESTED + b"S'C'\ntR.",
+    "coding": b"c_codecs\nencode\n(S'x'\n" + NESTED + b"tR.",
+    "items": NESTED + b"Na.",
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_read_pickle_of_a_deeply_nested_tuple_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(PickleError, match=r"^at byte \d+: .{,80}$"):
+        read(DEEP[name])
+
+
 ARRAY = bin_file([b"abc"], [], protocol=2, form="array")
 BOUNDED = {
     "long bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",
