@@ -326,6 +326,13 @@ def test_convert_of_several_sources_joins_their_identities_by_name(tmp_path: Pat
     assert dataset.about.source == "memory one, memory two"
 
 
+def test_convert_of_sources_whose_folders_differ_only_in_dots_keeps_their_keys_apart(tmp_path: Path) -> None:
+    first, second = InMemory([images(2)]), InMemory([images(2)])
+    first.root, second.root = "/faces.1", "/faces_1"
+    dataset = convert([first, second], tmp_path / "out")
+    assert sorted(dataset.keys()) == ["faces_1-2/k0", "faces_1-2/k1", "faces_1/k0", "faces_1/k1"]
+
+
 def test_convert_with_options_leaves_out_and_encodes_what_they_say(tmp_path: Path) -> None:
     given = [("a", "ann", 3), ("b", "bob", 1), ("c", "cy", 9)]
     source = InMemory([[(f"{key}{n}", name, images(1)[0][2]) for key, name, count in given for n in range(count)]])

@@ -94,7 +94,8 @@ def check_copied(source: Dataset, group: str = "prune") -> None:
         if len(unsafe):
             raise DataError(
                 f"{group}.write_shards: {', '.join(source.roots)}: key {unsafe[0].as_py()!r}: is a path outside of the "
-                f"shard's folder: leave {group}.write_shards out, or rename the member first"
+                f"shard's folder: leave {group}.write_shards out, or embed a copy of the data that `rayface convert "
+                "--from webdataset` makes"
             )
 
 

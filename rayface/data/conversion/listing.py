@@ -21,7 +21,7 @@ from rayface.data.joint import distinct_names
 from rayface.data.label_join import Labelled, join_labels
 from rayface.data.sources.base import DatasetSource
 from rayface.data.sources.faults import FaultLog
-from rayface.data.sources.keys import clean_key
+from rayface.data.sources.keys import clean_key, numbered_keys
 from rayface.progress import phase
 from rayface.storage import DataError, exists
 
@@ -267,8 +267,8 @@ def _write_units(
 
 def _unique_keys(sources: Sequence[DatasetSource], places: Sequence[Place], work: WorkFolder) -> Iterator[str]:
     """Yield the key of every image; keys of several sources are prefixed by the source."""
-    names = distinct_names([source.root for source in sources])
+    names = list(numbered_keys([clean_key(name) for name in distinct_names([source.root for source in sources])]))
     for number, source in enumerate(sources):
-        prefix = f"{clean_key(names[number])}/" if len(sources) > 1 else ""
+        prefix = f"{names[number]}/" if len(sources) > 1 else ""
         for key in source.unique_keys(StoredColumns(_paths(work, places, number), "key")):
             yield f"{prefix}{key}"

@@ -13,8 +13,8 @@ _UNSAFE = re.compile(r"[\x00-\x1f.]")
 
 
 def clean_key(key: str) -> str:
-    """Return a relative path without dots, which end keys in WebDataset."""
-    parts = [part for part in key.split("/") if part not in ("", ".", "..")]
+    """Return a relative path without dots, which end keys in WebDataset; a backslash separates folders as well."""
+    parts = [part for part in re.split(r"[/\\]", key) if part not in ("", ".", "..")]
     return "/".join(_UNSAFE.sub("_", part) for part in parts) or "_"
 
 

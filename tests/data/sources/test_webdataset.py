@@ -43,7 +43,7 @@ JPEG = [jpeg(i) for i in range(8)]
 
 def tar_bytes(files: Sequence[tuple[str, bytes]]) -> bytes:
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, data in files:
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -62,6 +62,13 @@ def found(folder: Path) -> Samples:
     dataset = open_dataset(folder, max_corrupt_fraction=0)
     samples = read_samples(dataset.shard_paths(), dataset.index)
     return {s.key: (s.label, s.jpeg) for s in samples if isinstance(s, Sample)}
+
+
+def test_webdataset_with_a_latin_1_name_gets_a_safe_key(tmp_path: Path) -> None:
+    data = pairs([b"\xc9milie/1".decode("utf-8", "surrogateescape"), "ann/1"], [0, 1], JPEG[:2])
+    (tmp_path / "a.tar").write_bytes(data)
+    dataset = convert_webdataset(tmp_path / "a.tar", tmp_path / "out")
+    assert (sorted(dataset.keys()), dataset.faults) == (["ann/1", "xc9milie/1"], ())
 
 
 @pytest.fixture
