@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from rayface.data.sources.parquet import ParquetSettings, ParquetSource, find_files
+from rayface.data.sources.parquet import ParquetSettings, ParquetSource
+from rayface.data.sources.parquet_files import find_files
 from rayface.hub_card import CARD, front_matter
 from rayface.storage import DataError, exists, join, read_bytes
 
-_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
+logger = logging.getLogger(__name__)
+
+_NAMED = 5  # files in a message
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_SPLITS |= {"eval": "test", "evaluation": "test"}
 _SPLITS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
 
 
@@ -108,4 +114,11 @@ def _by_name(names: Sequence[str]) -> dict[str, list[str]]:
     unnamed = found.pop("", [])
     if unnamed and not found:
         found["train"] = unnamed
+    elif unnamed:
+        logger.warning(
+            "%d parquet files belong to no split by their names, and are left out: %s%s",
+            len(unnamed),
+            ", ".join(unnamed[:_NAMED]),
+            ", ..." if len(unnamed) > _NAMED else "",
+        )
     return found

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 
 from rayface.data.classes import MAX_LABEL
 from rayface.data.shards.samples import Fault
@@ -21,8 +20,9 @@ from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, S
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.first_image import size_of_first
 from rayface.data.sources.image_file import has_image_suffix
+from rayface.data.sources.parquet_files import find_files
 from rayface.data.sources.parquet_rows import RowReaders, mean_bytes
-from rayface.storage import DataError, join, locate, one_line, open_arrow, retried
+from rayface.storage import DataError, join, one_line, open_arrow
 
 _LABELS = ("label", "labels", "identity", "identity_id", "person", "person_id", "subject", "subject_id", "class", "cls")
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
@@ -157,24 +157,6 @@ class ParquetSource(DatasetSource):
     def _found(self) -> _Columns:
         assert self._columns is not None, "prepare is called first"
         return self._columns
-
-
-def find_files(root: str) -> list[str]:
-    """Return the names of the parquet files in and below a folder; an empty name if `root` is one."""
-    filesystem, inside = locate(root)
-    info = retried(root, lambda: filesystem.get_file_info(inside))
-    if info.type == pafs.FileType.NotFound:
-        raise DataError(f"{root}: no such folder or parquet file")
-    if info.is_file:
-        return [""]
-    found = retried(
-        root, lambda: filesystem.get_file_info(pafs.FileSelector(inside, recursive=True)), "cannot be listed"
-    )
-    names = sorted(entry.path[len(inside.rstrip("/")) + 1 :] for entry in found if entry.is_file)
-    names = [name for name in names if name.endswith((".parquet", ".parq")) and not name.startswith(".")]
-    if not names:
-        raise DataError(f"{root}: no parquet file in this folder: give the file or its folder")
-    return names
 
 
 def _opened(path: str, with_dictionary: Sequence[str] = ()) -> pq.ParquetFile:

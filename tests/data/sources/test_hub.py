@@ -94,6 +94,16 @@ def test_hub_without_files_in_the_card_reads_splits_by_name(tmp_path: Path, card
     assert keys_of(tmp_path / "faces", tmp_path / "dev", split="validation") == ["20", "21"]
 
 
+def test_hub_with_files_of_no_split_by_name_warns_with_their_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, name in enumerate(("data/evaluation-0", "other", "extra/x")):
+        write(tmp_path / "faces" / f"{name}.parquet", 10 * number)
+    assert keys_of(tmp_path / "faces", tmp_path / "out", split="test") == ["0", "1"]
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert message.endswith("no split by their names, and are left out: extra/x.parquet, other.parquet")
+
+
 def test_hub_without_any_split_reads_all_files(tmp_path: Path) -> None:
     for number in range(2):
         write(tmp_path / "faces" / f"{number}.parquet", 10 * number)
