@@ -15,11 +15,7 @@ _MAX_BYTES = 1 << 30
 def read_image_file(root: str, path: str) -> SourceImage | Fault:
     """Return the image at a path relative to `root`, or the fault: unreadable, no image, larger than 1 GiB."""
     where = join(root, path)
-    if (
-        is_local(root)
-        and os.path.islink(where)
-        and not os.path.realpath(where).startswith(os.path.realpath(root) + "/")
-    ):
+    if is_local(root) and not _is_inside(root, where):
         return _fault(root, path, "link", "symbolic link that leads out of the folder, not followed")
     try:
         with Source(where) as source:
@@ -30,6 +26,12 @@ def read_image_file(root: str, path: str) -> SourceImage | Fault:
             return SourceImage(source.read(0, source.size), root, printable(path))
     except DataError as error:
         return _fault(root, path, "image", one_line(error).removeprefix(f"{where}: "))
+
+
+def _is_inside(root: str, path: str) -> bool:
+    """Return whether a path is in a folder when all links are followed, those of its folders included."""
+    top = os.path.realpath(root)
+    return os.path.commonpath([os.path.realpath(path), top]) == top
 
 
 def has_image_suffix(path: str) -> bool:

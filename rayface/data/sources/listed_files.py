@@ -37,8 +37,8 @@ class ListSettings(SourceSettings):
 class ListSource(DatasetSource):
     """A text file with a path and a label in each line; a part is 4 MiB of it.
 
-    The first line is a header if it names a column of paths and one of labels. Labels are integers if the first one
-    is, names otherwise.
+    The first line, blank ones apart, is a header if it names a column of paths and one of labels. Labels are integers
+    if the first one is, names otherwise.
     """
 
     kind = "list"
@@ -51,19 +51,20 @@ class ListSource(DatasetSource):
         self._folder = normalise(self.settings.root) if self.settings.root else split(self.root)[0]
         self._size = 0
         self._format = ListFormat(None, -1, -1, False)
+        self._header = -1  # offset; -1: none
         self._has_integers = False
 
     def prepare(self, near: str | None) -> None:
         with Source(self.root) as source:
             self._size = source.size
-            head = source.read(0, _MAX_LINE).decode("utf-8-sig", "backslashreplace").splitlines()
-        lines = [line for line in head if line.strip()]
+            offsets, lines = list(zip(*_texts(0, source.read(0, _MAX_LINE)), strict=True)) or [(), ()]
         try:
-            self._format = format_of(lines[0])
+            self._format = format_of(lines[0], *lines[1:2])
             first = self._format.parse(lines[self._format.has_header])
         except (LineError, IndexError) as error:
             reason = f"no list of paths and labels ({error}): name its columns path and label in the first line"
             raise DataError(f"{self.root}: {reason}") from None
+        self._header = offsets[0] if self._format.has_header else -1
         self._has_integers = is_label(first[1])
 
     def parts(self) -> Sequence[str]:
@@ -107,13 +108,10 @@ class ListSource(DatasetSource):
             while data and not data.endswith(b"\n") and start + len(data) < self._size:  # the end of the last line
                 more = fetch(start + len(data), _MAX_LINE)
                 data += more[: more.find(b"\n") + 1 or len(more)]
-        at = start
-        for number, raw in enumerate(data.split(b"\n")):
-            is_first = number == 0 and before != b"\n"
-            is_header = start == 0 and number == 0 and self._format.has_header
-            if not is_first and not is_header and raw.strip() and at < stop:
-                yield at, raw.decode("utf-8-sig" if at == 0 else "utf-8", "backslashreplace").rstrip("\r")
-            at += len(raw) + 1
+        begun = start if before != b"\n" else -1  # a line of the part before
+        for at, line in _texts(start, data):
+            if at not in (begun, self._header) and at < stop:
+                yield at, line
 
     def _inside(self, path: str) -> str:
         """Return a path relative to the folder; LineError if it leads out."""
@@ -133,3 +131,12 @@ class ListSource(DatasetSource):
         if not is_label(text) or not 0 <= float(text) <= MAX_LABEL:
             raise LineError(f"label that is no integer from 0 to {MAX_LABEL}")
         return int(float(text))
+
+
+def _texts(at: int, data: bytes) -> Iterator[tuple[int, str]]:
+    """Yield (offset, line) of the lines that are not blank; `at` is the offset of the data."""
+    for raw in data.split(b"\n"):
+        line = raw.decode("utf-8-sig" if at == 0 else "utf-8", "backslashreplace").rstrip("\r")
+        if line.strip():
+            yield at, line
+        at += len(raw) + 1

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rayface.storage import open_binary
 
-_PATHS = ("path", "image", "file", "filename", "file_name", "image_path", "img")
+_PATHS = ("path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "img", "image_id")
 _LABELS = ("label", "identity", "id", "person", "person_id", "subject", "class", "identity_id", "name")
 
 
@@ -43,11 +43,11 @@ class ListFormat(NamedTuple):
         return fields[path], fields[label]
 
 
-def format_of(first_line: str) -> ListFormat:
-    """Return the format of a list by its first line.
+def format_of(first_line: str, second_line: str = "") -> ListFormat:
+    """Return the format of a list by its first lines that are not blank.
 
     Raises:
-        LineError: it has no path and label.
+        LineError: the first line has no path and label, or is probably a header with other names.
     """
     delimiter = "\t" if "\t" in first_line else "," if "," in first_line else None
     fields = [field.lower() for field in _fields(first_line, delimiter)]
@@ -56,7 +56,10 @@ def format_of(first_line: str) -> ListFormat:
     if path is not None and label is not None:
         return ListFormat(delimiter, path, label, True)
     _path_and_label(fields)
-    return ListFormat(delimiter, -1, -1, False)
+    found = ListFormat(delimiter, -1, -1, False)
+    if _has_integer(found, second_line) and not _has_integer(found, first_line):
+        raise LineError(f"the second line has an integer label, the first, {first_line.strip()[:40]!r}, has none")
+    return found
 
 
 def names_in_lst(path: str, labels: Sequence[int]) -> list[str] | None:
@@ -85,6 +88,13 @@ def is_label(text: str) -> bool:
     try:
         return float(text).is_integer()
     except ValueError:
+        return False
+
+
+def _has_integer(lines: ListFormat, line: str) -> bool:
+    try:
+        return is_label(lines.parse(line)[1])
+    except LineError:
         return False
 
 

@@ -52,6 +52,8 @@ LINES = {
     "im2rec": (None, "5\t{label}.000000\t{path}", BY_LABEL),
     "im2rec with labels": (None, "5\t{label}.0\t0.25\t{path}", BY_LABEL),
     "windows": ("path;identity\r".replace(";", ","), "{path},p{label}\r", BY_NAME),
+    "blank lines": ("\n \npath,identity", "{path},p{label}\n", BY_NAME),
+    "blank line with byte order mark": ("\ufeff\n\npath,identity", "{path},p{label}", BY_NAME),
     "byte order mark": ("\ufeffpath,identity", "{path},p{label}", BY_NAME),
 }
 
@@ -76,6 +78,8 @@ def test_list_lines_that_are_invalid_or_lead_out_are_named(images: Path, tmp_pat
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "0.jpg").write_bytes(JPEG[0])
     os.symlink(tmp_path / "secret" / "0.jpg", images / "a" / "link.jpg")
+    os.symlink(tmp_path / "secret", images / "a" / "linked")
+    os.symlink(images / "a", images / "inside")
     (images / "notes.txt").write_text("text")
     lines = [
         "path,label",
@@ -90,19 +94,26 @@ def test_list_lines_that_are_invalid_or_lead_out_are_named(images: Path, tmp_pat
         "a/0.jpg,3000000000",
         ",1",
         "a/link.jpg,7",
+        "a/linked/0.jpg,7",
+        "inside/0.jpg,7",
         "a/missing.jpg,7",
         "notes.txt,7",
     ]
     (images / "faces.csv").write_text("\n".join(lines))
     dataset = convert(ListSource(images / "faces.csv"), tmp_path / "out")
-    assert samples(dataset) == BY_LABEL
+    assert samples(dataset) == {**BY_LABEL, "inside/0": (1, JPEG[0])}
     of_lines = [fault for fault in dataset.faults if fault.kind == "label"]
     assert len(of_lines) == 9
     named = [lines[5 + n].split(",")[0][:40] in str(fault) for n, fault in enumerate(of_lines)]  # long lines are cut
     assert named == [True] * 9
     assert sum("leads out" in fault.reason for fault in of_lines) == 4
     others = sorted((fault.kind, fault.member) for fault in dataset.faults if fault.kind != "label")
-    assert others == [("image", "a/missing.jpg"), ("link", "a/link.jpg"), ("no image", "notes.txt")]
+    assert others == [
+        ("image", "a/missing.jpg"),
+        ("link", "a/link.jpg"),
+        ("link", "a/linked/0.jpg"),
+        ("no image", "notes.txt"),
+    ]
 
 
 def test_list_elsewhere_needs_the_root_of_its_images(images: Path, tmp_path: Path) -> None:

@@ -12,12 +12,26 @@ from rayface.data.sources.lst import LineError, ListFormat, format_of, is_label,
     [
         ("path,label", ListFormat(",", 0, 1, True)),
         ("age\tIdentity\tfile_name", ListFormat("\t", 2, 1, True)),
+        ("image_id,identity_id", ListFormat(",", 0, 1, True)),
+        ("image_id,filepath,label", ListFormat(",", 1, 2, True)),
         ("a/0.jpg 3", ListFormat(None, -1, -1, False)),
         ("1\ta.jpg\t3", ListFormat("\t", -1, -1, False)),
     ],
 )
 def test_format_of_a_first_line_gives_delimiter_and_columns(first: str, wanted: ListFormat) -> None:
     assert format_of(first) == wanted
+
+
+def test_format_of_an_unknown_header_before_integer_labels_is_refused() -> None:
+    with pytest.raises(LineError, match=r"the second line has an integer label, the first, 'bild,wer', has none"):
+        format_of("bild,wer", "a/0.jpg,3")
+    for lines in (
+        ("a/0.jpg,ann", "a/1.jpg,bob"),
+        ("a/0.jpg,3", "a/1.jpg,4"),
+        ("a/0.jpg,3", "a/1.jpg,bob"),
+        ("a/0.jpg,ann", "x"),
+    ):
+        assert not format_of(*lines).has_header
 
 
 @pytest.mark.parametrize("line", ["one", "a,b,c", "1,2,3", ""])
