@@ -11,6 +11,7 @@ _ZEROS = bytes(BLOCK)
 _RECORD = 20 * BLOCK  # tar pads archives to a multiple of this
 _SEARCH = 1 << 20
 _MAX_EXTENSION = 1 << 20  # a larger pax or long-name header is corrupt
+_MAX_LENGTH = 20  # bytes in which the length of a pax record must end
 _REGULAR = b"07\0"
 
 Fetch = Callable[[int, int], bytes]  # (offset, count) -> bytes, fewer only at the end of the file
@@ -92,17 +93,17 @@ def parse_header(block: bytes) -> tuple[str, int, bytes]:
 
 
 def _pax_records(data: bytes) -> dict[str, str]:
-    records = {}
-    while data.strip(b"\0"):
-        length, _, rest = data.partition(b" ")
-        if not length.isdigit() or not len(length) + 3 <= int(length) <= len(data):
+    records, at, end = {}, 0, len(data.rstrip(b"\0"))
+    while at < end:
+        length = data[at : at + _MAX_LENGTH].partition(b" ")[0]
+        if not length.isdigit() or not len(length) + 3 <= int(length) <= len(data) - at:
             raise ValueError("malformed pax record")
-        record = rest[: int(length) - len(length) - 1]
+        record = data[at + len(length) + 1 : at + int(length)]
         keyword, equals, value = record[:-1].partition(b"=")
         if not equals or record[-1:] != b"\n":
             raise ValueError("malformed pax record")
         records[_text(keyword)] = _text(value)
-        data = data[int(length) :]
+        at += int(length)
     return records
 
 

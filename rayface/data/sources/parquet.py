@@ -54,13 +54,17 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Columns:
-    """Columns that are read: of the image's bytes and path (in a struct, after a dot), the label, the key."""
+    """Columns that are read: of the image's bytes and path (in a struct, after a dot), the label, the key.
+
+    `names` are those of a ClassLabel; `is_named`: the label is a name.
+    """
 
     image: str
     path: str | None
     label: str
     key: str | None
     names: Sequence[str] | None
+    is_named: bool
 
 
 class ParquetSource(DatasetSource):
@@ -89,7 +93,9 @@ class ParquetSource(DatasetSource):
                 stem = (name or os.path.basename(path.partition("?")[0])).removesuffix(".parquet")
                 self._parts += [_Part(path, f"{stem}-{group:05d}", group) for group in range(file.num_row_groups)]
             if self._columns not in (None, columns):
-                raise DataError(f"{path}: its columns or class names differ from those of {self._parts[0].path}")
+                raise DataError(
+                    f"{path}: its columns, type of label or class names differ from those of {self._parts[0].path}"
+                )
             self._columns = columns
         if not self._parts:
             raise DataError(f"{self.root}: its parquet files have no rows")
@@ -116,9 +122,8 @@ class ParquetSource(DatasetSource):
                 return PartListing(
                     images=_listing([], pa.array([], pa.int64()), []), faults=FaultLog(self.root, [fault])
                 )
-        for column in wanted:
-            _check_text(path, column, _field(table, column))
-        labels = _decoded(_field(table, columns.label))
+        fields = {column: _text(path, column, _field(table, column)) for column in wanted}
+        labels = _decoded(fields[columns.label])
         is_valid = _valid(labels)
         rows = pc.indices_nonzero(is_valid).to_pylist()
         faults = FaultLog(self.root)
@@ -126,7 +131,7 @@ class ParquetSource(DatasetSource):
             reason = f"label {labels[row].as_py()} is not a number from 0 to {MAX_LABEL}"
             faults.add(Fault(shard=path, member=_member(group, row), offset=0, reason=reason, kind="label"))
         given = next((column for column in (columns.path, columns.key) if column), None)
-        keys = _field(table, given).to_pylist() if given else [None] * num_rows
+        keys = fields[given].to_pylist() if given else [None] * num_rows
         images = _listing([_key(keys[row], group, row) for row in rows], labels.take(pa.array(rows, pa.int64())), rows)
         return PartListing(images=images, faults=faults, image_size=size_of_first(self, part, images))
 
@@ -192,6 +197,7 @@ def _columns_of(path: str, file: pq.ParquetFile, settings: SourceSettings) -> _C
         label=label,
         key=next((name for name in _KEYS if name in schema.names), None),
         names=_class_names(schema, label),
+        is_named=not pa.types.is_integer(_value_type(schema.field(label).type)),
     )
 
 
@@ -211,9 +217,12 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_label(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = _value_type(kind)
     return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _class_names(schema: pa.Schema, label: str) -> Sequence[str] | None:
@@ -231,12 +240,18 @@ def _field(table: pa.Table, column: str) -> pa.ChunkedArray:
     return pc.struct_field(table[name], child) if child else table[name]
 
 
-def _check_text(path: str, column: str, values: pa.ChunkedArray) -> None:
-    """Refuse texts that are no names: DataError."""
+def _text(path: str, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return values, in texts \\xff for a byte that is not UTF-8; DataError for texts that are too long for names."""
     for chunk in values.chunks:
         texts = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
         if not pa.types.is_integer(texts.type) and (pc.max(pc.binary_length(texts)).as_py() or 0) > _MAX_TEXT:
             raise DataError(f"{path}: {column}: a value has more than {_MAX_TEXT:,} bytes: {_REMEDY}")
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = values.cast(_value_type(values.type)).cast(pa.large_binary()).to_pylist()
+        return pa.chunked_array([[text if text is None else text.decode("utf-8", "backslashreplace") for text in raw]])
+    return values
 
 
 def _decoded(labels: pa.ChunkedArray) -> pa.ChunkedArray:

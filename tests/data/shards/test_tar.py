@@ -4,6 +4,7 @@ import io
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rayface.data.shards.tar import (
     Gap,
     Member,
     TarError,
+    _pax_records,
     encode_member,
     end_of_archive,
     iter_members,
@@ -177,3 +179,26 @@ def test_parse_header_with_the_largest_sum_is_exact() -> None:
     total = sum(block)
     block[148:156] = b"%06o\0 " % total
     assert parse_header(bytes(block))[1] == 0
+
+
+class Sliced(bytes):
+    """Bytes that count what their slices copy."""
+
+    copied = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        Sliced.copied += len(found)
+        return Sliced(found)
+
+
+def test_pax_records_of_many_are_read_in_one_pass() -> None:
+    data = b"".join(b"15 k%04d=abcde\n" % number for number in range(5000)) + bytes(100)
+    assert _pax_records(Sliced(data)) == {f"k{number:04d}": "abcde" for number in range(5000)}
+    assert Sliced.copied < 3 * len(data)
+
+
+@pytest.mark.parametrize("data", [b"9 a=b\n", b"5 a=b\n", b"x a=b\n", b"6 ab\n", b"6 a=bc", b"7" * 30, b"6 a=b\n\0x"])
+def test_pax_records_that_are_malformed_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="malformed pax record"):
+        _pax_records(data)

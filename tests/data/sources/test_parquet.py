@@ -97,6 +97,30 @@ def test_parquet_columns_that_are_ambiguous_are_named_with_the_option(tmp_path: 
         convert(ParquetSource(write(tmp_path / "y.parquet", {"label": LABELS})), tmp_path / "out2")
 
 
+def test_parquet_files_with_labels_of_two_types_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", {"image": JPEG, "label": LABELS})
+    write(tmp_path / "in" / "b.parquet", {"image": JPEG, "label": [str(label) for label in LABELS]})
+    with pytest.raises(
+        DataError, match=r"b\.parquet: its columns, type of label or class names differ from .*a\.parquet"
+    ):
+        convert(ParquetSource(tmp_path / "in"), tmp_path / "out")
+    write(tmp_path / "in" / "b.parquet", {"image": JPEG, "label": pa.array(LABELS, pa.int8())})
+    assert convert(ParquetSource(tmp_path / "in"), tmp_path / "out").num_images == 12
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_parquet_with_text_that_is_not_utf_8_keeps_its_images(dictionary: bool, tmp_path: Path) -> None:
+    names = pa.array([b"\xc9milie", b"\xc9milie", None, b"bob", b"bob", b"bob"], pa.binary())
+    keys = pa.array([b"%d\xff.jpg" % number for number in range(6)], pa.binary())
+    texts = [pa.Array.from_buffers(pa.string(), 6, column.buffers()) for column in (names, keys)]
+    table = pa.table({"image": JPEG, "label": texts[0], "key": texts[1]})
+    pq.write_table(table, tmp_path / "x.parquet", use_dictionary=dictionary)
+    dataset = convert(ParquetSource(tmp_path / "x.parquet"), tmp_path / "out")
+    wanted = {f"{row}/xff": (r"\xc9milie" if row < 2 else "bob", JPEG[row]) for row in (0, 1, 3, 4, 5)}
+    assert samples(dataset) == wanted
+    assert [(fault.kind, fault.member) for fault in dataset.faults] == [("label", "row 2 of row group 0")]
+
+
 def test_parquet_rows_without_image_or_label_are_faults(tmp_path: Path) -> None:
     images = [{"bytes": data, "path": None} for data in JPEG]
     images[1] = None
