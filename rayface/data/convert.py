@@ -192,7 +192,7 @@ def _read(spilled: Spill, listed: Listed, map_parts: MapParts) -> int:
     limit = spilled.settings.max_corrupt_fraction
     lost = listed.faults.num_lost
     total = lost + listed.num_images
-    readable, first = 0, listed.faults.first()
+    readable, first = 0, listed.faults.first() if lost else None
     tasks = tasks_of(spilled.sources, listed.units)
     for task in map_parts(spilled, tasks, "read images", rows=listed.num_images):
         lost, readable, first = lost + task.num_lost, readable + task.num_images, first or task.first

@@ -58,6 +58,7 @@ def tars_not_read(
     *,
     dataset_marker: str | None = None,
     most_folders: int | None = _MAX_SUBFOLDERS,
+    unlisted: list[str] | None = None,
 ) -> list[str]:
     """Return the compressed tars of a folder and all tars in its sub-folders, as paths relative to it.
 
@@ -67,6 +68,7 @@ def tars_not_read(
         files, folders: entries of `root`.
         dataset_marker: sub-folders with a file of this name are separate datasets and skipped.
         most_folders: maximum number of sub-folders to search; None: all.
+        unlisted: the sub-folders that cannot be listed are added to it.
     """
     found = [file.name for file in files if is_compressed(file.name)]
     waiting = deque(folders)
@@ -83,6 +85,8 @@ def tars_not_read(
         try:
             files, folders = list_entries(path)
         except DataError:
+            if unlisted is not None:
+                unlisted.append(folder)
             continue
         if dataset_marker not in {file.name for file in files}:
             found += [f"{folder}/{file.name}" for file in files if _is_tar(file.name) or is_compressed(file.name)]

@@ -12,7 +12,7 @@ from rayface.data.shards.samples import Fault
 _NAMED = 1000  # of each kind
 _NAMED_ONCE = ("hidden", "no image", "special file")  # obviously not images: one example is enough
 
-_NO_LOSS = (*_NAMED_ONCE, "link", "folder", "outside", "identity")
+_NO_LOSS = (*_NAMED_ONCE, "alias", "outside", "identity")
 
 
 class FaultLog:
@@ -60,7 +60,9 @@ class FaultLog:
         return named + sum(lost for kind, lost in self._num_lost.items() if kind not in _NO_LOSS)
 
     def first(self) -> Fault | None:
-        return self._named[0] if self._named else None
+        """Return the first fault, of lost images if there are any."""
+        lost = (fault for fault in self._named if fault.num_lost and fault.kind not in _NO_LOSS)
+        return next(lost, self._named[0] if self._named else None)
 
     def faults(self) -> list[Fault]:
         """Return the named faults, then one for the rest of each kind; `num_lost` is the number of things lost."""

@@ -43,7 +43,8 @@ class FolderSource(DatasetSource):
     """One folder of images for each identity, at any depth below it; a part is 256 of these folders.
 
     Files are recognised as images by their content, whatever their names. Hidden files and folders and those of tools
-    are skipped; links to folders and links that lead out of the root are not followed. Folders whose names differ only
+    are skipped. Links that lead out of the root are not followed and count as lost; a link to a folder in the root is
+    skipped, because that is read under its own name. Folders whose names differ only
     in their Unicode normalisation are one identity.
     """
 
@@ -117,19 +118,25 @@ class FolderSource(DatasetSource):
             path = f"{folder}/{entry.name}" if folder else entry.name
             if is_hidden(entry.name):
                 faults.add(self._fault(path, "hidden", "hidden, or of a tool"))
-            elif entry.is_symlink() and (reason := self._refused_link(entry)):
-                faults.add(self._fault(path, "link", reason))
+            elif entry.is_symlink() and (refused := self._refused_link(entry)):
+                faults.add(self._fault(path, *refused))
             elif not entry.is_dir() and not entry.is_file():
                 faults.add(self._fault(path, "special file", "no regular file"))
             else:
                 yield entry
 
-    def _refused_link(self, entry: os.DirEntry[str]) -> str | None:
-        if entry.is_dir():
-            return "symbolic link to a folder, not followed"
-        if not Path(entry.path).resolve().is_relative_to(self.root):
-            return "symbolic link that leads out of the folder, not followed"
-        return None if os.path.exists(entry.path) else "symbolic link to nothing"
+    def _refused_link(self, entry: os.DirEntry[str]) -> tuple[str, str] | None:
+        """Return the kind of fault of a link that is not followed, and the reason."""
+        if not os.path.exists(entry.path):
+            return "link", "symbolic link to nothing"
+        target = os.path.realpath(entry.path)
+        if os.path.commonpath([target, self.root]) != self.root:
+            return "link", "symbolic link that leads out of the folder, not followed"
+        if not entry.is_dir():
+            return None
+        if any(map(is_hidden, target[len(self.root) :].split("/"))):
+            return "link", "symbolic link to a hidden folder, not followed"
+        return "alias", "symbolic link to a folder that is read under its own name"
 
     def _stray(self, entry: os.DirEntry[str]) -> Fault:
         """Return the fault of a file beside the folders of identities."""

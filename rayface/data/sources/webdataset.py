@@ -21,6 +21,7 @@ from rayface.data.shards.samples import Fault, SampleIndex
 from rayface.data.shards.scan import ScanJob, scan_one
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
+from rayface.data.sources.folder import is_hidden
 from rayface.storage import DataError, is_local, join, list_entries, locate, one_line
 
 _COPY_BYTES = 4 << 20
@@ -42,10 +43,11 @@ class WebDatasetSource(DatasetSource):
         super().__init__(src, settings)
         self._sources: list[str] = []  # paths and URIs
         self._paths: list[str] = []  # of plain tars on this machine
+        self._unlisted: list[str] = []  # sub-folders
         self._unpacked: str | None = None
 
     def prepare(self, near: str | None) -> None:
-        self._sources = _find_tars(self.root)
+        self._sources = _find_tars(self.root, self._unlisted)
         self._paths = [self._at_hand(path, number, near) for number, path in enumerate(self._sources)]
 
     def close(self) -> None:
@@ -62,6 +64,8 @@ class WebDatasetSource(DatasetSource):
         scan = scan_one(ScanJob(number=part, path=self._paths[part], deep=True))
         faults = [self._named(part, fault) for fault in scan.faults]
         refuse_not_a_tar(faults)
+        if part == 0:
+            faults += [self._folder_fault(folder) for folder in self._unlisted]
         images = scan.table.drop_columns("shard").rename_columns({"label": "identity"})
         return PartListing(images=images, faults=FaultLog(self.root, faults), image_size=scan.image_size)
 
@@ -84,6 +88,9 @@ class WebDatasetSource(DatasetSource):
         """Return the fault with the path of the original tar instead of its unpacked copy."""
         return dataclasses.replace(fault, shard=self._sources[part])
 
+    def _folder_fault(self, folder: str) -> Fault:
+        return Fault(shard=self.root, member=folder, offset=0, reason="cannot be listed", kind="folder")
+
     def _at_hand(self, path: str, number: int, near: str | None) -> str:
         """Return the path of a plain tar on this machine: the tar itself, or its unpacked copy."""
         codec = codec_of(path.partition("?")[0])
@@ -101,13 +108,16 @@ class WebDatasetSource(DatasetSource):
         return copy
 
 
-def _find_tars(root: str) -> list[str]:
-    """Return the tar `root`, or those in and below that folder."""
+def _find_tars(root: str, unlisted: list[str]) -> list[str]:
+    """Return the tar `root`, or those in and below that folder; sub-folders that cannot be listed go to `unlisted`."""
     if _is_file(root):
         return [root]
     files, folders = list_entries(root, "folder or tar")
     refuse_unfinished(root, {file.name for file in files})
-    names = [file.name for file in shard_files(files)] + tars_not_read(root, files, folders, most_folders=None)
+    refused: list[str] = []
+    below = tars_not_read(root, files, folders, most_folders=None, unlisted=refused)
+    unlisted += [folder for folder in refused if not is_hidden(folder.rpartition("/")[2])]
+    names = [file.name for file in shard_files(files)] + below
     if not names:
         raise DataError(f"{root}: no tars (*.tar, *.tar.gz, *.tgz, ...) in this folder and its sub-folders")
     seen: dict[str, str] = {}

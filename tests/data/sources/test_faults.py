@@ -29,3 +29,8 @@ def test_fault_log_beyond_its_limit_counts_faults_and_losses(monkeypatch: pytest
 def test_fault_log_without_faults_has_no_first() -> None:
     assert FaultLog("src").first() is None
     assert FaultLog("src", [fault("a"), fault("b")]).first() == fault("a")
+
+
+def test_fault_log_first_is_that_of_a_lost_image() -> None:
+    assert FaultLog("src", [fault("x", "hidden"), fault("c", num_lost=0), fault("b")]).first() == fault("b")
+    assert FaultLog("src", [fault("x", "hidden"), fault("y", "alias")]).first() == fault("x", "hidden")

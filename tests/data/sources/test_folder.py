@@ -1,8 +1,10 @@
 """The folder source: which files are images, which folders are identities, what is left out."""
 
+import contextlib
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,10 +17,11 @@ from rayface.data.decode import decode_image
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources.folder import FolderSource
+from rayface.storage import DataError
 
 
-def convert_folder(src: Path, out: Path) -> Dataset:
-    return convert(FolderSource(src), out)
+def convert_folder(src: Path, out: Path, **settings: Any) -> Dataset:
+    return convert(FolderSource(src), out, ConvertSettings(**settings))
 
 
 def picture(seed: int, height: int = 112, width: int = 112) -> np.ndarray:
@@ -95,10 +98,41 @@ def test_folder_links_that_lead_out_are_not_followed(people: Path, tmp_path: Pat
     os.symlink(tmp_path / "secret", people / "eve")
     os.symlink(people, people / "cy" / "loop")
     os.symlink(people / "cy" / "0.jpg", people / "cy" / "inside.jpg")
+    os.symlink(people / "cy", people / "zoe")
     dataset = convert_folder(people, tmp_path / "out")
     assert dataset.num_images == 16
     assert dataset.identities == ("Ann Lee", "bob", "cy")
-    assert sorted(str(fault.member) for fault in dataset.faults) == ["bob/link.jpg", "cy/loop", "eve"]
+    assert sorted((fault.kind, str(fault.member)) for fault in dataset.faults) == [
+        ("alias", "cy/loop"),
+        ("alias", "zoe"),
+        ("link", "bob/link.jpg"),
+        ("link", "eve"),
+    ]
+
+
+@pytest.mark.parametrize(("target", "fails"), [("bob", False), ("../out", True), (".store", True), ("none", True)])
+def test_folder_with_a_linked_identity_fails_strictly_if_its_images_are_lost(
+    people: Path, tmp_path: Path, target: str, fails: bool
+) -> None:
+    for folder in (tmp_path / "out", people / ".store"):
+        save(folder / "x.jpg", picture(99))
+    os.symlink(target, people / "eve")
+    expected = pytest.raises(DataError, match=r"eve.*symbolic link") if fails else contextlib.nullcontext()
+    with expected:
+        assert convert_folder(people, tmp_path / "set", max_corrupt_fraction=0).num_images == 15
+
+
+def test_folder_that_cannot_be_listed_is_lost(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refused(folder: str) -> Any:
+        if folder.endswith("bob"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=r"1 of 11 images cannot be read .*bob.*cannot be listed"):
+        convert_folder(people, tmp_path / "out", max_corrupt_fraction=0)
 
 
 def test_folder_paths_that_give_one_key_are_numbered(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pyarrow import fs as pafs
 from typer.testing import CliRunner
 
 from rayface.cli.command_line import app
+from rayface.data import listing
 from rayface.data.check import check
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
@@ -62,6 +63,24 @@ def found(folder: Path) -> Samples:
     dataset = open_dataset(folder, max_corrupt_fraction=0)
     samples = read_samples(dataset.shard_paths(), dataset.index)
     return {s.key: (s.label, s.jpeg) for s in samples if isinstance(s, Sample)}
+
+
+def test_webdataset_with_a_folder_that_cannot_be_listed_names_it(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mixed / "lost+found").mkdir()
+    entries = listing.list_entries
+
+    def refused(folder: str) -> Any:
+        if folder.endswith(("more.d", "lost+found")):
+            raise DataError(f"{folder}: cannot be listed")
+        return entries(folder)
+
+    monkeypatch.setattr(listing, "list_entries", refused)
+    dataset = convert_webdataset(mixed, tmp_path / "out")
+    assert [(fault.kind, fault.member) for fault in dataset.faults] == [("folder", "more.d")]
+    with pytest.raises(DataError, match="1 of 5 images cannot be read"):
+        convert_webdataset(mixed, tmp_path / "strict", max_corrupt_fraction=0)
 
 
 def test_webdataset_with_a_latin_1_name_gets_a_safe_key(tmp_path: Path) -> None:
