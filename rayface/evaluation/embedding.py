@@ -34,17 +34,15 @@ class GivenEmbeddings:
     def __init__(self, path: str) -> None:
         self._path, self._embeddings = path, open_embeddings(path)
         self.image_size, self.digest = 112, ""  # the size of the report's pictures
+        self.embedding_size = self._embeddings.size
 
     def __call__(self, name: str, protocol: EvaluationProtocol) -> Embedded:
         """Return the embeddings of a protocol's images, of length 1; 0 for a key that is missing.
 
         Raises:
-            ValueError: the images are of no dataset, or no key is found.
+            DataError: no key is found.
         """
-        if protocol.source is None:
-            raise ValueError(
-                f"evaluate.embeddings: protocol {name}: has images of no dataset: set evaluate.model instead"
-            )
+        assert protocol.source is not None  # checked when the protocols are opened
         found = rows_by_key(self._embeddings, protocol.source)
         if not found.embeddings.any():
             raise DataError(
@@ -63,6 +61,7 @@ class ModelEmbeddings:
         self._loaded: LoadedModel = load_model(str(given.model), backbone=given.backbone, device=self._device)
         self._module: nn.Module = self._loaded.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.image_size, self.digest = self._loaded.info.image_size, self._loaded.info.sha256
+        self.embedding_size = self._loaded.info.embedding_size
 
     def __call__(self, name: str, protocol: EvaluationProtocol) -> Embedded:
         """Return the embeddings of a protocol's images, of length 1; 0 for an image that is not readable.

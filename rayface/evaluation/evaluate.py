@@ -24,6 +24,7 @@ from rayface.evaluation.protocol import (
     evaluation_content,
     evaluation_dict,
     figure_rows,
+    required_sources,
     scores_of,
 )
 from rayface.evaluation.protocols import configured_protocols, open_protocols
@@ -95,7 +96,9 @@ def evaluate(config: Config) -> EvaluationResult:
         raise ValueError("evaluate.protocols: no inputs of a protocol are set, for example evaluate.pairs")
     embedded = ModelEmbeddings(config) if given.embeddings is None else GivenEmbeddings(given.embeddings)
     protocols = open_protocols(given, image_size=embedded.image_size)
-    leak_check = LeakCheck(given, embedded.digest)
+    if given.embeddings is not None:
+        required_sources(protocols, "evaluate.embeddings", "set evaluate.model instead")
+    leak_check = LeakCheck(given, protocols, model_digest=embedded.digest, embedding_size=embedded.embedding_size)
     if given.write_card:
         check_writable_card(str(given.model))
     root, inputs = normalise(str(given.out)), _inputs(protocols.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 from rayface.config import EvaluateConfig
 from rayface.data.dataset import Dataset, open_dataset
 from rayface.embedding.embeddings import MANIFEST, Embeddings, open_embeddings
-from rayface.evaluation.leaks import find_leaks
-from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult
+from rayface.evaluation.leaks import Leaks, add_by_embedding, find_leaks
+from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult, required_sources
 from rayface.models.embedded import Embedded
 from rayface.progress import phase
 from rayface.storage import DataError, exists, join, normalise, read_bytes
@@ -46,11 +47,20 @@ class LeakCertificate:
 class LeakCheck:
     """Searches evaluate.leak_check, a training set, for the images of protocols."""
 
-    def __init__(self, settings: EvaluateConfig, model_digest: str) -> None:
+    def __init__(
+        self,
+        settings: EvaluateConfig,
+        protocols: Mapping[str, EvaluationProtocol],
+        *,
+        model_digest: str = "",
+        embedding_size: int,
+    ) -> None:
         """Open the training set and its embeddings.
 
         Args:
+            protocols: by name; with a training set, their images must be of datasets.
             model_digest: sha256 of the evaluated model's weights; "": unknown.
+            embedding_size: that of the evaluated model.
 
         Raises:
             ValueError: the inputs are missing or contradict each other; one line.
@@ -61,32 +71,31 @@ class LeakCheck:
         self._training: Dataset | None = None
         self._embeddings: Embeddings | None = None
         if settings.leak_check:
+            self._sources = required_sources(protocols, "evaluate.leak_check", "convert them to a dataset first")
             self._training = open_dataset(settings.leak_check, join="separate")
         if settings.leak_embeddings is not None:
             self._embeddings = open_embeddings(settings.leak_embeddings)
             _refuse_other_model(settings.leak_embeddings, model_digest)
+            if self._embeddings.size != embedding_size:
+                raise ValueError(
+                    f"evaluate.leak_embeddings: have {self._embeddings.size} dimensions, the model has "
+                    f"{embedding_size}: must be of the same model"
+                )
+
+    @functools.cached_property
+    def _found(self) -> dict[str, Leaks]:
+        """Leaks by name and by bytes of all protocols, for which the training set is read once."""
+        assert self._training is not None
+        return find_leaks(self._sources, self._training)
 
     def __call__(self, name: str, protocol: EvaluationProtocol, embedded: Embedded) -> LeakCertificate | None:
-        """Return the certificate of a protocol; None without a training set.
-
-        Raises:
-            ValueError: the images are of no dataset, or were embedded by another model; one line.
-        """
-        training, embeddings, test = self._training, self._embeddings, protocol.source
+        """Return the certificate of a protocol; None without a training set."""
+        training = self._training
         if training is None:
             return None
-        if test is None:
-            raise ValueError(
-                f"evaluate.leak_check: protocol {name}: has images of no dataset: convert them to a dataset first"
-            )
-        if embeddings is not None and embeddings.size != embedded.embeddings.shape[1]:
-            raise ValueError(
-                f"evaluate.leak_embeddings: have {embeddings.size} dimensions, the model has "
-                f"{embedded.embeddings.shape[1]}: must be of the same model"
-            )
-        found = find_leaks(
-            test, training, test_embeddings=embedded.embeddings, embeddings=embeddings, above=self._above
-        )
+        found, test = self._found[name], self._sources[name]
+        if self._embeddings is not None:
+            found = add_by_embedding(found, embedded.embeddings, self._embeddings, above=self._above)
         without = None
         if found.leaked.any():
             with phase(f"score {name} without leaked images"):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rayface.arrays import Bools, Floats, Ints
-from rayface.data.dataset import Dataset
+from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.label_join import Labelled
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Fault, SampleIndex, ShardRows
 from rayface.embedding.embeddings import Embeddings
@@ -29,7 +31,8 @@ class Leaks:
     """Test images that are in the training set, (n,) each.
 
     Attributes:
-        by_name: images of identities whose name is in the training set; None if one of the sets has no names.
+        by_name: images of identities whose name is in the training set; None if a directory of one of the sets has no
+            names, or only label numbers.
         by_bytes: images whose file is in the training set.
         by_embedding: images with a training image at a cosine above `above`; None without embeddings.
         identities: identity of each image, (n,).
@@ -77,57 +80,83 @@ class Leaks:
         ]
 
 
-def find_leaks(
-    test: ImageRows,
-    training: Dataset,
-    *,
-    test_embeddings: Floats | None = None,
-    embeddings: Embeddings | None = None,
-    above: float = 0.9,
-) -> Leaks:
-    """Search a training set for test images; reads every image of both.
+def find_leaks(tests: Mapping[str, ImageRows], training: Dataset) -> dict[str, Leaks]:
+    """Search a training set for the images of several test sets, by name and by bytes; reads every image once."""
+    names = _trained_names(training)
+    by_bytes = _by_bytes(list(tests.values()), training)
+    return {
+        name: Leaks(
+            by_name=_by_name(test, names),
+            by_bytes=leaked,
+            by_embedding=None,
+            identities=test.dataset.index.label[test.rows].astype(np.int64),
+        )
+        for (name, test), leaked in zip(tests.items(), by_bytes, strict=True)
+    }
+
+
+def add_by_embedding(found: Leaks, test: Floats, training: Embeddings, *, above: float = 0.9) -> Leaks:
+    """Add the leaks by embedding.
 
     Args:
-        test_embeddings: (n, D) of length 1, by the model of `embeddings`.
-        embeddings: embeddings of the training set.
+        test: (n, D) of length 1, by the model of `training`.
+        training: embeddings of the training set.
         above: cosine above which a training image counts as the same image.
     """
-    found = Leaks(
-        by_name=_by_name(test, training),
-        by_bytes=_by_bytes(test, training),
-        by_embedding=None,
-        identities=test.dataset.index.label[test.rows].astype(np.int64),
-    )
-    if embeddings is None or test_embeddings is None:
-        return found
-    nearest, keys = nearest_images(test_embeddings, embeddings)
+    nearest, keys = nearest_images(test, training)
     return replace(found, by_embedding=nearest > above, nearest=nearest, nearest_key=keys)
 
 
-def _by_name(test: ImageRows, training: Dataset) -> Bools | None:
-    if test.dataset.identities is None or training.identities is None:
+def _named_directories(dataset: Dataset) -> list[tuple[Sequence[str], Ints]] | None:
+    """Return the names by label and the labels (n,) of each directory; None if one has only label numbers as names.
+
+    Directories that were joined are opened again, one by one: a joint name may have its directory in front.
+    """
+    alone = [dataset]
+    if len(dataset.roots) > 1:
+        sizes = zip(dataset.roots, dataset.root_sizes(), strict=True)
+        alone = [open_dataset(root, max_corrupt_fraction=1) for root, size in sizes if size]
+    found = []
+    for each in alone:
+        labels = each.index.label
+        own = Labelled(name=each.name, identities=each.identities, num_classes=each.num_classes, labels=labels)
+        if own.identities is None or not own.says_names:
+            return None
+        found.append((own.identities, labels))
+    return found
+
+
+def _trained_names(training: Dataset) -> set[str] | None:
+    directories = _named_directories(training)
+    if directories is None:
         return None
-    trained = np.unique(training.index.label)
-    names = {training.identities[label] for label in trained.tolist()}
-    known = np.array([name in names for name in test.dataset.identities], bool)
-    return known[test.dataset.index.label[test.rows]]
+    return {names[label] for names, labels in directories for label in np.unique(labels).tolist()}
 
 
-def _by_bytes(test: ImageRows, training: Dataset) -> Bools:
-    with phase("hash test images", rows=len(test)) as current:
-        found = _digests(test.dataset.shard_paths(), test.dataset.index.select(test.rows))
-        wanted: dict[bytes, list[int]] = {}
-        for row, digest in enumerate(found):
+def _by_name(test: ImageRows, trained: set[str] | None) -> Bools | None:
+    directories = None if trained is None else _named_directories(test.dataset)
+    if trained is None or directories is None:
+        return None
+    known = [np.array([name in trained for name in names], bool)[labels] for names, labels in directories]
+    return np.concatenate(known)[test.rows]
+
+
+def _by_bytes(tests: Sequence[ImageRows], training: Dataset) -> list[Bools]:
+    wanted: dict[bytes, list[int]] = {}
+    num_images = sum(map(len, tests))
+    with phase("hash test images", rows=num_images) as current:
+        found = (_digests(test.dataset.shard_paths(), test.dataset.index.select(test.rows)) for test in tests)
+        for place, digest in enumerate(itertools.chain.from_iterable(found)):
             if digest is not None:
-                wanted.setdefault(digest, []).append(row)
-        current.advance(len(test))
-    leaked = np.zeros(len(test), bool)
+                wanted.setdefault(digest, []).append(place)
+        current.advance(num_images)
+    leaked = np.zeros(num_images, bool)
     rows = ShardRows(training.index.shard, len(training.shards))
     paths = training.shard_paths()
 
     def of_shard(number: int) -> list[int]:
         digests = _digests(paths, training.index.select(rows[number]))
-        return [row for digest in digests if digest in wanted for row in wanted[digest]]
+        return [place for digest in digests if digest in wanted for place in wanted[digest]]
 
     with (
         phase("hash training images", parts=len(training.shards), rows=training.num_images) as current,
@@ -136,7 +165,7 @@ def _by_bytes(test: ImageRows, training: Dataset) -> Bools:
         for met in pool.map(of_shard, range(len(training.shards))):
             leaked[met] = True
             current.advance()
-    return leaked
+    return np.split(leaked, np.cumsum([len(test) for test in tests])[:-1])
 
 
 def _digests(shards: list[str], samples: SampleIndex) -> Iterator[bytes | None]:

@@ -206,6 +206,23 @@ class EvaluationProtocol(ABC):
         return None
 
 
+def required_sources(protocols: Mapping[str, EvaluationProtocol], key: str, remedy: str) -> dict[str, ImageRows]:
+    """Return the sources of protocols, by name.
+
+    Args:
+        key: config key that requires them.
+
+    Raises:
+        ValueError: the images of a protocol are of no dataset; one line.
+    """
+    found = {}
+    for name, protocol in protocols.items():
+        if protocol.source is None:
+            raise ValueError(f"{key}: protocol {name}: has images of no dataset: {remedy}")
+        found[name] = protocol.source
+    return found
+
+
 def number(value: float) -> float | None:
     """Return a figure as JSON has it: None for NaN."""
     return None if math.isnan(value) else float(value)

@@ -8,6 +8,7 @@ import pytest
 from rayface.config import EvaluateConfig, load
 from rayface.data.dataset import open_dataset
 from rayface.data.selection import select, write_selection
+from rayface.data.shards.random_access import read_samples
 from rayface.data.synth import synthesize
 from rayface.embedding.part_file import write_part
 from rayface.evaluation.evaluate import evaluate
@@ -15,6 +16,7 @@ from rayface.evaluation.leak_check import LeakCheck
 from rayface.evaluation.pairs import PairsProtocol, PairsSettings
 from rayface.models.embedded import Embedded
 from rayface.models.model_info import ModelInfo
+from tests.data.sources.bin_files import bin_file
 from tests.small_model import save_small_model
 
 
@@ -38,6 +40,11 @@ def keys_of(inputs, **changes):
 def opened(inputs):
     settings = PairsSettings(pairs=str(inputs / "set" / "pairs.csv"), data=(str(inputs / "set"),), replicates=0)
     return PairsProtocol.open(settings, image_size=32)
+
+
+def certify(settings, protocol, embedded):
+    check = LeakCheck(settings, {"pairs": protocol}, embedding_size=embedded.embeddings.shape[1])
+    return check("pairs", protocol, embedded)
 
 
 def test_evaluate_with_a_leak_check_certifies_and_measures_without_the_leaked_images(inputs, tmp_path):
@@ -64,12 +71,10 @@ def test_leak_check_by_embedding_lists_the_most_similar_images(inputs, tmp_path)
     part = (["copy", "other"], np.zeros(2, np.int64), np.stack([vectors[5], np.eye(1, 130, 129)[0]]))
     write_part(str(tmp_path / "emb.parquet"), [part], size=130, dtype="fp32", note={})
     settings = EvaluateConfig(leak_check=str(inputs / "training"), leak_embeddings=str(tmp_path / "emb.parquet"))
-    found = LeakCheck(settings, "")("pairs", protocol, Embedded(vectors, np.ones(n, np.float32)))
+    found = certify(settings, protocol, Embedded(vectors, np.ones(n, np.float32)))
     assert found.counts["by_embedding"] == {"images": 1, "identities": 1}
     key = protocol.pairs.members[5].removesuffix(".jpg")
     assert found.examples == ({"test": key, "training": "copy", "cosine": 1.0},)
-    with pytest.raises(ValueError, match=r"leak_embeddings: have 130 dimensions, the model has 8: must be of the same"):
-        LeakCheck(settings, "")("pairs", protocol, Embedded(vectors[:, :8], np.ones(n, np.float32)))
 
 
 def test_leak_check_without_leaks_has_no_second_result(inputs, tmp_path):
@@ -78,13 +83,13 @@ def test_leak_check_without_leaks_has_no_second_result(inputs, tmp_path):
     protocol = opened(inputs)
     vectors = np.eye(protocol.num_images, 130, dtype=np.float32)
     settings = EvaluateConfig(leak_check=str(tmp_path / "clean"))
-    found = LeakCheck(settings, "")("pairs", protocol, Embedded(vectors, np.ones(len(vectors), np.float32)))
+    found = certify(settings, protocol, Embedded(vectors, np.ones(len(vectors), np.float32)))
     assert (found.without, found.counts["any"]) == (None, {"images": 0, "identities": 0})
 
 
 def test_leak_check_with_contradicting_inputs_is_refused_in_one_line(inputs, tmp_path):
     with pytest.raises(ValueError, match=r"^evaluate.leak_embeddings: requires evaluate.leak_check"):
-        LeakCheck(EvaluateConfig(leak_embeddings="emb"), "")
+        LeakCheck(EvaluateConfig(leak_embeddings="emb"), {}, embedding_size=8)
     write_part(
         str(tmp_path / "0.parquet"), [(["k"], np.zeros(1, np.int64), np.ones((1, 8)))], size=8, dtype="fp32", note={}
     )
@@ -92,8 +97,30 @@ def test_leak_check_with_contradicting_inputs_is_refused_in_one_line(inputs, tmp
     (tmp_path / "embeddings.json").write_text(json.dumps(manifest))
     settings = EvaluateConfig(leak_check=str(inputs / "training"), leak_embeddings=str(tmp_path))
     with pytest.raises(ValueError, match=r"were embedded by the model abc, this one is def: embed the training set"):
-        LeakCheck(settings, "def")
-    assert LeakCheck(settings, "abc") is not None
+        LeakCheck(settings, {}, model_digest="def", embedding_size=8)
+    with pytest.raises(ValueError, match=r"leak_embeddings: have 8 dimensions, the model has 9: must be of the same"):
+        LeakCheck(settings, {}, model_digest="abc", embedding_size=9)
+    assert LeakCheck(settings, {}, model_digest="abc", embedding_size=8) is not None
+
+
+@pytest.mark.parametrize("key", ["leak_check", "embeddings"])
+def test_evaluate_of_images_of_no_dataset_where_one_is_needed_is_refused_before_any_work(
+    inputs, tmp_path, monkeypatch, key
+):
+    dataset = open_dataset(inputs / "set")
+    jpegs = [sample.jpeg for sample in read_samples(dataset.shard_paths(), dataset.index.select(slice(0, 4)))]
+    (tmp_path / "own.bin").write_bytes(bin_file(jpegs, [True, False]))
+    monkeypatch.setattr(PairsProtocol, "score", lambda *given: pytest.fail("a score"))
+    keys = {"bin": str(tmp_path / "own.bin"), "out": str(tmp_path / "out")}
+    if key == "leak_check":
+        keys |= {"model": str(inputs / "model"), "leak_check": str(inputs / "training")}
+    else:
+        part = (["k"], np.zeros(1, np.int64), np.ones((1, 8), np.float32))
+        write_part(str(tmp_path / "emb.parquet"), [part], size=8, dtype="fp32", note={})
+        keys |= {"embeddings": str(tmp_path / "emb.parquet")}
+    with pytest.raises(ValueError, match=rf"^evaluate.{key}: protocol own: has images of no dataset: "):
+        evaluate(load(overrides=keys_of(inputs, **keys)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_with_write_card_writes_the_thresholds_into_the_model(inputs, tmp_path):
