@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from rayface.config import Config, EmbedConfig
 from rayface.embedding.embeddings import Embeddings, open_embeddings
+from rayface.embedding.part_file import part_note
 from rayface.embedding.rows import read_labels, read_norms, read_rows
 from rayface.evaluation.embedding_cache import EmbeddingCache
 from rayface.evaluation.image_rows import ImageRows
@@ -77,12 +79,12 @@ class ModelEmbeddings:
             model=self._loaded.info.sha256, dataset=protocol.digest, flip=settings.flip, folder=settings.cache
         )
         is_known, known = cache.load(rows)
+        if source is not None and source.is_whole and np.count_nonzero(~is_known) >= _JOB_IMAGES:
+            found = self._by_job(protocol, source, cache.job_folder)
+            cache.trim()
+            return found
         if not is_known.all():
             missing = every[~is_known]
-            if source is not None and source.is_whole and len(missing) >= _JOB_IMAGES:
-                found = self._by_job(source, cache.job_folder)
-                cache.trim()
-                return found
             new = self._embedded(protocol, missing)
             if np.isfinite(new.embeddings).all():
                 cache.store(rows[missing], new)
@@ -103,8 +105,11 @@ class ModelEmbeddings:
                 done=lambda: current.advance_rows(size),
             )
 
-    def _by_job(self, images: ImageRows, folder: str) -> Embedded:
-        """Embed the dataset by the job of `rayface embed`, which resumes and uses all of the cluster."""
+    def _by_job(self, protocol: EvaluationProtocol, images: ImageRows, folder: str) -> Embedded:
+        """Embed the dataset by the job of `rayface embed`, which resumes and uses all of the cluster.
+
+        Its finished parts lack the images that it could not read; these are read again, as they may be repaired.
+        """
         # Not above: it imports Ray, and most sets are embedded without.
         from rayface.embedding.embed import embed
 
@@ -117,15 +122,29 @@ class ModelEmbeddings:
             flip=given.flip,
             dtype="fp32",
         )
-        embed(
-            replace(
-                self._config,
-                embed=job,
-                data=replace(self._config.data, join=images.dataset.join),
-                tracking=replace(self._config.tracking, enabled=False),
-            )
+        config = replace(
+            self._config,
+            embed=job,
+            data=replace(self._config.data, join=images.dataset.join),
+            tracking=replace(self._config.tracking, enabled=False),
         )
-        return rows_by_key(open_embeddings(folder), images)
+        try:
+            embed(config)
+        except DataError:  # perhaps of too many corrupt images
+            _delete_parts_with_faults(folder)
+            raise
+        found = rows_by_key(open_embeddings(folder), images)
+        unread = np.flatnonzero(~found.embeddings.any(axis=1))
+        if len(unread):
+            for column, new in zip(found, self._embedded(protocol, unread), strict=True):
+                column[unread] = new
+        return found
+
+
+def _delete_parts_with_faults(folder: str) -> None:
+    for path in Path(folder).glob("*.parquet"):
+        if part_note(str(path))[1]["faults"]:
+            path.unlink()
 
 
 def embed_protocol(
@@ -192,7 +211,8 @@ def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Embedded:
     Memory: the embeddings of the images, and of one file.
     """
     place_of = np.full(images.dataset.num_images + 1, -1, np.int64)  # the last one: a key that is not in the dataset
-    place_of[images.rows] = np.arange(len(images))
+    unique, first, inverse = np.unique(images.rows, return_index=True, return_inverse=True)
+    place_of[unique] = first
     keys = (batch for file in embeddings.files for batch, _ in read_labels(file))
     places = place_of[images.dataset.find(keys)]
     found, done = np.zeros((len(images), embeddings.size), np.float32), 0
@@ -208,4 +228,7 @@ def rows_by_key(embeddings: Embeddings, images: ImageRows) -> Embedded:
                 if lengths is not None:
                     norms[own[own >= 0]] = lengths[own >= 0]
             current.advance()
+    listed_again = np.flatnonzero(first[inverse] != np.arange(len(images)))
+    for column in (found, norms):
+        column[listed_again] = column[first[inverse[listed_again]]]
     return Embedded(found, norms)

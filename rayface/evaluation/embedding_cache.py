@@ -30,7 +30,7 @@ _ENTRY = re.compile(r"[0-9a-f]{32}(\.npz)?")
 
 
 class EmbeddingCache:
-    """Embeddings by row, in a file of the user's cache directory; damaged files count as missing.
+    """Embeddings by row, in a file of the user's cache directory; damaged files and embeddings of 0 count as missing.
 
     A directory holds at most 20 GiB: entries used longest ago are deleted, but not within a day of their use. Memory:
     the cached rows.
@@ -57,14 +57,21 @@ class EmbeddingCache:
                 continue
             known, embedded = stored
             places = np.minimum(np.searchsorted(known, rows), len(known) - 1)
-            found = known[places] == rows
+            found = (known[places] == rows) & _has_embedding(embedded)[places]
             if found.any():
                 self.trim()
                 return found, Embedded(*(column[places[found]] for column in embedded))
         return np.zeros(len(rows), bool), None
 
     def store(self, rows: NDArray[np.int64], embedded: Embedded) -> None:
-        """Add rows (n,) and their embeddings to the cached ones; without a writable folder nothing is cached."""
+        """Add rows (n,) and their embeddings to the cached ones; without a writable folder nothing is cached.
+
+        Embeddings of 0, of images that are not readable, are left out: the dataset may be repaired.
+        """
+        readable = _has_embedding(embedded)
+        if not readable.any():
+            return
+        rows, embedded = rows[readable], Embedded(*(column[readable] for column in embedded))
         for file in self._files:
             every, columns = rows, tuple(embedded)
             if stored := _read(file):
@@ -104,6 +111,11 @@ def _delete_oldest(entries: list[Path]) -> None:
         else:
             entry.unlink()
         total -= sizes[entry]
+
+
+def _has_embedding(embedded: Embedded) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.any(embedded.embeddings, axis=1)
+    return found
 
 
 def _read(file: Path) -> tuple[NDArray[np.int64], Embedded] | None:

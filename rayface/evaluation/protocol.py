@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayface.config import EvaluateConfig
+from rayface.data.dataset import Dataset
 from rayface.evaluation.image_rows import ImageRows
 from rayface.evaluation.pair_scores import PairScores
 from rayface.evaluation.pictures import Pictures
 from rayface.evaluation.verification import thinned
 from rayface.models.embedded import Embedded
+
+_BLOCK = 1 << 20  # rows of an index hashed at a time
 
 Figure = float | int | None | Sequence[float | None] | Mapping[str, object]
 
@@ -168,7 +172,7 @@ class EvaluationProtocol(ABC):
     @property
     def digest(self) -> str:
         """Digest of the images, by which their embeddings are cached; "": they are not cached."""
-        return "" if self.source is None else self.source.dataset.digest
+        return "" if self.source is None else _readable_digest(self.source.dataset)
 
     @property
     @abstractmethod
@@ -221,6 +225,18 @@ def required_sources(protocols: Mapping[str, EvaluationProtocol], key: str, reme
             raise ValueError(f"{key}: protocol {name}: has images of no dataset: {remedy}")
         found[name] = protocol.source
     return found
+
+
+def _readable_digest(dataset: Dataset) -> str:
+    """Return the digest of a dataset; if samples were lost, that of the rows that are left, whose numbers differ."""
+    if not dataset.faults:
+        return dataset.digest
+    index = dataset.index
+    digest = hashlib.sha256(dataset.digest.encode())
+    for start in range(0, len(index), _BLOCK):
+        some = index.select(slice(start, start + _BLOCK))
+        digest.update(some.shard.tobytes() + some.offset.tobytes())
+    return digest.hexdigest()
 
 
 def number(value: float) -> float | None:

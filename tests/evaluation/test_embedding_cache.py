@@ -30,6 +30,17 @@ def test_cache_of_rows_in_parts_returns_those_it_has(cache):
     assert embedded.norms.tolist() == [4.5, 1, 2.5]
 
 
+def test_cache_has_no_rows_of_images_without_an_embedding(cache, tmp_path):
+    cache.store(*rows_of(0))
+    assert list(tmp_path.iterdir()) == []
+    cache.store(*rows_of(0, 3))
+    assert cache.load(np.array([0, 3]))[0].tolist() == [False, True]
+    (file,) = own_files(tmp_path)
+    np.savez(tmp_path / file, rows=[0, 3], embeddings=rows_of(0, 3)[1].embeddings, norms=[1, 1])  # of rayface before
+    found, embedded = cache.load(np.array([0, 3]))
+    assert (found.tolist(), embedded.embeddings.tolist()) == ([False, True], [[3, -3]])
+
+
 @pytest.mark.parametrize("change", [{"model": "other"}, {"dataset": "other"}, {"flip": False}])
 def test_cache_of_another_model_dataset_or_flip_has_no_rows(cache, change, tmp_path):
     cache.store(*rows_of(1))
