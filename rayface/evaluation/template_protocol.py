@@ -20,7 +20,7 @@ from rayface.evaluation.pair_set import rows_of_members
 from rayface.evaluation.pairs import FARS
 from rayface.evaluation.protocol import EvaluationProtocol
 from rayface.evaluation.template_result import TemplateResult, score_templates
-from rayface.evaluation.template_set import TemplateSet, ijb_root, read_benchmark, read_ijb
+from rayface.evaluation.template_set import IJB_IMAGES, TemplateSet, ijb_root, read_benchmark, read_ijb
 from rayface.evaluation.templates import template_features
 from rayface.models.embedded import Embedded
 from rayface.storage import join, normalise
@@ -80,7 +80,7 @@ class TemplateProtocol(EvaluationProtocol):
         if settings.target is not None:
             root = ijb_root(settings.folder, settings.target)
             lists, landmarks = read_ijb(root, settings.target)
-            loose = LooseImages(folder=root / "loose_crop", names=lists.names, landmarks=landmarks.points)
+            loose = LooseImages(folder=root / IJB_IMAGES, names=lists.names, landmarks=landmarks.points)
             return cls(lists, settings, loose, landmarks.scores if settings.face_scores else None, image_size)
         lists = read_benchmark(settings.folder)
         dataset = open_dataset(join(normalise(settings.folder), TEST))
@@ -123,6 +123,8 @@ class TemplateProtocol(EvaluationProtocol):
             reason = f"{num_bad} of {len(lengths)} embeddings are NaN or infinite: the model diverged"
             return _not_measured(reason)
         kept = lengths > 0
+        if not kept.any():
+            return _not_measured(f"no image of {len(kept)} has an embedding", num_left_out=len(kept))
         features, ids = self._features(embedded, kept)
         name = self._settings.target or Path(self._settings.folder).name
         return score_templates(
@@ -157,13 +159,13 @@ def _times(folder: Path) -> bytes:
     return str(folder.stat().st_mtime_ns if folder.is_dir() else 0).encode()
 
 
-def _not_measured(reason: str) -> TemplateResult:
+def _not_measured(reason: str, num_left_out: int = 0) -> TemplateResult:
     none = {f"{far:.0e}": None for far in FARS}
     return TemplateResult(
         tar_at_far=none,
         threshold_at_far=none,
         num_pairs=0,
         num_templates=0,
-        num_left_out=0,
+        num_left_out=num_left_out,
         not_measured={"tar_at_far": reason, "threshold_at_far": reason, "identification": reason},
     )

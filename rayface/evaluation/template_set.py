@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rayface.arrays import Ints
 from rayface.storage import DataError, join, normalise, one_line, open_arrow
 
+IJB_IMAGES = "loose_crop"  # the folder of the images in a release
 GALLERIES = {"IJBB": ("S1", "S2"), "IJBC": ("G1", "G2")}
 
 
@@ -77,10 +78,12 @@ def ijb_root(folder: str, target: str) -> Path:
     """Return the folder that holds meta/ and loose_crop/ of IJB-B or IJB-C: `folder`, or a folder in it.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it lacks one of the two.
     """
     for root in (Path(folder), Path(folder) / target):
         if (root / "meta").is_dir():
+            if not (root / IJB_IMAGES).is_dir():
+                raise DataError(f"evaluate.ijb: {root}: has no folder {IJB_IMAGES} beside meta: must hold the images")
             return root
     raise DataError(
         f"evaluate.ijb: {folder}: has no folder meta, nor has {target} in it: must be the folder of the release as "

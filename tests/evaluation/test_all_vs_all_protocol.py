@@ -103,6 +103,13 @@ def test_all_vs_all_protocol_of_a_degenerate_set_says_so(data: Path, labels: obj
     assert np.isnan(result.main_figure)
 
 
+def test_all_vs_all_protocol_without_a_readable_image_gives_no_figure(data: Path) -> None:
+    protocol = opened(data)
+    result = protocol.score_without(np.ones(72, bool), random_embeddings(72))
+    assert result.not_measured["tar_at_far"].startswith("there are no genuine pairs")
+    assert (result.num_images, result.num_left_out) == (0, 72)
+
+
 def test_evaluate_all_vs_all_writes_null_and_says_why(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

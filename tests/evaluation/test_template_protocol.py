@@ -15,6 +15,7 @@ from rayface.evaluation.identification import identify, tar_at_far
 from rayface.evaluation.template_protocol import TemplateProtocol, TemplateSettings
 from rayface.evaluation.templates import template_features
 from rayface.models.embedded import Embedded
+from rayface.storage import DataError
 from tests.small_model import save_small_model
 
 NUM_PEOPLE, NUM_IMAGES = 10, 60  # six images of each: three templates of two
@@ -157,6 +158,24 @@ def test_template_protocol_with_an_unreadable_image_leaves_it_out(ijb: Path) -> 
     given.embeddings[[0, 1]] = 0  # all images of a gallery's template
     figures = protocol.score(given).figures()
     assert (figures["num_left_out"], figures["num_templates"], figures["num_pairs"]) == (2, 29, 180)
+
+
+def test_template_protocol_without_a_readable_image_gives_no_figure(ijb: Path) -> None:
+    protocol = TemplateProtocol.open(TemplateSettings(folder=str(ijb), target="IJBC"), image_size=32)
+    for result in (
+        protocol.score(embedded()._replace(embeddings=np.zeros((NUM_IMAGES, 6), np.float32))),
+        protocol.score_without(np.ones(NUM_IMAGES, bool), embedded()),
+    ):
+        assert result.not_measured["tar_at_far"] == "no image of 60 has an embedding"
+        assert result.figures()["num_left_out"] == NUM_IMAGES
+        assert np.isnan(result.main_figure)
+
+
+def test_template_protocol_of_a_release_without_its_images_is_refused(ijb: Path) -> None:
+    (ijb / "loose_crop").rename(ijb / "elsewhere")
+    with pytest.raises(DataError, match=r"^evaluate.ijb: .*IJBC: has no folder loose_crop beside meta") as caught:
+        TemplateProtocol.open(TemplateSettings(folder=str(ijb.parent), target="IJBC"), image_size=32)
+    assert "\n" not in str(caught.value)
 
 
 def test_template_protocol_of_nan_or_without_norms_gives_no_figure(benchmark: Path) -> None:
