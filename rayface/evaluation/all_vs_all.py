@@ -48,6 +48,9 @@ def all_vs_all(
         ValueError: shapes do not fit, an embedding is zero or not finite, a rate is outside [0, 1], there are no
             genuine or no impostor pairs, or a group is named "all".
     """
+    parts = dict(group_rows(groups, np.size(labels)))
+    if ALL in parts:
+        raise ValueError(f"groups: {ALL!r} is the name of the pairs of all groups: rename the group")
     found = tail_rates(embeddings, labels, fars, device=device)
     if not found.num_genuine or not found.num_impostor:
         raise ValueError(
@@ -55,7 +58,7 @@ def all_vs_all(
             "1 of each"
         )
     rates: dict[Hashable, list[float]] = {ALL: found.tar.tolist()}
-    for name, rows in group_rows(groups, len(np.asarray(labels))):
+    for name, rows in parts.items():
         rates[name] = tail_rates(embeddings, labels, fars, rows=rows, device=device).tar.tolist()
     return rates
 
@@ -64,7 +67,7 @@ def group_rows(groups: ArrayLike | None, num_images: int) -> Iterator[tuple[Hash
     """Yield each group, in sorted order, with the rows of its images.
 
     Raises:
-        ValueError: the number of groups is not that of the images, or a group is named "all".
+        ValueError: the number of groups is not that of the images.
     """
     if groups is None:
         return
@@ -72,8 +75,6 @@ def group_rows(groups: ArrayLike | None, num_images: int) -> Iterator[tuple[Hash
     if given.shape != (num_images,):
         raise ValueError(f"groups have shape {given.shape}, there must be one per image: ({num_images},)")
     names, place = np.unique(given, return_inverse=True)
-    if ALL in names.tolist():
-        raise ValueError(f"groups: {ALL!r} is the name of the pairs of all groups: rename the group")
     for number, name in enumerate(names.tolist()):
         yield name, np.flatnonzero(place == number)
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.data.dataset import Dataset
+from rayface.data.label_join import normalised
 from rayface.data.manifest import IDENTITIES
 from rayface.storage import DataError, join, normalise, one_line, open_arrow
 
@@ -24,8 +25,8 @@ def load_groups(dataset: Dataset, columns: Sequence[str], table: str | None) -> 
     Args:
         dataset: the images.
         columns: names of the columns.
-        table: CSV or parquet file with a column key, identity or label, and the groups; None: identities.parquet of
-            the dataset.
+        table: CSV or parquet file with a column key, identity or label, and the groups, which are read as text; None:
+            identities.parquet of the dataset.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or names none of the images.
@@ -35,7 +36,7 @@ def load_groups(dataset: Dataset, columns: Sequence[str], table: str | None) -> 
     path = normalise(table) if table is not None else join(dataset.roots[0], IDENTITIES)
     if table is None and len(dataset.roots) > 1:
         raise DataError("evaluate.groups: is not set: must be a table of the groups if there are several datasets")
-    rows = _read(path)
+    rows = _read(path, columns)
     by = next((name for name in _KEYS if name in rows.column_names), None)
     missing = [name for name in columns if name not in rows.column_names]
     if by is None or missing:
@@ -51,10 +52,15 @@ def load_groups(dataset: Dataset, columns: Sequence[str], table: str | None) -> 
     return found
 
 
-def _read(path: str) -> pa.Table:
+def _read(path: str, columns: Sequence[str]) -> pa.Table:
+    # Not guessed: 0000045 would become 45.
+    texts = dict.fromkeys({"key", "identity", *columns} - {"label"}, pa.string())
+    options = pc.ConvertOptions(column_types=texts)
     try:
         with open_arrow(path) as stream:
-            return pq.read_table(stream) if path.endswith(".parquet") else pc.read_csv(stream)
+            if path.endswith(".parquet"):
+                return pq.read_table(stream)
+            return pc.read_csv(stream, convert_options=options)
     except DataError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -71,9 +77,9 @@ def _places(dataset: Dataset, by: str, values: Sequence[object]) -> NDArray[np.i
         if dataset.identities is None:
             raise DataError(f"{', '.join(dataset.roots)}: has no names of identities: give a table with label or key")
         label_of = {name: label for label, name in enumerate(dataset.identities)}
-        labels = [label_of.get(str(value), -1) for value in values]
+        labels = [label_of.get(normalised(str(value)), -1) for value in values]
     else:
-        labels = [value if isinstance(value, int) and value < dataset.num_classes else -1 for value in values]
+        labels = [value if isinstance(value, int) and 0 <= value < dataset.num_classes else -1 for value in values]
     by_label = np.full(dataset.num_classes + 1, -1, np.int64)
     by_label[labels] = np.arange(len(labels))
     by_label[-1] = -1

@@ -143,3 +143,9 @@ def test_all_vs_all_of_wrong_input_names_it(change, words):
     given = {"embeddings": np.eye(4), "labels": [0, 0, 1, 1], "fars": [0.1]} | change
     with pytest.raises(ValueError, match=words):
         all_vs_all(**given)
+
+
+def test_all_vs_all_with_a_group_named_all_is_refused_before_any_pass(monkeypatch):
+    monkeypatch.setattr(module, "tail_rates", lambda *given, **options: pytest.fail("a pass over the pairs"))
+    with pytest.raises(ValueError, match=r"^groups: 'all' is the name"):
+        all_vs_all(np.eye(4), [0, 0, 1, 1], [0.1], groups=["all", "b", "b", "b"])

@@ -69,6 +69,14 @@ def test_all_vs_all_protocol_with_groups_equals_the_function(data: Path, tmp_pat
     assert result.roc is not None
 
 
+def test_all_vs_all_protocol_with_a_group_named_all_measures_it(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("label,mask\n" + "".join(f"{i},{('all', '01')[i % 2]}\n" for i in range(12)))
+    protocol = opened(data, group_by=("mask",), groups=str(tmp_path / "groups.csv"))
+    result = protocol.score(random_embeddings(72))
+    assert {name: own.num_genuine for name, own in result.groups["mask"].items()} == {"all": 90, "01": 90}
+    assert result.rates.num_genuine == 180
+
+
 def test_all_vs_all_protocol_with_images_that_are_not_readable_leaves_them_out(tmp_path: Path) -> None:
     jpeg = simplejpeg.encode_jpeg(np.full((32, 32, 3), 90, np.uint8))
     samples = [(f"k{i}", i // 2, b"no picture" if i == 3 else jpeg) for i in range(8)]
