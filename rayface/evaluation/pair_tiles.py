@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +15,11 @@ from rayface.precision import fast_bf16
 
 _CHUNK = 16_384  # rows per chunk of the check of the norms, and pairs per chunk of exact cosines
 
-# Bound of the error of a cosine from embeddings rounded to bfloat16 (unit roundoff u = 2^-9): rounding the embeddings
-# changes it by at most (2u + u^2) * sum |x_i y_i| <= .00391, rounding the result and the floor that it is compared with
-# by u each, and the float32 sum of D products by about D * 2^-24, which is below .0001 for D up to 1,024.
-SCREEN_ERROR = 0.008
+# Bound of the error of a product of embeddings that are rounded to bfloat16 (unit roundoff u = 2^-8), before the result
+# is rounded: rounding the embeddings changes it by at most (2u + u^2) * sum |x_i y_i| <= .00783; the sums of D products
+# in float32, of these and of the exact cosine, by about D * 2^-23 each where hardware truncates, together below .00025
+# for D up to 1,024. The rounding of the result is no part of it: see `_may_exceed`.
+SCREEN_ERROR = 0.0081
 
 
 class Pairs(NamedTuple):
@@ -34,8 +36,8 @@ class Tile:
 
     Attributes:
         scores: (rows, columns); after `take_genuine`, of impostor pairs only.
-        units: of a screened tile, the embeddings of its rows and columns, of length 1; its scores are in bfloat16,
-            within `SCREEN_ERROR` of the cosines. None: the scores are the cosines.
+        units: of a screened tile, the embeddings of its rows and columns, of length 1; its scores are numbers within
+            `SCREEN_ERROR` of the cosines, rounded to bfloat16. None: the scores are the cosines.
         num_pairs: number of unordered pairs in the tile.
     """
 
@@ -80,8 +82,8 @@ class Tile:
         """Compute those cosines of a screened tile again that may be above a floor; return the ones that are."""
         assert self.units is not None
         left, right = self.units
-        near = (self.scores.amax(1) > floor - SCREEN_ERROR).nonzero().flatten()
-        rows, columns = (self.scores[near] > floor - SCREEN_ERROR).nonzero(as_tuple=True)
+        near = _may_exceed(self.scores.amax(1), floor).nonzero().flatten()
+        rows, columns = _may_exceed(self.scores[near], floor).nonzero(as_tuple=True)
         rows = near[rows]
         scores = left.new_empty(len(rows))
         for start in range(0, len(rows), _CHUNK):
@@ -89,6 +91,15 @@ class Tile:
             torch.sum(left[rows[part]] * right[columns[part]], 1, out=scores[part])
         kept = scores > floor
         return Pairs(scores[kept], rows[kept], columns[kept])
+
+
+def _may_exceed(screened: torch.Tensor, floor: float) -> torch.Tensor:
+    """Return whether cosines may be above a floor, by the scores of a screened tile.
+
+    Rounding keeps the order: a number above floor - SCREEN_ERROR is, rounded, at least that limit, rounded.
+    """
+    limit = torch.tensor(floor - SCREEN_ERROR, dtype=torch.float64).bfloat16()
+    return screened >= limit.item()
 
 
 class PairTiles:
@@ -231,7 +242,20 @@ class PairTiles:
 
 def _products(rows: torch.Tensor, columns: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
     scores = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-    return torch.mm(rows, columns.T, out=scores)
+    with _float32_sums():
+        return torch.mm(rows, columns.T, out=scores)
+
+
+@contextmanager
+def _float32_sums() -> Iterator[None]:
+    """Make cuBLAS add products of bfloat16 in float32 only; by default, it may round partial sums."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 def _keep_upper(scores: torch.Tensor, first_row: int, first_column: int) -> int:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from rayface.evaluation.extremes import Extremes
 from rayface.evaluation.pair_tiles import SCREEN_ERROR, PairTiles
@@ -64,18 +65,59 @@ def test_screened_tiles_have_scores_within_the_bound_of_the_cosines(kind):
         embeddings[:, 0] = 100 * random.choice([-1, 1], 128)  # hits the roundings of the vectors and of the result
     pairs = PairTiles.of(embeddings, np.arange(128) // 2)
     units = embeddings.astype(np.float64) / np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
-    errors = []
-    for tile in pairs.tiles((64, 64), screened=True):
-        if tile.units is None:
-            continue
+    screened = [tile for tile in pairs.tiles((64, 64), screened=True) if tile.units is not None]
+    assert len(screened) == 1
+    for tile in screened:
         rows, columns = (units[pairs.order[first : first + 64]] for first in (tile.first_row, tile.first_column))
         exact = rows @ columns.T
-        errors.append(np.abs(tile.scores.float().numpy() - exact).max())
+        assert np.abs(tile.scores.float().numpy() - exact).max() < SCREEN_ERROR + 2**-8  # the result is rounded, too
         floor = float(np.quantile(exact, 0.99))
         np.testing.assert_allclose(np.sort(tile.above(floor).numpy()), np.sort(exact[exact > floor]), rtol=0, atol=1e-6)
         assert len(tile.take_genuine().scores) == 0
-    assert len(errors) == 1
-    assert max(errors) < SCREEN_ERROR
+
+
+def worst_pair(cosine: float, side: int = 1) -> np.ndarray:
+    """Return two embeddings (2, 512) of a cosine whose elements are rounded by almost u, down (side 1) or up (-1)."""
+    vector = np.zeros(512)
+    vector[:252] = 2.0**-4 * (1 + 2.0**-8 * (1 - 0.03 * side))  # bfloat16 has 2^-4, and next 2^-4 (1 + 2^-7)
+    vector[252] = np.sqrt(1 - (vector**2).sum())
+    other = cosine * vector
+    other[253:] = np.sqrt((1 - cosine**2) / 259)
+    return np.stack([vector, other]).astype(np.float32)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("cosine", [1.0, 0.9985, 0.997, 0.5, 0.2505, -0.5])
+def test_screened_tile_of_the_worst_roundings_keeps_exactly_the_pairs_above_a_floor(cosine, side):
+    embeddings = worst_pair(cosine, side)
+    exact = float(embeddings[0].astype(np.float64) @ embeddings[1])
+    (tile,) = (tile for tile in PairTiles.of(embeddings, [0, 1]).tiles((1, 1), screened=True) if tile.num_pairs)
+    assert tile.units is not None
+    for below in (1e-5, 3e-4, 1e-3, 0.0025, 0.004):
+        assert len(tile.above(exact - below)) == len(tile.highest(3, exact - below).scores) == 1
+        assert len(tile.above(exact + below)) == 0
+
+
+def test_screened_tile_is_summed_in_float32_and_leaves_the_setting_as_it_was(monkeypatch):
+    settings, mm, matmul = [], torch.mm, torch.backends.cuda.matmul
+
+    def counted(*given, **options):
+        settings.append(matmul.allow_bf16_reduced_precision_reduction)
+        return mm(*given, **options)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    before = matmul.allow_bf16_reduced_precision_reduction
+    list(PairTiles.of(worst_pair(0.5), [0, 1]).tiles((1, 1), screened=True))
+    assert settings == [False] * 3
+    assert matmul.allow_bf16_reduced_precision_reduction == before
+
+
+def test_screened_tile_of_the_worst_roundings_has_an_error_near_the_bound():
+    tiles = PairTiles.of(worst_pair(1.0), [0, 1]).tiles((1, 1), screened=True)
+    (score,) = (float(tile.scores[0, 0]) for tile in tiles if tile.num_pairs)
+    assert score == 1 - 2**-7
+    unrounded = np.square(torch.from_numpy(worst_pair(1.0)[0]).bfloat16().double().numpy()).sum()
+    assert 0.9 * SCREEN_ERROR < 1 - unrounded < SCREEN_ERROR
 
 
 @pytest.mark.parametrize(("size", "kind"), [(3, np.float64), (1025, np.float32)])
