@@ -34,7 +34,7 @@ from rayface.models.model_info import WEIGHTS
 from rayface.models.run_files import PAIR_SCORES
 from rayface.progress import phase
 from rayface.report import write_pngs
-from rayface.storage import join, list_names, make_folder, normalise, one_line, read_bytes, write_bytes
+from rayface.storage import join, list_names, make_folder, normalise, one_line, path_of, read_bytes, write_bytes
 from rayface.tracking.origin import job_name
 
 RESULT = "evaluation.json"  # written last
@@ -159,6 +159,7 @@ def _write(root: str, config: Config, result: EvaluationResult, protocols: Mappi
     text = yaml.safe_dump(masked(to_dict(config, ("evaluate",))), sort_keys=False)
     page = evaluation_page(content, plots, protocols, pictures, title=_title(result.model), config=text)
     try:
+        _delete_earlier(root)
         with tempfile.TemporaryDirectory() as drawn:
             for name, path in write_pngs(Path(drawn), plots).items():
                 write_bytes(join(root, f"plots/{name}.png"), path.read_bytes())
@@ -168,6 +169,18 @@ def _write(root: str, config: Config, result: EvaluationResult, protocols: Mappi
     except (pa.ArrowException, OSError) as error:
         where = f"evaluate.out: {root}"
         raise ValueError(f"{where}: cannot be written: {one_line(error)}: choose another directory") from error
+
+
+def _delete_earlier(root: str) -> None:
+    """Delete the results of an earlier evaluation, which the new ones may not replace: fewer protocols have figures."""
+    out = path_of(root)
+    if not (out / RESULT).exists():
+        return  # then the plots, if there are any, are not known to be ours
+    for name in (RESULT, _REPORT, PAIR_SCORES):
+        (out / name).unlink(missing_ok=True)
+    for name in sorted(path.name for path in (out / "plots").iterdir()):
+        if name.endswith(".png"):
+            (out / "plots" / name).unlink()
 
 
 def _title(model: str) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from rayface.arrays import Bools, Ints
 from rayface.evaluation.intervals import IdentityBootstrap
 from rayface.models.run_files import PAIR_SCORES
-from rayface.storage import DataError, atomic_stream, join, one_line, open_arrow
+from rayface.storage import DataError, atomic_stream, join, one_line, open_arrow, path_of
 
 _SCHEMA = pa.schema(
     {
@@ -106,11 +106,13 @@ def _components(n: int, edges: Ints) -> Ints:
 
 
 def write_pair_scores(folder: str, scores: Mapping[str, PairScores]) -> None:
-    """Write pair_scores.parquet into a folder, with the scores by protocol; nothing if there are none."""
-    if scores:
-        table = pa.concat_tables([each.as_table(protocol) for protocol, each in scores.items()])
-        with atomic_stream(join(folder, PAIR_SCORES)) as stream:
-            pq.write_table(table, stream)
+    """Write pair_scores.parquet into a folder, with the scores by protocol; if there are none, delete an older one."""
+    if not scores:
+        (path_of(folder) / PAIR_SCORES).unlink(missing_ok=True)
+        return
+    table = pa.concat_tables([each.as_table(protocol) for protocol, each in scores.items()])
+    with atomic_stream(join(folder, PAIR_SCORES)) as stream:
+        pq.write_table(table, stream)
 
 
 def read_pair_scores(folder: str) -> dict[str, PairScores]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 
 from rayface.config import Config, load
 from rayface.data.dataset import open_dataset
@@ -20,7 +21,9 @@ from rayface.evaluation import embedding, evaluation_tracking
 from rayface.evaluation import evaluate as module
 from rayface.evaluation.evaluate import evaluate
 from rayface.evaluation.image_rows import ImageRows
+from rayface.models.embedded import Embedded
 from rayface.models.model_files import load_model
+from rayface.report import Plot
 from rayface.tracking.journal import Journal
 from tests.small_model import save_small_model
 
@@ -150,6 +153,32 @@ def test_evaluate_report_in_a_browser_shows_curves_and_the_worst_pairs(
     assert seen.dom.count("data:image/jpeg;base64,") == 4 * 12 * 2  # worst pairs of both kinds and protocols
     for text in ("Evaluation report", ">model<", "ROC of pairs", "chance: 50 %", "Worst genuine pairs", "not measured"):
         assert text in seen.dom
+
+
+def test_evaluate_again_without_figures_leaves_nothing_of_the_evaluation_before(
+    given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "evaluation_plots", lambda content: [Plot("roc", "", Figure())])
+    out = tmp_path / "out"
+    (out / "plots").mkdir(parents=True)
+    (out / "plots" / "own.png").write_bytes(b"of the user")
+    evaluate(given())
+    assert (out / "plots" / "own.png").exists()
+    assert (out / "pair_scores.parquet").exists()
+    files_at_first_plot = []
+
+    def draw(folder: Path, plots: Any) -> dict[str, Path]:
+        files_at_first_plot.extend(path.name for path in out.rglob("*.*"))
+        return {}
+
+    monkeypatch.setattr(module, "write_pngs", draw)
+    diverged = Embedded(np.full((80, 8), np.nan, np.float32), np.ones(80, np.float32))
+    monkeypatch.setattr(embedding.ModelEmbeddings, "__call__", lambda *given: diverged)
+    result = evaluate(given()).as_dict()
+    assert result["accuracy_mean"] is None
+    assert files_at_first_plot == []
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "report.html", "plots"}
+    assert list((out / "plots").iterdir()) == []
 
 
 def test_evaluate_with_a_tracking_uri_logs_figures_and_files(

@@ -46,6 +46,12 @@ def test_pair_scores_of_no_protocol_write_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pair_scores_of_no_protocol_delete_those_of_before(tmp_path):
+    write_pair_scores(str(tmp_path), {"lfw": some_scores()})
+    write_pair_scores(str(tmp_path), {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pair_scores_that_are_missing_or_corrupt_are_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=f"has no {PAIR_SCORES}: must be a run directory"):
         read_pair_scores(str(tmp_path))
