@@ -150,7 +150,8 @@ class TemplateLists:
         identities: identity of each template.
         galleries: templates of the two galleries; no identity is in both.
         probes: templates that are searched in each gallery; those of the other gallery's identities have no mate.
-        pairs: (a, b, is_same): every probe with every gallery template, or a random sample of 1,000,000.
+        pairs: (a, b, is_same): every probe with every gallery template; of more than 1,000,000 pairs, as many random
+            ones and all genuine ones.
     """
 
     images: tuple[Ints, ...]
@@ -173,7 +174,8 @@ class TemplateLists:
 def draw_templates(labels: Ints, *, size: int, random: np.random.Generator) -> TemplateLists:
     """Divide the images of every identity into a gallery template and probe templates of at most `size` images.
 
-    The gallery template gets half of an identity's images at most. An identity with one image has no probe.
+    The gallery template gets half of an identity's images, rounded up, or `size`. An identity with one image has no
+    probe.
     """
     images: list[Ints] = []
     identities: list[int] = []
