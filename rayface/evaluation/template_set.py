@@ -134,7 +134,8 @@ def read_ijb(root: Path, target: str) -> tuple[TemplateSet, Landmarks]:
 
 def _subjects(path: Path) -> tuple[Ints, NDArray[np.str_]]:
     """Read the first two columns, template and subject, without repeats (a template has a row for each image)."""
-    table = _read(str(path), pc.ParseOptions(), pc.ReadOptions(), {})
+    # Not guessed: 0045 would be 45 in a file of numbers only, and 0045 in another one.
+    table = _read(str(path), pc.ParseOptions(), pc.ReadOptions(), {"SUBJECT_ID": pa.string()})
     if table.num_columns < 2:
         raise DataError(f"{path}: must have the columns TEMPLATE_ID and SUBJECT_ID first")
     templates = table.column(0).cast(pa.int64()).to_numpy()

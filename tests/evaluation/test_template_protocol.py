@@ -13,6 +13,7 @@ from rayface.data.writer import write_dataset
 from rayface.evaluation.alignment import TEMPLATE
 from rayface.evaluation.identification import identify, tar_at_far
 from rayface.evaluation.template_protocol import TemplateProtocol, TemplateSettings
+from rayface.evaluation.template_set import read_ijb
 from rayface.evaluation.templates import template_features
 from rayface.models.embedded import Embedded
 from rayface.storage import DataError
@@ -148,6 +149,15 @@ def test_template_protocol_of_ijb_equals_the_functions(ijb: Path, face_scores: b
     assert readable.all()
     assert images[0].std() > 10
     assert len(protocol.digest) == 64
+
+
+def test_template_protocol_of_ijb_with_subjects_of_digits_reads_them_as_text(ijb: Path) -> None:
+    meta, head = ijb / "meta", "TEMPLATE_ID,SUBJECT_ID,FILENAME\n"
+    (meta / "ijbc_1N_gallery_G1.csv").write_text(head + "100,0045,a.jpg\n103,7,b.jpg\n")
+    (meta / "ijbc_1N_probe_mixed.csv").write_text(head + "101,0045,a.jpg\n104,x7,b.jpg\n")
+    lists, _ = read_ijb(ijb, "IJBC")
+    assert lists.galleries["G1"][1].tolist() == ["0045", "7"]
+    assert lists.probes[1].tolist() == ["0045", "x7"]
 
 
 def test_template_protocol_with_an_unreadable_image_leaves_it_out(ijb: Path) -> None:
