@@ -31,7 +31,7 @@ from rayface.curate.cluster.threshold import best_threshold
 from rayface.curate.cosines import unit_blocks
 from rayface.curate.ogmc_index import ComponentIndex
 from rayface.curate.ogmc_kernel import COMPONENTS, FREE, IDENTITIES, State, Thresholds, add_vectors
-from rayface.curate.ogmc_state import OgmcSettings, empty_state, enlarged, in_use, with_room
+from rayface.curate.ogmc_state import OgmcSettings, empty_state, enlarged, in_use, restored_state, with_room
 from rayface.storage import DataError, atomic_stream
 
 _BLOCK = 256  # arrivals between two updates of the index
@@ -234,7 +234,7 @@ class OnlineGaussianMixture:
         own._num_images, own._num_indexed = about["num_images"], about["num_indexed"]
         if arrays:
             own._component, own._indexed = arrays["component"], arrays["indexed"]
-            own._state = State(**{name: arrays[name] for name in State._fields})
+            own._state = restored_state(arrays)
             own._index = ComponentIndex.restored(own._state.sums.shape[1], arrays)
         return own
 

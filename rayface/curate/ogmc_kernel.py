@@ -120,7 +120,7 @@ def _new_component(state: State) -> int:
 
 @compiled
 def _alone(own: int, state: State) -> None:
-    """Put a component that is in no identity into a new one."""
+    """Put a component that is in no identity into a new one, which has room: see `ogmc_state.with_room`."""
     if state.counters[FREE] > 0:
         state.counters[FREE] -= 1
         number = state.free[state.counters[FREE]]

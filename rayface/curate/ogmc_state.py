@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class OgmcSettings:
             raise ValueError(f"revisits {self.revisits}, min_images {self.min_images}: must be at least 0 and 1")
 
 
-PER_IDENTITY = ("identity_sums", "identity_counts", "cohesions", "sizes", "free")
+_PER_IDENTITY = ("identity_sums", "identity_counts", "cohesions", "sizes", "free")
 
 
 def empty_state(size: int) -> State:
@@ -61,11 +62,13 @@ def empty_state(size: int) -> State:
 
 
 def with_room(state: State, count: int) -> State:
-    """Return the state with room for `count` more components and identities."""
-    rows = {name: int(state.counters[IDENTITIES if name in PER_IDENTITY else COMPONENTS]) for name in State._fields}
-    grown = {
-        name: enlarged(values, rows[name] + count) for name, values in state._asdict().items() if name != "counters"
-    }
+    """Return the state with room for `count` more components, and for as many identities as components.
+
+    There are never more identities than components: a new number is taken only while none is free, so every other
+    identity then has a component, and so has the new one.
+    """
+    rows = int(state.counters[COMPONENTS]) + count
+    grown = {name: enlarged(values, rows) for name, values in state._asdict().items() if name != "counters"}
     return State(**grown, counters=state.counters)
 
 
@@ -80,8 +83,25 @@ def enlarged(values: NDArray[Any], count: int) -> NDArray[Any]:
 
 def in_use(state: State) -> dict[str, NDArray[Any]]:
     """Return the arrays of the state by name, without the room for more."""
-    components, identities = (int(state.counters[place]) for place in (COMPONENTS, IDENTITIES))
-    return {
-        name: values if name == "counters" else values[: identities if name in PER_IDENTITY else components]
-        for name, values in state._asdict().items()
+    return {name: getattr(state, name)[:rows] for name, rows in _rows_in_use(state).items()} | {
+        "counters": state.counters
     }
+
+
+def restored_state(arrays: Mapping[str, NDArray[Any]]) -> State:
+    """Return the state whose arrays are those of `in_use`.
+
+    Raises:
+        ValueError: an array has not as many rows as the counters say: compiled code would read beyond its end.
+    """
+    state = State(**{name: arrays[name] for name in State._fields})
+    for name, rows in _rows_in_use(state).items():
+        if len(arrays[name]) != rows:
+            raise ValueError(f"{name}: has {len(arrays[name])} rows: must be {rows}")
+    return state
+
+
+def _rows_in_use(state: State) -> dict[str, int]:
+    components, identities = (int(state.counters[place]) for place in (COMPONENTS, IDENTITIES))
+    names = [name for name in State._fields if name != "counters"]
+    return {name: identities if name in _PER_IDENTITY else components for name in names}

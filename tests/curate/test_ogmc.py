@@ -152,6 +152,43 @@ def test_ogmc_of_equal_vectors_is_one_component() -> None:
     assert set(own.labels_.tolist()) == {0}
 
 
+def test_ogmc_whose_components_leave_in_a_body_keeps_within_its_arrays() -> None:
+    vectors = leaving_in_a_body()
+    own = OnlineGaussianMixture(radius=0.25, link=0.35, base=0, min_images=1)
+    most = []
+    for start in range(0, len(vectors), module._BLOCK):
+        state = own.partial_fit(vectors[start : start + module._BLOCK])._state
+        assert state is not None
+        components, identities, free, _ = state.counters.tolist()
+        assert free <= identities <= min(map(len, (state.sizes, state.identity_sums, state.free)))
+        assert identities <= components <= min(map(len, (state.counts, state.near, state.sums)))
+        most.append(identities)
+    assert max(np.diff(most)) > module._BLOCK  # more identities than images in a block
+
+
+def leaving_in_a_body(loose: int = 600, tight: int = 700) -> NDArray[np.float64]:
+    """Unit vectors of a person whose images are equally far from each other, and then of one like them, all alike.
+
+    The more of the second arrive, the more cohesive is the identity of both, until all components of the first leave.
+    """
+    noise = np.random.default_rng(0).standard_normal((tight, loose + 2))
+    center = np.eye(1, loose + 2)
+    first = 0.58 * center + (1 - 0.58**2) ** 0.5 * np.eye(loose, loose + 2, 2)
+    second = 0.63 * center + (1 - 0.63**2) ** 0.5 * np.eye(1, loose + 2, 1)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    return np.concatenate([center, first, 0.95**0.5 * second + 0.05**0.5 * noise])
+
+
+@pytest.mark.parametrize("name", ["sizes", "counts", "identity_sums"])
+def test_ogmc_refuses_a_state_whose_arrays_are_too_short(tmp_path: Path, faces: Drawn, name: str) -> None:
+    mixture().partial_fit(faces[0][:300]).save(tmp_path / "state.npz")
+    with np.load(tmp_path / "state.npz") as file:
+        arrays = {each: file[each] for each in file.files}
+    np.savez(tmp_path / "state.npz", **(arrays | {name: arrays[name][:-1]}))
+    with pytest.raises(DataError, match=f"no saved OGMC state .*{name}: has"):
+        OnlineGaussianMixture.load(tmp_path / "state.npz")
+
+
 def test_ogmc_calibrated_on_labelled_images_clusters_others_well() -> None:
     random = np.random.default_rng(5)
     labels = np.repeat(np.arange(60), 10)
