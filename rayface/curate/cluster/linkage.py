@@ -2,18 +2,23 @@
 
 With an infinite prior (`affinity.Scale`) the affinity is the mean cosine of all pairs: average linkage. That is
 reducible: clusters that are each other's best may merge in any order, so a round merges all of them at once. Only
-pairs of clusters that an edge of the graph connects are candidates.
+pairs of clusters that an edge of the graph connects are candidates. The edges of equal images all tie, and one pair of
+them would merge a round, so copies of a picture are joined first.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from rayface.arrays import Floats, Ints
 from rayface.compiled import compiled
 from rayface.curate.affinity import RATIO, Scale, affinity, cohesion, dot
 from rayface.curate.cluster.neighbours import Edges, unique_edges
+
+_EQUAL = 1 - 1e-6  # mean cosine from which images are copies of each other: 1, but for rounding
 
 
 def linked(vectors: Floats, edges: Edges, scale: Scale, start: Ints | None = None) -> Ints:
@@ -29,31 +34,36 @@ def linked(vectors: Floats, edges: Edges, scale: Scale, start: Ints | None = Non
     """
     sums = np.array(vectors, np.float32)
     sizes, cohesions = np.ones(len(sums)), np.full(len(sums), scale.expected)
-    cluster = np.arange(len(sums))
-    if start is None:
-        edges = _linking(edges, ((edges.values - scale.base) / scale.expected).astype(np.float32))
-    else:
+    cluster, cosines = np.arange(len(sums)), edges.values
+    values = ((cosines - scale.base) / scale.expected).astype(np.float32)
+    if start is not None:
         names, cluster = np.unique(start, return_inverse=True)
         sums, sizes = np.zeros((len(names), sums.shape[1]), np.float32), np.bincount(cluster).astype(float)
         np.add.at(sums, cluster, vectors)
         cohesions = _cohesions(sums, np.arange(len(names)), sizes, scale)
         edges = unique_edges(cluster[edges.a], cluster[edges.b], edges.values)
-        edges = _linking(edges, _affinities(sums, sizes, cohesions, edges.a, edges.b, scale))
-    while len(edges.a):
+        cosines = _affinities(sums, sizes, np.ones(len(sums)), edges.a, edges.b, scale._replace(base=0.0))
+        values = _affinities(sums, sizes, cohesions, edges.a, edges.b, scale)
+    equal = cosines >= _EQUAL
+    a, b = edges.a[equal], edges.b[equal]
+    edges = _linking(edges, values)
+    if not len(a):
         a, b = _mutual_best(edges, len(sums))
-        sums[a] += sums[b]
-        sizes[a] += sizes[b]
-        cohesions[a] = _cohesions(sums, a, sizes, scale)
-        into = np.arange(len(sums))
-        into[b] = a
-        cluster = into[cluster]
+    while len(a):
+        into = _joined(a, b, len(sums))
+        gone = np.flatnonzero(into != np.arange(len(sums)))
+        np.add.at(sums, into[gone], sums[gone])
+        np.add.at(sizes, into[gone], sizes[gone])
         grown = np.zeros(len(sums), bool)
-        grown[a] = True
+        grown[into[gone]] = True
+        cohesions[grown] = _cohesions(sums, np.flatnonzero(grown), sizes, scale)
+        cluster = into[cluster]
         found = unique_edges(into[edges.a], into[edges.b], edges.values)
         values = found.values.copy()
         changed = np.flatnonzero(grown[found.a] | grown[found.b])
         values[changed] = _affinities(sums, sizes, cohesions, found.a[changed], found.b[changed], scale)
         edges = _linking(found, values)
+        a, b = _mutual_best(edges, len(sums))
     return np.unique(cluster, return_inverse=True)[1]
 
 
@@ -61,6 +71,13 @@ def _linking(edges: Edges, values: NDArray[np.float32]) -> Edges:
     """Return the edges whose affinities reach the threshold."""
     kept = values >= np.float32(RATIO * (1 - 1e-6))
     return Edges(a=edges.a[kept], b=edges.b[kept], values=values[kept])
+
+
+def _joined(a: Ints, b: Ints, count: int) -> Ints:
+    """Return the first of the group (N,) that each is in when a (E,) and b (E,) are joined."""
+    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(count, count))
+    group = connected_components(graph, directed=False)[1]
+    return np.unique(group, return_index=True)[1][group]
 
 
 def _mutual_best(edges: Edges, count: int) -> tuple[Ints, Ints]:

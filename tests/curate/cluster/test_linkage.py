@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering
 
 from rayface.curate.affinity import base_cosine, scale_of
+from rayface.curate.cluster import linkage as module
 from rayface.curate.cluster.linkage import linked
 from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.cluster.neighbours import nearest
@@ -47,6 +48,31 @@ def test_linked_of_another_order_of_images_finds_the_same_clusters(people: Peopl
 def test_linked_of_duplicates_makes_one_cluster() -> None:
     vectors = np.repeat(np.eye(3, 8, dtype=np.float32), 5, axis=0)
     assert average(vectors, 3, 0.5).tolist() == [0] * 5 + [1] * 5 + [2] * 5
+
+
+@pytest.mark.parametrize("prior", [60.0, np.inf])
+@pytest.mark.parametrize("parts", [False, True])
+def test_linked_with_many_copies_of_a_picture_takes_hardly_more_rounds(
+    people: People, monkeypatch: pytest.MonkeyPatch, prior: float, parts: bool
+) -> None:
+    vectors, _ = people(25, 8, spread=0.8)
+    rounds: list[int] = []
+    best = module._mutual_best
+    monkeypatch.setattr(module, "_mutual_best", lambda edges, count: rounds.append(count) or best(edges, count))
+
+    def clusters(copies: int) -> tuple[NDArray[np.int64], int]:
+        own = np.concatenate([vectors, np.repeat(vectors[:1], copies, axis=0)])
+        start = np.r_[np.arange(0, 200) // 2, np.arange(200, len(own))] if parts else None
+        rounds.clear()
+        found = linked(own, nearest(own, 10).edges(0.4), scale_of(0.4, 0.0, prior), start)
+        return found, len(rounds)
+
+    (alone, before), (found, after) = clusters(0), clusters(300)
+    assert after <= before + 3
+    assert len(set(found[200:].tolist())) == 1
+    if not parts:
+        assert found[200] == found[0]
+        assert cluster_scores(alone, found[:200]).pairwise_f > 0.95
 
 
 def test_linked_by_cohesion_fits_tight_and_loose_persons_with_one_threshold() -> None:
