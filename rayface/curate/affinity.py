@@ -56,15 +56,27 @@ def base_cosine(vectors: Floats, below: float = np.inf, seed: int = 0) -> float:
     Args:
         below: pairs from this cosine on are left out, as those of one person.
     """
-    rows = np.random.default_rng(seed).integers(0, len(vectors), (2, _PAIRS))
-    rows = rows[:, rows[0] != rows[1]]
-    blocks = np.array_split(rows, max(1, rows.shape[1] // 8192), axis=1)
-    found = [np.einsum("nd,nd->n", *(vectors[side].astype(np.float32) for side in block)) for block in blocks]
-    cosines = np.concatenate(found)
+    cosines = _random_cosines(vectors, seed)
     cosines = cosines[cosines < below]
     if len(cosines):
         return float(np.median(cosines))
     return 0.0 if below > 0 else below - 1  # all are one person
+
+
+def pairs_below(vectors: Floats, below: float, seed: int = 0) -> tuple[int, float]:
+    """Return how many pairs of the unit vectors (N, D) have a cosine below `below`, about, and their share of all."""
+    cosines = _random_cosines(vectors, seed)
+    share = float((cosines < below).mean()) if len(cosines) else 0.0
+    return round(share * len(vectors) * (len(vectors) - 1) / 2), share
+
+
+def _random_cosines(vectors: Floats, seed: int) -> NDArray[np.float32]:
+    rows = np.random.default_rng(seed).integers(0, len(vectors), (2, _PAIRS))
+    rows = rows[:, rows[0] != rows[1]]
+    blocks = np.array_split(rows, max(1, rows.shape[1] // 8192), axis=1)
+    return np.concatenate(
+        [np.einsum("nd,nd->n", *(vectors[side].astype(np.float32) for side in block)) for block in blocks]
+    )
 
 
 @compiled

@@ -98,13 +98,27 @@ def read_norms(file: EmbeddingFile) -> NDArray[np.float32] | None:
     return found
 
 
+def read_keys(file: EmbeddingFile) -> Iterator[pa.Array]:
+    """Read the keys of a file in batches.
+
+    Raises:
+        DataError: a key is missing.
+    """
+    with reading(file.path) as parquet:
+        for batch in parquet.iter_batches(_ROWS, columns=["key"]):
+            yield _complete(file.path, batch, "key").cast(pa.string())
+
+
 def _keys_and_labels(path: str, batch: pa.RecordBatch) -> tuple[pa.Array, Ints]:
-    columns = [_decoded(batch[name]) for name in ("key", "label")]
-    for name, column in zip(("key", "label"), columns, strict=True):
-        if column.null_count:
-            raise DataError(f"{path}: {name}: some rows have none; every image needs one")
-    keys, labels = columns
+    keys, labels = (_complete(path, batch, name) for name in ("key", "label"))
     return keys.cast(pa.string()), labels.cast(pa.int64()).to_numpy()
+
+
+def _complete(path: str, batch: pa.RecordBatch, name: str) -> pa.Array:
+    column = _decoded(batch[name])
+    if column.null_count:
+        raise DataError(f"{path}: {name}: some rows have none; every image needs one")
+    return column
 
 
 def _decoded(column: pa.Array) -> pa.Array:

@@ -8,35 +8,43 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
+import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from rayface.arrays import Ints
 from rayface.config import ClusteringConfig, Config, require_keys
-from rayface.curate.affinity import base_cosine
+from rayface.curate.affinity import base_cosine, pairs_below
 from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.cluster.result import LABELS, RESULT, ClusterResult, counts_of
 from rayface.curate.cosines import unit_blocks
 from rayface.curate.ogmc import OnlineGaussianMixture, radius_of
 from rayface.curate.prune.result import JobFacts, Values
 from rayface.embedding.embeddings import Embeddings, open_embeddings
-from rayface.embedding.rows import EmbeddingFile, Rows, read_rows
+from rayface.embedding.rows import EmbeddingFile, read_keys, read_rows
 from rayface.files import write_json
 from rayface.job_folder import exclusive_job_folder
 from rayface.progress import phase
 from rayface.storage import DataError, atomic_stream, on_disk, read_bytes
 from rayface.version import VERSION
 
+logger = logging.getLogger(__name__)
+
 STATE = "stream.npz"
 _JOB = ".stream_job.json"
-_SAVE_EVERY = 100_000  # images between two saved states
+_SAVE_EVERY = 100_000  # images between two saved states, at least
+_SAVE_SHARE = 1 / 8  # of all images, between two saved states: all that is written grows with the images alone
+_STRANGERS = 500  # pairs of images of two persons that the base cosine should rest on
+_BASE_IMAGES = 65_536  # images from which on no more files are read for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +59,16 @@ class _Taken:
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """What was taken: the mixture, keys and labels in order of arrival, and the files."""
+    """What was taken: the mixture, keys and labels in order of arrival, in parts, and the files; all grow in place."""
 
     mixture: OnlineGaussianMixture
-    keys: pa.Array
-    labels: Ints
-    files: tuple[_Taken, ...]
+    keys: list[pa.Array]
+    labels: list[Ints]
+    files: list[_Taken]
+
+    def table(self, **columns: pa.Array) -> pa.Table:
+        """Return the keys with more columns, in few chunks, so that what is written does not tell how it grew."""
+        return pa.table({"key": pa.chunked_array(self.keys, pa.string()), **columns}).combine_chunks()
 
 
 def cluster_stream(config: Config) -> ClusterResult:
@@ -87,16 +99,18 @@ def cluster_stream(config: Config) -> ClusterResult:
     with exclusive_job_folder(str(root), job, _JOB, key="clustering.out"):
         state = _read(root / STATE)
         new = _new_files(source, state)
+        _refuse_repeated(new, state)
+        if state is None:  # open_embeddings refuses a folder without rows
+            state = _State(mixture=_mixture(new, settings, labelled), keys=[], labels=[], files=[])
         with phase("cluster", parts=len(new), rows=sum(file.num_rows for file in new)) as current:
             unsaved = 0
             for file in new:
-                state = _taken(state, file, settings, labelled)
+                _take(state, file)
                 unsaved += file.num_rows
-                if unsaved >= _SAVE_EVERY:
+                if unsaved >= max(_SAVE_EVERY, state.mixture.num_images * _SAVE_SHARE):
                     _write(root / STATE, state)
                     unsaved = 0
                 current.advance()
-        assert state is not None  # open_embeddings refuses a folder without rows
         if unsaved:
             _write(root / STATE, state)
         return _written(root, state, settings, job, time.monotonic() - start)
@@ -117,34 +131,34 @@ def _new_files(source: Embeddings, state: _State | None) -> list[EmbeddingFile]:
     return new
 
 
-def _taken(
-    state: _State | None, file: EmbeddingFile, settings: ClusteringConfig, labelled: Embeddings | None
-) -> _State:
-    """Return the state with the images of one more file."""
-    digest, rows = _digest(file), read_rows(file.path, 0, file.num_rows)
-    own = rows.keys.cast(pa.string())
-    counts = pc.value_counts(own)
+def _refuse_repeated(files: list[EmbeddingFile], state: _State | None) -> None:
+    """Raise DataError for a key that occurs twice in new files, or was taken; looks at all keys once a run."""
+    if not files:
+        return
+    keys = {file.path: list(read_keys(file)) for file in files}
+    whole = pa.chunked_array([*(state.keys if state else []), *itertools.chain(*keys.values())], pa.string())
+    counts = pc.value_counts(whole)
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    if state is not None:
-        repeated = pa.concat_arrays([repeated, own.filter(pc.is_in(own, state.keys))])
     if len(repeated):
-        raise DataError(f"{file.path}: key: {repeated[0].as_py()!r}: occurs twice: must be once in the stream")
-    if state is None:
-        state = _State(
-            mixture=_mixture(rows, settings, labelled), keys=own.slice(0, 0), labels=np.empty(0, np.int64), files=()
-        )
+        key = repeated[0]
+        path = next(path for path in reversed(keys) if pc.index(pa.chunked_array(keys[path]), key).as_py() >= 0)
+        raise DataError(f"{path}: key: {key.as_py()!r}: occurs twice: must be once in the stream")
+
+
+def _take(state: _State, file: EmbeddingFile) -> None:
+    """Add the images of one more file."""
+    digest, rows = _digest(file), read_rows(file.path, 0, file.num_rows)
     state.mixture.partial_fit(rows.embeddings)
-    entry = _Taken(name=PurePosixPath(file.path).name, num_rows=file.num_rows, modified=file.modified, sha256=digest)
-    return replace(
-        state,
-        keys=pa.concat_arrays([state.keys, own]),
-        labels=np.concatenate([state.labels, rows.labels]),
-        files=(*state.files, entry),
-    )
+    name = PurePosixPath(file.path).name
+    state.files.append(_Taken(name=name, num_rows=file.num_rows, modified=file.modified, sha256=digest))
+    state.keys.append(rows.keys)
+    state.labels.append(rows.labels)
 
 
-def _mixture(rows: Rows, settings: ClusteringConfig, labelled: Embeddings | None) -> OnlineGaussianMixture:
-    """Return a mixture without images: calibrated, or by the threshold and the first file's cosines of strangers."""
+def _mixture(
+    files: list[EmbeddingFile], settings: ClusteringConfig, labelled: Embeddings | None
+) -> OnlineGaussianMixture:
+    """Return a mixture without images: calibrated, or by the threshold and the cosines of strangers."""
     if labelled is not None:
         known = [read_rows(file.path, 0, file.num_rows) for file in labelled.files if file.num_rows]
         labels = np.concatenate([each.labels for each in known])
@@ -156,10 +170,34 @@ def _mixture(rows: Rows, settings: ClusteringConfig, labelled: Embeddings | None
         return OnlineGaussianMixture.calibrated(vectors, labels, min_images=settings.min_images)
     threshold = settings.threshold
     assert threshold is not None
-    base = base_cosine(np.concatenate(list(unit_blocks(rows.embeddings))).astype(np.float32), threshold)
+    base = _base(files, threshold)
     return OnlineGaussianMixture(
         radius=radius_of(threshold, base), link=threshold, base=base, min_images=settings.min_images
     )
+
+
+def _base(files: list[EmbeddingFile], threshold: float) -> float:
+    """Return the median cosine of strangers in the first files, of as many as have enough pairs of them.
+
+    A file may hold images of one person alone, so at least half of all pairs must be below the threshold.
+    """
+    units: list[NDArray[np.float32]] = []
+    count, measured, pairs, share = 0, 0, 0, 0.0
+    for file in files:
+        units += [block.astype(np.float32) for block in unit_blocks(read_rows(file.path, 0, file.num_rows).embeddings)]
+        count += file.num_rows
+        if count >= 2 * measured or file == files[-1]:
+            measured, (pairs, share) = count, pairs_below(np.concatenate(units), threshold)
+            if (pairs >= _STRANGERS and share >= 0.5) or count >= _BASE_IMAGES:
+                break
+    base = base_cosine(np.concatenate(units), threshold)
+    if pairs < _STRANGERS or share < 0.5:
+        logger.warning(
+            f"clustering.embeddings: the cosine of strangers, {base:.3f}, rests on {pairs} pairs below the threshold "
+            f"{threshold}, {share:.0%} of all, and is kept: begin with images of more persons, or set "
+            "clustering.calibrate"
+        )
+    return base
 
 
 def _digest(file: EmbeddingFile) -> str:
@@ -169,7 +207,7 @@ def _digest(file: EmbeddingFile) -> str:
 def _write(path: Path, state: _State) -> None:
     mixture, keys = io.BytesIO(), pa.BufferOutputStream()
     state.mixture.save(mixture)
-    table = pa.table({"key": state.keys})
+    table = state.table()
     with pa.ipc.new_stream(keys, table.schema) as writer:
         writer.write_table(table)
     files = json.dumps([asdict(file) for file in state.files]).encode()
@@ -178,7 +216,7 @@ def _write(path: Path, state: _State) -> None:
         np.savez(
             stream,
             allow_pickle=False,
-            labels=state.labels,
+            labels=np.concatenate(state.labels),
             **{name: np.frombuffer(content, np.uint8) for name, content in arrays.items()},
         )
 
@@ -193,12 +231,11 @@ def _read(path: Path) -> _State | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as found:
-            keys = pa.ipc.open_stream(found["keys"].tobytes()).read_all()["key"].combine_chunks()
             return _State(
                 mixture=OnlineGaussianMixture.load(io.BytesIO(found["mixture"].tobytes())),
-                keys=keys,
-                labels=found["labels"],
-                files=tuple(_Taken(**file) for file in json.loads(found["files"].tobytes())),
+                keys=pa.ipc.open_stream(found["keys"].tobytes()).read_all()["key"].chunks,
+                labels=[found["labels"]],
+                files=[_Taken(**file) for file in json.loads(found["files"].tobytes())],
             )
     except OSError:
         raise
@@ -212,7 +249,8 @@ def _written(root: Path, state: _State, settings: ClusteringConfig, job: Values,
     """Write labels.parquet and cluster.json."""
     clusters, own = state.mixture.labels_, state.mixture.settings
     with atomic_stream(str(root / LABELS)) as stream:
-        pq.write_table(pa.table({"key": state.keys, "cluster": pa.array(clusters)}), stream)
+        pq.write_table(state.table(cluster=pa.array(clusters)), stream)
+    labels = np.concatenate(state.labels)
     facts = JobFacts(seconds=seconds, embeddings=str(settings.embeddings), config=job, created_by=f"rayface {VERSION}")
     result = ClusterResult(
         method="ogmc",
@@ -220,7 +258,7 @@ def _written(root: Path, state: _State, settings: ClusteringConfig, job: Values,
         threshold_from="threshold" if settings.threshold is not None else "calibrate",
         base=own.base,
         counts=counts_of(clusters),
-        scores=cluster_scores(state.labels, clusters) if state.labels.min() < state.labels.max() else None,
+        scores=cluster_scores(labels, clusters) if labels.min() < labels.max() else None,
         stage_seconds={},
         job=facts,
         folder=root,

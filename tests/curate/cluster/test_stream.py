@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayface import config as configs
+from rayface.curate.affinity import base_cosine
 from rayface.curate.cluster import stream as module
 from rayface.curate.cluster.cluster import cluster
 from rayface.curate.cluster.result import ClusterResult
@@ -82,7 +83,7 @@ def test_stream_killed_before_any_write_ends_with_the_same_bytes(
         return die
 
     with monkeypatch.context() as patched:
-        for name in ("_taken", "atomic_stream", "write_json"):
+        for name in ("_take", "atomic_stream", "write_json"):
             patched.setattr(module, name, dying(getattr(module, name)))
         with pytest.raises(KeyboardInterrupt):
             stream(tmp_path)
@@ -144,6 +145,67 @@ def test_stream_refuses_a_key_that_was_taken_before(tmp_path: Path, put: Put) ->
     put(0, name="copy")
     with pytest.raises(DataError, match=r"copy\.parquet: key: 'k000': occurs twice"):
         stream(tmp_path)
+
+
+def one_by_one(folder: Path, vectors: Any, first: int = 0) -> None:
+    """Write a file for each vector."""
+    folder.mkdir(exist_ok=True)
+    for row in range(first, len(vectors)):
+        batch = ([f"k{row:03d}"], np.zeros(1, np.int64), vectors[row : row + 1])
+        write_part(str(folder / f"{row:03d}.parquet"), [batch], size=vectors.shape[1], dtype="fp32", note={})
+
+
+def test_stream_of_many_files_looks_at_each_key_once_a_run(
+    tmp_path: Path, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    count = module.pc.value_counts
+    monkeypatch.setattr(module.pc, "value_counts", lambda keys: looked.append(len(keys)) or count(keys))
+    vectors, _ = people(5, 8)
+    one_by_one(tmp_path / "emb", vectors[:30])
+    stream(tmp_path)
+    one_by_one(tmp_path / "emb", vectors, first=30)
+    stream(tmp_path)
+    stream(tmp_path)
+    assert looked == [30, 40]
+
+
+def test_stream_of_many_files_saves_its_state_more_rarely_the_more_it_took(
+    tmp_path: Path, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    write = module._write
+    monkeypatch.setattr(module, "_SAVE_EVERY", 1)
+    monkeypatch.setattr(module, "_write", lambda path, state: taken.append(len(state.files)) or write(path, state))
+    one_by_one(tmp_path / "emb", people(5, 8)[0])
+    stream(tmp_path)
+    assert taken == [*range(1, 9), 10, 12, 14, 16, 19, 22, 26, 30, 35, 40]
+
+
+def test_stream_whose_first_files_hold_few_persons_measures_strangers_on_more_files(
+    tmp_path: Path, people: People, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors, labels = people(20, 24, spread=0.6, size=64)
+    vectors = vectors[np.argsort(labels, kind="stable")]
+    (tmp_path / "emb").mkdir()
+    for number, rows in enumerate(np.split(np.arange(480), [1, 24, 48, 96, 192])):
+        batch = ([f"k{row:03d}" for row in rows], np.zeros(len(rows), np.int64), vectors[rows])
+        write_part(str(tmp_path / "emb" / f"{number}.parquet"), [batch], size=64, dtype="fp32", note={})
+    assert stream(tmp_path).base == pytest.approx(base_cosine(vectors, 0.4), abs=0.05)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("images", [1, 24])
+def test_stream_without_strangers_warns_in_one_line(
+    tmp_path: Path, people: People, caplog: pytest.LogCaptureFixture, images: int
+) -> None:
+    one_by_one(tmp_path / "emb", people(1, images, spread=0.2)[0])
+    assert stream(tmp_path).base == 0
+    [warning] = caplog.messages
+    assert "rests on 0 pairs below the threshold 0.4, 0% of all" in warning
+    assert "\n" not in warning
+    stream(tmp_path)
+    assert len(caplog.records) == 1
 
 
 def test_stream_of_equal_vectors_is_one_cluster(tmp_path: Path) -> None:
