@@ -23,7 +23,10 @@ from rayface.curate.clean.stacked_rows import StackedRows
 Matrix = Floats | StackedRows  # (rows, D) of any norm
 Pairs = tuple[Ints, Ints, NDArray[np.float64]]  # left row, right row, cosine
 
-_ERRORS = {torch.float32: 1e-4, torch.bfloat16: 2**-7}  # upper bounds of the error of a product of unit vectors
+# Upper bounds of the error of a product of unit vectors x and y of up to 4,096 components. With unit roundoff u,
+# rounding both changes it by at most (2u + u^2) * sum |x_i y_i| <= 2u + u^2, the float32 sum by 4096 * 2^-24, and
+# rounding the result, which is at most 1, by u / 2. In bfloat16 u is 2^-8: .0101 together; in float32 2^-24: .00025.
+_ERRORS = {torch.float32: 2**-11, torch.bfloat16: 2**-6}
 _BLOCKS = {"cpu": (1024, 4096)}  # rows and columns of a product
 _GPU_BLOCK = (8192, 32_768)
 _CHUNK = 4096  # rows that are normalised, or pairs that are decided, at a time

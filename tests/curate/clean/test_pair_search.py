@@ -66,6 +66,16 @@ def test_search_with_any_axes_finds_the_pairs_of_a_plain_product(
     assert (own[2] > above).all()
 
 
+def test_search_whose_roundings_all_lower_a_cosine_finds_the_pair(product: torch.dtype) -> None:
+    value = 2**-5 * (1 + 2**-8 - 2**-12)  # bfloat16 rounds it down to 2^-5
+    rest = (1 - 1013 * value**2) ** 0.5
+    pair = np.array([[value] * 1013 + [rest, 0], [value] * 1013 + [0, rest]], np.float32)
+    rounded = torch.from_numpy(pair).bfloat16()
+    error = 1013 * value**2 - float((rounded @ rounded.T)[0, 1])
+    assert 2**-7 < error < 2**-6
+    assert as_list(search(pair, None, 0.9964)) == [(0, 1)] == [e for e in exact(pair, pair, 0.9964) if e[0] < e[1]]
+
+
 def test_tiles_of_a_matrix_with_itself_cover_each_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair_search, "_LEAST_PAIRS", 2**17)
     monkeypatch.setattr(pair_search, "_CHUNK", 128)
