@@ -55,7 +55,7 @@ class _Lists:
 def find_listed_neighbours(vectors: UnitVectors, k: int, probes: int) -> tuple[Neighbours, float]:
     """Search the k nearest neighbours of all vectors in `probes` lists each; existing parts are reused.
 
-    Memory: a task holds two parts; the driver 12 * k + 16 bytes per image.
+    Memory: a task holds two parts; the driver 8 * k + 16 bytes per image.
 
     Returns:
         The neighbours, and their recall: the share of the exact neighbours of some images that is among them.

@@ -30,23 +30,24 @@ def linked(vectors: Floats, edges: Edges, scale: Scale, start: Ints | None = Non
         scale: of `scale_of(threshold, ...)`.
         start: clusters (N,) to merge; None: single images.
 
-    Memory: 4 * D + 40 bytes per image, 40 per edge.
+    Memory: 4 * D + 40 bytes per image, 40 per edge of int32 rows, beside the edges.
     """
     sums = np.array(vectors, np.float32)
     sizes, cohesions = np.ones(len(sums)), np.full(len(sums), scale.expected)
-    cluster, cosines = np.arange(len(sums)), edges.values
-    values = ((cosines - scale.base) / scale.expected).astype(np.float32)
-    if start is not None:
-        names, cluster = np.unique(start, return_inverse=True)
+    cluster = np.arange(len(sums), dtype=edges.a.dtype)
+    if start is None:
+        a, b = _equal(edges, edges.values)
+        edges = _linking(edges, ((edges.values - scale.base) / scale.expected).astype(np.float32))
+    else:
+        names, number = np.unique(start, return_inverse=True)
+        cluster = number.astype(edges.a.dtype)
         sums, sizes = np.zeros((len(names), sums.shape[1]), np.float32), np.bincount(cluster).astype(float)
         np.add.at(sums, cluster, vectors)
         cohesions = _cohesions(sums, np.arange(len(names)), sizes, scale)
         edges = unique_edges(cluster[edges.a], cluster[edges.b], edges.values)
-        cosines = _affinities(sums, sizes, np.ones(len(sums)), edges.a, edges.b, scale._replace(base=0.0))
-        values = _affinities(sums, sizes, cohesions, edges.a, edges.b, scale)
-    equal = cosines >= _EQUAL
-    a, b = edges.a[equal], edges.b[equal]
-    edges = _linking(edges, values)
+        ones, zero = np.ones(len(sums)), scale._replace(base=0.0)
+        a, b = _equal(edges, _affinities(sums, sizes, ones, edges.a, edges.b, zero))
+        edges = _linking(edges, _affinities(sums, sizes, cohesions, edges.a, edges.b, scale))
     if not len(a):
         a, b = _mutual_best(edges, len(sums))
     while len(a):
@@ -58,11 +59,10 @@ def linked(vectors: Floats, edges: Edges, scale: Scale, start: Ints | None = Non
         grown[into[gone]] = True
         cohesions[grown] = _cohesions(sums, np.flatnonzero(grown), sizes, scale)
         cluster = into[cluster]
-        found = unique_edges(into[edges.a], into[edges.b], edges.values)
-        values = found.values.copy()
-        changed = np.flatnonzero(grown[found.a] | grown[found.b])
-        values[changed] = _affinities(sums, sizes, cohesions, found.a[changed], found.b[changed], scale)
-        edges = _linking(found, values)
+        edges = unique_edges(into[edges.a], into[edges.b], edges.values)
+        changed = grown[edges.a] | grown[edges.b]
+        edges.values[changed] = _affinities(sums, sizes, cohesions, edges.a[changed], edges.b[changed], scale)
+        edges = _linking(edges, edges.values)
         a, b = _mutual_best(edges, len(sums))
     return np.unique(cluster, return_inverse=True)[1]
 
@@ -73,11 +73,17 @@ def _linking(edges: Edges, values: NDArray[np.float32]) -> Edges:
     return Edges(a=edges.a[kept], b=edges.b[kept], values=values[kept])
 
 
+def _equal(edges: Edges, cosines: NDArray[np.float32]) -> tuple[Ints, Ints]:
+    """Return the edges, of these mean cosines, between copies of a picture."""
+    equal = cosines >= _EQUAL
+    return edges.a[equal], edges.b[equal]
+
+
 def _joined(a: Ints, b: Ints, count: int) -> Ints:
     """Return the first of the group (N,) that each is in when a (E,) and b (E,) are joined."""
     graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(count, count))
     group = connected_components(graph, directed=False)[1]
-    return np.unique(group, return_index=True)[1][group]
+    return np.unique(group, return_index=True)[1].astype(a.dtype)[group]
 
 
 def _mutual_best(edges: Edges, count: int) -> tuple[Ints, Ints]:

@@ -37,9 +37,9 @@ def average(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
 
 def components(vectors: Floats, neighbours: Neighbours, threshold: float) -> Ints:
     """Connect images that are among each other's neighbours with at least the threshold cosine."""
-    rows, place = np.nonzero(neighbours.cosines >= threshold)
-    others = neighbours.rows[rows, place]
-    graph = _graph(rows, others, len(vectors)).tocsr()
+    near = neighbours.cosines >= threshold
+    rows = np.repeat(np.arange(len(near), dtype=neighbours.rows.dtype), np.count_nonzero(near, axis=1))
+    graph = _graph(rows, neighbours.rows[near], len(vectors)).tocsr()
     return _connected(graph.multiply(graph.T))
 
 

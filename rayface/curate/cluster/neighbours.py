@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rayface.arrays import Floats, Ints
 
 BLOCK = 65_536  # rows of the searched set held as float32 at a time
+_ROWS = 4096  # rows of neighbours that are looked at together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class Neighbours:
     """Nearest neighbours of N images, without the image itself, nearest first; ties by row.
 
     Attributes:
-        rows: (N, k) int64; -1 where there are fewer.
+        rows: (N, k) int64 or int32; -1 where there are fewer.
         cosines: (N, k) float32; -2 where there are fewer.
     """
 
@@ -28,35 +29,45 @@ class Neighbours:
 
     def within(self, labels: Ints) -> Neighbours:
         """Return the neighbours of the same label, nearest first."""
-        same = (self.rows >= 0) & (labels[self.rows] == labels[:, None])
-        order = np.argsort(~same, axis=1, kind="stable")
-        rows, cosines = np.where(same, self.rows, -1), np.where(same, self.cosines, np.float32(-2))
-        return Neighbours(
-            rows=np.take_along_axis(rows, order, axis=1), cosines=np.take_along_axis(cosines, order, axis=1)
-        )
+        rows, cosines = np.empty_like(self.rows), np.empty_like(self.cosines)
+        for start in range(0, len(rows), _ROWS):
+            own = slice(start, start + _ROWS)
+            same = (self.rows[own] >= 0) & (labels[self.rows[own]] == labels[own, None])
+            order = np.argsort(~same, axis=1, kind="stable")
+            rows[own] = np.take_along_axis(np.where(same, self.rows[own], -1), order, axis=1)
+            cosines[own] = np.take_along_axis(np.where(same, self.cosines[own], np.float32(-2)), order, axis=1)
+        return Neighbours(rows=rows, cosines=cosines)
 
     def edges(self, threshold: float) -> Edges:
-        """Return each pair of neighbours with a cosine of at least `threshold` once."""
-        first, place = np.nonzero(self.cosines >= threshold)
-        return unique_edges(first, self.rows[first, place], self.cosines[first, place])
+        """Return each pair of neighbours with a cosine of at least `threshold` once.
+
+        Memory: up to 30 bytes per such neighbour with int32 rows.
+        """
+        near = self.cosines >= threshold
+        first = np.repeat(np.arange(len(near), dtype=self.rows.dtype), np.count_nonzero(near, axis=1))
+        return unique_edges(first, self.rows[near], self.cosines[near])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edges:
-    """E undirected edges: `a` < `b` (E,), sorted by both, and their values (E,) float32, such as cosines."""
+    """E undirected edges: `a` < `b` (E,), of the type of the rows, sorted by both, and values (E,) float32."""
 
     a: Ints
     b: Ints
     values: NDArray[np.float32]
 
 
-def unique_edges(first: Ints, second: Ints, values: NDArray[np.float32]) -> Edges:
+def unique_edges(a: Ints, b: Ints, values: NDArray[np.float32]) -> Edges:
     """Return each edge once, whichever its direction; loops are left out."""
-    a, b = np.minimum(first, second), np.maximum(first, second)
+    a, b = np.minimum(a, b), np.maximum(a, b)
     order = np.lexsort((b, a))
-    a, b = a[order], b[order]
-    kept = (a != b) & np.r_[True, (a[1:] != a[:-1]) | (b[1:] != b[:-1])][: len(a)]
-    return Edges(a=a[kept], b=b[kept], values=values[order][kept])
+    a = a[order]  # one after the other, for the memory
+    b = b[order]
+    values = values[order]
+    del order
+    kept = a != b
+    kept[1:] &= (a[1:] != a[:-1]) | (b[1:] != b[:-1])
+    return Edges(a=a[kept], b=b[kept], values=values[kept])
 
 
 def no_neighbours(count: int) -> Neighbours:

@@ -1,6 +1,8 @@
 """Linkage: with an infinite prior the clusters of scikit-learn's average linkage, else by cohesion."""
 
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,3 +91,21 @@ def test_linked_by_cohesion_fits_tight_and_loose_persons_with_one_threshold() ->
     by_cohesion = cluster_scores(labels, linked(vectors, near.edges(threshold), scale)).pairwise_f
     assert by_cohesion > 0.98
     assert by_cohesion > cluster_scores(labels, average(vectors, 119, threshold)).pairwise_f + 0.1
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_linked_by_int32_rows_takes_no_more_memory_than_documented_and_finds_the_same(
+    people: People, parts: bool
+) -> None:
+    vectors, labels = people(500, 10, spread=1.2)
+    near = nearest(vectors, 30)
+    start = labels * 2 + np.arange(len(labels)) % 2 if parts else None
+    edges, scale = replace(near, rows=near.rows.astype(np.int32)).edges(-1.0), scale_of(0.3, 0.0, np.inf)
+    found = linked(vectors, edges, scale, start)  # compiles
+    tracemalloc.start()
+    try:
+        linked(vectors, edges, scale, start)
+        assert tracemalloc.get_traced_memory()[1] < 40 * len(edges.a) + (4 * 32 + 40) * len(vectors)
+    finally:
+        tracemalloc.stop()
+    assert (found == linked(vectors, near.edges(-1.0), scale, start)).all()

@@ -1,11 +1,15 @@
 """Nearest neighbours: those of a full sort, in blocks of any size, with duplicates and fewer images than neighbours."""
 
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from rayface.curate.cluster import neighbours as module
-from rayface.curate.cluster.neighbours import nearest, search, unique_edges
+from rayface.curate.cluster.neighbours import Neighbours, nearest, search, unique_edges
 
 
 def units(count: int, size: int = 16, seed: int = 0) -> NDArray[np.float32]:
@@ -69,3 +73,39 @@ def test_neighbours_within_labels_are_those_of_the_same_label_nearest_first() ->
         assert own.rows[row].tolist() == same + [-1] * (20 - len(same))
         assert (np.diff(own.cosines[row]) <= 0).all()
         assert (own.cosines[row, len(same) :] == -2).all()
+
+
+def test_edges_of_int32_rows_equal_those_of_int64() -> None:
+    near = nearest(units(60), 20)
+    small = replace(near, rows=near.rows.astype(np.int32))
+    for own, other in ((near.edges(0.1), small.edges(0.1)), (near.within(np.arange(60) % 2), None)):
+        other = other or small.within(np.arange(60) % 2)
+        for name, values in vars(own).items():
+            assert (values == getattr(other, name)).all()
+    assert small.edges(0.1).a.dtype == small.edges(0.1).b.dtype == np.int32
+
+
+def test_neighbours_within_labels_in_blocks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, labels = nearest(units(50), 9), np.arange(50) % 3
+    whole = near.within(labels)
+    monkeypatch.setattr(module, "_ROWS", 7)
+    parts = near.within(labels)
+    assert (parts.rows == whole.rows).all()
+    assert (parts.cosines == whole.cosines).all()
+
+
+@pytest.mark.parametrize(
+    ("step", "most"), [(lambda near: near.edges(0.0), 33), (lambda near: near.within(np.zeros(20_000)), 14)]
+)
+def test_steps_on_neighbours_take_no_more_memory_than_documented(
+    step: Callable[[Neighbours], object], most: int
+) -> None:
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 20_000, (20_000, 40), np.int32)
+    near = Neighbours(rows=rows, cosines=random.random((20_000, 40), np.float32))
+    tracemalloc.start()
+    try:
+        step(near)
+        assert tracemalloc.get_traced_memory()[1] < most * rows.size
+    finally:
+        tracemalloc.stop()
