@@ -18,9 +18,9 @@ Join = Literal["names", "labels", "separate"]
 _MAX_LABEL = 2**31 - 1
 _SHOWN = 3
 _BLOCK = 1 << 16
-_CHOICE = (
-    "set data.join=labels if a label is the same person in all of them, or data.join=separate if no person is in two"
-)
+_LABELS = "set data.join=labels if a label is the same person in all of them"
+_NAMES = "data.join=names if a name is the same person in all of them"
+_SEPARATE = "or data.join=separate if no person is in two"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class Labelled:
 
     @property
     def says_names(self) -> bool:
-        """Whether identities are names and not only label numbers, which mean other persons in another directory."""
-        return not (self.identities is None or all(_is_number(n, name) for n, name in enumerate(self.identities)))
+        """Whether identities name persons: numbers alone, as folders 1, 2, ..., are others in another directory."""
+        return self.identities is not None and not all(name.isdecimal() for name in self.identities)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
     Names are compared in Unicode's composed form (NFC); labels with one name become one, also within a directory.
 
     Args:
-        mode: None: by names if all directories have them, else unchanged if no label is in two directories.
+        mode: None: by names if all directories have them and not only numbers, else unchanged if no label is in two.
 
     Raises:
         DataError: it is ambiguous which labels are the same person, or a directory lacks the names that `mode` needs.
@@ -72,17 +72,22 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
     if mode is None:
         mode = "names" if all(part.says_names for part in parts) else "labels"
         if mode == "labels" and (shared := _shared_labels(parts)):
-            unnamed = next(part.name for part in parts if not part.says_names)
-            names = ", ".join(part.name for part in parts)
-            raise DataError(
-                f"data: {shared} labels are in more than one of {names}, and {unnamed} has no identity names "
-                f"that could tell who is the same person: {_CHOICE}"
-            )
+            raise _ambiguous(parts, shared)
     if mode == "names":
         if nameless := [part.name for part in parts if not part.identities]:
-            raise DataError(f"data.join: names: {nameless[0]} has no identities.parquet: {_CHOICE}")
+            raise DataError(f"data.join: names: {nameless[0]} has no identities.parquet: {_LABELS}, {_SEPARATE}")
         return _by_names(parts)
     return _as_they_are(parts) if mode == "labels" else _apart(parts)
+
+
+def _ambiguous(parts: Sequence[Labelled], shared: int) -> DataError:
+    unnamed = next(part for part in parts if not part.says_names)
+    lack = "only numbers for" if unnamed.identities else "no"
+    names = f", {_NAMES}" if all(part.identities for part in parts) else ""
+    return DataError(
+        f"data: {shared} labels are in more than one of {', '.join(part.name for part in parts)}, and {unnamed.name} "
+        f"has {lack} identity names that could tell who is the same person: {_LABELS}{names}, {_SEPARATE}"
+    )
 
 
 def _alone(part: Labelled) -> LabelJoin:
@@ -153,10 +158,6 @@ def _apart(parts: Sequence[Labelled]) -> LabelJoin:
 def normalised(name: str) -> str:
     """Return an identity's name in the form that is compared; file systems store accents differently."""
     return unicodedata.normalize("NFC", name)
-
-
-def _is_number(label: int, name: str) -> bool:
-    return name.isascii() and name.isdecimal() and int(name) == label
 
 
 def _names_in_several(parts: Sequence[Labelled]) -> list[str]:

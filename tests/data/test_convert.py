@@ -333,6 +333,16 @@ def test_convert_of_sources_whose_folders_differ_only_in_dots_keeps_their_keys_a
     assert sorted(dataset.keys()) == ["faces_1-2/k0", "faces_1-2/k1", "faces_1/k0", "faces_1/k1"]
 
 
+def test_convert_of_several_folders_of_numbers_is_refused_until_it_is_told_who_is_who(tmp_path: Path) -> None:
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        save(tmp_path / name / "x.jpg", picture(len(name)))
+    sources = [FolderSource(tmp_path / name) for name in "ab"]
+    with pytest.raises(DataError, match=r"a has only numbers for identity names"):
+        convert(sources, tmp_path / "out")
+    for join, identities in [("separate", ("a/1", "a/2", "b/1", "b/2")), ("names", ("1", "2"))]:
+        assert convert(sources, tmp_path / join, ConvertSettings(join=join)).identities == identities
+
+
 def test_convert_with_options_leaves_out_and_encodes_what_they_say(tmp_path: Path) -> None:
     given = [("a", "ann", 3), ("b", "bob", 1), ("c", "cy", 9)]
     source = InMemory([[(f"{key}{n}", name, images(1)[0][2]) for key, name, count in given for n in range(count)]])

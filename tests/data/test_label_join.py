@@ -82,6 +82,8 @@ def test_join_labels_with_names_joins_by_name() -> None:
         (["ann", "bob"], 3),
         (["0", "1", "2"], ["0", "1"]),  # numbers that stand in the place of names, as of another program
         (["ann", "bob"], ["00", "01", "02"]),
+        (["1", "10", "11", "2"], ["1", "10", "2"]),  # folders in their order, which is not that of the numbers
+        (["0000045", "0000099"], ["0000045", "0000102"]),
     ],
 )
 def test_join_labels_of_ambiguous_labels_is_refused(parts: Any) -> None:
@@ -93,6 +95,16 @@ def test_join_labels_of_ambiguous_labels_is_refused(parts: Any) -> None:
     assert (as_they_are.num_classes, maps(as_they_are)) == (max(sizes), [None, None])
     assert f"{min(sizes)} labels with images in more than one" in str(as_they_are.text)
     assert (apart.num_classes, maps(apart)) == (sum(sizes), [[*range(sizes[0])], [*range(sizes[0], sum(sizes))]])
+
+
+def test_join_labels_of_numbers_by_name_is_offered_where_all_have_them() -> None:
+    with pytest.raises(DataError, match=r"only numbers for identity .* data.join=names if a name is") as one:
+        joined(["1", "2"], ["2", "7"])
+    assert joined(["1", "2"], ["2", "7"], mode="names").identities == ("1", "2", "7")
+    with pytest.raises(DataError, match="b has no identity names") as other:
+        joined(["ann", "7"], 2)
+    assert ["data.join=names" in str(each.value) for each in (one, other)] == [True, False]
+    assert joined(["ann", "7"], ["7", "8b"]).mode == "names"
 
 
 def test_join_labels_of_disjoint_labels_keeps_them() -> None:

@@ -121,7 +121,7 @@ def test_leaks_by_name_in_sets_joined_by_names_are_those_of_each_directory(drawn
 
 @pytest.mark.parametrize(("numbered", "count"), [("test", 1), ("training", 1), ("training", 2)])
 def test_leaks_by_name_of_label_numbers_are_not_examined(drawn: Callable[..., Path], numbered: str, count: int) -> None:
-    names, numbers = {0: "Ann", 1: "Bob", 2: "Eve"}, {0: "0", 1: "1", 2: "2"}
+    names, numbers = {0: "Ann", 1: "Bob", 2: "Eve"}, {0: "1", 1: "10", 2: "2"}
     test = drawn("test", 1, numbers if numbered == "test" else names)
     training = [drawn(f"training{i}", 2 + i, numbers if numbered == "training" else names) for i in range(count)]
     found = found_in(whole(test), open_dataset(training, join="separate"))

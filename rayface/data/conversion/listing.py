@@ -222,7 +222,10 @@ def _labelled(name: str, source: DatasetSource, own: dict[str, int] | NDArray[np
     numbers = np.arange(len(own))
     if not isinstance(own, np.ndarray):
         if by_label:
-            raise DataError(f"data.join: labels: {source.root} has identity names, not labels: leave data.join out")
+            raise DataError(
+                f"data.join: labels: {source.root} has identity names, not labels: set data.join=names if a name is "
+                "the same person in all sources, or data.join=separate if no person is in two"
+            )
         return Labelled(name=name, identities=list(own), num_classes=len(own), labels=numbers)
     if by_label:
         return Labelled(name=name, identities=None, num_classes=int(own.max(initial=0)) + 1, labels=own)
