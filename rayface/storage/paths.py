@@ -6,6 +6,7 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -32,22 +33,25 @@ def _open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.FileSystem.from_uri(uri)
 
 
-# Opening an S3 filesystem requests the bucket's region: cache it per folder.
+# Opening an S3 filesystem requests the bucket's region: cache it per bucket.
 _filesystem = functools.lru_cache(maxsize=256)(_open_filesystem)
 
 
 def locate(path: str) -> tuple[pafs.FileSystem, str]:
-    """Return (pyarrow filesystem, path in it) of a plain path or URI; DataError for an unknown scheme."""
+    """Return (pyarrow filesystem, path in it) of a plain path or URI; DataError for an unknown scheme.
+
+    Object names are taken as they are, spaces and percent signs included; only file:// is percent-decoded.
+    """
     if "://" not in path:
         return pafs.LocalFileSystem(), os.path.abspath(path)
-    uri = openable(path)
-    folder, name = split(uri)
-    if folder.partition("?")[0].endswith(("/", ":")):
-        filesystem: pafs.FileSystem
-        filesystem, inside = retried(path, lambda: _filesystem(uri), "cannot be opened")
-        return filesystem, inside
-    filesystem, inside = retried(path, lambda: _filesystem(folder), "cannot be opened")
-    return filesystem, f"{inside}/{name}"
+    base, question, query = openable(path).partition("?")
+    scheme, _, rest = base.partition("://")
+    bucket, _, name = rest.partition("/")
+    root = f"{scheme}://{bucket}/{question}{query}"
+    filesystem: pafs.FileSystem
+    filesystem, inside = retried(path, lambda: _filesystem(root), "cannot be opened")
+    above = f"{inside.rstrip('/')}/" if inside or not bucket else ""
+    return filesystem, f"{above}{unquote(name) if scheme == 'file' else name}".rstrip("/") or above
 
 
 def normalise(path: str | Path) -> str:

@@ -1,5 +1,6 @@
 """Paths and URIs: their parts, what lies in a folder, and one line for what cannot be had."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ from rayface.storage.paths import (
     on_disk,
     split,
 )
+from rayface.storage.reads import read_bytes
+from rayface.storage.writes import write_bytes
+from tests.conftest import ObjectStore
 
 
 @pytest.mark.parametrize(
@@ -68,19 +72,51 @@ def test_locate_of_an_unknown_scheme_is_refused_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_locate_of_files_in_one_folder_opens_its_filesystem_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate_of_folders_in_one_bucket_opens_its_filesystem_once(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
     def from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         opened.append(uri)
-        return pafs.LocalFileSystem(), "/bucket/set"
+        return pafs.LocalFileSystem(), "b"
 
-    monkeypatch.setattr(paths, "_filesystem", from_uri)
-    assert [locate(f"mem://b/set/{n}.tar?region=x")[1] for n in range(2)] == ["/bucket/set/0.tar", "/bucket/set/1.tar"]
-    assert set(opened) == {"mem://b/set?region=x"}
-    opened.clear()
-    locate("mem://bucket")
-    assert opened == ["mem://bucket"]  # a bucket has no folder above it
+    monkeypatch.setattr(paths, "_filesystem", functools.cache(from_uri))
+    found = [locate(f"mem://b/set/{n}/x.tar?region=x")[1] for n in range(2)]
+    assert found == ["b/set/0/x.tar", "b/set/1/x.tar"]
+    assert [locate(uri)[1] for uri in ("mem://b?region=x", "mem://b/?region=x", "mem://b/set/?region=x")] == [
+        "b",
+        "b",
+        "b/set",
+    ]
+    assert opened == ["mem://b/?region=x"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "inside"),
+    [
+        ("s3://k:a/b@bucket/my folder/x.tar?region=x", "bucket/my folder/x.tar"),
+        ("s3://bucket/Amélie/1#2.jpg?region=x", "bucket/Amélie/1#2.jpg"),
+        ("s3://bucket/a%20b?region=x", "bucket/a%20b"),
+        ("s3://bucket/a%20b/50%/x?region=x", "bucket/a%20b/50%/x"),
+        ("abfs://box@account.dfs.core.windows.net/a b/x", "box/a b/x"),
+        ("abfs://account.blob.core.windows.net/box/a b/x", "box/a b/x"),
+        ("fsspec+memory:///a b/x", "/a b/x"),
+        ("file:///a b/x", "/a b/x"),
+        ("file:///a%20b/c%20d", "/a b/c d"),  # as of Path.as_uri
+        ("file:///", "/"),
+    ],
+)
+def test_locate_of_a_uri_takes_object_names_as_they_are(uri: str, inside: str) -> None:
+    assert locate(uri)[1] == inside
+
+
+def test_files_of_folders_with_odd_names_in_a_store_are_written_listed_and_read(object_store: ObjectStore) -> None:
+    folders = ["Amélie", "Ann Lee", "a%20b", "a+b #1"]
+    for name in folders:
+        write_bytes(object_store.uri(f"set/{name}/1 a.jpg"), name.encode())
+    assert list_entries(object_store.uri("set"))[1] == folders
+    for name in folders:
+        assert [file.name for file in list_files(object_store.uri(f"set/{name}"))] == ["1 a.jpg"]
+        assert read_bytes(object_store.uri(f"set/{name}/1 a.jpg")) == name.encode()
 
 
 def test_list_entries_of_a_folder_are_files_by_name_and_sub_folders(tmp_path: Path) -> None:

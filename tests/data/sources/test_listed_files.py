@@ -13,7 +13,8 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources import listed_files, open_source
 from rayface.data.sources.listed_files import ListSource
-from rayface.storage import DataError
+from rayface.storage import DataError, write_bytes
+from tests.conftest import ObjectStore
 
 JPEG = [
     simplejpeg.encode_jpeg(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
@@ -120,6 +121,15 @@ def test_list_elsewhere_needs_the_root_of_its_images(images: Path, tmp_path: Pat
     (tmp_path / "faces.csv").write_text("".join(f"{path},{label}\n" for path, label in zip(PATHS, LABELS, strict=True)))
     source = open_source("list", tmp_path / "faces.csv", {"root": str(images)})
     assert samples(convert(source, tmp_path / "out")) == BY_LABEL
+
+
+def test_list_in_a_store_gives_the_images_of_folders_with_odd_names(object_store: ObjectStore, tmp_path: Path) -> None:
+    paths = ["Amélie/0.jpg", "Ann Lee/0.jpg", "a%20b/0.jpg"]
+    for path, data in zip(paths, JPEG[:3], strict=True):
+        write_bytes(object_store.uri(path), data)
+    object_store.put("faces.csv", "".join(f"{path},{path[:-6]}\n" for path in paths).encode())
+    dataset = convert(ListSource(object_store.uri("faces.csv")), tmp_path / "out")
+    assert sorted(samples(dataset).values()) == [(path[:-6], data) for path, data in zip(paths, JPEG[:3], strict=True)]
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "one\n", "path,label\n", "a,b,c,d\n", "1 2 3\n"])
