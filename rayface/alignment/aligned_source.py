@@ -67,7 +67,7 @@ class AlignedSource(DatasetSource):
     def title(self) -> str:
         return f"faces of {self._photographs.title}"
 
-    def prepare(self, near: str | None) -> None:
+    def prepare(self, near: str) -> None:
         self._make()  # an unusable detector is refused before the work
         self._photographs.prepare(near)
 

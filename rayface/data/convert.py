@@ -90,13 +90,13 @@ def convert(
         raise ValueError(
             f"shard_size {settings.shard_size}: must be at most {LARGEST_REMOTE} (5 GiB) on an object store"
         )
+    work, faults = WorkFolder(out=target), FaultLog(sources[0].root)
     with _output_folder(target, key), contextlib.ExitStack() as stack:
-        for each in sources:
+        for number, each in enumerate(sources):
             stack.enter_context(contextlib.closing(each))
-            each.prepare(os.path.dirname(target) if is_local(target) else None)
+            each.prepare(work.of_source(number))
         stack.enter_context(exclusive_job_folder(target, _job(sources, settings), _JOB, key=key))
         write_bytes(join(target, UNFINISHED), b"")
-        work, faults = WorkFolder(out=target), FaultLog(sources[0].root)
         if not exists(join(target, MANIFEST)):  # else only the clean-up is missing
             work.create()
             _convert(sources, work, settings, map_parts, faults)

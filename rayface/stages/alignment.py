@@ -36,6 +36,13 @@ def align_sources(config: Config) -> Dataset:
         join=config.data.join,
     )
     photographs = open_sources(given.source, given.kind, {}, key="align.kind")
-    sources = [AlignedSource(each, aligned, partial(YuNet, str(detector), given.min_score)) for each in photographs]
+    sources = [
+        AlignedSource(each, aligned, partial(_detector, str(given.detector), given.min_score)) for each in photographs
+    ]
     with Tasks(config.cluster) as tasks:
         return convert(sources, str(given.out), settings, map_parts=tasks.map, key="align.out")
+
+
+def _detector(path: str, min_score: float) -> YuNet:
+    """Load the detector in a task; a file of a store is copied on each node."""
+    return YuNet(str(local_copy(path)), min_score)

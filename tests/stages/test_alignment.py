@@ -1,13 +1,18 @@
 """The align stage: its detector's file, and the faces of a config's photographs."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rayface.alignment.aligned_source import AlignedSource
+from rayface.alignment.detector import Detector
 from rayface.config import load
 from rayface.stages import alignment
 from rayface.stages.alignment import align_sources
 from tests.alignment.photographs import knows_the_face, photograph, save
+from tests.conftest import ObjectStore
 
 
 def test_align_sources_with_a_detector_writes_faces_and_without_its_file_is_one_line(
@@ -22,3 +27,29 @@ def test_align_sources_with_a_detector_writes_faces_and_without_its_file_is_one_
     monkeypatch.setattr(alignment, "YuNet", lambda path, min_score: knows_the_face)
     dataset = align_sources(config)
     assert (dataset.identities, dataset.about.image_size) == (("ann",), (64, 64))
+
+
+def test_align_sources_with_a_detector_in_a_store_copies_it_where_the_task_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, object_store: ObjectStore
+) -> None:
+    save(tmp_path / "in" / "ann" / "x.png", photograph(1))
+    object_store.put("net.onnx", b"net")
+    uri = object_store.uri("net.onnx")
+    opened: list[bytes] = []
+
+    def yunet(path: str, min_score: float) -> Detector:
+        opened.append(Path(path).read_bytes())
+        return knows_the_face
+
+    def on_another_node(sources: list[AlignedSource], *args: Any, **options: Any) -> list[AlignedSource]:
+        monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "other"))
+        return sources
+
+    monkeypatch.setenv("RAYFACE_CACHE", str(tmp_path / "driver"))
+    monkeypatch.setattr(alignment, "YuNet", yunet)
+    monkeypatch.setattr(alignment, "convert", on_another_node)
+    keys = {"source": tmp_path / "in", "out": tmp_path / "out", "detector": uri}
+    (source,) = align_sources(load(overrides={f"align.{key}": str(value) for key, value in keys.items()}))
+    shutil.rmtree(tmp_path / "driver")
+    source.prepare("")
+    assert opened == [b"net"]

@@ -38,6 +38,10 @@ class WorkFolder:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.root}: cannot be deleted ({error})") from None
 
+    def of_source(self, source: int) -> str:
+        """Return the path of a source's folder for its own temporary files."""
+        return join(self.root, f"source-{source:03d}")
+
     def listing(self, source: int, part: int) -> str:
         """Return the path of the listing of a source's part: its columns, and its faults in the note."""
         return join(self.root, f"listing-{source:03d}-{part:06d}.arrow")

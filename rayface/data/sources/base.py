@@ -110,11 +110,12 @@ class DatasetSource(ABC):
         """Origin of the images, for dataset.json."""
         return f"{self.kind} {split(self.root)[1]}"
 
-    def prepare(self, near: str | None) -> None:  # noqa: B027
+    def prepare(self, near: str) -> None:  # noqa: B027
         """Find the parts; called once, before all other methods.
 
         Args:
-            near: local folder with room for a temporary copy of the source; None: the system's temporary folder.
+            near: path or URI of a folder for temporary files, which is the same on all nodes and is deleted with the
+                job's own files. It does not exist yet.
 
         Raises:
             DataError: the source cannot be read or has no parts; one line.

@@ -32,7 +32,7 @@ class BinSource(DatasetSource):
         self._file: BinFile | None = None
         self._first: NDArray[np.int64] = np.zeros(0, np.int64)  # of each image, the first one that is equal
 
-    def prepare(self, near: str | None) -> None:
+    def prepare(self, near: str) -> None:
         self._file = open_bin(self.root)
         self._first = self._file.first_equal()
 

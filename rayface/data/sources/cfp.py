@@ -49,7 +49,7 @@ class CfpSource(FolderSource):
     def title(self) -> str:
         return f"{self.kind} {os.path.basename(self._home)}"
 
-    def prepare(self, near: str | None) -> None:
+    def prepare(self, near: str) -> None:
         self._pairs = self._read_pairs()
         super().prepare(near)
 

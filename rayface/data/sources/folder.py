@@ -58,7 +58,7 @@ class FolderSource(DatasetSource):
         self._faults = FaultLog(self.root)  # of files beside the folders
         self._folders: list[str] = []
 
-    def prepare(self, near: str | None) -> None:
+    def prepare(self, near: str) -> None:
         if not os.path.isdir(self.root):
             raise DataError(f"{self.root}: no such folder of identities")
         for entry in self._entries("", self._faults):

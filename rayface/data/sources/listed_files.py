@@ -54,7 +54,7 @@ class ListSource(DatasetSource):
         self._header = -1  # offset; -1: none
         self._has_integers = False
 
-    def prepare(self, near: str | None) -> None:
+    def prepare(self, near: str) -> None:
         with Source(self.root) as source:
             self._size = source.size
             offsets, lines = list(zip(*_texts(0, source.read(0, _MAX_LINE)), strict=True)) or [(), ()]

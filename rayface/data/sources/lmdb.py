@@ -47,7 +47,7 @@ class LmdbSource(DatasetSource):
         self._starts: list[bytes] = []  # first key of each part
         self._has_names = False
 
-    def prepare(self, near: str | None) -> None:
+    def prepare(self, near: str) -> None:
         with _transaction(self.root) as transaction:
             keys = transaction.cursor().iternext(keys=True, values=False)
             self._starts = [bytes(key) for key in itertools.islice(keys, 0, None, _PART)]

@@ -85,7 +85,7 @@ class ParquetSource(DatasetSource):
         self._columns: _Columns | None = None
         self._readers = RowReaders()
 
-    def prepare(self, near: str | None) -> None:
+    def prepare(self, near: str) -> None:
         for name in self.files():
             path = join(self.root, name) if name else self.root
             with _opened(path) as file:

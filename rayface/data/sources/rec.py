@@ -60,7 +60,7 @@ class RecSource(DatasetSource):
         self._size: dict[str, int] = {}
         self._faults: list[Fault] = []
 
-    def prepare(self, near: str | None) -> None:
+    def prepare(self, near: str) -> None:
         self._files = _find_files(self.root)
         for path in self._files:
             with Source(path) as source:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from rayface.data.shards.scan import ScanJob, scan_one
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import is_hidden
-from rayface.storage import DataError, is_local, join, list_entries, locate, one_line
+from rayface.storage import DataError, atomic_stream, exists, join, list_entries, locate, make_folder, one_line
 
 _COPY_BYTES = 4 << 20
 _TAR_SUFFIX = re.compile(r"\.tar(\.\w+)?$|\.t\w+$", re.IGNORECASE)
@@ -31,8 +30,8 @@ _TAR_SUFFIX = re.compile(r"\.tar(\.\w+)?$|\.t\w+$", re.IGNORECASE)
 class WebDatasetSource(DatasetSource):
     """A tar, or all tars of a folder and its sub-folders; a part is a tar.
 
-    All tars are one label space. Names are those of identities.parquet beside the tars. Compressed tars, and those of
-    an object store, are unpacked first, because samples are shuffled one by one.
+    All tars are one label space. Names are those of identities.parquet beside the tars. The task that lists a
+    compressed tar unpacks it first, for all tasks, because samples are read by their offsets.
     """
 
     kind = "webdataset"
@@ -42,17 +41,13 @@ class WebDatasetSource(DatasetSource):
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
         super().__init__(src, settings)
         self._sources: list[str] = []  # paths and URIs
-        self._paths: list[str] = []  # of plain tars on this machine
         self._unlisted: list[str] = []  # sub-folders
-        self._unpacked: str | None = None
+        self._codecs: list[str | None] = []
+        self._near = ""
 
-    def prepare(self, near: str | None) -> None:
-        self._sources = _find_tars(self.root, self._unlisted)
-        self._paths = [self._at_hand(path, number, near) for number, path in enumerate(self._sources)]
-
-    def close(self) -> None:
-        if self._unpacked:
-            shutil.rmtree(self._unpacked, ignore_errors=True)
+    def prepare(self, near: str) -> None:
+        self._sources, self._near = _find_tars(self.root, self._unlisted), near
+        self._codecs = [codec_of(path.partition("?")[0]) for path in self._sources]
 
     def parts(self) -> Sequence[str]:
         """Return the paths of the tars relative to their common folder, without suffixes."""
@@ -61,7 +56,7 @@ class WebDatasetSource(DatasetSource):
         return [_stem(path[common:]) for path in plain]
 
     def list_images(self, part: int) -> PartListing:
-        scan = scan_one(ScanJob(number=part, path=self._paths[part], deep=True))
+        scan = scan_one(ScanJob(number=part, path=self._plain(part), deep=True))
         faults = [self._named(part, fault) for fault in scan.faults]
         refuse_not_a_tar(faults)
         if part == 0:
@@ -72,7 +67,7 @@ class WebDatasetSource(DatasetSource):
     def read(self, part: int, images: pa.Table) -> Iterator[SourceImage | Fault]:
         offset, num_bytes, label = (images[name].to_numpy() for name in ("offset", "num_bytes", "identity"))
         index = SampleIndex(np.zeros(len(images), np.int32), offset, num_bytes, label, label)
-        for sample in read_samples([self._paths[part]], index):
+        for sample in read_samples([self._plain(part)], index):
             if isinstance(sample, Fault):
                 yield self._named(part, sample)
             else:
@@ -91,21 +86,26 @@ class WebDatasetSource(DatasetSource):
     def _folder_fault(self, folder: str) -> Fault:
         return Fault(shard=self.root, member=folder, offset=0, reason="cannot be listed", kind="folder")
 
-    def _at_hand(self, path: str, number: int, near: str | None) -> str:
-        """Return the path of a plain tar on this machine: the tar itself, or its unpacked copy."""
-        codec = codec_of(path.partition("?")[0])
-        if codec is None and is_local(path):
+    def _plain(self, part: int) -> str:
+        """Return the path of a plain tar: the tar itself, or its unpacked copy, which is made if it is missing."""
+        path, codec = self._sources[part], self._codecs[part]
+        if codec is None:
             return path
-        self._unpacked = self._unpacked or tempfile.mkdtemp(prefix=".unpacked-", dir=near)
-        copy = os.path.join(self._unpacked, f"{number}.tar")
-        filesystem, inside = locate(path)
-        try:
-            with filesystem.open_input_stream(inside, compression=codec) as stream, open(copy, "wb") as file:
-                shutil.copyfileobj(stream, file, _COPY_BYTES)
-        except (pa.ArrowException, OSError) as error:
-            reason = f"cannot be unpacked into {self._unpacked} ({one_line(error)})"
-            raise DataError(f"{path}: {reason}: replace the file or remove it") from None
+        copy = join(self._near, f"{part}.tar")
+        if not exists(copy):
+            make_folder(self._near)
+            _unpack(path, codec, copy)
         return copy
+
+
+def _unpack(path: str, codec: str, copy: str) -> None:
+    filesystem, inside = locate(path)
+    try:
+        with filesystem.open_input_stream(inside, compression=codec) as stream, atomic_stream(copy) as file:
+            shutil.copyfileobj(stream, file, _COPY_BYTES)
+    except (pa.ArrowException, OSError) as error:
+        reason = f"cannot be unpacked into {copy} ({one_line(error)})"
+        raise DataError(f"{path}: {reason}: replace the file or remove it") from None
 
 
 def _find_tars(root: str, unlisted: list[str]) -> list[str]:

@@ -61,7 +61,7 @@ class WebfaceZipSource(DatasetSource):
         self._paths: list[str] = []
         self._names: list[str] = []
 
-    def prepare(self, near: str | None) -> None:
+    def prepare(self, near: str) -> None:
         if self.root.partition("?")[0].lower().endswith(".zip"):
             self._paths, self._names = [self.root], [self.root.rpartition("/")[2]]
         else:

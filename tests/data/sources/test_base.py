@@ -181,7 +181,7 @@ def test_source_that_is_pickled_after_prepare_lists_and_reads_the_same(kind: str
     """Tasks on other machines get copies."""
     samples = [Sample(f"{n}", n % 2, picture(n, "jpg"), 0, 0) for n in range(6)]
     source = open_source(kind, WRITERS[kind](tmp_path, samples))
-    source.prepare(None)
+    source.prepare("")
     copy = pickle.loads(pickle.dumps(source))
     found = []
     for part in range(len(copy.parts())):

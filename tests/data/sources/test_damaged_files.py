@@ -59,7 +59,7 @@ KINDS = {
 
 
 def read_all(source: DatasetSource) -> tuple[list[bytes], list[Fault]]:
-    source.prepare(None)
+    source.prepare("")
     found, faults = [], []
     for part in range(len(source.parts())):
         listing = source.list_images(part)

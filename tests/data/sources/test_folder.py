@@ -146,7 +146,7 @@ def test_folder_paths_that_give_one_key_are_numbered(tmp_path: Path) -> None:
 
 def test_folder_of_many_identities_is_listed_in_parts(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = FolderSource(people)
-    source.prepare(None)
+    source.prepare("")
     whole = source.list_images(0).images
     monkeypatch.setattr("rayface.data.sources.folder._PART", 1)
     assert source.parts() == ["Ann Lee", "bob", "cy"]

@@ -151,15 +151,15 @@ def test_lmdb_that_is_truncated_or_none_is_refused_in_one_line(tmp_path: Path, m
     for cut, message in ((len(data) - 1, "truncated: "), (9000, "truncated: "), (100, "not an LMDB database")):
         (path / "data.mdb").write_bytes(data[:cut])
         with pytest.raises(DataError, match=rf"{path}: {message}"):
-            LmdbSource(path).prepare(None)
+            LmdbSource(path).prepare("")
     for content in (b"", b"<html>" * 1000):
         (path / "data.mdb").write_bytes(content)
         with pytest.raises(DataError, match=rf"{path}: not an LMDB database"):
-            LmdbSource(path).prepare(None)
+            LmdbSource(path).prepare("")
     with pytest.raises(DataError, match="not an LMDB database"):
-        LmdbSource(tmp_path / "nowhere").prepare(None)
+        LmdbSource(tmp_path / "nowhere").prepare("")
     with pytest.raises(DataError, match="the database is empty"):
-        LmdbSource(write(tmp_path / "none", {})).prepare(None)
+        LmdbSource(write(tmp_path / "none", {})).prepare("")
     monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(DataError, match=r"^convert.kind: lmdb: needs the package lmdb: pip install 'rayface\[lmdb\]'$"):
-        LmdbSource(path).prepare(None)
+        LmdbSource(path).prepare("")

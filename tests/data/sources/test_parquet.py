@@ -143,7 +143,7 @@ def test_parquet_with_a_large_row_group_is_streamed_in_bounded_memory(tmp_path: 
     data = [rng.integers(0, 256, 20_000, dtype=np.uint8).tobytes() for _ in range(5000)]
     path = write(tmp_path / "x.parquet", {"image": data, "label": [0] * 5000}, group=5000)
     source = pickle.loads(pickle.dumps(ParquetSource(path)))
-    source.prepare(None)
+    source.prepare("")
     images = source.list_images(0).images
     before = pa.total_allocated_bytes()
     pa.default_memory_pool().release_unused()
@@ -198,21 +198,21 @@ def test_parquet_that_is_corrupt_loses_rows_by_name_or_is_refused(tmp_path: Path
     offset = pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(1).column(0).data_page_offset
     (tmp_path / "x.parquet").write_bytes(good[:offset] + bytes(40) + good[offset + 40 :])
     source = ParquetSource(tmp_path / "x.parquet")
-    source.prepare(None)
+    source.prepare("")
     found = [[*source.read(part, source.list_images(part).images)] for part in range(3)]
     assert [image.data for part in (0, 2) for image in found[part]] == [*JPEG[:2], *JPEG[4:]]
     assert all(isinstance(fault, Fault) and "cannot be read" in fault.reason for fault in found[1])
     for data in (b"", good[:-1], good[:-200], b"<html>" * 9):
         (tmp_path / "x.parquet").write_bytes(data)
         with pytest.raises(DataError, match=r"x\.parquet: not a parquet file .*: download it again, or remove it"):
-            ParquetSource(tmp_path).prepare(None)
+            ParquetSource(tmp_path).prepare("")
     for place, message in (
         (tmp_path / "none", "no such folder or parquet file"),
         (tmp_path / "out", "no parquet file"),
     ):
         (tmp_path / "out").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=message):
-            ParquetSource(place).prepare(None)
+            ParquetSource(place).prepare("")
 
 
 @pytest.mark.parametrize("dictionary", [False, True])

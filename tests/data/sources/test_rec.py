@@ -31,7 +31,7 @@ IMAGES = [(label, jpeg(10 * label + n)) for label, count in ((0, 2), (3, 3), (7,
 
 def read_all(source: RecSource) -> tuple[dict[str, tuple[int, bytes]], list[Fault]]:
     """All images by key, and all faults of listing and reading."""
-    source.prepare(None)
+    source.prepare("")
     found, faults = {}, []
     for part in range(len(source.parts())):
         listing = source.list_images(part)

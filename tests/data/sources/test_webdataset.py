@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pickle
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
 from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.data.writer import write_dataset
-from rayface.storage import DataError, paths
+from rayface.storage import DataError, paths, write_bytes
+from tests.conftest import ObjectStore
 from tests.data.scanned_tars import picture
 
 Samples = dict[str, tuple[int, bytes]]
@@ -221,14 +223,40 @@ def test_webdataset_read_of_a_changed_copy_names_the_compressed_tar(tmp_path: Pa
     packed = tmp_path / "b.tar.gz"
     packed.write_bytes(gzip.compress(pairs(["000", "001"], [4, 4], JPEG[:2])))
     source = WebDatasetSource(packed)
-    source.prepare(str(tmp_path))
+    source.prepare(str(tmp_path / "near"))
     listed = source.list_images(0).images
-    (copy,) = tmp_path.glob(".unpacked-*/*.tar")
+    (copy,) = (tmp_path / "near").iterdir()
     copy.write_bytes(bytes(copy.stat().st_size))
     faults = list(source.read(0, listed))
     assert [fault.shard for fault in faults] == [str(packed)] * 2
-    source.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["b.tar.gz"]
+
+
+def test_webdataset_of_a_store_unpacks_where_tasks_of_all_nodes_read(object_store: ObjectStore) -> None:
+    write_bytes(object_store.uri("src/a.tar"), pairs(["000", "001"], [4, 4], JPEG[:2]))
+    write_bytes(object_store.uri("src/b.tar.gz"), gzip.compress(pairs(["002"], [5], JPEG[2:3])))
+    before = set(object_store.files())
+    driver = WebDatasetSource(object_store.uri("src"))
+    driver.prepare(object_store.uri("out/.convert/source-000"))
+    one, other = (pickle.loads(pickle.dumps(driver)) for _ in range(2))
+    listed = [one.list_images(part).images for part in range(2)]
+    assert set(object_store.files()) - before == {"out/.convert/source-000/1.tar"}
+    read = [image.data for part, images in enumerate(listed) for image in other.read(part, images)]
+    assert read == JPEG[:3]
+
+
+def test_webdataset_conversion_that_was_killed_leaves_nothing_beside_its_output(tmp_path: Path, mixed: Path) -> None:
+    def killed(work: Any, parts: Any, name: str, **_: Any) -> Any:
+        if name == "read images":
+            raise KeyboardInterrupt
+        return map(work, parts)
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(WebDatasetSource(mixed), tmp_path / "out", map_parts=killed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "src"]
+    assert sorted(path.name for path in tmp_path.rglob("source-000/*")) == ["1.tar", "2.tar"]
+    convert_webdataset(mixed, tmp_path / "out")
+    assert len(found(tmp_path / "out")) == 6
+    assert not list(tmp_path.rglob("source-000"))
 
 
 def test_webdataset_of_other_formats_and_labels_keeps_its_bytes(tmp_path: Path) -> None:
