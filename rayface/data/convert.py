@@ -52,9 +52,9 @@ from rayface.storage import (
 )
 from rayface.version import VERSION
 
-__all__ = ["ConvertSettings", "convert"]
+__all__ = ["JOB", "ConvertSettings", "convert"]
 
-_JOB = "convert.json"
+JOB = "convert.json"  # in the output folder until the job ends
 
 
 def convert(
@@ -95,14 +95,14 @@ def convert(
         for number, each in enumerate(sources):
             stack.enter_context(contextlib.closing(each))
             each.prepare(work.of_source(number))
-        stack.enter_context(exclusive_job_folder(target, _job(sources, settings), _JOB, key=key))
+        stack.enter_context(exclusive_job_folder(target, _job(sources, settings), JOB, key=key))
         write_bytes(join(target, UNFINISHED), b"")
         if not exists(join(target, MANIFEST)):  # else only the clean-up is missing
             work.create()
             _convert(sources, work, settings, map_parts, faults)
         work.delete()
         delete(join(target, UNFINISHED))
-        delete(join(target, _JOB))
+        delete(join(target, JOB))
         return dataclasses.replace(open_dataset(target, max_corrupt_fraction=0), faults=tuple(faults.faults()))
 
 
@@ -111,13 +111,13 @@ def _output_folder(folder: str, key: str) -> Iterator[None]:
     """Create the folder before the work starts; after an error, remove it if it is new and still empty."""
     is_new = is_local(folder) and not os.path.exists(folder)
     make_folder(folder)
-    if _JOB not in list_names(folder):
+    if JOB not in list_names(folder):
         require_empty(folder, key=key)
     try:
         yield
     finally:
         if is_local(folder):
-            if _JOB not in os.listdir(folder):
+            if JOB not in os.listdir(folder):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(folder, LOCK))
             if is_new:
@@ -132,7 +132,7 @@ def _discarded_after_error(work: WorkFolder) -> Iterator[None]:
         yield
     except ValueError:
         work.delete()
-        for name in (UNFINISHED, _JOB):
+        for name in (UNFINISHED, JOB):
             delete(join(work.out, name))
         raise
 

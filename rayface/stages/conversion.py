@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 import ray
 
 from rayface.config import ClusterConfig, Config, require_keys
 from rayface.data.conversion.mapping import map_in_threads
+from rayface.data.convert import JOB as CONVERT_JOB
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import Dataset, open_dataset
+from rayface.data.shards.samples import Fault
 from rayface.data.sources import DatasetSource, open_source
 from rayface.data.targets import Written, target_of
+from rayface.files import read_json, remove_folder, write_json
+from rayface.job_folder import exclusive_job_folder, require_empty
 from rayface.ray_tasks import map_unordered
 from rayface.session import is_cluster, ray_session
-from rayface.storage import join, locate, normalise, split
+from rayface.storage import AnyPath, DataError, join, list_names, normalise, on_disk, path_of, split, uri_of
 
 _FEW = 8  # parts of a phase that threads finish while a local Ray starts
+_JOB, _FAULTS = "job.json", "faults.json"  # beside the dataset that `write_target` converts first
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -54,7 +59,8 @@ def convert_sources(config: Config) -> Dataset:
 def write_target(config: Config) -> Written:
     """Write `convert.source` to `convert.out` in the format `convert.to`.
 
-    A source that is no dataset is first converted to one beside the output.
+    A source that is no dataset is first converted to one beside the output. Run again after an interruption, it takes
+    up what is there.
 
     Raises:
         ValueError: bad input, one line.
@@ -63,15 +69,55 @@ def write_target(config: Config) -> Written:
     target, out = target_of(str(given.to)), normalise(str(given.out))
     if not given.kind:
         return target(open_dataset(given.source, join=config.data.join), out)
+    if given.to == "folder":
+        on_disk(out, "convert.out")
     folder, name = split(out)
-    between = join(folder, f".{name}.dataset")
-    dataset = convert_sources(replace(config, convert=replace(given, out=between, to=None)))
-    try:
-        written = target(dataset, out)
-    finally:
-        filesystem, inside = locate(between)
-        filesystem.delete_dir(inside)
+    work = path_of(join(folder, f".{name}.dataset"))
+    _require_new(out, work)
+    with exclusive_job_folder(uri_of(work), _job(config), _JOB, key="convert.out"):
+        try:
+            dataset = _converted(config, work / name, work / _FAULTS)
+            written = target(dataset, out)
+        except ValueError:
+            if not (work / name / CONVERT_JOB).exists():  # else it can be resumed
+                remove_folder(work)
+            raise
+        remove_folder(work)
     return replace(written, faults=(*dataset.faults, *written.faults))
+
+
+def _require_new(out: str, work: AnyPath) -> None:
+    """Refuse an output that exists before the conversion: a target would, after it."""
+    path = path_of(out)
+    if path.is_file():
+        raise DataError(f"convert.out: {out}: exists: choose another file, existing data is never overwritten")
+    if path.is_dir() and list_names(out) and work.exists():
+        raise DataError(
+            f"convert.out: {out}: is not empty, probably of a run that was cut off: delete it and run again, which "
+            f"takes up {work}"
+        )
+    if path.is_dir():
+        require_empty(out, key="convert.out")
+
+
+def _job(config: Config) -> dict[str, object]:
+    """Return what decides the dataset beside the output."""
+    fields = asdict(config.convert)
+    for name in ("out", "to", "max_corrupt_fraction"):
+        del fields[name]
+    return {**fields, "source": [normalise(path) for path in config.convert.source], "join": config.data.join}
+
+
+def _converted(config: Config, folder: AnyPath, faults: AnyPath) -> Dataset:
+    """Convert into `folder` and, last, write what was left out to `faults`; a complete dataset is opened."""
+    if faults.exists():
+        found = tuple(Fault(**each) for each in read_json(faults))
+        return replace(open_dataset(uri_of(folder), max_corrupt_fraction=0), faults=found)
+    if folder.exists() and not (folder / CONVERT_JOB).exists():
+        remove_folder(folder)  # complete, but what it left out is not known
+    dataset = convert_sources(replace(config, convert=replace(config.convert, out=uri_of(folder), to=None)))
+    write_json(faults, [asdict(fault) for fault in dataset.faults])
+    return dataset
 
 
 def open_sources(
