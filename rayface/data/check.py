@@ -147,9 +147,11 @@ def _manifest_to_check(root: str, names: set[str]) -> Manifest | None:
 
 def _in_manifest_order(shards: list[FileInfo], manifest: Manifest | None) -> list[str]:
     """Return shard names in the manifest's order, which is that of the index; unlisted shards come last."""
-    present = [file.name for file in shards]
-    listed = [entry.path for entry in manifest.shards if entry.path in present] if manifest else []
-    return listed + [name for name in present if name not in set(listed)]
+    unlisted = dict.fromkeys(file.name for file in shards)
+    listed = [entry.path for entry in manifest.shards if entry.path in unlisted] if manifest else []
+    for name in listed:
+        unlisted.pop(name, None)
+    return [*listed, *unlisted]
 
 
 def _compare_with_manifest(

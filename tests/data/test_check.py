@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from rayface.data.check import check
+from rayface.data.check import _in_manifest_order, check
 from rayface.data.dataset import open_dataset
+from rayface.data.manifest import Manifest, ShardEntry
 from rayface.data.shards import scan
 from rayface.data.writer import write_dataset
-from rayface.storage import DataError
+from rayface.storage import DataError, FileInfo
 
 
 def jpeg(seed: int) -> bytes:
@@ -90,6 +91,25 @@ def test_check_of_many_faults_counts_every_kind(folder: Path) -> None:
         ("more.tar", f"k{first[1]}.cls", size - 1024, "label"),
     }
     assert report.num_images + report.num_lost >= 12
+
+
+def test_check_orders_shards_as_the_manifest_by_a_few_look_ups_of_each() -> None:
+    class Name(str):
+        looked_up = 0
+
+        def __hash__(self) -> int:
+            Name.looked_up += 1
+            return super().__hash__()
+
+    names = [Name(f"{number:03d}.tar") for number in range(200)]
+    entries = [ShardEntry(path="x", num_images=1, num_bytes=1) for _ in names[:100]]
+    for entry, name in zip(entries, reversed(names), strict=False):
+        entry.path = name
+    manifest = Manifest(name="a", num_classes=1, num_images=100, shards=entries)
+    files = [FileInfo(name, 1, 0) for name in names]
+    assert _in_manifest_order(files, manifest) == [*names[:99:-1], *names[:100]]
+    assert Name.looked_up < 5 * len(names)
+    assert _in_manifest_order(files, None) == names
 
 
 def test_check_of_a_differing_index_names_the_samples(folder: Path) -> None:
