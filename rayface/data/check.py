@@ -41,7 +41,7 @@ from rayface.data.shards.scan import (
     with_prefix,
     with_unique_keys,
 )
-from rayface.storage import DataError, FileInfo, join, list_entries, normalise, split, write_bytes
+from rayface.storage import DataError, FileInfo, join, list_entries, normalise, require_utf8, split, write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,8 @@ def check(path: str | Path, *, deep: bool = False, write_manifest: bool = False)
     names = {file.name for file in files}
     manifest = _manifest_to_check(root, names)
     shards = shard_files(files)
+    for path in [root, *(join(root, file.name) for file in shards)]:
+        require_utf8(path)
     not_read = tars_not_read(root, files, folders, dataset_marker=MANIFEST if shards else None)
     refuse_not_read(root, [] if shards else not_read, has_shards=bool(shards))
     ordered = _in_manifest_order(shards, manifest)

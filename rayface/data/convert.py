@@ -145,7 +145,7 @@ def _job(sources: Sequence[DatasetSource], settings: ConvertSettings) -> dict[st
                 "kind": source.kind,
                 "path": source.root,
                 "settings": dataclasses.asdict(source.settings),
-                "parts": hashlib.sha256("\n".join(source.parts()).encode()).hexdigest(),
+                "parts": hashlib.sha256("\n".join(source.parts()).encode("utf-8", "surrogateescape")).hexdigest(),
             }
             for source in sources
         ],

@@ -47,7 +47,7 @@ from rayface.data.shards.scan import (
     parallel_map,
 )
 from rayface.data.shards.sequential import scan_shard
-from rayface.storage import DataError, FileInfo, join, list_entries, list_files, split
+from rayface.storage import DataError, FileInfo, join, list_entries, list_files, require_utf8, split
 
 _NAMED_LABELS = 1000  # maximum number of labels out of range that are named one by one
 
@@ -75,10 +75,13 @@ class Part:
 
 def load_part(root: str) -> Part:
     """Read one dataset directory; DataError if it is none."""
+    require_utf8(root)
     files, folders = list_entries(root, DATASET_FOLDER)
     names = {file.name for file in files}
     refuse_unfinished(root, names)
     shards = shard_files(files)
+    for file in shards:
+        require_utf8(join(root, file.name))
     manifest = read_manifest(root) if MANIFEST in names else None
     if manifest and manifest.selection:
         if INDEX not in names:  # without it, all samples of the shards would be read

@@ -11,7 +11,7 @@ from rayface.storage.copies import (
     store_in_cache,
     upload,
 )
-from rayface.storage.errors import DataError, StorageError, one_line, retried
+from rayface.storage.errors import DataError, StorageError, one_line, printable, retried
 from rayface.storage.lease import LEASE, leased
 from rayface.storage.mirror import FolderMirror, Segments, fetched_journals
 from rayface.storage.paths import (
@@ -30,6 +30,7 @@ from rayface.storage.paths import (
     normalise,
     on_disk,
     require_lasting,
+    require_utf8,
     split,
 )
 from rayface.storage.reads import Source, forward_reads, open_arrow, open_binary, read_bytes, windowed
@@ -87,9 +88,11 @@ __all__ = [
     "open_arrow",
     "open_binary",
     "path_of",
+    "printable",
     "read_bytes",
     "rename",
     "require_lasting",
+    "require_utf8",
     "retried",
     "split",
     "staged_folder",

@@ -41,7 +41,7 @@ class DataError(ValueError):
     """Data that cannot be used. The message is one line with file, rule and remedy."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(mask(message))
+        super().__init__(mask(printable(message)))
 
 
 class StorageError(RuntimeError):
@@ -85,6 +85,11 @@ def _may_pass(error: Exception) -> bool:
     if not isinstance(error, OSError) or isinstance(error, FileNotFoundError | PermissionError):
         return False
     return error.errno not in _PERMANENT and not _REFUSED.search(str(error))
+
+
+def printable(text: str) -> str:
+    """Replace the surrogates of names that are not valid UTF-8, which JSON, parquet and tar files cannot store."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from rayface.credentials import openable
-from rayface.storage.errors import DataError, one_line, retried
+from rayface.storage.errors import DataError, one_line, printable, retried
 
 DISK_RULE = "must be a path on a disk that all nodes share, not a URI: mount the storage"
 _JOB_DIRECTORIES = "/runtime_resources/working_dir_files/"
@@ -111,6 +112,16 @@ def require_lasting(path: str | Path, field: str) -> None:
         )
 
 
+def require_utf8(path: str) -> None:
+    """Refuse a path that is not valid UTF-8, which manifests and indices cannot name.
+
+    Raises:
+        DataError: one line.
+    """
+    if printable(path) != path:
+        raise DataError(f"{path}: is not valid UTF-8: rename it")
+
+
 def list_files(folder: str, kind: str = "folder") -> list[FileInfo]:
     """Return the files directly in `folder`, by name; DataError if there is no such folder (of that `kind`)."""
     return list_entries(folder, kind)[0]
@@ -118,6 +129,11 @@ def list_files(folder: str, kind: str = "folder") -> list[FileInfo]:
 
 def list_entries(folder: str, kind: str = "folder") -> tuple[list[FileInfo], list[str]]:
     """Return the files, by name, and the names of the sub-folders of `folder`; DataError as list_files."""
+    if is_local(folder):
+        found = retried(folder, lambda: _local_entries(folder), "cannot be listed")
+        if found is None:
+            raise DataError(f"{folder}: no such {kind}")
+        return found
     filesystem, inside = locate(folder)
 
     def entries_of_folder() -> list[pafs.FileInfo] | None:
@@ -133,8 +149,28 @@ def list_entries(folder: str, kind: str = "folder") -> tuple[list[FileInfo], lis
     return sorted(files, key=lambda file: file.name), sorted(folders)
 
 
+def _local_entries(folder: str) -> tuple[list[FileInfo], list[str]] | None:
+    """Return the files and sub-folders of a local folder, None if there is none; Arrow fails at names not of UTF-8."""
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    files, folders = [], []
+    with entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # it was deleted in between
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif entry.is_file():
+                    about = entry.stat()
+                    files.append(FileInfo(entry.name, about.st_size, about.st_mtime_ns))
+    return sorted(files, key=lambda file: file.name), sorted(folders)
+
+
 def list_names(folder: str) -> list[str]:
     """Return the names of all entries of an existing folder, subfolders included."""
+    if is_local(folder):
+        return sorted(retried(folder, lambda: os.listdir(folder), "cannot be listed"))
     filesystem, inside = locate(folder)
     entries = retried(folder, lambda: filesystem.get_file_info(pafs.FileSelector(inside)), "cannot be listed")
     return sorted(entry.base_name for entry in entries)
@@ -154,6 +190,7 @@ def make_folder(folder: str) -> None:
         retried(folder, lambda: filesystem.create_dir(inside, recursive=True), "cannot be written")
         return
     require_lasting(inside, folder)
+    require_utf8(folder)
     try:
         filesystem.create_dir(inside, recursive=True)
     except (pa.ArrowException, OSError) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -341,6 +342,17 @@ def test_convert_of_several_folders_of_numbers_is_refused_until_it_is_told_who_i
         convert(sources, tmp_path / "out")
     for join, identities in [("separate", ("a/1", "a/2", "b/1", "b/2")), ("names", ("1", "2"))]:
         assert convert(sources, tmp_path / join, ConvertSettings(join=join)).identities == identities
+
+
+def test_convert_of_a_folder_whose_name_is_no_utf8_writes_it_printable(tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"caf\xe9")
+    save(source / os.fsdecode(b"ann\xe9") / "x.jpg", picture(1))
+    (source / os.fsdecode(b"ann\xe9") / "y.jpg").write_bytes(b"\xff\xd8 torn")
+    dataset = convert(FolderSource(source), tmp_path / "out")
+    assert (dataset.about.source, dataset.identities) == (r"folder caf\udce9", (r"ann\udce9",))
+    assert r"caf\udce9: ann\udce9/y.jpg" in str(dataset.faults[0])
+    with pytest.raises(DataError, match=r"/o\\udce9: is not valid UTF-8"):
+        convert(FolderSource(source), tmp_path / os.fsdecode(b"o\xe9"))
 
 
 def test_convert_with_options_leaves_out_and_encodes_what_they_say(tmp_path: Path) -> None:

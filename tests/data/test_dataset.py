@@ -1,11 +1,13 @@
 """Opening one or several directories, local and in an object store."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pyarrow import fs as pafs
 
+from rayface.data.check import check
 from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import read_samples
 from rayface.data.shards.samples import Sample
@@ -55,6 +57,23 @@ def test_open_dataset_with_invalid_arguments_is_refused(tmp_path: Path) -> None:
         open_dataset(folder, max_corrupt_fraction=2)
     with pytest.raises(DataError, match="cannot be opened"):
         open_dataset("nosuch://bucket/set")
+
+
+def test_open_dataset_beside_names_that_are_no_utf8_ignores_or_names_them(tmp_path: Path) -> None:
+    folder = small_dataset(tmp_path)
+    for name in ("dataset.json", "index.parquet"):
+        (folder / name).unlink()
+    (folder / os.fsdecode(b"caf\xe9.txt")).touch()
+    assert open_dataset(folder).num_images == 5
+    odd = folder / os.fsdecode(b"caf\xe9.tar")
+    odd.touch()
+    for use in (open_dataset, check):
+        with pytest.raises(DataError, match=r"/caf\\udce9\.tar: is not valid UTF-8: rename it$"):
+            use(folder)
+    odd.unlink()
+    folder.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(DataError, match=r"/caf\\udce9: is not valid UTF-8: rename it$"):
+        open_dataset(tmp_path / os.fsdecode(b"caf\xe9"))
 
 
 def test_open_dataset_of_a_file_uri_is_a_local_folder(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Paths and URIs: their parts, what lies in a folder, and one line for what cannot be had."""
 
 import functools
+import os
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,23 @@ def test_list_entries_of_a_folder_are_files_by_name_and_sub_folders(tmp_path: Pa
     assert files[0].mtime_ns == (tmp_path / "a.tar").stat().st_mtime_ns
     assert folders == ["sub"]
     assert list_names(str(tmp_path)) == ["a.tar", "b.tar", "sub"]
+
+
+def test_list_entries_with_a_name_that_is_no_utf8_lists_it_and_what_is_beside_it(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / odd).touch()
+    (tmp_path / "a.tar").symlink_to("nothing")
+    (tmp_path / "b.tar").touch()
+    os.mkfifo(tmp_path / "c.tar")
+    assert [file.name for file in list_files(str(tmp_path))] == ["b.tar", odd]
+    assert list_names(str(tmp_path)) == ["a.tar", "b.tar", "c.tar", odd]
+
+
+def test_make_folder_with_a_name_that_is_no_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"/caf\\udce9: is not valid UTF-8: rename it$"):
+        make_folder(path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_list_files_of_no_folder_names_its_kind(tmp_path: Path) -> None:

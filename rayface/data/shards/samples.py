@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rayface.credentials import mask
+from rayface.storage import printable
 
 NOT_A_TAR = "not a tar"  # kind of fault
 
@@ -45,7 +46,8 @@ class Fault:
     kind: str = "jpeg"
 
     def __str__(self) -> str:
-        return mask(f"{self.shard}: {self.member + ' ' if self.member else ''}at byte {self.offset}: {self.reason}")
+        member = f"{self.member} " if self.member else ""
+        return printable(mask(f"{self.shard}: {member}at byte {self.offset}: {self.reason}"))
 
 
 @dataclass

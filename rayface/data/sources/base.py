@@ -14,7 +14,7 @@ from rayface.data.dataset import Dataset
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.keys import keys_with_part
-from rayface.storage import normalise, split
+from rayface.storage import normalise, printable, split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class DatasetSource(ABC):
     @property
     def title(self) -> str:
         """Origin of the images, for dataset.json."""
-        return f"{self.kind} {split(self.root)[1]}"
+        return f"{self.kind} {printable(split(self.root)[1])}"
 
     def prepare(self, near: str) -> None:  # noqa: B027
         """Find the parts; called once, before all other methods.

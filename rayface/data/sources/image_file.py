@@ -6,7 +6,7 @@ from rayface.data.decode import SNIFF_BYTES, image_format
 from rayface.data.shards.members import IMAGE_SUFFIXES
 from rayface.data.shards.samples import Fault
 from rayface.data.sources.base import SourceImage
-from rayface.storage import DataError, Source, is_local, join, one_line
+from rayface.storage import DataError, Source, is_local, join, one_line, printable
 
 _SUFFIXES = IMAGE_SUFFIXES | {"jp2", "pbm", "pgm", "ppm", "pnm"}
 _MAX_BYTES = 1 << 30
@@ -37,11 +37,6 @@ def _is_inside(root: str, path: str) -> bool:
 def has_image_suffix(path: str) -> bool:
     """Return whether a name ends as that of an image."""
     return path.rpartition(".")[2].lower() in _SUFFIXES
-
-
-def printable(text: str) -> str:
-    """Replace the surrogates of names that are not valid UTF-8, which parquet and tar files cannot store."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _fault(root: str, path: str, kind: str, reason: str) -> Fault:

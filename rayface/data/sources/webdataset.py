@@ -21,7 +21,17 @@ from rayface.data.shards.scan import ScanJob, scan_one
 from rayface.data.sources.base import DatasetSource, PartListing, SourceImage, SourceSettings
 from rayface.data.sources.faults import FaultLog
 from rayface.data.sources.folder import is_hidden
-from rayface.storage import DataError, atomic_stream, exists, join, list_entries, locate, make_folder, one_line
+from rayface.storage import (
+    DataError,
+    atomic_stream,
+    exists,
+    join,
+    list_entries,
+    locate,
+    make_folder,
+    one_line,
+    require_utf8,
+)
 
 _COPY_BYTES = 4 << 20
 _TAR_SUFFIX = re.compile(r"\.tar(\.\w+)?$|\.t\w+$", re.IGNORECASE)
@@ -122,6 +132,7 @@ def _find_tars(root: str, unlisted: list[str]) -> list[str]:
         raise DataError(f"{root}: no tars (*.tar, *.tar.gz, *.tgz, ...) in this folder and its sub-folders")
     seen: dict[str, str] = {}
     for name in names:
+        require_utf8(join(root, name))
         first = seen.setdefault(_stem(name), name)
         if first != name:
             raise DataError(f"{root}: {first} and {name} are probably the same tar, packed and unpacked: remove one")
