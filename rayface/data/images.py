@@ -33,7 +33,8 @@ def augment(
         generator: CPU generator, seeded by the caller for the step.
         flip: mirror half of the images.
         shift: maximum crop shift in pixels; the edge is black.
-        brightness, contrast, saturation: maximum relative change, 0.2 for +-20 %.
+        brightness, contrast, saturation: maximum relative change, 0.2 for +-20 %, of the distance of a value from
+            black, from the image's mean, and from the mean of the pixel's channels.
 
     Returns:
         float32 (n, 3, h, w), normalised to [-1, 1] before the jitter and not clipped after it.
@@ -47,7 +48,8 @@ def augment(
         images = _shift(images, draws[1], draws[2], shift)
     x = normalize(images)
     if brightness:
-        x = x * (1 + brightness * (2 * draws[3] - 1)).view(-1, 1, 1, 1)
+        factor = (1 + brightness * (2 * draws[3] - 1)).view(-1, 1, 1, 1)
+        x = torch.addcmul(factor - 1, x, factor)  # (x + 1) * factor - 1: black, which is -1, stays black
     if contrast:
         mean = x.mean((1, 2, 3), keepdim=True)
         x = mean + (x - mean) * (1 + contrast * (2 * draws[4] - 1)).view(-1, 1, 1, 1)

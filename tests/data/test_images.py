@@ -31,11 +31,21 @@ def test_augment_with_jitter_changes_only_what_it_names():
     images = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
     x = normalize(images)
     draws = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
-    for row, name, fixed in [(3, "brightness", None), (4, "contrast", (1, 2, 3)), (5, "saturation", 1)]:
+    for row, name, fixed in [(3, "brightness", ()), (4, "contrast", (1, 2, 3)), (5, "saturation", 1)]:
         got = augment(images, slice(0, 4), 4, torch.Generator().manual_seed(1), **{**OFF, name: 0.5})
-        centre = torch.zeros(1) if fixed is None else x.mean(fixed, keepdim=True)
+        centre = x.mean(fixed, keepdim=True) if fixed else torch.tensor(-1.0)  # black
         factor = (0.5 + draws[row]).view(-1, 1, 1, 1)
         assert torch.allclose(got, centre + factor * (x - centre), atol=1e-5)
+
+
+def test_augment_with_brightness_multiplies_the_bytes():
+    images = torch.tensor([0, 20, 128, 230], dtype=torch.uint8).view(1, 2, 2, 1).expand(6, 2, 2, 3)
+    got = augment(images, slice(0, 6), 6, torch.Generator().manual_seed(2), **{**OFF, "brightness": 0.4})
+    factors = (got + 1) * 127.5 / images.permute(0, 3, 1, 2)
+    drawn = 0.6 + 0.8 * torch.rand(6, 6, generator=torch.Generator().manual_seed(2))[3]
+    for way in (factors[..., 0, 1], factors[..., 1, 0], factors[..., 1, 1]):
+        torch.testing.assert_close(way, drawn[:, None].expand(6, 3), rtol=1e-5, atol=0)
+    assert (got[..., 0, 0] == -1).all()
 
 
 def test_augment_on_any_number_of_ranks_treats_an_image_alike():
