@@ -47,6 +47,7 @@ from rayface.storage import (
     list_names,
     make_folder,
     normalise,
+    refuse_repeated,
     split,
     write_bytes,
 )
@@ -84,6 +85,8 @@ def convert(
     settings = settings or ConvertSettings()
     sources = [source] if isinstance(source, DatasetSource) else list(source)
     target = normalise(out)
+    for kind in dict.fromkeys(each.kind for each in sources):
+        refuse_repeated([each.root for each in sources if each.kind == kind], key.replace("out", "source"))
     if len({each.measures for each in sources}) > 1:
         raise ValueError(f"convert.kind: {', '.join(each.kind for each in sources)}: must have the same measures")
     if not is_local(target) and settings.shard_size > LARGEST_REMOTE:

@@ -24,7 +24,7 @@ from rayface.data.keys import find_keys, key_hashes, prefixed, read_keys, repeat
 from rayface.data.label_join import Join
 from rayface.data.manifest import RECOUNT, Description
 from rayface.data.shards.samples import Fault, SampleIndex
-from rayface.storage import DataError, join, normalise
+from rayface.storage import DataError, join, normalise, refuse_repeated
 
 if TYPE_CHECKING:
     import ray.data
@@ -269,8 +269,7 @@ def _checked_roots(paths: Sequence[str | Path]) -> list[str]:
     roots = [normalise(path) for path in paths]
     if not roots:
         raise ValueError("data: no dataset directory is given")
-    if len(set(roots)) != len(roots):
-        raise ValueError(f"data: {next(r for r in roots if roots.count(r) > 1)} is given twice")
+    refuse_repeated(roots, "data")
     return roots
 
 

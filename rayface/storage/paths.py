@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -120,6 +121,22 @@ def require_utf8(path: str) -> None:
     """
     if printable(path) != path:
         raise DataError(f"{path}: is not valid UTF-8: rename it")
+
+
+def refuse_repeated(paths: Sequence[str], field: str) -> None:
+    """Refuse paths of which two are of one place, by a symbolic link or a slash at the end.
+
+    Raises:
+        DataError: one line.
+    """
+    first: dict[str, str] = {}
+    for path in paths:
+        base, question, query = path.partition("?")
+        place = os.path.realpath(path) if is_local(path) else f"{base.rstrip('/')}{question}{query}"
+        if place in first:
+            also = "" if first[place] == path else f", also as {first[place]}"
+            raise DataError(f"{field}: {path}: is given twice{also}: leave one of them out")
+        first[place] = path
 
 
 def list_files(folder: str, kind: str = "folder") -> list[FileInfo]:

@@ -334,6 +334,12 @@ def test_convert_of_sources_whose_folders_differ_only_in_dots_keeps_their_keys_a
     assert sorted(dataset.keys()) == ["faces_1-2/k0", "faces_1-2/k1", "faces_1/k0", "faces_1/k1"]
 
 
+def test_convert_of_one_folder_by_two_names_is_refused(tmp_path: Path, people: Path) -> None:
+    (tmp_path / "link").symlink_to(people)
+    with pytest.raises(DataError, match=r"^convert.source: .*: is given twice: leave one of them out$"):
+        convert([FolderSource(people), FolderSource(tmp_path / "link")], tmp_path / "out")
+
+
 def test_convert_of_several_folders_of_numbers_is_refused_until_it_is_told_who_is_who(tmp_path: Path) -> None:
     for name in ("a/1", "a/2", "b/1", "b/2"):
         save(tmp_path / name / "x.jpg", picture(len(name)))

@@ -53,6 +53,9 @@ def test_open_dataset_with_invalid_arguments_is_refused(tmp_path: Path) -> None:
     folder = small_dataset(tmp_path)
     with pytest.raises(ValueError, match="given twice"):
         open_dataset([folder, folder])
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(ValueError, match=r"link: is given twice, also as .*: leave one of them out"):
+        open_dataset([folder, tmp_path / "link"])
     with pytest.raises(ValueError, match="max_corrupt_fraction 2"):
         open_dataset(folder, max_corrupt_fraction=2)
     with pytest.raises(DataError, match="cannot be opened"):

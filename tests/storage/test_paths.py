@@ -21,6 +21,7 @@ from rayface.storage.paths import (
     make_folder,
     normalise,
     on_disk,
+    refuse_repeated,
     split,
 )
 from rayface.storage.reads import read_bytes
@@ -146,6 +147,18 @@ def test_make_folder_with_a_name_that_is_no_utf8_is_refused_by_name(tmp_path: Pa
     with pytest.raises(DataError, match=r"/caf\\udce9: is not valid UTF-8: rename it$"):
         make_folder(path)
     assert not list(tmp_path.iterdir())
+
+
+def test_refuse_repeated_of_one_place_by_several_names_names_both(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    stores = ["s3://b/x?region=y", "s3://b/x/?region=y"]
+    for paths_ in ([a, b], [a, a], stores, ["s3://b/x", "s3://b/x/"]):
+        with pytest.raises(DataError, match=r"^data: .*: is given twice.*: leave one of them out$") as caught:
+            refuse_repeated(paths_, "data")
+        assert (f"also as {paths_[0]}" in str(caught.value)) == (paths_[0] != paths_[1])
+    refuse_repeated([a, str(tmp_path), *stores[:1], "s3://b/x"], "data")
 
 
 def test_list_files_of_no_folder_names_its_kind(tmp_path: Path) -> None:
