@@ -169,6 +169,11 @@ def resume_mode(resume: bool, overrides: list[str] | None) -> tuple[bool | Liter
     return "auto", keys
 
 
+def cluster_keys(address: str | None, debug: bool) -> dict[str, Any]:
+    """Return the config keys of the options --address and --debug that are given; without one, its key decides."""
+    return {**({"cluster.address": address} if address else {}), **({"cluster.debug": True} if debug else {})}
+
+
 def tell(text: object) -> None:
     """Print a line on stderr, credentials masked and control characters escaped."""
     typer.echo(visible(mask(str(text))), err=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, show_result
+from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, cluster_keys, show_result
 from rayface.config import Config, descriptions, flat
 from rayface.stages import STAGES, StageType
 from rayface.values import to_text
@@ -35,7 +35,7 @@ def config_of(verb: str, flags: Mapping[str, Any], overrides: list[str], *, addr
     keys: dict[str, Any] = dict(parse_override(text) for text in overrides)
     for key in given.keys() & keys.keys():
         raise ValueError(f"{key}: is given twice, as an option and as {key}=VALUE: keep one of them")
-    keys = {**given, **keys, "cluster.address": address, "cluster.debug": debug}
+    keys = {**given, **keys, **cluster_keys(address, debug)}
     config = load(overrides=keys)
     if verb == "prune" and config.prune.proxy_fraction is not None:
         config = load(config.prune.proxy_preset, overrides=keys)

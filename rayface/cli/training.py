@@ -14,6 +14,7 @@ from rayface.cli.common import (
     Overrides,
     Verbose,
     app,
+    cluster_keys,
     file_option,
     path_option,
     resume_mode,
@@ -61,12 +62,11 @@ def train(
     from rayface.training.run_output import resolve
 
     when, keys = resume_mode(resume, overrides)
-    cluster = {"cluster.address": address, "cluster.debug": debug}
-    resolved = with_overrides(resolve(preset, config, keys, resume=when), cluster)
+    resolved = with_overrides(resolve(preset, config, keys, resume=when), cluster_keys(address, debug))
     if when == "auto":
         from rayface.training.trainer import train_or_resume
 
-        result = train_or_resume(resolved, address=address, debug=debug)
+        result = train_or_resume(resolved, address=resolved.cluster.address, debug=resolved.cluster.debug)
     else:
         result = STAGES["train"].run(resolved, resume=when)
     show_result("trained", dict(result if json else STAGES["train"].shown(result)), json)

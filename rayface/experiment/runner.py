@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def run(
         file: YAML, see docs/experiments.md.
         overrides: config keys of every stage.
         out: folder of the stages, a path or URI; None: the file's `output`, else experiments/NAME.
-        cluster: Ray session of all stages.
+        cluster: Ray session of all stages; what it leaves unset is that of the stages' config.
 
     Raises:
         ValueError: bad input; one line.
@@ -118,7 +118,8 @@ def run(
         record = Record(root)
         pending = [each for each in prepared if _finished(each, prepared, record) is None]
         cpus = [each.cpus for each in pending if each.stage.type.uses_ray]
-        session = ray_session(cluster.address, num_cpus=max(cpus), debug=cluster.debug) if cpus else nullcontext()
+        shared = prepared[0].config.cluster
+        session = ray_session(shared.address, num_cpus=max(cpus), debug=shared.debug) if cpus else nullcontext()
         with session:
             for number, each in enumerate(prepared, 1):
                 title = f"stage {number} of {len(prepared)}: {each.stage.verb} {each.stage.name}"
@@ -144,6 +145,11 @@ def prepare(
     for stage in experiment.stages:
         try:
             each = _prepare(stage, root, prepared, cluster, models)
+            if prepared and each.config.cluster != prepared[0].config.cluster:
+                raise ValueError(
+                    "cluster.address, cluster.debug: must be those of all stages, which share one Ray session: "
+                    "set them in `config` of the experiment"
+                )
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from error
         exported = stage.references().get("export.model", ())
@@ -169,10 +175,15 @@ def _prepare(
     return Prepared(
         stage=stage,
         folder=folder,
-        config=Config(**{**vars(config), "cluster": cluster}),
+        config=replace(config, cluster=_merged(config.cluster, cluster)),
         settings=masked(json.loads(json.dumps(settings))),
         inputs=masked(inputs),
     )
+
+
+def _merged(own: ClusterConfig, given: ClusterConfig) -> ClusterConfig:
+    """Return the Ray session of a config, as far as the command line does not set it."""
+    return ClusterConfig(address=given.address or own.address, debug=given.debug or own.debug)
 
 
 def _finished(each: Prepared, prepared: Sequence[Prepared], record: Record) -> Done | None:

@@ -14,6 +14,13 @@ def test_config_of_flags_and_overrides_holds_both() -> None:
     assert (config.cluster.address, config.cluster.debug) == ("c:1", True)
 
 
+def test_config_of_keys_of_the_cluster_without_their_options_keeps_them() -> None:
+    keys = ["cluster.address=c:1", "cluster.debug=true"]
+    for address, wanted in ((None, "c:1"), ("d:1", "d:1")):
+        cluster = config_of("embed", {}, keys, address=address, debug=False).cluster
+        assert (cluster.address, cluster.debug) == (wanted, True)
+
+
 def test_config_of_a_key_given_as_flag_and_override_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^prune.keep: is given twice, as an option and as prune.keep=VALUE"):
         config_of("prune", {"keep": "0.6"}, ["prune.keep=0.5"], address=None, debug=False)

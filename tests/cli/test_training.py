@@ -31,6 +31,17 @@ def test_train_with_preset_and_keys_makes_one_config(call: Call, trained: list[t
     assert (config.train.epochs, config.data.image_size, config.cluster.address, resume) == (3, 32, "c:1", False)
 
 
+def test_train_with_keys_of_the_cluster_and_no_options_keeps_them(
+    call: Call, trained: list[tuple[Config, bool]], tmp_path: Any
+) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text("cluster: {address: f:1}")
+    for given in ("cluster.debug=true", "--address=c:1"):
+        assert call("train", "--preset=debug", "data.train=/d", f"--config={file}", given, "--json")[0] == 0
+    clusters = [config.cluster for config, _ in trained]
+    assert [(each.address, each.debug) for each in clusters] == [("f:1", True), ("c:1", False)]
+
+
 def test_train_to_resume_without_a_run_is_refused(
     call: Call, trained: list[tuple[Config, bool]], tmp_path: Any
 ) -> None:
@@ -42,10 +53,14 @@ def test_train_to_resume_without_a_run_is_refused(
 
 def test_train_with_resume_auto_repeats_safely(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     asked: list[Config] = []
-    monkeypatch.setattr(
-        "rayface.training.trainer.train_or_resume", lambda config, **options: asked.append(config) or {"steps": 7}
-    )
-    keys = [f"train.output={tmp_path / 'run'}", "train.epochs=3"]
+
+    def train_or_resume(config: Config, *, address: str | None, debug: bool) -> dict[str, int]:
+        assert (address, debug) == ("c:1", False)
+        asked.append(config)
+        return {"steps": 7}
+
+    monkeypatch.setattr("rayface.training.trainer.train_or_resume", train_or_resume)
+    keys = [f"train.output={tmp_path / 'run'}", "train.epochs=3", "cluster.address=c:1"]
     for order in (["--resume", "auto", *keys], [*keys, "--resume", "auto"]):
         code, out, _ = call("train", "--preset=debug", *order, "--json")
         assert (code, json.loads(out)) == (0, {"steps": 7})

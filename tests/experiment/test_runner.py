@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rayface.config import Config
+from rayface.config import ClusterConfig, Config
 from rayface.experiment import runner
 from rayface.experiment.runner import prepare, run
 from rayface.experiment.spec import load
@@ -54,6 +54,28 @@ def test_run_again_of_finished_stages_skips_them(
     assert stages_of(file, fakes) == [(name, name != "scores") for name in names]
     result = run(file, [], out=str(out))
     assert result.stages[2].result == {"accuracy_mean": 0.5, "model": str(out / "file" / "model.onnx")}
+
+
+def test_stages_share_the_ray_session_of_the_command_line_else_of_their_config(
+    fakes: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, asked = tmp_path / "f.yaml", []
+    monkeypatch.setattr(
+        runner,
+        "ray_session",
+        lambda address, *, num_cpus, debug: asked.append((address, debug)) or contextlib.nullcontext(),
+    )
+    fakes["train"].failure = RuntimeError("enough")
+    keys = f"preset: debug, data.train: {data}"
+    file.write_text(f"config: {{cluster: {{address: f:1}}}}\nstages: [{{train: {{{keys}}}}}]")
+    for overrides, given in ((), {}), (["cluster.address=c:1"], {"debug": True}), ((), {"address": "d:1"}):
+        with pytest.raises(RuntimeError, match="enough"):
+            run(file, overrides, out=str(tmp_path / "out"), cluster=ClusterConfig(**given))
+    assert asked == [("f:1", False), ("c:1", True), ("d:1", False)]
+    assert [config.cluster.address for config, _ in fakes["train"].configs] == ["f:1", "c:1", "d:1"]
+    file.write_text(f"stages: [{{synth: {{}}}}, {{train: {{{keys}, cluster.address: f:1}}}}]")
+    with pytest.raises(ValueError, match=r"^stage train: cluster\.address, cluster\.debug: must be those of all"):
+        run(file, out=str(tmp_path / "out"))
 
 
 def test_run_again_after_a_failed_stage_starts_it_over_and_skips_those_before(
