@@ -176,7 +176,7 @@ def test_sweep_without_kept_credentials_resumes_with_those_of_its_file(tmp_path,
     file.write_text(text)
     overrides = [f"sweep.output={folder}"]
     spec, base = specs.load(file, overrides)
-    remember(folder, file, overrides, None)
+    remember(folder, file, overrides, None, (spec, base))
     specs.dump(spec, base, folder / SPEC)
     assert all("hunter2" not in path.read_text() for path in folder.iterdir())
     _, again, _ = resume_sweep(file, overrides, None)

@@ -1,8 +1,7 @@
 """Resume a sweep: find its directory and compare its file, which may have been edited, with the original."""
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import mask, masked
-from rayface.files import write_json, write_text
+from rayface.files import read_json, write_json, write_text
 from rayface.storage import AnyPath, local_copy, normalise, path_of, uri_of
 from rayface.tuning import spec as specs
 from rayface.tuning.spec import Spec
@@ -22,13 +21,18 @@ from rayface.values import read_yaml, to_text
 logger = logging.getLogger(__name__)
 
 _FILE = "started.yaml"  # copy of the sweep's file at its start
-_COMMAND = "started.json"  # overrides and preset of the command that started it
+_COMMAND = "started.json"  # overrides and preset of the command that started it, and all keys that these resolved to
+_FREE = specs.FREE | {"heatmaps"}
+_SESSION = "cluster."
 _LONGEST = 100  # maximum length of a value in a message
 
 
-def remember(folder: AnyPath, file: Path, overrides: Sequence[str], preset: str | None) -> None:
-    """Store the file, overrides and preset that a sweep is started with."""
-    write_json(folder / _COMMAND, {"overrides": list(overrides), "preset": preset})
+def remember(
+    folder: AnyPath, file: Path, overrides: Sequence[str], preset: str | None, resolved: tuple[Spec, Config]
+) -> None:
+    """Store the file, overrides and preset that a sweep is started with, and what they resolve to."""
+    command = {"overrides": list(overrides), "preset": preset, "resolved": specs.flat(*resolved)}
+    write_json(folder / _COMMAND, command)
     text = file.read_text(encoding="utf-8-sig")
     if mask(text) != text:
         text = yaml.safe_dump(masked(read_yaml(file)), sort_keys=False)
@@ -39,7 +43,7 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
     """Return the spec of a resumed sweep, the base config of its trials, and its directory.
 
     The sweep is the one that sweep.output names, in the overrides or in the file, else the newest with the file's name.
-    Edits of the keys in specs.FREE take effect; all other keys must be unchanged.
+    Edits of the keys in specs.FREE take effect; all other keys must be unchanged, also in the sweep's own copy.
 
     Args:
         file: the sweep file as it is now.
@@ -50,11 +54,14 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
         ValueError: bad input; one line that names each key that differs.
     """
     folder = _folder(file, overrides)
-    started = json.loads((folder / _COMMAND).read_text()) if (folder / _COMMAND).exists() else {"overrides": []}
+    started = read_json(folder / _COMMAND) if (folder / _COMMAND).exists() else {"overrides": []}
     # An override that the sweep was started with changes nothing, so the same command can be repeated.
-    overrides = [text for text in overrides if text not in started["overrides"] or text.startswith("sweep.output=")]
-    specs.check_resumable(overrides)
+    new = [text for text in overrides if not {text, mask(text)} & {*started["overrides"]}]
+    specs.check_resumable(new)
+    overrides = [text for text in overrides if text in new or _is_not_stored(text)]
     spec, base = specs.load(local_copy(uri_of(folder / SPEC)), overrides)
+    if resolved := started.get("resolved"):  # not of a sweep of an older rayface
+        _refuse_fixed(folder / SPEC, _edited(resolved, masked(specs.flat(spec, base))))
     if _is_own_copy(file, folder):
         return spec, base, folder
     if not (folder / _FILE).exists():
@@ -62,22 +69,40 @@ def resume_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tu
         return spec, base, folder
     first = started["preset"]
     then = specs.flat(*specs.load(local_copy(uri_of(folder / _FILE)), started["overrides"], first))
-    now, now_base = specs.load(file, started["overrides"], first if preset is None else preset)
+    first_overrides = [text for text in started["overrides"] if not text.startswith(_SESSION)]
+    now, now_base = specs.load(file, first_overrides, first if preset is None else preset)
     edited = _differing(then, masked(specs.flat(now, now_base)))
     flat = configs.flat(base)
     secret = {key: value for key, value in configs.flat(now_base).items() if value != flat[key] == masked(value)}
-    base = configs.with_overrides(base, secret)  # the stored sweep has no credentials, the file has
-    free = specs.FREE | {"heatmaps"}
-    if kept := {key: values for key, values in edited.items() if key not in free}:
-        raise ValueError(
-            f"{file}: {_listed(kept)}: must not change on a resume, only {', '.join(sorted(free))} may: revert it, or "
-            "start a new sweep"
-        )
+    # The stored sweep has no credentials and no Ray session, the file may have.
+    session = [text for text in overrides if text.startswith(_SESSION)]
+    base = configs.with_overrides(replace(base, cluster=now_base.cluster), session)
+    base = configs.with_overrides(base, secret)
+    _refuse_fixed(file, edited)
     given = {"sweep.output", *(text.partition("=")[0] for text in overrides)}
     if holds := {key: values for key, values in edited.items() if key not in given}:
         logger.info("%s: edited since the sweep was started, takes effect: %s", file, _listed(holds))
     changed = {key.removeprefix("sweep."): both[1] for key, both in holds.items() if key != "heatmaps"}
     return replace(spec, sweep=replace(spec.sweep, **changed), heatmaps=now.heatmaps), base, folder
+
+
+def _is_not_stored(override: str) -> bool:
+    """Return whether a value must be given again: the folder may have moved, and credentials are stored nowhere."""
+    return override.startswith(("sweep.output=", _SESSION)) or mask(override) != override
+
+
+def _edited(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys that differ; a config key in only one of them is of another version of rayface."""
+    differing = _differing(then, now)
+    return {key: both for key, both in differing.items() if (key in then and key in now) or key.startswith("search.")}
+
+
+def _refuse_fixed(file: AnyPath, edited: Mapping[str, tuple[Any, Any]]) -> None:
+    if kept := {key: values for key, values in edited.items() if key not in _FREE}:
+        raise ValueError(
+            f"{file}: {_listed(kept)}: must not change on a resume, only {', '.join(sorted(_FREE))} may: revert it, or "
+            "start a new sweep"
+        )
 
 
 def find_sweep(file: Path, overrides: Sequence[str]) -> AnyPath | None:
@@ -98,8 +123,9 @@ def _named(file: Path, overrides: Sequence[str]) -> AnyPath | None:
     given = [text.partition("=")[2] for text in overrides if text.startswith("sweep.output=")]
     if not given and (file.parent / _COMMAND).is_file():  # the sweep's own copy
         given = [str(file.parent)]
-    if not given and (named := (read_yaml(file).get("sweep") or {}).get("output")):
-        given = [named]
+    own = {} if given else read_yaml(file).get("sweep")
+    if isinstance(own, Mapping) and isinstance(own.get("output"), str):
+        given = [own["output"]]
     return path_of(normalise(given[-1])) if given else newest(file.stem)
 
 
@@ -110,7 +136,7 @@ def _is_own_copy(file: Path, folder: AnyPath) -> bool:
     return file.read_bytes() == (folder / SPEC).read_bytes()
 
 
-def _differing(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     keys = [*now, *(key for key in then if key not in now)]
     return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
 

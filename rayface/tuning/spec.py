@@ -28,7 +28,7 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 # Objectives that are also logged during training, with their metric names; a pruner needs one of them.
 WATCHED = {"accuracy_mean": "eval/accuracy", "loss": "train/loss"}
 # Keys that may change on a resume; a change of any other key would make the trials incomparable.
-FREE = {"sweep.trials", "sweep.concurrency", "sweep.time_budget", "sweep.output"}
+FREE = {"sweep.trials", "sweep.concurrency", "sweep.time_budget", "sweep.output", "cluster.address", "cluster.debug"}
 
 Seconds = Annotated[float, Field(gt=0)]
 

@@ -44,7 +44,7 @@ from rayface.tuning.trial import run_trial
 # A trial's own process only waits for its workers. Any fraction of a CPU would not fit beside workers that fill the
 # cluster, and Ray Tune requires some resource, so it is one byte of memory.
 _TRIAL = ray_tune.PlacementGroupFactory([{"memory": 1}])
-_INTERRUPTS = (TrainingInterruptedError,)
+_INTERRUPTS = (KeyboardInterrupt, TrainingInterruptedError)
 logger = logging.getLogger(__name__)
 
 
@@ -65,8 +65,8 @@ def tune(
         preset: replaces the file's preset.
         resume: resume a sweep of that file: sweep.output, else the newest of its name under sweeps/. The file is
             compared with the one that the sweep was started with. "auto": start one if there is none.
-        address: Ray cluster; None: RAY_ADDRESS, else a local Ray.
-        debug: show the logs of Ray.
+        address: Ray cluster; None: cluster.address, else RAY_ADDRESS, else a local Ray.
+        debug: show the logs of Ray, as cluster.debug does.
 
     Raises:
         ValueError: bad input; one line.
@@ -77,6 +77,7 @@ def tune(
     resume = find_sweep(file, overrides) is not None if resume == "auto" else resume
     start = resume_sweep if resume else new_sweep
     spec, base, folder = start(file, overrides, preset)
+    address, debug = address or base.cluster.address, debug or base.cluster.debug
     total_steps = _check_trials(spec, base)
     directory = SweepDirectory(folder)
     base = replace(base, tracking=shared_tracking(base.tracking, directory.working))
@@ -96,7 +97,7 @@ def tune(
         study = open_study(spec, directory.study_name(resume=resume), storage, total_steps=total_steps, resume=resume)
         directory.store_study()
         if not resume:
-            remember(folder, file, overrides, preset)
+            remember(folder, file, overrides, preset, (spec, base))
             specs.dump(spec, base, directory.spec)
         tags = {**origin(), "rayface.sweep": directory.name}  # a trial's own command is that of a Ray worker
         tracked = tracked_job(

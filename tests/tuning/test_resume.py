@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from rayface.files import write_json
 from rayface.storage import RemotePath, local_copy
 from rayface.tuning import spec as specs
 from rayface.tuning.resume import find_sweep, remember, resume_sweep
@@ -28,8 +29,9 @@ def sweep(tmp_path, monkeypatch, messages):
     file, folder = tmp_path / "try.yaml", tmp_path / "sweeps" / "try-001"
     file.write_text(TEXT)
     folder.mkdir(parents=True)
-    remember(folder, file, OVERRIDES, None)
-    specs.dump(*specs.load(file, OVERRIDES), folder / SPEC)
+    resolved = specs.load(file, OVERRIDES)
+    remember(folder, file, OVERRIDES, None, resolved)
+    specs.dump(*resolved, folder / SPEC)
 
     def resume(edits, *overrides, preset=None):
         text = TEXT
@@ -112,6 +114,64 @@ def test_resume_with_the_overrides_of_the_start_is_the_same_command_again(sweep)
         sweep({}, "optim.momentum=0.6")
 
 
+def test_resume_with_an_edited_copy_of_the_sweep_raises_one_line(sweep, tmp_path):
+    copy = tmp_path / "sweeps" / "try-001" / SPEC
+    text = copy.read_text()
+    for before, now, message in (
+        ("epochs: 3.0", "epochs: 4.0", "train.epochs 4.0 (was 3.0)"),
+        ("low: 8.0", "low: 4.0", "search.head.scale {"),
+        ("  head.scale:", "  train.grace_seconds:", "search.train.grace_seconds {"),
+        ("sampler: tpe", "sampler: gp", "sweep.sampler gp (was tpe)"),
+    ):
+        assert before in text
+        copy.write_text(text.replace(before, now))
+        for file in (copy, tmp_path / "try.yaml"):
+            with pytest.raises(ValueError, match=re.escape(message)) as caught:
+                resume_sweep(file, [], None)
+            assert str(caught.value).startswith(f"{copy}: ")
+    copy.write_text(text.replace("trials: 4", "trials: 9"))
+    assert resume_sweep(copy, [], None)[0].sweep.trials == 9
+
+
+def test_resume_of_a_sweep_of_an_older_version_does_not_compare_its_copy(sweep, tmp_path):
+    folder = tmp_path / "sweeps" / "try-001"
+    write_json(folder / "started.json", {"overrides": OVERRIDES, "preset": None})
+    (folder / SPEC).write_text((folder / SPEC).read_text().replace("epochs: 3.0", "epochs: 4.0"))
+    assert resume_sweep(folder / SPEC, [], None)[1].train.epochs == 4
+
+
+def test_resume_takes_the_ray_session_of_this_command_else_that_of_the_file(sweep, tmp_path):
+    assert sweep({})[1].cluster.address is None
+    assert sweep({"train: {": "cluster: {address: f:1}, train: {"})[1].cluster.address == "f:1"
+    assert sweep({"train: {": "cluster: {address: f:1}, train: {"}, "cluster.address=c:1")[1].cluster.address == "c:1"
+    spec_file = tmp_path / "sweeps" / "try-001" / SPEC
+    assert resume_sweep(spec_file, ["cluster.debug=true"], None)[1].cluster.debug
+
+
+def test_resume_repeated_with_credentials_in_an_override_takes_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, folder = tmp_path / "try.yaml", tmp_path / "sweeps" / "try-001"
+    file.write_text(TEXT)
+    folder.mkdir(parents=True)
+    overrides = ["data.train=s3://me:pl4nted@bucket/faces", "optim.momentum=0.5", "cluster.address=c:1"]
+    resolved = specs.load(file, overrides)
+    remember(folder, file, overrides, None, resolved)
+    specs.dump(*resolved, folder / SPEC)
+    assert all("pl4nted" not in path.read_text() for path in folder.iterdir())
+    for given in (file, folder / SPEC):
+        base = resume_sweep(given, overrides, None)[1]
+        assert (base.data.train, base.cluster.address) == (("s3://me:pl4nted@bucket/faces",), "c:1")
+    with pytest.raises(ValueError, match=r"data\.train: must not change on a resume"):
+        resume_sweep(file, ["data.train=s3://me:pl4nted@other/faces"], None)
+
+
+def test_find_sweep_of_a_file_with_malformed_settings_finds_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for settings in ("3", "[a]", "{output: [a]}"):
+        (tmp_path / "try.yaml").write_text(f"sweep: {settings}")
+        assert find_sweep(tmp_path / "try.yaml", []) is None
+
+
 def test_find_sweep_finds_the_newest_of_the_file_or_none(sweep, tmp_path):
     assert find_sweep(tmp_path / "try.yaml", []) == tmp_path / "sweeps" / "try-001"
     assert find_sweep(tmp_path / "try.yaml", [f"sweep.output={tmp_path / 'other'}"]) is None
@@ -126,8 +186,9 @@ def test_resume_of_a_sweep_in_a_store_finds_it_by_sweep_output_or_by_its_own_cop
     output = f"sweep.output={folder.uri}"
     assert find_sweep(file, [output]) is None
     assert new_sweep(file, [*OVERRIDES, output], None)[2] == folder
-    remember(folder, file, [*OVERRIDES, output], None)
-    specs.dump(*specs.load(file, [*OVERRIDES, output]), folder / SPEC)
+    resolved = specs.load(file, [*OVERRIDES, output])
+    remember(folder, file, [*OVERRIDES, output], None, resolved)
+    specs.dump(*resolved, folder / SPEC)
     with pytest.raises(ValueError, match=r"^sweep\.output: s3://\S+: holds a sweep: resume it"):
         new_sweep(file, [*OVERRIDES, output], None)
     for given, overrides in ((file, [output, "sweep.trials=9"]), (local_copy((folder / SPEC).uri), ["sweep.trials=9"])):

@@ -1,11 +1,14 @@
 """What the driver of a sweep refuses before a trial starts, without Ray."""
 
+import contextlib
+
 import pytest
 from ray.tune.execution import class_cache
 
 from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking import Journal, shared_tracking
+from rayface.tracking.journal import read_records
 from rayface.tuning import sweep
 from rayface.tuning.ray_tune_settings import keep_credentials
 from rayface.tuning.results import SweepResult
@@ -128,6 +131,49 @@ def test_tune_with_a_searched_dataset_that_is_missing_raises_before_a_trial_star
     with pytest.raises(ValueError, match=rf"^data\.train: {tmp_path}/b #2: no such dataset folder"):
         sweep.tune(file, ["train.batch_size=4"])
     assert not (tmp_path / "sweeps").exists()
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """A sweep that Ctrl-C ends after its trials, without Ray; returns the address and debug of its session."""
+    monkeypatch.chdir(tmp_path)
+    synthesize("a", identities=2, images_per_identity=4, processes=1, image_size=32)
+    file = tmp_path / "try.yaml"
+    file.write_text("search: {optim.lr: [0.1]}\nobjectives: [{metric: loss, mode: min}]\n")
+    sessions = []
+
+    def session(address, *, num_cpus, debug):
+        sessions.append((address, debug))
+        return contextlib.nullcontext()
+
+    def finish(*args):
+        raise KeyboardInterrupt
+
+    for name, function in (("ray_session", session), ("check_room", print), ("wait_for_nodes", print)):
+        monkeypatch.setattr(sweep, name, function)
+    monkeypatch.setattr(sweep._Sweep, "run", lambda *args: None)
+    monkeypatch.setattr(sweep._Sweep, "finish", finish)
+
+    def tune(*overrides, **options):
+        keys = ["data.train=a", "train.batch_size=4", "tracking.enabled=false", "sweep.output=out", *overrides]
+        with pytest.raises(KeyboardInterrupt):
+            sweep.tune(file, keys, **options)
+        return sessions[-1]
+
+    return tune
+
+
+def test_tune_connects_to_the_cluster_of_its_options_else_of_its_config(interrupted):
+    assert interrupted("cluster.address=c:1", "cluster.debug=true") == ("c:1", True)
+    assert interrupted("cluster.address=d:1", resume=True) == ("d:1", False)
+    assert interrupted("cluster.address=d:1", resume=True, address="e:1") == ("e:1", False)
+    assert interrupted(resume=True) == (None, False)
+
+
+def test_tune_interrupted_outside_its_trials_ends_as_killed(interrupted, tmp_path):
+    interrupted()
+    records = [record for record, _ in read_records(next((tmp_path / "out").rglob("driver.jsonl")), 0)]
+    assert (records[-1]["kind"], records[-1]["status"]) == ("finish", "KILLED")
 
 
 def test_tune_of_a_sweep_that_is_missing_or_exists_raises_one_line(tmp_path, monkeypatch):
