@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,9 +33,10 @@ _CURVE = tuple(sorted([*FARS, *(3 * far for far in FARS)]))  # rates of the curv
 
 @dataclass(frozen=True, kw_only=True)
 class AllVsAllSettings:
-    """Dataset, the columns that group its images, and replicates of the intervals."""
+    """Dataset, how several share labels (`data.join`), the columns that group images, replicates of the intervals."""
 
     data: tuple[str, ...]
+    join: Literal["names", "labels", "separate"] | None = None
     group_by: tuple[str, ...] = ()
     groups: str | None = None
     replicates: int = REPLICATES
@@ -119,7 +120,7 @@ class AllVsAllProtocol(DatasetProtocol):
 
     @classmethod
     def open(cls, settings: AllVsAllSettings, *, image_size: int) -> AllVsAllProtocol:
-        dataset = open_dataset(settings.data)
+        dataset = open_dataset(settings.data, join=settings.join)
         groups = load_groups(dataset, settings.group_by, settings.groups)
         rows = np.arange(dataset.num_images, dtype=np.int64)
         return cls(ImageRows(dataset=dataset, rows=rows), image_size, groups, replicates=settings.replicates)

@@ -95,7 +95,7 @@ def evaluate(config: Config) -> EvaluationResult:
     if not configured_protocols(given):
         raise ValueError("evaluate.protocols: no inputs of a protocol are set, for example evaluate.pairs")
     embedded = ModelEmbeddings(config) if given.embeddings is None else GivenEmbeddings(given.embeddings)
-    protocols = open_protocols(given, image_size=embedded.image_size)
+    protocols = open_protocols(given, image_size=embedded.image_size, join=config.data.join)
     if given.embeddings is not None:
         required_sources(protocols, "evaluate.embeddings", "set evaluate.model instead")
     leak_check = LeakCheck(given, protocols, model_digest=embedded.digest, embedding_size=embedded.embedding_size)

@@ -1,9 +1,10 @@
 """Registry of evaluation protocols by name; a plugin adds to PROTOCOLS."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from rayface.config import EvaluateConfig
-from rayface.evaluation.all_vs_all_protocol import AllVsAllProtocol
+from rayface.evaluation.all_vs_all_protocol import AllVsAllProtocol, AllVsAllSettings
 from rayface.evaluation.pairs import BinProtocol, PairsProtocol
 from rayface.evaluation.protocol import EvaluationProtocol, ProtocolResult
 from rayface.evaluation.template_protocol import TemplateProtocol
@@ -42,17 +43,22 @@ def configured_protocols(evaluate: EvaluateConfig) -> dict[str, Any]:
     return {name: settings for name, settings in found.items() if settings is not None}
 
 
-def open_protocols(evaluate: EvaluateConfig, *, image_size: int) -> dict[str, EvaluationProtocol]:
+def open_protocols(
+    evaluate: EvaluateConfig, *, image_size: int, join: Literal["names", "labels", "separate"] | None = None
+) -> dict[str, EvaluationProtocol]:
     """Open the configured protocols, by name.
 
     Args:
         image_size: side of the images, pixels.
+        join: how several directories of evaluate.all_vs_all share labels, see data.join.
 
     Raises:
         ValueError: see `configured_protocols`, or an input is missing or invalid; one line.
     """
     found: dict[str, EvaluationProtocol] = {}
     for name, settings in configured_protocols(evaluate).items():
+        if isinstance(settings, AllVsAllSettings):
+            settings = replace(settings, join=join)
         opened = PROTOCOLS[name].open_each(name, settings, image_size=image_size)
         for result in opened.keys() & found.keys():
             raise ValueError(f"evaluate.protocols: {result}: is the name of two results: rename its input")

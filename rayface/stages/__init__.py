@@ -172,7 +172,7 @@ STAGES: dict[str, StageType] = {
         summary="Measure a model: pairs (10 folds), templates (1:1, 1:N), all-vs-all, or protocols of plugins.",
         function=functions.evaluate_model,
         flags=_flags("evaluate", *_EVALUATE_FLAGS, protocol="evaluate.protocols"),
-        decisive=("evaluate",),
+        decisive=("evaluate", "data.join"),
         required=("evaluate.out",),
         output="evaluate.out",
         output_kind="numbers",

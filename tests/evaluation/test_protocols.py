@@ -12,7 +12,8 @@ from rayface import config as configs
 from rayface import plugins
 from rayface.cli.command_line import _outcome
 from rayface.data.synth import synthesize
-from rayface.evaluation.protocols import PROTOCOLS, configured_protocols
+from rayface.evaluation import evaluate
+from rayface.evaluation.protocols import PROTOCOLS, configured_protocols, open_protocols
 from tests.small_model import save_small_model
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,30 @@ def test_protocol_of_a_plugin_is_measured_by_evaluate(
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == result
     config = configs.load("debug", overrides=["evaluate.protocols=nearest", f"evaluate.data={tmp_path / 'faces'}"])
     assert list(configured_protocols(config.evaluate)) == ["nearest"]  # as training asks
+
+
+def test_open_protocols_with_a_join_joins_the_labels_of_all_vs_all_by_it(tmp_path: Path) -> None:
+    for name in "ab":
+        synthesize(tmp_path / name, identities=3, images_per_identity=2, image_size=32, processes=1)
+    evaluate = configs.load(overrides={"evaluate.all_vs_all": [str(tmp_path / name) for name in "ab"]}).evaluate
+    for join, num_classes in (("labels", 3), ("separate", 6), (None, 3)):
+        protocol = open_protocols(evaluate, image_size=32, join=join)["all_vs_all"]
+        assert protocol.source.dataset.num_classes == num_classes
+
+
+def test_evaluate_joins_labels_of_all_vs_all_as_data_join_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def opened(*args: object, join: object, **options: object) -> None:
+        asked.append(join)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(evaluate, "open_protocols", opened)
+    save_small_model(tmp_path / "m")
+    keys = {"evaluate.model": str(tmp_path / "m"), "evaluate.all_vs_all": "[a,b]"}
+    with pytest.raises(ValueError, match="enough"):
+        evaluate.evaluate(configs.load(overrides={**keys, "evaluate.out": "o", "data.join": "separate"}))
+    assert asked == ["separate"]
 
 
 def test_configured_protocols_of_an_unknown_name_are_refused_in_one_line() -> None:

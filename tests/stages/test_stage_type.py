@@ -9,8 +9,12 @@ from rayface.stages import STAGES
 def test_settings_of_a_stage_leave_out_operational_keys_and_other_groups() -> None:
     settings = STAGES["embed"].settings(configs.load(overrides=["embed.dtype=fp32", "embed.workers=3"]))
     assert settings["embed.dtype"] == "fp32"
-    assert "data.join" in settings
     assert not {"embed.workers", "embed.out", "optim.lr", "cluster.address"} & settings.keys()
+
+
+def test_settings_of_each_verb_that_reads_several_datasets_hold_how_they_are_joined() -> None:
+    settings = {verb: stage.settings(configs.load()) for verb, stage in STAGES.items()}
+    assert {verb for verb, keys in settings.items() if "data.join" not in keys} == {"synth", "export"}
 
 
 def test_settings_of_training_say_whether_there_is_a_cache_and_not_where() -> None:
