@@ -13,6 +13,7 @@ from rayface.config import Config
 from rayface.data.dataset import open_dataset
 from rayface.data.sources.folder import is_hidden
 from rayface.experiment.spec import Stage, is_reference
+from rayface.models.model_info import DESCRIPTION
 from rayface.stages import INPUT_KINDS, INPUT_PATHS, fingerprints
 from rayface.storage import locate, normalise, one_line
 
@@ -22,7 +23,8 @@ _CHUNK = 2**23
 # Fingerprints of folders that hold a file describing their content, by kind of input.
 _OWN: dict[str, Callable[[Path], str | None]] = {
     "embeddings": fingerprints.of_embeddings,
-    "model": fingerprints.of_file("model.json"),
+    # Not the whole model.json: an evaluation with write_card writes its figures into it.
+    "model": fingerprints.of_fields(DESCRIPTION, "sha256"),
 }
 
 
@@ -48,7 +50,10 @@ def fingerprint(key: str, paths: Sequence[str]) -> str:
     if kind == "data":
         # How labels are joined is part of the stage's settings, not of this fingerprint.
         return ",".join(open_dataset(path, max_corrupt_fraction=1.0).digest for path in paths)
-    (path,) = paths
+    return ",".join(_of_path(key, kind, path) for path in paths)
+
+
+def _of_path(key: str, kind: str, path: str) -> str:
     own = _OWN[kind](Path(path)) if kind in _OWN and "://" not in path else None
     if own is not None:
         return own

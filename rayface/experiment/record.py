@@ -4,17 +4,19 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rayface import config as configs
 from rayface.config import Config
 from rayface.credentials import masked
 from rayface.files import write_json
-from rayface.stages import STAGES
+from rayface.models.model_info import DESCRIPTION
+from rayface.stages import INPUT_KINDS, STAGES, fingerprints
 from rayface.storage import AnyPath, DataError
 
 _FILE = "experiment.json"
-_VERSION = 2  # settings and inputs by config key; version 1 had them by command-line option
+_VERSION = 3  # models by their weights; version 2 had them by model.json, 1 settings and inputs by command-line option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Record:
         try:
             tree = json.loads(self._path.read_text())
             stages = tree["stages"] if "version" in tree else upgraded(tree["stages"])
+            stages = stages if tree.get("version") == _VERSION else by_weights(stages)
             self._stages: dict[str, dict[str, Any]] = {**stages}
         except FileNotFoundError:
             self._stages = {}
@@ -93,6 +96,21 @@ def upgraded(stages: Mapping[str, Any]) -> dict[str, Any]:
             "inputs": inputs,
         }
     return found
+
+
+def by_weights(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a record of version 2, with fingerprints of models by the whole model.json, to those of their weights."""
+
+    def converted(told: str, mark: str | None) -> str | None:
+        key, _, path = told.partition(" ")
+        if "model" not in INPUT_KINDS.get(key, ()) or fingerprints.of_file(DESCRIPTION)(Path(path)) != mark:
+            return mark
+        return fingerprints.of_fields(DESCRIPTION, "sha256")(Path(path)) or mark
+
+    return {
+        name: {**stage, "inputs": {told: converted(told, mark) for told, mark in stage["inputs"].items()}}
+        for name, stage in stages.items()
+    }
 
 
 def _parsed(key: str, value: Any) -> Any:

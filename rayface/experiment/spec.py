@@ -107,7 +107,10 @@ def _stage(entry: Any, where: str, shared: Mapping[str, Any], given: Mapping[str
         if key in own:
             raise ValueError(f"{where}: {verb}: {written}: is given twice: keep one of them")
         own[key] = value
-    bases = {name: own.pop(name, None) for name in ("preset", "config")}
+    bases = {key: own.pop(key, None) for key in ("preset", "config")}
+    for key, value in bases.items():
+        if not (value is None or isinstance(value, str)):
+            raise ValueError(f"{where}: {verb}: {key}: {shown(value)}: must be the name of one preset or file")
     keys = {**shared, **own, **given}
     try:
         configs.with_overrides(Config(), keys)

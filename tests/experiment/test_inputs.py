@@ -11,10 +11,13 @@ import pytest
 from rayface import config as configs
 from rayface.config import Config
 from rayface.experiment import checks, runner
+from rayface.experiment.inputs import fingerprint
 from rayface.experiment.record import Record
 from rayface.experiment.runner import _inputs, run
+from rayface.models.model_files import write_metrics
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from tests.experiment.prepared import prepared_of
+from tests.small_model import save_small_model
 
 
 @pytest.fixture
@@ -177,6 +180,46 @@ def test_convert_stage_is_not_skipped_where_photographs_were_added(fakes: dict[s
     with pytest.raises(
         ValueError, match=r"stage convert: is finished, and its input convert.source .*photos has changed"
     ):
+        skipped()
+
+
+def test_inputs_of_several_paths_have_a_fingerprint_of_each(fakes: dict[str, Any], tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(b"1")
+    paths = [str(tmp_path / name) for name in "ab"]
+    text = (
+        f"stages:\n- convert: {{src: '[{','.join(paths)}]', from: folder}}\n"
+        f"- evaluate: {{model: {paths[0]}, bin: ['{paths[0]}/1.jpg', '{paths[1]}/1.jpg']}}\n"
+    )
+    converted, evaluated = (each.inputs for each in prepared_of(text, fakes, tmp_path))
+    key = f"convert.source {', '.join(paths)}"
+    assert converted == {key: ",".join(fingerprint("convert.source", [path]) for path in paths)}
+    (tmp_path / "b" / "2.jpg").write_bytes(b"1")
+    changed = prepared_of(text, fakes, tmp_path)[0].inputs
+    same = [now == was for now, was in zip(changed[key].split(","), converted[key].split(","), strict=True)]
+    assert same == [True, False]
+    assert len(evaluated[f"evaluate.bin {paths[0]}/1.jpg, {paths[1]}/1.jpg"].split(",")) == 2
+
+
+def test_evaluation_that_writes_a_model_card_can_be_repeated(fakes: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    model, file = tmp_path / "model", tmp_path / "f.yaml"
+    save_small_model(model)
+    file.write_text(f"stages: [{{evaluate: {{model: {model}, all_vs_all: {data}, write_card: true}}}}]")
+
+    def skipped() -> bool:
+        return bool(run(file, [], out=str(tmp_path / "out")).stages[0].skipped)
+
+    def evaluate(config: Config) -> dict[str, Any]:
+        write_metrics(model, {"accuracy_mean": 0.5})
+        Path(str(config.evaluate.out)).mkdir(exist_ok=True)
+        (Path(str(config.evaluate.out)) / "evaluation.json").write_text("{}")
+        return {}
+
+    fakes["evaluate"].call = evaluate
+    assert [skipped(), skipped()] == [False, True]
+    save_small_model(model, fill=0.5)
+    with pytest.raises(ValueError, match=r"stage evaluate: is finished, and its input evaluate.model .* has changed"):
         skipped()
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from rayface.experiment.inputs import fingerprint
 from rayface.experiment.record import Record, brief, changed_key
+from rayface.files import sha256_of
 
 
 @pytest.mark.parametrize("text", ["[]", '{"stages": []}', "{}", "{"])
@@ -32,6 +34,20 @@ def test_record_of_an_earlier_version_is_read_by_config_key(tmp_path: Path) -> N
     assert changed_key(done.settings, wanted) is None
     assert changed_key(done.settings, {**wanted, "prune.keep": 0.5}) == "prune.keep"
     assert done.inputs == {"stage emb": "m", f"prune.data {tmp_path}": "d"}
+
+
+def test_record_of_version_2_has_models_by_their_weights_if_they_are_unchanged(tmp_path: Path) -> None:
+    """Fingerprints were of the whole model.json."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.json").write_text('{"sha256": "w"}')
+    inputs = {f"evaluate.model {model}": sha256_of(model / "model.json"), "evaluate.model /gone": "x", "stage a": "y"}
+    stage = {"verb": "evaluate", "settings": {}, "inputs": inputs}
+    (tmp_path / "experiment.json").write_text(json.dumps({"version": 2, "stages": {"scores": stage}}))
+    weights = fingerprint("evaluate.model", [str(model)])
+    assert Record(tmp_path).inputs("scores") == {**inputs, f"evaluate.model {model}": weights}
+    (model / "model.json").write_text('{"sha256": "v"}')
+    assert Record(tmp_path).inputs("scores") == inputs
 
 
 def test_brief_of_a_result_keeps_numbers_and_small_tables() -> None:

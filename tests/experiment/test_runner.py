@@ -30,7 +30,7 @@ stages:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.json").write_text("{}")
+    (tmp_path / "model" / "model.json").write_text('{"sha256": "one"}')
     path = tmp_path / "four.yaml"
     path.write_text(FOUR.replace("MODEL", str(tmp_path / "model")))
     return path
@@ -116,7 +116,7 @@ def test_run_with_changes_to_a_finished_stage_is_refused_before_anything_starts(
     file.write_text(text)
     (tmp_path / "model" / "model.json").write_text('{"sha256": "another"}')
     refused("stage file: is finished, and its input export.model .* has changed or is missing")
-    (tmp_path / "model" / "model.json").write_text("{}")
+    (tmp_path / "model" / "model.json").write_text('{"sha256": "one"}')
     (tmp_path / "out" / "file" / "model.onnx").write_text("another")
     refused("stage file: is finished, and its result in .*file has changed")
     # done again, it is another one, and so what was made of it is refused

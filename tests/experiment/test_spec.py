@@ -17,6 +17,8 @@ from tests.experiment.refusals import TRAIN, assert_refused
         ("stages: [{name: a, trian: {}}]", "stage 1: trian: is not known here: did you mean train?"),
         ("stages: [{name: a/b, train: {}}]", "stage 1: name: 'a/b': must be letters"),
         ("stages: [{embed: 3}]", "stage 1 (embed): embed: 3: must be keys and values"),
+        ("stages: [{train: {preset: [a]}}]", "stage 1 (train): train: preset: ['a']: must be the name of one"),
+        ("stages: [{train: {config: [a]}}]", "stage 1 (train): train: config: ['a']: must be the name of one"),
         ("stages: [{synth: {}}, {synth: {}}]", "stage 2: name: synth: is taken"),
         ("stages: [{prune: {kep: 0.6}}]", "stage 1 (prune): prune: kep: is not known here: did you mean keep?"),
         ("stages: [{embed: {out: x}}]", "out: is `rayface run`'s own: leave it out"),
