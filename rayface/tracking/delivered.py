@@ -38,6 +38,7 @@ class Delivered:
 def delivered_run_id(folder: AnyPath) -> str | None:
     """Return the id of the MLflow run that a spool is delivered to; None until MLflow has answered."""
     try:
-        return str(read_json(folder / _DELIVERED)["run_id"])
+        run_id: str | None = read_json(folder / _DELIVERED)["run_id"]
     except (OSError, ValueError, KeyError, StorageError):
         return None
+    return run_id

@@ -24,7 +24,7 @@ CHECKPOINT_FAULTS = "checkpoint_faults"  # tag: corrupt checkpoints that a resum
 class Journal:
     """Append-only file of JSON lines with the records of one process of a run, in order.
 
-    A record is one line, written by one call, so a crash loses at most the line being written. A journal that is
+    A record is one line, written whole or not at all; a crash loses at most the line being written. A journal that is
     opened again is appended to: an incomplete last line is cut off, and a metric at a step that the journal already
     holds is not written again, so a resumed run may replay its steps. Only one process at a time may write to it.
     """
@@ -113,7 +113,17 @@ class Journal:
         if kind in ("params", "tags") and not values["values"]:
             return
         line = json.dumps(masked({"kind": kind, "time": time.time(), **values}), allow_nan=False)
-        os.write(self._file, line.encode() + b"\n")
+        self._append(line.encode() + b"\n")
+
+    def _append(self, data: bytes) -> None:
+        """Write a record whole or not at all: the next one would be appended to a partial line, and lost with it."""
+        end = os.fstat(self._file).st_size
+        try:
+            while data:  # a disk that is almost full takes a part, and refuses the rest
+                data = data[os.write(self._file, data) :]
+        except OSError:
+            os.ftruncate(self._file, end)
+            raise
 
 
 def read_records(path: Path, offset: int) -> Iterator[tuple[Record | None, int]]:

@@ -1,5 +1,8 @@
+import contextlib
+import errno
 import json
 import math
+import os
 
 import pytest
 
@@ -66,6 +69,29 @@ def test_journal_with_a_torn_last_line_cuts_it_off(tmp_path, torn):
     Journal(path).metrics({"loss": 2.0}, 1)
     assert [step for step, _, _ in read_metrics(tmp_path)["loss"]] == [0, 1]
     assert len(lines(path)) == 2
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_journal_record_that_is_written_in_part_is_completed_or_removed(tmp_path, monkeypatch, full):
+    path, write = tmp_path / "a.jsonl", os.write
+    journal = Journal(path)
+    journal.metrics({"loss": 1.0}, 0)
+    calls = []
+
+    def partial(file, data):
+        calls.append(len(data))
+        if full and len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[:20])
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.write", partial)
+        with pytest.raises(OSError, match="No space") if full else contextlib.nullcontext():
+            journal.metrics({"loss": 2.0}, 1)
+    assert len(calls) > 1
+    journal.metrics({"loss": 3.0}, 2)
+    assert [value for _, value, _ in read_metrics(tmp_path)["loss"]] == ([1.0, 3.0] if full else [1.0, 2.0, 3.0])
+    assert len(lines(path)) == 3 - full
 
 
 def test_read_records_of_corrupt_lines_skips_them(tmp_path):
