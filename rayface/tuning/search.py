@@ -67,7 +67,7 @@ class StudySearch(Searcher):
     def stop(self) -> None:
         """Start no more trials and ask the running ones to stop; a resume of the sweep continues them."""
         self._stopped = True
-        for trial in self._trials.values():
+        for trial in list(self._trials.values()):  # Ray Tune's thread adds and removes trials meanwhile
             self._ask_to_stop(trial.number)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:

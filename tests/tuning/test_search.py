@@ -128,6 +128,21 @@ def test_trials_stopped_with_the_sweep_are_left_to_resume(tmp_path):
     assert desk.ended == []
 
 
+def test_stop_of_a_search_whose_trials_change_meanwhile_asks_all_to_stop(tmp_path, monkeypatch):
+    """Ray Tune's thread adds and removes trials."""
+    desk, asked = Desk(tmp_path, trials=3), []
+    for name in "ab":
+        desk.start(name)
+
+    def ask(number):
+        asked.append(number)
+        desk.search._trials.pop("a", None)
+
+    monkeypatch.setattr(desk.search, "_ask_to_stop", ask)
+    desk.search.stop()
+    assert asked == [0, 1]
+
+
 def test_search_after_the_time_budget_starts_no_trial(tmp_path):
     assert Desk(tmp_path, trials=3, time_budget=1e-9).start("a") == Searcher.FINISHED
 
