@@ -6,6 +6,7 @@ A plugin adds its classes to HEADS, MARGINS, BACKBONES, SOURCES, METHODS or PROT
 import importlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -44,6 +45,11 @@ def ensure_loaded() -> None:
         ValueError: a module cannot be imported; one line.
     """
     load_plugins([name for name in json.loads(os.environ.get(_VARIABLE, "[]")) if name not in _loaded])
+
+
+def resume_command(*words: str) -> str:
+    """Return a command line of rayface, for messages, that imports the modules of this process's --import."""
+    return shlex.join(["rayface", *words, *(part for name in _loaded for part in ("--import", name))])
 
 
 def runtime_env() -> dict[str, Any] | None:

@@ -76,6 +76,12 @@ def test_entry_point_is_loaded_without_an_option(monkeypatch: pytest.MonkeyPatch
     assert "packaged_margin" in MARGINS
 
 
+def test_resume_command_imports_the_plugins_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plugins.resume_command("train", "--resume") == "rayface train --resume"
+    monkeypatch.setattr(plugins, "_loaded", ["one", "two.three"])
+    assert plugins.resume_command("run", "my file.yaml") == "rayface run 'my file.yaml' --import one --import two.three"
+
+
 def test_runtime_environment_without_plugins_is_none() -> None:
     plugins.load_plugins()
     assert plugins.runtime_env() is None

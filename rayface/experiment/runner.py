@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shlex
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from rayface.experiment.record import Done, Record, brief, changed_key
 from rayface.experiment.spec import Experiment, Stage, load
 from rayface.files import remove_folder
 from rayface.job_folder import exclusive_job_folder
+from rayface.plugins import resume_command
 from rayface.ray_errors import in_one_line
 from rayface.session import ray_session
 from rayface.storage import AnyPath, path_of, uri_of
@@ -112,7 +112,7 @@ def run(
     root = path_of(out or experiment.output or f"experiments/{experiment.name}").absolute()
     prepared = prepare(experiment, root, cluster)
     named = [*overrides, *(["--out", out] if out else []), *(["--address", cluster.address] if cluster.address else [])]
-    again = shlex.join(["rayface", "run", str(file), *named])
+    again = resume_command("run", str(file), *named)
     stages = []
     with exclusive_job_folder(uri_of(root), {"experiment": experiment.name}, _JOB, key="output"):
         record = Record(root)

@@ -11,6 +11,7 @@ from rayface.data.streaming.shared_samples import SharedSamples, share
 from rayface.interrupts import terminable
 from rayface.models.run_files import all_in
 from rayface.plan.memory import job_of
+from rayface.plugins import resume_command
 from rayface.session import started_here
 from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.controller import ProcessGroupConfig
@@ -108,6 +109,5 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
 def _interrupted(run: RunDirectory, cause: KeyboardInterrupt) -> TrainingInterruptedError:
     saved = all_in(run.path)
     where = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
-    return TrainingInterruptedError(
-        f"interrupted; {where}; resume with: rayface train --resume train.output={run}", cause
-    )
+    again = resume_command("train", "--resume", f"train.output={run}")
+    return TrainingInterruptedError(f"interrupted; {where}; resume with: {again}", cause)

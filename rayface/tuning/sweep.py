@@ -19,6 +19,7 @@ from rayface import config as configs
 from rayface import tracking
 from rayface.config import Config
 from rayface.interrupts import terminable
+from rayface.plugins import resume_command
 from rayface.session import is_cluster, ray_session
 from rayface.storage import DataError, RemotePath, StorageError
 from rayface.tracking import Journal, shared_tracking
@@ -190,13 +191,17 @@ class _Sweep:
         self._check_ending(bool(result.fail) and result.fail == result.trials, result.trials)
         return result
 
+    @property
+    def _again(self) -> str:
+        return resume_command("tune", str(self._directory.spec), "--resume")
+
     def _check_owned(self) -> None:
         if self._directory.is_lost():
             raise RuntimeError(f"sweep.output: {self._directory}: another driver took it over, this one ends")
 
     def _check_ending(self, all_failed: bool, num_trials: int) -> None:
         """Raise if the sweep has no result, or could not run all of its trials."""
-        resume = f"resume with: rayface tune {self._directory.spec} --resume"
+        resume = f"resume with: {self._again}"
         if self._search.lost:
             raise RuntimeError(f"{self._search.lost}; {resume}")
         left = self._search.remaining
@@ -239,8 +244,7 @@ class _Sweep:
         except KeyboardInterrupt as error:
             self._search.stop()
             done.wait(self._base.train.grace_seconds)
-            message = f"interrupted; resume with: rayface tune {self._directory.spec} --resume"
-            raise TrainingInterruptedError(message, error) from error
+            raise TrainingInterruptedError(f"interrupted; resume with: {self._again}", error) from error
         if failures:
             raise failures[0]
 
