@@ -1,17 +1,14 @@
-"""Run a verb as a job of a Ray cluster: this package, the named local files and some environment variables go along."""
+"""Run a verb as a job of a Ray cluster, follow its log, and ask for its state."""
 
 import asyncio
 import contextlib
 import logging
 import os
-import re
-import shlex
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,96 +16,17 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import rayface
-from rayface.credentials import is_secret_name, mask
-from rayface.fork_server import ADDRESS as FORK_SERVER
+from rayface.credentials import mask
+from rayface.job_package import Package
 from rayface.storage import one_line
+from rayface.training.recovery.interrupt import exit_code_of
 from rayface.version import COMMIT_VARIABLE, commit
 
 logger = logging.getLogger(__name__)
 
-# Settings of what a job uses. Those of storage and of the cluster itself belong to the nodes, as the fork server does.
-_FORWARDED = re.compile(rf"(?!{FORK_SERVER}$)(RAYFACE|MLFLOW|OPTUNA|NCCL|GLOO|TORCH|OMP)_\w+")
-_MAX_FILE = 20 << 20  # bytes; every node downloads the files before the job starts
 _INTERRUPTED = 130
 _STOP_SECONDS = 120.0
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Package:
-    """What is sent to the cluster.
-
-    Attributes:
-        entrypoint: the command that the cluster runs.
-        files: local files by their path in the job's working directory.
-        environment: environment variables of the job.
-        kept_back: names of environment variables that may hold secrets and are not sent.
-    """
-
-    entrypoint: str
-    files: Mapping[str, Path]
-    environment: Mapping[str, str]
-    kept_back: Sequence[str]
-
-
-def package(
-    arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], python: str = "python"
-) -> Package:
-    """Return what must be sent so that the cluster can run `rayface ARGUMENTS`; nothing is read or sent.
-
-    Files that the arguments name by a relative path, and the modules of --import, are sent and keep their paths. Paths
-    of other things must be absolute, on a disk that all nodes share, or URIs.
-
-    Args:
-        arguments: verb and its arguments.
-        folder: folder that relative paths start from.
-        python: Python of the nodes.
-
-    Raises:
-        ValueError: an argument with a password, or a local path that the cluster cannot read; one line.
-    """
-    if not arguments:
-        raise ValueError("submit: must be followed by a verb, for example: rayface submit train --preset debug")
-    for argument in arguments:
-        if mask(argument) != argument:
-            raise ValueError(
-                f"{mask(argument)}: has a password, which Ray's dashboard would show: set it in the environment "
-                "of the cluster's nodes"
-            )
-    sent = {name: value for name, value in environment.items() if _FORWARDED.fullmatch(name)}
-    secret = sorted(name for name, value in sent.items() if is_secret_name(name) or mask(value) != value)
-    return Package(
-        entrypoint=shlex.join([python, "-m", "rayface.cli", *arguments]),
-        files=dict(_files(arguments, folder)),
-        environment={name: value for name, value in sent.items() if name not in secret},
-        kept_back=secret,
-    )
-
-
-def _files(arguments: Sequence[str], folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the local files that the arguments name, and their paths in the job's working directory."""
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        option, equals, value = argument.partition("=")
-        name = value if equals else argument
-        if before == "--import" or option == "--import":
-            name = name.replace(".", "/") + ".py"
-        path = folder / name
-        if not name or Path(name).is_absolute() or "://" in name or not path.exists():
-            continue
-        if path.is_dir():
-            if equals or "/" in name:  # a bare word may be a verb or a name
-                raise ValueError(
-                    f"{argument}: is a folder of this machine: must be a path on a disk that all nodes share, or a URI"
-                )
-            continue
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{argument}: is outside {folder}: must be in it to be sent, or an absolute path")
-        if path.stat().st_size > _MAX_FILE:
-            raise ValueError(
-                f"{argument}: has {path.stat().st_size:,} bytes: must have at most {_MAX_FILE:,} to be sent: put it on "
-                "a disk that all nodes share, or on an object store"
-            )
-        yield Path(os.path.relpath(path, folder)).as_posix(), path
 
 
 def connect(address: str | None) -> JobSubmissionClient:
@@ -174,9 +92,9 @@ def submit(client: JobSubmissionClient, wanted: Package, verb: str) -> str:
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> int:
     """Write a job's log as it grows, until the job ends; return its exit code.
 
-    Ctrl-C stops the job and goes on with its log until it has ended; a second one leaves it.
+    Ctrl-C or SIGTERM stops the job and goes on with its log until it has ended; a second one leaves it.
     """
-    written = 0
+    written, stopped = 0, _INTERRUPTED
 
     def write_new(text: str, start: int) -> int:
         nonlocal written
@@ -206,12 +124,13 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) 
 
     try:
         asyncio.run(tail_to_the_end())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        stopped = exit_code_of(error)
         logger.info("stopping %s", job)
         client.stop_job(job)
         _wait(client, job, _STOP_SECONDS)
         asyncio.run(tail())
-    return exit_code(_wait(client, job, _STOP_SECONDS))
+    return exit_code(_wait(client, job, _STOP_SECONDS), stopped)
 
 
 async def _end(client: JobSubmissionClient, job: str) -> None:
@@ -235,12 +154,12 @@ def _wait(client: JobSubmissionClient, job: str, seconds: float) -> JobDetails:
         time.sleep(_POLL_SECONDS)
 
 
-def exit_code(details: JobDetails) -> int:
-    """Return the exit code of a job that has ended, 130 if it was stopped; say why one did not start."""
+def exit_code(details: JobDetails, stopped: int = _INTERRUPTED) -> int:
+    """Return the exit code of a job that has ended, `stopped` if it was stopped; say why one did not start."""
     if details.status == JobStatus.SUCCEEDED:
         return 0
     if details.status == JobStatus.STOPPED:
-        return _INTERRUPTED
+        return stopped
     if details.driver_exit_code is None:
         logger.error("%s: did not start: %s", details.submission_id, one_line(Exception(details.message or "")))
         return 1

@@ -1,6 +1,7 @@
-"""Jobs on a cluster: what is sent, what is kept back, and how a job's log and exit code come back."""
+"""Jobs on a cluster: how a job is sent, and how its log and exit code come back."""
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import AsyncIterator
@@ -12,77 +13,15 @@ import pytest
 from ray.job_submission import JobStatus
 
 from rayface import submit as jobs
+from rayface.interrupts import terminable
+from rayface.job_package import Package
 from rayface.version import commit
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "tune_configs").mkdir()
-    (tmp_path / "tune_configs" / "lr.yaml").write_text("search: {}")
-    (tmp_path / "my_heads.py").write_text("")
-    (tmp_path / "faces").mkdir()
-    return tmp_path
-
-
-def packed(folder: Path, *arguments: str, **environment: str) -> jobs.Package:
-    return jobs.package(arguments, folder=folder, environment=environment)
-
-
-def test_package_sends_the_named_files_and_modules_under_their_paths(folder):
-    found = packed(folder, "tune", "tune_configs/lr.yaml", "--import", "my_heads", "sweep.output=/shared/s")
-    assert found.entrypoint.endswith("rayface.cli tune tune_configs/lr.yaml --import my_heads sweep.output=/shared/s")
-    assert found.files == {
-        "tune_configs/lr.yaml": folder / "tune_configs" / "lr.yaml",
-        "my_heads.py": folder / "my_heads.py",
-    }
-    assert packed(folder, "train", "--import=my_heads", "evaluate.pairs=tune_configs/lr.yaml").files.keys() == {
-        "my_heads.py",
-        "tune_configs/lr.yaml",
-    }
-
-
-def test_package_quotes_arguments_for_the_shell(folder):
-    assert packed(folder, "train", "data.train=[/a, /b]").entrypoint == (
-        "python -m rayface.cli train 'data.train=[/a, /b]'"
-    )
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("data.train=faces", "data.train=faces: is a folder of this machine: must be a path on a disk that all nodes"),
-        ("data.train=s3://me:secret@bucket/set", "has a password, which Ray's dashboard would show"),
-        ("tracking.uri=http://h/?password=secret", "has a password"),
-        ("../outside.yaml", "is outside"),
-    ],
-)
-def test_package_refuses_what_the_cluster_cannot_read_or_must_not_show(folder, argument, message):
-    (folder.parent / "outside.yaml").write_text("")
-    with pytest.raises(ValueError, match=message) as caught:
-        packed(folder, "train", argument)
-    assert "secret" not in str(caught.value)
-
-
-def test_package_sends_settings_of_the_environment_and_no_secrets(folder):
-    found = packed(
-        folder,
-        "train",
-        MLFLOW_TRACKING_URI="http://mlflow:5000",
-        MLFLOW_TRACKING_PASSWORD="one",
-        OPTUNA_STORAGE="postgresql://me:two@db/optuna",
-        RAYFACE_FACES="/faces",
-        RAYFACE_FORK_SERVER="/tmp/forks",
-        AWS_SECRET_ACCESS_KEY="three",
-        HOME="/home/me",
-    )
-    assert found.environment == {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "RAYFACE_FACES": "/faces"}
-    assert found.kept_back == ["MLFLOW_TRACKING_PASSWORD", "OPTUNA_STORAGE"]
 
 
 class Cluster:
     """A job server that logs two lines and ends as told; stopping it ends the job."""
 
-    def __init__(self, status: JobStatus, exit_code: int | None, interrupt: bool = False) -> None:
+    def __init__(self, status: JobStatus, exit_code: int | None, interrupt: signal.Signals | None = None) -> None:
         self.status, self.exit_code, self.interrupt = status, exit_code, interrupt
         self.stopped = False
         self.asked: dict[str, Any] = {}
@@ -96,7 +35,7 @@ class Cluster:
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         yield "one\n"
         if self.interrupt and not self.stopped:
-            signal.raise_signal(signal.SIGINT)
+            threading.Timer(0.05, os.kill, (os.getpid(), self.interrupt)).start()  # while the loop waits
             await asyncio.sleep(60)
         yield "two\n"
 
@@ -127,10 +66,12 @@ def test_follow_writes_the_log_and_returns_the_exit_code_of_the_job(status, exit
 
 
 @pytest.mark.usefixtures("foreground")
-def test_follow_that_is_interrupted_stops_the_job_and_shows_the_rest_of_its_log_once():
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_follow_that_is_interrupted_stops_the_job_and_shows_the_rest_of_its_log_once(number, code):
     written: list[str] = []
-    cluster = Cluster(JobStatus.RUNNING, None, interrupt=True)
-    assert jobs.follow(cluster, "job", written.append) == 130
+    cluster = Cluster(JobStatus.RUNNING, None, interrupt=number)
+    with terminable():
+        assert jobs.follow(cluster, "job", written.append) == code
     assert cluster.stopped
     assert "".join(written) == "one\ntwo\n"
 
@@ -186,9 +127,14 @@ def test_status_of_a_job_has_times_that_people_read():
     }
 
 
-def test_submit_sends_files_package_and_environment(folder):
+def test_submit_sends_files_package_and_environment(tmp_path):
     cluster = Cluster(JobStatus.SUCCEEDED, 0)
-    job = jobs.submit(cluster, packed(folder, "tune", "tune_configs/lr.yaml", RAYFACE_FACES="/faces"), "tune")
+    file = tmp_path / "lr.yaml"
+    file.write_text("search: {}")
+    files, environment = {"tune_configs/lr.yaml": file}, {"RAYFACE_FACES": "/faces"}
+    files, environment = {"tune_configs/lr.yaml": file}, {"RAYFACE_FACES": "/faces"}
+    wanted = Package(entrypoint="rayface tune", files=files, environment=environment, kept_back=())
+    job = jobs.submit(cluster, wanted, "tune")
     assert job.startswith("rayface-tune-")
     assert cluster.asked["files"] == [".rayface", "tune_configs/lr.yaml"]
     environment = cluster.asked["runtime_env"]

@@ -4,7 +4,7 @@ import json as json_module
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +32,7 @@ def submit(
 ) -> None:
     """Run a verb as a Ray job on a cluster; Ctrl-C stops it. This version of rayface and named files are sent."""
     from rayface import submit as jobs
+    from rayface.job_package import package
 
     as_json = "--json" in arguments
     verb, rest = arguments[0], [argument for argument in arguments[1:] if argument != "--json"]
@@ -40,13 +41,13 @@ def submit(
             raise ValueError(f"submit {verb}: must be followed by the id of one job")
         client = jobs.connect(address)
         if verb == "logs":
-            raise typer.Exit(jobs.follow(client, str(jobs.status(client, rest[0])["job"]), _Writer(False)))
+            raise typer.Exit(_followed(client, str(jobs.status(client, rest[0])["job"]), _Writer(False)))
         result = jobs.status(client, rest[0]) if verb == "status" else {"stopped": jobs.stop(client, rest[0])}
         show_result(rest[0], result, as_json)
         return
     if verb == "submit" or verb not in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         raise ValueError(f"submit: {verb}: must be a verb of rayface other than submit, or {', '.join(_ON_JOBS)}")
-    wanted = jobs.package(arguments, folder=Path.cwd(), environment=os.environ, python=python)
+    wanted = package(arguments, folder=Path.cwd(), environment=os.environ, python=python)
     client = jobs.connect(address)
     if wanted.kept_back:
         tell(f"not sent, because they may hold secrets: {', '.join(wanted.kept_back)}: set them on the cluster's nodes")
@@ -55,7 +56,16 @@ def submit(
     if not wait:
         show_result("submitted", {"job": job}, as_json)
         return
-    raise typer.Exit(jobs.follow(client, job, _Writer(as_json)))
+    raise typer.Exit(_followed(client, job, _Writer(as_json)))
+
+
+def _followed(client: Any, job: str, writer: "_Writer") -> int:
+    from rayface.submit import follow
+
+    try:
+        return follow(client, job, writer)
+    finally:
+        writer.finish()
 
 
 class _Writer:
@@ -67,7 +77,15 @@ class _Writer:
     def __call__(self, text: str) -> None:
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
-            print(line, file=sys.stdout if not self._as_json or _is_json(line) else sys.stderr, flush=True)
+            self._write(f"{line}\n", line)
+
+    def finish(self) -> None:
+        """Write what is left of a log whose last line does not end."""
+        self._write(self._begun, self._begun)
+        self._begun = ""
+
+    def _write(self, text: str, line: str) -> None:
+        print(text, end="", file=sys.stdout if not self._as_json or _is_json(line) else sys.stderr, flush=True)
 
 
 def _is_json(line: str) -> bool:

@@ -1,5 +1,6 @@
 """Sweep files that come with rayface: tune_configs/ of the repository, which a wheel carries in the package."""
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
@@ -11,6 +12,13 @@ def shipped_names() -> list[str]:
     return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.yaml")})
 
 
+def shipped_file(file: Path) -> Path | None:
+    """Return the shipped file that is meant by NAME or tune_configs/NAME.yaml; None if there is none."""
+    if str(file.parent / file.stem) not in (file.stem, f"tune_configs/{file.stem}"):
+        return None
+    return next((path for path in (folder / f"{file.stem}.yaml" for folder in _FOLDERS) if os.path.isfile(path)), None)
+
+
 def sweep_file(file: Path) -> Path:
     """Return the file, or the shipped one that is meant by NAME or tune_configs/NAME.yaml if there is no such file.
 
@@ -19,8 +27,6 @@ def sweep_file(file: Path) -> Path:
     """
     if file.is_file():
         return file
-    meant = str(file.with_suffix("")) in (file.stem, f"tune_configs/{file.stem}")
-    found = [folder / f"{file.stem}.yaml" for folder in _FOLDERS]
-    if meant and (shipped := next((path for path in found if path.is_file()), None)):
+    if shipped := shipped_file(file):
         return shipped
     raise ValueError(f"FILE: {file}: no such file: give a sweep file, or one of {', '.join(shipped_names())}")

@@ -40,6 +40,19 @@ def test_submit_without_waiting_returns_the_id_of_the_job(call: Call, cluster) -
     assert (code, json.loads(out)) == (0, {"job": "job-1"})
 
 
+def test_submit_writes_a_last_line_that_does_not_end(call: Call, cluster, monkeypatch) -> None:
+    for end in (0, KeyboardInterrupt()):
+
+        def follow(client: object, job: str, write: object, end: object = end) -> int:
+            write("loading\nTraceback: killed")
+            if isinstance(end, BaseException):
+                raise end
+            return int(end)
+
+        monkeypatch.setattr(jobs, "follow", follow)
+        assert call("submit", "train")[1] == "loading\nTraceback: killed"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["trian"], "submit: trian: must be a verb"), (["status"], "followed by the id"), (["submit", "train"], "other")],
