@@ -20,13 +20,20 @@ _WITH_CONTAINER = {"abfs", "abfss"}  # the user part is the container
 _WITH_TOKEN = re.compile(r"https?|s3\w?|gs|gcs")  # a user without a password may be a token
 _SECRET = (
     r"[\w.%-]*(?:passw|passphrase|pwd|secret|token|signature|credential|access[_-]?key|api[_-]?key|account[_-]?key"
-    r"|private[_-]?key)[\w.%-]*|sig|key|auth|authorization|pass|pw|psw|jwt|bearer|sas|code"
+    r"|private[_-]?key|storage[_-]?key)[\w.%-]*|sig|key|auth|authorization|pass|pw|psw|jwt|bearer|sas|code"
 )
 _PARAMETER = re.compile(rf"([?&;#](?:{_SECRET})=)([^&\s]*)", re.IGNORECASE)
-# Set in the text of an error or a command, such as MLFLOW_TRACKING_PASSWORD=x, and headers of requests.
+# A variable in the text of an error or a command. Its end is found once: no long word is searched from each letter.
+_VARIABLE = "[A-Z][A-Z0-9_]*+"
+_KIND = "PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|(?:API|ACCESS|ACCOUNT|PRIVATE|STORAGE)_KEY"
+_SET = rf"{_VARIABLE}['\"]?[ \t]*+[:=][ \t]*+"
 _ASSIGNED = re.compile(
-    r"(\b[A-Z][A-Z0-9_]*(?:PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY)[A-Z0-9_]*=|"
-    r"\bAuthorization['\"]?: *['\"]?(?:Bearer|Basic) +)([^\s'\"]+)"
+    rf"""\b(?:(?=[A-Z0-9_]*?(?:{_KIND}))(?:"""
+    # NAME='a value', {'NAME': 'a value'}, and 'NAME=a value' as shlex.join writes it, which writes a quote as '"'"'
+    rf"""((?<='){_VARIABLE}=|{_SET}')(?:[^'\\\n]|\\.|'"'"')++(?=')"""
+    rf"""|((?<="){_VARIABLE}=|{_SET}")(?:[^"\\\n]|\\.)++(?=")"""
+    rf"""|({_VARIABLE}(?:=| = )['"]?)[^\s'"]+)"""
+    r"""|(Authorization['"]?: *['"]?(?:Bearer|Basic) +)[^\s'"]+)"""  # a header of a request
 )
 _PLACE = re.compile(r".*_(FILE|PATH|DIR|FOLDER|HOME|URI|URL|MODE)|SSH_.*|(OLD)?PWD", re.IGNORECASE)  # no secrets
 _LEAST = 8  # characters of a secret of the environment; shorter ones occur in other words
@@ -48,7 +55,7 @@ def _mask(text: str, secrets: tuple[str, ...]) -> str:
         text = text.replace(secret, _MASK)
     if "://" in text:  # an image in base64 is one long word, in which the search would start at every letter
         text = _URI.sub(_masked_uri, text)
-    return _ASSIGNED.sub(rf"\1{_MASK}", _PARAMETER.sub(rf"\1{_MASK}", text))
+    return _ASSIGNED.sub(_masked_value, _PARAMETER.sub(rf"\1{_MASK}", text))
 
 
 def _secrets() -> tuple[str, ...]:
@@ -128,6 +135,10 @@ def recall(uri: str) -> str:
     if (scheme, place.partition("/")[0], mask(f"?{query}")) not in _seen:
         return uri
     return openable(uri)
+
+
+def _masked_value(found: re.Match[str]) -> str:
+    return f"{found[found.lastindex or 0]}{_MASK}"
 
 
 def _masked_uri(found: re.Match[str]) -> str:
