@@ -1,6 +1,7 @@
 """Types of config fields, which parse values, and marks, which say what a field decides."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -106,7 +107,7 @@ def _absolute_database(uri: str) -> str:
     scheme = "sqlite:///"
     if not uri.startswith(scheme) or uri.startswith((f"{scheme}:", f"{scheme}file:")):
         return uri
-    return scheme + os.path.abspath(uri.removeprefix(scheme))
+    return scheme + os.path.abspath(os.path.expanduser(uri.removeprefix(scheme)))
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -138,9 +139,15 @@ def as_mapping(value: Any) -> Any:
     return parse_mapping(value) if isinstance(value, str) else value
 
 
-def _guessed(values: Tree) -> Tree:
-    known = {key: None if is_null(value) else value for key, value in values.items()}
-    return {key: guess(value) if isinstance(value, str) else value for key, value in known.items()}
+def _guessed(value: Any) -> Any:
+    """Return a tree of texts with its scalars parsed."""
+    if isinstance(value, Mapping):
+        return {key: _guessed(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_guessed(part) for part in value]
+    if isinstance(value, str):
+        return None if is_null(value) else guess(value)
+    return value
 
 
 Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]

@@ -134,9 +134,9 @@ def parse_number(text: str) -> int | float:
 
 
 def guess(text: str) -> int | float | bool | str:
-    """Parse the value of a field of any type: a decimal number, true or false, else text."""
-    if text in ("true", "false"):
-        return text == "true"
+    """Parse the value of a field of any type: a decimal number, true or false in any case, else text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         return parse_number(text)
     except ValueError:

@@ -24,13 +24,31 @@ def test_num_workers_of_another_form_is_refused(text):
     [
         ("sqlite:///a/b.db?x=1", "sqlite:///HERE/a/b.db?x=1"),
         ("sqlite:////a.db", "sqlite:////a.db"),
+        ("sqlite:///~/m.db", "sqlite:///HERE/m.db"),
         ("sqlite:///:memory:", "sqlite:///:memory:"),
         ("http://server:5000", "http://server:5000"),
     ],
 )
 def test_tracking_uri_of_a_sqlite_file_is_made_absolute(tmp_path, monkeypatch, uri, absolute):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert config.load(overrides=[f"tracking.uri={uri}"]).tracking.uri == absolute.replace("HERE", str(tmp_path))
+
+
+def test_options_of_lists_and_nested_keys_have_values_of_their_types():
+    text = "{flag: False, on: true, sizes: [1, 2.5, a], nested: {a: 1, b: {c: null}}, name: x, none: ~}"
+    options = config.load(overrides=[f"head.options={text}"]).head.options
+    assert options == {
+        "flag": False,
+        "on": True,
+        "sizes": [1, 2.5, "a"],
+        "nested": {"a": 1, "b": {"c": None}},
+        "name": "x",
+        "none": None,
+    }
+    assert options["flag"] is False
+    again = config.from_dict(config.to_dict(config.load(overrides=[f"head.options={text}"])))
+    assert again.head.options == options
 
 
 def test_marked_fields_are_the_keys_that_a_run_keeps_and_shows():
