@@ -35,6 +35,8 @@ _LOCAL_ENVIRONMENT = {
     "REPORTER_UPDATE_INTERVAL_MS": "600000",
     "RAY_task_events_report_interval_ms": "0",
 }
+# Ray's server of metrics listens on all interfaces, and asks for no token.
+_WITHOUT_METRICS = {"RAY_enable_metrics_collection": "false"}
 _BACKEND_LOG = r"^\[[\d-]+ [\d:,]+ [DIWE] \d+ \d+\] \S+\.cc:\d+: "
 # What Ray appends is /ray/session_2026-11-26_12-50-03_191673_1234567/sockets/plasma_store.
 _MAX_TEMPORARY = 36
@@ -51,6 +53,7 @@ def ray_session(
     num_cpus: int = 1,
     exact: bool = False,
     debug: bool = False,
+    prometheus: bool = False,
 ) -> Iterator[None]:
     """Connect to a Ray cluster, or start a local Ray and stop it on exit.
 
@@ -62,6 +65,7 @@ def ray_session(
         num_cpus: CPUs that the job needs; a local Ray offers at least these, even on a machine with fewer cores.
         exact: ignore RAY_ADDRESS and start a local Ray with exactly num_cpus CPUs; for benchmarks.
         debug: show the logs of Ray and of its workers.
+        prometheus: export Ray's metrics from a local Ray, too, to all who can reach this machine.
 
     Raises:
         ValueError: the cluster does not answer.
@@ -70,12 +74,12 @@ def ray_session(
         close_prestarted()
         yield
         return
-    with stdout_to_stderr(), _connected(address, num_cpus, exact, debug):
+    with stdout_to_stderr(), _connected(address, num_cpus, exact, debug, prometheus):
         yield
 
 
 @contextmanager
-def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> Iterator[None]:
+def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool, prometheus: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = None if exact else address or os.environ.get("RAY_ADDRESS")
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -87,7 +91,10 @@ def _connected(address: str | None, num_cpus: int, exact: bool, debug: bool) -> 
                 _require_answer(address)
                 _connect(address, debug)
             else:
-                _start_local(num_cpus if exact else max(machine.num_cpus(), num_cpus), worker_scripts, debug)
+                cpus = num_cpus if exact else max(machine.num_cpus(), num_cpus)
+                metrics = {} if prometheus else _WITHOUT_METRICS
+                with environment(with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT | metrics)):
+                    _start_local(cpus, worker_scripts, debug)
         except SystemExit as error:  # Ray raises it on SIGTERM during startup
             raise Terminated from error
         except Exception as error:  # Ray raises a bare one where its node does not start in time
@@ -131,7 +138,6 @@ def _start_local(num_cpus: int, worker_scripts: Mapping[str, str], debug: bool) 
     logger.info("starting Ray on this machine, with %d CPUs", num_cpus)
     with (
         _quiet_backend(debug),
-        environment(with_defaults(_TRAIN_ENVIRONMENT | _LOCAL_ENVIRONMENT)),
         started_nodes(worker_scripts=worker_scripts, log_monitor=debug, autoscaler=False, api_server=False),
     ):
         ray.init(

@@ -70,6 +70,19 @@ def test_ray_session_that_is_exact_starts_a_local_ray_with_that_many_cpus(monkey
     assert asked == [("local", 3), ("a-cluster:6379", None), ("local", 8)]
 
 
+def test_ray_session_exports_no_metrics_of_a_local_ray_unless_they_are_asked_for(monkeypatch):
+    """Ray's server of metrics listens on all interfaces, without a token."""
+    name, asked = "RAY_enable_metrics_collection", []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *args, **options: asked.append(os.environ.get(name)))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv(name, raising=False)
+    for options in ({}, {"prometheus": True}):
+        with ray_session(**options):
+            assert name not in os.environ
+    assert asked == ["false", None]
+
+
 def test_ray_session_whose_local_ray_does_not_start_in_time_is_one_line(monkeypatch):
     def late(*args, **options):
         raise Exception("The current node timed out\nduring startup.")  # as Ray does on a machine under load

@@ -115,7 +115,8 @@ def _embedded(config: Config, work: _Work, done: Collection[int]) -> Iterator[Em
     """Embed the remaining shards on Ray."""
     missing = [number for number in range(len(work.dataset.shards)) if number not in done]
     cluster = config.cluster
-    with ray_session(cluster.address, debug=cluster.debug), quiet_data(cluster.debug):
+    session = ray_session(cluster.address, debug=cluster.debug, prometheus=config.tracking.prometheus)
+    with session, quiet_data(cluster.debug):
         if missing and is_cluster(cluster.address):
             _wait_for_nodes(config.train, min(work.settings.workers or 1, len(missing)))
         yield from work.embedded(missing)

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,7 @@ def run(
     with exclusive_job_folder(uri_of(root), {"experiment": experiment.name}, _JOB, key="output"):
         record = Record(root)
         pending = [each for each in prepared if _finished(each, prepared, record) is None]
-        cpus = [each.cpus for each in pending if each.stage.type.uses_ray]
-        shared = prepared[0].config.cluster
-        session = ray_session(shared.address, num_cpus=max(cpus), debug=shared.debug) if cpus else nullcontext()
-        with session:
+        with _session(prepared, pending):
             for number, each in enumerate(prepared, 1):
                 title = f"stage {number} of {len(prepared)}: {each.stage.verb} {each.stage.name}"
                 done = _finished(each, prepared, record)
@@ -128,6 +125,19 @@ def run(
                 stages.append(_result(each, done or _run(each, prepared, record, again), skipped=done is not None))
     seconds = time.monotonic() - start
     return ExperimentResult(experiment=experiment.name, output=str(root), seconds=seconds, stages=tuple(stages))
+
+
+def _session(prepared: Sequence[Prepared], pending: Sequence[Prepared]) -> AbstractContextManager[None]:
+    """Return the Ray session of all stages; none where no stage is left that uses Ray."""
+    on_ray, cluster = [each for each in pending if each.stage.type.uses_ray], prepared[0].config.cluster
+    if not on_ray:
+        return nullcontext()
+    return ray_session(
+        cluster.address,
+        num_cpus=max(each.cpus for each in on_ray),
+        debug=cluster.debug,
+        prometheus=any(each.config.tracking.prometheus for each in on_ray),
+    )
 
 
 def prepare(

@@ -67,7 +67,12 @@ def prune_by_proxy(config: Config) -> PruneResult:
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
     with (
         exclusive_job_folder(str(folder), _job(config, dataset), _JOB, key="prune.out"),
-        ray_session(config.cluster.address, num_cpus=num_cpus, debug=config.cluster.debug),
+        ray_session(
+            config.cluster.address,
+            num_cpus=num_cpus,
+            debug=config.cluster.debug,
+            prometheus=config.tracking.prometheus,
+        ),
     ):
         _sample_identities(folder / "data", settings, dataset)
         _train(folder, config)

@@ -56,7 +56,8 @@ def train(
     """
     valid = open_run(config, resume=resume)
     num_cpus = config.train.max_workers * config.train.cpus_per_worker
-    with _preparing(valid) as wait, ray_session(address, num_cpus=num_cpus, debug=debug):
+    session = ray_session(address, num_cpus=num_cpus, debug=debug, prometheus=config.tracking.prometheus)
+    with _preparing(valid) as wait, session:
         wait()
         # Imported now: they need PyTorch, which was imported while Ray started.
         from rayface.training.model_check import check_model

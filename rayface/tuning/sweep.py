@@ -89,7 +89,7 @@ def tune(
     with (
         directory.exclusive(),
         directory.delivering(resume=resume),
-        ray_session(address, num_cpus=num_cpus, debug=debug),
+        ray_session(address, num_cpus=num_cpus, debug=debug, prometheus=base.tracking.prometheus),
     ):
         if is_cluster(address):
             wait_for_nodes(spec, most)

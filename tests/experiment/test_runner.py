@@ -63,7 +63,7 @@ def test_stages_share_the_ray_session_of_the_command_line_else_of_their_config(
     monkeypatch.setattr(
         runner,
         "ray_session",
-        lambda address, *, num_cpus, debug: asked.append((address, debug)) or contextlib.nullcontext(),
+        lambda address, *, num_cpus, debug, prometheus: asked.append((address, debug)) or contextlib.nullcontext(),
     )
     fakes["train"].failure = RuntimeError("enough")
     keys = f"preset: debug, data.train: {data}"

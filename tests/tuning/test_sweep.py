@@ -142,7 +142,7 @@ def interrupted(tmp_path, monkeypatch):
     file.write_text("search: {optim.lr: [0.1]}\nobjectives: [{metric: loss, mode: min}]\n")
     sessions = []
 
-    def session(address, *, num_cpus, debug):
+    def session(address, *, num_cpus, debug, prometheus):
         sessions.append((address, debug))
         return contextlib.nullcontext()
 

@@ -100,7 +100,9 @@ def cluster(config: Config) -> ClusterResult:
             return found
         (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
         with tracked_job(output.folder, config.tracking, inputs.job) as tracked:
-            with ray_session(config.cluster.address, debug=config.cluster.debug), quiet_data(config.cluster.debug):
+            debug = config.cluster.debug
+            session = ray_session(config.cluster.address, debug=debug, prometheus=config.tracking.prometheus)
+            with session, quiet_data(debug):
                 if is_cluster(config.cluster.address):
                     require({"CPU": 1.0}, 1, wait=config.train.wait_for_nodes, setting="tasks")
                 result = _clustered(config, inputs, output)

@@ -100,7 +100,8 @@ def prune(config: Config) -> PruneResult:
         (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
         cluster = config.cluster
         with tracked_job(output.folder, config.tracking, inputs.job) as tracked:
-            with ray_session(cluster.address, debug=cluster.debug), quiet_data(cluster.debug):
+            session = ray_session(cluster.address, debug=cluster.debug, prometheus=config.tracking.prometheus)
+            with session, quiet_data(cluster.debug):
                 core_set, dataset = _selected(config, inputs, output)
                 result = _result(config, inputs, output, core_set, dataset)
                 _write_report(config, inputs, output, core_set, result)
