@@ -36,9 +36,10 @@ def pytest_pyfunc_call() -> None:
 @pytest.fixture(scope="session")
 def forks() -> Iterator[None]:
     """One fork server for the local Rays and the commands of all tests of a process: each would start its own."""
-    from rayface.fork_server.launch import fork_server
+    from rayface.fork_server import OWN_MODULES
+    from rayface.fork_server.launch import LIBRARIES, TRACKING, fork_server
 
-    with fork_server():
+    with fork_server((*LIBRARIES, *OWN_MODULES, *TRACKING)):
         yield
 
 

@@ -31,6 +31,8 @@ LIBRARIES = (
     "cv2",
 )
 """What workers of a training import, of other packages and without Ray."""
+TRACKING = ("rayface.fork_server.with_mlflow",)
+"""What drivers import besides; worth it where a server serves several of them."""
 _SERVER = Path(__file__).with_name("server.py")
 WORKER_SCRIPTS = {
     "worker_path": str(Path(__file__).with_name("worker.py")),
@@ -132,7 +134,7 @@ def _is_running() -> bool:
 
 
 @contextmanager
-def fork_server() -> Iterator[Mapping[str, str]]:
+def fork_server(modules: Sequence[str] = (*LIBRARIES, *OWN_MODULES)) -> Iterator[Mapping[str, str]]:
     """Run a fork server, and yield the scripts by which nodes of Ray start forked workers.
 
     The nodes must be started inside the context. Without support for it, as on macOS, there are none. A worker that
@@ -142,7 +144,7 @@ def fork_server() -> Iterator[Mapping[str, str]]:
         yield WORKER_SCRIPTS
         return
     try:
-        server = _prestarted.pop() if _prestarted else ForkServerProcess()
+        server = _prestarted.pop() if _prestarted else ForkServerProcess(modules)
     except UnsupportedError:
         yield {}
         return

@@ -12,7 +12,7 @@ import sys
 from ray.scripts.scripts import cli
 
 from rayface.fork_server import ADDRESS
-from rayface.fork_server.launch import LIBRARIES, WORKER_SCRIPTS, ForkServerProcess, UnsupportedError
+from rayface.fork_server.launch import LIBRARIES, TRACKING, WORKER_SCRIPTS, ForkServerProcess, UnsupportedError
 from rayface.ray_internals.nodes import forking_nodes
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     if "--enable-resource-isolation" in arguments:  # Ray limits the processes that it has started itself
         cli(arguments, prog_name="ray")
     try:
-        server = ForkServerProcess(LIBRARIES)
+        server = ForkServerProcess((*LIBRARIES, *TRACKING))
     except UnsupportedError:
         cli(arguments, prog_name="ray")
     os.environ[ADDRESS] = server.address

@@ -50,6 +50,8 @@ _JOB, _NO_JOB = "RAY_JOB_ID", "ffffffff"
 _READ_LATER = {
     *(_JOB, "RAY_JOB_CONFIG_JSON_ENV_VAR"),  # the second one is of drivers of jobs
     *("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"),  # Ray Train's controller
+    # Of the actor that runs a submitted job's driver: read when a task begins.
+    *("RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"),
     "PL_DISABLE_FORK",  # Ray Tune's, of a trial and what it starts
     *("_", "OLDPWD", "SHLVL"),  # a shell's
 }

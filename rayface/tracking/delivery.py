@@ -11,10 +11,11 @@ from pathlib import Path
 from rayface.config import TrackingConfig
 from rayface.credentials import mask, unmasked
 from rayface.files import read_json, write_json
+from rayface.mlflow_environment import ENVIRONMENT
 from rayface.tracking.origin import job_name, origin, run_link
 from rayface.tracking.prometheus import Prometheus
 from rayface.tracking.reader import JournalReader
-from rayface.tracking.server import ENVIRONMENT, RUN_NAME, Server, Settings, checked_uri, make_database_folder
+from rayface.tracking.server import RUN_NAME, Server, Settings, checked_uri, make_database_folder
 from rayface.tracking.spool import JOURNAL, SETTINGS
 from rayface.tracking.tensorboard import TensorBoard
 from rayface.tracking.uris import VARIABLE, tracking_uri

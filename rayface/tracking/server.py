@@ -34,17 +34,6 @@ RUN_NAME = "mlflow.runName"  # tag: name of the run
 # Experiments open as traces of language models unless this tag, and the link, say that they train models.
 _EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 
-# With MLflow's defaults, one call to a dead server blocks for four minutes; the delivery does the retries. MLflow's
-# tracebacks, links and bars would corrupt the progress display and the output of --json. The user's settings win.
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-
 
 @dataclass(kw_only=True)
 class Settings:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -354,7 +354,7 @@ def test_server_that_is_named_is_used_unless_it_has_other_imports_or_is_gone(
     started: list[str] = []
 
     class OwnServer:
-        def __init__(self) -> None:
+        def __init__(self, modules: Sequence[str]) -> None:
             started.append("own")
             self.address = "own"
 
@@ -477,6 +477,7 @@ def test_processes_share_a_template_unless_what_imports_read_differs(server: For
     first, none = forked()
     assert none == "None"
     assert forked(PL_DISABLE_FORK="1", OLDPWD="/", RAY_JOB_ID="01000000") == [first, "1"]
+    assert forked(RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES="1") == [first, "None"]
     assert forked(MPLBACKEND="agg")[0] != first
 
 

@@ -154,6 +154,8 @@ def test_road_in_a_store_submitted_with_a_token_survives_a_kill_and_keeps_secret
     """From a folder that is not the clone: drawn set, embeddings, core set, training killed once, scores, sweep."""
     here = tmp_path / "here"
     here.mkdir()
+    (here / "short.yaml").write_text("train: {epochs: 5, batch_size: 24, checkpoint_every: 4, num_workers: 2}\n")
+    (here / "try.yaml").write_text(json.dumps(TUNE))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     store = f"s3://{object_store.bucket}/%s?endpoint_override={object_store.endpoint}&scheme=http&region=us-east-1"
     data, run = store % "set", store % "run"
@@ -178,7 +180,6 @@ def test_road_in_a_store_submitted_with_a_token_survives_a_kill_and_keeps_secret
     keep = ("--keep=0.6", "--write-shards", tracking)
     assert submitted("prune", f"--embeddings={emb}", f"--data={data}", f"--out={core}", *keep)["faces_out"] == 144
 
-    (here / "short.yaml").write_text("train: {epochs: 5, batch_size: 24, checkpoint_every: 4, num_workers: 2}\n")
     keys = ["--preset=debug", "-c", "short.yaml", f"data.train={core}", f"train.output={run}", tracking]
     train = command(head, "train", *keys, "--resume", "auto", "--json")
     directory = RemotePath(object_store.uri("run"))
@@ -191,7 +192,6 @@ def test_road_in_a_store_submitted_with_a_token_survives_a_kill_and_keeps_secret
     pairs, scores = store % "set/pairs.csv", store % "scores"
     scored = submitted("evaluate", f"--model={run}", f"--data={data}", f"--pairs={pairs}", f"--out={scores}", tracking)
     assert scored["num_pairs"] == 40
-    (here / "try.yaml").write_text(json.dumps(TUNE))
     sweep = submitted("tune", "try.yaml", f"sweep.output={store % 'sweep'}", f"data.train={core}", tracking)
     assert (sweep["trials"], sweep["complete"]) == (2, 2)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rayface.config import TrackingConfig
+from rayface.mlflow_environment import ENVIRONMENT
 from rayface.tracking import Delivery, Journal, deliver, tracking_uri
-from rayface.tracking.server import ENVIRONMENT, Server
+from rayface.tracking.server import Server
 from tests.tracking.mlflow_server import MlflowServer
 
 TIMEOUT = 60
