@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from rayface.data.classes import Ints
 from rayface.data.shards.samples import SampleIndex
-from rayface.storage import DataError, one_line, open_arrow
+from rayface.storage import DataError, one_line
+from rayface.storage.parquet import open_parquet
 
 Columns = dict[str, Ints]
 """The columns of a SampleIndex by name, (N,) each; without `source_label` where that is the label."""
@@ -96,8 +97,8 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[list[int]]:
 @contextmanager
 def _opened(path: str, names: Sequence[str]) -> Iterator[pq.ParquetFile]:
     try:
-        with open_arrow(path) as stream:
-            yield pq.ParquetFile(stream, buffer_size=_READ_BYTES)
+        with open_parquet(path, buffer_size=_READ_BYTES) as file:
+            yield file
     except DataError:
         raise
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:

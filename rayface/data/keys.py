@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayface.storage import DataError, one_line, open_arrow
+from rayface.storage import DataError, one_line
+from rayface.storage.parquet import open_parquet
 
 BATCH = 65_536  # keys held as Python strings at once
 _READ_BYTES = 1 << 20  # otherwise pyarrow buffers whole row groups
@@ -29,7 +29,7 @@ def read_keys(path: str, rows: NDArray[np.int64] | None = None) -> Iterator[pa.A
     """
     done = 0
     try:
-        with open_arrow(path) as stream, pq.ParquetFile(stream, buffer_size=_READ_BYTES) as file:
+        with open_parquet(path, buffer_size=_READ_BYTES) as file:
             for batch in file.iter_batches(BATCH, columns=["key"]):
                 keys = batch["key"].cast(pa.string())
                 if keys.null_count:

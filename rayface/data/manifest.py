@@ -9,14 +9,14 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from rayface.credentials import mask, masked
 from rayface.data.classes import MAX_LABEL
 from rayface.data.keys import batches_of, key_hashes, repeated_key
 from rayface.data.shards.scan import ShardScan, joint_table
-from rayface.storage import DataError, join, one_line, open_arrow, read_bytes
+from rayface.storage import DataError, join, one_line, read_bytes
+from rayface.storage.parquet import open_parquet
 
 MANIFEST = "dataset.json"
 INDEX = "index.parquet"
@@ -129,8 +129,8 @@ def read_parquet(path: str, columns: list[str]) -> pa.Table:
     """Read columns of a parquet file; DataError if it is corrupt or lacks one."""
     try:
         # Not read_table, which takes a folder named a=b for a partition and adds a column.
-        with open_arrow(path) as stream:
-            return pq.ParquetFile(stream).read(columns=columns).select(columns)
+        with open_parquet(path) as file:
+            return file.read(columns=columns).select(columns)
     except DataError:
         raise
     except (pa.ArrowException, OSError, KeyError) as error:

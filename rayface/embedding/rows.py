@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.arrays import Floats, Ints
-from rayface.storage import DataError, one_line, open_arrow
+from rayface.storage import DataError, one_line
+from rayface.storage.parquet import open_parquet
 
 _COLUMNS = ["key", "label", "embedding"]
 _ROWS = 8192  # rows decoded at a time
@@ -40,7 +41,7 @@ class EmbeddingFile:
 def opened(path: str) -> pq.ParquetFile:
     try:
         # Buffered: a column of a large row group is read page by page.
-        return pq.ParquetFile(open_arrow(path), buffer_size=_BUFFER)
+        return open_parquet(path, buffer_size=_BUFFER)
     except DataError:
         raise
     except (pa.ArrowException, OSError) as error:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayface.data.dataset import Dataset
 from rayface.data.label_join import normalised
 from rayface.data.manifest import IDENTITIES
-from rayface.storage import DataError, join, normalise, one_line, open_arrow
+from rayface.storage import DataError, join, normalise, one_line, read_bytes
+from rayface.storage.parquet import open_parquet
 
 Groups = Mapping[str, NDArray[np.object_]]
 _KEYS = ("key", "identity", "label")
@@ -57,10 +57,10 @@ def _read(path: str, columns: Sequence[str]) -> pa.Table:
     texts = dict.fromkeys({"key", "identity", *columns} - {"label"}, pa.string())
     options = pc.ConvertOptions(column_types=texts)
     try:
-        with open_arrow(path) as stream:
-            if path.endswith(".parquet"):
-                return pq.read_table(stream)
-            return pc.read_csv(stream, convert_options=options)
+        if path.endswith(".parquet"):
+            with open_parquet(path) as file:
+                return file.read()
+        return pc.read_csv(pa.BufferReader(read_bytes(path)), convert_options=options)
     except DataError:
         raise
     except (pa.ArrowException, OSError) as error:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from rayface.arrays import Bools, Ints
 from rayface.evaluation.intervals import IdentityBootstrap
 from rayface.models.run_files import PAIR_SCORES
-from rayface.storage import DataError, atomic_stream, join, one_line, open_arrow, path_of
+from rayface.storage import DataError, atomic_stream, join, one_line, path_of
+from rayface.storage.parquet import open_parquet
 
 _SCHEMA = pa.schema(
     {
@@ -123,8 +124,8 @@ def read_pair_scores(folder: str) -> dict[str, PairScores]:
     """
     path = join(folder, PAIR_SCORES)
     try:
-        with open_arrow(path) as stream:
-            table = pq.read_table(stream).select(_SCHEMA.names).cast(_SCHEMA)
+        with open_parquet(path) as file:
+            table = file.read().select(_SCHEMA.names).cast(_SCHEMA)
     except DataError:
         raise DataError(
             f"{folder}: has no {PAIR_SCORES}: must be a run directory or the output of `rayface evaluate` on pairs; "

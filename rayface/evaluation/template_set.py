@@ -12,7 +12,7 @@ import pyarrow.csv as pc
 from numpy.typing import NDArray
 
 from rayface.arrays import Ints
-from rayface.storage import DataError, join, normalise, one_line, open_arrow
+from rayface.storage import DataError, join, normalise, one_line, read_bytes
 
 IJB_IMAGES = "loose_crop"  # the folder of the images in a release
 GALLERIES = {"IJBB": ("S1", "S2"), "IJBC": ("G1", "G2")}
@@ -163,8 +163,8 @@ def _refuse_missing(path: str, table: pa.Table, columns: Sequence[str]) -> None:
 def _read(path: str, parse: pc.ParseOptions, read: pc.ReadOptions, columns: Mapping[str, pa.DataType]) -> pa.Table:
     convert = pc.ConvertOptions(column_types=dict(columns), strings_can_be_null=False)
     try:
-        with open_arrow(path) as stream:
-            return pc.read_csv(stream, parse_options=parse, read_options=read, convert_options=convert)
+        content = pa.BufferReader(read_bytes(path))
+        return pc.read_csv(content, parse_options=parse, read_options=read, convert_options=convert)
     except DataError:
         raise
     except (pa.ArrowException, OSError) as error:

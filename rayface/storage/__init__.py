@@ -34,7 +34,7 @@ from rayface.storage.paths import (
     require_utf8,
     split,
 )
-from rayface.storage.reads import Source, forward_reads, open_arrow, open_binary, read_bytes, windowed
+from rayface.storage.reads import Source, forward_reads, open_binary, read_bytes, windowed
 from rayface.storage.remote_path import AnyPath, RemotePath, path_of, uri_of
 from rayface.storage.writes import (
     LARGEST_REMOTE,
@@ -86,7 +86,6 @@ __all__ = [
     "normalise",
     "on_disk",
     "one_line",
-    "open_arrow",
     "open_binary",
     "path_of",
     "printable",

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rayface.arrays import Bools, Floats, Ints
 from rayface.embedding.embeddings import Embeddings
 from rayface.embedding.rows import read_found
-from rayface.storage import open_arrow
+from rayface.storage.parquet import open_parquet
 
 _ROWS = 65_536
 
@@ -90,7 +89,7 @@ def keys_of(faces: Path, labels: Sequence[int], most: int) -> dict[int, list[str
 
 def _tables(path: str, columns: list[str]) -> Iterator[pa.Table]:
     """Yield a file in blocks of rows."""
-    with pq.ParquetFile(open_arrow(path)) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(_ROWS, columns=columns):
             yield pa.Table.from_batches([batch])
 

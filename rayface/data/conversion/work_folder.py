@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from rayface.storage import DataError, atomic_stream, is_local, join, locate, make_folder, open_arrow
+from rayface.storage import DataError, atomic_stream, is_local, join, locate, make_folder, read_bytes
 
 NAME = ".convert"  # below the dataset's folder
 _NOTE = b"rayface"
@@ -76,7 +76,7 @@ def read_table(path: str) -> pa.Table:
         DataError: it is missing or corrupt.
     """
     try:
-        with pa.memory_map(path) if is_local(path) else open_arrow(path) as stream:
+        with pa.memory_map(path) if is_local(path) else pa.BufferReader(read_bytes(path)) as stream:
             return pa.ipc.open_file(stream).read_all()
     except FileNotFoundError:
         rule = "the output must be in a folder that all nodes share, or a URI"

@@ -22,7 +22,8 @@ from rayface.data.sources.first_image import size_of_first
 from rayface.data.sources.image_file import has_image_suffix
 from rayface.data.sources.parquet_files import find_files
 from rayface.data.sources.parquet_rows import RowReaders, mean_bytes
-from rayface.storage import DataError, join, one_line, open_arrow
+from rayface.storage import DataError, join, one_line
+from rayface.storage.parquet import open_parquet
 
 _LABELS = ("label", "labels", "identity", "identity_id", "person", "person_id", "subject", "subject_id", "class", "cls")
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
@@ -167,7 +168,7 @@ class ParquetSource(DatasetSource):
 def _opened(path: str, with_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     """Open a parquet file, columns of text as dictionaries; DataError if it is none."""
     try:
-        return pq.ParquetFile(open_arrow(path), read_dictionary=list(with_dictionary))
+        return open_parquet(path, read_dictionary=list(with_dictionary))
     except DataError:
         raise
     except (pa.ArrowException, OSError) as error:

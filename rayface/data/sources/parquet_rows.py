@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayface.storage import one_line, open_arrow
+from rayface.storage import one_line
+from rayface.storage.parquet import open_parquet
 
 _BATCH = 64  # rows
 _BATCH_BYTES = 64 << 20  # of a batch, for images of which one has the mean size of the column
@@ -107,12 +108,11 @@ class _RowReader:
 
     def _opened(self) -> Iterator[pa.RecordBatch]:
         """Open the file and return the batches of its row group."""
-        self._file = pq.ParquetFile(open_arrow(self._path), buffer_size=_BUFFER, pre_buffer=False)
+        self._file = open_parquet(self._path, buffer_size=_BUFFER)
         mean = mean_bytes(self._file, self._group, self._column)
         if mean < _SMALLEST:
             self._file.close()
-            file, stored = open_arrow(self._path), [self._column]
-            self._file = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False, read_dictionary=stored)
+            self._file = open_parquet(self._path, buffer_size=_BUFFER, read_dictionary=[self._column])
         rows = max(1, min(_BATCH, int(_BATCH_BYTES / max(1.0, mean))))
         return self._file.iter_batches(rows, row_groups=[self._group], columns=[self._column])
 

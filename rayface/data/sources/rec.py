@@ -29,9 +29,10 @@ from rayface.data.sources.recordio import (
     iter_records,
     read_record,
 )
-from rayface.storage import DataError, Source, exists, forward_reads, join, list_files, one_line, open_arrow
+from rayface.storage import DataError, Source, exists, forward_reads, join, list_files, one_line
 
 _PART_BYTES = 128 << 20
+_TEXT_BYTES = 16 << 20  # of an .idx at once
 _EXACT = 1 << 24  # float32 has every integer below
 
 
@@ -151,21 +152,34 @@ def _missing_by_idx(path: str, size: int) -> list[Fault]:
         return []
     lost = 0
     try:
-        with open_arrow(idx) as stream:
-            reader = pa_csv.open_csv(
-                stream,
+        for lines in _lines_in_blocks(idx):
+            table = pa_csv.read_csv(
+                pa.BufferReader(lines),
                 read_options=pa_csv.ReadOptions(column_names=["number", "offset"]),
                 parse_options=pa_csv.ParseOptions(delimiter="\t"),
                 convert_options=pa_csv.ConvertOptions(column_types={"offset": pa.int64()}),
             )
-            for batch in reader:
-                lost += int((batch["offset"].to_numpy(zero_copy_only=False) >= size).sum())
+            lost += int((table["offset"].to_numpy() >= size).sum())
     except pa.ArrowException as error:
         return [_fault(idx, 0, f"not read: {one_line(error)}", "index", 0)]
     if not lost:
         return []
     reason = f"truncated: {lost} records that {os.path.basename(idx)} names are missing"
     return [_fault(path, size, reason, "truncated", lost)]
+
+
+def _lines_in_blocks(path: str) -> Iterator[bytes]:
+    """Yield a text file in blocks of whole lines."""
+    rest = b""
+    with Source(path) as source:
+        for at in range(0, source.size, _TEXT_BYTES):
+            data = rest + source.read(at, min(_TEXT_BYTES, source.size - at))
+            end = data.rfind(b"\n") + 1
+            rest = data[end:]
+            if end:
+                yield data[:end]
+    if rest:
+        yield rest
 
 
 def _missing_by_record_0(path: str, fetch: Fetch, size: int, last: ImageRecord) -> Fault | None:
