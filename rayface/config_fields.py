@@ -43,17 +43,19 @@ def marked(tree: Any, mark: Mark) -> list[str]:
     return found
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, *, bare_from: int = 1000) -> int:
     """Parse a number of bytes such as 256MiB, 1GiB or 1000000; MB and GB mean MiB and GiB, as for memory.
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else; also a number below `bare_from` without a unit, which was meant in another one.
     """
     number = text.strip().upper().removesuffix("B").removesuffix("I")
     factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(number[-1:], 1)
     digits = number.rstrip("KMGT")
     if not digits.isdecimal() or int(digits) == 0:
         raise ValueError(f"size {text!r}: must be a number of bytes above 0, for example 256MiB")
+    if text.strip().isdecimal() and int(digits) < bare_from:
+        raise ValueError(f"size {text!r}: has no unit: give one, for example {int(digits)}MB or {int(digits)}GB")
     return int(digits) * factor
 
 

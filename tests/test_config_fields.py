@@ -102,7 +102,14 @@ def test_marked_fields_are_the_keys_that_a_run_keeps_and_shows():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("256MB", 256 * 2**20), ("256MiB", 256 * 2**20), ("1g", 2**30), ("1000", 1000), ("5KB", 5120)]
+    ("text", "value"),
+    [("256MB", 256 * 2**20), ("256MiB", 256 * 2**20), ("1g", 2**30), ("1000", 1000), ("5KB", 5120), ("80b", 80)],
 )
 def test_parse_bytes_with_any_unit_returns_bytes(text, value):
     assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["80", " 256 ", "999"])
+def test_parse_bytes_of_a_small_number_without_unit_asks_for_the_unit(text):
+    with pytest.raises(ValueError, match="has no unit: give one"):
+        parse_bytes(text)

@@ -27,7 +27,20 @@ from rayface.config import with_overrides
 from rayface.config_fields import parse_bytes
 from rayface.presets import PRESETS
 
-GpuMemory = Annotated[str | None, typer.Option(help="Memory of one GPU, for example 80GiB: refuse what does not fit.")]
+
+def _gpu_memory(text: str) -> int:
+    try:
+        return parse_bytes(text, bare_from=2**20)  # nvidia-smi shows MiB
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+GpuMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=_gpu_memory, metavar="SIZE", help="Memory of one GPU, for example 80GiB: refuse what does not fit."
+    ),
+]
 Efficiency = Annotated[float | None, typer.Option(help="Fraction of the products' rate that the backbone reaches.")]
 Recompute = Annotated[bool, typer.Option("--recompute", help="Recompute activations of blocks in the backward pass.")]
 Published = Annotated[
@@ -106,7 +119,7 @@ def plan(
         config,
         overrides or [],
         num_workers=gpus,
-        memory_per_device=parse_bytes(gpu_memory) if gpu_memory else None,
+        memory_per_device=gpu_memory,
         num_classes=num_classes,
         num_images=num_images,
         rates={

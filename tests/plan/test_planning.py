@@ -124,7 +124,12 @@ def test_plan_verb_when_too_large_shows_then_refuses(call):
         (["--preset=webface4m", "--gpus=2000"], "train.num_workers: 2000: must not exceed train.batch_size=1024"),
         (["--num-classes=10", "--link-bandwidth=0"], "link_bandwidth: 0: must be above 0"),
         (["--num-classes=10", "--backbone-efficiency=2"], "backbone_efficiency: 2: must be at most 1"),
-        (["--num-classes=10", "--gpu-memory=lots"], "size 'lots'"),
+        (["--num-classes=10", "--gpu-memory=lots"], "'--gpu-memory': size 'lots'"),
+        (
+            ["--num-classes=10", "--gpu-memory=80"],
+            "'--gpu-memory': size '80': has no unit: give one, for example 80MB or",
+        ),
+        (["--num-classes=10", "--gpu-memory=81920"], "size '81920': has no unit"),
         (["--num-classes=10", "--plot=plan.jpg", *TINY], "plot: plan.jpg: must end in .png"),
         (["data.train=/nowhere"], "/nowhere"),
         (["--num-classes=10", "head.margin=foo"], "head.margin 'foo' must be one of adaface, arcface"),
