@@ -13,6 +13,7 @@ from rayface.storage import DataError, FileInfo, is_local, join, list_entries
 
 # What list_entries says that there is no such of.
 DATASET_FOLDER = "dataset folder: `rayface convert` makes one of your images, `rayface synth` of drawn ones"
+_NO_SHARDS = "no tar shards (*.tar) in this folder: `rayface convert` makes a dataset of a folder of images"
 _CODECS = {
     "gz": "gzip",
     "tgz": "gzip",
@@ -100,7 +101,7 @@ def refuse_not_read(root: str, names: Sequence[str], *, has_shards: bool) -> Non
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise DataError(f"{root}: {names[0]}{more}: {_reason(names[0])}; {_remedy(root)}")
     if not has_shards:
-        raise DataError(f"{root}: no tar shards (*.tar) in this folder")
+        raise DataError(f"{root}: {_NO_SHARDS}")
 
 
 def faults_not_read(root: str, names: Sequence[str]) -> list[Fault]:

@@ -153,10 +153,11 @@ def _subset(dataset: Dataset) -> Subset:
 
 
 def _check(settings: BenchmarkSettings) -> None:
+    two_each = f"at least {2 * settings.folds}, two for each fold"
     rules = (
-        ("identities", settings.identities, settings.identities >= 2 * settings.folds, "at least two for each fold"),
+        ("identities", settings.identities, settings.identities >= 2 * settings.folds, two_each),
         ("folds", settings.folds, settings.folds >= 2, "at least 2"),
-        ("pairs", settings.pairs, settings.pairs >= 2 * settings.folds, "at least two for each fold"),
+        ("pairs", settings.pairs, settings.pairs >= 2 * settings.folds, two_each),
         ("template-size", settings.template_size, settings.template_size >= 1, "at least 1"),
         ("hard", settings.hard, 0 <= settings.hard <= 1, "from 0 to 1"),
     )

@@ -18,12 +18,14 @@ from rayface.models.forward import embed_images, refuse_non_finite
 from rayface.models.model_card import write_card
 from rayface.models.model_info import DESCRIPTION, HUB_DESCRIPTION, WEIGHTS, ModelInfo
 from rayface.models.onnx_model import OUTPUT_SIGN, OnnxModule, describe
+from rayface.models.run_files import CONFIG, all_in
 from rayface.models.threshold_card import threshold_rows
 from rayface.storage import is_local, join, local_copy, split
 from rayface.version import VERSION
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 _SUFFIXES = (".safetensors", ".onnx", *PUBLISHED_SUFFIXES)
+_MODELS = f"run directory, a {WEIGHTS}, an .onnx or a .pt/.pth file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +174,7 @@ def load_model(path: str | Path, *, backbone: str | None = None, device: str | t
     name, _, output = str(path).partition(OUTPUT_SIGN)
     path = weights_file(name)
     if not path.is_file():
-        raise ValueError(
-            f"model {path} must be a run directory, a {WEIGHTS}, an .onnx or a .pt/.pth file; there is no such file"
-        )
+        raise ValueError(f"model {path} must be a {_MODELS}; there is no such file")
     if path.suffix == ".onnx":
         session = OnnxModule(path, output or None)
         info = describe(session, sha256_of(path) + (OUTPUT_SIGN + output if output else ""))
@@ -196,14 +196,28 @@ def weights_file(model: str) -> Path:
     """Return the local path of a model's file: of a folder its weights, of a URI a copy with its description.
 
     Raises:
+        ValueError: a local folder without weights.
         DataError, StorageError: see `local_copy`.
     """
     if is_local(model):
         path = Path(model)
-        return path / WEIGHTS if path.is_dir() else path
+        return _weights_in(path) if path.is_dir() else path
     name = split(model)[1]
     file = model if Path(name).suffix in _SUFFIXES else join(model, WEIGHTS)
     return local_copy(file, beside=(DESCRIPTION, HUB_DESCRIPTION, f"{name}.data"))
+
+
+def _weights_in(folder: Path) -> Path:
+    weights = folder / WEIGHTS
+    if weights.is_file():
+        return weights
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"model {folder}: this folder has no {WEIGHTS}: must be a {_MODELS}")
+    export = f", or write the model of a checkpoint: `rayface checkpoint export {folder} --out DIR`"
+    raise ValueError(
+        f"model {folder}: is an unfinished run, it has no {WEIGHTS} yet: resume it with "
+        f"`rayface train --resume train.output={folder}`{export if all_in(folder) else ''}"
+    )
 
 
 def _published(path: Path, backbone: str | None) -> ModelInfo:

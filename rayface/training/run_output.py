@@ -90,6 +90,8 @@ def check_output(config: Config, resume: bool) -> None:
     if resume:
         _check_unchanged(run.read_config(), config)
     elif path.exists() and not run.is_unused():
+        if run.is_owned():
+            raise ValueError(f"train.output: {run}: another process trains there: choose another directory")
         raise ValueError(
             f"train.output: {run}: is not empty: resume its run with --resume, or choose another directory"
         )

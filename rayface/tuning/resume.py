@@ -114,8 +114,10 @@ def find_sweep(file: Path, overrides: Sequence[str]) -> AnyPath | None:
 def _folder(file: Path, overrides: Sequence[str]) -> AnyPath:
     found = find_sweep(file, overrides)
     if found is None:
-        named = _named(file, overrides) or f"sweeps/{file.stem}-*"
-        raise ValueError(f"sweep.output: {named}: no sweep to resume there: name it with sweep.output=DIR")
+        if named := _named(file, overrides):
+            raise ValueError(f"sweep.output: {named}: no sweep to resume there: start it without --resume")
+        text = f"sweeps/{file.stem}-*: no sweep to resume there: name it with sweep.output=DIR"
+        raise ValueError(f"sweep.output: {text}")
     return found
 
 

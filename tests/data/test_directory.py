@@ -80,7 +80,7 @@ def test_open_dataset_of_an_unusable_directory_is_one_line(tmp_path: Path) -> No
 
     refused(tmp_path / "nowhere", "no such dataset folder")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "no tar shards")
+    refused(tmp_path / "empty", r"no tar shards .*: `rayface convert` makes a dataset")
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "a.tar").write_bytes(b"junk" * 1000)
     refused(tmp_path / "junk", "no tar member in 4000 bytes.*corrupt.*remove it")

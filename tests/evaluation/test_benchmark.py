@@ -105,9 +105,9 @@ def test_benchmark_with_embeddings_lists_the_look_alikes_and_no_image_without_an
     ("changes", "message"),
     [
         ({"identities": 30}, "--identities: 30: .* has 30 identities with two images of 30: must be at most 29"),
-        ({"identities": 7}, "--identities: 7: must be at least two for each fold"),
+        ({"identities": 7}, "--identities: 7: must be at least 8, two for each fold"),
         ({"folds": 1}, "--folds: 1: must be at least 2"),
-        ({"pairs": 3}, "--pairs: 3: must be at least two for each fold"),
+        ({"pairs": 3}, "--pairs: 3: must be at least 8, two for each fold"),
         ({"template_size": 0}, "--template-size: 0: must be at least 1"),
         ({"hard": 1.5}, "--hard: 1.5: must be from 0 to 1"),
     ],

@@ -54,6 +54,18 @@ def test_write_metrics_of_a_model_without_a_description_is_refused(tmp_path, nam
         write_metrics(tmp_path / name, {})
 
 
+def test_load_model_of_a_folder_without_weights_says_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"^model .*: this folder has no model.safetensors: must be a run directory"):
+        load_model(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match=r"is an unfinished run, .* with `rayface train --resume train.output=.*`$"):
+        load_model(tmp_path)
+    (tmp_path / "checkpoints/step_00000002").mkdir(parents=True)
+    (tmp_path / "checkpoints/step_00000002/progress.json").touch()
+    with pytest.raises(ValueError, match=r"or write .*`rayface checkpoint export .* --out DIR`$"):
+        load_model(tmp_path)
+
+
 def test_save_model_of_a_net_in_training_and_channels_last_leaves_it_as_it_was(tmp_path, backbone, run):
     net = build_backbone("mini", embedding_size=8, image_size=SIZE, width=0.25)
     net.load_state_dict(backbone.state_dict())

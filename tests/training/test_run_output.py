@@ -39,6 +39,8 @@ def test_directory_of_a_run_that_was_interrupted_before_its_config_is_used_again
     (run / "checkpoints" / "step_00000001").mkdir()
     with pytest.raises(ValueError, match="is not empty: resume its run with --resume"):
         check_output(config, resume=False)
+    with RunDirectory(run).exclusive(), pytest.raises(ValueError, match="another process trains there: choose another"):
+        check_output(config, resume=False)
 
 
 def test_resolve_with_resume_auto_takes_the_config_of_a_started_run_or_the_given_one(tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ def test_tune_of_a_sweep_that_is_missing_or_exists_raises_one_line(tmp_path, mon
         ValueError, match=r"sweep\.output: sweeps/try-\*: no sweep to resume there: name it with sweep.output=DIR"
     ):
         sweep.tune(file, resume=True)
+    with pytest.raises(ValueError, match=r"sweep\.output: .*out: no sweep to resume there: start it without --resume$"):
+        sweep.tune(file, ["sweep.output=out"], resume=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / SPEC).touch()
     with pytest.raises(ValueError, match=r"sweep\.output: .*: holds a sweep: resume it with --resume"):
