@@ -749,12 +749,20 @@ def value_of(tree: Mapping[str, Any], key: str) -> Any:
     return tree
 
 
+class KeyNotSetError(ValueError):
+    """A config key that a verb requires is not set; one line."""
+
+    def __init__(self, key: str, option: str | None = None) -> None:
+        super().__init__(f"{key}{f' ({option})' if option else ''}: is not set: {descriptions()[key]}")
+        self.key = key
+
+
 def require_keys(config: Config, *keys: str) -> None:
-    """Raise ValueError, one line, for the first of the keys that is not set."""
+    """Raise KeyNotSetError for the first of the keys that is not set."""
     tree = to_dict(config)
     for key in keys:
         if value_of(tree, key) in (None, []):
-            raise ValueError(f"{key}: is not set: {descriptions()[key]}")
+            raise KeyNotSetError(key)
 
 
 def to_dict(config: Config, groups: Collection[str] | None = None) -> Tree:

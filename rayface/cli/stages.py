@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, cluster_keys, show_result
-from rayface.config import Config, descriptions, flat
+from rayface.config import Config, KeyNotSetError, descriptions, flat
 from rayface.stages import STAGES, StageType
 from rayface.values import to_text
 
@@ -49,12 +49,16 @@ def _kind(key: str) -> Any:
     return get_type_hints(tree)[name]
 
 
+def _spelling(flag: str) -> str:
+    return f"--{flag.replace('_', '-')}"
+
+
 def _parameter(flag: str, key: str, *, argument: bool) -> inspect.Parameter:
     """Return the option or argument of a flag; its type and help come from the config key."""
     kind, default = _kind(key), flat(Config())[key]
     kinds = [part for part in get_args(kind) if part is not type(None)] or [kind]
     text = descriptions()[key]
-    spelling = f"--{flag.replace('_', '-')}"
+    spelling = _spelling(flag)
     if argument:
         annotation: Any = Annotated[str, typer.Argument(metavar=flag.upper(), help=text)]
         return inspect.Parameter(flag, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
@@ -86,7 +90,11 @@ def _add(verb: str, stage: StageType) -> None:
         own = {flag: given["from_" if flag == "from" else flag] for flag in stage.flags}
         debug, address = given["debug"], given["address"]
         config = config_of(verb, own, given["overrides"] or [], address=address, debug=debug)
-        result = stage.run(config)
+        try:
+            result = stage.run(config)
+        except KeyNotSetError as error:
+            options = {key: _spelling(flag) for flag, key in stage.flags.items() if flag not in stage.arguments}
+            raise KeyNotSetError(error.key, options.get(error.key)) from error
         output = flat(config)[stage.output]
         show_result(stage.title.format(output), dict(result if given["json"] else stage.shown(result)), given["json"])
 

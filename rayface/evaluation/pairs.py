@@ -100,10 +100,15 @@ class PairsProtocol(EvaluationProtocol):
 
     @classmethod
     def settings_of(cls, evaluate: EvaluateConfig) -> Any | None:
-        if (evaluate.pairs is None) != (not evaluate.data):
-            raise ValueError("evaluate.pairs: requires evaluate.data, the dataset that holds the named images")
         if evaluate.pairs is None:
+            if evaluate.data:
+                raise ValueError(
+                    "evaluate.data: requires evaluate.pairs (--pairs), the pairs of its images; a measurement without "
+                    "pairs takes evaluate.all_vs_all, evaluate.bin or evaluate.templates in place of evaluate.data"
+                )
             return None
+        if not evaluate.data:
+            raise ValueError("evaluate.pairs: requires evaluate.data, the dataset that holds the named images")
         return PairsSettings(pairs=evaluate.pairs, data=evaluate.data, replicates=evaluate.bootstrap)
 
     @classmethod

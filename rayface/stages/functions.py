@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from rayface.config import Config, require_keys
+from rayface.config import Config
 
 Result = Mapping[str, Any]
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def export_model(config: Config, resume: bool) -> Result:
 
     given = config.export
     if given.onnx is None and given.hub is None:
-        require_keys(config, "export.onnx")
+        raise ValueError("export.onnx, export.hub: neither is set: give --onnx FILE.onnx, --hub DIR, or both")
     result: dict[str, Any] = {}
     with ExitStack() as outputs:  # what cannot be written is refused before the work
         hub = None if given.hub is None else outputs.enter_context(staged_folder(given.hub, "export.hub"))

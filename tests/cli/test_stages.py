@@ -39,6 +39,20 @@ def test_flag_of_another_type_is_one_line_that_names_its_key() -> None:
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "photos", "out"], "convert.kind (--from): is not set: Format of the source"),
+        (["align", "photos", "out"], "align.detector (--detector): is not set: "),
+        (["embed", "--model=m", "--out=o"], "embed.data (--data): is not set: "),
+    ],
+)
+def test_verb_without_a_required_option_names_the_option(arguments: list[str], message: str) -> None:
+    code, text = _outcome(arguments)
+    assert code == 2
+    assert text.startswith(message)
+
+
 def test_help_of_a_stage_holds_the_descriptions_of_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert _outcome(["embed", "--help"]) == (0, "")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -86,6 +86,11 @@ def test_configured_protocols_of_pairs_without_data_are_refused_in_one_line() ->
     assert configured_protocols(configs.load().evaluate) == {}
 
 
+def test_configured_protocols_of_data_without_pairs_name_what_is_missing() -> None:
+    with pytest.raises(ValueError, match=r"^evaluate.data: requires evaluate.pairs \(--pairs\), .*all_vs_all"):
+        configured_protocols(configs.load(overrides=["evaluate.data=faces"]).evaluate)
+
+
 def test_config_of_an_older_run_names_its_protocol_in_evaluate_protocols(tmp_path: Path) -> None:
     tree = configs.to_dict(configs.load())
     del tree["evaluate"]["protocols"]

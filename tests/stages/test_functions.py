@@ -105,7 +105,7 @@ def test_export_model_to_a_hub_folder_alone_writes_no_onnx(monkeypatch: pytest.M
     monkeypatch.setattr("rayface.models.onnx_export.export_onnx", None)
     found = functions.export_model(load(overrides=["export.model=/m", f"export.hub={tmp_path}"]), False)
     assert found == {"hub": str(tmp_path), "model": "/m"}
-    with pytest.raises(ValueError, match=r"^export.onnx: is not set"):
+    with pytest.raises(ValueError, match=r"^export.onnx, export.hub: neither is set: give --onnx"):
         functions.export_model(load(overrides=["export.model=/m"]), False)
 
 

@@ -12,12 +12,15 @@ from rayface.embedding.embeddings import Embeddings
 def check_settings(config: Config) -> None:
     """Raise ValueError, one line, for settings that contradict each other."""
     settings = config.prune
+    check_options(config.clean)
     if settings.threshold is None and settings.keep is None:
-        raise ValueError("prune.threshold, prune.keep: neither is given: set one of them, for example prune.keep=0.6")
+        raise ValueError(
+            "prune.threshold, prune.keep: neither is given: set one of them, for example prune.keep=0.6; prune.keep=1 "
+            "keeps all that cleaning leaves"
+        )
     check_methods(settings)
     if settings.write_shards and not settings.data:
         raise ValueError("prune.write_shards: requires prune.data, the dataset that was embedded")
-    check_options(config.clean)
     check_exclude(config.clean)
 
 

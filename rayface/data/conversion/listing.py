@@ -93,9 +93,8 @@ def list_sources(
     if not sum(lengths):
         first = f"; the first fault: {faults.first()}" if faults.first() else ""
         needs = " and ".join(dict.fromkeys(f"{source.kind} needs {source.expects}" for source in sources))
-        raise DataError(
-            f"{', '.join(source.root for source in sources)}: no images in it: {needs}; --from names the format{first}"
-        )
+        roots = ", ".join(source.root for source in sources)
+        raise DataError(f"{roots}: no images to convert: {needs}; --from names the format{first}")
     units = tuple(_units(places, lengths, settings.limit or sum(lengths)))
     labels = _Labels(sources, [_paths(work, places, number) for number in range(len(sources))], settings)
     _write_units(sources, units, places, labels, work)

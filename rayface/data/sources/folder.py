@@ -50,7 +50,7 @@ class FolderSource(DatasetSource):
 
     kind = "folder"
     settings_class = FolderSettings
-    expects = "one folder of images for each identity"
+    expects = "one folder of images for each identity, or one of all images if they have no labels"
 
     def __init__(self, src: str | Path, settings: SourceSettings | None = None):
         super().__init__(src, settings)

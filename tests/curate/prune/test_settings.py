@@ -19,6 +19,8 @@ def config(**keys: Any) -> Config:
     ("keys", "message"),
     [
         ({}, r"^prune.threshold, prune.keep: neither is given: set one of them"),
+        ({"clean__outliers": 0.2, "clean__drop": ["outlier"]}, r"^clean.drop: 'outlier': must be of .*outliers"),
+        ({"clean__outliers": 0.2, "clean__drop": ["outliers"]}, r"; prune.keep=1 keeps all that cleaning leaves$"),
         ({"prune__keep": 0.5, "prune__write_shards": True}, r"^prune.write_shards: requires prune.data"),
         ({"prune__keep": 0.5, "clean__drop": ["bytes"]}, r"^clean.drop: 'bytes': needs clean.bytes"),
         ({"prune__keep": 0.5, "clean__above": 0.5}, r"^clean.exclude, clean.above: must be given together"),

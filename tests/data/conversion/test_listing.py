@@ -89,6 +89,6 @@ def test_list_sources_again_lists_nothing_twice(tmp_path: Path, monkeypatch: pyt
 def test_list_sources_without_an_image_names_the_source_and_the_first_fault(tmp_path: Path) -> None:
     fault = Fault(shard="p0", member="x", offset=0, reason="corrupt", kind="image")
     source = InMemory([[]], faults=FaultLog("memory", [fault]))
-    with pytest.raises(DataError, match=r"memory: no images in it: .*; the first fault: p0: x") as caught:
+    with pytest.raises(DataError, match=r"memory: no images to convert: .*; the first fault: p0: x") as caught:
         listed(work_folder(tmp_path), source)
     assert "\n" not in str(caught.value)

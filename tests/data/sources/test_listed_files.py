@@ -135,6 +135,6 @@ def test_list_in_a_store_gives_the_images_of_folders_with_odd_names(object_store
 @pytest.mark.parametrize("text", ["", "\n\n", "one\n", "path,label\n", "a,b,c,d\n", "1 2 3\n"])
 def test_list_without_paths_and_labels_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "faces.csv").write_text(text)
-    message = r"faces\.csv: (no list of paths and labels .*: name its columns|no images in it)"
+    message = r"faces\.csv: (no list of paths and labels .*: name its columns|no images to convert)"
     with pytest.raises(DataError, match=message):
         convert(ListSource(tmp_path / "faces.csv"), tmp_path / "out")

@@ -176,7 +176,7 @@ def test_rec_without_records_or_files_is_refused_in_one_line(tmp_path: Path) -> 
     with pytest.raises(DataError, match="the file is empty"):
         read_all(RecSource(tmp_path))
     (tmp_path / "train.rec").write_bytes(b"<!DOCTYPE html>" * 100)
-    with pytest.raises(DataError, match=r"no images in it: rec needs .* no record here, 1500 bytes skipped"):
+    with pytest.raises(DataError, match=r"no images to convert: rec needs .* no record here, 1500 bytes skipped"):
         convert(RecSource(tmp_path), tmp_path / "out")
 
 

@@ -189,7 +189,7 @@ def test_webdataset_unusable_source_is_one_line_and_leaves_nothing(tmp_path: Pat
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no tars")
     (tmp_path / "empty" / "a.tar").write_bytes(tar_bytes([("notes.txt", b"none")]))
-    refused(tmp_path / "empty", "no images in it: webdataset needs tars with an image and its label")
+    refused(tmp_path / "empty", "no images to convert: webdataset needs tars with an image and its label")
     whole = (mixed / "b.tar.gz").read_bytes()
     (mixed / "b.tar.gz").write_bytes(whole[: len(whole) // 2])
     refused(mixed, r"b\.tar\.gz: cannot be unpacked")

@@ -49,5 +49,5 @@ def test_convert_to_an_unknown_format_or_from_none_is_one_line(tmp_path: Path) -
     )
     code, text = _outcome(["convert", str(tmp_path), str(tmp_path / "out")])
     assert code == 2
-    assert text.startswith("convert.kind: is not set: Format of the source")
+    assert text.startswith("convert.kind (--from): is not set: Format of the source")
     assert sorted(TARGETS) == ["bin", "folder", "hub", "parquet"]
