@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from rayface.credentials import mask, masked
 from rayface.progress import Bar
@@ -21,6 +23,12 @@ from rayface.values import visible
 
 _POLL_SECONDS = 0.5
 _WARNINGS = (CHECKPOINT_FAULTS, PREFLIGHT_WARNINGS, RECOVERY)
+_SHOWN = {
+    "train/loss": "loss {:.3f}",
+    "train/lr": "lr {:.4g}",
+    "train/images_per_second": "{:,.0f} images/s",
+    "eval/accuracy": "accuracy {:.2%}",
+}
 _PLAIN_SECONDS = 15.0  # interval between lines when stderr is not a terminal
 
 
@@ -48,15 +56,35 @@ def live_table() -> Iterator[Callable[[str, Mapping[str, str]], None]]:
     """Yield a function that shows a table as `result_table`, on a terminal in place of the one before."""
     console = _console()
     if not console.is_terminal:
-        yield lambda title, rows: console.print(f"{title}  {'  '.join(f'{k} {_safe(v)}' for k, v in rows.items())}")
+        yield _changed_lines(console)
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield lambda title, rows: live.update(_table(title, rows), refresh=True)
 
 
-def _table(title: str, rows: Mapping[str, str]) -> Table:
-    title = _safe(title)
-    table = Table(title=title, show_header=False, title_justify="left", title_style="bold", box=None, pad_edge=False)
+def _changed_lines(console: Console) -> Callable[[str, Mapping[str, str]], None]:
+    printed = ""
+
+    def show(title: str, rows: Mapping[str, str]) -> None:
+        nonlocal printed
+        line = f"{title}  {'  '.join(f'{k} {_safe(v)}' for k, v in rows.items())}"
+        if line != printed:
+            console.print(line)
+        printed = line
+
+    return show
+
+
+def _title(text: str) -> Text:
+    return Text(_safe(text), style="bold", overflow="fold")
+
+
+def _table(title: str, rows: Mapping[str, str]) -> Group:
+    return Group(_title(title), _names_and_values(rows))
+
+
+def _names_and_values(rows: Mapping[str, str]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
@@ -65,14 +93,38 @@ def _table(title: str, rows: Mapping[str, str]) -> Table:
 
 
 def columns(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """Print rows with the same names as a table with a header on stdout; numbers are right-aligned."""
-    table = Table(title=_safe(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for i, (name, value) in enumerate(rows[0].items()):
-        justify: Literal["left", "right"] = "right" if value[:1].isdecimal() else "left"
-        table.add_column(name, style=None if i else "cyan", justify=justify, overflow="fold")
+    """Print rows with the same names as a table with a header on stdout; columns of numbers are right-aligned.
+
+    Cells are wrapped at spaces; where a word would have to break, each row is a block of names and values.
+    """
+    console = _console()
+    console.print(_title(title))
+    texts = [[name, *(_safe(row[name]) for row in rows)] for name in rows[0]]
+    widths = _widths(texts, console.width - 2 * (len(texts) - 1))
+    if widths is None:
+        for row in rows:
+            console.print(_names_and_values(row))
+            console.print()
+        return
+    table = Table(box=None, pad_edge=False)
+    for i, ((name, *cells), width) in enumerate(zip(texts, widths, strict=True)):
+        numbers = all(cell == "-" or cell.lstrip("+-")[:1].isdecimal() for cell in cells)
+        table.add_column(name, style=None if i else "cyan", justify="right" if numbers else "left", width=width)
     for row in rows:
         table.add_row(*map(_safe, row.values()))
-    _console().print(table)
+    console.print(table)
+
+
+def _widths(texts: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Return the widths of columns of texts that together take at most `room`, None if words would have to break."""
+    widths = [max(map(cell_len, column)) for column in texts]
+    words = [max(cell_len(word) for text in column for word in text.split() or [""]) for column in texts]
+    while sum(widths) > room:
+        spare = [(width, i) for i, width in enumerate(widths) if width > words[i]]
+        if not spare:
+            return None
+        widths[max(spare)[1]] -= 1
+    return widths
 
 
 def json_line(result: Mapping[str, Any]) -> None:
@@ -157,6 +209,7 @@ class _Follower:
         self.step = 0
         self.phase = "training"
         self.values: dict[str, float] = {}
+        self.steps: dict[str, int] = {}  # of the values
         self._notes: list[str] = []
 
     def read(self) -> bool:
@@ -173,6 +226,7 @@ class _Follower:
             if record["kind"] == "metrics":
                 self.step = max(self.step, record["step"])
                 self.values.update({k: float(v) for k, v in record["values"].items()})
+                self.steps.update(dict.fromkeys(record["values"], record["step"]))
             elif record["kind"] == "phase":
                 self.phase = record["name"] if record["event"] == "start" else "training"
             elif record["kind"] == "tags":
@@ -189,13 +243,19 @@ class _Follower:
 
     def line(self) -> str:
         """Return the newest values as one line."""
-        names = {
-            "train/loss": "loss {:.3f}",
-            "train/lr": "lr {:.4g}",
-            "train/images_per_second": "{:,.0f} images/s",
-            "eval/accuracy": "accuracy {:.2%}",
-        }
-        return "  ".join(text.format(self.values[name]) for name, text in names.items() if name in self.values)
+        return "  ".join(self._texts().values())
+
+    def dated_line(self, total_steps: int) -> str:
+        """Return the newest values with the step of the loss; one of another step has its own. "" without values."""
+        texts, steps = self._texts(), self.steps
+        if not texts:
+            return ""
+        at = steps[next(iter(texts))]
+        dated = (f"{text}{'' if steps[name] == at else f' at step {steps[name]}'}" for name, text in texts.items())
+        return "  ".join([f"step {at}/{total_steps}", *dated])
+
+    def _texts(self) -> dict[str, str]:
+        return {name: text.format(self.values[name]) for name, text in _SHOWN.items() if name in self.values}
 
 
 def _show_bar(console: Console, follower: _Follower, total_steps: int, done: threading.Event) -> None:
@@ -219,15 +279,13 @@ def _show_bar(console: Console, follower: _Follower, total_steps: int, done: thr
 
 
 def _show_lines(console: Console, follower: _Follower, total_steps: int, done: threading.Event) -> None:
-    shown, printed = 0.0, ""
-    while not done.wait(_POLL_SECONDS):
-        new = follower.read()
+    shown, printed, ended = 0.0, "", False
+    while not ended:
+        ended = done.wait(_POLL_SECONDS)
+        follower.read()
         follower.show_notes(console)
-        if new and time.monotonic() - shown >= _PLAIN_SECONDS:
-            shown, printed = time.monotonic(), f"step {follower.step}/{total_steps}  {follower.line()}"
-            console.print(printed)
-    follower.read()
-    follower.show_notes(console)
-    last = f"step {follower.step}/{total_steps}  {follower.line()}"
-    if last != printed:
-        console.print(last)
+        line = follower.dated_line(total_steps)
+        due = ended or time.monotonic() - shown >= _PLAIN_SECONDS
+        if due and line not in ("", printed):
+            shown, printed = time.monotonic(), line
+            console.print(line)

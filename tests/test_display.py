@@ -25,6 +25,64 @@ def test_training_display_shows_corrupt_checkpoint_and_preflight_once(tmp_path):
         assert "tag" not in shown.getvalue()
 
 
+def test_training_lines_without_a_terminal_show_values_with_their_own_step(tmp_path):
+    path, shown, done = tmp_path / "rank0.jsonl", io.StringIO(), threading.Event()
+    follower, journal = _Follower(path), Journal(path)
+    journal.metrics({"eval/accuracy": 0.545}, 0)
+    journal.metrics({"train/loss": 2.304, "train/lr": 0.1}, 40)
+    journal.metrics({"checkpoint/seconds": 1.0}, 45)
+    journal.close()
+    done.set()
+    _show_lines(Console(file=shown, width=200), follower, 120, done)
+    assert shown.getvalue() == "step 40/120  loss 2.304  lr 0.1  accuracy 54.50% at step 0\n"
+    assert follower.step == 45
+
+
+def test_training_lines_before_the_first_values_are_none(tmp_path):
+    path, shown, done = tmp_path / "rank0.jsonl", io.StringIO(), threading.Event()
+    follower, journal = _Follower(path), Journal(path)
+    journal.metrics({"system/cpu": 1.0}, 0)
+    journal.close()
+    done.set()
+    _show_lines(Console(file=shown, width=200), follower, 120, done)
+    assert shown.getvalue() == ""
+
+
+def test_live_table_without_a_terminal_prints_a_line_only_when_it_changes(capsys):
+    with display.live_table() as show:
+        for step in ("1", "1", "1", "2", "2"):
+            show("run", {"step": step})
+    assert capsys.readouterr().out == "run  step 1\nrun  step 2\n"
+
+
+def test_columns_wrap_at_spaces_and_never_within_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    row = {"check": "learning rate", "expected": "about 0.1 for this batch size", "key": "schedule.warmup_epochs"}
+    display.columns("a title that is longer than the narrow table below it", [row])
+    title, header, *lines = capsys.readouterr().out.splitlines()
+    assert title == "a title that is longer than the narrow table below it"
+    assert header.split() == ["check", "expected", "key"]
+    assert max(map(len, lines)) <= 60
+    assert sum("schedule.warmup_epochs" in line for line in lines) == 1
+
+
+def test_columns_that_just_fit_are_not_wrapped(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "29")
+    display.columns("title", [{"method": "data parallel", "images": "12", "key": "lr 0.1"}])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "method         images  key   ",
+        "data parallel      12  lr 0.1",
+    ]
+
+
+def test_columns_of_words_that_do_not_fit_are_a_block_for_each_row(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    display.columns("title", [{"key": "schedule.warmup_epochs", "figure": "accuracy_mean"}] * 2)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    block = ["key     schedule.warmup_epochs", "figure  accuracy_mean", ""]
+    assert lines == ["title", *block, *block]
+
+
 def test_progress_without_a_terminal_is_a_line_every_15_seconds(monkeypatch):
     """Counted from the line before."""
     clock, shown = iter([0.0, 14.0, 15.0, 29.0, 31.0]), io.StringIO()

@@ -41,8 +41,10 @@ def _show(found: "Comparison") -> None:
     rows = found.as_dict()["comparison"]
     for name, size in found.sizes.items():
         about = f"{size.pairs:,} pairs of {size.identities:,} identities, 95 % intervals"
-        own = [_cells(row) for row in rows if row["protocol"] == name]
-        columns(f"{name}, compared with {found.runs[0]}: {about}", own)
+        typer.echo(f"{name}: {about}")
+        for run in found.runs:
+            own = [_cells(row) for row in rows if (row["protocol"], row["run"]) == (name, run)]
+            columns(run if run == found.runs[0] else f"{run}, compared with {found.runs[0]}", own)
     for run in found.runs[1:]:
         flips = found.flips[found.flips["run"] == run]
         tell(f"{run}: {len(flips)} pairs flipped{', the first:' if len(flips) > _SHOWN_FLIPS else ''}")
@@ -54,7 +56,6 @@ def _show(found: "Comparison") -> None:
 
 def _cells(row: dict[str, float]) -> dict[str, str]:
     return {
-        "run": str(row["run"]),
         "figure": str(row["figure"]),
         "value": _rate(row["value"], row["low"], row["high"]),
         "difference": _rate(row["difference"], row["difference_low"], row["difference_high"]),

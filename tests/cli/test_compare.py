@@ -19,7 +19,9 @@ def runs(tmp_path):
 def test_compare_prints_a_table_and_the_flips(call, runs, tmp_path):
     code, out, err = call("compare", *runs[:2], "--replicates=50", f"--out={tmp_path / 'out'}")
     assert code == 0
-    assert "200 pairs of 20 identities" in " ".join(out.split())
+    assert "200 pairs of 20 identities" in out
+    assert f"{runs[1]}, compared with {runs[0]}" in out.replace("\n", "")
+    assert " ".join(out.split()).count("accuracy_mean") == 2
     assert "McNemar" in out
     assert "pairs flipped, the first:" in err
     assert (tmp_path / "out" / "flips.csv").exists()

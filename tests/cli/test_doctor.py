@@ -27,7 +27,7 @@ def write(run: RunDirectory) -> None:
 def test_doctor_of_a_running_run_prints_checks_and_one_line_of_advice(call, run):
     code, out, err = call("doctor", run)
     assert code == 0
-    assert "learning rate" in out
+    assert "schedule.warmup_epochs" in out
     assert "wrong" in out
     assert err.splitlines()[-1].startswith("optim.lr: learning rate 1, expected about 0.1")
 
