@@ -114,10 +114,12 @@ def embed(config: Config) -> EmbedResult:
 def _embedded(config: Config, work: _Work, done: Collection[int]) -> Iterator[EmbeddedShard]:
     """Embed the remaining shards on Ray."""
     missing = [number for number in range(len(work.dataset.shards)) if number not in done]
+    if not missing:
+        return
     cluster = config.cluster
     session = ray_session(cluster.address, debug=cluster.debug, prometheus=config.tracking.prometheus)
     with session, quiet_data(cluster.debug):
-        if missing and is_cluster(cluster.address):
+        if is_cluster(cluster.address):
             _wait_for_nodes(config.train, min(work.settings.workers or 1, len(missing)))
         yield from work.embedded(missing)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,6 +27,7 @@ from rayface.models.model_files import LoadedModel, load_model
 from rayface.progress import phase
 from rayface.storage import DataError
 
+logger = logging.getLogger(__name__)
 _BLOCK = 1024  # images read at a time, while the block before is embedded
 _JOB_IMAGES = 20_000  # below this, starting Ray takes longer than it saves
 
@@ -84,6 +86,8 @@ class ModelEmbeddings:
             cache.trim()
             return found
         if not is_known.all():
+            if is_known.any():
+                logger.info("embed images: %d of %d are in the cache", np.count_nonzero(is_known), len(rows))
             missing = every[~is_known]
             new = self._embedded(protocol, missing)
             if np.isfinite(new.embeddings).all():

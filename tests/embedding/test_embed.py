@@ -90,6 +90,16 @@ def test_embed_that_loses_a_part_meanwhile_is_refused_and_embeds_it_again(
     assert json.loads((tmp_path / "emb" / "embeddings.json").read_text())["num_rows"] == 20
 
 
+def test_embed_again_of_finished_parts_starts_no_ray(
+    job: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = job()
+    monkeypatch.setattr(module, "ray_session", None)
+    again = job()
+    assert again["parts_skipped"] == len(first["parts"])
+    assert again["num_rows"] == first["num_rows"] == 20
+
+
 def test_embed_on_an_empty_cluster_asks_for_nodes_and_then_uses_them(
     monkeypatch: pytest.MonkeyPatch, messages: Callable[[], list[str]]
 ) -> None:

@@ -1,6 +1,7 @@
 """Evaluation of a finished model: figures and plots in a folder, bad input in one line before any work."""
 
 import json
+import re
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,6 +115,18 @@ def test_evaluate_again_on_the_same_images_costs_no_forward_pass(given: Any, mon
     first = evaluate(given()).as_dict()
     monkeypatch.setattr(embedding, "embed_with_norms", lambda *given, **keys: pytest.fail("a forward pass"))
     assert evaluate(given()).as_dict() == first
+
+
+def test_evaluate_of_a_dataset_in_part_in_the_cache_says_how_many(
+    given: Any, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="rayface")
+    evaluate(given())
+    assert not any("in the cache" in text for text in caplog.messages)
+    evaluate(given(pairs=None, data=None, all_vs_all=str(inputs / "set"), out=str(tmp_path / "all")))
+    (line,) = (text for text in caplog.messages if "in the cache" in text)
+    known, every = map(int, re.findall(r"\d+", line))
+    assert 0 < known < every == open_dataset(inputs / "set").num_images
 
 
 def test_evaluate_of_given_embeddings_equals_the_model(given: Any, inputs: Path, tmp_path: Path) -> None:
