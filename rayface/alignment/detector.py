@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from rayface.storage import one_line
 
+_LOG_LEVEL = threading.Lock()  # OpenCV's level is that of the process, and every thread loads a detector
 _LARGEST_SIDE = 1280  # of the image that YuNet searches; it finds faces of about 10 to 300 pixels
 
 
@@ -39,15 +41,16 @@ class YuNet:
 
     def __init__(self, path: str, min_score: float) -> None:
         # OpenCV 5 warns, whenever a model is loaded, that its default target is not supported.
-        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-        try:
-            self._net = cv2.FaceDetectorYN.create(path, "", (320, 320), score_threshold=min_score)
-        except cv2.error as error:
-            raise ValueError(
-                f"align.detector: {path}: is no YuNet model that OpenCV reads ({one_line(error)})"
-            ) from None
-        finally:
-            cv2.utils.logging.setLogLevel(level)
+        with _LOG_LEVEL:
+            level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+            try:
+                self._net = cv2.FaceDetectorYN.create(path, "", (320, 320), score_threshold=min_score)
+            except cv2.error as error:
+                raise ValueError(
+                    f"align.detector: {path}: is no YuNet model that OpenCV reads ({one_line(error)})"
+                ) from None
+            finally:
+                cv2.utils.logging.setLogLevel(level)
 
     def __call__(self, photograph: NDArray[np.uint8]) -> list[Face]:
         """Return the faces of a BGR photograph."""

@@ -1,5 +1,7 @@
 """YuNet behind the small interface: scaled photographs, landmarks of the original, a bad file."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +52,21 @@ def test_yunet_of_any_size_returns_pixels_of_the_photograph(
     assert found.landmarks[:, 1] == pytest.approx(height * np.linspace(0.1, 0.9, 10)[1::2], rel=1e-3)
     assert found.score == pytest.approx(0.8)
     assert yunet(np.zeros((height, width, 3), np.uint8)) == []
+
+
+def test_yunet_loaded_by_several_threads_keeps_opencv_silent_and_its_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, levels = cv2.utils.logging.getLogLevel(), []
+
+    def create(*given: Any, **options: Any) -> Net:
+        time.sleep(0.01)  # time for another thread to set the level back
+        levels.append(cv2.utils.logging.getLogLevel())
+        return Net()
+
+    monkeypatch.setattr(cv2, "FaceDetectorYN", SimpleNamespace(create=create))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: YuNet("yunet.onnx", 0.7), range(8)))
+    assert set(levels) == {cv2.utils.logging.LOG_LEVEL_ERROR}
+    assert cv2.utils.logging.getLogLevel() == before
 
 
 def test_yunet_from_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
