@@ -142,8 +142,8 @@ def _manifest_to_check(root: str, names: set[str]) -> Manifest | None:
     refuse_unfinished(root, names)
     manifest = read_manifest(root) if MANIFEST in names else None
     if manifest and manifest.selection:
-        folder = split(manifest.shards[0].path)[0]
-        raise DataError(f"{root}: has no shards, it is a selection of those of other datasets: check {folder}")
+        folders = ", ".join(dict.fromkeys(split(entry.path)[0] for entry in manifest.shards))
+        raise DataError(f"{root}: has no shards, it is a selection of those of other datasets: check {folders}")
     return manifest
 
 
