@@ -38,7 +38,11 @@ def new_sweep(file: Path, overrides: Sequence[str], preset: str | None) -> tuple
     if spec.sweep.output is None:
         return spec, base, next_numbered_folder(_root(), file.stem)
     folder = path_of(spec.sweep.output)
-    if (folder / SPEC).exists() or (folder.exists() and not folder.is_dir()):
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"sweep.output: {folder}: is a file: choose another directory")
+    if (folder / SPEC).exists():
+        if SweepDirectory(folder).is_owned():
+            raise ValueError(f"sweep.output: {folder}: another process runs a sweep there: choose another directory")
         raise ValueError(f"sweep.output: {folder}: holds a sweep: resume it with --resume, or choose another directory")
     return spec, base, folder
 

@@ -190,6 +190,14 @@ def test_tune_of_a_sweep_that_is_missing_or_exists_raises_one_line(tmp_path, mon
     (tmp_path / "out" / SPEC).touch()
     with pytest.raises(ValueError, match=r"sweep\.output: .*: holds a sweep: resume it with --resume"):
         sweep.tune(file, ["data.train=faces", "sweep.output=out"])
+    with (
+        SweepDirectory(tmp_path / "out").exclusive(),
+        pytest.raises(ValueError, match=r"sweep\.output: .*: another process runs a sweep there: choose another"),
+    ):
+        sweep.tune(file, ["data.train=faces", "sweep.output=out"])
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"sweep\.output: .*file: is a file: choose another directory"):
+        sweep.tune(file, ["data.train=faces", "sweep.output=file"])
     with pytest.raises(ValueError, match=r"data\.train: is not set"):
         sweep.tune(file)
     with pytest.raises(ValueError, match=r"optim\.lr: must not change on a resume"):
