@@ -244,8 +244,11 @@ def _publish(
     write_lost(work, len(listed.units))
     write_measures(work, len(written), sources[0].measures)
     kept = plan.new_labels >= 0
-    if listed.identities is not None:
-        names = [listed.identities[label] for label in np.flatnonzero(kept).tolist()]
+    identities = listed.identities
+    if identities is None and not kept.all() and (len(sources) == 1 or settings.join == "labels"):
+        identities = list(map(str, range(listed.num_labels)))  # as `list_sources`, for labels that become others
+    if identities is not None:
+        names = [identities[label] for label in np.flatnonzero(kept).tolist()]
         write_bytes(join(work.out, IDENTITIES), identities_file(names, plan.readable[kept]))
     sides = {source.settings.image_size for source in sources}
     side = sides.pop() if len(sides) == 1 else None

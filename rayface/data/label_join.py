@@ -35,7 +35,18 @@ class Labelled:
     @property
     def says_names(self) -> bool:
         """Whether identities name persons: numbers alone, as folders 1, 2, ..., are others in another directory."""
-        return self.identities is not None and not all(name.isdecimal() for name in self.identities)
+        return self.identities is not None and not self.says_numbers
+
+    @property
+    def says_numbers(self) -> bool:
+        """Whether all identities are numbers: the labels that the images had before they were numbered again."""
+        return bool(self.identities) and all(name.isdecimal() for name in self.identities or ())
+
+    def by_number(self) -> Labelled:
+        """Return the space with the labels that the images had at first, as names."""
+        if self.says_numbers:
+            return replace(self, identities=[str(int(name)) for name in self.identities or ()])
+        return replace(self, identities=[str(label) for label in range(self.num_classes)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +73,8 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
     Names are compared in Unicode's composed form (NFC); labels with one name become one, also within a directory.
 
     Args:
-        mode: None: by names if all directories have them and not only numbers, else unchanged if no label is in two.
+        mode: None: by names if all directories have them and not only numbers, else by labels if none is in two.
+            "labels" are those that images had at first: where identities are numbers, these.
 
     Raises:
         DataError: it is ambiguous which labels are the same person, or a directory lacks the names that `mode` needs.
@@ -71,13 +83,15 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
         return _alone(parts[0])
     if mode is None:
         mode = "names" if all(part.says_names for part in parts) else "labels"
-        if mode == "labels" and (shared := _shared_labels(parts)):
+        if mode == "labels" and (shared := _num_shared(parts)):
             raise _ambiguous(parts, shared)
     if mode == "names":
         if nameless := [part.name for part in parts if not part.identities]:
             raise DataError(f"data.join: names: {nameless[0]} has no identities.parquet: {_LABELS}, {_SEPARATE}")
         return _by_names(parts)
-    return _as_they_are(parts) if mode == "labels" else _apart(parts)
+    if mode == "separate":
+        return _apart(parts)
+    return _by_numbers(parts) if any(part.says_numbers for part in parts) else _as_they_are(parts)
 
 
 def _ambiguous(parts: Sequence[Labelled], shared: int) -> DataError:
@@ -113,6 +127,13 @@ def _by_names(parts: Sequence[Labelled]) -> LabelJoin:
     shown = f" ({', '.join(both[:_SHOWN])}{', ...' if len(both) > _SHOWN else ''})" if both else ""
     text = f"joined by names: {_counts(parts)}; {len(both):,} in more than one{shown}; {len(names):,} classes"
     return LabelJoin(mode="names", identities=names, num_classes=len(names), maps=maps, text=text)
+
+
+def _by_numbers(parts: Sequence[Labelled]) -> LabelJoin:
+    """Join by the labels that images had at first, where some were numbered again."""
+    joined = _by_names([part.by_number() for part in parts])
+    assert joined.text is not None
+    return replace(joined, mode="labels", text=joined.text.replace("joined by names", "joined by labels", 1))
 
 
 def _as_they_are(parts: Sequence[Labelled]) -> LabelJoin:
@@ -163,6 +184,13 @@ def normalised(name: str) -> str:
 def _names_in_several(parts: Sequence[Labelled]) -> list[str]:
     times = Counter(name for part in parts for name in {normalised(name) for name in part.identities or ()})
     return sorted(name for name, count in times.items() if count > 1)
+
+
+def _num_shared(parts: Sequence[Labelled]) -> int:
+    """Return the number of labels in more than one directory, before they were numbered again."""
+    if any(part.says_numbers for part in parts):
+        return len(_names_in_several([part.by_number() for part in parts]))
+    return _shared_labels(parts)
 
 
 def _shared_labels(parts: Sequence[Labelled]) -> int:

@@ -1,6 +1,7 @@
 """Several directories as one label space: by names, by labels, or separate; ambiguous labels are refused."""
 
 import logging
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -11,15 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from rayface import config as configs
 from rayface.config import Config
 from rayface.curate.prune import core_set
 from rayface.data.check import check
+from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import open_dataset
 from rayface.data.label_join import LabelJoin, Labelled, join_labels
 from rayface.data.selection import select, write_selection
 from rayface.data.shards.tar import encode_member, end_of_archive
+from rayface.data.sources.listed_files import ListSource
+from rayface.data.sources.webdataset import WebDatasetSource
 from rayface.data.writer import write_dataset
 from rayface.embedding import embed
 from rayface.plan.planning import make_plan
@@ -76,24 +81,26 @@ def test_join_labels_with_names_joins_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "parts",
+    ("parts", "shared", "by_label"),
     [
-        (30, 50),
-        (["ann", "bob"], 3),
-        (["0", "1", "2"], ["0", "1"]),  # numbers that stand in the place of names, as of another program
-        (["ann", "bob"], ["00", "01", "02"]),
-        (["1", "10", "11", "2"], ["1", "10", "2"]),  # folders in their order, which is not that of the numbers
-        (["0000045", "0000099"], ["0000045", "0000102"]),
+        ((30, 50), 30, [None, None]),
+        ((["ann", "bob"], 3), 2, [None, None]),
+        # Numbers that stand in the place of names: the labels that images had at first.
+        ((["0", "1", "2"], ["0", "1"]), 2, [[0, 1, 2], [0, 1]]),
+        ((["ann", "bob"], ["00", "01", "02"]), 2, [[0, 1], [0, 1, 2]]),
+        ((["1", "10", "11", "2"], ["1", "10", "2"]), 3, [[0, 1, 2, 3], [0, 1, 3]]),  # folders, in their order
+        ((["0000045", "0000099"], ["45", "102"]), 1, [[0, 1], [0, 2]]),
+        ((["3", "1"], 3), 1, [[0, 1], [2, 1, 3]]),
     ],
 )
-def test_join_labels_of_ambiguous_labels_is_refused(parts: Any) -> None:
+def test_join_labels_of_ambiguous_labels_is_refused(parts: Any, shared: int, by_label: list[list[int] | None]) -> None:
     with pytest.raises(DataError, match=r"set data.join=labels if .* or data.join=separate if") as caught:
         joined(*parts)
     assert "\n" not in str(caught.value)
     sizes = [part if isinstance(part, int) else len(part) for part in parts]
-    as_they_are, apart = (joined(*parts, mode=mode) for mode in ("labels", "separate"))
-    assert (as_they_are.num_classes, maps(as_they_are)) == (max(sizes), [None, None])
-    assert f"{min(sizes)} labels with images in more than one" in str(as_they_are.text)
+    labels, apart = (joined(*parts, mode=mode) for mode in ("labels", "separate"))
+    assert (labels.mode, labels.num_classes, maps(labels)) == ("labels", sum(sizes) - shared, by_label)
+    assert re.match(rf"joined by labels: .*; {shared} (labels with images )?in more than one", str(labels.text))
     assert (apart.num_classes, maps(apart)) == (sum(sizes), [[*range(sizes[0])], [*range(sizes[0], sum(sizes))]])
 
 
@@ -105,6 +112,12 @@ def test_join_labels_of_numbers_by_name_is_offered_where_all_have_them() -> None
         joined(["ann", "7"], 2)
     assert ["data.join=names" in str(each.value) for each in (one, other)] == [True, False]
     assert joined(["ann", "7"], ["7", "8b"]).mode == "names"
+
+
+def test_join_labels_of_disjoint_numbers_keeps_them_apart() -> None:
+    """As of two parts of one label space, each of which was converted and numbered again."""
+    join = joined(["2", "7"], ["3", "8"])
+    assert (join.mode, join.identities, maps(join)) == ("labels", ("2", "7", "3", "8"), [[0, 1], [2, 3]])
 
 
 def test_join_labels_of_disjoint_labels_keeps_them() -> None:
@@ -252,3 +265,25 @@ def test_resume_with_another_join_is_refused(tmp_path: Path) -> None:
     check_data(RunDirectory(tmp_path), facts)
     with pytest.raises(ValueError, match="the run was started with"):
         check_data(RunDirectory(tmp_path), DataFacts.of(open_dataset([a, b], join="labels")))
+
+
+def test_join_labels_of_converted_lists_is_by_the_labels_of_the_lists(tmp_path: Path) -> None:
+    """Each was numbered again: 54 pairs of other people had one label."""
+    images = [(f"{number}.png", label) for number, label in enumerate((3, 7, 20, 41, 7, 9, 41, 50))]
+    for name, _ in images:
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    for name, rows in (("a", images[:4]), ("b", images[4:])):
+        lines = "".join(f"{path},{label}\n" for path, label in rows)
+        (tmp_path / f"{name}.csv").write_text(f"path,label\n{lines}")
+        convert(ListSource(tmp_path / f"{name}.csv"), tmp_path / name, ConvertSettings(layout="by_identity"))
+    joint = open_dataset([tmp_path / "a", tmp_path / "b"], join="labels")
+    assert joint.identities == ("3", "7", "20", "41", "9", "50")
+    assert [joint.identities[label] for label in joint.index.label] == ["3", "7", "20", "41", "7", "9", "41", "50"]
+    again = [WebDatasetSource(tmp_path / name) for name in "ab"]
+    written = convert(again, tmp_path / "both", ConvertSettings(join="labels", layout="by_identity"))
+    assert written.identities == ("3", "7", "9", "20", "41", "50")
+    lines = "0.png,0\n1.png,1\n2.png,1\n3.png,2\n"
+    (tmp_path / "c.csv").write_text(f"path,label\n{lines}")
+    assert convert(ListSource(tmp_path / "c.csv"), tmp_path / "c").identities is None
+    few = convert(ListSource(tmp_path / "c.csv"), tmp_path / "few", ConvertSettings(min_images=2))
+    assert few.identities == ("1",)

@@ -192,6 +192,10 @@ class _Labels:
         self.count = len(present)
         known = joined.identities
         self.identities = None if known is None else [known[label] for label in present.tolist()]
+        # Labels with gaps are numbered again; as names they tell who is the same person in another dataset.
+        first = self._own[0] if len(sources) == 1 else present if by_label else np.arange(0)
+        if known is None and isinstance(first, np.ndarray) and first[-1:].tolist() != [len(first) - 1]:
+            self.identities = [str(label) for label in first.tolist()]
 
     def of(self, source: int, column: pa.ChunkedArray) -> NDArray[np.int32]:
         """Return the labels of rows of a source's column `identity`."""
@@ -226,9 +230,11 @@ def _labelled(name: str, source: DatasetSource, own: dict[str, int] | NDArray[np
                 "the same person in all sources, or data.join=separate if no person is in two"
             )
         return Labelled(name=name, identities=list(own), num_classes=len(own), labels=numbers)
-    if by_label:
-        return Labelled(name=name, identities=None, num_classes=int(own.max(initial=0)) + 1, labels=own)
     names = source.identity_names(own.tolist()) if len(own) else None
+    if by_label:
+        if names and all(each.isdecimal() for each in names):  # the source's labels were numbered again
+            own = np.array([int(each) for each in names])
+        return Labelled(name=name, identities=None, num_classes=int(own.max(initial=0)) + 1, labels=own)
     return Labelled(name=name, identities=names, num_classes=len(own), labels=numbers)
 
 

@@ -34,10 +34,10 @@ def test_list_sources_with_names_numbers_them_in_order_of_appearance(tmp_path: P
     assert rows(work, found) == [("k0", 0), ("k1", 1), ("k2", 0), ("k3", 2), ("k4", 1)]
 
 
-def test_list_sources_with_labels_numbers_them_without_holes(tmp_path: Path) -> None:
+def test_list_sources_with_labels_numbers_them_without_holes_and_keeps_them_as_names(tmp_path: Path) -> None:
     work = work_folder(tmp_path)
     found = listed(work, InMemory([[("a", 900, b"x"), ("b", 5, b"x")], [("c", 900, b"x")]]))
-    assert (found.identities, found.num_labels) == (None, 2)
+    assert (found.identities, found.num_labels) == (["5", "900"], 2)
     assert rows(work, found) == [("a", 1), ("b", 0), ("c", 1)]
 
 

@@ -74,7 +74,7 @@ def test_parquet_with_bytes_takes_labels_and_names(tmp_path: Path, kind: pa.Data
     path = write(tmp_path / "x.parquet", {"jpg": pa.array(JPEG, kind), "identity": labels, "age": list(range(6))})
     dataset = convert(ParquetSource(path), tmp_path / "out")
     is_named = not pa.types.is_integer(labels.type)
-    wanted = [f"p{label}" if is_named else {0: 0, 2: 1, 5: 2}[label] for label in LABELS]
+    wanted = [f"p{label}" if is_named else str(label) for label in LABELS]
     assert samples(dataset) == {f"{row // 4:05d}-{row % 4:08d}": (wanted[row], JPEG[row]) for row in range(6)}
 
 

@@ -59,7 +59,7 @@ def test_rec_of_insightface_is_converted_without_its_tables_of_identities(tmp_pa
     dataset = convert(RecSource(src), tmp_path / "out")
     new = {0: 0, 3: 1, 7: 2}
     assert samples(dataset) == {key: (new[label], image) for key, (label, image) in WANTED.items()}
-    assert (dataset.faults, dataset.identities, dataset.about.image_size) == ((), None, (16, 16))
+    assert (dataset.faults, dataset.identities, dataset.about.image_size) == ((), ("0", "3", "7"), (16, 16))
     assert dataset.about.source == "rec faces"
 
 
@@ -164,7 +164,7 @@ def test_rec_names_of_identities_come_from_its_lst(tmp_path: Path) -> None:
     (src / "train.lst").write_text("".join(lines))
     assert convert(RecSource(src / "train.rec"), tmp_path / "out2").identities == ("p0", "p3", "p7")
     (src / "train.lst").write_text("1\tall/0.jpg\t0\n1\tall/1.jpg\t3\n")
-    assert convert(RecSource(src), tmp_path / "out3").identities is None
+    assert convert(RecSource(src), tmp_path / "out3").identities == ("0", "3", "7")
 
 
 def test_rec_without_records_or_files_is_refused_in_one_line(tmp_path: Path) -> None:
