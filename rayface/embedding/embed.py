@@ -25,9 +25,11 @@ from rayface.embedding.shard_embedder import (
     EmbedJob,
     ShardEmbedder,
     ShardPlace,
+    is_repaired,
     part_name,
     read_embedded,
     shard_places,
+    shard_work,
 )
 from rayface.job_folder import exclusive_job_folder
 from rayface.ray_tasks import map_unordered_by_actors, quiet_data
@@ -125,13 +127,17 @@ def _embedded(config: Config, work: _Work, done: Collection[int]) -> Iterator[Em
 
 
 def _finished(root: str, job: EmbedJob, dataset: Dataset) -> dict[int, EmbeddedShard]:
-    """Return the shards that are already embedded."""
+    """Return the shards that are already embedded, but for those whose corrupt images were repaired since."""
     names = set(list_names(root))
     there = [number for number in range(len(dataset.shards)) if part_name(number) in names]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return {
+        found = {
             shard.number: shard for shard in pool.map(lambda number: read_embedded(root, number, dataset, job), there)
         }
+    for work in shard_work(dataset, [number for number, shard in found.items() if shard.faults]):
+        if is_repaired(work, found[work.number].faults, job.image_size):
+            del found[work.number]
+    return found
 
 
 def _refuse_lost(root: str, numbers: Sequence[int]) -> None:

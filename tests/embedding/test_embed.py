@@ -2,15 +2,16 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rayface import config as configs
 from rayface.config import TrainConfig
+from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
 from rayface.embedding import embed as module
 from rayface.embedding.embed import embed
@@ -40,9 +41,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[st
 
     monkeypatch.setattr(module, "map_unordered_by_actors", here)
 
-    def job() -> dict[str, Any]:
+    def job(more: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
         paths = {"embed.model": tmp_path / "model", "embed.data": tmp_path / "faces", "embed.out": tmp_path / "emb"}
-        return embed(configs.with_overrides(QUIET, {key: str(path) for key, path in paths.items()})).manifest
+        return embed(configs.with_overrides(QUIET, {key: str(path) for key, path in paths.items()} | more)).manifest
 
     return job
 
@@ -98,6 +99,24 @@ def test_embed_again_of_finished_parts_starts_no_ray(
     again = job()
     assert again["parts_skipped"] == len(first["parts"])
     assert again["num_rows"] == first["num_rows"] == 20
+
+
+def test_embed_again_embeds_the_images_of_a_shard_that_was_repaired(
+    job: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    shard = open_dataset(tmp_path / "faces").shards[0]
+    whole, first = Path(shard.path).read_bytes(), int(open_dataset(tmp_path / "faces").index.offset[1])
+    Path(shard.path).write_bytes(whole[: first + 600] + bytes(100) + whole[first + 700 :])
+    with pytest.raises(ValueError, match=r"data.max_corrupt_fraction"):
+        job()
+    tolerant = {"data.max_corrupt_fraction": "0.5"}
+    first_run, second_run = job(tolerant), job(tolerant)
+    assert (first_run["num_rows"], second_run["num_rows"]) == (19, 19)
+    assert second_run["parts_skipped"] == len(second_run["parts"])
+    Path(shard.path).write_bytes(whole)
+    repaired = job()
+    assert (repaired["num_rows"], repaired["parts_skipped"]) == (20, len(repaired["parts"]) - 1)
+    assert repaired["faults"] == []
 
 
 def test_embed_on_an_empty_cluster_asks_for_nodes_and_then_uses_them(
