@@ -85,8 +85,11 @@ def convert(
     settings = settings or ConvertSettings()
     sources = [source] if isinstance(source, DatasetSource) else list(source)
     target = normalise(out)
-    for kind in dict.fromkeys(each.kind for each in sources):
-        refuse_repeated([each.root for each in sources if each.kind == kind], key.replace("out", "source"))
+    alike: dict[str, list[str]] = {}  # a folder may be read twice, for two splits of it
+    for each in sources:
+        alike.setdefault(f"{each.kind} {each.settings}", []).append(each.root)
+    for roots in alike.values():
+        refuse_repeated(roots, key.replace("out", "source"))
     if len({each.measures for each in sources}) > 1:
         raise ValueError(f"convert.kind: {', '.join(each.kind for each in sources)}: must have the same measures")
     if not is_local(target) and settings.shard_size > LARGEST_REMOTE:

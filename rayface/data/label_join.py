@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +42,12 @@ class Labelled:
         """Whether all identities are numbers: the labels that the images had before they were numbered again."""
         return bool(self.identities) and all(name.isdecimal() for name in self.identities or ())
 
-    def by_number(self) -> Labelled:
-        """Return the space with the labels that the images had at first, as names."""
+    def first_labels(self) -> tuple[Ints, NDArray[Any]]:
+        """Return labels of this space, and those that the images had at first; of labels with images, if unnamed."""
         if self.says_numbers:
-            return replace(self, identities=[str(int(name)) for name in self.identities or ()])
-        return replace(self, identities=[str(label) for label in range(self.num_classes)])
+            return np.arange(self.num_classes), np.array([int(name) for name in self.identities or ()])
+        own = np.arange(self.num_classes) if self.identities is not None else np.unique(self.labels)
+        return own, own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,8 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
     Names are compared in Unicode's composed form (NFC); labels with one name become one, also within a directory.
 
     Args:
-        mode: None: by names if all directories have them and not only numbers, else by labels if none is in two.
-            "labels" are those that images had at first: where identities are numbers, these.
+        mode: None: by names if all directories have them and at most one has only numbers, else by labels if none is
+            in two. "labels" are those that images had at first: where identities are numbers, these.
 
     Raises:
         DataError: it is ambiguous which labels are the same person, or a directory lacks the names that `mode` needs.
@@ -82,7 +83,7 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
     if len(parts) == 1:
         return _alone(parts[0])
     if mode is None:
-        mode = "names" if all(part.says_names for part in parts) else "labels"
+        mode = "names" if _have_names(parts) else "labels"
         if mode == "labels" and (shared := _num_shared(parts)):
             raise _ambiguous(parts, shared)
     if mode == "names":
@@ -92,6 +93,11 @@ def join_labels(parts: Sequence[Labelled], mode: Join | None) -> LabelJoin:
     if mode == "separate":
         return _apart(parts)
     return _by_numbers(parts) if any(part.says_numbers for part in parts) else _as_they_are(parts)
+
+
+def _have_names(parts: Sequence[Labelled]) -> bool:
+    """Return whether identities can be compared by name: numbers of one directory alone meet no others by chance."""
+    return all(part.identities for part in parts) and sum(part.says_numbers for part in parts) <= 1
 
 
 def _ambiguous(parts: Sequence[Labelled], shared: int) -> DataError:
@@ -130,27 +136,46 @@ def _by_names(parts: Sequence[Labelled]) -> LabelJoin:
 
 
 def _by_numbers(parts: Sequence[Labelled]) -> LabelJoin:
-    """Join by the labels that images had at first, where some were numbered again."""
-    joined = _by_names([part.by_number() for part in parts])
-    assert joined.text is not None
-    return replace(joined, mode="labels", text=joined.text.replace("joined by names", "joined by labels", 1))
+    """Join by the labels that images had at first, where some were numbered again; classes are in their order."""
+    labels = [part.first_labels() for part in parts]
+    joint = np.unique(np.concatenate([first for _, first in labels]))
+    maps: list[NDArray[np.int32]] = []
+    for part, (own, first) in zip(parts, labels, strict=True):
+        maps.append(np.full(part.num_classes, -1, np.int32))  # of labels without images
+        maps[-1][own] = np.searchsorted(joint, first)
+    names: dict[int, str] = {}
+    for part, new in sorted(
+        zip(parts, maps, strict=True), key=lambda each: each[0].says_numbers
+    ):  # names before numbers
+        for label, name in zip(new.tolist(), part.identities or (), strict=False):
+            names.setdefault(label, name)
+    identities = tuple(names.get(label, str(first)) for label, first in enumerate(joint.tolist()))
+    return LabelJoin(
+        mode="labels",
+        identities=identities if len(set(identities)) == len(identities) else None,
+        num_classes=len(joint),
+        maps=[None if np.array_equal(new, np.arange(len(new))) else new for new in maps],
+        text=_labels_text(parts, _num_shared(parts), len(joint)),
+    )
 
 
 def _as_they_are(parts: Sequence[Labelled]) -> LabelJoin:
     num_classes = max(part.num_classes for part in parts)
     most: Sequence[str] = max((part.identities or () for part in parts), key=len)
     agree = all(part.identities is None or list(most[: part.num_classes]) == list(part.identities) for part in parts)
-    shared = _shared_labels(parts)
-    text = (
-        f"joined by labels: {_counts(parts)}; {shared:,} labels with images in more than one, each treated as one "
-        f"person; {num_classes:,} classes"
-    )
     return LabelJoin(
         mode="labels",
         identities=tuple(most) if agree and len(most) == num_classes else None,
         num_classes=num_classes,
         maps=[None] * len(parts),
-        text=text,
+        text=_labels_text(parts, _shared_labels(parts), num_classes),
+    )
+
+
+def _labels_text(parts: Sequence[Labelled], shared: int, num_classes: int) -> str:
+    return (
+        f"joined by labels: {_counts(parts)}; {shared:,} labels with images in more than one, each treated as one "
+        f"person; {num_classes:,} classes"
     )
 
 
@@ -188,9 +213,10 @@ def _names_in_several(parts: Sequence[Labelled]) -> list[str]:
 
 def _num_shared(parts: Sequence[Labelled]) -> int:
     """Return the number of labels in more than one directory, before they were numbered again."""
-    if any(part.says_numbers for part in parts):
-        return len(_names_in_several([part.by_number() for part in parts]))
-    return _shared_labels(parts)
+    if not any(part.says_numbers for part in parts):
+        return _shared_labels(parts)
+    _, times = np.unique(np.concatenate([np.unique(part.first_labels()[1]) for part in parts]), return_counts=True)
+    return int(np.count_nonzero(times > 1))
 
 
 def _shared_labels(parts: Sequence[Labelled]) -> int:

@@ -62,7 +62,8 @@ def select(source: Dataset, rows: NDArray[np.int64], labels: Ints | None = None)
     left = np.flatnonzero(count(own, num_classes))  # np.unique would sort a copy
     if len(left) < source.num_classes_with_images:
         own = looked_up(_numbers(left, num_classes), own)
-        names = tuple(names[label] for label in left) if names else None
+        # Labels without names are numbered again: kept as names, they still say who is the same person elsewhere.
+        names = tuple(names[label] for label in left) if names else tuple(map(str, left.tolist()))
         num_classes = len(left)
     return Selection(source=source, rows=rows, labels=own, identities=names, num_classes=num_classes)
 

@@ -178,9 +178,10 @@ def _delete_earlier(root: str) -> None:
         return  # then the plots, if there are any, are not known to be ours
     for name in (RESULT, _REPORT, PAIR_SCORES):
         (out / name).unlink(missing_ok=True)
-    for name in sorted(path.name for path in (out / "plots").iterdir()):
+    plots = out / "plots"
+    for name in sorted(path.name for path in plots.iterdir()) if plots.is_dir() else ():
         if name.endswith(".png"):
-            (out / "plots" / name).unlink()
+            (plots / name).unlink()
 
 
 def _title(model: str) -> str:

@@ -22,6 +22,9 @@ class SerialParquetFile(pq.ParquetFile):
     def read_row_group(self, *args: Any, **options: Any) -> pa.Table:
         return super().read_row_group(*args, use_threads=False, **options)
 
+    def close(self, force: bool = False) -> None:
+        super().close(force=True)  # the stream, which was open before
+
     def read(self, *args: Any, **options: Any) -> pa.Table:
         return super().read(*args, use_threads=False, **options)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import functools
 import os
 from collections.abc import Sequence
@@ -175,12 +175,15 @@ def _local_entries(folder: str) -> tuple[list[FileInfo], list[str]] | None:
     files, folders = [], []
     with entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # it was deleted in between
+            try:
                 if entry.is_dir():
                     folders.append(entry.name)
                 elif entry.is_file():
                     about = entry.stat()
                     files.append(FileInfo(entry.name, about.st_size, about.st_mtime_ns))
+            except OSError as error:  # it was deleted in between, or is a link to itself
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    raise
     return sorted(files, key=lambda file: file.name), sorted(folders)
 
 

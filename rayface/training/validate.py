@@ -1,7 +1,7 @@
 """Checks of a run that need neither PyTorch nor Ray: settings, output and data."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayface import tracking
@@ -89,8 +89,13 @@ def data_text(dataset: Dataset) -> str:
 
 
 def _open_dataset(config: Config, resume: bool) -> Dataset:
+    data = config.data
+    if resume and data.join is None and config.train.output is not None:
+        # As it was started: an older rayface joined by names what is ambiguous, and refused, in a new run.
+        facts = RunDirectory(path_of(config.train.output).absolute()).read_data_facts() or {}
+        data = replace(data, join=facts.get("join"))
     try:
-        return open_configured("data.train", config.data.train, config.data)
+        return open_configured("data.train", data.train, data)
     except DataError as error:
         moved = "; if the data was moved, resume with its new path: data.train=DIR" if resume else ""
         raise DataError(f"{error}{moved}") from error

@@ -1,7 +1,6 @@
 """Several directories as one label space: by names, by labels, or separate; ambiguous labels are refused."""
 
 import logging
-import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -34,6 +33,7 @@ from rayface.training import trainer, validate
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_output import DataFacts, check_data, check_output
 
+SEPARATE = ConvertSettings(join="separate")
 ZOE, ZOE_DECOMPOSED = (unicodedata.normalize(form, "Zoé") for form in ("NFC", "NFD"))
 
 
@@ -86,21 +86,24 @@ def test_join_labels_with_names_joins_by_name() -> None:
         ((30, 50), 30, [None, None]),
         ((["ann", "bob"], 3), 2, [None, None]),
         # Numbers that stand in the place of names: the labels that images had at first.
-        ((["0", "1", "2"], ["0", "1"]), 2, [[0, 1, 2], [0, 1]]),
-        ((["ann", "bob"], ["00", "01", "02"]), 2, [[0, 1], [0, 1, 2]]),
-        ((["1", "10", "11", "2"], ["1", "10", "2"]), 3, [[0, 1, 2, 3], [0, 1, 3]]),  # folders, in their order
-        ((["0000045", "0000099"], ["45", "102"]), 1, [[0, 1], [0, 2]]),
-        ((["3", "1"], 3), 1, [[0, 1], [2, 1, 3]]),
+        ((["0", "1", "2"], ["0", "1"]), 2, [None, None]),
+        ((["1", "10", "11", "2"], ["1", "10", "2"]), 3, [[0, 2, 3, 1], [0, 2, 1]]),  # folders, in their order
+        ((["0000045", "0000099"], ["45", "102"]), 1, [None, [0, 2]]),
+        ((["3", "1"], 3), 1, [[3, 1], None]),
+        ((["20231234567890", "7"], 2), 0, [[3, 2], None]),
     ],
 )
 def test_join_labels_of_ambiguous_labels_is_refused(parts: Any, shared: int, by_label: list[list[int] | None]) -> None:
-    with pytest.raises(DataError, match=r"set data.join=labels if .* or data.join=separate if") as caught:
-        joined(*parts)
-    assert "\n" not in str(caught.value)
+    if shared:
+        with pytest.raises(DataError, match=r"set data.join=labels if .* or data.join=separate if") as caught:
+            joined(*parts)
+        assert "\n" not in str(caught.value)
+    else:
+        assert joined(*parts).mode == "labels"
     sizes = [part if isinstance(part, int) else len(part) for part in parts]
     labels, apart = (joined(*parts, mode=mode) for mode in ("labels", "separate"))
     assert (labels.mode, labels.num_classes, maps(labels)) == ("labels", sum(sizes) - shared, by_label)
-    assert re.match(rf"joined by labels: .*; {shared} (labels with images )?in more than one", str(labels.text))
+    assert f"{shared} labels with images in more than one" in str(labels.text)
     assert (apart.num_classes, maps(apart)) == (sum(sizes), [[*range(sizes[0])], [*range(sizes[0], sum(sizes))]])
 
 
@@ -117,7 +120,16 @@ def test_join_labels_of_numbers_by_name_is_offered_where_all_have_them() -> None
 def test_join_labels_of_disjoint_numbers_keeps_them_apart() -> None:
     """As of two parts of one label space, each of which was converted and numbered again."""
     join = joined(["2", "7"], ["3", "8"])
-    assert (join.mode, join.identities, maps(join)) == ("labels", ("2", "7", "3", "8"), [[0, 1], [2, 3]])
+    assert (join.mode, join.identities, maps(join)) == ("labels", ("2", "3", "7", "8"), [[0, 2], [1, 3]])
+
+
+def test_join_labels_of_numbers_with_names_keeps_both() -> None:
+    """As CASIA-WebFace and a folder of names: numbers of one directory alone meet no others by chance."""
+    join = joined(["0000045", "0000099"], ["alice", "bob"])
+    assert (join.mode, join.identities) == ("names", ("0000045", "0000099", "alice", "bob"))
+    by_label = joined(["7", "0"], ["alice", "bob"], mode="labels")
+    assert (by_label.identities, maps(by_label)) == (("alice", "bob", "7"), [[2, 0], None])
+    assert joined(["1", "0"], ["alice", "bob"], ["carl", "alice"], mode="labels").num_classes == 2
 
 
 def test_join_labels_of_disjoint_labels_keeps_them() -> None:
@@ -277,13 +289,33 @@ def test_join_labels_of_converted_lists_is_by_the_labels_of_the_lists(tmp_path: 
         (tmp_path / f"{name}.csv").write_text(f"path,label\n{lines}")
         convert(ListSource(tmp_path / f"{name}.csv"), tmp_path / name, ConvertSettings(layout="by_identity"))
     joint = open_dataset([tmp_path / "a", tmp_path / "b"], join="labels")
-    assert joint.identities == ("3", "7", "20", "41", "9", "50")
+    assert joint.identities == ("3", "7", "9", "20", "41", "50")
     assert [joint.identities[label] for label in joint.index.label] == ["3", "7", "20", "41", "7", "9", "41", "50"]
     again = [WebDatasetSource(tmp_path / name) for name in "ab"]
     written = convert(again, tmp_path / "both", ConvertSettings(join="labels", layout="by_identity"))
     assert written.identities == ("3", "7", "9", "20", "41", "50")
+    apart = convert([ListSource(tmp_path / f"{name}.csv") for name in "ab"], tmp_path / "c", SEPARATE)
+    assert (apart.num_classes, apart.identities) == (8, None)
+    left = [select(open_dataset(tmp_path / name), np.array([1, 2])) for name in "ab"]
+    assert [each.identities for each in left] == [("7", "20"), ("9", "41")]
     lines = "0.png,0\n1.png,1\n2.png,1\n3.png,2\n"
     (tmp_path / "c.csv").write_text(f"path,label\n{lines}")
-    assert convert(ListSource(tmp_path / "c.csv"), tmp_path / "c").identities is None
+    assert convert(ListSource(tmp_path / "c.csv"), tmp_path / "dense").identities is None
+    assert select(open_dataset(tmp_path / "dense"), np.array([3])).identities is not None
     few = convert(ListSource(tmp_path / "c.csv"), tmp_path / "few", ConvertSettings(min_images=2))
     assert few.identities == ("1",)
+
+
+def test_resume_of_a_run_that_joined_numbers_by_name_joins_them_so(
+    tmp_path: Path, messages: Callable[[], list[str]]
+) -> None:
+    """As an older rayface did by itself; a new run has to say so."""
+    a, b, output = named(tmp_path / "a", ["3", "5"]), named(tmp_path / "b", ["5", "9"]), tmp_path / "run"
+    overrides = {"data.train": [str(a), str(b)], "train.batch_size": 2, "train.output": str(output)}
+    config = configs.load("debug", overrides=overrides)
+    with pytest.raises(ValueError, match="only numbers for identity names"):
+        validate.open_run(config)
+    output.mkdir()
+    configs.dump(config, output / "config.yaml")
+    RunDirectory(output).write_data_facts(asdict(DataFacts.of(open_dataset([a, b], join="names"))))
+    assert validate.open_run(config, resume=True).dataset.identities == ("3", "5", "9")

@@ -193,8 +193,8 @@ class _Labels:
         known = joined.identities
         self.identities = None if known is None else [known[label] for label in present.tolist()]
         # Labels with gaps are numbered again; as names they tell who is the same person in another dataset.
-        first = self._own[0] if len(sources) == 1 else present if by_label else np.arange(0)
-        if known is None and isinstance(first, np.ndarray) and first[-1:].tolist() != [len(first) - 1]:
+        first = self._own[0] if len(sources) == 1 else present if by_label else None
+        if known is None and isinstance(first, np.ndarray) and len(first) and first[-1] != len(first) - 1:
             self.identities = [str(label) for label in first.tolist()]
 
     def of(self, source: int, column: pa.ChunkedArray) -> NDArray[np.int32]:
@@ -232,8 +232,9 @@ def _labelled(name: str, source: DatasetSource, own: dict[str, int] | NDArray[np
         return Labelled(name=name, identities=list(own), num_classes=len(own), labels=numbers)
     names = source.identity_names(own.tolist()) if len(own) else None
     if by_label:
-        if names and all(each.isdecimal() for each in names):  # the source's labels were numbered again
-            own = np.array([int(each) for each in names])
+        given = Labelled(name=name, identities=names, num_classes=len(own), labels=numbers)
+        if given.says_numbers:  # the source's labels were numbered again
+            return given
         return Labelled(name=name, identities=None, num_classes=int(own.max(initial=0)) + 1, labels=own)
     return Labelled(name=name, identities=names, num_classes=len(own), labels=numbers)
 

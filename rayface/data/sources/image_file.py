@@ -1,5 +1,6 @@
 """Read one image file of a folder."""
 
+import functools
 import os
 
 from rayface.data.decode import SNIFF_BYTES, image_format
@@ -30,8 +31,12 @@ def read_image_file(root: str, path: str) -> SourceImage | Fault:
 
 def _is_inside(root: str, path: str) -> bool:
     """Return whether a path is in a folder when all links are followed, those of its folders included."""
-    top = os.path.realpath(root)
-    return os.path.commonpath([os.path.realpath(path), top]) == top
+    top, folder = _real_folder(root), _real_folder(os.path.dirname(path))
+    real = os.path.realpath(path) if os.path.islink(path) else folder
+    return os.path.commonpath([real, top]) == top
+
+
+_real_folder = functools.lru_cache(maxsize=1024)(os.path.realpath)  # looks at each of its parents
 
 
 def has_image_suffix(path: str) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from rayface.storage import (
 )
 
 _COPY_BYTES = 4 << 20
+_UNPACKING = threading.Lock()  # threads of a process read one tar
 _TAR_SUFFIX = re.compile(r"\.tar(\.\w+)?$|\.t\w+$", re.IGNORECASE)
 
 
@@ -102,9 +104,10 @@ class WebDatasetSource(DatasetSource):
         if codec is None:
             return path
         copy = join(self._near, f"{part}.tar")
-        if not exists(copy):
-            make_folder(self._near)
-            _unpack(path, codec, copy)
+        with _UNPACKING:
+            if not exists(copy):
+                make_folder(self._near)
+                _unpack(path, codec, copy)
         return copy
 
 
