@@ -754,7 +754,10 @@ class KeyNotSetError(ValueError):
 
     def __init__(self, key: str, option: str | None = None) -> None:
         super().__init__(f"{key}{f' ({option})' if option else ''}: is not set: {descriptions()[key]}")
-        self.key = key
+        self.key, self.option = key, option
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, self.option)
 
 
 def require_keys(config: Config, *keys: str) -> None:

@@ -23,16 +23,18 @@ _SECRET = (
     r"|private[_-]?key|storage[_-]?key)[\w.%-]*|sig|key|auth|authorization|pass|pw|psw|jwt|bearer|sas|code"
 )
 _PARAMETER = re.compile(rf"([?&;#](?:{_SECRET})=)([^&\s]*)", re.IGNORECASE)
-# A variable in the text of an error or a command. Its end is found once: no long word is searched from each letter.
+# A variable in the text of an error or a command. Its end is found once, and a quoted value has an end, so that no long
+# word or line is searched from each letter.
+_LONGEST = 4096
 _VARIABLE = "[A-Z][A-Z0-9_]*+"
 _KIND = "PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|(?:API|ACCESS|ACCOUNT|PRIVATE|STORAGE)_KEY"
 _SET = rf"{_VARIABLE}['\"]?[ \t]*+[:=][ \t]*+"
 _ASSIGNED = re.compile(
     rf"""\b(?:(?=[A-Z0-9_]*?(?:{_KIND}))(?:"""
     # NAME='a value', {'NAME': 'a value'}, and 'NAME=a value' as shlex.join writes it, which writes a quote as '"'"'
-    rf"""((?<='){_VARIABLE}=|{_SET}')(?:[^'\\\n]|\\.|'"'"')++(?=')"""
-    rf"""|((?<="){_VARIABLE}=|{_SET}")(?:[^"\\\n]|\\.)++(?=")"""
-    rf"""|({_VARIABLE}(?:=| = )['"]?)[^\s'"]+)"""
+    rf"""((?<='){_VARIABLE}=|{_SET}')(?:[^'\\\n]|\\.|'"'"'){{1,{_LONGEST}}}+(?=')"""
+    rf"""|((?<="){_VARIABLE}=|{_SET}")(?:[^"\\\n]|\\.){{1,{_LONGEST}}}+(?=")"""
+    rf"""|({_VARIABLE}(?:=| = )(?:\\*['"])?)[^\s'"]+)"""
     r"""|(Authorization['"]?: *['"]?(?:Bearer|Basic) +)[^\s'"]+)"""  # a header of a request
 )
 _PLACE = re.compile(r".*_(FILE|PATH|DIR|FOLDER|HOME|URI|URL|MODE)|SSH_.*|(OLD)?PWD", re.IGNORECASE)  # no secrets

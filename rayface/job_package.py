@@ -89,14 +89,19 @@ def _files(arguments: Sequence[str], folder: Path) -> Iterator[tuple[str, Path]]
 
 
 def _modules(folder: Path, name: str) -> list[Path]:
-    """Return the files of a module or of the package that it is in; none if it is not in the folder."""
+    """Return the files of a module or of the package that it is in; none if it is not in the folder.
+
+    Of a folder that is no package, which may hold anything, the module alone.
+    """
     top = folder / name.partition(".")[0]
     if not top.name.isidentifier() or top.parent != folder:
         return []
-    module = top.with_name(f"{top.name}.py")
-    if module.is_file() and not (top / "__init__.py").is_file():
-        return [module]
-    return sorted(path for path in top.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    if not (top / "__init__.py").is_file():
+        module = folder / f"{name.replace('.', '/')}.py"
+        return [module] if module.is_file() else []
+    real = folder.resolve()
+    files = (path for path in top.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    return sorted(path for path in files if path.resolve().is_relative_to(real))
 
 
 def _is_hidden(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The config tree: what is refused, what is resolved, and that a resolved config reads back."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,9 @@ def test_descriptions_cover_every_config_key():
     described = config.descriptions()
     assert described.keys() == config.flat(Config()).keys()
     assert [key for key, text in described.items() if not text.endswith(".")] == []
+
+
+def test_error_of_a_key_that_is_not_set_survives_another_process():
+    error = config.KeyNotSetError("embed.out", "--out")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.key, copy.option) == (str(error), "embed.out", "--out")

@@ -67,6 +67,7 @@ def test_mask_of_a_uri_with_a_secret_hides_it(text, shown):
         ('{"AZURE_STORAGE_KEY" : "S"}', '{"AZURE_STORAGE_KEY" : "***"}'),
         ("AZURE_STORAGE_KEY: 'S'", "AZURE_STORAGE_KEY: '***'"),
         ("A=B_TOKEN=S", "A=B_TOKEN=***"),
+        (r"A_TOKEN=\'S\' in a repr", r"A_TOKEN=\'***' in a repr"),
     ],
 )
 def test_mask_of_text_with_a_secret_hides_it(text, shown):

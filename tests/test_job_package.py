@@ -88,8 +88,16 @@ def test_package_sends_the_whole_package_of_a_plugin(folder, plug, arguments):
     assert packed(folder, "train", *arguments).files == sent
     (folder / "plug.py").write_text("")
     assert packed(folder, "train", *arguments).files == sent  # which Python imports
+    (plug / "leads_out").symlink_to("/etc/hostname")
+    assert packed(folder, "train", *arguments).files == sent
+
+
+@pytest.mark.parametrize(("module", "sent"), [("plug", "plug.py"), ("plug.sub", "plug/sub.py"), ("plug.none", None)])
+def test_package_sends_one_module_of_a_folder_that_is_no_package(folder, plug, module, sent):
+    """It may hold keys and data."""
     (plug / "__init__.py").unlink()
-    assert packed(folder, "train", *arguments).files.keys() == {"plug.py"}
+    (folder / "plug.py").write_text("")
+    assert list(packed(folder, "train", "--import", module).files) == ([sent] if sent else [])
 
 
 @pytest.mark.parametrize("module", ["", "/", "..", ".", "json", "installed.module"])

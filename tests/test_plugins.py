@@ -141,14 +141,14 @@ def test_documented_selection_method_of_a_plugin_prunes_beside_baselines(tmp_pat
     keys = [
         "prune.method=mine",
         "prune.keep=0.1",
-        "prune.block_size=800",
+        "prune.block_size=800B",
         "prune.options.least=2",
         "prune.baselines=[face_nms]",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address}
 
     done = subprocess.run(
-        [*command, "--out", "core", *keys, "prune.block_size=800", "tracking.enabled=false"],
+        [*command, "--out", "core", *keys, "prune.block_size=800B", "tracking.enabled=false"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

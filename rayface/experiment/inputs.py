@@ -21,10 +21,10 @@ _HASHED_BYTES = 2**30  # larger files are fingerprinted by size and modification
 _CHUNK = 2**23
 
 # Fingerprints of folders that hold a file describing their content, by kind of input.
+_of_description = fingerprints.of_file(DESCRIPTION)  # an evaluation with write_card writes its figures into it
 _OWN: dict[str, Callable[[Path], str | None]] = {
     "embeddings": fingerprints.of_embeddings,
-    # Not the whole model.json: an evaluation with write_card writes its figures into it.
-    "model": fingerprints.of_fields(DESCRIPTION, "sha256"),
+    "model": lambda folder: fingerprints.of_fields(DESCRIPTION, "sha256")(folder) or _of_description(folder),
 }
 
 

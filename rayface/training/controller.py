@@ -11,8 +11,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from rayface.machine import keep_freed_memory, num_cpus
 from rayface.ray_internals.train import FixedScalingPolicy, TrainingFramework, get_address_and_port, torch_process_group
-
-_JOIN_SECONDS = 300  # ranks are all there by then; a node whose disk is slow needs a part of it to import PyTorch
+from rayface.training.timeouts import JOIN
 
 
 @dataclass
@@ -44,7 +43,7 @@ class ProcessGroupConfig(BackendConfig):
 
 
 class ProcessGroup(Backend):
-    """Joins the workers to one process group of PyTorch's; one call to each worker.
+    """Joins the workers to one process group of PyTorch's; two calls to each worker.
 
     They do not leave it: they are killed, and until then a thread may be writing a checkpoint with collectives.
     """
@@ -52,32 +51,37 @@ class ProcessGroup(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
-        address, port = worker_group.execute_single(0, get_address_and_port)
         ranks = range(len(worker_group))
-        calls = [
-            worker_group.execute_single_async(
-                rank, _join, rank, len(ranks), f"tcp://{_host(address)}:{port}", backend_config
-            )
-            for rank in ranks
-        ]
-        ray.get(calls)
+        ray.get([worker_group.execute_single_async(rank, _prepare, backend_config) for rank in ranks])
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        url = f"tcp://{_host(address)}:{port}"
+        ray.get(
+            [worker_group.execute_single_async(rank, _join, rank, len(ranks), url, backend_config) for rank in ranks]
+        )
 
 
 def _host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _join(rank: int, size: int, url: str, config: ProcessGroupConfig) -> None:
+def _prepare(config: ProcessGroupConfig) -> None:
+    """Import PyTorch, which takes a slow disk minutes, before the time for joining begins."""
     if config.backend == "gloo":  # read when PyTorch is imported; `use_cores` sets it where that is done already
         local_size = ray.train.get_context().get_local_world_size()
         os.environ["OMP_NUM_THREADS"] = str(max(1, num_cpus() // local_size))
         keep_freed_memory()
+    torch_process_group()
+
+
+def _join(rank: int, size: int, url: str, config: ProcessGroupConfig) -> None:
     internals = torch_process_group()
     internals._set_torch_distributed_env_vars()
-    joined_within = min(_JOIN_SECONDS, config.timeout_s)  # longer, a closed port would be a silent hang
+    joined_within = min(JOIN, config.timeout_s)
     try:
         internals._setup_torch_process_group(config.backend, rank, size, url, joined_within)
     except RuntimeError as error:
+        if "timed out" not in str(error).lower():
+            raise
         reason = " ".join(str(error).split())[:200]
         raise RuntimeError(
             f"rank {rank} of {size} cannot join the others at {url} within {joined_within} s: {reason}: open the ports "

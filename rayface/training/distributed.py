@@ -1,12 +1,15 @@
 """Rank and device of a worker, and the collectives that training needs."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from rayface.machine import num_cpus
+from rayface.training.timeouts import JOIN
 
 T = TypeVar("T")
 
@@ -25,6 +28,28 @@ def use_cores(world: World) -> None:
     """Divide the machine's cores among its CPU workers; Ray sets one thread per worker."""
     if world.device.type == "cpu":
         torch.set_num_threads(max(1, num_cpus() // world.local_size))
+
+
+def host_group(timeout: timedelta | None) -> dist.ProcessGroup:
+    """Return a gloo group of all ranks, with collectives of its own; every rank must call it.
+
+    Args:
+        timeout: of a collective; None: PyTorch's 30 minutes.
+
+    Raises:
+        RuntimeError: the ranks cannot reach each other by gloo; one line. Its ports and interface differ from NCCL's.
+    """
+    try:
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=JOIN))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RuntimeError(
+            f"rank {dist.get_rank()} cannot join the others by gloo within {JOIN} s: {reason}: open the ports between "
+            "the nodes, or name the network interface in GLOO_SOCKET_IFNAME"
+        ) from None
+    assert group is not None
+    _set_pg_timeout(timedelta(minutes=30) if timeout is None else timeout, group)
+    return group
 
 
 def average_buffers(module: torch.nn.Module, world: World) -> None:

@@ -19,9 +19,10 @@ from rayface.training.ray_trainer import Trainer
 from rayface.training.recovery.interrupt import TrainingInterruptedError, run_interruptibly
 from rayface.training.recovery.nccl_hangs import NcclHangs, reports_nccl_hangs
 from rayface.training.recovery.supervisor import Supervisor, cause_of
-from rayface.training.recovery.watchdog import collective_seconds, has_stepped
+from rayface.training.recovery.watchdog import has_stepped
 from rayface.training.resources import uses_gpu
 from rayface.training.run_directory import RunDirectory
+from rayface.training.timeouts import collective_seconds
 from rayface.training.validate import ValidRun
 from rayface.training.worker import WorkerJob, train_worker
 

@@ -27,11 +27,12 @@ from rayface.training.gradient_compression import forget_errors
 from rayface.training.meter import Meter
 from rayface.training.recovery.rollback import NotFiniteError, remembered, stopped
 from rayface.training.recovery.stop_requests import StopRequests
-from rayface.training.recovery.watchdog import Watchdog, collective_seconds
+from rayface.training.recovery.watchdog import Watchdog
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_log import RunLog
 from rayface.training.schedules import RunLength, build_schedule
 from rayface.training.system_metrics import SystemMetrics
+from rayface.training.timeouts import collective_seconds
 from rayface.training.train_step import TrainStep
 from rayface.training.trained import build_trained
 from rayface.training.validation import Evaluation

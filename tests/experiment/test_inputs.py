@@ -15,6 +15,7 @@ from rayface.experiment.inputs import fingerprint
 from rayface.experiment.record import Record
 from rayface.experiment.runner import _inputs, run
 from rayface.models.model_files import write_metrics
+from rayface.stages import fingerprints
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from tests.experiment.prepared import prepared_of
 from tests.small_model import save_small_model
@@ -236,3 +237,14 @@ def test_inputs_of_a_training_from_a_file_have_fingerprints(
     names = [f"data.train {data}", f"evaluate.pairs {pairs}", f"evaluate.data {data}"]
     assert all(marks[name] is not None for name in names)
     assert set(marks) == set(names)
+
+
+def test_fingerprint_of_a_model_is_of_its_weights_or_of_its_whole_description(tmp_path: Path) -> None:
+    def described(**content: Any) -> str:
+        (tmp_path / "model.json").write_text(json.dumps(content))
+        return fingerprint("evaluate.model", [str(tmp_path)])
+
+    assert described(sha256="a", metrics={}) == described(sha256="a", metrics={"accuracy": 0.9})
+    assert described(sha256="a") != described(sha256="b")
+    written_by_hand = described(backbone="r50")
+    assert written_by_hand == fingerprints.of_file("model.json")(tmp_path) != described(backbone="r18")

@@ -42,8 +42,9 @@ def test_process_group_of_two_workers_joins_each_at_rank_0s_address(monkeypatch:
     monkeypatch.setattr(controller.ray, "get", lambda calls, **options: waited.extend(calls))
     workers, config = Workers(2), ProcessGroupConfig(timeout_s=7, backend="gloo")
     ProcessGroup().on_start(workers, config)
-    assert workers.calls == [(rank, (rank, 2, "tcp://[2001:db8::1]:1234", config)) for rank in range(2)]
-    assert waited == [0, 1]
+    joined = [(rank, (rank, 2, "tcp://[2001:db8::1]:1234", config)) for rank in range(2)]
+    assert workers.calls == [(0, (config,)), (1, (config,)), *joined]
+    assert waited == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize(("timeout", "joined", "raised"), [(7, 7, []), (90_000, 300, [90_000])])
@@ -59,6 +60,16 @@ def test_join_gives_up_early_and_later_collectives_do_not(
     controller._join(1, 2, "tcp://10.0.0.1:1234", ProcessGroupConfig(timeout_s=timeout, backend="nccl"))
     assert joins == [("nccl", 1, 2, "tcp://10.0.0.1:1234", joined)]
     assert timeouts == raised
+
+
+def test_join_that_fails_for_another_reason_raises_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_nccl(*args: object) -> None:
+        raise RuntimeError("Distributed package doesn't have NCCL built in")
+
+    monkeypatch.setattr(ray.train.torch.config, "_setup_torch_process_group", without_nccl)
+    monkeypatch.setattr(ray.train.torch.config, "_set_torch_distributed_env_vars", lambda: None)
+    with pytest.raises(RuntimeError, match=r"^Distributed package doesn't have NCCL"):
+        controller._join(1, 2, "tcp://h:1", ProcessGroupConfig(timeout_s=90_000, backend="nccl"))
 
 
 def test_join_that_no_other_rank_answers_names_the_address_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

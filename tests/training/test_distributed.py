@@ -1,5 +1,7 @@
 """A worker's rank, and the collectives of training on one process and on two."""
 
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from rayface.training.distributed import (
     broadcast_flag,
     from_rank_0,
     gather_rows,
+    host_group,
     use_cores,
 )
 from tests.ranks import run_ranks
@@ -74,3 +77,23 @@ def collect(rank: int, folder: str) -> None:
 def test_collectives_of_two_workers_average_gather_and_broadcast(tmp_path: Path) -> None:
     run_ranks(collect, (str(tmp_path),), 2)
     assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1"}  # both came to the end
+
+
+def wait_in_a_host_group(rank: int, folder: str) -> None:
+    """Joined within a second, its collectives wait longer; a rank that does not join is found."""
+    distributed.JOIN = 1
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    group = host_group(timedelta(seconds=60))
+    if rank == 1:
+        time.sleep(1.5)
+    dist.barrier(group)
+    if rank == 0:
+        with pytest.raises(RuntimeError, match=r"^rank 0 cannot join the others by gloo within 1 s: .*GLOO"):
+            host_group(None)
+    dist.barrier(group)
+    Path(folder, f"rank{rank}").touch()
+
+
+def test_host_group_of_a_rank_that_does_not_join_is_given_up_early(tmp_path: Path) -> None:
+    run_ranks(wait_in_a_host_group, (str(tmp_path),), 2)
+    assert {path.name for path in tmp_path.glob("rank*")} == {"rank0", "rank1"}

@@ -11,8 +11,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from rayface import config as configs
 from rayface.training import fit as fits
 from rayface.training.recovery.interrupt import TrainingInterruptedError
-from rayface.training.recovery.watchdog import collective_seconds
 from rayface.training.run_directory import RunDirectory
+from rayface.training.timeouts import collective_seconds
 
 Session = Callable[[RunDirectory], None]
 

@@ -27,7 +27,7 @@ from rayface.training.checkpointing.mirror_store import (
 from rayface.training.checkpointing.mirrored_state import SENT_BYTES, Copies, MirroredState, view
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.snapshot import Snapshot, plain
-from rayface.training.distributed import World
+from rayface.training.distributed import World, host_group
 
 T = TypeVar("T")
 _ALIGNMENT = 64  # bytes
@@ -61,8 +61,7 @@ class Mirror:
     ) -> None:
         self._world, self._every, self._on_failure = world, every, on_failure
         self._stores = stores if every else None
-        grouped = self._stores is not None and world.size > 1
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if grouped else None
+        self._group = host_group(timeout) if self._stores is not None and world.size > 1 else None
         self._nodes = self._gather(self._stores.node) if self._stores is not None else []
         self._targets: list[Store] = []
         self._slot, self._is_first = 0, True

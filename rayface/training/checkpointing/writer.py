@@ -15,6 +15,7 @@ from rayface.training.checkpointing.checkpoint import State
 from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import Progress
 from rayface.training.checkpointing.snapshot import Snapshot, copied, plain
+from rayface.training.distributed import host_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class CheckpointWriter:
 
     def __init__(self, run: AnyPath, *, keep: int, timeout: timedelta | None = None) -> None:
         self._run, self._keep = run, keep
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
+        self._group = host_group(timeout) if dist.is_initialized() else None
         self._buffers: State = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

@@ -1,7 +1,6 @@
 """Per-worker watchdog: detects a stalled run, reports the slowest rank and terminates its own process."""
 
 import contextlib
-import math
 import os
 import struct
 import sys
@@ -20,15 +19,6 @@ _BEAT = struct.Struct("<qqqqd")
 # Ray Data starts, and reads and decodes a whole window before the first batch.
 _START_SECONDS = 1800.0
 _EXIT_CODE = 70
-
-
-def collective_seconds(hang_timeout: float) -> int:
-    """Return the timeout of a collective. With watchdogs, which detect hangs, it is long: ranks may wait for slow work.
-
-    Args:
-        hang_timeout: that of the watchdogs, seconds; 0: there are none.
-    """
-    return math.ceil(2 * hang_timeout) + 86_400 if hang_timeout else 1800
 
 
 class Watchdog:
