@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from rayface.alignment.aligned_source import AlignedSource
 from rayface.alignment.detector import Detector
@@ -25,6 +26,7 @@ def test_align_sources_with_a_detector_writes_faces_and_without_its_file_is_one_
         align_sources(config)
     (tmp_path / "net.onnx").write_bytes(b"net")
     monkeypatch.setattr(alignment, "YuNet", lambda path, min_score: knows_the_face)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # in threads: other processes have no such detector
     dataset = align_sources(config)
     assert (dataset.identities, dataset.about.image_size) == (("ann",), (64, 64))
 

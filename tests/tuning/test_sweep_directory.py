@@ -35,8 +35,8 @@ def test_new_sweep_in_the_directory_of_another_sweep_or_in_a_file_raises_one_lin
     assert new_sweep(file, ["data.train=faces", "sweep.output=out"], None)[2] == tmp_path / "out"
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / SPEC).touch()
-    for name in ("out", "try.yaml"):
-        with pytest.raises(ValueError, match=r"^sweep\.output: .*: resume it with --resume") as caught:
+    for name, words in (("out", "resume it with --resume"), ("try.yaml", "is a file: choose another directory")):
+        with pytest.raises(ValueError, match=rf"^sweep\.output: .*: .*{words}") as caught:
             new_sweep(file, ["data.train=faces", f"sweep.output={name}"], None)
         assert "\n" not in str(caught.value)
 
