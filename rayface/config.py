@@ -53,8 +53,8 @@ class DataConfig:
     """Dataset directory, or several that are trained on as one."""
     join: Fixed[Literal["names", "labels", "separate"] | None] = None
     """How several directories share labels: by identity name (names), by label (labels), or not at all (separate).
-    None: names if all directories have them (numbers are none), labels if no label is in two, else refused. Also for
-    the data of other verbs."""
+    None: names if all directories have them, at most one of them only numbers; labels if no label is in two; else
+    refused. Also for the data of other verbs."""
     weights: Fixed[Numbers] = ()
     """How often an epoch holds the images of each directory of train: [1, 0.3] all of the first and 30% of the second,
     others in every epoch; 2 each twice. Empty: all once."""
