@@ -44,10 +44,8 @@ class Labelled:
 
     def first_labels(self) -> tuple[Ints, NDArray[Any]]:
         """Return labels of this space, and those that the images had at first; of labels with images, if unnamed."""
-        if self.says_numbers:
-            return np.arange(self.num_classes), np.array([int(name) for name in self.identities or ()])
-        own = np.arange(self.num_classes) if self.identities is not None else np.unique(self.labels)
-        return own, own
+        own = np.unique(self.labels) if self.identities is None else np.arange(len(self.identities))
+        return own, np.array([int(name) for name in self.identities or ()]) if self.says_numbers else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +139,12 @@ def _by_numbers(parts: Sequence[Labelled]) -> LabelJoin:
     joint = np.unique(np.concatenate([first for _, first in labels]))
     maps: list[NDArray[np.int32]] = []
     for part, (own, first) in zip(parts, labels, strict=True):
-        maps.append(np.full(part.num_classes, -1, np.int32))  # of labels without images
+        size = max(part.num_classes, len(part.identities or ()))
+        maps.append(np.full(size, -1, np.int32))  # of labels without images
         maps[-1][own] = np.searchsorted(joint, first)
     names: dict[int, str] = {}
-    for part, new in sorted(
-        zip(parts, maps, strict=True), key=lambda each: each[0].says_numbers
-    ):  # names before numbers
+    names_first = sorted(zip(parts, maps, strict=True), key=lambda each: each[0].says_numbers)
+    for part, new in names_first:
         for label, name in zip(new.tolist(), part.identities or (), strict=False):
             names.setdefault(label, name)
     identities = tuple(names.get(label, str(first)) for label, first in enumerate(joint.tolist()))

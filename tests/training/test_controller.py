@@ -62,23 +62,25 @@ def test_join_gives_up_early_and_later_collectives_do_not(
     assert timeouts == raised
 
 
-def test_join_that_fails_for_another_reason_raises_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_nccl(*args: object) -> None:
-        raise RuntimeError("Distributed package doesn't have NCCL built in")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            "the client socket has timed out\nafter 300000ms",
+            r"^rank 1 of 2 cannot join .* tcp://h:1 within 300 s: .*: open the ports",
+        ),
+        ("Distributed package doesn't have NCCL built in", r"^Distributed package doesn't have NCCL"),
+    ],
+)
+def test_join_that_times_out_names_address_and_remedy_and_another_error_is_raised_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, error: str, words: str
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError(error)
 
-    monkeypatch.setattr(ray.train.torch.config, "_setup_torch_process_group", without_nccl)
+    monkeypatch.setattr(ray.train.torch.config, "_setup_torch_process_group", fail)
     monkeypatch.setattr(ray.train.torch.config, "_set_torch_distributed_env_vars", lambda: None)
-    with pytest.raises(RuntimeError, match=r"^Distributed package doesn't have NCCL"):
-        controller._join(1, 2, "tcp://h:1", ProcessGroupConfig(timeout_s=90_000, backend="nccl"))
-
-
-def test_join_that_no_other_rank_answers_names_the_address_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def closed(*args: object) -> None:
-        raise RuntimeError("the client socket has timed out\nafter 300000ms")
-
-    monkeypatch.setattr(ray.train.torch.config, "_setup_torch_process_group", closed)
-    monkeypatch.setattr(ray.train.torch.config, "_set_torch_distributed_env_vars", lambda: None)
-    with pytest.raises(RuntimeError, match=r"^rank 1 of 2 cannot join .* tcp://h:1 within 300 s: .*: open the ports"):
+    with pytest.raises(RuntimeError, match=words):
         controller._join(1, 2, "tcp://h:1", ProcessGroupConfig(timeout_s=90_000, backend="nccl"))
 
 
