@@ -9,7 +9,8 @@ after every accepted batch; a batch whose response was lost is sent again with t
 metrics that are equal in key, step, timestamp and value. Params, tags and artifacts are idempotent by key and path.
 
 Each destination has a reader of its own, a thread with its own position: MLflow (`Delivery`), TensorBoard and Weights &
-Biases. Only this package imports their libraries, and only inside the threads, because the imports take seconds.
+Biases. Only this package imports their libraries, and only inside the threads, because the imports take seconds; the
+fork server of a node imports MLflow for all drivers.
 """
 
 from rayface.tracking.delivery import Delivery, deliver, require_packages, start
