@@ -18,7 +18,7 @@ from rayface.data.dataset import Shard
 from rayface.data.directory import refuse_unfinished
 from rayface.data.directory_scan import count_faults, scan_jobs, unlisted_faults
 from rayface.data.label_join import normalised
-from rayface.data.listing import DATASET_FOLDER, faults_not_read, refuse_not_read, shard_files, tars_not_read
+from rayface.data.listing import DATASET_FOLDER, faults_not_read, named_shards, refuse_not_read, tars_not_read
 from rayface.data.manifest import (
     IDENTITIES,
     INDEX,
@@ -41,7 +41,7 @@ from rayface.data.shards.scan import (
     with_prefix,
     with_unique_keys,
 )
-from rayface.storage import DataError, FileInfo, join, list_entries, normalise, require_utf8, split, write_bytes
+from rayface.storage import DataError, FileInfo, join, list_entries, normalise, split, write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,7 @@ def check(path: str | Path, *, deep: bool = False, write_manifest: bool = False)
     files, folders = list_entries(root, DATASET_FOLDER)
     names = {file.name for file in files}
     manifest = _manifest_to_check(root, names)
-    shards = shard_files(files)
-    for path in [root, *(join(root, file.name) for file in shards)]:
-        require_utf8(path)
+    shards = named_shards(root, files)
     not_read = tars_not_read(root, files, folders, dataset_marker=MANIFEST if shards else None)
     refuse_not_read(root, [] if shards else not_read, has_shards=bool(shards))
     ordered = _in_manifest_order(shards, manifest)

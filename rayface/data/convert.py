@@ -85,13 +85,7 @@ def convert(
     settings = settings or ConvertSettings()
     sources = [source] if isinstance(source, DatasetSource) else list(source)
     target = normalise(out)
-    alike: dict[str, list[str]] = {}  # a folder may be read twice, for two splits of it
-    for each in sources:
-        alike.setdefault(f"{each.kind} {each.settings}", []).append(each.root)
-    for roots in alike.values():
-        refuse_repeated(roots, key.replace("out", "source"))
-    if len({each.measures for each in sources}) > 1:
-        raise ValueError(f"convert.kind: {', '.join(each.kind for each in sources)}: must have the same measures")
+    _check_sources(sources, key.replace("out", "source"))
     if not is_local(target) and settings.shard_size > LARGEST_REMOTE:
         raise ValueError(
             f"shard_size {settings.shard_size}: must be at most {LARGEST_REMOTE} (5 GiB) on an object store"
@@ -110,6 +104,17 @@ def convert(
         delete(join(target, UNFINISHED))
         delete(join(target, JOB))
         return dataclasses.replace(open_dataset(target, max_corrupt_fraction=0), faults=tuple(faults.faults()))
+
+
+def _check_sources(sources: Sequence[DatasetSource], key: str) -> None:
+    """Refuse one source given twice, and sources of different measures."""
+    alike: dict[str, list[str]] = {}  # a folder may be read twice, for two splits of it
+    for each in sources:
+        alike.setdefault(f"{each.kind} {each.settings}", []).append(each.root)
+    for roots in alike.values():
+        refuse_repeated(roots, key)
+    if len({each.measures for each in sources}) > 1:
+        raise ValueError(f"convert.kind: {', '.join(each.kind for each in sources)}: must have the same measures")
 
 
 @contextlib.contextmanager

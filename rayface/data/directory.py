@@ -23,8 +23,8 @@ from rayface.data.listing import (
     DATASET_FOLDER,
     faults_not_read,
     is_compressed,
+    named_shards,
     refuse_not_read,
-    shard_files,
     tars_not_read,
 )
 from rayface.data.manifest import (
@@ -47,7 +47,7 @@ from rayface.data.shards.scan import (
     parallel_map,
 )
 from rayface.data.shards.sequential import scan_shard
-from rayface.storage import DataError, FileInfo, join, list_entries, list_files, require_utf8, split
+from rayface.storage import DataError, FileInfo, join, list_entries, list_files, split
 
 _NAMED_LABELS = 1000  # maximum number of labels out of range that are named one by one
 
@@ -75,13 +75,10 @@ class Part:
 
 def load_part(root: str) -> Part:
     """Read one dataset directory; DataError if it is none."""
-    require_utf8(root)
     files, folders = list_entries(root, DATASET_FOLDER)
     names = {file.name for file in files}
     refuse_unfinished(root, names)
-    shards = shard_files(files)
-    for file in shards:
-        require_utf8(join(root, file.name))
+    shards = named_shards(root, files)
     manifest = read_manifest(root) if MANIFEST in names else None
     if manifest and manifest.selection:
         if INDEX not in names:  # without it, all samples of the shards would be read

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from rayface.data.shards.samples import NOT_A_TAR, Fault
-from rayface.storage import DataError, FileInfo, is_local, join, list_entries
+from rayface.storage import DataError, FileInfo, is_local, join, list_entries, require_utf8
 
 # What list_entries says that there is no such of.
 DATASET_FOLDER = "dataset folder: `rayface convert` makes one of your images, `rayface synth` of drawn ones"
@@ -46,6 +46,14 @@ def codec_of(name: str) -> str | None:
 def shard_files(files: Sequence[FileInfo]) -> list[FileInfo]:
     """Return the tar files of a folder, without leftovers of an interrupted writer."""
     return [file for file in files if _is_tar(file.name)]
+
+
+def named_shards(root: str, files: Sequence[FileInfo]) -> list[FileInfo]:
+    """Return the shards of a dataset directory; DataError for a path that is not UTF-8, which no manifest can hold."""
+    shards = shard_files(files)
+    for path in (root, *(join(root, file.name) for file in shards)):
+        require_utf8(path)
+    return shards
 
 
 def _is_tar(name: str) -> bool:

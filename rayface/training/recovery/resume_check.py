@@ -41,18 +41,7 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
         configs.flat(configs.from_dict(dict(progress.config or {})), configs.TRAINING),
         configs.flat(config, configs.TRAINING),
     )
-    if progress.plan != json.loads(json.dumps(vars(sample_order))):
-        raise ValueError(
-            "train.output: the run draws its samples in another order than this version of rayface (layout "
-            f"by_identity, chunks of {progress.plan.get('chunk_images')} images): finish it with the version that "
-            "started it, or start a new run"
-        )
-    total_steps = max(1, round(config.train.epochs * sample_order.steps_per_epoch))
-    if progress.step > total_steps:
-        raise ValueError(
-            f"train.epochs: {config.train.epochs:g}: ends at step {total_steps}, the run is at step {progress.step}: "
-            f"must be at least {progress.step / sample_order.steps_per_epoch:.4g}"
-        )
+    _check_steps(progress, config.train.epochs, sample_order)
     sizes = checkpoint.saved_sizes(newest)
     with shapes_only():
         backbone = build_config_backbone(config)
@@ -75,6 +64,22 @@ def check_resumable(run: RunDirectory, config: Config, sample_order: SampleOrder
     optimizer = build_optimizer(config.optim.name, parameter, lr=1.0, momentum=0.0, weight_decay=0.0)
     schedule = build_schedule(config.schedule, optimizer, RunLength(total_steps=1, steps_per_epoch=1))
     schedule.load_state_dict(dict(progress.schedule))
+
+
+def _check_steps(progress: Progress, epochs: float, sample_order: SampleOrder) -> None:
+    """Refuse another order of the samples, and an end before the step of the checkpoint."""
+    if progress.plan != json.loads(json.dumps(vars(sample_order))):
+        raise ValueError(
+            "train.output: the run draws its samples in another order than this version of rayface (layout "
+            f"by_identity, chunks of {progress.plan.get('chunk_images')} images): finish it with the version that "
+            "started it, or start a new run"
+        )
+    total_steps = max(1, round(epochs * sample_order.steps_per_epoch))
+    if progress.step > total_steps:
+        raise ValueError(
+            f"train.epochs: {epochs:g}: ends at step {total_steps}, the run is at step {progress.step}: "
+            f"must be at least {progress.step / sample_order.steps_per_epoch:.4g}"
+        )
 
 
 class _Changes:
