@@ -247,7 +247,6 @@ def open_dataset(
     joined = join_parts(parts, join)
     if joined.text:
         logger.info("%s", joined.text)
-    digest = joint_digest(parts, joined)
     return Dataset(
         roots=tuple(roots),
         about=join_descriptions(parts),
@@ -256,7 +255,7 @@ def open_dataset(
         index=join_indices(parts, joined.maps),
         identities=joined.identities,
         faults=tuple(faults),
-        digest=digest,
+        digest=joint_digest(parts, joined),
         join=joined.mode,
         join_text=joined.text,
         key_files=tuple(
@@ -291,12 +290,6 @@ def _shards(part: Part) -> list[Shard]:
     # Of a selection: with the credentials of its source, which workers cannot know otherwise.
     paths = [recall(join(part.root, entry.path)) for entry in part.manifest.shards]
     return [
-        Shard(
-            path=path,
-            num_images=count,
-            num_bytes=entry.num_bytes,
-            sha256=entry.sha256,
-            key_prefix=entry.key_prefix,
-        )
+        Shard(path=path, num_images=count, num_bytes=entry.num_bytes, sha256=entry.sha256, key_prefix=entry.key_prefix)
         for entry, path, count in zip(part.manifest.shards, paths, counts, strict=True)
     ]
