@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, cast
 
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from rayface.models.checkpoint_metadata import MetadataReader
 from rayface.models.digests import Digests
 from rayface.storage import AnyPath, RemotePath, Source, locate, rename, retried, windowed
 
@@ -54,7 +55,7 @@ class StoreWriter(FileSystemWriter):
         return StorageMeta()
 
 
-class StoreReader(FileSystemReader):
+class StoreReader(MetadataReader):
     """Read tensors of a checkpoint by ranges; small tensors that lie together by one request."""
 
     def __init__(self, folder: RemotePath) -> None:
@@ -67,9 +68,9 @@ class StoreReader(FileSystemReader):
         return io.BytesIO(file.fetch(sinfo.offset, sinfo.length))
 
 
-def reader_of(folder: AnyPath) -> FileSystemReader:
+def reader_of(folder: AnyPath) -> MetadataReader:
     """Return the reader of a checkpoint on a disk or in an object store."""
-    return StoreReader(folder) if isinstance(folder, RemotePath) else FileSystemReader(folder)
+    return StoreReader(folder) if isinstance(folder, RemotePath) else MetadataReader(folder)
 
 
 class _StoreFiles(FileSystemBase):

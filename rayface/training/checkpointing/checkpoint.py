@@ -123,7 +123,9 @@ def load(folder: AnyPath, state: State) -> Progress:
 
     from rayface.models.store_files import reader_of
 
-    dcp.load(dict(state), storage_reader=reader_of(folder), no_dist=not dist.is_initialized())
+    reader = reader_of(folder)
+    reader.read_metadata()  # of an error here PyTorch would say another one, with tracebacks
+    dcp.load(dict(state), storage_reader=reader, no_dist=not dist.is_initialized())
     return Progress.read(folder)
 
 
