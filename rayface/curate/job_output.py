@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayface.curate.work_files import WorkPath
+from rayface.files import remove_folder
 from rayface.job_folder import exclusive_job_folder
 from rayface.storage import AnyPath, DataError, RemotePath, is_local, join, path_of, split, upload
 from rayface.tracking.spool import JOURNAL, READER_FOLDERS, spool
@@ -56,6 +57,14 @@ class JobOutput:
                 upload(self.folder / name, join(self.root, name))
             _clear(self.folder)
         self.work.delete()
+
+    def abandon(self, job_file: str) -> None:
+        """Delete work files, journals and `job_file`, so that another job may use the folder; after the tracking."""
+        self.work.delete()
+        for name in _KEPT:
+            remove_folder(self.folder / name)
+            remove_folder(self.path / name)
+        (self.path / job_file).unlink(missing_ok=True)
 
     def _results(self) -> list[str]:
         files = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]

@@ -41,6 +41,17 @@ def test_job_output_on_a_disk_is_the_folder_itself(tmp_path: Path) -> None:
     assert names == {".job.json", ".lock", "core_set.parquet", "plots", "plots/a.png", "prune.json"}
 
 
+def test_job_output_abandoned_is_free_for_another_job(object_store: Any, tmp_path: Path) -> None:
+    for root in (str(tmp_path / "out"), object_store.uri("core")):
+        with job_output(root, JOB, ".job.json", key="prune.out") as output:
+            with (output.work / "runs" / "0").writing() as stream:
+                stream.write(b"run")
+            (output.folder / "journal").mkdir()
+            (output.folder / "journal" / "driver.jsonl").write_text("{}\n")
+            output.abandon(".job.json")
+        assert not run(root, job={"method": "herding"})
+
+
 def test_job_output_in_a_store_resumes_on_another_node_and_has_the_results_after_the_end_only(
     object_store: Any, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,11 @@ Every step writes files, from which an interrupted job resumes.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from rayface.config import CleanConfig, Config, require_keys
@@ -16,6 +18,7 @@ from rayface.curate.core_set_file import write_rows
 from rayface.curate.job_output import JobOutput, job_output
 from rayface.curate.partitions import partition_by_identity
 from rayface.curate.prune.comparison import Comparison, compare
+from rayface.curate.prune.keep_ratio import UnreachableKeepError
 from rayface.curate.prune.methods import baseline_settings, build_method
 from rayface.curate.prune.pruned_dataset import check_copied, check_data, write_pruned
 from rayface.curate.prune.report import curation_report
@@ -99,7 +102,7 @@ def prune(config: Config) -> PruneResult:
             return found
         (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
         cluster = config.cluster
-        with tracked_job(output.folder, config.tracking, inputs.job) as tracked:
+        with _abandoned_if_unreachable(output), tracked_job(output.folder, config.tracking, inputs.job) as tracked:
             session = ray_session(cluster.address, debug=cluster.debug, prometheus=config.tracking.prometheus)
             with session, quiet_data(cluster.debug):
                 core_set, dataset = _selected(config, inputs, output)
@@ -113,6 +116,17 @@ def prune(config: Config) -> PruneResult:
             for name in (RESULT, REPORT):
                 tracked.journal.artifact(output.path / name)
     return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=output.path)
+
+
+@contextlib.contextmanager
+def _abandoned_if_unreachable(output: JobOutput) -> Iterator[None]:
+    """Empty the output folder if no threshold keeps the share: this job can never finish, one of another share can."""
+    try:
+        yield
+    except UnreachableKeepError:
+        (output.folder / CORE_SET).unlink(missing_ok=True)  # if it was the share of a baseline
+        output.abandon(_JOB)
+        raise
 
 
 def _opened(config: Config) -> _Inputs:

@@ -14,6 +14,10 @@ _HALVINGS = 24
 _CORRECTIONS = 2
 
 
+class UnreachableKeepError(ValueError):
+    """No threshold keeps the share that is wanted; one line."""
+
+
 def threshold_for_keep(
     embeddings: ArrayLike,
     offsets: ArrayLike,
@@ -30,13 +34,14 @@ def threshold_for_keep(
     Args:
         embeddings, offsets, min_images, block_bytes: see `suppress_many`.
         keep: share of the images, in (0, 1].
-        tolerance: largest difference from that share.
+        tolerance: largest difference from that share; at least half an image.
         sample_images: approximate number of images, of random identities, on which the threshold is searched; they are
             copied. Identities with more than a tenth of that are excluded; if there are no others, all images are used.
         seed: seed of the sample.
 
     Raises:
-        ValueError: wrong input; no threshold keeps the share within the tolerance.
+        ValueError: wrong input.
+        UnreachableKeepError: no threshold keeps the share within the tolerance.
     """
     values = check_embeddings(embeddings)
     bounds = check_offsets(offsets, len(values))
@@ -54,38 +59,48 @@ def threshold_for_keep(
         keep,
         lambda threshold: share(sample, sample_bounds, threshold),
         lambda threshold: share(values, bounds, threshold),
+        num_images=len(values),
         tolerance=tolerance,
     )
 
 
 def search_threshold(
-    keep: float, of_sample: Callable[[float], float], of_all: Callable[[float], float], *, tolerance: float = 0.005
+    keep: float,
+    of_sample: Callable[[float], float],
+    of_all: Callable[[float], float],
+    *,
+    num_images: int,
+    tolerance: float = 0.005,
+    threshold_at: Callable[[float], float] = float,
 ) -> tuple[float, float]:
-    """Return a threshold and the share of all images kept at it, within tolerance of keep.
+    """Return a position and the share of all images kept at it, within tolerance of keep, or half an image.
 
     Bisects on the sample and verifies on all images; their difference corrects the share to search on the sample. If
     that does not converge, bisects on all images.
 
     Args:
-        of_sample, of_all: share kept at a threshold, rising with it.
+        of_sample, of_all: share kept at a position from -1 to 1, rising with it.
+        num_images: number of all images.
+        threshold_at: threshold at a position, for messages.
 
     Raises:
-        ValueError: no threshold keeps this share.
+        UnreachableKeepError: no threshold keeps this share.
     """
+    tolerance = max(tolerance, 0.5 / max(num_images, 1) + 1e-9)  # shares are multiples of 1 / num_images
     wanted = keep
     for _ in range(_CORRECTIONS):
-        threshold, _share = _bisect(of_sample, wanted, tolerance / 10)
-        share = of_all(threshold)
+        position, _share = _bisect(of_sample, wanted, tolerance / 10)
+        share = of_all(position)
         if abs(share - keep) <= tolerance:
-            return threshold, share
+            return position, share
         wanted += keep - share
-    threshold, share = _bisect(of_all, keep, tolerance)
+    position, share = _bisect(of_all, keep, tolerance)
     if abs(share - keep) > tolerance:
-        raise ValueError(
-            f"keep {keep}: no threshold keeps this share within {tolerance}, the nearest, {threshold:.6g}, keeps"
-            f" {share:.4f}; ask for that, or change min_images or remove duplicates first"
+        raise UnreachableKeepError(
+            f"keep {keep}: no threshold keeps this share within {tolerance:.3g}, threshold {threshold_at(position):.6g}"
+            f" keeps {share:.4f}: ask for that share, or change min_images or remove duplicates first"
         )
-    return threshold, share
+    return position, share
 
 
 def _bisect(share_of: Callable[[float], float], wanted: float, tolerance: float) -> tuple[float, float]:

@@ -47,12 +47,12 @@ class Selector:
         self._numbered = list(enumerate(partitions.partitions))
 
     def fit(self, method: Method, keep: float | None) -> Method:
-        """Return the method that keeps a share of all images; a threshold is searched to within 0.5 points.
+        """Return the method that keeps a share of all images; a threshold is searched to 0.5 points, or half an image.
 
         Bisects on a sample of the identities and verifies on all.
 
         Raises:
-            ValueError: no threshold keeps this share.
+            UnreachableKeepError: no threshold keeps this share.
         """
         if keep is None or not isinstance(method, ThresholdMethod):
             return method
@@ -66,7 +66,13 @@ class Selector:
         def of_all(position: float) -> float:
             return self.decide(method.at(position)) / self.stats.partitions.num_rows
 
-        position, _ = search_threshold(keep, of_sample if sample else of_all, of_all)
+        position, _ = search_threshold(
+            keep,
+            of_sample if sample else of_all,
+            of_all,
+            num_images=self.stats.partitions.num_rows,
+            threshold_at=lambda position: method.at(position).threshold,
+        )
         return method.at(position)
 
     def decide(self, method: Method) -> int:

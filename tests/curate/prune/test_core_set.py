@@ -13,6 +13,7 @@ import pytest
 from rayface import config as configs
 from rayface.curate.prune import core_set as module
 from rayface.curate.prune.core_set import prune
+from rayface.curate.prune.keep_ratio import UnreachableKeepError
 from rayface.curate.prune.result import PruneResult
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -63,6 +64,25 @@ def test_prune_run_again_returns_the_result_without_a_task(
     second = job(threshold=0.7)
     assert second.counts == first.counts
     assert not (tmp_path / "core" / ".work").exists()
+
+
+def test_prune_for_a_share_that_no_threshold_keeps_leaves_the_folder_to_another(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer images than identities; or a baseline cannot keep the share of the core set that was selected."""
+
+    def unreachable(*args: Any) -> None:
+        raise UnreachableKeepError("keep 0.5: no threshold")
+
+    (tmp_path / "core" / "proxy").mkdir(parents=True)
+    with pytest.raises(UnreachableKeepError, match=r"^keep 0\.01: no threshold .* keeps 0\.1250: ask for that share"):
+        job(keep=0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "compare", unreachable)
+        with pytest.raises(UnreachableKeepError):
+            job(keep=0.5)
+    assert {path.name for path in (tmp_path / "core").iterdir()} == {".lock", "proxy"}
+    assert job(keep=0.125).counts.faces_out == 20
 
 
 def test_prune_interrupted_while_it_selects_resumes_and_ends_with_the_same_core_set(

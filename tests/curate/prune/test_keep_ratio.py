@@ -49,17 +49,28 @@ def test_search_threshold_on_a_biased_sample_corrects_it() -> None:
         looks.append(threshold)
         return (threshold + 1) / 2
 
-    threshold, share = search_threshold(0.6, lambda t: min(1.0, (t + 1) / 2 + 0.1), of_all)
+    threshold, share = search_threshold(0.6, lambda t: min(1.0, (t + 1) / 2 + 0.1), of_all, num_images=1000)
     assert abs(share - 0.6) <= 0.005
     assert threshold == pytest.approx(0.2, abs=0.02)
     assert len(looks) == 2
-    assert abs(search_threshold(0.6, lambda t: 0.3, of_all)[1] - 0.6) <= 0.005
+    assert abs(search_threshold(0.6, lambda t: 0.3, of_all, num_images=1000)[1] - 0.6) <= 0.005
+
+
+@pytest.mark.parametrize(("num_images", "keep", "kept"), [(23, 0.6, 14), (23, 0.61, 14), (7, 0.5, 4), (2, 0.75, 2)])
+def test_threshold_for_keep_of_few_images_keeps_the_nearest_number(
+    drawn: Any, num_images: int, keep: float, kept: int
+) -> None:
+    """No share of few images is within half a point; 3.5 of 7 images may be 3 or 4."""
+    embeddings, offsets = drawn([num_images], size=16)
+    threshold, share = threshold_for_keep(embeddings, offsets, keep)
+    assert abs(num_images * share - kept) < 1e-9 or (num_images * keep % 1 == 0.5 and num_images * share == kept - 1)
+    assert suppress_many(embeddings, offsets, threshold).kept.mean() == share
 
 
 def test_threshold_for_keep_of_an_unreachable_share_raises_one_line(drawn: Any) -> None:
     """Fewer images than identities, or copies, of which all or one remain."""
     embeddings, offsets = drawn(np.full(50, 4))
-    with pytest.raises(ValueError, match=r"^keep 0\.1: no threshold keeps this share.*keeps 0\.2500"):
+    with pytest.raises(ValueError, match=r"^keep 0\.1: no threshold .*, threshold \S+ keeps 0\.2500: ask for that"):
         threshold_for_keep(embeddings, offsets, 0.1)
     with pytest.raises(ValueError, match=r"^keep 0\.5: no threshold"):
         threshold_for_keep(

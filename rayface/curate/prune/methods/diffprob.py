@@ -120,7 +120,8 @@ def diffprob_for_keep(
     """Return DiffProb's selection of a share of all images, and its threshold, found by bisection.
 
     Raises:
-        ValueError: see `diffprob`; or no threshold keeps the share within the tolerance.
+        ValueError: see `diffprob`.
+        UnreachableKeepError: no threshold keeps the share within the tolerance, or half an image.
     """
     check_keep(keep)
 
@@ -128,7 +129,10 @@ def diffprob_for_keep(
         found = diffprob(probabilities, offsets, threshold_at(position), min_images=min_images)
         return float(found.kept.mean())
 
-    position, _ = search_threshold(keep, share, share, tolerance=tolerance)
+    num_images = np.size(probabilities)
+    position, _ = search_threshold(
+        keep, share, share, num_images=num_images, tolerance=tolerance, threshold_at=threshold_at
+    )
     threshold = threshold_at(position)
     return diffprob(probabilities, offsets, threshold, min_images=min_images), threshold
 
