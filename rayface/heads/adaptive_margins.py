@@ -12,8 +12,8 @@ class AdaFace(Margin):
     """Margin by image quality, estimated from the embedding's norm (arXiv 2204.00964, equations 14 and 15).
 
     With k = clip(h (|e| - mean) / std, -1, 1): target logit `s (cos(clip(theta - m k, 1e-3, pi - 1e-3)) - m (k + 1))`.
-    Mean and standard deviation of the norms (clipped to [.001, 100]) are running averages over global batches; no
-    gradient flows through them or through k.
+    Mean and standard deviation of the norms (clipped to [.001, 100]) are running averages over global batches (the
+    first micro-batch of a step that has several); no gradient flows through them or through k.
 
     Args:
         h: slope of the margin in the normalised norm.

@@ -122,11 +122,12 @@ def _check_batch(norms: Tensor, labels: Tensor, num_classes: int, layout: Layout
 def _evaluate(head: PartialFC, batch: _Batch, differentiate: bool) -> tuple[Tensor, _Outcome | None]:
     """Return the loss and, with `differentiate`, the values for its gradients."""
     margin, ranks = head.margin, head.collectives
+    observed = differentiate and head.place[1] == 0  # once per step, whatever the number of its micro-batches
     pending, target_units = _new_pending(head, batch)
     cosine = torch.linalg.vecdot(batch.unit, target_units).clamp_(-1, 1)  # 0 where another rank has the class
     if margin.needs_target_cosines:
         ranks.sum_(cosine)
-        if differentiate:
+        if observed:
             margin.observe(cosine, batch.norms)
         pending.sample_stats = margin.sample_stats(cosine)
     pending.base = exponent_base(margin, head.num_classes, cosine.dtype)
@@ -142,7 +143,7 @@ def _evaluate(head: PartialFC, batch: _Batch, differentiate: bool) -> tuple[Tens
         ranks.sum_(sums)
     else:
         sums, cosine = ranks.sum_(torch.stack([sums, cosine])).unbind()
-        if differentiate:
+        if observed:
             margin.observe(cosine, batch.norms)
     return _conclude(head, batch, pending, _Sums(sums, weighted_centers, target_units, cosine, base))
 

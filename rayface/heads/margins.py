@@ -46,7 +46,10 @@ class Margin:
         return None
 
     def observe(self, cosine: Tensor, norms: Tensor) -> None:
-        """Update running statistics from the global batch: target cosines (B,) and norms (B,)."""
+        """Update running statistics from a global batch: target cosines (B,) and norms (B,).
+
+        Called once per update of the class centers, by the first loss.
+        """
 
     def sample_stats(self, cosine: Tensor) -> Tensor | None:
         """Return what `modulate_negatives_` needs of each sample, (B,) or (k, B), from its target cosine (B,).

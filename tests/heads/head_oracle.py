@@ -69,8 +69,9 @@ def target_logit(case: Case, cosine: Tensor, norms: Tensor, stats: dict[str, flo
         return torch.cos(theta + 0.5) if a.get("kind", "arc") == "arc" else cosine - 0.35
     if case.margin == "adaface":
         z = norms.detach().clamp(0.001, 100)
-        stats["mean"] = 0.99 * stats.get("mean", 20.0) + 0.01 * z.mean().item()
-        stats["std"] = 0.99 * stats.get("std", 100.0) + 0.01 * z.std(unbiased=True).item()
+        if stats.get("moves", True):
+            stats["mean"] = 0.99 * stats.get("mean", 20.0) + 0.01 * z.mean().item()
+            stats["std"] = 0.99 * stats.get("std", 100.0) + 0.01 * z.std(unbiased=True).item()
         k = ((z - stats["mean"]) / (stats["std"] + 1e-3) * 0.333).clamp(-1, 1)
         return torch.cos((theta - 0.4 * k).clamp(1e-3, math.pi - 1e-3)) - (0.4 + 0.4 * k)
     if case.margin == "magface":
@@ -92,7 +93,8 @@ def loss(case: Case, x: Tensor, y: Tensor, centers: Tensor, used: Tensor, stats:
         others = torch.where(others > threshold, torch.zeros_like(others), others)
     norms = x.norm(dim=1)
     if case.margin == "curricularface":
-        stats["t"] = 0.99 * stats.get("t", 0.0) + 0.01 * own.mean().item()
+        if stats.get("moves", True):
+            stats["t"] = 0.99 * stats.get("t", 0.0) + 0.01 * own.mean().item()
         hard = others > torch.cos(torch.acos(own) + 0.5)[:, None].detach()
         others = torch.where(hard, others * (stats["t"] + others), others)
     logits = scale * others.scatter(1, y[:, None], target_logit(case, own, norms, stats)[:, None])
@@ -137,6 +139,7 @@ def run(case: Case, rows_used: list[Tensor]) -> dict[str, Any]:
         for index in range(step * case.losses_per_step, (step + 1) * case.losses_per_step):
             x, y = batches[index]
             x = x.clone().requires_grad_()
+            stats["moves"] = index == step * case.losses_per_step  # once per update of the centers
             value = loss(case, x, y, w, rows_used[index], stats)
             value.backward()
             losses.append(value.detach())
@@ -199,6 +202,7 @@ def cases() -> list[Case]:
             prefetch=True,
         ),
         Case("uneven", batch=11, head_args={"sample_rate": 0.5}),
+        Case("adaface accumulated", margin="adaface", losses_per_step=3),
         Case("uneven curricularface accumulated", batch=7, margin="curricularface", width=4, losses_per_step=2),
         Case("one class", num_classes=1),
         Case("two classes", num_classes=2, margin="arcface", head_args={"sample_rate": 0.5}),
