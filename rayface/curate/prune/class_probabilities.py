@@ -98,7 +98,8 @@ def true_class_probabilities(
 ) -> NDArray[np.float64]:
     """Return the softmax probability of each image's own class, without a margin.
 
-    p_i = exp(s cos(f_i, w_y)) / sum_j exp(s cos(f_i, w_j)) with the scale s that the centers w were trained with.
+    p_i = exp(s cos(f_i, w_y)) / sum_j exp(s cos(f_i, w_j)) with the scale s that the centers w were trained with. The
+    sum over the other classes is kept apart, so probabilities close to 1 differ as their remainders do.
 
     Args:
         centers: reads class centers of any norm.
@@ -106,8 +107,8 @@ def true_class_probabilities(
         labels: (N,) below num_classes.
 
     Returns:
-        (N,). N * num_classes * D multiplications, in float32. Memory: 12 bytes per image, a block of 8,192 centers and
-        one of logits; embeddings are read once per block of centers.
+        (N,) float64. N * num_classes * D multiplications, logits in float32. Memory: 12 bytes per image, a block of
+        8,192 centers and one of logits; embeddings are read once per block of centers.
 
     Raises:
         ValueError: wrong shapes; a label without a class center; a scale that is not positive.
@@ -119,7 +120,7 @@ def true_class_probabilities(
         raise ValueError(f"labels from {own.min()} to {own.max()}: must be below {num_classes}, the class centers")
     if not scale > 0:
         raise ValueError(f"scale {scale}: must be above 0, that of the training")
-    true, total = torch.zeros(len(values)), torch.full((len(values),), -torch.inf)
+    true, others = torch.zeros(len(values)), torch.full((len(values),), -torch.inf)
     for first in range(0, num_classes, _CLASSES):
         last = min(first + _CLASSES, num_classes)
         block = torch.nn.functional.normalize(centers(first, last).float(), dim=1)
@@ -127,9 +128,11 @@ def true_class_probabilities(
             rows = np.arange(start, min(start + _ROWS, len(values)))
             logits = torch.from_numpy(unit_rows(values, rows).astype(np.float32)) @ block.T * scale
             here = np.flatnonzero((own[rows] >= first) & (own[rows] < last))
-            true[rows[here]] = logits[here, own[rows[here]] - first]
-            total[rows] = torch.logaddexp(total[rows], logits.logsumexp(dim=1))
-    return (true.double() - total.double()).exp().clamp(max=1).numpy()
+            place = here, own[rows[here]] - first
+            true[rows[here]] = logits[place]
+            logits[place] = -torch.inf
+            others[rows] = torch.logaddexp(others[rows], logits.logsumexp(dim=1))
+    return torch.sigmoid(true.double() - others.double()).numpy()
 
 
 def _copy_centers(run: AnyPath, path: WorkPath) -> None:

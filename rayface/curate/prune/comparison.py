@@ -1,7 +1,8 @@
-"""Compare the core set with those of other methods."""
+"""Compare a core set with those of other methods."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,11 +10,16 @@ import numpy as np
 import torch
 
 from rayface.arrays import Bools, Floats, Ints
+from rayface.config import PruneConfig
 from rayface.curate.cosines import unit_blocks
 from rayface.curate.partitions import Partition
+from rayface.curate.prune.keep_ratio import UnreachableKeepError
+from rayface.curate.prune.methods import baseline_settings, build_method
 from rayface.curate.prune.result import SelectionFigures
 from rayface.curate.prune.selection import Method, Selector, read_images, read_kept
 from rayface.ray_tasks import map_unordered
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,19 @@ class _Sums:
 
     part: int
     sums: list[tuple[int, int, float, int]]
+
+
+def fit_baselines(settings: PruneConfig, selector: Selector, keep: float) -> dict[str, Method]:
+    """Return the methods to compare with, by name; one that cannot keep this share is left out, with a warning."""
+    found: dict[str, Method] = {}
+    for name in dict.fromkeys(["random", *settings.baselines]):
+        if name == settings.method:
+            continue
+        try:
+            found[name] = selector.fit(build_method(baseline_settings(settings, name, keep)), keep)
+        except UnreachableKeepError as error:
+            logger.warning("prune.baselines: %s is not compared: %s", name, error)
+    return found
 
 
 def compare(selector: Selector, method: Method, baselines: Mapping[str, Method]) -> Comparison:

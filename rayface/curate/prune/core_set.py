@@ -17,9 +17,9 @@ from rayface.curate.clean.job import Cleaned, clean_images, write_findings
 from rayface.curate.core_set_file import write_rows
 from rayface.curate.job_output import JobOutput, job_output
 from rayface.curate.partitions import partition_by_identity
-from rayface.curate.prune.comparison import Comparison, compare
+from rayface.curate.prune.comparison import Comparison, compare, fit_baselines
 from rayface.curate.prune.keep_ratio import UnreachableKeepError
-from rayface.curate.prune.methods import baseline_settings, build_method
+from rayface.curate.prune.methods import build_method
 from rayface.curate.prune.pruned_dataset import check_copied, check_data, write_pruned
 from rayface.curate.prune.report import curation_report
 from rayface.curate.prune.result import (
@@ -124,7 +124,6 @@ def _abandoned_if_unreachable(output: JobOutput) -> Iterator[None]:
     try:
         yield
     except UnreachableKeepError:
-        (output.folder / CORE_SET).unlink(missing_ok=True)  # if it was the share of a baseline
         output.abandon(_JOB)
         raise
 
@@ -191,9 +190,7 @@ def _core_set(config: Config, inputs: _Inputs, output: JobOutput) -> _CoreSet:
         write_rows(path, itertools.chain(selector.decisions(method), cleaned.dropped() if cleaned else []))
     laps.end("write")
     share = kept / partitions.num_rows
-    names = [name for name in dict.fromkeys(["random", *settings.baselines]) if name != settings.method]
-    baselines = {name: selector.fit(build_method(baseline_settings(settings, name, share)), share) for name in names}
-    comparison = compare(selector, method, baselines)
+    comparison = compare(selector, method, fit_baselines(settings, selector, share))
     laps.end("compare")
     return _CoreSet(
         method=method,

@@ -14,7 +14,9 @@ from rayface import config as configs
 from rayface.curate.prune import core_set as module
 from rayface.curate.prune.core_set import prune
 from rayface.curate.prune.keep_ratio import UnreachableKeepError
+from rayface.curate.prune.methods.herding import Herding
 from rayface.curate.prune.result import PruneResult
+from rayface.curate.prune.selection import Selector
 
 pytestmark = pytest.mark.usefixtures("in_process")
 QUIET = configs.load(overrides=["tracking.enabled=false"])
@@ -66,23 +68,27 @@ def test_prune_run_again_returns_the_result_without_a_task(
     assert not (tmp_path / "core" / ".work").exists()
 
 
-def test_prune_for_a_share_that_no_threshold_keeps_leaves_the_folder_to_another(
-    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fewer images than identities; or a baseline cannot keep the share of the core set that was selected."""
-
-    def unreachable(*args: Any) -> None:
-        raise UnreachableKeepError("keep 0.5: no threshold")
-
+def test_prune_for_a_share_that_no_threshold_keeps_leaves_the_folder_to_another(job: Any, tmp_path: Path) -> None:
     (tmp_path / "core" / "proxy").mkdir(parents=True)
     with pytest.raises(UnreachableKeepError, match=r"^keep 0\.01: no threshold .* keeps 0\.1250: ask for that share"):
         job(keep=0.01)
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "compare", unreachable)
-        with pytest.raises(UnreachableKeepError):
-            job(keep=0.5)
     assert {path.name for path in (tmp_path / "core").iterdir()} == {".lock", "proxy"}
     assert job(keep=0.125).counts.faces_out == 20
+
+
+def test_prune_with_a_baseline_that_cannot_keep_the_share_compares_the_others(
+    job: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Selector.fit
+
+    def fit_others(self: Selector, method: Any, keep: float | None) -> Any:
+        if isinstance(method, Herding):
+            raise UnreachableKeepError("keep 0.6: no threshold")
+        return fit(self, method, keep)
+
+    monkeypatch.setattr(Selector, "fit", fit_others)
+    assert set(job(keep=0.6, baselines=["herding"]).baselines) == {"random"}
+    assert "prune.baselines: herding is not compared: keep 0.6: no threshold" in caplog.text
 
 
 def test_prune_interrupted_while_it_selects_resumes_and_ends_with_the_same_core_set(
