@@ -23,10 +23,14 @@ _BLOCK = 65_536  # pairs per block
 
 @dataclass(frozen=True, kw_only=True)
 class Identification:
-    """Rank rates (RANKS) and TPIR (FPIRS) of the probes in a gallery, NaN if not measured; their intervals, if any."""
+    """Rank rates (RANKS) and TPIR (FPIRS) of the probes in a gallery, NaN if not measured; their intervals, if any.
+
+    TPIR is measured at rates that allow a false positive: of `num_unmated` probes without a mate, one at least.
+    """
 
     rank_rates: NDArray[np.float64]
     tpir: NDArray[np.float64]
+    num_unmated: int
     rank_intervals: tuple[Interval, ...] = ()
     tpir_intervals: tuple[Interval, ...] = ()
 
@@ -190,15 +194,18 @@ def _rates(ranked: Matches, galleries: Sequence[Matches], bootstrap: IdentityBoo
     """Return the rank rates of `ranked` and the mean TPIR of the galleries; intervals over the probes' identities."""
     limits, fpirs = np.array(RANKS), np.array(FPIRS)
     rank_rates = ranked.rates(limits, fpirs)[0]
-    tpir = np.mean([each.rates(limits, fpirs)[1] for each in galleries], axis=0)
+    unmated = [np.count_nonzero(~each.is_mated) for each in galleries]
+    resolved = fpirs * min(unmated) >= 1
+    tpir = np.where(resolved, np.mean([each.rates(limits, fpirs)[1] for each in galleries], axis=0), np.nan)
     if bootstrap is None:
-        return Identification(rank_rates=rank_rates, tpir=tpir)
+        return Identification(rank_rates=rank_rates, tpir=tpir, num_unmated=min(unmated))
     hits = (ranked.rank[:, None] <= limits) & ranked.is_mated[:, None]
     ranks = bootstrap.ratios(hits, ranked.is_mated)
     tpirs = np.mean([_tpir_replicates(each, bootstrap) for each in galleries], axis=0)
     return Identification(
         rank_rates=rank_rates,
         tpir=tpir,
+        num_unmated=min(unmated),
         rank_intervals=tuple(bootstrap.rate_interval(rate, ranks[:, k]) for k, rate in enumerate(rank_rates.tolist())),
         tpir_intervals=tuple(bootstrap.rate_interval(rate, tpirs[:, k]) for k, rate in enumerate(tpir.tolist())),
     )
@@ -214,8 +221,12 @@ def _missing_tpir(found: Mapping[str, Identification]) -> dict[str, str]:
     for name, each in found.items():
         if np.isnan(each.rank_rates).any():
             reasons[f"identification.{name}.rank"] = "no probe has a mate in the gallery"
-        elif np.isnan(each.tpir).any():
+        elif not each.num_unmated:
             reasons[f"identification.{name}.tpir_at_fpir"] = "every probe has a mate in the gallery: there is no FPIR"
+        else:
+            few = f"{each.num_unmated:,} probes without a mate resolve no FPIR below {1 / each.num_unmated:.1e}"
+            missing = [fpir for fpir, tpir in zip(FPIRS, each.tpir, strict=True) if np.isnan(tpir)]
+            reasons |= {f"identification.{name}.tpir_at_fpir.{fpir:g}": few for fpir in missing}
     return reasons
 
 
