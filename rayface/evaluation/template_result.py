@@ -194,7 +194,7 @@ def _rates(ranked: Matches, galleries: Sequence[Matches], bootstrap: IdentityBoo
     """Return the rank rates of `ranked` and the mean TPIR of the galleries; intervals over the probes' identities."""
     limits, fpirs = np.array(RANKS), np.array(FPIRS)
     rank_rates = ranked.rates(limits, fpirs)[0]
-    unmated = [np.count_nonzero(~each.is_mated) for each in galleries]
+    unmated = [int(np.count_nonzero(~each.is_mated)) for each in galleries]
     resolved = fpirs * min(unmated) >= 1
     tpir = np.where(resolved, np.mean([each.rates(limits, fpirs)[1] for each in galleries], axis=0), np.nan)
     if bootstrap is None:
