@@ -13,6 +13,7 @@ from rayface.experiment.spec import load
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.mark.long
 def test_plain_pytorch_on_a_small_dataset_prints_its_speed(tmp_path: Path) -> None:
     synthesize(tmp_path / "images", identities=4, images_per_identity=4, image_size=64)
     options = ["--steps", "5", "--batch-size", "8", "--threads", "1"]

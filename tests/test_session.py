@@ -146,6 +146,7 @@ def test_ray_session_with_a_temporary_folder_too_long_for_sockets_names_the_reme
     assert f"set {name} to a folder of at most 36 characters" in last
 
 
+@pytest.mark.long
 def test_ray_session_gives_workers_the_priority_of_their_driver():
     script = (
         "import os, ray\n"

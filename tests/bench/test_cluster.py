@@ -5,6 +5,7 @@ import pytest
 from rayface.bench.cluster import ClusterBench, ClusterMark, _projected, bench_cluster
 
 
+@pytest.mark.long
 def test_bench_cluster_measures_every_mark_of_one_stream() -> None:
     found = bench_cluster(ClusterBench(marks=(10_000, 12_000), embedding_size=32, images_per_identity=100))
     assert [mark.images for mark in found.marks] == [10_000, 12_000]

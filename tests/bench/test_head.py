@@ -30,6 +30,7 @@ def test_bench_head_with_a_bad_setting_raises_one_line() -> None:
         bench_scaling([300, 100], HeadBench(num_classes=300, batch_size=8), sampled_rows=101)
 
 
+@pytest.mark.long
 def test_bench_scaling_over_class_counts_uses_the_same_number_of_rows() -> None:
     """One result each, and a table of them."""
     settings = HeadBench(num_classes=300, batch_size=8, steps=1, embedding_size=16)

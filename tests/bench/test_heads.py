@@ -5,6 +5,7 @@ import pytest
 from rayface.bench.heads import HEADS, HeadsBench, as_dicts, bench_heads
 
 
+@pytest.mark.long
 def test_bench_heads_measures_what_fits_and_states_what_the_rest_would_need() -> None:
     settings = HeadsBench(num_classes=1, batch_size=4, columns=16, embedding_size=8, steps=1, most_bytes=2000)
     found = bench_heads(settings, [1000])

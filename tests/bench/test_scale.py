@@ -87,6 +87,7 @@ def test_simulated_selection_has_every_identity_and_its_images_can_be_read(simul
     assert np.array_equal(open_dataset(simulated.dataset).index.label, dataset.index.label)
 
 
+@pytest.mark.long
 def test_bench_scale_measures_each_use_of_the_index(tmp_path: Path) -> None:
     size = Simulated(images=2_000, identities=100, shards=4)
     found = bench_scale(ScaleBench(size=size, batch_size=64, chunks=(8,), workers=0, directory=tmp_path))

@@ -257,6 +257,7 @@ def test_worker_with_another_rayface_on_its_path_has_that_one(server: ForkServer
         assert told == f"{path / 'rayface' / '__init__.py'}\n"
 
 
+@pytest.mark.long
 def test_modules_of_workers_leave_ray_alone_and_open_no_gpu() -> None:
     script = (
         "import importlib, sys; from rayface.fork_server.forking import opened_a_gpu\n"
@@ -281,6 +282,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.long
 def test_processes_forked_after_the_import_of_ray_make_different_identifiers() -> None:
     def made(*modules: str) -> set[str]:
         command = [sys.executable, "-c", IDENTIFIERS, *modules]
@@ -603,6 +605,7 @@ print("done")
 """
 
 
+@pytest.mark.long
 def test_workers_of_a_local_ray_are_forked_and_start_without_a_server_that_has_died() -> None:
     done = subprocess.run([sys.executable, "-c", WORKERS], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import os, sys, threading
 before = dict(os.environ)
@@ -17,6 +19,7 @@ print(len({name for name in set(sys.modules) - imported if name.startswith(("mlf
 """
 
 
+@pytest.mark.long
 def test_with_mlflow_leaves_little_to_import_for_a_driver(tmp_path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     done = subprocess.run([sys.executable, "-c", CODE, uri], capture_output=True, text=True)

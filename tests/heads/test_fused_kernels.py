@@ -110,6 +110,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
     return found
 
 
+@pytest.mark.long
 def test_kernels_of_a_step_compiled_for_an_h100_fit_its_multiprocessors(compiled: dict[str, dict[str, int]]) -> None:
     """Shared memory of a block, and registers without spilling: a few bytes of stack are not in the loop."""
     names = {name.split()[0] for name in compiled}

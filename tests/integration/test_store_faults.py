@@ -50,6 +50,7 @@ def faults_of(store: Any) -> int:
         return int(answer.read())
 
 
+@pytest.mark.long
 def test_reads_and_writes_of_a_failing_store_lose_nothing(object_store: Any, flaky: Flaky, tmp_path: Path) -> None:
     store = flaky(3)
     content = {f"w{number}": np.random.default_rng(number).bytes(300_000 + number) for number in range(2)}
@@ -70,6 +71,7 @@ def test_reads_and_writes_of_a_failing_store_lose_nothing(object_store: Any, fla
     assert faults_of(store) > 4
 
 
+@pytest.mark.long
 def test_job_output_of_a_failing_store_is_complete(
     object_store: Any, flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +92,7 @@ def test_job_output_of_a_failing_store_is_complete(
     assert faults_of(store) > 3
 
 
+@pytest.mark.long
 def test_write_to_a_store_that_fails_for_good_is_one_line_and_nothing_is_visible(
     object_store: Any, flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from wandb.proto import wandb_internal_pb2
 
 from rayface.tracking import Journal, deliver
@@ -70,6 +71,7 @@ def log(spool: Path, steps: int, status: str | None = None) -> None:
     journal.close()
 
 
+@pytest.mark.long
 def test_wandb_resumed_after_a_crash_has_every_record_once_in_one_run(tmp_path: Path) -> None:
     spool = tmp_path / "journal"
     Journal(spool / "driver.jsonl").params({"optim.lr": 0.1})

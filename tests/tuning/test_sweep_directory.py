@@ -97,6 +97,7 @@ def machine(monkeypatch, tmp_path):
     return machine
 
 
+@pytest.mark.long
 def test_sweep_in_a_store_goes_on_from_the_empty_disk_of_another_machine(object_store, machine):
     sweep = SweepDirectory(RemotePath(object_store.uri("sweeps/try")))
     with sweep.exclusive(), sweep.delivering(resume=False):
@@ -133,6 +134,7 @@ def test_sweep_in_a_store_is_refused_to_a_second_driver_in_one_line_by_the_lease
     assert object_store.secret not in str(refused.value)
 
 
+@pytest.mark.long
 def test_stop_of_a_sweep_in_a_store_leaves_nothing_where_a_trial_has_not_started(object_store, machine):
     sweep = SweepDirectory(RemotePath(object_store.uri("sweeps/try")))
     with sweep.delivering(resume=False):

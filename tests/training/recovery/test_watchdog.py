@@ -93,6 +93,7 @@ def train_and_hang(rank: int, folder: str) -> None:
             dist.all_reduce(torch.zeros(1))
 
 
+@pytest.mark.long
 def test_watchdogs_of_a_hung_worker_end_all_and_report_it(tmp_path):
     with pytest.raises(mp.ProcessExitedException) as caught:
         run_ranks(train_and_hang, (str(tmp_path),), 2)
