@@ -20,7 +20,7 @@ from rayface.training.recovery.interrupt import TrainingInterruptedError, run_in
 from rayface.training.recovery.nccl_hangs import NcclHangs, reports_nccl_hangs
 from rayface.training.recovery.supervisor import Supervisor, cause_of
 from rayface.training.recovery.watchdog import has_stepped
-from rayface.training.resources import uses_gpu
+from rayface.training.resources import uses_gpu, worker_resources
 from rayface.training.run_directory import RunDirectory
 from rayface.training.timeouts import collective_seconds
 from rayface.training.validate import ValidRun
@@ -68,7 +68,6 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
     config, dataset = valid.config, valid.dataset
     gpu = uses_gpu(config)
     mirrored = valid.total_steps > config.train.mirror_every > 0
-    resources = {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     job = WorkerJob(
         config=config,
         run=run,
@@ -89,7 +88,7 @@ def _trainer(run: RunDirectory, valid: ValidRun, samples: SharedSamples, held_cp
         scaling_config=ScalingConfig(
             num_workers=config.train.num_workers,
             use_gpu=gpu,
-            resources_per_worker=resources,
+            resources_per_worker=worker_resources(config),
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
         ),
         torch_config=ProcessGroupConfig(timeout_s=collective_seconds(config.train.hang_timeout)),

@@ -1,16 +1,30 @@
 """Cluster resources of a run: nodes for its workers, and memory on them."""
 
-import ray
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from rayface.config import Config
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rayface.config import Config, with_overrides
 from rayface.heads.fused_softmax import check_fused_device
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
-from rayface.session import is_cluster, require_workers, takes_gpu
+from rayface.ray_errors import in_one_line
+from rayface.session import is_cluster, places, places_on, require_workers, takes_gpu
+
+_ANSWER_SECONDS = 300.0  # in which a node starts a worker and imports PyTorch
+logger = logging.getLogger(__name__)
 
 
 def uses_gpu(config: Config) -> bool:
     """Return whether each worker takes a GPU; call it inside a Ray session."""
     return takes_gpu(config.train.device)
+
+
+def worker_resources(config: Config) -> dict[str, float]:
+    """Return what each worker reserves; call it inside a Ray session."""
+    return {"CPU": float(config.train.cpus_per_worker), **({"GPU": 1.0} if uses_gpu(config) else {})}
 
 
 def require_resources(config: Config, num_classes: int, address: str | None) -> None:
@@ -24,27 +38,54 @@ def require_resources(config: Config, num_classes: int, address: str | None) -> 
     wait = train.wait_for_nodes if is_cluster(address) else 0.0
     require_workers(train.device, train.cpus_per_worker, train.min_workers, wait=wait)
     check_memory(config, num_classes)
+    if wait > 0 and places_on(ray.available_resources(), worker_resources(config)) < train.min_workers:
+        logger.info("waiting up to %g s for CPUs and GPUs that other jobs hold (train.wait_for_nodes)", wait)
 
 
 def check_memory(config: Config, num_classes: int) -> None:
-    """Refuse a run that cannot fit, by the memory of a worker's node: the driver's machine may differ."""
-    gpu = uses_gpu(config)
+    """Refuse a run that cannot fit, by the memory of a worker's node: the driver's machine may differ.
+
+    With the smallest number of workers, and with the number that the cluster has room for. Ray Train packs workers:
+    each node has as many as it has CPUs and GPUs for.
+    """
+    gpu, bundle = uses_gpu(config), worker_resources(config)
     if not gpu and config.head.kernel == "fused":
         check_fused_device("cpu")
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU" if gpu else "CPU", 0) > 0]
-    share = -(-config.train.max_workers // max(1, len(nodes)))
-    here = [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]
+    nodes = [node for node in ray.nodes() if node["Alive"] and places_on(node["Resources"], bundle) > 0]
+    if not nodes:
+        return
+    node = max(nodes, key=lambda node: places_on(node["Resources"], bundle))
+    here = [each["NodeID"] for each in nodes] == [ray.get_runtime_context().get_node_id()]
+    memory = _memory(gpu) if here else _memory_of(node, gpu)
+    least, most = config.train.min_workers, config.train.max_workers
+    for workers in sorted({least, max(least, min(most, places(bundle)))}):
+        sized = with_overrides(config, {"train.num_workers": workers})
+        on_host = memory.host and memory.host // min(workers, places_on(node["Resources"], bundle))
+        if (available := memory.device if gpu else on_host) is not None:
+            check_fits(sized, num_classes, available, gpu=gpu)
+        if gpu and on_host is not None:
+            check_host_fits(sized, num_classes, on_host)
 
-    def available(gpu_memory: bool) -> int | None:
-        if here:
-            return memory_per_worker(gpu=gpu_memory, workers_per_machine=share)
-        # "DEFAULT": on any node. Otherwise a task of a sweep's trial stays in its placement group, which has no CPU.
-        where = {"num_cpus": config.train.cpus_per_worker, "num_gpus": int(gpu), "scheduling_strategy": "DEFAULT"}
-        place = ray.remote(**where)(memory_per_worker)
-        found: int | None = ray.get(place.remote(gpu=gpu_memory, workers_per_machine=share))
-        return found
 
-    if (on_device := available(gpu)) is not None:
-        check_fits(config, num_classes, on_device, gpu=gpu)
-    if gpu and (on_host := available(False)) is not None:
-        check_host_fits(config, num_classes, on_host)
+class _Memory(NamedTuple):
+    """Bytes of a node's first GPU, and free ones of the node; None: unknown."""
+
+    device: int | None
+    host: int | None
+
+
+def _memory(gpu: bool) -> _Memory:
+    device = memory_per_worker(gpu=True, workers_per_machine=1) if gpu else None
+    return _Memory(device, memory_per_worker(gpu=False, workers_per_machine=1))
+
+
+def _memory_of(node: Mapping[str, Any], gpu: bool) -> _Memory:
+    """Ask a node, without CPUs or GPUs: those may be taken by other jobs for hours."""
+    place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(_memory)
+    try:
+        found: _Memory = ray.get(task.remote(gpu), timeout=_ANSWER_SECONDS)
+    except ray.exceptions.RayError as error:
+        logger.warning("node %s does not tell its memory, which is not checked: %s", node["NodeID"], in_one_line(error))
+        return _Memory(None, None)
+    return found

@@ -3,7 +3,7 @@
 from rayface import config as configs
 from rayface.config import Config
 from rayface.session import places, require_workers
-from rayface.training.resources import uses_gpu
+from rayface.training.resources import worker_resources
 from rayface.tuning.spec import Spec
 
 
@@ -35,7 +35,7 @@ def check_room(spec: Spec, base: Config) -> None:
     Raises:
         ValueError: one line.
     """
-    worker = {"CPU": float(base.train.cpus_per_worker), **({"GPU": 1.0} if uses_gpu(base) else {})}
+    worker = worker_resources(base)
     workers, room = spec.sweep.concurrency * base.train.max_workers, places(worker)
     if room < workers:
         needs = " and ".join(f"{value:g} {name}" for name, value in worker.items())

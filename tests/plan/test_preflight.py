@@ -1,7 +1,6 @@
 """What cannot fit is refused before workers start, with remedies that work."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 
@@ -51,25 +50,6 @@ def test_settings_that_fit_only_together_are_named_and_end(small, gpu, classes, 
     remedies = asked(str(refused.value))
     assert ("train.num_workers" in remedies) <= gpu
     check_fits(with_overrides(config, remedies), classes, limit, gpu=gpu)
-
-
-def test_training_when_too_large_is_refused_before_workers_start(small, monkeypatch):
-    from rayface.training import resources
-
-    machine = {"Alive": True, "NodeID": "here", "Resources": {"CPU": 2.0}}
-    here = SimpleNamespace(get_node_id=lambda: "here")
-    monkeypatch.setattr(resources.ray, "get_runtime_context", lambda: here)
-    monkeypatch.setattr(resources.ray, "nodes", lambda: [machine, {"Alive": False, "Resources": {}}])
-    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    shares: list[int] = []
-    monkeypatch.setattr(
-        resources, "memory_per_worker", lambda *, gpu, workers_per_machine: shares.append(workers_per_machine) or 2**30
-    )
-    config = with_overrides(small, {"train.num_workers": 4})
-    resources.check_memory(config, 1000)
-    with pytest.raises(ValueError, match="memory: 50,000,000 classes need"):
-        resources.check_memory(config, 50_000_000)
-    assert shares == [4, 4]
 
 
 def test_check_host_fits_with_too_little_host_memory_refuses(small):
