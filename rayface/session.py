@@ -197,6 +197,8 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if "timed out during startup" in text:
+        return f"{text.rstrip('.')}: the machine is busy: run it again, or give --address"
     if "AF_UNIX" not in text:
         return text
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
@@ -227,6 +229,8 @@ def require_workers(
         require({"CPU": cpus}, count, wait=wait, setting=setting)
     if takes_gpu(device):
         require({"CPU": cpus, "GPU": 1.0}, count, wait=wait, setting=setting)
+    elif device == "auto" and wait > 0:
+        logger.info("train.device: auto: no GPU in the cluster now: using CPUs; train.device=cuda waits for GPU nodes")
 
 
 def takes_gpu(device: str) -> bool:
@@ -252,31 +256,41 @@ def require(
         NoRoomError: there is not enough room after that time.
     """
     room = places(bundle)
-    if room >= count:
-        return
-    from ray.autoscaler.sdk import request_resources  # imports much, for what a local Ray never does
-
-    needs = " and ".join(f"{value:g} {name}" for name, value in bundle.items())
-    if wait > 0:
-        logger.info("waiting up to %g s for nodes: %d workers of %s each, room for %d", wait, count, needs, room)
-        request_resources(bundles=[dict(bundle)] * count)
-    deadline = time.monotonic() + wait
-    try:
-        while room < count and time.monotonic() < deadline:
-            time.sleep(min(_POLL_SECONDS, wait))
-            room = places(bundle)
-    finally:
-        if wait > 0:
-            request_resources(bundles=[])
+    if room < count and wait > 0:
+        room = _wait_for_room(bundle, count, wait)
     if room < count:
         raise NoRoomError(
-            f"{setting}: {count}: each needs {needs}, the cluster has room for {room}: "
+            f"{setting}: {count}: each needs {_text(bundle)}, the cluster has room for {room}: "
             "use fewer workers, add nodes, or raise train.wait_for_nodes"
         )
 
 
+def _wait_for_room(bundle: Mapping[str, float], count: int, wait: float) -> int:
+    from rayface.ray_internals.autoscaling import NodeRequest  # imports Ray Data
+
+    needs = f"{count} workers of {_text(bundle)} each"
+    logger.info("waiting up to %g s for nodes: %s, room for %d", wait, needs, places(bundle))
+    request = NodeRequest([dict(bundle)] * count)
+    deadline = time.monotonic() + wait
+    try:
+        while (room := places(bundle)) < count and time.monotonic() < deadline:
+            request.send()
+            time.sleep(min(_POLL_SECONDS, wait))
+    finally:
+        request.cancel()
+    return room
+
+
+def _text(bundle: Mapping[str, float]) -> str:
+    return " and ".join(f"{value:g} {name}" for name, value in bundle.items())
+
+
 def places(bundle: Mapping[str, float]) -> int:
     """Return how many workers of one `bundle` each the live nodes hold, regardless of other jobs."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(places_on(node["Resources"], bundle) for node in ray.nodes() if node["Alive"])
+
+
+def places_on(resources: Mapping[str, float], bundle: Mapping[str, float]) -> int:
+    """Return how many workers of one `bundle` each a node of these resources holds."""
     # Ray counts resources in units of 1e-4, so 0.3 CPUs hold three bundles of 0.1 despite float rounding.
-    return sum(math.floor(min(node.get(name, 0) / value for name, value in bundle.items()) + 1e-6) for node in nodes)
+    return math.floor(min(resources.get(name, 0) / value for name, value in bundle.items()) + 1e-6)

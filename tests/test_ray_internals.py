@@ -6,12 +6,15 @@ import pickle
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
+from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 
 from rayface import ray_internals
 from rayface.ray_internals import train
+from rayface.ray_internals.autoscaling import NodeRequest
 
 PACKAGE = Path(ray_internals.__file__).parent
 ROOT = PACKAGE.parent
@@ -27,7 +30,7 @@ def private_imports(path: Path) -> list[str]:
 
 def test_private_imports_of_ray_stand_in_one_package_only() -> None:
     found = {path.relative_to(ROOT).as_posix(): private_imports(path) for path in ROOT.rglob("*.py")}
-    modules = {f"ray_internals/{name}.py" for name in ("nodes", "data", "first_use", "train")}
+    modules = {f"ray_internals/{name}.py" for name in ("autoscaling", "nodes", "data", "first_use", "train")}
     assert {path for path, names in found.items() if names} == modules
 
 
@@ -43,6 +46,27 @@ def test_tried_versions_are_those_that_pyproject_allows() -> None:
     assert all(requirement.specifier.contains(f"{version}.0") for version in ray_internals.TRIED_VERSIONS)
     major, minor = map(int, ray_internals.TRIED_VERSIONS[-1].split("."))
     assert not requirement.specifier.contains(f"{major}.{minor + 1}.0")
+
+
+def test_node_requests_of_two_jobs_are_added_up_and_each_withdraws_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+    coordinator = default_autoscaling_coordinator._AutoscalingCoordinatorActor(
+        send_resources_request=lambda bundles: sent.append(bundles), get_cluster_nodes=list
+    )
+
+    def remote(name: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=getattr(coordinator, name))
+
+    actor = SimpleNamespace(**{name: remote(name) for name in ("request_resources", "cancel_request")})
+    monkeypatch.setattr(default_autoscaling_coordinator, "get_or_create_autoscaling_coordinator", lambda: actor)
+    one, other = NodeRequest([{"CPU": 1.0}] * 2), NodeRequest([{"CPU": 2.0, "GPU": 1.0}])
+    one.send()
+    other.send()
+    other.send()
+    one.cancel()
+    other.cancel()
+    both = [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
+    assert sent == [both[:2], both, both[2:], []]
 
 
 def test_modules_of_first_use_are_where_the_tried_ray_has_them() -> None:

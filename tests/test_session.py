@@ -89,7 +89,10 @@ def test_ray_session_whose_local_ray_does_not_start_in_time_is_one_line(monkeypa
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
-    told = "no local Ray could be started: The current node timed out during startup"
+    told = (
+        "no local Ray could be started: The current node timed out during startup: the machine is busy: run it again, "
+        "or give --address"
+    )
     with pytest.raises(ValueError, match=told), ray_session(exact=True):
         pass
 
@@ -167,6 +170,29 @@ def test_require_workers_on_an_empty_cluster_asks_for_gpus_and_finds_those_that_
     assert takes_gpu("auto")
     assert cluster.asked == [[{"CPU": 2.0}] * 3, []]  # which brought a GPU each
     assert find_room("auto") == (True, 3, 2)
+
+
+def test_require_workers_waits_and_repeats_its_request_until_the_nodes_are_there(monkeypatch):
+    cluster = autoscaled(monkeypatch, most=4)
+    sent = []
+
+    def slow(bundles):
+        sent.append(bundles)
+        if len(sent) == 3:  # the first ones were lost
+            cluster.resources.append({"CPU": 2.0})
+
+    monkeypatch.setattr(cluster, "request", slow)
+    require_workers("cpu", 2.0, 1, wait=5)
+    assert sent == [[{"CPU": 2.0}]] * 3 + [[]]
+
+
+@pytest.mark.parametrize(("device", "gpus", "told"), [("auto", 0, True), ("auto", 1, False), ("cpu", 0, False)])
+def test_require_workers_on_a_cluster_tells_why_it_takes_cpus(monkeypatch, messages, device, gpus, told):
+    cluster = autoscaled(monkeypatch, most=4, gpus=gpus)
+    cluster.request([{"CPU": 2.0}])
+    require_workers(device, 1.0, 1, wait=5)
+    line = "train.device: auto: no GPU in the cluster now: using CPUs; train.device=cuda waits for GPU nodes"
+    assert messages() == [line] * told
 
 
 ANNOUNCED = (

@@ -125,7 +125,10 @@ def test_embed_on_an_empty_cluster_asks_for_nodes_and_then_uses_them(
     cluster = autoscaled(monkeypatch, most=4)
     module._wait_for_nodes(TrainConfig(wait_for_nodes=5), 4)
     assert cluster.asked == [[{"CPU": 1.0}] * 4, []]
-    assert messages() == ["waiting up to 5 s for nodes: 4 workers of 1 CPU each, room for 0"]
+    assert messages() == [
+        "waiting up to 5 s for nodes: 4 workers of 1 CPU each, room for 0",
+        "train.device: auto: no GPU in the cluster now: using CPUs; train.device=cuda waits for GPU nodes",
+    ]
     assert module.find_room("auto") == (False, 4, 1)
     with pytest.raises(NoRoomError, match=r"^embed.workers: 9: each needs 1 CPU, the cluster has room for 8"):
         module._wait_for_nodes(TrainConfig(wait_for_nodes=0.1), 9)
