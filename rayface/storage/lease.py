@@ -3,6 +3,9 @@
 pyarrow.fs has no conditional write (If-None-Match), so a lease is taken by writing it, waiting `SETTLE_SECONDS` and
 reading it back: the last writer owns it. Whoever took longer than half of that from its look to its write gives way and
 looks again, so two processes that saw the folder free at the same time cannot both own it.
+
+Clocks of machines differ, so an owner elsewhere has ended when its lease did not change for `LEASE_SECONDS` on the
+monotonic clock of the process that looks, whatever end it names.
 """
 
 from __future__ import annotations
@@ -24,11 +27,12 @@ from rayface.storage.errors import DataError, StorageError
 from rayface.storage.remote_path import RemotePath
 
 LEASE = ".lease.json"
-LEASE_SECONDS = 60.0  # after the last renewal; the clocks of the machines must agree within a fraction of it
+LEASE_SECONDS = 60.0  # after the last renewal
 SETTLE_SECONDS = 1.0  # an object store shows a write to all readers within this time
 _RENEWALS = 4  # in LEASE_SECONDS
 _TRIES = 10
 _LOOK_SECONDS = 3.0  # between looks at the lease of another
+_MAX_SKEW_SECONDS = 3600.0  # stores refuse requests of machines whose clocks are off by more (S3: by 15 minutes)
 _held: set[str] = set()  # ids of the leases of this process
 logger = logging.getLogger(__name__)
 
@@ -51,12 +55,19 @@ class Owner:
     ends: float
 
     def is_valid(self) -> bool:
-        """Return whether the lease has not ended, as far as its end and its process tell."""
-        return time.time() < self.ends and (not self.is_here() or self._process_lives())
+        """Return whether the lease has not ended, as far as its end and its process tell; see `Lease.acquire`."""
+        return time.time() < self.ends and not self._process_ended()
+
+    def has_ended(self) -> bool:
+        """Return whether the lease has ended for certain, even if the clocks of the two machines differ."""
+        return time.time() > self.ends + _MAX_SKEW_SECONDS or self._process_ended()
 
     def is_here(self) -> bool:
         """Return whether the process can be seen from this one."""
         return bool(self.space) and self.space == _space()
+
+    def _process_ended(self) -> bool:
+        return self.is_here() and not self._process_lives()
 
     def _process_lives(self) -> bool:
         if self.pid == os.getpid():
@@ -94,24 +105,26 @@ class Lease:
         return self._lost
 
     def acquire(self) -> None:
-        """Take the lease, after a wait where its last owner may be dead: it is, if its lease ends without a renewal.
+        """Take the lease, after a wait of LEASE_SECONDS where its last owner may be dead: it is, if it renews nothing.
 
         Raises:
             DataError: another process holds it; one line that names it, and when its lease ends.
         """
         for _ in range(_TRIES):
-            self._wait_for_end()
+            before = self._wait_for_end()
             looked = time.monotonic()
-            self._refuse(read_owner(self._path))
+            if (owner := read_owner(self._path)) not in (None, before):
+                raise self._refusal(owner)
             self._write()
             if time.monotonic() - looked > SETTLE_SECONDS / 2:
                 self._delete_own()
                 continue
             time.sleep(SETTLE_SECONDS)
             owner = read_owner(self._path)
-            self._refuse(owner)
             if owner is None:  # a slow rival deleted it
                 continue
+            if owner.id != self._id:
+                raise self._refusal(owner)
             _held.add(self._id)
             self._thread.start()
             return
@@ -141,23 +154,29 @@ class Lease:
             except (DataError, StorageError) as error:
                 logger.warning("%s: its lease cannot be renewed: %s", self._name, error)
 
-    def _wait_for_end(self) -> None:
-        first = owner = read_owner(self._path)
-        while owner is not None and first is not None and owner.id != self._id and owner.is_valid():
-            if owner.is_here() or owner.ends > first.ends:
-                self._refuse(owner)
-            if owner is first:
-                logger.info("%s: waiting for the end of the lease of %s", self._name, owner)
-            time.sleep(min(_LOOK_SECONDS, max(0.0, owner.ends - time.time()) + 0.1))
+    def _wait_for_end(self) -> Owner | None:
+        """Return the last owner, whose lease has ended, or None."""
+        first = read_owner(self._path)
+        if first is None or first.has_ended():
+            return first
+        if first.is_here() and first.is_valid():
+            raise self._refusal(first)
+        logger.info("%s: waiting up to %g s for the end of the lease of %s", self._name, LEASE_SECONDS, first)
+        end = time.monotonic() + LEASE_SECONDS
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(_LOOK_SECONDS, left))
             owner = read_owner(self._path)
+            if owner is None:
+                return None
+            if owner != first:
+                raise self._refusal(owner)
+        return first
 
-    def _refuse(self, owner: Owner | None) -> None:
-        if owner is not None and owner.id != self._id and owner.is_valid():
-            ends = datetime.fromtimestamp(owner.ends, UTC).strftime("%H:%M:%S UTC")
-            raise DataError(
-                f"{self._name}: {owner} owns it, and its lease ends at {ends} unless renewed: wait for it, or stop it "
-                "first"
-            )
+    def _refusal(self, owner: Owner) -> DataError:
+        ends = datetime.fromtimestamp(owner.ends, UTC).strftime("%H:%M:%S UTC")
+        return DataError(
+            f"{self._name}: {owner} owns it, and its lease ends at {ends} unless renewed: wait for it, or stop it first"
+        )
 
     def _write(self) -> None:
         ends = time.time() + LEASE_SECONDS

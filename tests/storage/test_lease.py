@@ -1,7 +1,7 @@
 """One owner of a folder in an object store at a time, also after its process was killed."""
 
 import json
-import time
+from collections.abc import Callable
 
 import pytest
 
@@ -9,41 +9,95 @@ from rayface.storage import DataError, RemotePath, lease, leased
 from tests.conftest import ObjectStore
 
 
+class Clock:
+    """In the place of `time`: it stands still but for `sleep`, after which `at` may do something, given the seconds."""
+
+    def __init__(self) -> None:
+        self.now, self.at = 0.0, lambda now: None
+        self.skew = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1.8e9 + self.now + self.skew
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.at(self.now)
+
+
 @pytest.fixture
-def folder(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
-    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.2)
-    monkeypatch.setattr(lease, "_TRIES", 1000)  # on a machine under load a write takes longer than half of that
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(lease, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def folder(object_store: ObjectStore, clock: Clock) -> RemotePath:
     return RemotePath(object_store.uri("run"))
 
 
 def write_owner(folder: RemotePath, **changed: object) -> None:
-    values = {"id": "other", "host": "node7", "pid": 42, "space": "", "ends": time.time() + 60, **changed}
+    values = {"id": "other", "host": "node7", "pid": 42, "space": "", "ends": lease.time.time() + 60, **changed}
     (folder / lease.LEASE).upload(json.dumps(values).encode())
 
 
-def test_lease_that_another_renews_is_refused_in_one_line_with_owner_and_end(
-    folder: RemotePath, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("skew", [-90, 0, 90])  # of this clock, against that of the owner
+def test_lease_that_another_renews_is_refused_in_one_line_whatever_the_clocks_say(
+    folder: RemotePath, clock: Clock, skew: float
 ) -> None:
     write_owner(folder)
-    monkeypatch.setattr(time, "sleep", lambda seconds: write_owner(folder, ends=time.time() + 90))
+    clock.skew = skew
+    clock.at = lambda now: write_owner(folder, ends=1.8e9 + now + 60) if now == 15 else None
     with (
         pytest.raises(DataError, match=r"^train.output: process 42 on node7 owns it, .* ends at [\d:]+ UTC .*wait"),
         leased(folder, "train.output"),
     ):
         pass
+    assert clock.now == 15
 
 
-def test_lease_of_a_dead_process_elsewhere_is_taken_once_it_ends(folder: RemotePath) -> None:
-    write_owner(folder, ends=time.time() + 0.5)
+@pytest.mark.parametrize("skew", [-90, 0, 90])
+def test_lease_that_does_not_change_for_its_time_is_taken_whatever_the_clocks_say(
+    folder: RemotePath, clock: Clock, skew: float, messages: Callable[[], list[str]]
+) -> None:
+    write_owner(folder)
+    clock.skew = skew
     with leased(folder, "train.output"):
         owner = lease.read_owner(folder / lease.LEASE)
         assert owner is not None
         assert owner.id != "other"
+    assert clock.now == lease.LEASE_SECONDS + lease.SETTLE_SECONDS
+    assert messages() == ["train.output: waiting up to 60 s for the end of the lease of process 42 on node7"]
+
+
+def test_lease_that_its_owner_releases_meanwhile_is_taken_at_once(folder: RemotePath, clock: Clock) -> None:
+    write_owner(folder)
+    clock.at = lambda now: (folder / lease.LEASE).unlink() if now == 3 else None
+    with leased(folder, "train.output"):
+        assert clock.now == 3 + lease.SETTLE_SECONDS
+
+
+def test_lease_that_a_third_process_takes_between_look_and_write_is_refused(
+    folder: RemotePath, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_owner(folder, ends=1.0)
+    has_ended = lease.Owner.has_ended
+
+    def overtaken(owner: lease.Owner) -> bool:
+        write_owner(folder, id="third", host="node8", ends=clock.time() - 90)  # whose clock is behind
+        return has_ended(owner)
+
+    monkeypatch.setattr(lease.Owner, "has_ended", overtaken)
+    with pytest.raises(DataError, match="process 42 on node8 owns it"), leased(folder, "train.output"):
+        pass
 
 
 @pytest.mark.parametrize("changed", [{"ends": 1.0}, {"space": lease._space(), "pid": 2**22 + 1}])
-def test_lease_that_ended_or_whose_process_is_gone_is_taken_over(
-    folder: RemotePath, changed: dict[str, object]
+def test_lease_that_ended_long_ago_or_whose_process_is_gone_is_taken_over_at_once(
+    folder: RemotePath, clock: Clock, changed: dict[str, object]
 ) -> None:
     write_owner(folder, **changed)
     with leased(folder, "train.output"):
@@ -51,6 +105,7 @@ def test_lease_that_ended_or_whose_process_is_gone_is_taken_over(
         assert owner is not None
         assert owner.id != "other"
         assert owner.is_valid()
+        assert clock.now == lease.SETTLE_SECONDS
         with pytest.raises(DataError, match="owns it"), leased(folder, "train.output"):
             pass
     assert lease.read_owner(folder / lease.LEASE) is None
@@ -70,15 +125,15 @@ def test_lease_taken_by_another_is_lost_and_not_deleted(folder: RemotePath) -> N
 
 def test_lease_whose_next_owner_has_ended_is_lost_all_the_same(folder: RemotePath) -> None:
     with leased(folder, "train.output") as held:
-        write_owner(folder, ends=time.time() - 1)
+        write_owner(folder, ends=lease.time.time() - 1)
         held.renew()
         assert held.lost
 
 
+@pytest.mark.parametrize("skew", [0, 90])
 def test_lease_of_a_writer_that_was_overtaken_while_it_settled_is_refused(
-    folder: RemotePath, monkeypatch: pytest.MonkeyPatch
+    folder: RemotePath, clock: Clock, skew: float
 ) -> None:
-    sleep = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: (write_owner(folder), sleep(0)))
+    clock.at = lambda now: write_owner(folder, ends=clock.time() + 60 - skew)
     with pytest.raises(DataError, match="process 42 on node7 owns it"), leased(folder, "train.output"):
         pass
