@@ -60,9 +60,10 @@ def test_cluster_yaml_gives_work_to_nodes_with_gpus_and_none_to_the_head(config:
     assert "-gpu" in config["docker"]["worker_image"]
 
 
-def test_cluster_yaml_opens_no_port_but_ssh(config: dict[str, Any]) -> None:
+def test_cluster_yaml_starts_a_head_that_lets_jobs_save_and_opens_no_port_but_ssh(config: dict[str, Any]) -> None:
     (start,) = [c for c in config["head_start_ray_commands"] if "--head" in c]
     assert "--dashboard-host=127.0.0.1" in start
+    assert start.startswith("RAY_JOB_STOP_WAIT_TIME_S=60 ")  # as in deploy/: a stopped job saves a checkpoint
     assert not any("0.0.0.0" in command for command in config["head_start_ray_commands"])
     for node in config["available_node_types"].values():
         assert node["node_config"]["SecurityGroupIds"]  # or Ray opens port 22 to the internet
