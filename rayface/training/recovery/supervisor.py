@@ -39,6 +39,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
 _FAILED_STARTS = 10  # maximum number per run, for example because a node is lost during a start
 _POLL_SECONDS = 0.2
+# Reasons of restarts that are no failures.
+_PREEMPTED, _ROOM = "a node is about to be preempted", "the cluster has room for"
 # A decision for the same number of workers may count on a lost node: Ray Train checks the nodes every 20 s, and would
 # wait for the lost one for 60 s.
 _ELASTIC_START_SECONDS = 20.0
@@ -132,7 +134,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         """
         self._training = False
         self._run.request_drain()
-        self._run.add_restart("a node is about to be preempted")
+        self._run.add_restart(_PREEMPTED)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Let healthy workers save a checkpoint before they are replaced, so that no step is repeated."""
@@ -144,7 +146,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         while self._run.stop_requested() and not self._run.has_outcome() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         self._run.clear_stop_request()
-        self._run.add_restart(f"the cluster has room for {resize_decision.num_workers} workers")
+        self._run.add_restart(f"{_ROOM} {resize_decision.num_workers} workers")
 
 
 def cause_of(error: Exception, run: RunDirectory) -> Exception:
@@ -157,7 +159,8 @@ def cause_of(error: Exception, run: RunDirectory) -> Exception:
     if isinstance(cause, _KNOWN):
         return cause
     if failures:
-        *before, last = run.restarts() or [describe(failures)]
+        failed = [reason for reason in run.restarts() if not reason.startswith((_PREEMPTED, _ROOM))]
+        *before, last = failed or [describe(failures)]
         again = f"; workers had been restarted {len(before)} times (train.max_failures)" if before else ""
         return TrainingStoppedError(f"{last}{again} (cluster.debug=true shows more)")
     return TrainingStoppedError(f"Ray Train stopped: {in_one_line(inner or error)} (cluster.debug=true shows more)")

@@ -187,8 +187,14 @@ def test_supervisor_of_a_mirrored_run_starts_stores_on_the_nodes_of_every_group(
 
 
 def test_cause_of_the_last_attempt_names_reason_and_attempts(tmp_path):
+    run = RunDirectory(tmp_path)
+    watching = Supervisor(run, TrainConfig(num_workers=(1, 2), grace_seconds=0))
     for reason in ("worker 1 died", "worker 0 died", "worker 1 hangs: no progress for 60 s"):
-        RunDirectory(tmp_path).add_restart(reason)
+        run.add_restart(reason)
+        watching._training = True  # drains and growth are no failures
+        watching.before_controller_execute_resize_decision(types.SimpleNamespace(num_workers=2))
+        watching._drain()
+    assert len(run.restarts()) == 9
     said = cause_of(WorkerGroupError("many lines", {0: LOST, 1: DEAD}), RunDirectory(tmp_path))
     assert isinstance(said, TrainingStoppedError)
     assert str(said).startswith(
