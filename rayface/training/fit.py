@@ -1,6 +1,5 @@
 """Run the workers under Ray Train: start, restart and interrupt them."""
 
-import time
 import uuid
 from functools import partial
 
@@ -46,13 +45,13 @@ def fit(run: RunDirectory, valid: ValidRun, *, held_cpus: float) -> None:
         while run.clear_drain_request() and not run.stop_requested() and not run.has_outcome():
             _trainer(run, valid, samples, held_cpus).fit()
 
-    began = time.time()
     train = valid.config.train
 
     def stepped() -> bool:
-        return not train.hang_timeout or has_stepped(run, began)  # without a watchdog there are no heartbeats
+        return not train.hang_timeout or has_stepped(run)  # without a watchdog there are no heartbeats
 
     run.clear_restarts()
+    run.clear_heartbeats()
     try:
         with terminable():
             run_interruptibly(run_workers, run, train.grace_seconds, stepped)

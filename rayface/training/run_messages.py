@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from rayface.files import write_file
+from rayface.files import remove_folder, write_file
 from rayface.storage import DataError, RemotePath, StorageError
 from rayface.training.run_store import RunStore, Values, as_os_error
 
@@ -95,6 +95,10 @@ class RunMessages(RunStore):
         except OSError:
             return None
         return report or None
+
+    def clear_heartbeats(self) -> None:
+        """Delete the heartbeats of an earlier driver's workers, whose times are those of other clocks."""
+        remove_folder(self.path / _BEATS)
 
     def open_heartbeat(self, rank: int) -> int:
         """Open the heartbeat file of a worker; return the file descriptor."""

@@ -62,6 +62,15 @@ def test_fit_forgets_the_restarts_of_an_earlier_driver(tmp_path: Path, fit: Call
     assert fit(finish).restarts() == []
 
 
+def test_fit_forgets_the_heartbeats_of_an_earlier_drivers_workers(
+    tmp_path: Path, fit: Callable[..., RunDirectory]
+) -> None:
+    (tmp_path / "beats").mkdir()
+    (tmp_path / "beats" / "rank_00000").touch()
+    fit(finish)
+    assert not (tmp_path / "beats").exists()
+
+
 def test_fit_of_workers_that_were_asked_to_stop_raises_how_to_resume(
     tmp_path: Path, fit: Callable[..., RunDirectory]
 ) -> None:

@@ -140,10 +140,10 @@ class Beat(NamedTuple):
     rank: int
 
 
-def has_stepped(run: RunDirectory, since: float) -> bool:
-    """Return whether worker 0 has been in a step of training after a time, Unix seconds, as far as heartbeats tell."""
+def has_stepped(run: RunDirectory) -> bool:
+    """Return whether worker 0 has been in a step of training since the driver started, as far as heartbeats tell."""
     beat = furthest_behind(run, 1)
-    return beat is not None and beat.since >= since and beat.phase not in ("start", "evaluate", "score")
+    return beat is not None and beat.phase not in ("start", "evaluate", "score")
 
 
 def furthest_behind(run: RunDirectory, size: int) -> Beat | None:
