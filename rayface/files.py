@@ -19,6 +19,7 @@ from rayface.storage import AnyPath, DataError, RemotePath, StorageError, requir
 
 LOCK = ".lock"
 P = TypeVar("P", bound=AnyPath)
+_warned: list[Path] = []  # a folder without locks; one warning per process
 logger = logging.getLogger(__name__)
 
 
@@ -74,7 +75,7 @@ def sha256_of(path: AnyPath) -> str:
 def hold_lock(path: Path, *, wait: bool = False) -> FileLock:
     """Lock a file, created if missing, until `release` is called or this process ends.
 
-    On a file system without locks, nothing is locked and the caller continues.
+    On a file system without locks, nothing is locked and the caller continues, with one warning per process.
 
     Args:
         wait: wait for another process that holds the lock.
@@ -91,8 +92,19 @@ def hold_lock(path: Path, *, wait: bool = False) -> FileLock:
     except Timeout:
         raise
     except OSError as error:
-        logger.debug("%s: no locks on this file system: %s", path, error)
+        _warn_without_locks(path.parent, error)
     return lock
+
+
+def _warn_without_locks(folder: Path, error: OSError) -> None:
+    if not _warned:
+        _warned.append(folder)
+        logger.warning(
+            "%s: its file system has no locks (%s): nothing prevents a second process from writing there: mount Lustre "
+            "with -o flock, NFS with a lock service",
+            folder,
+            error.strerror or error,
+        )
 
 
 @contextlib.contextmanager

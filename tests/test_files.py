@@ -81,13 +81,17 @@ def test_exclusive_folder_whose_owner_was_killed_is_free(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_exclusive_folder_on_a_disk_without_locks_is_entered(tmp_path, monkeypatch, number):
+def test_exclusive_folder_on_a_disk_without_locks_is_entered_with_one_warning(tmp_path, monkeypatch, messages, number):
     def refuse(fd, operation):
         raise OSError(number, "no locks")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with files.exclusive_folder(tmp_path / "out", "out"):
-        assert (tmp_path / "out").is_dir()
+    monkeypatch.setattr(files, "_warned", [])
+    for name in ("out", "other"):
+        with files.exclusive_folder(tmp_path / name, name):
+            assert (tmp_path / name).is_dir()
+    (line,) = messages()
+    assert line.startswith(f"{tmp_path / 'out'}: its file system has no locks (no locks): nothing prevents a second")
 
 
 def test_exclusive_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
