@@ -35,6 +35,9 @@ _EVALUATION = "evaluation.json"
 _REPORT = "report.html"
 _PLOTS = "plots"
 _FAULTS = "faults.log"
+_CONTROLLER_FAULTS = "faults-controller.log"
+CONTROLLER = "controller"
+"""The writer of what Ray Train's controller appends."""
 _WORKER = "rank0"
 _WORKER_JOURNAL = f"{JOURNAL}/{_WORKER}.jsonl"
 _FOLDERS = (JOURNAL, _PLOTS, *READER_FOLDERS)
@@ -139,9 +142,9 @@ class RunDirectory(RunMessages):
             with self.mirrored(_FOLDERS, [_SESSIONS], pulled=[_WORKER_JOURNAL]):
                 yield
             return
-        mirror = FolderMirror(self.working, self.path, only=[JOURNAL])
+        mirror = FolderMirror(self.working, self.path, only=[JOURNAL, _FAULTS])
         self._worker_segments().restore()
-        with mirror:
+        with self._appending(_FAULTS, mirror), mirror:
             yield
         if mirror.delivered:
             shutil.rmtree(self.working, ignore_errors=True)
@@ -333,8 +336,9 @@ class RunDirectory(RunMessages):
         write_text(self.path / _FAULTS, "".join(f"{line}\n" for line in lines))
 
     def add_faults(self, lines: Iterable[object]) -> None:
-        """Append to faults.log."""
-        self._append(_FAULTS, "".join(f"{line}\n" for line in lines))
+        """Append to faults.log; the controller to a file of its own where the directory is in an object store."""
+        own = isinstance(self.path, RemotePath) and self.writer == CONTROLLER
+        self._append(_CONTROLLER_FAULTS if own else _FAULTS, "".join(f"{line}\n" for line in lines))
 
     def _worker_segments(self) -> Segments:
         assert isinstance(self.path, RemotePath)

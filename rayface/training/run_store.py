@@ -24,6 +24,7 @@ Values = Mapping[str, Any]
 _LOOK_SECONDS = 5.0  # between looks for a request in an object store
 _leases: dict[str, Lease] = {}  # of the directories that this process owns
 _looked: dict[str, float] = {}  # when this process has looked for a request
+_delivered: dict[str, Path] = {}  # files in object stores that this process appends to: what it delivers for them
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,29 @@ class RunStore:
         return False
 
     def _append(self, name: str, text: str) -> None:
-        """Append to a small text file that one process writes at a time."""
-        if isinstance(self.path, Path):
-            with (self.path / name).open("a") as file:
+        """Append to a small text file that one process writes at a time; see `_appending`."""
+        local = _delivered.get(f"{self.path}/{name}") if isinstance(self.path, RemotePath) else self.path / name
+        if local is not None:
+            with local.open("a") as file:
                 file.write(text)
             return
         before = ""
         with contextlib.suppress(FileNotFoundError):
             before = (self.path / name).read_text()
         write_file(self.path / name, (before + text).encode())
+
+    @contextlib.contextmanager
+    def _appending(self, name: str, mirror: FolderMirror) -> Iterator[None]:
+        """Append to a text file in the working folder, which a mirror delivers, inside the context."""
+        local = self.working / name
+        if not mirror.fetch(name):
+            local.unlink(missing_ok=True)  # of a run that was deleted
+        key = f"{self.path}/{name}"
+        _delivered[key] = local
+        try:
+            yield
+        finally:
+            del _delivered[key]
 
     def _delete(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from rayface.storage import DataError, RemotePath, lease
 from rayface.training import run_store
 from rayface.training.recovery.interrupt import run_interruptibly
 from rayface.training.recovery.rollback import TrainingStoppedError
-from rayface.training.run_directory import RunDirectory
+from rayface.training.run_directory import CONTROLLER, RunDirectory
 from tests.conftest import ObjectStore
 
 NAMES = (
@@ -141,6 +141,29 @@ def test_directory_in_a_store_delivers_journals_and_a_new_machine_continues_them
         assert worker.worker_journal().last_step == 1
     assert not stored.is_unused()
     assert not any(object_store.secret.encode() in content for content in object_store.files().values())
+
+
+def test_faults_in_a_store_are_appended_beside_the_training_and_those_of_the_controller_apart(
+    stored: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each append read and uploaded the whole file, and of two processes the later one won."""
+    log = stored.path / "faults.log"
+    stored.write_faults(["first"])
+    worker, controller = replace(stored, writer="rank0"), replace(stored, writer=CONTROLLER)
+    (worker.working / "journal").mkdir(parents=True)
+    (worker.working / "faults.log").write_text("of a run that was deleted\n")
+    with worker.delivering():
+        with monkeypatch.context() as patch:
+            for name in ("read_text", "read_bytes", "upload"):
+                patch.setattr(RemotePath, name, lambda *args: pytest.fail("the training loop asks the store"))
+            worker.add_faults(["second"])
+            RunDirectory(stored.path).add_faults(["third"])  # a checkpoint's, of the same process
+        controller.add_faults(["a hang"])
+    assert log.read_text() == "first\nsecond\nthird\n"
+    with worker.delivering():  # of a later session
+        worker.add_faults(["fourth"])
+    assert log.read_text() == "first\nsecond\nthird\nfourth\n"
+    assert (stored.path / "faults-controller.log").read_text() == "a hang\n"
 
 
 def test_directory_in_a_store_that_another_driver_took_over_is_lost_and_nothing_is_delivered(

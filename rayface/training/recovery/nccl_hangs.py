@@ -1,6 +1,7 @@
 """Hangs that NCCL itself sees: which ranks are behind in which collective, for faults.log; the watchdog restarts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rayface.config import TrainConfig
@@ -12,7 +13,7 @@ from rayface.ray_internals.train import (
     RASReport,
 )
 from rayface.session import environment, with_defaults
-from rayface.training.run_directory import RunDirectory
+from rayface.training.run_directory import CONTROLLER, RunDirectory
 
 _MAX_RANKS = 8  # named in a line
 
@@ -34,14 +35,14 @@ class NcclHangs(NCCLRASCallback):
         confirm = with_defaults({NCCL_RAS_CONFIRM_DURATION_S_ENV_VAR: str(hang_timeout / 2)})
         with environment({**confirm, NCCL_RAS_ACTION_ENV_VAR: NCCL_RAS_ACTION_OBSERVE}):  # Ray reads it here
             super().__init__()
-        self._run = run
+        self._run, self._ray_storage = replace(run, writer=CONTROLLER), run.ray_storage
 
     def handle_confirmed_hangs(self, confirmed_comm_hangs: list[str], report: RASReport) -> None:
         """Append which ranks are behind to faults.log; then Ray Train's diagnostics."""
         still = self._confirm_duration_s
         self._run.add_faults(
             f"NCCL reports a hang: {behind(report.comm_op_counts[each])}, no progress for {still:.0f} s; stacks of the "
-            f"workers: {self._run.ray_storage}/*/hang_detector"
+            f"workers: {self._ray_storage}/*/hang_detector"
             for each in confirmed_comm_hangs
         )
         super().handle_confirmed_hangs(confirmed_comm_hangs, report)
