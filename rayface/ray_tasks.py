@@ -139,6 +139,7 @@ def map_unordered_by_actors(
     *,
     rows: int | None = None,
     actors: int,
+    most_actors: int | None = None,
     num_cpus: float,
     num_gpus: float,
     count_rows: bool = False,
@@ -146,6 +147,7 @@ def map_unordered_by_actors(
     """Like map_unordered, with a pool of actors: each holds worker(**arguments) and calls it with parts.
 
     Args:
+        actors, most_actors: size of the pool at first, and up to which it grows when nodes join; None: it does not.
         count_rows: show progress in rows, for parts that take minutes; the workers get a further argument `count` and
             call it with the number of rows that they have finished since the last call.
     """
@@ -166,7 +168,7 @@ def map_unordered_by_actors(
         return
     counter = ray.remote(num_cpus=0)(_RowCounter).remote() if count_rows else None
     arguments = {**arguments, "count": _RowCount(counter)} if counter is not None else arguments
-    pool = ActorPoolStrategy(size=actors)
+    pool = ActorPoolStrategy(min_size=actors, max_size=most_actors or actors)
     mapped = _blocks(parts).map_batches(Caller, batch_size=1, compute=pool, num_cpus=num_cpus, num_gpus=num_gpus)
     try:
         with phase(name, parts=len(parts), rows=rows) as current, _shown(counter, current):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,12 +34,13 @@ from rayface.embedding.shard_embedder import (
 )
 from rayface.job_folder import exclusive_job_folder
 from rayface.ray_tasks import map_unordered_by_actors, quiet_data
-from rayface.session import is_cluster, ray_session, require_workers
+from rayface.session import is_cluster, ray_session, require_workers, started_here
 from rayface.storage import DataError, join, list_names, normalise, write_bytes
 from rayface.tracking.job import tracked_job
 from rayface.tracking.spool import spool
 from rayface.version import VERSION
 
+logger = logging.getLogger(__name__)
 _THREADS = 16  # threads that open files and wait for the disk or the store
 _VISIBLE_SECONDS = 90.0  # until a file is visible on another node: NFS caches listings for up to a minute
 
@@ -169,6 +171,11 @@ class _Work:
         actors = max(1, min(self.settings.workers or room, len(missing)))
         if not gpu:
             cpus = max(1, room // actors)  # with few shards, several CPUs per actor
+        most = actors if started_here() or self.settings.workers else len(missing)
+        if most > actors:
+            logger.info(
+                "embedding with %d workers, and more on nodes that join (embed.workers waits for a number)", actors
+            )
         load = partial(
             ShardEmbedder,
             settings=self.settings,
@@ -185,6 +192,7 @@ class _Work:
             "embed shards",
             rows=sum(self.dataset.shards[number].num_images for number in missing),
             actors=actors,
+            most_actors=most,
             num_cpus=cpus,
             num_gpus=int(gpu),
             count_rows=True,

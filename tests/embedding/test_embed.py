@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rayface import config as configs
-from rayface.config import TrainConfig
+from rayface.config import EmbedConfig, TrainConfig
 from rayface.data.dataset import open_dataset
 from rayface.data.synth import synthesize
 from rayface.embedding import embed as module
@@ -132,6 +132,26 @@ def test_embed_on_an_empty_cluster_asks_for_nodes_and_then_uses_them(
     assert module.find_room("auto") == (False, 4, 1)
     with pytest.raises(NoRoomError, match=r"^embed.workers: 9: each needs 1 CPU, the cluster has room for 8"):
         module._wait_for_nodes(TrainConfig(wait_for_nodes=0.1), 9)
+
+
+@pytest.mark.parametrize(
+    ("local", "workers", "most"), [(False, None, 5), (False, 2, 2), (True, None, 3)], ids=["cluster", "set", "local"]
+)
+def test_embed_takes_nodes_that_join_unless_the_number_of_workers_is_set(
+    monkeypatch: pytest.MonkeyPatch, messages: Callable[[], list[str]], local: bool, workers: int | None, most: int
+) -> None:
+    pool: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "find_room", lambda device: (False, 3, 1))
+    monkeypatch.setattr(module, "started_here", lambda: local)
+    monkeypatch.setattr(module, "share", lambda dataset: None)
+    monkeypatch.setattr(module, "shard_places", lambda dataset, missing: missing)
+    monkeypatch.setattr(module, "map_unordered_by_actors", lambda *_, **options: pool.append(options) or iter(()))
+    dataset = SimpleNamespace(shards=[SimpleNamespace(num_images=9)] * 5)
+    work = module._Work(settings=EmbedConfig(workers=workers), dataset=dataset, root="", job=None, device="auto")
+    assert list(work.embedded(range(5))) == []
+    assert (pool[0]["actors"], pool[0]["most_actors"]) == (workers or 3, most)
+    line = "embedding with 3 workers, and more on nodes that join (embed.workers waits for a number)"
+    assert messages() == [line] * (most == 5)
 
 
 def test_find_room_on_a_cluster_without_gpus_refuses_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
