@@ -52,44 +52,44 @@ class DataConfig:
     train: Paths = ()
     """Dataset directory, or several that are trained on as one."""
     join: Fixed[Literal["names", "labels", "separate"] | None] = None
-    """How several directories share labels: by identity name (names), by label (labels), or not at all (separate).
-    None: names if all directories have them, at most one of them only numbers; labels if no label is in two; else
-    refused. Also for the data of other verbs."""
+    """How labels of several directories are joined: by identity name (names), by label number (labels), or not at all
+    (separate). Unset: names if all directories have names and at most one has only numbers; labels if no label occurs
+    in two directories; otherwise refused. Also applies to the data of other verbs."""
     weights: Fixed[Numbers] = ()
-    """How often an epoch holds the images of each directory of train: [1, 0.3] all of the first and 30% of the second,
-    others in every epoch; 2 each twice. Empty: all once."""
+    """Sampling weight of each training directory per epoch: 1 uses every image once, 2 twice, 0.3 a random 30% that
+    changes each epoch. Empty: 1 for every directory."""
     image_size: Fixed[Annotated[int, Field(ge=16, le=1024)]] = 112
-    """Side of an image, pixels; other sizes are resized."""
+    """Side length of an image, in pixels; images of other sizes are resized."""
     max_corrupt_fraction: Fraction = 1e-3
-    """Largest share of corrupt samples; above it a job stops."""
+    """Maximum fraction of corrupt samples; above it, a job stops."""
     chunk_images: Fixed[Positive] = 8
-    """Neighbouring images of a shard that are read by one request. Object stores may need 64."""
+    """Neighbouring images of a shard that one request reads. Object stores may need 64."""
     window_images: Fixed[Positive] = 4096
-    """Images that are shuffled together; one read task decodes a window."""
+    """Images shuffled together (a window); each read task decodes one window."""
     readers: Operational[NotNegative] = 0
-    """Number of windows decoded concurrently. 0: by the free CPUs of the cluster."""
+    """Number of windows decoded concurrently. 0: chosen from the free CPUs of the cluster."""
     flip: bool = True
-    """Mirror half of the images at random."""
+    """Mirror each image with probability 0.5."""
     shift: NotNegative = 0
-    """Largest random shift of the crop, pixels."""
+    """Maximum random shift of the image, in pixels."""
     brightness: Fraction = 0.0
-    """Largest random change of brightness, as a share."""
+    """Maximum random change of brightness, as a fraction."""
     contrast: Fraction = 0.0
-    """Largest random change of contrast, as a share."""
+    """Maximum random change of contrast, as a fraction."""
     saturation: Fraction = 0.0
-    """Largest random change of saturation, as a share."""
+    """Maximum random change of saturation, as a fraction."""
     jpeg: Fraction = 0.0
-    """Share of images that are encoded as JPEG of a random quality, 20 to 90."""
+    """Probability of encoding an image as JPEG of a random quality, 20 to 90."""
     crop: Fraction = 0.0
-    """Share of images of which a random crop stays, 20 to 100% of the area; the rest is black."""
+    """Probability of keeping only a random crop, 20 to 100% of the area; the rest is black."""
     low_resolution: Fraction = 0.0
-    """Share of images that are scaled down, to 20 to 100% of the side, and up again."""
+    """Probability of scaling an image down, to 20 to 100% of its side length, and up again."""
     blur: Fraction = 0.0
-    """Share of images with a Gaussian blur, 0.3 to 2 pixels."""
+    """Probability of a Gaussian blur, with a standard deviation of 0.3 to 2 pixels."""
     grey: Fraction = 0.0
-    """Share of images without colours."""
+    """Probability of converting an image to grey."""
     erase: Fraction = 0.0
-    """Share of images with an erased rectangle, 2 to 33% of the area."""
+    """Probability of erasing a random rectangle, 2 to 33% of the area."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -97,17 +97,17 @@ class BackboneConfig:
     """The network that embeds images."""
 
     name: Shown[Fixed[str]] = "r50"
-    """Name of the backbone, as `rayface backbones` lists them, or one of a plugin."""
+    """Backbone, as listed by `rayface backbones`, or one of a plugin."""
     embedding_size: Shown[Fixed[Positive]] = 512
     """Length of an embedding, D."""
     width: Shown[Fixed[Annotated[float, Field(gt=0)] | None]] = None
-    """Factor of all channel counts. None: the backbone's own."""
+    """Width multiplier for all channel counts. Unset: the backbone's own width."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout rate in front of the embedding."""
+    """Dropout rate before the embedding layer."""
     checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     compile: bool = False
-    """Train through torch.compile, which needs a C++ compiler on CPUs."""
+    """Train with torch.compile, which needs a C++ compiler on CPUs."""
     weights: PathText | None = None
     """Initial weights: run directory, model.safetensors, or a published .pt/.pth of the same backbone."""
 
@@ -120,35 +120,35 @@ class HeadConfig:
     """Name of the head: partial_fc (class centers of all identities), dcq (a queue of keys), f2c (a pool of recent
     identities), or one of a plugin."""
     options: Fixed[Options] = Field(default_factory=dict)
-    """Settings of the head of its own: {queue_size: 8192, momentum: 0.999} of dcq, {pool_size: 8192, momentum: 0.99} of
+    """Head-specific settings: {queue_size: 8192, momentum: 0.999} for dcq, {pool_size: 8192, momentum: 0.99} for
     f2c."""
     margin: Shown[str] = "cosface"
     """Margin of the softmax: cosface, arcface, combined, adaface, elasticface, magface, curricularface, or one of a
     plugin."""
     margin_value: float | None = None
-    """Margin m. None: the paper's default."""
+    """Margin m. Unset: the paper's default."""
     scale: Annotated[float, Field(gt=0)] | None = None
-    """Scale s of the logits. None: that of the head's paper, 64 for partial_fc, 50 for dcq, 32 for f2c."""
+    """Scale s of the logits. Unset: the paper's default, 64 for partial_fc, 50 for dcq, 32 for f2c."""
     conflict_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Cosine above which a negative class center is excluded from the softmax (interclass filtering). None: never."""
+    """Cosine above which a negative class center is excluded from the softmax (interclass filtering). Unset: never."""
     margin_options: Options = Field(default_factory=dict)
-    """Further arguments of the margin, for example {gradient: exact} of arcface or {m1: 1, m2: 0.3, m3: 0.2} of
+    """Further arguments of the margin, for example {gradient: exact} for arcface or {m1: 1, m2: 0.3, m3: 0.2} for
     combined."""
     sample_rate: Shown[Annotated[float, Field(gt=0, le=1)]] = 1.0
-    """Share of the negative classes that are sampled in a step."""
+    """Fraction of the negative classes sampled in each step."""
     center_update: Literal["sparse", "dense"] = "sparse"
-    """Move only the sampled class centers (sparse) or all of them (dense)."""
+    """Update only the sampled class centers (sparse) or all of them (dense)."""
     storage_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Type in which class centers are stored."""
+    """Data type of the stored class centers."""
     compute_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Type of the products with class centers."""
+    """Data type of the matrix products with class centers."""
     kernel: Literal["chunked", "fused"] = "chunked"
-    """How logits are computed: by torch in chunks (chunked), or by Triton kernels that keep none (fused). fused needs a
-    CUDA GPU and a margin that changes only the target's logit. It has not been run on a GPU yet."""
+    """Implementation of the softmax: PyTorch on chunks of logits (chunked), or Triton kernels that store no logits
+    (fused). fused needs a CUDA GPU and a margin that changes only the target's logit; not run on a GPU yet."""
     logit_memory: Bytes = 512 * 2**20
-    """Memory of the logits that are computed at once."""
+    """Memory for the logits that are computed at once."""
     host_memory: bool = False
-    """Keep class centers in pinned host memory and move only the rows of a step to the GPU."""
+    """Keep class centers in pinned host memory and copy only the rows of a step to the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -164,7 +164,7 @@ class OptimConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """Weight decay."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
-    """Largest norm of the backbone's gradient. None: do not clip."""
+    """Maximum norm of the backbone's gradient. Unset: no clipping."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -176,37 +176,36 @@ class ScheduleConfig:
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Epochs of linear warm-up; not with plateau and fastface."""
     power: Annotated[float, Field(gt=0)] = 1.0
-    """Power of polynomial."""
+    """Exponent of polynomial."""
     milestones: Numbers = ()
-    """Epochs after which multi_step multiplies the rate by gamma."""
+    """Epochs after which multi_step multiplies the learning rate by gamma."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Factor of multi_step."""
+    """Factor applied by multi_step."""
     detector: Literal["ema", "haar_window"] = "ema"
     """Plateau detector of fastface: ema (slope of smoothed losses) or haar_window."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    """Smoothing factor of the loss per step, of fastface and plateau."""
+    """Smoothing factor of the loss per step, for fastface and plateau."""
     beta: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    """Smoothing factor of the slope per step, of fastface."""
+    """Smoothing factor of the slope per step, for fastface."""
     threshold: Annotated[float, Field(gt=0)] | None = None
-    """Value of the detector below which the loss counts as flat. None: 5e-5 (loss per step) for ema, 0.06 for
-    haar_window."""
+    """Detector value below which the loss counts as flat. Unset: 5e-5 (loss per step) for ema, 0.06 for haar_window."""
     lambda_total: Annotated[float, Field(gt=0)] | None = None
-    """Instead of threshold, alpha and beta of ema: threshold * total steps, with alpha = beta = alpha_total / total
+    """Replaces threshold, alpha and beta of ema: threshold * total steps, with alpha = beta = alpha_total / total
     steps."""
     alpha_total: Annotated[float, Field(gt=0)] = 200.0
     """Smoothing factor * total steps, used with lambda_total."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of all steps for which the loss must be flat before the rate is lowered, of fastface and plateau."""
+    """Fraction of all steps for which the loss must be flat before the rate is lowered, for fastface and plateau."""
     decay: Annotated[float, Field(gt=1)] = 2.0
-    """Divisor of the rate at each plateau, of fastface and plateau."""
+    """Divisor of the learning rate at each plateau, for fastface and plateau."""
     max_decays: NotNegative = 8
-    """Largest number of decays since the start or the last restart."""
+    """Maximum number of decays since the start or the last restart."""
     window: Annotated[int, Field(gt=1, multiple_of=2)] = 4000
-    """Steps in the window of haar_window, m."""
+    """Number of steps in the window of haar_window, m."""
     restart_after: Positive | None = None
-    """Number of successive plateaus after which the rate is multiplied by restart_factor instead. None: never."""
+    """Number of successive plateaus after which the rate is multiplied by restart_factor instead. Unset: never."""
     restart_factor: Annotated[float, Field(gt=1)] = 4.0
-    """Factor of a restart."""
+    """Factor applied to the learning rate at a restart."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -218,22 +217,21 @@ class TrainConfig:
     batch_size: Shown[Fixed[Positive]] = 128
     """Global batch size, over all workers."""
     num_workers: Shown[Operational[Workers]] = 1
-    """Number of workers, or [least, most]: as many as the cluster has room for, changed when nodes leave or join."""
+    """Number of workers, or [least, most]: as many as fit in the cluster, adjusted when nodes leave or join."""
     cpus_per_worker: Operational[Positive] = 1
     """CPUs that a worker reserves."""
     wait_for_nodes: Operational[Annotated[float, Field(ge=0)]] = 600.0
-    """Seconds to wait for missing nodes of a cluster, before a job is refused and before a run without enough nodes is
-    stopped."""
+    """Seconds to wait for missing nodes of a cluster before a job is refused, or a run without enough nodes stops."""
     device: Operational[Literal["auto", "cpu", "cuda"]] = "auto"
     """Device of the workers. auto: a GPU if the cluster has one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the backbone. auto: bf16 if the device has fast bf16 products."""
+    """Precision of the backbone. auto: bf16 if the device has fast bf16 matrix products."""
     gradient_compression: Literal["none", "bf16", "fp16", "powersgd"] = "none"
     """Compression of the backbone's gradients between workers."""
     powersgd_rank: Positive = 1
-    """Columns of the two matrices that powersgd sends for a gradient; usually 1 to 4."""
+    """Rank of the approximation that powersgd sends for a gradient; usually 1 to 4."""
     powersgd_start: Annotated[int, Field(ge=2)] = 1000
-    """Steps with whole gradients before powersgd starts, after a resume or roll-back again."""
+    """Steps with uncompressed gradients before powersgd starts; counted anew after a resume or roll-back."""
     static_graph: bool = False
     """Tell DistributedDataParallel that all steps use the same layers in the same order. Not with gradient accumulation
     (max_batch_per_worker, resize=accumulate) or backbone.compile."""
@@ -243,48 +241,48 @@ class TrainConfig:
     teacher_backbone: str | None = None
     """Backbone of a published teacher, for example r50."""
     teacher_cache: Operational[DiskPath | None] = None
-    """Folder for the teacher's embeddings of data.train, computed once for all runs. None: embed every augmented image
-    in every step."""
+    """Directory for the teacher's embeddings of data.train, computed once for all runs. Unset: embed every augmented
+    image in every step."""
     distillation: Literal["angular", "feature", "center"] = "angular"
     """Target of a student's embedding: direction of the teacher's embedding (angular), the embedding itself (feature),
     or direction of the teacher's mean embedding of the identity (center; needs teacher_cache)."""
     distillation_weight: Annotated[float, Field(ge=0)] = 7.0
     """Weight of the distillation loss; the head's loss has weight 1."""
     seed: Shown[Fixed[NotNegative]] = 0
-    """Seed of initial weights, order of samples, augmentation, dropout and sampled classes."""
+    """Random seed of initial weights, sample order, augmentation, dropout and sampled classes."""
     ema: Fixed[Annotated[float, Field(gt=0, lt=1)] | None] = None
-    """Evaluate and export a running average of the backbone's weights with this decay, for example 0.9999; in the first
-    steps the decay is less. None: no average."""
+    """Decay of a running average of the backbone's weights, which is evaluated and exported, for example 0.9999; lower
+    in the first steps. Unset: no average."""
     output: Operational[PathText | None] = None
-    """Run directory, on a disk that all nodes share, or a URI. None: the next free runs/NAME-001."""
+    """Run directory: on a disk that all nodes share, or a URI. Unset: the next free runs/NAME-001."""
     checkpoint_every: Operational[NotNegative] = 0
     """Steps between checkpoints. 0: one per epoch."""
     keep_checkpoints: Operational[Positive] = 3
-    """Number of newest checkpoints to keep, beside the best one."""
+    """Number of most recent checkpoints to keep, in addition to the best one."""
     mirror_every: Operational[NotNegative] = 100
-    """Steps between copies of the state in host memory outside the workers, from which workers that died restart.
-    0: restart from checkpoints only."""
+    """Steps between in-memory copies of the training state; failed workers restart from the newest copy. 0: restart
+    from checkpoints only."""
     log_every: Operational[Positive] = 10
     """Steps between logged metrics, and between checks for a stop request."""
     max_failures: Operational[NotNegative] = 3
-    """Maximum number of restarts from the last checkpoint or mirrored state after workers died or lost contact."""
+    """Maximum number of restarts from the last checkpoint or in-memory copy after workers died or lost contact."""
     hang_timeout: Operational[Annotated[float, Field(ge=0)]] = 600.0
     """Seconds without progress after which the slowest rank is reported and workers restart. 0: never."""
     on_nan: Literal["stop", "skip", "lower_lr"] = "stop"
     """Reaction to a non-finite loss or gradient: stop, roll back and skip that batch (skip), or roll back and continue
-    at a lower rate (lower_lr)."""
+    at a lower learning rate (lower_lr)."""
     nan_lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Factor of the rate at each lower_lr."""
+    """Factor applied to the learning rate at each lower_lr."""
     max_rollbacks: NotNegative = 3
     """Maximum number of roll-backs per run; after that, a non-finite step stops it."""
     max_batch_per_worker: Annotated[int, Field(ge=2)] | None = None
-    """Maximum images per micro-batch of a worker; a larger part of the batch is split into micro-batches, whose logits
-    take head.logit_memory each until the step."""
+    """Maximum images per micro-batch of a worker; a larger part of the global batch is split into micro-batches, each
+    of which holds head.logit_memory of logits until the step."""
     resize: Literal["accumulate", "rescale_lr"] = "accumulate"
-    """With micro-batches: one step per global batch (accumulate), or one step per micro-batch with the rate scaled by
-    its share of the batch (rescale_lr)."""
+    """With micro-batches: one step per global batch (accumulate), or one step per micro-batch with the learning rate
+    scaled by its fraction of the batch (rescale_lr)."""
     grace_seconds: Operational[Annotated[float, Field(ge=0)]] = 30.0
-    """Seconds that workers get to save a checkpoint after Ctrl-C or SIGTERM."""
+    """Seconds that workers have to save a checkpoint after Ctrl-C or SIGTERM."""
 
     @property
     def min_workers(self) -> int:
@@ -297,70 +295,70 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig:
-    """Measure a model by one or several protocols, during training or when it is finished."""
+    """Measure a model by one or several protocols, during training or afterwards."""
 
     model: str | None = None
     """Model to evaluate: run directory, model.safetensors, .onnx, or a published .pt/.pth with evaluate.backbone."""
     backbone: str | None = None
     """Backbone of a published checkpoint, for example r50."""
     embeddings: PathText | None = None
-    """Embeddings of the images, as of `rayface embed`, instead of a model."""
+    """Embeddings of the images, as written by `rayface embed`, instead of a model."""
     out: Operational[PathText | None] = None
     """Directory for evaluation.json, report.html and the plots."""
     every: Operational[NotNegative] = 0
     """Steps between validations during training. 0: only before the first and after the last step."""
     protocols: Names = ()
-    """How a model is measured: pairs or bin (10-fold verification), templates (1:1 and 1:N), all_vs_all, or a protocol
-    of a plugin. The first one's main figure selects the best checkpoint. None: every built-in protocol whose inputs are
-    set."""
+    """Evaluation protocols: pairs or bin (10-fold verification), templates (1:1 and 1:N), all_vs_all, or a protocol
+    of a plugin. The first one's main figure selects the best checkpoint. Empty: every built-in protocol whose inputs
+    are set."""
     pairs: PathText | None = None
-    """Pairs of images: LFW's pairs.txt, or a CSV with the columns path_a, path_b (names of images in evaluate.data, as
-    000123.jpg), is_same (1 or 0) and fold (0 to 9); `rayface synth --pairs` and `convert --from bin` write one."""
+    """Pairs of images: LFW's pairs.txt, or a CSV with the columns path_a, path_b (names of images in evaluate.data,
+    like 000123.jpg), is_same (1 or 0) and fold (0 to 9); `rayface synth --pairs` and `convert --from bin` write one."""
     data: Paths = ()
-    """Dataset directory, or several, that hold the images named in pairs."""
+    """Dataset directory, or several, with the images named in pairs."""
     bin: Paths = ()
-    """InsightFace's .bin file of pairs and their images, or several."""
+    """InsightFace .bin file of pairs and their images, or several."""
     templates: PathText | None = None
-    """Folder of a benchmark with lists of templates, as of `rayface benchmark make`."""
+    """Directory of a benchmark with template lists, as written by `rayface benchmark make`."""
     ijb: DiskPath | None = None
-    """Folder of IJB-B or IJB-C, with meta and loose_crop."""
+    """Directory of IJB-B or IJB-C, with meta and loose_crop."""
     target: Literal["IJBB", "IJBC"] = "IJBC"
-    """Which of the two ijb is."""
+    """Benchmark in `evaluate.ijb`."""
     keep_norm: bool = True
-    """Weight the images of a template by the length of their embeddings."""
+    """Weight the images of a template by the norm of their embeddings."""
     face_scores: bool = True
-    """Weight the images of a template by the detector's scores, which IJB has."""
+    """Weight the images of a template by the detection scores of IJB."""
     all_vs_all: Paths = ()
     """Dataset directory, or several, whose images are all compared with each other."""
     group_by: Names = ()
-    """Columns of groups, such as race, for rates inside each group of all_vs_all."""
+    """Columns of groups, such as race; all_vs_all reports rates within each group."""
     groups: PathText | None = None
-    """Table of the groups, CSV or parquet, with a column key, identity or label. None: the dataset's
+    """Table of groups, CSV or parquet, with a column key, identity or label. Unset: the dataset's
     identities.parquet."""
     bootstrap: NotNegative = 1000
-    """Replicates of the bootstrap over identities, for the intervals. 0: no intervals."""
+    """Number of replicates of the bootstrap over identities, for the intervals. 0: no intervals."""
     leak_check: Paths = ()
-    """Training set, or several, to search for the test images by name and by bytes."""
+    """Training set, or several, that is searched for the test images, by name and by file content."""
     leak_embeddings: PathText | None = None
-    """Embeddings of leak_check by the same model, to search by embedding too."""
+    """Embeddings of evaluate.leak_check by the same model, to search by embedding as well."""
     leak_above: Cosine = 0.9
     """Cosine above which a training image counts as the same image."""
     write_card: bool = False
     """Replace the metrics and thresholds in the model's model.json and model_card.md."""
     options: Options = Field(default_factory=dict)
-    """Settings of a plugin's protocol."""
+    """Settings of a protocol of a plugin."""
     flip: bool = True
-    """Add the embedding of the mirror image."""
+    """Add the embedding of the mirrored image."""
     batch_size: Positive = 256
     """Images per batch."""
     cache: Operational[DiskPath | None] = None
-    """Directory for the embeddings of datasets, which later evaluations of the same model reuse; on a cluster, one that
-    all nodes share. None: the user's cache directory."""
+    """Cache directory of dataset embeddings, which later evaluations of the same model reuse; on a cluster, one that
+    all nodes share. Unset: the user's cache directory."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SynthConfig:
-    """Draw a synthetic dataset of no real persons."""
+    """Draw a synthetic dataset; it shows no real person."""
 
     out: Operational[PathText | None] = None
     """Dataset directory to write."""
@@ -371,11 +369,11 @@ class SynthConfig:
     seed: Seed = 0
     """Random seed; the same seed gives the same dataset."""
     pairs: NotNegative = 0
-    """Number of verification pairs to write into pairs.csv."""
+    """Number of verification pairs to write to pairs.csv."""
     image_size: Annotated[int, Field(ge=16)] = 112
-    """Side of an image, pixels."""
+    """Side length of an image, in pixels."""
     shard_size: Bytes = 256 * 2**20
-    """Largest shard."""
+    """Maximum size of a shard."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -383,31 +381,31 @@ class ConvertConfig:
     """Convert images of another format to a dataset of tar shards."""
 
     source: Paths = ()
-    """Path of the images to convert, or several as one dataset; data.join says how their labels are joined."""
+    """Path of the images to convert, or several paths as one dataset, whose labels are joined as data.join says."""
     kind: Names = ()
     """Format of the source: folder (one per identity), rec (MXNet's RecordIO), webface-zip, parquet, hub, lmdb,
-    webdataset, list, bin or cfp; see docs/data.md. One for each of several sources, or one for all."""
+    webdataset, list, bin or cfp; see docs/data.md. For several sources: one for each, or one for all."""
     to: str | None = None
-    """Write this format instead of a dataset: bin (of DIR/pairs.csv), folder, hub, parquet. The source is a dataset, or
-    of its format."""
+    """Write this format instead of a dataset: bin (the pairs of DIR/pairs.csv), folder, hub or parquet. The source is a
+    dataset, or has the format of convert.kind."""
     options: Options = Field(default_factory=dict)
     """Settings of the format, for example {image_size: 224, quality: 90} for folder."""
     out: Operational[PathText | None] = None
-    """Dataset directory to write, on a disk that all nodes share, or a URI; run again to resume in it."""
+    """Dataset directory to write: on a disk that all nodes share, or a URI. Run again to resume."""
     shard_size: Bytes = 256 * 2**20
-    """Largest shard."""
+    """Maximum size of a shard."""
     layout: Literal["shuffled", "by_identity"] = "shuffled"
     """Order of the images: shuffled, or by_identity."""
     seed: Seed = 0
     """Seed of the shuffled order."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Encode every image as JPEG of this quality. None: keep the bytes of images that are not resized."""
+    """Encode every image as JPEG of this quality. Unset: keep the bytes of images that are not resized."""
     min_images: Positive = 1
     """Leave out identities with fewer readable images."""
     limit: Positive | None = None
-    """Convert only the first images of the source, for a trial. None: all."""
+    """Convert only this many images from the start of the source, as a trial. Unset: all."""
     max_corrupt_fraction: Operational[Fraction] = 1.0
-    """Largest share of images that cannot be read; above it the job stops. Every one is named or counted."""
+    """Maximum fraction of unreadable images; above it, the job stops. Every one is named or counted."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -415,17 +413,17 @@ class AlignConfig:
     """Find and align the faces of photographs, and write them as a dataset of tar shards."""
 
     source: Paths = ()
-    """Path of the photographs, or several as one dataset; data.join says how their labels are joined."""
+    """Path of the photographs, or several paths as one dataset, whose labels are joined as data.join says."""
     kind: Names = ("folder",)
-    """Format of the photographs, as convert.kind."""
+    """Format of the photographs, see convert.kind."""
     out: Operational[PathText | None] = None
-    """Dataset directory to write, on a disk that all nodes share, or a URI; run again to resume in it."""
+    """Dataset directory to write: on a disk that all nodes share, or a URI. Run again to resume."""
     detector: PathText | None = None
-    """File of OpenCV's face detector YuNet, face_detection_yunet_*.onnx of the OpenCV Zoo."""
+    """Model file of the face detector YuNet: face_detection_yunet_*.onnx of the OpenCV Zoo."""
     min_score: Fraction = 0.6
-    """Least score of a face."""
+    """Minimum detection score of a face."""
     image_size: Annotated[int, Field(ge=16)] = 112
-    """Side of an aligned face, pixels."""
+    """Side length of an aligned face, in pixels."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of the aligned faces."""
     layout: Literal["shuffled", "by_identity"] = "shuffled"
@@ -433,11 +431,11 @@ class AlignConfig:
     seed: Seed = 0
     """Seed of the shuffled order."""
     shard_size: Bytes = 256 * 2**20
-    """Largest shard."""
+    """Maximum size of a shard."""
     min_images: Positive = 1
     """Leave out identities with fewer faces."""
     limit: Positive | None = None
-    """Align only the first photographs of the source, for a trial. None: all."""
+    """Align only this many photographs from the start of the source, as a trial. Unset: all."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -451,15 +449,15 @@ class EmbedConfig:
     data: Paths = ()
     """Dataset directory, or several as one; see data.train."""
     out: Operational[PathText | None] = None
-    """Folder for the parquet files; run again to resume in it."""
+    """Directory for the parquet files. Run again to resume."""
     flip: bool = True
-    """Add the embedding of the mirror image."""
+    """Add the embedding of the mirrored image."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the model's products."""
+    """Precision of the model's forward pass."""
     dtype: Literal["fp16", "fp32"] = "fp16"
-    """Type of the stored embeddings."""
+    """Data type of the stored embeddings."""
     workers: Operational[Positive | None] = None
-    """Number of actors; None: one per GPU, else one per CPU."""
+    """Number of actors. Unset: one per GPU, else one per CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -467,37 +465,37 @@ class PruneConfig:
     """Select a core set of embedded images."""
 
     embeddings: PathText | None = None
-    """Folder of parquet files with key, label, embedding, as `rayface embed` writes them."""
+    """Directory of parquet files with key, label, embedding, as written by `rayface embed`."""
     data: Paths = ()
-    """Dataset that was embedded, or several as one; prune then writes a dataset of the core set."""
+    """Dataset that was embedded, or several as one. If set, prune writes the core set as a dataset."""
     out: Operational[PathText | None] = None
-    """Folder for the core set, on a disk that all nodes share, or a URI; run again to resume in it."""
+    """Directory for the core set: on a disk that all nodes share, or a URI. Run again to resume."""
     method: str = "face_nms"
     """Selection method: face_nms, random, herding, diffprob, or one of a plugin."""
     threshold: Cosine | None = None
-    """Cosine to a kept image above which face_nms drops an image; for diffprob a probability. Either this or keep."""
+    """Cosine to a kept image above which face_nms drops an image; a probability for diffprob. Instead of keep."""
     keep: Share | None = None
-    """Share of the images to keep; its threshold is searched."""
+    """Fraction of images to keep; the matching threshold is found by bisection."""
     min_images: Positive = 1
-    """Minimum number of images to keep of every identity that has them."""
+    """Minimum number of images to keep of every identity that has them. The paper of diffprob keeps at least 5."""
     global_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the sparsity among all images in the score of face_nms."""
+    """Weight of an image's sparsity among all images in the score of face_nms."""
     seed: Seed = 0
-    """Seed of random selection and of the sample on which a threshold is searched."""
+    """Random seed of the method random and of the sample on which a threshold is searched."""
     baselines: Names = ()
-    """Methods to compare with at the same ratio, beside random: herding, diffprob."""
+    """Methods to compare with at the same ratio, in addition to random, for example herding or diffprob."""
     head: PathText | None = None
     """Run directory of the embedding model; diffprob uses its class centers."""
     options: Options = Field(default_factory=dict)
-    """Further settings of the method, for a plugin's."""
+    """Further settings of the method, for methods of plugins."""
     write_shards: bool = False
-    """Copy the kept samples into shards of their own instead of referring to those of prune.data."""
+    """Copy the kept images into new shards instead of referring to the shards of prune.data."""
     block_size: Bytes = 64 * 2**20
-    """Size of the embeddings in a task."""
+    """Size of the embeddings that a task works on."""
     proxy_fraction: Share | None = None
-    """Instead of embeddings: train a proxy model on this share of the identities and embed prune.data with it."""
+    """Instead of prune.embeddings: embed prune.data with a proxy model trained on this fraction of the identities."""
     proxy_preset: str = "mini"
-    """Preset of the proxy; config keys of training change it."""
+    """Preset of the proxy model; training keys override it."""
 
     @model_validator(mode="after")
     def _check(self) -> "PruneConfig":
@@ -510,20 +508,20 @@ class PruneConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CleanConfig:
-    """Find mislabelled images and duplicate identities in embeddings before pruning. None: no search."""
+    """Find mislabelled images and duplicate identities in embeddings before pruning. Unset: no search."""
 
     outliers: Cosine | None = None
-    """Find images with a lower cosine to the mean of their identity."""
+    """Find images whose cosine to the mean of their identity is below this."""
     duplicates: Cosine | None = None
-    """Find identities whose centers have a higher cosine."""
+    """Find pairs of identities whose centers have a cosine above this."""
     conflicts: Cosine | None = None
-    """Find images of two identities with a higher cosine."""
+    """Find pairs of images of different identities with a cosine above this."""
     bytes: bool = False
-    """Find equal files; reads prune.data."""
+    """Find identical files; reads prune.data."""
     exclude: PathText | None = None
-    """Embeddings of a test set; its identities are dropped."""
+    """Embeddings of a test set, whose identities are dropped."""
     above: Cosine | None = None
-    """Cosine above which an identity counts as one of the test set."""
+    """Cosine above which an identity counts as an identity of the test set."""
     drop: Names = ()
     """Findings to drop: outliers, conflicts, bytes."""
     merge: bool = False
@@ -540,39 +538,39 @@ class ClusteringConfig:
     """Cluster embedded images into identities."""
 
     embeddings: PathText | None = None
-    """Folder of parquet files with key, label, embedding, as `rayface embed` writes them."""
+    """Directory of parquet files with key, label, embedding, as written by `rayface embed`."""
     data: Paths = ()
-    """Dataset that was embedded, or several as one; cluster then writes a dataset labelled by clusters."""
+    """Dataset that was embedded, or several as one. If set, cluster writes a dataset labelled by cluster."""
     out: Operational[PathText | None] = None
-    """Folder for the clusters, on a disk that all nodes share, or a URI; run again to resume in it."""
+    """Directory for the clusters: on a disk that all nodes share, or a URI. Run again to resume."""
     method: Literal["cohesive", "average", "components", "density", "ogmc"] = "cohesive"
-    """Clustering method; ogmc is online, in the order of the embeddings."""
+    """Clustering method; ogmc works online, in the order of the embeddings."""
     threshold: Cosine | None = None
-    """Cosine from which two images are one person; None: estimated from the embeddings."""
+    """Cosine at or above which two images are one person. Unset: estimated from the embeddings."""
     calibrate: PathText | None = None
-    """Labelled embeddings of the same model, whose best threshold is used; instead of threshold."""
+    """Labelled embeddings of the same model, whose best threshold is used; instead of clustering.threshold."""
     assign: PathText | None = None
-    """Labelled embeddings of known identities: images are assigned to these, and only the others clustered."""
+    """Labelled embeddings of known identities: images are assigned to them, and only the others are clustered."""
     far: Fraction = 1e-3
-    """Share of the images of strangers that may be assigned to a known identity."""
+    """False accept rate: fraction of images of strangers that may be assigned to a known identity."""
     stream: bool = False
-    """Cluster only the files that are new in the folder since the last run into clustering.out; method ogmc."""
+    """Cluster only the files added since the last run into clustering.out; requires method ogmc."""
     within: bool = False
-    """Split labelled identities only: images of two labels never share a cluster; small parts become noise."""
+    """Only split labelled identities: images of two labels never share a cluster; small parts become noise."""
     merge: bool = False
-    """With within: also merge the parts of several labels that are one person."""
+    """With within: also merge parts of different labels that are one person."""
     neighbours: Positive = 40
-    """Nearest neighbours of an image that are candidates for its cluster."""
+    """Number of nearest neighbours of an image that are candidates for its cluster."""
     search: Literal["auto", "exact", "lists"] = "auto"
-    """Search of neighbours: all images, or those in the lists nearest to each; auto: exact up to 200,000 images."""
+    """Neighbour search: exact, or in inverted lists (approximate). auto: exact up to 200,000 images."""
     probes: Positive = 32
-    """Lists in which the neighbours of an image are searched; about 4 * sqrt(N) in all."""
+    """Inverted lists probed per image, of about 4·√N lists."""
     min_images: Positive = 2
-    """Clusters of fewer images are noise: cluster -1, and in no dataset."""
+    """Clusters with fewer images are noise: cluster -1, left out of the dataset."""
     write_shards: bool = False
-    """Copy the clustered samples into shards of their own instead of referring to those of clustering.data."""
+    """Copy the clustered images into new shards instead of referring to the shards of clustering.data."""
     block_size: Bytes = 64 * 2**20
-    """Size of the embeddings in a task."""
+    """Size of the embeddings that a task works on."""
 
     @model_validator(mode="after")
     def _check(self) -> "ClusteringConfig":
@@ -597,7 +595,7 @@ class ClusteringConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportConfig:
-    """Export a model to ONNX, or as a folder of the Hugging Face Hub."""
+    """Export a model to ONNX, or as a directory for the Hugging Face Hub."""
 
     model: str | None = None
     """Run directory, model.safetensors, or a published .pt/.pth with export.backbone."""
@@ -606,19 +604,19 @@ class ExportConfig:
     onnx: Operational[PathText | None] = None
     """File to write; model_card.md is written beside it."""
     hub: Operational[PathText | None] = None
-    """Folder to write for the Hugging Face Hub: model.safetensors, config.json and README.md."""
+    """Directory to write for the Hugging Face Hub: model.safetensors, config.json and README.md."""
     external_data: bool = False
-    """Write the weights into a file beside it; always above 1.9 GB."""
+    """Store weights in a separate file (always done above 1.9 GB)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClusterConfig:
-    """Ray session of the jobs."""
+    """Ray session of a job."""
 
     address: str | None = None
-    """Address of the Ray cluster; None: RAY_ADDRESS, else a local Ray that ends with the job."""
+    """Address of the Ray cluster. Unset: RAY_ADDRESS, else a local Ray that ends with the job."""
     debug: bool = False
-    """Show the logs of Ray."""
+    """Show Ray's logs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -628,15 +626,15 @@ class TrackingConfig:
     enabled: bool = True
     """Send the run to MLflow."""
     uri: DatabaseUri | None = None
-    """MLflow server, or sqlite:///FILE. None: MLFLOW_TRACKING_URI, else mlflow.db of the project."""
+    """MLflow server, or sqlite:///FILE. Unset: MLFLOW_TRACKING_URI, else mlflow.db of the project."""
     experiment: str = "rayface"
     """Name of the MLflow experiment."""
     tensorboard: bool = False
-    """Also write an event file for TensorBoard, into tensorboard/ of the output."""
+    """Also write an event file for TensorBoard, to tensorboard/ in the output."""
     prometheus: bool = False
-    """Also export the newest metrics through Ray, for Prometheus; deploy/grafana-dashboard.json shows them."""
+    """Also export the latest metrics to Prometheus through Ray; deploy/grafana-dashboard.json displays them."""
     wandb: bool = False
-    """Also write an offline run for Weights & Biases, into wandb/ of the output; `wandb sync` uploads it."""
+    """Also write an offline run for Weights & Biases, to wandb/ in the output; `wandb sync` uploads it."""
     timeout: Annotated[float, Field(ge=0)] = 60.0
     """Seconds to wait for MLflow at the end of a run; undelivered records stay in the journal."""
 

@@ -162,6 +162,7 @@ def test_descriptions_cover_every_config_key():
     described = config.descriptions()
     assert described.keys() == config.flat(Config()).keys()
     assert [key for key, text in described.items() if not text.endswith(".")] == []
+    assert [key for key, text in described.items() if "None:" in text] == []  # the value is written as null
 
 
 def test_error_of_a_key_that_is_not_set_survives_another_process():

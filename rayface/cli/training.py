@@ -50,7 +50,7 @@ Published = Annotated[
 
 @app.command(
     epilog=f"Presets: {', '.join(PRESETS)}. Example: rayface train --preset mini data.train=faces/ train.epochs=5. "
-    "All config keys: docs/configuration.md."
+    "All config keys: site/reference/config.html, built by `make docs`."
 )
 def train(
     overrides: Overrides = None,

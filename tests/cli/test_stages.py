@@ -63,4 +63,4 @@ def test_help_of_a_stage_holds_the_descriptions_of_its_keys(capsys: pytest.Captu
 def test_help_of_an_option_with_a_list_shows_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert _outcome(["align", "--help"]) == (0, "")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "as convert.kind (default: folder)." in text
+    assert "see convert.kind (default: folder)." in text
