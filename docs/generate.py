@@ -2,23 +2,47 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import mkdocs_gen_files
 import typer
 
 from rayface import config as configs
 from rayface.cli.command_line import app
-from rayface.config_fields import Mark, marked
+from rayface.config_fields import (
+    Bytes,
+    DatabaseUri,
+    DiskPath,
+    Mark,
+    Names,
+    Numbers,
+    Options,
+    Paths,
+    PathText,
+    Workers,
+    marked,
+)
 from rayface.values import to_text
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from recipes import faces
 from recipes import recipe as recipes
 
-# Keys and options stay in one piece.
-_STYLE = "<style>td:first-child code { white-space: nowrap; }</style>"
+_PLAIN = {str: "text", int: "integer", float: "number", bool: "`true`, `false`"}
+_KINDS = {
+    Bytes: "size",
+    DatabaseUri: "URI",
+    DiskPath: "path on disk",
+    Names: "name, or `[a,b]`",
+    Numbers: "number, or `[1,2]`",
+    Options: "mapping",
+    Paths: "path, or `[a,b]`",
+    PathText: "path or URI",
+    Workers: "integer, or `[least,most]`",
+}
 # Options of many verbs, described once.
 _SHARED = {"--json", "--verbose", "--debug", "--address", "--import", "--help"}
 
@@ -28,18 +52,54 @@ def config_page() -> Iterator[str]:
     yield "# Config keys"
     yield ""
     yield "Set by `KEY=VALUE`, a YAML file or a preset; see [Configuration](../configuration.md). *Fixed*: must not"
-    yield "change when a run is resumed. *Operational*: does not change results, except by rounding."
+    yield "change when a run is resumed. *Operational*: does not change results, except by rounding. `null`: not set."
     config = configs.Config()
-    texts, values = configs.descriptions(), configs.flat(config)
+    texts, values, types = configs.descriptions(), configs.flat(config), _types(configs.Config)
     fixed, operational = marked(config, Mark.FIXED), marked(config, Mark.OPERATIONAL)
     group = None
     for key, value in values.items():
         if key.partition(".")[0] != group:
             group = key.partition(".")[0]
-            yield from ["", f"## {group}", "", "| key | default | |", "|---|---|---|"]
+            yield from ["", f"## {group}", "", "| key | type | default | description |", "|---|---|---|---|"]
         marks = [name for name, keys in (("*Fixed.*", fixed), ("*Operational.*", operational)) if key in keys]
-        text = " ".join([texts.get(key, ""), *marks]).replace("|", "\\|")
-        yield f"| `{key}` | `{to_text(value)}` | {text} |"
+        kind, unit = types[key], 2**20
+        shown = f"{value // unit} MiB" if kind == _KINDS[Bytes] else f"`{to_text(value)}`"
+        yield f"| `{key}` | {kind} | {shown} | {_text(' '.join([texts[key], *marks]))} |"
+
+
+def _types(tree: Any, prefix: str = "") -> dict[str, str]:
+    """Return the type of every key in words."""
+    found: dict[str, str] = {}
+    for name, hint in get_type_hints(tree, include_extras=True).items():
+        base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        found |= _types(base, f"{name}.") if is_dataclass(base) else {f"{prefix}{name}": _type(hint)}
+    return found
+
+
+def _type(hint: Any) -> str:
+    """Return a type in words: `sgd` or `adamw`; integer, > 0; path, or null."""
+    if get_origin(hint) in (Union, UnionType):
+        parts = [_type(part) for part in get_args(hint) if part is not type(None)]
+        return f"{' or '.join(parts)}, or `null`"
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(hint))
+    if get_origin(hint) is not Annotated:
+        return _PLAIN[hint]
+    base, *metadata = get_args(hint)
+    metadata = [part for part in metadata if not isinstance(part, Mark)]
+    if not metadata:
+        return _type(base)
+    own = Annotated[(base, *metadata)]
+    if own in _KINDS:
+        return _KINDS[own]
+    return ", ".join([_type(base), *_bounds(metadata)])
+
+
+def _bounds(metadata: list[Any]) -> Iterator[str]:
+    for rule in (rule for part in metadata for rule in getattr(part, "metadata", ())):
+        for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of", "a multiple of")):
+            if hasattr(rule, name):
+                yield f"{sign} {getattr(rule, name)}"
 
 
 def cli_page() -> Iterator[str]:
@@ -61,9 +121,10 @@ def _commands(command: Any, name: str) -> Iterator[str]:
         options = [part for part in own.params if part.param_type_name == "option" and not _SHARED & {*part.opts}]
         shown = " ".join([f"{name} {verb} [OPTION]...", *(part.metavar or part.name.upper() for part in arguments)])
         yield from ["", f"## {f'{name} {verb}'.removeprefix('rayface ')}", ""]
-        yield from [f"`{shown}`", "", " ".join((own.help or "").split()), "", "| option | |", "|---|---|"]
+        yield from [f"`{shown}`", "", " ".join((own.help or "").split()), ""]
+        yield from ["| argument or option | description |", "|---|---|"]
         for part in arguments:
-            yield f"| `{part.name}` | {_text(part.help)} |"
+            yield f"| `{part.metavar or part.name.upper()}` | {_text(part.help)} |"
         for part in options:
             names = ", ".join(f"`{each}`" for each in (*part.opts, *part.secondary_opts))
             yield f"| {names} | {_text(part.help)} |"
@@ -104,4 +165,4 @@ for path, page in (
     ("recipes.md", recipes_page),
 ):
     with mkdocs_gen_files.open(path, "w") as file:
-        file.write("\n".join([*page(), "", _STYLE]) + "\n")
+        file.write("\n".join(page()) + "\n")
