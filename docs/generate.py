@@ -43,6 +43,13 @@ _KINDS = {
     PathText: "path or URI",
     Workers: "integer, or `[least,most]`",
 }
+# On a narrow screen the cells of a row stand below each other.
+_NARROW = """<style>@media (max-width: 60em) {
+.md-typeset table:not([class]) thead { display: none }
+.md-typeset table:not([class]) td { display: block; border: 0; padding: .2em 1em }
+.md-typeset table:not([class]) tr { display: block; padding: .6em 0; border-bottom: .05rem solid #8884 }
+.md-typeset td:nth-child(3):not(:last-child)::before { content: "default: " }
+}</style>"""
 # Options of many verbs, described once.
 _SHARED = {"--json", "--verbose", "--debug", "--address", "--import", "--help"}
 
@@ -65,6 +72,7 @@ def config_page() -> Iterator[str]:
         kind, unit = types[key], 2**20
         shown = f"{value // unit} MiB" if kind == _KINDS[Bytes] else f"`{to_text(value)}`"
         yield f"| `{key}` | {kind} | {shown} | {_text(' '.join([texts[key], *marks]))} |"
+    yield from ["", _NARROW]
 
 
 def _types(tree: Any, prefix: str = "") -> dict[str, str]:
@@ -99,17 +107,17 @@ def _bounds(metadata: list[Any]) -> Iterator[str]:
     for rule in (rule for part in metadata for rule in getattr(part, "metadata", ())):
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of", "a multiple of")):
             if hasattr(rule, name):
-                yield f"{sign} {getattr(rule, name)}"
+                yield f"{sign}\u00a0{getattr(rule, name)}"
 
 
 def cli_page() -> Iterator[str]:
     """Yield the lines of the page of verbs."""
     yield "# Command line"
     yield ""
-    yield "Exit codes and the options that most verbs share (`--json`, `--verbose`, `--debug`, `--address`) are in"
-    yield "[Configuration](../configuration.md), `--import` in [Extending](../plugins.md)."
+    yield "Exit codes and the options that most verbs share (`--json`, `--verbose`, `--debug`, `--address`) are"
+    yield "described in [Configuration](../configuration.md), `--import` in [Extending](../plugins.md)."
     command = typer.main.get_command(app)
-    yield from _commands(command, "rayface")
+    yield from [*_commands(command, "rayface"), "", _NARROW]
 
 
 def _commands(command: Any, name: str) -> Iterator[str]:
