@@ -46,10 +46,10 @@ class OnlineGaussianMixture:
     The result depends on the order of arrival, but not on how it is cut into calls.
 
     Args:
-        radius: distance of a unit vector to the mean of a component up to which it joins; else it founds another.
+        radius: distance of a unit vector to the mean of a component within which it joins; else it starts a new one.
         link: cosine from which two single images are one person; for larger identities see `affinity`.
         base: cosine of images of two persons, the median of random pairs.
-        slack: share by which a component's affinity to its identity may fall below the threshold before it leaves.
+        slack: fraction by which a component's affinity to its identity may fall below the threshold before it leaves.
         prior: pairs of images that the expected cohesion of an identity counts as; infinity: all are equally cohesive.
         revisits: components whose connections are renewed with every image, beside that of the image.
         min_images: identities of fewer images are noise.
@@ -92,7 +92,7 @@ class OnlineGaussianMixture:
         """Return a mixture without images, with the thresholds of the best pairwise F on labelled embeddings.
 
         Args:
-            embeddings: (n, D) of any norm, of as many identities as can be had: more of them need a higher threshold.
+            embeddings: (n, D) of any norm, of as many identities as possible: more identities need a higher threshold.
             labels: (n,) integers.
             seed: seed of the two orders in which they arrive.
         """
@@ -179,7 +179,7 @@ class OnlineGaussianMixture:
         return self
 
     def delete(self, identity: int) -> None:
-        """Forget an identity: its images become -1, and new images of it found another.
+        """Forget an identity: its images become -1, and new images of it start a new one.
 
         Raises:
             ValueError: there is no such identity.

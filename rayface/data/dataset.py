@@ -226,7 +226,7 @@ def open_dataset(
     """Open one or several dataset directories (local or URI) as one dataset.
 
     Directories without dataset.json are scanned once, in parallel, and cached. Memory: 20 bytes a sample, 24 if labels
-    are joined, 8 more if samples are lost; at most 30 on the way.
+    are joined, 8 more if samples are lost; at most 30 while it is opened.
 
     Args:
         join: how labels of several directories are joined, see join_labels; the result is logged.

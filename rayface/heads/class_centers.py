@@ -32,7 +32,7 @@ def class_range(num_classes: int, world_size: int, rank: int) -> tuple[int, int]
 
 
 def initial_rows(first: int, last: int, width: int, seed: int, out: Tensor) -> None:
-    """Fill out with rows first..last-1 of the initial N(0, .01) matrix, the same for any split into ranks.
+    """Fill out with rows first..last-1 of the initial N(0, 0.01) matrix, the same for any split into ranks.
 
     Drawn on the CPU in threads, so that the numbers do not depend on the device.
     """

@@ -61,7 +61,7 @@ class F2C(Head):
     Args:
         probe: the backbone; images (n, ...) -> raw embeddings (n, D).
         pool_size: Q.
-        margin: without running statistics and penalty; None: CosFace(.4) with scale 32.
+        margin: without running statistics and penalty; None: CosFace(0.4) with scale 32.
         momentum: of the gallery net's average.
         seed: of the first rows of the pool, random directions.
 

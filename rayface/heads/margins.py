@@ -164,14 +164,14 @@ class CombinedMargin(Margin):
 
 
 class CosFace(CombinedMargin):
-    """Target logit `s (cos(theta) - margin)` (arXiv 1801.09414); .4 on WebFace and Glint360K."""
+    """Target logit `s (cos(theta) - margin)` (arXiv 1801.09414); 0.4 on WebFace and Glint360K."""
 
     def __init__(self, margin: float = 0.4, scale: float = 64.0, conflict_threshold: float | None = None) -> None:
         super().__init__(scale, m3=margin, conflict_threshold=conflict_threshold)
 
 
 class ArcFace(CombinedMargin):
-    """Target logit `s cos(theta + margin)` (arXiv 1801.07698); .5 on MS1M.
+    """Target logit `s cos(theta + margin)` (arXiv 1801.07698); 0.5 on MS1M.
 
     Not monotonic where theta + margin exceeds pi; arcface_torch does the same.
     """

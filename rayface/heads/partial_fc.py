@@ -31,7 +31,7 @@ class PartialFC(Head):
     Not an nn.Module: the centers are no parameters, and no optimizer or DistributedDataParallel takes it. A step is
     `loss(...)`, `backward()`, `step(lr)`, which updates the centers; `state()` and `load_state(...)` save and load.
 
-    Rank k holds a contiguous range of C // W (+1 for k < C % W) rows, starting from the same logical N(0, .01) matrix
+    Rank k holds a contiguous range of C // W (+1 for k < C % W) rows, starting from the same logical N(0, 0.01) matrix
     for every W. The embeddings' gradient is W times that of the global mean, to cancel the data-parallel mean of the
     backbone's gradients; the centers' is that of the global mean and stays in the head, in factors. Several
     losses before one step add up (gradient accumulation); `discard` drops them.
