@@ -12,6 +12,7 @@ from rayface.cli.common import (
     Overrides,
     Verbose,
     app,
+    flag_option,
     path_option,
     show_result,
     show_results,
@@ -30,8 +31,8 @@ app.add_typer(bench, name="bench")
 def bench_rates(
     workers: Annotated[int, typer.Option(help="Number of concurrent processes, or GPUs.")] = 2,
     size: Annotated[int, typer.Option(help="Side of the square matrices.")] = 2048,
-    megabytes: Annotated[int, typer.Option(help="Size of the copied and all-reduced data.")] = 256,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    megabytes: Annotated[int, typer.Option(help="Size of the copied and all-reduced data, MB.")] = 256,
+    device: Annotated[str, typer.Option(help="Device to measure on: cpu or cuda.")] = "cpu",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -49,9 +50,11 @@ def bench_convert(
     data: Annotated[str, typer.Option(help="Dataset directory whose images are written in every format.")],
     images: Annotated[int, typer.Option(min=2, help="Number of images, from the first shards.")] = 5000,
     formats: Annotated[
-        list[str] | None, typer.Option("--from", help="Format of a source; repeat for several. Default: all.")
+        list[str] | None, typer.Option("--from", help="Format to convert from; repeat for several. Default: all.")
     ] = None,
-    folder: Annotated[Path | None, path_option("--folder", help="Folder on the disk to measure.")] = None,
+    folder: Annotated[
+        Path | None, path_option("--folder", help="Folder on the disk to measure; default: the temporary folder.")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -68,12 +71,12 @@ def bench_convert(
 def bench_embed(
     model: Annotated[str, typer.Option(help="Run directory, model.safetensors, or a published .pt with --backbone.")],
     data: Annotated[str, typer.Option(help="Dataset directory, or several as one: '[A,B]'.")],
-    backbone: Annotated[str | None, typer.Option(help="Of a published checkpoint, for example r50.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Backbone of a published checkpoint, for example r50.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Number of images, from the first shards.")] = 1024,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all CPUs.")] = None,
-    flip: Annotated[bool, typer.Option(help="Add the embedding of the mirror image.")] = True,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads; default: one per CPU.")] = None,
+    flip: Annotated[bool, flag_option(help="Add the embedding of the mirror image.")] = True,
     precision: Annotated[str, typer.Option(help="Precision of the model: fp32 or bf16.")] = "fp32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device to measure on: cpu or cuda.")] = "cpu",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -91,12 +94,17 @@ def bench_embed(
 @bench.command("train")
 def bench_train(
     overrides: Overrides = None,
-    backbone: Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Name; repeat for several.")] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option("--backbone", "-b", help="Backbone to measure; repeat for several. Default: the config's."),
+    ] = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
-    classes: Annotated[int, typer.Option("--classes", "-C", min=1, help="Without data.train.")] = 10_000,
-    steps: Annotated[int, typer.Option(min=1, help="Measured steps, after two to warm up.")] = 10,
-    ops: Annotated[int, typer.Option(min=0, help="Number of slowest PyTorch operators to list, by a profile.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    classes: Annotated[
+        int, typer.Option("--classes", "-C", min=1, help="Number of classes, unless data.train is set.")
+    ] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, help="Number of measured steps, after two to warm up.")] = 10,
+    ops: Annotated[int, typer.Option(min=0, help="Number of slowest PyTorch operators to list; 0: no profile.")] = 0,
+    device: Annotated[str, typer.Option(help="Device to measure on: cpu or cuda.")] = "cpu",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -136,11 +144,21 @@ def _operator(found: "Operator") -> dict[str, str]:
 def bench_stream(
     overrides: Overrides = None,
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="A published recipe to start from.")] = None,
-    readers: Annotated[list[int] | None, typer.Option("--readers", help="May be repeated; default: 1, CPUs.")] = None,
-    chunk: Annotated[list[int] | None, typer.Option("--chunk", help="Compare disk and object store; repeat.")] = None,
-    latency: Annotated[float, typer.Option(help="Of the simulated object store, seconds.")] = 0.02,
-    rounds: Annotated[int, typer.Option(min=1, help="Each pipeline runs once in a round.")] = 5,
-    windows: Annotated[int, typer.Option(min=1, help="Of data.window_images, timed each time.")] = 12,
+    readers: Annotated[
+        list[int] | None,
+        typer.Option("--readers", help="Number of concurrent readers; repeat for several. Default: 1 and one per CPU."),
+    ] = None,
+    chunk: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--chunk", help="Value of data.chunk_images to compare on disk and object store; repeat for several."
+        ),
+    ] = None,
+    latency: Annotated[float, typer.Option(help="Latency of a request to the simulated object store, seconds.")] = 0.02,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; each pipeline runs once in a round.")] = 5,
+    windows: Annotated[
+        int, typer.Option(min=1, help="Number of windows of data.window_images to time in each run.")
+    ] = 12,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -159,12 +177,18 @@ def bench_stream(
 
 @bench.command("scale")
 def bench_scale(
-    images: Annotated[int, typer.Option(min=1, help="Default: WebFace42M's.")] = 42_474_557,
-    identities: Annotated[int, typer.Option(min=1, help="Default: WebFace42M's.")] = 2_059_906,
-    shards: Annotated[int, typer.Option(min=1)] = 1_300,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Over all workers.")] = 1024,
-    workers: Annotated[int, typer.Option(min=0, help="That the stream is started for; 0: not at all.")] = 2,
-    directory: Annotated[Path | None, path_option(help="For the dataset; default: the temporary one.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Number of images; default: that of WebFace42M.")] = 42_474_557,
+    identities: Annotated[
+        int, typer.Option(min=1, help="Number of identities; default: that of WebFace42M.")
+    ] = 2_059_906,
+    shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 1_300,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Global batch size.")] = 1024,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Number of workers to start the stream for; 0: do not start it.")
+    ] = 2,
+    directory: Annotated[
+        Path | None, path_option(help="Folder for the dataset; default: the temporary folder.")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -187,8 +211,8 @@ def bench_scale(
 @bench.command("start")
 def bench_start(
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(min=1)] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of the command; medians are shown.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Number of training workers.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of runs of the command; medians are shown.")] = 3,
     address: Address = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -216,10 +240,10 @@ def bench_start(
 
 @bench.command("checkpoint")
 def bench_checkpoint(
-    classes: Annotated[int, typer.Option("--classes", "-C", min=1)] = 500_000,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=2)] = 128,
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    sample_rate: Annotated[float, typer.Option(help="Fraction of the classes in a step.")] = 0.1,
+    classes: Annotated[int, typer.Option("--classes", "-C", min=1, help="Number of classes.")] = 500_000,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=2, help="Global batch size.")] = 128,
+    embedding_size: Annotated[int, typer.Option(min=1, help="Length of an embedding.")] = 512,
+    sample_rate: Annotated[float, typer.Option(help="Fraction of the classes that a step samples.")] = 0.1,
     directory: Annotated[
         Path | None, path_option(help="Folder on the disk to measure; default: the temporary folder.")
     ] = None,

@@ -11,11 +11,11 @@ from rayface.cli.common import Debug, Json, Seed, Verbose, show_result
 @bench.command("all_vs_all")
 def bench_all_vs_all(
     images: Annotated[int, typer.Option(help="Number of embeddings.")] = 100_000,
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    embedding_size: Annotated[int, typer.Option(min=1, help="Length of an embedding.")] = 512,
     far: Annotated[
         list[float] | None, typer.Option(help="False acceptance rate (default: 1e-6). Repeat for several.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device to measure on: cpu or cuda.")] = "cpu",
     seed: Seed = 0,
     json: Json = False,
     verbose: Verbose = False,

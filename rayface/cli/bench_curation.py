@@ -12,14 +12,14 @@ from rayface.config_fields import parse_bytes
 
 @bench.command("nms")
 def bench_nms(
-    faces: Annotated[int, typer.Option(min=1)] = 1_000_000,
-    identities: Annotated[int, typer.Option(min=1)] = 50_000,
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    faces: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1_000_000,
+    identities: Annotated[int, typer.Option(min=1, help="Number of identities.")] = 50_000,
+    embedding_size: Annotated[int, typer.Option(min=1, help="Length of an embedding.")] = 512,
     keep: Annotated[float, typer.Option(help="Fraction of the images to keep; its threshold is searched.")] = 0.6,
     dtype: Annotated[str, typer.Option(help="Type of the stored embeddings: fp16 or fp32.")] = "fp16",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of Face-NMS; the double loop has one.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads of Face-NMS; the double loop has one.")] = 1,
     loop_identities: Annotated[
-        int, typer.Option(min=1, help="Random identities for the double loop; its time is scaled to all.")
+        int, typer.Option(min=1, help="Number of random identities for the double loop; its time is scaled to all.")
     ] = 500,
     seed: Seed = 0,
     json: Json = False,
@@ -46,10 +46,11 @@ def bench_nms(
 @bench.command("cluster")
 def bench_cluster(
     images: Annotated[
-        list[int] | None, typer.Option(help="Where to measure; repeat for several (default: 10000, 100000).")
+        list[int] | None,
+        typer.Option(help="Length of the stream at which to measure; repeat for several (default: 10000, 100000)."),
     ] = None,
-    embedding_size: Annotated[int, typer.Option(min=8)] = 128,
-    images_per_identity: Annotated[int, typer.Option(min=1)] = 20,
+    embedding_size: Annotated[int, typer.Option(min=8, help="Length of an embedding.")] = 128,
+    images_per_identity: Annotated[int, typer.Option(min=1, help="Number of images per identity.")] = 20,
     seed: Seed = 0,
     json: Json = False,
     verbose: Verbose = False,
@@ -74,13 +75,15 @@ def bench_cluster(
 
 @bench.command("prune")
 def bench_prune(
-    faces: Annotated[int, typer.Option(min=1)] = 200_000,
-    identities: Annotated[int, typer.Option(min=1)] = 10_000,
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    faces: Annotated[int, typer.Option(min=1, help="Number of images.")] = 200_000,
+    identities: Annotated[int, typer.Option(min=1, help="Number of identities.")] = 10_000,
+    embedding_size: Annotated[int, typer.Option(min=1, help="Length of an embedding.")] = 512,
     keep: Annotated[float, typer.Option(help="Fraction of the images to keep; its threshold is searched.")] = 0.6,
     block_size: Annotated[str, typer.Option(help="Size of the embeddings in a task.")] = "64MB",
-    largest: Annotated[int, typer.Option(min=0, help="Images of one additional, large identity.")] = 0,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; default: all.")] = None,
+    largest: Annotated[
+        int, typer.Option(min=0, help="Number of images of one additional, large identity; 0: none.")
+    ] = 0,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Number of CPUs of the local Ray; default: all.")] = None,
     directory: Annotated[
         Path | None, path_option(help="Folder on the disk to measure; default: the temporary folder.")
     ] = None,

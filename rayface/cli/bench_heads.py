@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rayface.cli.bench import bench
-from rayface.cli.common import Debug, Json, Verbose, show_result, show_results
+from rayface.cli.common import Debug, Json, Verbose, flag_option, show_result, show_results
 from rayface.config_fields import parse_bytes
 
 
@@ -16,18 +16,22 @@ def bench_head(
         list[int] | None, typer.Option("--classes", "-C", min=1, help="Number of classes; repeat for several.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-B", min=1, help="Global batch size.")] = 256,
-    sample_rate: Annotated[float, typer.Option("--sample-rate", "-r")] = 0.1,
-    sampled_rows: Annotated[int | None, typer.Option(help="Sampled rows per step, instead of --sample-rate.")] = None,
+    sample_rate: Annotated[
+        float, typer.Option("--sample-rate", "-r", help="Fraction of the classes that a step samples.")
+    ] = 0.1,
+    sampled_rows: Annotated[
+        int | None, typer.Option(help="Number of classes that a step samples, instead of --sample-rate.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Type of the matrix products: fp32 or bf16.")] = "fp32",
     storage_dtype: Annotated[str, typer.Option(help="Type of centers and momentum: fp32 or bf16.")] = "fp32",
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    workers: Annotated[int, typer.Option(min=1)] = 1,
-    steps: Annotated[int, typer.Option(min=1)] = 5,
-    logit_memory: Annotated[str, typer.Option(help="See head.logit_memory.")] = "512MB",
+    embedding_size: Annotated[int, typer.Option(min=1, help="Length of an embedding.")] = 512,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes that share the head.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Number of measured steps.")] = 5,
+    logit_memory: Annotated[str, typer.Option(help="Memory of the logits, as config key head.logit_memory.")] = "512MB",
     straightforward: Annotated[
-        bool, typer.Option("--straightforward", help="Also measure a head with full logits and dense gradients.")
+        bool, flag_option("--straightforward", help="Also measure a head with full logits and dense gradients.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device to measure on: cpu or cuda.")] = "cpu",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -66,13 +70,13 @@ def bench_heads(
         list[int] | None, typer.Option("--classes", "-C", min=1, help="Number of identities; repeat for several.")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", "-B", min=1, help="Images, or pairs of dcq and f2c.")
+        int, typer.Option("--batch-size", "-B", min=1, help="Number of images of a step; of pairs for dcq and f2c.")
     ] = 128,
     columns: Annotated[int, typer.Option(min=1, help="Length of the queue of dcq and of the pool of f2c.")] = 8192,
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
-    steps: Annotated[int, typer.Option(min=1)] = 5,
-    most_memory: Annotated[str, typer.Option(help="Do not measure heads whose state is larger.")] = "4GB",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    embedding_size: Annotated[int, typer.Option(min=1, help="Length of an embedding.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Number of measured steps.")] = 5,
+    most_memory: Annotated[str, typer.Option(help="Largest state of a head that is measured.")] = "4GB",
+    device: Annotated[str, typer.Option(help="Device to measure on: cpu or cuda.")] = "cpu",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,

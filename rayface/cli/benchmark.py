@@ -17,13 +17,19 @@ def benchmark_make(
     out: Annotated[str, typer.Argument(metavar="OUT", help="New folder for the benchmark.")],
     identities: Annotated[int, typer.Option(help="Number of identities with at least two images to hold out.")] = 500,
     pairs: Annotated[int, typer.Option(help="Number of verification pairs; half of them are genuine.")] = 6000,
-    folds: Annotated[int, typer.Option(help="Folds of the pairs; no identity is in two.")] = 10,
+    folds: Annotated[int, typer.Option(help="Number of folds of the pairs; no identity is in two.")] = 10,
     template_size: Annotated[int, typer.Option(help="Maximum number of images of a template.")] = 5,
     embeddings: Annotated[
         str | None, typer.Option(help="Embeddings of DATASET by a reference model, for hard impostors.")
     ] = None,
-    hard: Annotated[float, typer.Option(help="Share of impostors that are, with --embeddings.")] = 0.5,
-    join: Annotated[str | None, typer.Option(metavar="names|labels|separate", help="See data.join.")] = None,
+    hard: Annotated[float, typer.Option(help="Fraction of impostor pairs chosen as hard (needs --embeddings).")] = 0.5,
+    join: Annotated[
+        str | None,
+        typer.Option(
+            metavar="names|labels|separate",
+            help="How the labels of several datasets are joined, as config key data.join.",
+        ),
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
     verbose: Verbose = False,

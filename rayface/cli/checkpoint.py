@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Imports, Json, Verbose, app, path_option, show_result, tell
+from rayface.cli.common import Debug, Imports, Json, Verbose, app, flag_option, path_option, show_result, tell
 
 checkpoints = typer.Typer(help="Show, verify and export checkpoints.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoint")
@@ -71,7 +71,7 @@ def checkpoint_reshard(
     ] = 1,
     from_arcface: Annotated[
         bool,
-        typer.Option(
+        flag_option(
             "--from-arcface", help="DIR holds arcface_torch's checkpoint_gpu_K.pt or rank_K_softmax_weight.pt."
         ),
     ] = False,

@@ -27,7 +27,7 @@ from rayface.cli import (  # noqa: F401  # they add their verbs
     tune,
     watch,
 )
-from rayface.cli.common import USAGE_ERROR, Terminal, app, logged_to_stderr, tell
+from rayface.cli.common import USAGE_ERROR, Terminal, app, flag_option, logged_to_stderr, tell
 from rayface.config import Config, flat
 from rayface.interrupts import interrupt_in, terminable
 from rayface.progress import shown_on
@@ -37,7 +37,7 @@ from rayface.training.recovery.interrupt import exit_code_of
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, flag_option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
         typer.echo(__version__)

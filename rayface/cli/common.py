@@ -65,6 +65,11 @@ def path_argument(*, metavar: str = "PATH", help: str) -> Any:
     return typer.Argument(parser=_local_path, metavar=metavar, help=help)
 
 
+def flag_option(*names: str, help: str, **settings: Any) -> Any:
+    """Return an option without a value; Typer would show a type beside it."""
+    return typer.Option(*names, metavar="", help=help, **settings)
+
+
 def run_argument(help: str) -> Any:
     """Return an argument that takes the directory of a run, a path or URI."""
     return typer.Argument(metavar="RUN", help=help)
@@ -141,17 +146,17 @@ Imports = Annotated[
         help="Plugin: Python module to import, on workers too; see docs/plugins.md. Repeat for several.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout instead of a table.")]
+Json = Annotated[bool, flag_option("--json", help="Print one line of JSON on stdout instead of a table.")]
 Address = Annotated[
     str | None, typer.Option(help="Address of the Ray cluster; default: RAY_ADDRESS, else a local Ray.")
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's logs, and tracebacks of errors.")]
+Debug = Annotated[bool, flag_option("--debug", help="Show Ray's logs, and tracebacks of errors.")]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", callback=_be_verbose, help="Show debug messages, with the time and the module of each."),
+    flag_option("--verbose", help="Show debug messages, with the time and the module of each.", callback=_be_verbose),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same result.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, dotted.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Config keys, dotted.")]
 # Typer vendors click or uses the installed one, depending on its version: take the class from Typer's exports.
 USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 ShardSize = Annotated[str, typer.Option(help="Maximum size of a shard, for example 256MB.")]

@@ -14,9 +14,11 @@ _SHOWN_FLIPS = 10
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories, or outputs of evaluate.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run directories, or outputs of evaluate.")],
     out: Annotated[str | None, typer.Option("--out", help="Folder for comparison.csv and flips.csv, or a URI.")] = None,
-    replicates: Annotated[int, typer.Option(min=1, help="Replicates of the bootstrap over identities.")] = 1000,
+    replicates: Annotated[
+        int, typer.Option(min=1, help="Number of replicates of the bootstrap over identities.")
+    ] = 1000,
     seed: Seed = 0,
     json: Json = False,
     verbose: Verbose = False,

@@ -4,22 +4,14 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import (
-    Address,
-    Debug,
-    Json,
-    Verbose,
-    app,
-    show_result,
-    tell,
-)
+from rayface.cli.common import Address, Debug, Json, Verbose, app, flag_option, show_result, tell
 
 
 @app.command()
 def check(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="Dataset directory.")],
-    deep: Annotated[bool, typer.Option("--deep", help="Also compare digests and decode every image.")] = False,
-    write_manifest: Annotated[bool, typer.Option("--write-manifest", help="Write dataset.json into DIR.")] = False,
+    deep: Annotated[bool, flag_option("--deep", help="Also compare digests and decode every image.")] = False,
+    write_manifest: Annotated[bool, flag_option("--write-manifest", help="Write dataset.json into DIR.")] = False,
     json: Json = False,
     address: Address = None,
     verbose: Verbose = False,

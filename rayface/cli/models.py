@@ -4,16 +4,16 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Imports, Json, Verbose, app
+from rayface.cli.common import Debug, Imports, Json, Verbose, app, flag_option
 
 
 @app.command()
 def backbones(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all.")] = None,
-    embedding_size: Annotated[int, typer.Option(min=1)] = 512,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Backbones to list; default: all.")] = None,
+    embedding_size: Annotated[int, typer.Option(min=1, help="Length of an embedding.")] = 512,
     image_size: Annotated[int, typer.Option(min=16, help="Side of an aligned image, pixels.")] = 112,
-    measure: Annotated[bool, typer.Option("--measure", help="Also measure images/s on this machine.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per measured batch.")] = 16,
+    measure: Annotated[bool, flag_option("--measure", help="Also measure images/s on this machine.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images of a measured batch.")] = 16,
     device: Annotated[str, typer.Option(help="Device to measure on: cpu or cuda.")] = "cpu",
     imports: Imports = None,
     json: Json = False,

@@ -4,11 +4,23 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, cluster_keys, show_result
+from rayface.cli.common import (
+    Address,
+    Debug,
+    Imports,
+    Json,
+    Overrides,
+    Verbose,
+    app,
+    cluster_keys,
+    flag_option,
+    show_result,
+)
 from rayface.config import Config, KeyNotSetError, descriptions, flat
 from rayface.stages import STAGES, StageType
 from rayface.values import to_text
@@ -31,7 +43,7 @@ def config_of(verb: str, flags: Mapping[str, Any], overrides: list[str], *, addr
     from rayface.config import load
     from rayface.values import parse_override
 
-    given = {STAGES[verb].flags[flag]: value for flag, value in flags.items() if value not in (None, [])}
+    given = {STAGES[verb].flags[flag]: _given(value) for flag, value in flags.items() if value not in (None, [])}
     keys: dict[str, Any] = dict(parse_override(text) for text in overrides)
     for key in given.keys() & keys.keys():
         raise ValueError(f"{key}: is given twice, as an option and as {key}=VALUE: keep one of them")
@@ -42,36 +54,47 @@ def config_of(verb: str, flags: Mapping[str, Any], overrides: list[str], *, addr
     return config
 
 
+def _given(value: Any) -> Any:
+    """Return the value of a flag; a repeatable one that is given once may hold a list in brackets."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 def _kind(key: str) -> Any:
-    """Return the type of a key's field, without marks and validators."""
+    """Return the type of a key's field, without None, marks and validators."""
     group, _, name = key.partition(".")
     tree = next(type(field.default) for field in fields(Config) if field.name == group)
-    return get_type_hints(tree)[name]
+    kind = get_type_hints(tree)[name]
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return next(part for part in kinds if part is not type(None))
 
 
 def _spelling(flag: str) -> str:
     return f"--{flag.replace('_', '-')}"
 
 
-def _parameter(flag: str, key: str, *, argument: bool) -> inspect.Parameter:
-    """Return the option or argument of a flag; its type and help come from the config key."""
+def _argument(flag: str, key: str) -> inspect.Parameter:
+    """Return the argument of a flag; its help comes from the config key."""
+    annotation = Annotated[str, typer.Argument(metavar=flag.upper(), help=descriptions()[key])]
+    return inspect.Parameter(flag, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
+
+
+def _option(flag: str, key: str, *, required: bool) -> inspect.Parameter:
+    """Return the option of a flag; its type and help come from the config key."""
     kind, default = _kind(key), flat(Config())[key]
-    kinds = [part for part in get_args(kind) if part is not type(None)] or [kind]
-    text = descriptions()[key]
-    spelling = _spelling(flag)
-    if argument:
-        annotation: Any = Annotated[str, typer.Argument(metavar=flag.upper(), help=text)]
-        return inspect.Parameter(flag, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
-    shown = f"{text.rstrip('.')} (default: {_default(default)})." if default not in (None, [], False) else text
-    python = "from_" if flag == "from" else flag
-    if kinds == [bool]:
-        option = typer.Option(spelling if not default else f"{spelling}/--no-{flag.replace('_', '-')}", help=shown)
-        annotation = Annotated[bool | None, option]
-    elif get_origin(kinds[0]) is tuple and key not in ("embed.data", "prune.data", "clustering.data", "evaluate.data"):
-        annotation = Annotated[list[str] | None, typer.Option(spelling, help=f"{shown} Repeat for several.")]
+    text, spelling = descriptions()[key], _spelling(flag)
+    if required:  # not by Typer, as KEY=VALUE sets it too
+        text = f"{text.rstrip('.')} (required)."
+    elif default not in (None, [], False):
+        text = f"{text.rstrip('.')} (default: {_default(default)})."
+    if kind is bool:
+        option = flag_option(f"{spelling}/--no-{spelling.removeprefix('--')}" if default else spelling, help=text)
+        annotation: Any = Annotated[bool | None, option]
+    elif get_origin(kind) is tuple:
+        annotation = Annotated[list[str] | None, typer.Option(spelling, help=f"{text} Repeat for several.")]
     else:
-        metavar = "|".join(map(str, get_args(kinds[0]))) if get_origin(kinds[0]) is Literal else _METAVARS.get(kinds[0])
-        annotation = Annotated[str | None, typer.Option(spelling, metavar=metavar, help=shown)]
+        metavar = " | ".join(get_args(kind)) if get_origin(kind) is Literal else _METAVARS.get(kind)
+        annotation = Annotated[str | None, typer.Option(spelling, metavar=metavar, help=text)]
+    python = "from_" if flag == "from" else flag
     return inspect.Parameter(python, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -98,12 +121,14 @@ def _add(verb: str, stage: StageType) -> None:
         output = flat(config)[stage.output]
         show_result(stage.title.format(output), dict(result if given["json"] else stage.shown(result)), given["json"])
 
-    parameters = [_parameter(flag, stage.flags[flag], argument=True) for flag in stage.arguments]
+    parameters = [_argument(flag, stage.flags[flag]) for flag in stage.arguments]
     overrides = inspect.Parameter(
         "overrides", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Overrides
     )
     options = [
-        _parameter(flag, key, argument=False) for flag, key in stage.flags.items() if flag not in stage.arguments
+        _option(flag, key, required=key in stage.required)
+        for flag, key in stage.flags.items()
+        if flag not in stage.arguments
     ]
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayface.cli.common import Debug, Verbose, app, show_result, tell
+from rayface.cli.common import Debug, Verbose, app, flag_option, show_result, tell
 
 _ON_JOBS = ("status", "logs", "stop")
 
@@ -17,16 +17,16 @@ _ON_JOBS = ("status", "logs", "stop")
 def submit(
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="VERB [ARGUMENT]...", help="Verb to run; or status, logs or stop, and the id of a job."),
+        typer.Argument(metavar="VERB [ARGUMENT]", help="Verb to run; or status, logs or stop, and the id of a job."),
     ],
     address: Annotated[
         str | None,
         typer.Option(help="Job server, http://HOST:8265; default: RAY_ADDRESS, else http://127.0.0.1:8265."),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Follow the log and return the job's exit code.")
+        bool, flag_option("--wait/--no-wait", help="Follow the log and return the job's exit code.")
     ] = True,
-    python: Annotated[str, typer.Option(help="Python of the cluster's nodes.")] = "python",
+    python: Annotated[str, typer.Option(help="Python executable of the cluster's nodes.")] = "python",
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:

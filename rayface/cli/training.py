@@ -16,6 +16,7 @@ from rayface.cli.common import (
     app,
     cluster_keys,
     file_option,
+    flag_option,
     path_option,
     resume_mode,
     run_argument,
@@ -38,13 +39,15 @@ def _gpu_memory(text: str) -> int:
 GpuMemory = Annotated[
     int | None,
     typer.Option(
-        parser=_gpu_memory, metavar="SIZE", help="Memory of one GPU, for example 80GiB: refuse what does not fit."
+        parser=_gpu_memory,
+        metavar="SIZE",
+        help="Memory of one GPU, for example 80GiB; a run that does not fit is refused.",
     ),
 ]
 Efficiency = Annotated[float | None, typer.Option(help="Fraction of the products' rate that the backbone reaches.")]
-Recompute = Annotated[bool, typer.Option("--recompute", help="Recompute activations of blocks in the backward pass.")]
+Recompute = Annotated[bool, flag_option("--recompute", help="Recompute activations of blocks in the backward pass.")]
 Published = Annotated[
-    bool, typer.Option("--published", help="Show the error of the memory model on arcface_torch's table, and exit.")
+    bool, flag_option("--published", help="Show the error of the memory model on arcface_torch's table, and exit.")
 ]
 
 
@@ -58,7 +61,7 @@ def train(
     config: Annotated[Path | None, file_option("--config", "-c", help="YAML file of config keys.")] = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        flag_option(
             "--resume",
             help="Resume from the run's last checkpoint; `--resume auto` starts the run, resumes it, or shows the "
             "result of a finished one, so the same command can be repeated.",
@@ -92,11 +95,15 @@ def plan(
     config: Annotated[Path | None, file_option("--config", "-c", help="YAML file of config keys.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of workers; default: train.num_workers.")] = None,
     gpu_memory: GpuMemory = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="C, if there is no dataset yet.")] = None,
-    num_images: Annotated[int | None, typer.Option(min=1, help="Images per epoch, if there is no dataset yet.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes, if there is no dataset yet.")
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option(min=1, help="Number of images of an epoch, if there is no dataset yet.")
+    ] = None,
     rates: Annotated[Path | None, file_option(help="Output of `rayface bench rates --json`.")] = None,
-    gemm_tflops: Annotated[float | None, typer.Option(help="Rate of large bf16 matrix products.")] = None,
-    fp32_tflops: Annotated[float | None, typer.Option(help="Rate of large fp32 matrix products.")] = None,
+    gemm_tflops: Annotated[float | None, typer.Option(help="Rate of large bf16 matrix products, TFLOP/s.")] = None,
+    fp32_tflops: Annotated[float | None, typer.Option(help="Rate of large fp32 matrix products, TFLOP/s.")] = None,
     memory_bandwidth: Annotated[float | None, typer.Option(help="Bandwidth of device memory, GB/s.")] = None,
     link_bandwidth: Annotated[float | None, typer.Option(help="Bandwidth of a worker per direction, GB/s.")] = None,
     backbone_efficiency: Efficiency = None,
@@ -147,12 +154,14 @@ def _show_published(json: bool) -> None:
 @app.command()
 def register(
     run: Annotated[str, run_argument("Directory of a finished run that was tracked in MLflow, a path or URI.")],
-    name: Annotated[str | None, typer.Option(help="Registered model; default: the run's config key `name`.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the registered model; default: the run's config key `name`.")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Register a run's model in MLflow's model registry; again on the same run, it keeps the version."""
+    """Register a run's model in MLflow's model registry; repeating it for a run does not create a new version."""
     from rayface.training.registry import register as register_run
 
     show_result("registered", register_run(run_directory(run), name).as_dict(), json)
@@ -160,7 +169,7 @@ def register(
 
 @app.command()
 def sync(
-    run: Annotated[str, typer.Argument(help="Run directory, or the output of another job; a path or URI.")],
+    run: Annotated[str, run_argument("Run directory, or the output of another job; a path or URI.")],
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for MLflow.")] = 60.0,
     json: Json = False,
     verbose: Verbose = False,

@@ -14,6 +14,7 @@ from rayface.cli.common import (
     Verbose,
     app,
     file_argument,
+    flag_option,
     resume_mode,
     show_result,
 )
@@ -25,10 +26,12 @@ def tune(
         Path, file_argument(help="Sweep file, or the name of one that comes with rayface, such as partial_fc.")
     ],
     overrides: Overrides = None,
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help="Replaces the file's preset.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", "-p", help="A published recipe to start from, instead of the file's.")
+    ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        flag_option(
             "--resume",
             help="Resume the newest sweep of that file, or that of sweep.output; `--resume auto` starts it if there is "
             "none.",

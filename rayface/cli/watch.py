@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from rayface.cli.common import Debug, Json, Verbose, app, run_argument, run_directory
+from rayface.cli.common import Debug, Json, Verbose, app, flag_option, run_argument, run_directory
 
 
 @app.command()
 def watch(
     run: Annotated[str, run_argument("Run directory, a path or URI, of a finished run or of one that trains.")],
-    once: Annotated[bool, typer.Option("--once", help="Print the run as it is now, and exit.")] = False,
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, flag_option("--once", help="Print the run as it is now, and exit.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Refresh interval in seconds.")] = 2.0,
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,

@@ -1,9 +1,54 @@
 """The command line of stages: every flag sets a config key, KEY=VALUE sets any."""
 
-import pytest
+from typing import Any
 
-from rayface.cli.command_line import _outcome
+import pytest
+import typer
+
+from rayface.cli.command_line import _outcome, app
 from rayface.cli.stages import config_of
+from rayface.config import Config, flat
+from rayface.stages import STAGES
+
+REPEATED = [
+    (verb, flag)
+    for verb, stage in STAGES.items()
+    for flag, key in stage.flags.items()
+    if isinstance(flat(Config())[key], list | tuple) and flag not in stage.arguments
+]
+
+
+def parsed(verb: str, *arguments: str) -> dict[str, Any]:
+    """Return the values of a verb's parameters on a command line."""
+    command = typer.main.get_command(app).commands[verb]
+    return command.make_context(verb, list(arguments)).params
+
+
+@pytest.mark.parametrize(("verb", "flag"), REPEATED)
+def test_option_of_a_list_given_twice_keeps_both_values(verb: str, flag: str) -> None:
+    spelling = f"--{flag.replace('_', '-')}"
+    places = ["a"] * len(STAGES[verb].arguments)
+    assert parsed(verb, *places, spelling, "a", spelling, "b")["from_" if flag == "from" else flag] == ["a", "b"]
+
+
+def test_options_of_lists_are_found() -> None:
+    assert {("evaluate", "bin"), ("prune", "baseline"), ("convert", "from"), ("embed", "data")} <= {*REPEATED}
+
+
+@pytest.mark.parametrize("value", [["a.bin", "b.bin"], ["[a.bin,b.bin]"], "[a.bin,b.bin]"])
+def test_config_of_a_list_repeated_or_in_brackets_holds_each(value: Any) -> None:
+    config = config_of("evaluate", {"bin": value}, [], address=None, debug=False)
+    assert [path.rpartition("/")[2] for path in config.evaluate.bin] == ["a.bin", "b.bin"]
+
+
+def test_help_shows_choices_and_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _outcome(["embed", "--help"]) == (0, "")
+    text = capsys.readouterr().out
+    assert "fp32 | bf16" in text
+    assert text.count("(required)") == 3
+    assert text.count("[KEY=VALUE]...") == 1
+    assert "--json" in text
+    assert text.count("<bool>") <= 1  # of --help
 
 
 def test_config_of_flags_and_overrides_holds_both() -> None:

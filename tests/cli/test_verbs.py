@@ -1,5 +1,8 @@
 """The verbs in the order of the road."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import typer
 
 from rayface.cli.command_line import app
@@ -18,3 +21,26 @@ def test_every_verb_is_in_the_panel_of_its_part_of_the_road() -> None:
     commands = typer.main.get_command(app).commands
     panels = {verb: panel for panel, verbs in VERBS.items() for verb in verbs}
     assert {verb: command.rich_help_panel for verb, command in commands.items()} == panels
+
+
+def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield each verb with its name."""
+    for verb, own in command.commands.items():
+        if hasattr(own, "commands"):
+            yield from commands(own, f"{name}{verb} ")
+        else:
+            yield f"{name}{verb}", own
+
+
+def test_help_of_every_option_and_argument_is_a_sentence() -> None:
+    parts = [(verb, part) for verb, own in commands(typer.main.get_command(app), "") for part in own.params]
+    bare = [f"{verb} {part.name}" for verb, part in parts if not (part.help or "").endswith(".")]
+    assert not bare
+    fragments = ("Of ", "For ", "That ", "Without ", "Over ", "Default")
+    assert not [f"{verb} {part.name}" for verb, part in parts if part.help.startswith(fragments)]
+
+
+def test_arguments_of_every_verb_have_a_metavar() -> None:
+    for verb, own in commands(typer.main.get_command(app), ""):
+        for part in own.params:
+            assert part.param_type_name == "option" or part.metavar, f"{verb} {part.name}"
