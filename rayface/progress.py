@@ -99,7 +99,9 @@ class Phase:
 
 
 @contextlib.contextmanager
-def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit: str = "images") -> Iterator[Phase]:
+def phase(
+    name: str, *, parts: int | None = None, rows: int | None = None, unit: str = "images", shown: bool = True
+) -> Iterator[Phase]:
     """Log the start of a phase, show its progress, and log its time and rate at the end.
 
     Args:
@@ -107,11 +109,13 @@ def phase(name: str, *, parts: int | None = None, rows: int | None = None, unit:
         parts: total number of parts.
         rows: total number of rows, for the rate.
         unit: name of a row, for example "images".
+        shown: show a bar; False if the progress is shown in another way.
     """
     logger.info("%s: started%s", name, "".join(f", {count}" for count in _counts(parts, rows, unit)[:1]))
     _record(name, "start", parts=parts, rows=rows)
     start = time.monotonic()
-    with _displays[-1].bar(name, rows if unit == "images" else None, parts) as bar:
+    display = _displays[-1] if shown else _NoDisplay()
+    with display.bar(name, rows if unit == "images" else None, parts) as bar:
         current = Phase(parts=parts, rows=rows, _bar=bar)
         yield current
     seconds = time.monotonic() - start

@@ -2,13 +2,14 @@
 
 import json
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from rayface import progress
-from rayface.progress import phase, recorded_in
+from rayface.progress import Bar, phase, recorded_in, shown_on
 from rayface.tracking.journal import Journal
 
 
@@ -45,6 +46,21 @@ def test_phase_of_unknown_size_logs_start_and_seconds(
     with phase("report"):
         pass
     assert caplog.messages == ["report: started", "report: finished in 1.5 s"]
+
+
+def test_phase_that_is_shown_elsewhere_has_no_bar(caplog: pytest.LogCaptureFixture) -> None:
+    class Bars(progress._NoDisplay):
+        names: ClassVar[list[str]] = []
+
+        def bar(self, name: str, rows: int | None = None, parts: int | None = None) -> AbstractContextManager[Bar]:
+            self.names.append(name)
+            return super().bar(name, rows, parts)
+
+    caplog.set_level(logging.INFO, logger="rayface")
+    with shown_on(Bars()), phase("train", shown=False), phase("report"):
+        pass
+    assert Bars.names == ["report"]
+    assert "train: started" in caplog.messages
 
 
 def test_phase_inside_a_journal_is_recorded_and_no_metric(tmp_path: Path) -> None:

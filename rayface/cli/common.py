@@ -94,12 +94,12 @@ class Terminal:
     """`progress.Display` on stderr; imports rich only when it shows something."""
 
     def bar(self, name: str, rows: int | None = None, parts: int | None = None) -> AbstractContextManager[Bar]:
-        from rayface.display import progress_bar
+        from rayface.progress_bars import progress_bar
 
         return progress_bar(name, rows, parts)
 
     def training(self, run: Path, journal: Path, total_steps: int) -> AbstractContextManager[None]:
-        from rayface.display import follow_training
+        from rayface.progress_bars import follow_training
 
         return follow_training(run, journal, total_steps)
 

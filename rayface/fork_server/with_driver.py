@@ -6,6 +6,7 @@ with unseeded():
     import rayface.cli.command_line
     import rayface.display
     import rayface.plan.preflight
+    import rayface.progress_bars
     import rayface.stages
     import rayface.training.fit
     import rayface.training.model_check

@@ -142,7 +142,7 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
         _log_dataset(job.journal, valid.dataset)
         job.journal.tags({"run_directory": str(run)})
         with (
-            phase("train"),
+            phase("train", shown=False),
             show_training(run.working, run.worker_journal_file, valid.total_steps),
             advised(run, _untrained(valid), job.journal),
             reported(run),
