@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from rayface.report import HALF, PALETTE, TALL, WIDE, Plot, add_legend, new_axes, style
+from rayface.report import HALF, PALETTE, TALL, WIDE, Plot, add_legend, new_axes, percent_ticks, style
 
 Series = Sequence[tuple[int, float, float]]
 
 ROUND = [1, 2, 4, 5, 10]  # steps of ticks, times a power of 10
 MAX_POINTS = 1500  # curves are thinned to about this number of points
+_HIGH = 0.9  # accuracy above which chance and the untrained model are not drawn
 SMOOTHING_WINDOW = 0.04  # window of the moving mean, as a fraction of a curve's points
 
 
@@ -32,7 +33,7 @@ def draw_curves(
             another one, `eval/tar_at_far/1e-03`, are not drawn.
         evaluation: plots of the last validation, which follow the accuracy.
         pair_set: name of what the accuracy was measured on.
-        chance: accuracy of guesses, drawn as a line.
+        chance: accuracy of guesses, drawn as a line unless the accuracy exceeds 90 %.
     """
     curves: dict[str, NDArray[np.float64]] = {}
     for name, points in metrics.items():
@@ -142,8 +143,10 @@ def _throughput(steps: NDArray[np.float64], values: NDArray[np.float64]) -> Figu
 
 
 def _accuracy(steps: NDArray[np.float64], values: NDArray[np.float64], chance: float | None) -> Figure:
+    if np.nanmax(values) > _HIGH and (trained := steps > 0).any():  # else 50 to 100 % hides every difference
+        steps, values, chance = steps[trained], values[trained], None
     figure, axes = _step_axes(HALF, "accuracy", steps)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    percent_ticks(axes.yaxis)
     axes.plot(steps, values, color=PALETTE["green"], linewidth=2, marker="o", markersize=5, clip_on=False)
     if chance is not None:
         label = f"chance {chance:.0%}"
@@ -151,7 +154,7 @@ def _accuracy(steps: NDArray[np.float64], values: NDArray[np.float64], chance: f
         add_legend(axes)
     axes.margins(y=0.18)
     axes.annotate(
-        f"{values[-1]:.1%}",
+        f"{values[-1]:.2%}",
         (steps[-1], values[-1]),
         (-4, 7),
         textcoords="offset points",

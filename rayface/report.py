@@ -14,9 +14,11 @@ import jinja2
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from rayface.credentials import mask
 from rayface.files import write_file
@@ -106,6 +108,11 @@ def style(axes: Axes, x: str, y: str) -> None:
     axes.tick_params(colors=PALETTE["muted"], labelsize=9, length=0, pad=5)
     axes.set_xlabel(x, color=PALETTE["muted"], fontsize=9)
     axes.set_ylabel(y, color=PALETTE["muted"], fontsize=9)
+
+
+def percent_ticks(axis: Axis) -> None:
+    """Label the ticks of an axis of shares in percent, each with as many digits as it has."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
 
 
 def add_legend(axes: Axes) -> None:

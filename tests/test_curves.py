@@ -77,3 +77,24 @@ def test_a_run_with_one_logged_step_shows_it_as_a_dot():
         assert axes.lines[0].get_marker() == "o", plot.name
         low, high = axes.get_xlim()
         assert (low, high) == (2, 4)
+
+
+def accuracy_axes(values):
+    (plot,) = draw_curves({"eval/accuracy": series(values)}, chance=0.5)
+    return plot.figure.axes[0]
+
+
+def test_accuracy_above_90_percent_leaves_out_chance_and_the_untrained_model():
+    axes = accuracy_axes([0.55, 0.9941, 0.9960, 0.9983])
+    assert axes.get_ylim()[0] > 0.99
+    assert axes.get_legend() is None
+    assert axes.texts[0].get_text() == "99.83%"
+    ticks = [axes.yaxis.get_major_formatter()(tick, 0) for tick in axes.get_yticks()]
+    assert len({*ticks}) == len(ticks)
+
+
+def test_accuracy_up_to_90_percent_shows_chance_and_the_untrained_model():
+    axes = accuracy_axes([0.55, 0.7, 0.89])
+    assert axes.get_ylim()[0] < 0.5
+    assert axes.get_legend() is not None
+    assert accuracy_axes([0.95]).lines  # of the untrained model alone

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_BINS = 60
+_MOST_BINS = 60
 _WORST = 12  # pairs of each kind
 
 
@@ -22,10 +22,11 @@ class ScoreHistogram:
 
     @classmethod
     def of(cls, genuine: NDArray[np.floating], impostor: NDArray[np.floating]) -> ScoreHistogram:
-        """Count scores in bins from the lowest to the highest one."""
+        """Count n scores in about sqrt(n) bins, at most 60, from the lowest to the highest one."""
+        bins = round(min(_MOST_BINS, max(1, (len(genuine) + len(impostor)) ** 0.5)))
         low = min(genuine.min(initial=1), impostor.min(initial=1))
         high = max(genuine.max(initial=-1), impostor.max(initial=-1))
-        edges = np.linspace(low, max(high, low + 1e-6), _BINS + 1)
+        edges = np.linspace(low, max(high, low + 1e-6), bins + 1)
         return cls(edges=edges, genuine=np.histogram(genuine, edges)[0], impostor=np.histogram(impostor, edges)[0])
 
     def as_dict(self) -> dict[str, object]:

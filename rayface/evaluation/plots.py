@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from rayface.report import HALF, PALETTE, Plot, add_legend, label_bars, new_axes, plain
+from rayface.report import HALF, PALETTE, Plot, add_legend, label_bars, new_axes, percent_ticks, plain
+
+_HALF = 0.5  # a rate on whose sides a curve has room for its labels
+_HIGH = 0.8  # TAR from which the axis of a ROC begins near the lowest one
 
 
 def evaluation_plots(content: Mapping[str, Any], when: str = "") -> list[Plot]:
@@ -33,7 +36,8 @@ def evaluation_plots(content: Mapping[str, Any], when: str = "") -> list[Plot]:
         if "roc" in own:
             far, tar = (np.array(own["roc"][key], np.float64) for key in ("far", "tar"))
             plots.append(Plot(f"{prefix}roc", f"ROC of {name}", draw_roc(far, tar, tars)))
-            plots.append(Plot(f"{prefix}det", f"DET of {name}", _det(far, tar, tars)))
+            if (rejected := _det(far, tar, tars, _num_genuine(figures.get(protocol, {}), own))) is not None:
+                plots.append(Plot(f"{prefix}det", f"DET of {name}", rejected))
         if "histogram" in own:
             plots.append(Plot(f"{prefix}scores", f"Scores of {name}", _histogram(own["histogram"])))
         if "error_versus_discard" in own:
@@ -54,46 +58,79 @@ def draw_roc(far: NDArray[np.float64], tar: NDArray[np.float64], tars: Mapping[s
     """
     figure, axes = new_axes(HALF, "false acceptance rate", "true acceptance rate")
     lowest = _far_axis(axes, far)
-    axes.set_ylim(0, 1.03)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
-    grid = np.geomspace(lowest, 1, 100)
-    axes.plot(grid, grid, color=PALETTE["muted"], linewidth=1.2, linestyle=(0, (4, 3)), label="chance")
+    marks = _marks(tars, lowest)
+    least = min([*tar[far > 0].tolist(), *(reached for _, reached in marks)], default=0.0)
+    bottom = 0.0 if least < _HIGH else 1 - 1.5 * max(1 - least, 0.01)
+    axes.set_ylim(bottom, 1 + 0.03 * (1 - bottom))
+    percent_ticks(axes.yaxis)
+    if not bottom:
+        _chance(axes, lowest, lambda far: far)
     shown = np.maximum(far, lowest)  # a FAR of 0 cannot be drawn on a log axis
     axes.plot(shown, tar, color=PALETTE["blue"], linewidth=2, drawstyle="steps-post")
-    for rate, reached in _marks(tars, lowest):
+    for rate, reached in marks:
         axes.plot(rate, reached, "o", color=PALETTE["blue"], markersize=5)
-        _label(axes, f"{reached:.1%}", (rate, reached), _roc_offset(rate > lowest, reached))
-    add_legend(axes)
+        _label(axes, _percent(reached), (rate, reached), _roc_offset(rate > lowest, reached))
     return figure
 
 
 def _roc_offset(inside: bool, reached: float) -> tuple[int, int]:
     """Return where a TAR is written: left of its point and above, unless that is outside; right and below, or above."""
-    if reached >= 0.5:
+    if reached >= _HALF:
         return 6, -12
     return (-4, 5) if inside else (6, 5)
 
 
-def _det(far: NDArray[np.float64], tar: NDArray[np.float64], tars: Mapping[str, float | None]) -> Figure:
-    """Draw the detection error trade-off: false rejection rate over FAR, both logarithmic."""
-    figure, axes = new_axes(HALF, "false acceptance rate", "false rejection rate")
-    lowest = _far_axis(axes, far)
+def _num_genuine(figures: Mapping[str, Any], own: Mapping[str, Any]) -> int:
+    """Return the number of genuine pairs of a protocol; 0 if it is unknown."""
+    return int(figures.get("num_genuine") or sum(own.get("histogram", {}).get("genuine", [])))
+
+
+def _det(
+    far: NDArray[np.float64], tar: NDArray[np.float64], tars: Mapping[str, float | None], num_genuine: int
+) -> Figure | None:
+    """Draw the detection error trade-off: false rejection rate over FAR, both logarithmic.
+
+    A rate of 0 is drawn at half of the lowest rate that `num_genuine` pairs resolve; None if both are unknown.
+    """
     rejected = 1 - tar
-    floor = min(0.1, float(rejected[rejected > 0].min(initial=1.0)))
+    resolved = 1 / num_genuine if num_genuine else float(rejected[rejected > 0].min(initial=1.0))
+    if resolved == 1:
+        return None
+    figure, axes = new_axes(HALF, "false acceptance rate", "false rejection rate")
+    lowest, floor = _far_axis(axes, far), resolved / 2
     axes.set_yscale("log")
-    axes.set_ylim(floor / 1.3, 1.3)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.set_ylim(floor / 1.6, 1.3)
+    percent_ticks(axes.yaxis)
     axes.minorticks_off()
-    grid = np.geomspace(lowest, 0.999, 100)
-    axes.plot(grid, 1 - grid, color=PALETTE["muted"], linewidth=1.2, linestyle=(0, (4, 3)), label="chance")
+    _chance(axes, lowest, lambda far: 1 - far)
     shown = np.maximum(far, lowest), np.maximum(rejected, floor)
     axes.plot(*shown, color=PALETTE["violet"], linewidth=2, drawstyle="steps-post")
     for rate, reached in _marks(tars, lowest):
-        axes.plot(rate, max(1 - reached, floor), "o", color=PALETTE["violet"], markersize=5)
         place = (rate, max(1 - reached, floor))
-        _label(axes, f"{1 - reached:.1%}", place, (-4, -12) if reached < 0.5 and rate > lowest else (6, -12))
-    add_legend(axes)
+        axes.plot(*place, "o", color=PALETTE["violet"], markersize=5)
+        _label(axes, _percent(1 - reached), place, _det_offset(rate > lowest, reached))
     return figure
+
+
+def _det_offset(inside: bool, reached: float) -> tuple[int, int]:
+    """Return where a false rejection rate is written: left of its point and below, unless that is outside."""
+    if inside and reached < 1:
+        return -4, -12
+    return (6, 5) if reached >= _HALF else (6, -12)
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, with two digits that differ from 0 or 100 %."""
+    if share < 0.01:
+        return f"{100 * share:.2g}%"
+    return f"{share:.1%}" if share <= 0.99 else f"{100 * share:.4g}%"
+
+
+def _chance(axes: Axes, lowest: float, of: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+    """Draw the rates of guesses over FAR, and a legend that says so."""
+    grid = np.geomspace(lowest, 0.999, 100)
+    axes.plot(grid, of(grid), color=PALETTE["muted"], linewidth=1.2, linestyle=(0, (4, 3)), label="chance")
+    add_legend(axes)
 
 
 def _far_axis(axes: Axes, far: NDArray[np.float64]) -> float:
@@ -124,7 +161,7 @@ def _histogram(counts: Mapping[str, ArrayLike]) -> Figure:
         shares = values / max(1, values.sum())
         axes.stairs(shares, edges, fill=True, color=PALETTE[colour], alpha=0.35, label=f"{kind}: {values.sum():,.0f}")
         axes.stairs(shares, edges, color=PALETTE[colour], linewidth=1.6)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    percent_ticks(axes.yaxis)
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
     add_legend(axes)
     return figure
@@ -141,8 +178,8 @@ def _discard(curves: Mapping[str, Any]) -> Figure:
     ):
         values = np.array([np.nan if value is None else value for value in own[key]])
         axes.plot(rejected, values, color=PALETTE[colour], linewidth=2, marker="o", markersize=4, label=text)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1%}"))
+    percent_ticks(axes.xaxis)
+    percent_ticks(axes.yaxis)
     axes.set_ylim(bottom=0)
     add_legend(axes)
     return figure
@@ -160,6 +197,6 @@ def _bars(groups: Mapping[str, Mapping[str, Any]]) -> tuple[str, Figure] | None:
     axes.bar(range(len(values)), values, color=PALETTE["blue"], width=0.6)
     axes.set_xticks(range(len(values)), list(map(plain, rates)), rotation=30 if len(values) > 5 else 0)
     axes.set_ylim(0, 1.1)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    percent_ticks(axes.yaxis)
     label_bars(axes, values, "{:.1%}")
     return lowest, figure

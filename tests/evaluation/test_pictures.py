@@ -20,3 +20,8 @@ def test_score_histogram_of_constant_scores_counts_all() -> None:
     histogram = ScoreHistogram.of(np.full(4, 0.5), np.full(2, 0.5))
     assert histogram.genuine.sum() == 4
     assert histogram.impostor.sum() == 2
+
+
+def test_score_histogram_of_n_scores_has_about_root_n_bins() -> None:
+    for count, bins in ((100, 14), (3000, 60), (0, 1)):
+        assert len(ScoreHistogram.of(np.linspace(0.4, 1, count), np.linspace(-0.2, 0.3, count)).genuine) == bins

@@ -1,8 +1,9 @@
 """Plots of evaluation.json: labels are the figures, other protocols' plots have their own names."""
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from rayface.evaluation.plots import evaluation_plots
+from rayface.evaluation.plots import draw_roc, evaluation_plots
 from rayface.report import as_svg
 
 # A thinned curve that passes the labelled rates at other values.
@@ -57,9 +58,50 @@ def test_evaluation_plots_of_an_older_run_draw_its_curve() -> None:
 
 def test_labels_of_low_rates_stand_left_of_their_points_where_the_curve_is_not() -> None:
     plots = {plot.name: plot for plot in evaluation_plots(content())}
-    for name in ("roc", "det", "all_vs_all-roc", "all_vs_all-det"):
+    for name in ("roc", "all_vs_all-roc"):
+        lowest = plots[name].figure.axes[0].get_xlim()[0]
         for text in plots[name].figure.axes[0].texts:
-            rate, reached = text.xy
-            tar = reached if name.endswith("roc") else 1 - reached
-            lowest = plots[name].figure.axes[0].get_xlim()[0]
+            rate, tar = text.xy
             assert text.get_horizontalalignment() == ("right" if tar < 0.5 and rate > lowest else "left")
+
+
+def det_of(tar: list[float], tars: dict[str, float], **own: object) -> Axes | None:
+    """Return the axes of a protocol's DET plot."""
+    curves = {"pairs": {"roc": {"far": np.geomspace(1e-4, 1, len(tar)).tolist(), "tar": tar}, **own}}
+    plots = evaluation_plots({"protocols": {"pairs": {"tar_at_far": tars}}, "curves": curves})
+    return next((plot.figure.axes[0] for plot in plots if plot.name == "det"), None)
+
+
+def histogram_of(num_genuine: int) -> dict[str, object]:
+    return {"edges": [-1, 0, 1], "genuine": [0, num_genuine], "impostor": [9, 0]}
+
+
+def test_det_of_a_perfect_result_lies_at_half_of_what_its_pairs_resolve() -> None:
+    axes = det_of([1.0] * 5, {"1e-03": 1.0}, histogram=histogram_of(3000))
+    assert axes is not None
+    curve = max(axes.lines, key=lambda line: line.get_linewidth())
+    assert np.allclose(curve.get_ydata(), 0.5 / 3000)
+    assert [text.get_text() for text in axes.texts] == ["0%"]
+
+
+def test_det_of_a_perfect_result_of_an_unknown_number_of_pairs_is_not_drawn() -> None:
+    assert det_of([1.0] * 5, {"1e-03": 1.0}) is None
+
+
+def test_det_is_in_percent_with_labels_below_its_falling_curve() -> None:
+    tars = {"1e-04": 0.94, "1e-03": 0.981, "1e-02": 0.9941}
+    axes = det_of([0.94, 0.981, 0.9941, 0.999, 1.0], tars, histogram=histogram_of(20_000))
+    assert axes is not None
+    assert axes.yaxis.get_major_formatter()(0.001, 0) == "0.1%"
+    assert [text.get_text() for text in axes.texts] == ["6.0%", "1.9%", "0.59%"]
+    assert [text.get_horizontalalignment() for text in axes.texts] == ["left", "right", "right"]
+
+
+def test_roc_of_high_rates_begins_near_the_lowest_one_and_without_chance() -> None:
+    far = np.geomspace(1e-6, 1, 50)
+    (axes,) = draw_roc(np.append(0, far), np.append(0, np.linspace(0.94, 1, 50)), {"1e-06": 0.94}).axes
+    assert 0.9 < axes.get_ylim()[0] < 0.94
+    assert axes.get_legend() is None
+    (axes,) = draw_roc(np.array(FAR), np.array(TAR), {"1e-02": 0.3}).axes
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_legend() is not None

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from rayface.arrays import Ints
@@ -30,6 +29,7 @@ from rayface.report import (
     label_bars,
     load_template,
     new_axes,
+    percent_ticks,
     write_pngs,
 )
 from rayface.version import VERSION
@@ -141,7 +141,7 @@ def _histogram(before: NDArray[np.float64], after: NDArray[np.float64]) -> Figur
         label = f"{name}: {len(values):,} pairs"
         axes.hist(values, bins, weights=shares, histtype="stepfilled", color=PALETTE[colour], alpha=0.35, label=label)
         axes.hist(values, bins, weights=shares, histtype="step", color=PALETTE[colour], linewidth=1.6)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    percent_ticks(axes.yaxis)
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
     add_legend(axes)
     return figure
@@ -158,7 +158,7 @@ def _by_size(sizes: Ints, kept: Ints) -> Figure:
     axes.bar(range(len(names)), share, color=PALETTE["green"], width=0.7)
     axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)
     axes.set_ylim(0, 1.08)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    percent_ticks(axes.yaxis)
     label_bars(axes, share.tolist(), "{:.0%}")
     return figure
 
