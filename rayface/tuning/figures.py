@@ -23,7 +23,9 @@ from rayface.report import PALETTE, PNG_DPI, WIDE, add_legend, new_axes
 from rayface.tuning.heat_map import HeatMap, heat_map
 from rayface.tuning.spec import Spec
 
+Best = Callable[[list[float]], float]
 _PARALLEL = "Parallel coordinates"
+_GRID = "rgba(128, 128, 128, 0.25)"  # on a dark page, too, whose figures are inverted
 # Blues without its palest third, which cannot be seen on a white page, nor inverted on a dark one.
 _BLUES = ("#9ecae1", "#4292c6", "#08306b")
 _SCALE = [[k / 2, colour] for k, colour in enumerate(_BLUES)]
@@ -40,8 +42,7 @@ def draw(study: optuna.Study, spec: Spec) -> list[dict[str, Any]]:
         views: Any = optuna.visualization
         if len(names) in (2, 3):
             drawn.append(("Pareto front", True, _front(views.plot_pareto_front(study, target_names=names))))
-        history = views.plot_optimization_history(first, target_name=names[0])
-        drawn.append(("History", True, history.update_xaxes(**_whole_numbers(len(first.get_trials(deepcopy=False))))))
+        drawn.append(("History", True, _plotly_history(complete, names[0], max if dark_is_high else min)))
         if _varied(complete):
             if found := _importance(first, complete):
                 drawn.append(("Parameter importance", True, _importances(found, names[0])))
@@ -143,7 +144,7 @@ def _front(figure: go.Figure) -> go.Figure:
 def _importances(found: dict[str, float], name: str) -> go.Figure:
     found = dict(reversed(found.items()))
     figure = go.Figure(go.Bar(x=list(found.values()), y=list(found), orientation="h", marker_color=PALETTE["blue"]))
-    figure.update_layout(xaxis_title=f"share of {name}'s variance")
+    figure.update_layout(xaxis_title=f"share of the variance<br>of {name}")
     return figure
 
 
@@ -162,13 +163,13 @@ def _recolour(figure: go.Figure, dark_is_high: bool) -> None:
     """Colour the lines of Optuna's parallel coordinates so that the palest can be seen too."""
     for trace in figure.data:
         if trace.type == "parcoords":  # of older versions of Optuna
-            trace.line.colorscale = _SCALE
+            trace.line.update(colorscale=_SCALE, showscale=False)
         elif trace.mode == "lines":  # on the first axis, from 0 to 1, is the objective
             place = trace.y[0] if dark_is_high else 1 - trace.y[0]
             trace.line.update(color=sample_colorscale(_SCALE, [place])[0], width=2)
             trace.opacity = 0.9
         else:
-            trace.marker.colorscale = _SCALE
+            trace.marker.update(colorscale=_SCALE, showscale=False)  # the first axis has the values
 
 
 def _heat_maps(trials: list[FrozenTrial], spec: Spec) -> list[HeatMap]:
@@ -194,25 +195,49 @@ def _plotly_heat_map(drawn: HeatMap, name: str, dark_is_high: bool) -> go.Figure
             textfont={"size": 11},
             colorscale=_SCALE,
             reversescale=not dark_is_high,
-            colorbar={"title": {"text": name, "side": "right"}, "thickness": 14},
+            showscale=False,  # the cells have the values; on a phone the bar takes half of the width
             xgap=2,
             ygap=2,
         )
     )
     axis = {"type": "category", "showgrid": False, "automargin": True}
     x, y = ([*axis_labels] for axis_labels in (drawn.x_labels, drawn.y_labels))
-    narrow = {"tickvals": x, "ticktext": [label.replace(" to ", "<br>to ") for label in x], "tickangle": 0}
     figure.update_layout(
-        xaxis={**axis, **narrow, "title": drawn.x, "categoryarray": x, "range": [-0.5, len(x) - 0.5]},
-        yaxis={**axis, "title": drawn.y, "categoryarray": y, "range": [-0.5, len(y) - 0.5]},
+        xaxis={**axis, **_two_lines(x), "title": drawn.x, "categoryarray": x, "range": [-0.5, len(x) - 0.5]},
+        yaxis={**axis, **_two_lines(y), "title": drawn.y, "categoryarray": y, "range": [-0.5, len(y) - 0.5]},
     )
     return figure
 
 
-def _history(trials: list[FrozenTrial], name: str, best: Callable[[list[float]], float]) -> Figure:
-    figure, axes = new_axes(WIDE, "trial", name)
+def _two_lines(labels: list[str]) -> dict[str, Any]:
+    """Return ticks whose ranges take two short lines."""
+    texts = [label.replace(" to ", "<br>to ") for label in labels]
+    return {"tickvals": labels, "ticktext": texts, "tickangle": 0, "tickfont": {"size": 10}}
+
+
+def _so_far(trials: list[FrozenTrial], best: Best) -> tuple[list[int], list[float], list[float]]:
+    """Return numbers, values and best values so far of complete trials."""
     numbers, values = [trial.number for trial in trials], [trial.values[0] for trial in trials]
-    so_far = [best(values[: k + 1]) for k in range(len(values))]
+    return numbers, values, [best(values[: k + 1]) for k in range(len(values))]
+
+
+def _plotly_history(trials: list[FrozenTrial], name: str, best: Best) -> go.Figure:
+    numbers, values, so_far = _so_far(trials, best)
+    line = {"color": PALETTE["orange"], "width": 2, "shape": "hv"}
+    figure = go.Figure(
+        [
+            go.Scatter(x=numbers, y=so_far, mode="lines", line=line, name="best so far"),
+            go.Scatter(x=numbers, y=values, mode="markers", marker={"color": PALETTE["blue"], "size": 8}, name="trial"),
+        ]
+    )
+    return figure.update_layout(
+        xaxis={"title": "trial", **_whole_numbers(1 + max(numbers))}, yaxis={"title": name, "automargin": True}
+    )
+
+
+def _history(trials: list[FrozenTrial], name: str, best: Best) -> Figure:
+    figure, axes = new_axes(WIDE, "trial", name)
+    numbers, values, so_far = _so_far(trials, best)
     axes.plot(numbers, so_far, color=PALETTE["orange"], linewidth=2, drawstyle="steps-post", label="best so far")
     axes.plot(numbers, values, "o", color=PALETTE["blue"], markersize=5, label="trial")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -268,5 +293,7 @@ def _html(figure: go.Figure) -> Markup:
         plot_bgcolor="rgba(0,0,0,0)",  # cells without trials too
         font={"family": "system-ui, sans-serif", "color": PALETTE["ink"]},
     )
+    figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID)
+    figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_GRID)
     options = {"responsive": True, "displayModeBar": False}
     return Markup(to_html(figure, full_html=False, include_plotlyjs=False, config=options, default_height=420))

@@ -6,6 +6,7 @@ import cv2
 import optuna
 import pytest
 
+from rayface.report import PALETTE
 from rayface.tuning.figures import draw, write_pngs
 from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Objective, Spec
@@ -101,3 +102,18 @@ def test_draw_of_cells_without_trials_leaves_the_page_show_through(trials):
     drawn = draw(study_of(trials), spec_of(heatmaps=(("optim.lr", "head.scale"),)))[-1]["html"]
     assert '"plot_bgcolor":"rgba(0,0,0,0)"' in drawn
     assert "\\u003cbr\\u003eto " in drawn  # the label of a bin takes two lines
+
+
+def test_history_of_the_page_is_a_step_in_the_colours_of_the_page(trials):
+    drawn = {figure["caption"]: str(figure["html"]) for figure in draw(study_of(trials), spec_of())}
+    assert '"shape":"hv"' in drawn["History"]
+    assert PALETTE["orange"] in drawn["History"]
+    assert "best so far" in drawn["History"]
+
+
+def test_figures_of_the_page_have_grids_for_light_and_dark_and_no_colour_bar(trials):
+    for figure in draw(study_of(trials), spec_of(heatmaps=(("optim.lr", "head.scale"),))):
+        html = str(figure["html"])
+        assert '"gridcolor":"rgba(128, 128, 128, 0.25)"' in html
+        if figure["caption"] in ("Parallel coordinates", "optim.lr and head.scale"):
+            assert '"showscale":false' in html
