@@ -5,7 +5,7 @@ YAML itself guesses types: 0100 is 64, 1:30 is 90, no is false, 2024-01-01 is a 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -184,3 +184,14 @@ def optional_fields(kind: Any) -> set[str]:
     return {
         name for name, hint in hints.items() if get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint)
     }
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, for people: 57.50%."""
+    return f"{share:.2%}"
+
+
+def percent_interval(interval: Sequence[float | None]) -> str:
+    """Return an interval of a share, for people; "-" if a bound is unknown."""
+    low, high = interval
+    return "-" if low is None or high is None else f"95% interval {percent(low)} to {percent(high)}"

@@ -42,7 +42,7 @@ def _show(found: "Comparison") -> None:
 
     rows = found.as_dict()["comparison"]
     for name, size in found.sizes.items():
-        about = f"{size.pairs:,} pairs of {size.identities:,} identities, 95 % intervals"
+        about = f"{size.pairs:,} pairs of {size.identities:,} identities, 95% intervals"
         typer.echo(f"{name}: {about}")
         for run in found.runs:
             own = [_cells(row) for row in rows if (row["protocol"], row["run"]) == (name, run)]
@@ -58,9 +58,9 @@ def _show(found: "Comparison") -> None:
 
 def _cells(row: dict[str, float]) -> dict[str, str]:
     return {
-        "figure": str(row["figure"]),
+        "figure": _label(str(row["figure"])),
         "value": _rate(row["value"], row["low"], row["high"]),
-        "difference": _rate(row["difference"], row["difference_low"], row["difference_high"]),
+        "difference": _rate(row["difference"], row["difference_low"], row["difference_high"], "+"),
         "p": _number(row["p_value"]),
         "McNemar p": _number(row["mcnemar_p"]),
         "gained": _number(row["gained"]),
@@ -68,10 +68,14 @@ def _cells(row: dict[str, float]) -> dict[str, str]:
     }
 
 
-def _rate(value: float | None, low: float | None, high: float | None) -> str:
+def _label(figure: str) -> str:
+    return "accuracy" if figure == "accuracy_mean" else figure
+
+
+def _rate(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" + ("" if low is None else f" [{low:.4f}, {high:.4f}]")
+    return f"{value:{sign}.2%}" + ("" if low is None else f" [{low:{sign}.2%}, {high:{sign}.2%}]")
 
 
 def _number(value: float | None) -> str:

@@ -37,5 +37,5 @@ def check(
     else:
         for fault in report.faults:
             tell(fault)
-        show_result(f"checked {directory}", facts, json)
+        show_result(f"checked {directory}", {**facts, "faults": report.counts or 0}, json)
     raise typer.Exit(0 if report.ok else 1)

@@ -1,8 +1,11 @@
 """Verb of diagnoses: doctor."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rayface.cli.common import Debug, Imports, Json, Verbose, app, run_argument, run_directory, tell
+
+if TYPE_CHECKING:
+    from rayface.training.doctor.diagnosis import Diagnosis
 
 
 @app.command()
@@ -23,4 +26,10 @@ def doctor(
         json_line({"run": run, **diagnosis.as_dict()})
     else:
         columns(f"{directory.name}, by its first steps", diagnosis.table())
-        tell(diagnosis.advice or "nothing is wrong")
+        tell(diagnosis.advice or _without_advice(diagnosis))
+
+
+def _without_advice(diagnosis: "Diagnosis") -> str:
+    unknown = sum(check.verdict == "unknown" for check in diagnosis.checks)
+    checks = "1 check needs" if unknown == 1 else f"{unknown} checks need"
+    return f"no problem found; {checks} more steps" if unknown else "no problem found"

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rayface.cli.common import Address, Debug, Imports, Json, Overrides, Verbose, app, file_argument, show_results
+from rayface.values import percent
 
 
 @app.command()
@@ -52,5 +53,6 @@ def _in_short(result: Mapping[str, Any]) -> str:
     """Return the main number of a stage's result."""
     for name in ("accuracy_mean", "faces_out", "clusters", "num_rows", "images", "max_abs_error", "loss"):
         if result.get(name) is not None:
-            return f"{name.replace('_', ' ')} {result[name]:.4g}"
+            label = name.replace("faces", "images").replace("_", " ")
+            return f"accuracy {percent(result[name])}" if name == "accuracy_mean" else f"{label} {result[name]:.4g}"
     return ""

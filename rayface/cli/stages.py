@@ -119,7 +119,9 @@ def _add(verb: str, stage: StageType) -> None:
             options = {key: _spelling(flag) for flag, key in stage.flags.items() if flag not in stage.arguments}
             raise KeyNotSetError(error.key, options.get(error.key)) from error
         output = flat(config)[stage.output]
-        show_result(stage.title.format(output), dict(result if given["json"] else stage.shown(result)), given["json"])
+        report = {"report": f"{output}/{stage.report}"} if stage.report else {}
+        shown = result if given["json"] else {**stage.shown(result), **report}
+        show_result(stage.title.format(output), dict(shown), given["json"])
 
     parameters = [_argument(flag, stage.flags[flag]) for flag in stage.arguments]
     overrides = inspect.Parameter(

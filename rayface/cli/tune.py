@@ -19,6 +19,8 @@ from rayface.cli.common import (
     show_result,
 )
 
+_LABELS = {"fail": "failed"}
+
 
 @app.command()
 def tune(
@@ -55,4 +57,5 @@ def tune(
         address=address,
         debug=debug,
     )
-    show_result("swept", result.as_dict(), json)
+    found = result.as_dict()
+    show_result("swept", found if json else {_LABELS.get(name, name): value for name, value in found.items()}, json)

@@ -103,7 +103,9 @@ def _paths(root: str) -> tuple[dict[str, int], dict[str, int]]:
     files = list_files(root, "folder of embeddings")
     names = {file.name for file in files}
     if JOB in names and MANIFEST not in names:
-        raise DataError(f"{root}: the embeddings are unfinished; run the command that writes them again")
+        raise DataError(
+            f"{root}: the embeddings are unfinished: run `rayface embed` again with --out {root}, it resumes"
+        )
     found = {
         join(root, file.name): file.mtime_ns
         for file in files

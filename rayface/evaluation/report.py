@@ -12,6 +12,7 @@ import simplejpeg
 from rayface.evaluation.pictures import Pictures, ScoredPair
 from rayface.evaluation.protocol import EvaluationProtocol
 from rayface.report import PALETTE, Face, Listing, Plot, Row, Sheet, as_svg, load_template
+from rayface.values import percent, percent_interval
 from rayface.version import VERSION
 
 
@@ -52,7 +53,7 @@ def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for name, own in content["protocols"].items():
         if "accuracy_mean" in own:
-            chance = " (chance: 50 %)"
+            chance = " (chance: 50%)"
             text = "not measured"
             if own["accuracy_mean"] is not None:
                 text = f"{own['accuracy_mean']:.2%} ± {own['accuracy_std']:.2%}{_interval(own, 'accuracy')}{chance}"
@@ -70,12 +71,11 @@ def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _interval(own: Mapping[str, Any], figure: str) -> str:
     found = own.get(f"{figure}_interval")
-    return f", 95 % interval {_range(found)}" if found else ""
+    return f", {percent_interval(found)}" if found else ""
 
 
 def _range(interval: Sequence[float | None]) -> str:
-    low, high = interval
-    return "-" if low is None or high is None else f"{low:.2%} to {high:.2%}"
+    return percent_interval(interval).removeprefix("95% interval ")
 
 
 def _listings(name: str, own: Mapping[str, Any]) -> list[Listing]:
@@ -120,11 +120,11 @@ def _rates(own: Mapping[str, Any]) -> dict[str, Any]:
         row = [far, _percent(tar), "-" if threshold is None else f"{threshold:.4f}"]
         rows.append([*row, _range(intervals[far])] if far in intervals else row)
     columns = ["FAR", "TAR", "threshold"]
-    return {"columns": [*columns, "95 % interval"] if intervals else columns, "rows": rows}
+    return {"columns": [*columns, "95% interval"] if intervals else columns, "rows": rows}
 
 
 def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2%}"
+    return "not measured" if value is None else percent(value)
 
 
 def _sheets(pictures: Pictures, protocol: EvaluationProtocol) -> list[Sheet]:

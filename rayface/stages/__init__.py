@@ -1,7 +1,7 @@
 """Registry of stages: every verb that runs from a Config, for the command line, experiments and sweeps."""
 
 from rayface.config import TRAINING
-from rayface.stages import fingerprints, functions
+from rayface.stages import fingerprints, functions, shown
 from rayface.stages.stage_type import Kind, Result, StageType
 
 __all__ = ["INPUT_KINDS", "INPUT_PATHS", "STAGES", "Kind", "Result", "StageType"]
@@ -106,7 +106,7 @@ STAGES: dict[str, StageType] = {
         resumable=True,
         uses_ray=True,
         title="embedded into {}",
-        shown=functions.shown_embeddings,
+        shown=shown.shown_embeddings,
     ),
     "prune": StageType(
         summary="Select a core set of embedded images, as a Ray job.",
@@ -121,7 +121,8 @@ STAGES: dict[str, StageType] = {
         resumable=True,
         uses_ray=True,
         title="core set in {}",
-        shown=functions.shown_core_set,
+        report="report.html",
+        shown=shown.shown_core_set,
     ),
     "cluster": StageType(
         summary="Cluster embedded images into identities, as a Ray job.",
@@ -154,7 +155,8 @@ STAGES: dict[str, StageType] = {
         resumable=True,
         uses_ray=True,
         title="clusters in {}",
-        shown=functions.shown_clusters,
+        report="report.html",
+        shown=shown.shown_clusters,
     ),
     "train": StageType(
         summary="Train a model into a run directory, tracked in MLflow.",
@@ -166,7 +168,7 @@ STAGES: dict[str, StageType] = {
         resumable=True,
         uses_ray=True,
         title="trained",
-        shown=functions.shown_run,
+        shown=shown.shown_run,
     ),
     "evaluate": StageType(
         summary="Measure a model: pairs (10 folds), templates (1:1, 1:N), all-vs-all, or protocols of plugins.",
@@ -178,7 +180,8 @@ STAGES: dict[str, StageType] = {
         output_kind="numbers",
         fingerprint=fingerprints.of_file("evaluation.json"),
         title="evaluated",
-        shown=functions.shown_evaluation,
+        report="report.html",
+        shown=shown.shown_evaluation,
     ),
     "export": StageType(
         summary="Export a model to ONNX, verified against PyTorch, or as a folder of the Hugging Face Hub.",

@@ -81,19 +81,10 @@ def embed_dataset(config: Config, resume: bool) -> Result:
     return {"out": config.embed.out, **result}
 
 
-def shown_embeddings(result: Result) -> Result:
-    names = ("model", "data", "num_rows", "num_classes", "embedding_size", "flip", "parts_skipped", "seconds")
-    return {**{name: result[name] for name in names}, "faults": len(result["faults"])}
-
-
 def select_core_set(config: Config, resume: bool) -> Result:
     from rayface.stages.proxy import prune
 
     return {"out": config.prune.out, **prune(config).as_dict()}
-
-
-def shown_core_set(result: Result) -> Result:
-    return {name: value for name, value in result.items() if name not in ("out", "config", "created_by")}
 
 
 def cluster_images(config: Config, resume: bool) -> Result:
@@ -103,71 +94,16 @@ def cluster_images(config: Config, resume: bool) -> Result:
     return {"out": config.clustering.out, **result["counts"], **result}
 
 
-def shown_clusters(result: Result) -> Result:
-    names = ("method", "threshold", "threshold_from")
-    scores = result["scores"] or {}
-    known = {name: scores[name] for name in ("pairwise_f", "bcubed_f", "nmi") if name in scores}
-    return {**{name: result[name] for name in names}, **result["counts"], **known, "seconds": result["job"]["seconds"]}
-
-
 def train_model(config: Config, resume: bool) -> Result:
     from rayface.training.trainer import train
 
     return train(config, resume=resume, address=config.cluster.address, debug=config.cluster.debug).as_dict()
 
 
-def shown_run(result: Result) -> Result:
-    """Return the values of a run with intervals beside their figures."""
-    own = {name: value for name, value in result.items() if value is not None}
-    return {**{name: None for name in result if not name.endswith("_interval")}, **_worded(own)}
-
-
 def evaluate_model(config: Config, resume: bool) -> Result:
     from rayface.evaluation.evaluate import evaluate
 
     return evaluate(config).as_dict()
-
-
-def shown_evaluation(result: Result) -> Result:
-    """Return the figures of every protocol, with words for those that are not measured."""
-    shown: dict[str, Any] = {name: value for name, value in result.items() if isinstance(value, str)}
-    several = len(result["protocols"]) > 1
-    for protocol, figures in result["protocols"].items():
-        reasons = figures.get("not_measured", {})
-        own = _worded({name: value for name, value in figures.items() if name != "not_measured"})
-        if reasons:
-            own["why not measured"] = "; ".join(dict.fromkeys(reasons.values()))
-        shown |= {f"{protocol}: {name}" if several else name: value for name, value in own.items()}
-    for protocol, certificate in result.get("leaks", {}).items():
-        found = {way: "not examined" if n is None else n["images"] for way, n in certificate["counts"].items()}
-        shown[f"{protocol}: leaked images" if several else "leaked images"] = found
-        if without := certificate["without"]:
-            names = ("accuracy_mean", "accuracy_interval", "tar_at_far", "tar_at_far_interval")
-            worded = _worded({name: without[name] for name in names if name in without})
-            shown[f"{protocol}: without them" if several else "without them"] = worded
-    return shown
-
-
-def _worded(figures: Mapping[str, Any], intervals: object = None) -> dict[str, Any]:
-    """Return the figures with words for those that are not measured, and intervals beside their figures."""
-    found: dict[str, Any] = {}
-    for name, value in figures.items():
-        if name.endswith("_interval"):
-            continue
-        interval = figures.get(f"{name.removesuffix('_mean')}_interval")
-        if interval is None and isinstance(intervals, Mapping):
-            interval = intervals.get(name)
-        if isinstance(value, Mapping):
-            found[name] = _worded(value, interval)
-        elif value is None:
-            found[name] = "not measured"
-        else:
-            found[name] = value if interval is None or None in interval else _with_interval(value, interval)
-    return found
-
-
-def _with_interval(value: float, interval: Sequence[float]) -> str:
-    return f"{value:.4g} [{interval[0]:.4g}, {interval[1]:.4g}]"
 
 
 def export_model(config: Config, resume: bool) -> Result:

@@ -34,6 +34,7 @@ class StageType:
         resumable: an interrupted output is resumed; else the stage starts over in an empty folder.
         uses_ray: the function runs on Ray.
         title: title of the result table; {} is replaced by the output path.
+        report: the file in the output that is a report for people; "": there is none, or the result names it.
         shown: selects the values of a result that the table shows.
     """
 
@@ -50,6 +51,7 @@ class StageType:
     resumable: bool = False
     uses_ray: bool = False
     title: str
+    report: str = ""
     shown: Callable[[Result], Result] = _all
 
     def run(self, config: Config, *, resume: bool = False) -> Result:

@@ -9,6 +9,7 @@ from rayface.data.dataset import Dataset
 from rayface.training.run_directory import RunDirectory
 from rayface.training.run_messages import Values
 from rayface.training.validate import data_text
+from rayface.values import percent_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,9 +99,9 @@ def _table(result: TrainResult, dataset: Dataset, evaluation: Values) -> list[tu
     before = "" if result.accuracy_before is None else f", before {result.accuracy_before:.2%}"
     if result.evaluation.get("accuracy_mean") is not None:
         mean, std = result.evaluation["accuracy_mean"], result.evaluation["accuracy_std"]
-        low, high = result.evaluation.get("accuracy_interval") or (None, None)
-        interval = "" if low is None or high is None else f" [{low:.2%}, {high:.2%}]"
+        bounds = result.evaluation.get("accuracy_interval") or (None, None)
+        interval = "" if None in bounds else f", {percent_interval(bounds)}"
         curves: Values = next(iter(evaluation.get("curves", {}).values()), {})
         measured = f"accuracy on {curves['name']}" if "name" in curves else "accuracy"
-        rows.insert(0, (measured, f"{mean:.2%} ± {std:.2%}{interval}{before} (chance: 50 %)"))
+        rows.insert(0, (measured, f"{mean:.2%} ± {std:.2%}{interval}{before} (chance: 50%)"))
     return rows

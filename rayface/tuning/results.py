@@ -172,12 +172,15 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def ended_line(trial: FrozenTrial, metrics: Sequence[str], best: Sequence[FrozenTrial], num_trials: int) -> str:
+def ended_line(
+    trial: FrozenTrial, metrics: Sequence[str], best: Sequence[FrozenTrial], ended: int, num_trials: int
+) -> str:
+    """Return a line about a trial that ended as the `ended`-th of `num_trials`."""
     values = trial.values if trial.state == TrialState.COMPLETE else []
     found = ", ".join(f"{metric} {value:.4g}" for metric, value in zip(metrics, values, strict=False))
     tried = " ".join(f"{key}={_text(value)}" for key, value in trial.params.items())
     what = found or trial.user_attrs.get("reason", "")
-    text = f"trial {trial.number} of {num_trials}: {trial.state.name.lower()} {what}"
+    text = f"trial {trial.number} ({ended} of {num_trials}): {trial.state.name.lower()} {what}"
     if best and best[0].number != trial.number:
         text += f" (best {best[0].values[0]:.4g}, trial {best[0].number})"
     return f"{text}: {tried}"

@@ -258,7 +258,7 @@ class _Sweep:
         if best:
             curves[f"best/{metrics[0]}"] = best[0].values[0]
         self._journal.metrics(curves, ended)
-        logger.info("%s", ended_line(trial, metrics, best, self._spec.num_trials))
+        logger.info("%s", ended_line(trial, metrics, best, ended, self._spec.num_trials))
 
     def _note(self, trial: FrozenTrial, write: Callable[[Journal], None]) -> None:
         """Write to the sweep's journal of an ended trial; an object store that refuses it must not end the sweep."""

@@ -21,7 +21,7 @@ def test_compare_prints_a_table_and_the_flips(call, runs, tmp_path):
     assert code == 0
     assert "200 pairs of 20 identities" in out
     assert f"{runs[1]}, compared with {runs[0]}" in out.replace("\n", "")
-    assert " ".join(out.split()).count("accuracy_mean") == 2
+    assert " ".join(out.split()).count("accuracy ") == 2
     assert "McNemar" in out
     assert "pairs flipped, the first:" in err
     assert (tmp_path / "out" / "flips.csv").exists()

@@ -6,6 +6,8 @@ import pytest
 
 from rayface import config as configs
 from rayface.storage import RemotePath
+from rayface.training.doctor.checks import Check
+from rayface.training.doctor.diagnosis import Diagnosis
 from rayface.training.run_directory import RunDirectory
 
 
@@ -53,3 +55,18 @@ def test_doctor_of_a_run_in_a_store_finds_what_it_finds_on_a_disk(call, run, obj
     found = [json.loads(call("doctor", path, "--json")[1]) for path in (run, stored.path.uri)]
     assert found[0]["checks"] == found[1]["checks"]
     assert object_store.secret not in found[1]["run"]
+
+
+def test_doctor_of_a_run_without_a_problem_counts_the_checks_that_need_more_steps(call, run, monkeypatch):
+    for verdicts, text in (
+        (["ok", "unknown"], "no problem found; 1 check needs more steps"),
+        (["unknown", "unknown"], "no problem found; 2 checks need more steps"),
+        (["ok", "ok"], "no problem found"),
+    ):
+        checks = tuple(
+            Check(name=str(k), value="-", expected="-", key="k", verdict=each) for k, each in enumerate(verdicts)
+        )
+        monkeypatch.setattr(
+            "rayface.training.doctor.diagnosis.diagnose_directory", lambda _, own=checks: Diagnosis(checks=own)
+        )
+        assert call("doctor", run)[2].splitlines()[-1] == text

@@ -48,8 +48,8 @@ def test_run_as_a_table_has_a_row_for_each_stage(call: Call, asked: list[dict[st
 @pytest.mark.parametrize(
     ("result", "text"),
     [
-        ({"accuracy_mean": 0.98765, "images": 3}, "accuracy mean 0.9877"),
-        ({"faces_out": 1200}, "faces out 1200"),
+        ({"accuracy_mean": 0.98765, "images": 3}, "accuracy 98.77%"),
+        ({"faces_out": 1200}, "images out 1200"),
         ({"loss": None, "images": 7}, "images 7"),
         ({"other": 1}, ""),
     ],

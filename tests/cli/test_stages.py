@@ -8,7 +8,7 @@ import typer
 from rayface.cli.command_line import _outcome, app
 from rayface.cli.stages import config_of
 from rayface.config import Config, flat
-from rayface.stages import STAGES
+from rayface.stages import STAGES, StageType
 
 REPEATED = [
     (verb, flag)
@@ -109,3 +109,14 @@ def test_help_of_an_option_with_a_list_shows_its_default(capsys: pytest.CaptureF
     assert _outcome(["align", "--help"]) == (0, "")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "see convert.kind (default: folder)." in text
+
+
+def test_table_of_a_stage_names_its_report_and_json_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StageType, "run", lambda self, config: {"model": "m", "protocols": {}})
+    assert _outcome(["evaluate", "--model=m", "--out=/results"]) == (0, "")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["model", "m"], ["report", "/results/report.html"]]
+    assert _outcome(["evaluate", "--model=m", "--out=/results", "--json"]) == (0, "")
+    assert capsys.readouterr().out == '{"model": "m", "protocols": {}}\n'

@@ -37,3 +37,9 @@ def test_tune_of_a_missing_file_is_one_line_and_exit_code_2(call: Call) -> None:
     assert (code, out) == (2, "")
     assert "/nowhere.yaml" in err
     assert "\n" not in err.strip()
+
+
+def test_tune_shows_failed_trials_in_words_and_its_key_in_json(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayface.tuning.sweep.tune", lambda *_, **__: Result(complete=3, fail=0))
+    assert call("tune", "sweep.yaml")[1].splitlines()[1:] == ["complete  3", "failed    0"]
+    assert json.loads(call("tune", "sweep.yaml", "--json")[1]) == {"complete": 3, "fail": 0}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rayface.config import load
-from rayface.stages import functions
+from rayface.stages import functions, shown
 from tests.data.scanned_tars import picture
 
 
@@ -43,36 +43,14 @@ def test_convert_source_warns_of_each_fault_and_counts_them_by_kind(
 def test_embed_dataset_warns_of_faults_and_shows_their_number(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shown = ("model", "data", "num_rows", "num_classes", "embedding_size", "flip", "parts_skipped", "seconds")
-    result = {**dict.fromkeys(shown, 1), "faults": ["a.tar: k.jpg at byte 0: corrupt"], "parts": []}
+    names = ("model", "data", "num_rows", "num_classes", "embedding_size", "flip", "parts_skipped", "seconds")
+    result = {**dict.fromkeys(names, 1), "faults": ["a.tar: k.jpg at byte 0: corrupt"], "parts": []}
     monkeypatch.setattr("rayface.embedding.embed.embed", lambda config: SimpleNamespace(as_dict=lambda: result))
     with caplog.at_level(logging.WARNING):
         found = functions.embed_dataset(load(overrides=["embed.out=/e"]), False)
     assert found == {"out": "/e", **result}
     assert caplog.messages == result["faults"]
-    assert functions.shown_embeddings(found) == {**dict.fromkeys(shown, 1), "faults": 1}
-
-
-def test_shown_evaluation_has_intervals_beside_figures_and_words_for_what_is_not_measured() -> None:
-    pairs = {
-        "accuracy_mean": 0.9,
-        "accuracy_interval": [0.88, 0.92],
-        "tar_at_far": {"1e-02": 0.5, "1e-03": None},
-        "tar_at_far_interval": {"1e-02": [0.4, 0.6]},
-        "num_pairs": 6000,
-        "not_measured": {"tar_at_far.1e-03": "too few pairs"},
-    }
-    counts = {"by_name": None, "by_bytes": {"images": 4, "identities": 2}}
-    result = {"model": "m", "protocols": {"pairs": pairs}, "leaks": {"pairs": {"counts": counts, "without": pairs}}}
-    figures = {"accuracy_mean": "0.9 [0.88, 0.92]", "tar_at_far": {"1e-02": "0.5 [0.4, 0.6]", "1e-03": "not measured"}}
-    assert functions.shown_evaluation(result) == {
-        "model": "m",
-        **figures,
-        "num_pairs": 6000,
-        "why not measured": "too few pairs",
-        "leaked images": {"by_name": "not examined", "by_bytes": 4},
-        "without them": figures,
-    }
+    assert shown.shown_embeddings(found) == {**dict.fromkeys(names, 1), "faults": 1}
 
 
 def test_select_core_set_shows_all_but_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +58,7 @@ def test_select_core_set_shows_all_but_its_settings(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("rayface.stages.proxy.prune", lambda config: SimpleNamespace(as_dict=lambda: result))
     found = functions.select_core_set(load(overrides=["prune.out=/p"]), False)
     assert found["out"] == "/p"
-    assert functions.shown_core_set(found) == {"keep": 0.5}
+    assert shown.shown_core_set(found) == {"keep": 0.5}
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -126,17 +104,6 @@ def test_cluster_images_tells_counts_and_scores_and_shows_the_main_ones(monkeypa
     monkeypatch.setattr("rayface.curate.cluster.cluster.cluster", lambda config: result)
     found = functions.cluster_images(load(overrides=["clustering.out=/o"]), False)
     assert found == {"out": "/o", **counts, **told}
-    shown = functions.shown_clusters(found)
-    assert (shown["clusters"], shown["pairwise_f"], shown["seconds"]) == (3, 0.9, 2.0)
-    assert "purity" not in shown
-
-
-def test_shown_run_has_intervals_beside_figures() -> None:
-    figures = {"accuracy_mean": 0.7, "accuracy_interval": [0.6, 0.8], "tar_at_far": {"1e-01": 0.5}}
-    result = {"run": "runs/a", "loss": None, **figures, "tar_at_far_interval": {"1e-01": [0.25, 0.75]}}
-    assert functions.shown_run(result) == {
-        "run": "runs/a",
-        "loss": None,
-        "accuracy_mean": "0.7 [0.6, 0.8]",
-        "tar_at_far": {"1e-01": "0.5 [0.25, 0.75]"},
-    }
+    table = shown.shown_clusters(found)
+    assert (table["clusters"], table["pairwise_f"], table["seconds"]) == (3, 0.9, 2.0)
+    assert "purity" not in table

@@ -39,6 +39,6 @@ def test_write_results_of_a_finished_run_writes_report_and_result(tmp_path):
     assert (result.images_per_second, result.accuracy_before, result.loss) == (20.0, 0.5, None)
     assert run.read_result() == result.for_file()
     page = run.report.read_text()
-    for text in ("drawn: 24 images, 6 classes", "90.00% ± 1.00% [88.00%, 92.00%], before 50.00%"):
+    for text in ("drawn: 24 images, 6 classes", "90.00% ± 1.00%, 95% interval 88.00% to 92.00%, before 50.00%"):
         assert text in page
     assert sorted(path.stem for path in run.plots.iterdir()) == ["accuracy", "det", "roc", "throughput"]

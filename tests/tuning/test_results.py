@@ -11,7 +11,7 @@ import pytest
 from rayface import config as configs
 from rayface.evaluation.pair_scores import write_pair_scores
 from rayface.tuning import spec as specs
-from rayface.tuning.results import write_results
+from rayface.tuning.results import ended_line, write_results
 from rayface.tuning.search_space import suggest
 from tests.evaluation.test_pair_scores import some_scores
 from tests.tuning.searched_studies import CONFIGS, PLACES, searched_study
@@ -121,3 +121,10 @@ def test_trials_as_a_data_frame_are_a_row_for_each_finished_trial(left):
     assert (best["trial"], best["accuracy_mean"]) == (study.best_trial.number, study.best_value)
     assert {key: best[key] for key in study.best_params} == study.best_params
     assert "bold" in frame["reason"][frame["state"] == "fail"].item()
+
+
+def test_line_of_an_ended_trial_has_its_number_and_how_many_have_ended(left):
+    study = left[2]
+    trial = next(trial for trial in study.trials if trial.state.name == "COMPLETE")
+    text = ended_line(trial, ["accuracy_mean"], [study.best_trial], 3, 12)
+    assert text.startswith(f"trial {trial.number} (3 of 12): complete accuracy_mean {trial.value:.4g}")
