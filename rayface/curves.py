@@ -26,7 +26,7 @@ def draw_curves(
     pair_set: str = "",
     chance: float | None = None,
 ) -> list[Plot]:
-    """Draw the curves of `metrics`, in the order of a report; skip curves without points.
+    """Draw the curves of `metrics`, in the order of a report; skip curves without points, and lr and throughput with one.
 
     Args:
         metrics: result of `read_metrics`; the prefix of a name is ignored: `train/loss` is the loss. Figures below
@@ -49,9 +49,9 @@ def draw_curves(
     plots += evaluation
     if {"loss", "loss_mean", "detector", "threshold", "lr"} <= curves.keys():
         plots.append(Plot("schedule", "Loss, how fast it falls, learning rate", _schedule(curves), wide=True))
-    if (curve := curves.get("lr")) is not None:
+    if (curve := curves.get("lr")) is not None and len(curve[0]) > 1:
         plots.append(Plot("lr", "Learning rate", _lr(*curve)))
-    if (curve := curves.get("images_per_second")) is not None:
+    if (curve := curves.get("images_per_second")) is not None and len(curve[0]) > 1:
         plots.append(Plot("throughput", "Throughput", _throughput(*curve)))
     return plots
 

@@ -106,7 +106,10 @@ def _sheets(keys: pa.ChunkedArray, clusters: Ints, confidence: NDArray[np.float3
         members = order[starts[place] : starts[place] + min(6, sizes[place])]
         who = f"cluster {clusters[image]}: {sizes[place]:,} images"
         doubts.append(_row(who, [np.array([image]), members[members != image]], keys, confidence))
-    caption = "Some of each size, largest first; images by confidence, the share by which another cluster is farther."
+    caption = (
+        "Some of each size, largest first; images by confidence, the silhouette: how much closer the image is to its "
+        "cluster than to the next."
+    )
     return [
         Sheet(title="Clusters", caption=caption, rows=rows),
         Sheet(title="Least confident images", caption="Beside the most confident ones of their cluster.", rows=doubts),
