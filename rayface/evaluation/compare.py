@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from rayface.arrays import Bools
 from rayface.evaluation.identification import tar_at_far
 from rayface.evaluation.intervals import REPLICATES, IdentityBootstrap, Interval
 from rayface.evaluation.pair_scores import PairScores, read_pair_scores
-from rayface.storage import DataError, join, make_folder, normalise, write_bytes
+from rayface.storage import DataError, join, make_folder, normalise, refuse_repeated, write_bytes
 
 _FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 COMPARISON, FLIPS = "comparison.csv", "flips.csv"
@@ -57,7 +58,7 @@ class Comparison:
             "flips": _records(self.flips),
         }
 
-    def write(self, out: str) -> None:
+    def write(self, out: str | Path) -> None:
         """Write comparison.csv and flips.csv into a folder, a path or URI."""
         make_folder(normalise(out))
         for name, table in ((COMPARISON, self.table), (FLIPS, self.flips)):
@@ -69,37 +70,39 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in values.to_dict("records")]
 
 
-def compare(runs: Sequence[str], *, replicates: int = REPLICATES, seed: int = 0) -> Comparison:
+def compare(runs: Sequence[str | Path], *, replicates: int = REPLICATES, seed: int = 0) -> Comparison:
     """Compare two or more runs on the pairs that all of them were measured on.
 
     Args:
-        runs: run directories, or outputs of `rayface evaluate`, with their pair_scores.parquet; lists of pairs that
-            not all have are left out.
+        runs: paths or URIs of run directories, or of outputs of `rayface evaluate`, with their pair_scores.parquet;
+            lists of pairs that not all have are left out.
         replicates, seed: of the bootstrap, see `IdentityBootstrap`.
 
     Raises:
-        ValueError: fewer than two runs, no pair scores, or different pairs of one protocol; one line.
+        ValueError: fewer than two runs, one given twice, no pair scores, or different pairs of one protocol; one line.
     """
     if len(runs) < 2:
         raise ValueError("compare: requires at least two runs: give run directories or outputs of `rayface evaluate`")
-    scores = [read_pair_scores(normalise(run)) for run in runs]
+    folders, names = [normalise(run) for run in runs], [str(run) for run in runs]
+    refuse_repeated(folders, "RUN")
+    scores = [read_pair_scores(folder) for folder in folders]
     lists = [name for name in scores[0] if all(name in other for other in scores)]
     if not lists:
-        measured = "; ".join(f"{run} by {', '.join(own)}" for run, own in zip(runs, scores, strict=True))
+        measured = "; ".join(f"{run} by {', '.join(own)}" for run, own in zip(names, scores, strict=True))
         raise ValueError(f"compare: no protocol is common to the runs ({measured}): evaluate them on the same pairs")
     rows, flips, sizes = [], [], {}
     for name in lists:
         first, *others = (own[name] for own in scores)
-        for run, other in zip(runs[1:], others, strict=True):
-            _refuse_other_pairs(runs[0], first, run, other)
+        for run, other in zip(names[1:], others, strict=True):
+            _refuse_other_pairs(names[0], first, run, other)
             flips.append(_flips(name, run, first, other))
         bootstrap = first.bootstrap(replicates, seed)
         figures = [_Figures.of(each, bootstrap) for each in (first, *others)]
-        for run, each in zip(runs, figures, strict=True):
+        for run, each in zip(names, figures, strict=True):
             rows += [{"protocol": name, **row} for row in each.rows(run, figures[0], bootstrap)]
         sizes[name] = ListSize(pairs=len(first.is_same), identities=bootstrap.num_identities)
     return Comparison(
-        runs=tuple(runs),
+        runs=tuple(names),
         table=pd.DataFrame(rows).astype({"gained": "Int64", "lost": "Int64"}),
         flips=pd.concat(flips, ignore_index=True),
         sizes=sizes,

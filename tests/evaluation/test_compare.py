@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.stats import binom
 
 from rayface.evaluation.compare import accuracy_differences, compare, mcnemar
 from rayface.evaluation.pair_scores import write_pair_scores
+from rayface.storage import DataError
 from tests.evaluation.test_pair_scores import some_scores
 
 
@@ -27,6 +29,23 @@ def written(tmp_path):
 
 def row_of(found, run, figure="accuracy_mean"):
     return next(row for row in found.as_dict()["comparison"] if (row["run"], row["figure"]) == (run, figure))
+
+
+def test_compare_of_a_run_with_itself_is_refused(written, tmp_path, monkeypatch):
+    first = written("first", some_scores())
+    (tmp_path / "link").symlink_to(first)
+    monkeypatch.chdir(tmp_path)
+    for same in (first, "first", "./first/", tmp_path / "link"):
+        with pytest.raises(DataError, match=r"^RUN: /.*: is given twice.*: leave one of them out$"):
+            compare([first, same])
+
+
+def test_compare_of_paths_equals_that_of_their_texts(written, tmp_path):
+    first, other = written("first", some_scores()), written("other", some_scores(seed=1))
+    found = compare([Path(first), Path(other)], replicates=10)
+    assert found.as_dict() == compare([first, other], replicates=10).as_dict()
+    found.write(tmp_path / "out")
+    assert (tmp_path / "out" / "comparison.csv").is_file()
 
 
 def test_compare_of_a_better_model_finds_the_difference(written):
