@@ -29,6 +29,7 @@ from rayface.config_fields import (
     Numbers,
     Operational,
     Options,
+    PathLike,
     Paths,
     PathText,
     Positive,
@@ -41,8 +42,8 @@ from rayface.config_fields import (
 )
 from rayface.credentials import masked
 from rayface.files import write_text
-from rayface.storage import AnyPath
-from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown
+from rayface.storage import AnyPath, local_copy
+from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown, to_text
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -297,7 +298,7 @@ class TrainConfig:
 class EvaluateConfig:
     """Measure a model by one or several protocols, during training or afterwards."""
 
-    model: str | None = None
+    model: PathLike | None = None
     """Model to evaluate: run directory, model.safetensors, .onnx, or a published .pt/.pth with evaluate.backbone."""
     backbone: str | None = None
     """Backbone of a published checkpoint, for example r50."""
@@ -442,7 +443,7 @@ class AlignConfig:
 class EmbedConfig:
     """Embed a dataset with a model."""
 
-    model: str | None = None
+    model: PathLike | None = None
     """Run directory, model.safetensors, .onnx, or a published .pt/.pth with embed.backbone."""
     backbone: str | None = None
     """Backbone of a published checkpoint, for example r50."""
@@ -597,7 +598,7 @@ class ClusteringConfig:
 class ExportConfig:
     """Export a model to ONNX, or as a directory for the Hugging Face Hub."""
 
-    model: str | None = None
+    model: PathLike | None = None
     """Run directory, model.safetensors, or a published .pt/.pth with export.backbone."""
     backbone: str | None = None
     """Backbone of a published checkpoint, for example r50."""
@@ -682,9 +683,9 @@ _PROTOCOL = "protocol"  # the key before evaluate.protocols
 
 
 def load(
-    preset: str | None = None, file: Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
+    preset: str | None = None, file: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> Config:
-    """Resolve preset, then YAML file, then overrides.
+    """Resolve preset, then YAML file, a path or URI, then overrides; see `with_overrides`.
 
     Raises:
         ValueError: one line with the key, its value, the rule and the remedy.
@@ -693,7 +694,7 @@ def load(
 
     config = _build(preset_values(preset) if preset else {})
     if file is not None:
-        config = _changed(config, read_yaml(file), source=str(file))
+        config = _changed(config, read_yaml(local_copy(file)), source=str(file))
     return with_overrides(config, overrides)
 
 
@@ -706,6 +707,13 @@ def with_overrides(config: Config, overrides: Sequence[str] | Mapping[str, Any])
     if not isinstance(overrides, Mapping):
         overrides = dict(parse_override(text) for text in overrides)
     return _changed(config, overrides)
+
+
+def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Return overrides, see `with_overrides`, as `key=value` texts."""
+    if isinstance(overrides, Mapping):
+        return [f"{key}={to_text(value)}" for key, value in overrides.items()]
+    return list(overrides)
 
 
 def _changed(config: Config, changes: Mapping[str, Any], source: str = "") -> Config:

@@ -71,7 +71,13 @@ def parse_paths(field: str, text: str) -> tuple[str, ...]:
         raise ValueError(f"{field}: {text!r}: {error}") from error
 
 
+def _path_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _paths(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return (os.fspath(value),)
     if value is None:  # in the config of a run of an older rayface
         return ()
     if not isinstance(value, str):
@@ -153,9 +159,11 @@ def _guessed(value: Any) -> Any:
 
 
 Workers = Annotated[int | tuple[int, int], PlainValidator(_workers)]
-PathText = Annotated[str, AfterValidator(_absolute)]
+PathLike = Annotated[str, BeforeValidator(_path_text)]
+"""A path or URI as it is given."""
+PathText = Annotated[PathLike, AfterValidator(_absolute)]
 """A path or URI; relative paths are resolved against the current directory when they are parsed."""
-DiskPath = Annotated[str, AfterValidator(_absolute_on_disk)]
+DiskPath = Annotated[PathLike, AfterValidator(_absolute_on_disk)]
 """A path on a disk that all nodes share; URIs are refused."""
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(_paths)]
 DatabaseUri = Annotated[str, AfterValidator(_absolute_database)]

@@ -146,6 +146,46 @@ def test_load_of_relative_paths_makes_them_absolute(tmp_path, monkeypatch):
     assert flat["data.train"] == [str(tmp_path / "x"), "s3://b/x", str(Path.home() / "x")]
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("train.output", "embed.model", "evaluate.model", "export.model", "evaluate.ijb", "prune.embeddings"),
+        *("data.train", "convert.source", "evaluate.data", "embed.data"),
+    ],
+)
+def test_load_of_a_path_equals_that_of_its_text(tmp_path, key):
+    path = tmp_path / "[odd, name"
+    expected = config.value_of(config.to_dict(config.load(overrides={key: f"{path}"})), key)
+    assert str(path) in (expected, *expected)
+    assert config.value_of(config.to_dict(config.load(overrides={key: path})), key) == expected
+    if isinstance(expected, list):
+        both = config.load(overrides={key: [path, "s3://b/x"]})
+        assert config.value_of(config.to_dict(both), key) == [str(path), "s3://b/x"]
+
+
+def test_load_of_a_file_by_text_path_or_uri_is_the_same(tmp_path, object_store):
+    file = tmp_path / "my.yaml"
+    file.write_text("optim: {lr: 0.25}")
+    object_store.put("my.yaml", file.read_bytes())
+    for given in (file, str(file), f"file://{file}", object_store.uri("my.yaml")):
+        assert config.load("mini", given).optim.lr == 0.25
+
+
+def test_override_texts_of_a_mapping_give_the_same_config(tmp_path):
+    overrides = {
+        "data.train": [tmp_path / "a, b", "s3://b/x"],
+        "train.output": tmp_path,
+        "optim.lr": 1e-7,
+        "train.epochs": 3,
+        "data.flip": False,
+        "head.scale": None,
+        "head.margin_options": {"m1": 1},
+    }
+    texts = config.override_texts(overrides)
+    assert config.load(overrides=texts) == config.load(overrides=overrides)
+    assert config.override_texts(texts) == texts
+
+
 def test_load_of_one_margin_option_keeps_the_others():
     given = config.load(overrides=["head.margin_options={m1: 1, m2: .3}", "head.margin_options.m2=0.2"])
     assert given.head.margin_options == {"m1": 1, "m2": 0.2}

@@ -32,7 +32,7 @@ from rayface.curate.cosines import unit_blocks
 from rayface.curate.ogmc_index import ComponentIndex
 from rayface.curate.ogmc_kernel import COMPONENTS, FREE, IDENTITIES, State, Thresholds, add_vectors
 from rayface.curate.ogmc_state import OgmcSettings, empty_state, enlarged, in_use, restored_state, with_room
-from rayface.storage import DataError, atomic_stream
+from rayface.storage import DataError, atomic_stream, local_copy
 
 _BLOCK = 256  # arrivals between two updates of the index
 _FORMAT = 1
@@ -217,8 +217,9 @@ class OnlineGaussianMixture:
         Raises:
             DataError: the file is corrupt, or of another format.
         """
+        opened = local_copy(path) if isinstance(path, str | Path) else path
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(opened, allow_pickle=False) as file:
                 return cls._restored({name: file[name] for name in file.files})
         except OSError:
             raise

@@ -7,7 +7,8 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class BenchmarkSettings:
     pairs: int = 6000
     folds: int = 10
     template_size: int = 5
-    embeddings: str | None = None
+    embeddings: str | Path | None = None
     hard: float = 0.5
     seed: int = 0
 
@@ -86,7 +87,11 @@ class Benchmark:
 
 
 def make_benchmark(
-    data: str | Sequence[str], out: str, settings: BenchmarkSettings, *, join_by: Join | None = None
+    data: str | Path | Sequence[str | Path],
+    out: str | Path,
+    settings: BenchmarkSettings,
+    *,
+    join_by: Join | None = None,
 ) -> Benchmark:
     """Write a benchmark of held-out identities into a new folder.
 
@@ -101,6 +106,7 @@ def make_benchmark(
     Raises:
         ValueError: a setting out of range, too few identities, or `out` is not empty; one line.
     """
+    settings = replace(settings, embeddings=settings.embeddings and str(settings.embeddings))
     _check(settings)
     root = normalise(out)
     dataset = open_dataset(data, join=join_by)
@@ -187,14 +193,14 @@ def _write_dataset(chosen: Selection, out: str, name: str) -> Dataset:
     return write_selection(out, chosen, name=name)
 
 
-def _images(chosen: Selection, embeddings: str | None) -> tuple[list[str], Ints, Floats | None]:
+def _images(chosen: Selection, embeddings: str | Path | None) -> tuple[list[str], Ints, Floats | None]:
     """Return keys and labels of the test images and, if given, their embeddings; only of images that have one."""
     keys, labels = _keys(chosen), chosen.labels.astype(np.int64)
     if embeddings is None:
         return keys, labels, None
     wanted = pa.array(keys, pa.string())
     place = {key: row for row, key in enumerate(keys)}
-    opened = open_embeddings(embeddings)
+    opened = open_embeddings(str(embeddings))
     values, found = np.zeros((len(keys), opened.size), np.float32), np.zeros(len(keys), bool)
     for file in opened.files:
         for rows in read_found(file.path, wanted):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import platformdirs
 
 from rayface.files import exclusive_folder, is_owned, write_file, write_json
-from rayface.storage import LEASE, AnyPath, DataError, FolderMirror, RemotePath, StorageError, leased
+from rayface.storage import LEASE, AnyPath, DataError, FolderMirror, RemotePath, StorageError, leased, path_of
 from rayface.storage.lease import Lease, read_owner
 
 Values = Mapping[str, Any]
@@ -32,7 +32,7 @@ class RunStore:
     """Small files that all processes of a run or sweep share, on a disk or in an object store.
 
     Attributes:
-        path: the directory.
+        path: the directory; a text, path or URI, becomes a path.
         writer: the process whose working folder on its own machine is meant, if the directory is in an object store.
     """
 
@@ -40,6 +40,9 @@ class RunStore:
     writer: str = "driver"
     key: ClassVar[str] = "train.output"
     """Config key that names the directory, for messages."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", path_of(self.path))
 
     def __str__(self) -> str:
         return str(self.path)

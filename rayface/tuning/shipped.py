@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from rayface.storage import local_copy
+
 _PACKAGE = Path(__file__).parent.parent
 _FOLDERS = (_PACKAGE / "tune_configs", _PACKAGE.parent / "tune_configs")
 
@@ -19,12 +21,14 @@ def shipped_file(file: Path) -> Path | None:
     return next((path for path in (folder / f"{file.stem}.yaml" for folder in _FOLDERS) if os.path.isfile(path)), None)
 
 
-def sweep_file(file: Path) -> Path:
-    """Return the file, or the shipped one that is meant by NAME or tune_configs/NAME.yaml if there is no such file.
+def sweep_file(file: str | Path) -> Path:
+    """Return the file, of a URI a copy; if there is none, the shipped one meant by NAME or tune_configs/NAME.yaml.
 
     Raises:
         ValueError: neither exists; one line.
+        StorageError: the object store of a URI does not answer.
     """
+    file = local_copy(file)
     if file.is_file():
         return file
     if shipped := shipped_file(file):

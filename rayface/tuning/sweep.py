@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -50,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 
 def tune(
-    file: Path,
-    overrides: Sequence[str] = (),
+    file: str | Path,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     preset: str | None = None,
     resume: Resume = False,
@@ -61,8 +62,8 @@ def tune(
     """Run the sweep that a file describes.
 
     Args:
-        file: sweep file, see `Spec`, or the name of one that comes with rayface.
-        overrides: `sweep.KEY=VALUE` are search settings, all others config keys of every trial.
+        file: path or URI of a sweep file, see `Spec`, or the name of one that comes with rayface.
+        overrides: as `load_config` takes them; `sweep.KEY` are search settings, others config keys of every trial.
         preset: replaces the file's preset.
         resume: resume a sweep of that file: sweep.output, else the newest of its name under sweeps/. The file is
             compared with the one that the sweep was started with. "auto": start one if there is none.
@@ -74,7 +75,7 @@ def tune(
         RuntimeError: all trials failed, the first ones failed for the same reason, or nodes were lost; one line.
         TrainingInterruptedError: Ctrl-C or SIGTERM stopped it; one line.
     """
-    file = sweep_file(file)
+    file, overrides = sweep_file(file), configs.override_texts(overrides)
     resume = find_sweep(file, overrides) is not None if resume == "auto" else resume
     start = resume_sweep if resume else new_sweep
     spec, base, folder = start(file, overrides, preset)
@@ -135,8 +136,7 @@ class _Sweep:
     def __init__(
         self, spec: Spec, base: Config, directory: SweepDirectory, study: optuna.Study, journal: Journal
     ) -> None:
-        self._spec, self._base, self._directory, self._study = spec, base, directory, study
-        self._journal = journal
+        self._spec, self._base, self._directory, self._study, self._journal = spec, base, directory, study, journal
         self._search = StudySearch(study, spec, directory.path, self._ended)
 
     def run(self, tags: Mapping[str, str], address: str | None) -> None:

@@ -12,6 +12,7 @@ from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.ogmc import OnlineGaussianMixture
 from rayface.curate.ogmc_index import FOUND
 from rayface.storage import DataError
+from tests.conftest import ObjectStore
 
 Drawn = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -97,6 +98,15 @@ def test_ogmc_saved_and_loaded_goes_on_as_if_it_had_not_stopped(faces: Drawn, tm
     assert resumed.settings == first.settings
     assert (resumed.labels_ == first.labels_).all()
     assert (resumed.partial_fit(vectors[700:]).labels_ == mixture().partial_fit(vectors).labels_).all()
+
+
+def test_ogmc_saved_and_loaded_by_text_path_or_uri_is_the_same(
+    faces: Drawn, tmp_path: Path, object_store: ObjectStore
+) -> None:
+    first = mixture().partial_fit(faces[0][:100])
+    for place in (tmp_path / "a.npz", str(tmp_path / "b.npz"), object_store.uri("c.npz")):
+        first.save(place)
+        assert (OnlineGaussianMixture.load(place).labels_ == first.labels_).all()
 
 
 def test_ogmc_saves_the_same_state_as_the_same_bytes(faces: Drawn, tmp_path: Path) -> None:

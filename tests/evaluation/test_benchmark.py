@@ -36,7 +36,7 @@ def keys_by_identity(folder):
 
 
 def test_benchmark_holds_out_identities_and_leaves_the_rest_to_train_on(source, tmp_path):
-    made = make_benchmark(str(source), str(tmp_path / "out"), BenchmarkSettings(**SMALL))
+    made = make_benchmark(source, tmp_path / "out", BenchmarkSettings(**SMALL))
     test, train = keys_by_identity(tmp_path / "out" / "test"), keys_by_identity(tmp_path / "out" / "train")
     assert {**test, **train} == keys_by_identity(source)
     assert (len(set(test.values())), len(set(train.values()))) == (20, 10)

@@ -34,6 +34,16 @@ def test_files_of_a_run_are_named_by_no_other_module():
     assert found == {"models/run_files.py", "training/run_directory.py", "training/run_messages.py"}
 
 
+def test_run_directory_of_a_text_equals_that_of_its_path(tmp_path, object_store):
+    assert RunDirectory(str(tmp_path)) == RunDirectory(f"file://{tmp_path}") == RunDirectory(tmp_path)
+    journal = RunDirectory(tmp_path).journal("driver")
+    journal.metrics({"train/loss": 0.5}, 3)
+    journal.close()
+    assert RunDirectory(str(tmp_path)).to_pandas().loc[3, "train/loss"] == 0.5
+    uri = object_store.uri("runs/b")
+    assert RunDirectory(uri) == RunDirectory(RemotePath(uri))
+
+
 def test_directory_of_a_finished_run_has_result_and_model(tmp_path):
     run = RunDirectory(tmp_path)
     assert not run.has_started()

@@ -1,6 +1,7 @@
 """What the driver of a sweep refuses before a trial starts, without Ray."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 from ray.tune.execution import class_cache
@@ -168,6 +169,18 @@ def test_tune_connects_to_the_cluster_of_its_options_else_of_its_config(interrup
     assert interrupted("cluster.address=d:1", resume=True) == ("d:1", False)
     assert interrupted("cluster.address=d:1", resume=True, address="e:1") == ("e:1", False)
     assert interrupted(resume=True) == (None, False)
+
+
+def test_tune_with_a_mapping_and_a_text_or_uri_as_file_starts_the_same_sweep(interrupted, tmp_path, object_store):
+    object_store.put("try.yaml", (tmp_path / "try.yaml").read_bytes())
+    interrupted("optim.momentum=0.8", "sweep.trials=3")
+    keys = {"data.train": Path("a"), "train.batch_size": 4, "tracking.enabled": False, "optim.momentum": 0.8}
+    for number, file in enumerate([str(tmp_path / "try.yaml"), object_store.uri("try.yaml")]):
+        with pytest.raises(KeyboardInterrupt):
+            sweep.tune(file, {**keys, "sweep.trials": 3, "sweep.output": tmp_path / f"{number}"})
+        assert (tmp_path / f"{number}" / SPEC).read_text().replace(f"/{number}\n", "/out\n") == (
+            tmp_path / "out" / SPEC
+        ).read_text()
 
 
 def test_tune_interrupted_outside_its_trials_ends_as_killed(interrupted, tmp_path):
