@@ -58,11 +58,13 @@ class Collectives:
             counts: rows of every rank; None: the same on all.
 
         Raises:
-            ValueError: `counts` has another number of ranks, or another number of rows for this rank.
+            ValueError: `counts` has another number of ranks or of rows for this rank, or no rank has rows.
         """
         counts = (rows,) * self.size if counts is None else tuple(counts)
         if len(counts) != self.size or counts[self.rank] != rows:
             raise ValueError(f"counts {counts} must be the rows of {self.size} ranks, {rows} of rank {self.rank}")
+        if not any(counts):
+            raise ValueError("batch of 0 rows: must have at least one row on one of the ranks: leave it out on all")
         return Layout(counts, self.rank)
 
     def gather(self, local: Tensor, layout: Layout) -> Tensor:

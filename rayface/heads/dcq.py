@@ -22,7 +22,7 @@ from rayface.heads.momentum_encoder import (
     with_gradients,
 )
 from rayface.heads.options import HeadOptions
-from rayface.heads.partial_fc_checks import check_labels
+from rayface.heads.partial_fc_checks import check_embeddings, check_labels
 from rayface.heads.sampling import keyed_generator
 from rayface.heads.shape import HeadMemory, HeadShape
 
@@ -203,6 +203,7 @@ class DCQ(Head):
         update_momentum_(self.key, self.query, self.momentum)
         keys, all_labels = self._keys(embed, key_images, labels, layout)
         raw = embed(query_images)
+        check_embeddings(raw, self.embedding_size)
         with torch.autocast(raw.device.type, enabled=False):
             value = self._queue_loss(raw, keys[layout.own], labels, sum(layout.counts))
         self._enqueue(keys, all_labels)
@@ -286,7 +287,9 @@ def _queue_rows(shape: HeadShape) -> int:
 
 def check_queue(queue_size: int, batch_size: int) -> None:
     """Raise ValueError for a queue that batches do not fill evenly."""
-    if queue_size < 1 or queue_size % batch_size:
+    if queue_size < 1:
+        raise ValueError(f"head.options.queue_size: {queue_size}: must be above 0, a multiple of the global batch")
+    if queue_size % batch_size:
         raise ValueError(f"head.options.queue_size: {queue_size}: must be a multiple of the global batch, {batch_size}")
 
 

@@ -23,7 +23,7 @@ from rayface.heads.momentum_encoder import (
     with_gradients,
 )
 from rayface.heads.options import HeadOptions
-from rayface.heads.partial_fc_checks import check_labels
+from rayface.heads.partial_fc_checks import check_embeddings, check_labels
 from rayface.heads.recent_columns import RecentColumns
 from rayface.heads.shape import HeadMemory, HeadShape
 
@@ -221,6 +221,7 @@ class F2C(Head):
     ) -> "_Pass":
         """Write the gallery's embeddings of the second images, and compare the probe's of the first with the pool."""
         raw = embed(images[0])
+        check_embeddings(raw, self.embedding_size)
         with torch.no_grad():
             own = F.normalize(embed(images[1], self.gallery).to(self.pool.dtype))
         written = self._pool.write(self.ranks.gather(own, layout), labels[1])

@@ -13,7 +13,14 @@ from rayface.heads.collectives import Collectives
 from rayface.heads.fused_softmax import FusedSoftmax, check_fused, check_fused_storage
 from rayface.heads.margin_loss import MarginLoss
 from rayface.heads.margins import Margin
-from rayface.heads.partial_fc_checks import check_choice, check_labels, check_numbers
+from rayface.heads.partial_fc_checks import (
+    check_batch,
+    check_centers,
+    check_choice,
+    check_labels,
+    check_numbers,
+    check_rates,
+)
 from rayface.heads.partial_fc_memory import partial_fc_memory
 from rayface.heads.prefetch import FetchedRows, Place, RowPrefetch
 from rayface.heads.sampling import keyed_generator, sample_rows
@@ -86,6 +93,7 @@ class PartialFC(Head):
         check_choice("storage_dtype", storage_dtype or "fp32", tuple(DTYPES))
         check_choice("kernel", kernel, tuple(KERNELS))
         check_numbers(sample_rate, num_classes, embedding_size, logit_memory)
+        check_rates(momentum=momentum, weight_decay=weight_decay)
         self.collectives = Collectives(process_group)
         self.embedding_size, self.num_classes = embedding_size, num_classes
         self.sample_rate, self.center_update, self.seed = sample_rate, center_update, seed
@@ -157,11 +165,9 @@ class PartialFC(Head):
         """Load this rank's range of a global (C, D) matrix; drops pending gradients, keeps the moments.
 
         Raises:
-            ValueError: another shape.
+            ValueError: no tensor, or another shape.
         """
-        wanted = (self.num_classes, self.embedding_size)
-        if tuple(centers.shape) != wanted:
-            raise ValueError(f"centers of shape {tuple(centers.shape)} must be {wanted}, all classes of all ranks")
+        check_centers(centers, self.num_classes, self.embedding_size)
         self._stop_prefetch()
         self.discard()
         self._adopt_type(centers)
@@ -169,11 +175,7 @@ class PartialFC(Head):
 
     def loss(self, embeddings: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Return the mean loss over the global batch; see `Head.loss`."""
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
-            raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} must be (batch, {self.embedding_size})")
-        if labels.shape != embeddings.shape[:1]:
-            raise ValueError(f"labels of shape {tuple(labels.shape)} must be one per embedding")
-        check_labels(labels)
+        check_batch(embeddings, labels, self.embedding_size)
         rows = self.collectives.layout(len(labels), counts)
         value: Tensor = MarginLoss.apply(embeddings, self._anchor, labels, self, rows, torch.is_grad_enabled())
         return value
@@ -185,9 +187,9 @@ class PartialFC(Head):
         The result is the same without it, bit for bit: rows that were fetched for other labels are not used. Does
         nothing, and runs no collective, unless host_memory is set and sample_rate is below 1.
         """
+        check_labels(labels)
         if labels.ndim != 1:
             raise ValueError(f"labels of shape {tuple(labels.shape)} must be one per embedding")
-        check_labels(labels)
         if self._prefetch is None:
             return
         layout = self.collectives.layout(len(labels), counts)

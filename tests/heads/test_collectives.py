@@ -37,3 +37,11 @@ def test_collectives_without_a_process_group_return_their_input() -> None:
 def test_layout_with_counts_of_other_ranks_or_rows_raises_one_line(counts: list[int]) -> None:
     with pytest.raises(ValueError, match=r"^counts .* must be the rows of 1 ranks, 4 of rank 0$"):
         Collectives().layout(4, counts)
+
+
+def test_layout_without_a_row_on_any_rank_raises_one_line_and_with_one_on_another_does_not(monkeypatch) -> None:
+    alone = Collectives()
+    with pytest.raises(ValueError, match=r"^batch of 0 rows: must have at least one row on one of the ranks"):
+        alone.layout(0, None)
+    monkeypatch.setattr(alone, "size", 2)
+    assert alone.layout(0, [0, 3]).counts == (0, 3)

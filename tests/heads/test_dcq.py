@@ -80,7 +80,7 @@ def test_shuffled_parts_cover_the_batch_and_mix_the_ranks() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"queue_size": 0}, "queue_size: 0: must be a multiple of"),
+        ({"queue_size": 0}, "queue_size: 0: must be above 0"),
         (
             {"queue_size": 12, "batch_size": 5},
             "^head.options.queue_size: 12: must be a multiple of the global batch, 5$",
@@ -95,6 +95,12 @@ def test_dcq_with_a_bad_argument_raises_one_line(changes: dict, words: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_loss_of_a_net_with_another_embedding_size_raises_one_line() -> None:
+    x, y = images(4)
+    with pytest.raises(ValueError, match=r"^embeddings of shape \(4, \d+\) must be \(batch, 3\)$"):
+        small_dcq(embedding_size=3).loss(x, y, torch.arange(4))
+
+
 def test_loss_of_a_batch_that_does_not_fit_raises_and_leaves_the_head_as_it_was() -> None:
     head = small_dcq()
     before = {k: v.clone() for k, v in head.replicated_tensors().items()}
@@ -103,6 +109,7 @@ def test_loss_of_a_batch_that_does_not_fit_raises_and_leaves_the_head_as_it_was(
         ((x, y, torch.arange(5)), "must be a multiple"),
         ((x, y[:4], torch.arange(5)), "of 5, 4 and 5 rows"),
         ((x, y, torch.arange(5.0)), "int64"),
+        ((x[:0], y[:0], torch.arange(0)), "^batch of 0 rows"),
     ):
         with pytest.raises(ValueError, match=words):
             head.loss(*batch)

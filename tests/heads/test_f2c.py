@@ -68,6 +68,12 @@ def test_f2c_with_a_bad_argument_raises_one_line(changes: dict, words: str) -> N
         small_f2c(margin=ArcFace(0.5, 32.0), **changes)
 
 
+def test_loss_of_a_net_with_another_embedding_size_raises_one_line() -> None:
+    (x, y), labels = images(), torch.arange(4)
+    with pytest.raises(ValueError, match=r"^embeddings of shape \(4, \d+\) must be \(batch, 3\)$"):
+        small_f2c(embedding_size=3).loss(x, y, labels, labels)
+
+
 def test_loss_of_a_batch_that_does_not_fit_raises_and_leaves_the_head_as_it_was() -> None:
     head = small_f2c()
     before = {k: v.clone() for k, v in head.replicated_tensors().items()}
@@ -76,6 +82,7 @@ def test_loss_of_a_batch_that_does_not_fit_raises_and_leaves_the_head_as_it_was(
         ((x, y[:3], labels, labels), "of 4, 3, 4, 4 rows"),
         ((x, y, labels, labels - 1), "-1 must not be negative"),
         ((x, y, labels, labels.double()), "int64"),
+        ((x[:0], y[:0], labels[:0], labels[:0]), "^batch of 0 rows"),
     ):
         with pytest.raises(ValueError, match=words):
             head.loss(*batch)

@@ -75,6 +75,10 @@ def test_load_centers_in_float64_is_adopted_unless_a_type_was_asked_for() -> Non
         ({"compute_dtype": "fp16"}, "head.compute_dtype 'fp16'"),
         ({"num_classes": 0}, "at least 1"),
         ({"logit_memory": 0}, "head.logit_memory 0"),
+        ({"sample_rate": "a"}, "^head.sample_rate 'a' must be a number$"),
+        ({"num_classes": None}, "^num_classes None must be a number$"),
+        ({"momentum": 2.0}, "^optim.momentum 2.0 must be at least 0 and below 1"),
+        ({"weight_decay": -1.0}, "^optim.weight_decay -1.0 must be at least 0"),
     ],
 )
 def test_head_with_a_value_out_of_range_raises_one_line(changes: dict, words: str) -> None:
@@ -101,6 +105,14 @@ def test_loss_of_a_bad_batch_raises_one_line_and_leaves_nothing_behind() -> None
         head.loss(x, y[:3])
     with pytest.raises(ValueError, match="int64"):
         head.loss(x, y.float())
+    with pytest.raises(ValueError, match=r"^labels: list: must be a tensor"):
+        head.loss(x, y.tolist())
+    with pytest.raises(ValueError, match=r"^embeddings: ndarray: must be a tensor"):
+        head.loss(x.detach().numpy(), y)
+    with pytest.raises(ValueError, match=r"^centers: ndarray: must be a tensor"):
+        head.load_centers(torch.zeros(C, D).numpy())
+    with pytest.raises(ValueError, match=r"^batch of 0 rows: must have at least one row"):
+        head.loss(x[:0], y[:0])
     with pytest.raises(ValueError, match="centers of shape"):
         head.load_centers(torch.zeros(3, D))
     with pytest.raises(ValueError, match="no 'exp_avg'"):

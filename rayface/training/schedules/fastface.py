@@ -34,7 +34,7 @@ class FastFace:
 
     Args:
         optimizer: the `lr` of its groups is set, as a factor of the initial value.
-        total_steps: T.
+        total_steps: T, at least 1.
         detector: ema (released code; unit of E: loss per step) or haar_window (published logs; unit of E: loss).
         alpha, beta: rates of the ema detector.
         threshold: lambda; None: 5e-5 for ema, .06 for haar_window.
@@ -51,7 +51,7 @@ class FastFace:
             is .5 s alpha ** 1.5 for losses of standard deviation s; short runs need a smaller one.
 
     Raises:
-        ValueError: settings that exclude each other.
+        ValueError: a value out of its range, or settings that exclude each other.
     """
 
     def __init__(
@@ -72,10 +72,14 @@ class FastFace:
         lambda_total: float | None = None,
         alpha_total: float = 200.0,
     ) -> None:
+        if total_steps < 1:
+            raise ValueError(f"total_steps: {total_steps}: must be at least 1, the steps of the run")
         if detector not in _THRESHOLDS:
             raise ValueError(f"schedule.detector: {detector!r}: must be ema or haar_window")
-        if window % 2:
-            raise ValueError(f"schedule.window: {window}: must be even, because it is cut in halves")
+        if window < 2 or window % 2:
+            raise ValueError(f"schedule.window: {window}: must be even and above 0, because it is cut in halves")
+        if decay <= 1:
+            raise ValueError(f"schedule.decay: {decay}: must be above 1, usually 2")
         if lambda_total is not None and (detector != "ema" or threshold is not None):
             raise ValueError(
                 f"schedule.lambda_total: {lambda_total:g}: requires detector=ema and replaces threshold: unset one"

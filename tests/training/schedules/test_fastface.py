@@ -144,8 +144,11 @@ def test_fastface_metrics_after_two_steps_give_detector_and_mean_loss():
     [
         ({"detector": "haar"}, r"schedule.detector: 'haar': must be"),
         ({"detector": "haar_window", "window": 3}, r"schedule.window: 3: must be even"),
+        ({"window": 0}, r"schedule.window: 0: must be even and above 0"),
+        ({"total_steps": 0}, r"^total_steps: 0: must be at least 1"),
+        ({"decay": 1.0}, r"^schedule.decay: 1.0: must be above 1"),
     ],
 )
-def test_fastface_with_a_detector_that_cannot_be_names_the_key(options, message):
+def test_fastface_with_a_value_out_of_range_names_the_key(options, message):
     with pytest.raises(ValueError, match=message):
-        FastFace(sgd(), total_steps=10, **options)
+        FastFace(sgd(), **{"total_steps": 10, **options})
