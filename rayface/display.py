@@ -16,8 +16,13 @@ from rayface.values import visible
 
 
 def new_console(*, stderr: bool = False, **options: Any) -> Console:
-    """Return a console without markup and emoji: paths may contain [brackets] and :names: that rich would interpret."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+    """Return a console without markup and emoji: paths may contain [brackets] and :names: that rich would interpret.
+
+    On stderr, in a log, lines are not wrapped.
+    """
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+    console.soft_wrap = console.soft_wrap or (stderr and not console.is_terminal)
+    return console
 
 
 def safe(text: str) -> str:
@@ -35,7 +40,7 @@ def live_table() -> Iterator[Callable[[str, Mapping[str, str]], None]]:
     """Yield a function that shows a table as `result_table`, on a terminal in place of the one before."""
     console = new_console()
     if not console.is_terminal:
-        yield _changed_lines(console)
+        yield _changed_lines(new_console(soft_wrap=True))
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield lambda title, rows: live.update(_table(title, rows), refresh=True)

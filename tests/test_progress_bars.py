@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from rayface import progress_bars
+from rayface import display, progress_bars
 from rayface.progress_bars import _count_lines, _Follower, _show_bar, _show_lines, progress_bar
-from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, Journal
+from rayface.tracking.journal import CHECKPOINT_FAULTS, PREFLIGHT, RECOVERY, Journal
 
 
 @pytest.fixture
@@ -54,6 +54,18 @@ def test_training_lines_without_a_terminal_show_values_with_their_own_step(tmp_p
     _show_lines(Console(file=shown, width=200), follower, 120, done)
     assert shown.getvalue() == "step 40/120  loss 2.304  lr 0.1  accuracy 54.50% at step 0\n"
     assert follower.step == 45
+
+
+def test_lines_of_a_log_are_not_wrapped(tmp_path, capsys):
+    follower, journal = _Follower(tmp_path / "driver.jsonl"), Journal(tmp_path / "driver.jsonl")
+    journal.tags({RECOVERY: f"rolled back because {'a long reason ' * 20}: the end"})
+    journal.close()
+    follower.read()
+    follower.show_notes(display.new_console(stderr=True))
+    with display.live_table() as show:
+        show("trial 7", {"reason": "a long reason " * 20})
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err.count("\n")) == (1, 1)
 
 
 def test_training_lines_before_the_first_values_are_none(tmp_path):
