@@ -52,19 +52,26 @@ class Embeddings:
         return hashlib.sha256(json.dumps(masked([asdict(file) for file in self.files])).encode()).hexdigest()
 
 
-def open_embeddings(path: str | Path) -> Embeddings:
+def open_embeddings(path: str | Path, key: str | None = None) -> Embeddings:
     """Open a set of embeddings without reading it; sets of `rayface embed` are checked against their manifest.
 
     Args:
         path: a parquet file, or a folder of them (local or URI): `key` string, `label` integer, `embedding` list of
             float16, float32 or float64 (read as float32). Lists are of fixed size, plain or large; keys and labels may
             be dictionary-encoded.
+        key: config key that names it, for messages.
 
     Raises:
         DataError: a column is missing or has another type, dimensions differ, there are no rows, or the files are not
             those of the manifest; one line.
     """
-    root = normalise(path)
+    try:
+        return _open(normalise(path))
+    except DataError as error:
+        raise error if key is None else DataError(f"{key}: {error}") from error.__cause__
+
+
+def _open(root: str) -> Embeddings:
     paths, expected = _paths(root)
     if not paths:
         raise DataError(f"{root}: no parquet files in this folder; give the output of `rayface embed`")

@@ -200,7 +200,7 @@ def _images(chosen: Selection, embeddings: str | Path | None) -> tuple[list[str]
         return keys, labels, None
     wanted = pa.array(keys, pa.string())
     place = {key: row for row, key in enumerate(keys)}
-    opened = open_embeddings(str(embeddings))
+    opened = open_embeddings(embeddings, "--embeddings")
     values, found = np.zeros((len(keys), opened.size), np.float32), np.zeros(len(keys), bool)
     for file in opened.files:
         for rows in read_found(file.path, wanted):

@@ -74,7 +74,7 @@ class LeakCheck:
             self._sources = required_sources(protocols, "evaluate.leak_check", "convert them to a dataset first")
             self._training = open_dataset(settings.leak_check, join="separate")
         if settings.leak_embeddings is not None:
-            self._embeddings = open_embeddings(settings.leak_embeddings)
+            self._embeddings = open_embeddings(settings.leak_embeddings, "evaluate.leak_embeddings")
             _refuse_other_model(settings.leak_embeddings, model_digest)
             if self._embeddings.size != embedding_size:
                 raise ValueError(

@@ -57,7 +57,7 @@ def prune_by_proxy(config: Config) -> PruneResult:
     require_keys(config, "prune.out", "prune.data")
     check_settings(config)
     if config.clean.exclude is not None:
-        open_embeddings(config.clean.exclude)
+        open_embeddings(config.clean.exclude, "clean.exclude")
     settings = config.prune
     folder = on_disk(str(settings.out), "prune.proxy_fraction, prune.out").absolute() / PROXY
     config = replace(config, tracking=shared_tracking(config.tracking, folder.parent))

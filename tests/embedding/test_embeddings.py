@@ -55,3 +55,5 @@ def test_open_embeddings_of_a_folder_that_differs_from_its_manifest_is_refused(l
 def test_open_embeddings_of_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere: no such folder of embeddings$"):
         open_embeddings(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"^clean\.exclude: /.*nowhere: no such folder of embeddings$"):
+        open_embeddings(tmp_path / "nowhere", "clean.exclude")

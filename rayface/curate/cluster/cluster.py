@@ -120,9 +120,9 @@ def _opened(config: Config) -> _Inputs:
     settings = config.clustering
     require_keys(config, "clustering.embeddings", "clustering.out")
     root = normalise(str(settings.out))
-    source = open_embeddings(str(settings.embeddings))
-    labelled = open_embeddings(settings.calibrate) if settings.calibrate is not None else None
-    known = open_embeddings(settings.assign) if settings.assign is not None else None
+    source = open_embeddings(str(settings.embeddings), "clustering.embeddings")
+    labelled = open_embeddings(settings.calibrate, "clustering.calibrate") if settings.calibrate is not None else None
+    known = open_embeddings(settings.assign, "clustering.assign") if settings.assign is not None else None
     for key, other in (("calibrate", labelled), ("assign", known)):
         if other is not None and other.size != source.size:
             raise ValueError(

@@ -83,8 +83,8 @@ def cluster_stream(config: Config) -> ClusterResult:
     start, settings = time.monotonic(), config.clustering
     require_keys(config, "clustering.embeddings", "clustering.out")
     root = on_disk(str(settings.out), "clustering.out").absolute()
-    source = open_embeddings(str(settings.embeddings))
-    labelled = open_embeddings(settings.calibrate) if settings.calibrate is not None else None
+    source = open_embeddings(str(settings.embeddings), "clustering.embeddings")
+    labelled = open_embeddings(settings.calibrate, "clustering.calibrate") if settings.calibrate is not None else None
     if labelled is not None and labelled.size != source.size:
         raise ValueError(
             f"clustering.calibrate: its embeddings are of length {labelled.size}, clustering.embeddings of "

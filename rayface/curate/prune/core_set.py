@@ -134,11 +134,11 @@ def _opened(config: Config) -> _Inputs:
     require_keys(config, "prune.embeddings", "prune.out")
     root = normalise(str(settings.out))
     check_settings(config)
-    source = open_embeddings(str(settings.embeddings))
+    source = open_embeddings(str(settings.embeddings), "prune.embeddings")
     dataset = None
     if settings.data:
         dataset = open_configured("prune.data", settings.data, config.data)
-    test = open_embeddings(clean.exclude) if clean.exclude is not None else None
+    test = open_embeddings(clean.exclude, "clean.exclude") if clean.exclude is not None else None
     check_clean(clean, source, test, dataset)
     if dataset is not None:
         check_data(source, dataset)

@@ -154,6 +154,13 @@ def test_cluster_of_a_bad_embedding_names_its_key(
         job(embeddings=str(tmp_path / "bad"), threshold=0.4)
 
 
+@pytest.mark.parametrize("key", ["embeddings", "calibrate", "assign"])
+def test_cluster_with_a_folder_of_embeddings_that_is_missing_names_its_key(job: Job, tmp_path: Path, key: str) -> None:
+    threshold = {} if key == "calibrate" else {"threshold": 0.4}
+    with pytest.raises(DataError, match=rf"^clustering\.{key}: .*nowhere: no such folder of embeddings"):
+        job(**{**threshold, key: str(tmp_path / "nowhere")})
+
+
 def test_cluster_of_duplicate_keys_is_one_line(job: Job, tmp_path: Path) -> None:
     (tmp_path / "twice").mkdir()
     batch = (["a", "a"], np.zeros(2, np.int64), np.eye(2, 4))
