@@ -8,16 +8,14 @@ from rayface.data.configured import open_configured
 from rayface.data.dataset import Dataset
 from rayface.data.streaming.weighted_order import draws_of
 
-# Published numbers of identities and images (arXiv 2203.15565 and the datasets' papers), for planning only: a run takes
-# its counts from dataset.json.
+# Published numbers of identities and images (arXiv 2203.15565 and the datasets' papers) by preset, for planning only: a
+# run takes its counts from dataset.json.
 PUBLISHED_COUNTS = {
     "webface42m": (2_059_906, 42_474_557),
     "webface12m": (617_970, 12_720_066),
-    "webface8m": (411_980, 8_465_386),
     "webface4m": (205_990, 4_235_242),
     "glint360k": (360_232, 17_091_657),
     "ms1mv3": (93_431, 5_179_510),
-    "ms1mv2": (85_742, 5_822_653),
 }
 
 
@@ -51,7 +49,7 @@ def counts_of(config: Config, preset: str | None, num_classes: int | None, num_i
         note = "published counts, for planning only"
         return Counts(num_classes=classes, num_images=num_images or images, source=note)
     known = ", ".join(PUBLISHED_COUNTS)
-    raise ValueError(f"num_classes: is not set: give it, data.train=DIR, or one of the presets {known}")
+    raise ValueError(f"num_classes: is not set: give --num-classes N, data.train=DIR, or one of the presets {known}")
 
 
 def _counted(found: Dataset, weights: Sequence[float], chunk_images: int) -> Counts:

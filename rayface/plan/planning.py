@@ -8,6 +8,7 @@ from typing import Any
 
 from rayface.config import Config, load, with_overrides
 from rayface.data.streaming.micro_batches import check_pieces
+from rayface.data.streaming.sample_order import check_batch_size
 from rayface.heads.from_config import check_config_head
 from rayface.machine import num_cpus
 from rayface.plan.counts import Counts, counts_of
@@ -175,6 +176,8 @@ def make_plan(
     check_config_head(config)  # refuse invalid settings as training does
     counts = counts_of(config, preset, num_classes, num_images)
     job = job_of(config, counts.num_classes, gpu=train.device != "cpu" and not here, recompute=recompute)
+    if counts.num_images is not None:
+        check_batch_size(train.batch_size, counts.num_images, job.images_per_row)
     known, assumed = dict(rates or {}), {}
     if here:
         known = {**measure_rates(config, job), **known}

@@ -11,6 +11,7 @@ from rayface import cli
 from rayface.config import load, with_overrides
 from rayface.data.synth import synthesize
 from rayface.plan import planning, this_machine
+from rayface.plan.counts import PUBLISHED_COUNTS
 from rayface.plan.memory import memory
 from rayface.plan.planning import make_plan
 from rayface.plan.preflight import largest_num_classes
@@ -44,6 +45,10 @@ def test_job_of_a_config_with_data_takes_its_counts(small, tmp_path):
     assert plan.epoch_hours == pytest.approx(3 * step_total(plan.seconds) / 3600)
     with pytest.raises(ValueError, match=r"num_classes, data\.train: both are set"):
         make_plan(config, num_classes=5)
+    with pytest.raises(ValueError, match=r"^train\.batch_size: 7: must not exceed the 6 samples of data\.train"):
+        make_plan(with_overrides(config, {"train.batch_size": 7}))
+    with pytest.raises(ValueError, match=r"^train\.batch_size: 4: rows of 2 must not exceed the 6 samples"):
+        make_plan(with_overrides(config, {"train.batch_size": 4, "head.name": "dcq"}))
     (tmp_path / "set" / "dataset.json").unlink()
     assert make_plan(config).counts.num_classes == 3
 
@@ -118,7 +123,7 @@ def test_plan_verb_when_too_large_shows_then_refuses(call):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "num_classes: is not set"),
+        ([], "num_classes: is not set: give --num-classes N, data.train=DIR, or one of the presets webface42m, "),
         (["--preset=webface42n"], "did you mean webface42m"),
         (["--preset=webface4m", "--gpus=600"], "train.batch_size: 1024: must leave each of 600 workers two images"),
         (["--preset=webface4m", "--gpus=2000"], "train.num_workers: 2000: must not exceed train.batch_size=1024"),
@@ -148,7 +153,7 @@ def test_plan_verb_with_wrong_input_exits_2_with_one_line(call, arguments, messa
 
 
 def test_presets_of_the_published_counts_load_by_name():
-    for name in ("webface4m", "webface12m", "webface42m", "ms1mv3", "glint360k"):
+    for name in PUBLISHED_COUNTS:
         assert make_plan(with_overrides(load(name), TINY), preset=name).counts.num_images > 4_000_000
 
 

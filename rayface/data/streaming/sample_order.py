@@ -17,6 +17,16 @@ StreamKind = Literal["images", "pairs", "pairs_and_images"]
 """What a step consists of: images; pairs of images of one identity; half such pairs, half pairs of any two images."""
 
 
+def check_batch_size(batch_size: int, epoch_images: int, images_per_row: int) -> None:
+    """Raise ValueError, one line, for a batch of more images than an epoch has."""
+    if epoch_images < batch_size * images_per_row:
+        each = f" rows of {images_per_row}" if images_per_row > 1 else ""
+        raise ValueError(
+            f"train.batch_size: {batch_size}:{each} must not exceed the {epoch_images} samples of data.train: "
+            "use a smaller batch or more data"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleOrder:
     """Order of the images of a training run.
@@ -50,12 +60,7 @@ class SampleOrder:
     window_images: int = 4096
 
     def __post_init__(self) -> None:
-        if self.epoch_images < self.images_per_step:
-            each = f" rows of {self.images_per_row}" if self.images_per_row > 1 else ""
-            raise ValueError(
-                f"train.batch_size: {self.batch_size}:{each} must not exceed the {self.epoch_images} samples of "
-                "data.train: use a smaller batch or more data"
-            )
+        check_batch_size(self.batch_size, self.epoch_images, self.images_per_row)
 
     @property
     def epoch_images(self) -> int:
