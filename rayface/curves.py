@@ -26,7 +26,7 @@ def draw_curves(
     pair_set: str = "",
     chance: float | None = None,
 ) -> list[Plot]:
-    """Draw the curves of `metrics`, in the order of a report; skip curves without points, and lr and throughput with one.
+    """Draw the curves of `metrics`, in the order of a report; skip those without points, lr and throughput with one.
 
     Args:
         metrics: result of `read_metrics`; the prefix of a name is ignored: `train/loss` is the loss. Figures below

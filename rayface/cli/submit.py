@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayface.cli.common import Debug, Verbose, app, flag_option, show_result, tell
+from rayface.cli.common import Debug, Json, Verbose, app, flag_option, show_result, tell
 
 _ON_JOBS = ("status", "logs", "stop")
 
@@ -27,6 +27,7 @@ def submit(
         bool, flag_option("--wait/--no-wait", help="Follow the log and return the job's exit code.")
     ] = True,
     python: Annotated[str, typer.Option(help="Python executable of the cluster's nodes.")] = "python",
+    json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
@@ -34,6 +35,8 @@ def submit(
     from rayface import submit as jobs
     from rayface.job_package import package
 
+    if json and "--json" not in arguments:
+        arguments = [*arguments, "--json"]
     as_json = "--json" in arguments
     verb, rest = arguments[0], [argument for argument in arguments[1:] if argument != "--json"]
     if verb in _ON_JOBS:
@@ -42,7 +45,11 @@ def submit(
         client = jobs.connect(address)
         if verb == "logs":
             raise typer.Exit(_followed(client, str(jobs.status(client, rest[0])["job"]), _Writer(False)))
-        result = jobs.status(client, rest[0]) if verb == "status" else {"stopped": jobs.stop(client, rest[0])}
+        result = (
+            jobs.status(client, rest[0])
+            if verb == "status"
+            else {"job": rest[0], "stopped": jobs.stop(client, rest[0])}
+        )
         show_result(rest[0], result, as_json)
         return
     if verb == "submit" or verb not in typer.main.get_command(app).commands:  # type: ignore[attr-defined]

@@ -40,6 +40,26 @@ def test_submit_without_waiting_returns_the_id_of_the_job(call: Call, cluster) -
     assert (code, json.loads(out)) == (0, {"job": "job-1"})
 
 
+def test_submit_with_json_before_the_verb_asks_the_job_for_json(call: Call, cluster) -> None:
+    code, out, _ = call("submit", "--json", "train", "--preset", "debug")
+    assert (code, json.loads(out)) == (3, {"steps": 3})
+    assert cluster[0][1].entrypoint == "python -m rayface.cli train --preset debug --json"
+
+
+@pytest.mark.parametrize("place", [1, 3])
+def test_submit_on_a_job_with_json_prints_its_id_and_state(call: Call, cluster, monkeypatch, place) -> None:
+    monkeypatch.setattr(jobs, "status", lambda client, job: {"job": job, "status": "running"})
+    monkeypatch.setattr(jobs, "stop", lambda client, job: True)
+    for verb, expected in (
+        ("status", {"job": "job-1", "status": "running"}),
+        ("stop", {"job": "job-1", "stopped": True}),
+    ):
+        arguments = ["submit", verb, "job-1"]
+        arguments.insert(place, "--json")
+        code, out, _ = call(*arguments)
+        assert (code, json.loads(out)) == (0, expected)
+
+
 def test_submit_writes_a_last_line_that_does_not_end(call: Call, cluster, monkeypatch) -> None:
     for end in (0, KeyboardInterrupt()):
 
