@@ -20,6 +20,7 @@ _UNSEEN = {
     ord(sign): sign.encode("unicode_escape").decode()
     for sign in (*(chr(code) for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"), *_DIRECTION_MARKS)
 }
+_LONGEST_SHOWN = 200  # characters of a value in a message
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 _INTEGER = re.compile(r"[-+]?\d+")
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -153,8 +154,9 @@ def visible(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Format a value for a message: numbers without quotes, even if given as text."""
-    return value if isinstance(value, str) and not isinstance(guess(value), str) else repr(value)
+    """Format a value for a message: numbers without quotes, even if given as text; long values are cut."""
+    text = value if isinstance(value, str) and not isinstance(guess(value), str) else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def to_text(value: Any) -> str:

@@ -30,6 +30,9 @@ WATCHED = {"accuracy_mean": "eval/accuracy", "loss": "train/loss"}
 # Keys that may change on a resume; a change of any other key would make the trials incomparable.
 FREE = {"sweep.trials", "sweep.concurrency", "sweep.time_budget", "sweep.output", "cluster.address", "cluster.debug"}
 
+# Keys without a default, with what they must be.
+_REQUIRED = {"search": "give the keys to search, for example search: {optim.lr: {low: 0.01, high: 1, log: true}}"}
+
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -100,6 +103,8 @@ def load(file: Path, overrides: Sequence[str], preset: str | None = None) -> tup
         ValueError: one line.
     """
     tree = read_yaml(file)
+    if "stages" in tree:
+        raise ValueError(f"{file}: is an experiment, not a sweep: run it with `rayface run {file}`")
     # The groups of the prune stage may also stand at the top level, beside `config`.
     stages = {group: tree.pop(group) or {} for group in _STAGES if group in tree}
     spec = _build(tree, file)
@@ -197,7 +202,10 @@ def _build(tree: Mapping[str, Any], file: Path) -> Spec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-        message = first["msg"]
+        if first["type"] == "missing":
+            raise ValueError(f"{file}: {key}: is not set: {_REQUIRED[key]}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        message = f"{message[0].lower()}{message[1:]}"
         if first["type"] == "unexpected_keyword_argument":
             known = [f.name for f in fields(SweepConfig if key.startswith("sweep.") else Spec)]
             near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)

@@ -83,12 +83,24 @@ def test_sweep_file_with_preset_and_overrides_is_dumped_and_read_back(tmp_path):
             "prune.kep: is not a config key: did you mean",
         ),
         ({"search": {"prune.keep": [1.5]}}, ["prune.embeddings=e"], "1.5"),
+        ({"stages": [{"train": {}}]}, [], r"^\S+try.yaml: is an experiment, not a sweep: run it with `rayface run /"),
+        ({"search": {}}, [], r"search: \{\}: dictionary should have at least 1 item"),
+        ({"search": "x" * 500}, [], r"^\S+try.yaml: search: 'x{199}\.\.\.: input should be a valid dictionary$"),
+        ({"objectives": "loss"}, [], r"objectives: 'loss': input should be a valid tuple$"),
+        ({"search": {"optim.lr": {"low": 1}}}, [], r"optim.lr: \{'low': '1'\}: must have choices, or low and high"),
     ],
 )
 def test_sweep_file_with_a_bad_key_or_value_raises_one_line(tmp_path, groups, overrides, message):
     with pytest.raises(ValueError, match=message) as caught:
         specs.load(write(tmp_path, **groups), [*PLACES, *overrides])
     assert "\n" not in str(caught.value)
+
+
+def test_sweep_file_without_search_raises_what_is_not_set_without_values(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("optim: {lr: 0.1}\n")
+    with pytest.raises(ValueError, match=rf"^{file}: search: is not set: give the keys to search, for example"):
+        specs.load(file, [])
 
 
 def test_sweep_file_with_several_objectives_and_a_pruner_raises(tmp_path):
