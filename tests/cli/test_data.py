@@ -89,13 +89,13 @@ FILES = {
 }
 # (in the line of the fault: its file, then words) for each fault
 NAMED = [
-    ("groups.tar", "no.label.jpg", "no .cls member with this key"),
-    ("groups.tar", "no_image.cls", "member with this key"),
+    ("groups.tar", "no.label.jpg", "no label (.cls, .json, .txt) with this key"),
+    ("groups.tar", "no_image.cls", "no image with this key"),
     ("groups.tar", "caption.txt", "not an integer"),
     ("groups.tar", "empty.json", 'no integer "label"'),
-    ("groups.tar", "apple.cls", "member with this key"),
+    ("groups.tar", "apple.heic", "HEIF image of a format or suffix that is not read"),
     ("groups.tar", "plain", "JPEG image without a label"),
-    ("groups.tar", "apart.jpg", "no .cls member with this key beside it"),
+    ("groups.tar", "apart.jpg", "no label (.cls, .json, .txt) with this key beside it"),
     ("groups.tar", "apart.cls", "must be neighbours"),
     ("groups.tar", "damaged.png", "PNG that cannot be decoded"),
     ("groups.tar", "large.jpg", "JPEG"),

@@ -106,7 +106,7 @@ class SampleParser:
         others = [key for key in found if key not in samples]
         lone = [key for key in others if not self._is_field(key, group.name)]
         for key in lone:
-            entries += self._lone(key, found[key], found)
+            entries += self._lone(key, found[key], found, group)
         return entries or self._unnamed_images(group) if lone == others else entries
 
     def _without_other_labels(self, found: dict[str, SampleMembers]) -> dict[str, SampleMembers]:
@@ -143,7 +143,9 @@ class SampleParser:
                 return True
         return False
 
-    def _lone(self, key: str, members: SampleMembers, found: dict[str, SampleMembers]) -> list[Incomplete]:
+    def _lone(
+        self, key: str, members: SampleMembers, found: dict[str, SampleMembers], group: Group
+    ) -> list[Incomplete]:
         """Return the fault of a lone image or label; .json and .txt count if they hold a label."""
         member = members.image or members.labels.get("cls")
         if member is None:
@@ -153,20 +155,35 @@ class SampleParser:
                 return []
             member = next(iter(members.labels.values()))
         missing = self.suffixes["label" if members.image else "image"]
-        reason, num_lost = f"no .{missing} member with this key beside it", 1
+        what = f"label ({', '.join(f'.{suffix}' for suffix in LABEL_SUFFIXES)})" if members.image else "image"
+        reason, num_lost = f"no {what} with this key beside it", 1
         if key in self.incomplete:  # was counted as lost before
             reason, num_lost = f"{reason}: the members of a sample must be neighbours (tar --sort=name)", 0
         elif not members.image and any(other.startswith(f"{key}.") and found[other].image for other in found):
             num_lost = 0  # may be the label of these images, which are counted
+        elif not members.image and (unread := self._unread_image(key, group)):
+            member, kind = unread
+            reason = f"{kind} image of a format or suffix that is not read: save it as .jpg or .png"
         self.incomplete.add(key)
         return [Incomplete(key, missing, self._fault(member, "missing member", reason, num_lost))]
+
+    def _unread_image(self, key: str, group: Group) -> tuple[Member, str] | None:
+        """Return the member beside a lone label that only its content shows to be an image, and its format."""
+        for name, member in group.members:
+            if name.group == key and not name.suffix and (kind := self._format(member)):
+                return member, kind
+        return None
+
+    def _format(self, member: Member) -> str | None:
+        """Return the format of an image by its content; None for formats whose first bytes may also start a text."""
+        kind = image_format(self.fetch(member.data, min(member.size, SNIFF_BYTES))) if member.is_file else None
+        return None if kind in ("BMP", "PNM") else kind
 
     def _unnamed_images(self, group: Group) -> Sequence[Fault]:
         """Return a fault for each member that only its content shows to be an image."""
         faults = []
         for _, member in group.members:
-            kind = image_format(self.fetch(member.data, min(member.size, SNIFF_BYTES))) if member.is_file else None
-            if kind not in (None, "BMP", "PNM"):  # whose first bytes may also start a text
+            if kind := self._format(member):
                 reason = f"{kind} image without a label, or with a suffix that is not read"
                 faults.append(self._fault(member, "missing member", reason))
         return faults

@@ -42,12 +42,25 @@ def test_incomplete_groups_are_named_and_counted(tmp_path: Path) -> None:
         ("b.0.jpg", "missing member", 1),
         ("b.1.jpg", "missing member", 1),
         ("b.cls", "missing member", 0),  # the label of the two before it
-        ("c.cls", "missing member", 1),
+        ("c.heic", "missing member", 1),
         ("d.jp2", "missing member", 1),
         ("e", "missing member", 1),
         ("f.jpg", "missing member", 1),
         ("g.txt", "missing member", 1),
         ("a.jpg", "missing member", 1),
+    ]
+
+
+def test_incomplete_sample_names_what_is_missing_whatever_the_sample_before_it_has(tmp_path: Path) -> None:
+    files = [("a.png", JPEG[0]), ("a.txt", b"1"), ("b.jpg", JPEG[1]), ("c.cls", b"1")]
+    files += [("d.cls", b"1"), ("d.heic", b"\0\0\0\x18ftypheic"), ("e.cls", b"1"), ("e.notes", b"text")]
+    write_tar(tmp_path / "a.tar", files)
+    faults = [entry for entry in scan_shard(tmp_path / "a.tar") if isinstance(entry, Fault)]
+    assert [(fault.member, fault.reason) for fault in faults] == [
+        ("b.jpg", "no label (.cls, .json, .txt) with this key beside it"),
+        ("c.cls", "no image with this key beside it"),
+        ("d.heic", "HEIF image of a format or suffix that is not read: save it as .jpg or .png"),
+        ("e.cls", "no image with this key beside it"),
     ]
 
 
