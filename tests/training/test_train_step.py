@@ -3,9 +3,12 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from rayface.data.degradations import Degradations, degrade
+from rayface.data.images import augment
 from rayface.training.loop import Training
 from rayface.training.recovery.rollback import NotFiniteError
 from tests.training.plain_training import batches_for, losses, same, state_of, training
@@ -67,6 +70,23 @@ def test_run_with_a_rate_factor_of_0_moves_nothing(tmp_path):
     assert net.optimizer.param_groups[0]["lr"] > 0
 
 
+def test_run_with_a_clip_norm_moves_the_backbone_by_that_norm(tmp_path):
+    """At a rate so large that the weights' own rounding is small beside the change."""
+    moved = {}
+    for clip in (1e-3, 1e-2, None):
+        options = ["optim.lr=1000", "optim.momentum=0", "optim.weight_decay=0"]
+        net = training(tmp_path, *options, f"optim.clip_norm={clip or 'null'}")
+        before = [parameter.detach().double() for parameter in net.backbone.parameters()]
+        for parameter in net.backbone.parameters():
+            parameter.register_hook(lambda gradient: 1000 * gradient)
+        one_step(net)
+        change = [new.double() - old for new, old in zip(net.backbone.parameters(), before, strict=True)]
+        moved[clip] = torch.cat([each.ravel() for each in change]).norm().item() / 1000
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert moved[1e-2] == pytest.approx(1e-2, rel=1e-3)
+    assert moved[None] > 100
+
+
 def test_prepare_of_a_step_depends_on_seed_and_step_alone(tmp_path):
     net, again, other = training(tmp_path), training(tmp_path), training(tmp_path, "train.seed=1")
     batch = next(batches_for(net)(3))
@@ -81,6 +101,25 @@ def test_prepare_with_a_degradation_applies_it(tmp_path):
     net = training(tmp_path, "data.grey=1")
     images = net.train_step.prepare(next(batches_for(net)(0)))[0]
     assert torch.equal(images[:, :1].expand_as(images), images)
+
+
+JITTER = ("brightness", "contrast", "saturation")
+AUGMENTATIONS = ("flip", "shift", *JITTER, "jpeg", "crop", "low_resolution", "blur", "grey", "erase")
+
+
+@pytest.mark.parametrize("key", AUGMENTATIONS)
+def test_prepare_with_one_augmentation_applies_that_one(tmp_path, key):
+    value = {"flip": True, "shift": 3}.get(key, 0.7)
+    net = training(tmp_path, *(f"data.{name}=0" for name in AUGMENTATIONS if name != key), f"data.{key}={value}")
+    batch = next(batches_for(net)(3))
+    _, for_augment, for_degrade = np.random.SeedSequence([net.config.train.seed, 3]).generate_state(3, np.uint64)
+    size, generator = net.train_step.batch_size, torch.Generator()
+    shares = Degradations() if key in ("flip", "shift", *JITTER) else Degradations(**{key: value})
+    wanted = degrade(batch.images, batch.rows, size, generator.manual_seed(int(for_degrade >> 1)), shares)
+    options = {name: value if name == key else 0 for name in ("flip", "shift", *JITTER)}
+    wanted = augment(wanted, batch.rows, size, generator.manual_seed(int(for_augment >> 1)), **options)
+    assert torch.equal(net.train_step.prepare(batch)[0], wanted)
+    assert (wanted - (batch.images.permute(0, 3, 1, 2) / 127.5 - 1)).abs().max() > 0.1
 
 
 def test_run_with_embeddings_that_are_not_finite_raises_before_any_weight_moves(tmp_path):
