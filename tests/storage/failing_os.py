@@ -1,6 +1,7 @@
-"""Functions of `os` that fail as a storage does, and images to read."""
+"""Functions of `os` that fail as a storage does or are recorded, and images to read."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -34,3 +35,22 @@ def fail(
     failing = Failing(getattr(os, name), number, times, concerns)
     monkeypatch.setattr(os, name, failing)
     return failing
+
+
+def record_syncs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Return a list that grows by ("sync" or "rename", name); a temporary file has the name that it is renamed to."""
+    fsync, replace = os.fsync, os.replace
+    calls = []
+
+    def synced(file: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{file}"))
+        calls.append(("sync", re.sub(r"^\.(.+)\.[0-9a-f]{8}\.tmp$", r"\1", name)))
+        fsync(file)
+
+    def replaced(old: str, new: str) -> None:
+        calls.append(("rename", os.path.basename(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    return calls

@@ -34,6 +34,16 @@ def test_local_copy_of_a_uri_has_its_files_and_follows_their_changes(object_stor
     assert not list(cache.glob("copies/.tmp-*"))
 
 
+def test_local_copy_that_is_used_again_is_not_deleted(object_store: Any) -> None:
+    for name in ("w.bin", "other"):
+        object_store.put(f"m/{name}", name.encode())
+    copy = local_copy(object_store.uri("m/w.bin"))
+    os.utime(copy.parent, (0, 0))  # not used for decades
+    assert local_copy(object_store.uri("m/w.bin")) == copy
+    local_copy(object_store.uri("m/other"))
+    assert copy.exists()
+
+
 def test_local_copy_of_a_file_that_the_store_lacks_is_refused_in_one_line(object_store: Any, cache: Path) -> None:
     with pytest.raises(DataError, match=r"^s3://\*\*\*@.*/m/none\?.*: no such file$"):
         local_copy(object_store.uri("m/none"))

@@ -1,11 +1,14 @@
 """One owner of a folder in an object store at a time, also after its process was killed."""
 
 import json
+import os
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
-from rayface.storage import DataError, RemotePath, lease, leased
+from rayface.storage import DataError, RemotePath, StorageError, lease, leased
 from tests.conftest import ObjectStore
 
 
@@ -121,6 +124,63 @@ def test_lease_taken_by_another_is_lost_and_not_deleted(folder: RemotePath) -> N
     owner = lease.read_owner(folder / lease.LEASE)
     assert owner is not None
     assert owner.id == "other"
+
+
+def test_lease_of_an_earlier_process_with_this_ones_id_is_taken_over(folder: RemotePath) -> None:
+    """As in a container that was restarted."""
+    write_owner(folder, space=lease._space(), pid=os.getpid())
+    with leased(folder, "train.output"):
+        assert lease.read_owner(folder / lease.LEASE).id != "other"
+
+
+class Uploads:
+    """Uploads that take seconds of a clock which else stands still but for `sleep`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> None:
+        self.now, self.count, self.done = 0.0, 0, threading.Semaphore(0)
+        upload = RemotePath.upload
+
+        def slow(path: RemotePath, data: bytes) -> None:
+            upload(path, data)
+            self.now += seconds[self.count] if self.count < len(seconds) else 0.0
+            self.count += 1
+            self.done.release()
+
+        clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: 1.8e9 + self.now, sleep=self.sleep)
+        monkeypatch.setattr(RemotePath, "upload", slow)
+        monkeypatch.setattr(lease, "time", clock)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_lease_written_too_long_after_the_look_is_written_again(
+    folder: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = Uploads(monkeypatch, [0.6 * lease.SETTLE_SECONDS, 0.4 * lease.SETTLE_SECONDS])
+    with leased(folder, "train.output"):
+        assert uploads.count == 2
+        assert uploads.now == 2 * lease.SETTLE_SECONDS
+
+
+def test_lease_in_a_store_that_is_always_slow_is_not_taken(folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_TRIES", 3)
+    Uploads(monkeypatch, [0.6 * lease.SETTLE_SECONDS] * 3)
+    with pytest.raises(StorageError, match="the store is too slow"), leased(folder, "train.output"):
+        pass
+    assert lease.read_owner(folder / lease.LEASE) is None
+
+
+def test_lease_that_is_held_is_renewed_in_the_background(folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.2)
+    uploads = Uploads(monkeypatch, [])
+    with leased(folder, "train.output"):
+        uploads.now += 1  # more than a lease lasts
+        for _ in range(uploads.count + 2):  # the first of the two may have been under way
+            assert uploads.done.acquire(timeout=60)
+        owner = lease.read_owner(folder / lease.LEASE)
+        assert owner.ends == pytest.approx(1.8e9 + uploads.now + 0.2)
+        assert owner.is_valid()
 
 
 def test_lease_whose_next_owner_has_ended_is_lost_all_the_same(folder: RemotePath) -> None:

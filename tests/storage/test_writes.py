@@ -13,6 +13,7 @@ from pyarrow import fs as pafs
 from rayface.data.writer import ShardWriter
 from rayface.embedding.part_file import write_part
 from rayface.storage import LARGEST_REMOTE, atomic_stream, errors, read_bytes, write_bytes, writes
+from tests.storage.failing_os import record_syncs
 
 
 class HalfWayError(Exception):
@@ -73,6 +74,12 @@ def test_write_with_an_error_half_way_leaves_the_previous_file(place, write):
         write(path("new"))
     assert files() == {"new": b"whole"}
     assert read_bytes(path("new")) == b"whole"
+
+
+def test_commit_on_a_disk_syncs_the_file_before_and_the_folder_after_the_rename(tmp_path, monkeypatch):
+    calls = record_syncs(monkeypatch)
+    write_bytes(str(tmp_path / "a.json"), b"whole")
+    assert calls == [("sync", "a.json"), ("rename", "a.json"), ("sync", tmp_path.name)]
 
 
 def test_shard_writer_with_an_error_half_way_leaves_no_partial_shard(object_store):

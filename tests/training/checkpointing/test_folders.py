@@ -1,6 +1,10 @@
-"""Checkpoints in an object store: nothing counts before its manifest, and what a killed run left is ignored."""
+"""Checkpoints in an object store: nothing counts before its manifest, and what a killed run left is ignored.
+
+On a disk: what is synced before the rename, and after it.
+"""
 
 import json
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -15,6 +19,7 @@ from rayface.training.checkpointing import checkpoint, folders
 from rayface.training.checkpointing.errors import CheckpointError
 from rayface.training.checkpointing.progress import Progress
 from tests.conftest import ObjectStore
+from tests.storage.failing_os import record_syncs
 
 
 @pytest.fixture
@@ -148,3 +153,14 @@ def test_checkpoint_that_the_store_refuses_raises_one_line_and_the_next_works(
     save(run, 30)
     assert names(run) == ["10", "30"]
     assert json.loads((checkpoint.all_in(run)[-1] / "digests.json").read_text())["files"]
+
+
+def test_checkpoint_on_a_disk_is_synced_before_its_rename_and_its_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folders.DiskFolder(tmp_path / "step_00000001")
+    folder.begin()
+    calls = record_syncs(monkeypatch)
+    folder.publish({})
+    before = [("sync", "digests.json"), ("sync", ".step_00000001.tmp")]
+    assert calls == [*before, ("rename", "step_00000001"), ("sync", tmp_path.name)]
