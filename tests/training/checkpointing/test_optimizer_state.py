@@ -101,3 +101,13 @@ def test_optimizer_state_of_a_missing_parameter_is_refused():
     other, other_optimizer = made("sgd", "ab")
     with pytest.raises(ValueError, match=r"optimizer state of c\.weight"):
         load_optimizer_state(other_optimizer, other, optimizer_state(optimizer, net))
+
+
+def test_optimizer_state_is_loaded_in_the_memory_format_of_its_parameter():
+    net = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
+    saved = torch.arange(48.0).view(4, 3, 2, 2)
+    load_optimizer_state(optimizer, net, {"optimizer.state.weight.momentum_buffer": saved})
+    loaded = optimizer.state[net.weight]["momentum_buffer"]
+    assert loaded.stride() == net.weight.stride() != saved.stride()
+    assert torch.equal(loaded, saved)

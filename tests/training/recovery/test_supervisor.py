@@ -65,6 +65,7 @@ def test_describe_of_a_dead_worker_names_it_before_those_that_lost_it():
     assert describe({0: LOST, 2: DEAD}) == "worker 2 died"
     assert describe({0: LOST}) == "worker 0 failed: gloo Connection closed by peer"
     assert lasting_cause({0: LOST, 2: DEAD}) is None
+    assert lasting_cause({0: UserExceptionWithTraceback(ValueError("x"), "trace"), 1: DEAD}) is None
 
 
 @pytest.mark.parametrize(
@@ -155,6 +156,52 @@ def test_supervisor_of_a_preempted_node_drains_the_workers_once(tmp_path):
     watching.after_worker_group_training_start(None)
     watching.after_worker_group_poll_status(group[1])
     assert len(RunDirectory(tmp_path).restarts()) == 3
+
+
+def test_supervisor_of_a_recorded_hang_gives_it_as_the_reason_of_the_restart(tmp_path):
+    run = RunDirectory(tmp_path)
+    watching = Supervisor(run, TrainConfig(num_workers=2))
+    failed = WorkerGroupPollStatus({0: WorkerStatus(running=False, error=LOST)})
+    run.record_hang("worker 1 hangs")
+    for reason in ("worker 1 hangs", "worker 0 failed: gloo Connection closed by peer"):
+        watching.after_worker_group_training_start(None)
+        watching.after_worker_group_poll_status(failed)
+        assert run.restarts()[-1] == reason
+
+
+def test_supervisor_of_workers_that_start_clears_the_drain_of_earlier_ones(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.request_drain()
+    Supervisor(run, TrainConfig(num_workers=2)).after_worker_group_training_start(None)
+    assert not run.drain_requested()
+
+
+@pytest.mark.parametrize(("ends", "seconds"), [("saved", 1), ("finished", 1), ("never", 10)])
+def test_supervisor_before_a_resize_stops_the_workers_and_waits_for_their_checkpoint(
+    tmp_path, monkeypatch, ends, seconds
+):
+    run, now, asked = RunDirectory(tmp_path), [0.0], []
+
+    def sleep(some: float) -> None:
+        now[0] += some
+        asked.append(run.stop_requested())
+        if now[0] >= 1 and ends == "saved":
+            run.clear_stop_request()
+        if now[0] >= 1 and ends == "finished":
+            run.write_outcome({})
+
+    monkeypatch.setattr(supervisor, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    watching = Supervisor(run, TrainConfig(num_workers=[2, 4], grace_seconds=10))
+    decision = types.SimpleNamespace(num_workers=4)
+    watching.before_controller_execute_resize_decision(decision)  # nothing trains
+    assert (asked, run.restarts()) == ([], [])
+    watching.after_worker_group_training_start(None)
+    for _ in range(2):  # the second time nothing trains any more
+        watching.before_controller_execute_resize_decision(decision)
+    assert all(asked)
+    assert now[0] == pytest.approx(seconds, abs=0.3)
+    assert not run.stop_requested()
+    assert run.restarts() == ["the cluster has room for 4 workers"]
 
 
 @pytest.fixture

@@ -82,6 +82,15 @@ def test_watchdog_of_a_slow_worker_with_progress_does_not_fire(tmp_path):
     assert watchdog.standstill(time.monotonic() + 44) > 10
 
 
+def test_watchdog_of_rank_0_that_starts_deletes_the_report_of_earlier_workers(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.record_hang("old")
+    with Watchdog(run, 1, 2, 10.0, lambda: None):
+        assert (tmp_path / "hang").exists()
+    with Watchdog(run, 0, 2, 10.0, lambda: None):
+        assert run.take_hang() is None
+
+
 def train_and_hang(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     with Watchdog(RunDirectory(Path(folder)), rank, 2, 5.0, lambda: None) as watchdog:

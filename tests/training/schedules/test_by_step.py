@@ -23,6 +23,11 @@ def test_multi_step_at_each_milestone_divides_the_rate():
     assert rates == pytest.approx([0.2] * 10 + [0.02] * 15 + [0.002] * 15)
 
 
+def test_multi_step_with_warmup_rises_and_falls_by_gamma():
+    rates = run("multi_step", 30, milestones=(2,), gamma=0.5, warmup_epochs=1)
+    assert rates == pytest.approx([0.02 * (k + 1) for k in range(10)] + [0.2] * 10 + [0.1] * 10)
+
+
 def test_cosine_over_a_run_falls_to_zero():
     rates = run("cosine", 50, warmup_epochs=1)
     assert rates[:10] == pytest.approx([0.2 * (k + 1) / 10 for k in range(10)])

@@ -39,6 +39,16 @@ def test_fastface_when_the_loss_recovers_ends_the_row_of_plateaus():
     assert fastface(10, [9.0] * 12, tolerance=0.1, restart_after=3)[7:] == [1, 1, 1 / 2, 1 / 2, 1 / 4]
 
 
+def test_fastface_restart_never_exceeds_the_first_rate():
+    assert fastface(10, [1.0] * 20, tolerance=0.1, restart_after=1, restart_factor=4.0) == [1] * 20
+    found = fastface(10, [1.0] * 40, tolerance=0.1, restart_after=2, restart_factor=4.0)
+    assert (max(found), min(found)) == (1, 1 / 2)
+
+
+def test_fastface_at_exactly_the_threshold_is_no_plateau():
+    assert fastface(10, [20 - k / 2 for k in range(20)], tolerance=0.1, threshold=0.5) == [1] * 20
+
+
 def test_fastface_after_a_restart_has_all_decays_again():
     found = fastface(10, [1.0] * 40, tolerance=0.1, max_decays=2, restart_after=3)
     assert found[-8:] == fastface(10, [1.0] * 40, tolerance=0.1, restart_after=3)[-8:]
