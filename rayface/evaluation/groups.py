@@ -82,7 +82,6 @@ def _places(dataset: Dataset, by: str, values: Sequence[object]) -> NDArray[np.i
         labels = [value if isinstance(value, int) and 0 <= value < dataset.num_classes else -1 for value in values]
     by_label = np.full(dataset.num_classes + 1, -1, np.int64)
     by_label[labels] = np.arange(len(labels))
-    by_label[-1] = -1
     found: NDArray[np.int64] = by_label[dataset.index.label]
     return found
 

@@ -20,8 +20,7 @@ def template_features(
     Args:
         embeddings: (N, D).
         templates: (N,) integers, the template of each image.
-        medias: (N,) integers, the medium of each image (a photograph, or a video for its frames); media of
-            different templates are different.
+        medias: (N,) integers, the medium of each image within its template (a photograph, or a video for its frames).
         face_scores: (N,) weights of the images, for example the detector's scores.
         keep_norm: keep the length of the embeddings as a weight, as InsightFace's published tables do; else each
             embedding is normalised first.

@@ -116,6 +116,12 @@ def test_identify_of_a_mate_that_ties_with_a_stranger_is_not_first():
     assert np.isnan(tpir).all()
 
 
+def test_identify_of_a_mate_that_scores_as_the_best_stranger_is_not_accepted():
+    gallery, probe = np.eye(3), np.eye(3)[[0, 1]]
+    rank_rates, tpir = identify(probe, ["a", "stranger"], gallery, ["a", "b", "c"], ranks=[1], fpirs=[0.0, 1.0])
+    assert (rank_rates.tolist(), tpir.tolist()) == ([1.0], [0.0, 1.0])
+
+
 def test_identify_without_any_mate_or_stranger_gives_no_figure():
     probe = np.eye(3)
     assert np.isnan(identify(probe, [1, 2, 3], probe, [1, 2, 3])[1]).all()

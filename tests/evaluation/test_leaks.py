@@ -88,6 +88,20 @@ def test_leaks_by_name_are_all_images_of_the_identities_in_the_training_set(sets
     assert found.counts()["any"] == {"images": 6, "identities": 2}
 
 
+def test_leaks_by_name_of_a_person_without_training_images_are_none(drawn: Callable[..., Path]) -> None:
+    """As of a training set without manifest whose images of one identity were taken away."""
+    names = {0: "Ann", 1: "Bob", 2: "Eve"}
+    training = drawn("training", 1, names)
+    rename(training, {0: "Kim", 1: "Lea", 2: "Zoe"})
+    table = pq.read_table(training / "identities.parquet")
+    more = pa.table({"label": [3], "identity": ["Ann"], "num_images": [0]}).cast(table.schema)
+    pq.write_table(pa.concat_tables([table, more]), training / "identities.parquet")
+    (training / "dataset.json").unlink()
+    dataset = open_dataset(training)
+    assert "Ann" in (dataset.identities or ())
+    assert found_in(whole(drawn("test", 2, names)), dataset).counts()["by_name"] == {"images": 0, "identities": 0}
+
+
 def test_leaks_by_name_of_several_sets_with_common_names_are_those_of_each_directory(
     drawn: Callable[..., Path],
 ) -> None:

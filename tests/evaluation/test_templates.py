@@ -34,6 +34,13 @@ def test_template_features_of_images_in_any_order_equal_a_loop(keep_norm, weight
     assert ids.tolist() == sorted(set(templates.tolist()))
 
 
+def test_template_features_of_templates_with_one_medium_id_are_apart():
+    embeddings = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
+    features, ids = template_features(embeddings, [1, 1, 2, 2], [7] * 4)
+    np.testing.assert_allclose(features, slow_features(embeddings, [1, 1, 2, 2], [7] * 4, np.ones(4), False))
+    assert ids.tolist() == [1, 2]
+
+
 def test_template_features_of_a_long_video_weigh_it_as_one_photograph():
     photo, frame = [1.0, 0.0], [0.0, 1.0]
     features, _ = template_features([photo, *[frame] * 9], [7] * 10, [1, *[2] * 9])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rayface.evaluation import verification
-from rayface.evaluation.verification import pair_scores, roc, ten_fold_accuracy, thinned
+from rayface.evaluation.verification import best_threshold, pair_scores, roc, ten_fold_accuracy, thinned
 
 
 def pairs(num_pairs=83, num_dimensions=4, seed=0, noise=0.6):
@@ -80,6 +80,19 @@ def test_ten_fold_accuracy_at_a_distance_equal_to_the_threshold_counts_as_differ
 def test_ten_fold_accuracy_of_embeddings_of_any_norm_is_equal():
     a, b, is_same = pairs()
     assert ten_fold_accuracy(a * 7, b / 3, is_same) == ten_fold_accuracy(a, b, is_same)
+
+
+@pytest.mark.parametrize(
+    ("scores", "same", "wanted"),
+    [
+        ([0.9, 0.5, 0.1], [1, 0, 1], -0.4),  # accepting all is as good as accepting the first
+        ([0.1, 0.9, 0.5], [0, 1, 1], 0.3),
+        ([0.9, 0.5], [0, 0], 1.4),
+        ([0.9, 0.5, 0.5, 0.1], [1, 1, 0, 0], 0.3),  # scores that tie are accepted together
+    ],
+)
+def test_best_threshold_of_equally_good_ones_is_the_lowest(scores, same, wanted):
+    assert best_threshold(np.array(scores), np.array(same, bool)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("seed", range(3))
