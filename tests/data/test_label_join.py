@@ -16,6 +16,7 @@ from PIL import Image
 from rayface import config as configs
 from rayface.config import Config
 from rayface.curate.prune import core_set
+from rayface.data import label_join
 from rayface.data.check import check
 from rayface.data.convert import ConvertSettings, convert
 from rayface.data.dataset import open_dataset
@@ -130,6 +131,30 @@ def test_join_labels_of_numbers_with_names_keeps_both() -> None:
     by_label = joined(["7", "0"], ["alice", "bob"], mode="labels")
     assert (by_label.identities, maps(by_label)) == (("alice", "bob", "7"), [[2, 0], None])
     assert joined(["1", "0"], ["alice", "bob"], ["carl", "alice"], mode="labels").num_classes == 2
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (["ann", "bob"], ["carl", "alice"]),  # a label has two names
+        (["ann", "bob"], 3),  # a label has none
+        (["7"], ["ann", "ann"]),  # two labels have one
+    ],
+)
+def test_join_labels_by_label_without_one_name_for_each_has_no_names(parts: Any) -> None:
+    join = joined(*parts, mode="labels")
+    assert (join.mode, join.identities) == ("labels", None)
+
+
+def test_join_labels_by_label_with_the_same_names_keeps_them() -> None:
+    assert joined(["ann"], ["ann", "bob"], 2, mode="labels").identities == ("ann", "bob")
+
+
+def test_join_labels_separately_into_more_labels_than_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_join, "_MAX_LABEL", 9)
+    with pytest.raises(DataError, match=r"^data\.join: separate: 10 classes are more than 9: join by names or labels$"):
+        joined(6, 4, mode="separate")
+    assert joined(5, 4, mode="separate").num_classes == 9
 
 
 def test_join_labels_of_disjoint_labels_keeps_them() -> None:
