@@ -49,6 +49,11 @@ def test_copies_of_equal_digests_keep_the_one_nearest_to_its_mean_else_the_first
     assert [side.tolist() for side in copies_of(np.zeros(0), np.zeros(0))] == [[], [], []]
 
 
+def test_copies_of_equal_digests_whose_cosines_differ_by_rounding_keep_the_first() -> None:
+    rows, others, _ = copies_of(np.array([7, 7, 7]), np.array([0.5, 0.5 + 1e-13, 0.5 - 1e-13]))
+    assert list(zip(rows.tolist(), others.tolist(), strict=True)) == [(1, 0), (2, 0)]
+
+
 def test_reasons_of_nothing_to_drop_keep_every_image() -> None:
     given = found(outliers=np.array([1]), conflicts=pairs((0, 5, 0.9)))
     assert dropped(given) == [None] * 6

@@ -76,6 +76,25 @@ def test_search_whose_roundings_all_lower_a_cosine_finds_the_pair(product: torch
     assert as_list(search(pair, None, 0.9964)) == [(0, 1)] == [e for e in exact(pair, pair, 0.9964) if e[0] < e[1]]
 
 
+def test_search_of_a_pair_exactly_at_the_threshold_does_not_find_it(product: torch.dtype) -> None:
+    pair = np.array([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, -0.5]], np.float32)  # cosine .5, without rounding
+    assert as_list(search(pair, None, 0.5)) == []
+    assert as_list(search(pair, None, np.nextafter(0.5, 0))) == [(0, 1)]
+
+
+def test_leading_products_of_rows_that_lie_in_the_axes_are_never_below_the_whole_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though float32 leaves nothing of the other components: their squares are the difference of two sums near 1."""
+    monkeypatch.setattr(pair_search, "product_dtype", lambda device: torch.float32)
+    random = np.random.default_rng(0)
+    axes = np.linalg.qr(random.standard_normal((128, 31)))[0].astype(np.float32)
+    values = (random.standard_normal((200, 31)) @ axes.T).astype(np.float32)
+    lead = pair_search._operand(values, 0, 200, axes, "cpu").lead.double().numpy()
+    unit = values.astype(np.float64) / np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
+    assert (lead @ lead.T >= unit @ unit.T).all()
+
+
 def test_tiles_of_a_matrix_with_itself_cover_each_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair_search, "_LEAST_PAIRS", 2**17)
     monkeypatch.setattr(pair_search, "_CHUNK", 128)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from rayface.curate.cluster import threshold as module
 from rayface.curate.cluster.cluster import _MOST
 from rayface.curate.cluster.methods import METHODS
 from rayface.curate.cluster.metrics import cluster_scores
@@ -32,6 +33,21 @@ def test_estimated_threshold_of_methods_that_chain_neighbours_is_near_these(peop
     near, method = nearest(vectors, 40), METHODS[name]
     threshold = estimated_threshold(vectors, near.cosines[:, 0], lambda each: method(vectors, near, each), _MOST[name])
     assert cluster_scores(labels, method(vectors, near, threshold)).pairwise_f > 0.95
+
+
+@pytest.mark.parametrize(
+    ("means", "chosen"), [([0.9, 0.89, 0.5], 1), ([0.9, 0.86, 0.5], 0), ([-0.5, -0.51, -0.9], 1), ([0.5, 0.9, 0.88], 2)]
+)
+def test_estimated_threshold_of_nearly_equal_silhouettes_is_the_highest(
+    people: People, monkeypatch: pytest.MonkeyPatch, means: list[float], chosen: int
+) -> None:
+    vectors, labels = people(4, 4)
+    found, tried = iter(means), []
+    monkeypatch.setattr(module, "_mean_silhouette", lambda *args: next(found))
+    near = nearest(vectors, 3).cosines[:, 0]
+    threshold = estimated_threshold(vectors, near, lambda each: tried.append(each) or labels, 0.25)
+    assert len(tried) == 3
+    assert threshold == tried[chosen]
 
 
 def test_best_threshold_is_that_of_the_highest_f(people: People) -> None:
