@@ -154,7 +154,8 @@ def recipes_page() -> Iterator[str]:
     yield "bootstraps over the identities of LFW, ± is the standard deviation over seeds. Nets, sets and trainings are"
     yield "small: a table says what a method does *here*, not what it does to millions of identities. Runs were on"
     yield "different machines (each row's is in the recipe's file), and many shared theirs with another run"
-    yield "or were paused: images/s are no measure of a method's speed."
+    yield "or were paused: images/s are no measure of a method's speed. Until 2026-11-29 `data.brightness`, which"
+    yield "`mini` sets, changed the contrast; earlier runs were not repeated."
     for name in recipes.names():
         recipe = recipes.load(name)
         yield from ["", f"## {recipe.title}", "", f"**Claim** ([paper]({recipe.paper})): {recipe.claim}", ""]
