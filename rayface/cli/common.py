@@ -213,7 +213,7 @@ def _text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {_text(part)}" for name, part in value.items()) or "-"
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(_text(part) for part in value) or "-"
     return str(value)

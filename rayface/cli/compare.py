@@ -69,7 +69,7 @@ def _cells(row: dict[str, float]) -> dict[str, str]:
 
 
 def _label(figure: str) -> str:
-    return "accuracy" if figure == "accuracy_mean" else figure
+    return "accuracy" if figure == "accuracy_mean" else figure.replace("tar_at_far", "TAR at FAR")
 
 
 def _rate(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:

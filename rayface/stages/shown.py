@@ -35,6 +35,8 @@ def shown_core_set(result: Result) -> Result:
             shown |= {f"baseline {method}": _selection(figures) for method, figures in value.items()}
         elif name not in ("out", "config", "created_by"):
             shown[_LABELS.get(name, name)] = value
+    if dataset := shown.get("dataset"):
+        shown["dataset"] = {name.replace("_", " "): count for name, count in dataset.items()}
     return shown
 
 

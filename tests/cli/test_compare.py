@@ -23,6 +23,7 @@ def test_compare_prints_a_table_and_the_flips(call, runs, tmp_path):
     assert f"{runs[1]}, compared with {runs[0]}" in out.replace("\n", "")
     assert " ".join(out.split()).count("accuracy ") == 2
     assert "McNemar" in out
+    assert "tar_at_far" not in out
     assert "pairs flipped, the first:" in err
     assert (tmp_path / "out" / "flips.csv").exists()
 
