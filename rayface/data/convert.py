@@ -210,7 +210,7 @@ def _read(spilled: Spill, listed: Listed, map_parts: MapParts) -> int:
         if lost > limit * total:
             raise DataError(
                 f"convert.max_corrupt_fraction: {limit:g}: {lost} of {total} images cannot be read (the first: "
-                f"{first}): raise it to resume, or mend the source and convert it into a new folder"
+                f"{first}): raise it to resume, or repair the source and convert it into a new folder"
             )
     return readable
 

@@ -194,8 +194,8 @@ def _apart(parts: Sequence[Labelled]) -> LabelJoin:
         names = tuple(
             prefix + name for prefix, part in zip(prefixes, parts, strict=True) for name in part.identities or ()
         )
-    told = f"; {len(both):,} names in more than one, treated as different persons" if both else ""
-    text = f"kept separate: {_counts(parts)}, no person in two{told}; {starts[-1]:,} classes"
+    shared = f"; {len(both):,} names in more than one, treated as different persons" if both else ""
+    text = f"kept separate: {_counts(parts)}, no person in two{shared}; {starts[-1]:,} classes"
     return LabelJoin(mode="separate", identities=names, num_classes=starts[-1], maps=maps, text=text)
 
 

@@ -84,12 +84,12 @@ def upgraded(stages: Mapping[str, Any]) -> dict[str, Any]:
         flags = STAGES[stage["verb"]].flags
         settings = {flags.get(option, option): value for option, value in stage["settings"].items()}
         inputs = {}
-        for told, mark in stage["inputs"].items():
-            option, _, paths = told.partition(" ")
+        for given, mark in stage["inputs"].items():
+            option, _, paths = given.partition(" ")
             if option in flags:
                 own = ", ".join(path if "://" in path else os.path.abspath(path) for path in paths.split(", "))
-                told = f"{flags[option]} {own}"
-            inputs[told] = mark
+                given = f"{flags[option]} {own}"
+            inputs[given] = mark
         found[name] = {
             **stage,
             "settings": {key: _parsed(key, value) for key, value in settings.items()},
@@ -101,14 +101,14 @@ def upgraded(stages: Mapping[str, Any]) -> dict[str, Any]:
 def by_weights(stages: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a record of version 2, with fingerprints of models by the whole model.json, to those of their weights."""
 
-    def converted(told: str, mark: str | None) -> str | None:
-        key, _, path = told.partition(" ")
+    def converted(given: str, mark: str | None) -> str | None:
+        key, _, path = given.partition(" ")
         if "model" not in INPUT_KINDS.get(key, ()) or fingerprints.of_file(DESCRIPTION)(Path(path)) != mark:
             return mark
         return fingerprints.of_fields(DESCRIPTION, "sha256")(Path(path)) or mark
 
     return {
-        name: {**stage, "inputs": {told: converted(told, mark) for told, mark in stage["inputs"].items()}}
+        name: {**stage, "inputs": {given: converted(given, mark) for given, mark in stage["inputs"].items()}}
         for name, stage in stages.items()
     }
 

@@ -58,7 +58,7 @@ class Forking:
             own: what it shall not keep open.
         """
         try:
-            process = self._fork(self._tell)
+            process = self._fork(self._report_exit)
         except OSError:
             connection.close()
             close_all(request.streams)
@@ -76,7 +76,7 @@ class Forking:
         self._on(connection, partial(self._kill_orphan, process))
         return None
 
-    def _tell(self, process: int, status: int) -> None:
+    def _report_exit(self, process: int, status: int) -> None:
         connection = self._clients.pop(process)
         self._forget(connection)
         with contextlib.suppress(OSError), connection:

@@ -192,8 +192,8 @@ class Template(Forking):
         self._end_if_alone()
         return None
 
-    def _tell(self, process: int, status: int) -> None:
-        super()._tell(process, status)
+    def _report_exit(self, process: int, status: int) -> None:
+        super()._report_exit(process, status)
         self._end_if_alone()
 
     def _end_if_alone(self) -> None:

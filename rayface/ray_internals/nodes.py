@@ -82,12 +82,12 @@ def forking_nodes(worker_scripts: Mapping[str, str], started: Callable[[int], No
         update_if_absent(self, **worker_scripts)
         update_if_absent(self, **values)
 
-    def start_and_tell(self: Node, *arguments: Any, **options: Any) -> None:
+    def start_and_report(self: Node, *arguments: Any, **options: Any) -> None:
         start_raylet(self, *arguments, **options)
         started(self.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.pid)
 
     with (
         patch.object(RayParams, "update_if_absent", with_scripts),
-        patch.object(Node, "start_raylet", start_and_tell),
+        patch.object(Node, "start_raylet", start_and_report),
     ):
         yield

@@ -87,8 +87,8 @@ class Journal:
                 directory (the parent of the journal's folder) a relative path, so that the run can be moved.
             folder: artifact folder of the run, "" for the top level.
         """
-        told = str(path) if isinstance(path, RemotePath) else self._relative(path)
-        self._write("artifact", path=told, folder=folder)
+        shown = str(path) if isinstance(path, RemotePath) else self._relative(path)
+        self._write("artifact", path=shown, folder=folder)
 
     def _relative(self, path: Path) -> str:
         path, run = Path(path).absolute(), self.path.parent.absolute().parent

@@ -251,7 +251,7 @@ class _Sweep:
     def _ended(self, trial: FrozenTrial) -> None:
         metrics = [objective.metric for objective in self._spec.objectives]
         values = trial.values if trial.state == TrialState.COMPLETE else []
-        self._note(trial, lambda journal: _tell_ending(journal, trial, dict(zip(metrics, values, strict=False))))
+        self._note(trial, lambda journal: _report_ending(journal, trial, dict(zip(metrics, values, strict=False))))
         best = best_trials(self._study)
         ended = sum(other.state.is_finished() for other in self._study.get_trials(deepcopy=False))
         curves = {f"trial/{metric}": value for metric, value in zip(metrics, values, strict=False)}
@@ -288,7 +288,7 @@ class _Sweep:
             logger.warning(f"MLflow at {down[0]} does not accept the trials' tags: send them with rayface sync RUN")
 
 
-def _tell_ending(journal: Journal, trial: FrozenTrial, values: Mapping[str, float]) -> None:
+def _report_ending(journal: Journal, trial: FrozenTrial, values: Mapping[str, float]) -> None:
     journal.params(trial.params)
     journal.metrics({f"objective/{name}": value for name, value in values.items()}, 0)
     journal.tags({"trial": trial.number, "state": trial.state.name, "reason": trial.user_attrs.get("reason", "")})

@@ -90,7 +90,7 @@ def test_ogmc_of_sums_equals_sums_of_its_images(faces: Drawn) -> None:
         assert state.identity_sums[identity] == pytest.approx(vectors[members].sum(axis=0), abs=1e-3)
 
 
-def test_ogmc_saved_and_loaded_goes_on_as_if_it_had_not_stopped(faces: Drawn, tmp_path: Path) -> None:
+def test_ogmc_saved_and_loaded_resumes_as_if_it_had_not_stopped(faces: Drawn, tmp_path: Path) -> None:
     vectors, _ = faces
     first = mixture().partial_fit(vectors[:700])
     first.save(tmp_path / "state.npz")

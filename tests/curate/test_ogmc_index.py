@@ -73,7 +73,7 @@ def test_index_of_vectors_far_from_zero_finds_what_brute_force_does(monkeypatch:
 
 
 @pytest.mark.parametrize("most_in_graph", [1000, 10**6])
-def test_index_restored_goes_on_as_if_it_had_not_stopped(monkeypatch: pytest.MonkeyPatch, most_in_graph: int) -> None:
+def test_index_restored_resumes_as_if_it_had_not_stopped(monkeypatch: pytest.MonkeyPatch, most_in_graph: int) -> None:
     monkeypatch.setattr(module, "MOST_IN_GRAPH", most_in_graph)
     x = units(2500)
     whole = filled(x[:2000])
@@ -108,7 +108,7 @@ def test_ogmc_that_outgrows_its_graph_finds_persons(drawn: tuple[Vectors, NDArra
     assert cluster_scores(drawn[1], own.labels_).pairwise_f > 0.97
 
 
-def test_ogmc_that_outgrew_its_graph_saved_and_loaded_goes_on(
+def test_ogmc_that_outgrew_its_graph_saved_and_loaded_resumes(
     drawn: tuple[Vectors, NDArray[np.int64]], tmp_path: Path
 ) -> None:
     whole, part = (OnlineGaussianMixture(radius=0.7, link=0.4).partial_fit(drawn[0][:n]) for n in (3000, 1700))

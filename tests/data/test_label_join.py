@@ -278,7 +278,7 @@ def test_every_verb_with_several_datasets_joins_as_configured(
     for place in ("embedding.embed.EmbedJob.of", "curate.prune.core_set.check_clean", "stages.proxy._job"):
         monkeypatch.setattr(f"rayface.{place}", stop)
     monkeypatch.setattr(validate, "_sample_order", stop)
-    monkeypatch.setattr(core_set, "open_embeddings", lambda path: None)
+    monkeypatch.setattr(core_set, "open_embeddings", lambda path, key: None)
     a, b = bare(tmp_path / "a", range(30)), bare(tmp_path / "b", range(50))
     overrides = {"data.train": [str(a), str(b)], "train.batch_size": 8}
     with pytest.raises(ValueError, match=r"30 labels are in more than one of a, b, .* set data.join=labels if"):

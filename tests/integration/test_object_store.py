@@ -64,7 +64,7 @@ stages:
 
 
 @pytest.mark.long
-def test_experiment_in_a_store_that_was_cut_off_goes_on_from_an_empty_disk(tmp_path, object_store, monkeypatch):
+def test_experiment_in_a_store_that_was_cut_off_resumes_from_an_empty_disk(tmp_path, object_store, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 2.0)  # of a machine under load

@@ -33,7 +33,7 @@ def shuffled(tmp_path: Path) -> Path:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
-def test_prune_into_a_store_works_on_all_nodes_and_goes_on_without_one_from_another(
+def test_prune_into_a_store_works_on_all_nodes_and_resumes_without_one_from_another(
     shuffled: Path, tmp_path: Path, object_store: Any
 ) -> None:
     prune(config(str(shuffled), str(tmp_path / "core")))

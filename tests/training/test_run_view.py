@@ -70,7 +70,7 @@ def test_view_follows_what_another_process_appends(run):
 @pytest.mark.parametrize(
     ("status", "state"), [("FAILED", "failed"), ("KILLED", "interrupted"), ("FINISHED", "finished")]
 )
-def test_view_of_an_ended_session_says_how_and_a_new_session_goes_on(run, status, state):
+def test_view_of_an_ended_session_says_how_and_a_new_session_resumes(run, status, state):
     logged(run, 1, 2)
     watcher, driver = RunWatcher(run=run), run.journal("driver")
     driver.finish(status)

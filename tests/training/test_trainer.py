@@ -36,7 +36,7 @@ def test_refused_resume_leaves_the_run_as_it_was(started_run: Path, tmp_path: Pa
     assert after == before
 
 
-def test_train_or_resume_starts_goes_on_or_returns_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_or_resume_starts_resumes_or_returns_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
 
     def train(config: object, *, resume: bool) -> SimpleNamespace:

@@ -98,7 +98,7 @@ def machine(monkeypatch, tmp_path):
 
 
 @pytest.mark.long
-def test_sweep_in_a_store_goes_on_from_the_empty_disk_of_another_machine(object_store, machine):
+def test_sweep_in_a_store_resumes_from_the_empty_disk_of_another_machine(object_store, machine):
     sweep = SweepDirectory(RemotePath(object_store.uri("sweeps/try")))
     with sweep.exclusive(), sweep.delivering(resume=False):
         desk = Desk(sweep.working, path=sweep.path, trials=3)

@@ -87,10 +87,10 @@ def read_windows(
             given = [] if faults else ranks
             yield _early_block(order, windows[0], early.start, given, world_size, soon_slots, images, labels)
     faults |= decode(rest)
-    told = sorted(faults, key=lambda place: (index.shard[flat[place]], index.offset[flat[place]], place))
+    reported = sorted(faults, key=lambda place: (index.shard[flat[place]], index.offset[flat[place]], place))
     notes = []
     for start, stop in itertools.pairwise(starts):
-        bad = {place - start: faults[place] for place in told if start <= place < stop}
+        bad = {place - start: faults[place] for place in reported if start <= place < stop}
         notes.append(_stand_in(images, labels, slots[start:stop], bad, order.images_per_row))
     first = 0
     for own, sizes in zip(parts, counts, strict=True):

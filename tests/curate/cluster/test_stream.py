@@ -103,7 +103,7 @@ def test_stream_refuses_a_file_that_changed_after_it_was_taken(tmp_path: Path, p
     assert stream(tmp_path).counts.images == 160
 
 
-def test_stream_goes_on_after_files_that_were_taken_are_deleted(tmp_path: Path, put: Put) -> None:
+def test_stream_resumes_after_files_that_were_taken_are_deleted(tmp_path: Path, put: Put) -> None:
     put(0, 1)
     stream(tmp_path)
     (tmp_path / "emb" / "0.parquet").unlink()
