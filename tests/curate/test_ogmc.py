@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rayface.curate import ogmc as module
+from rayface.curate.affinity import cohesion, scale_of
 from rayface.curate.cluster.metrics import cluster_scores
 from rayface.curate.ogmc import OnlineGaussianMixture
 from rayface.curate.ogmc_index import FOUND
@@ -88,6 +89,29 @@ def test_ogmc_of_sums_equals_sums_of_its_images(faces: Drawn) -> None:
         members = state.identity[own._component[: own.num_images]] == identity
         assert state.identity_counts[identity] == members.sum()
         assert state.identity_sums[identity] == pytest.approx(vectors[members].sum(axis=0), abs=1e-3)
+
+
+def test_ogmc_identities_are_rings_of_their_components(faces: Drawn) -> None:
+    """With their sizes and cohesions; the numbers of merged identities are free."""
+    own = mixture(radius=0.5).partial_fit(faces[0])
+    state, settings = own._state, own.settings
+    assert state is not None
+    scale = scale_of(settings.link, settings.base, settings.prior)
+    components, identities, free, _ = state.counters.tolist()
+    used = np.unique(state.identity[:components])
+    assert sorted([*state.free[:free].tolist(), *used.tolist()]) == list(range(identities))
+    assert free > 0
+    for identity in used:
+        members = np.flatnonzero(state.identity[:components] == identity)
+        ring = [int(members[0])]
+        for _ in range(state.sizes[identity] - 1):
+            ring.append(int(state.following[ring[-1]]))
+            assert state.preceding[ring[-1]] == ring[-2]
+        assert (state.following[ring[-1]], state.preceding[ring[0]]) == (ring[0], ring[-1])
+        assert sorted(ring) == members.tolist()
+        square = float((state.identity_sums[identity].astype(np.float64) ** 2).sum())
+        wanted = cohesion(square, state.identity_counts[identity], scale)
+        assert state.cohesions[identity] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_ogmc_saved_and_loaded_resumes_as_if_it_had_not_stopped(faces: Drawn, tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_state_loaded_into_another_head_continues_with_equal_losses() -> None:
     assert first.values() == {}
 
 
+def test_loss_with_a_pool_of_fewer_rows_than_are_pushed_away_takes_all_of_them() -> None:
+    head, (x, _) = small_f2c(pool_size=2), images()
+    with torch.no_grad():
+        value = head.loss(x, x, torch.arange(4), torch.arange(4, 8))  # none of the images compared is in the pool
+        galleries = torch.nn.functional.normalize(head.gallery(x))
+    pool = galleries[2:]  # the last two of each pass
+    assert value.item() == pytest.approx(
+        4 * (torch.nn.functional.normalize(head.probe(x)) @ pool.T).clamp(0).mean().item()
+    )
+    assert torch.allclose(head.pool[0].sum(0), pool.sum(0))
+
+
 @pytest.mark.parametrize("name", ["adaface", "magface", "curricularface"])
 def test_f2c_with_a_margin_of_norms_or_statistics_raises_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=f"^head.margin: {name}: f2c takes margins of the cosine alone: cosface, "):

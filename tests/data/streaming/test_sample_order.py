@@ -43,6 +43,20 @@ def test_order_of_equal_seeds_repeats_and_differs_by_epoch():
     assert not np.array_equal(order.batch(3), other.batch(3))
 
 
+@pytest.mark.parametrize(("chunk", "window", "steps"), [(8, 64, 6), (4, 15, 2), (7, 14, 1), (1, 1000, 13)])
+def test_window_is_a_shuffled_part_of_an_epochs_permuted_chunks(chunk, window, steps):
+    """A resumed run of an earlier version gets the same images."""
+    order = SampleOrder(num_samples=137, batch_size=10, chunk_images=chunk, window_images=window, seed=5)
+    assert order.window_steps == steps
+    for number in range(2 * order.windows_per_epoch):
+        epoch, place = divmod(number, order.windows_per_epoch)
+        chunks = np.random.default_rng([5, epoch, 0]).permutation(-(-137 // chunk))
+        images = [image for each in chunks for image in range(each * chunk, min(137, each * chunk + chunk))]
+        wanted = np.array(images[: 13 * 10][place * steps * 10 : (place + 1) * steps * 10])
+        np.random.default_rng([5, epoch, place, 1]).shuffle(wanted)
+        assert order.window(number).tolist() == wanted.reshape(-1, 10).tolist()
+
+
 def test_order_of_chunks_is_numpys_permutation_in_four_bytes_a_chunk():
     """A resumed run of an earlier version gets the same images."""
     tracemalloc.start()
