@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rayface.heads import dcq
+from rayface.heads import DCQ, F2C, dcq
 from rayface.heads.momentum_encoder import momentum_encoder, update_momentum_, with_gradients
+from tests.heads.momentum_oracle import FEATURES, WIDTH, small_net
 from tests.heads.momentum_ranks import train_on_ranks, train_oracle
 
 
@@ -28,6 +29,29 @@ def test_fifty_steps_of_dcq_and_f2c_equal_plain_transcriptions_on_any_number_of_
                 torch.testing.assert_close(ours.state[name], value, rtol=0, atol=1e-6)
             same = (name for name in ours.state if "running" not in name)  # batch statistics are of each rank
             assert all(torch.equal(ours.state[name], parts[0].state[name]) for name in same)
+
+
+@pytest.mark.parametrize("kind", ["dcq", "f2c"])
+def test_loss_under_autocast_compares_in_fp32(kind: str) -> None:
+    """In a loop whose autocast is around the loss, too; the nets are left out of it here."""
+    labels, values = torch.arange(4), []
+    for inside in (False, True):
+        net = small_net().float()
+        head = (
+            DCQ(net, embedding_size=WIDTH, queue_size=12)
+            if kind == "dcq"
+            else F2C(net, embedding_size=WIDTH, pool_size=8)
+        )
+        x, y = torch.randn(2, 4, FEATURES, generator=torch.Generator().manual_seed(1))
+
+        def embed(images: Tensor, other: nn.Module | None = None, net: nn.Module = net) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return (other or net)(images)
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            args = (x, y, labels) if kind == "dcq" else (x, y, labels, labels)
+            values.append(head.loss(*args, embed=embed).item())
+    assert values[0] == values[1]
 
 
 def test_momentum_encoder_after_an_update_has_averaged_parameters_and_its_own_buffers() -> None:

@@ -53,6 +53,15 @@ def test_train_batches_of_any_steps_are_those_of_the_sample_order(
         assert (own.rows, other.rows) == (slice(0, 2), slice(2, 4))
 
 
+def test_train_batches_are_copies_so_that_a_block_can_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = list(windows_of([[0]], 0, 1))
+    monkeypatch.setitem(globals(), "windows_of", lambda *args: iter(turns))
+    ((part,),) = turns
+    for batch in read(monkeypatch, [[0]], (0, 3), 0, 1):
+        assert not np.shares_memory(batch.images.numpy(), part.images)
+        assert not np.shares_memory(batch.labels.numpy(), part.labels)
+
+
 def test_train_batches_give_the_faults_of_a_window_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = read(monkeypatch, [[0], [1], [2], [3]], (0, 10), 0, 1)
     assert [batch.step for batch in found if batch.faults] == [3]
