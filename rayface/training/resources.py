@@ -82,7 +82,8 @@ def _memory(gpu: bool) -> _Memory:
 def _memory_of(node: Mapping[str, Any], gpu: bool) -> _Memory:
     """Ask a node, without CPUs or GPUs: those may be taken by other jobs for hours."""
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(_memory)
+    # Its process ends after the call: it may have opened the GPU, whose memory is the workers'.
+    task = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=place)(_memory)
     try:
         found: _Memory = ray.get(task.remote(gpu), timeout=_ANSWER_SECONDS)
     except ray.exceptions.RayError as error:
