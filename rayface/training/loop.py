@@ -11,7 +11,6 @@ from rayface.data.shards.samples import Fault
 from rayface.data.streaming.batches import Batch
 from rayface.data.streaming.fault_counter import FaultCounter
 from rayface.data.streaming.sample_order import SampleOrder
-from rayface.models.model_files import save_model
 from rayface.precision import uses_bf16
 from rayface.training.builders import data_parallel
 from rayface.training.checkpointing import checkpoint
@@ -167,7 +166,8 @@ class Training:
             if not last and not stop and self.mirror.due(self.step):
                 self.mirror.save(self._state(), self._progress())
             if stop:
-                self._stop()
+                self.checkpoints.wait()
+                stops.clear()
                 return False
             if last:  # without asking the stream whether it has ended: it ends with rank 0, which may be ahead
                 return True
@@ -178,12 +178,6 @@ class Training:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
-
-    def _stop(self) -> None:
-        self.checkpoints.wait()
-        if self.world.rank == 0 and self.run.stop_requested():
-            self.run.clear_drain_request()  # a requested stop must not restart the workers
-            self.run.clear_stop_request()
 
     def _roll_back(self, error: NotFiniteError) -> None:
         """Return to the last good checkpoint; called on every rank, with the same error.
@@ -262,20 +256,8 @@ class Training:
         self.log.checkpoint_written(self.checkpoints.timing)
         if self.world.rank != 0:
             return
-        network, module = self.trained.exported
         with self.run.new_model() as folder:
-            save_model(
-                folder,
-                module,
-                network=network,
-                name=self.config.backbone.name,
-                backbone_args={"width": self.config.backbone.width},
-                image_size=self.config.data.image_size,
-                embedding_size=self.config.backbone.embedding_size,
-                licence=self.dataset.licence,
-                training_digest=self.dataset.digest,
-                metrics=self.evaluation.result,
-            )
+            self.trained.save(folder, self.config, self.dataset, self.evaluation.result)
         loss = self.loss if math.isfinite(self.loss) else None  # None: resumed after the last step
         outcome = {"steps": self.step, "faults": self.faults.num_lost, "loss": loss}
         self.run.write_outcome({**outcome, **self.evaluation.result})

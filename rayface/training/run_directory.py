@@ -1,4 +1,4 @@
-"""The directory of a training run; only this module and `run_messages` know its files."""
+"""The directory of a training run; only this module, `run_messages` and `run_results` know its files."""
 
 from __future__ import annotations
 
@@ -23,15 +23,11 @@ from rayface.tracking.delivered import delivered_run_id
 from rayface.tracking.journal import JournalTail, StoredJournalTail
 from rayface.tracking.origin import job_name
 from rayface.tracking.spool import JOURNAL, READER_FOLDERS
-from rayface.training.run_messages import RunMessages, Values
+from rayface.training.run_results import DATA, EVALUATION, RESULT, RunResults
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_DATA = "data.json"
-_OUTCOME = "outcome.json"
-_RESULT = "result.json"
-_EVALUATION = "evaluation.json"
 _REPORT = "report.html"
 _PLOTS = "plots"
 _FAULTS = "faults.log"
@@ -45,8 +41,8 @@ _SESSIONS = "sessions.json"
 
 
 @dataclass(frozen=True)
-class RunDirectory(RunMessages):
-    """Files of a training run, and the messages of `RunMessages`; only files that libraries open have a path."""
+class RunDirectory(RunResults):
+    """Files of a training run, and its messages and results; only files that libraries open have a path."""
 
     # Files that other modules or libraries write and read
 
@@ -119,7 +115,7 @@ class RunDirectory(RunMessages):
 
     def artifacts(self) -> list[tuple[Path, str]]:
         """Return the files of a finished run to log to MLflow, each with its artifact folder; not the weights."""
-        names = filter(self._exists, (DESCRIPTION, CARD, _REPORT, _EVALUATION, PAIR_SCORES, _RESULT))
+        names = filter(self._exists, (DESCRIPTION, CARD, _REPORT, EVALUATION, PAIR_SCORES, RESULT))
         return [(self._fetched(name), "") for name in names] + [(path, _PLOTS) for path in sorted(self.plots.glob("*"))]
 
     def model_folder(self) -> Path:
@@ -182,14 +178,14 @@ class RunDirectory(RunMessages):
 
     def is_unused(self) -> bool:
         """Return whether the directory is empty, or a run was interrupted here before its config was written."""
-        own = {LOCK, LEASE, CHECKPOINTS, _DATA}
+        own = {LOCK, LEASE, CHECKPOINTS, DATA}
         if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
             return False
         return all(path.name in own for path in self.path.iterdir())
 
     def is_finished(self) -> bool:
         """Return whether the result and the model of the run exist."""
-        return self._exists(_RESULT) and self.has_model()
+        return self._exists(RESULT) and self.has_model()
 
     def has_model(self) -> bool:
         """Return whether the weights and the description of the trained model exist."""
@@ -214,69 +210,6 @@ class RunDirectory(RunMessages):
     def write_config(self, config: Config) -> None:
         """Write the config, without train.output: the directory may be moved."""
         configs.dump(replace(config, train=replace(config.train, output=None)), self.path / CONFIG)
-
-    def read_data_facts(self) -> Values | None:
-        """Return digest and counts of the training data; None before they are written."""
-        return self._read_json(_DATA)
-
-    def write_data_facts(self, facts: Values) -> None:
-        """Write digest and counts of the training data."""
-        self._write_json(_DATA, facts)
-
-    # Results
-
-    def has_outcome(self) -> bool:
-        """Return whether the workers have finished."""
-        return self._exists(_OUTCOME)
-
-    def read_outcome(self) -> Values:
-        """Return the outcome that the workers wrote.
-
-        Raises:
-            FileNotFoundError: they have not finished.
-        """
-        return self._read_required(_OUTCOME)
-
-    def write_outcome(self, outcome: Values) -> None:
-        """Write the outcome, from which the driver makes the result; the workers' last file."""
-        self._write_json(_OUTCOME, outcome)
-
-    def delete_outcome(self) -> None:
-        """Delete the outcome of an earlier session with fewer steps."""
-        self._delete(_OUTCOME)
-
-    def read_result(self) -> Values:
-        """Return the result of the run, as `rayface train --json` prints it.
-
-        Raises:
-            FileNotFoundError: the run is not finished.
-        """
-        return self._read_required(_RESULT)
-
-    def write_result(self, result: Values) -> None:
-        """Write the result; the driver's last file."""
-        self._write_json(_RESULT, result)
-
-    def delete_results(self) -> None:
-        """Delete outcome and result, which are then recreated from the last checkpoint."""
-        self._delete(_OUTCOME)
-        self._delete(_RESULT)
-
-    def read_evaluation(self) -> Values:
-        """Return the last validation.
-
-        Raises:
-            FileNotFoundError: there was none.
-        """
-        return self._read_required(_EVALUATION)
-
-    def last_evaluation(self) -> Values | None:
-        """Return the last validation; None without one."""
-        return self._read_json(_EVALUATION)
-
-    def write_evaluation(self, evaluation: Values) -> None:
-        """Write the last validation."""
-        self._write_json(_EVALUATION, evaluation)
 
     def write_report(self, page: str) -> None:
         """Write the report."""

@@ -1,6 +1,9 @@
 """What a rank trains: its copy of the backbone, its part of the head, the optimizer, and the average of the weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +12,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from rayface.config import Config
 from rayface.heads import Head
+from rayface.models.model_files import save_model
 from rayface.training.builders import build_config_backbone, build_config_head, load_start
+from rayface.training.checkpointing.progress import DatasetFacts
 from rayface.training.distributed import World, average_buffers
 from rayface.training.optim import build_optimizer
 
@@ -53,6 +58,22 @@ class Trained:
             return AVERAGE, self.average.module
         name = self.head.exported
         return ("backbone", self.backbone) if name == "backbone" else (f"head.{name}", self.head.networks()[name])
+
+    def save(self, folder: Path, config: Config, dataset: DatasetFacts, metrics: Mapping[str, Any]) -> None:
+        """Write the exported network as a model, with what it was trained on and its metrics."""
+        network, module = self.exported
+        save_model(
+            folder,
+            module,
+            network=network,
+            name=config.backbone.name,
+            backbone_args={"width": config.backbone.width},
+            image_size=config.data.image_size,
+            embedding_size=config.backbone.embedding_size,
+            licence=dataset.licence,
+            training_digest=dataset.digest,
+            metrics=metrics,
+        )
 
     def average_buffers(self, world: World) -> None:
         """Average the batch statistics of all networks over the ranks; one all-reduce for each network."""

@@ -10,7 +10,7 @@ from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.tracking import Journal, shared_tracking
 from rayface.tracking.journal import read_records
-from rayface.tuning import sweep
+from rayface.tuning import sweep, trials
 from rayface.tuning.ray_tune_settings import keep_credentials
 from rayface.tuning.results import SweepResult
 from rayface.tuning.search_space import Parameter
@@ -20,7 +20,7 @@ from rayface.tuning.sweep_directory import SPEC, SweepDirectory
 
 
 def test_trial_actor_requires_memory_and_no_cpu():
-    assert sweep._TRIAL.required_resources == {"memory": 1}
+    assert trials._TRIAL.required_resources == {"memory": 1}
 
 
 def test_keep_credentials_leaves_none_to_the_runtime_environment_of_trials(monkeypatch):
@@ -60,7 +60,7 @@ def ended(tmp_path, monkeypatch):
         spec = Spec(search={"optim.lr": Parameter(low=0.1, high=0.2)}, sweep=SweepConfig(trials=trials))
         base = configs.load(overrides=["tracking.enabled=false"])
         study = open_study(spec, "test", f"sqlite:///{tmp_path / 'study.db'}", total_steps=1)
-        swept = sweep._Sweep(spec, base, SweepDirectory(tmp_path), study, Journal(tmp_path / "driver.jsonl"))
+        swept = trials.Trials(spec, base, SweepDirectory(tmp_path), study, Journal(tmp_path / "driver.jsonl"))
         for name, ending in enumerate(endings):
             swept._search.suggest(str(name))
             swept._search.on_trial_complete(str(name), ending)
@@ -152,8 +152,8 @@ def interrupted(tmp_path, monkeypatch):
 
     for name, function in (("ray_session", session), ("check_room", print), ("wait_for_nodes", print)):
         monkeypatch.setattr(sweep, name, function)
-    monkeypatch.setattr(sweep._Sweep, "run", lambda *args: None)
-    monkeypatch.setattr(sweep._Sweep, "finish", finish)
+    monkeypatch.setattr(trials.Trials, "run", lambda *args: None)
+    monkeypatch.setattr(trials.Trials, "finish", finish)
 
     def tune(*overrides, **options):
         keys = ["data.train=a", "train.batch_size=4", "tracking.enabled=false", "sweep.output=out", *overrides]

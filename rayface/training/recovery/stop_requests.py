@@ -36,3 +36,9 @@ class StopRequests:
 
     def _pause(self, steps: float) -> int:
         return max(1, min(self._train.log_every, int(steps)))
+
+    def clear(self) -> None:
+        """Clear a requested stop, after its checkpoint; a drain is the controller's to clear."""
+        if self._world.rank == 0 and self._run.stop_requested():
+            self._run.clear_drain_request()  # a requested stop must not restart the workers
+            self._run.clear_stop_request()
