@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -112,6 +113,13 @@ class Spill:
 
     def __call__(self, units: Sequence[Unit]) -> SpilledUnits:
         """Write the pieces of each unit of a task and, last, its record, unless it exists."""
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it cannot read is a fault
+        try:
+            return self._read(units)
+        finally:
+            cv2.utils.logging.setLogLevel(level)
+
+    def _read(self, units: Sequence[Unit]) -> SpilledUnits:
         own = replace(self, sources=[source.for_task() for source in self.sources])
         num_images, faults = 0, FaultLog(self.sources[0].root)
         for unit in units:

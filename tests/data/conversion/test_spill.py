@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -110,3 +111,11 @@ def test_spill_of_large_images_reads_few_ahead(tmp_path: Path, monkeypatch: pyte
     spill([unit])
     assert len(spilled) == 200
     assert max(ahead) <= 13 * 8  # calls in flight, of 8 MB each
+
+
+def test_spill_keeps_opencv_silent_while_it_reads_and_restores_its_level(monkeypatch) -> None:
+    levels = []
+    monkeypatch.setattr(Spill, "_read", lambda self, units: levels.append(cv2.utils.logging.getLogLevel()))
+    before = cv2.utils.logging.getLogLevel()
+    Spill(sources=[], work=None, settings=None)([])
+    assert (levels, cv2.utils.logging.getLogLevel()) == ([cv2.utils.logging.LOG_LEVEL_SILENT], before)
