@@ -1,5 +1,6 @@
-"""Pages that are generated: config keys and command line from the code, recipes from their files."""
+"""Pages that are generated: config keys, command line and modules from the code, recipes from their files."""
 
+import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -164,6 +165,22 @@ def recipes_page() -> Iterator[str]:
             yield from ["", f"`python -m recipes.run {name} --faces FACES --out OUT`; {'; '.join(machines)}."]
 
 
+def modules_page() -> Iterator[str]:
+    """Yield the lines of the page of modules: what each is for, by its own first line."""
+    yield "# Modules"
+    yield ""
+    yield "Every module of rayface in the words of its docstring; [Architecture](../architecture.md) has the layers."
+    root, folder = Path(configs.__file__).parent, None
+    for path in sorted(root.rglob("*.py"), key=lambda path: (path.parent != root, path.parent, path.stem)):
+        own, package = ast.get_docstring(ast.parse(path.read_text())), path.parent.relative_to(root.parent).as_posix()
+        if not own:
+            continue
+        if package != folder:
+            folder = package
+            yield from ["", f"## {package}", "", "| module | description |", "|---|---|"]
+        yield f"| `{path.name}` | {_text(own.split(chr(10) * 2)[0])} |"
+
+
 def _text(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")
 
@@ -171,6 +188,7 @@ def _text(text: str | None) -> str:
 for path, page in (
     ("reference/config.md", config_page),
     ("reference/cli.md", cli_page),
+    ("reference/modules.md", modules_page),
     ("recipes.md", recipes_page),
 ):
     with mkdocs_gen_files.open(path, "w") as file:

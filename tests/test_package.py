@@ -1,7 +1,9 @@
 """What `import rayface` opens, and that it costs nothing."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import rayface
 
@@ -31,3 +33,18 @@ def test_what_a_driver_imports_while_ray_starts_is_without_ray() -> None:
     script = "import sys, rayface.training.model_check, rayface.plan.preflight; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_files_and_functions_are_short():
+    """Files up to 300 lines but for the config, functions below 50 without signature and docstring."""
+    long = []
+    for path in Path(rayface.__file__).parent.rglob("*.py"):
+        text = path.read_text()
+        if text.count("\n") > 300 and path.name != "config.py":
+            long.append(f"{path}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                if body and node.end_lineno - body[0].lineno >= 50:
+                    long.append(f"{path}: {node.name}")
+    assert not long
