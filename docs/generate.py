@@ -128,7 +128,7 @@ def _commands(command: Any, name: str) -> Iterator[str]:
             continue
         arguments = [part for part in own.params if part.param_type_name == "argument"]
         options = [part for part in own.params if part.param_type_name == "option" and not _SHARED & {*part.opts}]
-        shown = " ".join([f"{name} {verb} [OPTION]...", *(part.metavar or part.name.upper() for part in arguments)])
+        shown = " ".join([f"{name} {verb} [OPTION]...", *map(_usage, arguments)])
         yield from ["", f"## {f'{name} {verb}'.removeprefix('rayface ')}", ""]
         yield from [f"`{shown}`", "", " ".join((own.help or "").split()), ""]
         yield from ["| argument or option | description |", "|---|---|"]
@@ -137,6 +137,12 @@ def _commands(command: Any, name: str) -> Iterator[str]:
         for part in options:
             names = ", ".join(f"`{each}`" for each in (*part.opts, *part.secondary_opts))
             yield f"| {names} | {_text(part.help)} |"
+
+
+def _usage(argument: Any) -> str:
+    text = argument.metavar or argument.name.upper()
+    text = text if argument.required else f"[{text}]"
+    return text if argument.nargs == 1 else f"{text}..."
 
 
 def recipes_page() -> Iterator[str]:

@@ -40,7 +40,7 @@ from rayface.config_fields import (
     as_mapping,
     marked,
 )
-from rayface.credentials import masked
+from rayface.credentials import mask, masked
 from rayface.files import write_text
 from rayface.storage import AnyPath, local_copy
 from rayface.values import Tree, is_null, optional_fields, parse_override, read_yaml, shown, to_text
@@ -694,7 +694,7 @@ def load(
 
     config = _build(preset_values(preset) if preset else {})
     if file is not None:
-        config = _changed(config, read_yaml(local_copy(file)), source=str(file))
+        config = _changed(config, read_yaml(local_copy(file)), source=mask(str(file)))
     return with_overrides(config, overrides)
 
 
@@ -712,7 +712,7 @@ def with_overrides(config: Config, overrides: Sequence[str] | Mapping[str, Any])
 def override_texts(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """Return overrides, see `with_overrides`, as `key=value` texts."""
     if isinstance(overrides, Mapping):
-        return [f"{key}={to_text(value)}" for key, value in overrides.items()]
+        return [f"{key}={to_text(value)}" for key, value in open_groups(overrides).items()]
     return list(overrides)
 
 

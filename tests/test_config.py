@@ -171,6 +171,14 @@ def test_load_of_a_file_by_text_path_or_uri_is_the_same(tmp_path, object_store):
         assert config.load("mini", given).optim.lr == 0.25
 
 
+def test_load_of_a_file_in_a_store_masks_its_credentials(tmp_path, monkeypatch):
+    (tmp_path / "my.yaml").write_text("train: {epocs: 3}")
+    monkeypatch.setattr(config, "local_copy", lambda file: tmp_path / "my.yaml")
+    with pytest.raises(ValueError, match=r"^train\.epocs: is not a config key") as refused:
+        config.load(file="s3://KEY:PL4NTED@bucket/my.yaml")
+    assert "PL4NTED" not in str(refused.value)
+
+
 def test_override_texts_of_a_mapping_give_the_same_config(tmp_path):
     overrides = {
         "data.train": [tmp_path / "a, b", "s3://b/x"],
@@ -180,6 +188,7 @@ def test_override_texts_of_a_mapping_give_the_same_config(tmp_path):
         "data.flip": False,
         "head.scale": None,
         "head.margin_options": {"m1": 1},
+        "data": {"shift": 2},
     }
     texts = config.override_texts(overrides)
     assert config.load(overrides=texts) == config.load(overrides=overrides)

@@ -22,6 +22,7 @@ from rayface.cli.common import (
     show_result,
 )
 from rayface.config import Config, KeyNotSetError, descriptions, flat
+from rayface.config_fields import Bytes
 from rayface.stages import STAGES, StageType
 from rayface.values import to_text
 
@@ -59,11 +60,15 @@ def _given(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _kind(key: str) -> Any:
-    """Return the type of a key's field, without None, marks and validators."""
+def _hint(key: str, *, include_extras: bool = False) -> Any:
     group, _, name = key.partition(".")
     tree = next(type(field.default) for field in fields(Config) if field.name == group)
-    kind = get_type_hints(tree)[name]
+    return get_type_hints(tree, include_extras=include_extras)[name]
+
+
+def _kind(key: str) -> Any:
+    """Return the type of a key's field, without None, marks and validators."""
+    kind = _hint(key)
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return next(part for part in kinds if part is not type(None))
 
@@ -93,6 +98,8 @@ def _option(flag: str, key: str, *, required: bool) -> inspect.Parameter:
         annotation = Annotated[list[str] | None, typer.Option(spelling, help=f"{text} Repeat for several.")]
     else:
         metavar = " | ".join(get_args(kind)) if get_origin(kind) is Literal else _METAVARS.get(kind)
+        if _READS_SIZES in get_args(_hint(key, include_extras=True)):
+            metavar = "SIZE"
         annotation = Annotated[str | None, typer.Option(spelling, metavar=metavar, help=text)]
     python = "from_" if flag == "from" else flag
     return inspect.Parameter(python, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -106,6 +113,14 @@ def _default(value: Any) -> str:
 
 
 _METAVARS = {int: "INTEGER", float: "FLOAT", Path: "PATH"}
+_READS_SIZES = get_args(Bytes)[-1]  # the validator of sizes with a unit
+
+
+def _report(path: str) -> dict[str, str]:
+    """Return the row of a report, of a stage that has written one: with clustering.stream there is none."""
+    from rayface.storage import path_of
+
+    return {"report": path} if path_of(path).exists() else {}
 
 
 def _add(verb: str, stage: StageType) -> None:
@@ -119,7 +134,7 @@ def _add(verb: str, stage: StageType) -> None:
             options = {key: _spelling(flag) for flag, key in stage.flags.items() if flag not in stage.arguments}
             raise KeyNotSetError(error.key, options.get(error.key)) from error
         output = flat(config)[stage.output]
-        report = {"report": f"{output}/{stage.report}"} if stage.report else {}
+        report = _report(f"{output}/{stage.report}") if stage.report else {}
         shown = result if given["json"] else {**stage.shown(result), **report}
         show_result(stage.title.format(output), dict(shown), given["json"])
 

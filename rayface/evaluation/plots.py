@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -123,7 +124,10 @@ def _percent(share: float) -> str:
     """Return a share in percent, with two digits that differ from 0 or 100 %."""
     if share < 0.01:
         return f"{100 * share:.2g}%"
-    return f"{share:.1%}" if share <= 0.99 else f"{100 * share:.4g}%"
+    if share <= 0.99 or share >= 1:
+        return f"{share:.1%}"
+    digits = 1 - math.floor(math.log10(100 * (1 - share)))
+    return f"{share:.{max(1, digits)}%}"
 
 
 def _chance(axes: Axes, lowest: float, of: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:

@@ -71,7 +71,7 @@ def _table(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _interval(own: Mapping[str, Any], figure: str) -> str:
     found = own.get(f"{figure}_interval")
-    return f", {percent_interval(found)}" if found else ""
+    return f", {percent_interval(found)}" if found and None not in found else ""
 
 
 def _range(interval: Sequence[float | None]) -> str:

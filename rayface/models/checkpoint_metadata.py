@@ -34,6 +34,13 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 
+# What Python and these classes raise for a pickle that is damaged.
+_BROKEN = (
+    *(pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError),
+    *(MemoryError, OverflowError, RuntimeError, SystemError),
+)
+
+
 class MetadataReader(FileSystemReader):
     """Reader of a checkpoint whose metadata can only describe tensors; it reads them once."""
 
@@ -70,7 +77,7 @@ def _read(file: IO[bytes], path: str) -> Metadata:
         if not isinstance(found, Metadata):
             raise TypeError(f"{type(found).__name__} in place of the metadata")
         _check(found)
-    except (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except _BROKEN as error:
         raise ValueError(f"{path}: cannot be read: {error}: use another checkpoint") from None
     return found
 

@@ -13,6 +13,7 @@ with tried_versions_named():
     from ray._private import ray_constants, services, utils
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+    from ray._private.state import available_resources_per_node  # noqa: F401  # for training.resources
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 _NOBODY = b"127.0.0.1:9"  # a port where nothing listens

@@ -86,15 +86,15 @@ def _worded(figures: Mapping[str, Any]) -> dict[str, Any]:
         interval = figures.get(f"{name.removesuffix('_mean')}_interval")
         if name.endswith("_interval") or (name == "accuracy_std" and figures.get("accuracy_mean") is not None):
             continue
-        if name in _BY_RATE:
+        if name in _BY_RATE and isinstance(value, Mapping):
             intervals = interval or {}
-            rows = {rate: _text(name, each, intervals.get(rate)) for rate, each in (value or {}).items()}
+            rows = {rate: _text(name, each, intervals.get(rate)) for rate, each in value.items()}
             found |= {f"{_BY_RATE[name]} {rate}": text for rate, text in rows.items()}
         elif isinstance(value, Mapping):
             found |= {f"{name} {part}": text for part, text in _worded(value).items()}
         else:
             deviation = figures.get("accuracy_std") if name == "accuracy_mean" else None
-            found[_LABELS.get(name, name)] = _text(name, value, interval, deviation)
+            found[_LABELS.get(name, _BY_RATE.get(name, name))] = _text(name, value, interval, deviation)
     return found
 
 

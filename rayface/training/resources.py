@@ -1,7 +1,8 @@
 """Cluster resources of a run: nodes for its workers, and memory on them."""
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ray
@@ -38,8 +39,14 @@ def require_resources(config: Config, num_classes: int, address: str | None) -> 
     wait = train.wait_for_nodes if is_cluster(address) else 0.0
     require_workers(train.device, train.cpus_per_worker, train.min_workers, wait=wait)
     check_memory(config, num_classes)
-    if wait > 0 and places_on(ray.available_resources(), worker_resources(config)) < train.min_workers:
+    if wait > 0 and _free_places(worker_resources(config)) < train.min_workers:
         logger.info("waiting up to %g s for CPUs and GPUs that other jobs hold (train.wait_for_nodes)", wait)
+
+
+def _free_places(bundle: Mapping[str, float]) -> int:
+    from rayface.ray_internals.nodes import available_resources_per_node
+
+    return sum(places_on(free, bundle) for free in available_resources_per_node().values())
 
 
 def check_memory(config: Config, num_classes: int) -> None:
@@ -57,14 +64,36 @@ def check_memory(config: Config, num_classes: int) -> None:
     node = max(nodes, key=lambda node: places_on(node["Resources"], bundle))
     here = [each["NodeID"] for each in nodes] == [ray.get_runtime_context().get_node_id()]
     memory = _memory(gpu) if here else _memory_of(node, gpu)
-    least, most = config.train.min_workers, config.train.max_workers
-    for workers in sorted({least, max(least, min(most, places(bundle)))}):
+
+    def check(workers: int) -> None:
         sized = with_overrides(config, {"train.num_workers": workers})
         on_host = memory.host and memory.host // min(workers, places_on(node["Resources"], bundle))
         if (available := memory.device if gpu else on_host) is not None:
             check_fits(sized, num_classes, available, gpu=gpu)
         if gpu and on_host is not None:
             check_host_fits(sized, num_classes, on_host)
+
+    least, most = config.train.min_workers, config.train.max_workers
+    check(least)
+    if (room := min(most, places(bundle))) > least:
+        _check_growth(check, least, room)
+
+
+def _check_growth(check: Callable[[int], None], least: int, most: int) -> None:
+    """Refuse an elastic run whose largest number of workers does not fit; name the number that does."""
+    try:
+        check(most)
+    except ValueError as error:
+        fitting = most
+        while fitting > least:
+            fitting = max(least, fitting // 2)
+            with contextlib.suppress(ValueError):
+                check(fitting)
+                break
+        raise ValueError(
+            f"train.num_workers: [{least},...]: the cluster has room for {most}, which do not fit: use "
+            f"train.num_workers=[{least},{fitting}]; with {most}: {error}"
+        ) from None
 
 
 class _Memory(NamedTuple):

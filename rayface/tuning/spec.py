@@ -202,7 +202,7 @@ def _build(tree: Mapping[str, Any], file: Path) -> Spec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-        if first["type"] == "missing":
+        if first["type"] == "missing" and key in _REQUIRED:
             raise ValueError(f"{file}: {key}: is not set: {_REQUIRED[key]}") from error
         message = first["msg"].removeprefix("Value error, ")
         message = f"{message[0].lower()}{message[1:]}"

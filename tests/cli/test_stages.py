@@ -1,5 +1,6 @@
 """The command line of stages: every flag sets a config key, KEY=VALUE sets any."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,12 +112,23 @@ def test_help_of_an_option_with_a_list_shows_its_default(capsys: pytest.CaptureF
     assert "see convert.kind (default: folder)." in text
 
 
-def test_table_of_a_stage_names_its_report_and_json_does_not(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_table_of_a_stage_names_the_report_that_it_has_written_and_json_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(StageType, "run", lambda self, config: {"model": "m", "protocols": {}})
-    assert _outcome(["evaluate", "--model=m", "--out=/results"]) == (0, "")
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(StageType, "run", lambda self, config: {"model": "m", "protocols": {"mine": {"rank": 0.5}}})
+    assert _outcome(["evaluate", "--model=m", f"--out={out}"]) == (0, "")
+    assert "report.html" not in capsys.readouterr().out
+    (out / "report.html").touch()
+    assert _outcome(["evaluate", "--model=m", f"--out={out}"]) == (0, "")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert rows == [["model", "m"], ["report", "/results/report.html"]]
-    assert _outcome(["evaluate", "--model=m", "--out=/results", "--json"]) == (0, "")
-    assert capsys.readouterr().out == '{"model": "m", "protocols": {}}\n'
+    assert rows == [["model", "m"], ["rank", "50.00%"], ["report", f"{out}/report.html"]]  # a scalar figure of a plugin
+    assert _outcome(["evaluate", "--model=m", f"--out={out}", "--json"]) == (0, "")
+    assert capsys.readouterr().out == '{"model": "m", "protocols": {"mine": {"rank": 0.5}}}\n'
+
+
+def test_help_of_an_option_that_is_a_size_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _outcome(["prune", "--help"]) == (0, "")
+    assert "--block-size SIZE" in " ".join(capsys.readouterr().out.replace("│", " ").split())

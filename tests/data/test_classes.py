@@ -100,7 +100,8 @@ def test_every_verb_with_empty_classes_counts_classes_with_images(
     told = json.loads(done.stdout)
     assert (told["images"], told["label_space"], told["identities"]) == (4, 7, 3)
     config = with_overrides(Config(), {"data.train": str(folder), "train.batch_size": 64, "train.device": "cpu"})
-    assert make_plan(config).table()["data"] == "7 classes (3 of them with images), 4 images, counted in set"
+    small = with_overrides(config, {"train.batch_size": 4})
+    assert make_plan(small).table()["data"] == "7 classes (3 of them with images), 4 images, counted in set"
     with pytest.raises(ValueError, match="batch_size"):  # found after the data is opened, before Ray is started
         train(config)
     assert messages() == ["data set: 4 images, 7 classes, 3 of them with images"]

@@ -164,7 +164,7 @@ def test_evaluate_report_in_a_browser_shows_curves_and_the_worst_pairs(
     assert seen.console == []
     assert seen.dom.count("<svg") == 8
     assert seen.dom.count("data:image/jpeg;base64,") == 4 * 12 * 2  # worst pairs of both kinds and protocols
-    for text in ("Evaluation report", ">model<", "ROC of pairs", "chance: 50 %", "Worst genuine pairs", "not measured"):
+    for text in ("Evaluation report", ">model<", "ROC of pairs", "chance: 50%", "Worst genuine pairs", "not measured"):
         assert text in seen.dom
 
 

@@ -1,8 +1,10 @@
 """Plots of evaluation.json: labels are the figures, other protocols' plots have their own names."""
 
 import numpy as np
+import pytest
 from matplotlib.axes import Axes
 
+from rayface.evaluation import plots
 from rayface.evaluation.plots import draw_roc, evaluation_plots
 from rayface.report import as_svg
 
@@ -105,3 +107,11 @@ def test_roc_of_high_rates_begins_near_the_lowest_one_and_without_chance() -> No
     (axes,) = draw_roc(np.array(FAR), np.array(TAR), {"1e-02": 0.3}).axes
     assert axes.get_ylim()[0] == 0
     assert axes.get_legend() is not None
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0%"), (0.00123, "0.12%"), (0.5, "50.0%"), (0.995, "99.50%"), (0.99996, "99.9960%"), (1, "100.0%")],
+)
+def test_percent_of_a_share_near_one_differs_from_it(share: float, text: str) -> None:
+    assert plots._percent(share) == text

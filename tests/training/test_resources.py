@@ -8,6 +8,7 @@ import pytest
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.ray_internals import nodes
 from rayface.training import resources
 
 
@@ -56,7 +57,7 @@ def config_of(num_workers: str, cpus: int = 1) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "nodes", "expected"),
+    ("num_workers", "room", "expected"),
     [
         ("4", [{"CPU": 4.0}], [("device", 4, 3)]),
         ("[1,64]", [{"CPU": 4.0}], [("device", 1, 12), ("device", 4, 3)]),  # not a 64th of the node
@@ -71,9 +72,9 @@ def config_of(num_workers: str, cpus: int = 1) -> Config:
     ],
 )
 def test_check_memory_needs_and_shares_for_workers_that_the_nodes_can_hold(
-    cluster: Callable[..., Any], checked: list[Any], num_workers: str, nodes: Any, expected: Any
+    cluster: Callable[..., Any], checked: list[Any], num_workers: str, room: Any, expected: Any
 ) -> None:
-    cluster(*nodes)
+    cluster(*room)
     resources.check_memory(config_of(num_workers), 1000)
     assert checked == expected
 
@@ -119,7 +120,8 @@ def test_require_resources_on_a_busy_cluster_tells_what_it_waits_for(
     told: bool,
 ) -> None:
     cluster({"CPU": 8.0})
-    monkeypatch.setattr(resources.ray, "available_resources", lambda: {"CPU": free}, raising=False)
+    per_node = {"a": {"CPU": free}, "b": {"CPU": 0.5}}  # what is free on several nodes is no room for one worker
+    monkeypatch.setattr(nodes, "available_resources_per_node", lambda: per_node)
     resources.require_resources(configs.with_overrides(config_of("2"), {"train.device": "cpu"}), 1000, "auto")
     line = "waiting up to 600 s for CPUs and GPUs that other jobs hold (train.wait_for_nodes)"
     assert messages() == [line] * told
@@ -130,3 +132,18 @@ def test_check_memory_of_a_run_that_is_too_large_refuses_it(cluster: Callable[..
     resources.check_memory(config_of("4"), 1000)
     with pytest.raises(ValueError, match="memory: 50,000,000 classes need"):
         resources.check_memory(config_of("4"), 50_000_000)
+
+
+def test_check_memory_of_an_elastic_run_names_the_number_of_workers_that_fit(
+    cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster({"CPU": 64.0})
+
+    def check(config: Config, classes: int, size: int, **_: Any) -> None:
+        if size < 2**29:
+            raise ValueError("memory: too little")
+
+    monkeypatch.setattr(resources, "check_fits", check)
+    resources.check_memory(config_of("[1,16]"), 1000)
+    with pytest.raises(ValueError, match=r"has room for 64, which .* train.num_workers=\[1,16\]; with 64: memory: too"):
+        resources.check_memory(config_of("[1,99]"), 1000)

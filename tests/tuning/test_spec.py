@@ -86,6 +86,7 @@ def test_sweep_file_with_preset_and_overrides_is_dumped_and_read_back(tmp_path):
         ({"stages": [{"train": {}}]}, [], r"^\S+try.yaml: is an experiment, not a sweep: run it with `rayface run /"),
         ({"search": {}}, [], r"search: \{\}: dictionary should have at least 1 item"),
         ({"search": "x" * 500}, [], r"^\S+try.yaml: search: 'x{199}\.\.\.: input should be a valid dictionary$"),
+        ({"heatmaps": [["optim.lr"]]}, [], r"heatmaps\.0\.1: .*: field required$"),
         ({"objectives": "loss"}, [], r"objectives: 'loss': input should be a valid tuple$"),
         ({"search": {"optim.lr": {"low": 1}}}, [], r"optim.lr: \{'low': '1'\}: must have choices, or low and high"),
     ],

@@ -104,7 +104,7 @@ def prune(config: Config) -> PruneResult:
         cluster = config.cluster
         with _abandoned_if_unreachable(output), tracked_job(output.folder, config.tracking, inputs.job) as tracked:
             session = ray_session(cluster.address, debug=cluster.debug, prometheus=config.tracking.prometheus)
-            with session, quiet_data(cluster.debug):
+            with session, quiet_data(cluster.debug), _work_deleted_if_unreachable(output):
                 core_set, dataset = _selected(config, inputs, output)
                 result = _result(config, inputs, output, core_set, dataset)
                 _write_report(config, inputs, output, core_set, result)
@@ -125,6 +125,16 @@ def _abandoned_if_unreachable(output: JobOutput) -> Iterator[None]:
         yield
     except UnreachableKeepError:
         output.abandon(_JOB)
+        raise
+
+
+@contextlib.contextmanager
+def _work_deleted_if_unreachable(output: JobOutput) -> Iterator[None]:
+    """Delete the work files as `_abandoned_if_unreachable`, inside the Ray session: also copies on other nodes."""
+    try:
+        yield
+    except UnreachableKeepError:
+        output.work.delete()
         raise
 
 

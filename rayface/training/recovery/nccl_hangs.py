@@ -1,4 +1,4 @@
-"""Hangs that NCCL itself sees: which ranks are behind in which collective, for faults.log; the watchdog restarts."""
+"""Hangs that NCCL sees: which ranks are behind in which collective, reported as faults; the watchdog restarts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
