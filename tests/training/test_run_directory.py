@@ -31,7 +31,10 @@ def test_files_of_a_run_are_named_by_no_other_module():
     joined = re.compile(rf'(?:/ |= |\()f?"(?:{NAMES})"')
     found = {str(path.relative_to(root)) for path in root.rglob("*.py") if joined.search(path.read_text())}
     # models/run_files.py holds the names that RunDirectory shares with the rooms below training.
-    assert found == {"models/run_files.py", "training/run_directory.py", "training/run_messages.py"}
+    assert found == {
+        "models/run_files.py",
+        *(f"training/run_{name}.py" for name in ("directory", "messages", "results")),
+    }
 
 
 def test_run_directory_of_a_text_equals_that_of_its_path(tmp_path, object_store):

@@ -17,6 +17,7 @@ from rayface.tuning.search_space import Parameter
 from rayface.tuning.spec import Spec, SweepConfig
 from rayface.tuning.study import open_study
 from rayface.tuning.sweep_directory import SPEC, SweepDirectory
+from rayface.tuning.trials import Trials
 
 
 def test_trial_actor_requires_memory_and_no_cpu():
@@ -41,7 +42,7 @@ def test_number_of_trials_is_that_of_the_grid_if_it_has_fewer_points(trials, sam
 @pytest.fixture
 def ended(tmp_path, monkeypatch):
     """A sweep of drawn endings in place of trials; returns its one line, without Ray."""
-    monkeypatch.setattr(sweep, "write_results", lambda spec, base, folder, study, seconds: counts(study))
+    monkeypatch.setattr(trials, "write_results", lambda spec, base, folder, study, seconds: counts(study))
 
     def counts(study):
         states = [trial.state.name for trial in study.get_trials()]
@@ -60,7 +61,7 @@ def ended(tmp_path, monkeypatch):
         spec = Spec(search={"optim.lr": Parameter(low=0.1, high=0.2)}, sweep=SweepConfig(trials=trials))
         base = configs.load(overrides=["tracking.enabled=false"])
         study = open_study(spec, "test", f"sqlite:///{tmp_path / 'study.db'}", total_steps=1)
-        swept = trials.Trials(spec, base, SweepDirectory(tmp_path), study, Journal(tmp_path / "driver.jsonl"))
+        swept = Trials(spec, base, SweepDirectory(tmp_path), study, Journal(tmp_path / "driver.jsonl"))
         for name, ending in enumerate(endings):
             swept._search.suggest(str(name))
             swept._search.on_trial_complete(str(name), ending)
@@ -152,8 +153,8 @@ def interrupted(tmp_path, monkeypatch):
 
     for name, function in (("ray_session", session), ("check_room", print), ("wait_for_nodes", print)):
         monkeypatch.setattr(sweep, name, function)
-    monkeypatch.setattr(trials.Trials, "run", lambda *args: None)
-    monkeypatch.setattr(trials.Trials, "finish", finish)
+    monkeypatch.setattr(Trials, "run", lambda *args: None)
+    monkeypatch.setattr(Trials, "finish", finish)
 
     def tune(*overrides, **options):
         keys = ["data.train=a", "train.batch_size=4", "tracking.enabled=false", "sweep.output=out", *overrides]
