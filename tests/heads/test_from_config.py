@@ -46,7 +46,7 @@ def test_options_of_a_head_are_its_own_settings_typed() -> None:
         (["head.options.size=1"], "head.options.size: partial_fc has no such setting: it has none"),
         (["head.name=f2c", "head.options.size=1"], "head.options.size: f2c has no such setting: it has pool_size, mom"),
         (["head.name=f2c", "head.options.pool_size=0"], "head.options.pool_size: 0: must be at least 1"),
-        (["head.name=dcq", "head.options.queue_size=0"], "head.options.queue_size: 0: must be a multiple of"),
+        (["head.name=dcq", "head.options.queue_size=0"], "head.options.queue_size: 0: must be above 0"),
         (["head.name=dcq", "head.conflict_threshold=0.4"], "head.conflict_threshold: 0.4: dcq keeps no class centers"),
         (["head.margin=elasticface", "head.margin_options={std: -0.1}"], "head.std -0.1 must be a number at least 0"),
         (["head.name=dcq", "head.options.queue_size=a"], "head.options.queue_size: 'a': input should be a valid int"),
