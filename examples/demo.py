@@ -68,7 +68,7 @@ def main() -> None:
     result_table(
         "\nA face-recognition model, trained from nothing on drawn faces",
         {
-            "accuracy before": f"{trained['accuracy_before']:.1%}  (chance is 50 %)",
+            "accuracy before": f"{trained['accuracy_before']:.1%}  (chance is 50%)",
             "accuracy after": f"{trained['accuracy_mean']:.1%} ± {trained['accuracy_std']:.1%}  (people it never saw)",
             "speed": f"{trained['images_per_second']:,.0f} images/s, two workers, class centers split between them",
             "model": str(trained["model"]),
