@@ -145,7 +145,7 @@ INPUTS = {
     "checkpoint reshard DIR": "checkpoint reshard URI --out=x",
     "tune FILE": "tune URI",
     "run EXPERIMENT.yaml": "run URI",
-    "compare RUN...": "compare URI URI",
+    "compare RUN": "compare URI URI",
     "watch RUN": "watch URI",
     "doctor RUN": "doctor URI",
     "register RUN": "register URI",
