@@ -116,11 +116,15 @@ _METAVARS = {int: "INTEGER", float: "FLOAT", Path: "PATH"}
 _READS_SIZES = get_args(Bytes)[-1]  # the validator of sizes with a unit
 
 
-def _report(path: str) -> dict[str, str]:
-    """Return the row of a report, of a stage that has written one: with clustering.stream there is none."""
-    from rayface.storage import path_of
+def _report(output: str, name: str) -> dict[str, str]:
+    """Return the row of a stage's report, if it has one and has written it: with clustering.stream it has not."""
+    from rayface.storage import DataError, StorageError, join, path_of
 
-    return {"report": path} if path_of(path).exists() else {}
+    path = join(output, name) if name else ""
+    try:
+        return {"report": path} if path and path_of(path).exists() else {}
+    except (DataError, StorageError):  # the job is done, and has said where its output is
+        return {}
 
 
 def _add(verb: str, stage: StageType) -> None:
@@ -134,8 +138,7 @@ def _add(verb: str, stage: StageType) -> None:
             options = {key: _spelling(flag) for flag, key in stage.flags.items() if flag not in stage.arguments}
             raise KeyNotSetError(error.key, options.get(error.key)) from error
         output = flat(config)[stage.output]
-        report = _report(f"{output}/{stage.report}") if stage.report else {}
-        shown = result if given["json"] else {**stage.shown(result), **report}
+        shown = result if given["json"] else {**stage.shown(result), **_report(output, stage.report)}
         show_result(stage.title.format(output), dict(shown), given["json"])
 
     parameters = [_argument(flag, stage.flags[flag]) for flag in stage.arguments]

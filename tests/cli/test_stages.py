@@ -129,6 +129,19 @@ def test_table_of_a_stage_names_the_report_that_it_has_written_and_json_does_not
     assert capsys.readouterr().out == '{"model": "m", "protocols": {"mine": {"rank": 0.5}}}\n'
 
 
+def test_table_of_a_stage_names_its_report_in_a_store(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], object_store: Any
+) -> None:
+    """Whose URI has a query."""
+    where = f"s3://{object_store.bucket}/%s?endpoint_override={object_store.endpoint}&scheme=http&region=us-east-1"
+    object_store.put("out/report.html", b"page")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(StageType, "run", lambda self, config: {"model": "m", "protocols": {}})
+    for out, reports in (("out", 1), ("other", 0)):
+        assert _outcome(["evaluate", "--model=m", f"--out={where % out}"]) == (0, "")
+        assert capsys.readouterr().out.count(where % f"{out}/report.html") == reports
+
+
 def test_help_of_an_option_that_is_a_size_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert _outcome(["prune", "--help"]) == (0, "")
     assert "--block-size SIZE" in " ".join(capsys.readouterr().out.replace("│", " ").split())
