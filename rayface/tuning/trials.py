@@ -1,7 +1,6 @@
 """Trials of a sweep as Ray Tune runs them, and what the driver records of them."""
 
 import logging
-import threading
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,7 +16,7 @@ from rayface.interrupts import terminable
 from rayface.plugins import resume_command
 from rayface.storage import DataError, StorageError
 from rayface.tracking import Journal
-from rayface.training.recovery.interrupt import TrainingInterruptedError
+from rayface.training.recovery.interrupt import ThreadedCall, TrainingInterruptedError
 from rayface.training.recovery.placement_groups import remove_orphaned_placement_groups
 from rayface.tuning.progress import TrialProgress
 from rayface.tuning.resources import most_workers, worker_cpus
@@ -128,29 +127,19 @@ class Trials:
         Meanwhile, log the trials' progress, and release the placement groups of killed trial processes, so that their
         replacements can start.
         """
-        failures: list[BaseException] = []
-        done = threading.Event()
-
-        def call() -> None:
-            try:
-                function()
-            except BaseException as error:  # raised again in the waiting thread
-                failures.append(error)
-            finally:
-                done.set()
-
-        threading.Thread(target=call, daemon=True, name="rayface-tune").start()
+        call = ThreadedCall(function, "rayface-tune")
+        call.start()
         progress = TrialProgress(self._directory, self._study)
         try:
-            while not done.wait(0.5):
+            while not call.done.wait(0.5):
                 remove_orphaned_placement_groups()
                 progress.show()
         except KeyboardInterrupt as error:
             self._search.stop()
-            done.wait(self._base.train.grace_seconds)
+            call.done.wait(self._base.train.grace_seconds)
             raise TrainingInterruptedError(f"interrupted; resume with: {self._again}", error) from error
-        if failures:
-            raise failures[0]
+        if call.failures:
+            raise call.failures[0]
 
     def _ended(self, trial: FrozenTrial) -> None:
         metrics = [objective.metric for objective in self._spec.objectives]

@@ -27,6 +27,32 @@ def exit_code_of(error: BaseException) -> int:
     return 143 if isinstance(error, Terminated) else 130
 
 
+class ThreadedCall:
+    """A call in a thread of its own, for a main thread that an interrupt may take out of its wait.
+
+    Attributes:
+        done: set when the call has ended. Not Thread.join: after an interrupted join, Python 3.11 considers the thread
+            dead.
+        failures: what the call raised, if anything, to be raised again by the waiting thread.
+    """
+
+    def __init__(self, function: Callable[[], object], name: str) -> None:
+        self.done, self.failures = threading.Event(), list[BaseException]()
+        self._function, self._name = function, name
+
+    def start(self) -> None:
+        """Start the call."""
+        threading.Thread(target=self._run, daemon=True, name=self._name).start()
+
+    def _run(self) -> None:
+        try:
+            self._function()
+        except BaseException as error:  # raised again in the waiting thread
+            self.failures.append(error)
+        finally:
+            self.done.set()
+
+
 def run_interruptibly(
     function: Callable[[], None], run: RunDirectory, grace: float, has_stepped: Callable[[], bool] = lambda: True
 ) -> None:
@@ -45,21 +71,11 @@ def run_interruptibly(
         TrainingStoppedError: another driver owns the directory.
         BaseException: whatever `function` raised.
     """
-    failures: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            function()
-        except BaseException as error:  # raised again in the waiting thread
-            failures.append(error)
-        finally:
-            done.set()
-
+    call = ThreadedCall(function, "rayface-fit")
+    done, failures = call.done, call.failures
     run.clear_stop_request()
-    # Not Thread.join: after an interrupted join, Python 3.11 considers the thread dead.
-    done = threading.Event()
     try:
-        threading.Thread(target=call, daemon=True, name="rayface-fit").start()
+        call.start()
         stepped = False
         while not done.wait(0.5):
             if run.is_lost():
