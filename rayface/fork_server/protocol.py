@@ -24,7 +24,9 @@ INTERPRETER = f"{sys.prefix} {sys.version}"
 ENDING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 CONNECT_SECONDS = 5
 """Until the server has room for one more that waits; more than a thousand wait where it hangs."""
-_START_SECONDS = 20  # until the process is forked: the server may be in the middle of an import
+# Until the process is forked: a template may be in the middle of imports, from a slow disk or on a busy machine. Ray
+# starts another process where a worker has not registered within 60 s; the rest is for one that imports by itself.
+_START_SECONDS = 40
 
 
 class Request(NamedTuple):
