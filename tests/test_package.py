@@ -3,9 +3,14 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import distributions, metadata
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+
 import rayface
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_public_name_resolves_and_is_listed() -> None:
@@ -48,3 +53,12 @@ def test_files_and_functions_are_short():
                 if body and node.end_lineno - body[0].lineno >= 50:
                     long.append(f"{path}: {node.name}")
     assert not long
+
+
+def test_pinned_packages_run_on_every_python_that_rayface_does() -> None:
+    oldest = metadata("rayface")["Requires-Python"].removeprefix(">=") + ".0"
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    names = [line.partition("==")[0] for line in pinned if "==" in line]
+    assert len(names) > 100
+    needs = {name: metadata(name)["Requires-Python"] or "" for name in names if list(distributions(name=name))}
+    assert [name for name, versions in needs.items() if oldest not in SpecifierSet(versions)] == []
