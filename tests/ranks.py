@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from rayface.fork_server import OWN_MODULES
@@ -23,3 +24,7 @@ def _in_environment(
     os.environ.clear()
     os.environ.update(environment)
     work(rank, *arguments)
+    # Not in `work`, whose DistributedDataParallel would be the last to hold the group: it ends gloo's threads while it
+    # holds Python's lock, which they need where a collective has just ended.
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -106,4 +106,3 @@ def _rank_main(rank: int, world_size: int, folder: Path, kernel: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world_size)
     chosen = head_oracle.fused_cases() if kernel == "fused" else head_oracle.cases()
     torch.save({case.name: solve(case, rank, world_size) for case in chosen}, folder / f"out.{rank}")
-    dist.destroy_process_group()

@@ -148,4 +148,3 @@ def _rank_main(rank: int, rows: int, ranks: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     done = {kind: vars(replace(train(kind, rows, rank, ranks), seen=())) for kind in ("dcq", "f2c")}
     torch.save(done, Path(folder) / f"out.{rank}")
-    dist.destroy_process_group()

@@ -96,7 +96,6 @@ def gradients_of_a_rank(rank: int, folder: str) -> None:
     dist.all_gather(both, found["fp16"])
     assert torch.equal(*both)
     Path(folder, f"rank{rank}").touch()
-    dist.destroy_process_group()
 
 
 def repeated_gradients_of_a_rank(rank: int, folder: str) -> None:
@@ -105,7 +104,6 @@ def repeated_gradients_of_a_rank(rank: int, folder: str) -> None:
     for overrides in ((), ("backbone.name=vit_t",)):  # whose mask token is used in training only
         _check_repeated_gradients(rank, settings(*overrides))
     Path(folder, f"rank{rank}").touch()
-    dist.destroy_process_group()
 
 
 def _check_repeated_gradients(rank: int, config: Config) -> None:
@@ -175,7 +173,6 @@ def powersgd_of_a_rank(rank: int, folder: str) -> None:
         torch.testing.assert_close(*gradients(step))
     assert gradients(10)[1].isfinite().all()
     Path(folder, f"rank{rank}").touch()
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("work", [gradients_of_a_rank, powersgd_of_a_rank])

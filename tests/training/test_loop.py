@@ -93,7 +93,6 @@ def train_on_a_rank(rank: int, folder: str) -> None:
     for name, tensor in whole.backbone.state_dict().items():
         assert torch.equal(tensor, resumed.backbone.state_dict()[name]), name
     assert torch.equal(whole.head.centers, resumed.head.centers)
-    dist.destroy_process_group()
 
 
 @pytest.mark.long
@@ -126,7 +125,6 @@ def restart_on_a_rank(rank: int, folder: Path, store: Store) -> None:
     for name, tensor in whole.backbone.state_dict().items():
         assert torch.equal(tensor, resumed.backbone.state_dict()[name]), name
     assert torch.equal(whole.head.centers, resumed.head.centers)
-    dist.destroy_process_group()
 
 
 @pytest.mark.long

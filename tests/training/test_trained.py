@@ -128,7 +128,6 @@ def train_on_a_rank(rank: int, folder: Path) -> None:
         net = training(folder / head, head, "backbone.name=plain", batch_size=5, rank=rank, size=2)
         train_until(net, 7)
         dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_training_on_two_ranks_continued_on_one_has_the_losses_of_one(tmp_path: Path) -> None:

@@ -135,7 +135,6 @@ def save_shard(rank: int, world_size: int, folder: str) -> None:
     first, last = class_range(NUM_CLASSES, world_size, rank)
     state = {"head.centers": RowShard.of(FULL[first:last].to(torch.bfloat16), first, NUM_CLASSES)}
     checkpoint.save(Path(folder), state, progress(1), keep=1, group=dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def check_parts(out: Path, ranks: int, wanted: torch.Tensor) -> None:

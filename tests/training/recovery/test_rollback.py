@@ -108,7 +108,6 @@ def train_in_parts(rank: int, folder: str, overrides: list[str]) -> None:
     with pytest.raises(RuntimeError, match="the data stream ended at step 8"):
         net.fit(batches_for(net, poisoned=(6,), stop=8))
     net.checkpoints.wait()
-    dist.destroy_process_group()
 
 
 @pytest.mark.long
