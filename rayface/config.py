@@ -141,8 +141,9 @@ class HeadConfig:
     """Update only the sampled class centers (sparse) or all of them (dense)."""
     storage_dtype: Literal["fp32", "bf16"] = "fp32"
     """Data type of the stored class centers."""
-    compute_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Data type of the matrix products with class centers."""
+    compute_dtype: Literal["fp32", "bf16", "auto"] = "auto"
+    """Data type of the matrix products with class centers; auto: bf16 on GPUs that train the backbone in bf16
+    (train.precision), else fp32. Sums are fp32."""
     kernel: Literal["chunked", "fused"] = "chunked"
     """Implementation of the softmax: PyTorch on chunks of logits (chunked), or Triton kernels that store no logits
     (fused). fused needs a CUDA GPU and a margin that changes only the target's logit; not run on a GPU yet."""

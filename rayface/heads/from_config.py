@@ -1,6 +1,7 @@
 """Settings of heads and margins from a config, and their checks."""
 
 from dataclasses import fields
+from typing import Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -12,6 +13,7 @@ from rayface.heads.base import HeadSettings
 from rayface.heads.fused_softmax import check_fused, check_fused_device
 from rayface.heads.margins import Margin
 from rayface.heads.options import HeadOptions
+from rayface.precision import uses_bf16
 
 _ROW_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", "kernel", "logit_memory", "host_memory")
 """Keys of the config group `head` that are fields of HeadSettings by the same name: of heads with class centers."""
@@ -20,6 +22,13 @@ _ROW_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", "
 def scale_of(head: HeadConfig) -> float:
     """Return head.scale, or that of the head's paper."""
     return head_class(head.name).usual_scale if head.scale is None else head.scale
+
+
+def compute_dtype_of(head: HeadConfig, *, gpu: bool, bf16: bool) -> Literal["fp32", "bf16"]:
+    """Return head.compute_dtype, resolved for workers whose backbone trains in bf16 or not."""
+    if head.compute_dtype == "auto":
+        return "bf16" if gpu and bf16 else "fp32"
+    return head.compute_dtype
 
 
 def build_config_margin(head: HeadConfig) -> Margin:
@@ -70,7 +79,10 @@ def head_settings(
     Raises:
         ValueError: an unknown head, margin or option, or a value out of range.
     """
-    head, optim = config.head, config.optim
+    head, optim, device = config.head, config.optim, torch.device(device)
+    bf16 = uses_bf16(config.train.precision, device)
+    rows = {key: getattr(head, key) for key in _ROW_KEYS}
+    rows["compute_dtype"] = compute_dtype_of(head, gpu=device.type == "cuda", bf16=bf16)
     return HeadSettings(
         embedding_size=config.backbone.embedding_size,
         num_classes=num_classes,
@@ -83,7 +95,7 @@ def head_settings(
         options=build_config_options(head),
         batch_size=config.train.batch_size,
         backbone=backbone,
-        **{key: getattr(head, key) for key in _ROW_KEYS},
+        **rows,
     )
 
 

@@ -106,7 +106,7 @@ def job_of(config: Config, num_classes: int, *, gpu: bool, recompute: bool = Fal
         gpu=gpu,
         bf16=bf16,
         recompute=recompute,
-        **_of_head(config, gpu=gpu),
+        **_of_head(config, gpu=gpu, bf16=bf16),
     )
 
 
@@ -125,13 +125,16 @@ class HeadFields(TypedDict):
     fused: bool
 
 
-def _of_head(config: Config, *, gpu: bool) -> HeadFields:
+def _of_head(config: Config, *, gpu: bool, bf16: bool) -> HeadFields:
     """Return the fields of HeadShape that the config groups `head` and `optim` decide."""
+    # Not above: it needs pydantic, as in `job_of`.
+    from rayface.heads.from_config import compute_dtype_of
+
     head, optim = config.head, config.optim
     return {
         "sample_rate": head.sample_rate,
         "storage_bytes": 2 if head.storage_dtype == "bf16" else 4,
-        "compute_bytes": 2 if head.compute_dtype == "bf16" else 4,
+        "compute_bytes": 2 if compute_dtype_of(head, gpu=gpu, bf16=bf16) == "bf16" else 4,
         "moments": 2 if optim.name == "adamw" else int(optim.momentum > 0),
         "logit_memory": head.logit_memory,
         "masks_conflicts": head.conflict_threshold is not None,

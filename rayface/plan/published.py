@@ -103,6 +103,7 @@ def _setting(method: str, num_classes: int, batch_size: int) -> tuple[Job, Varia
     overrides = {
         "train.num_workers": 8,
         "train.batch_size": batch_size,
+        "head.compute_dtype": "fp32",
         "head.sample_rate": 0.1 if method == "partial fc 0.1" else 1.0,
     }
     job = job_of(load(None, None, overrides), num_classes, gpu=True)

@@ -22,14 +22,13 @@ from rayface.plan.timing import Rates, network_bytes, step_seconds
 from rayface.storage import AnyPath, Source, StorageError
 from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
 from rayface.training.distributed import World
+from rayface.training.measured_rates import all_reduce_bandwidth, product_tflops
 from rayface.training.recovery.rollback import TrainingStoppedError
 from rayface.training.run_directory import RunDirectory
 from rayface.version import VERSION
 
 T = TypeVar("T")  # a JSON value
 CLOCK_SECONDS = 2.0  # with a larger skew, times in the journals and logs of several nodes cannot be compared
-_REDUCED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
-_PRODUCT_SIDE = {"cpu": 768, "cuda": 8192}
 _MARGIN_SECONDS = 10.0  # ranks wait this much longer for rank 0 than it does for them
 _FILES_SECONDS = 10.0  # a network disk may show another node's file with this delay
 
@@ -75,9 +74,9 @@ def preflight(
     facts = roll_call(world, node, timeout)
     check_versions(facts)
     _check_disk(world, facts, run, shards, timeout)
-    bandwidth = _all_reduce_bandwidth(world, facts, timeout)  # first: the only collective that gives up early
+    bandwidth = _bandwidth(world, facts, timeout)  # first: the only collective that gives up early
     skew, ahead, behind = _clock_skew(world, facts)
-    tflops = _product_tflops(world, bf16=shape.bf16)
+    tflops = product_tflops(world, bf16=shape.bf16)
     shape = replace(shape, num_workers=world.size)
     network, computing = _step_parts(shape, bandwidth, tflops)
     moved = sum(network_bytes(shape).values())
@@ -218,48 +217,21 @@ def _clock_skew(world: World, facts: Sequence[Facts]) -> tuple[float, Facts, Fac
     return float(times.max() - times.min()), facts[int(times.argmax())], facts[int(times.argmin())]
 
 
-def _all_reduce_bandwidth(world: World, facts: Sequence[Facts], timeout: float) -> float:
-    """Return the GB/s that a rank sends in a ring all-reduce, the best of four after one to open connections.
+def _bandwidth(world: World, facts: Sequence[Facts], timeout: float) -> float:
+    """Return the GB/s that a rank sends in a ring all-reduce.
 
     Raises:
         PreflightError: it does not finish in time.
     """
-    count = _REDUCED_BYTES[world.device.type] // 4
-    buffer = torch.zeros(count, device=world.device)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        try:
-            dist.all_reduce(buffer, async_op=True).wait(timedelta(seconds=timeout))
-        except RuntimeError as error:
-            if "time" not in str(error).lower():
-                raise  # a worker died, which Ray Train handles
-            nodes = ", ".join(sorted({fact.node for fact in facts}))
-            reason = " ".join(str(error).split())[:200]
-            raise PreflightError(
-                f"pre-flight: all-reduce between {world.size} ranks on {nodes}, seen by {facts[world.rank]}: {reason}: "
-                f"must end within {timeout:g} s: look at the firewall, or set NCCL_SOCKET_IFNAME or "
-                "GLOO_SOCKET_IFNAME to the interface between the nodes"
-            ) from error
-        _synchronize(world)
-        seconds.append(time.perf_counter() - start)
-    fastest = torch.tensor([min(seconds[1:])], dtype=torch.float64, device=world.device)
-    dist.all_reduce(fastest, op=dist.ReduceOp.MAX)
-    return 2 * (world.size - 1) / world.size * 4 * count / float(fastest) / 1e9
-
-
-def _product_tflops(world: World, *, bf16: bool) -> float:
-    """Return the TFLOPS of a square matrix product on this rank's device; the best of two."""
-    side = _PRODUCT_SIDE[world.device.type]
-    a = torch.ones(side, side, device=world.device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    seconds = []
-    for _ in range(3):
-        _synchronize(world)
-        start = time.perf_counter()
-        a @ a
-        _synchronize(world)
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds[1:]) / 1e12
+    try:
+        return all_reduce_bandwidth(world, timeout)
+    except TimeoutError as error:
+        nodes = ", ".join(sorted({fact.node for fact in facts}))
+        raise PreflightError(
+            f"pre-flight: all-reduce between {world.size} ranks on {nodes}, seen by {facts[world.rank]}: {error}: "
+            f"must end within {timeout:g} s: look at the firewall, or set NCCL_SOCKET_IFNAME or "
+            "GLOO_SOCKET_IFNAME to the interface between the nodes"
+        ) from error
 
 
 def _step_parts(shape: Job, bandwidth: float, tflops: float) -> tuple[float, float]:
@@ -278,11 +250,6 @@ def _slow_link(bandwidth: float, network: float, computing: float) -> list[str]:
         f"that of the products {computing:.3g} s: should be smaller: use a larger train.batch_size, fewer "
         "train.num_workers, or a faster interface (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)"
     ]
-
-
-def _synchronize(world: World) -> None:
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
 
 
 def _versions() -> dict[str, str]:

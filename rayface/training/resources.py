@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayface.config import Config, with_overrides
 from rayface.heads.fused_softmax import check_fused_device
 from rayface.plan.preflight import check_fits, check_host_fits, memory_per_worker
+from rayface.precision import fast_bf16
 from rayface.ray_errors import in_one_line
 from rayface.session import is_cluster, places, places_on, require_workers, takes_gpu
 
@@ -64,9 +66,10 @@ def check_memory(config: Config, num_classes: int) -> None:
     node = max(nodes, key=lambda node: places_on(node["Resources"], bundle))
     here = [each["NodeID"] for each in nodes] == [ray.get_runtime_context().get_node_id()]
     memory = _memory(gpu) if here else _memory_of(node, gpu)
+    precision = {"train.precision": "fp32"} if config.train.precision == "auto" and not memory.bf16 else {}
 
     def check(workers: int) -> None:
-        sized = with_overrides(config, {"train.num_workers": workers})
+        sized = with_overrides(config, {"train.num_workers": workers, **precision})
         on_host = memory.host and memory.host // min(workers, places_on(node["Resources"], bundle))
         if (available := memory.device if gpu else on_host) is not None:
             check_fits(sized, num_classes, available, gpu=gpu)
@@ -101,11 +104,14 @@ class _Memory(NamedTuple):
 
     device: int | None
     host: int | None
+    bf16: bool = True
+    """Workers there train in bf16 with train.precision=auto."""
 
 
 def _memory(gpu: bool) -> _Memory:
     device = memory_per_worker(gpu=True, workers_per_machine=1) if gpu else None
-    return _Memory(device, memory_per_worker(gpu=False, workers_per_machine=1))
+    bf16 = fast_bf16(torch.device("cuda" if gpu else "cpu"))
+    return _Memory(device, memory_per_worker(gpu=False, workers_per_machine=1), bf16)
 
 
 def _memory_of(node: Mapping[str, Any], gpu: bool) -> _Memory:

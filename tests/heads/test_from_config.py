@@ -3,9 +3,17 @@
 import pytest
 
 from rayface import config as configs
+from rayface import precision
 from rayface.config import Config
 from rayface.heads import HEADS
-from rayface.heads.from_config import build_config_margin, build_config_options, check_config_head, scale_of
+from rayface.heads.from_config import (
+    build_config_margin,
+    build_config_options,
+    check_config_head,
+    head_settings,
+    scale_of,
+)
+from rayface.plan.memory import job_of
 from rayface.training.validate import _STREAMS
 
 
@@ -28,6 +36,27 @@ def test_margin_of_a_head_is_that_of_its_paper_where_it_is_not_set(
     head = config_of(*overrides).head
     built = build_config_margin(head)
     assert (built.scale, built.m3, scale_of(head)) == (scale, margin, scale)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "expected"),
+    [
+        ([], "cuda", "bf16"),
+        ([], "cpu", "fp32"),
+        (["train.precision=fp32"], "cuda", "fp32"),
+        (["train.precision=bf16"], "cpu", "fp32"),
+        (["train.precision=fp32", "head.compute_dtype=bf16"], "cpu", "bf16"),
+        (["head.compute_dtype=fp32"], "cuda", "fp32"),
+    ],
+)
+def test_products_of_a_head_are_in_bf16_where_the_backbone_is_on_a_gpu(
+    overrides: list[str], device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "fast_bf16", lambda device: True)
+    config = config_of(*overrides)
+    assert head_settings(config, 10, device=device).compute_dtype == expected
+    bytes_planned = job_of(config, 10, gpu=device == "cuda").compute_bytes
+    assert bytes_planned == (2 if expected == "bf16" else 4)
 
 
 def test_options_of_a_head_are_its_own_settings_typed() -> None:

@@ -16,4 +16,4 @@ def small() -> Config:
 def job(small: Config) -> Job:
     """What the hand computations below are of."""
     asked = {"train.num_workers": 4, "train.batch_size": 64, "head.sample_rate": 0.1, "train.precision": "bf16"}
-    return job_of(with_overrides(small, asked), 1_000_001, gpu=True)
+    return job_of(with_overrides(small, {**asked, "head.compute_dtype": "fp32"}), 1_000_001, gpu=True)

@@ -1,6 +1,7 @@
 """The pre-flight on three gloo processes: what fits together, and every way in which it does not."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rayface import config as configs
 from rayface.data.synth import synthesize
 from rayface.plan.memory import Job, job_of
 from rayface.tracking.journal import PREFLIGHT, PREFLIGHT_WARNINGS
-from rayface.training import preflight
+from rayface.training import measured_rates, preflight
 from rayface.training.distributed import World
 from rayface.training.run_directory import RunDirectory
 from tests.ranks import run_ranks
@@ -104,6 +105,16 @@ def test_preflight_with_a_rank_that_does_not_fit_raises_one_line_on_every_rank(a
             continue
         assert text in own[case]["error"]
         assert "\n" not in own[case]["error"]
+
+
+def test_preflight_whose_all_reduce_opens_no_connection_raises_one_line(monkeypatch):
+    monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: threading.Event().wait())
+    monkeypatch.setattr(measured_rates, "_MARGIN_SECONDS", 0.1)
+    world = World(rank=1, size=2, local_size=1, device=torch.device("cpu"))
+    facts = [preflight.Facts(rank=rank, node=f"10.0.0.{rank}", device="cpu", versions={}) for rank in range(2)]
+    rule = "between 2 ranks on 10.0.0.0, 10.0.0.1, seen by rank 1 on 10.0.0.1: it opens no connection: must end within"
+    with pytest.raises(preflight.PreflightError, match=rule):
+        preflight._bandwidth(world, facts, 0.1)
 
 
 def test_preflight_with_a_slow_link_between_nodes_warns():

@@ -93,6 +93,18 @@ def test_check_memory_asks_a_node_without_the_cpus_and_gpus_that_other_jobs_may_
     assert checked == [("device", 2, 12), ("host", 2, 6)]
 
 
+@pytest.mark.parametrize(("bf16", "planned"), [(True, "auto"), (False, "fp32")])
+def test_check_memory_of_a_gpu_without_bf16_counts_fp32(
+    cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bf16: bool, planned: str
+) -> None:
+    cluster({"CPU": 8.0, "GPU": 2.0})
+    found: list[str] = []
+    monkeypatch.setattr(resources, "fast_bf16", lambda device: bf16)
+    monkeypatch.setattr(resources, "check_fits", lambda config, *_, **__: found.append(config.train.precision))
+    resources.check_memory(config_of("2"), 1000)
+    assert found == [planned]
+
+
 def test_check_memory_of_a_node_that_does_not_answer_checks_nothing(
     cluster: Callable[..., Any],
     checked: list[Any],

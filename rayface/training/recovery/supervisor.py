@@ -37,6 +37,8 @@ _TRAIN_VARIABLES = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PREEM
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Libraries that write files (PyTorch, safetensors, SQLite, Arrow) report a full disk only as text.
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
+# PyTorch's error of a GPU; by its text, since the controller does not import PyTorch.
+_GPU_FULL = re.compile(r"(?:CUDA|HIP) out of memory\. Tried to allocate [\d.]+ \w+")
 _FAILED_STARTS = 10  # maximum number per run, for example because a node is lost during a start
 _POLL_SECONDS = 0.2
 # Reasons of restarts that are no failures.
@@ -174,6 +176,11 @@ def lasting_cause(failures: Mapping[int, BaseException]) -> Exception | None:
     for rank, cause in causes.items():
         if full := _full_disk(cause):
             return TrainingStoppedError(f"worker {rank}: {full}: free space there, then resume the run")
+        if lacking := _GPU_FULL.search(str(cause)):
+            return TrainingStoppedError(
+                f"worker {rank}: {lacking[0]}: a step must fit into a GPU's memory: set train.max_batch_per_worker or "
+                "backbone.checkpointing=true, then resume the run"
+            )
         for known in _KNOWN:
             if isinstance(cause, known):
                 return known(in_one_line(cause))

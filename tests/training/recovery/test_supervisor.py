@@ -5,6 +5,7 @@ import types
 from contextlib import nullcontext
 
 import pytest
+import torch
 from ray.exceptions import ActorDiedError, OutOfDiskError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import (
@@ -59,6 +60,16 @@ def test_full_disk_anywhere_in_a_worker_stops_the_run(cause, message):
     assert message in str(lasting)
     assert "free space there, then resume the run" in str(lasting)
     assert lasting_cause({0: UserExceptionWithTraceback(OSError(errno.EIO, "Input/output error"), "trace")}) is None
+
+
+def test_step_that_does_not_fit_into_a_gpu_stops_the_run():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
+    lasting = lasting_cause({0: LOST, 1: UserExceptionWithTraceback(error, "trace")})
+    assert isinstance(lasting, TrainingStoppedError)
+    assert str(lasting) == (
+        "worker 1: CUDA out of memory. Tried to allocate 2.00 GiB: a step must fit into a GPU's memory: set "
+        "train.max_batch_per_worker or backbone.checkpointing=true, then resume the run"
+    )
 
 
 def test_describe_of_a_dead_worker_names_it_before_those_that_lost_it():
