@@ -22,6 +22,7 @@ from rayface.evaluation.protocol import Figure, ProtocolResult, Roc, number
 from rayface.evaluation.tail_rates import TailRates
 from rayface.models.embedded import Embedded
 from rayface.progress import phase
+from rayface.storage import DataError
 
 if TYPE_CHECKING:
     from rayface.evaluation.extremes import Extremes, Scored
@@ -120,7 +121,10 @@ class AllVsAllProtocol(DatasetProtocol):
 
     @classmethod
     def open(cls, settings: AllVsAllSettings, *, image_size: int) -> AllVsAllProtocol:
-        dataset = open_dataset(settings.data, join=settings.join)
+        try:
+            dataset = open_dataset(settings.data, join=settings.join)
+        except DataError as error:  # training opens other datasets, too, by the same rules
+            raise DataError(f"evaluate.all_vs_all: {str(error).removeprefix('data: ')}") from error
         groups = load_groups(dataset, settings.group_by, settings.groups)
         rows = np.arange(dataset.num_images, dtype=np.int64)
         return cls(ImageRows(dataset=dataset, rows=rows), image_size, groups, replicates=settings.replicates)

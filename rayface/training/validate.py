@@ -144,7 +144,7 @@ def _check_plain_settings(config: Config) -> None:
     if config.tracking.enabled and config.tracking.uri is not None:
         tracking.tracking_uri(config.tracking, Path())
     # Open them once here, so that errors are found before a worker starts.
-    open_protocols(config.evaluate, image_size=16)
+    open_protocols(config.evaluate, image_size=16, join=data.join)
 
 
 def _check_static_graph(config: Config) -> None:

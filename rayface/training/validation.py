@@ -31,7 +31,7 @@ class Evaluation:
 
     def __init__(self, config: Config, run: RunDirectory, world: World, *, bf16: bool) -> None:
         self._config, self._run, self._world, self._bf16 = config, run, world, bf16
-        self._protocols = open_protocols(config.evaluate, image_size=config.data.image_size)
+        self._protocols = open_protocols(config.evaluate, image_size=config.data.image_size, join=config.data.join)
         self.result: Values = {}
         self.main_figures: dict[str, float] = {}
         self.all_figures: dict[str, float] = {}

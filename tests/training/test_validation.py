@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from rayface import config as configs
+from rayface.data.synth import synthesize
 from rayface.evaluation import verification
 from rayface.evaluation.pair_scores import read_pair_scores
 from rayface.evaluation.pairs import PairSet, PairsProtocol
 from rayface.training import validation
 from rayface.training.distributed import World
 from rayface.training.run_directory import RunDirectory
+from rayface.training.validate import check_settings
 from rayface.training.validation import Evaluation
 
 
@@ -106,3 +108,19 @@ def test_validation_of_pairs_without_their_data_raises_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^evaluate\.pairs: requires evaluate\.data") as caught:
         Evaluation(config, RunDirectory(tmp_path), world, bf16=False)
     assert "\n" not in str(caught.value)
+
+
+def test_validation_by_all_vs_all_joins_labels_as_data_join_says(tmp_path):
+    for name in "ab":
+        synthesize(tmp_path / name, identities=3, images_per_identity=2, image_size=32, processes=1)
+    sets = [str(tmp_path / name) for name in "ab"]
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+
+    def config(join: str) -> configs.Config:
+        return configs.load("debug", overrides={"evaluate.all_vs_all": sets, "data.train": sets[0], "data.join": join})
+
+    made = Evaluation(config("separate"), RunDirectory(tmp_path), world, bf16=False)
+    assert made._protocols["all_vs_all"].source.dataset.num_classes == 6
+    (tmp_path / "b" / "identities.parquet").unlink()
+    with pytest.raises(ValueError, match=r"^evaluate.all_vs_all: data.join: names: b has no identities.parquet: set"):
+        check_settings(config("names"))
