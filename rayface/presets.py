@@ -5,10 +5,11 @@ import difflib
 
 from rayface.values import Tree
 
-# arcface_torch's recipe for CNNs (https://arxiv.org/abs/2203.15565): batch 1024 at lr .1, 20 epochs.
+# arcface_torch's recipe for CNNs (https://arxiv.org/abs/2203.15565): batch 1024 at lr .1, 20 epochs. Its scale and
+# margin are the defaults of cosface and arcface. They are not set here, so that another margin or head has its own.
 _CNN: Tree = {
     "backbone": {"name": "r50"},
-    "head": {"margin": "cosface", "margin_value": 0.4, "scale": 64.0},
+    "head": {"margin": "cosface"},
     "optim": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "clip_norm": 5.0},
     "schedule": {"name": "polynomial", "power": 1.0},
     "train": {"epochs": 20, "batch_size": 1024, "num_workers": 8},
@@ -33,7 +34,7 @@ PRESETS: dict[str, Tree] = {
         schedule={"warmup_epochs": 2},
         train={"batch_size": 4096, "num_workers": 32},
     ),
-    "ms1mv3": _cnn("ms1mv3", head={"margin": "arcface", "margin_value": 0.5}),
+    "ms1mv3": _cnn("ms1mv3", head={"margin": "arcface"}),
     "glint360k": _cnn("glint360k", backbone={"name": "r100"}),
     # Small images, a narrow backbone and few epochs: minutes on a laptop's CPU.
     "mini": {

@@ -3,6 +3,7 @@
 import pytest
 
 from rayface import config
+from rayface.heads.from_config import build_config_margin
 from rayface.presets import PRESETS, preset_values
 
 
@@ -18,18 +19,20 @@ from rayface.presets import PRESETS, preset_values
 def test_preset_of_a_published_recipe_has_its_numbers(name: str, values: tuple[object, ...]) -> None:
     found = config.load(name)
     head = found.head
-    numbers = (found.backbone.name, head.margin, head.margin_value, head.sample_rate, found.optim.lr)
+    margin = build_config_margin(head)
+    assert margin.scale == 64
+    numbers = (found.backbone.name, head.margin, margin.m2 + margin.m3, head.sample_rate, found.optim.lr)
     assert (*numbers, found.train.batch_size, found.train.num_workers) == values
     assert (found.name, found.train.epochs, found.optim.weight_decay) == (name, 20, 5e-4)
 
 
 def test_preset_values_changed_by_a_caller_leave_the_preset_as_it_was() -> None:
     values = preset_values("webface4m")
-    values["head"]["scale"] = 1.0
+    values["head"]["margin"] = "arcface"
     values["data"] = {}
-    assert preset_values("webface4m")["head"]["scale"] == 64.0
+    assert preset_values("webface4m")["head"]["margin"] == "cosface"
     assert "data" not in PRESETS["webface4m"]
-    assert PRESETS["webface12m"]["head"]["scale"] == 64.0  # recipes share no dict
+    assert PRESETS["webface12m"]["head"]["margin"] == "cosface"  # recipes share no dict
 
 
 @pytest.mark.parametrize(("name", "hint"), [("webface42", ": did you mean webface42m\\?$"), ("zzz", "debug$")])

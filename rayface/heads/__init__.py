@@ -1,6 +1,7 @@
 """Heads: compute a loss from embeddings and labels. They take plain arguments and do not import Ray."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 
 from rayface.heads.adaptive_margins import AdaFace, CurricularFace, ElasticFace, MagFace
 from rayface.heads.base import Head, HeadSettings
@@ -28,6 +29,7 @@ __all__ = [
     "build_head",
     "build_margin",
     "head_class",
+    "margin_parameters",
 ]
 
 MARGINS: dict[str, Callable[..., Margin]] = {
@@ -44,10 +46,19 @@ HEADS: dict[str, type[Head]] = {"partial_fc": PartialFC, "dcq": DCQ, "f2c": F2C}
 
 def build_margin(name: str, **arguments: object) -> Margin:
     """Return a margin by its name in MARGINS with the arguments of its class; ValueError for an unknown name."""
+    return _margin_class(name)(**arguments)
+
+
+def margin_parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a margin by its name in MARGINS; ValueError for an unknown name."""
+    return inspect.signature(_margin_class(name)).parameters
+
+
+def _margin_class(name: str) -> Callable[..., Margin]:
     ensure_loaded()
     if name not in MARGINS:
         raise ValueError(f"head.margin {name!r} must be one of {', '.join(sorted(MARGINS))}, or registered by a plugin")
-    return MARGINS[name](**arguments)
+    return MARGINS[name]
 
 
 def head_class(name: str) -> type[Head]:

@@ -71,7 +71,7 @@ class ElasticFace(CombinedMargin):
         gradient: str = "exact",
     ) -> None:
         if kind not in ("arc", "cos"):
-            raise ValueError(f"head.kind {kind!r} must be arc or cos")
+            raise ValueError(f"kind: {kind!r}: must be arc or cos")
         super().__init__(scale, conflict_threshold=conflict_threshold, gradient=gradient)
         default_margin, default_std = (0.5, 0.0125) if kind == "arc" else (0.35, 0.05)
         self.kind = kind
@@ -105,12 +105,12 @@ class MagFace(Margin):
         conflict_threshold: float | None = None,
     ) -> None:
         super().__init__(scale, conflict_threshold)
-        for name, value in (("margin_low", margin_low), ("margin_high", margin_high), ("weight", weight)):
-            check_number(name, value)
-        if not 0 < low < high < math.inf:
-            raise ValueError(f"head.low {low} and head.high {high} must be 0 < low < high; 10 and 110 are usual")
         self.low, self.high = low, high
         self.margin_low, self.margin_high, self.weight = margin_low, margin_high, weight
+        for name in ("low", "high", "margin_low", "margin_high", "weight"):
+            check_number(name, getattr(self, name))
+        if not 0 < low < high:
+            raise ValueError(f"low: {low}: must be above 0 and below high, {high}; 10 and 110 are usual")
 
     def target(self, cosine: Tensor, norms: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the target's logit over the scale, (B,)."""

@@ -1,6 +1,7 @@
 """Settings of heads and margins from a config, and their checks."""
 
 from dataclasses import fields
+from inspect import Parameter
 from typing import Literal
 
 import torch
@@ -8,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from rayface.config import Config, HeadConfig, first_error
-from rayface.heads import build_margin, head_class
+from rayface.heads import build_margin, head_class, margin_parameters
 from rayface.heads.base import HeadSettings
 from rayface.heads.fused_softmax import check_fused, check_fused_device
 from rayface.heads.margins import Margin
@@ -17,6 +18,8 @@ from rayface.precision import uses_bf16
 
 _ROW_KEYS = ("sample_rate", "center_update", "storage_dtype", "compute_dtype", "kernel", "logit_memory", "host_memory")
 """Keys of the config group `head` that are fields of HeadSettings by the same name: of heads with class centers."""
+_MARGIN_KEYS = {"margin": "head.margin_value", "scale": "head.scale", "conflict_threshold": "head.conflict_threshold"}
+"""Config keys of the parameters of margins that are no options."""
 
 
 def scale_of(head: HeadConfig) -> float:
@@ -35,22 +38,45 @@ def build_config_margin(head: HeadConfig) -> Margin:
     """Build the margin of a config: head.margin with its value, its options and the scale.
 
     Raises:
-        ValueError: an unknown margin or option, or a value out of range.
+        ValueError: an unknown margin or option, or a value out of range; one line that names its key.
     """
-    options = {"scale": scale_of(head), **head.margin_options}
-    value = head_class(head.name).usual_margin if head.margin_value is None else head.margin_value
-    if value is not None:
-        options["margin"] = value
-    if head.conflict_threshold is not None:
-        options["conflict_threshold"] = head.conflict_threshold
+    arguments = _margin_arguments(head)
     try:
-        return build_margin(head.margin, **options)
-    except TypeError as error:
-        if head.margin_options:
-            raise ValueError(f"head.margin_options: {options!r}: {head.margin} does not take them all") from error
-        raise ValueError(
-            f"head.margin: {head.margin}: does not take {options!r}: choose another margin for {head.name}"
-        ) from error
+        return build_margin(head.margin, **arguments)
+    except (TypeError, ValueError) as error:
+        name, _, rule = str(error).partition(":")  # of a parameter, see Margin
+        if name in arguments or name in margin_parameters(head.margin):
+            raise ValueError(f"{_margin_key(name)}:{rule}") from error
+        raise ValueError(f"head.margin: {head.margin}: {error}") from error
+
+
+def _margin_arguments(head: HeadConfig) -> dict[str, object]:
+    parameters = margin_parameters(head.margin).values()
+
+    def takes(name: str) -> bool:
+        return any(parameter.name == name or parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters)
+
+    for name in _MARGIN_KEYS.keys() & head.margin_options.keys():
+        value = head.margin_options[name]
+        raise ValueError(f"head.margin_options.{name}: {value!r}: must be set as {_margin_key(name)}")
+    for name in head.margin_options:
+        if not takes(name):
+            known = ", ".join(each.name for each in parameters if each.name not in _MARGIN_KEYS) or "none"
+            raise ValueError(f"head.margin_options.{name}: {head.margin} has no such option: it has {known}")
+    given = {"margin": head.margin_value, "scale": head.scale, "conflict_threshold": head.conflict_threshold}
+    for name, value in given.items():
+        if value is not None and not takes(name):
+            key = _margin_key(name)
+            raise ValueError(f"{key}: {value}: {head.margin} takes none: set {key}=null")
+    kind = head_class(head.name)
+    usual = {"margin": kind.usual_margin, "scale": kind.usual_scale}
+    found = {name: usual.get(name) if value is None else value for name, value in given.items() if takes(name)}
+    return {**{name: value for name, value in found.items() if value is not None}, **head.margin_options}
+
+
+def _margin_key(name: str) -> str:
+    """Return the config key of a parameter of a margin."""
+    return _MARGIN_KEYS.get(name, f"head.margin_options.{name}")
 
 
 def build_config_options(head: HeadConfig) -> HeadOptions:

@@ -22,17 +22,17 @@ class Margin:
         conflict_threshold: cosines to other classes above it get a logit of 0 and no gradient; None: no filter.
 
     Raises:
-        ValueError: scale or threshold out of range.
+        ValueError: a parameter out of range: `NAME: VALUE: RULE`; with a config, NAME becomes that of its key.
     """
 
     needs_target_cosines = False  # set it where `modulate_negatives_` depends on the sample's own target cosine
 
     def __init__(self, scale: float, conflict_threshold: float | None = None) -> None:
         if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"head.scale {scale} must be a number > 0; 64 is usual")
+            raise ValueError(f"scale: {scale}: must be a number > 0; 64 is usual")
         if conflict_threshold is not None and not 0 < conflict_threshold <= 1:
             raise ValueError(
-                f"head.conflict_threshold {conflict_threshold} must be in (0, 1]; .4 is usual, null is no filter"
+                f"conflict_threshold: {conflict_threshold}: must be in (0, 1]; .4 is usual, null is no filter"
             )
         self.scale = float(scale)
         self.conflict_threshold = conflict_threshold
@@ -143,9 +143,9 @@ class CombinedMargin(Margin):
     ) -> None:
         super().__init__(scale, conflict_threshold)
         if gradient not in GRADIENTS:
-            raise ValueError(f"head.gradient {gradient!r} must be one of {', '.join(GRADIENTS)}")
-        if not (m1 >= 0 and m2 >= 0 and m3 >= 0):
-            raise ValueError(f"head.margin ({m1}, {m2}, {m3}) must not be negative")
+            raise ValueError(f"gradient: {gradient!r}: must be one of {', '.join(GRADIENTS)}")
+        for name, value in (("m1", m1), ("m2", m2), ("m3", m3)):
+            check_number(name, value)
         self.m1, self.m2, self.m3 = m1, m2, m3
         self.gradient = gradient
 
@@ -167,6 +167,7 @@ class CosFace(CombinedMargin):
     """Target logit `s (cos(theta) - margin)` (arXiv 1801.09414); 0.4 on WebFace and Glint360K."""
 
     def __init__(self, margin: float = 0.4, scale: float = 64.0, conflict_threshold: float | None = None) -> None:
+        check_number("margin", margin)
         super().__init__(scale, m3=margin, conflict_threshold=conflict_threshold)
 
 
@@ -183,14 +184,15 @@ class ArcFace(CombinedMargin):
         conflict_threshold: float | None = None,
         gradient: str = "straight_through",
     ) -> None:
+        check_number("margin", margin)
         super().__init__(scale, m2=margin, conflict_threshold=conflict_threshold, gradient=gradient)
 
 
 def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf) -> None:
-    """Raise ValueError for a setting of a margin that is no number from low to high."""
+    """Raise ValueError for a parameter of a margin that is no number from low to high."""
     if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
         rule = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-        raise ValueError(f"head.{name} {value!r} must be a number {rule}")
+        raise ValueError(f"{name}: {value!r}: must be a number {rule}")
 
 
 def angle(cosine: Tensor) -> Tensor:

@@ -84,14 +84,14 @@ def test_curricularface_of_easy_and_hard_negatives_weighs_the_hard_ones() -> Non
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: MagFace(low=5, high=2), "head.low 5"),
-        (lambda: ElasticFace("both"), "head.kind 'both'"),
-        (lambda: ElasticFace(std=-0.1), "head.std -0.1 must be a number at least 0"),
-        (lambda: AdaFace(margin=-5), "head.margin -5 must be a number at least 0"),
-        (lambda: AdaFace(h="abc"), "head.h 'abc'"),
-        (lambda: MagFace(weight="abc"), "head.weight 'abc'"),
-        (lambda: MagFace(margin_low=math.nan), "head.margin_low nan"),
-        (lambda: CurricularFace(momentum=5), r"head.momentum 5 must be a number in \[0, 1\]"),
+        (lambda: MagFace(low=5, high=2), "^low: 5: must be above 0 and below high, 2"),
+        (lambda: ElasticFace("both"), "^kind: 'both': must be arc or cos"),
+        (lambda: ElasticFace(std=-0.1), "^std: -0.1: must be a number at least 0"),
+        (lambda: AdaFace(margin=-5), "^margin: -5: must be a number at least 0"),
+        (lambda: AdaFace(h="abc"), "^h: 'abc': must"),
+        (lambda: MagFace(weight="abc"), "^weight: 'abc': must"),
+        (lambda: MagFace(margin_low=math.nan), "^margin_low: nan: must"),
+        (lambda: CurricularFace(momentum=5), r"^momentum: 5: must be a number in \[0, 1\]"),
     ],
 )
 def test_adaptive_margin_with_a_value_out_of_range_raises_one_line(build, words: str) -> None:

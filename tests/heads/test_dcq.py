@@ -86,7 +86,7 @@ def test_shuffled_parts_cover_the_batch_and_mix_the_ranks() -> None:
             "^head.options.queue_size: 12: must be a multiple of the global batch, 5$",
         ),
         ({"momentum": 1.0}, "^head.options.momentum: 1.0: must be"),
-        ({"scale": 0.0}, "head.scale 0.0"),
+        ({"scale": 0.0}, "^scale: 0.0: must"),
     ],
 )
 def test_dcq_with_a_bad_argument_raises_one_line(changes: dict, words: str) -> None:

@@ -1,11 +1,13 @@
 """Settings of heads from a config: defaults of their papers, their own settings, and what is refused."""
 
+import re
+
 import pytest
 
 from rayface import config as configs
 from rayface import precision
 from rayface.config import Config
-from rayface.heads import HEADS
+from rayface.heads import HEADS, MARGINS, Margin
 from rayface.heads.from_config import (
     build_config_margin,
     build_config_options,
@@ -14,6 +16,7 @@ from rayface.heads.from_config import (
     scale_of,
 )
 from rayface.plan.memory import job_of
+from rayface.presets import PRESETS
 from rayface.training.validate import _STREAMS
 
 
@@ -77,7 +80,12 @@ def test_options_of_a_head_are_its_own_settings_typed() -> None:
         (["head.name=f2c", "head.options.pool_size=0"], "head.options.pool_size: 0: must be at least 1"),
         (["head.name=dcq", "head.options.queue_size=0"], "head.options.queue_size: 0: must be above 0"),
         (["head.name=dcq", "head.conflict_threshold=0.4"], "head.conflict_threshold: 0.4: dcq keeps no class centers"),
-        (["head.margin=elasticface", "head.margin_options={std: -0.1}"], "head.std -0.1 must be a number at least 0"),
+        (["head.margin=magface", "head.margin_value=0.2"], "head.margin_value: 0.2: magface takes none: set head.marg"),
+        (["head.margin_options.m1=1"], "head.margin_options.m1: cosface has no such option: it has none"),
+        (["head.margin=arcface", "head.margin_options.m1=1"], ".*m1: arcface has no such option: it has gradient$"),
+        (["head.margin_options.scale=32"], "head.margin_options.scale: 32: must be set as head.scale$"),
+        (["head.margin_options.margin=0.2"], "head.margin_options.margin: 0.2: must be set as head.margin_value$"),
+        (["head.margin_options.conflict_threshold=0.2"], ".*conflict_threshold: 0.2: must be set as head.conflict_thr"),
         (["head.name=dcq", "head.options.queue_size=a"], "head.options.queue_size: 'a': input should be a valid int"),
         (
             ["head.name=dcq", "head.options.queue_size=100"],
@@ -106,3 +114,58 @@ def test_check_of_settings_that_a_head_cannot_work_with_raises_one_line(override
 
 def test_streams_known_without_pytorch_are_those_of_the_heads() -> None:
     assert {name: HEADS[name].stream for name in _STREAMS} == _STREAMS
+
+
+@pytest.mark.parametrize("margin", MARGINS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_margin_in_place_of_that_of_a_preset_has_its_own_defaults_where_the_preset_sets_none(
+    preset: str, margin: str
+) -> None:
+    own = configs.load(preset).head.margin_value
+    overrides = ["head.margin_value=null"] if own and margin in ("combined", "magface") else []
+    built = build_config_margin(configs.load(preset, overrides=[f"head.margin={margin}", *overrides]).head)
+    usual = MARGINS[margin](**({"margin": own} if own and not overrides else {}))
+    assert {**vars(built), "scale": 64} == vars(usual)
+    assert built.scale == {"mini": 24, "debug": 16}.get(preset, 64)
+
+
+def test_head_in_place_of_that_of_a_published_preset_has_the_defaults_of_its_paper() -> None:
+    margin = build_config_margin(configs.load("webface42m", overrides=["head.name=dcq"]).head)
+    assert (margin.scale, margin.m3) == (50, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("margin", "overrides", "message"),
+    [
+        ("cosface", ["head.margin_value=-1"], "head.margin_value: -1.0: must be a number at least 0"),
+        ("combined", ["head.margin_options.m2=-1"], "head.margin_options.m2: -1: must be a number at least 0"),
+        ("arcface", ["head.margin_options.gradient=none"], "head.margin_options.gradient: 'none': must be one of"),
+        ("elasticface", ["head.margin_options.std=-0.1"], "head.margin_options.std: -0.1: must be a number at least 0"),
+        ("elasticface", ["head.margin_options.kind=both"], "head.margin_options.kind: 'both': must be arc or cos"),
+        (
+            "magface",
+            ["head.margin_options.high=5"],
+            "head.margin_options.low: 10.0: must be above 0 and below high, 5",
+        ),
+        ("adaface", ["head.margin_options.h=abc"], "head.margin_options.h: 'abc': must be a number at least 0"),
+        ("curricularface", ["head.margin_options.momentum=5"], "head.margin_options.momentum: 5: must be a number in"),
+    ],
+)
+def test_margin_of_a_config_with_a_value_out_of_range_names_its_key(
+    margin: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        build_config_margin(config_of(f"head.margin={margin}", *overrides).head)
+
+
+def test_margin_of_a_plugin_that_fails_without_a_parameter_names_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(strength: float, **others: object) -> Margin:
+        raise ValueError("too cold")
+
+    monkeypatch.setitem(MARGINS, "mine", mine)
+    for overrides, message in (
+        ([], "head.margin: mine: .* missing 1 required positional argument: 'strength'"),
+        (["head.margin_options={strength: 1, any: 2}"], "head.margin: mine: too cold"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_config_margin(config_of("head.margin=mine", *overrides).head)

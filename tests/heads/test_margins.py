@@ -83,10 +83,11 @@ def test_arcface_straight_through_has_the_exact_value_and_a_slope_of_one() -> No
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: CosFace(scale=0), "head.scale 0"),
-        (lambda: CosFace(-0.1), "must not be negative"),
-        (lambda: CombinedMargin(gradient="none"), "head.gradient 'none' must be one of"),
-        (lambda: ArcFace(conflict_threshold=1.5), "head.conflict_threshold 1.5"),
+        (lambda: CosFace(scale=0), "^scale: 0: must be a number > 0"),
+        (lambda: CosFace(-0.1), "^margin: -0.1: must be a number at least 0"),
+        (lambda: CombinedMargin(m2="abc"), "^m2: 'abc': must be a number at least 0"),
+        (lambda: CombinedMargin(gradient="none"), "^gradient: 'none': must be one of"),
+        (lambda: ArcFace(conflict_threshold=1.5), "^conflict_threshold: 1.5: must"),
     ],
 )
 def test_margin_with_a_value_out_of_range_raises_one_line(make, words: str) -> None:

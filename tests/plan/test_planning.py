@@ -138,7 +138,7 @@ def test_plan_verb_when_too_large_shows_then_refuses(call):
         (["--num-classes=10", "--plot=plan.jpg", *TINY], "plot: plan.jpg: must end in .png"),
         (["data.train=/nowhere"], "/nowhere"),
         (["--num-classes=10", "head.margin=foo"], "head.margin 'foo' must be one of adaface, arcface"),
-        (["--num-classes=10", "head.margin_options={m9: 1}"], "head.margin_options: "),
+        (["--num-classes=10", "head.margin_options={m9: 1}"], "head.margin_options.m9: cosface has no such option"),
         (
             ["--num-classes=10", "--rates=/nowhere.json"],
             "rates: /nowhere.json: must be the output of",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from rayface.heads import head_class
+from rayface.heads import head_class, margin_parameters
 from rayface.heads.from_config import build_config_margin
 from rayface.presets import reference_rate
 from rayface.training.doctor.expected_loss import ExpectedLoss, expected_loss
@@ -141,13 +141,16 @@ def check_scale(of: Examination) -> Check:
 def check_margin(of: Examination) -> Check:
     """A margin that a target's cosine can still overcome."""
     drop = of.losses.drop
+    has_value = "margin" in margin_parameters(of.config.head.margin)
     return Check(
         name="margin",
         value=f"lowers a cosine of 0 by {drop:.2f}",
         expected="at most 0.75",
-        key="head.margin_value",
+        key="head.margin_value" if has_value else "head.margin_options",
         verdict="ok" if drop <= 0.75 else "wrong",
-        remedy="set head.margin_value=0.4 for cosface, 0.5 for arcface",
+        remedy="set head.margin_value=0.4 for cosface, 0.5 for arcface"
+        if has_value
+        else "lower m2 and m3 of combined, margin_low and margin_high of magface",
     )
 
 

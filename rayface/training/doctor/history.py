@@ -46,9 +46,11 @@ class RunHistory:
 
         It is later for a large scale: the logits of random class centers, of variance scale**2 / D, settle first.
         """
+        from rayface.heads.from_config import scale_of  # PyTorch takes a second to import
+
         config = self.config
         seen = _IMAGES_PER_CLASS * self.num_classes / config.train.batch_size
-        noise = (config.head.scale or 64.0) ** 2 / (2 * config.backbone.embedding_size)
+        noise = scale_of(config.head) ** 2 / (2 * config.backbone.embedding_size)
         return round(max(FIRST_STEPS, seen) * max(1.0, noise / 2) + self.warmup_steps)
 
     def values(self, name: str, last_step: int = FIRST_STEPS) -> list[float]:

@@ -71,6 +71,7 @@ def test_checks_of_the_sweeps_raise_no_alarm_at_any_end_of_the_search_space(path
         ("optim.lr", ["optim.lr=4", "train.batch_size=4096"], {}),
         ("head.scale", ["head.scale=8"], {}),
         ("head.margin_value", ["head.margin=arcface", "head.margin_value=1.2"], {}),
+        ("head.margin_options", ["head.margin=combined", "head.margin_options={m2: 0.6, m3: 0.6}"], {}),
         ("head.sample_rate", ["head.sample_rate=0.001"], {}),
         ("schedule.warmup_epochs", ["schedule.warmup_epochs=30"], {}),
         ("data.train", [], {"num_classes": 1}),
