@@ -4,9 +4,11 @@ An identity is one or several connected components, each a spherical Gaussian wi
 vector updates the nearest component, or founds one. Each update renews the connections of that component and of a few
 others in turn, so decisions taken on few images are revised as more arrive:
 
-* a component leaves its identity if the mean cosine between its images and the others of the identity is below `leave`,
-  or below that to another identity;
-* two identities become one if the mean cosine between their images reaches `link` (average linkage, from sums alone).
+* a component leaves its identity if its affinity to the rest of it is below the threshold by more than the fraction
+  `slack`, or below that to another identity;
+* two identities become one if their affinity reaches the threshold, which single images reach at the cosine `link`.
+
+The affinity follows from sums alone; with `prior` infinity it is the mean cosine between the images (average linkage).
 
 Candidates come from an approximate index, so the time of an image does not grow with their number; see `ogmc_index`.
 """
@@ -54,7 +56,8 @@ class OnlineGaussianMixture:
         revisits: components whose connections are renewed with every image, beside that of the image.
         min_images: identities of fewer images are noise.
 
-    Memory: 8 * D bytes per component, as many per entry of the index, 4 per image.
+    Memory: 8 * D bytes per component and 8 per image, up to twice as much as arrays double. An entry of the index takes
+    4 * D and its links up to 16,384 entries, at most 80 beyond.
 
     Raises:
         ValueError: an argument out of its range.

@@ -56,7 +56,7 @@ def retried(path: str, operation: Callable[[], _T], what: str = "cannot be read"
 
     Raises:
         DataError: the file or folder is missing, forbidden or cannot be opened.
-        StorageError: a transient error persisted for half a minute.
+        StorageError: a transient error persisted for 22 to 44 s.
     """
     for delay in (*_BACK_OFF, None):
         try:
