@@ -36,7 +36,7 @@ from rayface.job_folder import exclusive_job_folder
 from rayface.ray_tasks import map_unordered_by_actors, quiet_data
 from rayface.session import is_cluster, ray_session, require_workers, started_here
 from rayface.storage import DataError, join, list_names, normalise, write_bytes
-from rayface.tracking.job import tracked_job
+from rayface.tracking.job import Tracked, tracked_job
 from rayface.tracking.spool import spool
 from rayface.version import VERSION
 
@@ -51,17 +51,15 @@ class EmbedResult:
 
     Attributes:
         manifest: content of embeddings.json: settings, digests, counts, parts, faults, seconds.
-        tracking: tracking URI; None if tracking is off.
-        tracking_delivered: whether everything was delivered to MLflow.
+        tracked: tracking of the job.
     """
 
     manifest: Mapping[str, Any]
-    tracking: str | None
-    tracking_delivered: bool | None
+    tracked: Tracked
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by name, for --json."""
-        return {**self.manifest, "tracking": self.tracking, "tracking_delivered": self.tracking_delivered}
+        return {**self.manifest, **self.tracked.as_dict()}
 
 
 def embed(config: Config) -> EmbedResult:
@@ -112,7 +110,7 @@ def embed(config: Config) -> EmbedResult:
         write_bytes(join(root, MANIFEST), (json.dumps(masked(manifest), indent=1) + "\n").encode())
         numbers = {"num_rows": manifest["num_rows"], "num_faults": len(faults), "seconds": seconds}
         tracked.journal.metrics(numbers, step=0)
-    return EmbedResult(manifest=manifest, tracking=tracked.uri, tracking_delivered=tracked.delivered)
+    return EmbedResult(manifest=manifest, tracked=tracked.result())
 
 
 def _embedded(config: Config, work: _Work, done: Collection[int]) -> Iterator[EmbeddedShard]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from rayface.config import TrackingConfig
 from rayface.progress import recorded_in
@@ -16,6 +17,19 @@ from rayface.tracking.server import RUN_NAME
 from rayface.tracking.spool import JOURNAL
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """Where a job was tracked, whether everything was delivered, and its page in MLflow; None: tracking was off."""
+
+    uri: str | None
+    delivered: bool | None
+    link: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values as the results of jobs have them."""
+        return {"tracking": self.uri, "tracking_delivered": self.delivered, "tracking_link": self.link}
 
 
 @dataclass(kw_only=True)
@@ -35,6 +49,10 @@ class TrackedJob:
     def link(self) -> str | None:
         """Address of the run in MLflow's pages; None if tracking is off, or MLflow has not answered."""
         return self.delivery.link if self.delivery else None
+
+    def result(self) -> Tracked:
+        """Return what the result of the ended job says of its tracking."""
+        return Tracked(uri=self.uri, delivered=self.delivered, link=self.link)
 
 
 @contextmanager

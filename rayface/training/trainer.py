@@ -153,7 +153,7 @@ def _train_in(run: RunDirectory, valid: ValidRun, *, tags: Mapping[str, str], he
         for path, folder in run.artifacts():
             job.journal.artifact(path, folder)
         job.journal.model(run.model_folder())
-    return replace(result, tracking=job.uri, tracking_delivered=job.delivered, tracking_link=job.link)
+    return replace(result, **job.result().as_dict())
 
 
 def _untrained(valid: ValidRun) -> RunHistory:

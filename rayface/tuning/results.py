@@ -15,6 +15,7 @@ from rayface import report
 from rayface.config import Config
 from rayface.evaluation.compare import Difference, accuracy_differences
 from rayface.storage import AnyPath, uri_of
+from rayface.tracking.job import Tracked
 from rayface.tuning import figures
 from rayface.tuning.spec import Spec, prunes
 from rayface.tuning.study import best_trials
@@ -52,10 +53,13 @@ class SweepResult:
     best: BestTrial | None
     rows: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     """Values of every finished trial; not part of result.json."""
+    tracked: Tracked | None = None
+    """Tracking of the sweep that has just run; not part of result.json."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by name, as in result.json and --json."""
-        values = {name: value for name, value in vars(self).items() if name not in ("best", "rows")}
+        values = {name: value for name, value in vars(self).items() if name not in ("best", "rows", "tracked")}
+        values |= self.tracked.as_dict() if self.tracked else {}
         if self.best is None:
             return values
         best = {"trial": self.best.trial, **self.best.values, "params": self.best.params}

@@ -101,7 +101,8 @@ def tune(
             trials = Trials(spec, base, directory, study, job.journal)
             nested = _nested_in(job.delivery, base.tracking.timeout) if job.delivery else {}
             trials.run({**tags, **nested}, address or os.environ.get("RAY_ADDRESS"))
-            return trials.finish(seconds(), {**tags, **nested})
+            result = trials.finish(seconds(), {**tags, **nested})
+    return replace(result, tracked=job.result())
 
 
 def _check_trials(spec: Spec, base: Config) -> int:

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+from dataclasses import replace
 
 import cv2
 import optuna
@@ -10,6 +11,7 @@ import pytest
 
 from rayface import config as configs
 from rayface.evaluation.pair_scores import write_pair_scores
+from rayface.tracking.job import Tracked
 from rayface.tuning import spec as specs
 from rayface.tuning.results import ended_line, write_results
 from rayface.tuning.search_space import suggest
@@ -48,6 +50,8 @@ def test_results_of_a_sweep_are_a_page_pictures_and_the_best_config(left):
     assert (result["trials"], result["complete"], result["pruned"], result["fail"]) == (12, 10, 1, 1)
     assert json.loads((folder / "result.json").read_text()) == result
     assert result["best"]["accuracy_mean"] == study.best_value
+    tracked = Tracked(uri="sqlite:///x", delivered=True, link="http://x")
+    assert replace(ended, tracked=tracked).as_dict() == {**result, **tracked.as_dict()}
     best = configs.load(file=folder / "best.yaml")
     assert best.optim.lr == study.best_params["optim.lr"]
     assert best.schedule.name == "fastface"

@@ -39,7 +39,7 @@ from rayface.curate.cluster.unit_vectors import (
 from rayface.curate.job_output import JobOutput, job_output
 from rayface.curate.ogmc import OnlineGaussianMixture, radius_of
 from rayface.curate.prune.pruned_dataset import check_copied, check_data
-from rayface.curate.prune.result import JobFacts, Tracked, Values
+from rayface.curate.prune.result import JobFacts, Values
 from rayface.curate.work_files import WorkPath
 from rayface.data.configured import open_configured
 from rayface.data.dataset import Dataset
@@ -112,7 +112,7 @@ def cluster(config: Config) -> ClusterResult:
             tracked.journal.metrics(_numbers(result), step=0)
             for name in (RESULT, REPORT):
                 tracked.journal.artifact(output.path / name)
-    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=output.path)
+    return replace(result, tracked=tracked.result(), folder=output.path)
 
 
 def _opened(config: Config) -> _Inputs:

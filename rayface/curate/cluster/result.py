@@ -14,9 +14,10 @@ from rayface.arrays import Ints
 from rayface.curate.cluster.assign import AssignCounts
 from rayface.curate.cluster.label_noise import LabelNoise
 from rayface.curate.cluster.metrics import NOISE, ClusterScores
-from rayface.curate.prune.result import DatasetCounts, JobFacts, Tracked, Values, has_dataset, has_rows
+from rayface.curate.prune.result import DatasetCounts, JobFacts, Values, has_dataset, has_rows
 from rayface.job_folder import read_job_result
 from rayface.storage import AnyPath
+from rayface.tracking.job import Tracked
 
 LABELS = "labels.parquet"
 RESULT = "cluster.json"  # written last
@@ -101,9 +102,9 @@ class ClusterResult:
     def as_dict(self) -> dict[str, Any]:
         """Return the content of cluster.json, and where the job was tracked."""
         found = asdict(self)
-        tracked, _ = found.pop("tracked"), found.pop("folder")
-        if tracked is not None:
-            found |= {"tracking": tracked["uri"], "tracking_delivered": tracked["delivered"]}
+        del found["tracked"], found["folder"]
+        if self.tracked is not None:
+            found |= self.tracked.as_dict()
         return found
 
     def to_pandas(self) -> pd.DataFrame:

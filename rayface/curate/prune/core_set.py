@@ -31,7 +31,6 @@ from rayface.curate.prune.result import (
     ImageCounts,
     JobFacts,
     PruneResult,
-    Tracked,
     Values,
     read_result,
 )
@@ -115,7 +114,7 @@ def prune(config: Config) -> PruneResult:
             tracked.journal.metrics(numbers, step=0)
             for name in (RESULT, REPORT):
                 tracked.journal.artifact(output.path / name)
-    return replace(result, tracked=Tracked(uri=tracked.uri, delivered=tracked.delivered), folder=output.path)
+    return replace(result, tracked=tracked.result(), folder=output.path)
 
 
 @contextlib.contextmanager

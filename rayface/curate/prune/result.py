@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from rayface.job_folder import read_job_result
 from rayface.storage import AnyPath
+from rayface.tracking.job import Tracked
 
 CORE_SET = "core_set.parquet"
 RESULT = "prune.json"  # written last
@@ -48,14 +49,6 @@ class DatasetCounts:
     classes: int
     shards: int
     not_embedded: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tracked:
-    """Where a job was tracked, and whether everything was delivered; None: tracking was off."""
-
-    uri: str | None
-    delivered: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +125,12 @@ class PruneResult:
     def as_dict(self) -> dict[str, Any]:
         """Return the content of prune.json, and where the job was tracked."""
         found = asdict(self)
-        tracked, _ = found.pop("tracked"), found.pop("folder")
+        del found["tracked"], found["folder"]
         found |= found.pop("counts") | found.pop("job")
         if found["dataset"] is None:
             del found["dataset"]
-        if tracked is not None:
-            found |= {"tracking": tracked["uri"], "tracking_delivered": tracked["delivered"]}
+        if self.tracked is not None:
+            found |= self.tracked.as_dict()
         return found
 
     def to_pandas(self) -> pd.DataFrame:

@@ -14,9 +14,11 @@ from rayface.curate.prune.result import (
     JobFacts,
     PruneResult,
     SelectionFigures,
-    Tracked,
     read_result,
 )
+from rayface.tracking.job import Tracked
+
+TRACKING = ("tracking", "tracking_delivered", "tracking_link")
 
 
 def result() -> PruneResult:
@@ -56,8 +58,10 @@ def test_read_result_of_a_finished_job_returns_it(finished: Path) -> None:
 
 
 def test_as_dict_of_a_tracked_job_says_where() -> None:
-    tracked = replace(result(), dataset=None, tracked=Tracked(uri="sqlite:///x", delivered=True)).as_dict()
-    assert (tracked["tracking"], tracked["tracking_delivered"]) == ("sqlite:///x", True)
+    tracked = replace(
+        result(), dataset=None, tracked=Tracked(uri="sqlite:///x", delivered=True, link="http://x")
+    ).as_dict()
+    assert [tracked[name] for name in TRACKING] == ["sqlite:///x", True, "http://x"]
     assert not {"tracked", "dataset"} & tracked.keys()
     assert "tracking" not in result().as_dict()
 
