@@ -265,11 +265,12 @@ class TrainConfig:
     """Steps between in-memory copies of the training state; failed workers restart from the newest copy. 0: restart
     from checkpoints only."""
     log_every: Operational[Positive] = 10
-    """Steps between logged metrics, and between checks for a stop request."""
+    """Steps between logged metrics."""
     max_failures: Operational[NotNegative] = 3
     """Maximum number of restarts from the last checkpoint or in-memory copy after workers died or lost contact."""
     hang_timeout: Operational[Annotated[float, Field(ge=0)]] = 600.0
-    """Seconds without progress after which the slowest rank is reported and workers restart. 0: never."""
+    """Seconds without progress after which the slowest rank is reported and workers restart; up to the first batch 30
+    minutes more. 0: never."""
     on_nan: Literal["stop", "skip", "lower_lr"] = "stop"
     """Reaction to a non-finite loss or gradient: stop, roll back and skip that batch (skip), or roll back and continue
     at a lower learning rate (lower_lr)."""
@@ -315,7 +316,8 @@ class EvaluateConfig:
     are set."""
     pairs: PathText | None = None
     """Pairs of images: LFW's pairs.txt, or a CSV with the columns path_a, path_b (names of images in evaluate.data,
-    like 000123.jpg), is_same (1 or 0) and fold (0 to 9); `rayface synth --pairs` and `convert --from bin` write one."""
+    like 000123.jpg), is_same (1 or 0) and fold (numbers, at least two); `rayface synth --pairs` and `convert --from
+    bin` write one."""
     data: Paths = ()
     """Dataset directory, or several, with the images named in pairs."""
     bin: Paths = ()
@@ -364,15 +366,15 @@ class SynthConfig:
 
     out: Operational[PathText | None] = None
     """Dataset directory to write."""
-    identities: Positive = 200
+    identities: Annotated[int, Field(gt=0, le=10**6)] = 200
     """Number of identities."""
-    images_per_identity: Positive = 20
+    images_per_identity: Annotated[int, Field(gt=0, le=10**4)] = 20
     """Images per identity."""
-    seed: Seed = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Random seed; the same seed gives the same dataset."""
-    pairs: NotNegative = 0
+    pairs: Annotated[int, Field(ge=0, le=10**7, multiple_of=20)] = 0
     """Number of verification pairs to write to pairs.csv."""
-    image_size: Annotated[int, Field(ge=16)] = 112
+    image_size: Annotated[int, Field(ge=16, le=256, multiple_of=2)] = 112
     """Side length of an image, in pixels."""
     shard_size: Bytes = 256 * 2**20
     """Maximum size of a shard."""

@@ -54,6 +54,11 @@ def test_with_overrides_of_a_mapping_leaves_the_original():
         (["data.train="], "data.train: '': must be a directory"),
         (["data.train=['']"], "data.train: '': must be a path"),
         (["name="], "name: '': string should have at least 1 character"),
+        (["synth.image_size=17"], "synth.image_size: 17: input should be a multiple of 2"),
+        (["synth.image_size=512"], "synth.image_size: 512: input should be less than or equal to 256"),
+        (["synth.pairs=30"], "synth.pairs: 30: input should be a multiple of 20"),
+        (["synth.identities=1000001"], "synth.identities: 1000001: input should be less than or equal to 1000000"),
+        (["synth.images_per_identity=10001"], "synth.images_per_identity: 10001: input should be less than or equal"),
         (["head.margin_options=m1"], "head.margin_options: 'm1': must be keys and values"),
     ],
 )
