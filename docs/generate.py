@@ -3,7 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -24,8 +24,10 @@ from rayface.config_fields import (
     Paths,
     PathText,
     Workers,
+    field_texts,
     marked,
 )
+from rayface.tuning import spec as sweeps
 from rayface.values import to_text
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -61,8 +63,12 @@ def config_page() -> Iterator[str]:
     yield ""
     yield "Set by `KEY=VALUE`, a YAML file or a preset; see [Configuration](../configuration.md). *Fixed*: must not"
     yield "change when a run is resumed. *Operational*: does not change results, except by rounding. `null`: not set."
+    yield "The keys of `sweep` are the search settings of `rayface tune`."
     config = configs.Config()
     texts, values, types = configs.descriptions(), configs.flat(config), _types(configs.Config)
+    texts = texts | {f"sweep.{name}": text for name, text in field_texts(sweeps)["SweepConfig"].items()}
+    values |= {f"sweep.{name}": value for name, value in asdict(sweeps.SweepConfig()).items()}
+    types |= _types(sweeps.SweepConfig, "sweep.")
     fixed, operational = marked(config, Mark.FIXED), marked(config, Mark.OPERATIONAL)
     group = None
     for key, value in values.items():

@@ -1,10 +1,7 @@
 """Typed tree of settings: preset, then file, then `key=value`; unknown keys are refused."""
 
-import ast
 import difflib
 import functools
-import inspect
-import itertools
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -38,6 +35,7 @@ from rayface.config_fields import (
     Shown,
     Workers,
     as_mapping,
+    field_texts,
     marked,
 )
 from rayface.credentials import mask, masked
@@ -810,19 +808,12 @@ def dump(config: Config, path: AnyPath, groups: Collection[str] = TRAINING) -> N
 @functools.cache
 def descriptions() -> dict[str, str]:
     """Return the description of every key: the docstring below its field."""
-    found: dict[str, str] = {}
-    module = ast.parse(inspect.getsource(sys.modules[__name__]))
-    bodies = {node.name: node.body for node in module.body if isinstance(node, ast.ClassDef)}
+    texts, found = field_texts(sys.modules[__name__]), dict[str, str]()
     for field in fields(Config):
-        group = type(field.default).__name__ if field.name in _GROUPS else "Config"
-        prefix = f"{field.name}." if field.name in _GROUPS else ""
-        for node, after in itertools.pairwise([*bodies[group], ast.Pass()]):
-            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-                continue
-            if not prefix and node.target.id != field.name:
-                continue
-            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-            found[f"{prefix}{node.target.id}"] = " ".join(str(text).split())
+        if field.name in _GROUPS:
+            found |= {f"{field.name}.{name}": text for name, text in texts[type(field.default).__name__].items()}
+        else:
+            found[field.name] = texts["Config"][field.name]
     return found
 
 

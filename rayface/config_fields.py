@@ -1,9 +1,13 @@
 """Types of config fields, which parse values, and marks, which say what a field decides."""
 
+import ast
+import inspect
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
@@ -174,3 +178,17 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Cosine = Annotated[float, Field(gt=-1, le=1)]
 Seed = NotNegative
 """The same seed gives the same result."""
+
+
+def field_texts(module: ModuleType) -> dict[str, dict[str, str]]:
+    """Return the docstring below every field of a module's dataclasses, by class; "" without one."""
+    found: dict[str, dict[str, str]] = {}
+    for kind in ast.parse(inspect.getsource(module)).body:
+        body = kind.body if isinstance(kind, ast.ClassDef) else []
+        for node, after in itertools.pairwise([*body, ast.Pass()]):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                text = (
+                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+                )
+                found.setdefault(kind.name, {})[node.target.id] = " ".join(str(text).split())
+    return found

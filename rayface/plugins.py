@@ -1,6 +1,7 @@
 """Plugins: user modules, given by `--import` or entry points, that add classes to the registries.
 
-A plugin adds its classes to HEADS, MARGINS, BACKBONES, SOURCES, METHODS or PROTOCOLS when it is imported.
+A plugin adds its classes to HEADS, MARGINS, BACKBONES, SOURCES, TARGETS, SCHEDULES, METHODS or PROTOCOLS
+when it is imported.
 """
 
 import importlib

@@ -1,11 +1,15 @@
 """The documentation says what exists: config keys, options, files; the quickstarts run as they stand."""
 
+import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ import yaml
 from rayface import config as configs
 from rayface.cli.command_line import app
 from rayface.config import Config
+from rayface.tuning.spec import SweepConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md"))
@@ -32,6 +37,44 @@ def test_config_keys_that_a_page_names_exist(name: str) -> None:
     named += re.findall(rf"(?<=\s)((?:{'|'.join(GROUPS)})\.[a-z_]+)=", text)
     code = {f"{path.parent.name}.{path.stem}" for path in (ROOT / "rayface").rglob("*.py")} | _METHODS
     assert {key for key in named if key not in KEYS | code and not re.search(r"\.(json|yaml|lst)$", key)} == set()
+
+
+def test_page_of_config_keys_describes_every_key_and_those_of_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: dict[str, str] = {}
+
+    class Page(io.StringIO):
+        def __init__(self, path: str, mode: str) -> None:
+            super().__init__()
+            self.path = path
+
+        def close(self) -> None:
+            pages[self.path] = self.getvalue()
+
+    monkeypatch.setitem(sys.modules, "mkdocs_gen_files", SimpleNamespace(open=Page))
+    runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| .* \| .* \| (.*) \|$", pages["reference/config.md"], re.MULTILINE))
+    assert rows.keys() == KEYS | {f"sweep.{field.name}" for field in fields(SweepConfig)}
+    assert all(rows.values())
+
+
+def commands() -> dict[str, Any]:
+    """Every command of rayface, by its words."""
+    found: dict[str, Any] = {}
+    groups: list[tuple[str, Any]] = [("", typer.main.get_command(app))]
+    for words, group in groups:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                groups.append((f"{words}{name} ", command))
+            else:
+                found[f"{words}{name}"] = {option for part in command.params for option in part.opts}
+    return found
+
+
+def test_options_of_every_verb_and_verbs_that_take_plugins_are_those_of_the_pages() -> None:
+    assert [name for name, options in commands().items() if not {"--json", "--verbose", "--debug"} <= options] == []
+    (listed,) = re.findall(r"It is an option of (.*?);", (ROOT / "docs" / "plugins.md").read_text(), re.DOTALL)
+    named = {name.strip(" `\n") for name in re.split(r",| and (?=`)", " ".join(listed.split()))}
+    assert named == {name for name, options in commands().items() if "--import" in options}
 
 
 def commands_of(text: str) -> list[list[str]]:

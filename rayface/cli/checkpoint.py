@@ -15,7 +15,9 @@ CheckpointDir = Annotated[
 
 
 @checkpoints.command("show")
-def checkpoint_show(directory: CheckpointDir, json: Json = False, debug: Debug = False) -> None:
+def checkpoint_show(
+    directory: CheckpointDir, json: Json = False, verbose: Verbose = False, debug: Debug = False
+) -> None:
     """Show what a checkpoint holds and whether it is complete."""
     from rayface.storage import path_of
     from rayface.training.checkpointing.tools import show

@@ -54,6 +54,7 @@ class SweepConfig:
     time_budget: Seconds | None = None
     """Seconds after which no more trials start."""
     sampler: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
+    """Chooses the values of the trials: Optuna's samplers, or all points of a grid."""
     pruner: Literal["asha", "hyperband", "median", "none"] = "none"
     """Stops trials early by their validation accuracy (evaluate.every) or loss."""
     min_steps: Positive = 1
@@ -61,11 +62,12 @@ class SweepConfig:
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """asha, hyperband: one in this many trials continues at each rung."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Random seed of the sampler."""
     storage: DatabaseUri | None = None
-    """Storage of the Optuna study: sqlite:///FILE, postgresql://..., mysql://...; None: OPTUNA_STORAGE, which may hold
+    """Storage of the Optuna study: sqlite:///FILE, postgresql://..., mysql://.... Unset: OPTUNA_STORAGE, which may hold
     a password, else sqlite in the sweep's directory."""
     output: PathText | None = None
-    """Sweep directory: a path on a disk that all nodes share, or a URI; None: the next free sweeps/NAME-001."""
+    """Sweep directory: a path on a disk that all nodes share, or a URI. Unset: the next free sweeps/NAME-001."""
 
 
 def _parameter(value: Any) -> Any:
