@@ -54,7 +54,9 @@ def main() -> None:
         batch = torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(2), batch)
         dx, dy = (int(v) for v in torch.randint(0, 7, (2,)))
         batch = F.pad(batch, (0, 0, 3, 3, 3, 3))[:, dy : dy + 56, dx : dx + 56]
-        x = normalize(batch) * (0.8 + 0.4 * torch.rand(len(batch), 1, 1, 1))
+        x = (normalize(batch) + 1) * (
+            0.8 + 0.4 * torch.rand(len(batch), 1, 1, 1)
+        ) - 1  # black, which is -1, stays black
         with torch.autocast("cpu", torch.bfloat16):
             embeddings = net(x.contiguous(memory_format=torch.channels_last))
         cosines = F.normalize(embeddings.float()) @ F.normalize(centers).T

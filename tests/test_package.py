@@ -1,6 +1,7 @@
 """What `import rayface` opens, and that it costs nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import distributions, metadata
@@ -53,6 +54,23 @@ def test_files_and_functions_are_short():
                 if body and node.end_lineno - body[0].lineno >= 50:
                     long.append(f"{path}: {node.name}")
     assert not long
+
+
+def test_no_package_imports_one_of_a_higher_layer() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (order,) = re.findall(r"no package imports a higher one: (.*?)\.\n", text, re.DOTALL)
+    layers = [re.findall(r"\w+", names) for names in order.split("→")]
+    height = {name: number for number, names in enumerate(layers) for name in names}
+    aside, higher = {"fork_server", "ray_internals"}, []  # of Ray, not of the layers
+    for path in (ROOT / "rayface").rglob("*.py"):
+        own = height.get(path.relative_to(ROOT / "rayface").parts[0].removesuffix(".py"), len(layers))
+        for node in ast.walk(ast.parse(path.read_text())):
+            package, *module = (getattr(node, "module", None) or "").split(".")
+            if isinstance(node, ast.ImportFrom) and package == "rayface":
+                used = module[:1] or [name.name for name in node.names]
+                higher += [f"{path}: {name}" for name in used if height.get(name, 0) > own]
+    assert higher == []
+    assert height.keys() >= {path.parent.name for path in (ROOT / "rayface").glob("*/__init__.py")} - aside
 
 
 def test_pinned_packages_run_on_every_python_that_rayface_does() -> None:

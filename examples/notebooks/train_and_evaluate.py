@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Train and evaluate
-# A config is a preset and changes by key; a job takes a config and returns a result. All keys: docs/reference/config.md
-# or `rayface train --help`.
+# A config is a preset and changes by key; a job takes a config and returns a result. All keys:
+# site/reference/config.html, built by `make docs`.
 
 # %%
 from pathlib import Path
