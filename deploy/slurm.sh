@@ -5,7 +5,7 @@
 #       train --preset webface42m --resume auto train.num_workers=32 data.train=/shared/webface42m train.output=/shared/runs/wf42m
 #
 # rayface must be installed on every node in the same environment, which is active when the job is submitted. A requeued job
-# repeats the command: `--resume auto` goes on from the last checkpoint.
+# repeats the command: `--resume auto` resumes from the last checkpoint.
 #SBATCH --job-name=rayface
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:TERM@120

@@ -33,12 +33,12 @@ def test_training_display_shows_corrupt_checkpoint_and_preflight_once(tmp_path):
     for show in (_show_bar, _show_lines):
         follower, shown, done = _Follower(path), io.StringIO(), threading.Event()
         journal = Journal(path)
-        journal.tags({CHECKPOINT_FAULTS: "checkpoint step_2 is damaged, step_1 is used instead"})
+        journal.tags({CHECKPOINT_FAULTS: "checkpoint step_2 is corrupt, step_1 is used instead"})
         journal.tags({PREFLIGHT: "2 ranks on 1 node", "other": "tag"})
         journal.close()
         done.set()
         show(Console(file=shown, width=200), follower, 10, done)
-        assert shown.getvalue().count("warning: checkpoint step_2 is damaged, step_1 is used instead") == 1
+        assert shown.getvalue().count("warning: checkpoint step_2 is corrupt, step_1 is used instead") == 1
         assert "\npre-flight: 2 ranks on 1 node\n" in shown.getvalue()
         assert "tag" not in shown.getvalue()
 

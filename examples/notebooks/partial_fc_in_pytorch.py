@@ -1,6 +1,6 @@
 # %% [markdown]
 # # Partial FC in a plain PyTorch loop
-# A dataset opens as an `IterableDataset`; `PartialFC` is the class layer. Neither needs Ray. Where torch.distributed is
+# A dataset opens as an `IterableDataset`; `PartialFC` is the head. Neither needs Ray. Where torch.distributed is
 # initialised, both split themselves over the ranks; wrap the backbone in DistributedDataParallel then.
 
 # %%

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A small sweep, read with pandas
 # A sweep file names the keys to search and the objective; every other key is that of each trial. A sweep that was
-# interrupted goes on when the cell runs again.
+# interrupted resumes when the cell runs again.
 
 # %%
 from pathlib import Path

@@ -43,7 +43,7 @@ def checkpoint_verify(
     faults = [fault for reasons in found.values() for fault in reasons]
     for fault in faults:
         tell(fault)
-    names = {name: "damaged" if reasons else "whole" for name, reasons in found.items()}
+    names = {name: "corrupt" if reasons else "valid" for name, reasons in found.items()}
     show_result("verified", {"whole": not faults, "checkpoints": names, **({"faults": faults} if json else {})}, json)
     raise typer.Exit(1 if faults else 0)
 

@@ -30,7 +30,7 @@ _ENTRY = re.compile(r"[0-9a-f]{32}(\.npz)?")
 
 
 class EmbeddingCache:
-    """Embeddings by row, in a file of the user's cache directory; damaged files and embeddings of 0 count as missing.
+    """Embeddings by row, in a file of the user's cache directory; corrupt files and embeddings of 0 count as missing.
 
     A directory holds at most 20 GiB: entries used longest ago are deleted, but not within a day of their use. Memory:
     the cached rows.
@@ -119,7 +119,7 @@ def _has_embedding(embedded: Embedded) -> NDArray[np.bool_]:
 
 
 def _read(file: Path) -> tuple[NDArray[np.int64], Embedded] | None:
-    """Return rows, in rising order, and embeddings of a file; None if it is missing or damaged."""
+    """Return rows, in rising order, and embeddings of a file; None if it is missing or corrupt."""
     try:
         with np.load(file) as stored:
             return stored["rows"], Embedded(stored["embeddings"], stored["norms"])

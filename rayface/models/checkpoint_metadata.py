@@ -34,7 +34,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 
-# What Python and these classes raise for a pickle that is damaged.
+# What Python and these classes raise for a pickle that is corrupt.
 _BROKEN = (
     *(pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError),
     *(MemoryError, OverflowError, RuntimeError, SystemError),

@@ -74,7 +74,7 @@ def train(
 
 
 def train_or_resume(config: Config, **options: Any) -> Mapping[str, Any]:
-    """Start the run of `train.output`, go on with it, or return its result if it is finished: safe to repeat.
+    """Start the run of `train.output`, resume it, or return its result if it is finished: safe to repeat.
 
     Args:
         options: those of `train`, without `resume`.

@@ -1,4 +1,4 @@
-"""The measurement of the class layer runs and says what it measured."""
+"""The measurement of the head runs and says what it measured."""
 
 import pytest
 

@@ -24,7 +24,7 @@ def test_checkpoint_show_as_json_holds_all_and_as_a_table_a_part(call: Call, mon
     ("found", "code", "states"),
     [
         ({"step-1": [], "step-2": []}, 0, {"step-1": "whole", "step-2": "whole"}),
-        ({"step-1": [], "step-2": ["x: is missing"]}, 1, {"step-1": "whole", "step-2": "damaged"}),
+        ({"step-1": [], "step-2": ["x: is missing"]}, 1, {"step-1": "valid", "step-2": "corrupt"}),
     ],
 )
 def test_checkpoint_verify_names_every_fault_and_ends_with_1_for_any(

@@ -63,7 +63,7 @@ def test_check_deep_of_a_corrupt_image_names_it_and_the_digest(
     assert report.counts == {"jpeg": 1, "digest": 1}
     bad = next(fault for fault in report.faults if fault.kind == "jpeg")
     assert (bad.shard, bad.member, bad.offset) == (str(shard), f"k{row}.jpg", offset)
-    assert "bad image" in bad.reason
+    assert "corrupt image" in bad.reason
     assert report.num_images == 11
     assert report.num_lost == 1
 

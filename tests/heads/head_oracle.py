@@ -1,4 +1,4 @@
-"""The slow, obvious definition of a margin-softmax class layer: whole matrices, autograd, one process, float64."""
+"""The slow, obvious definition of a margin-softmax head: whole matrices, autograd, one process, float64."""
 
 import math
 from dataclasses import dataclass, field, replace

@@ -68,10 +68,10 @@ def test_resume_with_a_corrupt_newest_checkpoint_costs_its_steps_and_nothing_els
     for name, tensor in whole.backbone.state_dict().items():
         assert torch.equal(tensor, resumed.backbone.state_dict()[name]), name
     assert torch.equal(whole.head.centers, resumed.head.centers)
-    assert "step_00000006 is damaged, step_00000003 is used instead" in (tmp_path / "parts/faults.log").read_text()
+    assert "step_00000006 is corrupt, step_00000003 is used instead" in (tmp_path / "parts/faults.log").read_text()
     records = [record for record, _ in read_records(tmp_path / "parts" / "journal" / "rank0.jsonl", 0)]
     (told,) = [r["values"][CHECKPOINT_FAULTS] for r in records if r["kind"] == "tags"]
-    assert "step_00000006 is damaged" in told
+    assert "step_00000006 is corrupt" in told
 
 
 def train_on_a_rank(rank: int, folder: str) -> None:
@@ -98,7 +98,7 @@ def train_on_a_rank(rank: int, folder: str) -> None:
 @pytest.mark.long
 def test_resume_of_two_ranks_with_a_corrupt_checkpoint_takes_the_same_older_one(tmp_path):
     run_ranks(train_on_a_rank, (str(tmp_path),), 2)
-    assert "step_00000006 is damaged, step_00000003 is used instead" in (tmp_path / "parts/faults.log").read_text()
+    assert "step_00000006 is corrupt, step_00000003 is used instead" in (tmp_path / "parts/faults.log").read_text()
 
 
 def restart_on_a_rank(rank: int, folder: Path, store: Store) -> None:

@@ -1,7 +1,7 @@
 """Online clustering of a folder of embedding files that grows: run again and again, each file is taken exactly once.
 
 All that was taken is in one file, which is replaced as a whole: the mixture, the keys, and the files with their
-digests. A job that was killed goes on from it, and ends with the same bytes.
+digests. A job that was killed resumes from it, and ends with the same bytes.
 """
 
 from __future__ import annotations

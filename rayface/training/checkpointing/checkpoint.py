@@ -81,7 +81,7 @@ def save(run: AnyPath, state: State, progress: Progress, *, keep: int, group: Gr
 def newest_valid(run: AnyPath, *, group: Group = None) -> tuple[AnyPath | None, list[str]]:
     """Return the newest valid checkpoint, and a line on every newer, corrupt one; (None, []) without checkpoints.
 
-    Newer corrupt ones are put aside as damaged, so that they no longer count as the newest, and are reported in the log
+    Newer corrupt ones are put aside as corrupt, so that they no longer count as the newest, and are reported in the log
     and in the run's faults.log. Rank 0 reads; one gather sends the result to all ranks.
 
     Raises:
@@ -153,18 +153,18 @@ def _tensors_in(folder: AnyPath) -> "dict[str, TensorStorageMetadata]":
 
 
 def _newest_valid(run: AnyPath) -> tuple[AnyPath | None, list[str]]:
-    damaged: dict[AnyPath, list[str]] = {}
+    corrupt: dict[AnyPath, list[str]] = {}
     for folder in reversed(all_in(run)):
         faults = verify(folder)
         if not faults:
-            return folder, [_put_aside(run, other, reasons, folder) for other, reasons in damaged.items()]
-        damaged[folder] = faults
-    return None, [reason for reasons in damaged.values() for reason in reasons]
+            return folder, [_put_aside(run, other, reasons, folder) for other, reasons in corrupt.items()]
+        corrupt[folder] = faults
+    return None, [reason for reasons in corrupt.values() for reason in reasons]
 
 
-def _put_aside(run: AnyPath, damaged: AnyPath, reasons: list[str], used: AnyPath) -> str:
-    line = f"checkpoint {damaged.name} is damaged, {used.name} is used instead: {'; '.join(reasons)[:2000]}"
-    logger.warning("%s; put aside as %s", line, put_aside(damaged, "damaged"))
+def _put_aside(run: AnyPath, corrupt: AnyPath, reasons: list[str], used: AnyPath) -> str:
+    line = f"checkpoint {corrupt.name} is corrupt, {used.name} is used instead: {'; '.join(reasons)[:2000]}"
+    logger.warning("%s; put aside as %s", line, put_aside(corrupt, "corrupt"))
     RunDirectory(run).add_faults([line])
     return line
 

@@ -239,7 +239,7 @@ def arcface_centers(folder: Path) -> list[torch.Tensor]:
     ranges = [class_range(total, len(parts), rank) for rank in range(len(parts))]
     sizes = [len(part) for part in parts]
     if sizes != [last - first for first, last in ranges] or len({part.shape[1] for part in parts}) != 1:
-        raise ValueError(f"DIR {folder}: parts of {sizes} classes are not those of one class layer: ranks are missing")
+        raise ValueError(f"DIR {folder}: parts of {sizes} classes are not those of one head: ranks are missing")
     return parts
 
 

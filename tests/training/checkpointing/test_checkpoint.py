@@ -88,9 +88,9 @@ def test_newest_valid_with_corrupt_checkpoints_sets_them_aside_for_the_one_befor
     chosen, faults = checkpoint.newest_valid(tmp_path)
     assert chosen == checkpoint.folder_of(tmp_path, 10)
     assert len(faults) == 2
-    assert "step_00000030 is damaged, step_00000010 is used instead" in caplog.text
+    assert "step_00000030 is corrupt, step_00000010 is used instead" in caplog.text
     assert (tmp_path / "faults.log").read_text().count("sha256") == 2
-    assert (tmp_path / "checkpoints" / "damaged_step_00000030").is_dir()
+    assert (tmp_path / "checkpoints" / "corrupt_step_00000030").is_dir()
     save_small(tmp_path, 15, keep=1)  # the one gone on from was kept until here
     assert names(tmp_path) == ["15"]
 

@@ -110,7 +110,7 @@ def test_corrupt_checkpoint_in_a_store_is_put_aside_and_kept(run: RemotePath) ->
     assert names(run) == ["10"]
     assert fault in (run / "faults.log").read_text()
     save(run, 30)
-    assert "checkpoints/step_00000020/damaged_digests.json" in run.files()
+    assert "checkpoints/step_00000020/corrupt_digests.json" in run.files()
     assert checkpoint.set_aside(run, 30) == [checkpoint.folder_of(run, 10)]
     save(run, 30)
     assert names(run) == ["10", "30"]

@@ -192,8 +192,8 @@ def fail_on_the_last_rank(rank: int, world_size: int, writer: CheckpointWriter) 
 def test_writes_beside_the_collectives_of_training_are_valid(tmp_path, world_size):
     run_ranks(train_and_save, (world_size, str(tmp_path)), world_size)
     names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
-    assert names == {"step_00000030", "damaged_step_00000040"}
-    assert "step_00000040 is damaged, step_00000030 is used instead" in (tmp_path / "faults.log").read_text()
+    assert names == {"step_00000030", "corrupt_step_00000040"}
+    assert "step_00000040 is corrupt, step_00000030 is used instead" in (tmp_path / "faults.log").read_text()
 
 
 def leave_while_a_checkpoint_is_written(rank: int, world_size: int, folder: str) -> None:
