@@ -23,7 +23,7 @@ def test_checkpoint_show_as_json_holds_all_and_as_a_table_a_part(call: Call, mon
 @pytest.mark.parametrize(
     ("found", "code", "states"),
     [
-        ({"step-1": [], "step-2": []}, 0, {"step-1": "whole", "step-2": "whole"}),
+        ({"step-1": [], "step-2": []}, 0, {"step-1": "valid", "step-2": "valid"}),
         ({"step-1": [], "step-2": ["x: is missing"]}, 1, {"step-1": "valid", "step-2": "corrupt"}),
     ],
 )
