@@ -44,7 +44,7 @@ def _command() -> str:
 
 
 def job_name(folder: Path) -> str:
-    """Return the name of the job in a folder: its path in the project, without runs/, sweeps/ and experiments/."""
+    """Return the name of the job in a folder: its path in the project, without a first folder of _ROOTS."""
     folder = folder.absolute()
     parts = folder.relative_to(Path.cwd()).parts if folder.is_relative_to(Path.cwd()) else folder.parts[-2:]
     return "/".join(parts[1:] if len(parts) > 1 and parts[0] in _ROOTS else parts)

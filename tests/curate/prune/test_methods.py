@@ -38,6 +38,7 @@ def test_build_method_of_every_name_takes_its_settings(tmp_path: Path) -> None:
         ),
         ({"baselines": ("nearest",)}, r"^prune.baselines: 'nearest': must be one of face_nms"),
         ({"head": "run"}, r"^prune.head: only diffprob uses it: add that to prune.method or prune.baselines"),
+        ({"method": "herding", "global_weight": 0.5}, r"^prune.global_weight: only face_nms uses it: add that to"),
         ({"baselines": ("diffprob",)}, r"^prune.head: is not set: must be the run whose model embedded the images"),
         ({"method": "random", "keep": None, "threshold": 0.5}, r"^prune.threshold: random has no threshold"),
     ],

@@ -31,6 +31,7 @@ class FaceNMS(ThresholdMethod[NDArray[np.float64] | None]):
 
     title: ClassVar[str] = "Face-NMS"
     reason: ClassVar[str] = "too alike"
+    keys: ClassVar[frozenset[str]] = frozenset({"global_weight"})
     threshold: float = 1.0
     min_images: int = 1
     global_weight: float = 0.0
