@@ -176,11 +176,12 @@ def sync(
     debug: Debug = False,
 ) -> None:
     """Deliver to MLflow what a run could not deliver while the server was down."""
+    from rayface.storage import normalise
     from rayface.tracking import deliver
     from rayface.tracking.spool import JOURNAL
 
     with _synced(run) as folder:
-        delivered = deliver(folder / JOURNAL, timeout)
+        delivered = deliver(folder / JOURNAL, timeout, normalise(run))
     show_result("synced", {"run": run, "delivered": delivered}, json)
     raise typer.Exit(0 if delivered else 1)
 

@@ -87,7 +87,7 @@ def embed(config: Config) -> EmbedResult:
     with (
         exclusive_job_folder(root, about, JOB, key="embed.out"),
         spool(root) as folder,
-        tracked_job(folder, config.tracking, params) as tracked,
+        tracked_job(folder, config.tracking, params, output=root) as tracked,
     ):
         source, counts = ", ".join(map(str, dataset.roots)), {"num_images": dataset.num_images}
         tracked.journal.dataset(dataset.name, digest=dataset.digest, source=source, context="embedding", **counts)

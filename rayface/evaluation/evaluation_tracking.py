@@ -27,7 +27,7 @@ def track_evaluation(root: str, config: Config, results: Mapping[str, ProtocolRe
         return
     out = path_of(root)
     params = {key: value for key, value in flat(config).items() if key.startswith("evaluate.")}
-    with spool(root) as folder, tracked_job(folder, config.tracking, params) as job:
+    with spool(root) as folder, tracked_job(folder, config.tracking, params, output=root) as job:
         job.journal.metrics(finite_numbers({name: result.figures() for name, result in results.items()}), step=0)
         for name in _FILES:
             if (out / name).is_file():

@@ -34,6 +34,7 @@ class Delivery(JournalReader):
         experiment: name of the experiment; created if missing.
         run_name: name of the run.
         tags: tags of the run.
+        output: URI of the job's output, if that is in an object store; see `is_own`.
 
     Raises:
         ValueError: MLflow cannot store at `uri`.
@@ -41,12 +42,21 @@ class Delivery(JournalReader):
 
     environment = ENVIRONMENT
 
-    def __init__(self, folder: Path, *, uri: str, experiment: str, run_name: str, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        tags: Mapping[str, str],
+        output: str | None = None,
+    ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / SETTINGS
         old = Settings(**read_json(path)) if path.exists() else None
-        self._uri = checked_uri(uri)
+        self._uri, self._output = checked_uri(uri), output
         make_database_folder(self._uri)
         self._settings = Settings(
             uri=mask(self._uri),
@@ -61,7 +71,7 @@ class Delivery(JournalReader):
         super().__init__(folder, place=self.uri, target=f"{self.uri} {experiment}")
 
     @classmethod
-    def of(cls, folder: Path) -> "Delivery":
+    def of(cls, folder: Path, output: str | None = None) -> "Delivery":
         """Return a delivery with the settings that an earlier one stored in `folder`.
 
         Raises:
@@ -72,7 +82,7 @@ class Delivery(JournalReader):
             raise ValueError(f"spool {folder} must hold a {SETTINGS}: give the directory of a tracked run")
         old = Settings(**read_json(path))
         uri = unmasked(old.uri, "tracking.uri", os.environ.get(VARIABLE), VARIABLE)
-        return cls(folder, uri=uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags)
+        return cls(folder, uri=uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags, output=output)
 
     @property
     def run_id(self) -> str | None:
@@ -99,13 +109,18 @@ class Delivery(JournalReader):
         return self._connect()
 
     def _connect(self) -> Server:
-        server = Server(self._uri, self._settings, self._progress.run_id)
+        server = Server(self._uri, self._settings, self._progress.run_id, self._output)
         self._progress.run_id, self._progress.experiment_id = server.run_id, server.experiment_id
         return server
 
 
-def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str], after: float = 0.0) -> Delivery:
+def start(
+    settings: TrackingConfig, run: Path, tags: Mapping[str, str], after: float = 0.0, output: str | None = None
+) -> Delivery:
     """Start delivering a run's journals to `tracking_uri(settings, run)`, `after` seconds from now.
+
+    Args:
+        output: see `Delivery`.
 
     Raises:
         ValueError: MLflow cannot store there.
@@ -113,7 +128,7 @@ def start(settings: TrackingConfig, run: Path, tags: Mapping[str, str], after: f
     uri = tracking_uri(settings, run)
     tags = {**origin(), **tags}
     name = tags.pop(RUN_NAME, job_name(run))
-    delivery = Delivery(run / JOURNAL, uri=uri, experiment=settings.experiment, run_name=name, tags=tags)
+    delivery = Delivery(run / JOURNAL, uri=uri, experiment=settings.experiment, run_name=name, tags=tags, output=output)
     delivery.start(after)
     return delivery
 
@@ -155,12 +170,13 @@ def _started_readers(folder: Path) -> list[JournalReader]:
     return readers
 
 
-def deliver(folder: Path, timeout: float) -> bool:
+def deliver(folder: Path, timeout: float, output: str | None = None) -> bool:
     """Send the undelivered records of a run's spool to where it was tracked.
 
     Args:
         folder: the spool of the run.
         timeout: maximum seconds to try.
+        output: see `Delivery`.
 
     Returns:
         True if everything is delivered.
@@ -170,7 +186,7 @@ def deliver(folder: Path, timeout: float) -> bool:
     """
     readers = _started_readers(folder)
     if not readers or (folder / SETTINGS).is_file():
-        readers.append(Delivery.of(folder))
+        readers.append(Delivery.of(folder, output))
     for reader in readers:
         reader.start()
     until = time.monotonic() + timeout

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rayface.config import TrackingConfig
+from rayface.credentials import mask
 from rayface.progress import recorded_in
 from rayface.tracking.delivery import Delivery, require_packages, start, start_readers
 from rayface.tracking.journal import Journal, Status
@@ -74,13 +75,13 @@ def tracked_job(
         params: params of the MLflow run.
         tags: tags of the MLflow run.
         interrupts: errors that end the job with status KILLED instead of FAILED.
-        output: folder of the job in messages, where the spool is in another.
+        output: path or URI of the job's folder, where the spool is in another; for messages and `is_own`.
         name: of the run; None: `job_name` of the folder.
         deliver_after: seconds until delivery starts; MLflow's import and database take 3 s of CPU time.
     """
     require_packages(config)
     named = {RUN_NAME: name or job_name(folder)}
-    delivery = start(config, folder, {**named, **tags}, deliver_after) if config.enabled else None
+    delivery = start(config, folder, {**named, **tags}, deliver_after, output) if config.enabled else None
     readers = start_readers(config, folder, named[RUN_NAME], deliver_after)
     job = TrackedJob(journal=Journal(folder / JOURNAL / "driver.jsonl"), delivery=delivery)
     job.journal.params(params)
@@ -97,7 +98,7 @@ def tracked_job(
         job.journal.close()
         if delivery is not None:
             job.delivered = delivery.close(config.timeout)
-            _show(job, output or str(folder))
+            _show(job, mask(output or str(folder)))
         for reader in readers:
             reader.close(config.timeout)
             logger.info("%s", reader.hint)

@@ -83,8 +83,9 @@ class Journal:
         """Log a file, or a folder of a disk, as an artifact; its content is read when it is sent.
 
         Args:
-            path: the file or folder. Of an object store, its URI is stored, without credentials; inside the run
-                directory (the parent of the journal's folder) a relative path, so that the run can be moved.
+            path: the file or folder, in the run directory (the parent of the journal's folder) or the job's output in
+                an object store: others are not sent. Of an object store, its URI is stored, without credentials, else
+                a relative path, so that the run can be moved.
             folder: artifact folder of the run, "" for the top level.
         """
         shown = str(path) if isinstance(path, RemotePath) else self._relative(path)

@@ -69,7 +69,7 @@ class _Gauges:
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
         """Files are no gauges."""
 
-    def log_model(self, folder: Path) -> None:
+    def log_model(self, spool: Path, path: str) -> None:
         """Models are no gauges."""
 
     def end(self, status: str, seconds: float) -> None:

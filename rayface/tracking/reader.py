@@ -35,10 +35,10 @@ class Destination(Protocol):
         """Log metrics, params, tags and datasets; return why some were refused, None if none was."""
 
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
-        """Log a file or a folder; `path` is relative to the spool, or absolute."""
+        """Log a file or a folder of the run; `path` is relative to the spool, or a URI."""
 
-    def log_model(self, folder: Path) -> None:
-        """Log the model in a run directory."""
+    def log_model(self, spool: Path, path: str) -> None:
+        """Log the model in a run directory; `path` is relative to the spool."""
 
     def end(self, status: str, seconds: float) -> None:
         """Set the final status, and the end in seconds since the epoch."""
@@ -185,7 +185,7 @@ class JournalReader(ABC):
             progress.artifacts.pop(0)
             self._save()
         while progress.models:
-            self._connected().log_model(self.folder / progress.models[0])
+            self._connected().log_model(self.folder, progress.models[0])
             progress.models.pop(0)
             self._save()
         if progress.finish and not progress.ended:

@@ -16,10 +16,12 @@ from rayface.models.model_card import CARD
 from rayface.models.model_info import DESCRIPTION, WEIGHTS
 from rayface.storage import DataError, is_local, local_copy
 from rayface.tracking.journal import Record
+from rayface.tracking.own_files import is_inside, is_own
 from rayface.tracking.reader import MAX_METRICS
 
 logger = logging.getLogger(__name__)
 
+_MODEL_FILES = (WEIGHTS, DESCRIPTION, CARD)
 MAX_PARAMS_AND_TAGS = 100  # limit of MLflow for one call of log_batch
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND", "BAD_REQUEST")
 MAX_KEY = 250
@@ -87,9 +89,9 @@ def make_database_folder(uri: str) -> None:
 
 
 class Server:
-    """Connection to one MLflow run; the constructor finds or creates the run."""
+    """Connection to one MLflow run; the constructor finds or creates the run. For `output` see `is_own`."""
 
-    def __init__(self, uri: str, settings: Settings, run_id: str | None) -> None:
+    def __init__(self, uri: str, settings: Settings, run_id: str | None, output: str | None = None) -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs every database migration
         import mlflow
 
@@ -99,7 +101,7 @@ class Server:
         found = self._client.get_run(run_id) if run_id else self._find_or_create_run(settings)
         self.run_id: str = found.info.run_id
         self.experiment_id: str = found.info.experiment_id
-        self._name = settings.run_name
+        self._name, self._output = settings.run_name, output
         self._log_tags({key: value for key, value in settings.tags.items() if key != RUN_NAME})
 
     def _find_or_create_run(self, settings: Settings) -> Any:
@@ -172,11 +174,14 @@ class Server:
         return refused
 
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
-        """Send a file or a folder; skip a missing one with a warning.
+        """Send a file or a folder; skip one that is missing, or outside of the run directory, with a warning.
 
         Raises:
             StorageError: the object store of a file does not answer.
         """
+        if not is_own(path, spool, self._output):
+            logger.warning("tracking: artifact %s is outside of the run directory, skipped", path)
+            return
         try:
             source = spool / path if is_local(path) else local_copy(path)
         except DataError as error:
@@ -200,13 +205,15 @@ class Server:
         tags = [self._entities.InputTag("mlflow.data.context", values["context"])]
         self._client.log_inputs(self.run_id, datasets=[self._entities.DatasetInput(dataset, tags)])
 
-    def log_model(self, folder: Path) -> None:
-        """Log the model in a run directory as a logged model, without code and pickle; skip a missing one.
+    def log_model(self, spool: Path, path: str) -> None:
+        """Log the model in a run directory as a logged model, without code and pickle; skip as `log_artifact` does.
 
         On a server before MLflow 3, which has no logged models, the weights are an artifact of the run.
         """
-        if not (folder / WEIGHTS).is_file():
-            logger.warning("tracking: model %s is missing, skipped", folder / WEIGHTS)
+        folder = spool / path
+        own = all(is_inside(folder / name, spool.parent) for name in _MODEL_FILES)
+        if not own or not (folder / WEIGHTS).is_file():
+            logger.warning("tracking: model %s is missing or outside of the run, skipped", folder / WEIGHTS)
             return
         try:
             self._logged_model(folder)
@@ -242,7 +249,13 @@ class Server:
         return str(model.model_id)
 
     def register(self, folder: Path, name: str, tags: Mapping[str, str]) -> tuple[int, bool]:
-        """Return the version of a registered model that is the run's model, and whether it was created now."""
+        """Return the version of a registered model that is the run's model, and whether it was created now.
+
+        Raises:
+            ValueError: its files are links out of the run directory.
+        """
+        if not all(is_inside(folder / name, folder) for name in _MODEL_FILES):
+            raise ValueError(f"RUN {folder}: the model's files must be in it, not links: copy them there")
         model = self._client.get_logged_model(self._logged_model(folder))
         with contextlib.suppress(self._error):  # there is one
             self._client.create_registered_model(name)
@@ -270,7 +283,7 @@ def _model_folder(run: Path, run_id: str, model_id: str) -> Iterator[Path]:
     from mlflow.models import Model
 
     with tempfile.TemporaryDirectory() as folder:
-        for name in (WEIGHTS, DESCRIPTION, CARD):
+        for name in _MODEL_FILES:
             if (run / name).is_file():
                 (Path(folder) / name).symlink_to(run.absolute() / name)
         flavor = {"data": WEIGHTS, "loader": "rayface.load_model"}

@@ -88,7 +88,7 @@ class _EventFile:
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
         """Files stay where they are."""
 
-    def log_model(self, folder: Path) -> None:
+    def log_model(self, spool: Path, path: str) -> None:
         """Models stay where they are."""
 
     def end(self, status: str, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """Weights & Biases: the journals of a job as one offline run, which `wandb sync` uploads."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ class WeightsAndBiases(JournalReader):
         self._progress, self._destination = self._new(self._progress), None
 
     def _new(self, state: Delivered) -> Delivered:
+        if not re.fullmatch(r"\w+", state.run_id or "", re.ASCII):  # else of a file from outside: a path to delete
+            state.run_id = None
         if state.run_id is not None:
             for folder in (self.root / FOLDER).glob(f"offline-run-*-{state.run_id}"):
                 shutil.rmtree(folder)
@@ -87,7 +90,7 @@ class _OfflineRun:
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
         """Files stay where they are."""
 
-    def log_model(self, folder: Path) -> None:
+    def log_model(self, spool: Path, path: str) -> None:
         """Models stay where they are."""
 
     def end(self, status: str, seconds: float) -> None:

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from rayface import config as configs
 from rayface.config import Config
+from rayface.files import write_file
 from rayface.progress import Bar, shown_on
 from rayface.ray_errors import in_one_line, root_cause
 from rayface.session import NoRoomError
@@ -131,7 +132,9 @@ def _log_prune(run: Path, pruning: _Pruning) -> None:
     journal = RunDirectory(run).journal("prune")
     numbers = {key: value for key, value in pruning.facts.items() if isinstance(value, int | float)}
     journal.metrics({f"prune/{key}": value for key, value in numbers.items()}, 0)
-    journal.artifact(pruning.core_set / "report.html", "prune")
+    report = journal.path.parent / "prune" / "report.html"  # a record names files of its own run only
+    report.parent.mkdir(exist_ok=True)
+    journal.artifact(write_file(report, (pruning.core_set / "report.html").read_bytes()), "prune")
     journal.close()
 
 

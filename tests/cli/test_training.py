@@ -117,14 +117,14 @@ def test_plan_of_published_rows_shows_them_and_ends(call: Call, planned: Any) ->
 def test_sync_of_a_run_ends_with_whether_it_was_delivered(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, delivered: bool, code: int
 ) -> None:
-    asked: list[tuple[str, float]] = []
+    asked: list[tuple[str, float, str]] = []
 
-    def deliver(folder: Any, timeout: float) -> bool:
-        asked.append((str(folder), timeout))
+    def deliver(folder: Any, timeout: float, output: str) -> bool:
+        asked.append((str(folder), timeout, output))
         return delivered
 
     monkeypatch.setattr("rayface.tracking.deliver", deliver)
     (tmp_path / "run" / "journal").mkdir(parents=True)
     found, out, _ = call("sync", tmp_path / "run", "--timeout=3", "--json")
     assert (found, json.loads(out)["delivered"]) == (code, delivered)
-    assert asked == [(str(tmp_path / "run" / "journal"), 3.0)]
+    assert asked == [(str(tmp_path / "run" / "journal"), 3.0, str(tmp_path / "run"))]

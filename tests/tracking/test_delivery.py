@@ -235,7 +235,7 @@ def test_delivery_of_an_empty_spool_makes_no_run(tmp_path, uri):
 def test_delivery_to_a_uri_with_credentials_does_not_show_them(tmp_path, caplog, monkeypatch):
     uri = "http://me:secret@127.0.0.1:9"
 
-    def fails(self, uri, settings, run_id):
+    def fails(self, uri, settings, run_id, output):
         raise OSError(f"no answer from {uri}")
 
     monkeypatch.setattr(Server, "__init__", fails)
@@ -254,7 +254,7 @@ def test_delivery_to_a_uri_with_credentials_does_not_show_them(tmp_path, caplog,
 def test_deliver_with_masked_credentials_takes_them_from_the_environment(tmp_path, monkeypatch):
     seen = []
 
-    def notes(self, uri, settings, run_id):
+    def notes(self, uri, settings, run_id, output):
         seen.append((uri, settings.uri))
         raise OSError("no answer")
 

@@ -28,8 +28,8 @@ class Kept:
     def log_artifact(self, spool: Path, path: str, folder: str) -> None:
         raise AssertionError("no artifact was logged")
 
-    def log_model(self, folder: Path) -> None:
-        self.models.append(folder)
+    def log_model(self, spool: Path, path: str) -> None:
+        self.models.append(spool / path)
 
     def end(self, status: str, seconds: float) -> None:
         self.status = status

@@ -86,9 +86,9 @@ def settings(**changes: Any) -> Settings:
 def connect(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function of (client, settings) -> server that uses it."""
 
-    def connect(client: Client, own: Settings | None = None, run_id: str | None = None) -> Server:
+    def connect(client: Client, own: Settings | None = None, run_id: str | None = None, **named: str) -> Server:
         monkeypatch.setattr(mlflow, "MlflowClient", lambda tracking_uri: client)
-        return Server("http://here", own or settings(), run_id)
+        return Server("http://here", own or settings(), run_id, **named)
 
     return connect
 
@@ -230,12 +230,13 @@ def test_make_database_folder_of_a_file_in_the_way_is_refused(tmp_path: Path) ->
 
 def test_log_model_to_an_older_server_keeps_the_weights_as_an_artifact(connect: Any, tmp_path: Path) -> None:
     client = Client(code="ENDPOINT_NOT_FOUND")
+    (tmp_path / "journal").mkdir()
     (tmp_path / "model.safetensors").write_bytes(b"w")
-    connect(client).log_model(tmp_path)
+    connect(client).log_model(tmp_path / "journal", "..")
     assert client.artifacts == [("file", "model.safetensors", None)]
     client.code = DOWN
     with pytest.raises(MlflowException):
-        connect(client).log_model(tmp_path)
+        connect(client).log_model(tmp_path / "journal", "..")
 
 
 def test_server_sends_a_file_of_an_object_store_and_skips_a_missing_one(
@@ -250,10 +251,47 @@ def test_server_sends_a_file_of_an_object_store_and_skips_a_missing_one(
     journal.close()
     assert object_store.secret not in journal.path.read_text()
     client = Client()
-    server = connect(client, settings())
+    server = connect(client, settings(), output=out.uri)
     with caplog.at_level(logging.WARNING, "rayface"):
         for record, _ in read_records(journal.path, 0):
             server.log_artifact(journal.path.parent, record["path"], record["folder"])
     assert client.artifacts == [("file", "report.html", "prune")]
     (line,) = [record.getMessage() for record in caplog.records if "gone.json" in record.getMessage()]
     assert line.endswith("no such file, skipped")
+
+
+def test_server_skips_files_out_of_the_run_directory_with_a_warning(
+    connect: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, secret = tmp_path / "run", tmp_path / "id_rsa"
+    (run / "plots").mkdir(parents=True)
+    (run / "journal").mkdir()
+    secret.write_text("private")
+    (run / "report.html").write_text("<html>")
+    (run / "link").symlink_to(secret)
+    (run / "plots" / "loss.png").symlink_to(secret)
+    names = [str(secret), "../../id_rsa", "../link", "../plots", "file:///etc/passwd"]
+    out = "s3://bucket/run?region=x"
+    names += ["s3://bucket/other/a?region=x", "s3://bucket/run/../a?region=x", "s3://bucket/run/a?endpoint_override=me"]
+    client = Client()
+    server = connect(client, output=out)
+    with caplog.at_level(logging.WARNING, "rayface"):
+        for name in [*names, "../report.html"]:
+            server.log_artifact(run / "journal", name, "")
+    assert client.artifacts == [("file", "report.html", None)]
+    skipped = [record.getMessage() for record in caplog.records]
+    assert skipped == [f"tracking: artifact {name} is outside of the run directory, skipped" for name in names]
+
+
+def test_server_does_not_log_or_register_a_model_whose_files_are_links_out_of_the_run(
+    connect: Any, tmp_path: Path
+) -> None:
+    run, client = tmp_path / "run", Client(code="ENDPOINT_NOT_FOUND")
+    (run / "journal").mkdir(parents=True)
+    (tmp_path / "secret").write_text("private")
+    (run / "model.safetensors").write_bytes(b"w")
+    (run / "model_card.md").symlink_to(tmp_path / "secret")
+    connect(client).log_model(run / "journal", "..")
+    with pytest.raises(ValueError, match=r"^RUN .*run: the model's files must be in it, not links"):
+        connect(client).register(run, "faces", {})
+    assert client.artifacts == []

@@ -38,7 +38,7 @@ class Server:
     up = False
     told: ClassVar[list[tuple[str, str]]] = []
 
-    def __init__(self, uri: str, settings: Settings, run_id: str | None) -> None:
+    def __init__(self, uri: str, settings: Settings, run_id: str | None, output: str | None) -> None:
         if not self.up:
             raise ConnectionError("MLflow is down")
         self.experiment_id = "1"

@@ -1,6 +1,7 @@
 """Offline runs of Weights & Biases, written by the real package: every record of the journals once."""
 
 import json
+import re
 import signal
 import struct
 import subprocess
@@ -90,3 +91,13 @@ def test_wandb_resumed_after_a_crash_has_every_record_once_in_one_run(tmp_path: 
     written = file.stat().st_mtime_ns
     assert deliver(spool, TIMEOUT)  # nothing new: the finished run stays
     assert file.stat().st_mtime_ns == written
+
+
+def test_wandb_with_a_stored_id_that_is_a_path_deletes_nothing(tmp_path: Path) -> None:
+    spool, kept = tmp_path / "run" / "journal", tmp_path / "kept"
+    kept.mkdir()
+    (tmp_path / "run" / "wandb" / "offline-run-1-x").mkdir(parents=True)
+    reader = WeightsAndBiases(spool, project="faces", name="demo/run")
+    (spool / "delivered-wandb.json").write_text(json.dumps({"target": "faces", "run_id": "x/../../../kept"}))
+    assert re.fullmatch(r"[0-9a-f]{8}", reader._prepare().run_id or "")
+    assert kept.is_dir()

@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from rayface import config as configs
 from rayface.progress import show_training
 from rayface.session import NoRoomError
+from rayface.tracking.journal import read_records
 from rayface.training import trainer
 from rayface.training.recovery.interrupt import TrainingInterruptedError
 from rayface.training.recovery.rollback import NodesLostError, TrainingStoppedError
@@ -140,6 +141,27 @@ def test_watched_metric_is_reported_during_training_but_for_step_0(run_trial, tm
     *watched, last = run_trial(train, watch="eval/accuracy")
     assert watched == [{"state": "RUNNING", "step": step, "value": step / 100} for step in (10, 20)]
     assert last["state"] == "COMPLETE"
+
+
+def test_trial_with_a_prune_stage_keeps_its_report_in_the_run_directory(run_trial, tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path / "trials" / "0007")
+    core_set = tmp_path / "trials" / "0007_core_set"
+
+    def prune(config):
+        core_set.mkdir(parents=True)
+        (core_set / "report.html").write_text("<html>")
+        return {"keep": 0.5}
+
+    def train(config, **options):
+        with show_training(run.path, run.worker_journal_file, 30):
+            return {"accuracy_mean": 0.9, "seconds": 1.0}
+
+    monkeypatch.setitem(trial.STAGES, "prune", SimpleNamespace(run=prune))
+    values = {"data.train": str(tmp_path / "faces"), "prune.embeddings": "embeddings", "prune.threshold": 0.5}
+    assert run_trial(train, values=values)[0]["state"] == "COMPLETE"
+    (record,) = [record for record, _ in read_records(run.journals / "prune.jsonl", 0) if record["kind"] == "artifact"]
+    assert record["path"] == "prune/report.html"
+    assert (run.journals / record["path"]).read_text() == "<html>"
 
 
 def test_trial_with_a_prune_stage_trains_on_its_core_set(run_trial, tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def cluster(config: Config) -> ClusterResult:
             output.work.delete()  # left by a crash between the two
             return found
         (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
-        with tracked_job(output.folder, config.tracking, inputs.job) as tracked:
+        with tracked_job(output.folder, config.tracking, inputs.job, output=output.root) as tracked:
             debug = config.cluster.debug
             session = ray_session(config.cluster.address, debug=debug, prometheus=config.tracking.prometheus)
             with session, quiet_data(debug):

@@ -101,7 +101,8 @@ def prune(config: Config) -> PruneResult:
             return found
         (output.path / RESULT).unlink(missing_ok=True)  # files that it lists are missing
         cluster = config.cluster
-        with _abandoned_if_unreachable(output), tracked_job(output.folder, config.tracking, inputs.job) as tracked:
+        job = tracked_job(output.folder, config.tracking, inputs.job, output=output.root)
+        with _abandoned_if_unreachable(output), job as tracked:
             session = ray_session(cluster.address, debug=cluster.debug, prometheus=config.tracking.prometheus)
             with session, quiet_data(cluster.debug), _work_deleted_if_unreachable(output):
                 core_set, dataset = _selected(config, inputs, output)
