@@ -1,7 +1,6 @@
 """Delivery of a job's journals to MLflow, and to the other readers that a config asks for."""
 
 import importlib.util
-import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rayface.config import TrackingConfig
-from rayface.credentials import mask, unmasked
+from rayface.credentials import mask
 from rayface.files import read_json, write_json
 from rayface.mlflow_environment import ENVIRONMENT
 from rayface.tracking.origin import job_name, origin, run_link
@@ -18,7 +17,7 @@ from rayface.tracking.reader import JournalReader
 from rayface.tracking.server import RUN_NAME, Server, Settings, checked_uri, make_database_folder
 from rayface.tracking.spool import JOURNAL, SETTINGS
 from rayface.tracking.tensorboard import TensorBoard
-from rayface.tracking.uris import VARIABLE, tracking_uri
+from rayface.tracking.uris import confirmed_uri, tracking_uri
 from rayface.tracking.weights_and_biases import WeightsAndBiases
 
 _PACKAGES = ("tensorboard", "wandb")
@@ -75,14 +74,20 @@ class Delivery(JournalReader):
         """Return a delivery with the settings that an earlier one stored in `folder`.
 
         Raises:
-            ValueError: the folder was never delivered, or the password of its URI is unknown.
+            ValueError: the folder was never delivered, or its URI is not confirmed, see `confirmed_uri`.
         """
         path = Path(folder) / SETTINGS
         if not path.is_file():
             raise ValueError(f"spool {folder} must hold a {SETTINGS}: give the directory of a tracked run")
         old = Settings(**read_json(path))
-        uri = unmasked(old.uri, "tracking.uri", os.environ.get(VARIABLE), VARIABLE)
-        return cls(folder, uri=uri, experiment=old.experiment, run_name=old.run_name, tags=old.tags, output=output)
+        return cls(
+            folder,
+            uri=confirmed_uri(old.uri),
+            experiment=old.experiment,
+            run_name=old.run_name,
+            tags=old.tags,
+            output=output,
+        )
 
     @property
     def run_id(self) -> str | None:
@@ -182,7 +187,7 @@ def deliver(folder: Path, timeout: float, output: str | None = None) -> bool:
         True if everything is delivered.
 
     Raises:
-        ValueError: `folder` is not a spool.
+        ValueError: `folder` is not a spool, or its URI is not confirmed, see `confirmed_uri`.
     """
     readers = _started_readers(folder)
     if not readers or (folder / SETTINGS).is_file():

@@ -16,6 +16,7 @@ from rayface.tracking.journal import Journal, Status
 from rayface.tracking.origin import job_name, server_command
 from rayface.tracking.server import RUN_NAME
 from rayface.tracking.spool import JOURNAL
+from rayface.tracking.uris import sync_command
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ def tracked_job(
 def _show(job: TrackedJob, folder: str) -> None:
     """Say in lines that are not wrapped how to look at the job in MLflow, or how to deliver the rest."""
     if not job.delivered:
-        logger.warning("MLflow at %s has not received everything; send the rest: rayface sync %s", job.uri, folder)
+        command = sync_command(str(job.uri), folder)
+        logger.warning("MLflow at %s has not received everything; send the rest: %s", job.uri, command)
     if job.link is not None:
         logger.info("MLflow: %s", job.link)
         if command := server_command(str(job.uri)):

@@ -1,6 +1,7 @@
 """Tracking URI of a job: tracking.uri, MLFLOW_TRACKING_URI, or the database of its project."""
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,30 @@ def tracking_uri(settings: TrackingConfig, folder: Path) -> str:
     if settings.uri is not None:
         return checked_uri(unmasked(settings.uri, "tracking.uri", given, VARIABLE))
     return checked_uri(given or _former_database(folder) or f"sqlite:///{_database(folder.absolute())}")
+
+
+def confirmed_uri(stored: str) -> str:
+    """Return the URI that a run directory holds, with its password: a database file, or the one of the environment.
+
+    A directory may come from outside, and a server that it names would get the MLflow credentials of this user.
+
+    Raises:
+        ValueError: it is another one, or its password is masked and not in the environment; one line.
+    """
+    given = os.environ.get(VARIABLE)
+    uri = unmasked(stored, "tracking.uri", given, VARIABLE)
+    if sqlite_path(uri) is None and uri.rstrip("/") != (given or "").rstrip("/"):
+        raise ValueError(
+            f"tracking.uri: {stored}: is named by the run directory: must be confirmed, since it gets your MLflow "
+            f"credentials: if it is your server, set {VARIABLE}={stored}"
+        )
+    return uri
+
+
+def sync_command(uri: str, output: str) -> str:
+    """Return the command that delivers the rest of a job's journals, whose URI has masked credentials."""
+    confirmed = "" if sqlite_path(uri) else f"{VARIABLE}={shlex.quote(uri)} "
+    return f"{confirmed}rayface sync {shlex.quote(output)}"
 
 
 def _former_database(folder: Path) -> str | None:

@@ -18,6 +18,7 @@ from ray.util import list_named_actors
 from rayface.data.dataset import open_dataset
 from rayface.data.shards.random_access import locate_member
 from rayface.data.streaming.sample_order import SampleOrder
+from rayface.session import environment
 from rayface.tracking import deliver, read_metrics
 from rayface.training.checkpointing.mirror_store import Delivered, newest_whole
 from rayface.training.run_directory import RunDirectory
@@ -341,7 +342,8 @@ def _server_up(fixture: RunFixture, here: dict[str, Any] | None = None) -> None:
 def _deliver_late(fixture: RunFixture) -> None:
     assert fixture.result["tracking_delivered"] is False
     _server_up(fixture)
-    assert deliver(fixture.run / "journal", 60)
+    with environment({"MLFLOW_TRACKING_URI": fixture.uri}):
+        assert deliver(fixture.run / "journal", 60)
 
 
 _MIDDLE = "between forward and backward, "

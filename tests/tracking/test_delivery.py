@@ -13,6 +13,7 @@ from rayface.config import TrackingConfig
 from rayface.mlflow_environment import ENVIRONMENT
 from rayface.tracking import Delivery, Journal, deliver, tracking_uri
 from rayface.tracking.server import Server
+from rayface.tracking.uris import sync_command
 from tests.tracking.mlflow_server import MlflowServer
 
 TIMEOUT = 60
@@ -277,6 +278,23 @@ def test_deliver_with_masked_credentials_takes_them_from_the_environment(tmp_pat
     assert tracking_uri(TrackingConfig(uri=shown), tmp_path) == real
 
 
+def test_deliver_to_a_server_that_only_the_run_directory_names_is_refused(tmp_path, monkeypatch):
+    uri = "http://127.0.0.1:9"
+    delivery(tmp_path, uri)
+    rule = (
+        f"^tracking.uri: {uri}: is named by the run directory: .*: if it is your server, set MLFLOW_TRACKING_URI={uri}$"
+    )
+    for other in (None, "http://127.0.0.1:99"):
+        if other:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+        with pytest.raises(ValueError, match=rule):
+            deliver(tmp_path, 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert deliver(tmp_path, TIMEOUT)  # nothing to send
+    assert sync_command(uri, "runs/a b") == f"MLFLOW_TRACKING_URI={uri} rayface sync 'runs/a b'"
+    assert sync_command("sqlite:///m.db", "runs/a") == "rayface sync runs/a"
+
+
 def test_delivery_with_wrong_settings_is_refused_in_one_line(tmp_path):
     for uri in ("./mlruns", "file:///mlruns", "s3://bucket/mlruns"):
         with pytest.raises(ValueError, match=r"tracking\.uri .* must be sqlite"):
@@ -336,6 +354,7 @@ def test_delivery_to_a_server_that_comes_late_and_dies_sends_everything(tmp_path
         assert not sender.close(1)
         server.start()
         server.wait()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         assert deliver(run / "tracking", TIMEOUT)  # what `rayface sync` does, later
         assert capfd.readouterr() == ("", "")
         assert len(runs(server.uri)) == 1

@@ -60,6 +60,7 @@ def test_spool_of_an_undelivered_journal_is_stored_and_delivered_later(object_st
     files = object_store.files()
     assert records(files["emb/journal/driver.jsonl"]) == ["params", "metrics", "finish"] * 2
     monkeypatch.setattr(Server, "up", True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.test/")
     with spool(root) as folder:
         assert deliver(folder / "journal", timeout=60)
     ((spool_id, *_), *_) = Server.told
