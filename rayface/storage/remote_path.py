@@ -118,7 +118,8 @@ class RemotePath:
     def files(self) -> dict[str, RemoteStat]:
         """Return the objects in a folder and its sub-folders by name relative to it, sorted; {} if there is none.
 
-        Files that are being written, or that a killed process left, are not among them.
+        Files that are being written, or that a killed process left, are not among them, nor are objects whose name is
+        no path below the folder: stores take any text, such as a/../b.
         """
         filesystem, inside = locate(self._uri)
         selector = pafs.FileSelector(inside, allow_not_found=True, recursive=True)
@@ -126,7 +127,8 @@ class RemotePath:
         start = len(inside.rstrip("/")) + 1
         files = (info for info in found if info.type == pafs.FileType.File and not is_temporary(info.base_name))
         objects = sorted(files, key=lambda info: info.path)
-        return {info.path[start:]: RemoteStat(info.size, (info.mtime_ns or 0) / 1e9) for info in objects}
+        named = {info.path[start:]: RemoteStat(info.size, (info.mtime_ns or 0) / 1e9) for info in objects}
+        return {name: stat for name, stat in named.items() if not {"", ".", ".."} & set(name.split("/"))}
 
     def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
         """Open an object for reading."""

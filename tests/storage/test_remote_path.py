@@ -1,11 +1,13 @@
 """Paths in an object store: pathlib's methods, and no credentials in their text."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
+from pyarrow import fs as pafs
 
 from rayface.files import read_json, write_json
-from rayface.storage import DataError, RemotePath, path_of
+from rayface.storage import DataError, RemotePath, path_of, remote_path
 from tests.conftest import ObjectStore
 
 
@@ -69,3 +71,17 @@ def test_write_without_a_bucket_is_refused_in_one_line(s3_server: ObjectStore) -
         write_json(RemotePath(s3_server.uri("no-bucket-here/a.json").replace("@/", "@")), {})
     assert "\n" not in str(caught.value)
     assert s3_server.secret not in str(caught.value)
+
+
+def test_remote_path_files_are_without_names_that_lead_out_of_the_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Store:
+        def get_file_info(self, selector: pafs.FileSelector) -> list[SimpleNamespace]:
+            names = ("b", "../x", "a/../../x", "a/./x", "a//x", "/x", "a/..", "a/b..c")
+            found = [f"bucket/run/journal/{name}" for name in names]
+            kind = pafs.FileType.File
+            return [SimpleNamespace(path=p, base_name=p.split("/")[-1], type=kind, size=1, mtime_ns=0) for p in found]
+
+    monkeypatch.setattr(remote_path, "locate", lambda uri: (Store(), "bucket/run/journal"))
+    assert list(RemotePath("s3://bucket/run/journal").files()) == ["a/b..c", "b"]
